@@ -1,0 +1,165 @@
+"""Bring a database to this release's schema, and tell whether one is there already.
+
+The one rule: sql/migrations run once, in order; sql/functions run on every upgrade that has something new.
+"""
+
+import hashlib
+from pathlib import Path
+
+import psycopg
+from psycopg.rows import scalar_row
+
+from pgcoord import __version__, assets
+from pgcoord.errors import DatabaseUnusable, WrongSchema
+
+OLDEST_POSTGRES = 14
+
+_BOOKKEEPING = """
+create schema if not exists pgcoord;
+comment on schema pgcoord is 'pgcoord: what coordinates the phases of public.phase_queue.';
+create table if not exists pgcoord.migration (
+    name text primary key,
+    digest text not null,
+    release text not null,
+    at timestamptz not null default now()
+);
+comment on table pgcoord.migration is 'What upgrades have run: each migration, and the functions as a whole.';
+comment on column pgcoord.migration.name is 'File name without its ending; "functions" stands for all of sql/functions.';
+comment on column pgcoord.migration.digest is 'SHA-256 of what was run.';
+comment on column pgcoord.migration.release is 'Release of pgcoord that ran it.';
+comment on column pgcoord.migration.at is 'When it was run.';
+"""
+
+
+def upgrade(conn: psycopg.Connection) -> list[str]:
+    """Bring the database to this release's schema in one transaction; return what was run, nothing when it was there.
+
+    Waits for an upgrade that runs elsewhere. Raises `WrongSchema` when a newer release wrote the database or a
+    phase_queue of another make is in it, `DatabaseUnusable` when the server is too old, reads only, or the user has
+    not the right to create what is needed.
+    """
+    check_server(conn)
+    try:
+        with conn.transaction():
+            # Upgrades take turns: a second one sees what the first has done.
+            conn.execute("select pg_advisory_xact_lock(hashtext('pgcoord.upgrade'))")
+            return _upgrade(conn)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DatabaseUnusable(
+            f"the schema cannot be created: {error.diag.message_primary}",
+            hint="Run 'pgcoord upgrade' once as the owner of the database.",
+        ) from error
+
+
+def _upgrade(conn: psycopg.Connection) -> list[str]:
+    if not _exists(conn, "pgcoord.migration"):
+        _refuse_foreign_tables(conn)
+        conn.execute(_BOOKKEEPING)
+    _refuse_newer(conn)
+    done = _done(conn)
+    ran = []
+    for path in _files("migrations"):
+        if path.stem not in done:
+            _run(conn, path)
+            _record(conn, path.stem, _digest([path]))
+            ran.append(path.stem)
+    functions = _files("functions")
+    if done.get("functions") != _digest(functions):
+        conn.execute("set local check_function_bodies = off")  # they may call each other in any order
+        for path in functions:
+            _run(conn, path)
+        _record(conn, "functions", _digest(functions))
+        ran.append("functions")
+    return ran
+
+
+def check_schema(conn: psycopg.Connection) -> None:
+    """Raise `WrongSchema`, with what to run, unless the database has exactly this release's schema."""
+    check_server(conn)
+    if not _exists(conn, "pgcoord.migration"):
+        _refuse_foreign_tables(conn)
+        raise WrongSchema(
+            f"database {conn.info.dbname!r} has no pgcoord schema", hint="Run 'pgcoord upgrade'."
+        )
+    _refuse_newer(conn)
+    done = _done(conn)
+    wanted = {path.stem for path in _files("migrations")} | {"functions"}
+    if wanted - done.keys() or done["functions"] != _digest(_files("functions")):
+        raise WrongSchema(
+            f"the schema of database {conn.info.dbname!r} is of another release of pgcoord",
+            hint="Run 'pgcoord upgrade'.",
+        )
+
+
+def check_server(conn: psycopg.Connection) -> None:
+    """Raise `DatabaseUnusable` when the server is too old or only reads."""
+    version = conn.info.server_version // 10000
+    if version < OLDEST_POSTGRES:
+        raise DatabaseUnusable(
+            f"the server is PostgreSQL {version}",
+            hint=f"pgcoord needs PostgreSQL {OLDEST_POSTGRES} or newer.",
+        )
+    reads_only = conn.cursor(row_factory=scalar_row).execute(
+        "select pg_is_in_recovery() or current_setting('default_transaction_read_only')::boolean"
+    )
+    if reads_only.fetchone():
+        raise DatabaseUnusable(
+            "the server is a stand-by or read-only: nothing can be coordinated there",
+            hint="Give the primary's address, or several with target_session_attrs=read-write.",
+        )
+
+
+def _exists(conn: psycopg.Connection, table: str) -> bool:
+    found = conn.execute("select to_regclass(%s) is not null", [table]).fetchone()
+    return bool(found and found[0])
+
+
+def _refuse_foreign_tables(conn: psycopg.Connection) -> None:
+    for table in ("phase_queue", "planned_features"):
+        if _exists(conn, f"public.{table}"):
+            raise WrongSchema(
+                f"database {conn.info.dbname!r} has a table {table} that is not of this pgcoord",
+                hint="If it is of version 1, 'pgcoord migrate-v1' takes it over; else use another database.",
+            )
+
+
+def _refuse_newer(conn: psycopg.Connection) -> None:
+    rows = conn.execute("select distinct release from pgcoord.migration").fetchall()
+    newest = max((release for (release,) in rows), key=_numbers, default=__version__)
+    if _numbers(newest) > _numbers(__version__):
+        raise WrongSchema(
+            f"pgcoord {newest} wrote this database, and this is {__version__}",
+            hint=f"Use pgcoord {newest} or newer.",
+        )
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split(".") if part.isdigit())
+
+
+def _done(conn: psycopg.Connection) -> dict[str, str]:
+    return dict(conn.execute("select name, digest from pgcoord.migration").fetchall())
+
+
+def _record(conn: psycopg.Connection, name: str, digest: str) -> None:
+    conn.execute(
+        "insert into pgcoord.migration (name, digest, release) values (%s, %s, %s) on conflict (name)"
+        " do update set digest = excluded.digest, release = excluded.release, at = now()",
+        [name, digest, __version__],
+    )
+
+
+def _run(conn: psycopg.Connection, path: Path) -> None:
+    try:
+        conn.execute(path.read_bytes())
+    except psycopg.Error as error:
+        error.add_note(f"while running {path}")
+        raise
+
+
+def _files(folder: str) -> list[Path]:
+    return sorted((assets.SQL / folder).glob("*.sql"))
+
+
+def _digest(paths: list[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()

@@ -1,0 +1,287 @@
+-- Attempts: how a coordinator takes phases, says what became of their processes, and finds what it has to do next.
+-- Only a coordinator calls the functions here; reports of workflows and people come through phase.sql.
+
+-- A bijection on 32 bits (the multiplier is odd), so that ids look random and never repeat within 4 billion attempts.
+create or replace function pgcoord.new_adw_id(p_number bigint) returns text
+language plpgsql as $$
+declare
+    v_number bigint := p_number;
+    v_adw_id text;
+begin
+    loop
+        select 'adw-' || lpad(to_hex((v_number * 2654435761 + adw_offset) & 4294967295), 8, '0') into v_adw_id
+        from pgcoord.control;
+        exit when not exists (select from pgcoord.attempt where adw_id = v_adw_id);
+        v_number := nextval('pgcoord.attempt_id');    -- a client has used this very id
+    end loop;
+    return v_adw_id;
+end $$;
+comment on function pgcoord.new_adw_id(bigint) is 'An adw_id that no attempt has: adw- and 8 hex digits.';
+
+create or replace function pgcoord.new_secret() returns text
+language sql volatile
+return 'whsec_' || encode(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())), 'base64');
+comment on function pgcoord.new_secret() is 'A signing secret as Standard Webhooks writes them: 32 random bytes.';
+
+-- What a coordinator needs of an attempt to run it, or to take it over.
+create or replace view pgcoord.assignment as
+select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as attempt, a.adw_id, a.secret, a.host,
+    a.workflow, p.issue_number, p.phase_data ->> 'title' as title, p.phase_data ->> 'prompt_content' as prompt,
+    a.pid, a.process_started, a.started_at is not null as started, a.ended_at is not null as ended, a.ending,
+    greatest(extract(epoch from clock_timestamp() - a.ended_at), 0)::float8 as ended_seconds_ago
+from pgcoord.attempt as a
+    join public.phase_queue as p using (queue_id)
+where a.exited_at is null and not a.external;
+comment on view pgcoord.assignment is
+    'Attempts whose process is not known to be gone, with all a coordinator needs to run them or take them over (secrets too).';
+
+-- Refuse a coordinator that does not lead any more.
+create or replace function pgcoord.check_epoch(p_epoch bigint) returns void
+language plpgsql as $$
+begin
+    if p_epoch is distinct from (select epoch from pgcoord.control) then
+        raise exception using
+            errcode = 'PC007',
+            message = format('lead %s is over: %s', p_epoch, coalesce(
+                (select format('process %s on %s leads since %s (lead %s)', pid, host, date_trunc('second', lead_at), epoch)
+                    from pgcoord.coordinator order by epoch desc limit 1), 'nobody leads')),
+            hint = 'Another coordinator has taken over; this one must claim and start nothing.';
+    end if;
+end $$;
+comment on function pgcoord.check_epoch(bigint) is 'Refuse (PC007) a coordinator whose lead is over.';
+
+-- Claim eligible phases in total order over all features, one for each free slot; phases that somebody else has
+-- locked are skipped, never waited for. The control row is locked in a statement of its own: the statements after it
+-- see all that earlier claims have committed. The lock of a phase is NO KEY, so that an edge being stored to it (a
+-- foreign key's share lock) does not hide it.
+-- Errors: PC007 when the lead is over.
+create or replace function pgcoord.claim_phases(p_epoch bigint) returns setof pgcoord.assignment
+language plpgsql as $$
+declare
+    v_paused timestamptz;
+    v_slot smallint;
+    v_phase record;
+    v_id bigint;
+    v_adw_id text;
+begin
+    select paused_at into v_paused from pgcoord.control for no key update;
+    perform pgcoord.check_epoch(p_epoch);
+    update public.phase_queue set retry_at = null
+    where queue_id in (
+        select queue_id from public.phase_queue where retry_at <= clock_timestamp() for no key update skip locked
+    );
+    if v_paused is not null then
+        return;
+    end if;
+    for v_slot in
+        select s.number from pgcoord.slot as s
+        where not s.draining and not exists (select from public.phase_queue as p where p.slot = s.number)
+        order by s.number
+    loop
+        select p.queue_id, p.phase_data -> 'max_attempts' as max_attempts, p.phase_data -> 'timeout_seconds' as timeout_seconds,
+            p.attempt, w as workflow
+        into v_phase
+        from public.phase_queue as p
+            join pgcoord.workflow as w on w.name = p.workflow_type or p.workflow_type is null and w.is_default
+        where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
+        order by p.priority, p.queue_position, p.feature_id, p.phase_number
+        limit 1
+        for no key update of p skip locked;
+        exit when not found;
+
+        v_id := nextval('pgcoord.attempt_id');
+        v_adw_id := pgcoord.new_adw_id(v_id);
+        insert into pgcoord.attempt (
+            id, queue_id, number, adw_id, secret, slot, epoch, host,
+            workflow, reports, max_attempts, retry_delay, retry_lost, timeout
+        )
+        select v_id, v_phase.queue_id, v_phase.attempt + 1, v_adw_id, pgcoord.new_secret(), v_slot, p_epoch, c.host,
+            (v_phase.workflow).name, (v_phase.workflow).reports,
+            coalesce(v_phase.max_attempts::integer, (v_phase.workflow).max_attempts),
+            (v_phase.workflow).retry_delay, (v_phase.workflow).retry_lost,
+            coalesce(make_interval(secs => v_phase.timeout_seconds::float8), (v_phase.workflow).timeout)
+        from pgcoord.coordinator as c where c.epoch = p_epoch;
+        update public.phase_queue
+        set status = 'ready', slot = v_slot, attempt = attempt + 1, adw_id = v_adw_id, ready_timestamp = clock_timestamp(),
+            started_timestamp = null, finished_timestamp = null
+        where queue_id = v_phase.queue_id;
+        return query select * from pgcoord.assignment where attempt_id = v_id;
+    end loop;
+end $$;
+comment on function pgcoord.claim_phases(bigint) is
+    'For the leading coordinator: claim eligible phases, one for each free slot, in order of priority and place in line, and return what it needs to run them.';
+
+-- Record that the process of an attempt was started. An attempt that has been reported on already keeps its end; its
+-- process is recorded all the same, so that it can be ended.
+-- Errors: PC007 when the lead is over.
+create or replace function pgcoord.start_phase(p_epoch bigint, p_attempt_id bigint, p_pid integer, p_process_started text)
+returns void
+language plpgsql as $$
+declare
+    v_queue_id text;
+begin
+    perform pgcoord.check_epoch(p_epoch);
+    update pgcoord.attempt
+    set pid = p_pid, process_started = p_process_started, started_at = clock_timestamp(),
+        deadline = clock_timestamp() + timeout
+    where id = p_attempt_id
+    returning queue_id into v_queue_id;
+    update public.phase_queue as p
+    set status = 'running', started_timestamp = clock_timestamp()
+    from pgcoord.attempt as a
+    where a.id = p_attempt_id and p.queue_id = v_queue_id and p.attempt = a.number and p.status = 'ready';
+end $$;
+comment on function pgcoord.start_phase(bigint, bigint, integer, text) is
+    'For the coordinator: the process of a claimed attempt was started; the phase is running and its timeout runs.';
+
+-- Lock an attempt, its feature and its phase first, and return it; no row when it is gone.
+create or replace function pgcoord.lock_attempt(p_attempt_id bigint) returns pgcoord.attempt
+language plpgsql as $$
+declare
+    v_attempt pgcoord.attempt;
+begin
+    perform pgcoord.lock_phase(queue_id) from pgcoord.attempt where id = p_attempt_id;
+    select * into v_attempt from pgcoord.attempt where id = p_attempt_id for no key update;
+    return v_attempt;
+end $$;
+comment on function pgcoord.lock_attempt(bigint) is 'Lock an attempt, its feature and its phase first, and return it.';
+
+-- End a locked attempt whose process is gone, and move its phase accordingly.
+create or replace function pgcoord.conclude_attempt(
+    p_attempt pgcoord.attempt, p_outcome text, p_error text, p_reason text default null
+) returns void
+language plpgsql as $$
+begin
+    update pgcoord.attempt
+    set ended_at = clock_timestamp(), exited_at = coalesce(exited_at, clock_timestamp()), outcome = p_outcome, error = p_error
+    where id = p_attempt.id;
+    perform pgcoord.set_reason(p_reason);
+    update public.phase_queue
+    set error_message = p_error,
+        status = case
+            when p_outcome in ('completed', 'cancelled') then p_outcome
+            when p_outcome = 'returned' then 'queued'
+            else 'failed'
+        end
+    where queue_id = p_attempt.queue_id;
+    perform pgcoord.set_reason(null);
+end $$;
+comment on function pgcoord.conclude_attempt(pgcoord.attempt, text, text, text) is
+    'End an attempt whose process is gone with the given outcome, and move its phase accordingly.';
+
+-- The process of an attempt is gone. An end that was asked for counts before the exit status, and an end that was
+-- reported before counts for good: the exit status is then only recorded.
+create or replace function pgcoord.end_attempt(
+    p_attempt_id bigint, p_exit_code integer, p_log_tail text default null, p_left_behind text default null
+) returns void
+language plpgsql as $$
+declare
+    v_attempt pgcoord.attempt := pgcoord.lock_attempt(p_attempt_id);
+begin
+    if v_attempt.id is null or v_attempt.exited_at is not null then
+        return;
+    end if;
+    update pgcoord.attempt set exited_at = clock_timestamp(), exit_code = p_exit_code where id = p_attempt_id;
+    if p_left_behind <> '' then
+        perform pgcoord.log_event('attempt_left_behind', 'ended what its process left behind: ' || p_left_behind,
+            p.feature_id, p.phase_number, p.queue_id, v_attempt.number)
+        from public.phase_queue as p where p.queue_id = v_attempt.queue_id;
+    end if;
+    if v_attempt.ended_at is not null then
+        return;
+    elsif v_attempt.ending is not null then
+        perform pgcoord.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
+    elsif p_exit_code = 0 and not v_attempt.reports then
+        perform pgcoord.conclude_attempt(v_attempt, 'completed', null);
+    else
+        perform pgcoord.conclude_attempt(v_attempt, 'failed', concat_ws(e'\n',
+            case when p_exit_code = 0 then 'exited 0 without reporting'
+                when p_exit_code > 128 then format('exited with status %s (signal %s)', p_exit_code, p_exit_code - 128)
+                else format('exited with status %s', p_exit_code) end,
+            nullif(p_log_tail, '')));
+    end if;
+end $$;
+comment on function pgcoord.end_attempt(bigint, integer, text, text) is
+    'For the coordinator: the process of an attempt is gone with this exit status; decides what that makes of the phase.';
+
+-- An attempt has no process and never will: it could not be started, or the process vanished without an exit status.
+-- An end that was asked for meanwhile counts first.
+create or replace function pgcoord.give_up_attempt(p_attempt_id bigint, p_outcome text, p_error text) returns void
+language plpgsql as $$
+declare
+    v_attempt pgcoord.attempt := pgcoord.lock_attempt(p_attempt_id);
+begin
+    if v_attempt.id is null or v_attempt.exited_at is not null then
+        return;
+    elsif v_attempt.ended_at is not null then
+        update pgcoord.attempt set exited_at = clock_timestamp() where id = p_attempt_id;
+    elsif v_attempt.ending is not null then
+        perform pgcoord.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
+    else
+        perform pgcoord.conclude_attempt(v_attempt, p_outcome, p_error);
+    end if;
+end $$;
+comment on function pgcoord.give_up_attempt(bigint, text, text) is
+    'For the coordinator: an attempt has no process; its outcome is failed (could not start), lost (vanished) or returned (given back unused).';
+
+-- Give a claimed attempt back unused: its phase is queued again, not before p_wait from now, and no attempt counts.
+create or replace function pgcoord.return_attempt(p_attempt_id bigint, p_wait interval, p_reason text) returns void
+language plpgsql as $$
+begin
+    perform pgcoord.give_up_attempt(p_attempt_id, 'returned', p_reason);
+    update public.phase_queue as p set retry_at = clock_timestamp() + p_wait
+    from pgcoord.attempt as a
+    where a.id = p_attempt_id and a.outcome = 'returned' and p.queue_id = a.queue_id and p.status = 'queued';
+end $$;
+comment on function pgcoord.return_attempt(bigint, interval, text) is
+    'For the coordinator: give a claimed attempt back unused; its phase waits for that long and keeps its attempts.';
+
+-- Ask for the end of attempts that have run longer than they may.
+create or replace function pgcoord.expire_attempts() returns void
+language sql as $$
+    update pgcoord.attempt
+    set ending = 'timed_out', ending_at = clock_timestamp(),
+        ending_reason = format('ran longer than its timeout of %s', timeout)
+    where deadline <= clock_timestamp() and ended_at is null and ending is null;
+$$;
+comment on function pgcoord.expire_attempts() is 'For the coordinator: ask for the end of attempts past their deadline.';
+
+create or replace function pgcoord.tell_ending() returns trigger
+language plpgsql as $$
+begin
+    perform pgcoord.log_event('attempt_ending', concat_ws(': ', new.ending, new.ending_reason),
+        p.feature_id, p.phase_number, p.queue_id, new.number)
+    from public.phase_queue as p where p.queue_id = new.queue_id;
+    notify pgcoord_wake;
+    return null;
+end $$;
+comment on function pgcoord.tell_ending() is 'Trigger: log that the end of an attempt was asked for, and wake the coordinator.';
+
+create or replace trigger attempt_ending_tells after update on pgcoord.attempt
+    for each row when (new.ending is not null and new.ending is distinct from old.ending)
+    execute function pgcoord.tell_ending();
+
+-- When to look next, in seconds, though nobody notifies: the nearest retry time or deadline. And a phase that could be
+-- claimed but was skipped because somebody has it locked: the coordinator waits for that lock, since a transaction
+-- that ends by rollback notifies nobody.
+create or replace function pgcoord.agenda(out due_in float8, out locked_phase text)
+language sql volatile as $$
+    select
+        extract(epoch from least(
+            (select min(retry_at) from public.phase_queue where retry_at > clock_timestamp()),
+            (select min(deadline) from pgcoord.attempt where ended_at is null and ending is null)
+        ) - clock_timestamp())::float8,
+        (select p.queue_id
+            from public.phase_queue as p
+                join pgcoord.workflow as w on w.name = p.workflow_type or p.workflow_type is null and w.is_default
+            where p.status = 'queued' and p.eligible_at is not null and not p.held
+                and (p.retry_at is null or p.retry_at <= clock_timestamp())
+                and exists (
+                    select from pgcoord.slot as s
+                    where not s.draining and not exists (select from public.phase_queue as live where live.slot = s.number)
+                )
+                and not exists (select from pgcoord.control where paused_at is not null)
+            limit 1);
+$$;
+comment on function pgcoord.agenda() is
+    'For the coordinator, after a claim that returned nothing: seconds until the next deadline (null: none), and a claimable phase that somebody has locked.';

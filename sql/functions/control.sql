@@ -1,0 +1,132 @@
+-- Control: what holds for the whole installation. How many slots there are, whether everything is paused, who leads.
+-- All of it is changed under the lock of the control row, which claims take too.
+
+-- Make the number of slots p_slots. Raising takes draining ones back first; lowering never ends anything: free
+-- surplus slots go at once, held ones drain and go when they are released (release_slots).
+create or replace function pgcoord.set_slots(p_slots integer) returns integer
+language plpgsql as $$
+declare
+    v_before integer;
+begin
+    if p_slots is null or p_slots not between 0 and 1000 then
+        raise exception using
+            errcode = 'PC005',
+            message = format('%s is no number of slots', coalesce(p_slots::text, 'null')),
+            hint = 'Between 0 (start nothing new) and 1000.';
+    end if;
+    perform 1 from pgcoord.control for no key update;
+    select count(*) into v_before from pgcoord.slot where not draining;
+
+    update pgcoord.slot set draining = false
+    where number in (select number from pgcoord.slot where draining order by number limit greatest(p_slots - v_before, 0));
+    insert into pgcoord.slot (number)
+    select number from generate_series(1, 1000) as number
+    where number not in (select number from pgcoord.slot)
+    order by number
+    limit greatest(p_slots - (select count(*) from pgcoord.slot where not draining), 0);
+
+    update pgcoord.slot set draining = true
+    where number in (
+        select s.number from pgcoord.slot as s
+        where not s.draining
+        order by exists (select from public.phase_queue as p where p.slot = s.number), s.number desc
+        limit greatest(v_before - p_slots, 0)
+    );
+    delete from pgcoord.slot as s
+    where s.draining and not exists (select from public.phase_queue as p where p.slot = s.number);
+
+    if v_before <> p_slots then
+        perform pgcoord.log_event('slots_changed', format('%s → %s', v_before, p_slots));
+    end if;
+    notify pgcoord_wake;
+    return p_slots;
+end $$;
+comment on function pgcoord.set_slots(integer) is
+    'Let n phases run at once. Lowering ends nothing: surplus phases run to their end and are not replaced.';
+
+-- Pause everything, or one feature: nothing new is claimed, what runs goes on.
+create or replace function pgcoord.pause(p_feature_id integer default null, p_reason text default null) returns void
+language plpgsql as $$
+begin
+    if p_feature_id is not null then
+        perform pgcoord.check_feature(p_feature_id);
+        update public.planned_features set paused_at = now(), paused_reason = p_reason
+        where id = p_feature_id and paused_at is null;
+        return;
+    end if;
+    update pgcoord.control set paused_at = now(), paused_reason = p_reason where paused_at is null;
+    if found then
+        perform pgcoord.log_event('paused', p_reason);
+    end if;
+end $$;
+comment on function pgcoord.pause(integer, text) is
+    'Pause one feature, or without an id everything: nothing new is claimed, what runs goes on.';
+
+create or replace function pgcoord.resume(p_feature_id integer default null) returns void
+language plpgsql as $$
+begin
+    if p_feature_id is not null then
+        perform pgcoord.check_feature(p_feature_id);
+        update public.planned_features set paused_at = null, paused_reason = null
+        where id = p_feature_id and paused_at is not null;
+        return;
+    end if;
+    update pgcoord.control set paused_at = null, paused_reason = null where paused_at is not null;
+    if found then
+        perform pgcoord.log_event('resumed', null);
+        notify pgcoord_wake;
+    end if;
+end $$;
+comment on function pgcoord.resume(integer) is
+    'Resume one feature, or without an id what was paused as a whole; features that were paused by themselves stay so.';
+
+-- Who leads holds the advisory lock (7405, 1) of this database on its LISTEN connection (7405: any number that
+-- nobody else uses). The lock goes with the connection, so a dead coordinator never seems to lead.
+create or replace view pgcoord.leader as
+select c.epoch, c.host, c.pid, c.version, c.lead_at
+from pgcoord.coordinator as c
+    join pgcoord.control as k on k.epoch = c.epoch
+where exists (
+    select from pg_locks as l
+    where l.locktype = 'advisory' and l.classid = 7405 and l.objid = 1 and l.granted
+        and l.database = (select oid from pg_database where datname = current_database())
+);
+comment on view pgcoord.leader is 'The coordinator that leads; no row when none does.';
+
+-- Take the lead on this connection: a new epoch, and the workflows that can be run from now on.
+-- Waits up to two seconds for a lock whose holder is just going away.
+-- Errors: PC007, naming the leader, when another one leads.
+create or replace function pgcoord.lead(p_host text, p_pid integer, p_version text, p_workflows jsonb)
+returns table (epoch bigint, installation uuid)
+language plpgsql as $$
+#variable_conflict use_column
+declare
+    v_timeout text := current_setting('lock_timeout');
+    v_leader record;
+begin
+    perform set_config('lock_timeout', '2s', true);
+    begin
+        perform pg_advisory_lock(7405, 1);
+    exception when lock_not_available then
+        select * into v_leader from pgcoord.leader;
+        raise exception using
+            errcode = 'PC007',
+            message = format('another coordinator leads: process %s on %s, since %s',
+                v_leader.pid, v_leader.host, date_trunc('second', v_leader.lead_at)),
+            hint = 'One coordinator runs a database. Stop that one first, or let it do the work.';
+    end;
+    perform set_config('lock_timeout', v_timeout, true);
+
+    update pgcoord.control set epoch = control.epoch + 1;
+    insert into pgcoord.coordinator (epoch, host, pid, version)
+    select c.epoch, p_host, p_pid, p_version from pgcoord.control as c;
+    delete from pgcoord.workflow;
+    insert into pgcoord.workflow (name, is_default, reports, max_attempts, retry_delay, retry_lost, timeout)
+    select w ->> 'name', (w ->> 'default')::boolean, (w ->> 'reports')::boolean, (w ->> 'max_attempts')::integer,
+        make_interval(secs => (w ->> 'retry_delay_seconds')::float8), (w ->> 'retry_lost')::boolean,
+        make_interval(secs => (w ->> 'timeout_seconds')::float8)
+    from jsonb_array_elements(p_workflows) as w;
+    return query select c.epoch, c.installation from pgcoord.control as c;
+end $$;
+comment on function pgcoord.lead(text, integer, text, jsonb) is
+    'For a coordinator, on its LISTEN connection: take the lead with these workflows; PC007 names the one that leads.';

@@ -1,0 +1,290 @@
+-- Dependencies: the graph of a feature. The edges are kept from phase_queue.depends_on_phases; what follows from them
+-- is stored on the phases that wait: `unmet` (prerequisites that are not completed), `eligible_at` (since when there
+-- is none) and the status `blocked` (a prerequisite, direct or not, is failed or cancelled).
+-- Everything here is called by the triggers of phase_queue, which hold the locks of the features concerned.
+-- Phases are passed as two arrays, feature ids and phase numbers, so that a statement over many features is one call.
+
+-- Refuse an array of prerequisites that cannot be meant.
+-- Errors: PC005, naming the phase and the element.
+create or replace function pgcoord.check_prerequisites(
+    p_queue_id text, p_phase_number integer, p_depends_on jsonb
+) returns void
+language plpgsql immutable as $$
+declare
+    v_fault text;
+begin
+    if jsonb_typeof(p_depends_on) <> 'array' then
+        v_fault := format('is %s, a JSON %s', p_depends_on, jsonb_typeof(p_depends_on));
+    else
+        select case
+                when jsonb_typeof(e) <> 'number' or e::numeric < 1 or e::numeric % 1 <> 0 or e::numeric > 2147483647
+                    then format('holds %s', e)
+                when e::numeric = p_phase_number then 'names the phase itself'
+                when count(*) > 1 then format('names phase %s twice', e)
+            end
+        into v_fault
+        from jsonb_array_elements(p_depends_on) as element (e)
+        group by e
+        having jsonb_typeof(e) <> 'number' or e::numeric < 1 or e::numeric % 1 <> 0 or e::numeric > 2147483647
+            or e::numeric = p_phase_number or count(*) > 1
+        limit 1;
+    end if;
+    if v_fault is not null then
+        raise exception using
+            errcode = 'PC005',
+            message = format('depends_on_phases of phase %s %s', p_queue_id, v_fault),
+            hint = 'It is a JSON array of distinct phase numbers of the same feature, such as [1, 3].';
+    end if;
+end $$;
+comment on function pgcoord.check_prerequisites(text, integer, jsonb) is
+    'Refuse (PC005) an array of prerequisites that is not one of distinct positive numbers of other phases.';
+
+-- Return the phase numbers of one cycle of the feature, the first one repeated at the end, or null when there is none.
+-- Takes phases without open prerequisites away until nothing moves (Kahn); in what is left, each phase has a
+-- prerequisite that is left too, so walking from one to the next must come back. Linear in phases and edges.
+create or replace function pgcoord.find_cycle(p_feature_id integer) returns integer[]
+language plpgsql stable as $$
+declare
+    v_phases integer[];       -- phase numbers, by rank
+    v_dependents integer[];   -- ranks of dependents, grouped by the rank of their prerequisite
+    v_first integer[];        -- where the group of a rank starts in v_dependents; one more at the end
+    v_open integer[];         -- by rank: prerequisites not taken away yet
+    v_ready integer[];        -- ranks to take away
+    v_taken integer := 0;
+    v_rank integer;
+    v_path integer[];
+begin
+    if not exists (
+        select from pgcoord.dependency where feature_id = p_feature_id and prerequisite > dependent
+    ) then
+        return null;
+    end if;
+    with edge as (
+        select prerequisite, dependent from pgcoord.dependency where feature_id = p_feature_id
+    ), node as (
+        select phase, (row_number() over (order by phase))::integer as rank
+        from (select prerequisite from edge union select dependent from edge) as phases (phase)
+    ), fan as (
+        select node.phase, node.rank, count(edge.dependent)::integer as dependents,
+            (select count(*)::integer from edge as up where up.dependent = node.phase) as prerequisites
+        from node left join edge on edge.prerequisite = node.phase
+        group by node.phase, node.rank
+    )
+    select
+        array_agg(phase order by rank),
+        array_agg(prerequisites order by rank),
+        array_agg(first order by rank),
+        array_agg(rank order by rank) filter (where prerequisites = 0),
+        (select array_agg(node.rank order by edge.prerequisite)
+            from edge join node on node.phase = edge.dependent)
+    into v_phases, v_open, v_first, v_ready, v_dependents
+    from (select *, 1 + sum(dependents) over (order by rank) - dependents as first from fan) as placed;
+    v_first := v_first || (cardinality(v_dependents) + 1);
+
+    while v_taken < coalesce(cardinality(v_ready), 0) loop
+        v_taken := v_taken + 1;
+        for i in v_first[v_ready[v_taken]] .. v_first[v_ready[v_taken] + 1] - 1 loop
+            v_rank := v_dependents[i];
+            v_open[v_rank] := v_open[v_rank] - 1;
+            if v_open[v_rank] = 0 then
+                v_ready := v_ready || v_rank;
+            end if;
+        end loop;
+    end loop;
+    if v_taken = cardinality(v_phases) then
+        return null;
+    end if;
+
+    select array_agg(v_phases[r]) into v_phases from generate_subscripts(v_phases, 1) as r where v_open[r] > 0;
+    v_path := array[v_phases[1]];
+    loop
+        select prerequisite into v_rank from pgcoord.dependency
+        where feature_id = p_feature_id and dependent = v_path[1] and prerequisite = any (v_phases)
+        limit 1;
+        v_path := v_rank || v_path;
+        exit when v_rank = any (v_path[2:]);
+    end loop;
+    return v_path[1:array_position(v_path[2:], v_rank) + 1];
+end $$;
+comment on function pgcoord.find_cycle(integer) is
+    'The phase numbers of one cycle of the feature, the first repeated at the end; null when there is none.';
+
+-- Store the edges that the given phases name now, in place of those they named before.
+-- Errors: PC005 when an array is malformed or a cycle would close.
+create or replace function pgcoord.store_edges(p_features integer[], p_phases integer[]) returns void
+language plpgsql set jit = off as $$
+declare
+    v_feature integer;
+    v_cycle integer[];
+begin
+    perform pgcoord.check_prerequisites(p.queue_id, p.phase_number, p.depends_on_phases)
+    from unnest(p_features, p_phases) as changed (feature_id, phase_number)
+        join public.phase_queue as p using (feature_id, phase_number)
+    where p.depends_on_phases <> '[]';
+
+    delete from pgcoord.dependency as d
+    using unnest(p_features, p_phases) as changed (feature_id, phase_number), public.phase_queue as p
+    where d.feature_id = changed.feature_id and d.dependent = changed.phase_number
+        and p.feature_id = changed.feature_id and p.phase_number = changed.phase_number
+        and not p.depends_on_phases @> to_jsonb(d.prerequisite);
+
+    insert into pgcoord.dependency (feature_id, prerequisite, dependent)
+    select p.feature_id, element.e::integer, p.phase_number
+    from unnest(p_features, p_phases) as changed (feature_id, phase_number)
+        join public.phase_queue as p using (feature_id, phase_number)
+        cross join lateral jsonb_array_elements(p.depends_on_phases) as element (e)
+    where p.depends_on_phases <> '[]'
+    on conflict do nothing;
+
+    for v_feature in
+        select distinct feature_id from pgcoord.dependency
+        where prerequisite > dependent and feature_id = any (p_features)
+    loop
+        v_cycle := pgcoord.find_cycle(v_feature);
+        if v_cycle is not null then
+            raise exception using
+                errcode = 'PC005',
+                message = format('phase %s of feature %s would wait for itself: %s',
+                    v_cycle[1], v_feature, array_to_string(v_cycle, ' → ')),
+                hint = 'An arrow leads from a prerequisite to the phase that depends on it; leave one of them out.';
+        end if;
+    end loop;
+end $$;
+comment on function pgcoord.store_edges(integer[], integer[]) is
+    'Keep pgcoord.dependency in step with depends_on_phases of the given phases; refuse (PC005) what is malformed or a cycle.';
+
+-- Count again what the given phases wait for, as far as they wait, and stamp or clear their eligible_at.
+create or replace function pgcoord.recount_unmet(p_features integer[], p_phases integer[]) returns void
+language sql set jit = off as $$
+    update public.phase_queue as p
+    set unmet = counted.unmet,
+        eligible_at = case when counted.unmet = 0 then clock_timestamp() end,
+        updated_at = now()
+    from (
+        select waiting.queue_id,
+            (select count(*) from pgcoord.dependency as d
+                where d.feature_id = waiting.feature_id and d.dependent = waiting.phase_number
+                    and not exists (
+                        select from public.phase_queue as up
+                        where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+                            and up.status = 'completed'
+                    ))::integer as unmet
+        from unnest(p_features, p_phases) as given (feature_id, phase_number)
+            join public.phase_queue as waiting using (feature_id, phase_number)
+        where waiting.status in ('queued', 'blocked')
+    ) as counted
+    where p.queue_id = counted.queue_id and p.unmet <> counted.unmet and p.status in ('queued', 'blocked');
+$$;
+comment on function pgcoord.recount_unmet(integer[], integer[]) is
+    'Count the open prerequisites of the given phases again, as far as they wait.';
+
+-- A prerequisite of these phases' dependents was completed: one less to wait for.
+create or replace function pgcoord.release_dependents(p_features integer[], p_phases integer[]) returns void
+language sql set jit = off as $$
+    update public.phase_queue as p
+    set unmet = p.unmet - met.edges,
+        eligible_at = case when p.unmet = met.edges then clock_timestamp() end,
+        updated_at = now()
+    from (
+        select d.feature_id, d.dependent, count(*)::integer as edges
+        from unnest(p_features, p_phases) as done (feature_id, phase_number)
+            join pgcoord.dependency as d on d.feature_id = done.feature_id and d.prerequisite = done.phase_number
+        group by d.feature_id, d.dependent
+    ) as met
+    where p.feature_id = met.feature_id and p.phase_number = met.dependent and p.status in ('queued', 'blocked');
+$$;
+comment on function pgcoord.release_dependents(integer[], integer[]) is
+    'Lower the count of open prerequisites of the direct dependents of phases that were just completed.';
+
+-- Block what waits, directly or not, for a failed or cancelled phase, and unblock what no longer does. Looks at the
+-- given phases and everything downstream of them that waits: upstream of those nothing has changed.
+-- One statement however long the chain is; `offset 0` keeps the planner at index look-ups inside the recursion.
+create or replace function pgcoord.settle_blocked(p_features integer[], p_phases integer[]) returns void
+language sql set jit = off as $$
+    with recursive waiting (feature_id, phase_number) as (
+        select feature_id, phase_number from unnest(p_features, p_phases) as given (feature_id, phase_number)
+        union
+        select w.feature_id, next.phase_number
+        from waiting as w
+            cross join lateral (
+                select p.phase_number
+                from pgcoord.dependency as d
+                    join public.phase_queue as p
+                        on p.feature_id = d.feature_id and p.phase_number = d.dependent
+                where d.feature_id = w.feature_id and d.prerequisite = w.phase_number
+                    and p.status in ('queued', 'blocked')
+                offset 0
+            ) as next
+    ),
+    candidate as materialized (
+        select p.queue_id, p.feature_id, p.phase_number, p.status
+        from waiting as w
+            join public.phase_queue as p using (feature_id, phase_number)
+        where p.status in ('queued', 'blocked')
+    ),
+    doomed (feature_id, phase_number) as (
+        select c.feature_id, c.phase_number
+        from candidate as c
+        where exists (
+            select from pgcoord.dependency as d
+                join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+            where d.feature_id = c.feature_id and d.dependent = c.phase_number
+                and (up.status in ('failed', 'cancelled')
+                    or up.status = 'blocked' and not exists (
+                        select from waiting as w
+                        where w.feature_id = up.feature_id and w.phase_number = up.phase_number
+                    ))
+        )
+        union
+        select d.feature_id, d.dependent
+        from doomed
+            cross join lateral (
+                select e.feature_id, e.dependent
+                from pgcoord.dependency as e
+                    join public.phase_queue as p
+                        on p.feature_id = e.feature_id and p.phase_number = e.dependent
+                where e.feature_id = doomed.feature_id and e.prerequisite = doomed.phase_number
+                    and p.status in ('queued', 'blocked')
+                offset 0
+            ) as d
+    ),
+    settled as (
+        select c.queue_id, case when d.phase_number is null then 'queued' else 'blocked' end as status
+        from candidate as c
+            left join doomed as d using (feature_id, phase_number)
+    )
+    update public.phase_queue as p
+    set status = settled.status
+    from settled
+    where p.queue_id = settled.queue_id and p.status <> settled.status and p.status in ('queued', 'blocked');
+$$;
+comment on function pgcoord.settle_blocked(integer[], integer[]) is
+    'Block or unblock the given phases and what is downstream of them, as their prerequisites now stand.';
+
+-- The nearest failed or cancelled phase upstream of a phase: fewest steps, then lowest number. No row when there is none.
+create or replace function pgcoord.nearest_obstacle(p_feature_id integer, p_phase_number integer)
+returns table (phase_number integer, status text, via integer)
+language sql stable set jit = off as $$
+    with recursive upstream (phase_number, status, via, step) as (
+        select p_phase_number, null::text, null::integer, 0
+        union
+        select up.phase_number, up.status, coalesce(u.via, up.phase_number), u.step + 1
+        from upstream as u
+            cross join lateral (
+                select p.phase_number, p.status
+                from pgcoord.dependency as d
+                    join public.phase_queue as p
+                        on p.feature_id = d.feature_id and p.phase_number = d.prerequisite
+                where d.feature_id = p_feature_id and d.dependent = u.phase_number
+                    and p.status in ('failed', 'cancelled', 'blocked')
+                offset 0
+            ) as up
+        where u.step = 0 or u.status = 'blocked'
+    )
+    select u.phase_number, u.status, u.via from upstream as u
+    where u.status in ('failed', 'cancelled')
+    order by u.step, u.phase_number
+    limit 1;
+$$;
+comment on function pgcoord.nearest_obstacle(integer, integer) is
+    'The nearest failed or cancelled phase upstream of a phase, and the direct prerequisite (via) that leads to it.';

@@ -1,0 +1,244 @@
+-- Features: bring work in, pause it, give it up, clear it away. What a feature's state is follows from its phases.
+
+-- Errors: PC001.
+create or replace function pgcoord.check_feature(p_feature_id integer) returns void
+language plpgsql as $$
+begin
+    perform 1 from public.planned_features where id = p_feature_id;
+    if not found then
+        raise exception using
+            errcode = 'PC001',
+            message = format('there is no feature %s', coalesce(p_feature_id::text, 'null')),
+            hint = 'select * from pgcoord.feature shows those that exist.';
+    end if;
+end $$;
+comment on function pgcoord.check_feature(integer) is 'Refuse (PC001) a feature that does not exist.';
+
+create or replace function pgcoord.follow_inserted_ids() returns trigger
+language plpgsql as $$
+declare
+    v_sequence regclass := pg_get_serial_sequence('public.planned_features', 'id');
+    v_highest integer;
+begin
+    select max(id) into v_highest from new_rows;
+    if v_highest > coalesce(pg_sequence_last_value(v_sequence), 0) then
+        perform setval(v_sequence, v_highest);
+    end if;
+    insert into pgcoord.event (kind, feature_id, actor, reason)
+    select 'feature_inserted', id, pgcoord.actor(), pgcoord.reason() from new_rows order by id;
+    perform pg_notify('pgcoord_event', id::text) from new_rows;
+    return null;
+end $$;
+comment on function pgcoord.follow_inserted_ids() is
+    'Trigger: an id given by hand moves the sequence on, so that the next generated one is free; log the feature.';
+
+create or replace trigger planned_features_insert_follows after insert on public.planned_features
+    referencing new table as new_rows
+    for each statement execute function pgcoord.follow_inserted_ids();
+
+-- Copy a pause onto the phases that wait, and log what happened to the feature.
+create or replace function pgcoord.follow_feature() returns trigger
+language plpgsql as $$
+begin
+    if (new.paused_at is null) <> (old.paused_at is null) then
+        update public.phase_queue set held = new.paused_at is not null
+        where feature_id = new.id and status in ('queued', 'blocked') and held <> (new.paused_at is not null);
+        perform pgcoord.log_event(
+            case when new.paused_at is null then 'feature_resumed' else 'feature_paused' end, new.paused_reason, new.id);
+    end if;
+    if (new.cancelled_at is null) <> (old.cancelled_at is null) then
+        perform pgcoord.log_event(
+            case when new.cancelled_at is null then 'feature_taken_up' else 'feature_cancelled' end, new.cancelled_reason, new.id);
+    end if;
+    return null;
+end $$;
+comment on function pgcoord.follow_feature() is
+    'Trigger: hold or release the phases of a feature that was paused or resumed; log it.';
+
+create or replace trigger planned_features_update_follows after update on public.planned_features
+    for each row when (old.paused_at is distinct from new.paused_at or old.cancelled_at is distinct from new.cancelled_at)
+    execute function pgcoord.follow_feature();
+
+create or replace function pgcoord.stamp_feature() returns trigger
+language plpgsql as $$
+begin
+    if new.id <> old.id then
+        raise exception using
+            errcode = 'PC008',
+            message = format('feature %s keeps its id', old.id),
+            hint = 'Insert another feature.';
+    end if;
+    new.updated_at := now();
+    return new;
+end $$;
+comment on function pgcoord.stamp_feature() is 'Trigger: stamp updated_at; refuse (PC008) another id.';
+
+create or replace trigger planned_features_update_stamps before update on public.planned_features
+    for each row execute function pgcoord.stamp_feature();
+
+create or replace function pgcoord.log_deleted_features() returns trigger
+language plpgsql as $$
+begin
+    insert into pgcoord.event (kind, feature_id, actor, reason)
+    select 'feature_deleted', id, pgcoord.actor(), pgcoord.reason() from old_rows order by id;
+    perform pg_notify('pgcoord_event', id::text) from old_rows;
+    return null;
+end $$;
+comment on function pgcoord.log_deleted_features() is 'Trigger: log deleted features.';
+
+create or replace trigger planned_features_delete_logs after delete on public.planned_features
+    referencing old table as old_rows
+    for each statement execute function pgcoord.log_deleted_features();
+
+-- Refuse what cannot be a feature with its phases. The phases' own rules are checked when they are inserted.
+-- Errors: PC005, naming the member.
+create or replace function pgcoord.check_feature_object(p_feature jsonb) returns void
+language plpgsql as $$
+declare
+    v_fault text;
+begin
+    v_fault := case
+        when jsonb_typeof(p_feature) is distinct from 'object' then 'a feature is a JSON object'
+        when jsonb_typeof(p_feature -> 'title') is distinct from 'string' or btrim(p_feature ->> 'title') = ''
+            then 'a feature has a "title", a string that is not empty'
+        when coalesce(jsonb_typeof(p_feature -> 'phases'), 'array') not in ('array', 'null') then '"phases" is an array'
+        else (
+            select format('element %s of "phases" is an object with a "phase_number", a positive whole number', place)
+            from jsonb_array_elements(
+                case jsonb_typeof(p_feature -> 'phases') when 'array' then p_feature -> 'phases' else '[]' end
+            ) with ordinality as element (phase, place)
+            where jsonb_typeof(phase) <> 'object' or jsonb_typeof(phase -> 'phase_number') is distinct from 'number'
+                or phase -> 'phase_number' < '1' or phase -> 'phase_number' > '2147483647'
+                or (phase ->> 'phase_number')::numeric % 1 <> 0
+            order by place
+            limit 1
+        )
+    end;
+    if v_fault is not null then
+        raise exception using
+            errcode = 'PC005',
+            message = format('this is no feature: %s', v_fault),
+            hint = '{"title": …, "description": …, "phases": [{"phase_number": 1, "title": …, "prompt_content": …, "depends_on_phases": []}]}';
+    end if;
+end $$;
+comment on function pgcoord.check_feature_object(jsonb) is 'Refuse (PC005) a JSON value that is no feature with phases.';
+
+create or replace function pgcoord.submit_feature(p_feature jsonb) returns integer
+language plpgsql as $$
+declare
+    v_id integer;
+begin
+    perform pgcoord.check_feature_object(p_feature);
+    insert into public.planned_features (title, description, item_type, priority, estimated_hours, tags, plan)
+    values (
+        p_feature ->> 'title', p_feature ->> 'description', coalesce(p_feature ->> 'item_type', 'feature'),
+        coalesce((p_feature ->> 'priority')::integer, 50), (p_feature ->> 'estimated_hours')::numeric,
+        coalesce(nullif(p_feature -> 'tags', 'null'), '[]'), coalesce(nullif(p_feature -> 'phases', 'null'), '[]')
+    )
+    returning id into v_id;
+    perform pgcoord.execute_feature(v_id);
+    return v_id;
+end $$;
+comment on function pgcoord.submit_feature(jsonb) is
+    'Store a feature, given as one JSON object, and queue its phases at once; returns its id. A phase without depends_on_phases waits for nothing.';
+
+create or replace function pgcoord.execute_feature(p_feature_id integer) returns integer
+language plpgsql as $$
+declare
+    v_feature public.planned_features;
+    v_inserted integer;
+begin
+    select * into v_feature from public.planned_features where id = p_feature_id for no key update;
+    perform pgcoord.check_feature(p_feature_id);
+    if v_feature.plan is null then
+        raise exception using
+            errcode = 'PC002',
+            message = format('feature %s has no plan: there is nothing to execute', p_feature_id),
+            hint = 'Store one (planned_features.plan), or insert its phases into phase_queue.';
+    elsif exists (select from public.phase_queue where feature_id = p_feature_id) then
+        return 0;
+    end if;
+    insert into public.phase_queue (feature_id, phase_number, depends_on_phases, priority, phase_data)
+    select p_feature_id, (phase ->> 'phase_number')::integer, nullif(phase -> 'depends_on_phases', 'null'),
+        coalesce((phase ->> 'priority')::integer, v_feature.priority),
+        jsonb_strip_nulls(jsonb_build_object(
+            'title', phase -> 'title', 'prompt_content', phase -> 'prompt_content',
+            'workflow_type', phase -> 'workflow_type', 'estimated_hours', phase -> 'estimated_hours',
+            'files', phase -> 'files', 'max_attempts', phase -> 'max_attempts', 'timeout_seconds', phase -> 'timeout_seconds'
+        ))
+    from jsonb_array_elements(v_feature.plan) as phase
+    order by (phase ->> 'phase_number')::integer;
+    get diagnostics v_inserted = row_count;
+    return v_inserted;
+end $$;
+comment on function pgcoord.execute_feature(integer) is
+    'Queue the phases of the stored plan; returns how many. A second time changes nothing and returns 0.';
+
+create or replace function pgcoord.cancel_feature(p_feature_id integer, p_reason text) returns integer
+language plpgsql as $$
+declare
+    v_phases integer;
+begin
+    perform 1 from public.planned_features where id = p_feature_id for no key update;
+    perform pgcoord.check_feature(p_feature_id);
+    update public.planned_features set cancelled_at = now(), cancelled_reason = p_reason
+    where id = p_feature_id and cancelled_at is null;
+    perform pgcoord.set_reason(coalesce(p_reason, 'feature cancelled'));
+    update public.phase_queue set status = 'cancelled'
+    where feature_id = p_feature_id and status in ('queued', 'blocked', 'ready', 'running');
+    get diagnostics v_phases = row_count;
+    perform pgcoord.set_reason(null);
+    return v_phases;
+end $$;
+comment on function pgcoord.cancel_feature(integer, text) is
+    'Give a feature up: its waiting phases are cancelled, its running ones ended; returns how many that were.';
+
+create or replace function pgcoord.prune(p_older_than interval) returns integer
+language plpgsql as $$
+declare
+    v_ids integer[];
+begin
+    select array_agg(f.id) into v_ids
+    from public.planned_features as f
+    where (f.cancelled_at is not null or exists (select from public.phase_queue where feature_id = f.id))
+        and not exists (
+            select from public.phase_queue as p
+            where p.feature_id = f.id
+                and (p.status not in ('completed', 'cancelled')
+                    or coalesce(p.finished_timestamp, p.updated_at) > now() - p_older_than)
+        )
+        and coalesce(f.cancelled_at, '-infinity') <= now() - p_older_than;
+    delete from public.planned_features where id = any (v_ids);
+    delete from pgcoord.event where feature_id = any (v_ids);
+    return coalesce(cardinality(v_ids), 0);
+end $$;
+comment on function pgcoord.prune(interval) is
+    'Remove features that were finished (completed or cancelled) that long ago, with their phases, attempts and events; returns how many.';
+
+create or replace view pgcoord.feature as
+select f.id, f.title, f.description, f.item_type, f.priority, f.estimated_hours, f.tags, f.plan,
+    case
+        when f.cancelled_at is not null then 'cancelled'
+        when n.total > 0 and n.completed = n.total then 'completed'
+        when n.started > 0 then 'in_progress'
+        else 'planned'
+    end as status,
+    n.total as total_phases, n.completed as phases_completed, n.running as phases_running,
+    n.failed as phases_failed, n.blocked as phases_blocked,
+    f.paused_at, f.paused_reason, f.cancelled_at, f.cancelled_reason,
+    f.created_by, f.created_at, n.started_at, n.finished_at
+from public.planned_features as f
+    cross join lateral (
+        select count(*) as total,
+            count(*) filter (where p.status = 'completed') as completed,
+            count(*) filter (where p.status in ('ready', 'running')) as running,
+            count(*) filter (where p.status = 'failed') as failed,
+            count(*) filter (where p.status = 'blocked') as blocked,
+            count(*) filter (where p.attempt > 0 or p.status in ('completed', 'failed')) as started,
+            min(p.ready_timestamp) as started_at,
+            case when bool_and(p.status in ('completed', 'cancelled')) then max(p.finished_timestamp) end as finished_at
+        from public.phase_queue as p
+        where p.feature_id = f.id
+    ) as n;
+comment on view pgcoord.feature is
+    'Features with what follows from their phases: status (planned, in_progress, completed, cancelled) and counts.';

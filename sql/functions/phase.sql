@@ -1,0 +1,727 @@
+-- Phases: the triggers that keep phase_queue true, and the functions by which people and workflows move a phase.
+--
+-- How a change goes: a BEFORE trigger on the row fills or guards it (and refuses what the design's table of states
+-- does not allow); one AFTER trigger on the statement writes the events, ends attempts, frees slots, resolves
+-- dependents and notifies. A plain UPDATE by hand and the functions below go through the same two.
+--
+-- Lock order, for everybody: control, then features by id, then phases, then attempts, then slots. A hand-written
+-- UPDATE holds its phase before any trigger runs; that is why the trigger does not wait for the feature (hold_feature).
+-- A claim takes the control row and phases that nobody else has locked, and never waits for a feature or a phase.
+
+-- Which states may follow which: design section 4.
+create or replace function pgcoord.may_move(p_from text, p_to text) returns boolean
+language sql immutable
+return case p_from
+    when 'queued' then p_to in ('ready', 'completed', 'blocked', 'cancelled')
+    when 'ready' then p_to in ('running', 'completed', 'failed', 'cancelled', 'queued')
+    when 'running' then p_to in ('completed', 'failed', 'cancelled', 'queued')
+    when 'blocked' then p_to in ('queued', 'completed', 'cancelled')
+    when 'failed' then p_to in ('queued', 'completed', 'cancelled')
+    when 'cancelled' then p_to in ('queued', 'completed')
+    else false
+end;
+comment on function pgcoord.may_move(text, text) is 'Whether a phase in the first state may become the second.';
+
+-- Lock a feature from within a row trigger, that is, holding a phase already. Never waits for another's lock for
+-- long, since its holder may be waiting for our phase: tries for a tenth of a second, then gives up.
+-- Errors: 55P03 when somebody else holds the feature; PC009 under a snapshot that would not see what they did.
+create or replace function pgcoord.hold_feature(p_feature_id integer) returns void
+language plpgsql as $$
+begin
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        raise exception using
+            errcode = 'PC009',
+            message = format('phases change under READ COMMITTED only, this transaction is %s',
+                upper(current_setting('transaction_isolation'))),
+            hint = 'An older snapshot would miss a prerequisite that ends meanwhile. Use the default isolation level.';
+    end if;
+    for i in 1 .. 20 loop
+        perform 1 from public.planned_features where id = p_feature_id for no key update skip locked;
+        if found or not exists (select from public.planned_features where id = p_feature_id) then
+            return;    -- held, or being deleted by this very transaction
+        end if;
+        perform pg_sleep(0.005);
+    end loop;
+    raise exception using
+        errcode = '55P03',
+        message = format('feature %s is being changed by somebody else', p_feature_id),
+        hint = 'Try again, or use the functions of the schema pgcoord (complete_phase, skip_phase …): they wait in the right order.';
+end $$;
+comment on function pgcoord.hold_feature(integer) is
+    'Lock a feature from a trigger that holds one of its phases; gives up (55P03) after a tenth of a second.';
+
+-- Lock a phase in the right order, its feature first, and return it. Waits.
+-- Errors: PC001 when there is none.
+create or replace function pgcoord.lock_phase(p_queue_id text) returns public.phase_queue
+language plpgsql as $$
+declare
+    v_phase public.phase_queue;
+begin
+    perform 1 from public.planned_features
+    where id = (select feature_id from public.phase_queue where queue_id = p_queue_id)
+    for no key update;
+    select * into v_phase from public.phase_queue where queue_id = p_queue_id for no key update;
+    if not found then
+        raise exception using
+            errcode = 'PC001',
+            message = format('there is no phase %s', p_queue_id),
+            hint = 'select queue_id from phase_queue shows those that exist.';
+    end if;
+    return v_phase;
+end $$;
+comment on function pgcoord.lock_phase(text) is 'Lock a phase, its feature first, and return it; PC001 when there is none.';
+
+-- Refuse the insertion of a running phase when no slot is free, else return the slot it gets: the lowest.
+-- Takes the control row's lock, as a claim does, so that both see the same free slots.
+create or replace function pgcoord.slot_for_inserted(p_queue_id text) returns smallint
+language plpgsql as $$
+declare
+    v_slot smallint;
+begin
+    perform 1 from pgcoord.control for no key update;
+    select s.number into v_slot from pgcoord.slot as s
+    where not s.draining and not exists (select from public.phase_queue as p where p.slot = s.number)
+    order by s.number
+    limit 1;
+    if v_slot is null then
+        raise exception using
+            errcode = 'PC006',
+            message = format('no slot is free: phase %s cannot be inserted as running (%s of %s are held)', p_queue_id,
+                (select count(*) from public.phase_queue where slot is not null),
+                (select count(*) from pgcoord.slot where not draining)),
+            hint = 'Insert it as queued, or raise the limit with pgcoord.set_slots(n).';
+    end if;
+    return v_slot;
+end $$;
+comment on function pgcoord.slot_for_inserted(text) is
+    'The lowest free slot, for a phase inserted as running by hand; PC006 when there is none.';
+
+create or replace function pgcoord.fill_phase() returns trigger
+language plpgsql as $$
+begin
+    new.queue_id := coalesce(new.queue_id, format('queue-%s-%s', new.feature_id, new.phase_number));
+    new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
+    if jsonb_typeof(new.depends_on_phases) <> 'array' then
+        perform pgcoord.check_prerequisites(new.queue_id, new.phase_number, new.depends_on_phases);
+    end if;
+    new.phase_data := coalesce(new.phase_data, '{}');
+    new.priority := coalesce(new.priority, 50);
+    new.queue_position := coalesce(new.queue_position, nextval('pgcoord.queue_position'));
+    new.created_at := coalesce(new.created_at, now());
+    new.updated_at := coalesce(new.updated_at, now());
+    -- Nobody has claimed it and no prerequisite has been looked at: ready and blocked are found out, not declared.
+    new.status := case when new.status in ('ready', 'blocked') then 'queued' else coalesce(new.status, 'queued') end;
+    new.slot := null;
+    new.attempt := 0;
+    new.attempts_used := 0;
+    new.held := false;
+    new.unmet := case when new.status = 'queued' then jsonb_array_length(new.depends_on_phases) else 0 end;
+    new.eligible_at := case when new.unmet = 0 then clock_timestamp() end;
+    if new.status = 'running' then
+        new.slot := pgcoord.slot_for_inserted(new.queue_id);
+        new.attempt := 1;
+        new.adw_id := coalesce(new.adw_id, pgcoord.new_adw_id(nextval('pgcoord.attempt_id')));
+        new.ready_timestamp := coalesce(new.ready_timestamp, now());
+        new.started_timestamp := coalesce(new.started_timestamp, now());
+    elsif new.status <> 'queued' then
+        new.finished_timestamp := coalesce(new.finished_timestamp, now());
+    end if;
+    return new;
+end $$;
+comment on function pgcoord.fill_phase() is 'Trigger: complete an inserted phase; a running one gets a slot or is refused.';
+
+create or replace trigger phase_queue_insert_fills before insert on public.phase_queue
+    for each row execute function pgcoord.fill_phase();
+
+-- Refuse phases of a cancelled feature, and running ones whose prerequisites are not completed.
+create or replace function pgcoord.check_inserted(p_queue_ids text[]) returns void
+language plpgsql as $$
+declare
+    v_fault record;
+begin
+    select p.queue_id, f.id, d.prerequisite into v_fault
+    from public.phase_queue as p
+        join public.planned_features as f on f.id = p.feature_id
+        left join pgcoord.dependency as d on p.status = 'running'
+            and d.feature_id = p.feature_id and d.dependent = p.phase_number
+            and not exists (
+                select from public.phase_queue as up
+                where up.feature_id = d.feature_id and up.phase_number = d.prerequisite and up.status = 'completed'
+            )
+    where p.queue_id = any (p_queue_ids) and (f.cancelled_at is not null or d.prerequisite is not null)
+    order by p.feature_id, p.phase_number, d.prerequisite
+    limit 1;
+    if not found then
+        return;
+    end if;
+    raise exception using
+        errcode = 'PC002',
+        message = case when v_fault.prerequisite is null
+            then format('feature %s is cancelled: phase %s cannot be added', v_fault.id, v_fault.queue_id)
+            else format('phase %s cannot be running: its prerequisite %s is not completed', v_fault.queue_id, v_fault.prerequisite)
+        end,
+        hint = case when v_fault.prerequisite is null
+            then 'Retry one of its phases to take the feature up again, or add the phase to another feature.'
+            else 'Insert it as queued: it is claimed when its prerequisites are completed.'
+        end;
+end $$;
+comment on function pgcoord.check_inserted(text[]) is
+    'Refuse (PC002) inserted phases of a cancelled feature, or running before their prerequisites.';
+
+create or replace function pgcoord.settle_inserted_phases() returns trigger
+language plpgsql set jit = off as $$
+declare
+    v_features integer[];
+    v_phases integer[];
+begin
+    if not exists (select from new_rows) then
+        return null;
+    end if;
+    perform 1 from public.planned_features
+    where id in (select feature_id from new_rows) order by id for no key update;
+
+    insert into pgcoord.event (kind, feature_id, phase_number, queue_id, to_status, attempt, actor, reason)
+    select 'phase_inserted', feature_id, phase_number, queue_id, status, nullif(attempt, 0), pgcoord.actor(), pgcoord.reason()
+    from new_rows order by feature_id, phase_number;
+
+    insert into pgcoord.attempt (queue_id, number, adw_id, secret, slot, external, workflow, claimed_at, started_at)
+    select queue_id, 1, adw_id, pgcoord.new_secret(), slot, true, workflow_type, ready_timestamp, started_timestamp
+    from new_rows where status = 'running';
+
+    select array_agg(feature_id), array_agg(phase_number) into v_features, v_phases
+    from new_rows where depends_on_phases <> '[]';
+    if v_features is not null then
+        perform pgcoord.store_edges(v_features, v_phases);
+    end if;
+
+    perform pgcoord.check_inserted(array_agg(n.queue_id))
+    from new_rows as n join public.planned_features as f on f.id = n.feature_id
+    where n.status = 'running' or f.cancelled_at is not null;
+
+    update public.phase_queue as p set held = true
+    from new_rows as n join public.planned_features as f on f.id = n.feature_id
+    where p.queue_id = n.queue_id and f.paused_at is not null;
+
+    -- Inserted phases that wait for one that is there already, and older ones that waited for an inserted one.
+    select array_agg(feature_id), array_agg(phase_number) into v_features, v_phases
+    from (
+        select n.feature_id, n.phase_number
+        from new_rows as n
+            join pgcoord.dependency as d on d.feature_id = n.feature_id and d.dependent = n.phase_number
+            join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+        where n.status = 'queued' and up.status in ('completed', 'failed', 'cancelled', 'blocked')
+        union
+        select d.feature_id, d.dependent
+        from new_rows as n
+            join pgcoord.dependency as d on d.feature_id = n.feature_id and d.prerequisite = n.phase_number
+        where n.status in ('completed', 'failed', 'cancelled')
+    ) as touched;
+    if v_features is not null then
+        perform pgcoord.recount_unmet(v_features, v_phases);
+        perform pgcoord.settle_because(v_features, v_phases, 'a prerequisite is failed or cancelled');
+    end if;
+
+    if exists (select from new_rows where status = 'queued' and eligible_at is not null) then
+        notify pgcoord_wake;
+    end if;
+    perform pg_notify('pgcoord_event', feature_id::text) from (select distinct feature_id from new_rows) as touched;
+    return null;
+end $$;
+comment on function pgcoord.settle_inserted_phases() is
+    'Trigger: store the edges of inserted phases, find out what waits, log, and wake the coordinator when one can start.';
+
+create or replace trigger phase_queue_insert_settles after insert on public.phase_queue
+    referencing new table as new_rows
+    for each statement execute function pgcoord.settle_inserted_phases();
+
+-- Refuse changes that no update by hand may make; derived columns are changed by moves and by triggers only.
+create or replace function pgcoord.check_phase_update() returns trigger
+language plpgsql as $$
+begin
+    if (new.queue_id, new.feature_id, new.phase_number) is distinct from (old.queue_id, old.feature_id, old.phase_number) then
+        raise exception using
+            errcode = 'PC008',
+            message = format('phase %s keeps its queue_id, feature_id and phase_number', old.queue_id),
+            hint = 'Delete it and insert another.';
+    end if;
+    if new.status = old.status
+        and (new.slot, new.attempt, new.attempts_used, new.unmet, new.eligible_at, new.held, new.adw_id)
+            is distinct from (old.slot, old.attempt, old.attempts_used, old.unmet, old.eligible_at, old.held, old.adw_id)
+    then
+        raise exception using
+            errcode = 'PC008',
+            message = format('slot, attempt, attempts_used, unmet, eligible_at, held and adw_id of phase %s are derived', old.queue_id),
+            hint = 'They follow from the status of phases, depends_on_phases and pauses: change those.';
+    end if;
+    if new.depends_on_phases is distinct from old.depends_on_phases then
+        new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
+        if old.status not in ('queued', 'blocked') then
+            raise exception using
+                errcode = 'PC002',
+                message = format('phase %s is %s: its dependencies cannot change any more', old.queue_id, old.status),
+                hint = 'Only a phase that waits (queued or blocked) can be given other prerequisites.';
+        end if;
+        perform pgcoord.check_prerequisites(old.queue_id, old.phase_number, new.depends_on_phases);
+        perform pgcoord.hold_feature(old.feature_id);
+    end if;
+    new.updated_at := now();
+    return new;
+end $$;
+comment on function pgcoord.check_phase_update() is
+    'Trigger: refuse a change of identity (PC008), of derived columns (PC008), or of the dependencies of a started phase (PC002).';
+
+-- Fires before phase_queue_update_moves (by name), and only for statements of people and of our functions.
+create or replace trigger phase_queue_update_checks before update on public.phase_queue
+    for each row when (pg_trigger_depth() = 0) execute function pgcoord.check_phase_update();
+
+-- Refuse a move that is not backed by what it says: ready needs the attempt of a claim, running a started one.
+create or replace function pgcoord.check_start(p_old public.phase_queue, p_new public.phase_queue) returns void
+language plpgsql as $$
+begin
+    perform 1 from pgcoord.attempt
+    where queue_id = p_new.queue_id and number = p_new.attempt and adw_id = p_new.adw_id and slot = p_new.slot
+        and ended_at is null and (p_new.status = 'ready' or started_at is not null);
+    if not found then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s and cannot be set to %s by hand', p_old.queue_id, p_old.status, p_new.status),
+            hint = 'A coordinator claims and starts it; pgcoord.set_priority(queue_id, n) brings it forward.';
+    end if;
+end $$;
+comment on function pgcoord.check_start(public.phase_queue, public.phase_queue) is
+    'Refuse (PC002) ready without the attempt of a claim, and running without a started one.';
+
+-- Queue a phase again: recount what it waits for (a prerequisite may have been deleted meanwhile).
+create or replace function pgcoord.requeue(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
+language plpgsql as $$
+begin
+    p_new.status := 'queued';
+    p_new.finished_timestamp := null;
+    p_new.unmet := (
+        select count(*) from pgcoord.dependency as d
+        where d.feature_id = p_old.feature_id and d.dependent = p_old.phase_number
+            and not exists (
+                select from public.phase_queue as up
+                where up.feature_id = d.feature_id and up.phase_number = d.prerequisite and up.status = 'completed'
+            )
+    );
+    p_new.eligible_at := case when p_new.unmet = 0 then coalesce(p_old.eligible_at, clock_timestamp()) end;
+    p_new.held := exists (
+        select from public.planned_features where id = p_old.feature_id and paused_at is not null
+    );
+    return p_new;
+end $$;
+comment on function pgcoord.requeue(public.phase_queue, public.phase_queue) is
+    'The row of a phase that is queued again: what it waits for counted anew.';
+
+-- An attempt of the phase failed: queue it again while attempts are left, later each time; else it stays failed.
+-- Three losses are enough, even where losses do not count: something about the phase brings the machine down.
+create or replace function pgcoord.retry_or_fail(
+    p_old public.phase_queue, p_new public.phase_queue, p_attempt pgcoord.attempt
+) returns public.phase_queue
+language plpgsql as $$
+begin
+    if p_attempt.outcome = 'lost' and p_attempt.retry_lost and (
+        select count(*) < 3 from pgcoord.attempt where queue_id = p_old.queue_id and outcome = 'lost'
+    ) then
+        p_new.retry_at := clock_timestamp() + p_attempt.retry_delay;
+        return pgcoord.requeue(p_old, p_new);
+    end if;
+    p_new.attempts_used := p_old.attempts_used + 1;
+    if p_new.attempts_used >= p_attempt.max_attempts then
+        return p_new;
+    end if;
+    p_new.retry_at := clock_timestamp()
+        + least(p_attempt.retry_delay * 2 ^ least(p_new.attempts_used - 1, 30), greatest(p_attempt.retry_delay, '1 hour'));
+    return pgcoord.requeue(p_old, p_new);
+end $$;
+comment on function pgcoord.retry_or_fail(public.phase_queue, public.phase_queue, pgcoord.attempt) is
+    'The row of a phase whose attempt failed: queued again while attempts are left (the wait doubles, up to an hour), else failed.';
+
+-- The row of a phase that leaves its slot. While its process lives it keeps the slot: failed and cancelled then
+-- become a request to the coordinator, which ends the process first (attempt.ending) and comes back.
+-- Errors: PC002 for queued while the attempt lives; PC004 for completed when another end was asked for already.
+create or replace function pgcoord.leave_slot(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
+language plpgsql as $$
+declare
+    v_attempt pgcoord.attempt;
+begin
+    select * into v_attempt from pgcoord.attempt
+    where queue_id = p_old.queue_id and number = p_old.attempt for no key update;
+
+    if v_attempt.ended_at is null and p_new.status = 'queued' then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s: it cannot be queued again while its attempt lives', p_old.queue_id, p_old.status),
+            hint = 'Cancel it first: pgcoord.cancel_phase(queue_id, reason), then pgcoord.retry_phase(queue_id).';
+    elsif v_attempt.ended_at is null and v_attempt.ending is not null and p_new.status = 'completed' then
+        raise exception using
+            errcode = 'PC004',
+            message = format('phase %s is being ended (%s): it cannot become completed', p_old.queue_id, v_attempt.ending),
+            hint = 'Wait until it has ended, then pgcoord.skip_phase(queue_id, reason) takes it as done.';
+    elsif v_attempt.ended_at is null and v_attempt.exited_at is null and not v_attempt.external
+        and p_new.status in ('failed', 'cancelled')
+    then
+        update pgcoord.attempt
+        set ending = p_new.status, ending_at = clock_timestamp(),
+            ending_reason = coalesce(case when p_new.status = 'failed' then p_new.error_message end, pgcoord.reason())
+        where id = v_attempt.id and (ending is null or p_new.status = 'cancelled' and ending <> 'cancelled');
+        return p_old;
+    end if;
+
+    p_new.slot := null;
+    if p_new.status = 'queued' then
+        return pgcoord.requeue(p_old, p_new);
+    end if;
+    p_new.finished_timestamp := clock_timestamp();
+    if p_new.status = 'failed' then
+        return pgcoord.retry_or_fail(p_old, p_new, v_attempt);
+    end if;
+    return p_new;
+end $$;
+comment on function pgcoord.leave_slot(public.phase_queue, public.phase_queue) is
+    'The row of a phase that is to leave its slot; unchanged, with the end asked for, while its process lives.';
+
+-- The row of a waiting or ended phase that moves: skipped, cancelled, retried. Blocked and back is found out from
+-- the prerequisites (settle_blocked), never set by hand.
+create or replace function pgcoord.leave_rest(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
+language plpgsql as $$
+begin
+    p_new.retry_at := null;
+    if p_new.status = 'queued' then
+        update public.planned_features set cancelled_at = null, cancelled_reason = null
+        where id = p_old.feature_id and cancelled_at is not null;
+        p_new.attempts_used := 0;
+        p_new.error_message := null;
+        return pgcoord.requeue(p_old, p_new);
+    end if;
+    p_new.finished_timestamp := clock_timestamp();
+    return p_new;
+end $$;
+comment on function pgcoord.leave_rest(public.phase_queue, public.phase_queue) is
+    'The row of a waiting or ended phase that is skipped, cancelled or retried.';
+
+create or replace function pgcoord.guard_phase_move() returns trigger
+language plpgsql as $$
+declare
+    v_wanted public.phase_queue := old;
+begin
+    if not pgcoord.may_move(old.status, new.status) then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s and cannot become %s', old.queue_id, old.status, new.status),
+            hint = format('pgcoord.why(%L) says what can be done.', old.queue_id);
+    end if;
+    if new.status in ('ready', 'running') then
+        perform pgcoord.check_start(old, new);
+        return new;
+    end if;
+
+    -- What the statement may say beside the new status; everything derived starts from the old row.
+    v_wanted.status := new.status;
+    v_wanted.error_message := new.error_message;
+    v_wanted.pr_number := new.pr_number;
+    v_wanted.issue_number := new.issue_number;
+    v_wanted.depends_on_phases := new.depends_on_phases;
+    v_wanted.phase_data := new.phase_data;
+    v_wanted.priority := new.priority;
+    v_wanted.updated_at := now();
+    if old.status in ('queued', 'blocked') and new.status in ('queued', 'blocked') then
+        if pg_trigger_depth() = 1 then
+            raise exception using
+                errcode = 'PC002',
+                message = format('phase %s is %s and cannot be set to %s by hand', old.queue_id, old.status, new.status),
+                hint = 'A phase is blocked exactly as long as a prerequisite is failed or cancelled: retry or skip that one.';
+        end if;
+        v_wanted.retry_at := null;
+        return v_wanted;
+    end if;
+    perform pgcoord.hold_feature(old.feature_id);
+    if old.slot is not null then
+        return pgcoord.leave_slot(old, v_wanted);
+    end if;
+    return pgcoord.leave_rest(old, v_wanted);
+end $$;
+comment on function pgcoord.guard_phase_move() is
+    'Trigger: refuse (PC002) a move that the states do not allow, and derive the rest of the row from it.';
+
+create or replace trigger phase_queue_update_moves before update on public.phase_queue
+    for each row when (old.status is distinct from new.status) execute function pgcoord.guard_phase_move();
+
+-- End the attempts of phases that left their slots, unless their end is recorded already, and drop surplus slots.
+create or replace function pgcoord.release_slots(p_queue_ids text[], p_slots smallint[]) returns void
+language sql as $$
+    update pgcoord.attempt as a
+    set ended_at = clock_timestamp(),
+        outcome = case when p.status in ('completed', 'cancelled') then p.status else 'failed' end,
+        error = p.error_message,
+        exited_at = case when a.external then clock_timestamp() else a.exited_at end
+    from public.phase_queue as p
+    where p.queue_id = any (p_queue_ids) and a.queue_id = p.queue_id and a.number = p.attempt and a.ended_at is null;
+    delete from pgcoord.slot where draining and number = any (p_slots);
+$$;
+comment on function pgcoord.release_slots(text[], smallint[]) is
+    'End the attempts of phases that left their slots, and delete those slots that were draining.';
+
+create or replace function pgcoord.settle_updated_phases() returns trigger
+language plpgsql set jit = off as $$
+declare
+    v record;
+begin
+    select
+        count(*) filter (where n.status <> o.status) as moved,
+        array_agg(n.queue_id) filter (where o.slot is not null and n.slot is null) as left_slot,
+        array_agg(o.slot) filter (where o.slot is not null and n.slot is null) as slots,
+        array_agg(n.feature_id) filter (where n.status = 'completed' and o.status <> 'completed') as done_features,
+        array_agg(n.phase_number) filter (where n.status = 'completed' and o.status <> 'completed') as done_phases,
+        array_agg(n.feature_id) filter (where s.settles) as settle_features,
+        array_agg(n.phase_number) filter (where s.settles) as settle_phases,
+        array_agg(n.feature_id) filter (where n.depends_on_phases <> o.depends_on_phases) as edge_features,
+        array_agg(n.phase_number) filter (where n.depends_on_phases <> o.depends_on_phases) as edge_phases,
+        min(format('phase %s is %s', n.phase_number, n.status)) filter (where s.settles) as cause,
+        bool_or(n.status = 'queued' and n.eligible_at is not null and not n.held
+            or o.slot is not null and n.slot is null) as wakes
+    into v
+    from new_rows as n
+        join old_rows as o using (queue_id)
+        cross join lateral (
+            select n.status in ('failed', 'cancelled') and o.status <> n.status
+                or o.status in ('failed', 'cancelled', 'blocked') and n.status = 'completed'
+                or o.status in ('failed', 'cancelled') and n.status = 'queued'
+        ) as s (settles);
+
+    if v.moved > 0 then
+        insert into pgcoord.event (kind, feature_id, phase_number, queue_id, from_status, to_status, attempt, actor, reason)
+        select 'phase_moved', n.feature_id, n.phase_number, n.queue_id, o.status, n.status, nullif(n.attempt, 0), pgcoord.actor(),
+            coalesce(pgcoord.reason(), case when n.error_message is distinct from o.error_message then n.error_message end)
+        from new_rows as n join old_rows as o using (queue_id)
+        where n.status <> o.status
+        order by n.feature_id, n.phase_number;
+        perform pg_notify('pgcoord_event', feature_id::text) from (select distinct feature_id from new_rows) as touched;
+    end if;
+    if v.left_slot is not null then
+        perform pgcoord.release_slots(v.left_slot, v.slots);
+    end if;
+    if v.edge_features is not null then
+        perform pgcoord.store_edges(v.edge_features, v.edge_phases);
+        perform pgcoord.recount_unmet(v.edge_features, v.edge_phases);
+        perform pgcoord.settle_blocked(v.edge_features, v.edge_phases);
+    end if;
+    if v.done_features is not null then
+        perform pgcoord.release_dependents(v.done_features, v.done_phases);
+    end if;
+    if v.settle_features is not null then
+        perform pgcoord.settle_because(v.settle_features, v.settle_phases, v.cause);
+    end if;
+    if v.wakes then
+        notify pgcoord_wake;
+    end if;
+    return null;
+end $$;
+comment on function pgcoord.settle_updated_phases() is
+    'Trigger: log what moved, end attempts, free slots, release or block dependents, wake the coordinator.';
+
+create or replace trigger phase_queue_update_settles after update on public.phase_queue
+    referencing old table as old_rows new table as new_rows
+    for each statement execute function pgcoord.settle_updated_phases();
+
+-- Block or unblock with the cause as the logged reason, then go back to the reason of the statement itself.
+create or replace function pgcoord.settle_because(p_features integer[], p_phases integer[], p_cause text) returns void
+language plpgsql as $$
+declare
+    v_reason text := pgcoord.reason();
+begin
+    perform pgcoord.set_reason(p_cause);
+    perform pgcoord.settle_blocked(p_features, p_phases);
+    perform pgcoord.set_reason(v_reason);
+end $$;
+comment on function pgcoord.settle_because(integer[], integer[], text) is
+    'settle_blocked with the given words as the reason of what it logs.';
+
+create or replace function pgcoord.guard_phase_delete() returns trigger
+language plpgsql as $$
+begin
+    if old.slot is not null then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s and holds slot %s: it cannot be deleted', old.queue_id, old.status, old.slot),
+            hint = 'Cancel it first: pgcoord.cancel_phase(queue_id, reason).';
+    end if;
+    perform pgcoord.hold_feature(old.feature_id);
+    return old;
+end $$;
+comment on function pgcoord.guard_phase_delete() is 'Trigger: refuse (PC002) to delete a phase that holds a slot.';
+
+create or replace trigger phase_queue_delete_guards before delete on public.phase_queue
+    for each row execute function pgcoord.guard_phase_delete();
+
+create or replace function pgcoord.settle_deleted_phases() returns trigger
+language plpgsql set jit = off as $$
+declare
+    v_features integer[];
+    v_phases integer[];
+begin
+    insert into pgcoord.event (kind, feature_id, phase_number, queue_id, from_status, actor, reason)
+    select 'phase_deleted', feature_id, phase_number, queue_id, status, pgcoord.actor(), pgcoord.reason()
+    from old_rows order by feature_id, phase_number;
+    perform pg_notify('pgcoord_event', feature_id::text) from (select distinct feature_id from old_rows) as touched;
+
+    select array_agg(d.feature_id), array_agg(d.dependent) into v_features, v_phases
+    from old_rows as o
+        join pgcoord.dependency as d on d.feature_id = o.feature_id and d.prerequisite = o.phase_number;
+    if v_features is not null then
+        perform pgcoord.recount_unmet(v_features, v_phases);
+        perform pgcoord.settle_because(v_features, v_phases, 'a prerequisite was deleted');
+    end if;
+    return null;
+end $$;
+comment on function pgcoord.settle_deleted_phases() is 'Trigger: log deleted phases and make their dependents wait.';
+
+create or replace trigger phase_queue_delete_settles after delete on public.phase_queue
+    referencing old table as old_rows
+    for each statement execute function pgcoord.settle_deleted_phases();
+
+-- The attempt that a report is about: the named one, else the latest. No row for a phase that never had one.
+-- Errors: PC003 when the named one was given up, or is none of this phase.
+create or replace function pgcoord.reported_attempt(p_phase public.phase_queue, p_adw_id text) returns pgcoord.attempt
+language plpgsql as $$
+declare
+    v_attempt pgcoord.attempt;
+begin
+    select * into v_attempt from pgcoord.attempt
+    where queue_id = p_phase.queue_id
+        and case when p_adw_id is null then number = p_phase.attempt else adw_id = p_adw_id end;
+    if v_attempt.number < p_phase.attempt then
+        raise exception using
+            errcode = 'PC003',
+            message = format('attempt %s (%s) of phase %s was given up: attempt %s (%s) has taken its place',
+                v_attempt.number, p_adw_id, p_phase.queue_id, p_phase.attempt, p_phase.adw_id),
+            hint = 'Its result is not taken. If the work is done, cancel the phase and skip it.';
+    elsif v_attempt.id is null and p_adw_id is distinct from coalesce(p_phase.adw_id, p_adw_id) then
+        raise exception using
+            errcode = 'PC003',
+            message = format('%s is no attempt of phase %s, whose current one is %s', p_adw_id, p_phase.queue_id, p_phase.adw_id),
+            hint = 'Report with the adw_id that the workflow was started with.';
+    end if;
+    return v_attempt;
+end $$;
+comment on function pgcoord.reported_attempt(public.phase_queue, text) is
+    'The attempt that a report is about; PC003 when it was given up or is of another phase.';
+
+-- Take a report: the outcome decides once, a repeat of the same is answered with what is stored.
+-- Errors: PC001 no such phase; PC002 never started; PC003 stale attempt; PC004 it ended, or is ending, another way.
+create or replace function pgcoord.report_phase(p_queue_id text, p_outcome text, p_error text, p_adw_id text)
+returns public.phase_queue
+language plpgsql as $$
+declare
+    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+    v_attempt pgcoord.attempt := pgcoord.reported_attempt(v_phase, p_adw_id);
+    v_stored text := coalesce(v_attempt.outcome, v_attempt.ending, case when v_attempt.id is null then v_phase.status end);
+begin
+    if v_stored = p_outcome then
+        return v_phase;
+    elsif v_phase.slot is null and v_attempt.id is null and v_phase.status not in ('completed', 'failed', 'cancelled') then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s and never started: it cannot be reported %s', p_queue_id, v_phase.status, p_outcome),
+            hint = 'pgcoord.skip_phase(queue_id, reason) takes a phase as done without running it.';
+    elsif v_stored is not null then
+        raise exception using
+            errcode = 'PC004',
+            message = format('phase %s has ended %s: it cannot be reported %s any more', p_queue_id, v_stored, p_outcome),
+            hint = 'The first end of an attempt counts. Retry the phase, or skip it if the work is done.';
+    end if;
+    update public.phase_queue set status = p_outcome, error_message = p_error where queue_id = p_queue_id
+    returning * into v_phase;
+    return v_phase;
+end $$;
+comment on function pgcoord.report_phase(text, text, text, text) is
+    'Take the report of an attempt; what complete_phase and fail_phase share.';
+
+create or replace function pgcoord.complete_phase(p_queue_id text, p_adw_id text default null) returns public.phase_queue
+language sql
+return pgcoord.report_phase(p_queue_id, 'completed', null, p_adw_id);
+comment on function pgcoord.complete_phase(text, text) is
+    'Report a ready or running phase as completed: its slot is free and its dependents go on at once. A repeat changes nothing. With adw_id only if that attempt is the current one.';
+
+create or replace function pgcoord.fail_phase(p_queue_id text, p_error text, p_adw_id text default null)
+returns public.phase_queue
+language sql
+return pgcoord.report_phase(p_queue_id, 'failed', coalesce(p_error, 'reported as failed'), p_adw_id);
+comment on function pgcoord.fail_phase(text, text, text) is
+    'Report a ready or running phase as failed: its process is ended first, then it is queued again while attempts are left, else failed.';
+
+create or replace function pgcoord.retry_phase(p_queue_id text, p_reason text default null) returns public.phase_queue
+language plpgsql as $$
+declare
+    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+begin
+    if v_phase.status not in ('failed', 'cancelled') and v_phase.retry_at is null then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s: only a failed or cancelled one can be retried', p_queue_id, v_phase.status),
+            hint = case
+                when v_phase.slot is not null then 'Cancel it first: pgcoord.cancel_phase(queue_id, reason).'
+                when v_phase.status = 'blocked' then (
+                    select format('Retry phase %s, which it waits for.', phase_number)
+                    from pgcoord.nearest_obstacle(v_phase.feature_id, v_phase.phase_number)
+                )
+                else format('pgcoord.why(%L) says what it waits for.', p_queue_id)
+            end;
+    end if;
+    perform pgcoord.set_reason(p_reason);
+    update public.phase_queue set status = 'queued', retry_at = null where queue_id = p_queue_id returning * into v_phase;
+    perform pgcoord.set_reason(null);
+    return v_phase;
+end $$;
+comment on function pgcoord.retry_phase(text, text) is
+    'Queue a failed or cancelled phase again with its full number of attempts; one that waits for its retry time goes at once.';
+
+create or replace function pgcoord.skip_phase(p_queue_id text, p_reason text) returns public.phase_queue
+language plpgsql as $$
+declare
+    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+begin
+    if v_phase.slot is not null then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s: it cannot be skipped', p_queue_id, v_phase.status),
+            hint = 'Cancel it first: pgcoord.cancel_phase(queue_id, reason).';
+    end if;
+    if v_phase.status = 'completed' then
+        return v_phase;
+    end if;
+    perform pgcoord.set_reason(coalesce(p_reason, 'skipped'));
+    update public.phase_queue set status = 'completed' where queue_id = p_queue_id returning * into v_phase;
+    perform pgcoord.set_reason(null);
+    return v_phase;
+end $$;
+comment on function pgcoord.skip_phase(text, text) is
+    'Take a phase that does not run as completed: its dependents go on. One that is completed stays as it is.';
+
+create or replace function pgcoord.cancel_phase(p_queue_id text, p_reason text) returns public.phase_queue
+language plpgsql as $$
+declare
+    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+begin
+    if v_phase.status = 'cancelled' then
+        return v_phase;
+    end if;
+    perform pgcoord.set_reason(coalesce(p_reason, 'cancelled'));
+    update public.phase_queue set status = 'cancelled' where queue_id = p_queue_id returning * into v_phase;
+    perform pgcoord.set_reason(null);
+    return v_phase;
+end $$;
+comment on function pgcoord.cancel_phase(text, text) is
+    'Give a phase up; what depends on it is blocked. A running one keeps its slot until its process has been ended.';
+
+create or replace function pgcoord.set_priority(p_queue_id text, p_priority integer) returns public.phase_queue
+language plpgsql as $$
+declare
+    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+begin
+    update public.phase_queue set priority = p_priority where queue_id = p_queue_id returning * into v_phase;
+    return v_phase;
+end $$;
+comment on function pgcoord.set_priority(text, integer) is
+    'Change the place in line of a phase: lower runs earlier (10 urgent, 50 usual, 90 background).';
