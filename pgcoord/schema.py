@@ -1,6 +1,6 @@
 """Bring a database to this release's schema, and tell whether one is there already.
 
-The one rule: sql/migrations run once, in order; sql/functions run on every upgrade that has something new.
+The one rule: sql/migrations run once, in order; sql/functions whenever one of them has changed.
 """
 
 import hashlib
@@ -14,29 +14,13 @@ from pgcoord.errors import DatabaseUnusable, WrongSchema
 
 OLDEST_POSTGRES = 14
 
-_BOOKKEEPING = """
-create schema if not exists pgcoord;
-comment on schema pgcoord is 'pgcoord: what coordinates the phases of public.phase_queue.';
-create table if not exists pgcoord.migration (
-    name text primary key,
-    digest text not null,
-    release text not null,
-    at timestamptz not null default now()
-);
-comment on table pgcoord.migration is 'What upgrades have run: each migration, and the functions as a whole.';
-comment on column pgcoord.migration.name is 'File name without its ending; "functions" stands for all of sql/functions.';
-comment on column pgcoord.migration.digest is 'SHA-256 of what was run.';
-comment on column pgcoord.migration.release is 'Release of pgcoord that ran it.';
-comment on column pgcoord.migration.at is 'When it was run.';
-"""
-
 
 def upgrade(conn: psycopg.Connection) -> list[str]:
-    """Bring the database to this release's schema in one transaction; return what was run, nothing when it was there.
+    """Bring the database to this release's schema in one transaction; return what was run.
 
-    Waits for an upgrade that runs elsewhere. Raises `WrongSchema` when a newer release wrote the database or a
-    phase_queue of another make is in it, `DatabaseUnusable` when the server is too old, reads only, or the user has
-    not the right to create what is needed.
+    Nothing is run when it is there already. Waits for an upgrade that runs elsewhere. Raises
+    `WrongSchema` when a newer release wrote the database or a phase_queue of another make is in it,
+    `DatabaseUnusable` when the server is too old or reads only, or the user may not create.
     """
     check_server(conn)
     try:
@@ -54,7 +38,7 @@ def upgrade(conn: psycopg.Connection) -> list[str]:
 def _upgrade(conn: psycopg.Connection) -> list[str]:
     if not _exists(conn, "pgcoord.migration"):
         _refuse_foreign_tables(conn)
-        conn.execute(_BOOKKEEPING)
+        _run(conn, assets.SQL / "bookkeeping.sql")
     _refuse_newer(conn)
     done = _done(conn)
     ran = []
@@ -65,7 +49,9 @@ def _upgrade(conn: psycopg.Connection) -> list[str]:
             ran.append(path.stem)
     functions = _files("functions")
     if done.get("functions") != _digest(functions):
-        conn.execute("set local check_function_bodies = off")  # they may call each other in any order
+        conn.execute(
+            "set local check_function_bodies = off"
+        )  # they may call each other in any order
         for path in functions:
             _run(conn, path)
         _record(conn, "functions", _digest(functions))
@@ -74,7 +60,7 @@ def _upgrade(conn: psycopg.Connection) -> list[str]:
 
 
 def check_schema(conn: psycopg.Connection) -> None:
-    """Raise `WrongSchema`, with what to run, unless the database has exactly this release's schema."""
+    """Raise `WrongSchema`, with what to run, unless the schema is exactly this release's."""
     check_server(conn)
     if not _exists(conn, "pgcoord.migration"):
         _refuse_foreign_tables(conn)
@@ -119,7 +105,8 @@ def _refuse_foreign_tables(conn: psycopg.Connection) -> None:
         if _exists(conn, f"public.{table}"):
             raise WrongSchema(
                 f"database {conn.info.dbname!r} has a table {table} that is not of this pgcoord",
-                hint="If it is of version 1, 'pgcoord migrate-v1' takes it over; else use another database.",
+                hint="If it is of version 1, 'pgcoord migrate-v1' takes it over;"
+                " else use another database.",
             )
 
 
@@ -143,8 +130,9 @@ def _done(conn: psycopg.Connection) -> dict[str, str]:
 
 def _record(conn: psycopg.Connection, name: str, digest: str) -> None:
     conn.execute(
-        "insert into pgcoord.migration (name, digest, release) values (%s, %s, %s) on conflict (name)"
-        " do update set digest = excluded.digest, release = excluded.release, at = now()",
+        "insert into pgcoord.migration (name, digest, release) values (%s, %s, %s)"
+        " on conflict (name) do update"
+        " set digest = excluded.digest, release = excluded.release, at = now()",
         [name, digest, __version__],
     )
 

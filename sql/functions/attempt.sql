@@ -25,7 +25,7 @@ comment on function pgcoord.new_secret() is 'A signing secret as Standard Webhoo
 
 -- What a coordinator needs of an attempt to run it, or to take it over.
 create or replace view pgcoord.assignment as
-select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as attempt, a.adw_id, a.secret, a.host,
+select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as attempt, a.adw_id, a.secret, a.host, a.folder,
     a.workflow, p.issue_number, p.phase_data ->> 'title' as title, p.phase_data ->> 'prompt_content' as prompt,
     a.pid, a.process_started, a.started_at is not null as started, a.ended_at is not null as ended, a.ending,
     greatest(extract(epoch from clock_timestamp() - a.ended_at), 0)::float8 as ended_seconds_ago
@@ -56,7 +56,8 @@ comment on function pgcoord.check_epoch(bigint) is 'Refuse (PC007) a coordinator
 -- foreign key's share lock) does not hide it.
 -- Errors: PC007 when the lead is over.
 create or replace function pgcoord.claim_phases(p_epoch bigint) returns setof pgcoord.assignment
-language plpgsql as $$
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_paused timestamptz;
     v_slot smallint;
@@ -66,10 +67,12 @@ declare
 begin
     select paused_at into v_paused from pgcoord.control for no key update;
     perform pgcoord.check_epoch(p_epoch);
-    update public.phase_queue set retry_at = null
-    where queue_id in (
-        select queue_id from public.phase_queue where retry_at <= clock_timestamp() for no key update skip locked
-    );
+    if exists (select from public.phase_queue where retry_at <= clock_timestamp()) then
+        update public.phase_queue set retry_at = null
+        where queue_id in (
+            select queue_id from public.phase_queue where retry_at <= clock_timestamp() for no key update skip locked
+        );
+    end if;
     if v_paused is not null then
         return;
     end if;
@@ -92,15 +95,16 @@ begin
         v_id := nextval('pgcoord.attempt_id');
         v_adw_id := pgcoord.new_adw_id(v_id);
         insert into pgcoord.attempt (
-            id, queue_id, number, adw_id, secret, slot, epoch, host,
+            id, queue_id, number, adw_id, secret, slot, epoch, host, folder,
             workflow, reports, max_attempts, retry_delay, retry_lost, timeout
         )
         select v_id, v_phase.queue_id, v_phase.attempt + 1, v_adw_id, pgcoord.new_secret(), v_slot, p_epoch, c.host,
+            format('%s/%s/%s', c.runs_folder, k.installation, v_id),
             (v_phase.workflow).name, (v_phase.workflow).reports,
             coalesce(v_phase.max_attempts::integer, (v_phase.workflow).max_attempts),
             (v_phase.workflow).retry_delay, (v_phase.workflow).retry_lost,
             coalesce(make_interval(secs => v_phase.timeout_seconds::float8), (v_phase.workflow).timeout)
-        from pgcoord.coordinator as c where c.epoch = p_epoch;
+        from pgcoord.coordinator as c cross join pgcoord.control as k where c.epoch = p_epoch;
         update public.phase_queue
         set status = 'ready', slot = v_slot, attempt = attempt + 1, adw_id = v_adw_id, ready_timestamp = clock_timestamp(),
             started_timestamp = null, finished_timestamp = null

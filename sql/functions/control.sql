@@ -96,7 +96,9 @@ comment on view pgcoord.leader is 'The coordinator that leads; no row when none 
 -- Take the lead on this connection: a new epoch, and the workflows that can be run from now on.
 -- Waits up to two seconds for a lock whose holder is just going away.
 -- Errors: PC007, naming the leader, when another one leads.
-create or replace function pgcoord.lead(p_host text, p_pid integer, p_version text, p_workflows jsonb)
+create or replace function pgcoord.lead(
+    p_host text, p_pid integer, p_version text, p_runs_folder text, p_workflows jsonb
+)
 returns table (epoch bigint, installation uuid)
 language plpgsql as $$
 #variable_conflict use_column
@@ -118,8 +120,8 @@ begin
     perform set_config('lock_timeout', v_timeout, true);
 
     update pgcoord.control set epoch = control.epoch + 1;
-    insert into pgcoord.coordinator (epoch, host, pid, version)
-    select c.epoch, p_host, p_pid, p_version from pgcoord.control as c;
+    insert into pgcoord.coordinator (epoch, host, pid, version, runs_folder)
+    select c.epoch, p_host, p_pid, p_version, p_runs_folder from pgcoord.control as c;
     delete from pgcoord.workflow;
     insert into pgcoord.workflow (name, is_default, reports, max_attempts, retry_delay, retry_lost, timeout)
     select w ->> 'name', (w ->> 'default')::boolean, (w ->> 'reports')::boolean, (w ->> 'max_attempts')::integer,
@@ -128,5 +130,5 @@ begin
     from jsonb_array_elements(p_workflows) as w;
     return query select c.epoch, c.installation from pgcoord.control as c;
 end $$;
-comment on function pgcoord.lead(text, integer, text, jsonb) is
+comment on function pgcoord.lead(text, integer, text, text, jsonb) is
     'For a coordinator, on its LISTEN connection: take the lead with these workflows; PC007 names the one that leads.';

@@ -3,6 +3,8 @@
 -- is none) and the status `blocked` (a prerequisite, direct or not, is failed or cancelled).
 -- Everything here is called by the triggers of phase_queue, which hold the locks of the features concerned.
 -- Phases are passed as two arrays, feature ids and phase numbers, so that a statement over many features is one call.
+-- A session keeps the plan it once made, when the tables were perhaps empty: the functions that run with every change
+-- leave the planner index look-ups only, which cost the same for one phase whether a hundred or a million are stored.
 
 -- Refuse an array of prerequisites that cannot be meant.
 -- Errors: PC005, naming the phase and the element.
@@ -112,7 +114,8 @@ comment on function pgcoord.find_cycle(integer) is
 -- Store the edges that the given phases name now, in place of those they named before.
 -- Errors: PC005 when an array is malformed or a cycle would close.
 create or replace function pgcoord.store_edges(p_features integer[], p_phases integer[]) returns void
-language plpgsql set jit = off as $$
+language plpgsql
+set enable_nestloop = on set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_feature integer;
     v_cycle integer[];
@@ -155,44 +158,48 @@ comment on function pgcoord.store_edges(integer[], integer[]) is
 
 -- Count again what the given phases wait for, as far as they wait, and stamp or clear their eligible_at.
 create or replace function pgcoord.recount_unmet(p_features integer[], p_phases integer[]) returns void
-language sql set jit = off as $$
-    update public.phase_queue as p
-    set unmet = counted.unmet,
-        eligible_at = case when counted.unmet = 0 then clock_timestamp() end,
-        updated_at = now()
-    from (
-        select waiting.queue_id,
-            (select count(*) from pgcoord.dependency as d
-                where d.feature_id = waiting.feature_id and d.dependent = waiting.phase_number
-                    and not exists (
-                        select from public.phase_queue as up
-                        where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
-                            and up.status = 'completed'
-                    ))::integer as unmet
-        from unnest(p_features, p_phases) as given (feature_id, phase_number)
-            join public.phase_queue as waiting using (feature_id, phase_number)
-        where waiting.status in ('queued', 'blocked')
-    ) as counted
-    where p.queue_id = counted.queue_id and p.unmet <> counted.unmet and p.status in ('queued', 'blocked');
-$$;
+language plpgsql
+set enable_nestloop = on set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
+begin
+        update public.phase_queue as p
+        set unmet = counted.unmet,
+            eligible_at = case when counted.unmet = 0 then clock_timestamp() end,
+            updated_at = now()
+        from (
+            select waiting.queue_id,
+                (select count(*) from pgcoord.dependency as d
+                    where d.feature_id = waiting.feature_id and d.dependent = waiting.phase_number
+                        and not exists (
+                            select from public.phase_queue as up
+                            where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+                                and up.status = 'completed'
+                        ))::integer as unmet
+            from unnest(p_features, p_phases) as given (feature_id, phase_number)
+                join public.phase_queue as waiting using (feature_id, phase_number)
+            where waiting.status in ('queued', 'blocked')
+        ) as counted
+        where p.queue_id = counted.queue_id and p.unmet <> counted.unmet and p.status in ('queued', 'blocked');
+end $$;
 comment on function pgcoord.recount_unmet(integer[], integer[]) is
     'Count the open prerequisites of the given phases again, as far as they wait.';
 
 -- A prerequisite of these phases' dependents was completed: one less to wait for.
 create or replace function pgcoord.release_dependents(p_features integer[], p_phases integer[]) returns void
-language sql set jit = off as $$
-    update public.phase_queue as p
-    set unmet = p.unmet - met.edges,
-        eligible_at = case when p.unmet = met.edges then clock_timestamp() end,
-        updated_at = now()
-    from (
-        select d.feature_id, d.dependent, count(*)::integer as edges
-        from unnest(p_features, p_phases) as done (feature_id, phase_number)
-            join pgcoord.dependency as d on d.feature_id = done.feature_id and d.prerequisite = done.phase_number
-        group by d.feature_id, d.dependent
-    ) as met
-    where p.feature_id = met.feature_id and p.phase_number = met.dependent and p.status in ('queued', 'blocked');
-$$;
+language plpgsql
+set enable_nestloop = on set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
+begin
+        update public.phase_queue as p
+        set unmet = p.unmet - met.edges,
+            eligible_at = case when p.unmet = met.edges then clock_timestamp() end,
+            updated_at = now()
+        from (
+            select d.feature_id, d.dependent, count(*)::integer as edges
+            from unnest(p_features, p_phases) as done (feature_id, phase_number)
+                join pgcoord.dependency as d on d.feature_id = done.feature_id and d.prerequisite = done.phase_number
+            group by d.feature_id, d.dependent
+        ) as met
+        where p.feature_id = met.feature_id and p.phase_number = met.dependent and p.status in ('queued', 'blocked');
+end $$;
 comment on function pgcoord.release_dependents(integer[], integer[]) is
     'Lower the count of open prerequisites of the direct dependents of phases that were just completed.';
 
@@ -200,71 +207,73 @@ comment on function pgcoord.release_dependents(integer[], integer[]) is
 -- given phases and everything downstream of them that waits: upstream of those nothing has changed.
 -- One statement however long the chain is; `offset 0` keeps the planner at index look-ups inside the recursion.
 create or replace function pgcoord.settle_blocked(p_features integer[], p_phases integer[]) returns void
-language sql set jit = off as $$
-    with recursive waiting (feature_id, phase_number) as (
-        select feature_id, phase_number from unnest(p_features, p_phases) as given (feature_id, phase_number)
-        union
-        select w.feature_id, next.phase_number
-        from waiting as w
-            cross join lateral (
-                select p.phase_number
-                from pgcoord.dependency as d
-                    join public.phase_queue as p
-                        on p.feature_id = d.feature_id and p.phase_number = d.dependent
-                where d.feature_id = w.feature_id and d.prerequisite = w.phase_number
-                    and p.status in ('queued', 'blocked')
-                offset 0
-            ) as next
-    ),
-    candidate as materialized (
-        select p.queue_id, p.feature_id, p.phase_number, p.status
-        from waiting as w
-            join public.phase_queue as p using (feature_id, phase_number)
-        where p.status in ('queued', 'blocked')
-    ),
-    doomed (feature_id, phase_number) as (
-        select c.feature_id, c.phase_number
-        from candidate as c
-        where exists (
-            select from pgcoord.dependency as d
-                join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
-            where d.feature_id = c.feature_id and d.dependent = c.phase_number
-                and (up.status in ('failed', 'cancelled')
-                    or up.status = 'blocked' and not exists (
-                        select from waiting as w
-                        where w.feature_id = up.feature_id and w.phase_number = up.phase_number
-                    ))
+language plpgsql
+set enable_nestloop = on set enable_seqscan = off set jit = off as $$
+begin
+        with recursive waiting (feature_id, phase_number) as (
+            select feature_id, phase_number from unnest(p_features, p_phases) as given (feature_id, phase_number)
+            union
+            select w.feature_id, next.phase_number
+            from waiting as w
+                cross join lateral (
+                    select p.phase_number
+                    from pgcoord.dependency as d
+                        join public.phase_queue as p
+                            on p.feature_id = d.feature_id and p.phase_number = d.dependent
+                    where d.feature_id = w.feature_id and d.prerequisite = w.phase_number
+                        and p.status in ('queued', 'blocked')
+                    offset 0
+                ) as next
+        ),
+        candidate as materialized (
+            select p.queue_id, p.feature_id, p.phase_number, p.status
+            from waiting as w
+                join public.phase_queue as p using (feature_id, phase_number)
+            where p.status in ('queued', 'blocked')
+        ),
+        doomed (feature_id, phase_number) as (
+            select c.feature_id, c.phase_number
+            from candidate as c
+            where exists (
+                select from pgcoord.dependency as d
+                    join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+                where d.feature_id = c.feature_id and d.dependent = c.phase_number
+                    and (up.status in ('failed', 'cancelled')
+                        or up.status = 'blocked' and not exists (
+                            select from waiting as w
+                            where w.feature_id = up.feature_id and w.phase_number = up.phase_number
+                        ))
+            )
+            union
+            select d.feature_id, d.dependent
+            from doomed
+                cross join lateral (
+                    select e.feature_id, e.dependent
+                    from pgcoord.dependency as e
+                        join public.phase_queue as p
+                            on p.feature_id = e.feature_id and p.phase_number = e.dependent
+                    where e.feature_id = doomed.feature_id and e.prerequisite = doomed.phase_number
+                        and p.status in ('queued', 'blocked')
+                    offset 0
+                ) as d
+        ),
+        settled as (
+            select c.queue_id, case when d.phase_number is null then 'queued' else 'blocked' end as status
+            from candidate as c
+                left join doomed as d using (feature_id, phase_number)
         )
-        union
-        select d.feature_id, d.dependent
-        from doomed
-            cross join lateral (
-                select e.feature_id, e.dependent
-                from pgcoord.dependency as e
-                    join public.phase_queue as p
-                        on p.feature_id = e.feature_id and p.phase_number = e.dependent
-                where e.feature_id = doomed.feature_id and e.prerequisite = doomed.phase_number
-                    and p.status in ('queued', 'blocked')
-                offset 0
-            ) as d
-    ),
-    settled as (
-        select c.queue_id, case when d.phase_number is null then 'queued' else 'blocked' end as status
-        from candidate as c
-            left join doomed as d using (feature_id, phase_number)
-    )
-    update public.phase_queue as p
-    set status = settled.status
-    from settled
-    where p.queue_id = settled.queue_id and p.status <> settled.status and p.status in ('queued', 'blocked');
-$$;
+        update public.phase_queue as p
+        set status = settled.status
+        from settled
+        where p.queue_id = settled.queue_id and p.status <> settled.status and p.status in ('queued', 'blocked');
+end $$;
 comment on function pgcoord.settle_blocked(integer[], integer[]) is
     'Block or unblock the given phases and what is downstream of them, as their prerequisites now stand.';
 
 -- The nearest failed or cancelled phase upstream of a phase: fewest steps, then lowest number. No row when there is none.
 create or replace function pgcoord.nearest_obstacle(p_feature_id integer, p_phase_number integer)
 returns table (phase_number integer, status text, via integer)
-language sql stable set jit = off as $$
+language sql stable set enable_seqscan = off set jit = off as $$
     with recursive upstream (phase_number, status, via, step) as (
         select p_phase_number, null::text, null::integer, 0
         union

@@ -169,7 +169,8 @@ comment on function pgcoord.check_inserted(text[]) is
     'Refuse (PC002) inserted phases of a cancelled feature, or running before their prerequisites.';
 
 create or replace function pgcoord.settle_inserted_phases() returns trigger
-language plpgsql set jit = off as $$
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_features integer[];
     v_phases integer[];
@@ -450,7 +451,9 @@ create or replace trigger phase_queue_update_moves before update on public.phase
 
 -- End the attempts of phases that left their slots, unless their end is recorded already, and drop surplus slots.
 create or replace function pgcoord.release_slots(p_queue_ids text[], p_slots smallint[]) returns void
-language sql as $$
+language plpgsql
+set enable_nestloop = on set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
+begin
     update pgcoord.attempt as a
     set ended_at = clock_timestamp(),
         outcome = case when p.status in ('completed', 'cancelled') then p.status else 'failed' end,
@@ -458,13 +461,18 @@ language sql as $$
         exited_at = case when a.external then clock_timestamp() else a.exited_at end
     from public.phase_queue as p
     where p.queue_id = any (p_queue_ids) and a.queue_id = p.queue_id and a.number = p.attempt and a.ended_at is null;
-    delete from pgcoord.slot where draining and number = any (p_slots);
-$$;
+    if exists (select from pgcoord.slot where draining and number = any (p_slots)) then
+        delete from pgcoord.slot where draining and number = any (p_slots);
+    end if;
+end $$;
 comment on function pgcoord.release_slots(text[], smallint[]) is
     'End the attempts of phases that left their slots, and delete those slots that were draining.';
 
+-- Old and new rows are joined by hashing: a plan kept from an update of one row would otherwise compare each with
+-- each when the same session updates fifty thousand.
 create or replace function pgcoord.settle_updated_phases() returns trigger
-language plpgsql set jit = off as $$
+language plpgsql
+set enable_nestloop = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v record;
 begin
@@ -556,7 +564,8 @@ create or replace trigger phase_queue_delete_guards before delete on public.phas
     for each row execute function pgcoord.guard_phase_delete();
 
 create or replace function pgcoord.settle_deleted_phases() returns trigger
-language plpgsql set jit = off as $$
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_features integer[];
     v_phases integer[];

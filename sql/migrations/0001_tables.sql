@@ -186,6 +186,7 @@ create table pgcoord.coordinator (
     host text not null,
     pid integer not null,
     version text not null,
+    runs_folder text not null,
     lead_at timestamptz not null default now(),
     lease_until timestamptz
 );
@@ -195,6 +196,7 @@ comment on column pgcoord.coordinator.epoch is 'Grows with each lead: an older o
 comment on column pgcoord.coordinator.host is 'Machine it runs on.';
 comment on column pgcoord.coordinator.pid is 'Its process there.';
 comment on column pgcoord.coordinator.version is 'Release of pgcoord it runs.';
+comment on column pgcoord.coordinator.runs_folder is 'Folder on its machine that holds a folder for each run.';
 comment on column pgcoord.coordinator.lead_at is 'When it took the lead.';
 comment on column pgcoord.coordinator.lease_until is
     'Until when nobody else may touch the processes of its host (set by coordinators that stand by for each other).';
@@ -229,6 +231,7 @@ create table pgcoord.attempt (
     slot smallint not null,
     epoch bigint,
     host text,
+    folder text,
     external boolean not null default false,
     workflow text,
     reports boolean not null default false,
@@ -255,7 +258,7 @@ create table pgcoord.attempt (
     constraint attempt_outcome_is_known
         check (outcome in ('completed', 'failed', 'timed_out', 'lost', 'cancelled', 'returned')),
     constraint attempt_ends_with_outcome check ((ended_at is null) = (outcome is null)),
-    constraint attempt_is_somebodys check (external or (epoch is not null and host is not null))
+    constraint attempt_is_somebodys check (external or (epoch is not null and host is not null and folder is not null))
 );
 create unique index attempt_slot_key on pgcoord.attempt (slot) where ended_at is null;
 create index attempt_alive_idx on pgcoord.attempt (host) where exited_at is null;
@@ -270,6 +273,7 @@ comment on column pgcoord.attempt.secret is 'Signs the reports of this attempt; 
 comment on column pgcoord.attempt.slot is 'The slot it was given.';
 comment on column pgcoord.attempt.epoch is 'Lead under which it was claimed.';
 comment on column pgcoord.attempt.host is 'Machine its process is on.';
+comment on column pgcoord.attempt.folder is 'Where its run keeps log, exit status and prompt, on that machine.';
 comment on column pgcoord.attempt.external is
     'Inserted as running by hand: never launched, adopted or ended here, only reported on.';
 comment on column pgcoord.attempt.workflow is 'Workflow it runs.';

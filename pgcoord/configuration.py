@@ -1,0 +1,277 @@
+"""pgcoord.toml: which workflows this coordinator may run, and how.
+
+It is read once, in the command line. What it does not know is an error that names it: a
+misspelt `timeout` must not become a job without one.
+"""
+
+import difflib
+import os.path
+import re
+import tomllib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pgcoord.duration import parse_duration
+from pgcoord.errors import InvalidConfiguration
+
+NAME = "pgcoord.toml"
+
+PLACEHOLDERS = (
+    "queue_id",
+    "feature_id",
+    "phase_number",
+    "attempt",
+    "adw_id",
+    "issue_number",
+    "workflow_type",
+    "title",
+    "prompt_file",
+    "prompt",
+)
+
+# What a person calls it, where that differs from the placeholder.
+_NOUNS = {"issue_number": "issue"}
+
+# A doubled brace, a placeholder, or a brace that is neither.
+_BRACES = re.compile(r"(\{\{|\}\})|\{([^{}]*)\}|[{}]")
+
+# What the attempt counter of the database, an integer, holds with room to spare.
+_MOST_ATTEMPTS = 1_000_000
+
+_Reader = Callable[[object], Any]
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """A named command, `[workflow.NAME]`, and how its attempts are run."""
+
+    name: str
+    command: tuple[str, ...]
+    directory: Path
+    environment: tuple[str, ...] = ()
+    timeout: timedelta | None = None
+    linger: timedelta = timedelta(seconds=30)
+    max_attempts: int = 1
+    retry_delay: timedelta = timedelta(seconds=10)
+    retry_lost: bool = False
+    reports: bool = False
+    default: bool = False
+
+    def arguments(self, values: Mapping[str, str | None]) -> list[str]:
+        """Fill the placeholders of `command` from `values`.
+
+        A value stays inside its argument, whatever it contains, and is never filled itself.
+        Raises InvalidConfiguration when the value of a placeholder is None.
+        """
+
+        def fill(match: re.Match[str]) -> str:
+            name = match[2]
+            if name is None:
+                return match[0][0]
+            value = values.get(name)
+            if value is None:
+                noun = _NOUNS.get(name, name.replace("_", " "))
+                raise InvalidConfiguration(f"{{{name}}}: the phase has no {noun}")
+            return value
+
+        return [_BRACES.sub(fill, argument) for argument in self.command]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What pgcoord.toml says; `path` is None where there is no such file."""
+
+    path: Path | None
+    workflows: Mapping[str, Workflow]
+    log_folder: Path | None
+
+    @property
+    def default_workflow(self) -> Workflow | None:
+        """The workflow of a phase that names none."""
+        return next((each for each in self.workflows.values() if each.default), None)
+
+
+def find_configuration(start: Path) -> Path | None:
+    """Look for pgcoord.toml in `start`, then upward, as git looks for its folder."""
+    start = start.resolve()
+    candidates = (folder / NAME for folder in (start, *start.parents))
+    return next((path for path in candidates if os.path.isfile(path)), None)
+
+
+def read_configuration(path: Path) -> Configuration:
+    """Read the file at `path`.
+
+    Relative folders in it are relative to where it lies. Raises InvalidConfiguration with
+    everything that is wrong, one line each: `file: key: what is expected`.
+    """
+    path = path.absolute()
+    problems: list[str] = []
+    folder = partial(_folder, path.parent)
+    sections = _read_table(
+        _parse(path), {"workflow": _table, "log": _table}, key="", problems=problems
+    )
+    workflows = _read_workflows(sections.get("workflow", {}), folder, problems)
+    log = _read_table(sections.get("log", {}), {"folder": folder}, key="log", problems=problems)
+    if problems:
+        raise InvalidConfiguration("\n".join(f"{path}: {problem}" for problem in problems))
+    return Configuration(path=path, workflows=workflows, log_folder=log.get("folder"))
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """End an error about an unknown `word`: with the known one nearest to it, else with all."""
+    spellings = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(word.lower(), spellings, n=1)
+    if near:
+        return f"; did you mean {spellings[near[0]]}?"
+    return f"; expected one of {', '.join(known)}" if known else ""
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        # Windows editors begin a file with a byte order mark, which TOML does not know.
+        text = path.read_bytes().decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}"
+        raise InvalidConfiguration(f"{path}: {problem}") from error
+    except OSError as error:
+        raise InvalidConfiguration(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:  # a number of thousands of digits is not a TOMLDecodeError
+        line = _line_of(str(error), text)
+        raise InvalidConfiguration(f"{path}:{line}: not TOML: {error}") from error
+
+
+def _line_of(message: str, text: str) -> int:
+    """Where tomllib stumbled: before Python 3.14 only its message says so."""
+    match = re.search(r"at line (\d+)", message)
+    return int(match[1]) if match else max(1, len(text.splitlines()))
+
+
+def _read_workflows(
+    tables: Mapping[str, object], folder: _Reader, problems: list[str]
+) -> dict[str, Workflow]:
+    """Read every `[workflow.NAME]`; the result is of use only as long as there is no problem."""
+    workflows: dict[str, Workflow] = {}
+    first = None
+    for name, table in tables.items():
+        key = f"workflow.{_bare(name)}"
+        if not isinstance(table, dict):
+            problems.append(f"{key}: expected a table [workflow.NAME], not {table!r:.60}")
+            continue
+        if not name or name != name.strip() or not name.isprintable():
+            problems.append(f"{key}: expected a name of visible characters, no space around it")
+        workflow = _read_workflow(name, table, key=key, folder=folder, problems=problems)
+        if workflow.default and first is not None:
+            problems.append(f"{key}.default: {first} is the default already")
+        elif workflow.default:
+            first = key
+        workflows[name] = workflow
+    return workflows
+
+
+def _read_workflow(
+    name: str, table: Mapping[str, object], *, key: str, folder: _Reader, problems: list[str]
+) -> Workflow:
+    readers: dict[str, _Reader] = {
+        "command": _command,
+        "directory": folder,
+        "environment": _environment,
+        "timeout": parse_duration,
+        "linger": partial(parse_duration, zero=True),
+        "max_attempts": _attempts,
+        "retry_delay": partial(parse_duration, zero=True),
+        "retry_lost": _boolean,
+        "reports": _boolean,
+        "default": _boolean,
+    }
+    if "command" not in table:
+        problems.append(f'{key}.command: missing; expected a list such as ["make", "build"]')
+    values = _read_table(table, readers, key=key, problems=problems)
+    return Workflow(name=name, **{"command": (), "directory": folder("."), **values})
+
+
+def _read_table(
+    table: Mapping[str, object], readers: Mapping[str, _Reader], *, key: str, problems: list[str]
+) -> dict[str, Any]:
+    """Read each value of `table` by its reader, and add what cannot be read to `problems`."""
+    values = {}
+    for name, value in table.items():
+        where = f"{key}.{_bare(name)}".removeprefix(".")
+        if name not in readers:
+            problems.append(f"{where}: unknown key{did_you_mean(name, readers)}")
+            continue
+        try:
+            values[name] = readers[name](value)
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+    return values
+
+
+def _bare(key: str) -> str:
+    """Write a key as TOML does: in quotes unless it is plain."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else f'"{key}"'
+
+
+def _table(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a table, not {value!r:.60}")
+    return value
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"expected true or false, not {value!r:.60}")
+    return value
+
+
+def _attempts(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= _MOST_ATTEMPTS:
+        raise ValueError(f"expected a whole number from 1 to {_MOST_ATTEMPTS}, not {value!r:.60}")
+    return value
+
+
+def _folder(base: Path, value: object) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f'expected a folder such as "jobs", not {value!r:.60}')
+    return base / os.path.expanduser(value)
+
+
+def _environment(value: object) -> tuple[str, ...]:
+    names = _texts(value, 'expected a list of variable names such as ["API_KEY"]')
+    for name in names:
+        if not name or "=" in name:
+            raise ValueError(f'expected names of variables such as "API_KEY", not {name!r:.60}')
+    return names
+
+
+def _command(value: object) -> tuple[str, ...]:
+    arguments = _texts(value, 'expected a list of arguments such as ["make", "build"]')
+    if not arguments or not arguments[0].strip():
+        raise ValueError('expected a program and its arguments such as ["make", "build"]')
+    problems = [problem for argument in arguments for problem in _brace_problems(argument)]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return arguments
+
+
+def _texts(value: object, expected: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{expected}, not {value!r:.60}")
+    for text in value:
+        if not isinstance(text, str) or "\0" in text:
+            raise ValueError(f"{expected}, with nothing but text in it, not {text!r:.60}")
+    return tuple(value)
+
+
+def _brace_problems(argument: str) -> Iterator[str]:
+    for match in _BRACES.finditer(argument):
+        name = match[2]
+        if name is None and match[1] is None:
+            yield f"unbalanced {match[0]} in {argument!r:.60}; a brace itself is {match[0] * 2}"
+        elif name is not None and name not in PLACEHOLDERS:
+            yield f"unknown placeholder {{{name}}}{did_you_mean(name, PLACEHOLDERS)}"

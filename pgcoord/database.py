@@ -1,0 +1,70 @@
+"""Connections: which database, with which parameters, and what to say when it cannot be reached."""
+
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pgcoord.errors import CoordError, DatabaseUnusable
+
+# A dead peer is noticed by the kernel, not by a timer of ours: after 5 + 3 x 2 s of silence, and 5
+# s with data in flight.
+_KEEPALIVE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 5000,
+}
+# The same on the server's side: the lead goes with its connection, also when our machine has
+# vanished.
+_SERVER_KEEPALIVE = (
+    "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
+)
+
+
+def with_defaults(dsn: str, *, listens: bool = False) -> str:
+    """The DSN with our timeouts and name where it does not set them itself."""
+    try:
+        given = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as error:
+        raise DatabaseUnusable(
+            f"this is no DSN: {str(error).strip()}",
+            hint="For example postgresql://user@host:5432/name, or host=… dbname=…",
+        ) from error
+    extra: dict[str, Any] = {"application_name": "pgcoord", **_KEEPALIVE}
+    if listens:
+        extra["application_name"] = "pgcoord listener"
+        extra["options"] = f"{given.get('options') or ''} {_SERVER_KEEPALIVE}".strip()
+        given.pop("options", None)
+    return make_conninfo(dsn, **{key: value for key, value in extra.items() if key not in given})
+
+
+async def connect(dsn: str, *, listens: bool = False) -> psycopg.AsyncConnection[Any]:
+    """Connect in autocommit mode.
+
+    Raises `DatabaseUnusable` with what to check; waits 5 s at most.
+    """
+    conninfo = with_defaults(dsn, listens=listens)
+    try:
+        return await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+    except psycopg.OperationalError as error:
+        raise unusable(error) from error
+
+
+def unusable(error: psycopg.OperationalError) -> DatabaseUnusable:
+    """What a failed connection means, as one line."""
+    message = " ".join(str(error).split())
+    return DatabaseUnusable(
+        f"the database cannot be used: {message}",
+        hint="Does it run? Check --dsn, DATABASE_URL, or PGHOST, PGPORT, PGUSER and PGDATABASE.",
+    )
+
+
+def refused_for_good(error: CoordError) -> bool:
+    """Whether the server answered and refused, so that trying again is no use."""
+    text = str(error)
+    return "FATAL" in text and not any(
+        passing in text
+        for passing in ("starting up", "shutting down", "recovery", "too many", "terminating")
+    )

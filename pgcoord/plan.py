@@ -1,0 +1,540 @@
+"""Plans: Markdown files that describe a feature and its phases.
+
+`# Title` and what follows it describe the feature; each `## Phase 1: Title` begins a phase,
+with `Key: value` lines directly below it and the prompt after them. What is a heading and what
+merely looks like one, in a code block say, is for a Markdown parser to tell. Prompts are never
+changed. Faults are collected, so that one reading shows them all.
+"""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from graphlib import CycleError, TopologicalSorter
+from itertools import islice, pairwise, takewhile
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from pgcoord.configuration import did_you_mean
+from pgcoord.duration import parse_duration
+from pgcoord.errors import InvalidPlan
+
+MOST_PHASES = 200
+
+# What the attempt counter of the database, an integer, holds with room to spare.
+_MOST_ATTEMPTS = 1_000_000
+
+# A plan with more cycles than this is all cycles: the first ones say enough.
+_MOST_CYCLES = 20
+
+_WORDS = (  # noqa: SIM905
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen twenty"
+).split()
+
+_NUMBER = rf"[0-9]{{1,6}}|{'|'.join(_WORDS)}"
+
+# A hyphen needs a space after it: "Phase 1-2: x" is not phase 1, titled "2: x".
+_SEPARATOR = r"(?:[:–—]|-(?=\s))"  # noqa: RUF001
+
+_PHASE = re.compile(rf"phase\s+({_NUMBER})\s*{_SEPARATOR}\s*(.*\S)", re.IGNORECASE)
+
+# What a person who wrote it must have meant as a phase, well-formed or not.
+_PHASE_LIKE = re.compile(
+    r"[*_]*phase"
+    rf"(?:\s*(?:$|{_SEPARATOR}|[0-9])|\s+(?:{_NUMBER})\b|\s+[^\s:–—]+\s*{_SEPARATOR})",  # noqa: RUF001
+    re.IGNORECASE,
+)
+
+# At the very beginning of a line no list or quotation goes on, only a code or HTML block.
+_HEADING_LIKE = re.compile(rf"##\s*{_PHASE_LIKE.pattern}", re.IGNORECASE)
+
+_DEPENDENCY = re.compile(rf"(?:phases?\s+)?({_NUMBER})", re.IGNORECASE)
+
+_KEY_LINE = re.compile(
+    r" {0,3}(?P<markup>(?:[-+*][ \t]+)?\**)"
+    r"(?P<key>[^\W\d_][\w'-]*(?:[ \t]+[\w'-]+){0,2})[ \t]*\**:(?P<value>.*)"
+)
+
+# Only blocks matter here: inline markup and link definitions would cost time for nothing.
+# When lists nest deeper than the limit (20 by default), the parser drops what follows them.
+_markdown = MarkdownIt("commonmark", {"maxNesting": 100}).disable(["inline", "reference"])
+
+_Problem = tuple[int, str]
+"""A line, from 1, and what is wrong there."""
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """A phase as its plan describes it; None and () are what the plan does not say.
+
+    `line` is that of its heading, `depends_on` is as the plan means it, with the phase before
+    where nothing is said, and `prompt` is to the letter.
+    """
+
+    number: int
+    title: str
+    prompt: str
+    depends_on: tuple[int, ...]
+    line: int
+    workflow: str | None = None
+    hours: float | None = None
+    priority: int | None = None
+    files: tuple[str, ...] = ()
+    max_attempts: int | None = None
+    timeout: timedelta | None = None
+
+    def row(self) -> dict[str, object]:
+        """Return the phase as `Plan.feature` lists it."""
+        seconds = None if self.timeout is None else self.timeout.total_seconds()
+        optional = {
+            "workflow_type": self.workflow,
+            "estimated_hours": self.hours,
+            "priority": self.priority,
+            "files": list(self.files) or None,
+            "max_attempts": self.max_attempts,
+            "timeout_seconds": int(seconds) if seconds and seconds.is_integer() else seconds,
+        }
+        return {
+            "phase_number": self.number,
+            "title": self.title,
+            "prompt_content": self.prompt,
+            "depends_on_phases": list(self.depends_on),
+            **{key: value for key, value in optional.items() if value is not None},
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A feature and its phases, in the order of their numbers."""
+
+    title: str
+    description: str
+    phases: tuple[PlannedPhase, ...]
+
+    def feature(self) -> dict[str, object]:
+        """Return the plan as pgcoord.submit_feature(jsonb) takes it."""
+        hours = [phase.hours for phase in self.phases if phase.hours is not None]
+        return {
+            "title": self.title,
+            "description": self.description,
+            # Rounded, for 0.1 + 0.2 hours are 0.3 hours.
+            "estimated_hours": round(sum(hours), 6) if hours else None,
+            "phases": [phase.row() for phase in self.phases],
+        }
+
+
+@dataclass(frozen=True)
+class _Section:
+    """What a phase's heading and the lines up to the next say; number 0 is a faulty heading."""
+
+    line: int
+    number: int
+    title: str
+    keys: dict[str, tuple[int, Any]]
+    prompt: str
+
+    def value(self, key: str) -> Any:
+        return self.keys.get(key, (0, None))[1]
+
+    def line_of(self, key: str) -> int:
+        return self.keys.get(key, (self.line, None))[0]
+
+    @property
+    def depends_on(self) -> tuple[int, ...]:
+        if "depends on" in self.keys:
+            return self.value("depends on") or ()
+        return (self.number - 1,) if self.number > 1 else ()
+
+
+def read_plan(
+    path: Path, *, workflows: Collection[str] | None = None, has_default: bool = True
+) -> Plan:
+    """Read the plan at `path`, a UTF-8 file; for the rest see `parse_plan`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidPlan([f"{path}: {(error.strerror or str(error)).lower()}"]) from error
+    try:
+        # Windows editors begin a file with a byte order mark, which Markdown does not know.
+        text = data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        byte = f"byte 0x{data[error.start]:02x} at offset {error.start}"
+        raise InvalidPlan([f"{path}:{line}: not UTF-8: {byte}"]) from error
+    return parse_plan(text, name=str(path), workflows=workflows, has_default=has_default)
+
+
+def parse_plan(
+    text: str,
+    *,
+    name: str,
+    workflows: Collection[str] | None = None,
+    has_default: bool = True,
+) -> Plan:
+    """Read the plan `text`; `name` stands for its file in errors.
+
+    With `workflows`, a phase may name only one of these, and must name one unless there is a
+    default. Raises InvalidPlan with every fault, in the order of lines.
+    """
+    lines = _lines(text)
+    problems = list(_unusable_characters(lines))
+    if not problems:
+        tokens = [token for token in _markdown.parse(text) if token.level <= 1]
+        headings = list(_headings(tokens))
+        starts = [each for each in headings if each.tag == "h2" and _PHASE_LIKE.match(each.text)]
+        problems += _lost_headings(tokens, lines, {each.start for each in headings})
+        title, description = _read_front(tokens, headings, starts, lines, problems)
+        sections = _read_sections(starts, lines, problems)
+        problems += _faults_in_order(sections)
+        problems += _faults_in_dependencies(sections)
+        problems += _faults_in_workflows(sections, workflows, has_default)
+    if problems:
+        raise InvalidPlan(
+            [f"{name}:{line}: {problem}" for line, problem in sorted(problems, key=itemgetter(0))]
+        )
+    phases = sorted((_phase(section) for section in sections), key=lambda phase: phase.number)
+    return Plan(title=title, description=description, phases=tuple(phases))
+
+
+@dataclass(frozen=True)
+class _Heading:
+    """A heading outside of any list or quotation; its lines are counted from 0."""
+
+    tag: str
+    text: str
+    start: int
+    end: int
+
+
+def _lines(text: str) -> list[str]:
+    """Split `text` where Markdown does (str.splitlines knows more line ends), keeping the ends."""
+    return io.StringIO(text, newline="").readlines()
+
+
+def _unusable_characters(lines: list[str]) -> Iterator[_Problem]:
+    """Find what Postgres cannot store."""
+    for number, line in enumerate(lines, 1):
+        if match := re.search("[\0\ud800-\udfff]", line):
+            yield number, f"unusable character U+{ord(match[0]):04X}: a plan is plain text"
+
+
+def _extent(token: Token) -> tuple[int, int]:
+    start, end = token.map or (0, 0)
+    return start, end
+
+
+def _headings(tokens: list[Token]) -> Iterator[_Heading]:
+    for opening, inline in pairwise(tokens):
+        if opening.type == "heading_open" and opening.level == 0:
+            yield _Heading(opening.tag, inline.content.strip(), *_extent(opening))
+
+
+def _lost_headings(tokens: list[Token], lines: list[str], found: set[int]) -> Iterator[_Problem]:
+    """Find phases that Markdown takes for text, but no reader would."""
+    suspects = [
+        i for i, line in enumerate(lines) if i not in found and _HEADING_LIKE.match(line.rstrip())
+    ]
+    blocks = [token for token in tokens if token.level == 0 and token.content] if suspects else []
+    block_of = {i: token for token in blocks for i in range(*_extent(token))}
+    for i in suspects:
+        block = block_of.get(i)
+        if block is None:
+            expected = 'expected "## Phase 1: Title", with a space after ## and no deep list before'
+            yield i + 1, f"Markdown does not take this for a heading: {expected}"
+        elif _never_closed(block, lines):
+            kind = "code block" if block.type == "fence" else "comment"
+            start = _extent(block)[0] + 1
+            yield i + 1, f"this phase is inside the {kind} of line {start}, which is never closed"
+
+
+def _never_closed(block: Token, lines: list[str]) -> bool:
+    if block.type != "fence":
+        return block.content.lstrip().startswith("<!--") and "-->" not in block.content
+    last = lines[_extent(block)[1] - 1].strip()
+    return not last.startswith(block.markup) or bool(last.strip(block.markup))
+
+
+def _read_front(
+    tokens: list[Token],
+    headings: list[_Heading],
+    starts: list[_Heading],
+    lines: list[str],
+    problems: list[_Problem],
+) -> tuple[str, str]:
+    """Read what stands before the first phase: the title and the description."""
+    end = starts[0].start if starts else len(lines)
+    titles = [each for each in headings if each.tag == "h1" and each.start < end]
+    if not starts:
+        problems.append((1, 'no phase: expected a heading such as "## Phase 1: Title"'))
+    if not titles or not titles[0].text:
+        line = titles[0].start + 1 if titles else 1
+        problems.append((line, 'no title: expected "# Title" before the first phase'))
+        return "", ""
+    title, *others = titles
+    for other in others:
+        problem = f"a second title: the first is on line {title.start + 1}"
+        problems.append((other.start + 1, problem))
+    # A comment may well stand first: a licence, or what a linter is to leave alone.
+    above = next(token for token in tokens if token.type != "html_block")
+    if _extent(above)[0] < title.start:
+        line = _extent(above)[0] + 1
+        problems.append((line, "text above the title: expected it below, as the description"))
+    return " ".join(title.text.split("\n")), _text(lines[title.end : end])
+
+
+def _read_sections(
+    starts: list[_Heading], lines: list[str], problems: list[_Problem]
+) -> list[_Section]:
+    ends = [heading.start for heading in starts[1:]] + [len(lines)]
+    sections = [
+        _read_section(heading, lines[heading.end : end], problems)
+        for heading, end in zip(starts, ends, strict=False)  # no phase: one end too many
+    ]
+    if len(sections) > MOST_PHASES:
+        line = sections[MOST_PHASES].line
+        problems.append((line, f"too many phases: a plan has at most {MOST_PHASES}"))
+    return sections
+
+
+def _read_section(heading: _Heading, body: list[str], problems: list[_Problem]) -> _Section:
+    line = heading.start + 1
+    match = None if "\n" in heading.text else _PHASE.fullmatch(heading.text)
+    number = _number(match[1]) if match else 0
+    if not number:
+        expected = 'expected "## Phase 1: Title", numbered from 1 (or One to Twenty)'
+        problems.append((line, f"not a phase: {heading.text!r:.60}; {expected}"))
+    start, block = _key_lines(body)
+    keys = _read_keys(block, heading.end + start + 1, problems)
+    prompt = _text(body[start + len(block) :])
+    if not prompt.strip():
+        empty = f"phase {number} is empty" if number else "this phase is empty"
+        problems.append((line, f"{empty}: expected its prompt below the heading and keys"))
+    return _Section(line, number, match[2] if match else "", keys, prompt)
+
+
+def _number(text: str) -> int:
+    word = text.casefold()
+    return _WORDS.index(word) + 1 if word in _WORDS else int(word)
+
+
+def _is_blank(line: str) -> bool:
+    """Tell as Markdown does; str.strip knows more spaces."""
+    return not line.strip(" \t\r\n")
+
+
+def _text(lines: list[str]) -> str:
+    """Join `lines` to the letter, but for the blank ones around and the last one's end."""
+    filled = [i for i, line in enumerate(lines) if not _is_blank(line)]
+    if not filled:
+        return ""
+    return "".join(lines[filled[0] : filled[-1] + 1]).rstrip("\r\n")
+
+
+def _key_lines(body: list[str]) -> tuple[int, list[re.Match[str]]]:
+    """Find the lines of keys at the head of `body`, and where they begin.
+
+    They end at the first other line. Below a blank line they need a key that is known among
+    them, else they are prose, which may well begin with `Note: `.
+    """
+    start = next((i for i, line in enumerate(body) if not _is_blank(line)), 0)
+    matches = (_KEY_LINE.match(line.rstrip("\r\n")) for line in body[start:])
+    block = [match for match in takewhile(_is_key_line, matches) if match]
+    if start and not any(_key(match) in _KEYS for match in block):
+        return start, []
+    return start, block
+
+
+def _is_key_line(match: re.Match[str] | None) -> bool:
+    if not match:
+        return False
+    # "http://…" and "Steps:" are text.
+    return _key(match) in _KEYS or bool(
+        not match["markup"] and re.match(r"[ \t]+\S", match["value"])
+    )
+
+
+def _key(match: re.Match[str]) -> str:
+    return " ".join(match["key"].lower().split())
+
+
+def _read_keys(
+    block: list[re.Match[str]], first_line: int, problems: list[_Problem]
+) -> dict[str, tuple[int, Any]]:
+    """Read each key's line and value; the value of a faulty one is None."""
+    keys: dict[str, tuple[int, Any]] = {}
+    for line, match in enumerate(block, first_line):
+        key = _key(match)
+        if key in keys:
+            problems.append((line, f"{match['key']}: repeated; first on line {keys[key][0]}"))
+            continue
+        keys[key] = (line, None)
+        try:
+            keys[key] = (line, _read_value(key, match))
+        except ValueError as error:
+            problems.append((line, f"{match['key']}: {error}"))
+    return keys
+
+
+def _read_value(key: str, match: re.Match[str]) -> Any:
+    if key not in _KEYS:
+        hint = did_you_mean(key, [known.capitalize() for known in _KEYS])
+        raise ValueError(f"unknown key{hint}; if it is text, put a blank line before it")
+    value = match["value"].strip()
+    if match["markup"]:
+        raise ValueError(f'expected it without markup: "{key.capitalize()}: value"')
+    return _KEYS[key](value)
+
+
+def _dependencies(value: str) -> tuple[int, ...]:
+    if value.lower() == "none":
+        return ()
+    numbers = []
+    for item in re.split(r",\s*and\b|,|\band\b", value):
+        match = _DEPENDENCY.fullmatch(item.strip())
+        number = _number(match[1]) if match else 0
+        if not number:
+            raise ValueError(f'expected phases such as "1, 2" or "none", not {value!r:.60}')
+        numbers.append(number)
+    return tuple(numbers)
+
+
+def _workflow(value: str) -> str:
+    if not value:
+        raise ValueError("expected the name of a workflow, not nothing")
+    return value
+
+
+def _hours(value: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value) or not float(value):
+        raise ValueError(f"expected a number above 0, not {value!r:.60}")
+    return float(value)
+
+
+def _integer(least: int, most: int) -> Callable[[str], int]:
+    def read(value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", value) or not least <= int(value) <= most:
+            raise ValueError(f"expected a whole number from {least} to {most}, not {value!r:.60}")
+        return int(value)
+
+    return read
+
+
+def _files(value: str) -> tuple[str, ...]:
+    names = tuple(name.strip().strip("`") for name in value.split(","))
+    if not all(names):
+        raise ValueError(f"expected names separated by commas, not {value!r:.60}")
+    return names
+
+
+_KEYS: dict[str, Callable[[str], Any]] = {
+    "depends on": _dependencies,
+    "workflow": _workflow,
+    "hours": _hours,
+    "priority": _integer(0, 100),
+    "files": _files,
+    "max attempts": _integer(1, _MOST_ATTEMPTS),
+    "timeout": parse_duration,
+}
+
+
+def _faults_in_order(sections: list[_Section]) -> Iterator[_Problem]:
+    """Find numbers that are there twice, or missing."""
+    lines: dict[int, int] = {}
+    for section in sections:
+        if section.number in lines:
+            first = f"the first one is on line {lines[section.number]}"
+            yield section.line, f"phase {section.number} is here a second time: {first}"
+        elif section.number:
+            lines[section.number] = section.line
+    # Where a heading is faulty, a missing number is most likely its.
+    if all(section.number for section in sections):
+        for before, number in pairwise([0, *sorted(lines)]):
+            if number - before == 2:
+                yield lines[number], f"phase {number} is here, but no phase {before + 1}"
+            elif number - before > 2:
+                missing = f"no phases {before + 1} to {number - 1}"
+                yield lines[number], f"phase {number} is here, but {missing}"
+
+
+def _faults_in_dependencies(sections: list[_Section]) -> Iterator[_Problem]:
+    numbers = {section.number for section in sections}
+    for section in sections:
+        line = section.line_of("depends on")
+        named = section.value("depends on") or ()
+        for number in sorted(number for number, count in Counter(named).items() if count > 1):
+            yield line, f"Depends on: phase {number} is named more than once"
+        if section.number in named:
+            yield line, f"Depends on: phase {section.number} cannot depend on itself"
+        # A faulty heading may be that of the unknown phase.
+        for number in sorted(set(named) - numbers) if 0 not in numbers else ():
+            yield line, f"Depends on: there is no phase {number}"
+    yield from _cycles(sections)
+
+
+def _cycles(sections: list[_Section]) -> Iterator[_Problem]:
+    """Find cycles that share no dependency with each other."""
+    of_number = {section.number: section for section in sections if section.number}
+    graph = {
+        number: {each for each in section.depends_on if each in of_number and each != number}
+        for number, section in of_number.items()
+    }
+    for path in islice(_paths_of_cycles(graph), _MOST_CYCLES):
+        cycle = f"Depends on: cycle {' → '.join(map(str, path))}"
+        if any("depends on" not in of_number[number].keys for number in path):
+            cycle += ' (without "Depends on:", a phase depends on the one before it)'
+        yield of_number[path[0]].line_of("depends on"), cycle
+
+
+def _paths_of_cycles(graph: dict[int, set[int]]) -> Iterator[list[int]]:
+    """Yield cycles, each from its lowest number back to it, and take them out of `graph`."""
+    while True:
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            # Its path goes from prerequisite to dependent, and ends where it began.
+            ring = error.args[1][:0:-1]
+        else:
+            return
+        lowest = ring.index(min(ring))
+        path = [*ring[lowest:], *ring[: lowest + 1]]
+        for dependent, prerequisite in pairwise(path):
+            graph[dependent].remove(prerequisite)
+        yield path
+
+
+def _faults_in_workflows(
+    sections: list[_Section], workflows: Collection[str] | None, has_default: bool
+) -> Iterator[_Problem]:
+    if workflows is None:
+        return
+    for section in sections:
+        name = section.value("workflow")
+        if name is not None and name not in workflows:
+            hint = did_you_mean(name, sorted(workflows))
+            yield section.line_of("workflow"), f"Workflow: {name!r:.60} is not declared{hint}"
+        elif "workflow" not in section.keys and not has_default:
+            problem = "no workflow: expected a line `Workflow: name`, for none is the default"
+            yield section.line, problem
+
+
+def _phase(section: _Section) -> PlannedPhase:
+    return PlannedPhase(
+        number=section.number,
+        title=section.title,
+        prompt=section.prompt,
+        depends_on=section.depends_on,
+        line=section.line,
+        workflow=section.value("workflow"),
+        hours=section.value("hours"),
+        priority=section.value("priority"),
+        files=section.value("files") or (),
+        max_attempts=section.value("max attempts"),
+        timeout=section.value("timeout"),
+    )

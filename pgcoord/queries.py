@@ -1,0 +1,498 @@
+"""Every statement that pgcoord sends: one function for each function or view of the schema pgcoord.
+
+The one rule: no SQL anywhere else, and no decision here. What the database refuses comes out as a
+`CoordError`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.rows import class_row, scalar_row
+from psycopg.types.json import Jsonb
+
+from pgcoord.errors import (
+    AnotherLeads,
+    CoordError,
+    DatabaseUnusable,
+    InvalidInput,
+    NotFound,
+    Refused,
+    StaleAttempt,
+    WrongSchema,
+)
+
+Connection = psycopg.AsyncConnection[Any]
+Row = TypeVar("Row")
+
+WAKE = "pgcoord_wake"
+EVENT = "pgcoord_event"
+
+_LEAVES: Mapping[str, type[CoordError]] = {
+    "PC001": NotFound,
+    "PC002": Refused,
+    "PC003": StaleAttempt,
+    "PC004": Refused,
+    "PC005": InvalidInput,
+    "PC006": Refused,
+    "PC007": AnotherLeads,
+    "PC008": Refused,
+    "PC009": Refused,
+    "22P02": InvalidInput,  # a number or JSON that is none
+    "22P05": InvalidInput,  # a NUL in JSON
+    "23505": InvalidInput,  # a phase that exists already
+    "23514": InvalidInput,  # a check of the tables
+    "3F000": WrongSchema,
+    "42501": DatabaseUnusable,
+    "42P01": WrongSchema,
+    "42883": WrongSchema,
+    "25006": DatabaseUnusable,
+    "55P03": Refused,
+}
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what the database refuses into `CoordError`.
+
+    A lost connection stays `psycopg.OperationalError`.
+    """
+    try:
+        yield
+    except psycopg.Error as error:
+        leaf = _LEAVES.get(error.sqlstate or "")
+        if leaf is None:
+            raise
+        raise leaf(
+            error.diag.message_primary or str(error),
+            hint=error.diag.message_hint or error.diag.message_detail,
+        ) from error
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A lead taken: its number, and the name of the database among all that a machine may serve."""
+
+    epoch: int
+    installation: str
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """An attempt whose process is not known to be gone, with all it takes to run it."""
+
+    attempt_id: int
+    queue_id: str
+    feature_id: int
+    phase_number: int
+    attempt: int
+    adw_id: str
+    secret: str
+    host: str
+    folder: str
+    workflow: str
+    issue_number: int | None
+    title: str | None
+    prompt: str | None
+    pid: int | None
+    process_started: str | None
+    started: bool
+    ended: bool
+    ending: str | None
+    ended_seconds_ago: float | None
+
+    def __str__(self) -> str:
+        return f"{self.queue_id} (attempt {self.attempt}, {self.adw_id})"
+
+
+@dataclass(frozen=True)
+class OpenAttempt:
+    """What has become of an attempt since it was taken: reported as ended, or to be ended."""
+
+    attempt_id: int
+    ended: bool
+    ending: str | None
+    ended_seconds_ago: float | None
+
+
+@dataclass(frozen=True)
+class Agenda:
+    """When to look next unwoken (seconds, None: never), and a claimable phase that is locked."""
+
+    due_in: float | None
+    locked_phase: str | None
+
+
+@dataclass(frozen=True)
+class Leader:
+    """The coordinator that leads."""
+
+    epoch: int
+    host: str
+    pid: int
+    version: str
+    lead_at: datetime
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A feature with what follows from its phases."""
+
+    id: int
+    title: str
+    status: str
+    total_phases: int
+    phases_completed: int
+    phases_running: int
+    phases_failed: int
+    phases_blocked: int
+    paused_at: datetime | None
+
+
+@dataclass(frozen=True)
+class BoardPhase:
+    """A phase as people see it.
+
+    `since` is when its state began, `waiting_for` says why it does not run.
+    """
+
+    queue_id: str
+    feature_id: int
+    phase_number: int
+    title: str
+    status: str
+    slot: int | None
+    attempt: int
+    priority: int
+    depends_on_phases: list[int]
+    error_message: str | None
+    since: datetime | None
+    started_timestamp: datetime | None
+    finished_timestamp: datetime | None
+    waiting_for: str | None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A slot and what holds it."""
+
+    slot: int
+    draining: bool
+    queue_id: str | None
+    title: str | None
+    status: str | None
+    since: datetime | None
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One reason for a phase to be where it is."""
+
+    kind: str
+    words: str
+    refers_to: str | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A try at a phase, for people who look for its log."""
+
+    number: int
+    adw_id: str
+    host: str | None
+    folder: str | None
+    outcome: str | None
+    exit_code: int | None
+    claimed_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+async def _rows(conn: Connection, row: type[Row], statement: str, *values: object) -> list[Row]:
+    with refusals():
+        cursor = await conn.cursor(row_factory=class_row(row)).execute(statement.encode(), values)
+        return await cursor.fetchall()
+
+
+async def _row(conn: Connection, row: type[Row], statement: str, *values: object) -> Row | None:
+    return next(iter(await _rows(conn, row, statement, *values)), None)
+
+
+async def _value(conn: Connection, statement: str, *values: object) -> Any:
+    with refusals():
+        cursor = await conn.cursor(row_factory=scalar_row).execute(statement.encode(), values)
+        return await cursor.fetchone()
+
+
+def _columns(row: Any) -> str:
+    return ", ".join(field.name for field in fields(row))
+
+
+async def act_as(conn: Connection, actor: str) -> None:
+    """Have what is done on `conn` logged as done by `actor`."""
+    await _value(conn, "select set_config('pgcoord.actor', %s, false)", actor)
+
+
+async def lead(
+    conn: Connection,
+    *,
+    host: str,
+    pid: int,
+    version: str,
+    runs_folder: str,
+    workflows: Sequence[Mapping[str, object]],
+) -> Lead:
+    """Take the lead on `conn`, which keeps it as long as it lives.
+
+    Waits up to 2 s. Raises `AnotherLeads`.
+    """
+    taken = await _row(
+        conn,
+        Lead,
+        "select epoch, installation::text from pgcoord.lead(%s, %s, %s, %s, %s)",
+        host,
+        pid,
+        version,
+        runs_folder,
+        Jsonb(list(workflows)),
+    )
+    assert taken is not None
+    return taken
+
+
+async def leader(conn: Connection) -> Leader | None:
+    """The coordinator that leads, None when none does. SQL: view pgcoord.leader."""
+    return await _row(conn, Leader, f"select {_columns(Leader)} from pgcoord.leader")
+
+
+async def listen(conn: Connection, channel: str) -> None:
+    """Have notifications of `channel` come in on `conn`."""
+    await conn.execute(f"listen {channel}".encode())
+
+
+async def ping(conn: Connection) -> None:
+    """Ask the server for a sign of life.
+
+    How long that may take is in the connection's own parameters.
+    """
+    await conn.execute(b"select")
+
+
+async def claim_phases(conn: Connection, epoch: int) -> list[Assignment]:
+    """Claim what is eligible, one phase for each free slot.
+
+    Raises `AnotherLeads` when the lead is over.
+    """
+    return await _rows(
+        conn, Assignment, f"select {_columns(Assignment)} from pgcoord.claim_phases(%s)", epoch
+    )
+
+
+async def open_attempts(conn: Connection, host: str) -> list[OpenAttempt]:
+    """The attempts of `host` whose process is not known to be gone."""
+    return await _rows(
+        conn,
+        OpenAttempt,
+        f"select {_columns(OpenAttempt)} from pgcoord.assignment where host = %s"
+        " order by attempt_id",
+        host,
+    )
+
+
+async def assignment(conn: Connection, attempt_id: int) -> Assignment | None:
+    """All that is needed to take over an attempt; None when its process is gone."""
+    return await _row(
+        conn,
+        Assignment,
+        f"select {_columns(Assignment)} from pgcoord.assignment where attempt_id = %s",
+        attempt_id,
+    )
+
+
+async def start_phase(
+    conn: Connection, epoch: int, attempt_id: int, pid: int, process_started: str
+) -> None:
+    """Record the process of an attempt: its phase is running.
+
+    Raises `AnotherLeads` when the lead is over.
+    """
+    await _value(
+        conn,
+        "select pgcoord.start_phase(%s, %s, %s, %s)",
+        epoch,
+        attempt_id,
+        pid,
+        process_started,
+    )
+
+
+async def end_attempt(
+    conn: Connection, attempt_id: int, exit_code: int, log_tail: str, left_behind: str
+) -> None:
+    """Say that the process of an attempt is gone with `exit_code`.
+
+    The database decides what that makes of the phase.
+    """
+    await _value(
+        conn,
+        "select pgcoord.end_attempt(%s, %s, %s, %s)",
+        attempt_id,
+        exit_code,
+        log_tail,
+        left_behind,
+    )
+
+
+async def give_up_attempt(conn: Connection, attempt_id: int, outcome: str, error: str) -> None:
+    """Say that an attempt has no process: `outcome` is failed, lost or returned."""
+    await _value(conn, "select pgcoord.give_up_attempt(%s, %s, %s)", attempt_id, outcome, error)
+
+
+async def expire_attempts(conn: Connection) -> None:
+    """Ask for the end of attempts past their deadline."""
+    await _value(conn, "select pgcoord.expire_attempts()")
+
+
+async def agenda(conn: Connection) -> Agenda:
+    """When to look next, and what is locked by somebody.
+
+    Ask after a claim that returned nothing.
+    """
+    found = await _row(conn, Agenda, "select due_in, locked_phase from pgcoord.agenda()")
+    assert found is not None
+    return found
+
+
+async def await_phase(conn: Connection, queue_id: str) -> None:
+    """Wait until nobody has the phase locked."""
+    await conn.execute(
+        b"select from public.phase_queue where queue_id = %s for no key update", [queue_id]
+    )
+
+
+async def submit_feature(conn: Connection, feature: Mapping[str, object]) -> int:
+    """Store a feature and queue its phases; return its id. Raises `InvalidInput`."""
+    return int(await _value(conn, "select pgcoord.submit_feature(%s)", Jsonb(feature)))
+
+
+async def features(conn: Connection, *, unfinished: bool) -> list[Feature]:
+    """All features in order of their id, or those that are planned or in progress."""
+    return await _rows(
+        conn,
+        Feature,
+        f"select {_columns(Feature)} from pgcoord.feature"
+        " where not %s or status in ('planned', 'in_progress') order by id",
+        unfinished,
+    )
+
+
+async def feature(conn: Connection, feature_id: int) -> Feature:
+    """One feature. Raises `NotFound`."""
+    found = await _row(
+        conn, Feature, f"select {_columns(Feature)} from pgcoord.feature where id = %s", feature_id
+    )
+    if found is None:
+        raise NotFound(
+            f"there is no feature {feature_id}",
+            hint="'pgcoord status --all' shows those that exist.",
+        )
+    return found
+
+
+async def board(conn: Connection, feature_id: int) -> list[BoardPhase]:
+    """The phases of a feature in order of their number."""
+    return await _rows(
+        conn,
+        BoardPhase,
+        f"select {_columns(BoardPhase)} from pgcoord.board where feature_id = %s"
+        " order by phase_number",
+        feature_id,
+    )
+
+
+async def slots(conn: Connection) -> list[Slot]:
+    """The slots, free ones too."""
+    return await _rows(conn, Slot, f"select {_columns(Slot)} from pgcoord.slots order by slot")
+
+
+async def paused(conn: Connection) -> datetime | None:
+    """Since when everything is paused; None when it is not."""
+    since: datetime | None = await _value(conn, "select paused_at from pgcoord.control")
+    return since
+
+
+async def why(conn: Connection, queue_id: str) -> list[Reason]:
+    """Why a phase is where it is, most decisive reason first. Raises `NotFound`."""
+    return await _rows(conn, Reason, "select kind, words, refers_to from pgcoord.why(%s)", queue_id)
+
+
+async def attempts(conn: Connection, queue_id: str) -> list[Attempt]:
+    """The attempts of a phase, first to last. Raises `NotFound`."""
+    await why(conn, queue_id)
+    return await _rows(
+        conn,
+        Attempt,
+        f"select {_columns(Attempt)} from pgcoord.attempt where queue_id = %s order by number",
+        queue_id,
+    )
+
+
+async def status_of(conn: Connection, queue_id: str) -> str:
+    """The status of a phase. Raises `NotFound`."""
+    status = await _value(
+        conn, "select status from public.phase_queue where queue_id = %s", queue_id
+    )
+    if status is None:
+        raise NotFound(
+            f"there is no phase {queue_id}", hint="'pgcoord status' shows those that exist."
+        )
+    return str(status)
+
+
+async def retry_phase(conn: Connection, queue_id: str, reason: str | None) -> str:
+    """Queue a failed or cancelled phase again; return its status."""
+    return str(
+        await _value(conn, "select status from pgcoord.retry_phase(%s, %s)", queue_id, reason)
+    )
+
+
+async def skip_phase(conn: Connection, queue_id: str, reason: str | None) -> str:
+    """Take a phase that does not run as completed; return its status."""
+    return str(
+        await _value(conn, "select status from pgcoord.skip_phase(%s, %s)", queue_id, reason)
+    )
+
+
+async def cancel_phase(conn: Connection, queue_id: str, reason: str | None) -> str:
+    """Give a phase up; return its status, ready or running while its process is being ended."""
+    return str(
+        await _value(conn, "select status from pgcoord.cancel_phase(%s, %s)", queue_id, reason)
+    )
+
+
+async def cancel_feature(conn: Connection, feature_id: int, reason: str | None) -> int:
+    """Give a feature up; return how many phases that concerns."""
+    return int(await _value(conn, "select pgcoord.cancel_feature(%s, %s)", feature_id, reason))
+
+
+async def pause(conn: Connection, feature_id: int | None, reason: str | None) -> None:
+    """Claim nothing new, of one feature or of all."""
+    await _value(conn, "select pgcoord.pause(%s, %s)", feature_id, reason)
+
+
+async def resume(conn: Connection, feature_id: int | None) -> None:
+    """Claim again, of one feature or of all that were paused as a whole."""
+    await _value(conn, "select pgcoord.resume(%s)", feature_id)
+
+
+async def set_slots(conn: Connection, slots: int) -> None:
+    """Let so many phases run at once."""
+    await _value(conn, "select pgcoord.set_slots(%s)", slots)
+
+
+async def set_priority(conn: Connection, queue_id: str, priority: int) -> None:
+    """Change the place in line of a phase; lower runs earlier."""
+    await _value(conn, "select pgcoord.set_priority(%s, %s)", queue_id, priority)

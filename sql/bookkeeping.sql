@@ -1,0 +1,15 @@
+-- What upgrades have run. Applied before anything else, on every upgrade.
+
+create schema if not exists pgcoord;
+comment on schema pgcoord is 'pgcoord: what coordinates the phases of public.phase_queue.';
+create table if not exists pgcoord.migration (
+    name text primary key,
+    digest text not null,
+    release text not null,
+    at timestamptz not null default now()
+);
+comment on table pgcoord.migration is 'What upgrades have run: each migration, and the functions as a whole.';
+comment on column pgcoord.migration.name is 'File name without its ending; "functions" stands for all of sql/functions.';
+comment on column pgcoord.migration.digest is 'SHA-256 of what was run.';
+comment on column pgcoord.migration.release is 'Release of pgcoord that ran it.';
+comment on column pgcoord.migration.at is 'When it was run.';

@@ -1,0 +1,177 @@
+"""A real Postgres for every test: one server a session, a copy of a template database a test.
+
+`PGCOORD_TEST_DSN` names a server to use instead of the embedded one (its user must be allowed to
+create databases), `PGCOORD_TEST_POSTGRES` a folder of Postgres binaries to embed.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from pgcoord import schema
+from pgcoord.embedded import Binaries, EmbeddedPostgres
+
+WORKFLOW = {
+    "name": "work",
+    "default": True,
+    "reports": False,
+    "max_attempts": 1,
+    "retry_delay_seconds": 10,
+    "retry_lost": False,
+    "timeout_seconds": None,
+}
+
+Connection = psycopg.Connection[dict[str, Any]]
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The DSN of a server whose databases are made and dropped at will."""
+    given = os.environ.get("PGCOORD_TEST_DSN")
+    if given:
+        yield given
+        return
+    embedded = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), _binaries())
+    embedded.start()
+    try:
+        with psycopg.connect(embedded.dsn, autocommit=True) as conn:
+            # The databases live as long as the session: nothing has to survive a power cut.
+            conn.execute("alter system set fsync = off")
+            conn.execute("select pg_reload_conf()")
+        yield embedded.dsn
+    finally:
+        embedded.stop()
+
+
+def _binaries() -> Binaries | None:
+    folder = os.environ.get("PGCOORD_TEST_POSTGRES")
+    if not folder:
+        return None
+    # Such as /usr/lib/postgresql/15/bin.
+    return Binaries(Path(folder), int(Path(folder).parent.name))
+
+
+@pytest.fixture(scope="session")
+def template(server: str) -> Iterator[str]:
+    """The name of a database with the schema and nothing in it."""
+    name = f"pgcoord_template_{os.getpid()}"
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        with psycopg.connect(make_conninfo(server, dbname=name), autocommit=True) as conn:
+            schema.upgrade(conn)
+        yield name
+        # All at once at the end: a drop right after its test would wait for the last connections.
+        made = admin.execute(
+            "select datname from pg_database where datname like %s", [f"{name}%"]
+        ).fetchall()
+        for (each,) in made:
+            admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(each)))
+
+
+@pytest.fixture
+def dsn(server: str, template: str) -> str:
+    """The DSN of a database of this test's own, with the schema in it."""
+    name = f"{template}_{next(_numbers)}"
+    with psycopg.connect(server, autocommit=True) as admin:
+        # file_copy: 25 ms; the strategy came with Postgres 15
+        strategy = sql.SQL("strategy file_copy" if admin.info.server_version >= 150000 else "")
+        admin.execute(
+            sql.SQL("create database {} template {} {}").format(
+                sql.Identifier(name), sql.Identifier(template), strategy
+            )
+        )
+    return make_conninfo(server, dbname=name)
+
+
+@pytest.fixture
+def conn(dsn: str) -> Iterator[Connection]:
+    """An autocommit connection to the test's database; rows are dicts."""
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
+        yield conn
+
+
+@pytest.fixture
+def epoch(conn: Connection) -> int:
+    """A lead held by `conn`, with the workflow `work` (the default) declared."""
+    return take_lead(conn)
+
+
+def take_lead(conn: Connection, *workflows: dict[str, Any]) -> int:
+    """Lead on `conn` as a coordinator would, and return the epoch."""
+    row = conn.execute(
+        "select epoch from pgcoord.lead('here', 1, '0', '/runs', %s)",
+        [Jsonb(list(workflows) or [WORKFLOW])],
+    ).fetchone()
+    assert row
+    return int(row["epoch"])
+
+
+def add_feature(conn: Connection, phases: dict[int, list[int]], **columns: Any) -> int:
+    """Insert a feature whose phases depend as `phases` says, and return its id."""
+    row = conn.execute("insert into planned_features (title) values ('a') returning id").fetchone()
+    assert row
+    for number, prerequisites in phases.items():
+        add_phase(conn, row["id"], number, prerequisites, **columns)
+    return int(row["id"])
+
+
+def add_phase(
+    conn: Connection, feature: int, number: int, depends_on: list[int] | None = None, **columns: Any
+) -> str:
+    """Insert a phase as any client would, and return its queue_id."""
+    values = {
+        "feature_id": feature,
+        "phase_number": number,
+        "depends_on_phases": Jsonb(depends_on or []),
+        **columns,
+    }
+    row = conn.execute(
+        sql.SQL("insert into phase_queue ({}) values ({}) returning queue_id").format(
+            sql.SQL(", ").join(map(sql.Identifier, values)),
+            sql.SQL(", ").join(sql.Placeholder() * len(values)),
+        ),
+        list(values.values()),
+    ).fetchone()
+    assert row
+    return str(row["queue_id"])
+
+
+def claim(conn: Connection, epoch: int) -> list[str]:
+    """Claim what can be claimed; return the queue_ids."""
+    rows = conn.execute("select queue_id from pgcoord.claim_phases(%s)", [epoch]).fetchall()
+    return [row["queue_id"] for row in rows]
+
+
+def start(conn: Connection, epoch: int, queue_id: str) -> None:
+    """Record that the process of a claimed phase was started."""
+    conn.execute(
+        "select pgcoord.start_phase(%s, id, 1, 'then') from pgcoord.attempt"
+        " where queue_id = %s and ended_at is null",
+        [epoch, queue_id],
+    )
+
+
+def statuses(conn: Connection, feature: int | None = None) -> dict[int, str]:
+    """The status of each phase by number (of one feature, or of all when there is one)."""
+    rows = conn.execute(
+        "select phase_number, status from phase_queue"
+        " where %(id)s::integer is null or feature_id = %(id)s order by phase_number",
+        {"id": feature},
+    ).fetchall()
+    return {row["phase_number"]: row["status"] for row in rows}

@@ -1,0 +1,618 @@
+"""Plans: what is a phase and what is text, and every fault by its line."""
+
+import json
+import random
+import string
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgcoord.errors import InvalidPlan
+from pgcoord.plan import Plan, PlannedPhase, parse_plan, read_plan
+
+HEAD = "# T\n\n"
+PHASE_1 = "## Phase 1: a\n\nx\n\n"
+
+
+def parse(text: str, **options: Any) -> Plan:
+    return parse_plan(text, name="plan.md", **options)
+
+
+def phase(below_heading: str) -> PlannedPhase:
+    [phase] = parse(f"# T\n## Phase 1: a\n{below_heading}").phases
+    return phase
+
+
+def problems(text: str, **options: Any) -> list[str]:
+    """The faults of `text` as `line: what is expected`."""
+    with pytest.raises(InvalidPlan) as caught:
+        parse(text, **options)
+    assert all(problem.startswith("plan.md:") for problem in caught.value.problems)
+    return [problem.removeprefix("plan.md:") for problem in caught.value.problems]
+
+
+def test_a_plan_is_read_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "plan.md"
+    path.write_text(
+        """# User login
+
+Lets people log in.
+
+- safely
+
+## Phase 1: Tables
+Workflow: build
+Hours: 1.5
+Priority: 10
+Files: sql/a.sql, `sql/b c.sql`
+Max attempts: 3
+Timeout: 1h 30m
+
+Create the tables.
+
+## Notes
+
+Keep them small.
+
+## Phase Two — The "API" {x} `$(rm)`
+
+depends ON: Phase 1
+Write it.
+## Phase 3 - Panel
+Depends on: none
+
+Draw it.
+"""
+    )
+    assert read_plan(path) == Plan(
+        title="User login",
+        description="Lets people log in.\n\n- safely",
+        phases=(
+            PlannedPhase(
+                number=1,
+                title="Tables",
+                prompt="Create the tables.\n\n## Notes\n\nKeep them small.",
+                depends_on=(),
+                line=7,
+                workflow="build",
+                hours=1.5,
+                priority=10,
+                files=("sql/a.sql", "sql/b c.sql"),
+                max_attempts=3,
+                timeout=timedelta(minutes=90),
+            ),
+            PlannedPhase(2, 'The "API" {x} `$(rm)`', "Write it.", (1,), 21),
+            PlannedPhase(3, "Panel", "Draw it.", (), 25),
+        ),
+    )
+
+
+def test_a_plan_becomes_the_feature_that_the_database_takes() -> None:
+    plan = parse(
+        "# T\nd\n## Phase 1: a\nHours: 0.1\nWorkflow: w\nPriority: 0\nFiles: f\n"
+        "Max attempts: 2\nTimeout: 90s\n\nx\n## Phase 2: b\nHours: 0.2\nTimeout: 500ms\n\ny\n"
+    )
+    assert json.loads(json.dumps(plan.feature())) == {
+        "title": "T",
+        "description": "d",
+        "estimated_hours": 0.3,
+        "phases": [
+            {
+                "phase_number": 1,
+                "title": "a",
+                "prompt_content": "x",
+                "depends_on_phases": [],
+                "workflow_type": "w",
+                "estimated_hours": 0.1,
+                "priority": 0,
+                "files": ["f"],
+                "max_attempts": 2,
+                "timeout_seconds": 90,
+            },
+            {
+                "phase_number": 2,
+                "title": "b",
+                "prompt_content": "y",
+                "depends_on_phases": [1],
+                "estimated_hours": 0.2,
+                "timeout_seconds": 0.5,
+            },
+        ],
+    }
+
+
+def test_what_a_plan_does_not_say_is_not_in_its_feature() -> None:
+    feature = parse(HEAD + PHASE_1).feature()
+    assert feature["estimated_hours"] is None
+    assert feature["phases"] == [
+        {"phase_number": 1, "title": "a", "prompt_content": "x", "depends_on_phases": []}
+    ]
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        "## Phase 1: Make it",
+        "## phase ONE: Make it",
+        "## Phase 1:Make it",
+        "## Phase 1 : Make it",
+        "## Phase 1 - Make it",
+        "## Phase 1 – Make it",  # noqa: RUF001
+        "## Phase One—Make it",
+        "   ##   Phase\t01: Make it ##",
+        "Phase 1: Make it\n---",
+    ],
+)
+def test_a_heading_of_a_phase(heading: str) -> None:
+    [phase] = parse(f"{HEAD}{heading}\nx").phases
+    assert (phase.number, phase.title, phase.line) == (1, "Make it", 3)
+
+
+def test_number_words_go_up_to_twenty() -> None:
+    words = (
+        "One Two Three Four Five Six Seven Eight Nine Ten Eleven Twelve Thirteen Fourteen "
+        "Fifteen Sixteen Seventeen Eighteen Nineteen Twenty"
+    )
+    plan = parse(HEAD + "".join(f"## Phase {word}: t\nx\n" for word in words.split()))
+    assert [phase.number for phase in plan.phases] == list(range(1, 21))
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        "Phase: x",
+        "Phase 1",
+        "Phase 1:",
+        "Phase one",
+        "Phase X: y",
+        "Phase X - y",
+        "Phase 1 Make it",
+        "Phase1: x",
+        "Phase 1.5: x",
+        "Phase 1-2: x",
+        "Phase 0: x",
+        "Phase -1: x",
+        "Phase Twenty-One: x",
+        "Phase 9999999: x",
+        "Phase \u0661: x",
+        "Phase",
+        "**Phase 1: x**",
+    ],
+)
+def test_a_malformed_phase_is_an_error(heading: str) -> None:
+    [problem] = problems(f"{HEAD}## {heading}\n\nx")
+    assert problem.startswith(f"3: not a phase: {heading!r}; expected ")
+
+
+def test_a_phase_underlined_over_two_lines_is_an_error() -> None:
+    [problem] = problems(f"{HEAD}Phase 1:\nx\n---\n\nx")
+    assert problem.startswith("3: not a phase: 'Phase 1:\\nx'; expected ")
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        "## Notes",
+        "## Phases",
+        "## Phase out the old API",
+        "## Phase-out",
+        "## Step 2: x",
+        "### Phase 2: x",
+        "# Another",
+        "    ## Phase 2: x",
+        "> ## Phase 2: x",
+        "- a\n  ## Phase 2: x",
+        "1. a\n   ## Phase 2: x",
+        "```\n## Phase 2: x\n```",
+        "~~~~md\n```\n## Phase 2: x\n```\n~~~~",
+        "<!--\n## Phase 2: x\n-->",
+        "<details>\n## Phase 2: x\n</details>",
+        "Notes\n---",
+    ],
+)
+def test_other_headings_are_text(heading: str) -> None:
+    text = f"y\n\n{heading}\n\ny"
+    assert phase(f"\n{text}\n").prompt == text
+
+
+def test_lists_however_deep_do_not_hide_the_next_phase() -> None:
+    plan = parse(HEAD + PHASE_1 + "- " * 30 + "deep\n\n## Phase 2: b\n\nx")
+    assert [phase.number for phase in plan.phases] == [1, 2]
+    [problem] = problems(HEAD + PHASE_1 + "- " * 300 + "deep\n\n## Phase 2: b\n\nx")
+    assert problem.startswith("9: Markdown does not take this for a heading")
+
+
+def test_a_phase_without_a_space_after_the_hashes_is_an_error() -> None:
+    [problem] = problems(f"{HEAD}{PHASE_1}##Phase 2: b\n\nx\n")
+    assert problem.startswith('7: Markdown does not take this for a heading: expected "## Phase 1')
+
+
+@pytest.mark.parametrize(
+    ("opening", "kind"), [("```", "code block"), ("~~~ md\n~~", "code block"), ("<!--", "comment")]
+)
+def test_a_phase_in_a_block_that_is_never_closed_is_an_error(opening: str, kind: str) -> None:
+    text = f"{HEAD}{PHASE_1}{opening}\n\n## Phase 2: b\n\nx\n"
+    line = text[: text.index("## Phase 2")].count("\n") + 1
+    expected = f"{line}: this phase is inside the {kind} of line 7, which is never closed"
+    assert problems(text) == [expected]
+
+
+def test_a_block_that_is_never_closed_but_hides_no_phase_is_text() -> None:
+    assert phase("\n```\nx\n").prompt == "```\nx"
+
+
+def test_phases_may_stand_in_any_order() -> None:
+    plan = parse(f"{HEAD}## Phase 2: b\n\ny\n{PHASE_1}")
+    assert [(phase.number, phase.depends_on) for phase in plan.phases] == [(1, ()), (2, (1,))]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("1, 2", (1, 2)),
+        ("2,1", (2, 1)),
+        ("Phase 1, Phase 2", (1, 2)),
+        ("1 and 2", (1, 2)),
+        ("phases One and Two", (1, 2)),
+        ("1, and 2", (1, 2)),
+        ("None", ()),
+    ],
+)
+def test_dependencies(value: str, expected: tuple[int, ...]) -> None:
+    plan = parse(f"{HEAD}{PHASE_1}## Phase 2: b\n\nx\n## Phase 3: c\nDepends on: {value}\n\nx")
+    assert plan.phases[2].depends_on == expected
+
+
+def test_a_phase_that_names_no_dependencies_depends_on_the_one_before() -> None:
+    plan = parse(HEAD + "".join(f"## Phase {n}: t\n\nx\n" for n in (1, 2, 3)))
+    assert [phase.depends_on for phase in plan.phases] == [(), (1,), (2,)]
+
+
+def test_keys_end_at_the_first_other_line() -> None:
+    read = phase("Hours: 1\nPriority: 2\nBuild it.\nHours: 3\n")
+    assert (read.hours, read.priority, read.prompt) == (1, 2, "Build it.\nHours: 3")
+
+
+def test_keys_may_stand_below_a_blank_line() -> None:
+    read = phase("\n \nHours: 1\n\nNote: x\n")
+    assert (read.hours, read.prompt) == (1, "Note: x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\nNote: this is text",
+        "\nTODO: x\nand more",
+        "Steps:\n1. a",
+        "http://example.com/a",
+        "See http://example.com: it says",
+        "This is not a key: it has five words",
+        "    Hours: 3",
+        "- an item: x",
+        "**Beware**: x",
+        "`Hours`: 3",
+    ],
+)
+def test_prose_with_a_colon_is_the_prompt(text: str) -> None:
+    assert phase(text).prompt == text.removeprefix("\n")
+
+
+def test_an_unknown_key_is_an_error_that_tells_how_it_becomes_text() -> None:
+    assert problems(f"{HEAD}## Phase 1: a\nTODO: x\n\nx") == [
+        "4: TODO: unknown key; expected one of Depends on, Workflow, Hours, Priority, Files, "
+        "Max attempts, Timeout; if it is text, put a blank line before it"
+    ]
+    [problem] = problems(f"{HEAD}## Phase 1: a\n\nHours: 1\nDepend on: 1\n\nx")
+    assert problem.startswith("6: Depend on: unknown key; did you mean Depends on?")
+
+
+@pytest.mark.parametrize(
+    "line", ["**Hours:** 1", "**Hours**: 1", "- Hours: 1", "* **hours**: 1", "\n- **Hours:** 1"]
+)
+def test_a_key_in_markup_is_an_error_rather_than_text(line: str) -> None:
+    [problem] = problems(f"{HEAD}## Phase 1: a\n{line}\n\nx")
+    assert problem.endswith('expected it without markup: "Hours: value"')
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("Depends on:", """expected phases such as "1, 2" or "none", not ''"""),
+        ("Depends on: 1-3", "expected phases"),
+        ("Depends on: 1,,2", "expected phases"),
+        ("Depends on: 0", "expected phases"),
+        ("Workflow:", "expected the name of a workflow, not nothing"),
+        ("Hours: 0", "expected a number above 0, not '0'"),
+        ("Hours: nan", "expected a number above 0"),
+        ("Hours: 1e999", "expected a number above 0"),
+        ("Priority: 101", "expected a whole number from 0 to 100, not '101'"),
+        ("Priority: high", "expected a whole number"),
+        ("Priority: 1.5", "expected a whole number"),
+        ("Files: a,,b", "expected names separated by commas, not 'a,,b'"),
+        ("Max attempts: 0", "expected a whole number from 1 to 1000000"),
+        ("Timeout: 0s", "expected a duration above 0"),
+        ("Timeout: 3 weeks", 'expected a duration such as "90s"'),
+    ],
+)
+def test_a_bad_value_is_an_error(line: str, expected: str) -> None:
+    [problem] = problems(f"{HEAD}## Phase 1: a\n{line}\n\nx")
+    assert problem.startswith(f"4: {line.partition(':')[0]}: {expected}")
+
+
+def test_a_repeated_key_is_an_error() -> None:
+    found = problems(f"{HEAD}## Phase 1: a\nHours: 1\nhours: 2\n\nx")
+    assert found == ["5: hours: repeated; first on line 4"]
+
+
+@pytest.mark.parametrize("body", ["", "\n \n\t\n", "Hours: 1\n", "\n\u00a0\n"])
+def test_a_phase_without_a_prompt_is_an_error(body: str) -> None:
+    expected = "3: phase 1 is empty: expected its prompt below the heading and keys"
+    assert problems(f"{HEAD}## Phase 1: a\n{body}") == [expected]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([2], ["2: phase 2 is here, but no phase 1"]),
+        ([1, 3], ["5: phase 3 is here, but no phase 2"]),
+        ([1, 5], ["5: phase 5 is here, but no phases 2 to 4"]),
+        ([1, 1], ["5: phase 1 is here a second time: the first one is on line 2"]),
+        ([1, 999999], ["5: phase 999999 is here, but no phases 2 to 999998"]),
+    ],
+)
+def test_numbers_have_no_gap_and_no_duplicate(numbers: list[int], expected: list[str]) -> None:
+    assert problems("# T\n" + "".join(f"## Phase {n}: t\n\nx\n" for n in numbers)) == expected
+
+
+def test_a_faulty_heading_may_be_the_phase_that_others_miss() -> None:
+    text = f"# T\n{PHASE_1}## Phase X: b\n\nx\n\n## Phase 3: c\nDepends on: 2\n\nx"
+    [problem] = problems(text)
+    assert problem.startswith("6: not a phase: 'Phase X: b'")
+
+
+def graph(**depends_on: str) -> str:
+    """A plan of phases p1, p2… each of five lines, with its `Depends on:` in the second."""
+    phases = (f"## Phase {n[1:]}: t\nDepends on: {on}\n\nx\n\n" for n, on in depends_on.items())
+    return "# T\n" + "".join(phases)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (graph(p1="none", p2="1, 7"), ["8: Depends on: there is no phase 7"]),
+        (graph(p1="1"), ["3: Depends on: phase 1 cannot depend on itself"]),
+        (graph(p1="none", p2="1, 1"), ["8: Depends on: phase 1 is named more than once"]),
+        (graph(p1="none", p2="4", p3="2", p4="2"), ["8: Depends on: cycle 2 → 4 → 2"]),
+        (graph(p1="2", p2="3", p3="1"), ["3: Depends on: cycle 1 → 2 → 3 → 1"]),
+        (
+            graph(p1="2", p2="1", p3="4", p4="3, 5", p5="4"),
+            [
+                "3: Depends on: cycle 1 → 2 → 1",
+                "13: Depends on: cycle 3 → 4 → 3",
+                "18: Depends on: cycle 4 → 5 → 4",
+            ],
+        ),
+    ],
+)
+def test_impossible_dependencies_are_errors(text: str, expected: list[str]) -> None:
+    assert problems(text) == expected
+
+
+def test_a_cycle_through_an_unsaid_dependency_says_so() -> None:
+    [problem] = problems(graph(p1="2") + "## Phase 2: t\n\nx")
+    assert problem == (
+        "3: Depends on: cycle 1 → 2 → 1 "
+        '(without "Depends on:", a phase depends on the one before it)'
+    )
+
+
+@given(
+    st.integers(2, 12).flatmap(
+        lambda n: st.lists(
+            st.sets(st.integers(1, n)).map(sorted).map(tuple), min_size=n, max_size=n
+        )
+    )
+)
+def test_a_plan_is_refused_exactly_if_it_has_no_order(edges: list[tuple[int, ...]]) -> None:
+    """Compared with an order found by brute force."""
+    waiting = dict(enumerate(edges, 1))
+    while ready := [n for n, on in waiting.items() if not set(on) & waiting.keys()]:
+        for number in ready:
+            del waiting[number]
+    text = graph(**{f"p{n}": ",".join(map(str, on)) or "none" for n, on in enumerate(edges, 1)})
+    if not waiting:
+        assert [phase.depends_on for phase in parse(text).phases] == edges
+        return
+    for problem in problems(text):
+        path = problem.rpartition(" cycle ")[2].split(" → ")
+        if len(path) > 1:
+            assert path[0] == path[-1]
+            assert len(set(path)) == len(path) - 1
+            assert all(int(b) in edges[int(a) - 1] for a, b in pairwise(path))
+
+
+def test_more_than_200_phases_are_an_error() -> None:
+    phases = [f"## Phase {n}: t\n\nx\n" for n in range(1, 202)]
+    assert len(parse(HEAD + "".join(phases[:200])).phases) == 200
+    expected = "603: too many phases: a plan has at most 200"
+    assert problems(HEAD + "".join(phases)) == [expected]
+
+
+def test_an_undeclared_workflow_is_an_error_where_they_are_known() -> None:
+    text = f"{HEAD}## Phase 1: a\nWorkflow: Biuld\n\nx"
+    assert parse(text).phases[0].workflow == "Biuld"
+    expected = ["4: Workflow: 'Biuld' is not declared; did you mean build?"]
+    assert problems(text, workflows={"build", "test"}) == expected
+    assert problems(text, workflows=()) == ["4: Workflow: 'Biuld' is not declared"]
+    assert parse(text, workflows={"Biuld"}).phases[0].workflow == "Biuld"
+
+
+def test_a_phase_needs_a_workflow_where_none_is_the_default() -> None:
+    text = HEAD + PHASE_1
+    parse(text, has_default=False)
+    parse(text, workflows={"build"})
+    [problem] = problems(text, workflows={"build"}, has_default=False)
+    assert problem.startswith("3: no workflow: expected a line `Workflow: name`")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ["1: no phase", "1: no title"]),
+        ("# T\n", ["1: no phase"]),
+        (PHASE_1, ["1: no title"]),
+        (f"{PHASE_1}# T\n", ["1: no title"]),
+        (f"#\n{PHASE_1}", ["1: no title"]),
+        (f"# T\n\n# U\n{PHASE_1}", ["3: a second title: the first is on line 1"]),
+        (f"by me\n\n# T\n{PHASE_1}", ["1: text above the title"]),
+    ],
+)
+def test_title_and_phases_are_required(text: str, expected: list[str]) -> None:
+    found = problems(text)
+    assert len(found) == len(expected)
+    assert all(a.startswith(b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_comment_may_stand_above_the_title() -> None:
+    assert parse(f"<!-- SPDX -->\n\n# T\n{PHASE_1}").title == "T"
+
+
+def test_a_title_of_two_lines_becomes_one() -> None:
+    assert parse(f"A long\ntitle\n===\n{PHASE_1}").title == "A long title"
+
+
+@pytest.mark.parametrize("text", ["```\n# no title\n```", "> # no title", "- # no title"])
+def test_what_only_looks_like_a_title_is_description(text: str) -> None:
+    assert parse(f"# T\n{text}\n\n{PHASE_1}").description == text
+
+
+def test_all_faults_are_told_at_once_in_the_order_of_lines() -> None:
+    found = problems(
+        "# T\n## Phase 1: a\nDepends on: 2\nHours: x\nOwner: me\n## Phase X: b\n"
+        "## Phase 2: c\n\nx\n# U\n",
+    )
+    assert [problem.split(":")[0] for problem in found] == ["2", "3", "4", "5", "6", "6"]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "plan.md"
+    with pytest.raises(InvalidPlan, match=r"plan\.md: no such file or directory$"):
+        read_plan(path)
+    with pytest.raises(InvalidPlan, match=r"is a directory$"):
+        read_plan(tmp_path)
+    path.write_bytes(b"# T\n\n\xff")
+    with pytest.raises(InvalidPlan, match=r"plan\.md:3: not UTF-8: byte 0xff at offset 5$"):
+        read_plan(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_plan(tmp_path: Path) -> None:
+    path = tmp_path / "plan.md"
+    path.write_text(HEAD + PHASE_1, encoding="utf-8-sig")
+    assert read_plan(path).title == "T"
+
+
+@pytest.mark.parametrize(("character", "name"), [("\0", "U+0000"), ("\ud800", "U+D800")])
+def test_what_the_database_cannot_store_is_an_error(character: str, name: str) -> None:
+    found = problems(f"{HEAD}## Phase 1: a\n\nx{character}\n")
+    assert found == [f"5: unusable character {name}: a plan is plain text"]
+
+
+def test_line_ends_and_trailing_spaces_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "plan.md"
+    path.write_bytes(b"# T\r\na\r\nb\r\n\r\n## Phase 1: a\r\nHours: 1\r\n\r\n  x \r\ny\rz\n\r\n \n")
+    plan = read_plan(path)
+    assert plan.description == "a\r\nb"
+    assert (plan.phases[0].hours, plan.phases[0].prompt) == (1, "  x \r\ny\rz")
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
+def test_a_prompt_is_kept_to_the_letter(text: str) -> None:
+    prompt = f"\u00a0\nx{text}x\n\x0c"  # neither of these lines is blank to Markdown
+    assert phase(f"\n\n{prompt}\n\n").prompt == prompt
+
+
+# A line that begins with one of these decides what the lines after it mean.
+MARKDOWN = st.sampled_from([
+    "# ", "## ", "##", "Phase 1: x", "Phase 2", "Depends on: 1", "Hours: ", "**", "```", "~~~",
+    "- ", "> ", "    ", "\t", "<!--", "-->", "<div>", "---", "===", "\n", "\n\n", "\r\n", "\r",
+    "x", "1. ", "\u2028", "\x0b", "\u00a0", "\0", "[a]: b", "|",
+])  # fmt: skip
+
+
+@given(st.lists(MARKDOWN | st.text(max_size=3)).map("".join))
+def test_arbitrary_text_is_a_plan_or_an_invalid_plan(text: str) -> None:
+    for candidate in (text, f"{HEAD}{PHASE_1}{text}"):
+        try:
+            plan = parse(candidate, workflows={"build"})
+        except InvalidPlan as error:
+            assert error.problems  # noqa: PT017
+        else:
+            assert all(phase.prompt in candidate for phase in plan.phases)
+
+
+WORDS = st.text(string.ascii_letters + string.digits + "'\"{}$;|&éß→", min_size=1, max_size=9)
+TITLES = st.lists(WORDS, min_size=1, max_size=4).map(" ".join)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    count = draw(st.integers(1, 6))
+    phases = [
+        PlannedPhase(
+            number=number,
+            title=draw(TITLES),
+            prompt=draw(st.lists(TITLES, min_size=1).map("\n\n".join)),
+            depends_on=tuple(draw(st.permutations(range(1, number))))[: draw(st.integers(0, 3))],
+            line=0,
+            workflow=draw(st.none() | WORDS),
+            hours=draw(st.none() | st.integers(1, 9999).map(lambda n: n / 100)),
+            priority=draw(st.none() | st.integers(0, 100)),
+            files=tuple(draw(st.lists(WORDS, max_size=3))),
+            max_attempts=draw(st.none() | st.integers(1, 99)),
+            timeout=draw(st.none() | st.integers(1, 10**6).map(lambda n: timedelta(seconds=n))),
+        )
+        for number in range(1, count + 1)
+    ]
+    return Plan(draw(TITLES), draw(st.lists(TITLES).map("\n\n".join)), tuple(phases))
+
+
+def written(plan: Plan) -> tuple[str, list[int]]:
+    """`plan` as text, with the lines of its phases' headings."""
+    text, lines = f"# {plan.title}\n\n{plan.description}\n\n", []
+    for phase in plan.phases:
+        lines.append(text.count("\n") + 1)
+        seconds = phase.timeout and phase.timeout.total_seconds()
+        keys = {
+            "Depends on": " and ".join(map(str, phase.depends_on)) or "none",
+            "Workflow": phase.workflow,
+            "Hours": phase.hours,
+            "Priority": phase.priority,
+            "Files": ", ".join(phase.files) or None,
+            "Max attempts": phase.max_attempts,
+            "Timeout": seconds,
+        }
+        block = [f"{key}: {value}\n" for key, value in keys.items() if value is not None]
+        random.shuffle(block)
+        text += f"## Phase {phase.number}: {phase.title}\n{''.join(block)}\n{phase.prompt}\n\n"
+    return text, lines
+
+
+@given(plans())
+def test_a_plan_that_is_written_reads_back(plan: Plan) -> None:
+    text, lines = written(plan)
+    read = parse(text)
+    assert [phase.line for phase in read.phases] == lines
+    assert read.title == plan.title
+    assert read.description == plan.description
+    assert [{**vars(phase), "line": 0} for phase in read.phases] == list(map(vars, plan.phases))
+
+
+@pytest.mark.timeout(15)
+@pytest.mark.parametrize("prompt", [("- " + "x y " * 20 + "\n") * 60_000, "x" * 5_000_000])
+def test_a_prompt_of_megabytes_is_read(prompt: str) -> None:
+    assert phase(f"\n{prompt}").prompt == prompt.rstrip("\n")
