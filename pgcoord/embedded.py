@@ -314,7 +314,7 @@ class EmbeddedPostgres:
             if pid and _alive(pid):
                 if self._is_ours(pid):
                     return True
-                logger.warning("removed %s: process %d is not its server", file, pid)
+                logger.info("removed %s: process %d is not its server", file, pid)
                 file.unlink()
         return False
 

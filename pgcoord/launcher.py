@@ -459,12 +459,12 @@ echo $$ {_BOOT} $pgcoord >&0 || exit 125"""
             os.close(descriptor)
 
     def _since(started: str, marker: str) -> list[_Process]:
-        boot, _, first = started.partition(" ")
+        first = int(started.split()[-1])
         found = []
-        for name in filter(str.isdigit, os.listdir("/proc") if boot == _BOOT else ()):
+        for name in filter(str.isdigit, os.listdir("/proc")):
             with suppress(OSError):  # gone since
                 stat = _stat(name)
-                if int(stat[19]) >= int(first):
+                if int(stat[19]) >= first:
                     found.append(_process(int(name), stat, marker))
         return found
 

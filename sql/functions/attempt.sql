@@ -59,37 +59,41 @@ create or replace function pgcoord.claim_phases(p_epoch bigint) returns setof pg
 language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
-    v_paused timestamptz;
+    v_control pgcoord.control;
+    v_workflows text[];
+    v_default text;
     v_slot smallint;
-    v_phase record;
+    v_phase public.phase_queue;
     v_id bigint;
     v_adw_id text;
 begin
-    select paused_at into v_paused from pgcoord.control for no key update;
-    perform pgcoord.check_epoch(p_epoch);
+    select * into v_control from pgcoord.control for no key update;
+    if v_control.epoch is distinct from p_epoch then
+        perform pgcoord.check_epoch(p_epoch);
+    end if;
     if exists (select from public.phase_queue where retry_at <= clock_timestamp()) then
         update public.phase_queue set retry_at = null
         where queue_id in (
             select queue_id from public.phase_queue where retry_at <= clock_timestamp() for no key update skip locked
         );
     end if;
-    if v_paused is not null then
+    if v_control.paused_at is not null then
         return;
     end if;
+    select array_agg(name), min(name) filter (where is_default) into v_workflows, v_default from pgcoord.workflow;
+
     for v_slot in
         select s.number from pgcoord.slot as s
         where not s.draining and not exists (select from public.phase_queue as p where p.slot = s.number)
         order by s.number
     loop
-        select p.queue_id, p.phase_data -> 'max_attempts' as max_attempts, p.phase_data -> 'timeout_seconds' as timeout_seconds,
-            p.attempt, w as workflow
-        into v_phase
+        select p.* into v_phase
         from public.phase_queue as p
-            join pgcoord.workflow as w on w.name = p.workflow_type or p.workflow_type is null and w.is_default
         where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
+            and coalesce(p.workflow_type, v_default) = any (v_workflows)
         order by p.priority, p.queue_position, p.feature_id, p.phase_number
         limit 1
-        for no key update of p skip locked;
+        for no key update skip locked;
         exit when not found;
 
         v_id := nextval('pgcoord.attempt_id');
@@ -99,12 +103,11 @@ begin
             workflow, reports, max_attempts, retry_delay, retry_lost, timeout
         )
         select v_id, v_phase.queue_id, v_phase.attempt + 1, v_adw_id, pgcoord.new_secret(), v_slot, p_epoch, c.host,
-            format('%s/%s/%s', c.runs_folder, k.installation, v_id),
-            (v_phase.workflow).name, (v_phase.workflow).reports,
-            coalesce(v_phase.max_attempts::integer, (v_phase.workflow).max_attempts),
-            (v_phase.workflow).retry_delay, (v_phase.workflow).retry_lost,
-            coalesce(make_interval(secs => v_phase.timeout_seconds::float8), (v_phase.workflow).timeout)
-        from pgcoord.coordinator as c cross join pgcoord.control as k where c.epoch = p_epoch;
+            format('%s/%s/%s', c.runs_folder, v_control.installation, v_id), w.name, w.reports,
+            coalesce((v_phase.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts), w.retry_delay, w.retry_lost,
+            coalesce(make_interval(secs => (v_phase.phase_data ->> 'timeout_seconds')::float8), w.timeout)
+        from pgcoord.coordinator as c, pgcoord.workflow as w
+        where c.epoch = p_epoch and w.name = coalesce(v_phase.workflow_type, v_default);
         update public.phase_queue
         set status = 'ready', slot = v_slot, attempt = attempt + 1, adw_id = v_adw_id, ready_timestamp = clock_timestamp(),
             started_timestamp = null, finished_timestamp = null

@@ -115,7 +115,7 @@ comment on function pgcoord.find_cycle(integer) is
 -- Errors: PC005 when an array is malformed or a cycle would close.
 create or replace function pgcoord.store_edges(p_features integer[], p_phases integer[]) returns void
 language plpgsql
-set enable_nestloop = on set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_feature integer;
     v_cycle integer[];
@@ -159,12 +159,11 @@ comment on function pgcoord.store_edges(integer[], integer[]) is
 -- Count again what the given phases wait for, as far as they wait, and stamp or clear their eligible_at.
 create or replace function pgcoord.recount_unmet(p_features integer[], p_phases integer[]) returns void
 language plpgsql
-set enable_nestloop = on set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 begin
         update public.phase_queue as p
         set unmet = counted.unmet,
-            eligible_at = case when counted.unmet = 0 then clock_timestamp() end,
-            updated_at = now()
+            eligible_at = case when counted.unmet = 0 then clock_timestamp() end
         from (
             select waiting.queue_id,
                 (select count(*) from pgcoord.dependency as d
@@ -183,32 +182,29 @@ end $$;
 comment on function pgcoord.recount_unmet(integer[], integer[]) is
     'Count the open prerequisites of the given phases again, as far as they wait.';
 
--- A prerequisite of these phases' dependents was completed: one less to wait for.
-create or replace function pgcoord.release_dependents(p_features integer[], p_phases integer[]) returns void
-language plpgsql
-set enable_nestloop = on set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
+-- A phase was completed: its direct dependents have one prerequisite less to wait for. Reads nothing but these. An
+-- array rather than a join: there is no plan for it but look-ups in the index.
+create or replace function pgcoord.release_dependents(p_feature_id integer, p_phase_number integer) returns void
+language plpgsql as $$
 begin
-        update public.phase_queue as p
-        set unmet = p.unmet - met.edges,
-            eligible_at = case when p.unmet = met.edges then clock_timestamp() end,
-            updated_at = now()
-        from (
-            select d.feature_id, d.dependent, count(*)::integer as edges
-            from unnest(p_features, p_phases) as done (feature_id, phase_number)
-                join pgcoord.dependency as d on d.feature_id = done.feature_id and d.prerequisite = done.phase_number
-            group by d.feature_id, d.dependent
-        ) as met
-        where p.feature_id = met.feature_id and p.phase_number = met.dependent and p.status in ('queued', 'blocked');
+    update public.phase_queue
+    set unmet = unmet - 1,
+        eligible_at = case when unmet = 1 then clock_timestamp() end
+    where feature_id = p_feature_id
+        and phase_number = any (array(
+            select dependent from pgcoord.dependency where feature_id = p_feature_id and prerequisite = p_phase_number
+        ))
+        and status in ('queued', 'blocked');
 end $$;
-comment on function pgcoord.release_dependents(integer[], integer[]) is
-    'Lower the count of open prerequisites of the direct dependents of phases that were just completed.';
+comment on function pgcoord.release_dependents(integer, integer) is
+    'Lower the count of open prerequisites of the direct dependents of a phase that was just completed.';
 
 -- Block what waits, directly or not, for a failed or cancelled phase, and unblock what no longer does. Looks at the
 -- given phases and everything downstream of them that waits: upstream of those nothing has changed.
 -- One statement however long the chain is; `offset 0` keeps the planner at index look-ups inside the recursion.
 create or replace function pgcoord.settle_blocked(p_features integer[], p_phases integer[]) returns void
 language plpgsql
-set enable_nestloop = on set enable_seqscan = off set jit = off as $$
+set enable_seqscan = off set jit = off as $$
 begin
         with recursive waiting (feature_id, phase_number) as (
             select feature_id, phase_number from unnest(p_features, p_phases) as given (feature_id, phase_number)

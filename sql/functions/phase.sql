@@ -105,6 +105,7 @@ begin
         perform pgcoord.check_prerequisites(new.queue_id, new.phase_number, new.depends_on_phases);
     end if;
     new.phase_data := coalesce(new.phase_data, '{}');
+    new.workflow_type := new.phase_data ->> 'workflow_type';
     new.priority := coalesce(new.priority, 50);
     new.queue_position := coalesce(new.queue_position, nextval('pgcoord.queue_position'));
     new.created_at := coalesce(new.created_at, now());
@@ -236,44 +237,41 @@ create or replace trigger phase_queue_insert_settles after insert on public.phas
     for each statement execute function pgcoord.settle_inserted_phases();
 
 -- Refuse changes that no update by hand may make; derived columns are changed by moves and by triggers only.
-create or replace function pgcoord.check_phase_update() returns trigger
+-- Errors: PC008 for identity and derived columns, PC002 for the dependencies of a phase that does not wait.
+create or replace function pgcoord.check_by_hand(p_old public.phase_queue, p_new public.phase_queue) returns void
 language plpgsql as $$
 begin
-    if (new.queue_id, new.feature_id, new.phase_number) is distinct from (old.queue_id, old.feature_id, old.phase_number) then
-        raise exception using
-            errcode = 'PC008',
-            message = format('phase %s keeps its queue_id, feature_id and phase_number', old.queue_id),
-            hint = 'Delete it and insert another.';
-    end if;
-    if new.status = old.status
-        and (new.slot, new.attempt, new.attempts_used, new.unmet, new.eligible_at, new.held, new.adw_id)
-            is distinct from (old.slot, old.attempt, old.attempts_used, old.unmet, old.eligible_at, old.held, old.adw_id)
+    if (p_new.queue_id, p_new.feature_id, p_new.phase_number)
+        is distinct from (p_old.queue_id, p_old.feature_id, p_old.phase_number)
     then
         raise exception using
             errcode = 'PC008',
-            message = format('slot, attempt, attempts_used, unmet, eligible_at, held and adw_id of phase %s are derived', old.queue_id),
+            message = format('phase %s keeps its queue_id, feature_id and phase_number', p_old.queue_id),
+            hint = 'Delete it and insert another.';
+    end if;
+    if p_new.status = p_old.status
+        and (p_new.slot, p_new.attempt, p_new.attempts_used, p_new.unmet, p_new.eligible_at, p_new.held, p_new.adw_id)
+            is distinct from
+            (p_old.slot, p_old.attempt, p_old.attempts_used, p_old.unmet, p_old.eligible_at, p_old.held, p_old.adw_id)
+    then
+        raise exception using
+            errcode = 'PC008',
+            message = format('slot, attempt, attempts_used, unmet, eligible_at, held and adw_id of phase %s are derived', p_old.queue_id),
             hint = 'They follow from the status of phases, depends_on_phases and pauses: change those.';
     end if;
-    if new.depends_on_phases is distinct from old.depends_on_phases then
-        new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
-        if old.status not in ('queued', 'blocked') then
+    if p_new.depends_on_phases is distinct from p_old.depends_on_phases then
+        if p_old.status not in ('queued', 'blocked') then
             raise exception using
                 errcode = 'PC002',
-                message = format('phase %s is %s: its dependencies cannot change any more', old.queue_id, old.status),
+                message = format('phase %s is %s: its dependencies cannot change any more', p_old.queue_id, p_old.status),
                 hint = 'Only a phase that waits (queued or blocked) can be given other prerequisites.';
         end if;
-        perform pgcoord.check_prerequisites(old.queue_id, old.phase_number, new.depends_on_phases);
-        perform pgcoord.hold_feature(old.feature_id);
+        perform pgcoord.check_prerequisites(p_old.queue_id, p_old.phase_number, p_new.depends_on_phases);
+        perform pgcoord.hold_feature(p_old.feature_id);
     end if;
-    new.updated_at := now();
-    return new;
 end $$;
-comment on function pgcoord.check_phase_update() is
-    'Trigger: refuse a change of identity (PC008), of derived columns (PC008), or of the dependencies of a started phase (PC002).';
-
--- Fires before phase_queue_update_moves (by name), and only for statements of people and of our functions.
-create or replace trigger phase_queue_update_checks before update on public.phase_queue
-    for each row when (pg_trigger_depth() = 0) execute function pgcoord.check_phase_update();
+comment on function pgcoord.check_by_hand(public.phase_queue, public.phase_queue) is
+    'Refuse a change of identity (PC008), of derived columns (PC008), or of the dependencies of a phase that does not wait (PC002).';
 
 -- Refuse a move that is not backed by what it says: ready needs the attempt of a claim, running a started one.
 create or replace function pgcoord.check_start(p_old public.phase_queue, p_new public.phase_queue) returns void
@@ -348,7 +346,7 @@ declare
     v_attempt pgcoord.attempt;
 begin
     select * into v_attempt from pgcoord.attempt
-    where queue_id = p_old.queue_id and number = p_old.attempt for no key update;
+    where queue_id = p_old.queue_id and number = p_old.attempt;
 
     if v_attempt.ended_at is null and p_new.status = 'queued' then
         raise exception using
@@ -402,126 +400,124 @@ end $$;
 comment on function pgcoord.leave_rest(public.phase_queue, public.phase_queue) is
     'The row of a waiting or ended phase that is skipped, cancelled or retried.';
 
-create or replace function pgcoord.guard_phase_move() returns trigger
+-- The row that a phase moves to, other than by being claimed or started.
+-- Errors: PC002 when the states do not allow it.
+create or replace function pgcoord.move_phase(p_old public.phase_queue, p_new public.phase_queue, p_by_hand boolean)
+returns public.phase_queue
 language plpgsql as $$
 declare
-    v_wanted public.phase_queue := old;
+    v_wanted public.phase_queue := p_old;
 begin
-    if not pgcoord.may_move(old.status, new.status) then
-        raise exception using
-            errcode = 'PC002',
-            message = format('phase %s is %s and cannot become %s', old.queue_id, old.status, new.status),
-            hint = format('pgcoord.why(%L) says what can be done.', old.queue_id);
-    end if;
-    if new.status in ('ready', 'running') then
-        perform pgcoord.check_start(old, new);
-        return new;
-    end if;
-
     -- What the statement may say beside the new status; everything derived starts from the old row.
-    v_wanted.status := new.status;
-    v_wanted.error_message := new.error_message;
-    v_wanted.pr_number := new.pr_number;
-    v_wanted.issue_number := new.issue_number;
-    v_wanted.depends_on_phases := new.depends_on_phases;
-    v_wanted.phase_data := new.phase_data;
-    v_wanted.priority := new.priority;
-    v_wanted.updated_at := now();
-    if old.status in ('queued', 'blocked') and new.status in ('queued', 'blocked') then
-        if pg_trigger_depth() = 1 then
+    v_wanted.status := p_new.status;
+    v_wanted.error_message := p_new.error_message;
+    v_wanted.pr_number := p_new.pr_number;
+    v_wanted.issue_number := p_new.issue_number;
+    v_wanted.depends_on_phases := p_new.depends_on_phases;
+    v_wanted.phase_data := p_new.phase_data;
+    v_wanted.workflow_type := p_new.workflow_type;
+    v_wanted.priority := p_new.priority;
+    v_wanted.updated_at := p_new.updated_at;
+    if p_old.status in ('queued', 'blocked') and p_new.status in ('queued', 'blocked') then
+        if p_by_hand then
             raise exception using
                 errcode = 'PC002',
-                message = format('phase %s is %s and cannot be set to %s by hand', old.queue_id, old.status, new.status),
+                message = format('phase %s is %s and cannot be set to %s by hand', p_old.queue_id, p_old.status, p_new.status),
                 hint = 'A phase is blocked exactly as long as a prerequisite is failed or cancelled: retry or skip that one.';
         end if;
         v_wanted.retry_at := null;
         return v_wanted;
     end if;
-    perform pgcoord.hold_feature(old.feature_id);
-    if old.slot is not null then
-        return pgcoord.leave_slot(old, v_wanted);
+    perform pgcoord.hold_feature(p_old.feature_id);
+    if p_old.slot is not null then
+        return pgcoord.leave_slot(p_old, v_wanted);
     end if;
-    return pgcoord.leave_rest(old, v_wanted);
+    return pgcoord.leave_rest(p_old, v_wanted);
 end $$;
-comment on function pgcoord.guard_phase_move() is
-    'Trigger: refuse (PC002) a move that the states do not allow, and derive the rest of the row from it.';
+comment on function pgcoord.move_phase(public.phase_queue, public.phase_queue, boolean) is
+    'The row that a phase moves to: ended, skipped, cancelled, retried, blocked or unblocked.';
 
-create or replace trigger phase_queue_update_moves before update on public.phase_queue
-    for each row when (old.status is distinct from new.status) execute function pgcoord.guard_phase_move();
-
--- End the attempts of phases that left their slots, unless their end is recorded already, and drop surplus slots.
-create or replace function pgcoord.release_slots(p_queue_ids text[], p_slots smallint[]) returns void
-language plpgsql
-set enable_nestloop = on set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
+create or replace function pgcoord.guard_phase_update() returns trigger
+language plpgsql as $$
+declare
+    v_by_hand boolean := pg_trigger_depth() = 1;    -- a statement of a person or of our functions, not of a trigger
 begin
-    update pgcoord.attempt as a
-    set ended_at = clock_timestamp(),
-        outcome = case when p.status in ('completed', 'cancelled') then p.status else 'failed' end,
-        error = p.error_message,
-        exited_at = case when a.external then clock_timestamp() else a.exited_at end
-    from public.phase_queue as p
-    where p.queue_id = any (p_queue_ids) and a.queue_id = p.queue_id and a.number = p.attempt and a.ended_at is null;
-    if exists (select from pgcoord.slot where draining and number = any (p_slots)) then
-        delete from pgcoord.slot where draining and number = any (p_slots);
+    if v_by_hand then
+        new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
+        perform pgcoord.check_by_hand(old, new);
     end if;
+    new.updated_at := now();
+    new.workflow_type := new.phase_data ->> 'workflow_type';
+    if new.status = old.status then
+        return new;
+    elsif not pgcoord.may_move(old.status, new.status) then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s and cannot become %s', old.queue_id, old.status, new.status),
+            hint = format('pgcoord.why(%L) says what can be done.', old.queue_id);
+    elsif new.status in ('ready', 'running') then
+        perform pgcoord.check_start(old, new);
+        return new;
+    end if;
+    return pgcoord.move_phase(old, new, v_by_hand);
 end $$;
-comment on function pgcoord.release_slots(text[], smallint[]) is
-    'End the attempts of phases that left their slots, and delete those slots that were draining.';
+comment on function pgcoord.guard_phase_update() is
+    'Trigger: refuse what may not change, refuse (PC002) a move that the states do not allow, and derive the rest of the row.';
 
--- Old and new rows are joined by hashing: a plan kept from an update of one row would otherwise compare each with
--- each when the same session updates fifty thousand.
+create or replace trigger phase_queue_update_guards before update on public.phase_queue
+    for each row execute function pgcoord.guard_phase_update();
+
+-- The phases are gone through one by one: almost always it is one, and a loop over fifty thousand takes no second.
+-- Old and new rows are joined by a full join, which can only be done by hashing or sorting: a plan kept from an update
+-- of one row would otherwise compare each with each when the same session updates fifty thousand.
 create or replace function pgcoord.settle_updated_phases() returns trigger
 language plpgsql
-set enable_nestloop = off set jit = off set plan_cache_mode = force_generic_plan as $$
+set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
     v record;
+    v_wakes boolean := false;
+    v_features integer[];    -- of phases whose dependents are to be blocked or unblocked
+    v_phases integer[];
+    v_cause text;
 begin
-    select
-        count(*) filter (where n.status <> o.status) as moved,
-        array_agg(n.queue_id) filter (where o.slot is not null and n.slot is null) as left_slot,
-        array_agg(o.slot) filter (where o.slot is not null and n.slot is null) as slots,
-        array_agg(n.feature_id) filter (where n.status = 'completed' and o.status <> 'completed') as done_features,
-        array_agg(n.phase_number) filter (where n.status = 'completed' and o.status <> 'completed') as done_phases,
-        array_agg(n.feature_id) filter (where s.settles) as settle_features,
-        array_agg(n.phase_number) filter (where s.settles) as settle_phases,
-        array_agg(n.feature_id) filter (where n.depends_on_phases <> o.depends_on_phases) as edge_features,
-        array_agg(n.phase_number) filter (where n.depends_on_phases <> o.depends_on_phases) as edge_phases,
-        min(format('phase %s is %s', n.phase_number, n.status)) filter (where s.settles) as cause,
-        bool_or(n.status = 'queued' and n.eligible_at is not null and not n.held
-            or o.slot is not null and n.slot is null) as wakes
-    into v
-    from new_rows as n
-        join old_rows as o using (queue_id)
-        cross join lateral (
-            select n.status in ('failed', 'cancelled') and o.status <> n.status
-                or o.status in ('failed', 'cancelled', 'blocked') and n.status = 'completed'
-                or o.status in ('failed', 'cancelled') and n.status = 'queued'
-        ) as s (settles);
+    for v in
+        select n.queue_id, n.feature_id, n.phase_number, n.status, o.status as was, n.attempt, n.error_message,
+            o.error_message as old_error, n.depends_on_phases <> o.depends_on_phases as edges_changed,
+            case when n.slot is null then o.slot end as left_slot
+        from new_rows as n full join old_rows as o on o.queue_id = n.queue_id
+        where n.status <> o.status or n.depends_on_phases <> o.depends_on_phases
+            or n.status = 'queued' and n.eligible_at is not null and not n.held
+    loop
+        v_wakes := v_wakes or v.status = 'queued' or v.left_slot is not null;
+        if v.edges_changed then
+            perform pgcoord.store_edges(array[v.feature_id], array[v.phase_number]);
+            perform pgcoord.recount_unmet(array[v.feature_id], array[v.phase_number]);
+            perform pgcoord.settle_blocked(array[v.feature_id], array[v.phase_number]);
+        end if;
+        continue when v.status = v.was;
 
-    if v.moved > 0 then
         insert into pgcoord.event (kind, feature_id, phase_number, queue_id, from_status, to_status, attempt, actor, reason)
-        select 'phase_moved', n.feature_id, n.phase_number, n.queue_id, o.status, n.status, nullif(n.attempt, 0), pgcoord.actor(),
-            coalesce(pgcoord.reason(), case when n.error_message is distinct from o.error_message then n.error_message end)
-        from new_rows as n join old_rows as o using (queue_id)
-        where n.status <> o.status
-        order by n.feature_id, n.phase_number;
-        perform pg_notify('pgcoord_event', feature_id::text) from (select distinct feature_id from new_rows) as touched;
+        values ('phase_moved', v.feature_id, v.phase_number, v.queue_id, v.was, v.status, nullif(v.attempt, 0), pgcoord.actor(),
+            coalesce(pgcoord.reason(), case when v.error_message is distinct from v.old_error then v.error_message end));
+        perform pg_notify('pgcoord_event', v.feature_id::text);
+        if v.left_slot is not null then
+            perform pgcoord.release_slot(v.queue_id, v.attempt, v.left_slot, v.status, v.error_message);
+        end if;
+        if v.status = 'completed' then
+            perform pgcoord.release_dependents(v.feature_id, v.phase_number);
+        end if;
+        if v.status in ('failed', 'cancelled') or v.was in ('failed', 'cancelled')
+            or v.was = 'blocked' and v.status = 'completed'
+        then
+            v_features := v_features || v.feature_id;
+            v_phases := v_phases || v.phase_number;
+            v_cause := format('phase %s is %s', v.phase_number, v.status);
+        end if;
+    end loop;
+    if v_features is not null then
+        perform pgcoord.settle_because(v_features, v_phases, v_cause);
     end if;
-    if v.left_slot is not null then
-        perform pgcoord.release_slots(v.left_slot, v.slots);
-    end if;
-    if v.edge_features is not null then
-        perform pgcoord.store_edges(v.edge_features, v.edge_phases);
-        perform pgcoord.recount_unmet(v.edge_features, v.edge_phases);
-        perform pgcoord.settle_blocked(v.edge_features, v.edge_phases);
-    end if;
-    if v.done_features is not null then
-        perform pgcoord.release_dependents(v.done_features, v.done_phases);
-    end if;
-    if v.settle_features is not null then
-        perform pgcoord.settle_because(v.settle_features, v.settle_phases, v.cause);
-    end if;
-    if v.wakes then
+    if v_wakes then
         notify pgcoord_wake;
     end if;
     return null;
@@ -532,6 +528,23 @@ comment on function pgcoord.settle_updated_phases() is
 create or replace trigger phase_queue_update_settles after update on public.phase_queue
     referencing old table as old_rows new table as new_rows
     for each statement execute function pgcoord.settle_updated_phases();
+
+-- A phase left its slot: end its attempt, unless its end is recorded already, and drop the slot if it is surplus.
+create or replace function pgcoord.release_slot(
+    p_queue_id text, p_attempt integer, p_slot smallint, p_status text, p_error text
+) returns void
+language plpgsql as $$
+begin
+    update pgcoord.attempt
+    set ended_at = clock_timestamp(),
+        outcome = case when p_status in ('completed', 'cancelled') then p_status else 'failed' end,
+        error = p_error,
+        exited_at = case when external then clock_timestamp() else exited_at end
+    where queue_id = p_queue_id and number = p_attempt and ended_at is null;
+    delete from pgcoord.slot where number = p_slot and draining;
+end $$;
+comment on function pgcoord.release_slot(text, integer, smallint, text, text) is
+    'End the attempt of a phase that left its slot, and delete the slot if it was draining.';
 
 -- Block or unblock with the cause as the logged reason, then go back to the reason of the statement itself.
 create or replace function pgcoord.settle_because(p_features integer[], p_phases integer[], p_cause text) returns void

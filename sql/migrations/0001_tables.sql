@@ -44,6 +44,35 @@ comment on column public.planned_features.created_by is 'Database user who made 
 comment on column public.planned_features.created_at is 'When it was made.';
 comment on column public.planned_features.updated_at is 'When the row last changed.';
 
+-- Domains rather than checks of the table: a check is worked through with every update of a row, and a phase is
+-- updated at each step of its life; a domain only when a value is given to its column.
+create domain pgcoord.phase_status as text
+    constraint phase_status_is_known
+        check (value in ('queued', 'ready', 'running', 'completed', 'failed', 'blocked', 'cancelled'));
+comment on domain pgcoord.phase_status is 'What a phase is: queued, ready, running, completed, failed, blocked or cancelled.';
+
+create domain pgcoord.phase_data as jsonb
+    constraint phase_data_is_object check (jsonb_typeof(value) = 'object')
+    constraint phase_data_title_is_text check (jsonb_typeof(value -> 'title') in ('string', 'null'))
+    constraint phase_data_prompt_is_text check (jsonb_typeof(value -> 'prompt_content') in ('string', 'null'))
+    constraint phase_data_workflow_is_text check (jsonb_typeof(value -> 'workflow_type') in ('string', 'null'))
+    constraint phase_data_max_attempts_is_count check (
+        coalesce(value -> 'max_attempts', 'null') = 'null' or value @@
+            '$.max_attempts.type() == "number" && $.max_attempts >= 1 && $.max_attempts <= 1000000
+             && $.max_attempts.floor() == $.max_attempts'
+    )
+    constraint phase_data_timeout_is_seconds check (
+        coalesce(value -> 'timeout_seconds', 'null') = 'null' or value @@
+            '$.timeout_seconds.type() == "number" && $.timeout_seconds > 0 && $.timeout_seconds <= 315360000'
+    );
+comment on domain pgcoord.phase_data is
+    'What a phase is about: an object with title, prompt_content, workflow_type, estimated_hours, files, max_attempts, timeout_seconds.';
+
+create domain pgcoord.attempt_outcome as text
+    constraint attempt_outcome_is_known
+        check (value in ('completed', 'failed', 'timed_out', 'lost', 'cancelled', 'returned'));
+comment on domain pgcoord.attempt_outcome is 'How an attempt ended, or shall end.';
+
 create sequence pgcoord.queue_position;
 comment on sequence pgcoord.queue_position is 'Place in line: one sequence over all features.';
 
@@ -67,9 +96,9 @@ create table public.phase_queue (
     feature_id integer not null,
     phase_number integer not null,
     issue_number integer,
-    status text not null default 'queued',
+    status pgcoord.phase_status not null default 'queued',
     depends_on_phases jsonb not null default '[]',
-    phase_data jsonb not null default '{}',
+    phase_data pgcoord.phase_data not null default '{}',
     adw_id text,
     pr_number integer,
     error_message text,
@@ -87,35 +116,17 @@ create table public.phase_queue (
     attempts_used integer not null default 0,
     unmet integer not null default 0,
     held boolean not null default false,
-    workflow_type text generated always as (phase_data ->> 'workflow_type') stored,
+    workflow_type text,
     constraint phase_queue_pkey primary key (queue_id),
     constraint phase_queue_phase_is_unique unique (feature_id, phase_number),
     constraint phase_queue_feature_exists
         foreign key (feature_id) references public.planned_features (id) on delete cascade,
     constraint phase_queue_number_is_positive check (phase_number >= 1),
-    constraint phase_queue_status_is_known
-        check (status in ('queued', 'ready', 'running', 'completed', 'failed', 'blocked', 'cancelled')),
     constraint phase_queue_depends_on_array check (jsonb_typeof(depends_on_phases) = 'array'),
-    constraint phase_queue_data_is_object check (jsonb_typeof(phase_data) = 'object'),
-    constraint phase_queue_title_is_text
-        check (jsonb_typeof(phase_data -> 'title') in ('string', 'null')),
-    constraint phase_queue_prompt_is_text
-        check (jsonb_typeof(phase_data -> 'prompt_content') in ('string', 'null')),
-    constraint phase_queue_workflow_is_text
-        check (jsonb_typeof(phase_data -> 'workflow_type') in ('string', 'null')),
-    constraint phase_queue_max_attempts_is_count check (
-        not phase_data ? 'max_attempts' or phase_data @@
-            '$.max_attempts.type() == "number" && $.max_attempts >= 1 && $.max_attempts <= 1000
-             && $.max_attempts.floor() == $.max_attempts'
-    ),
-    constraint phase_queue_timeout_is_seconds check (
-        not phase_data ? 'timeout_seconds' or phase_data @@
-            '$.timeout_seconds.type() == "number" && $.timeout_seconds > 0 && $.timeout_seconds <= 31536000'
-    ),
     -- The limit of running phases is these three: a slot for each live phase, one phase a slot, only slots that exist.
     constraint phase_queue_live_holds_slot check ((status in ('ready', 'running')) = (slot is not null)),
     constraint phase_queue_slot_exists foreign key (slot) references pgcoord.slot (number),
-    constraint phase_queue_starts_after_prerequisites check (status not in ('ready', 'running') or unmet = 0),
+    constraint phase_queue_starts_after_prerequisites check (slot is null or unmet = 0),
     constraint phase_queue_unmet_not_negative check (unmet >= 0),
     constraint phase_queue_eligible_when_met check ((eligible_at is not null) = (unmet = 0)),
     constraint phase_queue_retry_is_queued check (retry_at is null or status = 'queued')
@@ -159,7 +170,7 @@ comment on column public.phase_queue.attempt is 'Number of the current or last a
 comment on column public.phase_queue.attempts_used is 'Attempts that failed since it was queued by a person.';
 comment on column public.phase_queue.unmet is 'Prerequisites that are not completed; kept while the phase waits.';
 comment on column public.phase_queue.held is 'Copy of "my feature is paused", so that a claim need not look.';
-comment on column public.phase_queue.workflow_type is 'phase_data ->> workflow_type: the named command that runs it.';
+comment on column public.phase_queue.workflow_type is 'Copy of phase_data ->> workflow_type: the named command that runs it.';
 
 create table pgcoord.dependency (
     feature_id integer not null,
@@ -244,19 +255,16 @@ create table pgcoord.attempt (
     deadline timestamptz,
     pid integer,
     process_started text,
-    ending text,
+    ending pgcoord.attempt_outcome,
     ending_at timestamptz,
     ending_reason text,
     ended_at timestamptz,
-    outcome text,
+    outcome pgcoord.attempt_outcome,
     error text,
     exited_at timestamptz,
     exit_code integer,
     constraint attempt_number_is_unique unique (queue_id, number),
     constraint attempt_adw_id_is_unique unique (adw_id),
-    constraint attempt_ending_is_known check (ending in ('failed', 'cancelled', 'timed_out')),
-    constraint attempt_outcome_is_known
-        check (outcome in ('completed', 'failed', 'timed_out', 'lost', 'cancelled', 'returned')),
     constraint attempt_ends_with_outcome check ((ended_at is null) = (outcome is null)),
     constraint attempt_is_somebodys check (external or (epoch is not null and host is not null and folder is not null))
 );
