@@ -17,18 +17,15 @@ declare
 begin
     if jsonb_typeof(p_depends_on) <> 'array' then
         v_fault := format('is %s, a JSON %s', p_depends_on, jsonb_typeof(p_depends_on));
-    else
-        select case
-                when jsonb_typeof(e) <> 'number' or e::numeric < 1 or e::numeric % 1 <> 0 or e::numeric > 2147483647
-                    then format('holds %s', e)
-                when e::numeric = p_phase_number then 'names the phase itself'
-                when count(*) > 1 then format('names phase %s twice', e)
-            end
-        into v_fault
+    elsif p_depends_on @? '$[*] ? (@.type() != "number" || @ < 1 || @ > 2147483647 || @.floor() != @)' then
+        v_fault := format('holds %s', jsonb_path_query_first(p_depends_on,
+            '$[*] ? (@.type() != "number" || @ < 1 || @ > 2147483647 || @.floor() != @)'));
+    elsif p_depends_on @> to_jsonb(p_phase_number) then
+        v_fault := 'names the phase itself';
+    elsif jsonb_array_length(p_depends_on) > 1 then
+        select format('names phase %s twice', e) into v_fault
         from jsonb_array_elements(p_depends_on) as element (e)
-        group by e
-        having jsonb_typeof(e) <> 'number' or e::numeric < 1 or e::numeric % 1 <> 0 or e::numeric > 2147483647
-            or e::numeric = p_phase_number or count(*) > 1
+        group by e having count(*) > 1
         limit 1;
     end if;
     if v_fault is not null then
@@ -44,8 +41,10 @@ comment on function pgcoord.check_prerequisites(text, integer, jsonb) is
 -- Return the phase numbers of one cycle of the feature, the first one repeated at the end, or null when there is none.
 -- Takes phases without open prerequisites away until nothing moves (Kahn); in what is left, each phase has a
 -- prerequisite that is left too, so walking from one to the next must come back. Linear in phases and edges.
+-- It reads a whole feature, so it may hash and sort where its callers may not.
 create or replace function pgcoord.find_cycle(p_feature_id integer) returns integer[]
-language plpgsql stable as $$
+language plpgsql stable
+set enable_hashjoin = on set enable_mergejoin = on as $$
 declare
     v_phases integer[];       -- phase numbers, by rank
     v_dependents integer[];   -- ranks of dependents, grouped by the rank of their prerequisite
@@ -67,10 +66,10 @@ begin
         select phase, (row_number() over (order by phase))::integer as rank
         from (select prerequisite from edge union select dependent from edge) as phases (phase)
     ), fan as (
-        select node.phase, node.rank, count(edge.dependent)::integer as dependents,
-            (select count(*)::integer from edge as up where up.dependent = node.phase) as prerequisites
-        from node left join edge on edge.prerequisite = node.phase
-        group by node.phase, node.rank
+        select node.phase, node.rank, coalesce(down.n, 0) as dependents, coalesce(up.n, 0) as prerequisites
+        from node
+            left join (select prerequisite, count(*)::integer from edge group by prerequisite) as down (phase, n) using (phase)
+            left join (select dependent, count(*)::integer from edge group by dependent) as up (phase, n) using (phase)
     )
     select
         array_agg(phase order by rank),
@@ -147,8 +146,9 @@ begin
         if v_cycle is not null then
             raise exception using
                 errcode = 'PC005',
-                message = format('phase %s of feature %s would wait for itself: %s',
-                    v_cycle[1], v_feature, array_to_string(v_cycle, ' → ')),
+                message = format('phase %s of feature %s would wait for itself: %s', v_cycle[1], v_feature,
+                    case when cardinality(v_cycle) <= 20 then array_to_string(v_cycle, ' → ')
+                        else array_to_string(v_cycle[:9] || null::integer || v_cycle[cardinality(v_cycle) - 9:], ' → ', '…') end),
                 hint = 'An arrow leads from a prerequisite to the phase that depends on it; leave one of them out.';
         end if;
     end loop;
