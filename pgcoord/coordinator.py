@@ -265,7 +265,7 @@ class Coordinator:
 
     async def _prepare(self, taken: "_Taken") -> None:
         """Make what the process needs before it starts: the folder of its run and its prompt."""
-        await asyncio.to_thread(_write_prompt, taken.run, taken.assignment.prompt or "")
+        await asyncio.to_thread(taken.run.prepare, taken.assignment.prompt or "")
 
     async def _launch(self, taken: "_Taken") -> None:
         workflow = self._workflow(taken.assignment)
@@ -436,14 +436,6 @@ def _values(assignment: Assignment, run: Run) -> dict[str, str | None]:
         "prompt_file": str(run.prompt_file),
         "prompt": assignment.prompt or "",
     }
-
-
-def _write_prompt(run: Run, prompt: str) -> None:
-    # Written beside it and renamed: a coordinator killed in between leaves no half prompt.
-    run.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = run.prompt_file.with_suffix(".new")
-    new.write_text(prompt, encoding="utf-8", newline="")
-    new.rename(run.prompt_file)
 
 
 def _is_final(error: CoordError) -> bool:

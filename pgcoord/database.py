@@ -52,6 +52,17 @@ async def connect(dsn: str, *, listens: bool = False) -> psycopg.AsyncConnection
         raise unusable(error) from error
 
 
+def connect_blocking(dsn: str) -> psycopg.Connection[Any]:
+    """Connect in autocommit mode, for the schema's functions.
+
+    Raises `DatabaseUnusable` with what to check; waits 5 s at most.
+    """
+    try:
+        return psycopg.connect(with_defaults(dsn), autocommit=True)
+    except psycopg.OperationalError as error:
+        raise unusable(error) from error
+
+
 def unusable(error: psycopg.OperationalError) -> DatabaseUnusable:
     """What a failed connection means, as one line."""
     message = " ".join(str(error).split())

@@ -98,6 +98,14 @@ class Run:
         self._known = _Record()
         self._stayed: set[tuple[int, str]] = set()
 
+    def prepare(self, prompt: str) -> None:
+        """Make the folder and the prompt file in it; once more does no harm. Blocks."""
+        _make_private(self.folder)
+        # Written beside it and renamed: who is killed in between leaves no half prompt.
+        new = self.prompt_file.with_suffix(".new")
+        new.write_text(prompt, encoding="utf-8", newline="")
+        new.rename(self.prompt_file)
+
     def start(
         self, command: Sequence[str], *, directory: Path, environment: Mapping[str, str]
     ) -> None:

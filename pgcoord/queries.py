@@ -496,3 +496,25 @@ async def set_slots(conn: Connection, slots: int) -> None:
 async def set_priority(conn: Connection, queue_id: str, priority: int) -> None:
     """Change the place in line of a phase; lower runs earlier."""
     await _value(conn, "select pgcoord.set_priority(%s, %s)", queue_id, priority)
+
+
+async def queue_id_of(conn: Connection, feature_id: int, phase_number: int) -> str | None:
+    """The name of a phase by its number in its feature; None when there is none."""
+    name: str | None = await _value(
+        conn,
+        "select queue_id from public.phase_queue where feature_id = %s and phase_number = %s",
+        feature_id,
+        phase_number,
+    )
+    return name
+
+
+async def last_reasons(conn: Connection, feature_id: int) -> dict[int, str]:
+    """The reason logged with the last move of each phase of a feature, where one was."""
+    with refusals():
+        cursor = await conn.execute(
+            b"select distinct on (phase_number) phase_number, reason from pgcoord.event"
+            b" where feature_id = %s and kind = 'phase_moved' order by phase_number, id desc",
+            [feature_id],
+        )
+        return {number: reason for number, reason in await cursor.fetchall() if reason}

@@ -54,7 +54,7 @@ comment on function pgcoord.check_epoch(bigint) is 'Refuse (PC007) a coordinator
 -- locked are skipped, never waited for. The control row is locked in a statement of its own: the statements after it
 -- see all that earlier claims have committed. The lock of a phase is NO KEY, so that an edge being stored to it (a
 -- foreign key's share lock) does not hide it.
--- Errors: PC007 when the lead is over.
+-- Errors: PC007 when the lead is over; PC009 under a snapshot that would not see other claims.
 create or replace function pgcoord.claim_phases(p_epoch bigint) returns setof pgcoord.assignment
 language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
@@ -63,10 +63,12 @@ declare
     v_workflows text[];
     v_default text;
     v_slot smallint;
+    v_draining boolean;
     v_phase public.phase_queue;
     v_id bigint;
     v_adw_id text;
 begin
+    perform pgcoord.check_isolation();
     select * into v_control from pgcoord.control for no key update;
     if v_control.epoch is distinct from p_epoch then
         perform pgcoord.check_epoch(p_epoch);
@@ -82,11 +84,15 @@ begin
     end if;
     select array_agg(name), min(name) filter (where is_default) into v_workflows, v_default from pgcoord.workflow;
 
-    for v_slot in
-        select s.number from pgcoord.slot as s
-        where not s.draining and not exists (select from public.phase_queue as p where p.slot = s.number)
-        order by s.number
+    for v_slot, v_draining in
+        select s.number, s.draining from pgcoord.slot as s
+        where not exists (select from public.phase_queue as p where p.slot = s.number)
+        order by s.draining desc, s.number
     loop
+        if v_draining then    -- released while set_slots was lowering the limit: neither saw what the other did
+            delete from pgcoord.slot where number = v_slot;
+            continue;
+        end if;
         select p.* into v_phase
         from public.phase_queue as p
         where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
@@ -119,7 +125,7 @@ comment on function pgcoord.claim_phases(bigint) is
     'For the leading coordinator: claim eligible phases, one for each free slot, in order of priority and place in line, and return what it needs to run them.';
 
 -- Record that the process of an attempt was started. An attempt that has been reported on already keeps its end; its
--- process is recorded all the same, so that it can be ended.
+-- process is recorded all the same, so that it can be ended. Locks the phase before the attempt, as reports do.
 -- Errors: PC007 when the lead is over.
 create or replace function pgcoord.start_phase(p_epoch bigint, p_attempt_id bigint, p_pid integer, p_process_started text)
 returns void
@@ -128,6 +134,9 @@ declare
     v_queue_id text;
 begin
     perform pgcoord.check_epoch(p_epoch);
+    perform 1 from public.phase_queue
+    where queue_id = (select queue_id from pgcoord.attempt where id = p_attempt_id)
+    for no key update;
     update pgcoord.attempt
     set pid = p_pid, process_started = p_process_started, started_at = clock_timestamp(),
         deadline = clock_timestamp() + timeout
@@ -147,11 +156,26 @@ language plpgsql as $$
 declare
     v_attempt pgcoord.attempt;
 begin
-    perform pgcoord.lock_phase(queue_id) from pgcoord.attempt where id = p_attempt_id;
+    perform 1 from public.planned_features
+    where id = (
+        select p.feature_id from pgcoord.attempt as a join public.phase_queue as p using (queue_id) where a.id = p_attempt_id
+    )
+    for no key update;
+    perform 1 from public.phase_queue
+    where queue_id = (select queue_id from pgcoord.attempt where id = p_attempt_id)
+    for no key update;
     select * into v_attempt from pgcoord.attempt where id = p_attempt_id for no key update;
     return v_attempt;
 end $$;
 comment on function pgcoord.lock_attempt(bigint) is 'Lock an attempt, its feature and its phase first, and return it.';
+
+create or replace function pgcoord.log_attempt(p_attempt pgcoord.attempt, p_kind text, p_reason text) returns void
+language sql as $$
+    select pgcoord.log_event(p_kind, p_reason, feature_id, phase_number, queue_id, p_attempt.number)
+    from public.phase_queue where queue_id = p_attempt.queue_id;
+$$;
+comment on function pgcoord.log_attempt(pgcoord.attempt, text, text) is
+    'Write an event about an attempt that is not the move of its phase.';
 
 -- End a locked attempt whose process is gone, and move its phase accordingly.
 create or replace function pgcoord.conclude_attempt(
@@ -190,12 +214,10 @@ begin
     end if;
     update pgcoord.attempt set exited_at = clock_timestamp(), exit_code = p_exit_code where id = p_attempt_id;
     if p_left_behind <> '' then
-        perform pgcoord.log_event('attempt_left_behind', 'ended what its process left behind: ' || p_left_behind,
-            p.feature_id, p.phase_number, p.queue_id, v_attempt.number)
-        from public.phase_queue as p where p.queue_id = v_attempt.queue_id;
+        perform pgcoord.log_attempt(v_attempt, 'attempt_left_behind', 'ended what its process left behind: ' || p_left_behind);
     end if;
     if v_attempt.ended_at is not null then
-        return;
+        perform pgcoord.log_attempt(v_attempt, 'attempt_exited', format('exited with status %s', p_exit_code));
     elsif v_attempt.ending is not null then
         perform pgcoord.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
     elsif p_exit_code = 0 and not v_attempt.reports then
@@ -256,9 +278,7 @@ comment on function pgcoord.expire_attempts() is 'For the coordinator: ask for t
 create or replace function pgcoord.tell_ending() returns trigger
 language plpgsql as $$
 begin
-    perform pgcoord.log_event('attempt_ending', concat_ws(': ', new.ending, new.ending_reason),
-        p.feature_id, p.phase_number, p.queue_id, new.number)
-    from public.phase_queue as p where p.queue_id = new.queue_id;
+    perform pgcoord.log_attempt(new, 'attempt_ending', concat_ws(': ', new.ending, new.ending_reason));
     notify pgcoord_wake;
     return null;
 end $$;

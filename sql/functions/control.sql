@@ -2,7 +2,7 @@
 -- All of it is changed under the lock of the control row, which claims take too.
 
 -- Make the number of slots p_slots. Raising takes draining ones back first; lowering never ends anything: free
--- surplus slots go at once, held ones drain and go when they are released (release_slots).
+-- surplus slots go at once, held ones drain and go when they are released (release_slot), or with the next claim.
 create or replace function pgcoord.set_slots(p_slots integer) returns integer
 language plpgsql as $$
 declare
@@ -14,6 +14,7 @@ begin
             message = format('%s is no number of slots', coalesce(p_slots::text, 'null')),
             hint = 'Between 0 (start nothing new) and 1000.';
     end if;
+    perform pgcoord.check_isolation();
     perform 1 from pgcoord.control for no key update;
     select count(*) into v_before from pgcoord.slot where not draining;
 

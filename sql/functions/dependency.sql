@@ -17,9 +17,9 @@ declare
 begin
     if jsonb_typeof(p_depends_on) <> 'array' then
         v_fault := format('is %s, a JSON %s', p_depends_on, jsonb_typeof(p_depends_on));
-    elsif p_depends_on @? '$[*] ? (@.type() != "number" || @ < 1 || @ > 2147483647 || @.floor() != @)' then
+    elsif p_depends_on @? 'strict $[*] ? (@.type() != "number" || @ < 1 || @ > 2147483647 || @.floor() != @)' then
         v_fault := format('holds %s', jsonb_path_query_first(p_depends_on,
-            '$[*] ? (@.type() != "number" || @ < 1 || @ > 2147483647 || @.floor() != @)'));
+             'strict $[*] ? (@.type() != "number" || @ < 1 || @ > 2147483647 || @.floor() != @)'));
     elsif p_depends_on @> to_jsonb(p_phase_number) then
         v_fault := 'names the phase itself';
     elsif jsonb_array_length(p_depends_on) > 1 then

@@ -36,10 +36,11 @@ create or replace trigger planned_features_insert_follows after insert on public
     referencing new table as new_rows
     for each statement execute function pgcoord.follow_inserted_ids();
 
--- Copy a pause onto the phases that wait, and log what happened to the feature.
+-- Copy a pause onto the phases that wait, cancel the phases of a cancelled feature, and log what happened to it.
 create or replace function pgcoord.follow_feature() returns trigger
 language plpgsql as $$
 begin
+    perform pgcoord.check_isolation();
     if (new.paused_at is null) <> (old.paused_at is null) then
         update public.phase_queue set held = new.paused_at is not null
         where feature_id = new.id and status in ('queued', 'blocked') and held <> (new.paused_at is not null);
@@ -50,10 +51,16 @@ begin
         perform pgcoord.log_event(
             case when new.cancelled_at is null then 'feature_taken_up' else 'feature_cancelled' end, new.cancelled_reason, new.id);
     end if;
+    if new.cancelled_at is not null and old.cancelled_at is null then
+        perform pgcoord.set_reason(coalesce(new.cancelled_reason, 'feature cancelled'));
+        update public.phase_queue set status = 'cancelled'
+        where feature_id = new.id and status in ('queued', 'blocked', 'ready', 'running');
+        perform pgcoord.set_reason(null);
+    end if;
     return null;
 end $$;
 comment on function pgcoord.follow_feature() is
-    'Trigger: hold or release the phases of a feature that was paused or resumed; log it.';
+    'Trigger: hold or release the phases of a feature that was paused or resumed, cancel those of a cancelled one; log it.';
 
 create or replace trigger planned_features_update_follows after update on public.planned_features
     for each row when (old.paused_at is distinct from new.paused_at or old.cancelled_at is distinct from new.cancelled_at)
@@ -101,15 +108,23 @@ begin
         when jsonb_typeof(p_feature) is distinct from 'object' then 'a feature is a JSON object'
         when jsonb_typeof(p_feature -> 'title') is distinct from 'string' or btrim(p_feature ->> 'title') = ''
             then 'a feature has a "title", a string that is not empty'
+        when p_feature @? 'strict $.priority ? (@.type() != "null"
+                && (@.type() != "number" || @ < -2147483648 || @ > 2147483647 || @.floor() != @))'
+            then '"priority" is a whole number'
+        when p_feature @? 'strict $.estimated_hours ? (@.type() != "null" && (@.type() != "number" || @ < 0))'
+            then '"estimated_hours" is a number, 0 or more'
+        when coalesce(jsonb_typeof(p_feature -> 'tags'), 'array') not in ('array', 'null') then '"tags" is an array'
         when coalesce(jsonb_typeof(p_feature -> 'phases'), 'array') not in ('array', 'null') then '"phases" is an array'
         else (
-            select format('element %s of "phases" is an object with a "phase_number", a positive whole number', place)
+            select format('element %s of "phases" is an object with a "phase_number", a positive whole number,'
+                ' and a "priority", if any, that is a whole number', place)
             from jsonb_array_elements(
                 case jsonb_typeof(p_feature -> 'phases') when 'array' then p_feature -> 'phases' else '[]' end
             ) with ordinality as element (phase, place)
-            where jsonb_typeof(phase) <> 'object' or jsonb_typeof(phase -> 'phase_number') is distinct from 'number'
-                or phase -> 'phase_number' < '1' or phase -> 'phase_number' > '2147483647'
-                or (phase ->> 'phase_number')::numeric % 1 <> 0
+            where jsonb_typeof(phase) <> 'object' or not coalesce(phase @? 'strict $.phase_number
+                    ? (@.type() == "number" && @ >= 1 && @ <= 2147483647 && @.floor() == @)', false)
+                or phase @? 'strict $.priority ? (@.type() != "null"
+                    && (@.type() != "number" || @ < -2147483648 || @ > 2147483647 || @.floor() != @))'
             order by place
             limit 1
         )
@@ -132,7 +147,7 @@ begin
     insert into public.planned_features (title, description, item_type, priority, estimated_hours, tags, plan)
     values (
         p_feature ->> 'title', p_feature ->> 'description', coalesce(p_feature ->> 'item_type', 'feature'),
-        coalesce((p_feature ->> 'priority')::integer, 50), (p_feature ->> 'estimated_hours')::numeric,
+        coalesce(nullif(p_feature -> 'priority', 'null')::integer, 50), (p_feature ->> 'estimated_hours')::numeric,
         coalesce(nullif(p_feature -> 'tags', 'null'), '[]'), coalesce(nullif(p_feature -> 'phases', 'null'), '[]')
     )
     returning id into v_id;
@@ -158,16 +173,17 @@ begin
     elsif exists (select from public.phase_queue where feature_id = p_feature_id) then
         return 0;
     end if;
+    perform pgcoord.check_feature_object(jsonb_build_object('title', v_feature.title, 'phases', v_feature.plan));
     insert into public.phase_queue (feature_id, phase_number, depends_on_phases, priority, phase_data)
-    select p_feature_id, (phase ->> 'phase_number')::integer, nullif(phase -> 'depends_on_phases', 'null'),
-        coalesce((phase ->> 'priority')::integer, v_feature.priority),
+    select p_feature_id, (phase -> 'phase_number')::integer, nullif(phase -> 'depends_on_phases', 'null'),
+        coalesce(nullif(phase -> 'priority', 'null')::integer, v_feature.priority),
         jsonb_strip_nulls(jsonb_build_object(
             'title', phase -> 'title', 'prompt_content', phase -> 'prompt_content',
             'workflow_type', phase -> 'workflow_type', 'estimated_hours', phase -> 'estimated_hours',
             'files', phase -> 'files', 'max_attempts', phase -> 'max_attempts', 'timeout_seconds', phase -> 'timeout_seconds'
         ))
     from jsonb_array_elements(v_feature.plan) as phase
-    order by (phase ->> 'phase_number')::integer;
+    order by (phase -> 'phase_number')::integer;
     get diagnostics v_inserted = row_count;
     return v_inserted;
 end $$;
@@ -181,33 +197,42 @@ declare
 begin
     perform 1 from public.planned_features where id = p_feature_id for no key update;
     perform pgcoord.check_feature(p_feature_id);
+    select count(*) into v_phases from public.phase_queue
+    where feature_id = p_feature_id and status in ('queued', 'blocked', 'ready', 'running');
     update public.planned_features set cancelled_at = now(), cancelled_reason = p_reason
     where id = p_feature_id and cancelled_at is null;
-    perform pgcoord.set_reason(coalesce(p_reason, 'feature cancelled'));
-    update public.phase_queue set status = 'cancelled'
-    where feature_id = p_feature_id and status in ('queued', 'blocked', 'ready', 'running');
-    get diagnostics v_phases = row_count;
-    perform pgcoord.set_reason(null);
     return v_phases;
 end $$;
 comment on function pgcoord.cancel_feature(integer, text) is
     'Give a feature up: its waiting phases are cancelled, its running ones ended; returns how many that were.';
+
+create or replace function pgcoord.finished_features(p_older_than interval) returns setof integer
+language sql as $$
+    select f.id
+    from public.planned_features as f
+    where (f.cancelled_at is not null or exists (select from public.phase_queue where feature_id = f.id))
+        and not exists (
+            select from public.phase_queue as p
+            where p.feature_id = f.id
+                and (not (p.status in ('completed', 'cancelled') or p.status = 'failed' and f.cancelled_at is not null)
+                    or coalesce(p.finished_timestamp, p.updated_at) > now() - p_older_than)
+        )
+        and coalesce(f.cancelled_at, '-infinity') <= now() - p_older_than;
+$$;
+comment on function pgcoord.finished_features(interval) is 'Features that were finished (completed or cancelled) that long ago.';
 
 create or replace function pgcoord.prune(p_older_than interval) returns integer
 language plpgsql as $$
 declare
     v_ids integer[];
 begin
-    select array_agg(f.id) into v_ids
-    from public.planned_features as f
-    where (f.cancelled_at is not null or exists (select from public.phase_queue where feature_id = f.id))
-        and not exists (
-            select from public.phase_queue as p
-            where p.feature_id = f.id
-                and (p.status not in ('completed', 'cancelled')
-                    or coalesce(p.finished_timestamp, p.updated_at) > now() - p_older_than)
-        )
-        and coalesce(f.cancelled_at, '-infinity') <= now() - p_older_than;
+    select array_agg(id) into v_ids
+    from (
+        select id from public.planned_features
+        where id in (select pgcoord.finished_features(p_older_than)) order by id for update
+    ) as locked;
+    -- Looked at again under the locks: one may have been taken up, or added to, meanwhile.
+    select array_agg(id) into v_ids from pgcoord.finished_features(p_older_than) as id where id = any (v_ids);
     delete from public.planned_features where id = any (v_ids);
     delete from pgcoord.event where feature_id = any (v_ids);
     return coalesce(cardinality(v_ids), 0);

@@ -22,10 +22,8 @@ return case p_from
 end;
 comment on function pgcoord.may_move(text, text) is 'Whether a phase in the first state may become the second.';
 
--- Lock a feature from within a row trigger, that is, holding a phase already. Never waits for another's lock for
--- long, since its holder may be waiting for our phase: tries for a tenth of a second, then gives up.
--- Errors: 55P03 when somebody else holds the feature; PC009 under a snapshot that would not see what they did.
-create or replace function pgcoord.hold_feature(p_feature_id integer) returns void
+-- Errors: PC009 under a snapshot that would not see what others commit meanwhile.
+create or replace function pgcoord.check_isolation() returns void
 language plpgsql as $$
 begin
     if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
@@ -35,6 +33,16 @@ begin
                 upper(current_setting('transaction_isolation'))),
             hint = 'An older snapshot would miss a prerequisite that ends meanwhile. Use the default isolation level.';
     end if;
+end $$;
+comment on function pgcoord.check_isolation() is 'Refuse (PC009) a transaction that would not see what others commit meanwhile.';
+
+-- Lock a feature from within a row trigger, that is, holding a phase already. Never waits for another's lock for
+-- long, since its holder may be waiting for our phase: tries for a tenth of a second, then gives up.
+-- Errors: 55P03 when somebody else holds the feature; PC009 under a snapshot that would not see what they did.
+create or replace function pgcoord.hold_feature(p_feature_id integer) returns void
+language plpgsql as $$
+begin
+    perform pgcoord.check_isolation();
     for i in 1 .. 20 loop
         perform 1 from public.planned_features where id = p_feature_id for no key update skip locked;
         if found or not exists (select from public.planned_features where id = p_feature_id) then
@@ -122,8 +130,8 @@ begin
         new.slot := pgcoord.slot_for_inserted(new.queue_id);
         new.attempt := 1;
         new.adw_id := coalesce(new.adw_id, pgcoord.new_adw_id(nextval('pgcoord.attempt_id')));
-        new.ready_timestamp := coalesce(new.ready_timestamp, now());
-        new.started_timestamp := coalesce(new.started_timestamp, now());
+        new.ready_timestamp := coalesce(new.ready_timestamp, clock_timestamp());    -- the slot may have been waited for
+        new.started_timestamp := coalesce(new.started_timestamp, clock_timestamp());
     elsif new.status <> 'queued' then
         new.finished_timestamp := coalesce(new.finished_timestamp, now());
     end if;
@@ -179,6 +187,7 @@ begin
     if not exists (select from new_rows) then
         return null;
     end if;
+    perform pgcoord.check_isolation();
     perform 1 from public.planned_features
     where id in (select feature_id from new_rows) order by id for no key update;
 
@@ -267,6 +276,12 @@ begin
                 hint = 'Only a phase that waits (queued or blocked) can be given other prerequisites.';
         end if;
         perform pgcoord.check_prerequisites(p_old.queue_id, p_old.phase_number, p_new.depends_on_phases);
+        perform pgcoord.hold_feature(p_old.feature_id);
+    elsif p_new.status = p_old.status
+        and (p_new.priority, p_new.queue_position, p_new.phase_data)
+            is distinct from (p_old.priority, p_old.queue_position, p_old.phase_data)
+    then
+        -- Nothing follows from it, but a statement over many phases would deadlock with what completes one of them.
         perform pgcoord.hold_feature(p_old.feature_id);
     end if;
 end $$;
@@ -469,13 +484,16 @@ create or replace trigger phase_queue_update_guards before update on public.phas
 
 -- The phases are gone through one by one: almost always it is one, and a loop over fifty thousand takes no second.
 -- Old and new rows are joined by a full join, which can only be done by hashing or sorting: a plan kept from an update
--- of one row would otherwise compare each with each when the same session updates fifty thousand.
+-- of one row would otherwise compare each with each when the same session updates fifty thousand. (`is distinct from`:
+-- a condition that no row of nulls fulfils would let the planner make it a plain join again.)
 create or replace function pgcoord.settle_updated_phases() returns trigger
 language plpgsql
 set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
     v record;
     v_wakes boolean := false;
+    v_edge_features integer[];    -- of phases whose dependencies changed: all edges of a statement count at once
+    v_edge_phases integer[];
     v_features integer[];    -- of phases whose dependents are to be blocked or unblocked
     v_phases integer[];
     v_cause text;
@@ -485,14 +503,13 @@ begin
             o.error_message as old_error, n.depends_on_phases <> o.depends_on_phases as edges_changed,
             case when n.slot is null then o.slot end as left_slot
         from new_rows as n full join old_rows as o on o.queue_id = n.queue_id
-        where n.status <> o.status or n.depends_on_phases <> o.depends_on_phases
+        where n.status is distinct from o.status or n.depends_on_phases is distinct from o.depends_on_phases
             or n.status = 'queued' and n.eligible_at is not null and not n.held
     loop
         v_wakes := v_wakes or v.status = 'queued' or v.left_slot is not null;
         if v.edges_changed then
-            perform pgcoord.store_edges(array[v.feature_id], array[v.phase_number]);
-            perform pgcoord.recount_unmet(array[v.feature_id], array[v.phase_number]);
-            perform pgcoord.settle_blocked(array[v.feature_id], array[v.phase_number]);
+            v_edge_features := v_edge_features || v.feature_id;
+            v_edge_phases := v_edge_phases || v.phase_number;
         end if;
         continue when v.status = v.was;
 
@@ -508,12 +525,18 @@ begin
         end if;
         if v.status in ('failed', 'cancelled') or v.was in ('failed', 'cancelled')
             or v.was = 'blocked' and v.status = 'completed'
+            or v.was in ('ready', 'running') and v.status = 'queued'
         then
             v_features := v_features || v.feature_id;
             v_phases := v_phases || v.phase_number;
             v_cause := format('phase %s is %s', v.phase_number, v.status);
         end if;
     end loop;
+    if v_edge_features is not null then
+        perform pgcoord.store_edges(v_edge_features, v_edge_phases);
+        perform pgcoord.recount_unmet(v_edge_features, v_edge_phases);
+        perform pgcoord.settle_blocked(v_edge_features, v_edge_phases);
+    end if;
     if v_features is not null then
         perform pgcoord.settle_because(v_features, v_phases, v_cause);
     end if;

@@ -325,7 +325,7 @@ comment on table pgcoord.event is
 comment on column pgcoord.event.id is 'Order of writing (not of commit).';
 comment on column pgcoord.event.at is 'When, by the database''s clock.';
 comment on column pgcoord.event.kind is
-    'phase_inserted, phase_moved, phase_deleted, attempt_ending, attempt_left_behind, feature_paused, slots_changed …';
+    'phase_inserted, phase_moved, phase_deleted, attempt_ending, attempt_exited, attempt_left_behind, feature_paused, slots_changed …';
 comment on column pgcoord.event.feature_id is 'Feature concerned; kept after it is deleted.';
 comment on column pgcoord.event.phase_number is 'Phase concerned.';
 comment on column pgcoord.event.queue_id is 'Phase concerned, by name.';

@@ -1,0 +1,115 @@
+"""The command line: `pgcoord`, or `python -m pgcoord`.
+
+The only reader of arguments and environment, and the only place that configures logging. Errors
+come out as a line for people and an exit status (pgcoord.errors); a traceback is a fault of ours.
+"""
+
+import logging
+import os
+import pwd
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgcoord import __version__
+from pgcoord.commands import bench, control, server, show, work
+from pgcoord.commands.options import Config, Dsn, Surroundings
+from pgcoord.errors import CoordError
+
+_EXIT_STATUSES = """Exit status: 0 all went well; 1 a phase did not complete; 2 wrong usage;
+3 refused in this state; 4 no such feature or phase; 5 a plan or pgcoord.toml has faults;
+6 the database cannot be used; 7 something could not be started; 130 Ctrl-C."""
+
+app = typer.Typer(
+    help="Run the phases of long jobs in the order that their dependencies allow; "
+    "Postgres is the coordinator.",
+    epilog=_EXIT_STATUSES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for group in (work, show, control, server, bench):
+    group.register(app)
+
+
+def main() -> None:
+    """Run the program."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        app(obj=Surroundings(dict(os.environ), Path.cwd(), _user()))
+    except CoordError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"pgcoord: {line}", err=True)
+        if error.hint:
+            typer.echo(f"  {error.hint}", err=True)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads any more; Python would try again at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"user {os.getuid()}"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pgcoord {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    ctx: typer.Context,
+    dsn: Dsn = None,
+    config: Config = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
+    serves = ctx.invoked_subcommand == "serve"
+    handler = _Stderr()
+    handler.setFormatter(
+        logging.Formatter(
+            "%(asctime)s  %(levelname)-7s  %(message)s"
+            if serves or verbose
+            else "pgcoord: %(message)s",
+            datefmt="%H:%M:%S",
+        )
+    )
+    logging.getLogger().addHandler(handler)
+    level = logging.DEBUG if verbose else logging.INFO if serves else logging.WARNING
+    logging.getLogger("pgcoord").setLevel(level)
+    # What the driver and its pool warn of is told by whoever uses them.
+    logging.getLogger("psycopg").setLevel(logging.DEBUG if verbose else logging.ERROR)
+
+
+class _Stderr(logging.Handler):
+    """Writes to what stderr is at the moment: a live display puts lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{self.format(record)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The arguments and options that several commands take, and what the process was started with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+HIGHEST_ID = 2**31 - 1  # of Postgres' integer
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the process was started with; `main` alone reads it from the system."""
+
+    environment: Mapping[str, str]
+    folder: Path
+    user: str
+
+
+def surroundings_of(ctx: typer.Context) -> Surroundings:
+    """What the process was started with."""
+    found = ctx.find_object(Surroundings)
+    assert found is not None
+    return found
+
+
+def _else_given_before(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+    """Take what was given before the command's name, where nothing was given after it."""
+    if value is not None or ctx.parent is None:
+        return value
+    return ctx.find_root().params.get(param.name or "")
+
+
+Dsn = Annotated[
+    str | None,
+    typer.Option(
+        "--dsn",
+        metavar="DSN",
+        callback=_else_given_before,
+        help="The database; else DATABASE_URL, else libpq's PGHOST, PGDATABASE, PGSERVICE …,"
+        " else the embedded Postgres in .pgcoord/, here or above.",
+    ),
+]
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        callback=_else_given_before,
+        help="The configuration; else pgcoord.toml, here or above.",
+    ),
+]
+
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="The plan, a Markdown file.")]
+
+Phase = Annotated[
+    str,
+    typer.Argument(metavar="PHASE", help="Its queue_id, such as queue-104-2, or 104.2 for short."),
+]
+
+FeatureOrAll = Annotated[
+    int | None,
+    typer.Argument(
+        metavar="FEATURE",
+        min=1,
+        max=HIGHEST_ID,
+        help="The number of a feature; without it, everything.",
+        show_default=False,
+    ),
+]
+
+Reason = Annotated[
+    str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.")
+]

@@ -1,0 +1,202 @@
+"""What `run` and `serve` do once all they need is there: lead, watch, stop, say what is left.
+
+Apart from `work` because of what it imports.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
+
+import psycopg
+import typer
+
+from pgcoord import database, queries
+from pgcoord.commands.options import Surroundings
+from pgcoord.commands.place import check_schema, session
+from pgcoord.coordinator import Coordinator
+from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable
+from pgcoord.plan import Plan
+from pgcoord.progress import Progress, Snapshot, follow, progress, read_snapshot, summary
+
+logger = logging.getLogger(__name__)
+
+# Seconds between tries while the database does not answer.
+_PATIENCE = 1.0
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Runner:
+    """One plan, run here, or watched where another coordinator leads."""
+
+    def __init__(self, surroundings: Surroundings, dsn: str, coordinator: Coordinator) -> None:
+        self._surroundings = surroundings
+        self._dsn = dsn
+        self._coordinator = coordinator
+        self._leads_here = True
+        self._error: Exception | None = None
+        self._end: Snapshot | None = None
+
+    async def run(self, plan: Plan) -> int:
+        """Submit the plan, see it through, and return the exit status."""
+        async with session(self._surroundings, self._dsn) as conn:
+            leader = await queries.leader(conn)
+            feature_id = await queries.submit_feature(conn, plan.feature())
+        if leader:
+            self._only_watch(f"another coordinator leads: process {leader.pid} on {leader.host}")
+        with progress() as shown, _interruptible(self._stop) as came:
+            async with asyncio.TaskGroup() as tasks:
+                leading = tasks.create_task(self._lead())
+                self._watching = tasks.create_task(self._watch(feature_id, shown, leading))
+        if self._error:
+            raise self._error
+        if self._leads_here:
+            await _tell_what_goes_on(self._dsn, self._coordinator, interrupted=bool(came))
+        elif came:
+            logger.warning("feature %d goes on without this one", feature_id)
+        if self._end:
+            await self._sum_up(self._end)
+        if came:
+            return 128 + came[0]
+        return 0 if self._end and self._end.completed else 1
+
+    def _only_watch(self, because: str) -> None:
+        logger.warning("%s; it runs the phases, this one watches", because)
+        self._leads_here = False
+
+    def _stop(self) -> None:
+        self._watching.cancel()
+
+    async def _lead(self) -> None:
+        if not self._leads_here:
+            return
+        try:
+            await self._coordinator.run()
+        except AnotherLeads as error:
+            self._only_watch(str(error))
+        except CoordError as error:
+            self._error = error
+            self._watching.cancel()
+
+    async def _watch(self, feature_id: int, shown: Progress, leading: asyncio.Task[None]) -> None:
+        """Show the feature until its end.
+
+        Not before it is settled who leads: what is read until then says that nobody does.
+        """
+        settled = asyncio.ensure_future(self._coordinator.leads.wait())
+        try:
+            await asyncio.wait({settled, leading}, return_when=asyncio.FIRST_COMPLETED)
+            self._end = await _watched(self._dsn, feature_id, shown)
+        except (CoordError, OSError) as error:  # OSError: nobody reads what is printed any more
+            self._error = error
+        finally:
+            settled.cancel()
+            self._coordinator.stop()
+
+    async def _sum_up(self, end: Snapshot) -> None:
+        async with session(self._surroundings, self._dsn) as conn:
+            reasons = await queries.last_reasons(conn, end.feature.id)
+        typer.echo(summary(end, reasons))
+
+
+async def _watched(dsn: str, feature_id: int, shown: Progress) -> Snapshot:
+    """Show a feature until its end, which is returned, through the loss of any connection."""
+    while True:
+        try:
+            readings = follow(dsn, lambda conn: read_snapshot(conn, feature_id))
+            async with aclosing(readings) as snapshots:
+                async for snapshot in snapshots:
+                    shown.show(snapshot)
+                    if snapshot.ended:
+                        return snapshot
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            logger.warning("the database is lost: %s", " ".join(str(error).split()))
+        except DatabaseUnusable as error:
+            if not _may_pass(error):
+                raise
+            logger.debug("the database is still lost: %s", error)
+        await asyncio.sleep(_PATIENCE)
+
+
+async def serve(dsn: str, coordinator: Coordinator) -> int:
+    """Run a coordinator until it is stopped by a signal, and return the exit status."""
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        stopping.set()
+        coordinator.stop()
+
+    with _interruptible(stop) as came:
+        await _await_schema(dsn, stopping)
+        if not stopping.is_set():
+            await coordinator.run()
+    await _tell_what_goes_on(dsn, coordinator, interrupted=True)
+    # What manages services stops them by SIGTERM: that is no failure.
+    return 128 + signal.SIGINT if signal.SIGINT in came else 0
+
+
+async def _await_schema(dsn: str, stopping: asyncio.Event) -> None:
+    """Wait until the server answers, or until stopped. Raises `WrongSchema` for its schema."""
+    while not stopping.is_set():
+        try:
+            await asyncio.to_thread(check_schema, dsn)
+            return
+        except DatabaseUnusable as error:
+            if not _may_pass(error):
+                raise
+            logger.warning("trying again in %.0f s: %s", _PATIENCE, error)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), _PATIENCE)
+
+
+def _may_pass(error: DatabaseUnusable) -> bool:
+    """Whether the server could not be reached, rather than reached and found unusable."""
+    unreached = isinstance(error.__cause__, psycopg.OperationalError)
+    return unreached and not database.refused_for_good(error)
+
+
+async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:
+    """Say which processes a coordinator that has stopped leaves running, and what takes them."""
+    try:
+        async with await database.connect(dsn) as conn:
+            attempts = await queries.open_attempts(conn, coordinator.host)
+            found = [await queries.assignment(conn, each.attempt_id) for each in attempts]
+    except (psycopg.Error, CoordError):
+        logger.warning("stopped; what runs goes on, and 'pgcoord serve' takes it over")
+        return
+    left = [
+        f"{each.queue_id} ({f'pid {each.pid}' if each.pid else 'not started yet'})"
+        for each in found
+        if each
+    ]
+    if left:
+        logger.warning("left running: %s; 'pgcoord serve' takes over", ", ".join(left))
+    elif interrupted:
+        logger.warning("stopped; nothing is left running")
+
+
+@contextmanager
+def _interruptible(stop: Callable[[], None]) -> Iterator[list[int]]:
+    """Have the first SIGINT or SIGTERM call `stop`; a second one ends the process at once.
+
+    Yields the list that tells which came.
+    """
+    loop = asyncio.get_running_loop()
+    came: list[int] = []
+
+    def interrupt(number: int) -> None:
+        if came:
+            os._exit(128 + number)
+        came.append(number)
+        stop()
+
+    for each in _SIGNALS:
+        loop.add_signal_handler(each, interrupt, each)
+    try:
+        yield came
+    finally:
+        for each in _SIGNALS:
+            loop.remove_signal_handler(each)

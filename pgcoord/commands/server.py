@@ -1,0 +1,58 @@
+"""Commands for the database itself: its schema, and the embedded Postgres."""
+
+import typer
+
+from pgcoord.commands.options import Dsn, surroundings_of
+from pgcoord.commands.place import (
+    connected_to,
+    existing_dsn,
+    existing_server,
+    make_server,
+    running_server,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command()(upgrade)
+    embedded = typer.Typer(
+        help="The embedded Postgres in .pgcoord/: start, stop, status.", no_args_is_help=True
+    )
+    for command in (start, stop, status):
+        embedded.command()(command)
+    app.add_typer(embedded, name="db")
+
+
+def upgrade(ctx: typer.Context, dsn: Dsn = None) -> None:
+    """Bring the database to the schema of this release."""
+    from pgcoord import schema
+
+    with connected_to(existing_dsn(ctx, dsn)) as conn:
+        ran = schema.upgrade(conn)
+        name = f"database {conn.info.dbname!r}"
+    typer.echo(f"{name}: ran {', '.join(ran)}" if ran else f"{name} is up to date")
+
+
+def start(ctx: typer.Context) -> None:
+    """Start it.
+
+    Where there is none here or above, it is made in the current folder.
+    """
+    server = make_server(surroundings_of(ctx))
+    typer.echo(f"the embedded Postgres in {server.state} runs: {server.dsn}")
+
+
+def stop(ctx: typer.Context) -> None:
+    """Stop it.
+
+    Phases that run go on, and are taken over when a coordinator runs again.
+    """
+    server = existing_server(surroundings_of(ctx))
+    stopped = server.stop()
+    typer.echo(f"the embedded Postgres in {server.state} {'is' if stopped else 'was'} stopped")
+
+
+def status(ctx: typer.Context) -> None:
+    """Say whether it runs, and how to connect to it."""
+    server = running_server(surroundings_of(ctx))
+    typer.echo(f"the embedded Postgres in {server.state} runs: {server.dsn}")

@@ -1,0 +1,263 @@
+"""Commands that show what is in the database, and change nothing: status, why, logs."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pgcoord.commands.options import Dsn, FeatureOrAll, Phase, surroundings_of
+from pgcoord.commands.place import act, complete, existing_dsn, find_phase, session
+from pgcoord.errors import CannotStart, NotFound, Refused
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pgcoord.progress import Snapshot
+    from pgcoord.queries import Attempt, Connection, Leader, Slot
+
+_BLOCK = 64 * 1024  # bytes read at once while the last lines of a log are looked for
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command(epilog=_JSON)(status)
+    for command in (why, logs):
+        app.command()(command)
+
+
+_JSON = """--json prints {"slots": […], "paused_at", "coordinator", "features": […]}.
+
+A slot: slot, draining, queue_id, title, status, since. The coordinator: epoch, host, pid, version,
+lead_at; null when none leads. A feature: id, title, status, total_phases, phases_completed,
+phases_running, phases_failed, phases_blocked, paused_at, phases. A phase: queue_id, feature_id,
+phase_number, title, status, slot, attempt, priority, depends_on_phases, error_message, since,
+started_timestamp, finished_timestamp, waiting_for.
+
+Times are ISO 8601 with their offset, or null. Later releases may add keys."""
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """How everything stands at one moment; only features that were asked for have phases read."""
+
+    slots: "Sequence[Slot]"
+    paused_at: datetime | None
+    coordinator: "Leader | None"
+    features: "Sequence[Snapshot]"
+
+    def as_json(self) -> dict[str, Any]:
+        """As `status --json` prints it."""
+        return {
+            "slots": [asdict(slot) for slot in self.slots],
+            "paused_at": self.paused_at,
+            "coordinator": self.coordinator and asdict(self.coordinator),
+            "features": [
+                {**asdict(each.feature), "phases": [asdict(phase) for phase in each.phases]}
+                for each in self.features
+            ],
+        }
+
+
+async def _read(conn: "Connection", feature: int | None, finished: bool) -> _Standing:
+    from pgcoord import queries
+    from pgcoord.progress import Snapshot, read_snapshot
+
+    if feature is not None:
+        features = [await read_snapshot(conn, feature)]
+    else:
+        features = [
+            Snapshot(each, await queries.board(conn, each.id))
+            for each in await queries.features(conn, unfinished=not finished)
+        ]
+    return _Standing(
+        await queries.slots(conn), await queries.paused(conn), await queries.leader(conn), features
+    )
+
+
+def status(
+    ctx: typer.Context,
+    feature: FeatureOrAll = None,
+    finished: Annotated[bool, typer.Option("--all", help="Finished features too.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print an object, see below.")] = False,
+    dsn: Dsn = None,
+) -> None:
+    """Show the slots, and the phases of each feature.
+
+    Without its number, of all that are not finished.
+    """
+    if watch and (as_json or not sys.stdout.isatty()):
+        raise typer.BadParameter("it draws on a terminal.", param_hint="--watch")
+    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+
+    async def read(conn: "Connection") -> _Standing:
+        return await _read(conn, feature, finished)
+
+    async def once() -> _Standing:
+        async with session(surroundings, found) as conn:
+            return await read(conn)
+
+    if watch:
+        complete(found, _watch(found, read))
+        return
+    standing = complete(found, once())
+    if as_json:
+        typer.echo(json.dumps(standing.as_json(), indent=2, default=datetime.isoformat))
+        return
+    from pgcoord.progress import console
+
+    console().print(_shown(standing, in_full=feature is not None))
+
+
+async def _watch(dsn: str, read: Any) -> None:
+    from contextlib import aclosing
+
+    from pgcoord.progress import follow, live
+
+    latest: list[_Standing] = []
+    with live(lambda: _shown(latest[0]) if latest else "") as drawn:
+        async with aclosing(follow(dsn, read)) as readings:
+            async for standing in readings:
+                latest[:] = [standing]
+                drawn.refresh()
+
+
+def _shown(standing: _Standing, *, in_full: bool = False) -> "RenderableType":
+    from rich.console import Group
+
+    from pgcoord.progress import feature_line, feature_tree
+
+    trees = [
+        feature_tree(each)
+        if in_full or each.feature.status in ("planned", "in_progress")
+        else feature_line(each.feature)
+        for each in standing.features
+    ]
+    return (
+        Group(*_header(standing), *trees)
+        if trees
+        else Group(*_header(standing), "no unfinished features")
+    )
+
+
+def _header(standing: _Standing) -> list[Any]:
+    from rich.text import Text
+
+    held = [f"{each.slot} {each.queue_id or 'free'}" for each in standing.slots]
+    lines = [f"slots: {', '.join(held) or 'none'}"]
+    leads = standing.coordinator
+    lines.append(
+        f"coordinator: process {leads.pid} on {leads.host}, since {_time(leads.lead_at)}"
+        if leads
+        else "coordinator: none runs ('pgcoord serve' starts one)"
+    )
+    if standing.paused_at:
+        lines.append(f"everything is paused since {_time(standing.paused_at)} ('pgcoord resume')")
+    return [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
+
+
+def _time(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def why(ctx: typer.Context, phase: Phase, dsn: Dsn = None) -> None:
+    """Say why a phase is where it is.
+
+    A line for each reason, the most decisive one first.
+    """
+    from pgcoord import queries
+
+    async def ask(conn: "Connection") -> str:
+        reasons = await queries.why(conn, await find_phase(conn, phase))
+        return "\n".join(each.words for each in reasons)
+
+    act(ctx, dsn, ask)
+
+
+def logs(
+    ctx: typer.Context,
+    phase: Phase,
+    number: Annotated[
+        int | None,
+        typer.Option("--attempt", metavar="N", min=1, help="Which attempt; else the latest."),
+    ] = None,
+    lines: Annotated[
+        int | None,
+        typer.Option("-n", "--lines", metavar="LINES", min=0, help="Only the last so many lines."),
+    ] = None,
+    dsn: Dsn = None,
+) -> None:
+    """Print what a phase has written to stdout and stderr."""
+    from pgcoord import queries
+
+    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+
+    async def look() -> Path:
+        async with session(surroundings, found) as conn:
+            queue_id = await find_phase(conn, phase)
+            attempts = await queries.attempts(conn, queue_id)
+            if not attempts:
+                reasons = await queries.why(conn, queue_id)
+                because = f": {reasons[0].words}" if reasons else ""
+                raise Refused(f"{queue_id} has not started, so it has no log{because}")
+            return _log_of(queue_id, attempts, number)
+
+    _print_log(complete(found, look()), lines)
+
+
+def _log_of(queue_id: str, attempts: "Sequence[Attempt]", number: int | None) -> Path:
+    """Where the log of an attempt is, on this machine."""
+    import socket
+
+    attempt = attempts[-1] if number is None else None
+    attempt = attempt or next((each for each in attempts if each.number == number), None)
+    if attempt is None:
+        last = attempts[-1].number
+        raise NotFound(
+            f"{queue_id} has no attempt {number}", hint=f"Its latest one is attempt {last}."
+        )
+    if attempt.folder is None:
+        raise Refused(f"{queue_id} was inserted as running: its log is not kept here")
+    log = Path(attempt.folder, "log")
+    if attempt.host != socket.gethostname():
+        raise Refused(
+            f"the log of {queue_id}, attempt {attempt.number}, is on {attempt.host}: {log}"
+        )
+    return log
+
+
+def _print_log(path: Path, lines: int | None) -> None:
+    try:
+        log = path.open("rb")
+    except FileNotFoundError as error:
+        raise NotFound(f"nothing was written to {path}, or it was removed") from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CannotStart(f"the log {path} cannot be read: {reason}") from error
+    with log:
+        if lines is not None:
+            _seek_last_lines(log, lines)
+        sys.stdout.flush()
+        shutil.copyfileobj(log, sys.stdout.buffer)
+
+
+def _seek_last_lines(log: IO[bytes], lines: int) -> None:
+    """Go to where the last `lines` lines begin; a last one without an end is one too."""
+    end = start = log.seek(0, os.SEEK_END)
+    while start and lines:
+        size = min(_BLOCK, start)
+        start = log.seek(start - size)
+        block = log.read(size)
+        while lines and (size := block.rfind(b"\n", 0, size)) >= 0:
+            # Behind the last line's end no line begins.
+            lines -= start + size + 1 < end
+        if not lines:
+            start += size + 1
+    log.seek(start)

@@ -1,0 +1,140 @@
+"""Commands that bring work in and run it: run, serve, submit."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgcoord.commands.options import Config, Dsn, PlanFile, Surroundings, surroundings_of
+from pgcoord.commands.place import (
+    Place,
+    check_schema,
+    complete,
+    make_place,
+    make_runs_folder,
+    session,
+)
+from pgcoord.errors import InvalidConfiguration
+
+if TYPE_CHECKING:
+    from pgcoord.configuration import Configuration
+    from pgcoord.coordinator import Coordinator
+    from pgcoord.plan import Plan
+
+_EXAMPLE = """Make one, for example:
+    [workflow.build]
+    command = ["make", "-C", "app"]
+    default = true"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    for command in (run, serve, submit):
+        app.command()(command)
+
+
+def run(ctx: typer.Context, plan: PlanFile, config: Config = None, dsn: Dsn = None) -> None:
+    """Run a plan to its end, with progress.
+
+    The exit status is 0 only if every phase completed. Where a coordinator runs already (pgcoord
+    serve), it does the work and this one watches.
+    """
+    surroundings = surroundings_of(ctx)
+    configuration = _configuration(surroundings, config)
+    read = _plan(plan, configuration)
+    place = make_place(surroundings, dsn)
+    coordinator = _coordinator(surroundings, configuration, place)
+    check_schema(place.dsn)
+    from pgcoord.commands.running import Runner
+
+    runner = Runner(surroundings, place.dsn, coordinator)
+    raise typer.Exit(complete(place.dsn, runner.run(read)))
+
+
+def serve(ctx: typer.Context, config: Config = None, dsn: Dsn = None) -> None:
+    """Run what is queued, now and later, until stopped.
+
+    SIGTERM or Ctrl-C stop it, and not the processes of phases: a coordinator that is started again
+    takes them over. One runs a database; a second one refuses.
+    """
+    surroundings = surroundings_of(ctx)
+    configuration = _configuration(surroundings, config)
+    place = make_place(surroundings, dsn)
+    coordinator = _coordinator(surroundings, configuration, place)
+    from pgcoord.commands import running
+
+    raise typer.Exit(complete(place.dsn, running.serve(place.dsn, coordinator)))
+
+
+def submit(
+    ctx: typer.Context,
+    plan: PlanFile,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print an object: id, title, total_phases.")
+    ] = False,
+    config: Config = None,
+    dsn: Dsn = None,
+) -> None:
+    """Queue the phases of a plan, for a coordinator to run."""
+    surroundings = surroundings_of(ctx)
+    configuration = _find_configuration(surroundings, config)
+    read = _plan(plan, configuration)
+    place = make_place(surroundings, dsn)
+    check_schema(place.dsn)
+    from pgcoord import queries
+
+    async def work() -> tuple[int, bool]:
+        async with session(surroundings, place.dsn) as conn:
+            feature_id = await queries.submit_feature(conn, read.feature())
+            return feature_id, await queries.leader(conn) is not None
+
+    feature_id, led = complete(place.dsn, work())
+    total = len(read.phases)
+    if as_json:
+        typer.echo(json.dumps({"id": feature_id, "title": read.title, "total_phases": total}))
+        return
+    waits = "" if led else "; no coordinator runs: 'pgcoord serve' starts one"
+    phases = "1 phase is" if total == 1 else f"{total} phases are"
+    typer.echo(f"feature {feature_id}: {phases} queued{waits}")
+
+
+def _find_configuration(surroundings: Surroundings, config: Path | None) -> "Configuration | None":
+    from pgcoord.configuration import find_configuration, read_configuration
+
+    path = config or find_configuration(surroundings.folder)
+    return read_configuration(path) if path else None
+
+
+def _configuration(surroundings: Surroundings, config: Path | None) -> "Configuration":
+    """The configuration, with at least one workflow in it."""
+    found = _find_configuration(surroundings, config)
+    if found is None:
+        raise InvalidConfiguration(
+            f"no pgcoord.toml in {surroundings.folder} or above: there is no workflow to run",
+            hint=_EXAMPLE,
+        )
+    if not found.workflows:
+        raise InvalidConfiguration(f"{found.path}: no workflow is declared", hint=_EXAMPLE)
+    return found
+
+
+def _coordinator(
+    surroundings: Surroundings, configuration: "Configuration", place: Place
+) -> "Coordinator":
+    """A coordinator that has claimed nothing yet, and a folder for what it will run."""
+    runs_folder = make_runs_folder(place, configuration)
+    from pgcoord.coordinator import Coordinator
+
+    return Coordinator(
+        place.dsn, configuration, runs_folder=runs_folder, environment=surroundings.environment
+    )
+
+
+def _plan(path: Path, configuration: "Configuration | None") -> "Plan":
+    from pgcoord.plan import read_plan
+
+    if configuration is None:
+        return read_plan(path)
+    has_default = configuration.default_workflow is not None
+    return read_plan(path, workflows=configuration.workflows, has_default=has_default)

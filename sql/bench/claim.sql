@@ -1,0 +1,1 @@
+select queue_id from pgcoord.claim_phases(%s)

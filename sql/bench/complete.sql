@@ -1,0 +1,1 @@
+select from pgcoord.complete_phase(%s)

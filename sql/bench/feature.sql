@@ -1,0 +1,1 @@
+insert into planned_features (title) values ('bench') returning id

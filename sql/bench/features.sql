@@ -1,0 +1,1 @@
+insert into planned_features (title) select 'bench' from generate_series(1, %s)

@@ -1,0 +1,1 @@
+select count(*) from pgcoord.attempt where exited_at is null

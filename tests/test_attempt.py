@@ -1,0 +1,537 @@
+"""Attempts: which phase is claimed next, and what becomes of it when its process ends."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import (
+    WORKFLOW,
+    Connection,
+    add_feature,
+    add_phase,
+    claim,
+    start,
+    statuses,
+    take_lead,
+)
+from psycopg.types.json import Jsonb
+
+
+@contextmanager
+def refused(sqlstate: str, *words: str) -> Iterator[None]:
+    with pytest.raises(psycopg.Error) as caught:
+        yield
+    assert caught.value.sqlstate == sqlstate, caught.value
+    assert caught.value.diag.message_hint or not sqlstate.startswith("PC")
+    for each in words:
+        assert each in str(caught.value)
+
+
+def one(conn: Connection, statement: str, *values: object) -> dict[str, Any]:
+    row = conn.execute(statement.encode(), values).fetchone()
+    assert row
+    return row
+
+
+def phase(conn: Connection, queue_id: str) -> dict[str, Any]:
+    return one(conn, "select * from phase_queue where queue_id = %s", queue_id)
+
+
+def attempt(conn: Connection, queue_id: str) -> dict[str, Any]:
+    """The latest attempt of a phase."""
+    return one(
+        conn,
+        "select * from pgcoord.attempt where queue_id = %s order by number desc limit 1",
+        queue_id,
+    )
+
+
+def end(conn: Connection, queue_id: str, exit_code: int, log_tail: str = "") -> None:
+    conn.execute(
+        "select pgcoord.end_attempt(%s, %s, %s)",
+        [attempt(conn, queue_id)["id"], exit_code, log_tail],
+    )
+
+
+def give_up(conn: Connection, queue_id: str, outcome: str, error: str) -> None:
+    conn.execute(
+        "select pgcoord.give_up_attempt(%s, %s, %s)",
+        [attempt(conn, queue_id)["id"], outcome, error],
+    )
+
+
+def retry_wait(conn: Connection, queue_id: str) -> float:
+    """Seconds from the end of the latest attempt to the retry time."""
+    row = one(
+        conn,
+        "select extract(epoch from p.retry_at - a.ended_at)::float8 as seconds"
+        " from phase_queue as p join pgcoord.attempt as a"
+        " on a.queue_id = p.queue_id and a.number = p.attempt where p.queue_id = %s",
+        queue_id,
+    )
+    return float(row["seconds"])
+
+
+def come_due(conn: Connection) -> None:
+    """Let the retry times pass."""
+    conn.execute(
+        "update phase_queue set retry_at = now() - interval '1 s' where retry_at is not null"
+    )
+
+
+def running(conn: Connection, epoch: int, **phase_data: Any) -> str:
+    """A phase whose process was started."""
+    queue_id = add_phase(conn, add_feature(conn, {}), 1, phase_data=Jsonb(phase_data))
+    assert claim(conn, epoch) == [queue_id]
+    start(conn, epoch, queue_id)
+    return queue_id
+
+
+# --- Claiming
+
+
+def test_a_claim_gives_number_adw_id_slot_and_all_that_is_needed_to_run(
+    conn: Connection, epoch: int
+) -> None:
+    data = {"title": "T", "prompt_content": "P"}
+    queue_id = add_phase(conn, add_feature(conn, {}), 1, phase_data=Jsonb(data), issue_number=7)
+    given = one(conn, "select * from pgcoord.claim_phases(%s)", epoch)
+    row = phase(conn, queue_id)
+    assert (row["status"], row["slot"], row["attempt"]) == ("ready", 1, 1)
+    assert row["adw_id"] == given["adw_id"]
+    assert row["ready_timestamp"]
+    assert row["started_timestamp"] is None
+    assert re.fullmatch("adw-[0-9a-f]{8}", given["adw_id"])
+    assert re.fullmatch("whsec_[A-Za-z0-9+/]{43}=", given["secret"])
+    installation = one(conn, "select installation from pgcoord.control")["installation"]
+    assert given["folder"] == f"/runs/{installation}/{given['attempt_id']}"
+    assert {name: given[name] for name in ("host", "workflow", "title", "prompt")} == {
+        "host": "here",
+        "workflow": "work",
+        "title": "T",
+        "prompt": "P",
+    }
+    assert (given["issue_number"], given["started"], given["ended"]) == (7, False, False)
+
+
+def test_a_claim_takes_one_phase_for_each_free_slot(conn: Connection, epoch: int) -> None:
+    feature = add_feature(conn, {number: [] for number in range(1, 6)})
+    assert claim(conn, epoch) == [f"queue-{feature}-{n}" for n in (1, 2, 3)]
+    assert claim(conn, epoch) == []
+    end(conn, f"queue-{feature}-2", 0)
+    assert claim(conn, epoch) == [f"queue-{feature}-4"]
+    assert phase(conn, f"queue-{feature}-4")["slot"] == 2
+
+
+def test_claims_are_in_order_of_priority_place_feature_and_number(
+    conn: Connection, epoch: int
+) -> None:
+    first, second = add_feature(conn, {}), add_feature(conn, {})
+    # Each differs from the one before in the key whose turn it is, and the other way in the rest.
+    expected = [
+        (10, 9, second, 9),
+        (50, 1, second, 8),
+        (50, 2, first, 5),
+        (50, 2, first, 6),
+        (50, 2, second, 1),
+        (90, 1, first, 1),
+    ]
+    for priority, position, feature, number in reversed(expected):
+        add_phase(conn, feature, number, priority=priority, queue_position=position)
+    conn.execute("select pgcoord.set_slots(6)")
+    assert claim(conn, epoch) == [f"queue-{feature}-{number}" for *_, feature, number in expected]
+
+
+def test_only_declared_workflows_are_claimed(conn: Connection) -> None:
+    feature = add_feature(conn, {})
+    for number, name in enumerate(["work", "other", None, "strange", "WORK"], 1):
+        add_phase(conn, feature, number, phase_data=Jsonb({"workflow_type": name}))
+    conn.execute("select pgcoord.set_slots(10)")
+    epoch = take_lead(conn, WORKFLOW, WORKFLOW | {"name": "other", "default": False})
+    claim(conn, epoch)
+    rows = conn.execute(
+        "select phase_number, workflow from pgcoord.attempt join phase_queue using (queue_id)"
+        " order by phase_number"
+    ).fetchall()
+    assert [tuple(row.values()) for row in rows] == [(1, "work"), (2, "other"), (3, "work")]
+
+
+def test_a_phase_without_workflow_waits_where_none_is_the_default(conn: Connection) -> None:
+    feature = add_feature(conn, {1: []})
+    epoch = take_lead(conn, WORKFLOW | {"default": False})
+    assert claim(conn, epoch) == []
+    conn.execute('update phase_queue set phase_data = \'{"workflow_type": "work"}\'')
+    assert claim(conn, epoch) == [f"queue-{feature}-1"]
+
+
+def test_a_phase_says_itself_how_often_and_how_long(conn: Connection, epoch: int) -> None:
+    queue_id = running(conn, epoch, max_attempts=4, timeout_seconds=1.5)
+    row = attempt(conn, queue_id)
+    assert (row["max_attempts"], row["timeout"].total_seconds()) == (4, 1.5)
+    assert (row["deadline"] - row["started_at"]).total_seconds() == pytest.approx(1.5, abs=0.1)
+
+
+def test_what_was_declared_when_it_was_claimed_counts(conn: Connection) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"reports": True, "timeout_seconds": 60, "max_attempts": 2})
+    queue_id = running(conn, epoch)
+    epoch = take_lead(conn, WORKFLOW)
+    end(conn, queue_id, 0)
+    assert phase(conn, queue_id)["status"] == "queued"
+    assert attempt(conn, queue_id)["error"] == "exited 0 without reporting"
+
+
+def test_a_lead_that_is_over_can_neither_claim_nor_start(conn: Connection, epoch: int) -> None:
+    queue_id = running(conn, epoch)
+    assert take_lead(conn) == epoch + 1
+    add_feature(conn, {1: []})
+    was = statuses(conn), attempt(conn, queue_id)
+    for stale in (epoch, epoch + 2, None):
+        with refused("PC007", "is over"):
+            conn.execute("select pgcoord.claim_phases(%s::bigint)", [stale])
+        with refused("PC007", "is over"):
+            conn.execute(
+                "select pgcoord.start_phase(%s, %s, 2, 'now')",
+                [stale, attempt(conn, queue_id)["id"]],
+            )
+    assert (statuses(conn), attempt(conn, queue_id)) == was
+
+
+def test_a_claim_skips_a_phase_that_somebody_has_locked(
+    conn: Connection, epoch: int, dsn: str
+) -> None:
+    feature = add_feature(conn, {1: [], 2: []})
+    with psycopg.connect(dsn) as other:
+        other.execute("select from phase_queue where phase_number = 1 for update")
+        assert claim(conn, epoch) == [f"queue-{feature}-2"]
+        assert one(conn, "select * from pgcoord.agenda()")["locked_phase"] == f"queue-{feature}-1"
+    assert claim(conn, epoch) == [f"queue-{feature}-1"]
+    assert one(conn, "select * from pgcoord.agenda()")["locked_phase"] is None
+
+
+def test_every_attempt_gets_an_adw_id_of_its_own(conn: Connection) -> None:
+    row = one(
+        conn,
+        "select count(distinct pgcoord.new_adw_id(n)) as different,"
+        " bool_and(pgcoord.new_adw_id(n) ~ '^adw-[0-9a-f]{8}$') as well_formed"
+        " from generate_series(1, 20000) as n",
+    )
+    assert row == {"different": 20000, "well_formed": True}
+
+
+def test_an_adw_id_that_a_client_used_is_not_given_again(conn: Connection, epoch: int) -> None:
+    feature = add_feature(conn, {1: []})
+    # The id that the next attempt would get: the running phase's own attempt takes a number first.
+    coming = one(
+        conn,
+        "select pgcoord.new_adw_id(n + 2) as adw_id"
+        " from (select nextval('pgcoord.attempt_id') as n) as taken",
+    )["adw_id"]
+    add_phase(conn, feature, 2, status="running", adw_id=coming)
+    [queue_id] = claim(conn, epoch)
+    assert attempt(conn, queue_id)["adw_id"] != coming
+
+
+def test_an_adw_id_is_of_one_attempt(conn: Connection) -> None:
+    feature = add_feature(conn, {})
+    add_phase(conn, feature, 1, status="running", adw_id="adw-ghi789")
+    with refused("23505", "attempt_adw_id_is_unique"):
+        add_phase(conn, feature, 2, status="running", adw_id="adw-ghi789")
+
+
+# --- Starting and ending
+
+
+def test_a_started_phase_is_running(conn: Connection, epoch: int) -> None:
+    queue_id = running(conn, epoch)
+    row, tried = phase(conn, queue_id), attempt(conn, queue_id)
+    assert row["status"] == "running"
+    assert row["started_timestamp"] >= row["ready_timestamp"]
+    assert (tried["pid"], tried["process_started"]) == (1, "then")
+    assert tried["deadline"] is None
+
+
+def test_a_report_before_the_start_was_recorded_stands(conn: Connection, epoch: int) -> None:
+    feature = add_feature(conn, {1: []})
+    [queue_id] = claim(conn, epoch)
+    conn.execute("select pgcoord.complete_phase(%s)", [queue_id])
+    conn.execute(
+        "select pgcoord.start_phase(%s, %s, 5, 'now')", [epoch, attempt(conn, queue_id)["id"]]
+    )
+    assert statuses(conn, feature) == {1: "completed"}
+    tried = attempt(conn, queue_id)
+    assert (tried["pid"], tried["outcome"], tried["exited_at"]) == (5, "completed", None)
+    left = one(conn, "select pid, ended from pgcoord.assignment")
+    assert left == {"pid": 5, "ended": True}
+
+
+@pytest.mark.parametrize(
+    ("reports", "exit_code", "status", "error"),
+    [
+        (False, 0, "completed", None),
+        (True, 0, "failed", "exited 0 without reporting\nlast words"),
+        (False, 1, "failed", "exited with status 1\nlast words"),
+        (True, 2, "failed", "exited with status 2\nlast words"),
+        (False, 128, "failed", "exited with status 128\nlast words"),
+        (False, 137, "failed", "exited with status 137 (signal 9)\nlast words"),
+    ],
+)
+def test_an_exit_without_a_report_decides(
+    conn: Connection, reports: bool, exit_code: int, status: str, error: str | None
+) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"reports": reports})
+    queue_id = running(conn, epoch)
+    end(conn, queue_id, exit_code, "last words")
+    row, tried = phase(conn, queue_id), attempt(conn, queue_id)
+    assert (row["status"], row["error_message"], row["slot"]) == (status, error, None)
+    assert (tried["outcome"], tried["error"], tried["exit_code"]) == (status, error, exit_code)
+    assert tried["ended_at"]
+    assert tried["exited_at"]
+    assert conn.execute("select from pgcoord.assignment").fetchall() == []
+
+
+def test_an_exit_counts_once(conn: Connection, epoch: int) -> None:
+    queue_id = running(conn, epoch)
+    end(conn, queue_id, 0)
+    end(conn, queue_id, 1)
+    give_up(conn, queue_id, "lost", "gone")
+    assert phase(conn, queue_id)["status"] == "completed"
+    assert attempt(conn, queue_id)["exit_code"] == 0
+
+
+def test_an_attempt_that_was_deleted_can_be_ended(conn: Connection, epoch: int) -> None:
+    queue_id = running(conn, epoch)
+    number = attempt(conn, queue_id)["id"]
+    conn.execute("select pgcoord.complete_phase(%s)", [queue_id])
+    conn.execute("delete from planned_features")
+    conn.execute("select pgcoord.end_attempt(%s, 0)", [number])
+    conn.execute("select pgcoord.give_up_attempt(%s, 'lost', 'x')", [number])
+    assert statuses(conn) == {}
+
+
+def test_what_a_process_left_behind_is_in_the_history(conn: Connection, epoch: int) -> None:
+    queue_id = running(conn, epoch)
+    conn.execute(
+        "select pgcoord.end_attempt(%s, 0, '', 'sleep (4711)')", [attempt(conn, queue_id)["id"]]
+    )
+    event = one(conn, "select * from pgcoord.event where kind = 'attempt_left_behind'")
+    assert (event["queue_id"], event["attempt"]) == (queue_id, 1)
+    assert event["reason"] == "ended what its process left behind: sleep (4711)"
+
+
+# --- Trying again
+
+
+def test_a_failed_attempt_is_tried_again_each_time_later(conn: Connection) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"max_attempts": 5})
+    queue_id = running(conn, epoch)
+    for wait in (10, 20, 40, 80):
+        end(conn, queue_id, 1)
+        assert phase(conn, queue_id)["status"] == "queued"
+        assert retry_wait(conn, queue_id) == pytest.approx(wait, abs=0.5)
+        assert claim(conn, epoch) == []
+        come_due(conn)
+        assert claim(conn, epoch) == [queue_id]
+    end(conn, queue_id, 1)
+    row = phase(conn, queue_id)
+    assert (row["status"], row["attempt"], row["attempts_used"]) == ("failed", 5, 5)
+    assert row["retry_at"] is None
+
+
+@pytest.mark.parametrize(("delay", "waits"), [(3000, [3000, 3600, 3600]), (7200, [7200, 7200])])
+def test_the_wait_doubles_up_to_an_hour(conn: Connection, delay: int, waits: list[int]) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"max_attempts": 9, "retry_delay_seconds": delay})
+    queue_id = running(conn, epoch)
+    for wait in waits:
+        end(conn, queue_id, 1)
+        assert retry_wait(conn, queue_id) == pytest.approx(wait, abs=0.5)
+        come_due(conn)
+        claim(conn, epoch)
+
+
+def test_a_retry_by_a_person_gives_the_full_number_again(conn: Connection) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"max_attempts": 2})
+    queue_id = running(conn, epoch)
+    for status in ("queued", "failed"):
+        end(conn, queue_id, 1)
+        assert phase(conn, queue_id)["status"] == status
+        come_due(conn)
+        claim(conn, epoch)
+    conn.execute("select pgcoord.retry_phase(%s)", [queue_id])
+    row = phase(conn, queue_id)
+    assert (row["attempts_used"], row["error_message"], row["retry_at"]) == (0, None, None)
+    for status in ("queued", "failed"):
+        assert claim(conn, epoch) == [queue_id]
+        end(conn, queue_id, 1)
+        assert phase(conn, queue_id)["status"] == status
+        come_due(conn)
+    assert phase(conn, queue_id)["attempt"] == 4
+
+
+def test_a_person_need_not_wait_for_the_retry_time(conn: Connection) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"max_attempts": 2})
+    queue_id = running(conn, epoch)
+    end(conn, queue_id, 1)
+    assert claim(conn, epoch) == []
+    conn.execute("select pgcoord.retry_phase(%s)", [queue_id])
+    assert claim(conn, epoch) == [queue_id]
+
+
+@pytest.mark.parametrize(
+    "statement", ["select pgcoord.skip_phase(%s, 'x')", "select pgcoord.cancel_phase(%s, 'x')"]
+)
+def test_a_phase_that_waits_for_its_retry_time_can_be_skipped_or_cancelled(
+    conn: Connection, statement: str
+) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"max_attempts": 2})
+    queue_id = running(conn, epoch)
+    end(conn, queue_id, 1)
+    conn.execute(statement.encode(), [queue_id])
+    assert phase(conn, queue_id)["retry_at"] is None
+    assert phase(conn, queue_id)["status"] in ("completed", "cancelled")
+
+
+def test_an_attempt_that_could_not_be_started_failed(conn: Connection, epoch: int) -> None:
+    queue_id = add_phase(conn, add_feature(conn, {}), 1)
+    claim(conn, epoch)
+    give_up(conn, queue_id, "failed", "no such command")
+    assert phase(conn, queue_id)["status"] == "failed"
+    assert attempt(conn, queue_id)["outcome"] == "failed"
+
+
+def test_a_lost_attempt_fails_its_phase(conn: Connection, epoch: int) -> None:
+    queue_id = running(conn, epoch)
+    give_up(conn, queue_id, "lost", "the machine restarted")
+    row = phase(conn, queue_id)
+    assert (row["status"], row["error_message"]) == ("failed", "the machine restarted")
+    assert attempt(conn, queue_id)["outcome"] == "lost"
+
+
+def test_a_lost_attempt_counts_where_nothing_else_is_declared(conn: Connection) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"max_attempts": 2})
+    queue_id = running(conn, epoch)
+    give_up(conn, queue_id, "lost", "gone")
+    row = phase(conn, queue_id)
+    assert (row["status"], row["attempts_used"]) == ("queued", 1)
+
+
+def test_losses_are_tried_again_without_counting_until_the_third(conn: Connection) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"retry_lost": True})
+    queue_id = running(conn, epoch)
+    for _ in range(2):
+        give_up(conn, queue_id, "lost", "gone")
+        row = phase(conn, queue_id)
+        assert (row["status"], row["attempts_used"]) == ("queued", 0)
+        come_due(conn)
+        assert claim(conn, epoch) == [queue_id]
+    give_up(conn, queue_id, "lost", "gone")
+    assert phase(conn, queue_id)["status"] == "failed"
+
+
+def test_an_attempt_given_back_costs_nothing(conn: Connection, epoch: int) -> None:
+    queue_id = add_phase(conn, add_feature(conn, {}), 1)
+    for number in (1, 2):
+        assert claim(conn, epoch) == [queue_id]
+        conn.execute(
+            "select pgcoord.return_attempt(%s, interval '90 s', 'rate limit')",
+            [attempt(conn, queue_id)["id"]],
+        )
+        row = phase(conn, queue_id)
+        assert (row["status"], row["slot"], row["attempts_used"]) == ("queued", None, 0)
+        assert (row["attempt"], row["error_message"]) == (number, "rate limit")
+        assert attempt(conn, queue_id)["outcome"] == "returned"
+        assert retry_wait(conn, queue_id) == pytest.approx(90, abs=0.5)
+        assert claim(conn, epoch) == []
+        come_due(conn)
+    assert claim(conn, epoch) == [queue_id]
+
+
+@pytest.mark.parametrize("how", ["returned", "lost", "failed"])
+def test_an_end_that_was_asked_for_counts_before_how_the_attempt_is_given_up(
+    conn: Connection, epoch: int, how: str
+) -> None:
+    queue_id = add_phase(conn, add_feature(conn, {}), 1)
+    claim(conn, epoch)
+    conn.execute("select pgcoord.cancel_phase(%s, 'not wanted')", [queue_id])
+    if how == "returned":
+        conn.execute(
+            "select pgcoord.return_attempt(%s, '1 min', 'x')", [attempt(conn, queue_id)["id"]]
+        )
+    else:
+        give_up(conn, queue_id, how, "x")
+    assert phase(conn, queue_id)["status"] == "cancelled"
+    assert attempt(conn, queue_id)["outcome"] == "cancelled"
+
+
+# --- Deadlines
+
+
+def test_an_attempt_past_its_deadline_is_to_be_ended(conn: Connection) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"timeout_seconds": 60})
+    queue_id = running(conn, epoch)
+    conn.execute("select pgcoord.expire_attempts()")
+    assert attempt(conn, queue_id)["ending"] is None
+    conn.execute("update pgcoord.attempt set deadline = now() - interval '1 s'")
+    conn.execute("select pgcoord.expire_attempts()")
+    asked = attempt(conn, queue_id)
+    assert (asked["ending"], asked["outcome"]) == ("timed_out", None)
+    conn.execute("select pgcoord.expire_attempts()")
+    assert attempt(conn, queue_id) == asked
+    assert phase(conn, queue_id)["status"] == "running"
+    end(conn, queue_id, 143)
+    row, tried = phase(conn, queue_id), attempt(conn, queue_id)
+    assert (row["status"], tried["outcome"]) == ("failed", "timed_out")
+    assert row["error_message"] == tried["error"] == "ran longer than its timeout of 00:01:00"
+
+
+def test_an_attempt_that_timed_out_counts_and_is_tried_again(conn: Connection) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"timeout_seconds": 60, "max_attempts": 2})
+    queue_id = running(conn, epoch)
+    conn.execute("update pgcoord.attempt set deadline = now() - interval '1 s'")
+    conn.execute("select pgcoord.expire_attempts()")
+    end(conn, queue_id, 143)
+    row = phase(conn, queue_id)
+    assert (row["status"], row["attempts_used"]) == ("queued", 1)
+
+
+@pytest.mark.parametrize("status", ["completed", "cancelled"])
+def test_an_attempt_that_has_ended_or_is_being_ended_does_not_time_out(
+    conn: Connection, status: str
+) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"timeout_seconds": 60})
+    queue_id = running(conn, epoch)
+    conn.execute("update phase_queue set status = %s", [status])
+    conn.execute("update pgcoord.attempt set deadline = now() - interval '1 s'")
+    conn.execute("select pgcoord.expire_attempts()")
+    assert attempt(conn, queue_id)["ending"] == (None if status == "completed" else "cancelled")
+
+
+def test_the_agenda_names_the_nearest_deadline(conn: Connection) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"timeout_seconds": 500, "max_attempts": 2})
+
+    def due_in() -> Any:
+        return one(conn, "select due_in from pgcoord.agenda()")["due_in"]
+
+    assert due_in() is None
+    first = running(conn, epoch)
+    assert due_in() == pytest.approx(500, abs=5)
+    second = running(conn, epoch)
+    end(conn, second, 1)
+    assert due_in() == pytest.approx(10, abs=5)
+    conn.execute("select pgcoord.skip_phase(%s, 'x')", [second])
+    end(conn, first, 0)
+    assert due_in() is None
+
+
+@pytest.mark.parametrize("external", [True, False])
+def test_external_attempts_are_no_business_of_a_coordinator(
+    conn: Connection, epoch: int, external: bool
+) -> None:
+    if external:
+        add_phase(conn, add_feature(conn, {}), 1, status="running")
+    else:
+        running(conn, epoch)
+    found = one(conn, "select count(*) as n from pgcoord.assignment")["n"]
+    assert found == (0 if external else 1)

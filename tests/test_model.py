@@ -1,0 +1,839 @@
+"""The real database against a model of it: hypothesis does anything in any order, and after every
+step the tables must say what the model says.
+
+The model is written from the design's states, not from the SQL. It keeps only what people decide;
+what follows (blocked, eligible) is worked out from scratch whenever it is asked for.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import WORKFLOW, Connection, take_lead
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from psycopg.types.json import Jsonb
+
+MOVES = {
+    "queued": {"ready", "completed", "blocked", "cancelled"},
+    "ready": {"running", "completed", "failed", "cancelled", "queued"},
+    "running": {"completed", "failed", "cancelled", "queued"},
+    "blocked": {"queued", "completed", "cancelled"},
+    "failed": {"queued", "completed", "cancelled"},
+    "cancelled": {"queued", "completed"},
+    "completed": set(),
+}
+LIVE = ("ready", "running")
+WAITING = ("queued", "blocked")
+
+# Three workflows are named, two of them declared: what names "strange" is never claimed.
+STURDY = WORKFLOW | {
+    "name": "sturdy",
+    "default": False,
+    "reports": True,
+    "max_attempts": 2,
+    "retry_lost": True,
+}
+DECLARED = {None: WORKFLOW, "sturdy": STURDY}
+
+Key = tuple[int, int]
+
+
+@dataclass
+class Attempt:
+    """One try; how it shall end (`ending`) and did end (`outcome`) are apart."""
+
+    number: int
+    max_attempts: int = 1
+    reports: bool = False
+    retry_lost: bool = False
+    external: bool = False
+    ending: str | None = None
+    outcome: str | None = None
+    exited: bool = False
+
+
+@dataclass
+class Phase:
+    feature: int
+    number: int
+    depends: list[int]
+    status: str
+    priority: int
+    workflow: str | None
+    max_attempts: int | None
+    position: int = 0
+    used: int = 0
+    # "later" until its retry time comes, then "due" until a claim has seen it
+    retry: str | None = None
+    slot: int | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def key(self) -> Key:
+        return self.feature, self.number
+
+    @property
+    def queue_id(self) -> str:
+        return f"queue-{self.feature}-{self.number}"
+
+
+@dataclass
+class Feature:
+    paused: bool = False
+    cancelled: bool = False
+
+
+class Model:
+    """What design section 4 says."""
+
+    def __init__(self) -> None:
+        self.features: dict[int, Feature] = {}
+        self.phases: dict[Key, Phase] = {}
+        self.paused = False
+        self.slots = {1, 2, 3}
+        self.draining: set[int] = set()
+        self.inserted = 0
+
+    # What follows from what was decided.
+
+    def open_prerequisites(self, phase: Phase) -> list[int]:
+        found = ((n, self.phases.get((phase.feature, n))) for n in phase.depends)
+        return [n for n, up in found if up is None or up.status != "completed"]
+
+    def is_blocked(self, phase: Phase) -> bool:
+        ups = [self.phases.get((phase.feature, n)) for n in phase.depends]
+        return any(
+            up.status in ("failed", "cancelled") or (up.status in WAITING and self.is_blocked(up))
+            for up in ups
+            if up is not None
+        )
+
+    def status(self, phase: Phase) -> str:
+        if phase.status not in WAITING:
+            return phase.status
+        return "blocked" if self.is_blocked(phase) else "queued"
+
+    def has_cycle(self, phases: Iterable[Phase]) -> bool:
+        edges = {phase.key: {(phase.feature, n) for n in phase.depends} for phase in phases}
+        while edges:
+            free = {key for key, ups in edges.items() if not ups & edges.keys()}
+            if not free:
+                return True
+            edges = {key: ups for key, ups in edges.items() if key not in free}
+        return False
+
+    def held_slots(self) -> set[int]:
+        return {phase.slot for phase in self.phases.values() if phase.slot is not None}
+
+    def free_slots(self) -> set[int]:
+        return self.slots - self.draining - self.held_slots()
+
+    def line(self) -> list[Phase]:
+        """What a claim may take, in its order."""
+        if self.paused:
+            return []
+        claimable = [
+            phase
+            for phase in self.phases.values()
+            if self.status(phase) == "queued"
+            and not self.open_prerequisites(phase)
+            and phase.retry != "later"
+            and not self.features[phase.feature].paused
+            and phase.workflow in DECLARED
+        ]
+        return sorted(claimable, key=lambda p: (p.priority, p.position, p.feature, p.number))
+
+    def feature_status(self, number: int) -> str:
+        phases = self.of_feature(number)
+        if self.features[number].cancelled:
+            return "cancelled"
+        if phases and all(phase.status == "completed" for phase in phases):
+            return "completed"
+        begun = any(phase.attempts or phase.status in ("completed", "failed") for phase in phases)
+        return "in_progress" if begun else "planned"
+
+    def of_feature(self, number: int) -> list[Phase]:
+        return [phase for phase in self.phases.values() if phase.feature == number]
+
+    # What may be asked for: the SQLSTATEs with which it is refused, none when it is granted.
+
+    def faults_of_insert(self, added: Sequence[Phase]) -> set[str]:
+        faults = set()
+        keys = [phase.key for phase in added]
+        if len(set(keys)) < len(keys) or self.phases.keys() & set(keys):
+            faults.add("23505")
+        if any(not is_well_formed(phase.number, phase.depends) for phase in added):
+            faults.add("PC005")
+        after = self.phases | {phase.key: phase for phase in added}
+        if self.has_cycle(after.values()):
+            faults.add("PC005")
+        if any(self.features[phase.feature].cancelled for phase in added):
+            faults.add("PC002")
+        running = [phase for phase in added if phase.status == "running"]
+        if len(running) > len(self.free_slots()):
+            faults.add("PC006")
+        for phase in running:
+            ups = [after.get((phase.feature, n)) for n in phase.depends]
+            if any(up is None or up.status != "completed" for up in ups):
+                faults.add("PC002")
+        return faults
+
+    def faults_of_edges(self, phase: Phase, depends: list[int]) -> set[str]:
+        if depends == phase.depends:
+            return set()
+        faults = set()
+        if self.status(phase) not in WAITING:
+            faults.add("PC002")
+        others = [other for other in self.phases.values() if other is not phase]
+        changed = Phase(phase.feature, phase.number, depends, "queued", 0, None, None)
+        if not is_well_formed(phase.number, depends) or self.has_cycle([*others, changed]):
+            faults.add("PC005")
+        return faults
+
+    def faults_of_move(self, phase: Phase, to: str) -> set[str]:
+        status = self.status(phase)
+        if to == status:
+            return set()
+        if to not in MOVES[status] or to in LIVE or {status, to} <= set(WAITING):
+            return {"PC002"}
+        if status in LIVE and to == "queued":
+            return {"PC002"}
+        if status in LIVE and to == "completed" and phase.attempts[-1].ending:
+            return {"PC004"}
+        return set()
+
+    def faults_of_report(self, phase: Phase, outcome: str) -> set[str]:
+        status = self.status(phase)
+        if phase.attempts:
+            decided = phase.attempts[-1].outcome or phase.attempts[-1].ending
+        else:
+            decided = status if status in ("completed", "failed", "cancelled") else None
+            if decided is None:
+                return {"PC002"}
+        return set() if decided in (None, outcome) else {"PC004"}
+
+    # What is done.
+
+    def insert(self, added: Sequence[Phase]) -> None:
+        for phase in added:
+            self.inserted += 1
+            phase.position = self.inserted
+            self.phases[phase.key] = phase
+            if phase.status in ("ready", "blocked"):
+                phase.status = "queued"
+            elif phase.status == "running":
+                phase.attempts.append(Attempt(1, external=True))
+
+    def move(self, phase: Phase, to: str) -> None:
+        if to == self.status(phase):
+            return
+        if phase.status in LIVE:
+            attempt = phase.attempts[-1]
+            if to == "completed" or attempt.external:
+                self.end(phase, to)
+                attempt.exited = attempt.external
+            elif attempt.ending is None or to == "cancelled":
+                attempt.ending = to
+            return
+        phase.retry = None
+        phase.status = to
+        if to == "queued":
+            phase.used = 0
+            self.features[phase.feature].cancelled = False
+
+    def end(self, phase: Phase, outcome: str) -> None:
+        """The current attempt has ended; what becomes of its phase?"""
+        attempt = phase.attempts[-1]
+        attempt.outcome = outcome
+        self.release(phase)
+        if outcome in ("completed", "cancelled"):
+            phase.status = outcome
+            return
+        phase.status = "queued"
+        if outcome == "returned":
+            phase.retry = "later"
+            return
+        losses = sum(each.outcome == "lost" for each in phase.attempts)
+        if outcome == "lost" and attempt.retry_lost and losses < 3:
+            phase.retry = "later"
+            return
+        phase.used += 1
+        if phase.used < attempt.max_attempts:
+            phase.retry = "later"
+        else:
+            phase.status = "failed"
+
+    def release(self, phase: Phase) -> None:
+        if phase.slot in self.draining:
+            self.draining.remove(phase.slot)
+            self.slots.remove(phase.slot)
+        phase.slot = None
+
+    def conclude(self, phase: Phase, attempt: Attempt, outcome: str) -> None:
+        """The process of an attempt is gone, or never was."""
+        attempt.exited = True
+        if attempt.outcome is None:
+            self.end(phase, attempt.ending or outcome)
+
+    def claim(self) -> list[Phase]:
+        for phase in self.phases.values():
+            if phase.retry == "due":
+                phase.retry = None
+        claimed = self.line()[: len(self.free_slots())]
+        for phase in claimed:
+            declared = DECLARED[phase.workflow]
+            phase.status = "ready"
+            phase.attempts.append(
+                Attempt(
+                    number=phase.attempts[-1].number + 1 if phase.attempts else 1,
+                    max_attempts=phase.max_attempts or declared["max_attempts"],
+                    reports=declared["reports"],
+                    retry_lost=declared["retry_lost"],
+                )
+            )
+        return claimed
+
+
+def is_well_formed(number: int, depends: list[int]) -> bool:
+    return len(set(depends)) == len(depends) and number not in depends and min(depends, default=1) > 0
+
+
+CHECKED_PHASES = """
+    select p.queue_id, p.status, p.unmet, p.eligible_at, p.retry_at, p.held, p.slot, p.attempt, p.attempts_used,
+        p.depends_on_phases, p.finished_timestamp,
+        coalesce((select jsonb_agg(d.prerequisite order by d.prerequisite) from pgcoord.dependency as d
+            where d.feature_id = p.feature_id and d.dependent = p.phase_number), '[]') as edges,
+        coalesce((select jsonb_agg(jsonb_build_array(a.number, a.ending, a.outcome, a.exited_at is not null) order by a.number)
+            from pgcoord.attempt as a where a.queue_id = p.queue_id), '[]') as attempts
+    from phase_queue as p
+"""
+NUMBERS = st.integers(1, 7)
+PICKS = st.integers(0, 11)
+STATUSES = st.sampled_from(list(MOVES))
+PHASES = st.builds(
+    lambda number, depends, status, priority, workflow, max_attempts: Phase(
+        0, number, depends, status, priority, workflow, max_attempts
+    ),
+    number=NUMBERS,
+    depends=st.lists(NUMBERS, max_size=3, unique=True),
+    status=st.sampled_from(
+        ["queued"] * 7 + ["ready", "blocked", "running", "completed", "failed", "cancelled"]
+    ),
+    priority=st.sampled_from([10, 50, 50, 90]),
+    workflow=st.sampled_from([None, None, None, "sturdy", "strange"]),
+    max_attempts=st.sampled_from([None, None, 2, 3]),
+)
+
+
+class Coordination(RuleBasedStateMachine):
+    """Everything that people, workflows and a coordinator can do, one step at a time."""
+
+    def __init__(self, conn: Connection, epoch: int) -> None:
+        super().__init__()
+        self.conn, self.epoch = conn, epoch
+        self.model = Model()
+        self.eligible_at: dict[str, Any] = {}
+        self.replayed: dict[str, str] = {}
+        self.replayed_features: dict[int, set[str]] = {}
+        self.replayed_slots = 3
+        self.last_event = 0
+        conn.execute(
+            "truncate planned_features, phase_queue, pgcoord.attempt, pgcoord.dependency, pgcoord.event;"
+            "delete from pgcoord.slot; insert into pgcoord.slot select generate_series(1, 3);"
+            "update pgcoord.control set paused_at = null"
+        )
+
+    def send(self, faults: set[str], statement: str, *values: Any) -> list[dict[str, Any]] | None:
+        """Execute; None when it was refused as expected, and an error when anything else happens."""
+        try:
+            cursor = self.conn.execute(statement, values)
+        except psycopg.Error as error:
+            assert error.sqlstate in faults, f"{error.sqlstate} {error}, expected {faults or 'none'}"
+            return None
+        assert not faults, f"went through, expected {faults}: {statement} {values}"
+        return cursor.fetchall() if cursor.description else []
+
+    def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
+        return self.conn.execute(statement, values).fetchall()
+
+    def pick(self, pick: int, *statuses: str) -> Phase:
+        phases = [p for p in self.model.phases.values() if not statuses or p.status in statuses]
+        return phases[pick % len(phases)]
+
+    def pick_live(self, pick: int) -> Phase:
+        return self.pick(pick, *LIVE)
+
+    def pick_feature(self, pick: int) -> int:
+        features = list(self.model.features)
+        return features[pick % len(features)]
+
+    def some_feature(self) -> bool:
+        return bool(self.model.features)
+
+    def some_phase(self) -> bool:
+        return bool(self.model.phases)
+
+    def some_live(self) -> bool:
+        return any(phase.status in LIVE for phase in self.model.phases.values())
+
+    # Bringing work in.
+
+    @initialize(
+        depends=st.lists(st.sets(st.integers(1, 5), max_size=2), min_size=3, max_size=6),
+        phases=st.lists(PHASES, min_size=6, max_size=6),
+    )
+    def begin(self, depends: list[set[int]], phases: list[Phase]) -> None:
+        """A feature to begin with: each phase depends on earlier ones."""
+        self.insert_feature()
+        for number, (ups, phase) in enumerate(zip(depends, phases, strict=False), start=1):
+            phase.number, phase.depends = number, sorted(up for up in ups if up < number)
+        self.insert_phases(0, phases[: len(depends)])
+        self.claim()
+
+    @precondition(lambda self: len(self.model.features) < 3)
+    @rule()
+    def insert_feature(self) -> None:
+        (row,) = self.rows("insert into planned_features (title) values ('a') returning id")
+        self.model.features[row["id"]] = Feature()
+
+    @precondition(some_feature)
+    @rule(pick=PICKS, phases=st.lists(PHASES, min_size=1, max_size=3))
+    def insert_phases(self, pick: int, phases: list[Phase]) -> None:
+        feature = self.pick_feature(pick)
+        added = [
+            Phase(
+                feature, p.number, p.depends, p.status, p.priority, p.workflow, p.max_attempts
+            )
+            for p in phases
+        ]
+        data = [
+            {"workflow_type": p.workflow} | ({"max_attempts": p.max_attempts} if p.max_attempts else {})
+            for p in added
+        ]
+        done = self.send(
+            self.model.faults_of_insert(added),
+            "insert into phase_queue (feature_id, phase_number, depends_on_phases, status, priority, phase_data)"
+            " select * from unnest(%s::integer[], %s::integer[], %s::jsonb[], %s::text[], %s::integer[], %s::jsonb[])",
+            [p.feature for p in added],
+            [p.number for p in added],
+            [Jsonb(p.depends) for p in added],
+            [p.status for p in added],
+            [p.priority for p in added],
+            [Jsonb(each) for each in data],
+        )
+        if done is not None:
+            self.model.insert(added)
+            self.take_slots([p for p in added if p.status == "running"])
+
+    def take_slots(self, phases: list[Phase]) -> None:
+        """See in the tables which slot each phase was given: any free one will do."""
+        for phase in phases:
+            free = self.model.free_slots()
+            (row,) = self.rows("select slot from phase_queue where queue_id = %s", phase.queue_id)
+            assert row["slot"] in free
+            phase.slot = row["slot"]
+
+    @precondition(some_phase)
+    @rule(pick=PICKS, depends=st.lists(st.integers(0, 7), max_size=3))
+    def change_dependencies(self, pick: int, depends: list[int]) -> None:
+        phase = self.pick(pick)
+        done = self.send(
+            self.model.faults_of_edges(phase, depends),
+            "update phase_queue set depends_on_phases = %s where queue_id = %s",
+            Jsonb(depends),
+            phase.queue_id,
+        )
+        if done is not None:
+            phase.depends = depends
+
+    # What a coordinator does.
+
+    @rule()
+    def claim(self) -> None:
+        rows = self.rows("select queue_id from pgcoord.claim_phases(%s)", self.epoch)
+        claimed = self.model.claim()
+        assert [row["queue_id"] for row in rows] == [phase.queue_id for phase in claimed]
+        self.take_slots(claimed)
+
+    @precondition(lambda self: any(p.status == "ready" for p in self.model.phases.values()))
+    @rule(pick=PICKS)
+    def start(self, pick: int) -> None:
+        phase = self.pick(pick, "ready")
+        self.call_for_attempt("pgcoord.start_phase(%s, {}, 1, 'then')", phase, -1, self.epoch)
+        phase.status = "running"
+
+    def call_for_attempt(self, call: str, phase: Phase, which: int, *values: Any) -> None:
+        """Call a function for one attempt of a phase; {} stands for its id."""
+        attempt = "(select id from pgcoord.attempt where queue_id = %s and number = %s)"
+        place = call[: call.index("{")].count("%s")
+        given = [*values]
+        given[place:place] = [phase.queue_id, phase.attempts[which].number]
+        self.send(set(), f"select {call.format(attempt)}", *given)
+
+    def attempts_with_process(self) -> list[tuple[Phase, int]]:
+        return [
+            (phase, index)
+            for phase in self.model.phases.values()
+            for index, attempt in enumerate(phase.attempts)
+            if not attempt.exited and not attempt.external
+        ]
+
+    @precondition(attempts_with_process)
+    @rule(pick=PICKS, exit_code=st.sampled_from([0, 0, 1, 143]))
+    def process_exits(self, pick: int, exit_code: int) -> None:
+        found = self.attempts_with_process()
+        phase, index = found[pick % len(found)]
+        attempt = phase.attempts[index]
+        self.call_for_attempt("pgcoord.end_attempt({}, %s)", phase, index, exit_code)
+        succeeded = exit_code == 0 and not attempt.reports
+        self.model.conclude(phase, attempt, "completed" if succeeded else "failed")
+
+    @precondition(attempts_with_process)
+    @rule(pick=PICKS, outcome=st.sampled_from(["lost", "failed", "returned"]))
+    def process_is_missing(self, pick: int, outcome: str) -> None:
+        found = self.attempts_with_process()
+        phase, index = found[pick % len(found)]
+        if outcome == "returned":
+            self.call_for_attempt("pgcoord.return_attempt({}, '1 hour', 'limit')", phase, index)
+        else:
+            self.call_for_attempt(
+                "pgcoord.give_up_attempt({}, %s, 'gone')", phase, index, outcome
+            )
+        self.model.conclude(phase, phase.attempts[index], outcome)
+
+    def running_on(self) -> list[Phase]:
+        live = [phase for phase in self.model.phases.values() if phase.status in LIVE]
+        return [p for p in live if not p.attempts[-1].ending and not p.attempts[-1].external]
+
+    @precondition(running_on)
+    @rule(pick=PICKS)
+    def deadline_passes(self, pick: int) -> None:
+        found = self.running_on()
+        phase = found[pick % len(found)]
+        self.send(
+            set(),
+            "update pgcoord.attempt set deadline = now() - interval '1 s'"
+            " where queue_id = %s and ended_at is null",
+            phase.queue_id,
+        )
+        self.send(set(), "select pgcoord.expire_attempts()")
+        phase.attempts[-1].ending = "timed_out"
+
+    @precondition(lambda self: any(phase.retry for phase in self.model.phases.values()))
+    @rule(claim=st.booleans())
+    def retry_times_come(self, claim: bool) -> None:
+        self.send(
+            set(),
+            "update phase_queue set retry_at = now() - interval '1 s' where retry_at is not null",
+        )
+        for phase in self.model.phases.values():
+            phase.retry = phase.retry and "due"
+        if claim:
+            self.claim()
+
+    # What workflows report and people ask for.
+
+    @precondition(some_live)
+    @rule(pick=PICKS, outcome=st.sampled_from(["completed", "completed", "failed"]))
+    def report_live(self, pick: int, outcome: str) -> None:
+        self.report(self.pick_live(pick), outcome)
+
+    @precondition(some_phase)
+    @rule(pick=PICKS, outcome=st.sampled_from(["completed", "failed"]))
+    def report_any(self, pick: int, outcome: str) -> None:
+        self.report(self.pick(pick), outcome)
+
+    def report(self, phase: Phase, outcome: str) -> None:
+        faults = self.model.faults_of_report(phase, outcome)
+        if outcome == "completed":
+            done = self.send(faults, "select pgcoord.complete_phase(%s)", phase.queue_id)
+        else:
+            done = self.send(faults, "select pgcoord.fail_phase(%s, 'broken')", phase.queue_id)
+        decided = phase.attempts and (phase.attempts[-1].outcome or phase.attempts[-1].ending)
+        if done is not None and phase.attempts and not decided:
+            self.model.move(phase, outcome)
+
+    def tried_again(self) -> list[Phase]:
+        return [phase for phase in self.model.phases.values() if len(phase.attempts) > 1]
+
+    @precondition(tried_again)
+    @rule(pick=PICKS, outcome=st.sampled_from(["completed", "failed"]))
+    def report_stale_attempt(self, pick: int, outcome: str) -> None:
+        tried = self.tried_again()
+        phase = tried[pick % len(tried)]
+        adw_id = "(select adw_id from pgcoord.attempt where queue_id = %s and number = %s)"
+        values = [phase.queue_id, phase.queue_id, phase.attempts[0].number]
+        if outcome == "completed":
+            self.send({"PC003"}, f"select pgcoord.complete_phase(%s, {adw_id})", *values)
+        else:
+            self.send({"PC003"}, f"select pgcoord.fail_phase(%s, 'broken', {adw_id})", *values)
+
+    @precondition(lambda self: any(p.status in ("failed", "cancelled") for p in self.model.phases.values()))
+    @rule(pick=PICKS)
+    def retry_ended(self, pick: int) -> None:
+        self.retry(self.pick(pick, "failed", "cancelled"))
+
+    @precondition(some_phase)
+    @rule(pick=PICKS, action=st.sampled_from(["retry", "skip", "cancel", "set_priority"]))
+    def person_acts(self, pick: int, action: str) -> None:
+        getattr(self, action)(self.pick(pick))
+
+    def retry(self, phase: Phase) -> None:
+        can = phase.status in ("failed", "cancelled") or phase.retry
+        done = self.send(
+            set() if can else {"PC002"}, "select pgcoord.retry_phase(%s)", phase.queue_id
+        )
+        if done is not None:
+            if phase.status in ("failed", "cancelled"):
+                self.model.move(phase, "queued")
+            phase.retry = None
+
+    def skip(self, phase: Phase) -> None:
+        done = self.send(
+            {"PC002"} if phase.status in LIVE else set(),
+            "select pgcoord.skip_phase(%s, 'done by hand')",
+            phase.queue_id,
+        )
+        if done is not None:
+            self.model.move(phase, "completed")
+
+    def cancel(self, phase: Phase) -> None:
+        done = self.send(
+            {"PC002"} if phase.status == "completed" else set(),
+            "select pgcoord.cancel_phase(%s, 'given up')",
+            phase.queue_id,
+        )
+        if done is not None:
+            self.model.move(phase, "cancelled")
+
+    def set_priority(self, phase: Phase) -> None:
+        phase.priority = 60 - phase.priority // 2
+        self.send(set(), "select pgcoord.set_priority(%s, %s)", phase.queue_id, phase.priority)
+
+    @precondition(some_phase)
+    @rule(moves=st.lists(st.tuples(PICKS, STATUSES), min_size=1, max_size=3))
+    def update_by_hand(self, moves: list[tuple[int, str]]) -> None:
+        wanted = {self.pick(pick).key: to for pick, to in moves}
+        phases = [(self.model.phases[key], to) for key, to in wanted.items()]
+        faults = set().union(*(self.model.faults_of_move(phase, to) for phase, to in phases))
+        done = self.send(
+            faults,
+            "update phase_queue as p set status = wanted.status"
+            " from unnest(%s::text[], %s::text[]) as wanted (queue_id, status) where p.queue_id = wanted.queue_id",
+            [phase.queue_id for phase, _ in phases],
+            [to for _, to in phases],
+        )
+        if done is not None:
+            # All at once: "blocked" stays what it was before the statement.
+            moving = [(phase, to) for phase, to in phases if to != self.model.status(phase)]
+            for phase, to in moving:
+                self.model.move(phase, to)
+
+    @rule(pick=PICKS, what=st.sampled_from(["pause", "resume", "pause all", "resume all"]))
+    def pause_or_resume(self, pick: int, what: str) -> None:
+        action, _, everything = what.partition(" ")
+        feature = None if everything else self.pick_feature(pick)
+        self.send(set(), f"select pgcoord.{action}(%s)", feature)
+        if feature is None:
+            self.model.paused = action == "pause"
+        else:
+            self.model.features[feature].paused = action == "pause"
+
+    @precondition(some_feature)
+    @rule(pick=PICKS, cancel=st.booleans())
+    def end_feature(self, pick: int, cancel: bool) -> None:
+        if cancel:
+            self.cancel_feature(self.pick_feature(pick))
+        elif len(self.model.features) > 1:
+            self.delete_feature(self.pick_feature(pick))
+
+    def cancel_feature(self, feature: int) -> None:
+        self.send(set(), "select pgcoord.cancel_feature(%s, 'given up')", feature)
+        self.model.features[feature].cancelled = True
+        for phase in self.model.of_feature(feature):
+            if phase.status in (*LIVE, *WAITING):
+                self.model.move(phase, "cancelled")
+
+    @rule(wanted=st.integers(0, 5))
+    def set_slots(self, wanted: int) -> None:
+        model = self.model
+        before, free = len(model.slots - model.draining), len(model.free_slots())
+        held = model.held_slots()
+        self.send(set(), "select pgcoord.set_slots(%s)", wanted)
+        rows = self.rows("select number, draining from pgcoord.slot")
+        draining = {row["number"] for row in rows if row["draining"]}
+        if wanted >= before:
+            assert draining <= model.draining
+            assert len(draining) == max(len(model.draining) - (wanted - before), 0)
+        else:
+            assert draining >= model.draining
+            assert len(draining) == len(model.draining) + max(before - wanted - free, 0)
+        assert len(rows) - len(draining) == wanted
+        model.slots, model.draining = {row["number"] for row in rows}, draining
+        assert draining <= held <= model.slots
+
+    # Taking work away.
+
+    @precondition(some_phase)
+    @rule(picks=st.lists(PICKS, min_size=1, max_size=2))
+    def delete_phases(self, picks: list[int]) -> None:
+        phases = {phase.key: phase for phase in map(self.pick, picks)}
+        live = any(phase.status in LIVE for phase in phases.values())
+        done = self.send(
+            {"PC002"} if live else set(),
+            "delete from phase_queue where queue_id = any (%s)",
+            [phase.queue_id for phase in phases.values()],
+        )
+        if done is not None:
+            for key in phases:
+                del self.model.phases[key]
+
+    def delete_feature(self, feature: int) -> None:
+        phases = self.model.of_feature(feature)
+        done = self.send(
+            {"PC002"} if any(phase.status in LIVE for phase in phases) else set(),
+            "delete from planned_features where id = %s",
+            feature,
+        )
+        if done is not None:
+            del self.model.features[feature]
+            for phase in phases:
+                del self.model.phases[phase.key]
+
+    # What must be true after every step.
+
+    @invariant()
+    def phases_are_as_the_model_says(self) -> None:
+        rows = {row["queue_id"]: row for row in self.rows(CHECKED_PHASES)}
+        assert rows.keys() == {phase.queue_id for phase in self.model.phases.values()}
+        for phase in self.model.phases.values():
+            self.check_phase(phase, rows[phase.queue_id])
+        self.eligible_at = {name: row["eligible_at"] for name, row in rows.items()}
+
+    def check_phase(self, phase: Phase, row: dict[str, Any]) -> None:
+        status = self.model.status(phase)
+        assert row["status"] == status, f"{phase.queue_id}: {row['status']}, model: {status}"
+        assert row["slot"] == phase.slot
+        assert (row["retry_at"] is not None) == (phase.retry is not None)
+        assert row["attempt"] == (phase.attempts[-1].number if phase.attempts else 0)
+        assert row["attempts_used"] == phase.used
+        assert row["depends_on_phases"] == phase.depends
+        assert row["edges"] == sorted(phase.depends)
+        assert row["attempts"] == [
+            [each.number, each.ending, each.outcome, each.exited] for each in phase.attempts
+        ]
+        assert (row["finished_timestamp"] is not None) == (status in ("completed", "failed", "cancelled"))
+        if status in WAITING:
+            unmet = len(self.model.open_prerequisites(phase))
+            assert row["unmet"] == unmet
+            assert (row["eligible_at"] is None) == bool(unmet)
+            assert row["held"] == self.model.features[phase.feature].paused
+        before = self.eligible_at.get(phase.queue_id)
+        if before and row["eligible_at"]:
+            assert row["eligible_at"] == before, f"{phase.queue_id} was stamped eligible twice"
+
+    @invariant()
+    def slots_are_as_the_model_says(self) -> None:
+        rows = self.rows("select number, draining from pgcoord.slot")
+        assert {row["number"] for row in rows} == self.model.slots
+        assert {row["number"] for row in rows if row["draining"]} == self.model.draining
+        held = [phase.slot for phase in self.model.phases.values() if phase.status in LIVE]
+        assert len(set(held)) == len(held)
+        assert None not in held
+
+    @invariant()
+    def features_are_as_the_model_says(self) -> None:
+        rows = {row["id"]: row for row in self.rows("select * from pgcoord.feature")}
+        assert rows.keys() == self.model.features.keys()
+        for number, row in rows.items():
+            statuses = [self.model.status(phase) for phase in self.model.of_feature(number)]
+            assert row["status"] == self.model.feature_status(number)
+            assert row["total_phases"] == len(statuses)
+            assert row["phases_completed"] == statuses.count("completed")
+            assert row["phases_running"] == statuses.count("ready") + statuses.count("running")
+            assert row["phases_failed"] == statuses.count("failed")
+            assert row["phases_blocked"] == statuses.count("blocked")
+
+    @invariant()
+    def agenda_names_what_could_be_claimed(self) -> None:
+        (row,) = self.rows("select locked_phase from pgcoord.agenda()")
+        line = [phase.queue_id for phase in self.model.line()] if self.model.free_slots() else []
+        assert row["locked_phase"] in (line or [None])
+
+    @invariant()
+    def events_replayed_are_the_tables(self) -> None:
+        for event in self.rows("select * from pgcoord.event where id > %s order by id", self.last_event):
+            self.replay(event)
+            self.last_event = event["id"]
+        rows = self.rows("select queue_id, status from phase_queue")
+        assert self.replayed == {row["queue_id"]: row["status"] for row in rows}
+        assert self.replayed_slots == len(self.model.slots - self.model.draining)
+        assert self.replayed_features == {
+            number: {word for word in ("paused", "cancelled") if getattr(feature, word)}
+            for number, feature in self.model.features.items()
+        }
+
+    def replay(self, event: dict[str, Any]) -> None:
+        name = event["queue_id"]
+        match event["kind"]:
+            case "phase_inserted":
+                assert name not in self.replayed
+                self.replayed[name] = event["to_status"]
+            case "phase_moved":
+                assert self.replayed[name] == event["from_status"] != event["to_status"]
+                assert event["to_status"] in MOVES[event["from_status"]]
+                self.replayed[name] = event["to_status"]
+            case "phase_deleted":
+                assert self.replayed.pop(name) == event["from_status"]
+            case "feature_inserted":
+                self.replayed_features[event["feature_id"]] = set()
+            case "feature_deleted":
+                del self.replayed_features[event["feature_id"]]
+            case "feature_paused":
+                self.replayed_features[event["feature_id"]].add("paused")
+            case "feature_resumed":
+                self.replayed_features[event["feature_id"]].remove("paused")
+            case "feature_cancelled":
+                self.replayed_features[event["feature_id"]].add("cancelled")
+            case "feature_taken_up":
+                self.replayed_features[event["feature_id"]].remove("cancelled")
+            case "slots_changed":
+                before, after = event["reason"].split(" → ")
+                assert int(before) == self.replayed_slots
+                self.replayed_slots = int(after)
+
+
+def run(conn: Connection, chosen: settings) -> None:
+    epoch = take_lead(conn, WORKFLOW, STURDY)
+    run_state_machine_as_test(lambda: Coordination(conn, epoch), settings=chosen)
+
+
+COMMON = settings(
+    deadline=None,
+    # Nothing is left in the checkout: a failure prints its steps, and the blob that repeats it.
+    database=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def test_database_agrees_with_the_model_whatever_is_done(conn):
+    # The same examples every time: what turns this red is a change, not the dice.
+    run(conn, settings(COMMON, derandomize=True, max_examples=100, stateful_step_count=40))
+
+
+@pytest.mark.scale
+@pytest.mark.timeout(1800)
+def test_database_agrees_with_the_model_in_long_random_histories(conn):
+    run(conn, settings(COMMON, max_examples=1000, stateful_step_count=100))
