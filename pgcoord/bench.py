@@ -651,7 +651,7 @@ def _scratch(admin: Connection, dsn: str) -> Iterator[Callable[..., str]]:
         except psycopg.errors.InsufficientPrivilege as error:
             raise DatabaseUnusable(
                 f"user {admin.info.user!r} may not create databases, and bench works in its own",
-                hint=f'Let it: alter role "{admin.info.user}" createdb; or give --dsn another user.',
+                hint=f'alter role "{admin.info.user}" createdb lets it; or --dsn another user.',
             ) from error
         made = make_conninfo(dsn, dbname=names[-1], application_name=NAME)
         if with_schema:

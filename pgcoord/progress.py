@@ -23,8 +23,8 @@ from pgcoord.queries import BoardPhase, Connection, Feature
 
 Found = TypeVar("Found")
 
-# Seconds from a notification to the reading, in which what follows from it happens too: a phase that
-# is claimed when another has completed. Nobody reads faster.
+# Seconds from a notification to the reading: what follows at once, such as the claim after an end,
+# is shown with it, and nobody reads faster.
 _SETTLING = 0.05
 
 # Columns: what the tree draws before a phase, and what is left of a title however narrow it gets.

@@ -109,7 +109,9 @@ class Load:
     def reporter(self, conn: Connection, dice: random.Random) -> None:
         """Report on something that runs."""
         name = self._some(conn, "status in ('ready', 'running')")
-        if dice.random() < 0.7:
+        if name is None:
+            conn.execute("select pg_sleep(0.002)")
+        elif dice.random() < 0.7:
             conn.execute("select pgcoord.complete_phase(%s)", [name])
         else:
             conn.execute("select pgcoord.fail_phase(%s, 'broken')", [name])
@@ -137,10 +139,10 @@ class Load:
         change = dice.choice(
             [f"status = '{status}'" for status in ("queued", "completed", "failed", "cancelled")]
             + [f"priority = {dice.randint(1, 99)}", "phase_data = phase_data || '{\"title\": \"t\"}'"]
-            + ["retry_at = now() where retry_at is not null and true"]
+            + ["retry_at = now()"]
         )
-        if "where" in change:
-            where = ""
+        if "retry_at" in change:
+            where = "where retry_at is not null"
         elif dice.random() < 0.5:
             where = "where queue_id = %(name)s"
         else:
@@ -193,12 +195,13 @@ class Load:
             conn.execute(
                 "delete from phase_queue where queue_id = %s", [self._some(conn, "slot is null")]
             )
-        time.sleep(0.02)  # so that something is there to be deleted
+        conn.execute("select pg_sleep(0.02)")  # so that something is there to be deleted
 
     def sampler(self, conn: Connection, dice: random.Random) -> None:
         """Look how many slots are held, as anybody could."""
         row = conn.execute(
-            "select count(slot) as held, count(distinct slot) as slots from phase_queue"
+            "select count(slot) as held, count(distinct slot) as slots"
+            " from phase_queue, pg_sleep(0.001)"
         ).fetchone()
         assert row
         self.most_held = max(self.most_held, row["held"])

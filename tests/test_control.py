@@ -164,9 +164,7 @@ def test_a_draining_slot_is_not_given_to_a_phase_inserted_as_running(
         add_phase(conn, feature, 3, status="running")
 
 
-def test_no_more_than_the_limit_run_whatever_it_was_before(
-    conn: Connection, epoch: int
-) -> None:
+def test_no_more_than_the_limit_run_whatever_it_was_before(conn: Connection, epoch: int) -> None:
     waiting = 30
     add_feature(conn, {number: [] for number in range(1, waiting + 1)})
     for limit in (5, 2, 4, 1, 3):

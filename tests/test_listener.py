@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
-from coordination import PATIENCE, Gate, Watch, make_coordinator, running, watching
+from coordination import PATIENCE, Gate, Watch, make_coordinator, running, scripts, watching
 
 from pgcoord import queries, schema
 from pgcoord.coordinator import Coordinator
@@ -68,6 +70,33 @@ async def test_a_notification_between_any_two_steps_of_the_loop_is_not_lost(
         async with running(coordinator):
             await watch.until_statuses("completed")
     assert coordinator.at == ""
+
+
+class SlowStart(Coordinator):
+    """A coordinator whose loop has come to rest before the start of a process is recorded."""
+
+    rests: asyncio.Event
+
+    async def _unless_stopped(self, awaitable):  # type: ignore[no-untyped-def]
+        if getattr(awaitable, "__name__", "") == "wait":
+            self.rests.set()
+        return await super()._unless_stopped(awaitable)
+
+    async def _record_start(self, taken: Any) -> None:
+        await self.rests.wait()
+        await super()._record_start(taken)
+
+
+async def test_a_deadline_set_while_the_loop_rests_is_kept(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit("sleep 1000")
+    work = scripts(timeout=timedelta(milliseconds=50))
+    coordinator = make_coordinator(dsn, tmp_path, work, kind=SlowStart)
+    assert isinstance(coordinator, SlowStart)
+    coordinator.rests = asyncio.Event()
+    async with running(coordinator):
+        await watch.until_statuses("failed")
 
 
 async def test_waiting_ends_with_a_notification_sent_before_it_began(

@@ -6,12 +6,12 @@ what follows (blocked, eligible) is worked out from scratch whenever it is asked
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
 import pytest
-from conftest import WORKFLOW, Connection, take_lead
+from conftest import WORKFLOW, Connection, add_feature, add_phase, claim, statuses, take_lead
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -189,15 +189,16 @@ class Model:
                 faults.add("PC002")
         return faults
 
-    def faults_of_edges(self, phase: Phase, depends: list[int]) -> set[str]:
-        if depends == phase.depends:
-            return set()
+    def faults_of_edges(self, changes: Sequence[tuple[Phase, list[int]]]) -> set[str]:
         faults = set()
-        if self.status(phase) not in WAITING:
-            faults.add("PC002")
-        others = [other for other in self.phases.values() if other is not phase]
-        changed = Phase(phase.feature, phase.number, depends, "queued", 0, None, None)
-        if not is_well_formed(phase.number, depends) or self.has_cycle([*others, changed]):
+        after = dict(self.phases)
+        for phase, depends in changes:
+            if depends != phase.depends and self.status(phase) not in WAITING:
+                faults.add("PC002")
+            if not is_well_formed(phase.number, depends):
+                faults.add("PC005")
+            after[phase.key] = replace(phase, depends=depends)
+        if self.has_cycle(after.values()):
             faults.add("PC005")
         return faults
 
@@ -445,17 +446,25 @@ class Coordination(RuleBasedStateMachine):
             phase.slot = row["slot"]
 
     @precondition(some_phase)
-    @rule(pick=PICKS, depends=st.lists(st.integers(0, 7), max_size=3))
-    def change_dependencies(self, pick: int, depends: list[int]) -> None:
-        phase = self.pick(pick)
+    @rule(
+        changes=st.lists(
+            st.tuples(PICKS, st.lists(st.integers(0, 7), max_size=3)), min_size=1, max_size=3
+        )
+    )
+    def change_dependencies(self, changes: list[tuple[int, list[int]]]) -> None:
+        wanted = {self.pick(pick).key: depends for pick, depends in changes}
+        phases = [(self.model.phases[key], depends) for key, depends in wanted.items()]
         done = self.send(
-            self.model.faults_of_edges(phase, depends),
-            "update phase_queue set depends_on_phases = %s where queue_id = %s",
-            Jsonb(depends),
-            phase.queue_id,
+            self.model.faults_of_edges(phases),
+            "update phase_queue as p set depends_on_phases = wanted.depends"
+            " from unnest(%s::text[], %s::jsonb[]) as wanted (queue_id, depends)"
+            " where p.queue_id = wanted.queue_id",
+            [phase.queue_id for phase, _ in phases],
+            [Jsonb(depends) for _, depends in phases],
         )
         if done is not None:
-            phase.depends = depends
+            for phase, depends in phases:
+                phase.depends = depends
 
     # What a coordinator does.
 
@@ -812,6 +821,38 @@ class Coordination(RuleBasedStateMachine):
                 before, after = event["reason"].split(" → ")
                 assert int(before) == self.replayed_slots
                 self.replayed_slots = int(after)
+
+
+def test_a_phase_retried_as_its_prerequisite_is_completed_waits_for_nothing(conn):
+    # In one statement: counted without the prerequisite already, it must not be counted down again.
+    add_feature(conn, {1: [], 2: [1]})
+    conn.execute("select pgcoord.cancel_phase('queue-1-1', 'no')")
+    conn.execute("select pgcoord.cancel_phase('queue-1-2', 'no')")
+    conn.execute(
+        "update phase_queue set status = case phase_number when 1 then 'completed' else 'queued' end"
+    )
+    assert statuses(conn) == {1: "completed", 2: "queued"}
+    row = conn.execute("select from phase_queue where phase_number = 2 and unmet = 0").fetchone()
+    assert row is not None
+
+
+def test_a_phase_that_fails_behind_a_prerequisite_replaced_by_a_failed_one_is_blocked(conn, epoch):
+    add_feature(conn, {1: [], 2: [1]}, phase_data=Jsonb({"max_attempts": 2}))
+    conn.execute("select pgcoord.skip_phase('queue-1-1', 'done')")
+    assert claim(conn, epoch) == ["queue-1-2"]
+    conn.execute("delete from phase_queue where queue_id = 'queue-1-1'")
+    add_phase(conn, 1, 1, status="failed")
+    conn.execute("select pgcoord.end_attempt(id, 1) from pgcoord.attempt")
+    assert statuses(conn) == {1: "failed", 2: "blocked"}
+
+
+def test_edges_turned_round_in_one_statement_are_no_cycle(conn):
+    add_feature(conn, {1: [], 2: [1], 3: [2]})
+    conn.execute(
+        "update phase_queue set depends_on_phases ="
+        " (array['[2]', '[3]', '[]'])[phase_number]::jsonb"
+    )
+    assert statuses(conn) == {1: "queued", 2: "queued", 3: "queued"}
 
 
 def run(conn: Connection, chosen: settings) -> None:

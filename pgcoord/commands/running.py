@@ -51,12 +51,12 @@ class Runner:
             async with asyncio.TaskGroup() as tasks:
                 leading = tasks.create_task(self._lead())
                 self._watching = tasks.create_task(self._watch(feature_id, shown, leading))
-        if self._error:
-            raise self._error
         if self._leads_here:
             await _tell_what_goes_on(self._dsn, self._coordinator, interrupted=bool(came))
         elif came:
             logger.warning("feature %d goes on without this one", feature_id)
+        if self._error:
+            raise self._error
         if self._end:
             await self._sum_up(self._end)
         if came:

@@ -48,8 +48,8 @@ def stop(ctx: typer.Context) -> None:
     Phases that run go on, and are taken over when a coordinator runs again.
     """
     server = existing_server(surroundings_of(ctx))
-    stopped = server.stop()
-    typer.echo(f"the embedded Postgres in {server.state} {'is' if stopped else 'was'} stopped")
+    how = "is stopped" if server.stop() else "was stopped already"
+    typer.echo(f"the embedded Postgres in {server.state} {how}")
 
 
 def status(ctx: typer.Context) -> None:

@@ -194,7 +194,7 @@ begin
         and phase_number = any (array(
             select dependent from pgcoord.dependency where feature_id = p_feature_id and prerequisite = p_phase_number
         ))
-        and status in ('queued', 'blocked');
+        and status in ('queued', 'blocked') and unmet > 0;    -- 0: queued again by this very statement, see its caller
 end $$;
 comment on function pgcoord.release_dependents(integer, integer) is
     'Lower the count of open prerequisites of the direct dependents of a phase that was just completed.';

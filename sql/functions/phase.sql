@@ -494,6 +494,9 @@ declare
     v_wakes boolean := false;
     v_edge_features integer[];    -- of phases whose dependencies changed: all edges of a statement count at once
     v_edge_phases integer[];
+    v_again_features integer[];    -- of phases queued again: counted while the statement was still completing others
+    v_again_phases integer[];
+    v_completes boolean := false;
     v_features integer[];    -- of phases whose dependents are to be blocked or unblocked
     v_phases integer[];
     v_cause text;
@@ -521,7 +524,11 @@ begin
             perform pgcoord.release_slot(v.queue_id, v.attempt, v.left_slot, v.status, v.error_message);
         end if;
         if v.status = 'completed' then
+            v_completes := true;
             perform pgcoord.release_dependents(v.feature_id, v.phase_number);
+        elsif v.status = 'queued' and v.was <> 'blocked' then
+            v_again_features := v_again_features || v.feature_id;
+            v_again_phases := v_again_phases || v.phase_number;
         end if;
         if v.status in ('failed', 'cancelled') or v.was in ('failed', 'cancelled')
             or v.was = 'blocked' and v.status = 'completed'
@@ -532,6 +539,9 @@ begin
             v_cause := format('phase %s is %s', v.phase_number, v.status);
         end if;
     end loop;
+    if v_completes and v_again_features is not null then
+        perform pgcoord.recount_unmet(v_again_features, v_again_phases);
+    end if;
     if v_edge_features is not null then
         perform pgcoord.store_edges(v_edge_features, v_edge_phases);
         perform pgcoord.recount_unmet(v_edge_features, v_edge_phases);

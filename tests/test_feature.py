@@ -1,0 +1,496 @@
+"""Features: how they come in, what their state follows from, how they are given up and cleared."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import Connection, add_feature, add_phase, claim, start, statuses
+from psycopg.types.json import Jsonb
+
+PHASES = [
+    {"phase_number": 1, "title": "Tables", "prompt_content": "Add them.", "priority": 10},
+    {
+        "phase_number": 2,
+        "title": "Service",
+        "depends_on_phases": [1],
+        "workflow_type": "work",
+        "estimated_hours": 2.5,
+        "files": ["a.py"],
+        "max_attempts": 3,
+        "timeout_seconds": 60,
+    },
+    {"phase_number": 3, "depends_on_phases": None},
+]
+
+
+@contextmanager
+def refused(sqlstate: str, *words: str) -> Iterator[None]:
+    with pytest.raises(psycopg.Error) as caught:
+        yield
+    assert caught.value.sqlstate == sqlstate, caught.value
+    assert caught.value.diag.message_hint or not sqlstate.startswith("PC")
+    for each in words:
+        assert each in str(caught.value)
+
+
+def one(conn: Connection, statement: str, *values: object) -> dict[str, Any]:
+    row = conn.execute(statement.encode(), values).fetchone()
+    assert row
+    return row
+
+
+def submit(conn: Connection, feature: object) -> int:
+    return int(one(conn, "select pgcoord.submit_feature(%s) as id", Jsonb(feature))["id"])
+
+
+def execute(conn: Connection, feature: int) -> int:
+    return int(one(conn, "select pgcoord.execute_feature(%s) as n", feature)["n"])
+
+
+def cancel(conn: Connection, feature: int, reason: str | None = "no need") -> int:
+    return int(one(conn, "select pgcoord.cancel_feature(%s, %s) as n", feature, reason)["n"])
+
+
+def shown(conn: Connection, feature: int) -> dict[str, Any]:
+    return one(conn, "select * from pgcoord.feature where id = %s", feature)
+
+
+def complete(conn: Connection, feature: int) -> None:
+    """Take whatever does not run as completed."""
+    conn.execute("update phase_queue set status = 'completed' where feature_id = %s", [feature])
+
+
+def kinds(conn: Connection) -> list[str]:
+    rows = conn.execute("select kind from pgcoord.event where queue_id is null order by id")
+    return [row["kind"] for row in rows]
+
+
+# --- Coming in
+
+
+def test_a_submitted_feature_is_stored_and_its_phases_are_queued(conn: Connection) -> None:
+    feature = submit(
+        conn,
+        {
+            "title": "Login",
+            "description": "Let people in.",
+            "item_type": "bug",
+            "priority": 20,
+            "estimated_hours": 4.5,
+            "tags": ["a"],
+            "phases": PHASES,
+        },
+    )
+    row = shown(conn, feature)
+    assert (row["title"], row["description"], row["item_type"]) == (
+        "Login",
+        "Let people in.",
+        "bug",
+    )
+    assert (row["priority"], row["estimated_hours"], row["tags"]) == (20, 4.5, ["a"])
+    assert (row["status"], row["total_phases"], row["plan"]) == ("planned", 3, PHASES)
+    phases = conn.execute(
+        "select depends_on_phases, priority, phase_data from phase_queue order by phase_number"
+    ).fetchall()
+    assert [tuple(phase.values()) for phase in phases] == [
+        ([], 10, {"title": "Tables", "prompt_content": "Add them."}),
+        (
+            [1],
+            20,
+            {
+                "title": "Service",
+                "workflow_type": "work",
+                "estimated_hours": 2.5,
+                "files": ["a.py"],
+                "max_attempts": 3,
+                "timeout_seconds": 60,
+            },
+        ),
+        ([], 20, {}),
+    ]
+
+
+def test_a_title_is_all_a_feature_needs(conn: Connection) -> None:
+    feature = submit(conn, {"title": "a"})
+    row = shown(conn, feature)
+    assert (row["item_type"], row["priority"], row["tags"], row["plan"]) == ("feature", 50, [], [])
+    nulls = dict.fromkeys(["description", "priority", "estimated_hours", "tags", "phases"])
+    other = shown(conn, submit(conn, {"title": "a", **nulls}))
+    assert other | {"id": 0, "created_at": 0} == row | {"id": 0, "created_at": 0}
+
+
+def test_phase_numbers_may_be_written_with_a_decimal_point(conn: Connection) -> None:
+    # As a client that knows only floats would.
+    conn.execute(
+        """select pgcoord.submit_feature('{"title": "a", "priority": 1.0, "phases":
+        [{"phase_number": 1.0}, {"phase_number": 2.0, "depends_on_phases": [1.0]}]}')"""
+    )
+    assert statuses(conn) == {1: "queued", 2: "queued"}
+    assert one(conn, "select unmet from phase_queue where phase_number = 2")["unmet"] == 1
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        [],
+        "a",
+        1,
+        None,
+        {},
+        {"title": None},
+        {"title": 1},
+        {"title": " "},
+        {"title": "a", "priority": "high"},
+        {"title": "a", "priority": 1.5},
+        {"title": "a", "priority": 99999999999},
+        {"title": "a", "estimated_hours": "two"},
+        {"title": "a", "estimated_hours": -1},
+        {"title": "a", "tags": "x"},
+        {"title": "a", "tags": {}},
+        {"title": "a", "phases": {}},
+        {"title": "a", "phases": "x"},
+        {"title": "a", "phases": [1]},
+        {"title": "a", "phases": [None]},
+        {"title": "a", "phases": [[]]},
+        {"title": "a", "phases": [{}]},
+        {"title": "a", "phases": [{"phase_number": "1"}]},
+        {"title": "a", "phases": [{"phase_number": None}]},
+        {"title": "a", "phases": [{"phase_number": 0}]},
+        {"title": "a", "phases": [{"phase_number": -1}]},
+        {"title": "a", "phases": [{"phase_number": 1.5}]},
+        {"title": "a", "phases": [{"phase_number": 99999999999}]},
+        {"title": "a", "phases": [{"phase_number": 1, "priority": "high"}]},
+        {"title": "a", "phases": [{"phase_number": 1, "priority": 1.5}]},
+        {"title": "a", "phases": [{"phase_number": 1, "depends_on_phases": 1}]},
+        {"title": "a", "phases": [{"phase_number": 1, "depends_on_phases": ["2"]}]},
+        {"title": "a", "phases": [{"phase_number": 1, "depends_on_phases": [1]}]},
+        {
+            "title": "a",
+            "phases": [
+                {"phase_number": 1, "depends_on_phases": [2]},
+                {"phase_number": 2, "depends_on_phases": [1]},
+            ],
+        },
+    ],
+    ids=str,
+)
+def test_an_object_that_is_no_feature_is_refused(conn: Connection, feature: object) -> None:
+    with refused("PC005"):
+        submit(conn, feature)
+    assert conn.execute("select from planned_features").fetchall() == []
+
+
+@pytest.mark.parametrize(
+    ("members", "sqlstate", "words"),
+    [
+        ({"title": 1}, "23514", "title_is_text"),
+        ({"prompt_content": {}}, "23514", "prompt_is_text"),
+        ({"workflow_type": []}, "23514", "workflow_is_text"),
+        ({"max_attempts": 0}, "23514", "max_attempts_is_count"),
+        ({"timeout_seconds": "1h"}, "23514", "timeout_is_seconds"),
+        ({"phase_number": 1}, "23505", "queue-1-1"),
+    ],
+    ids=str,
+)
+def test_a_phase_of_a_feature_is_checked_like_any_other(
+    conn: Connection, members: dict[str, Any], sqlstate: str, words: str
+) -> None:
+    with refused(sqlstate, words):
+        submit(
+            conn, {"title": "a", "phases": [{"phase_number": 1}, {"phase_number": 2, **members}]}
+        )
+    assert conn.execute("select from planned_features").fetchall() == []
+
+
+def test_a_nul_in_a_feature_is_refused(conn: Connection) -> None:
+    with refused("22P05"):
+        submit(conn, {"title": "a\0b"})
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("title", " "),
+        ("title", None),
+        ("tags", Jsonb({})),
+        ("plan", Jsonb({})),
+        ("plan", Jsonb("x")),
+    ],
+)
+def test_the_table_refuses_what_is_no_feature(conn: Connection, column: str, value: object) -> None:
+    feature = add_feature(conn, {})
+    with pytest.raises(psycopg.errors.IntegrityError):
+        conn.execute(
+            f"update planned_features set {column} = %s where id = %s".encode(), [value, feature]
+        )
+
+
+@pytest.mark.parametrize(
+    "plan", [[1], [{}], [{"phase_number": "1"}], [{"phase_number": 1, "priority": "x"}]]
+)
+def test_a_stored_plan_that_is_malformed_is_refused_when_it_is_executed(
+    conn: Connection, plan: object
+) -> None:
+    feature = add_feature(conn, {})
+    conn.execute("update planned_features set plan = %s", [Jsonb(plan)])
+    with refused("PC005", 'element 1 of "phases"'):
+        execute(conn, feature)
+    assert statuses(conn) == {}
+
+
+def test_a_stored_plan_is_executed_once(conn: Connection) -> None:
+    feature = add_feature(conn, {})
+    conn.execute("update planned_features set plan = %s, priority = 7", [Jsonb(PHASES)])
+    assert execute(conn, feature) == 3
+    assert execute(conn, feature) == 0
+    assert statuses(conn) == {1: "queued", 2: "queued", 3: "queued"}
+    rows = conn.execute("select priority from phase_queue order by phase_number").fetchall()
+    assert [row["priority"] for row in rows] == [10, 7, 7]
+
+
+def test_a_feature_without_a_plan_cannot_be_executed(conn: Connection) -> None:
+    feature = add_feature(conn, {1: []})
+    with refused("PC002", f"feature {feature} has no plan"):
+        execute(conn, feature)
+
+
+@pytest.mark.parametrize("function", ["execute_feature(99)", "cancel_feature(99, 'x')"])
+def test_a_feature_that_does_not_exist_is_named(conn: Connection, function: str) -> None:
+    with refused("PC001", "there is no feature 99"):
+        conn.execute(f"select pgcoord.{function}".encode())
+
+
+@pytest.mark.parametrize("given", [1, 104])
+def test_an_id_given_by_hand_moves_the_sequence_on(conn: Connection, given: int) -> None:
+    conn.execute("insert into planned_features (id, title) values (%s, 'a')", [given])
+    assert add_feature(conn, {}) == given + 1
+    conn.execute(
+        "insert into planned_features (id, title) values (%s, 'a'), (%s, 'b')",
+        [given + 20, given + 10],
+    )
+    assert add_feature(conn, {}) == given + 21
+
+
+def test_an_id_below_the_last_one_leaves_the_sequence(conn: Connection) -> None:
+    conn.execute("insert into planned_features (id, title) values (50, 'a')")
+    conn.execute("insert into planned_features (id, title) values (20, 'a')")
+    assert add_feature(conn, {}) == 51
+
+
+def test_a_feature_keeps_its_id(conn: Connection) -> None:
+    feature = add_feature(conn, {})
+    with refused("PC008", f"feature {feature} keeps its id"):
+        conn.execute("update planned_features set id = id + 1")
+
+
+# --- What a feature is
+
+
+def test_a_feature_is_what_its_phases_are(conn: Connection, epoch: int) -> None:
+    feature = add_feature(conn, {})
+    assert shown(conn, feature)["status"] == "planned"
+    for number in (1, 2, 3):
+        add_phase(conn, feature, number, [number - 1] if number > 1 else [])
+    row = shown(conn, feature)
+    assert (row["status"], row["started_at"], row["finished_at"]) == ("planned", None, None)
+    [queue_id] = claim(conn, epoch)
+    row = shown(conn, feature)
+    assert (row["status"], row["total_phases"], row["phases_running"]) == ("in_progress", 3, 1)
+    assert row["started_at"]
+    start(conn, epoch, queue_id)
+    conn.execute("select pgcoord.end_attempt(id, 1) from pgcoord.attempt")
+    row = shown(conn, feature)
+    assert (row["status"], row["phases_failed"], row["phases_blocked"]) == ("in_progress", 1, 2)
+    complete(conn, feature)
+    row = shown(conn, feature)
+    assert (row["status"], row["phases_completed"]) == ("completed", 3)
+    assert row["finished_at"] >= row["started_at"]
+
+
+def test_a_phase_added_to_a_completed_feature_puts_it_in_progress_again(conn: Connection) -> None:
+    feature = add_feature(conn, {1: []}, status="completed")
+    assert shown(conn, feature)["status"] == "completed"
+    add_phase(conn, feature, 2, [1])
+    row = shown(conn, feature)
+    assert (row["status"], row["finished_at"]) == ("in_progress", None)
+    assert statuses(conn) == {1: "completed", 2: "queued"}
+
+
+def test_a_change_of_a_feature_is_stamped_and_logged(conn: Connection) -> None:
+    feature = add_feature(conn, {})
+    row = one(conn, "update planned_features set title = 'b' returning *")
+    assert row["updated_at"] > row["created_at"]
+    conn.execute("select pgcoord.pause(%s, 'lunch')", [feature])
+    conn.execute("select pgcoord.resume(%s)", [feature])
+    cancel(conn, feature)
+    conn.execute("delete from planned_features")
+    assert kinds(conn) == [
+        "feature_inserted",
+        "feature_paused",
+        "feature_resumed",
+        "feature_cancelled",
+        "feature_deleted",
+    ]
+
+
+# --- Giving it up
+
+
+@pytest.mark.parametrize("by_hand", [False, True], ids=["function", "by hand"])
+def test_a_cancelled_feature_gives_up_all_that_is_not_over(
+    conn: Connection, epoch: int, by_hand: bool
+) -> None:
+    feature = add_feature(conn, {1: [], 2: [], 3: [], 4: [1], 5: [3], 6: [5]})
+    running, ready, failing = claim(conn, epoch)
+    start(conn, epoch, running)
+    conn.execute("select pgcoord.end_attempt(id, 1) from pgcoord.attempt where slot = 3")
+    add_phase(conn, feature, 7, status="completed")
+    other = add_feature(conn, {1: []})
+    assert statuses(conn, feature)[6] == "blocked"
+
+    if by_hand:
+        conn.execute(
+            "update planned_features set cancelled_at = now(), cancelled_reason = 'no need'"
+            " where id = %s",
+            [feature],
+        )
+    else:
+        assert cancel(conn, feature) == 5
+    assert shown(conn, feature)["status"] == "cancelled"
+    assert statuses(conn, feature) == {
+        1: "running",
+        2: "ready",
+        3: "failed",
+        4: "cancelled",
+        5: "cancelled",
+        6: "cancelled",
+        7: "completed",
+    }
+    rows = conn.execute(
+        "select ending, ending_reason from pgcoord.attempt order by slot"
+    ).fetchall()
+    assert [tuple(row.values()) for row in rows] == [
+        ("cancelled", "no need"),
+        ("cancelled", "no need"),
+        (None, None),
+    ]
+    conn.execute("select pgcoord.end_attempt(id, 143) from pgcoord.attempt where ended_at is null")
+    assert [statuses(conn, feature)[n] for n in (1, 2)] == ["cancelled", "cancelled"]
+    assert statuses(conn, other) == {1: "queued"}
+    reasons = conn.execute(
+        "select distinct reason from pgcoord.event where to_status = 'cancelled'"
+    ).fetchall()
+    assert [row["reason"] for row in reasons] == ["no need"]
+
+
+def test_a_feature_cancelled_twice_is_cancelled_once(conn: Connection) -> None:
+    feature = add_feature(conn, {1: []})
+    assert cancel(conn, feature, None) == 1
+    was = shown(conn, feature)
+    assert cancel(conn, feature, "again") == 0
+    assert shown(conn, feature) == was
+    assert kinds(conn).count("feature_cancelled") == 1
+
+
+def test_nothing_can_be_added_to_a_cancelled_feature(conn: Connection) -> None:
+    feature = add_feature(conn, {1: []})
+    cancel(conn, feature)
+    with refused("PC002", f"feature {feature} is cancelled", "queue-1-2"):
+        add_phase(conn, feature, 2)
+    conn.execute("update planned_features set plan = '[{\"phase_number\": 3}]'")
+    conn.execute("delete from phase_queue")
+    with refused("PC002", f"feature {feature} is cancelled"):
+        execute(conn, feature)
+
+
+def test_retrying_a_phase_takes_its_feature_up_again(conn: Connection, epoch: int) -> None:
+    feature = add_feature(conn, {1: [], 2: [1]})
+    cancel(conn, feature)
+    conn.execute("select pgcoord.retry_phase('queue-1-1')")
+    row = shown(conn, feature)
+    assert (row["status"], row["cancelled_at"], row["cancelled_reason"]) == ("planned", None, None)
+    assert kinds(conn)[-1] == "feature_taken_up"
+    assert claim(conn, epoch) == ["queue-1-1"]
+
+
+def test_5000_phases_are_cancelled_right_after_one_was_completed(conn: Connection) -> None:
+    # The session has kept its plans for one row by then.
+    feature = add_feature(conn, {})
+    conn.execute(
+        "insert into phase_queue (feature_id, phase_number, depends_on_phases)"
+        " select %s, n, case when n < 3 then '[]' else jsonb_build_array(n - 2) end"
+        " from generate_series(1, 5001) as n",
+        [feature],
+    )
+    for number in range(1, 9):
+        conn.execute(
+            "update phase_queue set status = 'completed' where phase_number = %s", [number]
+        )
+    assert cancel(conn, feature) == 4993
+    counts = one(conn, "select count(*) as n from phase_queue where status = 'cancelled'")
+    assert counts["n"] == 4993
+
+
+# --- Clearing away
+
+
+def prune(conn: Connection, older_than: str = "1 day") -> int:
+    return int(one(conn, "select pgcoord.prune(%s) as n", older_than)["n"])
+
+
+def test_prune_removes_finished_features_with_their_history(conn: Connection, epoch: int) -> None:
+    done = add_feature(conn, {1: []})
+    claim(conn, epoch)
+    conn.execute("select pgcoord.complete_phase('queue-1-1')")
+    given_up = add_feature(conn, {1: []})
+    cancel(conn, given_up)
+    untouched = {
+        add_feature(conn, {}),
+        add_feature(conn, {1: []}),
+        add_feature(conn, {1: [], 2: []}, status="failed"),
+    }
+    assert prune(conn) == 0
+    assert prune(conn, "0") == 2
+    assert {row["id"] for row in conn.execute("select id from planned_features")} == untouched
+    for table in ("phase_queue", "pgcoord.event"):
+        left = conn.execute(
+            f"select from {table} where feature_id in (%s, %s)".encode(), [done, given_up]
+        )
+        assert left.fetchall() == []
+    assert conn.execute("select from pgcoord.attempt").fetchall() == []
+
+
+def test_prune_goes_by_when_the_last_phase_ended(conn: Connection) -> None:
+    add_feature(conn, {1: [], 2: []}, status="completed")
+    conn.execute("update phase_queue set finished_timestamp = now() - interval '40 days'")
+    conn.execute(
+        "update phase_queue set finished_timestamp = now() - interval '20 days'"
+        " where phase_number = 2"
+    )
+    assert prune(conn, "30 days") == 0
+    assert prune(conn, "10 days") == 1
+
+
+def test_prune_keeps_a_cancelled_feature_until_its_processes_have_ended(
+    conn: Connection, epoch: int
+) -> None:
+    feature = add_feature(conn, {1: []})
+    claim(conn, epoch)
+    cancel(conn, feature)
+    assert prune(conn, "0") == 0
+    conn.execute("select pgcoord.end_attempt(id, 143) from pgcoord.attempt")
+    assert prune(conn, "0") == 1
+
+
+def test_prune_removes_a_cancelled_feature_of_which_a_phase_had_failed(
+    conn: Connection, epoch: int
+) -> None:
+    feature = add_feature(conn, {1: [], 2: [1]})
+    claim(conn, epoch)
+    conn.execute("select pgcoord.end_attempt(id, 1) from pgcoord.attempt")
+    assert prune(conn, "0") == 0
+    cancel(conn, feature)
+    assert statuses(conn) == {1: "failed", 2: "cancelled"}
+    assert prune(conn, "0") == 1
