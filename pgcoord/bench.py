@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -641,7 +641,7 @@ def _table_reads(dsn: str) -> int:
 @contextmanager
 def _scratch(admin: Connection, dsn: str) -> Iterator[Callable[..., str]]:
     """Gives a function that makes a database and returns its DSN; drops them all in the end."""
-    prefix = f"pgcoord_bench_{secrets.token_hex(4)}"
+    prefix = f"pgcoord_bench_{os.getpid()}_{secrets.token_hex(4)}"
     names: list[str] = []
 
     def make(*, with_schema: bool = True) -> str:
@@ -681,7 +681,7 @@ def _sql(name: str) -> bytes:
 
 
 def _composed(name: str, *values: sql.Composable, **named: sql.Composable) -> sql.Composed:
-    return sql.SQL(cast(LiteralString, _sql(name).decode())).format(*values, **named)
+    return sql.SQL(_sql(name).decode()).format(*values, **named)
 
 
 def _row(conn: Connection, name: str, *values: object) -> tuple[Any, ...]:

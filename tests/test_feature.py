@@ -343,8 +343,7 @@ def test_a_cancelled_feature_gives_up_all_that_is_not_over(
     conn: Connection, epoch: int, by_hand: bool
 ) -> None:
     feature = add_feature(conn, {1: [], 2: [], 3: [], 4: [1], 5: [3], 6: [5]})
-    running, ready, failing = claim(conn, epoch)
-    start(conn, epoch, running)
+    start(conn, epoch, claim(conn, epoch)[0])
     conn.execute("select pgcoord.end_attempt(id, 1) from pgcoord.attempt where slot = 3")
     add_phase(conn, feature, 7, status="completed")
     other = add_feature(conn, {1: []})

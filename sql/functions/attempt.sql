@@ -131,7 +131,7 @@ create or replace function pgcoord.start_phase(p_epoch bigint, p_attempt_id bigi
 returns void
 language plpgsql as $$
 declare
-    v_queue_id text;
+    v_attempt pgcoord.attempt;
 begin
     perform pgcoord.check_epoch(p_epoch);
     perform 1 from public.phase_queue
@@ -141,11 +141,12 @@ begin
     set pid = p_pid, process_started = p_process_started, started_at = clock_timestamp(),
         deadline = clock_timestamp() + timeout
     where id = p_attempt_id
-    returning queue_id into v_queue_id;
-    update public.phase_queue as p
-    set status = 'running', started_timestamp = clock_timestamp()
-    from pgcoord.attempt as a
-    where a.id = p_attempt_id and p.queue_id = v_queue_id and p.attempt = a.number and p.status = 'ready';
+    returning * into v_attempt;
+    update public.phase_queue set status = 'running', started_timestamp = clock_timestamp()
+    where queue_id = v_attempt.queue_id and attempt = v_attempt.number and status = 'ready';
+    if v_attempt.deadline is not null then
+        notify pgcoord_wake;    -- the agenda has a new entry
+    end if;
 end $$;
 comment on function pgcoord.start_phase(bigint, bigint, integer, text) is
     'For the coordinator: the process of a claimed attempt was started; the phase is running and its timeout runs.';

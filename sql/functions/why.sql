@@ -18,7 +18,7 @@ comment on function pgcoord.title_of(public.phase_queue) is 'What a phase is cal
 create or replace function pgcoord.why_not_waiting(p public.phase_queue)
 returns table (rank integer, kind text, words text, refers_to text)
 language sql stable as $$
-    select 0, coalesce('ending', a.ending),
+    select 0, 'ending',
         format('is being ended (%s) since %s%s', a.ending, to_char(a.ending_at, 'HH24:MI:SS'), ': ' || a.ending_reason), a.adw_id
     from pgcoord.attempt as a
     where a.queue_id = p.queue_id and a.number = p.attempt and a.ended_at is null and a.ending is not null
@@ -78,7 +78,8 @@ language sql stable as $$
     select 8, 'coordinator', 'no coordinator runs', null
     where not exists (select from pgcoord.leader)
     union all
-    select 9, 'workflow', coalesce(format('no coordinator knows workflow %s', p.workflow_type), 'it names no workflow and no coordinator has a default one'),
+    select 9, 'workflow', case when p.workflow_type is null then 'it names no workflow and no coordinator has a default one'
+            else format('no coordinator knows workflow %s', p.workflow_type) end,
         p.workflow_type
     where exists (select from pgcoord.leader) and not exists (
         select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default
