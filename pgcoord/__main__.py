@@ -42,7 +42,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        app(obj=Surroundings(dict(os.environ), Path.cwd(), _user()))
+        app(prog_name="pgcoord", obj=Surroundings(dict(os.environ), Path.cwd(), _user()))
     except CoordError as error:
         for line in str(error).splitlines():
             typer.echo(f"pgcoord: {line}", err=True)

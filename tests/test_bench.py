@@ -17,7 +17,8 @@ from conftest import Connection, add_feature
 from psycopg.conninfo import make_conninfo
 
 from pgcoord import bench
-from pgcoord.bench import Figure, Goal
+from pgcoord.bench import Figure, Goal, Machine, Report
+from pgcoord.commands.bench import print_report
 
 KEYS = {
     "hop": "ms",
@@ -97,13 +98,24 @@ def test_bench_measures_beside_the_users_tables_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bench_prints_a_table_and_the_machine(dsn: str, tmp_path: Path) -> None:
-    process = started(dsn, tmp_path, "--quick")
-    out, said = process.communicate(timeout=100)
-    assert process.returncode == 0, said
-    assert "verdict" in out
-    assert "floor" in out
-    assert "synchronous_commit" in out
+def test_the_table_says_in_words_what_is_met(capsys: pytest.CaptureFixture[str]) -> None:
+    machine = Machine("1.0", "3.11", "Linux", "a processor", 2, 0.5, "18.4", "on", "off", "128MB")
+    goal, goal_p99 = Goal(3, 1), Goal(25, 5)
+    figures = [
+        Figure("hop", "claimed", "ms", 1.234, 26.5, goal=goal, goal_p99=goal_p99),
+        Figure("floor", "bare floor", "ms", 0.5, 1),
+        Figure("insert", "inserted", "/s", 61234.5, goal=Goal(20_000, 60_000, more_is_better=True)),
+    ]
+    print_report(Report(machine, figures))
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert printed[:4] == [
+        "what value or p50 p99 limit aim verdict",
+        "claimed 1.23 ms 26.5 ms 3 / 25 1 / 5 LIMIT MISSED",
+        "bare floor 0.50 ms 1 ms",
+        "inserted 61,234 /s 20,000 60,000 aim reached",
+    ]
+    assert "a processor, 2 cores, load 0.5" in " ".join(printed)
+    assert "synchronous_commit off" in " ".join(printed)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -53,8 +52,10 @@ class Program:
         self.pid = self._process.pid
 
     def until(self, pattern: str) -> re.Match[str]:
-        """Read on until what was printed matches `pattern`."""
-        while not (found := re.search(pattern, self.said)):
+        """Read on until what was printed, without a terminal's controls, matches `pattern`."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := re.search(pattern, re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", self.said))):
+            assert time.monotonic() < deadline, f"no {pattern!r}:\n{self.said}"
             assert self._read(), f"ended without {pattern!r}:\n{self.said}"
         return found
 
@@ -169,7 +170,7 @@ def until(dsn: str, condition: str) -> None:
     deadline = time.monotonic() + PATIENCE
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("listen pgcoord_event")
-        while not conn.execute(f"select {condition}".encode()).fetchone() == (True,):
+        while conn.execute(f"select {condition}".encode()).fetchone() != (True,):
             left = deadline - time.monotonic()
             assert left > 0, condition
             list(conn.notifies(timeout=left, stop_after=1))
@@ -183,7 +184,7 @@ def lines(text: str) -> list[str]:
 # run
 
 
-def test_run_ends_with_0_when_every_phase_completed(desk: Desk, conn: Connection):
+def test_run_ends_with_0_when_every_phase_completed(desk: Desk, conn: Connection) -> None:
     said = desk.say("run", desk.plan("echo one", "echo two"))
     *told, last = lines(said)
     assert told[0] == "feature 1  A plan, 2 phases"
@@ -198,7 +199,7 @@ def test_run_ends_with_0_when_every_phase_completed(desk: Desk, conn: Connection
     assert statuses(conn) == {1: "completed", 2: "completed"}
 
 
-def test_run_ends_with_1_and_a_line_that_names_what_failed_and_why(desk: Desk):
+def test_run_ends_with_1_and_a_line_that_names_what_failed_and_why(desk: Desk) -> None:
     done = desk.call("run", desk.plan("true", "echo oh no; exit 3", "true"))
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.splitlines()[-1] == (
@@ -207,7 +208,7 @@ def test_run_ends_with_1_and_a_line_that_names_what_failed_and_why(desk: Desk):
     )
 
 
-def test_run_names_what_was_cancelled_and_why(desk: Desk):
+def test_run_names_what_was_cancelled_and_why(desk: Desk) -> None:
     gate = desk.gate()
     run = desk.start("run", desk.plan(f"cat {gate}", "true"))
     run.until("phase 1  running")
@@ -219,7 +220,7 @@ def test_run_names_what_was_cancelled_and_why(desk: Desk):
     )
 
 
-def test_run_tells_of_each_attempt(desk: Desk):
+def test_run_tells_of_each_attempt(desk: Desk) -> None:
     desk.write("pgcoord.toml", f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n')
     said = desk.say("run", desk.plan("test -e tried || { touch tried; exit 9; }"))
     assert re.search(r"phase 1  running +Step 1 \(slot 1, attempt 2\)", said) or re.search(
@@ -228,7 +229,7 @@ def test_run_tells_of_each_attempt(desk: Desk):
     assert said.splitlines()[-1].startswith("feature 1 (A plan) completed: 1 phase in ")
 
 
-def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection):
+def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection) -> None:
     serve = desk.start("serve")
     serve.until("leading")
     done = desk.call("run", desk.plan("true"))
@@ -241,7 +242,7 @@ def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection):
     assert len(conn.execute("select from pgcoord.coordinator").fetchall()) == 1
 
 
-def test_run_says_what_holds_a_feature_of_which_nothing_runs(desk: Desk):
+def test_run_says_what_holds_a_feature_of_which_nothing_runs(desk: Desk) -> None:
     desk.say("pause", "--reason", "tea")
     run = desk.start("run", desk.plan("true"))
     run.until(r"phase 1  queued     Step 1: everything is paused since [-:0-9 ]+: tea\n")
@@ -252,7 +253,7 @@ def test_run_says_what_holds_a_feature_of_which_nothing_runs(desk: Desk):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_what_it_leaves_running(
     desk: Desk, conn: Connection, number: int, status: int
-):
+) -> None:
     gate = desk.gate()
     run = desk.start("run", desk.plan(f"cat {gate}", "true"))
     run.until("phase 1  running")
@@ -264,7 +265,7 @@ def test_an_interrupted_run_says_what_it_leaves_running(
     assert statuses(conn) == {1: "running", 2: "queued"}
 
 
-def test_run_draws_a_tree_on_a_terminal(desk: Desk):
+def test_run_draws_a_tree_on_a_terminal(desk: Desk) -> None:
     gate = desk.gate()
     run = desk.start("run", desk.plan(f"cat {gate}", "true"), tty=True, NO_COLOR="1")
     run.until(r"Feature 1: A plan  0/2 \(0 %\) in progress\r\n├── ▶ running    1 Step 1 · slot 1 ·")
@@ -277,7 +278,7 @@ def test_run_draws_a_tree_on_a_terminal(desk: Desk):
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", run.said), "colours, in spite of NO_COLOR"
 
 
-def test_run_goes_on_when_the_database_was_restarted(bare_desk: Desk):
+def test_run_goes_on_when_the_database_was_restarted(bare_desk: Desk) -> None:
     gate = bare_desk.gate()
     run = bare_desk.start("run", bare_desk.plan(f"cat {gate}", "echo done"))
     run.until("phase 1  running")
@@ -303,7 +304,7 @@ def test_run_goes_on_when_the_database_was_restarted(bare_desk: Desk):
 
 def test_a_stopped_serve_leaves_work_running_that_the_next_one_takes_over(
     desk: Desk, conn: Connection, dsn: str
-):
+) -> None:
     gate = desk.gate()
     first = desk.start("serve")
     first.until("leading")
@@ -325,7 +326,7 @@ def test_a_stopped_serve_leaves_work_running_that_the_next_one_takes_over(
     assert "nothing is left running" in second.said
 
 
-def test_a_second_serve_is_refused_and_names_the_first(desk: Desk):
+def test_a_second_serve_is_refused_and_names_the_first(desk: Desk) -> None:
     first = desk.start("serve")
     first.until("leading")
     done = desk.call("serve")
@@ -335,7 +336,7 @@ def test_a_second_serve_is_refused_and_names_the_first(desk: Desk):
     )
 
 
-def test_serve_waits_for_a_server_that_is_down(bare_desk: Desk):
+def test_serve_waits_for_a_server_that_is_down(bare_desk: Desk) -> None:
     postgres = EmbeddedPostgres(bare_desk.folder / ".pgcoord")
     postgres.start()
     with psycopg.connect(postgres.dsn, autocommit=True) as conn:
@@ -349,7 +350,7 @@ def test_serve_waits_for_a_server_that_is_down(bare_desk: Desk):
     assert serve.wait() == 0
 
 
-def test_a_second_signal_ends_a_serve_at_once(bare_desk: Desk):
+def test_a_second_signal_ends_a_serve_at_once(bare_desk: Desk) -> None:
     # A server that takes connections and never answers keeps the first signal waiting.
     listening = subprocess.Popen(
         [sys.executable, "-c", _SILENT_SERVER], stdout=subprocess.PIPE, text=True
@@ -384,7 +385,7 @@ time.sleep(60)
 # Control
 
 
-def test_retry_queues_a_failed_phase_again(desk: Desk, conn: Connection):
+def test_retry_queues_a_failed_phase_again(desk: Desk, conn: Connection) -> None:
     assert desk.call("run", desk.plan("exit 1", "true")).returncode == 1
     assert desk.say("retry", "1/1", "--reason", "disk was full").startswith("queue-1-1 is queued: ")
     assert statuses(conn) == {1: "queued", 2: "queued"}
@@ -394,15 +395,15 @@ def test_retry_queues_a_failed_phase_again(desk: Desk, conn: Connection):
     assert event["actor"].endswith(" (command line)")
 
 
-def test_skip_takes_a_phase_as_completed(desk: Desk, conn: Connection):
+def test_skip_takes_a_phase_as_completed(desk: Desk, conn: Connection) -> None:
     add_feature(conn, {1: [], 2: [1]})
     said = desk.say("skip", "queue-1-1", "--reason", "done by hand")
     assert said == "queue-1-1 is completed: what depends on it goes on"
     assert statuses(conn) == {1: "completed", 2: "queued"}
-    assert conn.execute("select from pgcoord.event where reason = 'done by hand'").fetchone()
+    assert conn.execute("select from pgcoord.event where reason = 'done by hand'").fetchall()
 
 
-def test_cancel_gives_up_a_phase_or_a_feature(desk: Desk, conn: Connection):
+def test_cancel_gives_up_a_phase_or_a_feature(desk: Desk, conn: Connection) -> None:
     add_feature(conn, {1: [], 2: [1], 3: []})
     assert desk.say("cancel", "1.1", "--reason", "no") == "queue-1-1 is cancelled"
     assert statuses(conn) == {1: "cancelled", 2: "blocked", 3: "queued"}
@@ -410,7 +411,9 @@ def test_cancel_gives_up_a_phase_or_a_feature(desk: Desk, conn: Connection):
     assert set(statuses(conn).values()) == {"cancelled"}
 
 
-def test_cancel_of_a_running_phase_ends_its_process_first(desk: Desk, conn: Connection, dsn: str):
+def test_cancel_of_a_running_phase_ends_its_process_first(
+    desk: Desk, conn: Connection, dsn: str
+) -> None:
     gate = desk.gate()
     serve = desk.start("serve")
     serve.until("leading")
@@ -423,19 +426,20 @@ def test_cancel_of_a_running_phase_ends_its_process_first(desk: Desk, conn: Conn
         os.kill(pid, 0)
 
 
-def test_cancel_says_that_no_coordinator_ends_the_process(desk: Desk, conn: Connection, dsn: str):
+def test_cancel_says_that_no_coordinator_ends_the_process(
+    desk: Desk, conn: Connection, dsn: str
+) -> None:
     with psycopg.connect(dsn, autocommit=True, row_factory=conn.row_factory) as leader:
         epoch = take_lead(leader)
         add_feature(conn, {1: [], 2: []})
         claim(conn, epoch)
     expected = ", once a coordinator runs ('pgcoord serve')"
     assert desk.say("cancel", "1.1").endswith(f"its process is ended first{expected}")
-    assert desk.say("cancel", "1") == (
-        f"feature 1 is cancelled: 2 phases given up, of which 2 processes must be ended first{expected}"
-    )
+    expected = f"2 phases given up, of which 2 processes must be ended first{expected}"
+    assert desk.say("cancel", "1") == f"feature 1 is cancelled: {expected}"
 
 
-def test_pause_and_resume(desk: Desk, conn: Connection):
+def test_pause_and_resume(desk: Desk, conn: Connection) -> None:
     def paused() -> tuple[bool, bool]:
         row = conn.execute(
             "select c.paused_at is not null as all, f.paused_at is not null as one"
@@ -455,7 +459,9 @@ def test_pause_and_resume(desk: Desk, conn: Connection):
     assert paused() == (False, False)
 
 
-def test_slots_shows_and_sets_how_many_run_at_once(desk: Desk, conn: Connection, epoch: int):
+def test_slots_shows_and_sets_how_many_run_at_once(
+    desk: Desk, conn: Connection, epoch: int
+) -> None:
     assert desk.say("slots") == "3 slots, 0 held"
     add_feature(conn, {1: [], 2: []})
     claim(conn, epoch)
@@ -464,14 +470,14 @@ def test_slots_shows_and_sets_how_many_run_at_once(desk: Desk, conn: Connection,
     assert len(conn.execute("select from pgcoord.slot").fetchall()) == 5
 
 
-def test_priority_changes_the_place_in_line(desk: Desk, conn: Connection):
+def test_priority_changes_the_place_in_line(desk: Desk, conn: Connection) -> None:
     add_feature(conn, {1: []})
     assert desk.say("priority", "1.1", "10") == "queue-1-1 has priority 10"
     row = conn.execute("select priority from phase_queue").fetchone()
     assert row == {"priority": 10}
 
 
-def test_submit_queues_and_says_what(desk: Desk, conn: Connection):
+def test_submit_queues_and_says_what(desk: Desk, conn: Connection) -> None:
     plan = desk.plan("true", "true")
     assert desk.say("submit", plan) == (
         "feature 1: 2 phases are queued; no coordinator runs: 'pgcoord serve' starts one"
@@ -481,13 +487,15 @@ def test_submit_queues_and_says_what(desk: Desk, conn: Connection):
     assert statuses(conn, 2) == {1: "queued", 2: "queued"}
 
 
-def test_submit_needs_no_configuration(desk: Desk, conn: Connection):
+def test_submit_needs_no_configuration(desk: Desk, conn: Connection) -> None:
     (desk.folder / "pgcoord.toml").unlink()
     plan = desk.write("plan.md", "# A\n## Phase 1: B\nWorkflow: elsewhere\n\nC\n")
     assert desk.say("submit", plan).startswith("feature 1: 1 phase is queued")
 
 
-def test_upgrade_brings_the_schema_and_says_what_it_ran(desk: Desk, dsn: str, conn: Connection):
+def test_upgrade_brings_the_schema_and_says_what_it_ran(
+    desk: Desk, dsn: str, conn: Connection
+) -> None:
     assert desk.say("upgrade").endswith("is up to date")
     conn.execute("update pgcoord.migration set digest = 'older' where name = 'functions'")
     done = desk.call("run", desk.plan("true"))
@@ -501,7 +509,7 @@ def test_upgrade_brings_the_schema_and_says_what_it_ran(desk: Desk, dsn: str, co
 
 def test_status_shows_slots_and_the_phases_of_unfinished_features(
     desk: Desk, conn: Connection, epoch: int
-):
+) -> None:
     add_feature(conn, {1: []}, status="completed")
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
@@ -517,7 +525,9 @@ def test_status_shows_slots_and_the_phases_of_unfinished_features(
     assert "└── ✓ completed  1 Phase 1" in desk.say("status", "1")
 
 
-def test_status_json_is_an_object_that_stays_as_it_is(desk: Desk, conn: Connection, epoch: int):
+def test_status_json_is_an_object_that_stays_as_it_is(
+    desk: Desk, conn: Connection, epoch: int
+) -> None:
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
     found = json.loads(desk.say("status", "--json"))
@@ -562,11 +572,13 @@ def test_status_json_is_an_object_that_stays_as_it_is(desk: Desk, conn: Connecti
     assert json.loads(desk.say("status", "1", "--json"))["features"][0]["id"] == 1
 
 
-def test_status_says_when_there_is_nothing(desk: Desk):
+def test_status_says_when_there_is_nothing(desk: Desk) -> None:
     assert desk.say("status").splitlines()[2:] == ["no unfinished features"]
 
 
-def test_status_watch_draws_what_happens_until_it_is_interrupted(desk: Desk, conn: Connection):
+def test_status_watch_draws_what_happens_until_it_is_interrupted(
+    desk: Desk, conn: Connection
+) -> None:
     watch = desk.start("status", "--watch", tty=True)
     watch.until("no unfinished features")
     add_feature(conn, {1: []})
@@ -576,7 +588,7 @@ def test_status_watch_draws_what_happens_until_it_is_interrupted(desk: Desk, con
     assert "Traceback" not in watch.said
 
 
-def test_a_lost_connection_is_one_line(desk: Desk, conn: Connection):
+def test_a_lost_connection_is_one_line(desk: Desk, conn: Connection) -> None:
     watch = desk.start("status", "--watch", tty=True)
     watch.until("no unfinished features")
     conn.execute(
@@ -588,7 +600,7 @@ def test_a_lost_connection_is_one_line(desk: Desk, conn: Connection):
     assert "Traceback" not in watch.said
 
 
-def test_why_gives_a_line_for_each_reason(desk: Desk, conn: Connection):
+def test_why_gives_a_line_for_each_reason(desk: Desk, conn: Connection) -> None:
     add_feature(conn, {1: [], 2: [1, 7]})
     assert desk.say("why", "1.2").splitlines() == [
         "waits for phase 7, which does not exist",
@@ -596,7 +608,7 @@ def test_why_gives_a_line_for_each_reason(desk: Desk, conn: Connection):
     ]
 
 
-def test_logs_prints_what_was_written_byte_for_byte(desk: Desk):
+def test_logs_prints_what_was_written_byte_for_byte(desk: Desk) -> None:
     desk.write("pgcoord.toml", f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n')
     script = r"test -e tried && exec sh bytes.sh; touch tried; echo first; exit 1"
     desk.write("bytes.sh", r"seq 30000; echo oops >&2; printf '\377\000 no end'")
@@ -622,7 +634,9 @@ def test_logs_prints_what_was_written_byte_for_byte(desk: Desk):
     )
 
 
-def test_logs_of_another_machine_are_said_to_be_there(desk: Desk, conn: Connection, epoch: int):
+def test_logs_of_another_machine_are_said_to_be_there(
+    desk: Desk, conn: Connection, epoch: int
+) -> None:
     add_feature(conn, {1: []})
     claim(conn, epoch)
     done = desk.call("logs", "1.1")
@@ -635,20 +649,21 @@ def test_logs_of_another_machine_are_said_to_be_there(desk: Desk, conn: Connecti
 # Which database
 
 
-def test_options_come_before_or_after_the_name_of_the_command(desk: Desk, dsn: str, tmp_path: Path):
+def test_options_come_before_or_after_the_name_of_the_command(
+    desk: Desk, dsn: str, tmp_path: Path
+) -> None:
     (desk.folder / "pgcoord.toml").rename(tmp_path / "other.toml")
     plan = desk.plan("true")
     nowhere = {"DATABASE_URL": "host=/nowhere"}
     for arguments in (
         ["--dsn", dsn, "--config", "other.toml", "run", plan],
         ["run", plan, "--config", "other.toml", "--dsn", dsn],
-        ["--dsn", "host=/nowhere", "--config", "none", "run", plan]
-        + ["--dsn", dsn, "--config", "other.toml"],
+        ["--dsn", "host=/nowhere", "run", plan, "--dsn", dsn, "--config", "other.toml"],
     ):
         desk.say(*arguments, **nowhere)
 
 
-def test_libpq_variables_name_the_database(bare_desk: Desk, dsn: str):
+def test_libpq_variables_name_the_database(bare_desk: Desk, dsn: str) -> None:
     given = conninfo_to_dict(dsn)
     names = {"host": "PGHOST", "port": "PGPORT", "dbname": "PGDATABASE", "user": "PGUSER"}
     variables = {name: str(given[key]) for key, name in names.items() if given.get(key)}
@@ -659,7 +674,7 @@ def test_libpq_variables_name_the_database(bare_desk: Desk, dsn: str):
 # Mistakes
 
 
-def test_each_mistake_has_an_exit_status_and_a_line(desk: Desk, conn: Connection, dsn: str):
+def test_each_mistake_has_an_exit_status_and_a_line(desk: Desk, conn: Connection, dsn: str) -> None:
     add_feature(conn, {1: []})
     plan = desk.plan("true")
     desk.write("nonsense.md", "hello\n")
@@ -722,7 +737,7 @@ def test_each_mistake_has_an_exit_status_and_a_line(desk: Desk, conn: Connection
     ],
     ids=" ".join,
 )
-def test_wrong_usage_ends_with_2(desk: Desk, arguments: list[str]):
+def test_wrong_usage_ends_with_2(desk: Desk, arguments: list[str]) -> None:
     done = desk.call(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     usage, _, *rest = done.stderr.splitlines()
@@ -731,7 +746,7 @@ def test_wrong_usage_ends_with_2(desk: Desk, arguments: list[str]):
     assert "Traceback" not in done.stderr
 
 
-def test_without_any_database_it_says_how_to_get_one(bare_desk: Desk):
+def test_without_any_database_it_says_how_to_get_one(bare_desk: Desk) -> None:
     for arguments in (["status"], ["why", "1.1"], ["upgrade"], ["pause"]):
         done = bare_desk.call(*arguments)
         assert done.returncode == 6
@@ -743,7 +758,7 @@ def test_without_any_database_it_says_how_to_get_one(bare_desk: Desk):
     assert not (bare_desk.folder / ".pgcoord").exists()
 
 
-def test_without_a_configuration_it_says_how_to_make_one(desk: Desk):
+def test_without_a_configuration_it_says_how_to_make_one(desk: Desk) -> None:
     (desk.folder / "pgcoord.toml").unlink()
     for arguments in (["run", desk.plan("true")], ["serve"]):
         done = desk.call(*arguments)
@@ -755,7 +770,7 @@ def test_without_a_configuration_it_says_how_to_make_one(desk: Desk):
 @pytest.mark.parametrize("place", [".pgcoord", ".pgcoord/runs", "pgcoord.toml/runs"])
 def test_a_folder_that_cannot_be_written_to_is_found_before_anything_is_queued(
     desk: Desk, conn: Connection, place: str
-):
+) -> None:
     if place.endswith("toml/runs"):
         desk.write("pgcoord.toml", f'{CONFIGURATION}\n[log]\nfolder = "{place}"\n')
     else:
@@ -772,7 +787,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_anything_is_queued(
     assert statuses(conn) == {}
 
 
-def test_an_embedded_database_that_cannot_be_made_is_one_line(bare_desk: Desk):
+def test_an_embedded_database_that_cannot_be_made_is_one_line(bare_desk: Desk) -> None:
     bare_desk.write(".pgcoord", "a file")
     done = bare_desk.call("run", bare_desk.plan("true"))
     assert done.returncode == 7
@@ -780,8 +795,8 @@ def test_an_embedded_database_that_cannot_be_made_is_one_line(bare_desk: Desk):
     assert done.stderr.startswith("pgcoord: cannot use the state folder")
 
 
-def test_an_argument_that_is_no_text_is_one_line(desk: Desk):
-    command = [sys.executable, "-m", "pgcoord", "why", b"\xff"]
+def test_an_argument_that_is_no_text_is_one_line(desk: Desk) -> None:
+    command = [sys.executable.encode(), b"-m", b"pgcoord", b"why", b"\xff"]
     done = subprocess.run(command, cwd=desk.folder, env=desk.environment, capture_output=True)
     assert done.returncode == 5
     assert b"is not text in UTF-8" in done.stderr
@@ -789,7 +804,7 @@ def test_an_argument_that_is_no_text_is_one_line(desk: Desk):
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["--help"], ["slots"]])
-def test_a_reader_that_has_gone_is_no_error(desk: Desk, arguments: list[str]):
+def test_a_reader_that_has_gone_is_no_error(desk: Desk, arguments: list[str]) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     with open(theirs, "wb") as output:
@@ -800,7 +815,7 @@ def test_a_reader_that_has_gone_is_no_error(desk: Desk, arguments: list[str]):
     assert done.stderr == b""
 
 
-def test_help_imports_nothing_that_takes_long(desk: Desk):
+def test_help_imports_nothing_that_takes_long(desk: Desk) -> None:
     for arguments in (["--help"], ["run", "--help"], ["db", "--help"]):
         command = [sys.executable, "-X", "importtime", "-m", "pgcoord", *arguments]
         done = subprocess.run(
@@ -812,5 +827,5 @@ def test_help_imports_nothing_that_takes_long(desk: Desk):
             assert not re.search(rf"\| +{module}$", done.stderr, re.MULTILINE), module
 
 
-def test_version(desk: Desk):
+def test_version(desk: Desk) -> None:
     assert re.fullmatch(r"pgcoord \d+\.\d+\.\d+", desk.say("--version"))

@@ -1,4 +1,4 @@
-"""The schema: how a database comes to it, who may not have it, and what its tables hold by themselves."""
+"""The schema: how a database comes to it, which cannot, and what its tables hold by themselves."""
 
 import os
 import re
@@ -215,12 +215,12 @@ def postgres_13(empty: str) -> Iterator[str]:
     def serve() -> None:
         front, _ = listener.accept()
         with front:
-            there = threading.Thread(target=pump, args=(front, back))
+            there = threading.Thread(target=pump, args=(front, back), daemon=True)
             there.start()
             pump(back, front)
             there.join()
 
-    server = threading.Thread(target=serve)
+    server = threading.Thread(target=serve, daemon=True)
     server.start()
     yield make_conninfo(
         empty,
@@ -409,8 +409,9 @@ def test_what_a_superuser_writes_by_hand_is_refused_all_the_same(
         return [conn.execute(f"select * from {each}".encode()).fetchall() for each in tables]
 
     was = stored()
-    with pytest.raises((psycopg.errors.IntegrityError, psycopg.ProgrammingError)):
+    with pytest.raises(psycopg.Error) as caught:
         conn.execute(statement.encode())
+    assert str(caught.value.sqlstate)[:2] in ("PC", "23"), caught.value
     assert stored() == was
 
 

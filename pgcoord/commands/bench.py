@@ -59,7 +59,7 @@ def bench(
     if as_json:
         typer.echo(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
     else:
-        _print(report)
+        print_report(report)
     if check and any(each.misses_limit for each in report.figures):
         raise typer.Exit(1)
 
@@ -68,7 +68,8 @@ def _tell(doing: str) -> None:
     typer.echo(f"{doing} …", err=True)
 
 
-def _print(report: "Report") -> None:
+def print_report(report: "Report") -> None:
+    """Print the figures as a table, and what they were measured on."""
     from rich.console import Console
     from rich.table import Table
 
