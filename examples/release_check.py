@@ -66,9 +66,11 @@ def report() -> None:
     status = json.loads(run(f"{sys.prefix}/bin/pgcoord", "status", feature, "--json"))
     (found,) = status["features"]
     lines = [f"# {found['title']}", "", "| phase | state | seconds |", "|---|---|---:|"]
-    for phase in found["phases"]:
-        if phase["queue_id"] != os.environ["PGCOORD_QUEUE_ID"]:
-            lines.append(f"| {phase['title']} | {phase['status']} | {seconds(phase):.1f} |")
+    lines += [
+        f"| {phase['title']} | {phase['status']} | {seconds(phase):.1f} |"
+        for phase in found["phases"]
+        if phase["queue_id"] != os.environ["PGCOORD_QUEUE_ID"]
+    ]
     (OUT / "report.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
@@ -92,7 +94,7 @@ def files_of(folder: str) -> list[Path]:
 
 
 def unpacked(name: str) -> str:
-    """Where a file of the wheel lies in the project: sql/ and web/ stand beside the package there."""
+    """Where a file of the wheel lies in the project: sql/ and web/ are beside the package there."""
     for folder in ("sql/", "web/"):
         if name.startswith(f"pgcoord/{folder}"):
             return name.removeprefix("pgcoord/")

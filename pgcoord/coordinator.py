@@ -43,6 +43,9 @@ GRACE = timedelta(seconds=5)
 # The status of a process that was ended with its wrapper: by KILL.
 _KILLED = 128 + 9
 
+# Seconds until an attempt is looked at again whose supervision failed by an error of ours.
+_SECOND_LOOK = 5
+
 _LOST_CONNECTION = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
@@ -196,8 +199,11 @@ class Coordinator:
             logger.debug("waiting for the lock on %s: %s", queue_id, error)
         finally:
             self._awaited.discard(queue_id)
-            if self._listener:
-                self._listener.tell()
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._listener:
+            self._listener.tell()
 
     async def _unless_stopped(self, awaitable: Coroutine[Any, Any, Result]) -> Result | None:
         """Await, but no longer than until `stop`; return None then."""
@@ -227,7 +233,9 @@ class Coordinator:
         except AnotherLeads as error:
             logger.warning("%s is left to whoever leads now: %s", taken.assignment, error)
         except Exception:
-            logger.exception("%s is left as it is; the next round looks at it", taken.assignment)
+            logger.exception("%s is looked at again in %d s", taken.assignment, _SECOND_LOOK)
+            await self._unless_stopped(asyncio.sleep(_SECOND_LOOK))
+            self._wake()
         finally:
             del self._taken[taken.assignment.attempt_id]
 

@@ -288,6 +288,7 @@ comment on function pgcoord.tell_ending() is 'Trigger: log that the end of an at
 create or replace trigger attempt_ending_tells after update on pgcoord.attempt
     for each row when (new.ending is not null and new.ending is distinct from old.ending)
     execute function pgcoord.tell_ending();
+comment on trigger attempt_ending_tells on pgcoord.attempt is 'Tell the coordinator that a process is to be ended.';
 
 -- When to look next, in seconds, though nobody notifies: the nearest retry time or deadline. And a phase that could be
 -- claimed but was skipped because somebody has it locked: the coordinator waits for that lock, since a transaction

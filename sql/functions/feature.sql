@@ -35,6 +35,7 @@ comment on function pgcoord.follow_inserted_ids() is
 create or replace trigger planned_features_insert_follows after insert on public.planned_features
     referencing new table as new_rows
     for each statement execute function pgcoord.follow_inserted_ids();
+comment on trigger planned_features_insert_follows on public.planned_features is 'Move the sequence past ids given by hand; log.';
 
 -- Copy a pause onto the phases that wait, cancel the phases of a cancelled feature, and log what happened to it.
 create or replace function pgcoord.follow_feature() returns trigger
@@ -65,6 +66,7 @@ comment on function pgcoord.follow_feature() is
 create or replace trigger planned_features_update_follows after update on public.planned_features
     for each row when (old.paused_at is distinct from new.paused_at or old.cancelled_at is distinct from new.cancelled_at)
     execute function pgcoord.follow_feature();
+comment on trigger planned_features_update_follows on public.planned_features is 'Hold or release the phases of a paused or resumed feature; log.';
 
 create or replace function pgcoord.stamp_feature() returns trigger
 language plpgsql as $$
@@ -82,6 +84,7 @@ comment on function pgcoord.stamp_feature() is 'Trigger: stamp updated_at; refus
 
 create or replace trigger planned_features_update_stamps before update on public.planned_features
     for each row execute function pgcoord.stamp_feature();
+comment on trigger planned_features_update_stamps on public.planned_features is 'Stamp updated_at; keep the id.';
 
 create or replace function pgcoord.log_deleted_features() returns trigger
 language plpgsql as $$
@@ -96,6 +99,7 @@ comment on function pgcoord.log_deleted_features() is 'Trigger: log deleted feat
 create or replace trigger planned_features_delete_logs after delete on public.planned_features
     referencing old table as old_rows
     for each statement execute function pgcoord.log_deleted_features();
+comment on trigger planned_features_delete_logs on public.planned_features is 'Log deleted features.';
 
 -- Refuse what cannot be a feature with its phases. The phases' own rules are checked when they are inserted.
 -- Errors: PC005, naming the member.

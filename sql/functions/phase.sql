@@ -141,6 +141,7 @@ comment on function pgcoord.fill_phase() is 'Trigger: complete an inserted phase
 
 create or replace trigger phase_queue_insert_fills before insert on public.phase_queue
     for each row execute function pgcoord.fill_phase();
+comment on trigger phase_queue_insert_fills on public.phase_queue is 'Complete an inserted phase.';
 
 -- Refuse phases of a cancelled feature, and running ones whose prerequisites are not completed.
 create or replace function pgcoord.check_inserted(p_queue_ids text[]) returns void
@@ -244,6 +245,7 @@ comment on function pgcoord.settle_inserted_phases() is
 create or replace trigger phase_queue_insert_settles after insert on public.phase_queue
     referencing new table as new_rows
     for each statement execute function pgcoord.settle_inserted_phases();
+comment on trigger phase_queue_insert_settles on public.phase_queue is 'Store edges, find out what waits, log, wake.';
 
 -- Refuse changes that no update by hand may make; derived columns are changed by moves and by triggers only.
 -- Errors: PC008 for identity and derived columns, PC002 for the dependencies of a phase that does not wait.
@@ -481,6 +483,7 @@ comment on function pgcoord.guard_phase_update() is
 
 create or replace trigger phase_queue_update_guards before update on public.phase_queue
     for each row execute function pgcoord.guard_phase_update();
+comment on trigger phase_queue_update_guards on public.phase_queue is 'Refuse what may not change; derive the rest of the row.';
 
 -- The phases are gone through one by one: almost always it is one, and a loop over fifty thousand takes no second.
 -- Old and new rows are joined by a full join, which can only be done by hashing or sorting: a plan kept from an update
@@ -561,6 +564,7 @@ comment on function pgcoord.settle_updated_phases() is
 create or replace trigger phase_queue_update_settles after update on public.phase_queue
     referencing old table as old_rows new table as new_rows
     for each statement execute function pgcoord.settle_updated_phases();
+comment on trigger phase_queue_update_settles on public.phase_queue is 'Log moves, end attempts, free slots, resolve dependents, wake.';
 
 -- A phase left its slot: end its attempt, unless its end is recorded already, and drop the slot if it is surplus.
 create or replace function pgcoord.release_slot(
@@ -608,6 +612,7 @@ comment on function pgcoord.guard_phase_delete() is 'Trigger: refuse (PC002) to 
 
 create or replace trigger phase_queue_delete_guards before delete on public.phase_queue
     for each row execute function pgcoord.guard_phase_delete();
+comment on trigger phase_queue_delete_guards on public.phase_queue is 'Refuse to delete a phase that holds a slot.';
 
 create or replace function pgcoord.settle_deleted_phases() returns trigger
 language plpgsql
@@ -635,6 +640,7 @@ comment on function pgcoord.settle_deleted_phases() is 'Trigger: log deleted pha
 create or replace trigger phase_queue_delete_settles after delete on public.phase_queue
     referencing old table as old_rows
     for each statement execute function pgcoord.settle_deleted_phases();
+comment on trigger phase_queue_delete_settles on public.phase_queue is 'Log deleted phases; make their dependents wait.';
 
 -- The attempt that a report is about: the named one, else the latest. No row for a phase that never had one.
 -- Errors: PC003 when the named one was given up, or is none of this phase.

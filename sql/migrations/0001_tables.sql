@@ -138,8 +138,11 @@ create index phase_queue_claim_idx on public.phase_queue (priority, queue_positi
     where status = 'queued' and eligible_at is not null and retry_at is null and not held;
 create index phase_queue_retry_idx on public.phase_queue (retry_at) where retry_at is not null;
 create index phase_queue_issue_idx on public.phase_queue (issue_number) where issue_number is not null;
-create index phase_queue_open_idx on public.phase_queue (feature_id)
-    where status in ('ready', 'running', 'failed', 'blocked');
+
+comment on index public.phase_queue_slot_key is 'One phase a slot.';
+comment on index public.phase_queue_claim_idx is 'The line: what can be claimed, in the order in which it is.';
+comment on index public.phase_queue_retry_idx is 'Retry times, for the next deadline.';
+comment on index public.phase_queue_issue_idx is 'The phase of an issue.';
 
 comment on table public.phase_queue is
     'A phase: one long job of a feature. INSERT (feature_id, phase_number, depends_on_phases, phase_data) is complete; the rest fills itself.';
@@ -185,6 +188,9 @@ create index dependency_dependent_idx on pgcoord.dependency (feature_id, depende
 -- A cycle holds at least one edge from a higher number to a lower: without any, there is nothing to search.
 create index dependency_backward_idx on pgcoord.dependency (feature_id) where prerequisite > dependent;
 
+comment on index pgcoord.dependency_dependent_idx is 'What a phase waits for.';
+comment on index pgcoord.dependency_backward_idx is 'Features in which a cycle is possible at all.';
+
 comment on table pgcoord.dependency is
     'The edges of depends_on_phases, kept by trigger. A prerequisite that does not exist yet holds its dependent back.';
 comment on column pgcoord.dependency.feature_id is 'Feature of both phases.';
@@ -223,6 +229,7 @@ create table pgcoord.workflow (
     constraint workflow_max_attempts_is_count check (max_attempts >= 1)
 );
 create unique index workflow_default_key on pgcoord.workflow (is_default) where is_default;
+comment on index pgcoord.workflow_default_key is 'One default workflow.';
 comment on table pgcoord.workflow is
     'The workflows that the leading coordinator declares (pgcoord.toml); only phases that name one of them are claimed.';
 comment on column pgcoord.workflow.name is 'What phase_data.workflow_type names.';
@@ -272,6 +279,10 @@ create unique index attempt_slot_key on pgcoord.attempt (slot) where ended_at is
 create index attempt_alive_idx on pgcoord.attempt (host) where exited_at is null;
 create index attempt_deadline_idx on pgcoord.attempt (deadline) where ended_at is null and ending is null;
 
+comment on index pgcoord.attempt_slot_key is 'One living attempt a slot.';
+comment on index pgcoord.attempt_alive_idx is 'Attempts whose process is not known to be gone, by machine.';
+comment on index pgcoord.attempt_deadline_idx is 'Timeouts, for the next deadline.';
+
 comment on table pgcoord.attempt is 'One try at a phase: who runs it, until when, how it ended.';
 comment on column pgcoord.attempt.id is 'Number over all attempts; names the folder of its run.';
 comment on column pgcoord.attempt.queue_id is 'The phase.';
@@ -320,6 +331,7 @@ create table pgcoord.event (
     reason text
 );
 create index event_phase_idx on pgcoord.event (feature_id, phase_number, id);
+comment on index pgcoord.event_phase_idx is 'The history of a feature or a phase.';
 comment on table pgcoord.event is
     'What happened, append-only, written by trigger: nothing changes state without leaving a row.';
 comment on column pgcoord.event.id is 'Order of writing (not of commit).';
