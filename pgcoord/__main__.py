@@ -8,6 +8,7 @@ import logging
 import os
 import pwd
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ import typer
 from pgcoord import __version__
 from pgcoord.commands import bench, control, server, show, work
 from pgcoord.commands.options import Config, Dsn, Surroundings
-from pgcoord.errors import CoordError
+from pgcoord.errors import CannotStart, CoordError
 
 _EXIT_STATUSES = """Exit status: 0 all went well; 1 a phase did not complete; 2 wrong usage;
 3 refused in this state; 4 no such feature or phase; 5 a plan or pgcoord.toml has faults;
@@ -40,9 +41,10 @@ for group in (work, show, control, server, bench):
 def main() -> None:
     """Run the program."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        app(prog_name="pgcoord", obj=Surroundings(dict(os.environ), Path.cwd(), _user()))
+        app(prog_name="pgcoord", obj=Surroundings(dict(os.environ), _folder(), _user()))
     except CoordError as error:
         for line in str(error).splitlines():
             typer.echo(f"pgcoord: {line}", err=True)
@@ -57,10 +59,18 @@ def main() -> None:
 
 def _flush() -> None:
     try:
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed
+            sys.stdout.flush()
     except BrokenPipeError:
         # Nobody reads any more; Python would try again at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _folder() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise CannotStart("the current folder was removed") from error
 
 
 def _user() -> str:
@@ -87,16 +97,15 @@ def _start(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
     ] = False,
 ) -> None:
-    serves = ctx.invoked_subcommand == "serve"
+    _configure_logging(serves=ctx.invoked_subcommand == "serve", verbose=verbose)
+
+
+def _configure_logging(*, serves: bool, verbose: bool) -> None:
+    """Log what goes wrong, and what a coordinator does where that is all there is to see."""
+    dated = "%(asctime)s  %(levelname)-7s  %(message)s"
+    form = dated if serves or verbose else "pgcoord: %(message)s"
     handler = _Stderr()
-    handler.setFormatter(
-        logging.Formatter(
-            "%(asctime)s  %(levelname)-7s  %(message)s"
-            if serves or verbose
-            else "pgcoord: %(message)s",
-            datefmt="%H:%M:%S",
-        )
-    )
+    handler.setFormatter(logging.Formatter(form, datefmt="%H:%M:%S"))
     logging.getLogger().addHandler(handler)
     level = logging.DEBUG if verbose else logging.INFO if serves else logging.WARNING
     logging.getLogger("pgcoord").setLevel(level)

@@ -39,7 +39,7 @@ Connection = psycopg.Connection[Any]
 Tell = Callable[[str], None]
 
 # Seconds after which something is not slow but stuck.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 # Samples that are not counted: plans are made, and statements prepared, with the sixth execution.
 WARM_UP = 10
@@ -71,7 +71,7 @@ class Extent:
 QUICK = Extent(hops=20, drained=150, inserted=2_000, finished=0, idle_seconds=0, starts=1)
 USUAL = Extent(hops=1_000, drained=3_000, inserted=100_000, finished=0, idle_seconds=20, starts=3)
 FULL = Extent(
-    hops=2_000, drained=6_000, inserted=100_000, finished=1_000_000, idle_seconds=60, starts=5
+    hops=1_000, drained=6_000, inserted=100_000, finished=1_000_000, idle_seconds=60, starts=5
 )
 
 
@@ -143,6 +143,11 @@ class Machine:
     fsync: str
     synchronous_commit: str
     shared_buffers: str
+
+    @property
+    def busy(self) -> bool:
+        """Whether it had other work to do: such figures say little, the ratios less than usual."""
+        return self.load_before > self.cores / 2
 
     def __str__(self) -> str:
         return (
@@ -231,14 +236,17 @@ class _Chain:
     lives until it is let out by its FIFO `gate-<number>`, or that is closed.
     """
 
-    def __init__(self, conn: Connection, ears: Connection, folder: Path, feature: int) -> None:
+    def __init__(
+        self, conn: Connection, ears: Connection, coordinator: "_Coordinator", feature: int
+    ) -> None:
         self._conn = conn
         self._ears = ears
-        self._folder = folder
+        self._coordinator = coordinator
+        self._folder = coordinator.folder
         self._feature = feature
         self._number = 1
         self._gates: dict[int, int] = {}
-        self._started = os.open(_fifo(folder / "started"), os.O_RDWR)
+        self._started = os.open(_fifo(self._folder / "started"), os.O_RDWR)
 
     def begin(self, phases: int) -> None:
         """Queue so many phases; the first is claimed and started."""
@@ -289,7 +297,10 @@ class _Chain:
         readable, _, _ = select.select([self._started], [], [], PATIENCE)
         said = os.read(self._started, 100).decode().strip() if readable else "nothing"
         if said != str(number):
-            raise CannotStart(f"phase {number} was not started: the processes said {said}")
+            raise CannotStart(
+                f"phase {number} was not started (the processes said {said});"
+                f" the coordinator: {self._coordinator.last_words()}"
+            )
 
     def _settle(self) -> None:
         """Wait until the coordinator has recorded what there is to record, and rests."""
@@ -355,16 +366,19 @@ def hops(chain: _Chain, floor: _Floor, full: _Chain | None, samples: int) -> lis
 def _chain(coordinator: "_Coordinator", samples: int) -> Iterator[_Chain]:
     """A chain that has begun; in the end the processes are gone and the coordinator idles."""
     with _connected(coordinator.dsn) as conn, _connected(coordinator.dsn) as ears:
+        _led_after(conn, coordinator, "epoch")
         ears.execute(_sql("listen"))
         (feature,) = _row(conn, "feature")
-        chain = _Chain(conn, ears, coordinator.folder, feature)
+        chain = _Chain(conn, ears, coordinator, feature)
         try:
             chain.begin(WARM_UP + samples + 1)
             yield chain
         finally:
-            if coordinator.runs():
-                chain.end()
-            chain.close()
+            try:
+                if coordinator.runs():
+                    chain.end()
+            finally:
+                chain.close()
 
 
 @contextmanager
@@ -492,9 +506,9 @@ class _Coordinator:
         return self.process.poll() is None
 
     def last_words(self) -> str:
-        """The last line of its log."""
+        """The last lines of its log, as one."""
         lines = (self.folder / "serve.log").read_text(errors="replace").splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return " ".join(" ".join(lines[-3:]).split()) or "it said nothing"
 
 
 @contextmanager
@@ -517,7 +531,7 @@ def _serving(dsn: str, folder: Path, environment: Mapping[str, str]) -> Iterator
         finally:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE)
+                process.wait(10)
             process.kill()
             process.wait()
 
@@ -594,7 +608,7 @@ def idle(admin: Connection, dsn: str, seconds: float) -> list[Figure]:
     """
     time.sleep(FLUSHED)
     name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
-    reads = _table_reads(dsn)
+    reads = _table_reads(admin, dsn)
     (transactions,) = _row(admin, "transactions", name)
     seen: set[tuple[int, object]] = set()
     visited = False
@@ -610,7 +624,7 @@ def idle(admin: Connection, dsn: str, seconds: float) -> list[Figure]:
     statements = len(seen - known)
     if not visited:
         statements = max(statements, later - transactions)
-    reads = _table_reads(dsn) - reads
+    reads = _table_reads(admin, dsn) - reads
     return [
         Figure(
             "idle",
@@ -629,9 +643,13 @@ def idle(admin: Connection, dsn: str, seconds: float) -> list[Figure]:
     ]
 
 
-def _table_reads(dsn: str) -> int:
+def _table_reads(admin: Connection, dsn: str) -> int:
+    """Reads of tables so far. Our own session has ended then: what it did is counted before it."""
     with _connected(dsn) as conn:
         (reads,) = _row(conn, "table_reads")
+        name, pid = conn.info.dbname, conn.info.backend_pid
+    while any(pid == each for each, _, _ in admin.execute(_sql("sessions"), [name])):
+        time.sleep(0.005)
     return int(reads)
 
 
@@ -662,8 +680,10 @@ def _scratch(admin: Connection, dsn: str) -> Iterator[Callable[..., str]]:
     try:
         yield make
     finally:
-        for name in names:
-            admin.execute(_composed("drop_database", sql.Identifier(name)))
+        # On a connection of its own: the other may be what was lost.
+        with _connected(dsn) as dropper:
+            for name in names:
+                dropper.execute(_composed("drop_database", sql.Identifier(name)))
 
 
 @contextmanager

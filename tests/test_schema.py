@@ -287,6 +287,14 @@ def test_every_object_has_a_comment(conn: Connection) -> None:
         select 'function', p.oid::regprocedure::text from pg_proc as p
         where p.pronamespace {ours} and obj_description(p.oid, 'pg_proc') is null
         union all
+        select 'trigger', t.tgname from pg_trigger as t
+        where not t.tgisinternal and obj_description(t.oid, 'pg_trigger') is null
+        union all
+        select 'index', i.indexrelid::regclass::text
+        from pg_index as i join pg_class as c on c.oid = i.indexrelid
+        where c.relnamespace {ours} and obj_description(c.oid, 'pg_class') is null
+            and not exists (select from pg_constraint where conindid = i.indexrelid)
+        union all
         select 'domain', t.oid::regtype::text from pg_type as t
         where t.typnamespace {ours} and t.typtype = 'd'
             and obj_description(t.oid, 'pg_type') is null

@@ -82,6 +82,8 @@ def print_report(report: "Report") -> None:
     console = Console()
     console.print(table)
     console.print(f"\n{report.machine}", highlight=False, style="dim")
+    if report.machine.busy:
+        console.print("The machine was busy: on a quiet one the figures are better.")
 
 
 def _cells(figure: "Figure") -> list[str]:

@@ -56,6 +56,8 @@ def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":
 
     state = _find_state(surroundings.folder) or surroundings.folder / STATE
     server = EmbeddedPostgres(state)
+    if not server.server.data.exists():
+        typer.echo(f"pgcoord: making an embedded Postgres in {state}", err=True)
     server.start()
     with connected_to(server.dsn) as conn:
         schema.upgrade(conn)

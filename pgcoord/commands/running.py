@@ -68,6 +68,7 @@ class Runner:
         self._leads_here = False
 
     def _stop(self) -> None:
+        self._coordinator.stop()
         self._watching.cancel()
 
     async def _lead(self) -> None:
