@@ -214,8 +214,8 @@ def test_a_claim_skips_a_phase_that_somebody_has_locked(
 def test_every_attempt_gets_an_adw_id_of_its_own(conn: Connection) -> None:
     row = one(
         conn,
-        "select count(distinct pgcoord.new_adw_id(n)) as different,"
-        " bool_and(pgcoord.new_adw_id(n) ~ '^adw-[0-9a-f]{8}$') as well_formed"
+        "select count(distinct pgcoord.adw_id(n, 77)) as different,"
+        " bool_and(pgcoord.adw_id(n, 77) ~ '^adw-[0-9a-f]{8}$') as well_formed"
         " from generate_series(1, 20000) as n",
     )
     assert row == {"different": 20000, "well_formed": True}
@@ -226,8 +226,8 @@ def test_an_adw_id_that_a_client_used_is_not_given_again(conn: Connection, epoch
     # The id that the next attempt would get: the running phase's own attempt takes a number first.
     coming = one(
         conn,
-        "select pgcoord.new_adw_id(n + 2) as adw_id"
-        " from (select nextval('pgcoord.attempt_id') as n) as taken",
+        "select pgcoord.adw_id(nextval('pgcoord.attempt_id') + 2, adw_offset) as adw_id"
+        " from pgcoord.control",
     )["adw_id"]
     add_phase(conn, feature, 2, status="running", adw_id=coming)
     [queue_id] = claim(conn, epoch)

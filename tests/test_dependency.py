@@ -210,6 +210,22 @@ def test_an_edge_may_be_added_in_the_statement_that_completes_its_prerequisite(
     assert statuses(conn) == {first: "completed", 3 - first: "queued"}
 
 
+@pytest.mark.parametrize("order", [[1, 2], [2, 1]])
+def test_a_phase_may_be_retried_in_the_statement_that_completes_its_prerequisite(
+    conn: Connection, order: list[int]
+) -> None:
+    feature = add_feature(conn, {})
+    for number in order:
+        add_phase(conn, feature, number, [1] if number == 2 else [])
+    become(conn, 2, "cancelled")
+    conn.execute(
+        "update phase_queue"
+        " set status = case phase_number when 1 then 'completed' else 'queued' end"
+    )
+    assert statuses(conn) == {1: "completed", 2: "queued"}
+    assert unmet(conn) == {1: 0, 2: 0}
+
+
 def test_an_edge_to_a_phase_of_a_higher_number_is_one_like_any_other(
     conn: Connection, epoch: int
 ) -> None:
@@ -507,16 +523,17 @@ def chain(conn: Connection, length: int, prerequisite: str = "n - 1", first: int
     return feature
 
 
-def test_a_chain_of_10000_is_blocked_and_unblocked_in_one_statement(conn: Connection) -> None:
-    chain(conn, 10_000)
+def test_a_chain_of_30000_is_blocked_and_unblocked_in_one_statement(conn: Connection) -> None:
+    # So long that comparing each phase with each would outlast the timeout of the test.
+    chain(conn, 30_000)
     become(conn, 1, "cancelled")
     counts = "select status, count(*) as n from phase_queue group by status order by status"
     assert [tuple(row.values()) for row in conn.execute(counts)] == [
-        ("blocked", 9999),
+        ("blocked", 29_999),
         ("cancelled", 1),
     ]
     become(conn, 1, "queued")
-    assert [tuple(row.values()) for row in conn.execute(counts)] == [("queued", 10_000)]
+    assert [tuple(row.values()) for row in conn.execute(counts)] == [("queued", 30_000)]
 
 
 def test_a_chain_of_2000_backward_edges_is_accepted(conn: Connection) -> None:
@@ -526,17 +543,17 @@ def test_a_chain_of_2000_backward_edges_is_accepted(conn: Connection) -> None:
         depend(conn, 2000, [1])
 
 
-def test_one_phase_may_have_5000_dependents_and_5000_prerequisites(conn: Connection) -> None:
+def test_one_phase_may_have_2000_dependents_and_2000_prerequisites(conn: Connection) -> None:
     feature = add_feature(conn, {})
     conn.execute(
         "insert into phase_queue (feature_id, phase_number, depends_on_phases)"
         " select %s, n, case n when 1 then '[]'"
-        " when 5002 then (select jsonb_agg(m) from generate_series(2, 5001) as m)"
-        " else '[1]' end from generate_series(1, 5002) as n",
+        " when 2002 then (select jsonb_agg(m) from generate_series(2, 2001) as m)"
+        " else '[1]' end from generate_series(1, 2002) as n",
         [feature],
     )
     become(conn, 1, "completed")
-    conn.execute("update phase_queue set status = 'completed' where phase_number < 5001")
-    assert unmet(conn)[5002] == 1
-    become(conn, 5001, "completed")
-    assert unmet(conn)[5002] == 0
+    conn.execute("update phase_queue set status = 'completed' where phase_number < 2001")
+    assert unmet(conn)[2002] == 1
+    become(conn, 2001, "completed")
+    assert unmet(conn)[2002] == 0

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from conftest import WORKFLOW, Connection, add_feature, add_phase, claim, statuses, take_lead
 from hypothesis import HealthCheck, settings
+from hypothesis import Phase as Stage
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -734,6 +735,9 @@ class Coordination(RuleBasedStateMachine):
         status = self.model.status(phase)
         assert row["status"] == status, f"{phase.queue_id}: {row['status']}, model: {status}"
         assert row["slot"] == phase.slot
+        if status == "blocked":
+            # Who waits for something else need not wait for a time as well.
+            phase.retry = None
         assert (row["retry_at"] is not None) == (phase.retry is not None)
         assert row["attempt"] == (phase.attempts[-1].number if phase.attempts else 0)
         assert row["attempts_used"] == phase.used
@@ -866,12 +870,15 @@ COMMON = settings(
     database=None,
     print_blob=True,
     suppress_health_check=list(HealthCheck),
+    # Without the last stage: explaining takes longer than finding.
+    phases=[Stage.generate, Stage.shrink],
 )
 
 
+@pytest.mark.timeout(600)  # shrinking a failure takes minutes
 def test_database_agrees_with_the_model_whatever_is_done(conn):
     # The same examples every time: what turns this red is a change, not the dice.
-    run(conn, settings(COMMON, derandomize=True, max_examples=100, stateful_step_count=40))
+    run(conn, settings(COMMON, derandomize=True, max_examples=150, stateful_step_count=50))
 
 
 @pytest.mark.scale

@@ -56,9 +56,10 @@ def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":
 
     state = _find_state(surroundings.folder) or surroundings.folder / STATE
     server = EmbeddedPostgres(state)
-    if not server.server.data.exists():
-        typer.echo(f"pgcoord: making an embedded Postgres in {state}", err=True)
+    new = not server.server.data.exists()
     server.start()
+    if new:
+        typer.echo(f"pgcoord: made an embedded Postgres in {state}", err=True)
     with connected_to(server.dsn) as conn:
         schema.upgrade(conn)
     return server

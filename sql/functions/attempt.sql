@@ -2,21 +2,23 @@
 -- Only a coordinator calls the functions here; reports of workflows and people come through phase.sql.
 
 -- A bijection on 32 bits (the multiplier is odd), so that ids look random and never repeat within 4 billion attempts.
-create or replace function pgcoord.new_adw_id(p_number bigint) returns text
+create or replace function pgcoord.adw_id(p_number bigint, p_offset bigint) returns text
+language sql immutable
+return 'adw-' || lpad(to_hex((p_number * 2654435761 + p_offset) & 4294967295), 8, '0');
+comment on function pgcoord.adw_id(bigint, bigint) is 'The adw_id of the attempt with this number: adw- and 8 hex digits.';
+
+create or replace function pgcoord.new_adw_id() returns text
 language plpgsql as $$
 declare
-    v_number bigint := p_number;
     v_adw_id text;
 begin
     loop
-        select 'adw-' || lpad(to_hex((v_number * 2654435761 + adw_offset) & 4294967295), 8, '0') into v_adw_id
-        from pgcoord.control;
+        select pgcoord.adw_id(nextval('pgcoord.attempt_id'), adw_offset) into v_adw_id from pgcoord.control;
         exit when not exists (select from pgcoord.attempt where adw_id = v_adw_id);
-        v_number := nextval('pgcoord.attempt_id');    -- a client has used this very id
     end loop;
     return v_adw_id;
 end $$;
-comment on function pgcoord.new_adw_id(bigint) is 'An adw_id that no attempt has: adw- and 8 hex digits.';
+comment on function pgcoord.new_adw_id() is 'An adw_id that no attempt has, for a phase inserted as running without one.';
 
 create or replace function pgcoord.new_secret() returns text
 language sql volatile
@@ -64,11 +66,13 @@ declare
     v_default text;
     v_slot smallint;
     v_draining boolean;
-    v_phase public.phase_queue;
+    v_phase record;
     v_id bigint;
     v_adw_id text;
 begin
-    perform pgcoord.check_isolation();
+    if not pgcoord.sees_others() then
+        perform pgcoord.check_isolation();
+    end if;
     select * into v_control from pgcoord.control for no key update;
     if v_control.epoch is distinct from p_epoch then
         perform pgcoord.check_epoch(p_epoch);
@@ -93,7 +97,7 @@ begin
             delete from pgcoord.slot where number = v_slot;
             continue;
         end if;
-        select p.* into v_phase
+        select p.queue_id, p.attempt, p.phase_data, coalesce(p.workflow_type, v_default) as workflow into v_phase
         from public.phase_queue as p
         where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
             and coalesce(p.workflow_type, v_default) = any (v_workflows)
@@ -102,18 +106,24 @@ begin
         for no key update skip locked;
         exit when not found;
 
-        v_id := nextval('pgcoord.attempt_id');
-        v_adw_id := pgcoord.new_adw_id(v_id);
-        insert into pgcoord.attempt (
-            id, queue_id, number, adw_id, secret, slot, epoch, host, folder,
-            workflow, reports, max_attempts, retry_delay, retry_lost, timeout
-        )
-        select v_id, v_phase.queue_id, v_phase.attempt + 1, v_adw_id, pgcoord.new_secret(), v_slot, p_epoch, c.host,
-            format('%s/%s/%s', c.runs_folder, v_control.installation, v_id), w.name, w.reports,
-            coalesce((v_phase.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts), w.retry_delay, w.retry_lost,
-            coalesce(make_interval(secs => (v_phase.phase_data ->> 'timeout_seconds')::float8), w.timeout)
-        from pgcoord.coordinator as c, pgcoord.workflow as w
-        where c.epoch = p_epoch and w.name = coalesce(v_phase.workflow_type, v_default);
+        loop
+            v_id := nextval('pgcoord.attempt_id');
+            v_adw_id := pgcoord.adw_id(v_id, v_control.adw_offset);
+            insert into pgcoord.attempt (
+                id, queue_id, number, adw_id, secret, slot, epoch, host, folder,
+                workflow, reports, max_attempts, retry_delay, retry_lost, timeout
+            )
+            select v_id, v_phase.queue_id, v_phase.attempt + 1, v_adw_id, pgcoord.new_secret(), v_slot, p_epoch, c.host,
+                format('%s/%s/%s', c.runs_folder, v_control.installation, v_id), w.name, w.reports,
+                coalesce((v_phase.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts), w.retry_delay, w.retry_lost,
+                coalesce(make_interval(secs => (v_phase.phase_data ->> 'timeout_seconds')::float8), w.timeout)
+            -- Always one row: were the coordinator's or the workflow's gone, this is an error, not a loop without end.
+            from pgcoord.control as one
+                left join pgcoord.coordinator as c on c.epoch = p_epoch
+                left join pgcoord.workflow as w on w.name = v_phase.workflow
+            on conflict (adw_id) do nothing;
+            exit when found;    -- else a client has used this very id
+        end loop;
         update public.phase_queue
         set status = 'ready', slot = v_slot, attempt = attempt + 1, adw_id = v_adw_id, ready_timestamp = clock_timestamp(),
             started_timestamp = null, finished_timestamp = null
@@ -129,11 +139,14 @@ comment on function pgcoord.claim_phases(bigint) is
 -- Errors: PC007 when the lead is over.
 create or replace function pgcoord.start_phase(p_epoch bigint, p_attempt_id bigint, p_pid integer, p_process_started text)
 returns void
-language plpgsql as $$
+language plpgsql
+set plan_cache_mode = force_generic_plan as $$
 declare
     v_attempt pgcoord.attempt;
 begin
-    perform pgcoord.check_epoch(p_epoch);
+    if p_epoch is distinct from (select epoch from pgcoord.control) then
+        perform pgcoord.check_epoch(p_epoch);
+    end if;
     perform 1 from public.phase_queue
     where queue_id = (select queue_id from pgcoord.attempt where id = p_attempt_id)
     for no key update;

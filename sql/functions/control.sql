@@ -2,7 +2,7 @@
 -- All of it is changed under the lock of the control row, which claims take too.
 
 -- Make the number of slots p_slots. Raising takes draining ones back first; lowering never ends anything: free
--- surplus slots go at once, held ones drain and go when they are released (release_slot), or with the next claim.
+-- surplus slots go at once, held ones drain and go when they are released, or with the next claim.
 create or replace function pgcoord.set_slots(p_slots integer) returns integer
 language plpgsql as $$
 declare

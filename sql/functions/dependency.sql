@@ -182,23 +182,6 @@ end $$;
 comment on function pgcoord.recount_unmet(integer[], integer[]) is
     'Count the open prerequisites of the given phases again, as far as they wait.';
 
--- A phase was completed: its direct dependents have one prerequisite less to wait for. Reads nothing but these. An
--- array rather than a join: there is no plan for it but look-ups in the index.
-create or replace function pgcoord.release_dependents(p_feature_id integer, p_phase_number integer) returns void
-language plpgsql as $$
-begin
-    update public.phase_queue
-    set unmet = unmet - 1,
-        eligible_at = case when unmet = 1 then clock_timestamp() end
-    where feature_id = p_feature_id
-        and phase_number = any (array(
-            select dependent from pgcoord.dependency where feature_id = p_feature_id and prerequisite = p_phase_number
-        ))
-        and status in ('queued', 'blocked') and unmet > 0;    -- 0: queued again by this very statement, see its caller
-end $$;
-comment on function pgcoord.release_dependents(integer, integer) is
-    'Lower the count of open prerequisites of the direct dependents of a phase that was just completed.';
-
 -- Block what waits, directly or not, for a failed or cancelled phase, and unblock what no longer does. Looks at the
 -- given phases and everything downstream of them that waits: upstream of those nothing has changed.
 -- One statement however long the chain is; `offset 0` keeps the planner at index look-ups inside the recursion.

@@ -23,10 +23,15 @@ end;
 comment on function pgcoord.may_move(text, text) is 'Whether a phase in the first state may become the second.';
 
 -- Errors: PC009 under a snapshot that would not see what others commit meanwhile.
+create or replace function pgcoord.sees_others() returns boolean
+language sql stable
+return current_setting('transaction_isolation') in ('read committed', 'read uncommitted');
+comment on function pgcoord.sees_others() is 'Whether each statement of this transaction sees what others have committed until then.';
+
 create or replace function pgcoord.check_isolation() returns void
 language plpgsql as $$
 begin
-    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+    if not pgcoord.sees_others() then
         raise exception using
             errcode = 'PC009',
             message = format('phases change under READ COMMITTED only, this transaction is %s',
@@ -37,16 +42,19 @@ end $$;
 comment on function pgcoord.check_isolation() is 'Refuse (PC009) a transaction that would not see what others commit meanwhile.';
 
 -- Lock a feature from within a row trigger, that is, holding a phase already. Never waits for another's lock for
--- long, since its holder may be waiting for our phase: tries for a tenth of a second, then gives up.
+-- long, since its holder may be waiting for our phase: tries for a tenth of a second, then gives up. Returns the id, so
+-- that it can stand in an assignment, which costs half of a PERFORM.
 -- Errors: 55P03 when somebody else holds the feature; PC009 under a snapshot that would not see what they did.
-create or replace function pgcoord.hold_feature(p_feature_id integer) returns void
+create or replace function pgcoord.hold_feature(p_feature_id integer) returns integer
 language plpgsql as $$
 begin
-    perform pgcoord.check_isolation();
+    if not pgcoord.sees_others() then
+        perform pgcoord.check_isolation();
+    end if;
     for i in 1 .. 20 loop
         perform 1 from public.planned_features where id = p_feature_id for no key update skip locked;
         if found or not exists (select from public.planned_features where id = p_feature_id) then
-            return;    -- held, or being deleted by this very transaction
+            return p_feature_id;    -- held, or being deleted by this very transaction
         end if;
         perform pg_sleep(0.005);
     end loop;
@@ -129,7 +137,7 @@ begin
     if new.status = 'running' then
         new.slot := pgcoord.slot_for_inserted(new.queue_id);
         new.attempt := 1;
-        new.adw_id := coalesce(new.adw_id, pgcoord.new_adw_id(nextval('pgcoord.attempt_id')));
+        new.adw_id := coalesce(new.adw_id, pgcoord.new_adw_id());
         new.ready_timestamp := coalesce(new.ready_timestamp, clock_timestamp());    -- the slot may have been waited for
         new.started_timestamp := coalesce(new.started_timestamp, clock_timestamp());
     elsif new.status <> 'queued' then
@@ -247,64 +255,50 @@ create or replace trigger phase_queue_insert_settles after insert on public.phas
     for each statement execute function pgcoord.settle_inserted_phases();
 comment on trigger phase_queue_insert_settles on public.phase_queue is 'Store edges, find out what waits, log, wake.';
 
--- Refuse changes that no update by hand may make; derived columns are changed by moves and by triggers only.
--- Errors: PC008 for identity and derived columns, PC002 for the dependencies of a phase that does not wait.
-create or replace function pgcoord.check_by_hand(p_old public.phase_queue, p_new public.phase_queue) returns void
+-- Refuse a change that no update by hand may make: of identity, or of a column that is derived.
+create or replace function pgcoord.refuse_change(p_queue_id text, p_identity boolean) returns void
 language plpgsql as $$
 begin
-    if (p_new.queue_id, p_new.feature_id, p_new.phase_number)
-        is distinct from (p_old.queue_id, p_old.feature_id, p_old.phase_number)
-    then
-        raise exception using
-            errcode = 'PC008',
-            message = format('phase %s keeps its queue_id, feature_id and phase_number', p_old.queue_id),
-            hint = 'Delete it and insert another.';
-    end if;
-    if p_new.status = p_old.status
-        and (p_new.slot, p_new.attempt, p_new.attempts_used, p_new.unmet, p_new.eligible_at, p_new.held, p_new.adw_id)
-            is distinct from
-            (p_old.slot, p_old.attempt, p_old.attempts_used, p_old.unmet, p_old.eligible_at, p_old.held, p_old.adw_id)
-    then
-        raise exception using
-            errcode = 'PC008',
-            message = format('slot, attempt, attempts_used, unmet, eligible_at, held and adw_id of phase %s are derived', p_old.queue_id),
-            hint = 'They follow from the status of phases, depends_on_phases and pauses: change those.';
-    end if;
-    if p_new.depends_on_phases is distinct from p_old.depends_on_phases then
-        if p_old.status not in ('queued', 'blocked') then
-            raise exception using
-                errcode = 'PC002',
-                message = format('phase %s is %s: its dependencies cannot change any more', p_old.queue_id, p_old.status),
-                hint = 'Only a phase that waits (queued or blocked) can be given other prerequisites.';
-        end if;
-        perform pgcoord.check_prerequisites(p_old.queue_id, p_old.phase_number, p_new.depends_on_phases);
-        perform pgcoord.hold_feature(p_old.feature_id);
-    elsif p_new.status = p_old.status
-        and (p_new.priority, p_new.queue_position, p_new.phase_data)
-            is distinct from (p_old.priority, p_old.queue_position, p_old.phase_data)
-    then
-        -- Nothing follows from it, but a statement over many phases would deadlock with what completes one of them.
-        perform pgcoord.hold_feature(p_old.feature_id);
-    end if;
+    raise exception using
+        errcode = 'PC008',
+        message = case when p_identity
+            then format('phase %s keeps its queue_id, feature_id and phase_number', p_queue_id)
+            else format('slot, attempt, attempts_used, unmet, eligible_at, held and adw_id of phase %s are derived', p_queue_id)
+        end,
+        hint = case when p_identity
+            then 'Delete it and insert another.'
+            else 'They follow from the status of phases, depends_on_phases and pauses: change those.'
+        end;
 end $$;
-comment on function pgcoord.check_by_hand(public.phase_queue, public.phase_queue) is
-    'Refuse a change of identity (PC008), of derived columns (PC008), or of the dependencies of a phase that does not wait (PC002).';
+comment on function pgcoord.refuse_change(text, boolean) is
+    'Refuse (PC008) a change of identity, or of a derived column, by hand.';
 
--- Refuse a move that is not backed by what it says: ready needs the attempt of a claim, running a started one.
-create or replace function pgcoord.check_start(p_old public.phase_queue, p_new public.phase_queue) returns void
+-- Errors: PC002 for a phase that does not wait, PC005 for what cannot be meant.
+create or replace function pgcoord.check_new_prerequisites(p_old public.phase_queue, p_depends_on jsonb) returns void
 language plpgsql as $$
 begin
-    perform 1 from pgcoord.attempt
-    where queue_id = p_new.queue_id and number = p_new.attempt and adw_id = p_new.adw_id and slot = p_new.slot
-        and ended_at is null and (p_new.status = 'ready' or started_at is not null);
-    if not found then
+    if p_old.status not in ('queued', 'blocked') then
         raise exception using
             errcode = 'PC002',
-            message = format('phase %s is %s and cannot be set to %s by hand', p_old.queue_id, p_old.status, p_new.status),
-            hint = 'A coordinator claims and starts it; pgcoord.set_priority(queue_id, n) brings it forward.';
+            message = format('phase %s is %s: its dependencies cannot change any more', p_old.queue_id, p_old.status),
+            hint = 'Only a phase that waits (queued or blocked) can be given other prerequisites.';
     end if;
+    perform pgcoord.check_prerequisites(p_old.queue_id, p_old.phase_number, p_depends_on);
+    perform pgcoord.hold_feature(p_old.feature_id);
 end $$;
-comment on function pgcoord.check_start(public.phase_queue, public.phase_queue) is
+comment on function pgcoord.check_new_prerequisites(public.phase_queue, jsonb) is
+    'Refuse other prerequisites for a phase that does not wait (PC002), or malformed ones (PC005); lock the feature.';
+
+-- Errors: PC002.
+create or replace function pgcoord.refuse_start(p_queue_id text, p_from text, p_to text) returns void
+language plpgsql as $$
+begin
+    raise exception using
+        errcode = 'PC002',
+        message = format('phase %s is %s and cannot be set to %s by hand', p_queue_id, p_from, p_to),
+        hint = 'A coordinator claims and starts it; pgcoord.set_priority(queue_id, n) brings it forward.';
+end $$;
+comment on function pgcoord.refuse_start(text, text, text) is
     'Refuse (PC002) ready without the attempt of a claim, and running without a started one.';
 
 -- Queue a phase again: recount what it waits for (a prerequisite may have been deleted meanwhile).
@@ -445,7 +439,7 @@ begin
         v_wanted.retry_at := null;
         return v_wanted;
     end if;
-    perform pgcoord.hold_feature(p_old.feature_id);
+    v_wanted.feature_id := pgcoord.hold_feature(p_old.feature_id);
     if p_old.slot is not null then
         return pgcoord.leave_slot(p_old, v_wanted);
     end if;
@@ -460,8 +454,18 @@ declare
     v_by_hand boolean := pg_trigger_depth() = 1;    -- a statement of a person or of our functions, not of a trigger
 begin
     if v_by_hand then
+        if (new.queue_id, new.feature_id, new.phase_number) is distinct from (old.queue_id, old.feature_id, old.phase_number) then
+            perform pgcoord.refuse_change(old.queue_id, true);
+        elsif new.status = old.status
+            and (new.slot, new.attempt, new.attempts_used, new.unmet, new.eligible_at, new.held, new.adw_id)
+                is distinct from (old.slot, old.attempt, old.attempts_used, old.unmet, old.eligible_at, old.held, old.adw_id)
+        then
+            perform pgcoord.refuse_change(old.queue_id, false);
+        end if;
         new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
-        perform pgcoord.check_by_hand(old, new);
+        if new.depends_on_phases <> old.depends_on_phases then
+            perform pgcoord.check_new_prerequisites(old, new.depends_on_phases);
+        end if;
     end if;
     new.updated_at := now();
     new.workflow_type := new.phase_data ->> 'workflow_type';
@@ -473,7 +477,14 @@ begin
             message = format('phase %s is %s and cannot become %s', old.queue_id, old.status, new.status),
             hint = format('pgcoord.why(%L) says what can be done.', old.queue_id);
     elsif new.status in ('ready', 'running') then
-        perform pgcoord.check_start(old, new);
+        -- Allowed when it is true: ready with the attempt of a claim, running with a started one.
+        if not exists (
+            select from pgcoord.attempt
+            where queue_id = new.queue_id and number = new.attempt and adw_id = new.adw_id and slot = new.slot
+                and ended_at is null and (new.status = 'ready' or started_at is not null)
+        ) then
+            perform pgcoord.refuse_start(old.queue_id, old.status, new.status);
+        end if;
         return new;
     end if;
     return pgcoord.move_phase(old, new, v_by_hand);
@@ -524,11 +535,26 @@ begin
             coalesce(pgcoord.reason(), case when v.error_message is distinct from v.old_error then v.error_message end));
         perform pg_notify('pgcoord_event', v.feature_id::text);
         if v.left_slot is not null then
-            perform pgcoord.release_slot(v.queue_id, v.attempt, v.left_slot, v.status, v.error_message);
+            update pgcoord.attempt
+            set ended_at = clock_timestamp(),
+                outcome = case when v.status in ('completed', 'cancelled') then v.status else 'failed' end,
+                error = v.error_message,
+                exited_at = case when external then clock_timestamp() else exited_at end
+            where queue_id = v.queue_id and number = v.attempt and ended_at is null;
+            delete from pgcoord.slot where number = v.left_slot and draining;
         end if;
         if v.status = 'completed' then
             v_completes := true;
-            perform pgcoord.release_dependents(v.feature_id, v.phase_number);
+            -- Reads its direct dependents only, however long the queue is. An array rather than a join: there is no
+            -- plan for it but look-ups in the index.
+            update public.phase_queue
+            set unmet = unmet - 1, eligible_at = case when unmet = 1 then clock_timestamp() end
+            where feature_id = v.feature_id and status in ('queued', 'blocked')
+                and unmet > 0    -- 0: queued again by this very statement, and counted again below
+                and phase_number = any (array(
+                    select dependent from pgcoord.dependency
+                    where feature_id = v.feature_id and prerequisite = v.phase_number
+                ));
         elsif v.status = 'queued' and v.was <> 'blocked' then
             v_again_features := v_again_features || v.feature_id;
             v_again_phases := v_again_phases || v.phase_number;
@@ -565,23 +591,6 @@ create or replace trigger phase_queue_update_settles after update on public.phas
     referencing old table as old_rows new table as new_rows
     for each statement execute function pgcoord.settle_updated_phases();
 comment on trigger phase_queue_update_settles on public.phase_queue is 'Log moves, end attempts, free slots, resolve dependents, wake.';
-
--- A phase left its slot: end its attempt, unless its end is recorded already, and drop the slot if it is surplus.
-create or replace function pgcoord.release_slot(
-    p_queue_id text, p_attempt integer, p_slot smallint, p_status text, p_error text
-) returns void
-language plpgsql as $$
-begin
-    update pgcoord.attempt
-    set ended_at = clock_timestamp(),
-        outcome = case when p_status in ('completed', 'cancelled') then p_status else 'failed' end,
-        error = p_error,
-        exited_at = case when external then clock_timestamp() else exited_at end
-    where queue_id = p_queue_id and number = p_attempt and ended_at is null;
-    delete from pgcoord.slot where number = p_slot and draining;
-end $$;
-comment on function pgcoord.release_slot(text, integer, smallint, text, text) is
-    'End the attempt of a phase that left its slot, and delete the slot if it was draining.';
 
 -- Block or unblock with the cause as the logged reason, then go back to the reason of the statement itself.
 create or replace function pgcoord.settle_because(p_features integer[], p_phases integer[], p_cause text) returns void
@@ -673,7 +682,8 @@ comment on function pgcoord.reported_attempt(public.phase_queue, text) is
 -- Errors: PC001 no such phase; PC002 never started; PC003 stale attempt; PC004 it ended, or is ending, another way.
 create or replace function pgcoord.report_phase(p_queue_id text, p_outcome text, p_error text, p_adw_id text)
 returns public.phase_queue
-language plpgsql as $$
+language plpgsql
+set plan_cache_mode = force_generic_plan as $$
 declare
     v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
     v_attempt pgcoord.attempt := pgcoord.reported_attempt(v_phase, p_adw_id);
@@ -700,15 +710,19 @@ comment on function pgcoord.report_phase(text, text, text, text) is
     'Take the report of an attempt; what complete_phase and fail_phase share.';
 
 create or replace function pgcoord.complete_phase(p_queue_id text, p_adw_id text default null) returns public.phase_queue
-language sql
-return pgcoord.report_phase(p_queue_id, 'completed', null, p_adw_id);
+language plpgsql as $$
+begin
+    return pgcoord.report_phase(p_queue_id, 'completed', null, p_adw_id);
+end $$;
 comment on function pgcoord.complete_phase(text, text) is
     'Report a ready or running phase as completed: its slot is free and its dependents go on at once. A repeat changes nothing. With adw_id only if that attempt is the current one.';
 
 create or replace function pgcoord.fail_phase(p_queue_id text, p_error text, p_adw_id text default null)
 returns public.phase_queue
-language sql
-return pgcoord.report_phase(p_queue_id, 'failed', coalesce(p_error, 'reported as failed'), p_adw_id);
+language plpgsql as $$
+begin
+    return pgcoord.report_phase(p_queue_id, 'failed', coalesce(p_error, 'reported as failed'), p_adw_id);
+end $$;
 comment on function pgcoord.fail_phase(text, text, text) is
     'Report a ready or running phase as failed: its process is ended first, then it is queued again while attempts are left, else failed.';
 

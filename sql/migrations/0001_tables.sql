@@ -122,7 +122,6 @@ create table public.phase_queue (
     constraint phase_queue_feature_exists
         foreign key (feature_id) references public.planned_features (id) on delete cascade,
     constraint phase_queue_number_is_positive check (phase_number >= 1),
-    constraint phase_queue_depends_on_array check (jsonb_typeof(depends_on_phases) = 'array'),
     -- The limit of running phases is these three: a slot for each live phase, one phase a slot, only slots that exist.
     constraint phase_queue_live_holds_slot check ((status in ('ready', 'running')) = (slot is not null)),
     constraint phase_queue_slot_exists foreign key (slot) references pgcoord.slot (number),
