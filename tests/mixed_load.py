@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import psycopg
@@ -67,7 +66,7 @@ class Load:
             self.done[name.split()[0]] += 1
         except psycopg.Error as error:
             state = error.sqlstate or ""
-            # A feature that a phase is inserted into may have been deleted: the foreign key says so.
+            # The feature of an inserted phase may be deleted meanwhile: the foreign key says so.
             gone = state == "23503" and error.diag.constraint_name == "phase_queue_feature_exists"
             if not state.startswith("PC") and state != "55P03" and not gone:
                 self.wrong.append(f"{name}: {state} {error}")
@@ -138,7 +137,7 @@ class Load:
         name = self._some(conn, "true")
         change = dice.choice(
             [f"status = '{status}'" for status in ("queued", "completed", "failed", "cancelled")]
-            + [f"priority = {dice.randint(1, 99)}", "phase_data = phase_data || '{\"title\": \"t\"}'"]
+            + [f"priority = {dice.randint(1, 99)}", 'phase_data = phase_data || \'{"title": "t"}\'']
             + ["retry_at = now()"]
         )
         if "retry_at" in change:
@@ -146,7 +145,9 @@ class Load:
         elif dice.random() < 0.5:
             where = "where queue_id = %(name)s"
         else:
-            where = "where feature_id = (select feature_id from phase_queue where queue_id = %(name)s)"
+            where = (
+                "where feature_id = (select feature_id from phase_queue where queue_id = %(name)s)"
+            )
         if "status" in change and "feature_id" in where:
             where += f" and status = '{dice.choice(['queued', 'failed', 'cancelled'])}'"
         with conn.transaction():
@@ -157,7 +158,9 @@ class Load:
         """Bring work in: features, phases in any order, single or many, and edges."""
         feature = self._one(conn, "select id from planned_features order by random() limit 1")
         if feature is None or dice.random() < 0.1:
-            feature = self._one(conn, "insert into planned_features (title) values ('a') returning id")
+            feature = self._one(
+                conn, "insert into planned_features (title) values ('a') returning id"
+            )
         highest = self._one(
             conn, "select max(phase_number) from phase_queue where feature_id = %s", feature
         )
@@ -176,9 +179,10 @@ class Load:
         for row in rows:
             row.append(dice.choices(["queued", "completed", "failed", "running"], [9, 1, 1, 1])[0])
         conn.execute(
-            "insert into phase_queue (feature_id, phase_number, depends_on_phases, status, phase_data)"
+            "insert into phase_queue"
+            " (feature_id, phase_number, depends_on_phases, status, phase_data)"
             " select f, n, d, s, '{\"max_attempts\": 2}'"
-            " from unnest(%s::integer[], %s::integer[], %s::jsonb[], %s::text[]) as given (f, n, d, s)"
+            " from unnest(%s::integer[], %s::integer[], %s::jsonb[], %s::text[]) as g (f, n, d, s)"
             " where (f, n) not in (select feature_id, phase_number from phase_queue)"
             " on conflict do nothing",
             [list(column) for column in zip(*rows, strict=True)],
@@ -220,7 +224,7 @@ class Load:
 
 
 def faults(conn: Connection) -> list[str]:
-    """What the tables say that does not follow from the rest of them; nobody else may be at work."""
+    """What the tables say that does not follow from the rest of them; all else must be at rest."""
     phases = {
         (row["feature_id"], row["phase_number"]): row
         for row in conn.execute("select * from phase_queue").fetchall()
@@ -258,7 +262,7 @@ def _waiting_faults(conn: Connection, phases: dict[tuple[int, int], Row]) -> lis
 
 
 def _blocked(phases: dict[tuple[int, int], Row]) -> set[tuple[int, int]]:
-    """Waiting phases downstream of a failed or cancelled one, by spreading until nothing changes."""
+    """Waiting phases downstream of a failed or cancelled one: spread until nothing changes."""
     bad = {key for key, phase in phases.items() if phase["status"] in ("failed", "cancelled")}
     reached = set(bad)
     while True:
@@ -280,7 +284,9 @@ def _edge_faults(conn: Connection, phases: dict[tuple[int, int], Row]) -> list[s
     }
     named = {(f, up, n) for (f, n), phase in phases.items() for up in phase["depends_on_phases"]}
     found = [f"edge {edge} is stored or named, not both" for edge in stored ^ named]
-    left = {key: {(key[0], up) for up in phase["depends_on_phases"]} for key, phase in phases.items()}
+    left = {
+        key: {(key[0], up) for up in phase["depends_on_phases"]} for key, phase in phases.items()
+    }
     while free := {key for key, ups in left.items() if not ups & left.keys()}:
         left = {key: ups for key, ups in left.items() if key not in free}
     return found + [f"{key} waits for itself" for key in left]
@@ -292,7 +298,9 @@ def _slot_faults(conn: Connection, phases: dict[tuple[int, int], Row]) -> list[s
         for row in conn.execute("select number, draining from pgcoord.slot").fetchall()
     }
     held = [phase["slot"] for phase in phases.values() if phase["slot"] is not None]
-    found = [f"slot {slot} drains and is free" for slot in slots if slots[slot] and slot not in held]
+    found = [
+        f"slot {slot} drains and is free" for slot in slots if slots[slot] and slot not in held
+    ]
     found += [f"slot {slot} is held and does not exist" for slot in held if slot not in slots]
     found += [f"slot {slot} is held twice" for slot, many in Counter(held).items() if many > 1]
     found += [
@@ -342,7 +350,7 @@ def overlaps(attempts: list[Row]) -> list[str]:
 
 
 def _event_faults(conn: Connection, phases: dict[tuple[int, int], Row]) -> list[str]:
-    """Replay the log: each event starts where the one before it ended, and the end is the tables."""
+    """Replay the log: each event starts where the last one ended, the end is the tables."""
     found = []
     states: dict[str, str] = {}
     for event in conn.execute("select * from pgcoord.event order by id").fetchall():
@@ -350,7 +358,9 @@ def _event_faults(conn: Connection, phases: dict[tuple[int, int], Row]) -> list[
         if event["kind"] not in ("phase_inserted", "phase_moved", "phase_deleted"):
             continue
         if states.get(name) != event["from_status"]:
-            found.append(f"event {event['id']} of {name}: {states.get(name)}, {event['from_status']}")
+            found.append(
+                f"event {event['id']} of {name}: {states.get(name)}, {event['from_status']}"
+            )
         if event["kind"] == "phase_deleted":
             states.pop(name, None)
         else:

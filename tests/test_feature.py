@@ -493,3 +493,12 @@ def test_prune_removes_a_cancelled_feature_of_which_a_phase_had_failed(
     cancel(conn, feature)
     assert statuses(conn) == {1: "failed", 2: "cancelled"}
     assert prune(conn, "0") == 1
+
+
+@pytest.mark.parametrize(
+    "statement", ["update pgcoord.event set reason = 'x'", "delete from pgcoord.event"]
+)
+def test_history_cannot_be_rewritten(conn: Connection, statement: str) -> None:
+    add_feature(conn, {1: []})
+    with refused("PC008", "is history"):
+        conn.execute(statement.encode())

@@ -45,7 +45,7 @@ STURDY = WORKFLOW | {
     "max_attempts": 2,
     "retry_lost": True,
 }
-DECLARED = {None: WORKFLOW, "sturdy": STURDY}
+DECLARED: dict[str | None, dict[str, Any]] = {None: WORKFLOW, "sturdy": STURDY}
 
 Key = tuple[int, int]
 
@@ -308,17 +308,26 @@ class Model:
 
 
 def is_well_formed(number: int, depends: list[int]) -> bool:
-    return len(set(depends)) == len(depends) and number not in depends and min(depends, default=1) > 0
+    return (
+        len(set(depends)) == len(depends) and number not in depends and min(depends, default=1) > 0
+    )
 
 
 CHECKED_PHASES = """
-    select p.queue_id, p.status, p.unmet, p.eligible_at, p.retry_at, p.held, p.slot, p.attempt, p.attempts_used,
-        p.depends_on_phases, p.finished_timestamp,
-        coalesce((select jsonb_agg(d.prerequisite order by d.prerequisite) from pgcoord.dependency as d
-            where d.feature_id = p.feature_id and d.dependent = p.phase_number), '[]') as edges,
-        coalesce((select jsonb_agg(jsonb_build_array(a.number, a.ending, a.outcome, a.exited_at is not null) order by a.number)
-            from pgcoord.attempt as a where a.queue_id = p.queue_id), '[]') as attempts
+    select p.*, edge.all_of_phase as edges, try.all_of_phase as attempts
     from phase_queue as p
+        cross join lateral (
+            select coalesce(jsonb_agg(d.prerequisite order by d.prerequisite), '[]')
+            from pgcoord.dependency as d
+            where d.feature_id = p.feature_id and d.dependent = p.phase_number
+        ) as edge (all_of_phase)
+        cross join lateral (
+            select coalesce(jsonb_agg(
+                jsonb_build_array(a.number, a.ending, a.outcome, a.exited_at is not null)
+                order by a.number), '[]')
+            from pgcoord.attempt as a
+            where a.queue_id = p.queue_id
+        ) as try (all_of_phase)
 """
 NUMBERS = st.integers(1, 7)
 PICKS = st.integers(0, 11)
@@ -351,17 +360,19 @@ class Coordination(RuleBasedStateMachine):
         self.replayed_slots = 3
         self.last_event = 0
         conn.execute(
-            "truncate planned_features, phase_queue, pgcoord.attempt, pgcoord.dependency, pgcoord.event;"
+            "truncate planned_features, phase_queue, pgcoord.attempt, pgcoord.dependency;"
+            "truncate pgcoord.event;"
             "delete from pgcoord.slot; insert into pgcoord.slot select generate_series(1, 3);"
             "update pgcoord.control set paused_at = null"
         )
 
     def send(self, faults: set[str], statement: str, *values: Any) -> list[dict[str, Any]] | None:
-        """Execute; None when it was refused as expected, and an error when anything else happens."""
+        """Execute; None when it was refused as expected. Anything else is a failure."""
         try:
             cursor = self.conn.execute(statement, values)
         except psycopg.Error as error:
-            assert error.sqlstate in faults, f"{error.sqlstate} {error}, expected {faults or 'none'}"
+            if error.sqlstate not in faults:
+                raise
             return None
         assert not faults, f"went through, expected {faults}: {statement} {values}"
         return cursor.fetchall() if cursor.description else []
@@ -414,19 +425,20 @@ class Coordination(RuleBasedStateMachine):
     def insert_phases(self, pick: int, phases: list[Phase]) -> None:
         feature = self.pick_feature(pick)
         added = [
-            Phase(
-                feature, p.number, p.depends, p.status, p.priority, p.workflow, p.max_attempts
-            )
+            Phase(feature, p.number, p.depends, p.status, p.priority, p.workflow, p.max_attempts)
             for p in phases
         ]
         data = [
-            {"workflow_type": p.workflow} | ({"max_attempts": p.max_attempts} if p.max_attempts else {})
+            {"workflow_type": p.workflow}
+            | ({"max_attempts": p.max_attempts} if p.max_attempts else {})
             for p in added
         ]
         done = self.send(
             self.model.faults_of_insert(added),
-            "insert into phase_queue (feature_id, phase_number, depends_on_phases, status, priority, phase_data)"
-            " select * from unnest(%s::integer[], %s::integer[], %s::jsonb[], %s::text[], %s::integer[], %s::jsonb[])",
+            "insert into phase_queue"
+            " (feature_id, phase_number, depends_on_phases, status, priority, phase_data)"
+            " select * from unnest(%s::integer[], %s::integer[], %s::jsonb[],"
+            " %s::text[], %s::integer[], %s::jsonb[])",
             [p.feature for p in added],
             [p.number for p in added],
             [Jsonb(p.depends) for p in added],
@@ -499,7 +511,7 @@ class Coordination(RuleBasedStateMachine):
             if not attempt.exited and not attempt.external
         ]
 
-    @precondition(attempts_with_process)
+    @precondition(lambda self: self.attempts_with_process() != [])
     @rule(pick=PICKS, exit_code=st.sampled_from([0, 0, 1, 143]))
     def process_exits(self, pick: int, exit_code: int) -> None:
         found = self.attempts_with_process()
@@ -509,7 +521,7 @@ class Coordination(RuleBasedStateMachine):
         succeeded = exit_code == 0 and not attempt.reports
         self.model.conclude(phase, attempt, "completed" if succeeded else "failed")
 
-    @precondition(attempts_with_process)
+    @precondition(lambda self: self.attempts_with_process() != [])
     @rule(pick=PICKS, outcome=st.sampled_from(["lost", "failed", "returned"]))
     def process_is_missing(self, pick: int, outcome: str) -> None:
         found = self.attempts_with_process()
@@ -517,16 +529,14 @@ class Coordination(RuleBasedStateMachine):
         if outcome == "returned":
             self.call_for_attempt("pgcoord.return_attempt({}, '1 hour', 'limit')", phase, index)
         else:
-            self.call_for_attempt(
-                "pgcoord.give_up_attempt({}, %s, 'gone')", phase, index, outcome
-            )
+            self.call_for_attempt("pgcoord.give_up_attempt({}, %s, 'gone')", phase, index, outcome)
         self.model.conclude(phase, phase.attempts[index], outcome)
 
     def running_on(self) -> list[Phase]:
         live = [phase for phase in self.model.phases.values() if phase.status in LIVE]
         return [p for p in live if not p.attempts[-1].ending and not p.attempts[-1].external]
 
-    @precondition(running_on)
+    @precondition(lambda self: self.running_on() != [])
     @rule(pick=PICKS)
     def deadline_passes(self, pick: int) -> None:
         found = self.running_on()
@@ -577,7 +587,7 @@ class Coordination(RuleBasedStateMachine):
     def tried_again(self) -> list[Phase]:
         return [phase for phase in self.model.phases.values() if len(phase.attempts) > 1]
 
-    @precondition(tried_again)
+    @precondition(lambda self: self.tried_again() != [])
     @rule(pick=PICKS, outcome=st.sampled_from(["completed", "failed"]))
     def report_stale_attempt(self, pick: int, outcome: str) -> None:
         tried = self.tried_again()
@@ -589,7 +599,9 @@ class Coordination(RuleBasedStateMachine):
         else:
             self.send({"PC003"}, f"select pgcoord.fail_phase(%s, 'broken', {adw_id})", *values)
 
-    @precondition(lambda self: any(p.status in ("failed", "cancelled") for p in self.model.phases.values()))
+    @precondition(
+        lambda self: any(p.status in ("failed", "cancelled") for p in self.model.phases.values())
+    )
     @rule(pick=PICKS)
     def retry_ended(self, pick: int) -> None:
         self.retry(self.pick(pick, "failed", "cancelled"))
@@ -640,7 +652,8 @@ class Coordination(RuleBasedStateMachine):
         done = self.send(
             faults,
             "update phase_queue as p set status = wanted.status"
-            " from unnest(%s::text[], %s::text[]) as wanted (queue_id, status) where p.queue_id = wanted.queue_id",
+            " from unnest(%s::text[], %s::text[]) as wanted (queue_id, status)"
+            " where p.queue_id = wanted.queue_id",
             [phase.queue_id for phase, _ in phases],
             [to for _, to in phases],
         )
@@ -746,7 +759,9 @@ class Coordination(RuleBasedStateMachine):
         assert row["attempts"] == [
             [each.number, each.ending, each.outcome, each.exited] for each in phase.attempts
         ]
-        assert (row["finished_timestamp"] is not None) == (status in ("completed", "failed", "cancelled"))
+        assert (row["finished_timestamp"] is not None) == (
+            status in ("completed", "failed", "cancelled")
+        )
         if status in WAITING:
             unmet = len(self.model.open_prerequisites(phase))
             assert row["unmet"] == unmet
@@ -782,11 +797,13 @@ class Coordination(RuleBasedStateMachine):
     def agenda_names_what_could_be_claimed(self) -> None:
         (row,) = self.rows("select locked_phase from pgcoord.agenda()")
         line = [phase.queue_id for phase in self.model.line()] if self.model.free_slots() else []
-        assert row["locked_phase"] in (line or [None])
+        assert row["locked_phase"] in (line if line else {None})
 
     @invariant()
     def events_replayed_are_the_tables(self) -> None:
-        for event in self.rows("select * from pgcoord.event where id > %s order by id", self.last_event):
+        for event in self.rows(
+            "select * from pgcoord.event where id > %s order by id", self.last_event
+        ):
             self.replay(event)
             self.last_event = event["id"]
         rows = self.rows("select queue_id, status from phase_queue")
@@ -827,20 +844,25 @@ class Coordination(RuleBasedStateMachine):
                 self.replayed_slots = int(after)
 
 
-def test_a_phase_retried_as_its_prerequisite_is_completed_waits_for_nothing(conn):
+def test_a_phase_retried_as_its_prerequisite_is_completed_waits_for_nothing(
+    conn: Connection,
+) -> None:
     # In one statement: counted without the prerequisite already, it must not be counted down again.
     add_feature(conn, {1: [], 2: [1]})
     conn.execute("select pgcoord.cancel_phase('queue-1-1', 'no')")
     conn.execute("select pgcoord.cancel_phase('queue-1-2', 'no')")
     conn.execute(
-        "update phase_queue set status = case phase_number when 1 then 'completed' else 'queued' end"
+        "update phase_queue"
+        " set status = case phase_number when 1 then 'completed' else 'queued' end"
     )
     assert statuses(conn) == {1: "completed", 2: "queued"}
     row = conn.execute("select from phase_queue where phase_number = 2 and unmet = 0").fetchone()
     assert row is not None
 
 
-def test_a_phase_that_fails_behind_a_prerequisite_replaced_by_a_failed_one_is_blocked(conn, epoch):
+def test_a_phase_that_fails_behind_a_prerequisite_replaced_by_a_failed_one_is_blocked(
+    conn: Connection, epoch: int
+) -> None:
     add_feature(conn, {1: [], 2: [1]}, phase_data=Jsonb({"max_attempts": 2}))
     conn.execute("select pgcoord.skip_phase('queue-1-1', 'done')")
     assert claim(conn, epoch) == ["queue-1-2"]
@@ -850,7 +872,7 @@ def test_a_phase_that_fails_behind_a_prerequisite_replaced_by_a_failed_one_is_bl
     assert statuses(conn) == {1: "failed", 2: "blocked"}
 
 
-def test_edges_turned_round_in_one_statement_are_no_cycle(conn):
+def test_edges_turned_round_in_one_statement_are_no_cycle(conn: Connection) -> None:
     add_feature(conn, {1: [], 2: [1], 3: [2]})
     conn.execute(
         "update phase_queue set depends_on_phases ="
@@ -861,7 +883,12 @@ def test_edges_turned_round_in_one_statement_are_no_cycle(conn):
 
 def run(conn: Connection, chosen: settings) -> None:
     epoch = take_lead(conn, WORKFLOW, STURDY)
-    run_state_machine_as_test(lambda: Coordination(conn, epoch), settings=chosen)
+
+    class OnThisDatabase(Coordination):
+        def __init__(self) -> None:
+            super().__init__(conn, epoch)
+
+    run_state_machine_as_test(OnThisDatabase, settings=chosen)
 
 
 COMMON = settings(
@@ -876,12 +903,12 @@ COMMON = settings(
 
 
 @pytest.mark.timeout(600)  # shrinking a failure takes minutes
-def test_database_agrees_with_the_model_whatever_is_done(conn):
+def test_database_agrees_with_the_model_whatever_is_done(conn: Connection) -> None:
     # The same examples every time: what turns this red is a change, not the dice.
-    run(conn, settings(COMMON, derandomize=True, max_examples=150, stateful_step_count=50))
+    run(conn, settings(COMMON, derandomize=True, max_examples=120, stateful_step_count=50))
 
 
 @pytest.mark.scale
 @pytest.mark.timeout(1800)
-def test_database_agrees_with_the_model_in_long_random_histories(conn):
+def test_database_agrees_with_the_model_in_long_random_histories(conn: Connection) -> None:
     run(conn, settings(COMMON, max_examples=1000, stateful_step_count=100))

@@ -2,7 +2,6 @@
 
 import os
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Connection, add_feature, add_phase, claim, start, statuses
+from conftest import Connection, add_feature, add_phase, claim, statuses
 from mixed_load import Load, faults, overlaps
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
@@ -135,12 +134,13 @@ INSERT = (
 # Claims.
 
 
-def test_eight_claimers_never_hold_more_than_three_slots_and_take_nothing_twice(dsn, conn, epoch):
+def test_eight_claimers_never_hold_more_than_three_slots_and_take_nothing_twice(
+    dsn: str, conn: Connection, epoch: int
+) -> None:
     for _ in range(5):
         feature = add_feature(conn, {})
         conn.execute(
-            "insert into phase_queue (feature_id, phase_number)"
-            " select %s, generate_series(1, 200)",
+            "insert into phase_queue (feature_id, phase_number) select %s, generate_series(1, 200)",
             [feature],
         )
     load = Load(dsn, epoch, PATIENCE * 2, seed=0)
@@ -181,8 +181,8 @@ def most_at_once(attempts: Rows) -> int:
 
 
 def test_a_claim_skips_a_phase_that_a_person_holds_and_takes_it_after_the_commit(
-    conn, epoch, first
-):
+    conn: Connection, epoch: int, first: Session
+) -> None:
     add_feature(conn, {1: [], 2: []})
     first.do("begin")
     first.do("update phase_queue set priority = 1 where queue_id = 'queue-1-1'")
@@ -191,7 +191,9 @@ def test_a_claim_skips_a_phase_that_a_person_holds_and_takes_it_after_the_commit
     assert claim(conn, epoch) == ["queue-1-1"]
 
 
-def test_a_phase_held_by_a_transaction_that_is_rolled_back_is_on_the_agenda(conn, epoch, first):
+def test_a_phase_held_by_a_transaction_that_is_rolled_back_is_on_the_agenda(
+    conn: Connection, epoch: int, first: Session
+) -> None:
     add_feature(conn, {1: []})
     first.do("begin")
     first.do("select from phase_queue where queue_id = 'queue-1-1' for update")
@@ -203,8 +205,8 @@ def test_a_phase_held_by_a_transaction_that_is_rolled_back_is_on_the_agenda(conn
 
 
 def test_a_claim_waits_for_a_phase_being_inserted_as_running_and_leaves_it_its_slot(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     feature = add_feature(conn, {1: [], 2: [], 3: []})
     first.do("begin")
     first.do(INSERT, feature, 4, Jsonb([]), "running")
@@ -215,8 +217,8 @@ def test_a_claim_waits_for_a_phase_being_inserted_as_running_and_leaves_it_its_s
 
 
 def test_a_phase_inserted_as_running_is_refused_the_slots_of_a_claim_that_commits_meanwhile(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     feature = add_feature(conn, {1: [], 2: [], 3: []})
     first.do("begin")
     first.do("select pgcoord.claim_phases(%s)", epoch)
@@ -225,7 +227,9 @@ def test_a_phase_inserted_as_running_is_refused_the_slots_of_a_claim_that_commit
     assert sqlstate(inserted) == "PC006"
 
 
-def test_a_claim_sees_the_slots_of_a_limit_lowered_meanwhile(conn, epoch, first, second):
+def test_a_claim_sees_the_slots_of_a_limit_lowered_meanwhile(
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: [], 2: [], 3: []})
     first.do("begin")
     first.do("select pgcoord.set_slots(1)")
@@ -234,7 +238,9 @@ def test_a_claim_sees_the_slots_of_a_limit_lowered_meanwhile(conn, epoch, first,
     assert [row["queue_id"] for row in claimed.result(PATIENCE)] == ["queue-1-1"]
 
 
-def test_a_slot_released_while_the_limit_is_lowered_does_not_stay(conn, epoch, first, second):
+def test_a_slot_released_while_the_limit_is_lowered_does_not_stay(
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: [], 2: [], 3: [], 4: []})
     claim(conn, epoch)
     first.do("begin")
@@ -246,8 +252,8 @@ def test_a_slot_released_while_the_limit_is_lowered_does_not_stay(conn, epoch, f
 
 
 def test_a_draining_slot_released_while_the_limit_is_raised_is_there_once(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: [], 2: [], 3: []})
     claim(conn, epoch)
     conn.execute("select pgcoord.set_slots(2)")
@@ -259,7 +265,9 @@ def test_a_draining_slot_released_while_the_limit_is_raised_is_there_once(
     assert slots(conn) == {1: False, 2: False, 3: False}
 
 
-def test_limits_and_inserted_running_phases_change_during_claims(dsn, conn, epoch):
+def test_limits_and_inserted_running_phases_change_during_claims(
+    dsn: str, conn: Connection, epoch: int
+) -> None:
     feature = add_feature(conn, {})
     conn.execute(
         "insert into phase_queue (feature_id, phase_number) select %s, generate_series(1, 300)",
@@ -307,8 +315,8 @@ def slots(conn: Connection) -> dict[int, bool]:
 
 
 def test_two_prerequisites_completing_together_release_their_dependent(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: [], 2: [], 3: [1, 2]})
     claim(conn, epoch)
     first.do("begin")
@@ -321,8 +329,8 @@ def test_two_prerequisites_completing_together_release_their_dependent(
 
 
 def test_two_prerequisites_completed_together_by_hand_release_their_dependent(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     update = "update phase_queue set status = 'completed' where queue_id = %s"
     add_feature(conn, {1: [], 2: [], 3: [1, 2]})
     claim(conn, epoch)
@@ -335,8 +343,8 @@ def test_two_prerequisites_completed_together_by_hand_release_their_dependent(
 
 
 def test_twelve_prerequisites_completing_at_once_release_their_dependent_once(
-    conn, epoch, first, session
-):
+    conn: Connection, epoch: int, first: Session, session: Callable[[], Session]
+) -> None:
     conn.execute("select pgcoord.set_slots(12)")
     add_feature(conn, {**{n: [] for n in range(1, 13)}, 13: list(range(1, 13))})
     claim(conn, epoch)
@@ -349,7 +357,9 @@ def test_twelve_prerequisites_completing_at_once_release_their_dependent_once(
     assert claim(conn, epoch) == []
 
 
-def test_two_reports_of_the_same_end_are_one_end(conn, epoch, first, second):
+def test_two_reports_of_the_same_end_are_one_end(
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: []})
     claim(conn, epoch)
     first.do("begin")
@@ -363,7 +373,9 @@ def test_two_reports_of_the_same_end_are_one_end(conn, epoch, first, second):
     assert row == {"many": 1}
 
 
-def test_of_two_reports_of_different_ends_the_second_is_refused(conn, epoch, first, second):
+def test_of_two_reports_of_different_ends_the_second_is_refused(
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: []})
     claim(conn, epoch)
     first.do("begin")
@@ -373,7 +385,9 @@ def test_of_two_reports_of_different_ends_the_second_is_refused(conn, epoch, fir
     assert sqlstate(other) == "PC004"
 
 
-def test_a_report_that_was_rolled_back_leaves_the_end_to_the_next(conn, epoch, first, second):
+def test_a_report_that_was_rolled_back_leaves_the_end_to_the_next(
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: []})
     claim(conn, epoch)
     first.do("begin")
@@ -385,8 +399,8 @@ def test_a_report_that_was_rolled_back_leaves_the_end_to_the_next(conn, epoch, f
 
 
 def test_a_start_recorded_while_the_phase_is_reported_does_not_deadlock(
-    conn, epoch, first, second, session
-):
+    conn: Connection, epoch: int, first: Session, second: Session, session: Callable[[], Session]
+) -> None:
     add_feature(conn, {1: []})
     claim(conn, epoch)
     attempt = attempt_of(conn, "queue-1-1")["id"]
@@ -404,8 +418,8 @@ def test_a_start_recorded_while_the_phase_is_reported_does_not_deadlock(
 
 
 def test_a_deadline_that_passes_while_the_phase_is_reported_changes_nothing(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: []})
     claim(conn, epoch)
     conn.execute("update pgcoord.attempt set deadline = now()")
@@ -422,8 +436,8 @@ def test_a_deadline_that_passes_while_the_phase_is_reported_changes_nothing(
 
 
 def test_an_edge_to_a_prerequisite_that_is_just_completed_does_not_hold_back(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: []})
     claim(conn, epoch)
     add_phase(conn, 1, 2)
@@ -436,8 +450,8 @@ def test_an_edge_to_a_prerequisite_that_is_just_completed_does_not_hold_back(
 
 
 def test_a_prerequisite_completed_while_an_edge_to_it_is_added_releases_the_new_dependent(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: []})
     claim(conn, epoch)
     add_phase(conn, 1, 2)
@@ -450,8 +464,8 @@ def test_a_prerequisite_completed_while_an_edge_to_it_is_added_releases_the_new_
 
 
 def test_an_edge_added_to_a_phase_that_is_claimed_meanwhile_is_refused(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: [], 2: []})
     first.do("begin")
     first.do("select pgcoord.claim_phases(%s)", epoch)
@@ -460,7 +474,9 @@ def test_an_edge_added_to_a_phase_that_is_claimed_meanwhile_is_refused(
     assert sqlstate(edge) == "PC002"
 
 
-def test_of_opposite_edges_added_at_once_the_second_is_refused(conn, first, second):
+def test_of_opposite_edges_added_at_once_the_second_is_refused(
+    conn: Connection, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: [], 2: []})
     first.do("begin")
     first.do(DEPEND, Jsonb([2]), "queue-1-1")
@@ -470,8 +486,8 @@ def test_of_opposite_edges_added_at_once_the_second_is_refused(conn, first, seco
 
 
 def test_of_phases_inserted_at_once_that_wait_for_each_other_the_second_is_refused(
-    conn, first, second
-):
+    conn: Connection, first: Session, second: Session
+) -> None:
     feature = add_feature(conn, {})
     first.do("begin")
     first.do(INSERT, feature, 1, Jsonb([2]), "queued")
@@ -482,8 +498,8 @@ def test_of_phases_inserted_at_once_that_wait_for_each_other_the_second_is_refus
 
 @pytest.mark.parametrize(("one", "other"), [(1, 2), (2, 1)])
 def test_a_dependent_inserted_while_its_completed_prerequisite_is_inserted_is_eligible(
-    conn, epoch, first, second, one, other
-):
+    conn: Connection, epoch: int, first: Session, second: Session, one: int, other: int
+) -> None:
     feature = add_feature(conn, {})
     values = {1: (feature, 1, Jsonb([]), "completed"), 2: (feature, 2, Jsonb([1]), "queued")}
     first.do("begin")
@@ -495,8 +511,8 @@ def test_a_dependent_inserted_while_its_completed_prerequisite_is_inserted_is_el
 
 
 def test_a_dependent_inserted_while_its_prerequisite_completes_is_eligible(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     feature = add_feature(conn, {1: []})
     claim(conn, epoch)
     first.do("begin")
@@ -507,7 +523,9 @@ def test_a_dependent_inserted_while_its_prerequisite_completes_is_eligible(
     assert claim(conn, epoch) == ["queue-1-2"]
 
 
-def test_a_dependent_inserted_while_its_prerequisite_is_cancelled_is_blocked(conn, first, second):
+def test_a_dependent_inserted_while_its_prerequisite_is_cancelled_is_blocked(
+    conn: Connection, first: Session, second: Session
+) -> None:
     feature = add_feature(conn, {1: []})
     first.do("begin")
     first.do("select pgcoord.cancel_phase('queue-1-1', 'no')")
@@ -518,8 +536,8 @@ def test_a_dependent_inserted_while_its_prerequisite_is_cancelled_is_blocked(con
 
 
 def test_a_prerequisite_deleted_while_it_completes_makes_its_dependent_wait(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     delete = "delete from phase_queue where queue_id = 'queue-1-1'"
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
@@ -532,7 +550,9 @@ def test_a_prerequisite_deleted_while_it_completes_makes_its_dependent_wait(
     assert claim(conn, epoch) == []
 
 
-def test_a_phase_skipped_while_it_is_deleted_is_not_there(conn, first, second):
+def test_a_phase_skipped_while_it_is_deleted_is_not_there(
+    conn: Connection, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: [], 2: [1]})
     first.do("begin")
     first.do("delete from phase_queue where queue_id = 'queue-1-1'")
@@ -542,8 +562,8 @@ def test_a_phase_skipped_while_it_is_deleted_is_not_there(conn, first, second):
 
 
 def test_a_phase_claimed_while_its_prerequisite_is_deleted_stays_claimed(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: [], 2: [1]})
     conn.execute("select pgcoord.skip_phase('queue-1-1', 'done')")
     first.do("begin")
@@ -554,7 +574,9 @@ def test_a_phase_claimed_while_its_prerequisite_is_deleted_stays_claimed(
     assert statuses(conn) == {2: "ready"}
 
 
-def test_a_feature_deleted_while_its_phase_is_claimed_stays(conn, epoch, first, second):
+def test_a_feature_deleted_while_its_phase_is_claimed_stays(
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: []})
     first.do("begin")
     first.do("select pgcoord.claim_phases(%s)", epoch)
@@ -565,8 +587,8 @@ def test_a_feature_deleted_while_its_phase_is_claimed_stays(conn, epoch, first, 
 
 
 def test_the_end_of_an_attempt_whose_phase_is_deleted_meanwhile_is_no_error(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: []})
     claim(conn, epoch)
     attempt = attempt_of(conn, "queue-1-1")["id"]
@@ -582,8 +604,8 @@ def test_the_end_of_an_attempt_whose_phase_is_deleted_meanwhile_is_no_error(
 
 
 def test_a_prerequisite_retried_while_another_fails_leaves_the_dependent_blocked(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: [], 2: [], 3: [1, 2]})
     conn.execute("select pgcoord.cancel_phase('queue-1-1', 'no')")
     assert claim(conn, epoch) == ["queue-1-2"]
@@ -598,8 +620,8 @@ def test_a_prerequisite_retried_while_another_fails_leaves_the_dependent_blocked
 
 
 def test_a_feature_paused_while_its_phase_is_claimed_holds_the_others_and_that_one_later(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     conn.execute("select pgcoord.set_slots(1)")
     add_feature(conn, {1: [], 2: []})
     first.do("begin")
@@ -616,7 +638,9 @@ def test_a_feature_paused_while_its_phase_is_claimed_holds_the_others_and_that_o
     assert claim(conn, epoch) == ["queue-1-1"]
 
 
-def test_a_claim_does_not_wait_for_a_pause_and_takes_nothing_from_under_it(conn, epoch, first):
+def test_a_claim_does_not_wait_for_a_pause_and_takes_nothing_from_under_it(
+    conn: Connection, epoch: int, first: Session
+) -> None:
     add_feature(conn, {1: []})
     first.do("begin")
     first.do("select pgcoord.pause(1)")
@@ -627,22 +651,23 @@ def test_a_claim_does_not_wait_for_a_pause_and_takes_nothing_from_under_it(conn,
 
 @pytest.mark.parametrize("pause_first", [True, False])
 def test_a_phase_inserted_while_its_feature_is_paused_is_held(
-    conn, epoch, first, second, pause_first
-):
+    conn: Connection, epoch: int, first: Session, second: Session, pause_first: bool
+) -> None:
     feature = add_feature(conn, {})
-    pause, insert = ["select pgcoord.pause(%s)", feature], [INSERT, feature, 1, Jsonb([]), "queued"]
+    pause = "select pgcoord.pause(%s)", (feature,)
+    insert = INSERT, (feature, 1, Jsonb([]), "queued")
     one, other = (pause, insert) if pause_first else (insert, pause)
     first.do("begin")
-    first.do(*one)
-    waiting = second.send_and_wait(*other)
+    first.do(one[0], *one[1])
+    waiting = second.send_and_wait(other[0], *other[1])
     first.do("commit")
     waiting.result(PATIENCE)
     assert claim(conn, epoch) == []
 
 
 def test_a_feature_cancelled_while_its_phase_is_claimed_has_that_phase_ended(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: [], 2: [1]})
     first.do("begin")
     first.do("select pgcoord.claim_phases(%s)", epoch)
@@ -654,8 +679,8 @@ def test_a_feature_cancelled_while_its_phase_is_claimed_has_that_phase_ended(
 
 
 def test_a_feature_cancelled_while_its_phase_is_completed_keeps_that_result(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
     first.do("begin")
@@ -666,7 +691,9 @@ def test_a_feature_cancelled_while_its_phase_is_completed_keeps_that_result(
     assert statuses(conn) == {1: "completed", 2: "cancelled"}
 
 
-def test_a_phase_inserted_while_its_feature_is_cancelled_is_refused(conn, first, second):
+def test_a_phase_inserted_while_its_feature_is_cancelled_is_refused(
+    conn: Connection, first: Session, second: Session
+) -> None:
     feature = add_feature(conn, {1: []})
     first.do("begin")
     first.do("select pgcoord.cancel_feature(1, 'no')")
@@ -675,7 +702,9 @@ def test_a_phase_inserted_while_its_feature_is_cancelled_is_refused(conn, first,
     assert sqlstate(inserted) == "PC002"
 
 
-def test_a_phase_retried_while_its_feature_is_pruned_is_kept(conn, first, second):
+def test_a_phase_retried_while_its_feature_is_pruned_is_kept(
+    conn: Connection, first: Session, second: Session
+) -> None:
     add_feature(conn, {1: []})
     conn.execute("select pgcoord.cancel_phase('queue-1-1', 'no')")
     conn.execute("update phase_queue set finished_timestamp = now() - interval '2 days'")
@@ -688,8 +717,8 @@ def test_a_phase_retried_while_its_feature_is_pruned_is_kept(conn, first, second
 
 
 def test_an_update_of_many_rows_by_hand_does_not_deadlock_with_a_completion(
-    conn, epoch, first, second
-):
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
     update = "update phase_queue set priority = 10 where queue_id = %s"
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
@@ -703,11 +732,14 @@ def test_an_update_of_many_rows_by_hand_does_not_deadlock_with_a_completion(
     assert claim(conn, epoch) == ["queue-1-2"]
 
 
-def test_an_update_by_hand_gives_up_on_a_feature_that_is_held_too_long(conn, first, second):
-    add_feature(conn, {1: []})
+def test_an_update_by_hand_gives_up_on_a_feature_that_is_held_too_long(
+    conn: Connection, first: Session, second: Session
+) -> None:
+    add_feature(conn, {1: [], 2: []})
     first.do("begin")
     first.do("select pgcoord.skip_phase('queue-1-1', 'done')")
-    conn.execute("insert into phase_queue (feature_id, phase_number) values (1, 2)") if False else None
+    moved = second.send("update phase_queue set status = 'completed' where queue_id = 'queue-1-2'")
+    assert sqlstate(moved) == "55P03"
     first.do("commit")
 
 
@@ -718,7 +750,7 @@ def test_an_update_by_hand_gives_up_on_a_feature_that_is_held_too_long(conn, fir
 @pytest.mark.parametrize(
     "statement",
     [
-        "insert into phase_queue (feature_id, phase_number, depends_on_phases) values (1, 4, '[1]')",
+        "insert into phase_queue (feature_id, phase_number) values (1, 4)",
         "update phase_queue set status = 'completed' where queue_id = 'queue-1-1'",
         "update phase_queue set depends_on_phases = '[1]' where queue_id = 'queue-1-3'",
         "delete from phase_queue where queue_id = 'queue-1-2'",
@@ -731,7 +763,9 @@ def test_an_update_by_hand_gives_up_on_a_feature_that_is_held_too_long(conn, fir
         "select pgcoord.claim_phases(1)",
     ],
 )
-def test_an_older_snapshot_changes_nothing(conn, epoch, level, statement):
+def test_an_older_snapshot_changes_nothing(
+    conn: Connection, epoch: int, level: str, statement: str
+) -> None:
     conn.execute("select pgcoord.set_slots(1)")
     add_feature(conn, {1: [], 2: [1], 3: []})
     add_feature(conn, {1: []})
@@ -764,18 +798,22 @@ def run_mixed_load(dsn: str, conn: Connection, epoch: int, seconds: float) -> No
         add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3]})
     load = Load(dsn, epoch, seconds, seed)
     load.run(ACTORS)
-    print(f"PGCOORD_TEST_SEED={seed}", dict(load.done), dict(load.refusals), load.most_held)
-    assert load.wrong == []
-    assert load.most_held <= 6 + 6
+    assert load.wrong == [], f"with PGCOORD_TEST_SEED={seed}"
+    assert all(load.done[actor] for actor in ACTORS)
+    assert 1 < load.most_held <= 6  # the most slots that a person asks for
     conn.execute("select pgcoord.resume()")
     conn.execute("select pgcoord.claim_phases(%s)", [epoch])
 
 
-def test_a_mixed_load_neither_deadlocks_nor_leaves_anything_wrong(dsn, conn, epoch):
+def test_a_mixed_load_neither_deadlocks_nor_leaves_anything_wrong(
+    dsn: str, conn: Connection, epoch: int
+) -> None:
     run_mixed_load(dsn, conn, epoch, 8)
 
 
 @pytest.mark.scale
 @pytest.mark.timeout(300)
-def test_a_long_mixed_load_neither_deadlocks_nor_leaves_anything_wrong(dsn, conn, epoch):
+def test_a_long_mixed_load_neither_deadlocks_nor_leaves_anything_wrong(
+    dsn: str, conn: Connection, epoch: int
+) -> None:
     run_mixed_load(dsn, conn, epoch, 60)

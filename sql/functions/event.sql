@@ -31,3 +31,21 @@ language sql as $$
 $$;
 comment on function pgcoord.log_event(text, text, integer, integer, text, integer) is
     'Write an event about something else than the move of a phase, and tell those who watch.';
+
+-- History stays as it was written; that of a feature goes when the feature has gone (prune).
+create or replace function pgcoord.guard_event() returns trigger
+language plpgsql as $$
+begin
+    if tg_op = 'DELETE' and not exists (select from public.planned_features where id = old.feature_id) then
+        return old;
+    end if;
+    raise exception using
+        errcode = 'PC008',
+        message = format('event %s is history and stays as it is', old.id),
+        hint = 'pgcoord.prune(older_than) removes finished features with their history.';
+end $$;
+comment on function pgcoord.guard_event() is 'Trigger: refuse (PC008) to change events, or to delete those of a feature that exists.';
+
+create or replace trigger event_change_refuses before update or delete on pgcoord.event
+    for each row execute function pgcoord.guard_event();
+comment on trigger event_change_refuses on pgcoord.event is 'Events are append-only.';

@@ -461,6 +461,12 @@ begin
                 is distinct from (old.slot, old.attempt, old.attempts_used, old.unmet, old.eligible_at, old.held, old.adw_id)
         then
             perform pgcoord.refuse_change(old.queue_id, false);
+        elsif new.status = old.status
+            and (new.priority, new.queue_position, new.phase_data)
+                is distinct from (old.priority, old.queue_position, old.phase_data)
+        then
+            -- Nothing follows from it, but one statement over many phases would deadlock with what completes one of them.
+            perform pgcoord.hold_feature(old.feature_id);
         end if;
         new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
         if new.depends_on_phases <> old.depends_on_phases then
