@@ -798,7 +798,7 @@ def run_mixed_load(dsn: str, conn: Connection, epoch: int, seconds: float) -> No
         add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3]})
     load = Load(dsn, epoch, seconds, seed)
     load.run(ACTORS)
-    assert load.wrong == [], f"with PGCOORD_TEST_SEED={seed}"
+    assert not load.wrong, "\n".join([f"PGCOORD_TEST_SEED={seed}", *load.wrong])
     assert all(load.done[actor] for actor in ACTORS)
     assert 1 < load.most_held <= 6  # the most slots that a person asks for
     conn.execute("select pgcoord.resume()")

@@ -461,11 +461,9 @@ begin
                 is distinct from (old.slot, old.attempt, old.attempts_used, old.unmet, old.eligible_at, old.held, old.adw_id)
         then
             perform pgcoord.refuse_change(old.queue_id, false);
-        elsif new.status = old.status
-            and (new.priority, new.queue_position, new.phase_data)
-                is distinct from (old.priority, old.queue_position, old.phase_data)
-        then
-            -- Nothing follows from it, but one statement over many phases would deadlock with what completes one of them.
+        elsif new.status = old.status and (new.retry_at is not null or old.retry_at is null) then
+            -- Nothing follows from it, but a statement over many phases would deadlock with what completes one of them.
+            -- Not when a claim clears a retry time: that never waits.
             perform pgcoord.hold_feature(old.feature_id);
         end if;
         new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
