@@ -43,6 +43,9 @@ GRACE = timedelta(seconds=5)
 # The status of a process that was ended with its wrapper: by KILL.
 _KILLED = 128 + 9
 
+# Locks on claimable phases that are waited for at once, each on a connection of its own.
+_MOST_AWAITED = 8
+
 # Seconds until an attempt is looked at again whose supervision failed by an error of ours.
 _SECOND_LOOK = 5
 
@@ -74,6 +77,7 @@ class Coordinator:
         self._stopping = asyncio.Event()
         self._listener: Listener | None = None
         self._epoch = 0
+        self._stands_by = False
         self._taken: dict[int, _Taken] = {}
         self._awaited: set[str] = set()
         # Without a check at check-out, which would cost a round trip each: a statement that finds
@@ -87,13 +91,15 @@ class Coordinator:
             kwargs={"autocommit": True},
         )
 
-    async def run(self) -> None:
+    async def run(self, *, stand_by: bool = False) -> None:
         """Lead, claim and supervise until `stop`; processes that run then are left running.
 
         Goes on through the loss of any connection, however long. Raises `AnotherLeads` when
-        somebody else leads at the start, and `DatabaseUnusable` when the server refuses us for good
-        before it was ever reached.
+        somebody else leads at the start, or else, with `stand_by`, waits for the lead and takes it
+        within some seconds. Raises `DatabaseUnusable` when the server refuses us for good before it
+        was ever reached.
         """
+        self._stands_by = stand_by
         refusal: CoordError | None = None
         async with self._pool, asyncio.TaskGroup() as tasks:
             self._tasks = tasks
@@ -111,6 +117,11 @@ class Coordinator:
         self._stopping.set()
 
     @property
+    def led(self) -> bool:
+        """Whether it ever led."""
+        return self._epoch > 0
+
+    @property
     def running(self) -> list[Assignment]:
         """The attempts that are supervised."""
         return [taken.assignment for taken in self._taken.values()]
@@ -124,7 +135,7 @@ class Coordinator:
                     backoff.reset()
                     await self._work()
             except (DatabaseUnusable, AnotherLeads) as error:
-                if not self._epoch and _is_final(error):
+                if not self._epoch and self._is_final(error):
                     raise
                 await self._pause(backoff, error)
             except _LOST_CONNECTION as error:
@@ -151,17 +162,16 @@ class Coordinator:
 
         A notification at any point of the round ends the next wait at once.
         """
-        await self._attend()
+        await self._unless_stopped(self._attend())
         while not self._stopping.is_set():
-            claimed = await self._claim()
-            await self._attend()
+            claimed = await self._unless_stopped(self._claim())
+            await self._unless_stopped(self._attend())
             if not claimed:
-                await self._rest()
+                await self._unless_stopped(self._rest())
 
     async def _claim(self) -> bool:
         """Claim what is eligible and take it on; whether there was anything."""
-        async with self._pool.connection() as conn:
-            assignments = await queries.claim_phases(conn, self._epoch)
+        assignments = await queries.claim_phases(self._conn, self._epoch)
         for assignment in assignments:
             logger.info("%s claimed", assignment)
             self._take(assignment, self._launch_and_supervise)
@@ -170,28 +180,27 @@ class Coordinator:
     async def _attend(self) -> None:
         """Take on attempts of this host that nobody supervises; end those that shall end."""
 
-        async with self._pool.connection() as conn:
-            await queries.expire_attempts(conn)
-            for attempt in await queries.open_attempts(conn, self.host):
-                if attempt.attempt_id not in self._taken:
-                    assignment = await queries.assignment(conn, attempt.attempt_id)
-                    if assignment:
-                        self._take(assignment, self._go_on)
-                if taken := self._taken.get(attempt.attempt_id):
-                    taken.heed(attempt)
+        await queries.expire_attempts(self._conn)
+        for attempt in await queries.open_attempts(self._conn, self.host):
+            if attempt.attempt_id not in self._taken:
+                assignment = await queries.assignment(self._conn, attempt.attempt_id)
+                if assignment:
+                    self._take(assignment, self._go_on)
+            if taken := self._taken.get(attempt.attempt_id):
+                taken.heed(attempt)
 
     async def _rest(self) -> None:
         """Wait until there may be something to do."""
-        async with self._pool.connection() as conn:
-            agenda = await queries.agenda(conn)
-        if agenda.locked_phase and agenda.locked_phase not in self._awaited:
-            self._tasks.create_task(self._await_lock(agenda.locked_phase))
         assert self._listener is not None
-        await self._unless_stopped(self._listener.wait(agenda.due_in))
+        agenda = await queries.agenda(self._conn, self._awaited)
+        while agenda.locked_phase and len(self._awaited) < _MOST_AWAITED:
+            self._awaited.add(agenda.locked_phase)
+            self._tasks.create_task(self._await_lock(agenda.locked_phase))
+            agenda = await queries.agenda(self._conn, self._awaited)
+        await self._listener.wait(agenda.due_in)
 
     async def _await_lock(self, queue_id: str) -> None:
         """Wake the loop when the lock on a claimable phase is gone: a rollback notifies nobody."""
-        self._awaited.add(queue_id)
         try:
             async with await database.connect(self._dsn) as conn:
                 await self._unless_stopped(queries.await_phase(conn, queue_id))
@@ -200,6 +209,20 @@ class Coordinator:
         finally:
             self._awaited.discard(queue_id)
             self._wake()
+
+    def _is_final(self, error: CoordError) -> bool:
+        if isinstance(error, AnotherLeads):
+            return not self._stands_by
+        return database.refused_for_good(error)
+
+    @property
+    def _conn(self) -> queries.Connection:
+        """The connection that holds the lead, which the loop uses while it does not listen.
+
+        So a claim cannot outlive the lead, nor wait for connections that reports are using.
+        """
+        assert self._listener is not None
+        return self._listener.conn
 
     def _wake(self) -> None:
         if self._listener:
@@ -232,6 +255,7 @@ class Coordinator:
             await supervise(taken)
         except AnotherLeads as error:
             logger.warning("%s is left to whoever leads now: %s", taken.assignment, error)
+            self._wake()  # it may be ourselves, with a new lead
         except Exception:
             logger.exception("%s is looked at again in %d s", taken.assignment, _SECOND_LOOK)
             await self._unless_stopped(asyncio.sleep(_SECOND_LOOK))
@@ -244,9 +268,11 @@ class Coordinator:
             await self._prepare(taken)
             await self._launch(taken)
         except (CannotStart, InvalidConfiguration, OSError) as error:
-            logger.warning("%s could not be started: %s", taken.assignment, error)
-            await self._give_up(taken, "failed", str(error))
-            return
+            if await asyncio.to_thread(taken.run.state) is RunState.NEVER_STARTED:
+                logger.warning("%s could not be started: %s", taken.assignment, error)
+                await self._give_up(taken, "failed", str(error))
+                return
+            # Another coordinator of this host was faster: the process is there, and it counts.
         await self._record_start(taken)
         await self._see_to_its_end(taken)
 
@@ -444,10 +470,6 @@ def _values(assignment: Assignment, run: Run) -> dict[str, str | None]:
         "prompt_file": str(run.prompt_file),
         "prompt": assignment.prompt or "",
     }
-
-
-def _is_final(error: CoordError) -> bool:
-    return isinstance(error, AnotherLeads) or database.refused_for_good(error)
 
 
 def _line(error: Exception) -> str:

@@ -16,6 +16,8 @@ _KEEPALIVE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 5000,
 }
+# What a role or database may set for people at a prompt: we wait as long as it takes.
+_PATIENCE = "-c lock_timeout=0 -c statement_timeout=0"
 # The same on the server's side: the lead goes with its connection, also when our machine has
 # vanished.
 _SERVER_KEEPALIVE = (
@@ -33,10 +35,11 @@ def with_defaults(dsn: str, *, listens: bool = False) -> str:
             hint="For example postgresql://user@host:5432/name, or host=… dbname=…",
         ) from error
     extra: dict[str, Any] = {"application_name": "pgcoord", **_KEEPALIVE}
+    options = [str(given.pop("options", "")), _PATIENCE]
     if listens:
         extra["application_name"] = "pgcoord listener"
-        extra["options"] = f"{given.get('options') or ''} {_SERVER_KEEPALIVE}".strip()
-        given.pop("options", None)
+        options.append(_SERVER_KEEPALIVE)
+    extra["options"] = " ".join(options).strip()
     return make_conninfo(dsn, **{key: value for key, value in extra.items() if key not in given})
 
 

@@ -4,7 +4,7 @@ The one rule: no SQL anywhere else, and no decision here. What the database refu
 `CoordError`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -356,12 +356,11 @@ async def expire_attempts(conn: Connection) -> None:
     await _value(conn, "select pgcoord.expire_attempts()")
 
 
-async def agenda(conn: Connection) -> Agenda:
-    """When to look next, and what is locked by somebody.
-
-    Ask after a claim that returned nothing.
-    """
-    found = await _row(conn, Agenda, "select due_in, locked_phase from pgcoord.agenda()")
+async def agenda(conn: Connection, awaited: Collection[str]) -> Agenda:
+    """When to look next, and what is locked besides `awaited`; for after a claim of nothing."""
+    found = await _row(
+        conn, Agenda, "select due_in, locked_phase from pgcoord.agenda(%s)", list(awaited)
+    )
     assert found is not None
     return found
 

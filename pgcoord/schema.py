@@ -49,9 +49,13 @@ def _upgrade(conn: psycopg.Connection) -> list[str]:
             ran.append(path.stem)
     functions = _files("functions")
     if done.get("functions") != _digest(functions):
+        # In the order in which everybody else locks: an upgrade waits, and never deadlocks.
         conn.execute(
-            "set local check_function_bodies = off"
-        )  # they may call each other in any order
+            "lock table pgcoord.control, public.planned_features, public.phase_queue,"
+            " pgcoord.attempt, pgcoord.slot, pgcoord.event in share row exclusive mode"
+        )
+        # The functions may call each other in any order.
+        conn.execute("set local check_function_bodies = off")
         for path in functions:
             _run(conn, path)
         _record(conn, "functions", _digest(functions))

@@ -15,15 +15,26 @@ from pgcoord import queries, schema
 from pgcoord.coordinator import Coordinator
 from pgcoord.embedded import EmbeddedPostgres
 from pgcoord.errors import DatabaseUnusable
-from pgcoord.listener import listening
+from pgcoord.listener import Listener, listening
 
-STEPS = ["before claim", "after claim", "after attend", "after agenda", "before wait"]
+STEPS = ["before claim", "after claim", "after attend", "after agenda"]
 
 
 @pytest.fixture
 async def watch(dsn: str) -> AsyncIterator[Watch]:
     async with watching(dsn) as watch:
         yield watch
+
+
+def before_waiting(listener: Listener, do: Callable[[], Awaitable[None]]) -> None:
+    """Have `do` done each time when the loop is about to wait."""
+    wait = listener.wait
+
+    async def do_and_wait(seconds: float | None) -> None:
+        await do()
+        await wait(seconds)
+
+    listener.wait = do_and_wait  # type: ignore[method-assign]
 
 
 class Stepped(Coordinator):
@@ -47,12 +58,9 @@ class Stepped(Coordinator):
         await super()._attend()
         await self._reach("after attend")
 
-    async def _unless_stopped(self, awaitable):  # type: ignore[no-untyped-def]
-        if self._listener and getattr(awaitable, "__name__", "") == "wait":
-            await self._reach("after agenda")
-            await asyncio.sleep(0)
-            await self._reach("before wait")
-        return await super()._unless_stopped(awaitable)
+    async def _take_the_lead(self, listener: Listener) -> None:
+        await super()._take_the_lead(listener)
+        before_waiting(listener, lambda: self._reach("after agenda"))
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -77,10 +85,12 @@ class SlowStart(Coordinator):
 
     rests: asyncio.Event
 
-    async def _unless_stopped(self, awaitable):  # type: ignore[no-untyped-def]
-        if getattr(awaitable, "__name__", "") == "wait":
-            self.rests.set()
-        return await super()._unless_stopped(awaitable)
+    async def _take_the_lead(self, listener: Listener) -> None:
+        await super()._take_the_lead(listener)
+        before_waiting(listener, self._rest_reached)
+
+    async def _rest_reached(self) -> None:
+        self.rests.set()
 
     async def _record_start(self, taken: Any) -> None:
         await self.rests.wait()

@@ -87,7 +87,7 @@ async def test_a_process_that_ended_while_nobody_coordinated_has_its_status_coun
     gate = Gate(tmp_path / "gate")
     await watch.submit(f"read _ < {gate.path}; echo bye; exit 5")
     await kill_coordinator_at(point, dsn, tmp_path)
-    (folder,) = (tmp_path / "runs").glob("*/1")
+    (folder,) = (tmp_path / "runs").glob("*/1-*")
     gate.open()
     await wait_for_end(folder)
     async with running(make_coordinator(dsn, tmp_path)):

@@ -176,7 +176,7 @@ def test_no_coordinator(conn: Connection) -> None:
     queue_id = add_phase(conn, add_feature(conn, {}), 1)
     assert why(conn, queue_id) == [
         ("coordinator", "no coordinator runs"),
-        ("slot", "waits for a slot, 1st in line; 0 of 3 are held"),
+        ("slot", "is 1st in line; a slot is free"),
     ]
 
 

@@ -17,11 +17,14 @@ from pgcoord import database, queries
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.place import check_schema, session
 from pgcoord.coordinator import Coordinator
-from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable
+from pgcoord.errors import CoordError, DatabaseUnusable
 from pgcoord.plan import Plan
 from pgcoord.progress import Progress, Snapshot, follow, progress, read_snapshot, summary
 
 logger = logging.getLogger(__name__)
+
+# Seconds after which it is settled that somebody else leads.
+_SETTLED = 1.0
 
 # Seconds between tries while the database does not answer.
 _PATIENCE = 1.0
@@ -36,7 +39,6 @@ class Runner:
         self._surroundings = surroundings
         self._dsn = dsn
         self._coordinator = coordinator
-        self._leads_here = True
         self._error: Exception | None = None
         self._end: Snapshot | None = None
 
@@ -46,12 +48,17 @@ class Runner:
             leader = await queries.leader(conn)
             feature_id = await queries.submit_feature(conn, plan.feature())
         if leader:
-            self._only_watch(f"another coordinator leads: process {leader.pid} on {leader.host}")
+            logger.warning(
+                "process %d on %s leads and runs the phases; this one watches, and takes over"
+                " when that one ends",
+                leader.pid,
+                leader.host,
+            )
         with progress() as shown, _interruptible(self._stop) as came:
             async with asyncio.TaskGroup() as tasks:
                 leading = tasks.create_task(self._lead())
                 self._watching = tasks.create_task(self._watch(feature_id, shown, leading))
-        if self._leads_here:
+        if self._coordinator.led:
             await _tell_what_goes_on(self._dsn, self._coordinator, interrupted=bool(came))
         elif came:
             logger.warning("feature %d goes on without this one", feature_id)
@@ -63,21 +70,13 @@ class Runner:
             return 128 + came[0]
         return 0 if self._end and self._end.completed else 1
 
-    def _only_watch(self, because: str) -> None:
-        logger.warning("%s; it runs the phases, this one watches", because)
-        self._leads_here = False
-
     def _stop(self) -> None:
         self._coordinator.stop()
         self._watching.cancel()
 
     async def _lead(self) -> None:
-        if not self._leads_here:
-            return
         try:
-            await self._coordinator.run()
-        except AnotherLeads as error:
-            self._only_watch(str(error))
+            await self._coordinator.run(stand_by=True)
         except CoordError as error:
             self._error = error
             self._watching.cancel()
@@ -89,7 +88,9 @@ class Runner:
         """
         settled = asyncio.ensure_future(self._coordinator.leads.wait())
         try:
-            await asyncio.wait({settled, leading}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {settled, leading}, timeout=_SETTLED, return_when=asyncio.FIRST_COMPLETED
+            )
             self._end = await _watched(self._dsn, feature_id, shown)
         except (CoordError, OSError) as error:  # OSError: nobody reads what is printed any more
             self._error = error

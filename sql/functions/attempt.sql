@@ -114,7 +114,8 @@ begin
                 workflow, reports, max_attempts, retry_delay, retry_lost, timeout
             )
             select v_id, v_phase.queue_id, v_phase.attempt + 1, v_adw_id, pgcoord.new_secret(), v_slot, p_epoch, c.host,
-                format('%s/%s/%s', c.runs_folder, v_control.installation, v_id), w.name, w.reports,
+                -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
+                format('%s/%s/%s-%s', c.runs_folder, v_control.installation, v_id, left(gen_random_uuid()::text, 8)), w.name, w.reports,
                 coalesce((v_phase.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts), w.retry_delay, w.retry_lost,
                 coalesce(make_interval(secs => (v_phase.phase_data ->> 'timeout_seconds')::float8), w.timeout)
             -- Always one row: were the coordinator's or the workflow's gone, this is an error, not a loop without end.
@@ -304,26 +305,39 @@ create or replace trigger attempt_ending_tells after update on pgcoord.attempt
 comment on trigger attempt_ending_tells on pgcoord.attempt is 'Tell the coordinator that a process is to be ended.';
 
 -- When to look next, in seconds, though nobody notifies: the nearest retry time or deadline. And a phase that could be
--- claimed but was skipped because somebody has it locked: the coordinator waits for that lock, since a transaction
--- that ends by rollback notifies nobody.
-create or replace function pgcoord.agenda(out due_in float8, out locked_phase text)
-language sql volatile as $$
-    select
-        extract(epoch from least(
-            (select min(retry_at) from public.phase_queue where retry_at > clock_timestamp()),
-            (select min(deadline) from pgcoord.attempt where ended_at is null and ending is null)
-        ) - clock_timestamp())::float8,
-        (select p.queue_id
-            from public.phase_queue as p
-                join pgcoord.workflow as w on w.name = p.workflow_type or p.workflow_type is null and w.is_default
-            where p.status = 'queued' and p.eligible_at is not null and not p.held
-                and (p.retry_at is null or p.retry_at <= clock_timestamp())
-                and exists (
-                    select from pgcoord.slot as s
-                    where not s.draining and not exists (select from public.phase_queue as live where live.slot = s.number)
-                )
-                and not exists (select from pgcoord.control where paused_at is not null)
-            limit 1);
-$$;
-comment on function pgcoord.agenda() is
-    'For the coordinator, after a claim that returned nothing: seconds until the next deadline (null: none), and a claimable phase that somebody has locked.';
+-- claimed but was skipped because somebody has it locked, other than those in p_awaited: the coordinator waits for that
+-- lock, since a transaction that ends by rollback notifies nobody.
+create or replace function pgcoord.agenda(
+    p_awaited text[] default '{}', out due_in float8, out locked_phase text
+)
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
+declare
+    v_workflows text[];
+    v_default text;
+begin
+    due_in := extract(epoch from least(
+        (select min(retry_at) from public.phase_queue where retry_at > clock_timestamp()),
+        (select min(deadline) from pgcoord.attempt where ended_at is null and ending is null)
+    ) - clock_timestamp());
+    if exists (select from pgcoord.control where paused_at is not null) or not exists (
+        select from pgcoord.slot as s
+        where not s.draining and not exists (select from public.phase_queue as live where live.slot = s.number)
+    ) then
+        return;
+    end if;
+    select array_agg(name), min(name) filter (where is_default) into v_workflows, v_default from pgcoord.workflow;
+    -- Two look-ups, each by its own index: one over both conditions would read the whole table.
+    locked_phase := coalesce(
+        (select p.queue_id from public.phase_queue as p
+            where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
+                and coalesce(p.workflow_type, v_default) = any (v_workflows) and p.queue_id <> all (p_awaited)
+            order by p.priority, p.queue_position, p.feature_id, p.phase_number limit 1),
+        (select p.queue_id from public.phase_queue as p
+            where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held
+                and coalesce(p.workflow_type, v_default) = any (v_workflows) and p.queue_id <> all (p_awaited)
+            order by p.retry_at limit 1)
+    );
+end $$;
+comment on function pgcoord.agenda(text[]) is
+    'For the coordinator, after a claim that returned nothing: seconds until the next deadline (null: none), and a claimable phase that somebody has locked, other than those given.';

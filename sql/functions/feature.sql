@@ -218,7 +218,7 @@ language sql as $$
         and not exists (
             select from public.phase_queue as p
             where p.feature_id = f.id
-                and (not (p.status in ('completed', 'cancelled') or p.status = 'failed' and f.cancelled_at is not null)
+                and (not (p.status = 'completed' or p.status in ('cancelled', 'failed') and f.cancelled_at is not null)
                     or coalesce(p.finished_timestamp, p.updated_at) > now() - p_older_than)
         )
         and coalesce(f.cancelled_at, '-infinity') <= now() - p_older_than;

@@ -453,10 +453,15 @@ language plpgsql as $$
 declare
     v_by_hand boolean := pg_trigger_depth() = 1;    -- a statement of a person or of our functions, not of a trigger
 begin
+    if (new.queue_id, new.feature_id, new.phase_number) is distinct from (old.queue_id, old.feature_id, old.phase_number) then
+        perform pgcoord.refuse_change(old.queue_id, true);
+    end if;
+    new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
+    if new.depends_on_phases <> old.depends_on_phases then
+        perform pgcoord.check_new_prerequisites(old, new.depends_on_phases);
+    end if;
     if v_by_hand then
-        if (new.queue_id, new.feature_id, new.phase_number) is distinct from (old.queue_id, old.feature_id, old.phase_number) then
-            perform pgcoord.refuse_change(old.queue_id, true);
-        elsif new.status = old.status
+        if new.status = old.status
             and (new.slot, new.attempt, new.attempts_used, new.unmet, new.eligible_at, new.held, new.adw_id)
                 is distinct from (old.slot, old.attempt, old.attempts_used, old.unmet, old.eligible_at, old.held, old.adw_id)
         then
@@ -465,10 +470,6 @@ begin
             -- Nothing follows from it, but a statement over many phases would deadlock with what completes one of them.
             -- Not when a claim clears a retry time: that never waits.
             perform pgcoord.hold_feature(old.feature_id);
-        end if;
-        new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
-        if new.depends_on_phases <> old.depends_on_phases then
-            perform pgcoord.check_new_prerequisites(old, new.depends_on_phases);
         end if;
     end if;
     new.updated_at := now();
@@ -482,7 +483,9 @@ begin
             hint = format('pgcoord.why(%L) says what can be done.', old.queue_id);
     elsif new.status in ('ready', 'running') then
         -- Allowed when it is true: ready with the attempt of a claim, running with a started one.
-        if not exists (
+        if (new.unmet, new.eligible_at, new.held, new.attempts_used)
+            is distinct from (old.unmet, old.eligible_at, old.held, old.attempts_used)
+        or not exists (
             select from pgcoord.attempt
             where queue_id = new.queue_id and number = new.attempt and adw_id = new.adw_id and slot = new.slot
                 and ended_at is null and (new.status = 'ready' or started_at is not null)

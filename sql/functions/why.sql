@@ -85,7 +85,9 @@ language sql stable as $$
         select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default
     )
     union all
-    select 10, 'slot', format('waits for a slot, %s in line; %s of %s are held', pgcoord.ordinal(1 + before.n), held.n, slots.n), null
+    select 10, 'slot', case when held.n < slots.n
+            then format('is %s in line; a slot is free', pgcoord.ordinal(1 + before.n))
+            else format('waits for a slot, %s in line; %s of %s are held', pgcoord.ordinal(1 + before.n), held.n, slots.n) end, null
     from (
             select count(*) as n from public.phase_queue as q
             where q.status = 'queued' and q.eligible_at is not null and q.retry_at is null and not q.held
