@@ -366,7 +366,8 @@ class Coordinator:
 
     async def _pause(self, backoff: "_Backoff", error: Exception) -> None:
         seconds = backoff.next()
-        logger.warning("trying again in %.2f s: %s", seconds, _line(error))
+        level = logging.INFO if isinstance(error, AnotherLeads) else logging.WARNING
+        logger.log(level, "trying again in %.2f s: %s", seconds, _line(error))
         await self._unless_stopped(asyncio.sleep(seconds))
 
     def _workflow(self, assignment: Assignment) -> Workflow:

@@ -81,7 +81,7 @@ def template(server: str) -> Iterator[str]:
 
 
 def _drop(admin: psycopg.Connection[tuple[Any, ...]], prefix: str) -> None:
-    """Leave nothing on a server that goes on; all at once, since each drop waits for its clients."""
+    """Leave nothing on a server that goes on; at the end, for each drop waits for its clients."""
     named = "select datname from pg_database where starts_with(datname, %s)"
     for (each,) in admin.execute(named, [prefix]).fetchall():
         admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(each)))

@@ -107,7 +107,8 @@ def test_a_claim_gives_number_adw_id_slot_and_all_that_is_needed_to_run(
     assert re.fullmatch("adw-[0-9a-f]{8}", given["adw_id"])
     assert re.fullmatch("whsec_[A-Za-z0-9+/]{43}=", given["secret"])
     installation = one(conn, "select installation from pgcoord.control")["installation"]
-    assert given["folder"] == f"/runs/{installation}/{given['attempt_id']}"
+    folder = f"/runs/{installation}/{given['attempt_id']}-[0-9a-f]{{8}}"
+    assert re.fullmatch(folder, given["folder"])
     assert {name: given[name] for name in ("host", "workflow", "title", "prompt")} == {
         "host": "here",
         "workflow": "work",

@@ -235,11 +235,23 @@ def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection) ->
     done = desk.call("run", desk.plan("true"))
     assert done.returncode == 0
     assert done.stderr == (
-        f"pgcoord: another coordinator leads: process {serve.pid} on {os.uname().nodename};"
-        " it runs the phases, this one watches\n"
+        f"pgcoord: process {serve.pid} on {os.uname().nodename} leads and runs the phases;"
+        " this one watches, and takes over when that one ends\n"
     )
     assert "completed: 1 phase in" in done.stdout
     assert len(conn.execute("select from pgcoord.coordinator").fetchall()) == 1
+
+
+def test_run_beside_a_serve_takes_over_when_that_one_ends(desk: Desk) -> None:
+    serve = desk.start("serve")
+    serve.until("leading")
+    gate = desk.gate("gate")
+    run = desk.start("run", desk.plan(f"read _ < {gate}", "true"))
+    run.until("phase 1  running")
+    serve.send(signal.SIGTERM)
+    assert serve.wait() == 0
+    gate.write_text("go on\n")
+    assert run.wait() == 0
 
 
 def test_run_says_what_holds_a_feature_of_which_nothing_runs(desk: Desk) -> None:

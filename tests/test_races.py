@@ -706,8 +706,9 @@ def test_a_phase_retried_while_its_feature_is_pruned_is_kept(
     conn: Connection, first: Session, second: Session
 ) -> None:
     add_feature(conn, {1: []})
-    conn.execute("select pgcoord.cancel_phase('queue-1-1', 'no')")
+    conn.execute("select pgcoord.cancel_feature(1, 'no')")
     conn.execute("update phase_queue set finished_timestamp = now() - interval '2 days'")
+    conn.execute("update planned_features set cancelled_at = now() - interval '2 days'")
     first.do("begin")
     first.do("select pgcoord.retry_phase('queue-1-1')")
     pruned = second.send_and_wait("select pgcoord.prune('1 day') as many")

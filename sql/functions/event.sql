@@ -49,17 +49,3 @@ comment on function pgcoord.guard_event() is 'Trigger: refuse (PC008) to change 
 create or replace trigger event_change_refuses before update or delete on pgcoord.event
     for each row execute function pgcoord.guard_event();
 comment on trigger event_change_refuses on pgcoord.event is 'Events are append-only.';
-
-create or replace function pgcoord.refuse_truncate() returns trigger
-language plpgsql as $$
-begin
-    raise exception using
-        errcode = 'PC008',
-        message = format('%I.%I is not truncated', tg_table_schema, tg_table_name),
-        hint = 'pgcoord.prune(older_than) removes finished features with their history.';
-end $$;
-comment on function pgcoord.refuse_truncate() is 'Trigger: refuse (PC008) to truncate a table.';
-
-create or replace trigger event_truncate_refuses before truncate on pgcoord.event
-    for each statement execute function pgcoord.refuse_truncate();
-comment on trigger event_truncate_refuses on pgcoord.event is 'Events are append-only.';
