@@ -64,6 +64,8 @@ declare
     v_control pgcoord.control;
     v_workflows text[];
     v_default text;
+    v_coordinator pgcoord.coordinator;
+    v_workflow pgcoord.workflow;
     v_slot smallint;
     v_draining boolean;
     v_phase record;
@@ -87,6 +89,7 @@ begin
         return;
     end if;
     select array_agg(name), min(name) filter (where is_default) into v_workflows, v_default from pgcoord.workflow;
+    select * into strict v_coordinator from pgcoord.coordinator where epoch = p_epoch;
 
     for v_slot, v_draining in
         select s.number, s.draining from pgcoord.slot as s
@@ -105,6 +108,7 @@ begin
         limit 1
         for no key update skip locked;
         exit when not found;
+        select * into strict v_workflow from pgcoord.workflow where name = v_phase.workflow;
 
         loop
             v_id := nextval('pgcoord.attempt_id');
@@ -113,15 +117,15 @@ begin
                 id, queue_id, number, adw_id, secret, slot, epoch, host, folder,
                 workflow, reports, max_attempts, retry_delay, retry_lost, timeout
             )
-            select v_id, v_phase.queue_id, v_phase.attempt + 1, v_adw_id, pgcoord.new_secret(), v_slot, p_epoch, c.host,
+            values (
+                v_id, v_phase.queue_id, v_phase.attempt + 1, v_adw_id, pgcoord.new_secret(), v_slot, p_epoch, v_coordinator.host,
                 -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
-                format('%s/%s/%s-%s', c.runs_folder, v_control.installation, v_id, left(gen_random_uuid()::text, 8)), w.name, w.reports,
-                coalesce((v_phase.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts), w.retry_delay, w.retry_lost,
-                coalesce(make_interval(secs => (v_phase.phase_data ->> 'timeout_seconds')::float8), w.timeout)
-            -- Always one row: were the coordinator's or the workflow's gone, this is an error, not a loop without end.
-            from pgcoord.control as one
-                left join pgcoord.coordinator as c on c.epoch = p_epoch
-                left join pgcoord.workflow as w on w.name = v_phase.workflow
+                format('%s/%s/%s-%s', v_coordinator.runs_folder, v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
+                v_workflow.name, v_workflow.reports,
+                coalesce((v_phase.phase_data ->> 'max_attempts')::numeric::integer, v_workflow.max_attempts),
+                v_workflow.retry_delay, v_workflow.retry_lost,
+                coalesce(make_interval(secs => (v_phase.phase_data ->> 'timeout_seconds')::float8), v_workflow.timeout)
+            )
             on conflict (adw_id) do nothing;
             exit when found;    -- else a client has used this very id
         end loop;
