@@ -911,4 +911,4 @@ def test_database_agrees_with_the_model_whatever_is_done(conn: Connection) -> No
 @pytest.mark.scale
 @pytest.mark.timeout(1800)
 def test_database_agrees_with_the_model_in_long_random_histories(conn: Connection) -> None:
-    run(conn, settings(COMMON, max_examples=1000, stateful_step_count=100))
+    run(conn, settings(COMMON, max_examples=250, stateful_step_count=80))
