@@ -274,12 +274,15 @@ class _Chain:
         self._settle()
         return claimed - sent, started - sent
 
-    def end(self) -> None:
-        """Give the rest up, and wait until the last process is gone."""
+    def end(self, conn: Connection) -> None:
+        """Give the rest up, and wait until the last process is gone.
+
+        On a connection of its own: Ctrl-C may have come in the middle of a statement of ours.
+        """
         for number in self._gates:
             self._let_out(number)
-        self._conn.execute(_sql("cancel_all"))
-        _await_count(self._conn, "open_attempts")
+        conn.execute(_sql("cancel_all"))
+        _await_count(conn, "open_attempts")
 
     def close(self) -> None:
         """Close the FIFOs: a process that still waits ends."""
@@ -376,7 +379,8 @@ def _chain(coordinator: "_Coordinator", samples: int) -> Iterator[_Chain]:
         finally:
             try:
                 if coordinator.runs():
-                    chain.end()
+                    with _connected(coordinator.dsn) as fresh:
+                        chain.end(fresh)
             finally:
                 chain.close()
 
