@@ -1,12 +1,14 @@
 .DEFAULT_GOAL := help
-.PHONY: help install fmt lint types test test-scale check run bench wheel clean
+.PHONY: help install fmt lint types test test-system test-scale check run bench wheel clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DATABASE_TESTS := $(addprefix tests/test_,$(addsuffix .py,attempt control dependency feature model \
+	phase races schema spec why coordinator recovery))
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed ## set up .venv with pgcoord, the embedded Postgres and the tools
 
@@ -32,6 +34,12 @@ types: install ## check types (mypy, strict)
 test: install ## run the tests (under five minutes)
 	$(BIN)/pytest -q -n 2 -m 'not scale'
 
+test-system: install ## run the tests of the database on the system's Postgres, where there is one
+	@folder=$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1); \
+	if [ -z "$$folder" ]; then echo "skipped: there is no Postgres below /usr/lib/postgresql"; else \
+	echo "on $$folder"; \
+	PGCOORD_TEST_POSTGRES=$$folder $(BIN)/pytest -q -n 2 -m 'not scale' $(DATABASE_TESTS); fi
+
 test-scale: install ## run the tests that take minutes
 	$(BIN)/pytest -q -m scale
 
@@ -41,6 +49,7 @@ run: install ## run examples/release-check.md to its end on the embedded Postgre
 	$(BIN)/pgcoord run examples/release-check.md --config examples/pgcoord.toml
 
 bench: install ## measure pgcoord on the embedded Postgres
+	$(BIN)/pgcoord db start
 	$(BIN)/pgcoord bench
 
 wheel: install ## build sdist and wheel into dist/
