@@ -192,11 +192,14 @@ class Coordinator:
     async def _rest(self) -> None:
         """Wait until there may be something to do."""
         assert self._listener is not None
-        agenda = await queries.agenda(self._conn, self._awaited)
-        while agenda.locked_phase and len(self._awaited) < _MOST_AWAITED:
+        seen = set(self._awaited)
+        agenda = await queries.agenda(self._conn, seen)
+        while agenda.locked_phase and len(seen) < _MOST_AWAITED:
+            # Perhaps it has just become claimable: then its lock is had at once, and wakes us.
+            seen.add(agenda.locked_phase)
             self._awaited.add(agenda.locked_phase)
             self._tasks.create_task(self._await_lock(agenda.locked_phase))
-            agenda = await queries.agenda(self._conn, self._awaited)
+            agenda = await queries.agenda(self._conn, seen)
         await self._listener.wait(agenda.due_in)
 
     async def _await_lock(self, queue_id: str) -> None:

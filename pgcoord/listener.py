@@ -48,6 +48,8 @@ class Listener:
 
         `notifies` is left between packets only.
         """
+        if self._arrived():
+            return True
         heard = asyncio.ensure_future(self._next(seconds))
         told = asyncio.ensure_future(self._told.wait())
         try:
@@ -58,6 +60,16 @@ class Listener:
             heard.cancel()
             # The connection is free again only when the generator has let go of it.
             await asyncio.gather(heard, told, return_exceptions=True)
+
+    def _arrived(self) -> bool:
+        """Whether notifications lie in libpq's buffer: they came with the end of a statement.
+
+        `notifies` would not see them before the socket is readable again.
+        """
+        arrived = False
+        while self.conn.pgconn.notifies():
+            arrived = True
+        return arrived
 
     async def _next(self, seconds: float) -> bool:
         return bool([n async for n in self.conn.notifies(timeout=seconds, stop_after=1)])

@@ -118,6 +118,18 @@ async def test_waiting_ends_with_a_notification_sent_before_it_began(
         await listener.wait(None)
 
 
+async def test_waiting_ends_with_a_notification_that_came_with_the_end_of_a_statement(
+    dsn: str, watch: Watch
+) -> None:
+    async with asyncio.timeout(PATIENCE), listening(dsn) as listener:
+        for _ in range(200):
+            # Sent while the statement runs, so that both often arrive in one packet.
+            busy = asyncio.ensure_future(listener.conn.execute("select pg_sleep(0.002)"))
+            await watch.conn.execute("notify pgcoord_wake")
+            await busy
+            await listener.wait(None)
+
+
 async def test_waiting_ends_when_told_from_within(dsn: str) -> None:
     async with asyncio.timeout(PATIENCE), listening(dsn) as listener:
         waiting = asyncio.ensure_future(listener.wait(None))

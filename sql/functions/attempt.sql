@@ -315,7 +315,7 @@ create or replace function pgcoord.agenda(
     p_awaited text[] default '{}', out due_in float8, out locked_phase text
 )
 language plpgsql
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_workflows text[];
     v_default text;

@@ -509,7 +509,7 @@ comment on trigger phase_queue_update_guards on public.phase_queue is 'Refuse wh
 -- a condition that no row of nulls fulfils would let the planner make it a plain join again.)
 create or replace function pgcoord.settle_updated_phases() returns trigger
 language plpgsql
-set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v record;
     v_wakes boolean := false;
