@@ -53,6 +53,11 @@ _LEAVES: Mapping[str, type[CoordError]] = {
     "55P03": Refused,
 }
 
+_RIGHTS = (
+    "The owner of the database can grant you pgcoord_client, or pgcoord_coordinator to serve;"
+    " 'pgcoord upgrade --roles' makes them."
+)
+
 
 @contextmanager
 def refusals() -> Iterator[None]:
@@ -68,7 +73,9 @@ def refusals() -> Iterator[None]:
             raise
         raise leaf(
             error.diag.message_primary or str(error),
-            hint=error.diag.message_hint or error.diag.message_detail,
+            hint=error.diag.message_hint
+            or error.diag.message_detail
+            or (_RIGHTS if error.sqlstate == "42501" else None),
         ) from error
 
 

@@ -1,6 +1,7 @@
 """Bring a database to this release's schema, and tell whether one is there already.
 
-The one rule: sql/migrations run once, in order; sql/functions whenever one of them has changed.
+The one rule: sql/migrations run once, in order; sql/functions whenever one of them has changed, and
+sql/roles.sql after them, in a database that was once given roles.
 """
 
 import hashlib
@@ -14,20 +15,25 @@ from pgcoord.errors import DatabaseUnusable, WrongSchema
 
 OLDEST_POSTGRES = 14
 
+ROLES = assets.SQL / "roles.sql"
+GROUPS = ("pgcoord_reader", "pgcoord_client", "pgcoord_coordinator")
 
-def upgrade(conn: psycopg.Connection) -> list[str]:
+
+def upgrade(conn: psycopg.Connection, *, roles: bool = False) -> list[str]:
     """Bring the database to this release's schema in one transaction; return what was run.
 
-    Nothing is run when it is there already. Waits for an upgrade that runs elsewhere. Raises
-    `WrongSchema` when a newer release wrote the database or a phase_queue of another make is in it,
-    `DatabaseUnusable` when the server is too old or reads only, or the user may not create.
+    Nothing is run when it is there already. With `roles`, the roles are made where there are none,
+    and their rights set anew; later upgrades keep them right. Waits for an upgrade that runs
+    elsewhere. Raises `WrongSchema` when a newer release wrote the database or a phase_queue of
+    another make is in it, `DatabaseUnusable` when the server is too old or reads only, or the user
+    may not create.
     """
     check_server(conn)
     try:
         with conn.transaction():
             # Upgrades take turns: a second one sees what the first has done.
             conn.execute("select pg_advisory_xact_lock(hashtext('pgcoord.upgrade'))")
-            return _upgrade(conn)
+            return _upgrade(conn, roles=roles)
     except psycopg.errors.InsufficientPrivilege as error:
         raise DatabaseUnusable(
             f"the schema cannot be created: {error.diag.message_primary}",
@@ -35,7 +41,7 @@ def upgrade(conn: psycopg.Connection) -> list[str]:
         ) from error
 
 
-def _upgrade(conn: psycopg.Connection) -> list[str]:
+def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
     if not _exists(conn, "pgcoord.migration"):
         _refuse_foreign_tables(conn)
         _run(conn, assets.SQL / "bookkeeping.sql")
@@ -58,14 +64,56 @@ def _upgrade(conn: psycopg.Connection) -> list[str]:
         conn.execute("set local check_function_bodies = off")
         for path in functions:
             _run(conn, path)
+        # What is new is everybody's to execute, unless somebody says otherwise.
+        conn.execute("revoke execute on all functions in schema pgcoord from public")
         _record(conn, "functions", _digest(functions))
         ran.append("functions")
+    if "roles" in done and not roles:
+        roles = bool(ran) or done["roles"] != _digest([ROLES])
+        if roles and not _have_roles(conn):
+            # Restored on a server that has none: they are not to be made there unasked.
+            conn.execute("delete from pgcoord.migration where name = 'roles'")
+            roles = False
+    if roles:
+        _grant(conn)
+        ran.append("roles")
     return ran
+
+
+def _grant(conn: psycopg.Connection) -> None:
+    try:
+        with conn.transaction():
+            _run(conn, ROLES)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DatabaseUnusable(
+            f"the roles cannot be made: {error.diag.message_primary}",
+            hint="Run it as the owner of the database with CREATEROLE; or have somebody who may"
+            f" run 'create role' for {', '.join(GROUPS)}, then run it again.",
+        ) from error
+    _record(conn, "roles", _digest([ROLES]))
+
+
+def _have_roles(conn: psycopg.Connection) -> bool:
+    found = conn.execute(
+        "select count(*) from pg_roles where rolname = any (%s)", [list(GROUPS)]
+    ).fetchone()
+    return found == (len(GROUPS),)
 
 
 def check_schema(conn: psycopg.Connection) -> None:
     """Raise `WrongSchema`, with what to run, unless the schema is exactly this release's."""
     check_server(conn)
+    try:
+        _check_schema(conn)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DatabaseUnusable(
+            f"user {conn.info.user!r} has no rights: {error.diag.message_primary}",
+            hint=f"Its owner can give it some: grant {' or '.join(GROUPS)} to {conn.info.user}"
+            " ('pgcoord upgrade --roles' makes these roles).",
+        ) from error
+
+
+def _check_schema(conn: psycopg.Connection) -> None:
     if not _exists(conn, "pgcoord.migration"):
         _refuse_foreign_tables(conn)
         raise WrongSchema(
@@ -74,7 +122,11 @@ def check_schema(conn: psycopg.Connection) -> None:
     _refuse_newer(conn)
     done = _done(conn)
     wanted = {path.stem for path in _files("migrations")} | {"functions"}
-    if wanted - done.keys() or done["functions"] != _digest(_files("functions")):
+    if (
+        wanted - done.keys()
+        or done["functions"] != _digest(_files("functions"))
+        or done.get("roles", rights := _digest([ROLES])) != rights
+    ):
         raise WrongSchema(
             f"the schema of database {conn.info.dbname!r} is of another release of pgcoord",
             hint="Run 'pgcoord upgrade'.",

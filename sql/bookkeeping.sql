@@ -9,7 +9,7 @@ create table if not exists pgcoord.migration (
     at timestamptz not null default now()
 );
 comment on table pgcoord.migration is 'What upgrades have run: each migration, and the functions as a whole.';
-comment on column pgcoord.migration.name is 'File name without its ending; "functions" stands for all of sql/functions.';
+comment on column pgcoord.migration.name is 'File name without its ending; "functions" stands for all of sql/functions, "roles" for the rights of the roles.';
 comment on column pgcoord.migration.digest is 'SHA-256 of what was run.';
 comment on column pgcoord.migration.release is 'Release of pgcoord that ran it.';
 comment on column pgcoord.migration.at is 'When it was run.';

@@ -6,6 +6,7 @@ create databases), `PGCOORD_TEST_POSTGRES` a folder of Postgres binaries to embe
 
 import itertools
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,15 @@ def dsn(server: str, template: str) -> str:
                 sql.Identifier(name), sql.Identifier(template), strategy
             )
         )
+    return make_conninfo(server, dbname=name)
+
+
+@pytest.fixture
+def empty(server: str, template: str) -> str:
+    """The DSN of a database with nothing in it."""
+    name = f"{template}_empty_{uuid.uuid4().hex[:12]}"  # dropped with the template's copies
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
     return make_conninfo(server, dbname=name)
 
 

@@ -27,15 +27,6 @@ FUNCTION_FILES = sorted((assets.SQL / "functions").glob("*.sql"))
 
 
 @pytest.fixture
-def empty(server: str, template: str) -> str:
-    """The DSN of a database with nothing in it."""
-    name = f"{template}_empty_{uuid.uuid4().hex[:12]}"  # dropped with the template's copies
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    return make_conninfo(server, dbname=name)
-
-
-@pytest.fixture
 def nobody(server: str) -> Iterator[str]:
     """A role that may create nothing."""
     name = f"pgcoord_test_nobody_{uuid.uuid4().hex[:12]}"

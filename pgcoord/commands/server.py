@@ -1,5 +1,7 @@
 """Commands for the database itself: its schema, and the embedded Postgres."""
 
+from typing import Annotated
+
 import typer
 
 from pgcoord.commands.options import Dsn, surroundings_of
@@ -23,12 +25,24 @@ def register(app: typer.Typer) -> None:
     app.add_typer(embedded, name="db")
 
 
-def upgrade(ctx: typer.Context, dsn: Dsn = None) -> None:
+def upgrade(
+    ctx: typer.Context,
+    roles: Annotated[
+        bool,
+        typer.Option(
+            "--roles",
+            help="Make the roles pgcoord_reader, pgcoord_client and pgcoord_coordinator too, and"
+            " set what each may; later upgrades keep that right. A login becomes a member of one:"
+            " grant pgcoord_client to …",
+        ),
+    ] = False,
+    dsn: Dsn = None,
+) -> None:
     """Bring the database to the schema of this release."""
     from pgcoord import schema
 
     with connected_to(existing_dsn(ctx, dsn)) as conn:
-        ran = schema.upgrade(conn)
+        ran = schema.upgrade(conn, roles=roles)
         name = f"database {conn.info.dbname!r}"
     typer.echo(f"{name}: ran {', '.join(ran)}" if ran else f"{name} is up to date")
 

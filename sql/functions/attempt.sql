@@ -8,7 +8,8 @@ return 'adw-' || lpad(to_hex((p_number * 2654435761 + p_offset) & 4294967295), 8
 comment on function pgcoord.adw_id(bigint, bigint) is 'The adw_id of the attempt with this number: adw- and 8 hex digits.';
 
 create or replace function pgcoord.new_adw_id() returns text
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_adw_id text;
 begin
@@ -59,6 +60,7 @@ comment on function pgcoord.check_epoch(bigint) is 'Refuse (PC007) a coordinator
 -- Errors: PC007 when the lead is over; PC009 under a snapshot that would not see other claims.
 create or replace function pgcoord.claim_phases(p_epoch bigint) returns setof pgcoord.assignment
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_control pgcoord.control;
@@ -145,6 +147,7 @@ comment on function pgcoord.claim_phases(bigint) is
 create or replace function pgcoord.start_phase(p_epoch bigint, p_attempt_id bigint, p_pid integer, p_process_started text)
 returns void
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan as $$
 declare
     v_attempt pgcoord.attempt;
@@ -224,7 +227,8 @@ comment on function pgcoord.conclude_attempt(pgcoord.attempt, text, text, text) 
 create or replace function pgcoord.end_attempt(
     p_attempt_id bigint, p_exit_code integer, p_log_tail text default null, p_left_behind text default null
 ) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_attempt pgcoord.attempt := pgcoord.lock_attempt(p_attempt_id);
 begin
@@ -255,7 +259,8 @@ comment on function pgcoord.end_attempt(bigint, integer, text, text) is
 -- An attempt has no process and never will: it could not be started, or the process vanished without an exit status.
 -- An end that was asked for meanwhile counts first.
 create or replace function pgcoord.give_up_attempt(p_attempt_id bigint, p_outcome text, p_error text) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_attempt pgcoord.attempt := pgcoord.lock_attempt(p_attempt_id);
 begin
@@ -274,7 +279,8 @@ comment on function pgcoord.give_up_attempt(bigint, text, text) is
 
 -- Give a claimed attempt back unused: its phase is queued again, not before p_wait from now, and no attempt counts.
 create or replace function pgcoord.return_attempt(p_attempt_id bigint, p_wait interval, p_reason text) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     perform pgcoord.give_up_attempt(p_attempt_id, 'returned', p_reason);
     update public.phase_queue as p set retry_at = clock_timestamp() + p_wait

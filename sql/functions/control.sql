@@ -4,7 +4,8 @@
 -- Make the number of slots p_slots. Raising takes draining ones back first; lowering never ends anything: free
 -- surplus slots go at once, held ones drain and go when they are released, or with the next claim.
 create or replace function pgcoord.set_slots(p_slots integer) returns integer
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_before integer;
 begin
@@ -47,7 +48,8 @@ comment on function pgcoord.set_slots(integer) is
 
 -- Pause everything, or one feature: nothing new is claimed, what runs goes on.
 create or replace function pgcoord.pause(p_feature_id integer default null, p_reason text default null) returns void
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 begin
     if p_feature_id is not null then
         perform pgcoord.check_feature(p_feature_id);
@@ -64,7 +66,8 @@ comment on function pgcoord.pause(integer, text) is
     'Pause one feature, or without an id everything: nothing new is claimed, what runs goes on.';
 
 create or replace function pgcoord.resume(p_feature_id integer default null) returns void
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 begin
     if p_feature_id is not null then
         perform pgcoord.check_feature(p_feature_id);

@@ -249,6 +249,20 @@ end $$;
 comment on function pgcoord.settle_blocked(integer[], integer[]) is
     'Block or unblock the given phases and what is downstream of them, as their prerequisites now stand.';
 
+-- Follow a change of the dependencies of the given phases. What a client's own UPDATE brings about is written here with
+-- the rights of the owner; since a client may then call it, it takes the locks itself and finds out everything anew.
+create or replace function pgcoord.settle_edges(p_features integer[], p_phases integer[]) returns void
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform 1 from public.planned_features where id = any (p_features) order by id for no key update;
+    perform pgcoord.store_edges(p_features, p_phases);
+    perform pgcoord.recount_unmet(p_features, p_phases);
+    perform pgcoord.settle_blocked(p_features, p_phases);
+end $$;
+comment on function pgcoord.settle_edges(integer[], integer[]) is
+    'Store the edges that the given phases name now, and find out anew what they wait for.';
+
 -- The nearest failed or cancelled phase upstream of a phase: fewest steps, then lowest number. No row when there is none.
 create or replace function pgcoord.nearest_obstacle(p_feature_id integer, p_phase_number integer)
 returns table (phase_number integer, status text, via integer)

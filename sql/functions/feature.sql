@@ -15,7 +15,8 @@ end $$;
 comment on function pgcoord.check_feature(integer) is 'Refuse (PC001) a feature that does not exist.';
 
 create or replace function pgcoord.follow_inserted_ids() returns trigger
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_sequence regclass := pg_get_serial_sequence('public.planned_features', 'id');
     v_highest integer;
@@ -143,7 +144,8 @@ end $$;
 comment on function pgcoord.check_feature_object(jsonb) is 'Refuse (PC005) a JSON value that is no feature with phases.';
 
 create or replace function pgcoord.submit_feature(p_feature jsonb) returns integer
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_id integer;
 begin
@@ -162,7 +164,8 @@ comment on function pgcoord.submit_feature(jsonb) is
     'Store a feature, given as one JSON object, and queue its phases at once; returns its id. A phase without depends_on_phases waits for nothing.';
 
 create or replace function pgcoord.execute_feature(p_feature_id integer) returns integer
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_feature public.planned_features;
     v_inserted integer;
@@ -195,7 +198,8 @@ comment on function pgcoord.execute_feature(integer) is
     'Queue the phases of the stored plan; returns how many. A second time changes nothing and returns 0.';
 
 create or replace function pgcoord.cancel_feature(p_feature_id integer, p_reason text) returns integer
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_phases integer;
 begin
@@ -226,7 +230,8 @@ $$;
 comment on function pgcoord.finished_features(interval) is 'Features that were finished (completed or cancelled) that long ago.';
 
 create or replace function pgcoord.prune(p_older_than interval) returns integer
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_ids integer[];
 begin

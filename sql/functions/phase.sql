@@ -90,7 +90,8 @@ comment on function pgcoord.lock_phase(text) is 'Lock a phase, its feature first
 -- Refuse the insertion of a running phase when no slot is free, else return the slot it gets: the lowest.
 -- Takes the control row's lock, as a claim does, so that both see the same free slots.
 create or replace function pgcoord.slot_for_inserted(p_queue_id text) returns smallint
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot smallint;
 begin
@@ -188,6 +189,7 @@ comment on function pgcoord.check_inserted(text[]) is
 
 create or replace function pgcoord.settle_inserted_phases() returns trigger
 language plpgsql
+security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_features integer[];
@@ -579,9 +581,7 @@ begin
         perform pgcoord.recount_unmet(v_again_features, v_again_phases);
     end if;
     if v_edge_features is not null then
-        perform pgcoord.store_edges(v_edge_features, v_edge_phases);
-        perform pgcoord.recount_unmet(v_edge_features, v_edge_phases);
-        perform pgcoord.settle_blocked(v_edge_features, v_edge_phases);
+        perform pgcoord.settle_edges(v_edge_features, v_edge_phases);
     end if;
     if v_features is not null then
         perform pgcoord.settle_because(v_features, v_phases, v_cause);
@@ -717,7 +717,8 @@ comment on function pgcoord.report_phase(text, text, text, text) is
     'Take the report of an attempt; what complete_phase and fail_phase share.';
 
 create or replace function pgcoord.complete_phase(p_queue_id text, p_adw_id text default null) returns public.phase_queue
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 begin
     return pgcoord.report_phase(p_queue_id, 'completed', null, p_adw_id);
 end $$;
@@ -726,7 +727,8 @@ comment on function pgcoord.complete_phase(text, text) is
 
 create or replace function pgcoord.fail_phase(p_queue_id text, p_error text, p_adw_id text default null)
 returns public.phase_queue
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 begin
     return pgcoord.report_phase(p_queue_id, 'failed', coalesce(p_error, 'reported as failed'), p_adw_id);
 end $$;
@@ -734,7 +736,8 @@ comment on function pgcoord.fail_phase(text, text, text) is
     'Report a ready or running phase as failed: its process is ended first, then it is queued again while attempts are left, else failed.';
 
 create or replace function pgcoord.retry_phase(p_queue_id text, p_reason text default null) returns public.phase_queue
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
 begin
@@ -760,7 +763,8 @@ comment on function pgcoord.retry_phase(text, text) is
     'Queue a failed or cancelled phase again with its full number of attempts; one that waits for its retry time goes at once.';
 
 create or replace function pgcoord.skip_phase(p_queue_id text, p_reason text) returns public.phase_queue
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
 begin
@@ -782,7 +786,8 @@ comment on function pgcoord.skip_phase(text, text) is
     'Take a phase that does not run as completed: its dependents go on. One that is completed stays as it is.';
 
 create or replace function pgcoord.cancel_phase(p_queue_id text, p_reason text) returns public.phase_queue
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
 begin
@@ -798,7 +803,8 @@ comment on function pgcoord.cancel_phase(text, text) is
     'Give a phase up; what depends on it is blocked. A running one keeps its slot until its process has been ended.';
 
 create or replace function pgcoord.set_priority(p_queue_id text, p_priority integer) returns public.phase_queue
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
 begin
