@@ -187,7 +187,7 @@ def measure(dsn: str, extent: Extent, environment: Mapping[str, str], tell: Tell
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgcoord-bench-")))
         report.figures += _work_of_coordinator(admin, scratch, folder, environment, extent, tell)
         tell(f"draining {extent.drained:,} phases through 3 slots")
-        report.figures.append(drain(scratch(), extent.drained))
+        report.figures += drain(scratch(), scratch(with_schema=False), extent.drained)
         tell(f"inserting {extent.inserted:,} phases")
         report.figures.append(insert(scratch(), extent.inserted))
     return report
@@ -431,49 +431,64 @@ def fill(dsn: str, phases: int) -> None:
 # Throughput: no processes, no coordinator's program, only its statements.
 
 
-def drain(dsn: str, phases: int) -> Figure:
-    """Claim on wake and complete, three at once, each in a commit of its own, until all is done.
-
-    A thread claims, three complete, each on its own connection; the phases are of 100 features.
-    """
-    waiting: SimpleQueue[str | None] = SimpleQueue()
-
-    def complete() -> None:
-        with _connected(dsn) as conn:
-            while (queue_id := waiting.get()) is not None:
-                conn.execute(_sql("complete"), [queue_id])
-
-    with _connected(dsn) as ears, _connected(dsn) as conn, ThreadPoolExecutor(3) as threads:
+def drain(dsn: str, bare: str, phases: int) -> list[Figure]:
+    """Measure phases through three slots, of 100 features, and jobs of a plain table likewise."""
+    with _connected(dsn) as conn:
         conn.execute(_sql("features"), [100])
         conn.execute(_sql("singles"), [math.ceil(phases / 100)])
         conn.execute(_sql("tidy"))
-        (epoch,) = _row(ears, "lead")
-        ears.execute(_sql("listen_wake"))
-        completers = [threads.submit(complete) for _ in range(3)]
+        (epoch,) = _row(conn, "lead")
+        ours = phases / _drained(dsn, ("claim", [epoch]), "complete", "listen_wake", phases)
+    with _connected(bare) as conn:
+        conn.execute(_sql("floor_make"))
+        conn.execute(_sql("floor_limit"))
+    plain = phases / _drained(bare, ("floor_take", []), "floor_complete", "floor_wake", phases)
+    return [
+        Figure(
+            "drain",
+            "phases through 3 slots: claimed, completed",
+            "/s",
+            ours,
+            goal=Goal(1_500, 3_200, more_is_better=True),
+            samples=phases,
+        ),
+        Figure("floor_drain", "bare floor: the same, without our triggers", "/s", plain),
+    ]
+
+
+def _drained(dsn: str, claim: tuple[str, list[Any]], complete: str, wake: str, total: int) -> float:
+    """Claim on wake and complete, each in a commit of its own; return the seconds it took.
+
+    A thread claims, three complete, each on its own connection. `claim` (a statement with its
+    arguments) returns the ids that `complete` takes; `wake` listens for what is freed.
+    """
+    waiting: SimpleQueue[Any] = SimpleQueue()
+
+    def keep_completing() -> None:
+        with _connected(dsn) as conn:
+            while (taken := waiting.get()) is not None:
+                conn.execute(_sql(complete), [taken])
+
+    statement, arguments = claim
+    with _connected(dsn) as ears, _connected(dsn) as conn, ThreadPoolExecutor(3) as threads:
+        ears.execute(_sql(wake))
+        completers = [threads.submit(keep_completing) for _ in range(3)]
         begun, claimed = time.perf_counter(), 0
         try:
-            while claimed < phases:
-                # A full claim is followed by a wake-up for each phase of it: none is missed.
-                found = conn.execute(_sql("claim"), [epoch]).fetchall()
+            while claimed < total:
+                # A full claim is followed by a wake-up for each of it: none is missed.
+                found = conn.execute(_sql(statement), arguments).fetchall()
                 claimed += len(found)
-                for (queue_id,) in found:
-                    waiting.put(queue_id)
+                for taken, *_ in found:
+                    waiting.put(taken)
                 if not found and not list(ears.notifies(timeout=PATIENCE, stop_after=1)):
-                    raise CannotStart(f"{claimed} of {phases} phases were drained, then no more")
+                    raise CannotStart(f"{claimed} of {total} phases were drained, then no more")
         finally:
             for _ in completers:
                 waiting.put(None)
         for each in completers:
             each.result()
-        seconds = time.perf_counter() - begun
-    return Figure(
-        "drain",
-        "phases through 3 slots: claimed, completed",
-        "/s",
-        claimed / seconds,
-        goal=Goal(1_500, 3_200, more_is_better=True),
-        samples=claimed,
-    )
+        return time.perf_counter() - begun
 
 
 def insert(dsn: str, phases: int) -> Figure:

@@ -28,6 +28,7 @@ KEYS = {
     "memory": "MB",
     "start": "ms",
     "drain": "/s",
+    "floor_drain": "/s",
     "insert": "/s",
 }
 
@@ -88,6 +89,7 @@ def test_bench_measures_beside_the_users_tables_and_leaves_nothing(
         assert figures[key]["p99"] >= figures[key]["value"]
     assert figures["hop_start"]["value"] > figures["hop"]["value"]
     assert figures["floor"]["verdict"] is None
+    assert figures["floor_drain"]["verdict"] is None
     assert report["machine"]["cores"] > 0
     assert report["machine"]["postgres"]
     missed = any(figure["verdict"] == "LIMIT MISSED" for figure in figures.values())

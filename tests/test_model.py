@@ -211,7 +211,7 @@ class Model:
             return {"PC002"}
         if status in LIVE and to == "queued":
             return {"PC002"}
-        if status in LIVE and to == "completed" and phase.attempts[-1].ending:
+        if status in LIVE and to != "cancelled" and phase.attempts[-1].ending not in (None, to):
             return {"PC004"}
         return set()
 

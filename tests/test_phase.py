@@ -634,7 +634,7 @@ def test_a_reported_failure_decides_while_its_process_lives(conn: Connection, ep
     conn.execute(FAIL, [queue_id])
     was = everything(conn, queue_id)
     conn.execute(FAIL, [queue_id])
-    with refused("PC004", "has ended failed"):
+    with refused("PC004", "is being ended (failed)"):
         conn.execute(COMPLETE, [queue_id])
     with refused("PC004", "is being ended (failed)"):
         conn.execute("update phase_queue set status = 'completed' where queue_id = %s", [queue_id])

@@ -64,10 +64,9 @@ set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_control pgcoord.control;
-    v_workflows text[];
+    v_host text;
+    v_runs_folder text;
     v_default text;
-    v_coordinator pgcoord.coordinator;
-    v_workflow pgcoord.workflow;
     v_slot smallint;
     v_draining boolean;
     v_phase record;
@@ -90,8 +89,9 @@ begin
     if v_control.paused_at is not null then
         return;
     end if;
-    select array_agg(name), min(name) filter (where is_default) into v_workflows, v_default from pgcoord.workflow;
-    select * into strict v_coordinator from pgcoord.coordinator where epoch = p_epoch;
+    select c.host, c.runs_folder, (select name from pgcoord.workflow where is_default)
+    into strict v_host, v_runs_folder, v_default
+    from pgcoord.coordinator as c where c.epoch = p_epoch;
 
     for v_slot, v_draining in
         select s.number, s.draining from pgcoord.slot as s
@@ -102,15 +102,17 @@ begin
             delete from pgcoord.slot where number = v_slot;
             continue;
         end if;
-        select p.queue_id, p.attempt, p.phase_data, coalesce(p.workflow_type, v_default) as workflow into v_phase
+        select p.queue_id, p.attempt, w.name, w.reports, w.retry_delay, w.retry_lost,
+            coalesce((p.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts) as max_attempts,
+            coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::float8), w.timeout) as timeout
+        into v_phase
         from public.phase_queue as p
+            join pgcoord.workflow as w on w.name = coalesce(p.workflow_type, v_default)
         where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
-            and coalesce(p.workflow_type, v_default) = any (v_workflows)
         order by p.priority, p.queue_position, p.feature_id, p.phase_number
         limit 1
-        for no key update skip locked;
+        for no key update of p skip locked;
         exit when not found;
-        select * into strict v_workflow from pgcoord.workflow where name = v_phase.workflow;
 
         loop
             v_id := nextval('pgcoord.attempt_id');
@@ -120,13 +122,10 @@ begin
                 workflow, reports, max_attempts, retry_delay, retry_lost, timeout
             )
             values (
-                v_id, v_phase.queue_id, v_phase.attempt + 1, v_adw_id, pgcoord.new_secret(), v_slot, p_epoch, v_coordinator.host,
+                v_id, v_phase.queue_id, v_phase.attempt + 1, v_adw_id, pgcoord.new_secret(), v_slot, p_epoch, v_host,
                 -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
-                format('%s/%s/%s-%s', v_coordinator.runs_folder, v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
-                v_workflow.name, v_workflow.reports,
-                coalesce((v_phase.phase_data ->> 'max_attempts')::numeric::integer, v_workflow.max_attempts),
-                v_workflow.retry_delay, v_workflow.retry_lost,
-                coalesce(make_interval(secs => (v_phase.phase_data ->> 'timeout_seconds')::float8), v_workflow.timeout)
+                format('%s/%s/%s-%s', v_runs_folder, v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
+                v_phase.name, v_phase.reports, v_phase.max_attempts, v_phase.retry_delay, v_phase.retry_lost, v_phase.timeout
             )
             on conflict (adw_id) do nothing;
             exit when found;    -- else a client has used this very id
@@ -293,25 +292,29 @@ comment on function pgcoord.return_attempt(bigint, interval, text) is
 -- Ask for the end of attempts that have run longer than they may.
 create or replace function pgcoord.expire_attempts() returns void
 language sql as $$
-    update pgcoord.attempt
+    update pgcoord.attempt as a
     set ending = 'timed_out', ending_at = clock_timestamp(),
         ending_reason = format('ran longer than its timeout of %s', timeout)
-    where deadline <= clock_timestamp() and ended_at is null and ending is null;
+    from public.phase_queue as p
+    where p.slot is not null and a.queue_id = p.queue_id and a.number = p.attempt
+        and a.deadline <= clock_timestamp() and a.ended_at is null and a.ending is null;
 $$;
 comment on function pgcoord.expire_attempts() is 'For the coordinator: ask for the end of attempts past their deadline.';
 
 create or replace function pgcoord.tell_ending() returns trigger
 language plpgsql as $$
 begin
+    if new.ending is null or new.ending is not distinct from old.ending then
+        return null;
+    end if;
     perform pgcoord.log_attempt(new, 'attempt_ending', concat_ws(': ', new.ending, new.ending_reason));
     notify pgcoord_wake;
     return null;
 end $$;
 comment on function pgcoord.tell_ending() is 'Trigger: log that the end of an attempt was asked for, and wake the coordinator.';
 
-create or replace trigger attempt_ending_tells after update on pgcoord.attempt
-    for each row when (new.ending is not null and new.ending is distinct from old.ending)
-    execute function pgcoord.tell_ending();
+create or replace trigger attempt_ending_tells after update of ending on pgcoord.attempt
+    for each row execute function pgcoord.tell_ending();
 comment on trigger attempt_ending_tells on pgcoord.attempt is 'Tell the coordinator that a process is to be ended.';
 
 -- When to look next, in seconds, though nobody notifies: the nearest retry time or deadline. And a phase that could be
@@ -328,7 +331,10 @@ declare
 begin
     due_in := extract(epoch from least(
         (select min(retry_at) from public.phase_queue where retry_at > clock_timestamp()),
-        (select min(deadline) from pgcoord.attempt where ended_at is null and ending is null)
+        (select min(a.deadline)
+            from public.phase_queue as p
+                join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
+            where p.slot is not null and a.ended_at is null and a.ending is null)
     ) - clock_timestamp());
     if exists (select from pgcoord.control where paused_at is not null) or not exists (
         select from pgcoord.slot as s

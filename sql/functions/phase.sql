@@ -303,6 +303,18 @@ end $$;
 comment on function pgcoord.refuse_start(text, text, text) is
     'Refuse (PC002) ready without the attempt of a claim, and running without a started one.';
 
+-- Errors: PC002.
+create or replace function pgcoord.refuse_blocking(p_queue_id text, p_from text, p_to text) returns void
+language plpgsql as $$
+begin
+    raise exception using
+        errcode = 'PC002',
+        message = format('phase %s is %s and cannot be set to %s by hand', p_queue_id, p_from, p_to),
+        hint = 'A phase is blocked exactly as long as a prerequisite is failed or cancelled: retry or skip that one.';
+end $$;
+comment on function pgcoord.refuse_blocking(text, text, text) is
+    'Refuse (PC002) to block or unblock a phase by hand: that follows from its prerequisites.';
+
 -- Queue a phase again: recount what it waits for (a prerequisite may have been deleted meanwhile).
 create or replace function pgcoord.requeue(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
 language plpgsql as $$
@@ -366,11 +378,12 @@ begin
             errcode = 'PC002',
             message = format('phase %s is %s: it cannot be queued again while its attempt lives', p_old.queue_id, p_old.status),
             hint = 'Cancel it first: pgcoord.cancel_phase(queue_id, reason), then pgcoord.retry_phase(queue_id).';
-    elsif v_attempt.ended_at is null and v_attempt.ending is not null and p_new.status = 'completed' then
+    elsif v_attempt.ended_at is null and v_attempt.ending <> p_new.status and p_new.status <> 'cancelled' then
         raise exception using
             errcode = 'PC004',
-            message = format('phase %s is being ended (%s): it cannot become completed', p_old.queue_id, v_attempt.ending),
-            hint = 'Wait until it has ended, then pgcoord.skip_phase(queue_id, reason) takes it as done.';
+            message = format('phase %s is being ended (%s): it cannot become %s any more',
+                p_old.queue_id, v_attempt.ending, p_new.status),
+            hint = 'Wait until it has ended; then retry it, or pgcoord.skip_phase(queue_id, reason) takes it as done.';
     elsif v_attempt.ended_at is null and v_attempt.exited_at is null and not v_attempt.external
         and p_new.status in ('failed', 'cancelled')
     then
@@ -399,7 +412,6 @@ comment on function pgcoord.leave_slot(public.phase_queue, public.phase_queue) i
 create or replace function pgcoord.leave_rest(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
 language plpgsql as $$
 begin
-    p_new.retry_at := null;
     if p_new.status = 'queued' then
         update public.planned_features set cancelled_at = null, cancelled_reason = null
         where id = p_old.feature_id and cancelled_at is not null;
@@ -412,43 +424,6 @@ begin
 end $$;
 comment on function pgcoord.leave_rest(public.phase_queue, public.phase_queue) is
     'The row of a waiting or ended phase that is skipped, cancelled or retried.';
-
--- The row that a phase moves to, other than by being claimed or started.
--- Errors: PC002 when the states do not allow it.
-create or replace function pgcoord.move_phase(p_old public.phase_queue, p_new public.phase_queue, p_by_hand boolean)
-returns public.phase_queue
-language plpgsql as $$
-declare
-    v_wanted public.phase_queue := p_old;
-begin
-    -- What the statement may say beside the new status; everything derived starts from the old row.
-    v_wanted.status := p_new.status;
-    v_wanted.error_message := p_new.error_message;
-    v_wanted.pr_number := p_new.pr_number;
-    v_wanted.issue_number := p_new.issue_number;
-    v_wanted.depends_on_phases := p_new.depends_on_phases;
-    v_wanted.phase_data := p_new.phase_data;
-    v_wanted.workflow_type := p_new.workflow_type;
-    v_wanted.priority := p_new.priority;
-    v_wanted.updated_at := p_new.updated_at;
-    if p_old.status in ('queued', 'blocked') and p_new.status in ('queued', 'blocked') then
-        if p_by_hand then
-            raise exception using
-                errcode = 'PC002',
-                message = format('phase %s is %s and cannot be set to %s by hand', p_old.queue_id, p_old.status, p_new.status),
-                hint = 'A phase is blocked exactly as long as a prerequisite is failed or cancelled: retry or skip that one.';
-        end if;
-        v_wanted.retry_at := null;
-        return v_wanted;
-    end if;
-    v_wanted.feature_id := pgcoord.hold_feature(p_old.feature_id);
-    if p_old.slot is not null then
-        return pgcoord.leave_slot(p_old, v_wanted);
-    end if;
-    return pgcoord.leave_rest(p_old, v_wanted);
-end $$;
-comment on function pgcoord.move_phase(public.phase_queue, public.phase_queue, boolean) is
-    'The row that a phase moves to: ended, skipped, cancelled, retried, blocked or unblocked.';
 
 create or replace function pgcoord.guard_phase_update() returns trigger
 language plpgsql as $$
@@ -475,7 +450,6 @@ begin
         end if;
     end if;
     new.updated_at := now();
-    new.workflow_type := new.phase_data ->> 'workflow_type';
     if new.status = old.status then
         return new;
     elsif not pgcoord.may_move(old.status, new.status) then
@@ -496,10 +470,47 @@ begin
         end if;
         return new;
     end if;
-    return pgcoord.move_phase(old, new, v_by_hand);
+    -- Beside the new status a statement may say what is not derived; everything derived starts from the old row.
+    new.adw_id := old.adw_id;
+    new.queue_position := old.queue_position;
+    new.created_at := old.created_at;
+    new.ready_timestamp := old.ready_timestamp;
+    new.started_timestamp := old.started_timestamp;
+    new.finished_timestamp := old.finished_timestamp;
+    new.eligible_at := old.eligible_at;
+    new.retry_at := null;
+    new.slot := old.slot;
+    new.attempt := old.attempt;
+    new.attempts_used := old.attempts_used;
+    new.unmet := old.unmet;
+    new.held := old.held;
+    if old.status in ('queued', 'blocked') and new.status in ('queued', 'blocked') then
+        if v_by_hand then
+            perform pgcoord.refuse_blocking(old.queue_id, old.status, new.status);
+        end if;
+        return new;
+    end if;
+    new.feature_id := pgcoord.hold_feature(old.feature_id);
+    if old.slot is not null then
+        return pgcoord.leave_slot(old, new);
+    end if;
+    return pgcoord.leave_rest(old, new);
 end $$;
 comment on function pgcoord.guard_phase_update() is
     'Trigger: refuse what may not change, refuse (PC002) a move that the states do not allow, and derive the rest of the row.';
+
+create or replace function pgcoord.copy_workflow() returns trigger
+language plpgsql as $$
+begin
+    new.workflow_type := new.phase_data ->> 'workflow_type';
+    return new;
+end $$;
+comment on function pgcoord.copy_workflow() is 'Trigger: keep workflow_type in step with phase_data.';
+
+-- Of these columns alone: the prompt in phase_data, which may be long, is then not read with every move of the phase.
+create or replace trigger phase_queue_update_copies before update of phase_data, workflow_type on public.phase_queue
+    for each row execute function pgcoord.copy_workflow();
+comment on trigger phase_queue_update_copies on public.phase_queue is 'Keep workflow_type in step with phase_data.';
 
 create or replace trigger phase_queue_update_guards before update on public.phase_queue
     for each row execute function pgcoord.guard_phase_update();
@@ -520,6 +531,7 @@ declare
     v_again_features integer[];    -- of phases queued again: counted while the statement was still completing others
     v_again_phases integer[];
     v_completes boolean := false;
+    v_dependents integer[];
     v_features integer[];    -- of phases whose dependents are to be blocked or unblocked
     v_phases integer[];
     v_cause text;
@@ -554,16 +566,15 @@ begin
         end if;
         if v.status = 'completed' then
             v_completes := true;
-            -- Reads its direct dependents only, however long the queue is. An array rather than a join: there is no
-            -- plan for it but look-ups in the index.
-            update public.phase_queue
-            set unmet = unmet - 1, eligible_at = case when unmet = 1 then clock_timestamp() end
-            where feature_id = v.feature_id and status in ('queued', 'blocked')
-                and unmet > 0    -- 0: queued again by this very statement, and counted again below
-                and phase_number = any (array(
-                    select dependent from pgcoord.dependency
-                    where feature_id = v.feature_id and prerequisite = v.phase_number
-                ));
+            select array_agg(dependent) into v_dependents from pgcoord.dependency
+            where feature_id = v.feature_id and prerequisite = v.phase_number;
+            if v_dependents is not null then
+                -- Its direct dependents only, however long the queue is.
+                update public.phase_queue
+                set unmet = unmet - 1, eligible_at = case when unmet = 1 then clock_timestamp() end
+                where feature_id = v.feature_id and phase_number = any (v_dependents) and status in ('queued', 'blocked')
+                    and unmet > 0;    -- 0: queued again by this very statement, and counted again below
+            end if;
         elsif v.status = 'queued' and v.was <> 'blocked' then
             v_again_features := v_again_features || v.feature_id;
             v_again_phases := v_again_phases || v.phase_number;
@@ -685,33 +696,52 @@ end $$;
 comment on function pgcoord.reported_attempt(public.phase_queue, text) is
     'The attempt that a report is about; PC003 when it was given up or is of another phase.';
 
--- Take a report: the outcome decides once, a repeat of the same is answered with what is stored.
--- Errors: PC001 no such phase; PC002 never started; PC003 stale attempt; PC004 it ended, or is ending, another way.
+-- Answer a report that moves nothing: the phase does not hold a slot, or the report names another attempt. A repeat is
+-- answered with what is stored.
+-- Errors: PC001 no such phase; PC002 never started; PC003 stale attempt; PC004 it ended another way.
+create or replace function pgcoord.answer_report(p_queue_id text, p_outcome text, p_adw_id text) returns public.phase_queue
+language plpgsql as $$
+declare
+    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+    v_attempt pgcoord.attempt := pgcoord.reported_attempt(v_phase, p_adw_id);
+    v_stored text := coalesce(v_attempt.outcome, case when v_attempt.id is null then v_phase.status end);
+begin
+    if v_stored = p_outcome then
+        return v_phase;
+    elsif v_attempt.id is null and v_phase.status not in ('completed', 'failed', 'cancelled') then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s and never started: it cannot be reported %s', p_queue_id, v_phase.status, p_outcome),
+            hint = 'pgcoord.skip_phase(queue_id, reason) takes a phase as done without running it.';
+    end if;
+    raise exception using
+        errcode = 'PC004',
+        message = format('phase %s has ended %s: it cannot be reported %s any more', p_queue_id, v_stored, p_outcome),
+        hint = 'The first end of an attempt counts. Retry the phase, or skip it if the work is done.';
+end $$;
+comment on function pgcoord.answer_report(text, text, text) is
+    'Answer a report that moves nothing: what is stored for a repeat, else refuse it.';
+
+-- Take a report: the first one decides. Nearly always the phase holds its slot and the attempt is the current one, so
+-- that is tried, and looked into only when it was not so.
+-- Errors: those of answer_report, and PC004 when another end was asked for already.
 create or replace function pgcoord.report_phase(p_queue_id text, p_outcome text, p_error text, p_adw_id text)
 returns public.phase_queue
 language plpgsql
 set plan_cache_mode = force_generic_plan as $$
 declare
-    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
-    v_attempt pgcoord.attempt := pgcoord.reported_attempt(v_phase, p_adw_id);
-    v_stored text := coalesce(v_attempt.outcome, v_attempt.ending, case when v_attempt.id is null then v_phase.status end);
+    v_phase public.phase_queue;
 begin
-    if v_stored = p_outcome then
-        return v_phase;
-    elsif v_phase.slot is null and v_attempt.id is null and v_phase.status not in ('completed', 'failed', 'cancelled') then
-        raise exception using
-            errcode = 'PC002',
-            message = format('phase %s is %s and never started: it cannot be reported %s', p_queue_id, v_phase.status, p_outcome),
-            hint = 'pgcoord.skip_phase(queue_id, reason) takes a phase as done without running it.';
-    elsif v_stored is not null then
-        raise exception using
-            errcode = 'PC004',
-            message = format('phase %s has ended %s: it cannot be reported %s any more', p_queue_id, v_stored, p_outcome),
-            hint = 'The first end of an attempt counts. Retry the phase, or skip it if the work is done.';
-    end if;
-    update public.phase_queue set status = p_outcome, error_message = p_error where queue_id = p_queue_id
+    perform 1 from public.planned_features
+    where id = (select feature_id from public.phase_queue where queue_id = p_queue_id)
+    for no key update;
+    update public.phase_queue set status = p_outcome, error_message = p_error
+    where queue_id = p_queue_id and slot is not null and (p_adw_id is null or adw_id = p_adw_id)
     returning * into v_phase;
-    return v_phase;
+    if found then
+        return v_phase;
+    end if;
+    return pgcoord.answer_report(p_queue_id, p_outcome, p_adw_id);
 end $$;
 comment on function pgcoord.report_phase(text, text, text, text) is
     'Take the report of an attempt; what complete_phase and fail_phase share.';

@@ -125,8 +125,7 @@ create table public.phase_queue (
     -- The limit of running phases is these three: a slot for each live phase, one phase a slot, only slots that exist.
     constraint phase_queue_live_holds_slot check ((status in ('ready', 'running')) = (slot is not null)),
     constraint phase_queue_slot_exists foreign key (slot) references pgcoord.slot (number),
-    constraint phase_queue_starts_after_prerequisites check (slot is null or unmet = 0),
-    constraint phase_queue_unmet_not_negative check (unmet >= 0),
+    constraint phase_queue_starts_after_prerequisites check (slot is null or eligible_at is not null),
     constraint phase_queue_eligible_when_met check ((eligible_at is not null) = (unmet = 0)),
     constraint phase_queue_retry_is_queued check (retry_at is null or status = 'queued')
 );
@@ -271,16 +270,11 @@ create table pgcoord.attempt (
     exit_code integer,
     constraint attempt_number_is_unique unique (queue_id, number),
     constraint attempt_adw_id_is_unique unique (adw_id),
-    constraint attempt_ends_with_outcome check ((ended_at is null) = (outcome is null)),
-    constraint attempt_is_somebodys check (external or (epoch is not null and host is not null and folder is not null))
+    constraint attempt_ends_with_outcome check ((ended_at is null) = (outcome is null))
 );
-create unique index attempt_slot_key on pgcoord.attempt (slot) where ended_at is null;
 create index attempt_alive_idx on pgcoord.attempt (host) where exited_at is null;
-create index attempt_deadline_idx on pgcoord.attempt (deadline) where ended_at is null and ending is null;
 
-comment on index pgcoord.attempt_slot_key is 'One living attempt a slot.';
 comment on index pgcoord.attempt_alive_idx is 'Attempts whose process is not known to be gone, by machine.';
-comment on index pgcoord.attempt_deadline_idx is 'Timeouts, for the next deadline.';
 
 comment on table pgcoord.attempt is 'One try at a phase: who runs it, until when, how it ended.';
 comment on column pgcoord.attempt.id is 'Number over all attempts; names the folder of its run.';
