@@ -410,7 +410,7 @@ def _claim_from_floor(dsn: str) -> None:
 
     async def claim() -> None:
         async with (
-            await database.connect(dsn, listens=True) as ears,
+            await database.connect(dsn) as ears,
             await database.connect(dsn) as conn,
         ):
             await ears.execute(_sql("floor_wake"))

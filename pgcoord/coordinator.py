@@ -2,9 +2,10 @@
 
 Data flows one way: a notification wakes the loop, the database says what may run (claim) and what
 shall end (attend), a task for each attempt runs its process and tells the database how it went, and
-that may wake the loop again. The one rule: nothing is remembered here that is not in the database
-or in the folder of a run; a coordinator that is killed at any point is replaced by one that reads
-both and goes on.
+that may wake the loop again. Of the coordinators of a database one leads; the others stand by: they
+claim nothing, and attend to the processes of their own host unless the leader is on it. The one
+rule: nothing is remembered here that is not in the database or in the folder of a run; a
+coordinator that is killed at any point is replaced by one that reads both and goes on.
 """
 
 import asyncio
@@ -12,10 +13,12 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -28,10 +31,12 @@ from pgcoord.errors import (
     CoordError,
     DatabaseUnusable,
     InvalidConfiguration,
+    Locked,
+    StaleAttempt,
 )
 from pgcoord.launcher import LeftBehind, Run, RunState
 from pgcoord.listener import Listener, listening
-from pgcoord.queries import Assignment, OpenAttempt
+from pgcoord.queries import Assignment, Lead, Lineage, OpenAttempt
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +54,18 @@ _MOST_AWAITED = 8
 # Seconds until an attempt is looked at again whose supervision failed by an error of ours.
 _SECOND_LOOK = 5
 
+# Seconds between questions for the lead, each of which waits two more: ten statements a minute.
+_ASK_EVERY = 4.0
+
+# Seconds since we knew that we lead after which we ask once more before a process is started.
+_KNOWN_TO_LEAD = 1.0
+
+# Among the locks that are awaited: the one that all claims take.
+_CONTROL = "pgcoord.control"
+
+# The lead, as long as nobody has it.
+_NOBODY = Lead(led=False, epoch=None, host=None, pid=None)
+
 _LOST_CONNECTION = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
@@ -63,48 +80,41 @@ class Coordinator:
         *,
         runs_folder: Path,
         environment: Mapping[str, str],
+        host: str | None = None,
     ) -> None:
-        """Launch into folders below `runs_folder`.
+        """Launch into folders below `runs_folder`, on the machine called `host` (None: as it is).
 
         Processes get what the workflows let through of `environment`.
         """
-        self.host = socket.gethostname()
+        self.host = host or socket.gethostname()
         self.leads = asyncio.Event()
         self._dsn = dsn
         self._configuration = configuration
         self._runs_folder = runs_folder.resolve()
         self._environment = environment
         self._stopping = asyncio.Event()
+        self._draining = False
         self._listener: Listener | None = None
+        self._pool: AsyncConnectionPool
+        self._lineage = Lineage(None, None)
+        self._leader: Lead | None = None
         self._epoch = 0
-        self._stands_by = False
-        self._taken: dict[int, _Taken] = {}
+        self._led = False
+        self._taken: dict[str, _Taken] = {}
         self._awaited: set[str] = set()
-        # Without a check at check-out, which would cost a round trip each: a statement that finds
-        # its connection dead is sent again (`_tell`), and the loop starts again where it was.
-        self._pool = AsyncConnectionPool(
-            database.with_defaults(dsn),
-            min_size=1,
-            max_size=8,
-            timeout=5,
-            open=False,
-            kwargs={"autocommit": True},
-        )
+        self._abandoned: set[int] = set()
 
-    async def run(self, *, stand_by: bool = False) -> None:
-        """Lead, claim and supervise until `stop`; processes that run then are left running.
+    async def run(self) -> None:
+        """Lead or stand by until `stop`; processes that run then are left running.
 
-        Goes on through the loss of any connection, however long. Raises `AnotherLeads` when
-        somebody else leads at the start, or else, with `stand_by`, waits for the lead and takes it
-        within some seconds. Raises `DatabaseUnusable` when the server refuses us for good before it
-        was ever reached.
+        Goes on through the loss of any connection, however long. Raises `DatabaseUnusable` when
+        the server refuses us for good before it was ever reached.
         """
-        self._stands_by = stand_by
         refusal: CoordError | None = None
-        async with self._pool, asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             try:
-                await self._lead_until_stopped()
+                await self._coordinate()
             except CoordError as error:
                 refusal = error  # raised outside, where no group of exceptions is made of it
             finally:
@@ -116,107 +126,237 @@ class Coordinator:
         """Claim nothing more; `run` returns once what is being started now has been recorded."""
         self._stopping.set()
 
+    def drain(self) -> None:
+        """Claim nothing more and let others lead; `run` returns once no process runs here."""
+        self._draining = True
+        self._wake()
+
     @property
     def led(self) -> bool:
         """Whether it ever led."""
-        return self._epoch > 0
+        return self._led
 
     @property
     def running(self) -> list[Assignment]:
         """The attempts that are supervised."""
         return [taken.assignment for taken in self._taken.values()]
 
-    async def _lead_until_stopped(self) -> None:
+    @property
+    def _done(self) -> bool:
+        return self._stopping.is_set() or (self._draining and not self._taken)
+
+    async def _coordinate(self) -> None:
         backoff = _Backoff()
-        while not self._stopping.is_set():
+        while not self._done:
             try:
-                async with listening(self._dsn) as self._listener:
-                    await self._take_the_lead(self._listener)
+                async with self._session():
                     backoff.reset()
-                    await self._work()
-            except (DatabaseUnusable, AnotherLeads) as error:
-                if not self._epoch and self._is_final(error):
+                    while not self._done:
+                        if await self._stand_by():
+                            await self._lead()
+                    await asyncio.gather(*(taken.task for taken in self._taken.values()))
+            except DatabaseUnusable as error:
+                if not self._leader and database.refused_for_good(error):
                     raise
                 await self._pause(backoff, error)
-            except _LOST_CONNECTION as error:
+            except (AnotherLeads, *_LOST_CONNECTION) as error:
                 await self._pause(backoff, error)
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[None]:
+        """Connect to one server: by the connection that listens and leads, and others beside it.
+
+        What they say goes where the lead is, whichever server the DSN would lead to by then.
+        """
+        async with listening(self._dsn, queries.STAND_BY) as listener:
+            self._refuse_the_past(await queries.lineage(listener.conn))
+            self._server = database.same_server(self._dsn, listener.conn)
+            # Without a check at check-out, which would cost a round trip each: a statement that
+            # finds its connection dead is sent again (`_tell`).
+            self._pool = AsyncConnectionPool(
+                database.with_defaults(self._server),
+                min_size=1,
+                max_size=8,
+                timeout=5,
+                open=False,
+                kwargs={"autocommit": True},
+            )
+            try:
+                await self._pool.open()
+                self._listener = listener
+                yield
             finally:
                 self._listener = None
                 self.leads.clear()
+                await self._pool.close(timeout=0.1)
 
-    async def _take_the_lead(self, listener: Listener) -> None:
-        lead = await queries.lead(
-            listener.conn,
+    def _refuse_the_past(self, found: Lineage) -> None:
+        """Refuse a primary that was replaced by one that we have seen: nobody would hear of it."""
+        seen = self._lineage
+        if found.system == seen.system and (found.timeline or 0) < (seen.timeline or 0):
+            raise DatabaseUnusable(
+                f"the server writes timeline {found.timeline}, and {seen.timeline} was seen before:"
+                " it is a primary that was replaced",
+            )
+        self._lineage = found
+
+    async def _stand_by(self) -> bool:
+        """Ask for the lead until we have it, which is True, or there is nothing left to do.
+
+        Meanwhile attend to the processes of this host, unless the leader is on it.
+        """
+        news = True
+        while not self._done:
+            leader = await self._unless_stopped(self._ask_for_the_lead())
+            if leader is None:
+                return False
+            news = self._note(leader) or news
+            if leader.led:
+                return True
+            if leader.host != self.host and (news or self._taken):
+                await self._unless_stopped(self._attend())
+                if self._taken:
+                    await queries.renew_lease(self._conn, self.host)
+            news = bool(await self._unless_stopped(self._wait(_ASK_EVERY)))
+        return False
+
+    async def _ask_for_the_lead(self) -> Lead:
+        if self._draining:
+            leader = await queries.leader(self._conn)
+            return Lead(False, leader.epoch, leader.host, leader.pid) if leader else _NOBODY
+        return await queries.lead(
+            self._conn,
             host=self.host,
             pid=os.getpid(),
             version=__version__,
             runs_folder=str(self._runs_folder),
             workflows=[_declared(workflow) for workflow in self._configuration.workflows.values()],
+            after=self._epoch,
         )
-        self._epoch = lead.epoch
-        self.leads.set()
-        logger.info("leading (lead %d), listening on %s", lead.epoch, queries.WAKE)
 
-    async def _work(self) -> None:
-        """Go round until stopped.
+    def _note(self, leader: Lead) -> bool:
+        """Keep in mind who leads; whether that is news."""
+        before, self._leader = self._leader, leader
+        self._epoch = leader.epoch or self._epoch
+        if leader == before:
+            return False
+        if leader.led:
+            over = "" if before is None or before.led else f", taking over from {before}"
+            logger.info("leading (lead %d)%s", leader.epoch, over)
+        else:
+            logger.info("standing by: %s leads", leader)
+        return True
+
+    async def _lead(self) -> None:
+        """Go round until stopped or drained, then give the lead back.
 
         A notification at any point of the round ends the next wait at once.
         """
-        await self._unless_stopped(self._attend())
-        while not self._stopping.is_set():
+        await queries.listen(self._conn, queries.WAKE)
+        self.leads.set()
+        self._led = True
+        disowned = await self._unless_stopped(self._attend())
+        if disowned:  # their phases may be claimable: not before these are gone
+            await self._unless_stopped(asyncio.wait(disowned))
+        while not (self._stopping.is_set() or self._draining):
             claimed = await self._unless_stopped(self._claim())
             await self._unless_stopped(self._attend())
             if not claimed:
                 await self._unless_stopped(self._rest())
+        self.leads.clear()
+        await asyncio.gather(*(taken.recorded.wait() for taken in self._taken.values()))
+        await queries.resign(self._conn)
 
     async def _claim(self) -> bool:
         """Claim what is eligible and take it on; whether there was anything."""
-        assignments = await queries.claim_phases(self._conn, self._epoch)
+        if _CONTROL in self._awaited:
+            return False
+        asked = _now()
+        try:
+            assignments = await queries.claim_phases(self._conn, self._epoch)
+        except Locked:
+            logger.info("claiming waits: somebody holds a lock on pgcoord.control")
+            self._await_lock(_CONTROL, queries.await_control)
+            return False
         for assignment in assignments:
             logger.info("%s claimed", assignment)
-            self._take(assignment, self._launch_and_supervise)
+            self._take(assignment, self._launch_and_supervise, asked)
         return bool(assignments)
 
-    async def _attend(self) -> None:
-        """Take on attempts of this host that nobody supervises; end those that shall end."""
+    async def _attend(self) -> list[asyncio.Task[None]]:
+        """Take on attempts of this host that nobody supervises; end those that shall end.
 
+        Returns what ends the processes of which the database does not know any more.
+        """
+        asked = _now()
         await queries.expire_attempts(self._conn)
-        for attempt in await queries.open_attempts(self._conn, self.host):
-            if attempt.attempt_id not in self._taken:
+        attempts = await queries.open_attempts(self._conn, self.host)
+        known = {attempt.folder for attempt in attempts}
+        disowned = [
+            self._take(taken.assignment, self._disown, asked).task
+            for folder, taken in list(self._taken.items())
+            if folder not in known and not taken.over
+        ]
+        for attempt in attempts:
+            taken = self._taken.get(attempt.folder)
+            # What was being started under another lead is refused, and a failover may have lost
+            # a start that was recorded.
+            if taken is None or (taken.epoch != self._epoch and not attempt.started):
                 assignment = await queries.assignment(self._conn, attempt.attempt_id)
-                if assignment:
-                    self._take(assignment, self._go_on)
-            if taken := self._taken.get(attempt.attempt_id):
-                taken.heed(attempt)
+                if assignment is None:
+                    continue
+                taken = self._take(assignment, self._go_on, asked)
+            taken.heed(attempt)
+        return disowned
 
     async def _rest(self) -> None:
         """Wait until there may be something to do."""
-        assert self._listener is not None
         seen = set(self._awaited)
         agenda = await queries.agenda(self._conn, seen)
         while agenda.locked_phase and len(seen) < _MOST_AWAITED:
             # Perhaps it has just become claimable: then its lock is had at once, and wakes us.
             seen.add(agenda.locked_phase)
-            self._awaited.add(agenda.locked_phase)
-            self._tasks.create_task(self._await_lock(agenda.locked_phase))
+            self._await_lock(
+                agenda.locked_phase, partial(queries.await_phase, queue_id=agenda.locked_phase)
+            )
             agenda = await queries.agenda(self._conn, seen)
-        await self._listener.wait(agenda.due_in)
+        for attempt_id in set(agenda.abandoned) - self._abandoned:
+            self._abandoned.add(attempt_id)
+            self._tasks.create_task(self._abandon(attempt_id))
+        await self._wait(agenda.due_in)
 
-    async def _await_lock(self, queue_id: str) -> None:
-        """Wake the loop when the lock on a claimable phase is gone: a rollback notifies nobody."""
+    async def _wait(self, seconds: float | None) -> bool:
+        assert self._listener is not None
+        return await self._listener.wait(seconds)
+
+    async def _abandon(self, attempt_id: int) -> None:
+        """Give up an attempt of another host, of which nothing is heard any more."""
+        epoch = self._epoch
         try:
-            async with await database.connect(self._dsn) as conn:
-                await self._unless_stopped(queries.await_phase(conn, queue_id))
-        except (*_LOST_CONNECTION, DatabaseUnusable) as error:
-            logger.debug("waiting for the lock on %s: %s", queue_id, error)
+            await self._tell(lambda conn: queries.abandon_attempt(conn, epoch, attempt_id))
+            logger.warning("attempt %d of another host is lost: its lease has run out", attempt_id)
+        except (AnotherLeads, _Unheard) as error:
+            logger.info("attempt %d of another host: %s", attempt_id, error)
         finally:
-            self._awaited.discard(queue_id)
+            self._abandoned.discard(attempt_id)
             self._wake()
 
-    def _is_final(self, error: CoordError) -> bool:
-        if isinstance(error, AnotherLeads):
-            return not self._stands_by
-        return database.refused_for_good(error)
+    def _await_lock(self, name: str, wait: Callable[[queries.Connection], Awaitable[None]]) -> None:
+        self._awaited.add(name)
+        self._tasks.create_task(self._wake_when_unlocked(name, wait))
+
+    async def _wake_when_unlocked(
+        self, name: str, wait: Callable[[queries.Connection], Awaitable[None]]
+    ) -> None:
+        """Wake the loop when a lock that keeps it from claiming is gone: no rollback notifies."""
+        try:
+            async with await database.connect(self._server) as conn:
+                await self._unless_stopped(wait(conn))
+        except (*_LOST_CONNECTION, DatabaseUnusable) as error:
+            logger.debug("waiting for the lock on %s: %s", name, error)
+        finally:
+            self._awaited.discard(name)
+            self._wake()
 
     @property
     def _conn(self) -> queries.Connection:
@@ -231,7 +371,7 @@ class Coordinator:
         if self._listener:
             self._listener.tell()
 
-    async def _unless_stopped(self, awaitable: Coroutine[Any, Any, Result]) -> Result | None:
+    async def _unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
         """Await, but no longer than until `stop`; return None then."""
         waited_for = asyncio.ensure_future(awaitable)
         stopping = asyncio.ensure_future(self._stopping.wait())
@@ -244,11 +384,19 @@ class Coordinator:
             await asyncio.gather(waited_for, stopping, return_exceptions=True)
 
     def _take(
-        self, assignment: Assignment, supervise: Callable[["_Taken"], Awaitable[None]]
-    ) -> None:
-        taken = _Taken(assignment, self._linger(assignment))
-        self._taken[assignment.attempt_id] = taken
-        self._tasks.create_task(self._supervise(taken, supervise))
+        self, assignment: Assignment, supervise: Callable[["_Taken"], Awaitable[None]], asked: float
+    ) -> "_Taken":
+        """Supervise an attempt from now on, instead of whatever did until now.
+
+        `asked` is when the database was asked that says so, and that our lead is not over.
+        """
+        before = self._taken.get(assignment.folder)
+        if before:
+            before.task.cancel()
+        taken = _Taken(assignment, self._linger(assignment), self._epoch, asked)
+        self._taken[assignment.folder] = taken
+        taken.task = self._tasks.create_task(self._supervise(taken, supervise))
+        return taken
 
     async def _supervise(
         self, taken: "_Taken", supervise: Callable[["_Taken"], Awaitable[None]]
@@ -256,26 +404,36 @@ class Coordinator:
         """See one attempt through; an error of its own must not take the others down with it."""
         try:
             await supervise(taken)
+        except StaleAttempt:
+            self._take(taken.assignment, self._disown, taken.asked)
         except AnotherLeads as error:
             logger.warning("%s is left to whoever leads now: %s", taken.assignment, error)
             self._wake()  # it may be ourselves, with a new lead
+        except _Unheard as error:
+            logger.warning("%s: stopped before the database was told: %s", taken.assignment, error)
         except Exception:
             logger.exception("%s is looked at again in %d s", taken.assignment, _SECOND_LOOK)
             await self._unless_stopped(asyncio.sleep(_SECOND_LOOK))
             self._wake()
         finally:
-            del self._taken[taken.assignment.attempt_id]
+            taken.recorded.set()
+            if self._taken.get(taken.assignment.folder) is taken:
+                del self._taken[taken.assignment.folder]
+            if self._draining:
+                self._wake()
 
     async def _launch_and_supervise(self, taken: "_Taken") -> None:
         try:
             await self._prepare(taken)
             await self._launch(taken)
         except (CannotStart, InvalidConfiguration, OSError) as error:
-            if await asyncio.to_thread(taken.run.state) is RunState.NEVER_STARTED:
+            if await asyncio.to_thread(taken.run.give_up):
                 logger.warning("%s could not be started: %s", taken.assignment, error)
                 await self._give_up(taken, "failed", str(error))
                 return
-            # Another coordinator of this host was faster: the process is there, and it counts.
+            # Another coordinator of this host was faster.
+            await self._go_on(taken)
+            return
         await self._record_start(taken)
         await self._see_to_its_end(taken)
 
@@ -283,22 +441,39 @@ class Coordinator:
         """Take over an attempt from wherever its last coordinator left it."""
         state = await asyncio.to_thread(taken.run.state)
         assignment = taken.assignment
-        if state is RunState.NEVER_STARTED and not assignment.started:
-            if assignment.ended or assignment.ending:
-                await self._give_up(
-                    taken, "returned", "its end was asked for before it was started"
-                )
-            else:
-                await self._launch_and_supervise(taken)
-        elif state in (RunState.ALIVE, RunState.ENDED):
+        if state in (RunState.ALIVE, RunState.ENDED):
             logger.info("%s taken over, pid %s, %s", assignment, taken.run.pid, state.value)
             if not assignment.started:
                 await self._record_start(taken)
             await self._see_to_its_end(taken)
-        else:
-            logger.warning("%s is lost: its process is gone without an exit status", assignment)
+        elif assignment.started or state is RunState.LOST:
+            logger.warning("%s is lost: its process left no exit status", assignment)
+            await taken.run.end(GRACE)  # it lives where its folder was deleted under it
             await self._end_what_it_left(taken)
             await self._give_up(taken, "lost", "its process is gone and left no exit status")
+        elif state is RunState.GIVEN_UP:
+            await self._give_up(taken, "returned", "it was given up before it was started")
+        elif self.leads.is_set() and not (assignment.ended or assignment.ending):
+            await self._launch_and_supervise(taken)
+        elif await asyncio.to_thread(taken.run.give_up):
+            await self._give_up(taken, "returned", "its end came before its start")
+        else:
+            await self._go_on(taken)
+
+    async def _disown(self, taken: "_Taken") -> None:
+        """End what runs here and the database knows nothing of.
+
+        Its phase was deleted, or a failover lost its claim, or another host's leader gave it up.
+        """
+        taken.over = True
+        if await asyncio.to_thread(taken.run.state) is RunState.ALIVE:
+            logger.warning(
+                "%s is ended, pid %s: its attempt is not in the database any more",
+                taken.assignment,
+                taken.run.pid,
+            )
+            await taken.run.end(GRACE)
+            await self._end_what_it_left(taken)
 
     async def _prepare(self, taken: "_Taken") -> None:
         """Make what the process needs before it starts: the folder of its run and its prompt."""
@@ -306,6 +481,8 @@ class Coordinator:
 
     async def _launch(self, taken: "_Taken") -> None:
         workflow = self._workflow(taken.assignment)
+        if _now() - taken.asked > _KNOWN_TO_LEAD:
+            await self._tell(lambda conn: queries.check_epoch(conn, taken.epoch))
         taken.run.start(
             workflow.arguments(_values(taken.assignment, taken.run)),
             directory=workflow.directory,
@@ -317,16 +494,19 @@ class Coordinator:
         assert pid is not None
         await self._tell(
             lambda conn: queries.start_phase(
-                conn, self._epoch, taken.assignment.attempt_id, pid, started or ""
+                conn, taken.epoch, taken.assignment.attempt_id, pid, started or ""
             )
         )
+        taken.recorded.set()
         logger.info("%s started, pid %d", taken.assignment, pid)
 
     async def _see_to_its_end(self, taken: "_Taken") -> None:
         """Wait until the process is gone, ending it when told to, and say how it went."""
+        taken.recorded.set()
         if await self._unless_stopped(taken.gone()) is None:
             logger.info("%s is left running, pid %s", taken.assignment, taken.run.pid)
             return
+        taken.over = True
         left = await self._end_what_it_left(taken)
         exit_status = taken.run.exit_status
         if exit_status is None and not taken.told:
@@ -354,7 +534,7 @@ class Coordinator:
     async def _tell(self, say: Callable[[queries.Connection], Awaitable[None]]) -> None:
         """Say something to the database until it has heard it: all that is said can be said twice.
 
-        Gives up when stopped; whoever starts next finds the same in the folder of the run.
+        Raises `_Unheard` when stopped; whoever starts next finds the same in the folder of the run.
         """
         backoff = _Backoff()
         while True:
@@ -363,13 +543,12 @@ class Coordinator:
                     return await say(conn)
             except _LOST_CONNECTION as error:
                 if self._stopping.is_set():
-                    logger.warning("stopped before the database could be told: %s", _line(error))
-                    return None
+                    raise _Unheard(_line(error)) from error
                 await self._pause(backoff, error)
 
     async def _pause(self, backoff: "_Backoff", error: Exception) -> None:
         seconds = backoff.next()
-        level = logging.INFO if isinstance(error, AnotherLeads) else logging.WARNING
+        level = logging.DEBUG if backoff.repeats(_line(error)) else logging.WARNING
         logger.log(level, "trying again in %.2f s: %s", seconds, _line(error))
         await self._unless_stopped(asyncio.sleep(seconds))
 
@@ -403,10 +582,16 @@ class Coordinator:
 class _Taken:
     """An attempt that is supervised here: its run, and whether its process is to be ended."""
 
-    def __init__(self, assignment: Assignment, linger: timedelta) -> None:
+    task: asyncio.Task[None]
+
+    def __init__(self, assignment: Assignment, linger: timedelta, epoch: int, asked: float) -> None:
         self.assignment = assignment
-        self.run = Run(Path(assignment.folder))
+        self.epoch = epoch
+        self.asked = asked
+        self.run = Run(Path(assignment.folder), assignment.pid, assignment.process_started)
+        self.recorded = asyncio.Event()  # its start, or that there is none
         self.told = False
+        self.over = False
         self._linger = linger
         self._end_in: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
@@ -414,7 +599,7 @@ class _Taken:
         """End the process: at once when that was asked for, after the linger when it reported."""
         if not self._end_in.done() and (attempt.ending or attempt.ended):
             lingers = max(0.0, self._linger.total_seconds() - (attempt.ended_seconds_ago or 0.0))
-            self._end_in.set_result(lingers if attempt.ended else 0.0)
+            self._end_in.set_result(0.0 if attempt.ending else lingers)
 
     async def gone(self) -> bool:
         """Wait until the process is gone, ending its group when it is time; then return True."""
@@ -432,18 +617,31 @@ class _Taken:
         await self.run.end(GRACE)
 
 
+class _Unheard(Exception):
+    """Stopped while the database could not be told."""
+
+
 class _Backoff:
-    """Seconds before the next try: from 0.05 doubling to 5, jittered so that many spread."""
+    """Seconds before the next try: from 0.05 doubling to 0.8, jittered so that many spread.
+
+    No more: a stand-by server that was promoted is to be found within a second.
+    """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         self._seconds = 0.05
+        self._said = ""
 
     def next(self) -> float:
-        seconds, self._seconds = self._seconds, min(self._seconds * 2, 5.0)
+        seconds, self._seconds = self._seconds, min(self._seconds * 2, 0.8)
         return seconds * random.uniform(0.5, 1.0)
+
+    def repeats(self, reason: str) -> bool:
+        """Whether that was the reason of the last try, too."""
+        before, self._said = self._said, reason
+        return reason == before
 
 
 def _declared(workflow: Workflow) -> dict[str, object]:
@@ -474,6 +672,10 @@ def _values(assignment: Assignment, run: Run) -> dict[str, str | None]:
         "prompt_file": str(run.prompt_file),
         "prompt": assignment.prompt or "",
     }
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _line(error: Exception) -> str:

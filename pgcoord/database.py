@@ -18,15 +18,19 @@ _KEEPALIVE = {
 }
 # What a role or database may set for people at a prompt: we wait as long as it takes.
 _PATIENCE = "-c lock_timeout=0 -c statement_timeout=0"
-# The same on the server's side: the lead goes with its connection, also when our machine has
-# vanished.
-_SERVER_KEEPALIVE = (
+# The lead goes with its connection: also when our machine has vanished, and, three pings later,
+# when our process is frozen.
+_LEAD = (
     "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
+    " -c idle_session_timeout=30s"
 )
 
 
-def with_defaults(dsn: str, *, listens: bool = False) -> str:
-    """The DSN with our timeouts and name where it does not set them itself."""
+def with_defaults(dsn: str, *, leads: bool = False) -> str:
+    """The DSN with our timeouts and name where it does not set them itself.
+
+    A connection that `leads` is given up by the server when nothing is heard of us for long.
+    """
     try:
         given = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as error:
@@ -36,23 +40,31 @@ def with_defaults(dsn: str, *, listens: bool = False) -> str:
         ) from error
     extra: dict[str, Any] = {"application_name": "pgcoord", **_KEEPALIVE}
     options = [str(given.pop("options", "")), _PATIENCE]
-    if listens:
+    if leads:
         extra["application_name"] = "pgcoord listener"
-        options.append(_SERVER_KEEPALIVE)
+        options.append(_LEAD)
     extra["options"] = " ".join(options).strip()
     return make_conninfo(dsn, **{key: value for key, value in extra.items() if key not in given})
 
 
-async def connect(dsn: str, *, listens: bool = False) -> psycopg.AsyncConnection[Any]:
+async def connect(dsn: str, *, leads: bool = False) -> psycopg.AsyncConnection[Any]:
     """Connect in autocommit mode.
 
     Raises `DatabaseUnusable` with what to check; waits 5 s at most.
     """
-    conninfo = with_defaults(dsn, listens=listens)
+    conninfo = with_defaults(dsn, leads=leads)
     try:
         return await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
     except psycopg.OperationalError as error:
         raise unusable(error) from error
+
+
+def same_server(dsn: str, conn: psycopg.AsyncConnection[Any]) -> str:
+    """The DSN narrowed to the server that `conn` is connected to, out of those it may name."""
+    place: dict[str, Any] = {"host": conn.info.host, "port": conn.info.port}
+    if conn.info.hostaddr:
+        place["hostaddr"] = conn.info.hostaddr
+    return make_conninfo(dsn, **place)
 
 
 def connect_blocking(dsn: str) -> psycopg.Connection[Any]:

@@ -6,8 +6,9 @@ CoordError
 │   └── InvalidConfiguration   pgcoord.toml
 ├── NotFound                4  no such feature or phase
 ├── Refused                 3  the database does not allow it in the state things are in
-│   ├── StaleAttempt           a report from an attempt that was given up
-│   └── AnotherLeads           this coordinator does not lead (any more)
+│   ├── StaleAttempt           an attempt that was given up
+│   ├── AnotherLeads           this coordinator does not lead (any more)
+│   └── Locked                 somebody else holds a lock for too long
 ├── DatabaseUnusable        6  no connection, no rights, wrong version, read-only
 │   └── WrongSchema            the schema is missing, older or newer than this release
 └── CannotStart             7  a process or a server could not be started
@@ -57,11 +58,15 @@ class Refused(CoordError):
 
 
 class StaleAttempt(Refused):
-    """A report from an attempt that was given up."""
+    """An attempt that was given up."""
 
 
 class AnotherLeads(Refused):
     """This coordinator does not lead, or no longer does."""
+
+
+class Locked(Refused):
+    """Somebody else holds a lock for longer than was waited."""
 
 
 class DatabaseUnusable(CoordError):

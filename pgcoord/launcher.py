@@ -37,6 +37,9 @@ from pgcoord.errors import CannotStart
 # needs no room on a disk that is full by then (but for file systems that always copy, as btrfs).
 _ROOM = 128
 
+# What `status` holds instead of the wrapper's lines where there is never to be one.
+_GIVEN_UP = b"given up\n"
+
 # After KILL only a process inside an uninterruptible system call stays; none is waited for longer.
 _DEATH = timedelta(seconds=5)
 
@@ -51,9 +54,14 @@ _SHELL = "/bin/sh"
 
 
 class RunState(enum.Enum):
-    """What the folder of a run tells; LOST is a wrapper that died without writing a status."""
+    """What the folder of a run tells.
+
+    GIVEN_UP was never started and never will be; LOST is a wrapper that died without writing a
+    status.
+    """
 
     NEVER_STARTED = "never started"
+    GIVEN_UP = "given up"
     ALIVE = "alive"
     ENDED = "ended"
     LOST = "lost"
@@ -73,6 +81,7 @@ class _Record(NamedTuple):
     pid: int | None = None
     started: str = ""
     exit_status: int | None = None
+    given_up: bool = False
 
 
 class _Process(NamedTuple):
@@ -89,13 +98,14 @@ class _Process(NamedTuple):
 class Run:
     """One attempt at a phase: the processes of one command, and the folder that tells of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pid: int | None = None, started: str | None = None) -> None:
+        """Name the run in `folder`, with its wrapper where that is known from elsewhere, too."""
         # Resolved, for the path is also what marks the processes: it has to be the same each time.
         self.folder = folder.resolve()
         self.log = self.folder / "log"
         self.prompt_file = self.folder / "prompt.md"
         self._status = self.folder / "status"
-        self._known = _Record()
+        self._known = _Record(pid, started) if pid and started else _Record()
         self._stayed: set[tuple[int, str]] = set()
 
     def prepare(self, prompt: str) -> None:
@@ -126,6 +136,8 @@ class Run:
                 _opened(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as log,
             ):
                 self._claim(status)
+                if os.pwrite(status, b" " * _ROOM, 0) < _ROOM:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._status))
                 wrapper = subprocess.Popen(
                     [_SHELL, "-c", _WRAPPER, "pgcoord", *words],
                     stdin=status,
@@ -142,6 +154,23 @@ class Run:
         wrapper.returncode = 0
         self._known = _Record(wrapper.pid, _started(wrapper.pid) or "")
 
+    def give_up(self) -> bool:
+        """Have it never started, whoever tries from now on; False where it was, or was given up.
+
+        Blocks like `start`.
+        """
+        try:
+            _make_private(self.folder)
+            with self._starting(), _opened(self._status, os.O_RDWR | os.O_CREAT) as status:
+                self._claim(status)
+                os.pwrite(status, _GIVEN_UP, 0)
+                fcntl.flock(status, fcntl.LOCK_UN)  # see _is_locked
+                return True
+        except CannotStart:
+            return False
+        except OSError:  # where nothing can be written, nothing can be started either
+            return self.state() is RunState.NEVER_STARTED
+
     def state(self) -> RunState:
         """Tell how the run stands; blocks while a start of it is under way, about a millisecond."""
         record, alive = self._look()
@@ -149,6 +178,8 @@ class Run:
             return RunState.ENDED
         if alive:
             return RunState.ALIVE
+        if record.given_up:
+            return RunState.GIVEN_UP
         return RunState.NEVER_STARTED if record.pid is None else RunState.LOST
 
     @property
@@ -235,12 +266,13 @@ class Run:
             yield folder
 
     def _claim(self, status: int) -> None:
-        """Take the lock that the wrapper will hold, and make room; raise if the run was started."""
+        """Take the lock that the wrapper will hold; raise if the run was started, or given up."""
         with suppress(BlockingIOError):
             fcntl.flock(status, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _read(status).pid is None:
-                if os.pwrite(status, b" " * _ROOM, 0) < _ROOM:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._status))
+            record = _read(status)
+            if record.given_up:
+                raise CannotStart(f"the run in {self.folder} was given up")
+            if record.pid is None:
                 return
         raise CannotStart(f"the run in {self.folder} was started before")
 
@@ -398,9 +430,10 @@ def _is_locked(descriptor: int) -> bool:
 
 
 def _read(status: int) -> _Record:
-    wrote = re.match(rb"(\d+) (.+)\n(?:(\d+)\n)?", os.pread(status, _ROOM, 0))
+    text = os.pread(status, _ROOM, 0)
+    wrote = re.match(rb"(\d+) (.+)\n(?:(\d+)\n)?", text)
     if wrote is None:
-        return _Record()
+        return _Record(given_up=text.startswith(_GIVEN_UP))
     pid, started, exit_status = wrote.groups()
     return _Record(int(pid), started.decode(), None if exit_status is None else int(exit_status))
 

@@ -25,23 +25,24 @@ class Listener:
         """Wake the one who waits, from within this process."""
         self._told.set()
 
-    async def wait(self, seconds: float | None) -> None:
+    async def wait(self, seconds: float | None) -> bool:
         """Wait for a notification, for `tell`, or `seconds` (None: for ever), pinging meanwhile.
 
-        What was notified since the last wait ends this one at once. Raises
-        `psycopg.OperationalError` when the connection is lost, which a silent network takes as long
-        as the connection's keepalive parameters say.
+        Returns whether it was one of the first two. What was notified since the last wait ends this
+        one at once. Raises `psycopg.OperationalError` when the connection is lost, which a silent
+        network takes as long as the connection's keepalive parameters say.
         """
         deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
         while not self._told.is_set():
             left = None if deadline is None else deadline - asyncio.get_running_loop().time()
             if left is not None and left <= 0:
-                return
+                return False
             if await self._notified(PING_EVERY if left is None else min(left, PING_EVERY)):
-                return
+                return True
             if left is None or left > PING_EVERY:
                 await queries.ping(self.conn)
         self._told.clear()
+        return True
 
     async def _notified(self, seconds: float) -> bool:
         """Whether a notification came within `seconds`, or somebody told.
@@ -76,11 +77,11 @@ class Listener:
 
 
 @asynccontextmanager
-async def listening(dsn: str) -> AsyncIterator[Listener]:
-    """A connection of its own that listens for wake-ups.
+async def listening(dsn: str, channel: str) -> AsyncIterator[Listener]:
+    """A connection of its own that listens, and may lead.
 
     LISTEN comes before anything is read from the tables.
     """
-    async with await database.connect(dsn, listens=True) as conn:
-        await queries.listen(conn, queries.WAKE)
+    async with await database.connect(dsn, leads=True) as conn:
+        await queries.listen(conn, channel)
         yield Listener(conn)

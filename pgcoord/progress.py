@@ -77,7 +77,7 @@ async def follow(
 
     Raises `psycopg.OperationalError` when the connection is lost.
     """
-    async with await database.connect(dsn, listens=True) as conn:
+    async with await database.connect(dsn) as conn:
         await queries.listen(conn, queries.EVENT)
         listener = Listener(conn)
         while True:

@@ -19,6 +19,7 @@ from pgcoord.errors import (
     CoordError,
     DatabaseUnusable,
     InvalidInput,
+    Locked,
     NotFound,
     Refused,
     StaleAttempt,
@@ -30,6 +31,7 @@ Row = TypeVar("Row")
 
 WAKE = "pgcoord_wake"
 EVENT = "pgcoord_event"
+STAND_BY = "pgcoord_stand_by"
 
 _LEAVES: Mapping[str, type[CoordError]] = {
     "PC001": NotFound,
@@ -50,7 +52,7 @@ _LEAVES: Mapping[str, type[CoordError]] = {
     "42P01": WrongSchema,
     "42883": WrongSchema,
     "25006": DatabaseUnusable,
-    "55P03": Refused,
+    "55P03": Locked,
 }
 
 _RIGHTS = (
@@ -81,10 +83,23 @@ def refusals() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Lead:
-    """A lead taken: its number, and the name of the database among all that a machine may serve."""
+    """Who leads: we (`led`), or another; None where nobody does yet, or any more."""
 
-    epoch: int
-    installation: str
+    led: bool
+    epoch: int | None
+    host: str | None
+    pid: int | None
+
+    def __str__(self) -> str:
+        return "nobody" if self.pid is None else f"process {self.pid} on {self.host}"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The history that a server writes; the later of a system is the one of the higher timeline."""
+
+    system: int | None
+    timeline: int | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,6 @@ class Assignment:
     attempt: int
     adw_id: str
     secret: str
-    host: str
     folder: str
     workflow: str
     issue_number: int | None
@@ -120,6 +134,8 @@ class OpenAttempt:
     """What has become of an attempt since it was taken: reported as ended, or to be ended."""
 
     attempt_id: int
+    folder: str
+    started: bool
     ended: bool
     ending: str | None
     ended_seconds_ago: float | None
@@ -127,9 +143,14 @@ class OpenAttempt:
 
 @dataclass(frozen=True)
 class Agenda:
-    """When to look next unwoken (seconds, None: never), and a claimable phase that is locked."""
+    """What is left when there is nothing to claim.
+
+    When to look next unwoken (seconds, None: never), attempts of hosts of which nothing is heard
+    any more, and a claimable phase that is locked.
+    """
 
     due_in: float | None
+    abandoned: list[int]
     locked_phase: str | None
 
 
@@ -251,23 +272,47 @@ async def lead(
     version: str,
     runs_folder: str,
     workflows: Sequence[Mapping[str, object]],
+    after: int,
 ) -> Lead:
-    """Take the lead on `conn`, which keeps it as long as it lives.
+    """Take the lead on `conn`, which keeps it as long as it lives, or learn who has it.
 
-    Waits up to 2 s. Raises `AnotherLeads`.
+    Waits up to 2 s. The new lead's epoch is higher than `after`.
     """
-    taken = await _row(
+    found = await _row(
         conn,
         Lead,
-        "select epoch, installation::text from pgcoord.lead(%s, %s, %s, %s, %s)",
+        f"select {_columns(Lead)} from pgcoord.lead(%s, %s, %s, %s, %s, %s)",
         host,
         pid,
         version,
         runs_folder,
         Jsonb(list(workflows)),
+        after,
     )
-    assert taken is not None
-    return taken
+    assert found is not None
+    return found
+
+
+async def resign(conn: Connection) -> None:
+    """Give the lead back, and tell those who stand by."""
+    await _value(conn, "select pgcoord.resign()")
+
+
+async def check_epoch(conn: Connection, epoch: int) -> None:
+    """Raise `AnotherLeads` when that lead is over."""
+    await _value(conn, "select pgcoord.check_epoch(%s)", epoch)
+
+
+async def renew_lease(conn: Connection, host: str) -> None:
+    """Have a leader on another host leave the attempts of `host` alone for another minute."""
+    await _value(conn, "select pgcoord.renew_lease(%s)", host)
+
+
+async def lineage(conn: Connection) -> Lineage:
+    """Which line of history the server writes."""
+    found = await _row(conn, Lineage, "select system, timeline from pgcoord.lineage()")
+    assert found is not None
+    return found
 
 
 async def leader(conn: Connection) -> Leader | None:
@@ -276,8 +321,9 @@ async def leader(conn: Connection) -> Leader | None:
 
 
 async def listen(conn: Connection, channel: str) -> None:
-    """Have notifications of `channel` come in on `conn`."""
-    await conn.execute(f"listen {channel}".encode())
+    """Have notifications of `channel` come in on `conn`. A server that only reads refuses."""
+    with refusals():
+        await conn.execute(f"listen {channel}".encode())
 
 
 async def ping(conn: Connection) -> None:
@@ -291,7 +337,7 @@ async def ping(conn: Connection) -> None:
 async def claim_phases(conn: Connection, epoch: int) -> list[Assignment]:
     """Claim what is eligible, one phase for each free slot.
 
-    Raises `AnotherLeads` when the lead is over.
+    Raises `AnotherLeads` when the lead is over, `Locked` when somebody holds the control row.
     """
     return await _rows(
         conn, Assignment, f"select {_columns(Assignment)} from pgcoord.claim_phases(%s)", epoch
@@ -324,7 +370,7 @@ async def start_phase(
 ) -> None:
     """Record the process of an attempt: its phase is running.
 
-    Raises `AnotherLeads` when the lead is over.
+    Raises `AnotherLeads` when the lead is over, `StaleAttempt` when the attempt was given up.
     """
     await _value(
         conn,
@@ -358,6 +404,14 @@ async def give_up_attempt(conn: Connection, attempt_id: int, outcome: str, error
     await _value(conn, "select pgcoord.give_up_attempt(%s, %s, %s)", attempt_id, outcome, error)
 
 
+async def abandon_attempt(conn: Connection, epoch: int, attempt_id: int) -> None:
+    """Give an attempt of another host up as lost, if that host's lease has run out.
+
+    Raises `AnotherLeads` when the lead is over.
+    """
+    await _value(conn, "select pgcoord.abandon_attempt(%s, %s)", epoch, attempt_id)
+
+
 async def expire_attempts(conn: Connection) -> None:
     """Ask for the end of attempts past their deadline."""
     await _value(conn, "select pgcoord.expire_attempts()")
@@ -366,7 +420,7 @@ async def expire_attempts(conn: Connection) -> None:
 async def agenda(conn: Connection, awaited: Collection[str]) -> Agenda:
     """When to look next, and what is locked besides `awaited`; for after a claim of nothing."""
     found = await _row(
-        conn, Agenda, "select due_in, locked_phase from pgcoord.agenda(%s)", list(awaited)
+        conn, Agenda, f"select {_columns(Agenda)} from pgcoord.agenda(%s)", list(awaited)
     )
     assert found is not None
     return found
@@ -377,6 +431,11 @@ async def await_phase(conn: Connection, queue_id: str) -> None:
     await conn.execute(
         b"select from public.phase_queue where queue_id = %s for no key update", [queue_id]
     )
+
+
+async def await_control(conn: Connection) -> None:
+    """Wait until nobody has the control row locked."""
+    await conn.execute(b"select from pgcoord.control for no key update")
 
 
 async def submit_feature(conn: Connection, feature: Mapping[str, object]) -> int:

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -27,26 +29,136 @@ def scripts(**settings: Any) -> Workflow:
 
 
 def make_coordinator(
-    dsn: str, folder: Path, work: Workflow | None = None, kind: type[Coordinator] = Coordinator
+    dsn: str,
+    folder: Path,
+    work: Workflow | None = None,
+    kind: type[Coordinator] = Coordinator,
+    host: str | None = None,
 ) -> Coordinator:
     """A coordinator with one workflow and its runs below `folder`."""
     work = work or scripts()
     configuration = Configuration(path=None, workflows={work.name: work}, log_folder=None)
-    return kind(dsn, configuration, runs_folder=folder / "runs", environment=os.environ)
+    return kind(dsn, configuration, runs_folder=folder / "runs", environment=os.environ, host=host)
 
 
 @contextlib.asynccontextmanager
-async def running(coordinator: Coordinator) -> AsyncIterator[Coordinator]:
+async def running(
+    coordinator: Coordinator, *, until_it_leads: bool = True
+) -> AsyncIterator[Coordinator]:
     """Run the coordinator until the block ends, then stop it as SIGTERM does."""
     async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(coordinator.run())
         leads = asyncio.ensure_future(coordinator.leads.wait())
-        await asyncio.wait({task, leads}, return_when=asyncio.FIRST_COMPLETED)
+        if until_it_leads:
+            await asyncio.wait({task, leads}, return_when=asyncio.FIRST_COMPLETED)
         leads.cancel()
         try:
             yield coordinator
         finally:
             coordinator.stop()
+
+
+# A coordinator in a process of its own, which can be killed and frozen. It sends itself a signal
+# when it comes to one of its steps (None: to none).
+_PROCESS = """
+import asyncio, logging, os, sys
+from datetime import timedelta
+from pathlib import Path
+
+sys.path.insert(0, {tests!r})
+from coordination import make_coordinator, scripts
+from pgcoord import coordinator, database, listener
+from pgcoord.coordinator import Coordinator
+
+class Signalled(Coordinator):
+    pass
+
+def signalled(step):
+    async def come_to(self, taken):
+        os.kill(os.getpid(), {number!r})
+        await getattr(super(Signalled, self), step)(taken)
+    setattr(Signalled, step, come_to)
+
+if {step!r}:
+    signalled({step!r})
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+{setting}
+asyncio.run(
+    make_coordinator({dsn!r}, Path({folder!r}), {work}, kind=Signalled, host={host!r}).run()
+)
+"""
+
+
+class CoordinatorProcess:
+    """A coordinator in a process of its own; `said` are the lines that it has logged so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.pid = process.pid
+        self.said: list[str] = []
+
+    async def until(self, words: str) -> str:
+        """Wait until it has logged a line with these words, and return that."""
+        assert self._process.stdout
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                while line := (await self._process.stdout.readline()).decode():
+                    self.said.append(line)
+                    if words in line:
+                        return line
+        raise AssertionError(f"no {words!r}:\n{''.join(self.said)}")
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    async def wait(self) -> int:
+        """Wait until it has ended, and return its exit status."""
+        async with asyncio.timeout(PATIENCE):
+            await self._process.communicate()
+        assert self._process.returncode is not None
+        return self._process.returncode
+
+    async def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.communicate()
+
+
+@contextlib.asynccontextmanager
+async def coordinator_process(
+    dsn: str,
+    folder: Path,
+    *,
+    host: str | None = None,
+    step: str = "",
+    number: int = signal.SIGSTOP,
+    work: str = "None",
+    setting: str = "",
+) -> AsyncIterator[CoordinatorProcess]:
+    """Run a coordinator of its own process until the block ends, then kill it.
+
+    It sends itself signal `number` when it comes to `step`, a method for one attempt; `setting` are
+    statements, `work` an expression for its workflow.
+    """
+    source = _PROCESS.format(
+        tests=str(Path(__file__).parent),
+        dsn=dsn,
+        folder=str(folder),
+        host=host,
+        step=step,
+        number=int(number),
+        work=work,
+        setting=setting,
+    )
+    process = CoordinatorProcess(
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", source, stdout=asyncio.subprocess.PIPE
+        )
+    )
+    try:
+        yield process
+    finally:
+        await process.close()
 
 
 class Gate:
@@ -102,6 +214,12 @@ class Watch:
                     return rows
                 async for _ in self.conn.notifies(stop_after=1):
                     pass
+
+    async def until_found(self, statement: str, *, nothing: bool = False) -> None:
+        """Ask again and again, for what leaves no event, until there are rows (or nothing)."""
+        async with asyncio.timeout(PATIENCE):
+            while bool(await self.all(statement)) == nothing:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
     async def until_statuses(self, *wanted: str) -> list[Row]:
         """Wait until the phases have these statuses, in order of feature and number."""

@@ -338,14 +338,48 @@ def test_a_stopped_serve_leaves_work_running_that_the_next_one_takes_over(
     assert "nothing is left running" in second.said
 
 
-def test_a_second_serve_is_refused_and_names_the_first(desk: Desk) -> None:
+def test_a_second_serve_stands_by_and_takes_over_when_the_first_is_stopped(
+    desk: Desk, conn: Connection
+) -> None:
     first = desk.start("serve")
     first.until("leading")
-    done = desk.call("serve")
-    assert done.returncode == 3
-    assert re.match(
-        rf"pgcoord: another coordinator leads: process {first.pid} on .*\n  One .*\n$", done.stderr
-    )
+    second = desk.start("serve")
+    second.until(f"standing by: process {first.pid} on {os.uname().nodename} leads\n")
+    first.send(signal.SIGTERM)
+    second.until(rf"leading \(lead 2\), taking over from process {first.pid} on ")
+    assert first.wait() == 0
+    desk.say("submit", desk.plan("true"))
+    second.until("queue-1-1 .* exited with status 0")
+    second.send(signal.SIGTERM)
+    assert second.wait() == 0
+    assert statuses(conn) == {1: "completed"}
+
+
+def test_a_draining_serve_claims_nothing_more_and_ends_with_its_last_phase(
+    desk: Desk, conn: Connection
+) -> None:
+    gate = desk.gate("gate")
+    serve = desk.start("serve", "--drain")
+    desk.say("submit", desk.plan(f"read _ < {gate}", "true"))
+    serve.until("queue-1-1 .* started")
+    serve.send(signal.SIGTERM)
+    serve.until("claims nothing more, and waits for queue-1-1; once more leaves them running\n")
+    gate.write_text("go on\n")
+    assert serve.wait() == 0
+    assert "stopped; nothing is left running" in serve.said
+    assert statuses(conn) == {1: "completed", 2: "queued"}
+
+
+def test_a_draining_serve_that_is_told_again_leaves_processes_running(desk: Desk) -> None:
+    gate = desk.gate("gate")
+    serve = desk.start("serve", "--drain")
+    desk.say("submit", desk.plan(f"read _ < {gate}"))
+    pid = serve.until(r"queue-1-1 .* started, pid (\d+)")[1]
+    serve.send(signal.SIGINT)
+    serve.until("claims nothing more")
+    serve.send(signal.SIGINT)
+    assert serve.wait() == 130
+    assert f"left running: queue-1-1 (pid {pid})" in serve.said
 
 
 def test_serve_waits_for_a_server_that_is_down(bare_desk: Desk) -> None:

@@ -16,6 +16,7 @@ from conftest import (
     statuses,
     take_lead,
 )
+from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 
@@ -283,17 +284,27 @@ def test_a_lead_replaces_the_workflows_and_grows(conn: Connection) -> None:
     assert leader == {"epoch": second, "host": "here", "pid": 1}
 
 
-def test_another_cannot_lead_while_one_leads(conn: Connection, epoch: int, dsn: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as other:
-        with refused("PC007", "another coordinator leads: process 1 on here"):
-            other.execute("select pgcoord.lead('there', 2, '0', '/runs', %s)", [Jsonb([WORKFLOW])])
+def ask_for_lead(conn: Connection, after: int = 0) -> dict[str, Any]:
+    """Ask as a coordinator on `there` would."""
+    asked = "select * from pgcoord.lead('there', 2, '0', '/runs', %s, %s)"
+    answer = conn.execute(asked, [Jsonb([WORKFLOW]), after]).fetchone()
+    assert answer
+    return answer
+
+
+def test_another_cannot_lead_while_one_leads_and_is_told_who(
+    conn: Connection, epoch: int, dsn: str
+) -> None:
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as other:
+        answer = ask_for_lead(other)
+        assert answer == {"led": False, "epoch": epoch, "host": "here", "pid": 1}
         assert one(conn, "select epoch from pgcoord.control")["epoch"] == epoch
         assert one(conn, "select host from pgcoord.leader")["host"] == "here"
 
 
 def test_nobody_leads_once_the_connection_is_gone(conn: Connection, dsn: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as other:
-        other.execute("select pgcoord.lead('there', 2, '0', '/runs', %s)", [Jsonb([WORKFLOW])])
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as other:
+        assert ask_for_lead(other)["led"]
     # Waits for the lock of the connection that is just going away.
     assert take_lead(conn) == 2
     assert one(conn, "select host from pgcoord.leader")["host"] == "here"

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from coordination import Gate, Watch, make_coordinator, running, scripts, watching
 
-from pgcoord.errors import AnotherLeads
-
 NONE = timedelta(0)
 
 
@@ -288,14 +286,6 @@ async def test_a_phase_that_somebody_has_locked_is_claimed_when_they_let_go(
         await waits_for_lock(watch)
         await other.conn.execute(end.encode())
         await watch.until_statuses("completed", "completed")
-
-
-async def test_a_second_coordinator_refuses_to_start_and_names_the_first(
-    dsn: str, tmp_path: Path
-) -> None:
-    async with running(make_coordinator(dsn, tmp_path)) as first:
-        with pytest.raises(AnotherLeads, match=f"process {os.getpid()} on {first.host}, since"):
-            await make_coordinator(dsn, tmp_path).run()
 
 
 async def test_stopping_leaves_processes_running_and_the_next_one_takes_them_over(

@@ -30,9 +30,9 @@ def before_waiting(listener: Listener, do: Callable[[], Awaitable[None]]) -> Non
     """Have `do` done each time when the loop is about to wait."""
     wait = listener.wait
 
-    async def do_and_wait(seconds: float | None) -> None:
+    async def do_and_wait(seconds: float | None) -> bool:
         await do()
-        await wait(seconds)
+        return await wait(seconds)
 
     listener.wait = do_and_wait  # type: ignore[method-assign]
 
@@ -54,13 +54,15 @@ class Stepped(Coordinator):
         await self._reach("after claim")
         return claimed
 
-    async def _attend(self) -> None:
-        await super()._attend()
+    async def _attend(self) -> list[asyncio.Task[None]]:
+        disowned = await super()._attend()
         await self._reach("after attend")
+        return disowned
 
-    async def _take_the_lead(self, listener: Listener) -> None:
-        await super()._take_the_lead(listener)
-        before_waiting(listener, lambda: self._reach("after agenda"))
+    async def _lead(self) -> None:
+        assert self._listener
+        before_waiting(self._listener, lambda: self._reach("after agenda"))
+        await super()._lead()
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -85,9 +87,10 @@ class SlowStart(Coordinator):
 
     rests: asyncio.Event
 
-    async def _take_the_lead(self, listener: Listener) -> None:
-        await super()._take_the_lead(listener)
-        before_waiting(listener, self._rest_reached)
+    async def _lead(self) -> None:
+        assert self._listener
+        before_waiting(self._listener, self._rest_reached)
+        await super()._lead()
 
     async def _rest_reached(self) -> None:
         self.rests.set()
@@ -112,7 +115,7 @@ async def test_a_deadline_set_while_the_loop_rests_is_kept(
 async def test_waiting_ends_with_a_notification_sent_before_it_began(
     dsn: str, watch: Watch
 ) -> None:
-    async with asyncio.timeout(PATIENCE), listening(dsn) as listener:
+    async with asyncio.timeout(PATIENCE), listening(dsn, queries.WAKE) as listener:
         await watch.conn.execute("notify pgcoord_wake")
         await queries.ping(listener.conn)  # so that it has arrived, while nobody waits
         await listener.wait(None)
@@ -121,7 +124,7 @@ async def test_waiting_ends_with_a_notification_sent_before_it_began(
 async def test_waiting_ends_with_a_notification_that_came_with_the_end_of_a_statement(
     dsn: str, watch: Watch
 ) -> None:
-    async with asyncio.timeout(PATIENCE), listening(dsn) as listener:
+    async with asyncio.timeout(PATIENCE), listening(dsn, queries.WAKE) as listener:
         for _ in range(200):
             # Sent while the statement runs, so that both often arrive in one packet.
             busy = asyncio.ensure_future(listener.conn.execute("select pg_sleep(0.002)"))
@@ -131,7 +134,7 @@ async def test_waiting_ends_with_a_notification_that_came_with_the_end_of_a_stat
 
 
 async def test_waiting_ends_when_told_from_within(dsn: str) -> None:
-    async with asyncio.timeout(PATIENCE), listening(dsn) as listener:
+    async with asyncio.timeout(PATIENCE), listening(dsn, queries.WAKE) as listener:
         waiting = asyncio.ensure_future(listener.wait(None))
         await asyncio.sleep(0)
         listener.tell()
@@ -139,7 +142,7 @@ async def test_waiting_ends_when_told_from_within(dsn: str) -> None:
 
 
 async def test_waiting_ends_at_its_deadline_and_not_before(dsn: str) -> None:
-    async with asyncio.timeout(PATIENCE), listening(dsn) as listener:
+    async with asyncio.timeout(PATIENCE), listening(dsn, queries.WAKE) as listener:
         before = time.monotonic()
         await listener.wait(0.05)
         assert time.monotonic() - before >= 0.05
@@ -149,7 +152,7 @@ async def test_an_idle_listener_asks_for_signs_of_life(
     dsn: str, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgcoord.listener.PING_EVERY", 0.02)
-    async with listening(dsn) as listener:
+    async with listening(dsn, queries.WAKE) as listener:
         waiting = asyncio.ensure_future(listener.wait(None))
         pid = listener.conn.info.backend_pid
         state = "select query, state_change from pg_stat_activity where pid = %s"

@@ -76,7 +76,7 @@ class Runner:
 
     async def _lead(self) -> None:
         try:
-            await self._coordinator.run(stand_by=True)
+            await self._coordinator.run()
         except CoordError as error:
             self._error = error
             self._watching.cancel()
@@ -123,15 +123,28 @@ async def _watched(dsn: str, feature_id: int, shown: Progress) -> Snapshot:
         await asyncio.sleep(_PATIENCE)
 
 
-async def serve(dsn: str, coordinator: Coordinator) -> int:
-    """Run a coordinator until it is stopped by a signal, and return the exit status."""
+async def serve(dsn: str, coordinator: Coordinator, *, drain: bool = False) -> int:
+    """Run a coordinator until it is stopped by a signal, and return the exit status.
+
+    With `drain` the first signal has it wait until nothing runs here.
+    """
     stopping = asyncio.Event()
 
     def stop() -> None:
         stopping.set()
         coordinator.stop()
 
-    with _interruptible(stop) as came:
+    def wait_for_what_runs() -> None:
+        stopping.set()
+        coordinator.drain()
+        if coordinator.running:
+            logger.warning(
+                "claims nothing more, and waits for %s; once more leaves them running",
+                ", ".join(assignment.queue_id for assignment in coordinator.running),
+            )
+
+    steps = [wait_for_what_runs, stop] if drain else [stop]
+    with _interruptible(*steps) as came:
         await _await_schema(dsn, stopping)
         if not stopping.is_set():
             await coordinator.run()
@@ -181,8 +194,8 @@ async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted:
 
 
 @contextmanager
-def _interruptible(stop: Callable[[], None]) -> Iterator[list[int]]:
-    """Have the first SIGINT or SIGTERM call `stop`; a second one ends the process at once.
+def _interruptible(*steps: Callable[[], None]) -> Iterator[list[int]]:
+    """Have each SIGINT or SIGTERM call the next of `steps`; one more ends the process at once.
 
     Yields the list that tells which came.
     """
@@ -190,10 +203,10 @@ def _interruptible(stop: Callable[[], None]) -> Iterator[list[int]]:
     came: list[int] = []
 
     def interrupt(number: int) -> None:
-        if came:
+        if len(came) == len(steps):
             os._exit(128 + number)
         came.append(number)
-        stop()
+        steps[len(came) - 1]()
 
     for each in _SIGNALS:
         loop.add_signal_handler(each, interrupt, each)

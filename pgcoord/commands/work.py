@@ -52,11 +52,24 @@ def run(ctx: typer.Context, plan: PlanFile, config: Config = None, dsn: Dsn = No
     raise typer.Exit(complete(place.dsn, runner.run(read)))
 
 
-def serve(ctx: typer.Context, config: Config = None, dsn: Dsn = None) -> None:
+def serve(
+    ctx: typer.Context,
+    drain: Annotated[
+        bool,
+        typer.Option(
+            "--drain",
+            help="When told to stop, claim nothing more, and stop once what runs here has ended;"
+            " told again, stop at once.",
+        ),
+    ] = False,
+    config: Config = None,
+    dsn: Dsn = None,
+) -> None:
     """Run what is queued, now and later, until stopped.
 
     SIGTERM or Ctrl-C stop it, and not the processes of phases: a coordinator that is started again
-    takes them over. One runs a database; a second one refuses.
+    takes them over. Any number may serve a database, on any machine: one leads and runs what is
+    queued, the others stand by, and one of them takes over when it ends.
     """
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
@@ -64,7 +77,7 @@ def serve(ctx: typer.Context, config: Config = None, dsn: Dsn = None) -> None:
     coordinator = _coordinator(surroundings, configuration, place)
     from pgcoord.commands import running
 
-    raise typer.Exit(complete(place.dsn, running.serve(place.dsn, coordinator)))
+    raise typer.Exit(complete(place.dsn, running.serve(place.dsn, coordinator, drain=drain)))
 
 
 def submit(

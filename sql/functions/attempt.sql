@@ -57,10 +57,11 @@ comment on function pgcoord.check_epoch(bigint) is 'Refuse (PC007) a coordinator
 -- locked are skipped, never waited for. The control row is locked in a statement of its own: the statements after it
 -- see all that earlier claims have committed. The lock of a phase is NO KEY, so that an edge being stored to it (a
 -- foreign key's share lock) does not hide it.
--- Errors: PC007 when the lead is over; PC009 under a snapshot that would not see other claims.
+-- Errors: PC007 when the lead is over; PC009 under a snapshot that would not see other claims; 55P03 when somebody holds
+-- the control row for more than a second.
 create or replace function pgcoord.claim_phases(p_epoch bigint) returns setof pgcoord.assignment
 language plpgsql
-set search_path = pg_catalog, pg_temp
+set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_control pgcoord.control;
@@ -142,7 +143,7 @@ comment on function pgcoord.claim_phases(bigint) is
 
 -- Record that the process of an attempt was started. An attempt that has been reported on already keeps its end; its
 -- process is recorded all the same, so that it can be ended. Locks the phase before the attempt, as reports do.
--- Errors: PC007 when the lead is over.
+-- Errors: PC007 when the lead is over; PC003 when the attempt was given up, or is gone with its phase.
 create or replace function pgcoord.start_phase(p_epoch bigint, p_attempt_id bigint, p_pid integer, p_process_started text)
 returns void
 language plpgsql
@@ -160,8 +161,14 @@ begin
     update pgcoord.attempt
     set pid = p_pid, process_started = p_process_started, started_at = clock_timestamp(),
         deadline = clock_timestamp() + timeout
-    where id = p_attempt_id
+    where id = p_attempt_id and exited_at is null
     returning * into v_attempt;
+    if not found then
+        raise exception using
+            errcode = 'PC003',
+            message = format('attempt %s was given up', p_attempt_id),
+            hint = 'A process that was started for it is to be ended.';
+    end if;
     update public.phase_queue set status = 'running', started_timestamp = clock_timestamp()
     where queue_id = v_attempt.queue_id and attempt = v_attempt.number and status = 'ready';
     if v_attempt.deadline is not null then
@@ -198,14 +205,14 @@ $$;
 comment on function pgcoord.log_attempt(pgcoord.attempt, text, text) is
     'Write an event about an attempt that is not the move of its phase.';
 
--- End a locked attempt whose process is gone, and move its phase accordingly.
+-- End a locked attempt, and move its phase accordingly.
 create or replace function pgcoord.conclude_attempt(
     p_attempt pgcoord.attempt, p_outcome text, p_error text, p_reason text default null
 ) returns void
 language plpgsql as $$
 begin
     update pgcoord.attempt
-    set ended_at = clock_timestamp(), exited_at = coalesce(exited_at, clock_timestamp()), outcome = p_outcome, error = p_error
+    set ended_at = clock_timestamp(), outcome = p_outcome, error = p_error
     where id = p_attempt.id;
     perform pgcoord.set_reason(p_reason);
     update public.phase_queue
@@ -219,7 +226,7 @@ begin
     perform pgcoord.set_reason(null);
 end $$;
 comment on function pgcoord.conclude_attempt(pgcoord.attempt, text, text, text) is
-    'End an attempt whose process is gone with the given outcome, and move its phase accordingly.';
+    'End an attempt with the given outcome, and move its phase accordingly.';
 
 -- The process of an attempt is gone. An end that was asked for counts before the exit status, and an end that was
 -- reported before counts for good: the exit status is then only recorded.
@@ -265,8 +272,10 @@ declare
 begin
     if v_attempt.id is null or v_attempt.exited_at is not null then
         return;
-    elsif v_attempt.ended_at is not null then
-        update pgcoord.attempt set exited_at = clock_timestamp() where id = p_attempt_id;
+    end if;
+    update pgcoord.attempt set exited_at = clock_timestamp() where id = p_attempt_id;
+    if v_attempt.ended_at is not null then
+        return;
     elsif v_attempt.ending is not null then
         perform pgcoord.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
     else
@@ -275,6 +284,33 @@ begin
 end $$;
 comment on function pgcoord.give_up_attempt(bigint, text, text) is
     'For the coordinator: an attempt has no process; its outcome is failed (could not start), lost (vanished) or returned (given back unused).';
+
+-- An attempt of another host, of which nothing was heard for the length of a lease, is lost; an end that was asked for
+-- meanwhile counts first. Whether its process is gone nobody here can know: that stays open, and a coordinator that
+-- comes to life there ends it.
+-- Errors: PC007 when the lead is over.
+create or replace function pgcoord.abandon_attempt(p_epoch bigint, p_attempt_id bigint) returns void
+language plpgsql as $$
+declare
+    v_attempt pgcoord.attempt := pgcoord.lock_attempt(p_attempt_id);
+begin
+    perform pgcoord.check_epoch(p_epoch);
+    if not exists (
+        select from pgcoord.elsewhere where attempt_id = p_attempt_id and left_alone_until <= clock_timestamp()
+    ) then
+        return;    -- heard of again, or ended
+    end if;
+    if v_attempt.ending is null then
+        update pgcoord.attempt
+        set ending = 'lost', ending_at = clock_timestamp(),
+            ending_reason = format('nothing was heard of its host %s for %s', host, pgcoord.lease_length())
+        where id = p_attempt_id
+        returning * into v_attempt;
+    end if;
+    perform pgcoord.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
+end $$;
+comment on function pgcoord.abandon_attempt(bigint, bigint) is
+    'For the leading coordinator: an attempt of another host is lost, if that host''s lease has run out.';
 
 -- Give a claimed attempt back unused: its phase is queued again, not before p_wait from now, and no attempt counts.
 create or replace function pgcoord.return_attempt(p_attempt_id bigint, p_wait interval, p_reason text) returns void
@@ -309,19 +345,37 @@ begin
     end if;
     perform pgcoord.log_attempt(new, 'attempt_ending', concat_ws(': ', new.ending, new.ending_reason));
     notify pgcoord_wake;
+    notify pgcoord_stand_by;
     return null;
 end $$;
-comment on function pgcoord.tell_ending() is 'Trigger: log that the end of an attempt was asked for, and wake the coordinator.';
+comment on function pgcoord.tell_ending() is
+    'Trigger: log that the end of an attempt was asked for, and wake the coordinators: its process may be on any host.';
 
 create or replace trigger attempt_ending_tells after update of ending on pgcoord.attempt
     for each row execute function pgcoord.tell_ending();
-comment on trigger attempt_ending_tells on pgcoord.attempt is 'Tell the coordinator that a process is to be ended.';
+comment on trigger attempt_ending_tells on pgcoord.attempt is 'Tell the coordinators that a process is to be ended.';
 
--- When to look next, in seconds, though nobody notifies: the nearest retry time or deadline. And a phase that could be
--- claimed but was skipped because somebody has it locked, other than those in p_awaited: the coordinator waits for that
--- lock, since a transaction that ends by rollback notifies nobody.
+create or replace function pgcoord.tell_deleted() returns trigger
+language plpgsql as $$
+begin
+    notify pgcoord_wake;
+    notify pgcoord_stand_by;
+    return null;
+end $$;
+comment on function pgcoord.tell_deleted() is
+    'Trigger: wake the coordinators, as a phase was deleted whose reported process lingers.';
+
+create or replace trigger attempt_delete_tells after delete on pgcoord.attempt
+    for each row when (old.exited_at is null and not old.external)
+    execute function pgcoord.tell_deleted();
+comment on trigger attempt_delete_tells on pgcoord.attempt is
+    'Tell the coordinators that a process is to be ended whose attempt is gone.';
+
+-- When to look next, in seconds, though nobody notifies: the nearest retry time, deadline or end of a lease. Attempts
+-- whose host's lease has run out. And a phase that could be claimed but was skipped because somebody has it locked, other
+-- than those in p_awaited: the coordinator waits for that lock, since a transaction that ends by rollback notifies nobody.
 create or replace function pgcoord.agenda(
-    p_awaited text[] default '{}', out due_in float8, out locked_phase text
+    p_awaited text[] default '{}', out due_in float8, out abandoned bigint[], out locked_phase text
 )
 language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
@@ -334,8 +388,10 @@ begin
         (select min(a.deadline)
             from public.phase_queue as p
                 join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
-            where p.slot is not null and a.ended_at is null and a.ending is null)
+            where p.slot is not null and a.ended_at is null and a.ending is null),
+        (select min(left_alone_until) from pgcoord.elsewhere where left_alone_until > clock_timestamp())
     ) - clock_timestamp());
+    abandoned := array(select attempt_id from pgcoord.elsewhere where left_alone_until <= clock_timestamp());
     if exists (select from pgcoord.control where paused_at is not null) or not exists (
         select from pgcoord.slot as s
         where not s.draining and not exists (select from public.phase_queue as live where live.slot = s.number)
@@ -356,4 +412,4 @@ begin
     );
 end $$;
 comment on function pgcoord.agenda(text[]) is
-    'For the coordinator, after a claim that returned nothing: seconds until the next deadline (null: none), and a claimable phase that somebody has locked, other than those given.';
+    'For the coordinator, after a claim that returned nothing: seconds until the next deadline (null: none), attempts whose host''s lease has run out, and a claimable phase that somebody has locked, other than those given.';

@@ -97,33 +97,38 @@ where exists (
 );
 comment on view pgcoord.leader is 'The coordinator that leads; no row when none does.';
 
--- Take the lead on this connection: a new epoch, and the workflows that can be run from now on.
--- Waits up to two seconds for a lock whose holder is just going away.
--- Errors: PC007, naming the leader, when another one leads.
+-- Take the lead on this connection: a new epoch, and the workflows that can be run from now on. The epoch is higher
+-- than p_after, too, the last one that the coordinator heard of: a failover may have lost it, and none may come twice.
+-- Waits up to two seconds for the lock, as its holder may be just going away, and as long for the control row. Where
+-- another one leads that is no error but a row that names it: who stands by asks again every few seconds.
 create or replace function pgcoord.lead(
-    p_host text, p_pid integer, p_version text, p_runs_folder text, p_workflows jsonb
+    p_host text, p_pid integer, p_version text, p_runs_folder text, p_workflows jsonb, p_after bigint default 0,
+    out led boolean, out epoch bigint, out host text, out pid integer
 )
-returns table (epoch bigint, installation uuid)
 language plpgsql as $$
 #variable_conflict use_column
 declare
     v_timeout text := current_setting('lock_timeout');
-    v_leader record;
 begin
+    led := false;
     perform set_config('lock_timeout', '2s', true);
     begin
         perform pg_advisory_lock(7405, 1);
+        led := true;
+        perform 1 from pgcoord.control for no key update;
     exception when lock_not_available then
-        select * into v_leader from pgcoord.leader;
-        raise exception using
-            errcode = 'PC007',
-            message = format('another coordinator leads: process %s on %s, since %s',
-                v_leader.pid, v_leader.host, date_trunc('second', v_leader.lead_at)),
-            hint = 'One coordinator runs a database. Stop that one first, or let it do the work.';
+        if led then    -- of the session: a rollback would keep it
+            perform pg_advisory_unlock(7405, 1);
+            led := false;
+        end if;
+        select l.epoch, l.host, l.pid into epoch, host, pid from pgcoord.leader as l;
     end;
     perform set_config('lock_timeout', v_timeout, true);
+    if not led then
+        return;
+    end if;
 
-    update pgcoord.control set epoch = control.epoch + 1;
+    update pgcoord.control set epoch = greatest(control.epoch, p_after) + 1;
     insert into pgcoord.coordinator (epoch, host, pid, version, runs_folder)
     select c.epoch, p_host, p_pid, p_version, p_runs_folder from pgcoord.control as c;
     delete from pgcoord.workflow;
@@ -132,7 +137,58 @@ begin
         make_interval(secs => (w ->> 'retry_delay_seconds')::float8), (w ->> 'retry_lost')::boolean,
         make_interval(secs => (w ->> 'timeout_seconds')::float8)
     from jsonb_array_elements(p_workflows) as w;
-    return query select c.epoch, c.installation from pgcoord.control as c;
+    select c.epoch, p_host, p_pid into epoch, host, pid from pgcoord.control as c;
 end $$;
-comment on function pgcoord.lead(text, integer, text, text, jsonb) is
-    'For a coordinator, on its LISTEN connection: take the lead with these workflows; PC007 names the one that leads.';
+comment on function pgcoord.lead(text, integer, text, text, jsonb, bigint) is
+    'For a coordinator, on its LISTEN connection: take the lead with these workflows; where led is false, another one leads, which is named.';
+
+-- Give the lead back. The epoch stays in force until somebody else leads: what was being started is still recorded.
+create or replace function pgcoord.resign() returns void
+language plpgsql as $$
+begin
+    perform pg_advisory_unlock(7405, 1);
+    notify pgcoord_stand_by;
+end $$;
+comment on function pgcoord.resign() is
+    'For the leading coordinator, on its LISTEN connection: give the lead back, and tell those who stand by.';
+
+-- How long a coordinator may be out of touch with the database before the attempts of its host are lost. Who stands by
+-- asks for the lead every six seconds at most, which renews the lease; a silent network is noticed within fifteen, and a
+-- leader that is frozen loses its lead after thirty. This is twice that.
+create or replace function pgcoord.lease_length() returns interval
+language sql immutable
+return interval '60 seconds';
+comment on function pgcoord.lease_length() is 'How long a lease on the attempts of a host holds.';
+
+create or replace function pgcoord.renew_lease(p_host text) returns void
+language sql as $$
+    insert into pgcoord.host (name, lease_until) values (p_host, clock_timestamp() + pgcoord.lease_length())
+    on conflict (name) do update set lease_until = excluded.lease_until;
+$$;
+comment on function pgcoord.renew_lease(text) is
+    'For a coordinator that stands by and has processes: a leader on another host leaves them alone for another minute.';
+
+-- The leader needs no lease: while it leads nobody declares anything of its host lost, and from when another one leads
+-- every host has a whole lease to be heard of again, however long the database or the network was away before.
+create or replace view pgcoord.elsewhere as
+select a.id as attempt_id, a.queue_id, a.host, greatest(h.lease_until, c.lead_at + pgcoord.lease_length()) as left_alone_until
+from pgcoord.attempt as a
+    cross join pgcoord.control as k
+    join pgcoord.coordinator as c on c.epoch = k.epoch
+    left join pgcoord.host as h on h.name = a.host
+where a.ended_at is null and not a.external and a.host <> c.host;
+comment on view pgcoord.elsewhere is
+    'Attempts on other hosts than the one that leads (or led last), and until when they are left alone; then they are lost.';
+
+-- Which line of history this server writes: of the same system, the one with the higher timeline is the one that was
+-- promoted later. Nulls where a server does not tell.
+create or replace function pgcoord.lineage(out system bigint, out timeline integer)
+language plpgsql as $$
+begin
+    select system_identifier into system from pg_control_system();
+    timeline := ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer;
+exception when insufficient_privilege or feature_not_supported or undefined_function then
+    system := null;
+end $$;
+comment on function pgcoord.lineage() is
+    'The system and timeline of this server, by which a coordinator knows a primary that was replaced; null where it does not tell.';

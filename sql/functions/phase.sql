@@ -339,14 +339,20 @@ comment on function pgcoord.requeue(public.phase_queue, public.phase_queue) is
     'The row of a phase that is queued again: what it waits for counted anew.';
 
 -- An attempt of the phase failed: queue it again while attempts are left, later each time; else it stays failed.
--- Three losses are enough, even where losses do not count: something about the phase brings the machine down.
+-- Three losses since a person queued it are enough, even where losses do not count: something about the phase brings
+-- the machine down.
 create or replace function pgcoord.retry_or_fail(
     p_old public.phase_queue, p_new public.phase_queue, p_attempt pgcoord.attempt
 ) returns public.phase_queue
 language plpgsql as $$
 begin
     if p_attempt.outcome = 'lost' and p_attempt.retry_lost and (
-        select count(*) < 3 from pgcoord.attempt where queue_id = p_old.queue_id and outcome = 'lost'
+        select count(*) < 3 from pgcoord.attempt
+        where queue_id = p_old.queue_id and outcome = 'lost' and number > coalesce((
+            select max(attempt) from pgcoord.event    -- the last one before a retry
+            where feature_id = p_old.feature_id and phase_number = p_old.phase_number
+                and from_status in ('failed', 'cancelled') and to_status = 'queued'
+        ), 0)
     ) then
         p_new.retry_at := clock_timestamp() + p_attempt.retry_delay;
         return pgcoord.requeue(p_old, p_new);

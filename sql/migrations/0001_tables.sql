@@ -202,8 +202,7 @@ create table pgcoord.coordinator (
     pid integer not null,
     version text not null,
     runs_folder text not null,
-    lead_at timestamptz not null default now(),
-    lease_until timestamptz
+    lead_at timestamptz not null default clock_timestamp()
 );
 comment on table pgcoord.coordinator is 'One row for each time a coordinator took the lead.';
 comment on column pgcoord.coordinator.id is 'Number of the row.';
@@ -213,8 +212,14 @@ comment on column pgcoord.coordinator.pid is 'Its process there.';
 comment on column pgcoord.coordinator.version is 'Release of pgcoord it runs.';
 comment on column pgcoord.coordinator.runs_folder is 'Folder on its machine that holds a folder for each run.';
 comment on column pgcoord.coordinator.lead_at is 'When it took the lead.';
-comment on column pgcoord.coordinator.lease_until is
-    'Until when nobody else may touch the processes of its host (set by coordinators that stand by for each other).';
+
+create table pgcoord.host (
+    name text primary key,
+    lease_until timestamptz not null
+);
+comment on table pgcoord.host is 'Machines on which a coordinator stood by while processes of phases ran there.';
+comment on column pgcoord.host.name is 'What the machine calls itself; attempt.host.';
+comment on column pgcoord.host.lease_until is 'Until when a leader on another machine leaves its attempts alone.';
 
 create table pgcoord.workflow (
     name text primary key,
