@@ -207,17 +207,18 @@ class Coordinator:
         """
         news = True
         while not self._done:
-            leader = await self._unless_stopped(self._ask_for_the_lead())
-            if leader is None:
-                return False
-            news = self._note(leader) or news
-            if leader.led:
-                return True
-            if leader.host != self.host and (news or self._taken):
+            elsewhere = self._leader is not None and self._leader.host != self.host
+            if elsewhere and (news or self._taken):
                 await self._unless_stopped(self._attend())
                 if self._taken:
                     await queries.renew_lease(self._conn, self.host)
-            news = bool(await self._unless_stopped(self._wait(_ASK_EVERY)))
+            leader = await self._unless_stopped(self._ask_for_the_lead())
+            if leader is None:
+                return False
+            news = self._note(leader)
+            if leader.led:
+                return True
+            news = news or bool(await self._unless_stopped(self._wait(_ASK_EVERY)))
         return False
 
     async def _ask_for_the_lead(self) -> Lead:

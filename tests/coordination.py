@@ -174,6 +174,15 @@ class Gate:
         os.write(self._descriptor, b"\n" * scripts)
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, and not as a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 class Watch:
     """A connection to the test's database that can wait for what it wants to see."""
 

@@ -431,6 +431,133 @@ def test_losses_are_tried_again_without_counting_until_the_third(conn: Connectio
     assert phase(conn, queue_id)["status"] == "failed"
 
 
+def test_losses_before_a_person_retried_do_not_count(conn: Connection) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"retry_lost": True})
+    queue_id = running(conn, epoch)
+    for wanted in ["queued", "queued", "failed", "queued", "queued", "failed"]:
+        give_up(conn, queue_id, "lost", "gone")
+        assert phase(conn, queue_id)["status"] == wanted
+        if wanted == "failed":
+            conn.execute("select pgcoord.retry_phase(%s)", [queue_id])
+        come_due(conn)
+        assert claim(conn, epoch) == [queue_id]
+
+
+@pytest.fixture
+def abroad(conn: Connection, epoch: int) -> str:
+    """A running phase whose attempt is on the host `there`; who leads is `here`."""
+    queue_id = running(conn, epoch)
+    conn.execute("update pgcoord.attempt set host = 'there'")
+    return queue_id
+
+
+def let_leases_run_out(conn: Connection) -> None:
+    conn.execute("update pgcoord.coordinator set lead_at = lead_at - pgcoord.lease_length()")
+    conn.execute("update pgcoord.host set lease_until = clock_timestamp()")
+
+
+def abandon(conn: Connection, epoch: int, queue_id: str) -> None:
+    conn.execute("select pgcoord.abandon_attempt(%s, %s)", [epoch, attempt(conn, queue_id)["id"]])
+
+
+def test_an_attempt_of_another_host_is_left_alone_for_a_lease_after_the_lead_was_taken(
+    conn: Connection, epoch: int, abroad: str
+) -> None:
+    agenda = one(conn, "select * from pgcoord.agenda()")
+    assert agenda["abandoned"] == []
+    assert agenda["due_in"] == pytest.approx(60, abs=5)
+    abandon(conn, epoch, abroad)
+    assert phase(conn, abroad)["status"] == "running"
+
+
+def test_an_attempt_of_another_host_is_left_alone_while_its_lease_is_renewed(
+    conn: Connection, epoch: int, abroad: str
+) -> None:
+    let_leases_run_out(conn)
+    assert one(conn, "select * from pgcoord.agenda()")["abandoned"] == [attempt(conn, abroad)["id"]]
+    conn.execute("select pgcoord.renew_lease('there')")
+    assert one(conn, "select * from pgcoord.agenda()")["abandoned"] == []
+    abandon(conn, epoch, abroad)
+    assert phase(conn, abroad)["status"] == "running"
+
+
+def test_an_attempt_whose_hosts_lease_has_run_out_is_lost_and_its_process_not_known_to_be_gone(
+    conn: Connection, epoch: int, abroad: str
+) -> None:
+    let_leases_run_out(conn)
+    abandon(conn, epoch, abroad)
+    row = phase(conn, abroad)
+    assert (row["status"], row["slot"]) == ("failed", None)
+    lost = attempt(conn, abroad)
+    assert (lost["outcome"], lost["exited_at"]) == ("lost", None)
+    assert lost["error"] == "nothing was heard of its host there for 00:01:00"
+    # Its process is to be ended at once by whoever comes to life there, and that is recorded.
+    found = one(conn, "select * from pgcoord.assignment where host = 'there'")
+    assert (found["ended"], found["ending"]) == (True, "lost")
+    end(conn, abroad, 143)
+    assert attempt(conn, abroad)["exit_code"] == 143
+    assert conn.execute("select from pgcoord.assignment").fetchall() == []
+    assert phase(conn, abroad)["status"] == "failed"
+
+
+def test_an_end_asked_for_counts_before_the_loss_of_the_host(
+    conn: Connection, epoch: int, abroad: str
+) -> None:
+    conn.execute("select pgcoord.cancel_phase(%s, 'enough')", [abroad])
+    let_leases_run_out(conn)
+    abandon(conn, epoch, abroad)
+    assert phase(conn, abroad)["status"] == "cancelled"
+    assert attempt(conn, abroad)["outcome"] == "cancelled"
+
+
+def test_only_who_leads_gives_up_attempts_of_other_hosts(
+    conn: Connection, epoch: int, abroad: str
+) -> None:
+    let_leases_run_out(conn)
+    take_lead(conn)
+    with refused("PC007", f"lead {epoch} is over"):
+        abandon(conn, epoch, abroad)
+
+
+@pytest.mark.parametrize("gone", ["given up", "deleted"])
+def test_the_start_of_an_attempt_that_was_given_up_is_refused(
+    gone: str, conn: Connection, epoch: int
+) -> None:
+    queue_id = add_phase(conn, add_feature(conn, {}), 1)
+    assert claim(conn, epoch) == [queue_id]
+    number = attempt(conn, queue_id)["id"]
+    give_up(conn, queue_id, "failed", "x")
+    if gone == "deleted":
+        conn.execute("delete from phase_queue")
+    with refused("PC003", f"attempt {number} was given up"):
+        conn.execute("select pgcoord.start_phase(%s, %s, 1, 'then')", [epoch, number])
+
+
+def test_a_claim_waits_a_second_for_who_holds_the_control_row(
+    conn: Connection, epoch: int, dsn: str
+) -> None:
+    with psycopg.connect(dsn) as holder:
+        holder.execute("select pgcoord.pause()")
+        with refused("55P03"):
+            claim(conn, epoch)
+
+
+@pytest.mark.parametrize("how", ["ended", "deleted"])
+def test_who_stands_by_is_told_when_a_process_is_to_be_ended(
+    how: str, conn: Connection, epoch: int, dsn: str
+) -> None:
+    queue_id = running(conn, epoch)
+    with psycopg.connect(dsn, autocommit=True) as ears:
+        ears.execute("listen pgcoord_stand_by")
+        if how == "ended":
+            conn.execute("select pgcoord.cancel_phase(%s, 'enough')", [queue_id])
+        else:
+            conn.execute("select pgcoord.complete_phase(%s)", [queue_id])
+            assert list(ears.notifies(timeout=0)) == []
+            conn.execute("delete from phase_queue")
+        assert list(ears.notifies(timeout=30, stop_after=1))
+
+
 def test_an_attempt_given_back_costs_nothing(conn: Connection, epoch: int) -> None:
     queue_id = add_phase(conn, add_feature(conn, {}), 1)
     for number in (1, 2):

@@ -310,6 +310,40 @@ def test_nobody_leads_once_the_connection_is_gone(conn: Connection, dsn: str) ->
     assert one(conn, "select host from pgcoord.leader")["host"] == "here"
 
 
+def test_who_cannot_have_the_control_row_does_not_keep_others_from_leading(
+    conn: Connection, dsn: str
+) -> None:
+    with (
+        psycopg.connect(dsn) as holder,
+        psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as other,
+    ):
+        holder.execute("select pgcoord.pause()")
+        answer = ask_for_lead(other)
+        assert answer == {"led": False, "epoch": None, "host": None, "pid": None}
+        holder.rollback()
+        assert take_lead(conn) == 1
+
+
+def test_no_epoch_comes_twice_though_a_failover_lost_the_last_ones(conn: Connection) -> None:
+    assert ask_for_lead(conn, after=7)["epoch"] == 8
+
+
+def test_a_lead_given_back_wakes_those_who_stand_by(conn: Connection, dsn: str) -> None:
+    take_lead(conn)
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as other:
+        other.execute("listen pgcoord_stand_by")
+        conn.execute("select pgcoord.resign()")
+        assert [note.channel for note in other.notifies(timeout=30, stop_after=1)]
+        assert other.execute("select from pgcoord.leader").fetchall() == []
+        assert ask_for_lead(other)["led"]
+
+
+def test_the_line_of_history_of_a_server_is_told(conn: Connection) -> None:
+    lineage = one(conn, "select * from pgcoord.lineage()")
+    assert lineage["system"] == one(conn, "select * from pg_control_system()")["system_identifier"]
+    assert lineage["timeline"] == one(conn, "select * from pg_control_checkpoint()")["timeline_id"]
+
+
 @pytest.mark.parametrize(
     "workflow",
     [

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from coordination import Gate, Watch, make_coordinator, running, scripts, watching
+from coordination import Gate, Watch, is_alive, make_coordinator, running, scripts, watching
 
 NONE = timedelta(0)
 
@@ -288,6 +288,38 @@ async def test_a_phase_that_somebody_has_locked_is_claimed_when_they_let_go(
         await watch.until_statuses("completed", "completed")
 
 
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+async def test_a_lock_that_keeps_it_from_claiming_does_not_keep_it_from_ending_processes(
+    end: str, dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit("exec sleep 1000")
+    async with watching(dsn) as other, running(make_coordinator(dsn, tmp_path)):
+        await watch.until_statuses("running")
+        await other.conn.execute("begin")
+        await other.conn.execute("update pgcoord.control set paused_reason = 'tea'")
+        await watch.submit("true")
+        await waits_for_lock(watch, "pgcoord.control for no key update")
+        await watch.one("select pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await watch.until_statuses("cancelled", "queued")
+        await other.conn.execute(end.encode())
+        await watch.until_statuses("cancelled", "completed")
+
+
+async def test_a_process_whose_phase_is_deleted_while_it_lingers_is_ended(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit("exec sleep 1000")
+    async with running(make_coordinator(dsn, tmp_path, scripts(linger=timedelta(hours=1)))) as one:
+        await watch.until_statuses("running")
+        pid = await pid_of(watch, "queue-1-1")
+        await watch.one("select pgcoord.complete_phase('queue-1-1')")
+        await watch.conn.execute("delete from planned_features")
+        async with asyncio.timeout(30):
+            while one.running:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert not is_alive(pid)
+
+
 async def test_stopping_leaves_processes_running_and_the_next_one_takes_them_over(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
@@ -314,19 +346,12 @@ async def end(watch: Watch, queue_id: str) -> None:
     os.killpg(await pid_of(watch, queue_id), 9)
 
 
-async def waits_for_lock(watch: Watch) -> None:
+async def waits_for_lock(watch: Watch, what: str = "phase_queue") -> None:
     """Wait until a session of the coordinator waits for a lock that somebody holds."""
     async with asyncio.timeout(30):
         while not await watch.all(  # noqa: ASYNC110
             "select from pg_stat_activity where datname = current_database()"
-            " and wait_event_type = 'Lock' and position('phase_queue' in query) > 0"
+            " and wait_event_type = 'Lock' and position(%s in query) > 0",
+            what,
         ):
             await asyncio.sleep(0)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from coordination import Gate, Watch, make_coordinator, running, scripts, watching
+from coordination import Gate, Watch, is_alive, make_coordinator, running, scripts, watching
 
 # A coordinator that kills itself as `kill -9` would, at one point of an attempt's way.
 DYING = """
@@ -167,16 +167,40 @@ async def test_a_restored_state_whose_run_was_deleted_is_lost_not_run_again(
     assert (tmp_path / "starts").read_text() == "\n"
 
 
-async def test_an_attempt_of_another_host_is_left_alone(
+async def test_a_process_whose_run_was_deleted_under_it_is_ended_and_then_lost(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
-    await watch.submit("sleep 1000", "true")
-    await kill_coordinator_at("claimed", dsn, tmp_path)
-    await watch.conn.execute(
-        "update pgcoord.attempt set host = 'elsewhere' where queue_id = 'queue-1-1'"
-    )
+    await watch.submit(f"echo $$ > {tmp_path}/pid; exec sleep 1000")
     async with running(make_coordinator(dsn, tmp_path)):
-        await watch.until_statuses("ready", "completed")
+        await watch.until_statuses("running")
+    attempt = await watch.one("select pid, folder from pgcoord.attempt")
+    shutil.rmtree(attempt["folder"])
+    async with running(make_coordinator(dsn, tmp_path)):
+        (row,) = await watch.until_statuses("failed")
+    assert "left no exit status" in row["error_message"]
+    assert not is_alive(attempt["pid"])
+    assert not is_alive(int((tmp_path / "pid").read_text()))
+
+
+async def test_a_stranger_with_the_pid_of_a_lost_process_is_left_alone(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit("exec sleep 1000")
+    async with running(make_coordinator(dsn, tmp_path)):
+        await watch.until_statuses("running")
+    attempt = await watch.one("select pid, folder from pgcoord.attempt")
+    os.killpg(attempt["pid"], signal.SIGKILL)
+    shutil.rmtree(attempt["folder"])
+    stranger = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
+    try:
+        await watch.conn.execute("update pgcoord.attempt set pid = %s", [stranger.pid])
+        async with running(make_coordinator(dsn, tmp_path)):
+            await watch.until_statuses("failed")
+        assert stranger.returncode is None
+    finally:
+        stranger.kill()
+        await stranger.wait()
+    assert stranger.returncode == -signal.SIGKILL
 
 
 async def wait_for_end(folder: Path) -> None:

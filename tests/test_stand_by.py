@@ -13,6 +13,7 @@ from coordination import (
     Gate,
     Watch,
     coordinator_process,
+    is_alive,
     make_coordinator,
     running,
     scripts,
@@ -297,11 +298,3 @@ async def until_it_stands_by(caplog: pytest.LogCaptureFixture) -> None:
     async with asyncio.timeout(PATIENCE):
         while "standing by" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
