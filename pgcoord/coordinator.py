@@ -194,6 +194,7 @@ class Coordinator:
         """Refuse a primary that was replaced by one that we have seen: nobody would hear of it."""
         seen = self._lineage
         if found.system == seen.system and (found.timeline or 0) < (seen.timeline or 0):
+            self._dsn = database.in_any_order(self._dsn)  # the next may be the right one
             raise DatabaseUnusable(
                 f"the server writes timeline {found.timeline}, and {seen.timeline} was seen before:"
                 " it is a primary that was replaced",

@@ -67,6 +67,13 @@ def same_server(dsn: str, conn: psycopg.AsyncConnection[Any]) -> str:
     return make_conninfo(dsn, **place)
 
 
+def in_any_order(dsn: str) -> str:
+    """The DSN with the servers that it names tried in another order each time."""
+    if psycopg.pq.version() < 160000:
+        return dsn
+    return make_conninfo(dsn, load_balance_hosts="random")
+
+
 def connect_blocking(dsn: str) -> psycopg.Connection[Any]:
     """Connect in autocommit mode, for the schema's functions.
 

@@ -6,8 +6,10 @@ create databases), `PGCOORD_TEST_POSTGRES` a folder of Postgres binaries to embe
 
 import itertools
 import os
+import signal
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +190,21 @@ def statuses(conn: Connection, feature: int | None = None) -> dict[int, str]:
         {"id": feature},
     ).fetchall()
     return {row["phase_number"]: row["status"] for row in rows}
+
+
+def processes_of(embedded: EmbeddedPostgres) -> list[int]:
+    """List the server's processes: those that work in its data folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").samefile(embedded.server.data):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def kill_server(embedded: EmbeddedPostgres) -> None:
+    for pid in processes_of(embedded):
+        with suppress(ProcessLookupError):  # it went with another of them
+            os.kill(pid, signal.SIGKILL)

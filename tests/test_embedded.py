@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from conftest import kill_server
 
 from pgcoord.embedded import SOCKET, Binaries, EmbeddedPostgres, find_binaries
 from pgcoord.errors import CannotStart
@@ -91,25 +92,8 @@ def ask(embedded: EmbeddedPostgres, sql: str) -> Any:
         return row and row[0]
 
 
-def processes_of(embedded: EmbeddedPostgres) -> list[int]:
-    """List the server's processes: those that work in its data folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "cwd").samefile(embedded.server.data):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
-
-
 def postmaster_of(embedded: EmbeddedPostgres) -> int:
     return int((embedded.server.data / "postmaster.pid").read_text().split("\n")[0])
-
-
-def kill_server(embedded: EmbeddedPostgres) -> None:
-    for pid in processes_of(embedded):
-        os.kill(pid, signal.SIGKILL)
 
 
 def leave_lock_files_of(pid: int, embedded: EmbeddedPostgres) -> None:
