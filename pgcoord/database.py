@@ -22,7 +22,7 @@ _PATIENCE = "-c lock_timeout=0 -c statement_timeout=0"
 # when our process is frozen.
 _LEAD = (
     "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
-    " -c idle_session_timeout=30s"
+    " -c tcp_user_timeout=10s -c idle_session_timeout=30s"
 )
 
 

@@ -134,11 +134,12 @@ async def coordinator_process(
     number: int = signal.SIGSTOP,
     work: str = "None",
     setting: str = "",
+    prefix: tuple[str, ...] = (),
 ) -> AsyncIterator[CoordinatorProcess]:
     """Run a coordinator of its own process until the block ends, then kill it.
 
     It sends itself signal `number` when it comes to `step`, a method for one attempt; `setting` are
-    statements, `work` an expression for its workflow.
+    statements, `work` an expression for its workflow, `prefix` a command that runs another.
     """
     source = _PROCESS.format(
         tests=str(Path(__file__).parent),
@@ -152,7 +153,7 @@ async def coordinator_process(
     )
     process = CoordinatorProcess(
         await asyncio.create_subprocess_exec(
-            sys.executable, "-c", source, stdout=asyncio.subprocess.PIPE
+            *prefix, sys.executable, "-c", source, stdout=asyncio.subprocess.PIPE
         )
     )
     try:

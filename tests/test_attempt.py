@@ -542,18 +542,19 @@ def test_a_claim_waits_a_second_for_who_holds_the_control_row(
             claim(conn, epoch)
 
 
+@pytest.mark.parametrize("channel", ["pgcoord_wake", "pgcoord_stand_by"])
 @pytest.mark.parametrize("how", ["ended", "deleted"])
-def test_who_stands_by_is_told_when_a_process_is_to_be_ended(
-    how: str, conn: Connection, epoch: int, dsn: str
+def test_who_leads_and_who_stands_by_are_told_when_a_process_is_to_be_ended(
+    how: str, channel: str, conn: Connection, epoch: int, dsn: str
 ) -> None:
     queue_id = running(conn, epoch)
     with psycopg.connect(dsn, autocommit=True) as ears:
-        ears.execute("listen pgcoord_stand_by")
         if how == "ended":
+            ears.execute(f"listen {channel}".encode())
             conn.execute("select pgcoord.cancel_phase(%s, 'enough')", [queue_id])
         else:
             conn.execute("select pgcoord.complete_phase(%s)", [queue_id])
-            assert list(ears.notifies(timeout=0)) == []
+            ears.execute(f"listen {channel}".encode())
             conn.execute("delete from phase_queue")
         assert list(ears.notifies(timeout=30, stop_after=1))
 
