@@ -142,6 +142,10 @@ class Coordinator:
         return [taken.assignment for taken in self._taken.values()]
 
     @property
+    def _is_ending(self) -> bool:
+        return self._stopping.is_set() or self._draining
+
+    @property
     def _done(self) -> bool:
         return self._stopping.is_set() or (self._draining and not self._taken)
 
@@ -260,13 +264,14 @@ class Coordinator:
         disowned = await self._unless_stopped(self._attend())
         if disowned:  # their phases may be claimable: not before these are gone
             await self._unless_stopped(asyncio.wait(disowned))
-        while not (self._stopping.is_set() or self._draining):
+        while not self._is_ending:
             claimed = await self._unless_stopped(self._claim())
             await self._unless_stopped(self._attend())
             if not claimed:
                 await self._unless_stopped(self._rest())
         self.leads.clear()
-        await asyncio.gather(*(taken.recorded.wait() for taken in self._taken.values()))
+        while not all(taken.recorded for taken in self._taken.values()):
+            await self._wait(None)
         await queries.resign(self._conn)
 
     async def _claim(self) -> bool:
@@ -418,11 +423,15 @@ class Coordinator:
             await self._unless_stopped(asyncio.sleep(_SECOND_LOOK))
             self._wake()
         finally:
-            taken.recorded.set()
             if self._taken.get(taken.assignment.folder) is taken:
                 del self._taken[taken.assignment.folder]
-            if self._draining:
-                self._wake()
+            self._recorded(taken)
+
+    def _recorded(self, taken: "_Taken") -> None:
+        """Note that the start of a process is recorded, or that there is none; who ends waits."""
+        taken.recorded = True
+        if self._is_ending:
+            self._wake()
 
     async def _launch_and_supervise(self, taken: "_Taken") -> None:
         try:
@@ -454,11 +463,11 @@ class Coordinator:
             await self._end_what_it_left(taken)
             await self._give_up(taken, "lost", "its process is gone and left no exit status")
         elif state is RunState.GIVEN_UP:
-            await self._give_up(taken, "returned", "it was given up before it was started")
+            await self._give_up(taken, "returned", "given up before it was started")
         elif self.leads.is_set() and not (assignment.ended or assignment.ending):
             await self._launch_and_supervise(taken)
         elif await asyncio.to_thread(taken.run.give_up):
-            await self._give_up(taken, "returned", "its end came before its start")
+            await self._give_up(taken, "returned", f"{self.host} gave it back, not started")
         else:
             await self._go_on(taken)
 
@@ -499,12 +508,11 @@ class Coordinator:
                 conn, taken.epoch, taken.assignment.attempt_id, pid, started or ""
             )
         )
-        taken.recorded.set()
         logger.info("%s started, pid %d", taken.assignment, pid)
 
     async def _see_to_its_end(self, taken: "_Taken") -> None:
         """Wait until the process is gone, ending it when told to, and say how it went."""
-        taken.recorded.set()
+        self._recorded(taken)
         if await self._unless_stopped(taken.gone()) is None:
             logger.info("%s is left running, pid %s", taken.assignment, taken.run.pid)
             return
@@ -591,7 +599,7 @@ class _Taken:
         self.epoch = epoch
         self.asked = asked
         self.run = Run(Path(assignment.folder), assignment.pid, assignment.process_started)
-        self.recorded = asyncio.Event()  # its start, or that there is none
+        self.recorded = False
         self.told = False
         self.over = False
         self._linger = linger

@@ -15,7 +15,7 @@ from pgcoord import queries, schema
 from pgcoord.coordinator import Coordinator
 from pgcoord.embedded import EmbeddedPostgres
 from pgcoord.errors import DatabaseUnusable
-from pgcoord.listener import Listener, listening
+from pgcoord.listener import PING_EVERY, Listener, listening
 
 STEPS = ["before claim", "after claim", "after attend", "after agenda"]
 
@@ -162,6 +162,14 @@ async def test_an_idle_listener_asks_for_signs_of_life(
                 await asyncio.sleep(0)
         waiting.cancel()
     assert now["query"] == "select"
+
+
+async def test_the_server_gives_a_leader_up_that_has_missed_three_pings(dsn: str) -> None:
+    async with listening(dsn, queries.STAND_BY) as listener:
+        cursor = await listener.conn.execute(
+            "select setting::float8 from pg_settings where name = 'idle_session_timeout'"
+        )
+        assert await cursor.fetchone() == (3 * PING_EVERY * 1000,)
 
 
 @pytest.mark.parametrize("whose", ["pgcoord listener", "pgcoord", "pgcoord%"])

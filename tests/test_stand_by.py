@@ -49,6 +49,7 @@ async def test_a_stand_by_takes_over_within_five_seconds_of_the_leaders_death(
 
 async def test_a_stand_by_takes_over_at_once_when_the_leader_stops_in_order(
     dsn: str,
+    watch: Watch,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -61,6 +62,11 @@ async def test_a_stand_by_takes_over_at_once_when_the_leader_stops_in_order(
         running(second, until_it_leads=False),
     ):
         await until_it_stands_by(caplog)
+        # Not while it asks: it would be answered as soon as the first one is gone.
+        await watch.until_found(
+            "select from pg_stat_activity where datname = current_database() and state = 'idle'"
+            " and position('pgcoord.lead(' in query) > 0"
+        )
         first.stop()
         await second.leads.wait()
 
@@ -270,6 +276,7 @@ async def test_a_drained_coordinator_that_runs_alone_still_ends_what_is_cancelle
         await watch.one("select pgcoord.cancel_phase('queue-1-1', 'enough')")
         await drained
     await watch.until_statuses("cancelled", "queued")
+    assert (await watch.one("select max(epoch) as epoch from pgcoord.coordinator"))["epoch"] == 1
 
 
 OPEN = "select pid from pgcoord.attempt where exited_at is null"
