@@ -36,8 +36,8 @@ grant usage on schema public, pgcoord to pgcoord_reader, pgcoord_client, pgcoord
 grant select on
     public.planned_features, public.phase_queue,
     pgcoord.feature, pgcoord.board, pgcoord.waiting, pgcoord.slots, pgcoord.timeline, pgcoord.leader,
-    pgcoord.slot, pgcoord.dependency, pgcoord.event, pgcoord.control, pgcoord.coordinator, pgcoord.workflow,
-    pgcoord.migration
+    pgcoord.elsewhere, pgcoord.slot, pgcoord.dependency, pgcoord.event, pgcoord.control, pgcoord.coordinator,
+    pgcoord.host, pgcoord.workflow, pgcoord.migration
 to pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 grant select (
     id, queue_id, number, adw_id, slot, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,

@@ -290,7 +290,8 @@ comment on function pgcoord.give_up_attempt(bigint, text, text) is
 -- comes to life there ends it.
 -- Errors: PC007 when the lead is over.
 create or replace function pgcoord.abandon_attempt(p_epoch bigint, p_attempt_id bigint) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_attempt pgcoord.attempt := pgcoord.lock_attempt(p_attempt_id);
 begin
