@@ -15,13 +15,14 @@ from typing import Annotated
 import typer
 
 from pgcoord import __version__
-from pgcoord.commands import bench, control, server, show, work
+from pgcoord.commands import bench, control, doctor, server, show, work
 from pgcoord.commands.options import Config, Dsn, Surroundings
 from pgcoord.errors import CannotStart, CoordError
 
 _EXIT_STATUSES = """Exit status: 0 all went well; 1 a phase did not complete; 2 wrong usage;
 3 refused in this state; 4 no such feature or phase; 5 a plan or pgcoord.toml has faults;
-6 the database cannot be used; 7 something could not be started; 130 Ctrl-C."""
+6 the database cannot be used; 7 something could not be started; 8 and 9 doctor found something;
+130 Ctrl-C."""
 
 app = typer.Typer(
     help="Run the phases of long jobs in the order that their dependencies allow; "
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for group in (work, show, control, server, bench):
+for group in (work, show, control, doctor, server, bench):
     group.register(app)
 
 

@@ -24,6 +24,11 @@ _LEAD = (
     "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
     " -c tcp_user_timeout=10s -c idle_session_timeout=30s"
 )
+# PgBouncer; Postgres itself takes all that we set.
+_POOLED = (
+    "That is a pooler. Give the address of the server itself; for clients that only read and"
+    " insert, a pool with ignore_startup_parameters = options will do."
+)
 
 
 def with_defaults(dsn: str, *, leads: bool = False) -> str:
@@ -90,7 +95,9 @@ def unusable(error: psycopg.OperationalError) -> DatabaseUnusable:
     message = " ".join(str(error).split())
     return DatabaseUnusable(
         f"the database cannot be used: {message}",
-        hint="Does it run? Check --dsn, DATABASE_URL, or PGHOST, PGPORT, PGUSER and PGDATABASE.",
+        hint=_POOLED
+        if "unsupported startup parameter" in message
+        else "Does it run? Check --dsn, DATABASE_URL, or PGHOST, PGPORT, PGUSER and PGDATABASE.",
     )
 
 

@@ -5,13 +5,19 @@ one that is lost, or arrives twice, costs time and nothing else.
 """
 
 import asyncio
+import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from pgcoord import database, queries
+from pgcoord.errors import DatabaseUnusable
 
 # Seconds between signs of life asked of an idle server: 6 statements a minute.
 PING_EVERY = 10.0
+
+# Seconds after which a notification is taken for lost: a direct one takes milliseconds.
+_LOST_AFTER = 1.0
 
 
 class Listener:
@@ -85,3 +91,27 @@ async def listening(dsn: str, channel: str) -> AsyncIterator[Listener]:
     async with await database.connect(dsn, leads=True) as conn:
         await queries.listen(conn, channel)
         yield Listener(conn)
+
+
+async def check_wake_ups(dsn: str) -> None:
+    """Raise `DatabaseUnusable` where notifications do not arrive."""
+    if await round_trip(dsn) is None:
+        raise DatabaseUnusable(
+            "notifications do not arrive through this DSN: no work would be started in time",
+            hint="'pgcoord doctor' says why, and what to do.",
+        )
+
+
+async def round_trip(dsn: str) -> float | None:
+    """Notify from one connection to another; return the seconds it takes, None when it is lost."""
+    async with (
+        await database.connect(dsn) as hears,
+        await database.connect(dsn) as tells,
+    ):
+        await queries.listen(hears, queries.PROBE)
+        token, began = secrets.token_hex(8), time.monotonic()
+        await queries.notify(tells, queries.PROBE, token)
+        async for heard in hears.notifies(timeout=_LOST_AFTER):
+            if heard.payload == token:
+                return time.monotonic() - began
+    return None

@@ -32,6 +32,7 @@ Row = TypeVar("Row")
 WAKE = "pgcoord_wake"
 EVENT = "pgcoord_event"
 STAND_BY = "pgcoord_stand_by"
+PROBE = "pgcoord_probe"
 
 _LEAVES: Mapping[str, type[CoordError]] = {
     "PC001": NotFound,
@@ -239,6 +240,16 @@ class Attempt:
     ended_at: datetime | None
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one kind; `level` is ok, warn or fail, `remedy` what to do if not ok."""
+
+    kind: str
+    level: str
+    words: str
+    remedy: str | None
+
+
 async def _rows(conn: Connection, row: type[Row], statement: str, *values: object) -> list[Row]:
     with refusals():
         cursor = await conn.cursor(row_factory=class_row(row)).execute(statement.encode(), values)
@@ -324,6 +335,37 @@ async def listen(conn: Connection, channel: str) -> None:
     """Have notifications of `channel` come in on `conn`. A server that only reads refuses."""
     with refusals():
         await conn.execute(f"listen {channel}".encode())
+
+
+async def notify(conn: Connection, channel: str, payload: str) -> None:
+    """Notify whoever listens to `channel`."""
+    await conn.execute(b"select pg_notify(%s, %s)", [channel, payload])
+
+
+async def is_pooled(conn: Connection) -> bool:
+    """Whether something between us and the server gives out its connections in turn."""
+    return bool(await _value(conn, "select pg_backend_pid() <> %s", conn.info.backend_pid))
+
+
+async def now(conn: Connection) -> datetime:
+    """The database's clock."""
+    at: datetime = await _value(conn, "select clock_timestamp()")
+    return at
+
+
+async def checkup(conn: Connection) -> list[Finding]:
+    """What the database finds wrong with the installation, a finding a kind."""
+    return await _rows(conn, Finding, f"select {_columns(Finding)} from pgcoord.checkup()")
+
+
+async def runs_folder(conn: Connection, host: str) -> str | None:
+    """Where the last coordinator of `host` that led keeps its runs; None when there was none."""
+    folder: str | None = await _value(
+        conn,
+        "select runs_folder from pgcoord.coordinator where host = %s order by epoch desc limit 1",
+        host,
+    )
+    return folder
 
 
 async def ping(conn: Connection) -> None:

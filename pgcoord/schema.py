@@ -1,7 +1,7 @@
 """Bring a database to this release's schema, and tell whether one is there already.
 
-The one rule: sql/migrations run once, in order; sql/functions whenever one of them has changed, and
-sql/roles.sql after them, in a database that was once given roles.
+The one rule: sql/migrations run once, in order; sql/functions whenever one of them has changed, in
+the files or in the database; and sql/roles.sql after them, in a database that was once given roles.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ GROUPS = ("pgcoord_reader", "pgcoord_client", "pgcoord_coordinator")
 def upgrade(conn: psycopg.Connection, *, roles: bool = False) -> list[str]:
     """Bring the database to this release's schema in one transaction; return what was run.
 
-    Nothing is run when it is there already. With `roles`, the roles are made where there are none,
-    and their rights set anew; later upgrades keep them right. Waits for an upgrade that runs
-    elsewhere. Raises `WrongSchema` when a newer release wrote the database or a phase_queue of
-    another make is in it, `DatabaseUnusable` when the server is too old or reads only, or the user
-    may not create.
+    Nothing is run when it is there already, as it was shipped. With `roles`, the roles are made
+    where there are none, and their rights set anew; later upgrades keep them right. Waits for an
+    upgrade that runs elsewhere. Raises `WrongSchema` when a newer release wrote the database or a
+    phase_queue of another make is in it, `DatabaseUnusable` when the server is too old or reads
+    only, or the user may not create.
     """
     check_server(conn)
     try:
@@ -54,7 +54,7 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
             _record(conn, path.stem, _digest([path]))
             ran.append(path.stem)
     functions = _files("functions")
-    if done.get("functions") != _digest(functions):
+    if done.get("functions") != _digest(functions) or _was_changed(conn):
         # In the order in which everybody else locks: an upgrade waits, and never deadlocks.
         conn.execute(
             "lock table pgcoord.control, public.planned_features, public.phase_queue,"
@@ -66,6 +66,7 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
             _run(conn, path)
         # What is new is everybody's to execute, unless somebody says otherwise.
         conn.execute("revoke execute on all functions in schema pgcoord from public")
+        conn.execute("select pgcoord.record_definitions()")
         _record(conn, "functions", _digest(functions))
         ran.append("functions")
     if "roles" in done and not roles:
@@ -154,6 +155,13 @@ def check_server(conn: psycopg.Connection) -> None:
 def _exists(conn: psycopg.Connection, table: str) -> bool:
     found = conn.execute("select to_regclass(%s) is not null", [table]).fetchone()
     return bool(found and found[0])
+
+
+def _was_changed(conn: psycopg.Connection) -> bool:
+    """Whether somebody has changed what the last upgrade wrote."""
+    if not _exists(conn, "pgcoord.changed_definition"):
+        return True
+    return conn.execute("select from pgcoord.changed_definition limit 1").fetchone() is not None
 
 
 def _refuse_foreign_tables(conn: psycopg.Connection) -> None:

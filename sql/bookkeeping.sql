@@ -13,3 +13,11 @@ comment on column pgcoord.migration.name is 'File name without its ending; "func
 comment on column pgcoord.migration.digest is 'SHA-256 of what was run.';
 comment on column pgcoord.migration.release is 'Release of pgcoord that ran it.';
 comment on column pgcoord.migration.at is 'When it was run.';
+
+create table if not exists pgcoord.shipped (
+    name text primary key,
+    digest text not null
+);
+comment on table pgcoord.shipped is 'Functions, views and triggers as the last upgrade left them: what differs was changed by hand.';
+comment on column pgcoord.shipped.name is 'Kind and name, as in "function pgcoord.why(text)".';
+comment on column pgcoord.shipped.digest is 'MD5 of its definition.';

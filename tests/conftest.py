@@ -9,12 +9,13 @@ import os
 import signal
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from desk import Desk
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
@@ -208,3 +209,19 @@ def kill_server(embedded: EmbeddedPostgres) -> None:
     for pid in processes_of(embedded):
         with suppress(ProcessLookupError):  # it went with another of them
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, dsn: str) -> Iterator[Desk]:
+    """A desk at which the test's database is the one to work with."""
+    with closing(Desk(tmp_path, {"DATABASE_URL": dsn})) as desk:
+        yield desk
+
+
+@pytest.fixture
+def bare_desk(tmp_path: Path) -> Iterator[Desk]:
+    """A desk at which no database is named; an embedded one is stopped in the end."""
+    with closing(Desk(tmp_path, {})) as desk:
+        yield desk
+    if (tmp_path / ".pgcoord").is_dir():
+        EmbeddedPostgres(tmp_path / ".pgcoord").stop()

@@ -98,7 +98,7 @@ def existing_dsn(ctx: typer.Context, dsn: str | None) -> str:
 
 def make_runs_folder(place: Place, configuration: "Configuration") -> Path:
     """The folder of the runs, which can be written to; raises `CannotStart` when it cannot."""
-    folder = configuration.log_folder or place.state / "runs"
+    folder = _runs_folder(place.state, configuration)
     try:
         if place.state in folder.parents and not place.state.is_dir():
             place.state.mkdir(mode=0o700)
@@ -111,6 +111,12 @@ def make_runs_folder(place: Place, configuration: "Configuration") -> Path:
             f"the runs cannot be kept in {folder}: {(error.strerror or str(error)).lower()}",
             hint="Make it writable, or name another: 'folder' of [log] in pgcoord.toml.",
         ) from error
+
+
+def would_be_runs_folder(surroundings: Surroundings, configuration: "Configuration | None") -> Path:
+    """The folder of the runs of a coordinator that would be started here."""
+    state = _find_state(surroundings.folder) or surroundings.folder / STATE
+    return _runs_folder(state, configuration)
 
 
 def check_schema(dsn: str) -> None:
@@ -181,6 +187,10 @@ async def find_phase(conn: "Connection", name: str) -> str:
             return queue_id
     await queries.status_of(conn, name)
     return name
+
+
+def _runs_folder(state: Path, configuration: "Configuration | None") -> Path:
+    return (configuration and configuration.log_folder) or state / "runs"
 
 
 def _find_state(start: Path) -> Path | None:

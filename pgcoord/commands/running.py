@@ -18,6 +18,7 @@ from pgcoord.commands.options import Surroundings
 from pgcoord.commands.place import check_schema, session
 from pgcoord.coordinator import Coordinator
 from pgcoord.errors import CoordError, DatabaseUnusable
+from pgcoord.listener import check_wake_ups
 from pgcoord.plan import Plan
 from pgcoord.progress import Progress, Snapshot, follow, progress, read_snapshot, summary
 
@@ -44,6 +45,7 @@ class Runner:
 
     async def run(self, plan: Plan) -> int:
         """Submit the plan, see it through, and return the exit status."""
+        await check_wake_ups(self._dsn)
         async with session(self._surroundings, self._dsn) as conn:
             leader = await queries.leader(conn)
             feature_id = await queries.submit_feature(conn, plan.feature())
@@ -145,7 +147,7 @@ async def serve(dsn: str, coordinator: Coordinator, *, drain: bool = False) -> i
 
     steps = [wait_for_what_runs, stop] if drain else [stop]
     with _interruptible(*steps) as came:
-        await _await_schema(dsn, stopping)
+        await _await_server(dsn, stopping)
         if not stopping.is_set():
             await coordinator.run()
     await _tell_what_goes_on(dsn, coordinator, interrupted=True)
@@ -153,11 +155,15 @@ async def serve(dsn: str, coordinator: Coordinator, *, drain: bool = False) -> i
     return 128 + signal.SIGINT if signal.SIGINT in came else 0
 
 
-async def _await_schema(dsn: str, stopping: asyncio.Event) -> None:
-    """Wait until the server answers, or until stopped. Raises `WrongSchema` for its schema."""
+async def _await_server(dsn: str, stopping: asyncio.Event) -> None:
+    """Wait until the server answers, or until stopped.
+
+    Raises `DatabaseUnusable` for its schema, or when notifications do not arrive.
+    """
     while not stopping.is_set():
         try:
             await asyncio.to_thread(check_schema, dsn)
+            await check_wake_ups(dsn)
             return
         except DatabaseUnusable as error:
             if not _may_pass(error):

@@ -362,3 +362,7 @@ comment on column pgcoord.control.epoch is 'The lead in force: claims and starts
 comment on column pgcoord.control.paused_at is 'Set while everything is paused.';
 comment on column pgcoord.control.paused_reason is 'Why everything is paused.';
 insert into pgcoord.control default values;
+
+create type pgcoord.finding as (kind text, level text, words text, remedy text);
+comment on type pgcoord.finding is
+    'What a checkup found of one kind: its level (ok, warn, fail), in words, and what to do where it is not ok.';

@@ -1,0 +1,79 @@
+"""The command that says what is wrong: doctor."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgcoord.commands.options import Config, Dsn, Surroundings, surroundings_of
+from pgcoord.commands.place import complete, existing_dsn, would_be_runs_folder
+from pgcoord.errors import InvalidConfiguration
+
+if TYPE_CHECKING:
+    from pgcoord.doctor import Machine
+    from pgcoord.queries import Finding
+
+_EXIT_STATUSES = {"ok": 0, "warn": 8, "fail": 9}
+_LOOKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "bold red")}
+
+_EPILOG = """Exit status: 0 when all is ok, 8 when somebody should look at something, 9 when work
+stands still or a rule is off; others as everywhere.
+
+--json prints {"level", "findings": [{"kind", "level", "words", "remedy"}]}; level is ok, warn or
+fail, remedy null where it is ok. Later releases may add keys and kinds."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(epilog=_EPILOG)(doctor)
+
+
+def doctor(
+    ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print an object, see below.")] = False,
+    config: Config = None,
+    dsn: Dsn = None,
+) -> None:
+    """Say what is wrong with the installation, and what to do about it.
+
+    The database finds most of it itself: select * from pgcoord.checkup().
+    """
+    from pgcoord.doctor import examine
+
+    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    findings = complete(found, examine(found, _machine(surroundings, config)))
+    worst = max((each.level for each in findings), key=list(_EXIT_STATUSES).index)
+    if as_json:
+        shown = {"level": worst, "findings": [asdict(each) for each in findings]}
+        typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+    else:
+        _print(findings)
+    raise typer.Exit(_EXIT_STATUSES[worst])
+
+
+def _machine(surroundings: Surroundings, config: Path | None) -> "Machine":
+    from pgcoord.configuration import find_configuration, read_configuration
+    from pgcoord.doctor import Machine
+
+    path, read, faults = config or find_configuration(surroundings.folder), None, None
+    try:
+        read = read_configuration(path) if path else None
+    except InvalidConfiguration as error:
+        faults = error
+    return Machine(read, faults, would_be_runs_folder(surroundings, read))
+
+
+def _print(findings: "list[Finding]") -> None:
+    from rich.text import Text
+
+    from pgcoord.progress import clean, console
+
+    paper = console()
+    for each in findings:
+        sign, style = _LOOKS[each.level]
+        line = Text.assemble((f"{sign} {each.level:<4}", style), f"  {each.kind:<13}  ")
+        paper.print(line.append(clean(each.words)), soft_wrap=True)
+        if each.remedy:
+            paper.print(Text(f"{'':<8}{'':<13}  → {clean(each.remedy)}"), soft_wrap=True)

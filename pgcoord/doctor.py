@@ -1,0 +1,193 @@
+"""What is wrong with an installation: what the database finds itself, and what it cannot see.
+
+The one rule: what can be told from tables and server is found by `pgcoord.checkup()`, for psql and
+the panel too. Here is only what takes a second connection, or this machine: whether notifications
+arrive, the clock, the configuration, the disk.
+"""
+
+import asyncio
+import shutil
+import socket
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import psycopg
+
+from pgcoord import __version__, database, queries, schema
+from pgcoord.configuration import Configuration
+from pgcoord.errors import CoordError, DatabaseUnusable, InvalidConfiguration, WrongSchema
+from pgcoord.listener import round_trip
+from pgcoord.queries import Connection, Finding
+
+# Seconds that a notification may take before every start of a phase is late by something to notice.
+_SLOW = 0.1
+
+# How far the clocks may be apart: times on a screen are off by as much, deadlines are not.
+_APART = timedelta(seconds=2)
+
+# Bytes that a disk should have free: some logs of a usual size, and what is left to stop in order.
+_SCARCE = 2_000_000_000
+_FULL = 200_000_000
+
+_DIRECT = (
+    "give the coordinator the address of the server itself, or of a pool in session mode;"
+    " clients that only read and insert may keep this one"
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is examined beside the database: a configuration or its faults, and where runs go."""
+
+    configuration: Configuration | None
+    faults: InvalidConfiguration | None
+    runs_folder: Path
+
+
+async def examine(dsn: str, machine: Machine) -> list[Finding]:
+    """Look at everything, and return what was found, a finding for each kind.
+
+    Takes a second more where notifications do not arrive, five where the server does not answer.
+    """
+    findings = await _examine_database(dsn)
+    findings.append(_configuration(machine))
+    findings.append(_disk(await _runs_folder(dsn, machine)))
+    return findings
+
+
+async def _examine_database(dsn: str) -> list[Finding]:
+    try:
+        async with await database.connect(dsn) as conn:
+            return [
+                await _connection(conn),
+                await _wake_ups(dsn, conn),
+                _clock(*await _clocks(conn)),
+                await _schema(dsn),
+                *await _checkup(conn),
+            ]
+    except DatabaseUnusable as error:
+        return [Finding("connection", "fail", _line(error), error.hint)]
+
+
+async def _connection(conn: Connection) -> Finding:
+    info = conn.info
+    version = f"{info.server_version // 10000}.{info.server_version % 10000}"
+    place = f"database {info.dbname} as {info.user}"
+    return Finding("connection", "ok", f"PostgreSQL {version}, {place}", None)
+
+
+async def _wake_ups(dsn: str, conn: Connection) -> Finding:
+    seconds = await round_trip(dsn)
+    pooled = await queries.is_pooled(conn)
+    if seconds is None:
+        words = (
+            "this DSN goes through a pooler in transaction mode, where notifications never arrive"
+            if pooled
+            else "a notification did not arrive within a second"
+        )
+        remedy = _DIRECT if pooled else "is what is between here and the server a pooler?"
+        return Finding("wake-ups", "fail", words, remedy)
+    words = f"a notification takes {1000 * seconds:.1f} ms"
+    words += " through a pooler in session mode" if pooled else ""
+    if seconds > _SLOW:
+        return Finding("wake-ups", "warn", words, "run the coordinator nearer to the database")
+    return Finding("wake-ups", "ok", words, None)
+
+
+async def _clocks(conn: Connection) -> tuple[timedelta, timedelta]:
+    """How far the database's clock is ahead of ours, and how exactly that is known."""
+    found = []
+    for _ in range(3):
+        before, ours = time.monotonic(), time.time()
+        theirs = (await queries.now(conn)).timestamp()
+        took = time.monotonic() - before
+        found.append((took / 2, theirs - ours - took / 2))
+    exact, ahead = min(found)
+    return timedelta(seconds=ahead), timedelta(seconds=exact)
+
+
+def _clock(ahead: timedelta, exact: timedelta) -> Finding:
+    apart = abs(ahead)
+    if apart <= _APART + exact:
+        words = f"this machine and the database agree to {max(apart, exact).total_seconds():.3f} s"
+        return Finding("clock", "ok", words, None)
+    side = "behind" if ahead > timedelta() else "ahead of"
+    return Finding(
+        "clock",
+        "warn",
+        f"this machine is {apart.total_seconds():.1f} s {side} the database",
+        "set both by NTP; times on screens and in logs are off, deadlines are not",
+    )
+
+
+async def _schema(dsn: str) -> Finding:
+    try:
+        await asyncio.to_thread(_check_schema, dsn)
+    except CoordError as error:
+        return Finding("schema", "fail", _line(error), error.hint)
+    return Finding("schema", "ok", f"of this release, {__version__}", None)
+
+
+def _check_schema(dsn: str) -> None:
+    with closing(database.connect_blocking(dsn)) as conn:
+        schema.check_schema(conn)
+
+
+async def _checkup(conn: Connection) -> list[Finding]:
+    try:
+        return await queries.checkup(conn)
+    except WrongSchema:
+        return []  # told already: without our schema there is nothing to look at
+    except DatabaseUnusable as error:
+        remedy = error.hint or "grant it pgcoord_reader, pgcoord_client or pgcoord_coordinator"
+        return [Finding("rights", "fail", _line(error), remedy)]
+    except psycopg.ProgrammingError as error:  # a view was changed so that others fail
+        return [Finding("definitions", "fail", _line(error), "'pgcoord upgrade' writes them anew")]
+
+
+def _configuration(machine: Machine) -> Finding:
+    if machine.faults:
+        words = "; ".join(str(machine.faults).splitlines())
+        return Finding("configuration", "fail", words, "'pgcoord serve' will not start with it")
+    if machine.configuration is None:
+        return Finding("configuration", "ok", "no pgcoord.toml here or above: a client", None)
+    number = len(machine.configuration.workflows)
+    words = f"{number} workflow{'' if number == 1 else 's'} in {machine.configuration.path}"
+    if number == 0:
+        return Finding("configuration", "warn", words, "declare one: [workflow.NAME]")
+    return Finding("configuration", "ok", words, None)
+
+
+async def _runs_folder(dsn: str, machine: Machine) -> Path:
+    """Where a coordinator of this machine has kept its runs last, or would keep them."""
+    try:
+        async with await database.connect(dsn) as conn:
+            return Path(
+                await queries.runs_folder(conn, socket.gethostname()) or machine.runs_folder
+            )
+    except CoordError:
+        return machine.runs_folder
+
+
+def _disk(folder: Path) -> Finding:
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    return _room(folder, shutil.disk_usage(there).free)
+
+
+def _room(folder: Path, free: int) -> Finding:
+    words = f"{_size(free)} free for logs in {folder}"
+    if free >= _SCARCE:
+        return Finding("disk", "ok", words, None)
+    remedy = "free some; 'retention' and 'max_size' of [log] in pgcoord.toml bound what logs take"
+    return Finding("disk", "warn" if free >= _FULL else "fail", words, remedy)
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

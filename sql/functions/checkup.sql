@@ -1,0 +1,312 @@
+-- Checkup: what is wrong with this installation, as far as the database can see it. `pgcoord doctor` adds what it
+-- cannot: whether notifications arrive, the clock and the disk of a machine. One function a kind of trouble, each of
+-- one row; fail means that work stands still or a rule is off, warn that somebody should look.
+
+-- The definitions that upgrades write. The search path is fixed, for the server qualifies names by it.
+create or replace function pgcoord.definitions() returns table (name text, digest text)
+language sql stable
+set search_path = pg_catalog as $$
+    select 'function ' || p.oid::regprocedure, md5(pg_get_functiondef(p.oid))
+    from pg_proc as p
+    where p.pronamespace = 'pgcoord'::regnamespace and p.prokind = 'f'
+    union all
+    select 'view ' || c.oid::regclass, md5(pg_get_viewdef(c.oid))
+    from pg_class as c
+    where c.relnamespace = 'pgcoord'::regnamespace and c.relkind = 'v'
+    union all
+    -- tgenabled: a trigger that was switched off is changed, too.
+    select format('trigger %s on %s', t.tgname, t.tgrelid::regclass), md5(t.tgenabled::text || pg_get_triggerdef(t.oid))
+    from pg_trigger as t
+        join pg_proc as p on p.oid = t.tgfoid
+    where p.pronamespace = 'pgcoord'::regnamespace;
+$$;
+comment on function pgcoord.definitions() is 'Functions, views and triggers of pgcoord as they are now, each with the digest of its definition.';
+
+create or replace function pgcoord.record_definitions() returns void
+language sql as $$
+    delete from pgcoord.shipped;
+    insert into pgcoord.shipped (name, digest) select name, digest from pgcoord.definitions();
+$$;
+comment on function pgcoord.record_definitions() is 'For upgrade: take the definitions of now as those that were shipped.';
+
+create or replace view pgcoord.changed_definition as
+select s.name, d.name is null as missing
+from pgcoord.shipped as s
+    left join pgcoord.definitions() as d using (name)
+where d.digest is distinct from s.digest
+order by s.name;
+comment on view pgcoord.changed_definition is
+    'Functions, views and triggers that are not as the last upgrade left them: changed, switched off, or missing.';
+
+create or replace function pgcoord.some_of(p_names text[]) returns text
+language sql immutable
+return concat_ws(' and ', array_to_string(p_names[1:3], ', '),
+    case when cardinality(p_names) > 3 then cardinality(p_names) - 3 || ' more' end);
+comment on function pgcoord.some_of(text[]) is 'The first three names, and how many more there are.';
+
+create or replace function pgcoord.counted(p_number bigint, p_one text, p_many text) returns text
+language sql immutable
+return p_number || ' ' || case when p_number = 1 then p_one else p_many end;
+comment on function pgcoord.counted(bigint, text, text) is 'A number with what it counts: 1 phase waits, 2 phases wait.';
+
+create or replace function pgcoord.in_words(p_length interval) returns text
+language sql immutable
+return case
+    when p_length < interval '2 min' then floor(extract(epoch from p_length)) || ' s'
+    when p_length < interval '2 h' then floor(extract(epoch from p_length) / 60) || ' min'
+    when p_length < interval '2 d' then floor(extract(epoch from p_length) / 3600) || ' h'
+    else floor(extract(epoch from p_length) / 86400) || ' days'
+end;
+comment on function pgcoord.in_words(interval) is 'A length of time in one unit: 40 s, 5 min, 3 h, 4 days.';
+
+create or replace function pgcoord.checkup_definitions() returns setof pgcoord.finding
+language sql stable as $$
+    select 'definitions', case when count(c.name) = 0 then 'ok' else 'fail' end,
+        case when count(c.name) = 0
+            then format('functions, views and triggers are as the upgrade to %s left them', max(m.release))
+            else format('changed since the upgrade to %s: %s', max(m.release), pgcoord.some_of(array_agg(c.name order by c.name)))
+        end,
+        case when count(c.name) > 0 then '''pgcoord upgrade'' writes them anew' end
+    from pgcoord.migration as m
+        left join pgcoord.changed_definition as c on true
+    where m.name = 'functions';
+$$;
+comment on function pgcoord.checkup_definitions() is 'Checkup: are the rules those that were shipped?';
+
+create or replace function pgcoord.checkup_rights() returns setof pgcoord.finding
+language sql stable as $$
+    with door (ordinal, may, allowed) as (
+        values
+            (1, 'watch', has_table_privilege('pgcoord.board', 'select') and has_table_privilege('pgcoord.event', 'select')),
+            (2, 'bring work in', has_any_column_privilege('public.planned_features', 'insert')
+                and has_any_column_privilege('public.phase_queue', 'insert')),
+            (3, 'steer', (
+                select bool_and(has_function_privilege(oid, 'execute')) from pg_proc
+                where pronamespace = 'pgcoord'::regnamespace and proname in ('retry_phase', 'cancel_phase', 'pause', 'set_slots')
+            )),
+            (4, 'coordinate', has_table_privilege('pgcoord.assignment', 'select') and (
+                select bool_and(has_function_privilege(oid, 'execute')) from pg_proc
+                where pronamespace = 'pgcoord'::regnamespace and proname in ('lead', 'claim_phases', 'start_phase', 'end_attempt')
+            ))
+    )
+    select 'rights', case when bool_or(allowed) then 'ok' else 'fail' end,
+        concat(current_user, coalesce(' may ' || string_agg(may, ', ' order by ordinal) filter (where allowed), ''),
+            '; may not ' || string_agg(may, ', ' order by ordinal) filter (where not allowed)),
+        case when not bool_or(allowed) then 'grant it pgcoord_reader, pgcoord_client or pgcoord_coordinator' end
+    from door;
+$$;
+comment on function pgcoord.checkup_rights() is 'Checkup: what may the current user do?';
+
+create or replace function pgcoord.checkup_coordinator() returns setof pgcoord.finding
+language sql stable as $$
+    select 'coordinator',
+        case when l.epoch is null and work.waits then 'fail' when l.epoch is null or l.outdated then 'warn' else 'ok' end,
+        case when l.epoch is null then 'no coordinator runs' || case when work.waits then ', and there is work' else '' end
+            else format('process %s on %s leads since %s', l.pid, l.host, to_char(l.lead_at, 'YYYY-MM-DD HH24:MI:SS'))
+                || case when l.outdated then format('; it is of release %s, the schema is of another', l.version) else '' end
+        end,
+        case when l.epoch is null then 'start one: ''pgcoord serve''' when l.outdated then 'restart it with the release of the schema' end
+    from (
+            select exists (
+                    select from public.phase_queue where status = 'queued' and eligible_at is not null and retry_at is null and not held
+                )
+                or exists (select from pgcoord.attempt where exited_at is null and not external) as waits
+        ) as work
+        left join (
+            select l.*, m.at > l.lead_at and m.release <> l.version as outdated
+            from pgcoord.leader as l
+                join pgcoord.migration as m on m.name = 'functions'
+        ) as l on true;
+$$;
+comment on function pgcoord.checkup_coordinator() is 'Checkup: does a coordinator lead, and is it of the schema''s release?';
+
+create or replace function pgcoord.checkup_slots() returns setof pgcoord.finding
+language sql stable as $$
+    select 'slots', case when c.paused_at is not null or s.total = 0 then 'warn' else 'ok' end,
+        case when c.paused_at is not null
+            then format('everything is paused since %s%s', to_char(c.paused_at, 'YYYY-MM-DD HH24:MI:SS'), ': ' || c.paused_reason)
+            when s.total = 0 then 'there is none: nothing new starts'
+            else format('%s of %s', s.held, pgcoord.counted(s.total, 'slot is held', 'slots are held'))
+        end,
+        case when c.paused_at is not null then '''pgcoord resume''' when s.total = 0 then '''pgcoord slots 3''' end
+    from pgcoord.control as c,
+        (select count(*) filter (where not draining) as total, count(queue_id) as held from pgcoord.slots) as s;
+$$;
+comment on function pgcoord.checkup_slots() is 'Checkup: is there a slot at all, and is everything paused?';
+
+-- What is eligible while a slot is free is claimed within milliseconds, or it is stuck.
+create or replace function pgcoord.checkup_line() returns setof pgcoord.finding
+language sql stable as $$
+    select 'line', case when line.stuck then 'fail' else 'ok' end,
+        case when line.stuck then format('%s, the first since %s, though a slot is free',
+                pgcoord.counted(line.n, 'phase waits', 'phases wait'), pgcoord.in_words(line.longest))
+            when line.n > 0 then pgcoord.counted(line.n, 'phase waits', 'phases wait') || ' for a slot'
+            else 'no phase waits for a slot'
+        end,
+        case when line.stuck then 'end what locks it (see transactions); else restart the coordinator, and keep its log' end
+    from (
+        select count(*) as n, max(clock_timestamp() - p.eligible_at) as longest,
+            coalesce(bool_or(greatest(p.eligible_at, p.updated_at, l.lead_at) < clock_timestamp() - interval '10 s'), false)
+                and exists (select from pgcoord.leader)
+                and exists (select from pgcoord.control where paused_at is null)
+                and exists (select from pgcoord.slots where queue_id is null and not draining) as stuck
+        from public.phase_queue as p
+            left join pgcoord.leader as l on true
+        where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held and exists (
+            select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default
+        )
+    ) as line;
+$$;
+comment on function pgcoord.checkup_line() is 'Checkup: is everything claimed that could be?';
+
+create or replace function pgcoord.checkup_retries() returns setof pgcoord.finding
+language sql stable as $$
+    select 'retries', case when r.late then 'fail' else 'ok' end,
+        case when r.n = 0 then 'no phase waits for its next attempt'
+            else format('%s for another attempt, the first %s', pgcoord.counted(r.n, 'phase waits', 'phases wait'),
+                case when r.due_in > interval '0' then 'in ' || pgcoord.in_words(r.due_in)
+                    else 'due since ' || pgcoord.in_words(-r.due_in) end)
+        end,
+        case when r.late then 'end what locks it (see transactions); else restart the coordinator, and keep its log' end
+    from (
+        select count(*) as n, min(p.retry_at) - clock_timestamp() as due_in,
+            coalesce(min(p.retry_at) < clock_timestamp() - interval '10 s', false)
+                and exists (select from pgcoord.leader where lead_at < clock_timestamp() - interval '10 s') as late
+        from public.phase_queue as p where p.retry_at is not null
+    ) as r;
+$$;
+comment on function pgcoord.checkup_retries() is 'Checkup: are failed phases tried again in time?';
+
+-- The workflows are those of the last lead, whether it still lasts or not.
+create or replace function pgcoord.checkup_workflows() returns setof pgcoord.finding
+language sql stable as $$
+    select 'workflows', case when n = 0 then 'ok' else 'warn' end,
+        case when n = 0 then 'every phase has one that a coordinator can run'
+            else format('%s one that no coordinator knows: %s', pgcoord.counted(n, 'phase has', 'phases have'), pgcoord.some_of(names))
+        end,
+        case when n > 0 then 'declare it in pgcoord.toml and restart the coordinator, or ''pgcoord cancel'' the phase' end
+    from (
+        select count(*) as n, array_agg(
+                format('%s (%s)', p.queue_id, coalesce(p.workflow_type, 'none, and there is no default'))
+                order by p.feature_id, p.phase_number) as names
+        from public.phase_queue as p
+        where p.status in ('queued', 'blocked') and exists (select from pgcoord.coordinator) and not exists (
+            select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default
+        )
+    ) as unknown;
+$$;
+comment on function pgcoord.checkup_workflows() is 'Checkup: are there phases whose workflow no coordinator knows?';
+
+create or replace function pgcoord.checkup_prerequisites() returns setof pgcoord.finding
+language sql stable as $$
+    select 'prerequisites', case when n = 0 then 'ok' else 'warn' end,
+        case when n = 0 then 'every phase that another one waits for exists'
+            else format('%s for a phase that does not exist: %s', pgcoord.counted(n, 'phase waits', 'phases wait'), pgcoord.some_of(names))
+        end,
+        case when n > 0 then 'insert the missing phase, or take its number out of depends_on_phases' end
+    from (
+        select count(*) as n, array_agg(
+                format('%s (for phase %s)', p.queue_id, d.prerequisite) order by d.feature_id, d.dependent, d.prerequisite) as names
+        from pgcoord.dependency as d
+            join public.phase_queue as p on p.feature_id = d.feature_id and p.phase_number = d.dependent
+        where p.status in ('queued', 'blocked') and not exists (
+            select from public.phase_queue as up where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+        )
+    ) as missing;
+$$;
+comment on function pgcoord.checkup_prerequisites() is 'Checkup: do phases wait for others that do not exist?';
+
+-- An attempt is looked after by a coordinator on its own machine, which alone sees the process.
+create or replace function pgcoord.checkup_attempts() returns setof pgcoord.finding
+language sql stable as $$
+    select 'attempts', case when n = 0 then 'ok' else 'fail' end,
+        case when n = 0 then 'every process has a coordinator on its machine'
+            else format('%s no coordinator on the same machine: %s',
+                pgcoord.counted(n, 'process has', 'processes have'), pgcoord.some_of(names))
+        end,
+        case when n > 0 then format(
+            'start ''pgcoord serve'' there; where it is gone for good: select pgcoord.give_up_attempt(%s, ''lost'', ''its machine is gone'')',
+            first_id) end
+    from (
+        select count(*) as n, array_agg(format('%s on %s', a.queue_id, a.host) order by a.id) as names, min(a.id) as first_id
+        from pgcoord.attempt as a
+        where a.exited_at is null and not a.external and not exists (select from pgcoord.leader as l where l.host = a.host)
+    ) as orphaned;
+$$;
+comment on function pgcoord.checkup_attempts() is 'Checkup: are there processes that no coordinator looks after?';
+
+create or replace function pgcoord.checkup_external() returns setof pgcoord.finding
+language sql stable as $$
+    select 'external', case when n = 0 then 'ok' else 'warn' end,
+        case when n = 0 then 'no phase runs unsupervised'
+            else format('%s unsupervised, as it was inserted: %s', pgcoord.counted(n, 'phase runs', 'phases run'), pgcoord.some_of(names))
+        end,
+        case when n > 0 then format('only a report ends it, such as: select pgcoord.complete_phase(%L)', first_id) end
+    from (
+        select count(*) as n, min(a.queue_id) as first_id, array_agg(
+                format('%s since %s', a.queue_id, pgcoord.in_words(clock_timestamp() - a.claimed_at)) order by a.id) as names
+        from pgcoord.attempt as a
+        where a.ended_at is null and a.external
+    ) as external;
+$$;
+comment on function pgcoord.checkup_external() is 'Checkup: are there phases that were inserted as running, which only a report ends?';
+
+-- A minute with a lock on our rows holds up claims; ten minutes of any kind keep vacuum from removing dead rows.
+create or replace function pgcoord.checkup_transactions() returns setof pgcoord.finding
+language sql stable as $$
+    with open_transaction (name, since, locks, ending) as (
+        select format('process %s of %s', a.pid, a.usename), a.xact_start, exists (
+                select from pg_locks as l
+                where l.pid = a.pid and l.granted and l.mode <> 'AccessShareLock'
+                    and l.relation in ('public.phase_queue'::regclass, 'public.planned_features'::regclass, 'pgcoord.control'::regclass)
+            ), format('select pg_terminate_backend(%s)', a.pid)
+        from pg_stat_activity as a
+        where a.datname = current_database() and a.pid <> pg_backend_pid() and a.backend_type = 'client backend'
+        union all
+        select format('prepared transaction %L', x.gid), x.prepared, true, format('rollback prepared %L', x.gid)
+        from pg_prepared_xacts as x
+        where x.database = current_database()
+    )
+    select 'transactions', case when count(t.name) = 0 and r.sees_all then 'ok' else 'warn' end,
+        case when count(t.name) > 0 then pgcoord.some_of(array_agg(format('%s is in a transaction for %s%s', t.name,
+                    pgcoord.in_words(clock_timestamp() - t.since), case when t.locks then ', with locks on the queue' else '' end)
+                order by t.since))
+            when r.sees_all then 'none is open for long'
+            else format('%s cannot see those of other users', current_user)
+        end,
+        case when count(t.name) > 0 then 'end it, or: ' || (array_agg(t.ending order by t.since))[1]
+            when not r.sees_all then format('grant pg_read_all_stats to %I', current_user) end
+    from (select pg_has_role('pg_read_all_stats', 'usage') as sees_all) as r
+        left join open_transaction as t
+            on t.since < clock_timestamp() - case when t.locks then interval '1 min' else interval '10 min' end
+    group by r.sees_all;
+$$;
+comment on function pgcoord.checkup_transactions() is 'Checkup: are there transactions that lock phases, or hold vacuum back?';
+
+create or replace function pgcoord.checkup_notifications() returns setof pgcoord.finding
+language sql volatile as $$
+    select 'notifications', case when usage < 0.1 then 'ok' when usage < 0.5 then 'warn' else 'fail' end,
+        format('the server''s queue of notifications is %s %% full', round(100 * usage)),
+        case when usage >= 0.1 then 'a session that listens is in a transaction for long: end it (see transactions, of all databases)' end
+    from (select pg_notification_queue_usage()::numeric as usage) as queue;
+$$;
+comment on function pgcoord.checkup_notifications() is 'Checkup: is the queue of notifications emptied? When it is full, no change can be committed.';
+
+create or replace function pgcoord.checkup() returns setof pgcoord.finding
+language plpgsql as $$
+begin
+    return query select * from pgcoord.checkup_definitions();
+    return query select * from pgcoord.checkup_rights();
+    return query select * from pgcoord.checkup_coordinator();
+    return query select * from pgcoord.checkup_slots();
+    return query select * from pgcoord.checkup_line();
+    return query select * from pgcoord.checkup_retries();
+    return query select * from pgcoord.checkup_workflows();
+    return query select * from pgcoord.checkup_prerequisites();
+    return query select * from pgcoord.checkup_attempts();
+    return query select * from pgcoord.checkup_external();
+    return query select * from pgcoord.checkup_transactions();
+    return query select * from pgcoord.checkup_notifications();
+end $$;
+comment on function pgcoord.checkup() is
+    'What is wrong with this installation: a row a kind, with its level (ok, warn, fail), in words, and what to do. pgcoord doctor shows it, and what the database cannot see.';

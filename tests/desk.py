@@ -1,0 +1,151 @@
+"""What tests of the command line share: the real program, started at a desk, and waiting for it.
+
+What must wait waits for a line that a program prints, for a notification, or for an end of file.
+"""
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+
+PATIENCE = 30  # seconds, for anything that happens within one
+
+CONFIGURATION = """
+[workflow.sh]
+command = ["sh", "-c", "{prompt}"]
+default = true
+"""
+
+
+class Program:
+    """A running pgcoord; `said` is what it has printed so far, stdout and stderr as one."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], *arguments: str, tty: bool):
+        self.said = ""
+        ours, theirs = pty.openpty() if tty else os.pipe()
+        self._output = ours
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pgcoord", *arguments],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        self.pid = self._process.pid
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """Read on until what was printed, without a terminal's controls, matches `pattern`."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := re.search(pattern, re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", self.said))):
+            assert time.monotonic() < deadline, f"no {pattern!r}:\n{self.said}"
+            assert self._read(), f"ended without {pattern!r}:\n{self.said}"
+        return found
+
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Read to the end, and return the exit status."""
+        while self._read():
+            pass
+        return self._process.wait(PATIENCE)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait(PATIENCE)
+        os.close(self._output)
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._output], [], [], PATIENCE)
+        assert ready, f"silent for {PATIENCE} s:\n{self.said}"
+        try:
+            some = os.read(self._output, 65536)
+        except OSError:  # how the end of a terminal shows
+            return False
+        self.said += some.decode(errors="replace")
+        return bool(some)
+
+
+class Desk:
+    """A folder with a pgcoord.toml, from which programs are started."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "TERM": "xterm-256color",
+            **environment,
+        }
+        self._programs: list[Program] = []
+        self._gates: list[Path] = []
+        self.write("pgcoord.toml", CONFIGURATION)
+
+    def write(self, name: str, text: str) -> str:
+        (self.folder / name).write_text(text)
+        return name
+
+    def plan(self, *prompts: str, name: str = "plan.md", depends_on: str | None = None) -> str:
+        """Write a plan whose phases run these shell commands, each after the one before it."""
+        keys = f"Depends on: {depends_on}\n\n" if depends_on else ""
+        phases = [
+            f"## Phase {number}: Step {number}\n{keys}{prompt}\n"
+            for number, prompt in enumerate(prompts, 1)
+        ]
+        return self.write(name, "\n".join(["# A plan\n", *phases]))
+
+    def gate(self, name: str = "gate") -> Path:
+        """Make what `cat` waits for until it is opened."""
+        path = self.folder / name
+        os.mkfifo(path)
+        self._gates.append(path)
+        return path
+
+    def start(self, *arguments: str, tty: bool = False, **environment: str) -> Program:
+        program = Program(self.folder, self.environment | environment, *arguments, tty=tty)
+        self._programs.append(program)
+        return program
+
+    def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pgcoord", *arguments],
+            cwd=self.folder,
+            env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+
+    def say(self, *arguments: str, **environment: str) -> str:
+        """Call what is to succeed without a word on stderr; return what it printed."""
+        done = self.call(*arguments, **environment)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return done.stdout.strip()
+
+    def close(self) -> None:
+        for program in self._programs:
+            program.close()
+        for gate in self._gates:
+            with suppress(OSError):  # nobody waits there
+                os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def until(dsn: str, condition: str) -> None:
+    """Wait until the database says so, looking whenever it notifies."""
+    deadline = time.monotonic() + PATIENCE
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("listen pgcoord_event")
+        while conn.execute(f"select {condition}".encode()).fetchone() != (True,):
+            left = deadline - time.monotonic()
+            assert left > 0, condition
+            list(conn.notifies(timeout=left, stop_after=1))
