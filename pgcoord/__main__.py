@@ -1,10 +1,9 @@
 """The command line: `pgcoord`, or `python -m pgcoord`.
 
-The only reader of arguments and environment, and the only place that configures logging. Errors
-come out as a line for people and an exit status (pgcoord.errors); a traceback is a fault of ours.
+The only reader of arguments and environment. Errors come out as a line for people and an exit
+status (pgcoord.errors); a traceback is a fault of ours.
 """
 
-import logging
 import os
 import pwd
 import sys
@@ -14,8 +13,8 @@ from typing import Annotated
 
 import typer
 
-from pgcoord import __version__
-from pgcoord.commands import bench, control, doctor, server, show, work
+from pgcoord import __version__, journal
+from pgcoord.commands import bench, control, doctor, logs, server, show, work
 from pgcoord.commands.options import Config, Dsn, Surroundings
 from pgcoord.errors import CannotStart, CoordError
 
@@ -35,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for group in (work, show, control, doctor, server, bench):
+for group in (work, show, logs, control, doctor, server, bench):
     group.register(app)
 
 
@@ -98,27 +97,7 @@ def _start(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
     ] = False,
 ) -> None:
-    _configure_logging(serves=ctx.invoked_subcommand == "serve", verbose=verbose)
-
-
-def _configure_logging(*, serves: bool, verbose: bool) -> None:
-    """Log what goes wrong, and what a coordinator does where that is all there is to see."""
-    dated = "%(asctime)s  %(levelname)-7s  %(message)s"
-    form = dated if serves or verbose else "pgcoord: %(message)s"
-    handler = _Stderr()
-    handler.setFormatter(logging.Formatter(form, datefmt="%H:%M:%S"))
-    logging.getLogger().addHandler(handler)
-    level = logging.DEBUG if verbose else logging.INFO if serves else logging.WARNING
-    logging.getLogger("pgcoord").setLevel(level)
-    # What the driver and its pool warn of is told by whoever uses them.
-    logging.getLogger("psycopg").setLevel(logging.DEBUG if verbose else logging.ERROR)
-
-
-class _Stderr(logging.Handler):
-    """Writes to what stderr is at the moment: a live display puts lines above itself."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{self.format(record)}\n")
+    journal.configure(serves=ctx.invoked_subcommand == "serve", verbose=verbose)
 
 
 if __name__ == "__main__":

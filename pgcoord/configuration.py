@@ -42,6 +42,8 @@ _BRACES = re.compile(r"(\{\{|\}\})|\{([^{}]*)\}|[{}]")
 # What the attempt counter of the database, an integer, holds with room to spare.
 _MOST_ATTEMPTS = 1_000_000
 
+_UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
+
 _Reader = Callable[[object], Any]
 
 
@@ -83,11 +85,16 @@ class Workflow:
 
 @dataclass(frozen=True)
 class Configuration:
-    """What pgcoord.toml says; `path` is None where there is no such file."""
+    """What pgcoord.toml says; `path` is None where there is no such file.
+
+    `log_max_size` are bytes; without `log_retention`, runs are kept for ever.
+    """
 
     path: Path | None
     workflows: Mapping[str, Workflow]
     log_folder: Path | None
+    log_max_size: int = 100_000_000
+    log_retention: timedelta | None = None
 
     @property
     def default_workflow(self) -> Workflow | None:
@@ -115,10 +122,12 @@ def read_configuration(path: Path) -> Configuration:
         _parse(path), {"workflow": _table, "log": _table}, key="", problems=problems
     )
     workflows = _read_workflows(sections.get("workflow", {}), folder, problems)
-    log = _read_table(sections.get("log", {}), {"folder": folder}, key="log", problems=problems)
+    readers: dict[str, _Reader] = {"folder": folder, "max_size": _size, "retention": parse_duration}
+    log = _read_table(sections.get("log", {}), readers, key="log", problems=problems)
     if problems:
         raise InvalidConfiguration("\n".join(f"{path}: {problem}" for problem in problems))
-    return Configuration(path=path, workflows=workflows, log_folder=log.get("folder"))
+    limits = {f"log_{key}": log[key] for key in ("max_size", "retention") if key in log}
+    return Configuration(path, workflows, log.get("folder"), **limits)
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
@@ -239,6 +248,13 @@ def _folder(base: Path, value: object) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f'expected a folder such as "jobs", not {value!r:.60}')
     return base / os.path.expanduser(value)
+
+
+def _size(value: object) -> int:
+    match = re.fullmatch(r"([0-9]{1,6}) ?(kB|MB|GB)", value) if isinstance(value, str) else None
+    if match is None or int(match[1]) == 0:
+        raise ValueError(f'expected a size such as "500kB", "100MB" or "1GB", not {value!r:.60}')
+    return int(match[1]) * _UNITS[match[2]]
 
 
 def _environment(value: object) -> tuple[str, ...]:

@@ -36,7 +36,8 @@ from pgcoord.errors import (
 )
 from pgcoord.launcher import LeftBehind, Run, RunState
 from pgcoord.listener import Listener, listening
-from pgcoord.queries import Assignment, Lead, Lineage, OpenAttempt
+from pgcoord.queries import Assignment, Lead, Lineage, Move, OpenAttempt
+from pgcoord.retention import remove_old_runs
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,9 @@ _CONTROL = "pgcoord.control"
 
 # The lead, as long as nobody has it.
 _NOBODY = Lead(led=False, epoch=None, host=None, pid=None)
+
+# Seconds between two looks for runs that are not to be kept any longer.
+_DAY = 24 * 60 * 60
 
 _LOST_CONNECTION = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
@@ -114,6 +118,7 @@ class Coordinator:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             try:
+                tasks.create_task(self._keep_house())
                 await self._coordinate()
             except CoordError as error:
                 refusal = error  # raised outside, where no group of exceptions is made of it
@@ -286,7 +291,7 @@ class Coordinator:
             self._await_lock(_CONTROL, queries.await_control)
             return False
         for assignment in assignments:
-            logger.info("%s claimed", assignment)
+            _log_move(assignment, "queued", "ready", f"claimed as {assignment.adw_id}")
             self._take(assignment, self._launch_and_supervise, asked)
         return bool(assignments)
 
@@ -314,6 +319,8 @@ class Coordinator:
                     continue
                 taken = self._take(assignment, self._go_on, asked)
             taken.heed(attempt)
+            if attempt.ended and not taken.end_is_logged:
+                taken.log_end(await queries.last_move(self._conn, taken.assignment))
         return disowned
 
     async def _rest(self) -> None:
@@ -400,7 +407,13 @@ class Coordinator:
         before = self._taken.get(assignment.folder)
         if before:
             before.task.cancel()
-        taken = _Taken(assignment, self._linger(assignment), self._epoch, asked)
+        taken = _Taken(
+            assignment,
+            self._linger(assignment),
+            self._configuration.log_max_size,
+            self._epoch,
+            asked,
+        )
         self._taken[assignment.folder] = taken
         taken.task = self._tasks.create_task(self._supervise(taken, supervise))
         return taken
@@ -508,7 +521,7 @@ class Coordinator:
                 conn, taken.epoch, taken.assignment.attempt_id, pid, started or ""
             )
         )
-        logger.info("%s started, pid %d", taken.assignment, pid)
+        _log_move(taken.assignment, "ready", "running", f"started, pid {pid}")
 
     async def _see_to_its_end(self, taken: "_Taken") -> None:
         """Wait until the process is gone, ending it when told to, and say how it went."""
@@ -525,10 +538,11 @@ class Coordinator:
         status = _KILLED if exit_status is None else exit_status
         tail = await asyncio.to_thread(taken.run.log_tail) if status else ""
         names = ", ".join(f"{each.command} (pid {each.pid})" for each in left)
-        await self._tell(
-            lambda conn: queries.end_attempt(conn, taken.assignment.attempt_id, status, tail, names)
+        await self._conclude(
+            taken,
+            lambda conn: queries.end_attempt(conn, taken.assignment, status, tail, names),
         )
-        logger.info("%s exited with status %d", taken.assignment, status)
+        logger.debug("%s exited with status %d", taken.assignment, status)
 
     async def _end_what_it_left(self, taken: "_Taken") -> list[LeftBehind]:
         left = await taken.run.end_left_behind(GRACE)
@@ -537,9 +551,20 @@ class Coordinator:
         return left
 
     async def _give_up(self, taken: "_Taken", outcome: str, error: str) -> None:
-        await self._tell(
-            lambda conn: queries.give_up_attempt(conn, taken.assignment.attempt_id, outcome, error)
+        await self._conclude(
+            taken,
+            lambda conn: queries.give_up_attempt(conn, taken.assignment, outcome, error),
         )
+
+    async def _conclude(
+        self, taken: "_Taken", say: Callable[[queries.Connection], Awaitable[Move | None]]
+    ) -> None:
+        """Tell the database how an attempt ended, and log what that made of its phase."""
+
+        async def say_and_log(conn: queries.Connection) -> None:
+            taken.log_end(await say(conn))
+
+        await self._tell(say_and_log)
 
     async def _tell(self, say: Callable[[queries.Connection], Awaitable[None]]) -> None:
         """Say something to the database until it has heard it: all that is said can be said twice.
@@ -561,6 +586,23 @@ class Coordinator:
         level = logging.DEBUG if backoff.repeats(_line(error)) else logging.WARNING
         logger.log(level, "trying again in %.2f s: %s", seconds, _line(error))
         await self._unless_stopped(asyncio.sleep(seconds))
+
+    async def _keep_house(self) -> None:
+        """Remove the runs that ended longer ago than they are to be kept: now, and once a day."""
+        while self._configuration.log_retention and not self._stopping.is_set():
+            try:
+                await self._unless_stopped(self._remove_old_runs(self._configuration.log_retention))
+            except (*_LOST_CONNECTION, CoordError) as error:
+                logger.info("old runs stay for another day: %s", _line(error))
+            await self._unless_stopped(asyncio.sleep(_DAY))
+
+    async def _remove_old_runs(self, retention: timedelta) -> None:
+        async with await database.connect(self._dsn) as conn:
+            folder = self._runs_folder / await queries.installation(conn)
+            spared = {Path(each) for each in await queries.open_folders(conn)}
+        removed = await asyncio.to_thread(remove_old_runs, folder, retention, spared=spared)
+        if removed:
+            logger.info("runs removed that ended longer ago than %s: %d", retention, removed)
 
     def _workflow(self, assignment: Assignment) -> Workflow:
         workflow = self._configuration.workflows.get(assignment.workflow)
@@ -594,7 +636,14 @@ class _Taken:
 
     task: asyncio.Task[None]
 
-    def __init__(self, assignment: Assignment, linger: timedelta, epoch: int, asked: float) -> None:
+    def __init__(
+        self,
+        assignment: Assignment,
+        linger: timedelta,
+        log_max_size: int,
+        epoch: int,
+        asked: float,
+    ) -> None:
         self.assignment = assignment
         self.epoch = epoch
         self.asked = asked
@@ -602,8 +651,17 @@ class _Taken:
         self.recorded = False
         self.told = False
         self.over = False
+        self.end_is_logged = False
         self._linger = linger
+        self._log_max_size = log_max_size
         self._end_in: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+    def log_end(self, move: Move | None) -> None:
+        """Log, once, the move that the attempt ended with, whoever made it."""
+        if move and not self.end_is_logged:
+            self.end_is_logged = True
+            reason = (move.reason or f"by {move.actor}").partition("\n")[0]
+            _log_move(self.assignment, move.from_status, move.to_status, reason)
 
     def heed(self, attempt: OpenAttempt) -> None:
         """End the process: at once when that was asked for, after the linger when it reported."""
@@ -615,10 +673,25 @@ class _Taken:
         """Wait until the process is gone, ending its group when it is time; then return True."""
         async with asyncio.TaskGroup() as tasks:
             ender = tasks.create_task(self._end_in_time())
+            bounder = tasks.create_task(self._bound_log_while_it_grows())
             await self.run.wait()
+            bounder.cancel()
             if not self.told:
                 ender.cancel()
+        await self._bound_log()
         return True
+
+    async def _bound_log_while_it_grows(self) -> None:
+        """Look at the log once a second: that is as far as it can outgrow its limit."""
+        while True:
+            await asyncio.sleep(1)
+            await self._bound_log()
+
+    async def _bound_log(self) -> None:
+        try:
+            await asyncio.to_thread(self.run.bound_log, self._log_max_size)
+        except OSError as error:
+            logger.warning("the log %s cannot be cut: %s", self.run.log, error.strerror)
 
     async def _end_in_time(self) -> None:
         await asyncio.sleep(await self._end_in)
@@ -652,6 +725,30 @@ class _Backoff:
         """Whether that was the reason of the last try, too."""
         before, self._said = self._said, reason
         return reason == before
+
+
+def _log_move(assignment: Assignment, was: str, now: str, reason: str) -> None:
+    """Log a transition of a phase; `reason` is a line, with nothing that a process has written."""
+    logger.info(
+        "%s %s → %s: attempt %d, slot %d, %s",
+        assignment.queue_id,
+        was,
+        now,
+        assignment.attempt,
+        assignment.slot,
+        reason,
+        extra={
+            "fields": {
+                "phase": assignment.queue_id,
+                "from": was,
+                "to": now,
+                "attempt": assignment.attempt,
+                "adw_id": assignment.adw_id,
+                "slot": assignment.slot,
+                "reason": reason,
+            }
+        },
+    )
 
 
 def _declared(workflow: Workflow) -> dict[str, object]:

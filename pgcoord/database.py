@@ -101,6 +101,12 @@ def unusable(error: psycopg.OperationalError) -> DatabaseUnusable:
     )
 
 
+def may_pass(error: DatabaseUnusable) -> bool:
+    """Whether the server could not be reached, rather than reached and found unusable."""
+    unreached = isinstance(error.__cause__, psycopg.OperationalError)
+    return unreached and not refused_for_good(error)
+
+
 def refused_for_good(error: CoordError) -> bool:
     """Whether the server answered and refused, so that trying again is no use."""
     text = str(error)

@@ -48,6 +48,10 @@ _DEATH = timedelta(seconds=5)
 _ROUND = 1.0
 _BEGINNING = 0.01
 
+# What stands in a log instead of its middle, and the bytes of its end that are kept at most.
+_LEFT_OUT = b"\n-- pgcoord: %d bytes were left out here --\n"
+_KEPT_END = 1_000_000
+
 _MARKER = "PGCOORD_PROMPT_FILE"
 
 _SHELL = "/bin/sh"
@@ -257,6 +261,28 @@ class Run:
             return ""
         text = end.decode(errors="replace").replace("\0", "\ufffd").rstrip("\n")
         return "\n".join(text[-characters:].split("\n")[-lines:])
+
+    def bound_log(self, most: int) -> None:
+        """Cut a log of more than `most` bytes down to its first half and its end; blocks.
+
+        A line in between says how much was left out. The command never notices: it appends. What
+        it writes while the log is cut may be left out, too.
+        """
+        half = most // 2
+        with suppress(FileNotFoundError), self.log.open("r+b") as log:
+            size = log.seek(0, os.SEEK_END)
+            if size <= most:
+                return
+            log.seek(half)
+            before = re.match(_LEFT_OUT.replace(b"%d", b"([0-9]+)"), log.read(_ROOM))
+            log.seek(size - min(most // 4, _KEPT_END))
+            end = log.read()
+            left_out = size - half - len(end)
+            left_out += int(before[1]) - len(before[0]) if before else 0
+            # In place, and then cut: nothing that is appended meanwhile gets in between.
+            log.seek(half)
+            log.write(_LEFT_OUT % left_out + end)
+            log.truncate()
 
     @contextmanager
     def _starting(self) -> Iterator[int]:

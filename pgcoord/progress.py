@@ -5,23 +5,31 @@ ticks by itself.
 """
 
 import asyncio
+import logging
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol, TypeVar
 
+import psycopg
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 from rich.tree import Tree
 
 from pgcoord import database, queries
+from pgcoord.errors import DatabaseUnusable
 from pgcoord.listener import Listener
 from pgcoord.queries import BoardPhase, Connection, Feature
 
+logger = logging.getLogger(__name__)
+
 Found = TypeVar("Found")
+
+# Seconds between tries while the database does not answer.
+_PATIENCE = 1.0
 
 # Seconds from a notification to the reading: what follows at once, such as the claim after an end,
 # is shown with it, and nobody reads faster.
@@ -84,6 +92,24 @@ async def follow(
             yield await read(conn)
             await listener.wait(None)
             await asyncio.sleep(_SETTLING)
+
+
+async def follow_through(
+    dsn: str, read: Callable[[Connection], Awaitable[Found]]
+) -> AsyncGenerator[Found, None]:
+    """As `follow`, but through the loss of any connection."""
+    while True:
+        try:
+            async with aclosing(follow(dsn, read)) as readings:
+                async for found in readings:
+                    yield found
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            logger.warning("the database is lost: %s", " ".join(str(error).split()))
+        except DatabaseUnusable as error:
+            if not database.may_pass(error):
+                raise
+            logger.debug("the database is still lost: %s", error)
+        await asyncio.sleep(_PATIENCE)
 
 
 class Progress(Protocol):

@@ -6,7 +6,7 @@ The one rule: no SQL anywhere else, and no decision here. What the database refu
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -113,7 +113,7 @@ class Assignment:
     phase_number: int
     attempt: int
     adw_id: str
-    secret: str
+    secret: str = field(repr=False)
     folder: str
     workflow: str
     issue_number: int | None
@@ -125,6 +125,7 @@ class Assignment:
     ended: bool
     ending: str | None
     ended_seconds_ago: float | None
+    slot: int
 
     def __str__(self) -> str:
         return f"{self.queue_id} (attempt {self.attempt}, {self.adw_id})"
@@ -140,6 +141,16 @@ class OpenAttempt:
     ended: bool
     ending: str | None
     ended_seconds_ago: float | None
+
+
+@dataclass(frozen=True)
+class Move:
+    """A transition of a phase, as it was logged: who did it, and why."""
+
+    from_status: str
+    to_status: str
+    actor: str
+    reason: str | None
 
 
 @dataclass(frozen=True)
@@ -238,6 +249,7 @@ class Attempt:
     claimed_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+    exited_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -407,6 +419,39 @@ async def assignment(conn: Connection, attempt_id: int) -> Assignment | None:
     )
 
 
+async def last_move(conn: Connection, attempt: Assignment) -> Move | None:
+    """How an attempt has ended its phase's turn; None while it has not."""
+    with refusals():
+        moves = conn.cursor(row_factory=class_row(Move))
+        await moves.execute(_LAST_MOVE, _names(attempt))
+        return await moves.fetchone()
+
+
+_LAST_MOVE = b"""
+    select from_status, to_status, actor, reason from pgcoord.event
+    where feature_id = %s and phase_number = %s and attempt = %s and kind = 'phase_moved'
+        and from_status in ('ready', 'running') and to_status not in ('ready', 'running')
+    order by id desc limit 1"""
+
+
+def _names(attempt: Assignment) -> tuple[int, int, int]:
+    return attempt.feature_id, attempt.phase_number, attempt.attempt
+
+
+async def installation(conn: Connection) -> str:
+    """The name of this database to the machines that run its processes."""
+    return str(await _value(conn, "select installation from pgcoord.control"))
+
+
+async def open_folders(conn: Connection) -> list[str]:
+    """The folders of all runs whose process is not known to be gone, on any machine."""
+    with refusals():
+        cursor = await conn.cursor(row_factory=scalar_row).execute(
+            b"select folder from pgcoord.attempt where exited_at is null and folder is not null"
+        )
+        return await cursor.fetchall()
+
+
 async def start_phase(
     conn: Connection, epoch: int, attempt_id: int, pid: int, process_started: str
 ) -> None:
@@ -425,25 +470,50 @@ async def start_phase(
 
 
 async def end_attempt(
-    conn: Connection, attempt_id: int, exit_code: int, log_tail: str, left_behind: str
-) -> None:
+    conn: Connection, attempt: Assignment, exit_code: int, log_tail: str, left_behind: str
+) -> Move | None:
     """Say that the process of an attempt is gone with `exit_code`.
 
-    The database decides what that makes of the phase.
+    The database decides what that makes of the phase; return its move, whoever made it.
     """
-    await _value(
+    return await _ended(
         conn,
+        attempt,
         "select pgcoord.end_attempt(%s, %s, %s, %s)",
-        attempt_id,
+        attempt.attempt_id,
         exit_code,
         log_tail,
         left_behind,
     )
 
 
-async def give_up_attempt(conn: Connection, attempt_id: int, outcome: str, error: str) -> None:
-    """Say that an attempt has no process: `outcome` is failed, lost or returned."""
-    await _value(conn, "select pgcoord.give_up_attempt(%s, %s, %s)", attempt_id, outcome, error)
+async def give_up_attempt(
+    conn: Connection, attempt: Assignment, outcome: str, error: str
+) -> Move | None:
+    """Say that an attempt has no process: `outcome` is failed, lost or returned.
+
+    Return the move that this makes its phase do.
+    """
+    return await _ended(
+        conn,
+        attempt,
+        "select pgcoord.give_up_attempt(%s, %s, %s)",
+        attempt.attempt_id,
+        outcome,
+        error,
+    )
+
+
+async def _ended(
+    conn: Connection, attempt: Assignment, statement: str, *values: object
+) -> Move | None:
+    """End an attempt and read the move, in one round trip: what follows is logged after it."""
+    with refusals():
+        async with conn.pipeline():
+            await conn.execute(statement.encode(), values)
+            moves = conn.cursor(row_factory=class_row(Move))
+            await moves.execute(_LAST_MOVE, _names(attempt))
+        return await moves.fetchone()
 
 
 async def abandon_attempt(conn: Connection, epoch: int, attempt_id: int) -> None:

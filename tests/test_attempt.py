@@ -664,3 +664,25 @@ def test_external_attempts_are_no_business_of_a_coordinator(
         running(conn, epoch)
     found = one(conn, "select count(*) as n from pgcoord.assignment")["n"]
     assert found == (0 if external else 1)
+
+
+def test_each_failure_is_logged_with_its_reason_also_when_it_is_the_same_again(
+    conn: Connection,
+) -> None:
+    epoch = take_lead(conn, WORKFLOW | {"max_attempts": 3, "retry_delay_seconds": 0})
+    add_feature(conn, {1: []})
+    for _ in range(2):
+        (queue_id,) = claim(conn, epoch)
+        start(conn, epoch, queue_id)
+        end(conn, queue_id, 3)
+    (queue_id,) = claim(conn, epoch)
+    start(conn, epoch, queue_id)
+    conn.execute("update phase_queue set status = 'completed'")
+    moves = conn.execute(
+        "select to_status, reason from pgcoord.event where from_status = 'running' order by id"
+    ).fetchall()
+    assert [tuple(move.values()) for move in moves] == [
+        ("queued", "exited with status 3"),
+        ("queued", "exited with status 3"),
+        ("completed", None),
+    ]

@@ -494,44 +494,6 @@ def test_why_gives_a_line_for_each_reason(desk: Desk, conn: Connection) -> None:
     ]
 
 
-def test_logs_prints_what_was_written_byte_for_byte(desk: Desk) -> None:
-    desk.write("pgcoord.toml", f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n')
-    script = r"test -e tried && exec sh bytes.sh; touch tried; echo first; exit 1"
-    desk.write("bytes.sh", r"seq 30000; echo oops >&2; printf '\377\000 no end'")
-    desk.say("run", desk.plan(script))
-    expected = b"".join(b"%d\n" % n for n in range(1, 30001)) + b"oops\n\xff\0 no end"
-
-    def logs(*arguments: str) -> bytes:
-        command = [sys.executable, "-m", "pgcoord", "logs", "1.1", *arguments]
-        return subprocess.check_output(command, cwd=desk.folder, env=desk.environment)
-
-    assert logs() == expected
-    assert logs("--attempt", "1") == b"first\n"
-    assert logs("-n", "0") == b""
-    assert logs("-n", "1") == b"\xff\0 no end"
-    assert logs("-n", "3") == b"30000\noops\n\xff\0 no end"
-    assert logs("-n", "20002") == expected[expected.index(b"10001\n") :]
-    assert logs("-n", "99999") == expected
-    assert logs("--attempt", "1", "-n", "1") == b"first\n"
-    missing = desk.call("logs", "1.1", "--attempt", "3")
-    assert (missing.returncode, missing.stderr) == (
-        4,
-        "pgcoord: queue-1-1 has no attempt 3\n  Its latest one is attempt 2.\n",
-    )
-
-
-def test_logs_of_another_machine_are_said_to_be_there(
-    desk: Desk, conn: Connection, epoch: int
-) -> None:
-    add_feature(conn, {1: []})
-    claim(conn, epoch)
-    done = desk.call("logs", "1.1")
-    assert done.returncode == 3
-    assert re.match(
-        r"pgcoord: the log of queue-1-1, attempt 1, is on here: /runs/.*/log$", done.stderr
-    )
-
-
 # Which database
 
 
@@ -688,7 +650,13 @@ def test_an_argument_that_is_no_text_is_one_line(desk: Desk) -> None:
 
 def test_a_reader_that_has_gone_is_no_error(desk: Desk) -> None:
     desk.say("run", desk.plan("echo one"))
-    for arguments in (["status"], ["status", "--json"], ["logs", "1.1"], ["--help"]):
+    for arguments in (
+        ["status"],
+        ["status", "--json"],
+        ["logs", "1.1"],
+        ["logs", "-f", "1.1"],
+        ["--help"],
+    ):
         ours, theirs = os.pipe()
         os.close(ours)
         with open(theirs, "wb") as output:

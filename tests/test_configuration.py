@@ -64,6 +64,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
 
         [log]
         folder = "/var/log/pgcoord"
+        max_size = "20 MB"
+        retention = "30d"
         """,
     )
     workflow = Workflow(
@@ -82,6 +84,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert configuration.workflows == {"to build": workflow}
     assert configuration.default_workflow == workflow
     assert configuration.log_folder == Path("/var/log/pgcoord")
+    assert configuration.log_max_size == 20_000_000
+    assert configuration.log_retention == timedelta(days=30)
 
 
 def test_an_empty_file_declares_nothing(tmp_path: Path) -> None:
@@ -109,6 +113,10 @@ def test_folders_are_relative_to_the_file_wherever_it_is_read_from(
         ("[server]\nport = 1", "server: unknown key; expected one of workflow, log"),
         ("[log]\nfoldr = 'x'", "log.foldr: unknown key; did you mean folder?"),
         ("[log]\nfolder = 3", "log.folder: expected a folder"),
+        ("[log]\nmax_size = 100", "log.max_size: expected a size such as"),
+        ("[log]\nmax_size = '0 MB'", "log.max_size: expected a size such as"),
+        ("[log]\nmax_size = '1 TB'", "log.max_size: expected a size such as"),
+        ("[log]\nretention = 'for ever'", "log.retention: expected a duration"),
         ("workflow = 3", "workflow: expected a table, not 3"),
         ("[workflow]\na = 3", "workflow.a: expected a table [workflow.NAME], not 3"),
         ("[workflow.a]", "workflow.a.command: missing; expected a list such as"),

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+
+from pgcoord import journal
 
 HIGHEST_ID = 2**31 - 1  # of Postgres' integer
 
@@ -51,6 +53,22 @@ Config = Annotated[
         metavar="FILE",
         callback=_else_given_before,
         help="The configuration; else pgcoord.toml, here or above.",
+    ),
+]
+
+
+def _log_as(value: str) -> str:
+    if value == "json":
+        journal.write_json()
+    return value
+
+
+LogFormat = Annotated[
+    Literal["text", "json"],
+    typer.Option(
+        "--log-format",
+        callback=_log_as,
+        help="What the coordinator does, on stderr: lines for people, or a JSON object a line.",
     ),
 ]
 

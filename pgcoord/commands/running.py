@@ -20,7 +20,7 @@ from pgcoord.coordinator import Coordinator
 from pgcoord.errors import CoordError, DatabaseUnusable
 from pgcoord.listener import check_wake_ups
 from pgcoord.plan import Plan
-from pgcoord.progress import Progress, Snapshot, follow, progress, read_snapshot, summary
+from pgcoord.progress import Progress, Snapshot, follow_through, progress, read_snapshot, summary
 
 logger = logging.getLogger(__name__)
 
@@ -107,22 +107,14 @@ class Runner:
 
 
 async def _watched(dsn: str, feature_id: int, shown: Progress) -> Snapshot:
-    """Show a feature until its end, which is returned, through the loss of any connection."""
-    while True:
-        try:
-            readings = follow(dsn, lambda conn: read_snapshot(conn, feature_id))
-            async with aclosing(readings) as snapshots:
-                async for snapshot in snapshots:
-                    shown.show(snapshot)
-                    if snapshot.ended:
-                        return snapshot
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            logger.warning("the database is lost: %s", " ".join(str(error).split()))
-        except DatabaseUnusable as error:
-            if not _may_pass(error):
-                raise
-            logger.debug("the database is still lost: %s", error)
-        await asyncio.sleep(_PATIENCE)
+    """Show a feature until its end, which is returned."""
+    snapshots = follow_through(dsn, lambda conn: read_snapshot(conn, feature_id))
+    async with aclosing(snapshots):
+        async for snapshot in snapshots:
+            shown.show(snapshot)
+            if snapshot.ended:
+                break
+    return snapshot
 
 
 async def serve(dsn: str, coordinator: Coordinator, *, drain: bool = False) -> int:
@@ -166,17 +158,11 @@ async def _await_server(dsn: str, stopping: asyncio.Event) -> None:
             await check_wake_ups(dsn)
             return
         except DatabaseUnusable as error:
-            if not _may_pass(error):
+            if not database.may_pass(error):
                 raise
             logger.warning("trying again in %.0f s: %s", _PATIENCE, error)
         with suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), _PATIENCE)
-
-
-def _may_pass(error: DatabaseUnusable) -> bool:
-    """Whether the server could not be reached, rather than reached and found unusable."""
-    unreached = isinstance(error.__cause__, psycopg.OperationalError)
-    return unreached and not database.refused_for_good(error)
 
 
 async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:

@@ -1,35 +1,28 @@
-"""Commands that show what is in the database, and change nothing: status, why, logs."""
+"""Commands that show what is in the database, and change nothing: status, why."""
 
 import json
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pgcoord.commands.options import Dsn, FeatureOrAll, Phase, surroundings_of
 from pgcoord.commands.place import act, complete, existing_dsn, find_phase, session
-from pgcoord.errors import CannotStart, NotFound, Refused
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pgcoord.progress import Snapshot
-    from pgcoord.queries import Attempt, Connection, Leader, Slot
-
-_BLOCK = 64 * 1024  # bytes read at once while the last lines of a log are looked for
+    from pgcoord.queries import Connection, Leader, Slot
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command(epilog=_JSON)(status)
-    for command in (why, logs):
-        app.command()(command)
+    app.command()(why)
 
 
 _JSON = """--json prints {"slots": […], "paused_at", "coordinator", "features": […]}.
@@ -179,85 +172,3 @@ def why(ctx: typer.Context, phase: Phase, dsn: Dsn = None) -> None:
         return "\n".join(each.words for each in reasons)
 
     act(ctx, dsn, ask)
-
-
-def logs(
-    ctx: typer.Context,
-    phase: Phase,
-    number: Annotated[
-        int | None,
-        typer.Option("--attempt", metavar="N", min=1, help="Which attempt; else the latest."),
-    ] = None,
-    lines: Annotated[
-        int | None,
-        typer.Option("-n", "--lines", metavar="LINES", min=0, help="Only the last so many lines."),
-    ] = None,
-    dsn: Dsn = None,
-) -> None:
-    """Print what a phase has written to stdout and stderr."""
-    from pgcoord import queries
-
-    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
-
-    async def look() -> Path:
-        async with session(surroundings, found) as conn:
-            queue_id = await find_phase(conn, phase)
-            attempts = await queries.attempts(conn, queue_id)
-            if not attempts:
-                reasons = await queries.why(conn, queue_id)
-                because = f": {reasons[0].words}" if reasons else ""
-                raise Refused(f"{queue_id} has not started, so it has no log{because}")
-            return _log_of(queue_id, attempts, number)
-
-    _print_log(complete(found, look()), lines)
-
-
-def _log_of(queue_id: str, attempts: "Sequence[Attempt]", number: int | None) -> Path:
-    """Where the log of an attempt is, on this machine."""
-    import socket
-
-    attempt = attempts[-1] if number is None else None
-    attempt = attempt or next((each for each in attempts if each.number == number), None)
-    if attempt is None:
-        last = attempts[-1].number
-        raise NotFound(
-            f"{queue_id} has no attempt {number}", hint=f"Its latest one is attempt {last}."
-        )
-    if attempt.folder is None:
-        raise Refused(f"{queue_id} was inserted as running: its log is not kept here")
-    log = Path(attempt.folder, "log")
-    if attempt.host != socket.gethostname():
-        raise Refused(
-            f"the log of {queue_id}, attempt {attempt.number}, is on {attempt.host}: {log}"
-        )
-    return log
-
-
-def _print_log(path: Path, lines: int | None) -> None:
-    try:
-        log = path.open("rb")
-    except FileNotFoundError as error:
-        raise NotFound(f"nothing was written to {path}, or it was removed") from error
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CannotStart(f"the log {path} cannot be read: {reason}") from error
-    with log:
-        if lines is not None:
-            _seek_last_lines(log, lines)
-        sys.stdout.flush()
-        shutil.copyfileobj(log, sys.stdout.buffer)
-
-
-def _seek_last_lines(log: IO[bytes], lines: int) -> None:
-    """Go to where the last `lines` lines begin; a last one without an end is one too."""
-    end = start = log.seek(0, os.SEEK_END)
-    while start and lines:
-        size = min(_BLOCK, start)
-        start = log.seek(start - size)
-        block = log.read(size)
-        while lines and (size := block.rfind(b"\n", 0, size)) >= 0:
-            # Behind the last line's end no line begins.
-            lines -= start + size + 1 < end
-        if not lines:
-            start += size + 1
-    log.seek(start)

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgcoord.commands.options import Config, Dsn, PlanFile, Surroundings, surroundings_of
+from pgcoord.commands.options import (
+    Config,
+    Dsn,
+    LogFormat,
+    PlanFile,
+    Surroundings,
+    surroundings_of,
+)
 from pgcoord.commands.place import (
     Place,
     check_schema,
@@ -34,7 +41,13 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def run(ctx: typer.Context, plan: PlanFile, config: Config = None, dsn: Dsn = None) -> None:
+def run(
+    ctx: typer.Context,
+    plan: PlanFile,
+    log_format: LogFormat = "text",
+    config: Config = None,
+    dsn: Dsn = None,
+) -> None:
     """Run a plan to its end, with progress.
 
     The exit status is 0 only if every phase completed. Where a coordinator runs already (pgcoord
@@ -62,6 +75,7 @@ def serve(
             " told again, stop at once.",
         ),
     ] = False,
+    log_format: LogFormat = "text",
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:

@@ -559,7 +559,9 @@ begin
 
         insert into pgcoord.event (kind, feature_id, phase_number, queue_id, from_status, to_status, attempt, actor, reason)
         values ('phase_moved', v.feature_id, v.phase_number, v.queue_id, v.was, v.status, nullif(v.attempt, 0), pgcoord.actor(),
-            coalesce(pgcoord.reason(), case when v.error_message is distinct from v.old_error then v.error_message end));
+            coalesce(pgcoord.reason(), case
+                when v.left_slot is not null and v.status <> 'completed' or v.error_message is distinct from v.old_error
+                    then v.error_message end));
         perform pg_notify('pgcoord_event', v.feature_id::text);
         if v.left_slot is not null then
             update pgcoord.attempt

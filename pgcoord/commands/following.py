@@ -1,0 +1,163 @@
+"""What `logs -f` does: prints what is added to a log, attempt after attempt, until the phase ends.
+
+Whether it goes on is heard from the database, which is not asked in between. The file is looked at
+four times a second; that is no business of the database. Apart from `logs` because of its imports.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from socket import gethostname
+from typing import IO
+
+import typer
+
+from pgcoord import queries
+from pgcoord.commands.logs import log_of, open_log, seek_last_lines
+from pgcoord.commands.options import Surroundings
+from pgcoord.commands.place import find_phase, session
+from pgcoord.progress import UNFINISHED, clean, follow_through
+from pgcoord.queries import Attempt, Connection
+
+# Seconds between two looks at a file that had nothing new.
+_LOOK = 0.25
+
+# Bytes printed at once: in between, events are heard, and Ctrl-C.
+_CHUNK = 1024 * 1024
+
+# Lines printed again where the middle of a log was left out under our eyes.
+_CONTEXT = 10
+
+
+@dataclass(frozen=True)
+class _Course:
+    """How far a phase has come, and why it is where it is."""
+
+    status: str
+    words: str
+    attempts: Sequence[Attempt]
+
+    @property
+    def ended(self) -> bool:
+        return self.status not in (*UNFINISHED, "blocked")
+
+
+async def follow_log(
+    surroundings: Surroundings, dsn: str, phase: str, number: int | None, lines: int | None
+) -> None:
+    """Print the log of attempt `number`, else of the latest and those that follow, to the end.
+
+    Of the first one, only the last `lines` where they are given. Raises `NotFound` or `Refused`
+    when it cannot be printed here; of those that follow, it says so and waits for the next.
+    """
+    async with session(surroundings, dsn) as conn:
+        queue_id = await find_phase(conn, phase)
+        course = await _read(conn, queue_id)
+    if course.attempts or number:
+        log_of(queue_id, course.attempts, number)
+    printer = _Printer(queue_id, number or len(course.attempts) or 1, number, lines)
+    async with aclosing(follow_through(dsn, lambda conn: _read(conn, queue_id))) as courses:
+        upcoming = asyncio.ensure_future(anext(courses))
+        try:
+            while True:
+                await asyncio.wait({upcoming}, timeout=printer.print_some())
+                if upcoming.done():
+                    if printer.heed(upcoming.result()):
+                        return
+                    upcoming = asyncio.ensure_future(anext(courses))
+        finally:
+            upcoming.cancel()
+            await asyncio.gather(upcoming, return_exceptions=True)
+
+
+async def _read(conn: Connection, queue_id: str) -> _Course:
+    attempts = await queries.attempts(conn, queue_id)
+    status = await queries.status_of(conn, queue_id)
+    reasons = await queries.why(conn, queue_id)
+    return _Course(status, reasons[0].words if reasons else status, attempts)
+
+
+class _Printer:
+    """Prints the logs of the attempts of a phase from `first` to `last`, if there is a last one."""
+
+    def __init__(self, queue_id: str, first: int, last: int | None, lines: int | None) -> None:
+        self._queue_id = queue_id
+        self._printed = first - 1
+        self._last = last
+        self._lines = lines
+        self._log: _GrowingLog | None = None
+        self._told = ""
+
+    def print_some(self) -> float | None:
+        """Print some of what was added; return how long to wait for more, None: for a course."""
+        if self._log is None:
+            return None
+        return 0 if self._log.print_some() else _LOOK
+
+    def heed(self, course: _Course) -> bool:
+        """Turn to attempts that are new; return whether nothing can come any more."""
+        over = True
+        for attempt in course.attempts:
+            if self._printed < attempt.number <= (self._last or attempt.number):
+                self._turn_to(attempt)
+            if attempt.number == self._printed:
+                over = attempt.exited_at is not None or attempt.folder is None
+        if over:
+            self._print_rest()
+        ended = over and (course.ended or self._printed == self._last)
+        if ended or course.status in ("queued", "blocked"):
+            self._tell(course.words)
+        return ended
+
+    def _turn_to(self, attempt: Attempt) -> None:
+        self._print_rest()
+        self._printed = attempt.number
+        words = f"attempt {attempt.number}, {attempt.adw_id}"
+        if attempt.folder is None:
+            self._tell(f"{words}: its log is not kept here")
+        elif attempt.host != gethostname():
+            self._tell(f"{words}: its log is on {attempt.host}: {attempt.folder}/log")
+        else:
+            self._tell(words)
+            self._log = _GrowingLog(Path(attempt.folder, "log"), self._lines)
+        self._lines = None
+
+    def _print_rest(self) -> None:
+        while self._log and self._log.print_some():
+            pass
+        self._log = None
+
+    def _tell(self, words: str) -> None:
+        """Say something on stderr, but not twice in a row."""
+        if words != self._told:
+            sys.stdout.flush()
+            typer.echo(f"pgcoord: {self._queue_id}: {clean(words)}", err=True)
+        self._told = words
+
+
+class _GrowingLog:
+    """A log that may not be there yet, and whose middle may be left out when it grows too large."""
+
+    def __init__(self, path: Path, lines: int | None) -> None:
+        self._path = path
+        self._lines = lines
+        self._file: IO[bytes] | None = None
+
+    def print_some(self) -> bool:
+        """Print a chunk of what was added; return whether there may be more."""
+        if self._file is None:
+            if not self._path.exists():
+                return False
+            self._file = open_log(self._path)
+            if self._lines is not None:
+                seek_last_lines(self._file, self._lines)
+        if os.fstat(self._file.fileno()).st_size < self._file.tell():
+            seek_last_lines(self._file, _CONTEXT)
+        chunk = self._file.read(_CHUNK)
+        sys.stdout.buffer.write(chunk)
+        sys.stdout.flush()
+        return len(chunk) == _CHUNK

@@ -1,0 +1,55 @@
+"""What the program says about itself, on stderr: lines for people, or JSON for machines.
+
+The one rule: a record's fields are for machines (`extra={"fields": {…}}`), its message says the
+same to people, and neither ever holds a secret, a prompt or what a process has written.
+"""
+
+import json
+import logging
+import sys
+from datetime import datetime
+
+_PLAIN = logging.Formatter("pgcoord: %(message)s")
+_DATED = logging.Formatter("%(asctime)s  %(levelname)-7s  %(message)s", datefmt="%H:%M:%S")
+
+
+class _Stderr(logging.Handler):
+    """Writes to what stderr is at the moment: a live display puts lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{self.format(record)}\n")
+
+
+class _Json(logging.Formatter):
+    """One object a line: time (ISO 8601), level, message, the record's fields, a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created).astimezone().isoformat(),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+_handler = _Stderr()
+
+
+def configure(*, serves: bool, verbose: bool) -> None:
+    """Log what goes wrong, and what a coordinator does where that is all there is to see."""
+    _handler.setFormatter(_DATED if serves or verbose else _PLAIN)
+    logging.getLogger().addHandler(_handler)
+    level = logging.DEBUG if verbose else logging.INFO if serves else logging.WARNING
+    logging.getLogger("pgcoord").setLevel(level)
+    # What the driver and its pool warn of is told by whoever uses them.
+    logging.getLogger("psycopg").setLevel(logging.DEBUG if verbose else logging.ERROR)
+
+
+def write_json() -> None:
+    """From now on, write a JSON object a line, and what a coordinator does, too."""
+    _handler.setFormatter(_Json())
+    logger = logging.getLogger("pgcoord")
+    logger.setLevel(min(logger.level, logging.INFO))
