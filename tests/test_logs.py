@@ -123,18 +123,17 @@ def test_following_outlives_the_coordinator(desk: Desk) -> None:
 
 
 def test_following_asks_the_database_nothing_while_nothing_happens_there(
-    desk: Desk, conn: Connection
+    desk: Desk, conn: Connection, dsn: str
 ) -> None:
     gate = desk.gate()
     desk.start("serve").until("leading")
     desk.say("submit", desk.plan("; ".join([f"cat {gate}"] * 9)))
-    follow = desk.start("logs", "-f", "1.1")
+    follow = desk.start("logs", "-f", "1.1", "--dsn", f"{dsn} application_name=follower")
     follow.until("attempt 1")
 
     def asked() -> list[dict[str, object]]:
         return conn.execute(
-            "select pid, query_start from pg_stat_activity where datname = current_database()"
-            " and application_name = 'pgcoord listener' order by backend_start desc limit 1"
+            "select pid, query_start from pg_stat_activity where application_name = 'follower'"
         ).fetchall()
 
     gate.write_text("line 0\n")
