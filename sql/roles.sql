@@ -37,7 +37,7 @@ grant select on
     public.planned_features, public.phase_queue,
     pgcoord.feature, pgcoord.board, pgcoord.waiting, pgcoord.slots, pgcoord.timeline, pgcoord.leader,
     pgcoord.elsewhere, pgcoord.slot, pgcoord.dependency, pgcoord.event, pgcoord.control, pgcoord.coordinator,
-    pgcoord.host, pgcoord.workflow, pgcoord.migration
+    pgcoord.host, pgcoord.workflow, pgcoord.migration, pgcoord.shipped, pgcoord.changed_definition
 to pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 grant select (
     id, queue_id, number, adw_id, slot, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,
@@ -47,7 +47,12 @@ grant select (
 grant execute on function
     pgcoord.why(text), pgcoord.why_not_waiting(public.phase_queue), pgcoord.why_prerequisites(public.phase_queue),
     pgcoord.why_in_line(public.phase_queue), pgcoord.nearest_obstacle(integer, integer),
-    pgcoord.title_of(public.phase_queue), pgcoord.ordinal(bigint), pgcoord.actor(), pgcoord.reason()
+    pgcoord.title_of(public.phase_queue), pgcoord.ordinal(bigint), pgcoord.actor(), pgcoord.reason(),
+    pgcoord.checkup(), pgcoord.checkup_definitions(), pgcoord.checkup_rights(), pgcoord.checkup_coordinator(),
+    pgcoord.checkup_slots(), pgcoord.checkup_line(), pgcoord.checkup_retries(), pgcoord.checkup_workflows(),
+    pgcoord.checkup_prerequisites(), pgcoord.checkup_attempts(), pgcoord.checkup_external(),
+    pgcoord.checkup_transactions(), pgcoord.checkup_notifications(), pgcoord.definitions(), pgcoord.some_of(text[]),
+    pgcoord.counted(bigint, text, text), pgcoord.in_words(interval)
 to pgcoord_reader, pgcoord_client;
 
 -- Bringing work in. A phase may be inserted in any state that the design allows, as the spec's own example does: the
@@ -85,5 +90,5 @@ grant execute on all functions in schema pgcoord to pgcoord_coordinator;
 grant usage on all sequences in schema pgcoord to pgcoord_coordinator;
 grant select, insert, update, delete on all tables in schema pgcoord to pgcoord_coordinator;
 revoke update, delete on pgcoord.event from pgcoord_coordinator;
-revoke insert, update, delete on pgcoord.migration from pgcoord_coordinator;
+revoke insert, update, delete on pgcoord.migration, pgcoord.shipped from pgcoord_coordinator;
 grant update on public.planned_features, public.phase_queue to pgcoord_coordinator;

@@ -1,13 +1,10 @@
 """What the database finds wrong with an installation: pgcoord.checkup, a row for each kind."""
 
-import os
-from collections.abc import Iterator
 from datetime import timedelta
 
 import psycopg
 import pytest
 from conftest import WORKFLOW, Connection, add_feature, add_phase, claim, start, take_lead
-from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pgcoord import __version__, schema
@@ -44,16 +41,6 @@ def back(conn: Connection, seconds: int) -> None:
     )
     conn.execute("alter table phase_queue enable trigger user")
     conn.execute("update pgcoord.coordinator set lead_at = lead_at - %s", [by])
-
-
-@pytest.fixture
-def role(server: str) -> Iterator[str]:
-    """A role without any right."""
-    name = f"pgcoord_test_{os.getpid()}"
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(sql.SQL("create role {} login").format(sql.Identifier(name)))
-        yield name
-        admin.execute(sql.SQL("drop role {}").format(sql.Identifier(name)))
 
 
 def test_all_is_ok_where_a_coordinator_leads(conn: Connection, epoch: int) -> None:
@@ -110,31 +97,6 @@ def test_definitions_that_were_changed_are_named_and_an_upgrade_mends_them(
 def test_definitions_are_the_same_whatever_the_search_path(conn: Connection) -> None:
     conn.execute("set search_path = pgcoord, public")
     assert checkup(conn)["definitions"][0] == "ok"
-
-
-def test_rights_are_those_of_who_asks(conn: Connection, dsn: str, role: str) -> None:
-    name = sql.Identifier(role)
-    conn.execute(sql.SQL("grant usage on schema pgcoord to {}").format(name))
-    conn.execute(sql.SQL("grant select on all tables in schema pgcoord, public to {}").format(name))
-    conn.execute("revoke execute on function pgcoord.set_slots, pgcoord.lead from public")
-    with psycopg.connect(dsn, user=role, autocommit=True, row_factory=conn.row_factory) as theirs:
-        found = checkup(theirs)
-        assert found["rights"] == (
-            "ok",
-            f"{role} may watch; may not bring work in, steer, coordinate",
-            None,
-        )
-        assert found["transactions"] == (
-            "warn",
-            f"{role} cannot see those of other users",
-            f"grant pg_read_all_stats to {role}",
-        )
-        conn.execute(sql.SQL("grant pg_read_all_stats to {}").format(name))
-        conn.execute(sql.SQL("grant insert on phase_queue, planned_features to {}").format(name))
-        found = checkup(theirs)
-        assert found["rights"][1] == f"{role} may watch, bring work in; may not steer, coordinate"
-        assert found["transactions"][0] == "ok"
-    conn.execute(sql.SQL("drop owned by {}").format(name))
 
 
 def test_no_coordinator_is_a_failure_as_soon_as_there_is_work(conn: Connection) -> None:

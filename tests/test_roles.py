@@ -37,6 +37,7 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("select id, queue_id, outcome, error, folder from pgcoord.attempt", READER),
     ("select * from pgcoord.why('queue-1-2')", READER),
     ("select * from pgcoord.why('queue-1-4')", READER),
+    ("select * from pgcoord.checkup()", READER),
     ("listen pgcoord_event", ROLES),
     # secrets
     ("select secret from pgcoord.attempt", COORDINATOR),
@@ -137,6 +138,7 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("update pgcoord.attempt set deadline = now()", COORDINATOR),
     ("delete from pgcoord.dependency", COORDINATOR),
     ("delete from pgcoord.migration", NOBODY),
+    ("select pgcoord.record_definitions()", NOBODY),
     ("select pgcoord.report_phase('queue-1-1', 'completed', null, null)", COORDINATOR),
     ("select pgcoord.log_event('made up', 'reason')", COORDINATOR),
     ("select nextval('pgcoord.attempt_id')", COORDINATOR),
@@ -227,6 +229,30 @@ def test_a_role_passes_its_doors_and_no_other(
         statement: "allowed" if role in allowed else "refused" for statement, allowed in DOORS
     }
     assert {each for each in found.items() if each not in wanted.items()} == set()
+
+
+@pytest.mark.parametrize(
+    ("role", "rights"),
+    [
+        ("reader", "may watch; may not bring work in, steer, coordinate"),
+        ("client", "may watch, bring work in, steer; may not coordinate"),
+        ("coordinator", "may watch, bring work in, steer, coordinate"),
+    ],
+)
+def test_a_checkup_tells_what_who_asks_may_do(
+    dsn: str, house: Connection, logins: dict[str, str], role: str, rights: str
+) -> None:
+    login = logins[role]
+    with psycopg.connect(as_user(dsn, login), row_factory=dict_row) as conn:
+        rows = conn.execute("select * from pgcoord.checkup()").fetchall()
+    found = {row["kind"]: (row["level"], row["words"], row["remedy"]) for row in rows}
+    assert found["definitions"][0] == "ok"
+    assert found["rights"] == ("ok", f"{login} {rights}", None)
+    assert found["transactions"] == (
+        "warn",
+        f"{login} cannot see those of other users",
+        f"grant pg_read_all_stats to {login}",
+    )
 
 
 def as_user(dsn: str, login: str) -> str:
