@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install fmt lint types test test-system test-scale check run bench wheel clean
+.PHONY: help install fmt lint types test test-system test-matrix test-scale check run bench wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -39,6 +39,9 @@ test-system: install ## run the tests of the database on the system's Postgres, 
 	if [ -z "$$folder" ]; then echo "skipped: there is no Postgres below /usr/lib/postgresql"; else \
 	echo "on $$folder"; \
 	PGCOORD_TEST_POSTGRES=$$folder $(BIN)/pytest -q -n 2 -m 'not scale' $(DATABASE_TESTS); fi
+
+test-matrix: install ## run the tests on PostgreSQL 14 to 18, where a Docker engine answers
+	$(BIN)/python tests/matrix.py
 
 test-scale: install ## run the tests that take minutes
 	$(BIN)/pytest -q -m scale
