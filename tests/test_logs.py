@@ -157,6 +157,25 @@ def test_following_ends_cleanly_with_ctrl_c(desk: Desk) -> None:
     assert follow.said.endswith("one\r\n")
 
 
+def test_following_ends_when_nobody_reads_any_more(desk: Desk) -> None:
+    gate = desk.gate()
+    desk.start("serve").until("leading")
+    desk.say("submit", desk.plan(f"echo one; cat {gate}"))
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open(theirs, "wb") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "pgcoord", "logs", "-f", "1.1"],
+            cwd=desk.folder,
+            env=desk.environment,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+        )
+    assert "Traceback" not in done.stderr
+
+
 def test_only_the_last_lines_of_the_first_attempt_are_printed_when_following(desk: Desk) -> None:
     desk.write("pgcoord.toml", TWICE)
     desk.say("run", desk.plan("seq 5; test $PGCOORD_ATTEMPT = 2"))
