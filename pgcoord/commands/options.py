@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -57,14 +58,21 @@ Config = Annotated[
 ]
 
 
-def _log_as(value: str) -> str:
-    if value == "json":
+class Format(StrEnum):
+    """How what the coordinator does is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def _log_as(value: Format) -> Format:
+    if value is Format.JSON:
         journal.write_json()
     return value
 
 
 LogFormat = Annotated[
-    Literal["text", "json"],
+    Format,
     typer.Option(
         "--log-format",
         callback=_log_as,

@@ -9,6 +9,7 @@ import typer
 from pgcoord.commands.options import (
     Config,
     Dsn,
+    Format,
     LogFormat,
     PlanFile,
     Surroundings,
@@ -44,7 +45,7 @@ def register(app: typer.Typer) -> None:
 def run(
     ctx: typer.Context,
     plan: PlanFile,
-    log_format: LogFormat = "text",
+    log_format: LogFormat = Format.TEXT,
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
@@ -75,7 +76,7 @@ def serve(
             " told again, stop at once.",
         ),
     ] = False,
-    log_format: LogFormat = "text",
+    log_format: LogFormat = Format.TEXT,
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
