@@ -349,9 +349,9 @@ async def listen(conn: Connection, channel: str) -> None:
         await conn.execute(f"listen {channel}".encode())
 
 
-async def notify(conn: Connection, channel: str, payload: str) -> None:
+async def notify(conn: Connection, channel: str) -> None:
     """Notify whoever listens to `channel`."""
-    await conn.execute(b"select pg_notify(%s, %s)", [channel, payload])
+    await conn.execute(f"notify {channel}".encode())
 
 
 async def is_pooled(conn: Connection) -> bool:

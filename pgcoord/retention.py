@@ -38,7 +38,7 @@ def remove_old_runs(folder: Path, retention: timedelta, *, spared: Collection[Pa
 
 def _is_old_run(folder: Path, before: float) -> bool:
     """Whether it is a run in which nothing has happened since `before`, and nothing will."""
-    if not _NAME.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
+    if not _NAME.fullmatch(folder.name) or not folder.is_dir():
         return False
     run = Run(folder)
     touched = [each.lstat().st_mtime for each in (folder, *folder.iterdir())]

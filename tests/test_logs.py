@@ -302,7 +302,7 @@ def test_a_run_is_only_removed_when_nothing_of_it_lives(tmp_path: Path) -> None:
         lambda: all(each.state() is RunState.ENDED for each in (ended, spared, named_otherwise))
     )
     (tmp_path / "5-0123abcd").mkdir()  # named as a run, and none
-    (tmp_path / "6-0123abcd").symlink_to(ended.folder)
+    (tmp_path / "6-0123abcd").symlink_to(named_otherwise.folder)
     day = timedelta(days=1)
     try:
         assert remove_old_runs(tmp_path, day, spared={spared.folder}) == 0, "nothing is old"
