@@ -307,7 +307,9 @@ class Coordinator:
         disowned = [
             self._take(taken.assignment, self._disown, asked).task
             for folder, taken in list(self._taken.items())
-            if folder not in known and not taken.over
+            # Under this lead an end has just been told; under an older one it may be about to be,
+            # and of another attempt, if a failover made numbers come again.
+            if folder not in known and not (taken.over and taken.epoch == self._epoch)
         ]
         for attempt in attempts:
             taken = self._taken.get(attempt.folder)
@@ -346,9 +348,9 @@ class Coordinator:
     async def _abandon(self, attempt_id: int) -> None:
         """Give up an attempt of another host, of which nothing is heard any more."""
         epoch = self._epoch
+        logger.warning("nothing is heard of the host of attempt %d: it is lost", attempt_id)
         try:
             await self._tell(lambda conn: queries.abandon_attempt(conn, epoch, attempt_id))
-            logger.warning("attempt %d of another host is lost: its lease has run out", attempt_id)
         except (AnotherLeads, _Unheard) as error:
             logger.info("attempt %d of another host: %s", attempt_id, error)
         finally:
@@ -479,7 +481,13 @@ class Coordinator:
             await self._give_up(taken, "returned", "given up before it was started")
         elif self.leads.is_set() and not (assignment.ended or assignment.ending):
             await self._launch_and_supervise(taken)
-        elif await asyncio.to_thread(taken.run.give_up):
+        else:
+            await self._give_back(taken)
+
+    async def _give_back(self, taken: "_Taken") -> None:
+        """Return an attempt that was not started here, by whatever time this reaches its folder."""
+        await self._tell(lambda conn: queries.check_epoch(conn, taken.epoch))
+        if await asyncio.to_thread(taken.run.give_up):
             await self._give_up(taken, "returned", f"{self.host} gave it back, not started")
         else:
             await self._go_on(taken)
@@ -497,7 +505,7 @@ class Coordinator:
                 taken.run.pid,
             )
             await taken.run.end(GRACE)
-            await self._end_what_it_left(taken)
+        await self._end_what_it_left(taken)
 
     async def _prepare(self, taken: "_Taken") -> None:
         """Make what the process needs before it starts: the folder of its run and its prompt."""

@@ -5,9 +5,12 @@ import os
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from coordination import Gate, Watch, is_alive, make_coordinator, running, scripts, watching
+
+from pgcoord.coordinator import Coordinator
 
 NONE = timedelta(0)
 
@@ -318,6 +321,38 @@ async def test_a_process_whose_phase_is_deleted_while_it_lingers_is_ended(
             while one.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert not is_alive(pid)
+
+
+class StartsLate(Coordinator):
+    """A coordinator that is about to record a start until somebody lets it."""
+
+    spawned: asyncio.Event
+    goes_on: asyncio.Event
+
+    async def _record_start(self, taken: Any) -> None:
+        self.spawned.set()
+        await self.goes_on.wait()
+        await super()._record_start(taken)
+
+
+async def test_a_process_whose_attempt_was_given_up_before_its_start_was_recorded_is_ended(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit(f"echo $$ > {tmp_path}/pid; exec sleep 1000")
+    coordinator = make_coordinator(dsn, tmp_path, kind=StartsLate)
+    assert isinstance(coordinator, StartsLate)
+    coordinator.spawned, coordinator.goes_on = asyncio.Event(), asyncio.Event()
+    async with running(coordinator):
+        await coordinator.spawned.wait()
+        (pid,) = [taken.run.pid for taken in coordinator._taken.values()]
+        await watch.one("select pgcoord.give_up_attempt(id, 'failed', 'x') from pgcoord.attempt")
+        coordinator.goes_on.set()
+        await watch.until_statuses("failed")
+        async with asyncio.timeout(30):
+            while coordinator.running:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert pid
+    assert not is_alive(pid)
 
 
 async def test_stopping_leaves_processes_running_and_the_next_one_takes_them_over(
