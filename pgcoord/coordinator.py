@@ -10,7 +10,6 @@ both and goes on.
 import asyncio
 import logging
 import os
-import random
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import timedelta
@@ -21,6 +20,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from pgcoord import __version__, database, queries
+from pgcoord.backoff import Backoff
 from pgcoord.configuration import Configuration, Workflow
 from pgcoord.errors import (
     AnotherLeads,
@@ -127,7 +127,7 @@ class Coordinator:
         return [taken.assignment for taken in self._taken.values()]
 
     async def _lead_until_stopped(self) -> None:
-        backoff = _Backoff()
+        backoff = Backoff()
         while not self._stopping.is_set():
             try:
                 async with listening(self._dsn) as self._listener:
@@ -356,7 +356,7 @@ class Coordinator:
 
         Gives up when stopped; whoever starts next finds the same in the folder of the run.
         """
-        backoff = _Backoff()
+        backoff = Backoff()
         while True:
             try:
                 async with self._pool.connection() as conn:
@@ -367,7 +367,7 @@ class Coordinator:
                     return None
                 await self._pause(backoff, error)
 
-    async def _pause(self, backoff: "_Backoff", error: Exception) -> None:
+    async def _pause(self, backoff: Backoff, error: Exception) -> None:
         seconds = backoff.next()
         level = logging.INFO if isinstance(error, AnotherLeads) else logging.WARNING
         logger.log(level, "trying again in %.2f s: %s", seconds, _line(error))
@@ -430,20 +430,6 @@ class _Taken:
         self.told = True
         logger.info("%s is being ended", self.assignment)
         await self.run.end(GRACE)
-
-
-class _Backoff:
-    """Seconds before the next try: from 0.05 doubling to 5, jittered so that many spread."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self._seconds = 0.05
-
-    def next(self) -> float:
-        seconds, self._seconds = self._seconds, min(self._seconds * 2, 5.0)
-        return seconds * random.uniform(0.5, 1.0)
 
 
 def _declared(workflow: Workflow) -> dict[str, object]:

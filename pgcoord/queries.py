@@ -4,8 +4,8 @@ The one rule: no SQL anywhere else, and no decision here. What the database refu
 `CoordError`.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, TypeVar
@@ -216,6 +216,24 @@ class Attempt:
     claimed_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class HistoryEvent:
+    """Something that happened."""
+
+    id: int
+    at: datetime
+    kind: str
+    feature_id: int | None
+    phase_number: int | None
+    queue_id: str | None
+    from_status: str | None
+    to_status: str | None
+    attempt: int | None
+    adw_id: str | None
+    actor: str
+    reason: str | None
 
 
 async def _rows(conn: Connection, row: type[Row], statement: str, *values: object) -> list[Row]:
@@ -524,3 +542,49 @@ async def last_reasons(conn: Connection, feature_id: int) -> dict[int, str]:
             [feature_id],
         )
         return {number: reason for number, reason in await cursor.fetchall() if reason}
+
+
+@asynccontextmanager
+async def one_snapshot(conn: Connection) -> AsyncIterator[None]:
+    """Have all statements of the block see the database as it is at the first of them."""
+    async with conn.transaction():
+        await conn.execute(b"set transaction isolation level repeatable read, read only")
+        yield
+
+
+async def events_after(
+    conn: Connection, last: int, gaps: Sequence[tuple[int, int]], limit: int
+) -> list[HistoryEvent]:
+    """Events with an id above `last` or within one of `gaps`, lowest ids first."""
+    return await _rows(
+        conn,
+        HistoryEvent,
+        f"select {_columns(HistoryEvent)} from pgcoord.events_after(%s, %s, %s, %s)",
+        last,
+        [low for low, _ in gaps],
+        [high for _, high in gaps],
+        limit,
+    )
+
+
+async def last_event(conn: Connection, back: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """The highest id of an event, and the ranges missing among the last `back` events."""
+    with refusals():
+        cursor = await conn.execute(b"select last, lows, highs from pgcoord.last_event(%s)", [back])
+        row = await cursor.fetchone()
+    assert row is not None
+    last, lows, highs = row
+    return last, tuple(zip(lows, highs, strict=True))
+
+
+async def event_writers(conn: Connection) -> frozenset[str]:
+    """The transactions under way that may have written events."""
+    with refusals():
+        cursor = conn.cursor(row_factory=scalar_row)
+        await cursor.execute(b"select pgcoord.event_writers()")
+        return frozenset(await cursor.fetchall())
+
+
+async def queue_snapshot(conn: Connection) -> dict[str, Any]:
+    """What a watcher of the queue sees first. To come."""
+    return {"queue": []}

@@ -52,8 +52,22 @@ def run(ctx: typer.Context, plan: PlanFile, config: Config = None, dsn: Dsn = No
     raise typer.Exit(complete(place.dsn, runner.run(read)))
 
 
-def serve(ctx: typer.Context, config: Config = None, dsn: Dsn = None) -> None:
-    """Run what is queued, now and later, until stopped.
+def serve(
+    ctx: typer.Context,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Serve there; else [server], else 127.0.0.1."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT", min=0, max=65535, help="Else [server], else 8002; 0 takes any."
+        ),
+    ] = None,
+    config: Config = None,
+    dsn: Dsn = None,
+) -> None:
+    """Run what is queued, now and later, until stopped; serve the panel and the API meanwhile.
 
     SIGTERM or Ctrl-C stop it, and not the processes of phases: a coordinator that is started again
     takes them over. One runs a database; a second one refuses.
@@ -63,8 +77,11 @@ def serve(ctx: typer.Context, config: Config = None, dsn: Dsn = None) -> None:
     place = make_place(surroundings, dsn)
     coordinator = _coordinator(surroundings, configuration, place)
     from pgcoord.commands import running
+    from pgcoord.http.server import bind
 
-    raise typer.Exit(complete(place.dsn, running.serve(place.dsn, coordinator)))
+    server = configuration.server
+    with bind(host or server.host, server.port if port is None else port) as taken:
+        raise typer.Exit(complete(place.dsn, running.serve(place.dsn, coordinator, taken)))
 
 
 def submit(
