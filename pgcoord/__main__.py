@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from pgcoord import __version__
-from pgcoord.commands import bench, control, server, show, work
+from pgcoord.commands import bench, control, report, server, show, work
 from pgcoord.commands.options import Config, Dsn, Surroundings
 from pgcoord.errors import CannotStart, CoordError
 
@@ -34,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for group in (work, show, control, server, bench):
+for group in (work, show, control, report, server, bench):
     group.register(app)
 
 

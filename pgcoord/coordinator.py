@@ -28,10 +28,12 @@ from pgcoord.errors import (
     CoordError,
     DatabaseUnusable,
     InvalidConfiguration,
+    InvalidInput,
 )
 from pgcoord.launcher import LeftBehind, Run, RunState
 from pgcoord.listener import Listener, listening
 from pgcoord.queries import Assignment, OpenAttempt
+from pgcoord.report import NotSigned, spooled, unspool
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +65,11 @@ class Coordinator:
         *,
         runs_folder: Path,
         environment: Mapping[str, str],
+        report_url: str | None = None,
     ) -> None:
         """Launch into folders below `runs_folder`.
 
-        Processes get what the workflows let through of `environment`.
+        Processes get what the workflows let through of `environment`, and report to `report_url`.
         """
         self.host = socket.gethostname()
         self.leads = asyncio.Event()
@@ -74,6 +77,7 @@ class Coordinator:
         self._configuration = configuration
         self._runs_folder = runs_folder.resolve()
         self._environment = environment
+        self._report_url = report_url
         self._stopping = asyncio.Event()
         self._listener: Listener | None = None
         self._epoch = 0
@@ -294,8 +298,10 @@ class Coordinator:
             logger.info("%s taken over, pid %s, %s", assignment, taken.run.pid, state.value)
             if not assignment.started:
                 await self._record_start(taken)
+            await self._take_spooled_report(taken)
             await self._see_to_its_end(taken)
         else:
+            await self._take_spooled_report(taken)
             logger.warning("%s is lost: its process is gone without an exit status", assignment)
             await self._end_what_it_left(taken)
             await self._give_up(taken, "lost", "its process is gone and left no exit status")
@@ -328,6 +334,7 @@ class Coordinator:
             logger.info("%s is left running, pid %s", taken.assignment, taken.run.pid)
             return
         left = await self._end_what_it_left(taken)
+        await self._take_spooled_report(taken)
         exit_status = taken.run.exit_status
         if exit_status is None and not taken.told:
             await self._give_up(taken, "lost", "its process is gone and left no exit status")
@@ -340,6 +347,34 @@ class Coordinator:
         )
         logger.info("%s exited with status %d", taken.assignment, status)
 
+    async def _take_spooled_report(self, taken: "_Taken") -> None:
+        """Take the report that the workflow could not send, if there is one."""
+        assignment, folder = taken.assignment, taken.run.folder
+        refused: CoordError | None = None
+        try:
+            kept = await asyncio.to_thread(spooled, folder, assignment.secret)
+            if kept is None:
+                return
+            answer = await self._tell(
+                lambda conn: queries.take_report(
+                    conn,
+                    kept.report,
+                    message_id=kept.message_id,
+                    actor=f"{assignment.adw_id} (spooled report)",
+                    adw_id=assignment.adw_id,
+                )
+            )
+            if answer is None:
+                return
+            refused = answer.refusal()
+        except (NotSigned, InvalidInput) as error:
+            refused = error
+        if refused:
+            logger.warning("%s: its spooled report is not taken: %s", assignment, refused)
+        else:
+            logger.info("%s: its spooled report is taken", assignment)
+        await asyncio.to_thread(unspool, folder)
+
     async def _end_what_it_left(self, taken: "_Taken") -> list[LeftBehind]:
         left = await taken.run.end_left_behind(GRACE)
         for each in left:
@@ -351,10 +386,11 @@ class Coordinator:
             lambda conn: queries.give_up_attempt(conn, taken.assignment.attempt_id, outcome, error)
         )
 
-    async def _tell(self, say: Callable[[queries.Connection], Awaitable[None]]) -> None:
+    async def _tell(self, say: Callable[[queries.Connection], Awaitable[Result]]) -> Result | None:
         """Say something to the database until it has heard it: all that is said can be said twice.
 
-        Gives up when stopped; whoever starts next finds the same in the folder of the run.
+        Gives up, and returns None, when stopped; whoever starts next finds the same in the folder
+        of the run.
         """
         backoff = Backoff()
         while True:
@@ -389,6 +425,8 @@ class Coordinator:
             for name in (*_PASSED_ON, *workflow.environment)
             if name in self._environment
         }
+        if self._report_url:
+            passed_on["PGCOORD_REPORT_URL"] = self._report_url
         return passed_on | {
             "PGCOORD_QUEUE_ID": assignment.queue_id,
             "PGCOORD_FEATURE_ID": str(assignment.feature_id),

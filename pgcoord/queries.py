@@ -236,6 +236,29 @@ class HistoryEvent:
     reason: str | None
 
 
+@dataclass(frozen=True)
+class TakenReport:
+    """What became of a report: taken, or refused for `reason` with the SQLSTATE `code`."""
+
+    code: str | None
+    reason: str | None
+    hint: str | None
+    repeated: bool
+    queue_id: str | None
+    feature_id: int | None
+    phase_number: int | None
+    adw_id: str | None
+    attempt: int | None
+    outcome: str | None
+    status: str | None
+
+    def refusal(self) -> CoordError | None:
+        """The refusal as an error."""
+        if self.code is None:
+            return None
+        return _LEAVES[self.code](self.reason or self.code, hint=self.hint)
+
+
 async def _rows(conn: Connection, row: type[Row], statement: str, *values: object) -> list[Row]:
     with refusals():
         cursor = await conn.cursor(row_factory=class_row(row)).execute(statement.encode(), values)
@@ -583,6 +606,37 @@ async def event_writers(conn: Connection) -> frozenset[str]:
         cursor = conn.cursor(row_factory=scalar_row)
         await cursor.execute(b"select pgcoord.event_writers()")
         return frozenset(await cursor.fetchall())
+
+
+async def report_secrets(conn: Connection, report: object) -> list[tuple[str, str]]:
+    """The attempts that a report may be of, by adw_id, latest first, each with its secret."""
+    with refusals():
+        cursor = await conn.execute(
+            b"select adw_id, secret from pgcoord.report_secrets(%s)", [Jsonb(report)]
+        )
+        return await cursor.fetchall()
+
+
+async def take_report(
+    conn: Connection,
+    report: Mapping[str, object],
+    *,
+    message_id: str | None,
+    actor: str,
+    adw_id: str | None,
+) -> TakenReport:
+    """Take a report, as of the attempt `adw_id` where its secret signed it; log the delivery."""
+    taken = await _row(
+        conn,
+        TakenReport,
+        f"select {_columns(TakenReport)} from pgcoord.take_report(%s, %s, %s, %s)",
+        Jsonb(report),
+        message_id,
+        actor,
+        adw_id,
+    )
+    assert taken is not None
+    return taken
 
 
 async def queue_snapshot(conn: Connection) -> dict[str, Any]:

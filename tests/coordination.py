@@ -27,12 +27,22 @@ def scripts(**settings: Any) -> Workflow:
 
 
 def make_coordinator(
-    dsn: str, folder: Path, work: Workflow | None = None, kind: type[Coordinator] = Coordinator
+    dsn: str,
+    folder: Path,
+    work: Workflow | None = None,
+    kind: type[Coordinator] = Coordinator,
+    url: str | None = None,
 ) -> Coordinator:
-    """A coordinator with one workflow and its runs below `folder`."""
+    """A coordinator with one workflow and its runs below `folder`, served at `url` if at all."""
     work = work or scripts()
     configuration = Configuration(path=None, workflows={work.name: work}, log_folder=None)
-    return kind(dsn, configuration, runs_folder=folder / "runs", environment=os.environ)
+    return kind(
+        dsn,
+        configuration,
+        runs_folder=folder / "runs",
+        environment=os.environ,
+        report_url=f"{url}/api/v1/workflow-complete" if url else None,
+    )
 
 
 @contextlib.asynccontextmanager

@@ -128,7 +128,7 @@ async def _watched(dsn: str, feature_id: int, shown: Progress) -> Snapshot:
         await asyncio.sleep(_PATIENCE)
 
 
-async def serve(dsn: str, coordinator: Coordinator, taken: socket.socket) -> int:
+async def serve(dsn: str, coordinator: Coordinator, taken: socket.socket, access: Access) -> int:
     """Run a coordinator, and serve on a socket, until stopped by a signal; return the exit status.
 
     What cannot be coordinated yet is served all the same, as not being ready.
@@ -142,7 +142,7 @@ async def serve(dsn: str, coordinator: Coordinator, taken: socket.socket) -> int
     door = Door(
         database=Database(dsn),
         feed=Feed(dsn),
-        access=Access(),
+        access=access,
         host=coordinator.host,
         leads=coordinator.leads.is_set,
     )

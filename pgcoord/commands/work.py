@@ -64,6 +64,9 @@ def serve(
             metavar="PORT", min=0, max=65535, help="Else [server], else 8002; 0 takes any."
         ),
     ] = None,
+    insecure_webhooks: Annotated[
+        bool, typer.Option("--insecure-webhooks", help="Take reports that nobody has signed.")
+    ] = False,
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
@@ -75,13 +78,24 @@ def serve(
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
     place = make_place(surroundings, dsn)
-    coordinator = _coordinator(surroundings, configuration, place)
     from pgcoord.commands import running
-    from pgcoord.http.server import bind
+    from pgcoord.http.security import read_access
+    from pgcoord.http.server import bind, url_of
 
     server = configuration.server
-    with bind(host or server.host, server.port if port is None else port) as taken:
-        raise typer.Exit(complete(place.dsn, running.serve(place.dsn, coordinator, taken)))
+    name = host or server.host
+    with bind(name, server.port if port is None else port) as taken:
+        access = read_access(
+            server,
+            surroundings.environment,
+            address=taken.getsockname()[0],
+            name=name,
+            unsigned_webhooks=insecure_webhooks,
+        )
+        url = server.public_url or url_of(taken)
+        coordinator = _coordinator(surroundings, configuration, place, url=url)
+        service = running.serve(place.dsn, coordinator, taken, access)
+        raise typer.Exit(complete(place.dsn, service))
 
 
 def submit(
@@ -137,14 +151,24 @@ def _configuration(surroundings: Surroundings, config: Path | None) -> "Configur
 
 
 def _coordinator(
-    surroundings: Surroundings, configuration: "Configuration", place: Place
+    surroundings: Surroundings,
+    configuration: "Configuration",
+    place: Place,
+    url: str | None = None,
 ) -> "Coordinator":
-    """A coordinator that has claimed nothing yet, and a folder for what it will run."""
+    """A coordinator that has claimed nothing yet, and a folder for what it will run.
+
+    Its processes report to what is served at `url`.
+    """
     runs_folder = make_runs_folder(place, configuration)
     from pgcoord.coordinator import Coordinator
 
     return Coordinator(
-        place.dsn, configuration, runs_folder=runs_folder, environment=surroundings.environment
+        place.dsn,
+        configuration,
+        runs_folder=runs_folder,
+        environment=surroundings.environment,
+        report_url=f"{url}/api/v1/workflow-complete" if url else None,
     )
 
 

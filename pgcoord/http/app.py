@@ -10,8 +10,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pgcoord import assets
-from pgcoord.http import api, health, panel, streams, webhook
+from pgcoord.http import answers, api, health, login, panel, streams, webhook
 from pgcoord.http.door import Door
+from pgcoord.http.security import Guard
 
 
 def make_app(door: Door) -> ASGIApp:
@@ -30,16 +31,17 @@ def make_app(door: Door) -> ASGIApp:
 
     routes: list[BaseRoute] = [
         *health.routes,
+        *login.routes,
         *webhook.routes,
         *streams.routes,
         *api.routes,
         *panel.routes,
         Mount("/static", StaticFiles(directory=assets.WEB / "static", check_dir=False)),
     ]
-    app = Starlette(routes=routes, lifespan=lifespan)
+    app = Starlette(routes=routes, exception_handlers=answers.handlers, lifespan=lifespan)
     app.state.door = door
     app.router.redirect_slashes = False
-    return _without_trailing_slash(app)
+    return _without_trailing_slash(Guard(app, door.access, door.sessions))
 
 
 def _without_trailing_slash(app: ASGIApp) -> ASGIApp:

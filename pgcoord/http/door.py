@@ -5,7 +5,7 @@ A handler finds it with `door_of(request)`.
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import jinja2
@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 
 from pgcoord import assets, database, queries
 from pgcoord.http.feed import Feed
-from pgcoord.http.security import Access, actor_of
+from pgcoord.http.security import Access, Sessions, actor_of
 from pgcoord.queries import Connection
 
 
@@ -54,7 +54,11 @@ class Door:
     host: str  # of the coordinator: the logs of its runs can be read here
     leads: Callable[[], bool]  # whether this process leads at the moment
     obstacle: str | None = "starting"  # why nothing can be coordinated yet
-    closing: bool = field(default=False, init=False)
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        """The log-ins of people."""
+        return Sessions(self.access)
 
     @cached_property
     def templates(self) -> jinja2.Environment:

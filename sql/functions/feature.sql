@@ -244,6 +244,7 @@ begin
     select array_agg(id) into v_ids from pgcoord.finished_features(p_older_than) as id where id = any (v_ids);
     delete from public.planned_features where id = any (v_ids);
     delete from pgcoord.event where feature_id = any (v_ids);
+    delete from pgcoord.webhook_delivery where feature_id = any (v_ids) or feature_id is null and at < now() - p_older_than;
     return coalesce(cardinality(v_ids), 0);
 end $$;
 comment on function pgcoord.prune(interval) is
