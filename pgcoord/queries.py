@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 
 from pgcoord.errors import (
     AnotherLeads,
+    ChangedMeanwhile,
     CoordError,
     DatabaseUnusable,
     InvalidInput,
@@ -41,6 +42,7 @@ _LEAVES: Mapping[str, type[CoordError]] = {
     "PC007": AnotherLeads,
     "PC008": Refused,
     "PC009": Refused,
+    "PC010": ChangedMeanwhile,
     "22P02": InvalidInput,  # a number or JSON that is none
     "22P05": InvalidInput,  # a NUL in JSON
     "23505": InvalidInput,  # a phase that exists already
@@ -639,6 +641,112 @@ async def take_report(
     return taken
 
 
-async def queue_snapshot(conn: Connection) -> dict[str, Any]:
-    """What a watcher of the queue sees first. To come."""
-    return {"queue": []}
+async def store_feature(conn: Connection, feature: Mapping[str, object]) -> int:
+    """Store a feature with its plan, and run nothing; return its id. Raises `InvalidInput`."""
+    return int(await _value(conn, "select pgcoord.store_feature(%s)", Jsonb(feature)))
+
+
+async def change_feature(
+    conn: Connection, feature_id: int, changes: Mapping[str, object], version: str | None
+) -> None:
+    """Change what is given; with `version` only if that is the one in force."""
+    await _value(
+        conn, "select pgcoord.change_feature(%s, %s, %s)", feature_id, Jsonb(changes), version
+    )
+
+
+async def make_plan(conn: Connection, feature_id: int) -> int:
+    """Give a feature without a plan one of a single phase; return how many phases there are."""
+    return int(await _value(conn, "select pgcoord.make_plan(%s)", feature_id))
+
+
+async def execute_feature(conn: Connection, feature_id: int) -> int:
+    """Queue the planned phases; return how many, 0 when they were queued before."""
+    return int(await _value(conn, "select pgcoord.execute_feature(%s)", feature_id))
+
+
+async def feature_object(conn: Connection, feature_id: int) -> dict[str, Any]:
+    """A feature with its phases, as JSON. Raises `NotFound`."""
+    found: dict[str, Any] = await _value(conn, "select pgcoord.feature_object(%s)", feature_id)
+    return found
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is wanted of a list: columns and the values they may have, the order, and which part."""
+
+    filters: Mapping[str, Collection[object]]
+    order: str
+    limit: int
+    offset: int = 0
+
+    def sql(self, orders: Mapping[str, str]) -> tuple[str, list[object]]:
+        """The clauses, and their values; `order` is a key of `orders`."""
+        tests = " and ".join(f"{column} = any(%s)" for column in self.filters) or "true"
+        clauses = f"where {tests} order by {orders[self.order]} limit %s offset %s"
+        return clauses, [*map(list, self.filters.values()), self.limit, self.offset]
+
+
+QUEUE_ORDERS = {
+    "feature": "feature_id, phase_number",
+    "line": "slot nulls last, priority, queue_position, feature_id, phase_number",
+    "updated": "updated_at desc, feature_id, phase_number",
+}
+
+FEATURE_ORDERS = {
+    "id": "id",
+    "newest": "id desc",
+    "priority": "priority, id",
+    "updated": "updated_at desc, id",
+}
+
+
+async def queue_objects(conn: Connection, listing: Listing) -> list[dict[str, Any]]:
+    """Phases with what they wait for, as JSON. SQL: view pgcoord.queue."""
+    clauses, values = listing.sql(QUEUE_ORDERS)
+    return await _values(
+        conn, f"select to_jsonb(q) from (select * from pgcoord.queue {clauses}) as q", *values
+    )
+
+
+async def feature_objects(conn: Connection, listing: Listing) -> list[dict[str, Any]]:
+    """Features without their phases, as JSON. SQL: view pgcoord.feature."""
+    clauses, values = listing.sql(FEATURE_ORDERS)
+    return await _values(
+        conn,
+        f"select to_jsonb(f) - 'plan' from (select * from pgcoord.feature {clauses}) as f",
+        *values,
+    )
+
+
+async def phase_object(conn: Connection, queue_id: str) -> dict[str, Any]:
+    """A phase with what it waits for, as JSON. Raises `NotFound`."""
+    found = await queue_objects(conn, Listing({"queue_id": [queue_id]}, "feature", 1))
+    if not found:
+        await status_of(conn, queue_id)
+    return found[0]
+
+
+async def slot_objects(conn: Connection) -> list[dict[str, Any]]:
+    """The slots and what holds each, as JSON."""
+    return await _values(conn, "select to_jsonb(s) from pgcoord.slots as s order by s.slot")
+
+
+async def queue_snapshot(conn: Connection, limit: int) -> dict[str, Any]:
+    """What a watcher of the queue sees first: phases that have not ended, those in slots first."""
+    waiting = ["queued", "ready", "running", "blocked"]
+    since = await paused(conn)
+    return {
+        "queue": await queue_objects(conn, Listing({"status": waiting}, "line", limit)),
+        "total": await _value(
+            conn, "select count(*) from public.phase_queue where status = any(%s)", waiting
+        ),
+        "slots": await slot_objects(conn),
+        "paused_at": since and since.isoformat(),
+    }
+
+
+async def _values(conn: Connection, statement: str, *values: object) -> list[Any]:
+    with refusals():
+        cursor = await conn.cursor(row_factory=scalar_row).execute(statement.encode(), values)
+        return await cursor.fetchall()

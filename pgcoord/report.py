@@ -22,12 +22,10 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from pgcoord import queries
 from pgcoord.errors import CoordError, InvalidInput
 from pgcoord.queries import Connection, TakenReport
-from pgcoord.shape import Fault, Schema, faults
+from pgcoord.shape import HIGHEST_INTEGER, Fault, Schema, faults
 
 # Bytes of a body: an error message may be some pages long.
 LIMIT = 65_536
-
-HIGHEST_INTEGER = 2**31 - 1
 
 SCHEMA: Schema = {
     "type": "object",

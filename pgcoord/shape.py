@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 Schema = Mapping[str, Any]
 
+HIGHEST_INTEGER = 2**31 - 1  # of Postgres' integer
+
 # The one `pattern` that is known here.
 NOT_BLANK = r"\S"
 
@@ -27,7 +29,10 @@ class Fault(NamedTuple):
 def faults(value: object, schema: Schema, field: str = "") -> Iterator[Fault]:
     """Find what keeps `value` from fitting `schema`."""
     if not _fits(value, schema):
-        yield Fault(field, value, _words(schema))
+        storable = not isinstance(value, str) or _is_text(value)
+        yield Fault(
+            field, value, _words(schema) if storable else "text without NUL or halves of characters"
+        )
     elif isinstance(value, dict):
         yield from _faults_in_object(value, schema, field)
     elif isinstance(value, list):
@@ -46,7 +51,7 @@ def _faults_in_object(value: dict[str, Any], schema: Schema, field: str) -> Iter
         elif schema.get("additionalProperties", True) is False:
             yield Fault(_join(field, name), None, f"one of {', '.join(properties)}; it is unknown")
         elif not _is_text(name):
-            yield Fault(field, name, "names without NUL or half characters")
+            yield Fault(field, name, "names without NUL or halves of characters")
         else:
             yield from faults(member, {}, _join(field, name))
 

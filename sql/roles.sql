@@ -35,7 +35,8 @@ grant usage on schema public, pgcoord to pgcoord_reader, pgcoord_client, pgcoord
 -- Seeing.
 grant select on
     public.planned_features, public.phase_queue,
-    pgcoord.feature, pgcoord.board, pgcoord.waiting, pgcoord.slots, pgcoord.timeline, pgcoord.leader,
+    pgcoord.feature, pgcoord.board, pgcoord.queue, pgcoord.waiting, pgcoord.slots, pgcoord.timeline, pgcoord.leader,
+    pgcoord.history, pgcoord.webhook_delivery,
     pgcoord.slot, pgcoord.dependency, pgcoord.event, pgcoord.control, pgcoord.coordinator, pgcoord.workflow,
     pgcoord.migration
 to pgcoord_reader, pgcoord_client, pgcoord_coordinator;
@@ -47,6 +48,8 @@ grant select (
 grant execute on function
     pgcoord.why(text), pgcoord.why_not_waiting(public.phase_queue), pgcoord.why_prerequisites(public.phase_queue),
     pgcoord.why_in_line(public.phase_queue), pgcoord.nearest_obstacle(integer, integer),
+    pgcoord.waiting_for(public.phase_queue), pgcoord.feature_object(integer), pgcoord.last_event(integer),
+    pgcoord.events_after(bigint, bigint[], bigint[], integer), pgcoord.event_writers(),
     pgcoord.title_of(public.phase_queue), pgcoord.ordinal(bigint), pgcoord.actor(), pgcoord.reason()
 to pgcoord_reader, pgcoord_client;
 
@@ -67,7 +70,8 @@ grant update (title, description, item_type, priority, estimated_hours, tags, pl
 grant update (issue_number, depends_on_phases, phase_data, pr_number, priority, queue_position, retry_at)
     on public.phase_queue to pgcoord_client;
 grant execute on function
-    pgcoord.submit_feature(jsonb), pgcoord.execute_feature(integer), pgcoord.cancel_feature(integer, text),
+    pgcoord.submit_feature(jsonb), pgcoord.store_feature(jsonb), pgcoord.change_feature(integer, jsonb, text),
+    pgcoord.make_plan(integer), pgcoord.execute_feature(integer), pgcoord.cancel_feature(integer, text),
     pgcoord.complete_phase(text, text), pgcoord.fail_phase(text, text, text), pgcoord.retry_phase(text, text),
     pgcoord.skip_phase(text, text), pgcoord.cancel_phase(text, text), pgcoord.set_priority(text, integer),
     pgcoord.pause(integer, text), pgcoord.resume(integer), pgcoord.set_slots(integer)
@@ -84,6 +88,6 @@ to pgcoord_client;
 grant execute on all functions in schema pgcoord to pgcoord_coordinator;
 grant usage on all sequences in schema pgcoord to pgcoord_coordinator;
 grant select, insert, update, delete on all tables in schema pgcoord to pgcoord_coordinator;
-revoke update, delete on pgcoord.event from pgcoord_coordinator;
+revoke update, delete on pgcoord.event, pgcoord.webhook_delivery from pgcoord_coordinator;
 revoke insert, update, delete on pgcoord.migration from pgcoord_coordinator;
 grant update on public.planned_features, public.phase_queue to pgcoord_coordinator;

@@ -10,7 +10,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pgcoord import assets
-from pgcoord.http import answers, api, health, login, panel, streams, webhook
+from pgcoord.http import answers, api, health, login, openapi, panel, streams, webhook
 from pgcoord.http.door import Door
 from pgcoord.http.security import Guard
 
@@ -34,6 +34,7 @@ def make_app(door: Door) -> ASGIApp:
         *login.routes,
         *webhook.routes,
         *streams.routes,
+        *openapi.routes,
         *api.routes,
         *panel.routes,
         Mount("/static", StaticFiles(directory=assets.WEB / "static", check_dir=False)),

@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 # Messages that may wait for a subscriber: at fifty a second, it may stall for twenty seconds.
 _MOST_WAITING = 1_000
 
+# Phases in a snapshot; what each waits for takes time to find out.
+_MOST_SHOWN = 500
+
 # Events that are read at once.
 _PAGE = 1_000
 
@@ -337,7 +340,7 @@ class Feed:
                 async with queries.one_snapshot(conn):
                     await self._tell_news(conn, self._place)
                     if self._snapshot is None:
-                        data = await queries.queue_snapshot(conn)
+                        data = await queries.queue_snapshot(conn, _MOST_SHOWN)
                         self._snapshot = Snapshot(data, self._place.cursor)
             else:
                 await self._tell_news(conn, self._place)
