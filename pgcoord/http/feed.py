@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import psycopg
 
@@ -55,10 +55,6 @@ _INFINITE = 2**63
 _TYPES = {"paused": "queue_paused", "resumed": "queue_resumed"}
 
 _CURSOR = re.compile(r"(\d{1,18})((?:\.\d{1,18}(?:-\d{1,18})?)*)", re.ASCII)
-
-
-class TooSlow(Exception):
-    """A subscriber did not keep up, and was dropped."""
 
 
 @dataclass(frozen=True)
@@ -148,15 +144,18 @@ class Connected:
     live: bool
     as_of: datetime
     reason: str | None = None
+    cursor: None = None  # it moves nobody's place
 
     @cached_property
     def text(self) -> str:
-        """As a message of the streams; it moves nobody's place."""
+        """As a message of the streams."""
         data = {"live": self.live, "as_of": self.as_of.isoformat(), "reason": self.reason}
         return _message("connection", data, None)
 
 
 Message = Event | Snapshot | Connected
+
+Item = TypeVar("Item")
 
 
 def _type(row: HistoryEvent) -> str:
@@ -189,60 +188,66 @@ def _message(kind: str, data: dict[str, Any], cursor: Cursor | None) -> str:
     return json.dumps(message, ensure_ascii=False, separators=(",", ":"))
 
 
-class Subscription:
-    """What one subscriber gets, in order: iterate over it."""
+class Mailbox(Generic[Item]):
+    """What waits to be taken by one reader, in order: iterate over it."""
 
-    def __init__(self, feed: "Feed", after: Cursor | None) -> None:
-        self._feed = feed
-        self._after = after
-        self._waiting: deque[Message] = deque()
-        self._news = asyncio.Event()
-        self._behind = False
+    def __init__(self) -> None:
         self.ended = False
-        self._dropped = False
+        self.overflowed = asyncio.Event()
+        self._waiting: deque[Item] = deque()
+        self._news = asyncio.Event()
 
-    async def __aiter__(self) -> AsyncIterator[Message]:
-        """Yield what was missed since `after`, or a snapshot, then what happens.
-
-        Ends when the feed is closed. Raises `TooSlow` when too much waits to be taken.
-        """
-        while not self.ended:
+    async def __aiter__(self) -> AsyncIterator[Item]:
+        """Yield what comes, until the end, or until too much waited to be taken."""
+        while not self.ended and not self.overflowed.is_set():
             while self._waiting:
                 yield self._waiting.popleft()
-            if self._dropped:
-                raise TooSlow
-            if self._behind:
-                self._behind = False
-                self._feed.join(self)
+            self._emptied()
             self._news.clear()
             await self._news.wait()
 
-    @property
-    def after(self) -> Cursor | None:
-        """Where it stands before it is told what happens; None for one that wants a snapshot."""
-        return self._after
-
-    def put(self, message: Message) -> bool:
-        """Have it told; False when too much waits already, and it was dropped."""
-        if len(self._waiting) >= _MOST_WAITING:
-            self._dropped = True
-            self._waiting.clear()
+    def put(self, item: Item) -> bool:
+        """Have it taken; False when too much waits already: the reader gets nothing any more."""
+        if len(self._waiting) < _MOST_WAITING:
+            self._waiting.append(item)
         else:
-            self._waiting.append(message)
+            self._waiting.clear()
+            self.overflowed.set()
         self._news.set()
-        return not self._dropped
-
-    def put_missed(self, events: Sequence[Event], after: Cursor, *, more: bool) -> None:
-        """Have it told what it missed; when there is `more`, it comes back for that."""
-        self._after, self._behind = after, more
-        for event in events:
-            self.put(event)
-        self._news.set()
+        return not self.overflowed.is_set()
 
     def end(self) -> None:
         """Let the iteration end."""
         self.ended = True
         self._news.set()
+
+    def _emptied(self) -> None:
+        """Do what is to be done when all has been taken."""
+
+
+class Subscription(Mailbox[Message]):
+    """What one subscriber of a feed is told.
+
+    That is what it missed since `after`, or a snapshot, then what happens.
+    """
+
+    def __init__(self, feed: "Feed", after: Cursor | None) -> None:
+        super().__init__()
+        self.after = after
+        self._feed = feed
+        self._behind = False
+
+    def put_missed(self, events: Sequence[Event], after: Cursor, *, more: bool) -> None:
+        """Have it told what it missed; when there is `more`, it comes back for that."""
+        self.after, self._behind = after, more
+        for event in events:
+            self.put(event)
+        self._news.set()
+
+    def _emptied(self) -> None:
+        if self._behind:
+            self._behind = False
+            self._feed.join(self)
 
 
 class Feed:
@@ -363,6 +368,10 @@ class Feed:
         """Tell a subscriber what it has missed up to where all others stand."""
         after = subscription.after
         if subscription.ended:
+            return
+        if after is not None and after.last > upto.last:
+            subscription.after = None  # of another database, or of this one before a restore
+            self.join(subscription)
             return
         if after is None:
             assert self._snapshot is not None
