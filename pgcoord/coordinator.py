@@ -82,6 +82,7 @@ class Coordinator:
         self._listener: Listener | None = None
         self._epoch = 0
         self._stands_by = False
+        self.interruptions = 0
         self._taken: dict[int, _Taken] = {}
         self._awaited: set[str] = set()
         # Without a check at check-out, which would cost a round trip each: a statement that finds
@@ -404,6 +405,7 @@ class Coordinator:
                 await self._pause(backoff, error)
 
     async def _pause(self, backoff: Backoff, error: Exception) -> None:
+        self.interruptions += not isinstance(error, AnotherLeads)
         seconds = backoff.next()
         level = logging.INFO if isinstance(error, AnotherLeads) else logging.WARNING
         logger.log(level, "trying again in %.2f s: %s", seconds, _line(error))

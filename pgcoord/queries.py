@@ -239,6 +239,29 @@ class HistoryEvent:
 
 
 @dataclass(frozen=True)
+class Measures:
+    """What a monitor wants to know of the moment."""
+
+    phases: dict[str, int] | None
+    slots: int
+    slots_held: int
+    slots_draining: int
+    paused: bool
+    oldest_eligible_seconds: float | None
+    notification_queue_usage: float
+
+
+@dataclass(frozen=True)
+class EndedAttempt:
+    """An attempt that has ended; waited for is the first attempt of a phase alone."""
+
+    workflow: str | None
+    outcome: str
+    waited_seconds: float | None
+    ran_seconds: float | None
+
+
+@dataclass(frozen=True)
 class TakenReport:
     """What became of a report: taken, or refused for `reason` with the SQLSTATE `code`."""
 
@@ -669,6 +692,20 @@ async def feature_object(conn: Connection, feature_id: int) -> dict[str, Any]:
     """A feature with its phases, as JSON. Raises `NotFound`."""
     found: dict[str, Any] = await _value(conn, "select pgcoord.feature_object(%s)", feature_id)
     return found
+
+
+async def measures(conn: Connection) -> Measures:
+    """What a monitor wants to know of the moment; counts all phases."""
+    found = await _row(conn, Measures, f"select {_columns(Measures)} from pgcoord.measures()")
+    assert found is not None
+    return found
+
+
+async def ended_attempts(conn: Connection, events: Collection[int]) -> list[EndedAttempt]:
+    """The attempts that ended with these events."""
+    columns = _columns(EndedAttempt)
+    statement = f"select {columns} from pgcoord.ended_attempts(%s)"
+    return await _rows(conn, EndedAttempt, statement, list(events))
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ grant execute on function
     pgcoord.why_in_line(public.phase_queue), pgcoord.nearest_obstacle(integer, integer),
     pgcoord.waiting_for(public.phase_queue), pgcoord.feature_object(integer), pgcoord.last_event(integer),
     pgcoord.events_after(bigint, bigint[], bigint[], integer), pgcoord.event_writers(),
+    pgcoord.measures(), pgcoord.ended_attempts(bigint[]),
     pgcoord.title_of(public.phase_queue), pgcoord.ordinal(bigint), pgcoord.actor(), pgcoord.reason()
 to pgcoord_reader, pgcoord_client;
 

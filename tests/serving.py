@@ -4,7 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from coordination import PATIENCE, make_coordinator, scripts
 
 from pgcoord import report
 from pgcoord.configuration import Server, Workflow
-from pgcoord.coordinator import Coordinator
 from pgcoord.http.door import Database, Door
 from pgcoord.http.feed import Feed
 from pgcoord.http.security import read_access
@@ -29,7 +28,6 @@ class Site:
 
     url: str
     door: Door
-    coordinator: Coordinator
     client: httpx2.AsyncClient
 
     @property
@@ -69,7 +67,6 @@ async def served(
     work: Workflow | None = None,
     environment: Mapping[str, str] | None = None,
     unsigned_webhooks: bool = False,
-    hosts: Iterable[str] = (),
 ) -> AsyncIterator[Site]:
     """Serve on a free port, beside a coordinator (which may not run), until the block ends."""
     with bind("127.0.0.1", 0) as taken:
@@ -88,15 +85,14 @@ async def served(
             Database(dsn),
             Feed(dsn),
             access,
-            host=coordinator.host,
-            leads=coordinator.leads.is_set,
+            coordinator,
             obstacle=None,
         )
         async with asyncio.timeout(2 * PATIENCE), serving(door, taken):
             running = asyncio.create_task(coordinator.run()) if leads else None
             async with httpx2.AsyncClient(base_url=url, timeout=PATIENCE) as client:
                 try:
-                    yield Site(url, door, coordinator, client)
+                    yield Site(url, door, client)
                 finally:
                     coordinator.stop()
                     if running:

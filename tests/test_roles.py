@@ -34,6 +34,8 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("select pgcoord.feature_object(1)", READER),
     ("select * from pgcoord.events_after(0, '{1}', '{2}', 10)", READER),
     ("select * from pgcoord.last_event(10), pgcoord.event_writers()", READER),
+    ("select * from pgcoord.measures()", READER),
+    ("select * from pgcoord.ended_attempts('{1}')", READER),
     ("select * from pgcoord.waiting", READER),
     ("select * from pgcoord.slots", READER),
     ("select * from pgcoord.timeline", READER),

@@ -143,8 +143,7 @@ async def serve(dsn: str, coordinator: Coordinator, taken: socket.socket, access
         database=Database(dsn),
         feed=Feed(dsn),
         access=access,
-        host=coordinator.host,
-        leads=coordinator.leads.is_set,
+        coordinator=coordinator,
     )
     with _interruptible(stop) as came:
         async with serving(door, taken):

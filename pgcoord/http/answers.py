@@ -79,18 +79,25 @@ def refusal(status: int, error: str, reason: str, **more: Any) -> Response:
     return Json({"error": error, "reason": reason, **more}, status, **_HEADERS.get(status, {}))
 
 
-async def answer_error(request: Request, error: Exception) -> Response:
-    """Say what went wrong; an error that nobody foresaw is raised again, to be logged."""
+def meaning(error: Exception) -> tuple[int, str]:
+    """The status of an answer, and the word for programs; raises an error that nobody foresaw."""
+    if isinstance(error, HTTPException):
+        return error.status_code, _WORDS.get(error.status_code, "refused")
     for kind, status, name in _MEANINGS:
         if isinstance(error, kind):
-            return refusal(status, name, _reason(error), **_details(error))
+            return status, name
     raise error
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Say what went wrong."""
+    return refusal(*meaning(error), _reason(error), **_details(error))
 
 
 async def answer_http(request: Request, error: Exception) -> Response:
     """Say what Starlette found wrong: no such path, another method, too large a body."""
     assert isinstance(error, HTTPException)
-    answer = refusal(error.status_code, _WORDS.get(error.status_code, "refused"), error.detail)
+    answer = refusal(*meaning(error), error.detail)
     answer.headers.update(error.headers or {})
     return answer
 

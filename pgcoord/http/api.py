@@ -159,7 +159,7 @@ async def log(call: Call) -> Response:
         which = "no attempt" if number is None else f"no attempt {number}"
         raise NotFound(f"phase {call.queue_id} has {which} that wrote a log")
     attempt = found[-1]
-    if attempt.host != door_of(call.request).host:
+    if attempt.host != door_of(call.request).coordinator.host:
         raise Refused(
             f"the log of attempt {attempt.number} is on {attempt.host}, in {attempt.folder}"
         )

@@ -3,7 +3,7 @@
 A handler finds it with `door_of(request)`.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,9 @@ from psycopg_pool import AsyncConnectionPool
 from starlette.requests import HTTPConnection
 
 from pgcoord import assets, database, queries
+from pgcoord.coordinator import Coordinator
 from pgcoord.http.feed import Feed
+from pgcoord.http.metrics import Metrics
 from pgcoord.http.security import Access, Sessions, actor_of
 from pgcoord.queries import Connection
 
@@ -22,6 +24,7 @@ class Database:
     """The connections on which requests are done; a dead one is never given out."""
 
     def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
         self.pool = AsyncConnectionPool(
             database.with_defaults(dsn),
             min_size=1,
@@ -51,9 +54,15 @@ class Door:
     database: Database
     feed: Feed
     access: Access
-    host: str  # of the coordinator: the logs of its runs can be read here
-    leads: Callable[[], bool]  # whether this process leads at the moment
+    coordinator: Coordinator
     obstacle: str | None = "starting"  # why nothing can be coordinated yet
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What is counted for monitors."""
+        metrics = Metrics()
+        metrics.watch(self.coordinator, self.feed)
+        return metrics
 
     @cached_property
     def sessions(self) -> Sessions:

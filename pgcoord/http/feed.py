@@ -256,13 +256,14 @@ class Feed:
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self.state: Connected | None = None  # None while nobody watches
-        self._place: _Place | None = None
+        self._place: Place | None = None
         self._snapshot: Snapshot | None = None
         self._told: set[Subscription] = set()
         self._joining: list[Subscription] = []
         self._wanted = asyncio.Event()
         self._listener: Listener | None = None
         self._closed = False
+        self.interruptions = 0
 
     @contextmanager
     def subscribe(self, after: Cursor | None = None) -> Iterator[Subscription]:
@@ -340,7 +341,7 @@ class Feed:
         joining, self._joining = self._joining, []
         try:
             if self._place is None:
-                self._place = await _Place.now(conn)
+                self._place = await Place.now(conn)
             if any(each.after is None for each in joining):
                 async with queries.one_snapshot(conn):
                     await self._tell_news(conn, self._place)
@@ -356,7 +357,7 @@ class Feed:
         finally:
             self._joining = joining + self._joining
 
-    async def _tell_news(self, conn: Connection, place: "_Place") -> None:
+    async def _tell_news(self, conn: Connection, place: "Place") -> None:
         while events := await place.read(conn):
             self._snapshot = None
             for event in events:
@@ -396,13 +397,14 @@ class Feed:
     def _connected(self, *, live: bool, reason: str | None = None) -> None:
         """Keep whether what is told is live, and tell when that has changed."""
         was = self.state
+        self.interruptions += not live
         self.state = Connected(live, was.as_of if was and not live else _now(), reason)
         if live != (was.live if was else True):
             for subscription in (*self._told, *self._joining):
                 subscription.put(self.state)
 
 
-class _Place:
+class Place:
     """Where a feed stands, and which transactions may still fill each of its gaps."""
 
     def __init__(self, cursor: Cursor) -> None:
@@ -410,7 +412,7 @@ class _Place:
         self._writers: dict[tuple[int, int], frozenset[str]] = {}
 
     @classmethod
-    async def now(cls, conn: Connection) -> "_Place":
+    async def now(cls, conn: Connection) -> "Place":
         """The place after all that is there."""
         place = cls(Cursor(*await queries.last_event(conn, _LOOK_BACK)))
         await place.settle(conn)

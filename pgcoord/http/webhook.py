@@ -2,14 +2,19 @@
 
 import logging
 
+import psycopg
+from psycopg_pool import PoolTimeout
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import report
-from pgcoord.http.answers import Json, answer_error, read_body
+from pgcoord.errors import CoordError
+from pgcoord.http.answers import Json, meaning, read_body
 from pgcoord.http.door import door_of
-from pgcoord.report import NotSigned, Signed
+from pgcoord.queries import TakenReport
+from pgcoord.report import Signed
 
 logger = logging.getLogger(__name__)
 
@@ -24,23 +29,15 @@ _HEADERS = (
 
 async def workflow_complete(request: Request) -> Response:
     """Take a report; answer after the commit. A repeat is answered with what is stored."""
-    door = door_of(request)
-    body = await read_body(request, report.LIMIT)
-    headers = {name: request.headers[name] for name in _HEADERS if name in request.headers}
+    webhooks = door_of(request).metrics.webhooks
     try:
-        async with door.database.connection() as conn:
-            taken = await report.take(
-                conn,
-                Signed(body, headers),
-                secrets=door.access.webhook_secrets,
-                unsigned=door.access.unsigned_webhooks,
-            )
-    except NotSigned as error:
+        taken = await _take(request)
+    except (CoordError, HTTPException, psycopg.Error, PoolTimeout) as error:
+        _, result = meaning(error)
         logger.warning("a report was refused: %s", error)
+        webhooks.labels(result).inc()
         raise
-    if refused := taken.refusal():
-        logger.warning("a report was refused: %s", refused)
-        return await answer_error(request, refused)
+    webhooks.labels("repeated" if taken.repeated else "taken").inc()
     return Json(
         {
             "queue_id": taken.queue_id,
@@ -52,6 +49,22 @@ async def workflow_complete(request: Request) -> Response:
             "repeated": taken.repeated,
         }
     )
+
+
+async def _take(request: Request) -> TakenReport:
+    door = door_of(request)
+    body = await read_body(request, report.LIMIT)
+    headers = {name: request.headers[name] for name in _HEADERS if name in request.headers}
+    async with door.database.connection() as conn:
+        taken = await report.take(
+            conn,
+            Signed(body, headers),
+            secrets=door.access.webhook_secrets,
+            unsigned=door.access.unsigned_webhooks,
+        )
+    if refused := taken.refusal():
+        raise refused
+    return taken
 
 
 routes: list[BaseRoute] = [
