@@ -84,6 +84,20 @@ class Workflow:
 
 
 @dataclass(frozen=True)
+class Server:
+    """Where and how `pgcoord serve` is reached, `[server]`.
+
+    `public_url` is where processes and people elsewhere find it; `webhook_secrets` are the names
+    of environment variables, each with a secret that signs reports of any phase.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8002
+    public_url: str | None = None
+    webhook_secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Configuration:
     """What pgcoord.toml says; `path` is None where there is no such file.
 
@@ -95,6 +109,7 @@ class Configuration:
     log_folder: Path | None
     log_max_size: int = 100_000_000
     log_retention: timedelta | None = None
+    server: Server = Server()
 
     @property
     def default_workflow(self) -> Workflow | None:
@@ -119,15 +134,29 @@ def read_configuration(path: Path) -> Configuration:
     problems: list[str] = []
     folder = partial(_folder, path.parent)
     sections = _read_table(
-        _parse(path), {"workflow": _table, "log": _table}, key="", problems=problems
+        _parse(path),
+        {"workflow": _table, "server": _table, "log": _table},
+        key="",
+        problems=problems,
     )
     workflows = _read_workflows(sections.get("workflow", {}), folder, problems)
+    server = _read_table(
+        sections.get("server", {}),
+        {
+            "host": _host,
+            "port": _port,
+            "public_url": _url,
+            "webhook_secrets": _environment,
+        },
+        key="server",
+        problems=problems,
+    )
     readers: dict[str, _Reader] = {"folder": folder, "max_size": _size, "retention": parse_duration}
     log = _read_table(sections.get("log", {}), readers, key="log", problems=problems)
     if problems:
         raise InvalidConfiguration("\n".join(f"{path}: {problem}" for problem in problems))
     limits = {f"log_{key}": log[key] for key in ("max_size", "retention") if key in log}
-    return Configuration(path, workflows, log.get("folder"), **limits)
+    return Configuration(path, workflows, log.get("folder"), server=Server(**server), **limits)
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
@@ -242,6 +271,24 @@ def _attempts(value: object) -> int:
     if type(value) is not int or not 1 <= value <= _MOST_ATTEMPTS:
         raise ValueError(f"expected a whole number from 1 to {_MOST_ATTEMPTS}, not {value!r:.60}")
     return value
+
+
+def _host(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9.:_-]+", value):
+        raise ValueError(f'expected an address such as "127.0.0.1", not {value!r:.60}')
+    return value
+
+
+def _port(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= 65535:
+        raise ValueError(f"expected a port from 0 (any) to 65535, not {value!r:.60}")
+    return value
+
+
+def _url(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"https?://[^/\s?#@]+(/[^\s?#]*)?", value):
+        raise ValueError(f'expected a URL such as "https://build.example", not {value!r:.60}')
+    return value.rstrip("/")
 
 
 def _folder(base: Path, value: object) -> Path:

@@ -11,7 +11,6 @@ coordinator that is killed at any point is replaced by one that reads both and g
 import asyncio
 import logging
 import os
-import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from pgcoord import __version__, database, queries
+from pgcoord.backoff import Backoff
 from pgcoord.configuration import Configuration, Workflow
 from pgcoord.errors import (
     AnotherLeads,
@@ -31,12 +31,14 @@ from pgcoord.errors import (
     CoordError,
     DatabaseUnusable,
     InvalidConfiguration,
+    InvalidInput,
     Locked,
     StaleAttempt,
 )
 from pgcoord.launcher import LeftBehind, Run, RunState
 from pgcoord.listener import Listener, listening
 from pgcoord.queries import Assignment, Lead, Lineage, Move, OpenAttempt
+from pgcoord.report import NotSigned, spooled, unspool
 from pgcoord.retention import remove_old_runs
 
 logger = logging.getLogger(__name__)
@@ -85,10 +87,11 @@ class Coordinator:
         runs_folder: Path,
         environment: Mapping[str, str],
         host: str | None = None,
+        report_url: str | None = None,
     ) -> None:
         """Launch into folders below `runs_folder`, on the machine called `host` (None: as it is).
 
-        Processes get what the workflows let through of `environment`.
+        Processes get what the workflows let through of `environment`, and report to `report_url`.
         """
         self.host = host or socket.gethostname()
         self.leads = asyncio.Event()
@@ -96,6 +99,7 @@ class Coordinator:
         self._configuration = configuration
         self._runs_folder = runs_folder.resolve()
         self._environment = environment
+        self._report_url = report_url
         self._stopping = asyncio.Event()
         self._draining = False
         self._listener: Listener | None = None
@@ -104,6 +108,7 @@ class Coordinator:
         self._leader: Lead | None = None
         self._epoch = 0
         self._led = False
+        self.interruptions = 0
         self._taken: dict[str, _Taken] = {}
         self._awaited: set[str] = set()
         self._abandoned: set[int] = set()
@@ -155,7 +160,7 @@ class Coordinator:
         return self._stopping.is_set() or (self._draining and not self._taken)
 
     async def _coordinate(self) -> None:
-        backoff = _Backoff()
+        backoff = Backoff()
         while not self._done:
             try:
                 async with self._session():
@@ -471,8 +476,10 @@ class Coordinator:
             logger.info("%s taken over, pid %s, %s", assignment, taken.run.pid, state.value)
             if not assignment.started:
                 await self._record_start(taken)
+            await self._take_spooled_report(taken)
             await self._see_to_its_end(taken)
         elif assignment.started or state is RunState.LOST:
+            await self._take_spooled_report(taken)
             logger.warning("%s is lost: its process left no exit status", assignment)
             await taken.run.end(GRACE)  # it lives where its folder was deleted under it
             await self._end_what_it_left(taken)
@@ -539,6 +546,7 @@ class Coordinator:
             return
         taken.over = True
         left = await self._end_what_it_left(taken)
+        await self._take_spooled_report(taken)
         exit_status = taken.run.exit_status
         if exit_status is None and not taken.told:
             await self._give_up(taken, "lost", "its process is gone and left no exit status")
@@ -551,6 +559,32 @@ class Coordinator:
             lambda conn: queries.end_attempt(conn, taken.assignment, status, tail, names),
         )
         logger.debug("%s exited with status %d", taken.assignment, status)
+
+    async def _take_spooled_report(self, taken: "_Taken") -> None:
+        """Take the report that the workflow could not send, if there is one."""
+        assignment, folder = taken.assignment, taken.run.folder
+        refused: CoordError | None = None
+        try:
+            kept = await asyncio.to_thread(spooled, folder, assignment.secret)
+            if kept is None:
+                return
+            answer = await self._tell(
+                lambda conn: queries.take_report(
+                    conn,
+                    kept.report,
+                    message_id=kept.message_id,
+                    actor=f"{assignment.adw_id} (spooled report)",
+                    adw_id=assignment.adw_id,
+                )
+            )
+            refused = answer.refusal()
+        except (NotSigned, InvalidInput) as error:
+            refused = error
+        if refused:
+            logger.warning("%s: its spooled report is not taken: %s", assignment, refused)
+        else:
+            logger.info("%s: its spooled report is taken", assignment)
+        await asyncio.to_thread(unspool, folder)
 
     async def _end_what_it_left(self, taken: "_Taken") -> list[LeftBehind]:
         left = await taken.run.end_left_behind(GRACE)
@@ -574,12 +608,12 @@ class Coordinator:
 
         await self._tell(say_and_log)
 
-    async def _tell(self, say: Callable[[queries.Connection], Awaitable[None]]) -> None:
+    async def _tell(self, say: Callable[[queries.Connection], Awaitable[Result]]) -> Result:
         """Say something to the database until it has heard it: all that is said can be said twice.
 
         Raises `_Unheard` when stopped; whoever starts next finds the same in the folder of the run.
         """
-        backoff = _Backoff()
+        backoff = Backoff()
         while True:
             try:
                 async with self._pool.connection() as conn:
@@ -589,7 +623,8 @@ class Coordinator:
                     raise _Unheard(_line(error)) from error
                 await self._pause(backoff, error)
 
-    async def _pause(self, backoff: "_Backoff", error: Exception) -> None:
+    async def _pause(self, backoff: Backoff, error: Exception) -> None:
+        self.interruptions += not isinstance(error, AnotherLeads)
         seconds = backoff.next()
         level = logging.DEBUG if backoff.repeats(_line(error)) else logging.WARNING
         logger.log(level, "trying again in %.2f s: %s", seconds, _line(error))
@@ -628,6 +663,8 @@ class Coordinator:
             for name in (*_PASSED_ON, *workflow.environment)
             if name in self._environment
         }
+        if self._report_url:
+            passed_on["PGCOORD_REPORT_URL"] = self._report_url
         return passed_on | {
             "PGCOORD_QUEUE_ID": assignment.queue_id,
             "PGCOORD_FEATURE_ID": str(assignment.feature_id),
@@ -710,29 +747,6 @@ class _Taken:
 
 class _Unheard(Exception):
     """Stopped while the database could not be told."""
-
-
-class _Backoff:
-    """Seconds before the next try: from 0.05 doubling to 0.8, jittered so that many spread.
-
-    No more: a stand-by server that was promoted is to be found within a second.
-    """
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self._seconds = 0.05
-        self._said = ""
-
-    def next(self) -> float:
-        seconds, self._seconds = self._seconds, min(self._seconds * 2, 0.8)
-        return seconds * random.uniform(0.5, 1.0)
-
-    def repeats(self, reason: str) -> bool:
-        """Whether that was the reason of the last try, too."""
-        before, self._said = self._said, reason
-        return reason == before
 
 
 def _log_move(assignment: Assignment, was: str, now: str, reason: str) -> None:

@@ -7,6 +7,7 @@ CoordError
 ├── NotFound                4  no such feature or phase
 ├── Refused                 3  the database does not allow it in the state things are in
 │   ├── StaleAttempt           an attempt that was given up
+│   ├── ChangedMeanwhile       somebody else changed what was to be changed
 │   ├── AnotherLeads           this coordinator does not lead (any more)
 │   └── Locked                 somebody else holds a lock for too long
 ├── DatabaseUnusable        6  no connection, no rights, wrong version, read-only
@@ -59,6 +60,10 @@ class Refused(CoordError):
 
 class StaleAttempt(Refused):
     """An attempt that was given up."""
+
+
+class ChangedMeanwhile(Refused):
+    """Somebody else has changed what was to be changed."""
 
 
 class AnotherLeads(Refused):

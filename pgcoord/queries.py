@@ -4,8 +4,8 @@ The one rule: no SQL anywhere else, and no decision here. What the database refu
 `CoordError`.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 
 from pgcoord.errors import (
     AnotherLeads,
+    ChangedMeanwhile,
     CoordError,
     DatabaseUnusable,
     InvalidInput,
@@ -44,6 +45,7 @@ _LEAVES: Mapping[str, type[CoordError]] = {
     "PC007": AnotherLeads,
     "PC008": Refused,
     "PC009": Refused,
+    "PC010": ChangedMeanwhile,
     "22P02": InvalidInput,  # a number or JSON that is none
     "22P05": InvalidInput,  # a NUL in JSON
     "23505": InvalidInput,  # a phase that exists already
@@ -260,6 +262,70 @@ class Finding:
     level: str
     words: str
     remedy: str | None
+
+
+@dataclass(frozen=True)
+class HistoryEvent:
+    """Something that happened."""
+
+    id: int
+    at: datetime
+    kind: str
+    feature_id: int | None
+    phase_number: int | None
+    queue_id: str | None
+    from_status: str | None
+    to_status: str | None
+    attempt: int | None
+    adw_id: str | None
+    actor: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What a monitor wants to know of the moment."""
+
+    phases: dict[str, int] | None
+    slots: int
+    slots_held: int
+    slots_draining: int
+    paused: bool
+    oldest_eligible_seconds: float | None
+    notification_queue_usage: float
+
+
+@dataclass(frozen=True)
+class EndedAttempt:
+    """An attempt that has ended; waited for is the first attempt of a phase alone."""
+
+    workflow: str | None
+    outcome: str
+    waited_seconds: float | None
+    ran_seconds: float | None
+
+
+@dataclass(frozen=True)
+class TakenReport:
+    """What became of a report: taken, or refused for `reason` with the SQLSTATE `code`."""
+
+    code: str | None
+    reason: str | None
+    hint: str | None
+    repeated: bool
+    queue_id: str | None
+    feature_id: int | None
+    phase_number: int | None
+    adw_id: str | None
+    attempt: int | None
+    outcome: str | None
+    status: str | None
+
+    def refusal(self) -> CoordError | None:
+        """The refusal as an error."""
+        if self.code is None:
+            return None
+        return _LEAVES[self.code](self.reason or self.code, hint=self.hint)
 
 
 async def _rows(conn: Connection, row: type[Row], statement: str, *values: object) -> list[Row]:
@@ -700,3 +766,200 @@ async def last_reasons(conn: Connection, feature_id: int) -> dict[int, str]:
             [feature_id],
         )
         return {number: reason for number, reason in await cursor.fetchall() if reason}
+
+
+@asynccontextmanager
+async def one_snapshot(conn: Connection) -> AsyncIterator[None]:
+    """Have all statements of the block see the database as it is at the first of them."""
+    async with conn.transaction():
+        await conn.execute(b"set transaction isolation level repeatable read, read only")
+        yield
+
+
+async def events_after(
+    conn: Connection, last: int, gaps: Sequence[tuple[int, int]], limit: int
+) -> list[HistoryEvent]:
+    """Events with an id above `last` or within one of `gaps`, lowest ids first."""
+    return await _rows(
+        conn,
+        HistoryEvent,
+        f"select {_columns(HistoryEvent)} from pgcoord.events_after(%s, %s, %s, %s)",
+        last,
+        [low for low, _ in gaps],
+        [high for _, high in gaps],
+        limit,
+    )
+
+
+async def last_event(conn: Connection, back: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """The highest id of an event, and the ranges missing among the last `back` events."""
+    with refusals():
+        cursor = await conn.execute(b"select last, lows, highs from pgcoord.last_event(%s)", [back])
+        row = await cursor.fetchone()
+    assert row is not None
+    last, lows, highs = row
+    return last, tuple(zip(lows, highs, strict=True))
+
+
+async def event_writers(conn: Connection) -> frozenset[str]:
+    """The transactions under way that may have written events."""
+    with refusals():
+        cursor = conn.cursor(row_factory=scalar_row)
+        await cursor.execute(b"select pgcoord.event_writers()")
+        return frozenset(await cursor.fetchall())
+
+
+async def report_secrets(conn: Connection, report: object) -> list[tuple[str, str]]:
+    """The attempts that a report may be of, by adw_id, latest first, each with its secret."""
+    with refusals():
+        cursor = await conn.execute(
+            b"select adw_id, secret from pgcoord.report_secrets(%s)", [Jsonb(report)]
+        )
+        return await cursor.fetchall()
+
+
+async def take_report(
+    conn: Connection,
+    report: Mapping[str, object],
+    *,
+    message_id: str | None,
+    actor: str,
+    adw_id: str | None,
+) -> TakenReport:
+    """Take a report, as of the attempt `adw_id` where its secret signed it; log the delivery."""
+    taken = await _row(
+        conn,
+        TakenReport,
+        f"select {_columns(TakenReport)} from pgcoord.take_report(%s, %s, %s, %s)",
+        Jsonb(report),
+        message_id,
+        actor,
+        adw_id,
+    )
+    assert taken is not None
+    return taken
+
+
+async def store_feature(conn: Connection, feature: Mapping[str, object]) -> int:
+    """Store a feature with its plan, and run nothing; return its id. Raises `InvalidInput`."""
+    return int(await _value(conn, "select pgcoord.store_feature(%s)", Jsonb(feature)))
+
+
+async def change_feature(
+    conn: Connection, feature_id: int, changes: Mapping[str, object], version: str | None
+) -> None:
+    """Change what is given; with `version` only if that is the one in force."""
+    await _value(
+        conn, "select pgcoord.change_feature(%s, %s, %s)", feature_id, Jsonb(changes), version
+    )
+
+
+async def make_plan(conn: Connection, feature_id: int) -> int:
+    """Give a feature without a plan one of a single phase; return how many phases there are."""
+    return int(await _value(conn, "select pgcoord.make_plan(%s)", feature_id))
+
+
+async def execute_feature(conn: Connection, feature_id: int) -> int:
+    """Queue the planned phases; return how many, 0 when they were queued before."""
+    return int(await _value(conn, "select pgcoord.execute_feature(%s)", feature_id))
+
+
+async def feature_object(conn: Connection, feature_id: int) -> dict[str, Any]:
+    """A feature with its phases, as JSON. Raises `NotFound`."""
+    found: dict[str, Any] = await _value(conn, "select pgcoord.feature_object(%s)", feature_id)
+    return found
+
+
+async def measures(conn: Connection) -> Measures:
+    """What a monitor wants to know of the moment; counts all phases."""
+    found = await _row(conn, Measures, f"select {_columns(Measures)} from pgcoord.measures()")
+    assert found is not None
+    return found
+
+
+async def ended_attempts(conn: Connection, events: Collection[int]) -> list[EndedAttempt]:
+    """The attempts that ended with these events."""
+    columns = _columns(EndedAttempt)
+    statement = f"select {columns} from pgcoord.ended_attempts(%s)"
+    return await _rows(conn, EndedAttempt, statement, list(events))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is wanted of a list: columns and the values they may have, the order, and which part."""
+
+    filters: Mapping[str, Collection[object]]
+    order: str
+    limit: int
+    offset: int = 0
+
+    def sql(self, orders: Mapping[str, str]) -> tuple[str, list[object]]:
+        """The clauses, and their values; `order` is a key of `orders`."""
+        tests = " and ".join(f"{column} = any(%s)" for column in self.filters) or "true"
+        clauses = f"where {tests} order by {orders[self.order]} limit %s offset %s"
+        return clauses, [*map(list, self.filters.values()), self.limit, self.offset]
+
+
+QUEUE_ORDERS = {
+    "feature": "feature_id, phase_number",
+    "line": "slot nulls last, priority, queue_position, feature_id, phase_number",
+    "updated": "updated_at desc, feature_id, phase_number",
+}
+
+FEATURE_ORDERS = {
+    "id": "id",
+    "newest": "id desc",
+    "priority": "priority, id",
+    "updated": "updated_at desc, id",
+}
+
+
+async def queue_objects(conn: Connection, listing: Listing) -> list[dict[str, Any]]:
+    """Phases with what they wait for, as JSON. SQL: view pgcoord.queue."""
+    clauses, values = listing.sql(QUEUE_ORDERS)
+    return await _values(
+        conn, f"select to_jsonb(q) from (select * from pgcoord.queue {clauses}) as q", *values
+    )
+
+
+async def feature_objects(conn: Connection, listing: Listing) -> list[dict[str, Any]]:
+    """Features without their phases, as JSON. SQL: view pgcoord.feature."""
+    clauses, values = listing.sql(FEATURE_ORDERS)
+    return await _values(
+        conn,
+        f"select to_jsonb(f) - 'plan' from (select * from pgcoord.feature {clauses}) as f",
+        *values,
+    )
+
+
+async def phase_object(conn: Connection, queue_id: str) -> dict[str, Any]:
+    """A phase with what it waits for, as JSON. Raises `NotFound`."""
+    found = await queue_objects(conn, Listing({"queue_id": [queue_id]}, "feature", 1))
+    if not found:
+        await status_of(conn, queue_id)
+    return found[0]
+
+
+async def slot_objects(conn: Connection) -> list[dict[str, Any]]:
+    """The slots and what holds each, as JSON."""
+    return await _values(conn, "select to_jsonb(s) from pgcoord.slots as s order by s.slot")
+
+
+async def queue_snapshot(conn: Connection, limit: int) -> dict[str, Any]:
+    """What a watcher of the queue sees first: phases that have not ended, those in slots first."""
+    waiting = ["queued", "ready", "running", "blocked"]
+    since = await paused(conn)
+    return {
+        "queue": await queue_objects(conn, Listing({"status": waiting}, "line", limit)),
+        "total": await _value(
+            conn, "select count(*) from public.phase_queue where status = any(%s)", waiting
+        ),
+        "slots": await slot_objects(conn),
+        "paused_at": since and since.isoformat(),
+    }
+
+
+async def _values(conn: Connection, statement: str, *values: object) -> list[Any]:
+    with refusals():
+        cursor = await conn.cursor(row_factory=scalar_row).execute(statement.encode(), values)
+        return await cursor.fetchall()

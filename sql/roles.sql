@@ -35,9 +35,10 @@ grant usage on schema public, pgcoord to pgcoord_reader, pgcoord_client, pgcoord
 -- Seeing.
 grant select on
     public.planned_features, public.phase_queue,
-    pgcoord.feature, pgcoord.board, pgcoord.waiting, pgcoord.reasons, pgcoord.slots, pgcoord.timeline,
-    pgcoord.leader, pgcoord.elsewhere, pgcoord.slot, pgcoord.dependency, pgcoord.event, pgcoord.control, pgcoord.coordinator,
-    pgcoord.host, pgcoord.workflow, pgcoord.migration, pgcoord.shipped, pgcoord.changed_definition
+    pgcoord.feature, pgcoord.board, pgcoord.queue, pgcoord.waiting, pgcoord.reasons, pgcoord.slots, pgcoord.timeline,
+    pgcoord.history, pgcoord.webhook_delivery, pgcoord.leader, pgcoord.elsewhere, pgcoord.slot, pgcoord.dependency,
+    pgcoord.event, pgcoord.control, pgcoord.coordinator, pgcoord.host, pgcoord.workflow, pgcoord.migration, pgcoord.shipped,
+    pgcoord.changed_definition
 to pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 grant select (
     id, queue_id, number, adw_id, slot, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,
@@ -51,7 +52,10 @@ grant execute on function
     pgcoord.checkup_slots(), pgcoord.checkup_line(), pgcoord.checkup_retries(), pgcoord.checkup_workflows(),
     pgcoord.checkup_prerequisites(), pgcoord.checkup_attempts(), pgcoord.checkup_external(),
     pgcoord.checkup_transactions(), pgcoord.checkup_notifications(), pgcoord.definitions(), pgcoord.some_of(text[]),
-    pgcoord.counted(bigint, text, text), pgcoord.in_words(interval)
+    pgcoord.counted(bigint, text, text), pgcoord.in_words(interval),
+    pgcoord.waiting_for(public.phase_queue), pgcoord.feature_object(integer), pgcoord.last_event(integer),
+    pgcoord.events_after(bigint, bigint[], bigint[], integer), pgcoord.event_writers(),
+    pgcoord.measures(), pgcoord.ended_attempts(bigint[])
 to pgcoord_reader, pgcoord_client;
 
 -- Bringing work in. A phase may be inserted in any state that the design allows, as the spec's own example does: the
@@ -71,7 +75,8 @@ grant update (title, description, item_type, priority, estimated_hours, tags, pl
 grant update (issue_number, depends_on_phases, phase_data, pr_number, priority, queue_position, retry_at)
     on public.phase_queue to pgcoord_client;
 grant execute on function
-    pgcoord.submit_feature(jsonb), pgcoord.execute_feature(integer), pgcoord.cancel_feature(integer, text),
+    pgcoord.submit_feature(jsonb), pgcoord.store_feature(jsonb), pgcoord.change_feature(integer, jsonb, text),
+    pgcoord.make_plan(integer), pgcoord.execute_feature(integer), pgcoord.cancel_feature(integer, text),
     pgcoord.complete_phase(text, text), pgcoord.fail_phase(text, text, text), pgcoord.retry_phase(text, text),
     pgcoord.skip_phase(text, text), pgcoord.cancel_phase(text, text), pgcoord.set_priority(text, integer),
     pgcoord.pause(integer, text), pgcoord.resume(integer), pgcoord.set_slots(integer)
@@ -88,6 +93,6 @@ to pgcoord_client;
 grant execute on all functions in schema pgcoord to pgcoord_coordinator;
 grant usage on all sequences in schema pgcoord to pgcoord_coordinator;
 grant select, insert, update, delete on all tables in schema pgcoord to pgcoord_coordinator;
-revoke update, delete on pgcoord.event from pgcoord_coordinator;
+revoke update, delete on pgcoord.event, pgcoord.webhook_delivery from pgcoord_coordinator;
 revoke insert, update, delete on pgcoord.migration, pgcoord.shipped from pgcoord_coordinator;
 grant update on public.planned_features, public.phase_queue to pgcoord_coordinator;

@@ -34,11 +34,19 @@ def make_coordinator(
     work: Workflow | None = None,
     kind: type[Coordinator] = Coordinator,
     host: str | None = None,
+    url: str | None = None,
 ) -> Coordinator:
-    """A coordinator with one workflow and its runs below `folder`."""
+    """A coordinator with one workflow and its runs below `folder`, served at `url` if at all."""
     work = work or scripts()
     configuration = Configuration(path=None, workflows={work.name: work}, log_folder=None)
-    return kind(dsn, configuration, runs_folder=folder / "runs", environment=os.environ, host=host)
+    return kind(
+        dsn,
+        configuration,
+        runs_folder=folder / "runs",
+        environment=os.environ,
+        host=host,
+        report_url=f"{url}/api/v1/workflow-complete" if url else None,
+    )
 
 
 @contextlib.asynccontextmanager

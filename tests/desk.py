@@ -18,6 +18,9 @@ import psycopg
 PATIENCE = 30  # seconds, for anything that happens within one
 
 CONFIGURATION = """
+[server]
+port = 0
+
 [workflow.sh]
 command = ["sh", "-c", "{prompt}"]
 default = true

@@ -23,6 +23,7 @@ from pgcoord.commands.bench import print_report
 KEYS = {
     "hop": "ms",
     "hop_start": "ms",
+    "webhook": "ms",
     "floor": "ms",
     "hop_ratio": "x",
     "memory": "MB",
@@ -85,7 +86,7 @@ def test_bench_measures_beside_the_users_tables_and_leaves_nothing(
     figures = {figure["key"]: figure for figure in report["figures"]}
     assert {key: figure["unit"] for key, figure in figures.items()} == KEYS
     assert all(figure["value"] > 0 for figure in figures.values())
-    for key in ("hop", "hop_start", "floor"):
+    for key in ("hop", "hop_start", "webhook", "floor"):
         assert figures[key]["p99"] >= figures[key]["value"]
     assert figures["hop_start"]["value"] > figures["hop"]["value"]
     assert figures["floor"]["verdict"] is None

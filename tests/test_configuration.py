@@ -110,7 +110,11 @@ def test_folders_are_relative_to_the_file_wherever_it_is_read_from(
     ("text", "expected"),
     [
         ("[workflows.a]", "workflows: unknown key; did you mean workflow?"),
-        ("[server]\nport = 1", "server: unknown key; expected one of workflow, log"),
+        ("[servers]\nport = 1", "servers: unknown key; did you mean server?"),
+        ("[server]\nport = 70000", "server.port: expected a port from 0 (any) to 65535, not 70000"),
+        ('[server]\nhost = "http://x"', "server.host: expected an address such as"),
+        ('[server]\npublic_url = "build"', "server.public_url: expected a URL such as"),
+        ('[server]\nwebhook_secrets = "X"', "server.webhook_secrets: expected a list of variable"),
         ("[log]\nfoldr = 'x'", "log.foldr: unknown key; did you mean folder?"),
         ("[log]\nfolder = 3", "log.folder: expected a folder"),
         ("[log]\nmax_size = 100", "log.max_size: expected a size such as"),

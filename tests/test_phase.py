@@ -697,14 +697,22 @@ def second_attempt(conn: Connection, epoch: int) -> str:
     return queue_id
 
 
-@pytest.mark.parametrize("function", ["complete_phase(%s, %s)", "fail_phase(%s, 'x', %s)"])
 def test_a_report_of_an_attempt_that_was_given_up_is_refused(
-    conn: Connection, second_attempt: str, function: str
+    conn: Connection, second_attempt: str
 ) -> None:
     first, _ = attempts(conn, second_attempt)
     was = everything(conn, second_attempt)
     with refused("PC003", "attempt 1", first["adw_id"], "was given up: attempt 2"):
-        conn.execute(f"select pgcoord.{function}".encode(), [second_attempt, first["adw_id"]])
+        conn.execute("select pgcoord.complete_phase(%s, %s)", [second_attempt, first["adw_id"]])
+    assert everything(conn, second_attempt) == was
+
+
+def test_a_late_repeat_of_how_an_earlier_attempt_ended_changes_nothing(
+    conn: Connection, second_attempt: str
+) -> None:
+    first, _ = attempts(conn, second_attempt)
+    was = everything(conn, second_attempt)
+    conn.execute("select pgcoord.fail_phase(%s, 'x', %s)", [second_attempt, first["adw_id"]])
     assert everything(conn, second_attempt) == was
 
 

@@ -35,6 +35,14 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("select * from phase_queue", READER),
     ("select * from pgcoord.feature", READER),
     ("select * from pgcoord.board", READER),
+    ("select * from pgcoord.queue", READER),
+    ("select * from pgcoord.history", READER),
+    ("select * from pgcoord.webhook_delivery", READER),
+    ("select pgcoord.feature_object(1)", READER),
+    ("select * from pgcoord.events_after(0, '{1}', '{2}', 10)", READER),
+    ("select * from pgcoord.last_event(10), pgcoord.event_writers()", READER),
+    ("select * from pgcoord.measures()", READER),
+    ("select * from pgcoord.ended_attempts('{1}')", READER),
     ("select * from pgcoord.waiting", READER),
     ("select * from pgcoord.slots", READER),
     ("select * from pgcoord.timeline", READER),
@@ -51,6 +59,13 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("select * from pgcoord.attempt", COORDINATOR),
     ("select * from pgcoord.assignment", COORDINATOR),
     ("select pgcoord.new_secret()", COORDINATOR),
+    ('select * from pgcoord.report_secrets(\'{"queue_id": "queue-1-1"}\')', COORDINATOR),
+    (
+        "select * from pgcoord.take_report("
+        '\'{"queue_id": "queue-1-1", "status": "completed"}\', \'m\', \'a\')',
+        COORDINATOR,
+    ),
+    ("delete from pgcoord.webhook_delivery", NOBODY),
     # bringing work in
     ("insert into planned_features (title) values ('a')", CLIENT),
     ("insert into planned_features (id, title, tags) values (99, 'a', '[]')", CLIENT),
@@ -80,6 +95,9 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ),
     ("insert into phase_queue (feature_id, phase_number, unmet) values (1, 9, 0)", NOBODY),
     ('select pgcoord.submit_feature(\'{"title": "a", "phases": [{"phase_number": 1}]}\')', CLIENT),
+    ('select pgcoord.store_feature(\'{"title": "a", "phases": [{"phase_number": 1}]}\')', CLIENT),
+    ('select pgcoord.change_feature(1, \'{"title": "b"}\')', CLIENT),
+    ("select pgcoord.make_plan(2)", CLIENT),
     ("select pgcoord.execute_feature(2)", CLIENT),
     # steering
     ("select pgcoord.complete_phase('queue-1-1')", CLIENT),

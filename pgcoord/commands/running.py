@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 
@@ -18,6 +19,10 @@ from pgcoord.commands.options import Surroundings
 from pgcoord.commands.place import check_schema, session
 from pgcoord.coordinator import Coordinator
 from pgcoord.errors import CoordError, DatabaseUnusable
+from pgcoord.http.door import Database, Door
+from pgcoord.http.feed import Feed
+from pgcoord.http.security import Access
+from pgcoord.http.server import serving, url_of
 from pgcoord.listener import check_wake_ups
 from pgcoord.plan import Plan
 from pgcoord.progress import Progress, Snapshot, follow_through, progress, read_snapshot, summary
@@ -117,10 +122,18 @@ async def _watched(dsn: str, feature_id: int, shown: Progress) -> Snapshot:
     return snapshot
 
 
-async def serve(dsn: str, coordinator: Coordinator, *, drain: bool = False) -> int:
-    """Run a coordinator until it is stopped by a signal, and return the exit status.
+async def serve(
+    dsn: str,
+    coordinator: Coordinator,
+    taken: socket.socket,
+    access: Access,
+    *,
+    drain: bool = False,
+) -> int:
+    """Run a coordinator, and serve on a socket, until stopped by a signal; return the exit status.
 
-    With `drain` the first signal has it wait until nothing runs here.
+    What cannot be coordinated yet is served all the same, as not being ready. With `drain` the
+    first signal has it wait until nothing runs here.
     """
     stopping = asyncio.Event()
 
@@ -138,16 +151,24 @@ async def serve(dsn: str, coordinator: Coordinator, *, drain: bool = False) -> i
             )
 
     steps = [wait_for_what_runs, stop] if drain else [stop]
+    door = Door(
+        database=Database(dsn),
+        feed=Feed(dsn),
+        access=access,
+        coordinator=coordinator,
+    )
     with _interruptible(*steps) as came:
-        await _await_server(dsn, stopping)
-        if not stopping.is_set():
-            await coordinator.run()
+        async with serving(door, taken):
+            logger.info("serving on %s", url_of(taken))
+            await _await_server(dsn, stopping, door)
+            if not stopping.is_set():
+                await coordinator.run()
     await _tell_what_goes_on(dsn, coordinator, interrupted=True)
     # What manages services stops them by SIGTERM: that is no failure.
     return 128 + signal.SIGINT if signal.SIGINT in came else 0
 
 
-async def _await_server(dsn: str, stopping: asyncio.Event) -> None:
+async def _await_server(dsn: str, stopping: asyncio.Event, door: Door) -> None:
     """Wait until the server answers, or until stopped.
 
     Raises `DatabaseUnusable` for its schema, or when notifications do not arrive.
@@ -156,10 +177,12 @@ async def _await_server(dsn: str, stopping: asyncio.Event) -> None:
         try:
             await asyncio.to_thread(check_schema, dsn)
             await check_wake_ups(dsn)
+            door.obstacle = None
             return
         except DatabaseUnusable as error:
             if not database.may_pass(error):
                 raise
+            door.obstacle = str(error)
             logger.warning("trying again in %.0f s: %s", _PATIENCE, error)
         with suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), _PATIENCE)

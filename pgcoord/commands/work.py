@@ -68,6 +68,19 @@ def run(
 
 def serve(
     ctx: typer.Context,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Serve there; else [server], else 127.0.0.1."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT", min=0, max=65535, help="Else [server], else 8002; 0 takes any."
+        ),
+    ] = None,
+    insecure_webhooks: Annotated[
+        bool, typer.Option("--insecure-webhooks", help="Take reports that nobody has signed.")
+    ] = False,
     drain: Annotated[
         bool,
         typer.Option(
@@ -80,7 +93,7 @@ def serve(
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
-    """Run what is queued, now and later, until stopped.
+    """Run what is queued, now and later, until stopped; serve the panel and the API meanwhile.
 
     SIGTERM or Ctrl-C stop it, and not the processes of phases: a coordinator that is started again
     takes them over. Any number may serve a database, on any machine: one leads and runs what is
@@ -89,10 +102,24 @@ def serve(
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
     place = make_place(surroundings, dsn)
-    coordinator = _coordinator(surroundings, configuration, place)
     from pgcoord.commands import running
+    from pgcoord.http.security import read_access
+    from pgcoord.http.server import bind, url_of
 
-    raise typer.Exit(complete(place.dsn, running.serve(place.dsn, coordinator, drain=drain)))
+    server = configuration.server
+    name = host or server.host
+    with bind(name, server.port if port is None else port) as taken:
+        access = read_access(
+            server,
+            surroundings.environment,
+            address=taken.getsockname()[0],
+            name=name,
+            unsigned_webhooks=insecure_webhooks,
+        )
+        url = server.public_url or url_of(taken)
+        coordinator = _coordinator(surroundings, configuration, place, url=url)
+        service = running.serve(place.dsn, coordinator, taken, access, drain=drain)
+        raise typer.Exit(complete(place.dsn, service))
 
 
 def submit(
@@ -148,14 +175,24 @@ def _configuration(surroundings: Surroundings, config: Path | None) -> "Configur
 
 
 def _coordinator(
-    surroundings: Surroundings, configuration: "Configuration", place: Place
+    surroundings: Surroundings,
+    configuration: "Configuration",
+    place: Place,
+    url: str | None = None,
 ) -> "Coordinator":
-    """A coordinator that has claimed nothing yet, and a folder for what it will run."""
+    """A coordinator that has claimed nothing yet, and a folder for what it will run.
+
+    Its processes report to what is served at `url`.
+    """
     runs_folder = make_runs_folder(place, configuration)
     from pgcoord.coordinator import Coordinator
 
     return Coordinator(
-        place.dsn, configuration, runs_folder=runs_folder, environment=surroundings.environment
+        place.dsn,
+        configuration,
+        runs_folder=runs_folder,
+        environment=surroundings.environment,
+        report_url=f"{url}/api/v1/workflow-complete" if url else None,
     )
 
 

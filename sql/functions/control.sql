@@ -192,3 +192,35 @@ exception when insufficient_privilege or feature_not_supported or undefined_func
 end $$;
 comment on function pgcoord.lineage() is
     'The system and timeline of this server, by which a coordinator knows a primary that was replaced; null where it does not tell.';
+
+-- What a monitor wants to know of the moment.
+create or replace function pgcoord.measures(
+    out phases jsonb, out slots bigint, out slots_held bigint, out slots_draining bigint, out paused boolean,
+    out oldest_eligible_seconds float8, out notification_queue_usage float8
+)
+language sql stable as $$
+    select
+        (select jsonb_object_agg(status, n) from (select status, count(*) as n from public.phase_queue group by status) as counted),
+        (select count(*) from pgcoord.slot where not draining),
+        (select count(*) from public.phase_queue where slot is not null),
+        (select count(*) from pgcoord.slot where draining),
+        (select paused_at is not null from pgcoord.control),
+        (select extract(epoch from clock_timestamp() - min(eligible_at)) from public.phase_queue
+            where status = 'queued' and eligible_at is not null and retry_at is null and not held),
+        pg_notification_queue_usage();
+$$;
+comment on function pgcoord.measures() is
+    'How many phases there are in each state, slots in all and in use, since when the oldest eligible phase waits, how full the queue of notifications is.';
+
+create or replace function pgcoord.ended_attempts(
+    p_events bigint[], out workflow text, out outcome text, out waited_seconds float8, out ran_seconds float8
+) returns setof record
+language sql stable as $$
+    select a.workflow, a.outcome, case when a.number = 1 then extract(epoch from a.claimed_at - p.eligible_at) end, extract(epoch from a.ended_at - a.started_at)
+    from pgcoord.event as e
+        join pgcoord.attempt as a on a.queue_id = e.queue_id and a.number = e.attempt
+        join public.phase_queue as p on p.queue_id = a.queue_id
+    where e.id = any (p_events) and a.ended_at is not null;
+$$;
+comment on function pgcoord.ended_attempts(bigint[]) is
+    'The attempts that ended with the given events: how, after what time, and how long the first one of a phase was waited for.';

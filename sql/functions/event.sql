@@ -49,3 +49,58 @@ comment on function pgcoord.guard_event() is 'Trigger: refuse (PC008) to change 
 create or replace trigger event_change_refuses before update or delete on pgcoord.event
     for each row execute function pgcoord.guard_event();
 comment on trigger event_change_refuses on pgcoord.event is 'Events are append-only.';
+
+create or replace view pgcoord.history as
+select e.id, e.at, e.kind, e.feature_id, e.phase_number, e.queue_id, e.from_status, e.to_status, e.attempt, a.adw_id, e.actor, e.reason
+from pgcoord.event as e
+    left join pgcoord.attempt as a on a.queue_id = e.queue_id and a.number = e.attempt;
+comment on view pgcoord.history is 'Events, with the adw_id of the attempt that each concerns.';
+
+-- Ids are not the order of commits: a slow transaction commits a lower one after a higher was read. Whoever follows
+-- the events keeps the highest id it has read and the ranges of ids below it that it has not, and asks for both.
+create or replace function pgcoord.events_after(p_after bigint, p_lows bigint[], p_highs bigint[], p_limit integer)
+returns setof pgcoord.history
+language sql stable
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+    select h.*
+    from pgcoord.history as h
+    where h.id = any (array(
+        select id from (
+            (select e.id from pgcoord.event as e where e.id > p_after order by e.id limit p_limit)
+            union all
+            select e.id from unnest(p_lows, p_highs) as gap (low, high)
+                join pgcoord.event as e on e.id between gap.low and gap.high
+        ) as found
+        order by id
+        limit p_limit
+    ))
+    order by h.id;
+$$;
+comment on function pgcoord.events_after(bigint, bigint[], bigint[], integer) is
+    'Events with a higher id than the first argument, or with one in the ranges given, in order of their ids.';
+
+-- Where somebody stands who has read all that is there: the highest id, and the ids missing among the last p_back
+-- events (of which some may be of transactions that go on).
+create or replace function pgcoord.last_event(p_back integer, out last bigint, out lows bigint[], out highs bigint[])
+language sql stable as $$
+    select coalesce(max(id), 0), coalesce(array_agg(before + 1 order by id) filter (where before + 1 < id), '{}'),
+        coalesce(array_agg(id - 1 order by id) filter (where before + 1 < id), '{}')
+    from (
+        select id, coalesce(lag(id) over (order by id), case when rows = p_back then id - 1 else 0 end) as before
+        from (
+            select id, count(*) over () as rows
+            from (select id from pgcoord.event order by id desc limit p_back) as latest
+        ) as counted
+    ) as pairs;
+$$;
+comment on function pgcoord.last_event(integer) is
+    'The highest id of an event, and the ranges of ids that are missing among the last so many events.';
+
+-- Whoever writes an event locks the table until the end of the transaction.
+create or replace function pgcoord.event_writers() returns setof text
+language sql stable as $$
+    select virtualtransaction from pg_locks
+    where locktype = 'relation' and relation = 'pgcoord.event'::regclass and mode = 'RowExclusiveLock' and granted
+        and database = (select oid from pg_database where datname = current_database());
+$$;
+comment on function pgcoord.event_writers() is 'Transactions under way that may have written events.';

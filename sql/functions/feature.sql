@@ -143,7 +143,7 @@ begin
 end $$;
 comment on function pgcoord.check_feature_object(jsonb) is 'Refuse (PC005) a JSON value that is no feature with phases.';
 
-create or replace function pgcoord.submit_feature(p_feature jsonb) returns integer
+create or replace function pgcoord.store_feature(p_feature jsonb) returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -157,11 +157,93 @@ begin
         coalesce(nullif(p_feature -> 'tags', 'null'), '[]'), coalesce(nullif(p_feature -> 'phases', 'null'), '[]')
     )
     returning id into v_id;
-    perform pgcoord.execute_feature(v_id);
+    return v_id;
+end $$;
+comment on function pgcoord.store_feature(jsonb) is
+    'Store a feature with its plan, given as one JSON object, without running it; returns its id.';
+
+create or replace function pgcoord.submit_feature(p_feature jsonb) returns integer
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_id integer := pgcoord.store_feature(p_feature);
+begin
+    if (select plan from public.planned_features where id = v_id) <> '[]' then
+        perform pgcoord.execute_feature(v_id);
+    end if;
     return v_id;
 end $$;
 comment on function pgcoord.submit_feature(jsonb) is
     'Store a feature, given as one JSON object, and queue its phases at once; returns its id. A phase without depends_on_phases waits for nothing.';
+
+create or replace function pgcoord.refuse_queued(p_feature_id integer) returns void
+language plpgsql as $$
+begin
+    if exists (select from public.phase_queue where feature_id = p_feature_id) then
+        raise exception using
+            errcode = 'PC002',
+            message = format('the phases of feature %s are queued: its plan stays as it is', p_feature_id),
+            hint = 'Change the phases themselves (phase_queue), or add some.';
+    end if;
+end $$;
+comment on function pgcoord.refuse_queued(integer) is 'Refuse (PC002) to change the plan of a feature whose phases are queued.';
+
+-- Change what is given of a feature; the rest stays. With p_version, only if it is still as it was then.
+-- Errors: PC001, PC002 for the plan of a feature whose phases are queued, PC005, PC010 when it was changed meanwhile.
+create or replace function pgcoord.change_feature(p_feature_id integer, p_changes jsonb, p_version text default null)
+returns void
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_feature public.planned_features;
+    v_version text;
+begin
+    select * into v_feature from public.planned_features where id = p_feature_id for no key update;
+    perform pgcoord.check_feature(p_feature_id);
+    select version into v_version from pgcoord.feature where id = p_feature_id;
+    if p_version <> v_version then
+        raise exception using
+            errcode = 'PC010',
+            message = format('feature %s was changed meanwhile', p_feature_id),
+            hint = 'Read it again, and decide anew.';
+    end if;
+    perform pgcoord.check_feature_object(jsonb_build_object('title', v_feature.title) || p_changes);
+    if p_changes ? 'phases' then
+        perform pgcoord.refuse_queued(p_feature_id);
+    end if;
+    update public.planned_features
+    set title = coalesce(p_changes ->> 'title', title),
+        description = case when p_changes ? 'description' then p_changes ->> 'description' else description end,
+        item_type = coalesce(p_changes ->> 'item_type', item_type),
+        priority = coalesce(nullif(p_changes -> 'priority', 'null')::integer, priority),
+        estimated_hours = case when p_changes ? 'estimated_hours' then (p_changes ->> 'estimated_hours')::numeric else estimated_hours end,
+        tags = coalesce(nullif(p_changes -> 'tags', 'null'), tags),
+        plan = coalesce(nullif(p_changes -> 'phases', 'null'), plan)
+    where id = p_feature_id;
+end $$;
+comment on function pgcoord.change_feature(integer, jsonb, text) is
+    'Change what is given of a feature: title, description, item_type, priority, estimated_hours, tags, phases (the plan, while none is queued).';
+
+create or replace function pgcoord.make_plan(p_feature_id integer) returns integer
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_plan jsonb;
+begin
+    perform 1 from public.planned_features where id = p_feature_id for no key update;
+    perform pgcoord.check_feature(p_feature_id);
+    perform pgcoord.refuse_queued(p_feature_id);
+    update public.planned_features
+    set plan = jsonb_build_array(jsonb_build_object(
+        'phase_number', 1, 'title', title, 'prompt_content', concat_ws(e'\n\n', title, description),
+        'depends_on_phases', '[]'::jsonb, 'estimated_hours', estimated_hours
+    ))
+    where id = p_feature_id and coalesce(plan, '[]') = '[]';
+    select plan into v_plan from public.planned_features where id = p_feature_id;
+    return jsonb_array_length(v_plan);
+end $$;
+comment on function pgcoord.make_plan(integer) is
+    'Give a feature without a plan one of a single phase, which does all that its description says; returns how many phases the plan has.';
 
 create or replace function pgcoord.execute_feature(p_feature_id integer) returns integer
 language plpgsql
@@ -172,11 +254,13 @@ declare
 begin
     select * into v_feature from public.planned_features where id = p_feature_id for no key update;
     perform pgcoord.check_feature(p_feature_id);
-    if v_feature.plan is null then
+    if v_feature.plan is null
+        or v_feature.plan = '[]' and not exists (select from public.phase_queue where feature_id = p_feature_id)
+    then
         raise exception using
             errcode = 'PC002',
             message = format('feature %s has no plan: there is nothing to execute', p_feature_id),
-            hint = 'Store one (planned_features.plan), or insert its phases into phase_queue.';
+            hint = 'Store one (planned_features.plan, pgcoord.make_plan), or insert its phases into phase_queue.';
     elsif exists (select from public.phase_queue where feature_id = p_feature_id) then
         return 0;
     end if;
@@ -244,6 +328,7 @@ begin
     select array_agg(id) into v_ids from pgcoord.finished_features(p_older_than) as id where id = any (v_ids);
     delete from public.planned_features where id = any (v_ids);
     delete from pgcoord.event where feature_id = any (v_ids);
+    delete from pgcoord.webhook_delivery where feature_id = any (v_ids) or feature_id is null and at < now() - p_older_than;
     return coalesce(cardinality(v_ids), 0);
 end $$;
 comment on function pgcoord.prune(interval) is
@@ -260,7 +345,7 @@ select f.id, f.title, f.description, f.item_type, f.priority, f.estimated_hours,
     n.total as total_phases, n.completed as phases_completed, n.running as phases_running,
     n.failed as phases_failed, n.blocked as phases_blocked,
     f.paused_at, f.paused_reason, f.cancelled_at, f.cancelled_reason,
-    f.created_by, f.created_at, n.started_at, n.finished_at
+    f.created_by, f.created_at, n.started_at, n.finished_at, f.updated_at, f.xmin::text as version
 from public.planned_features as f
     cross join lateral (
         select count(*) as total,
@@ -276,3 +361,22 @@ from public.planned_features as f
     ) as n;
 comment on view pgcoord.feature is
     'Features with what follows from their phases: status (planned, in_progress, completed, cancelled) and counts.';
+
+create or replace function pgcoord.feature_object(p_feature_id integer) returns jsonb
+language plpgsql stable
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_feature jsonb;
+    v_phases jsonb;
+begin
+    perform pgcoord.check_feature(p_feature_id);
+    select to_jsonb(f) - 'plan', coalesce(f.plan, '[]') into v_feature, v_phases from pgcoord.feature as f where f.id = p_feature_id;
+    if (v_feature -> 'total_phases')::integer > 0 then
+        select jsonb_agg(to_jsonb(q) - 'phase_data' || q.phase_data order by q.phase_number) into v_phases
+        from pgcoord.queue as q
+        where q.feature_id = p_feature_id;
+    end if;
+    return v_feature || jsonb_build_object('phases', v_phases);
+end $$;
+comment on function pgcoord.feature_object(integer) is
+    'A feature with its phases as one JSON object, which submit_feature takes: the planned phases, once they are queued with how each stands.';

@@ -677,9 +677,11 @@ create or replace trigger phase_queue_delete_settles after delete on public.phas
     for each statement execute function pgcoord.settle_deleted_phases();
 comment on trigger phase_queue_delete_settles on public.phase_queue is 'Log deleted phases; make their dependents wait.';
 
--- The attempt that a report is about: the named one, else the latest. No row for a phase that never had one.
+-- The attempt that a report is about: the named one, else the latest. No row for a phase that never had one. An
+-- earlier one is taken when it ended just so: its sender did not hear the answer.
 -- Errors: PC003 when the named one was given up, or is none of this phase.
-create or replace function pgcoord.reported_attempt(p_phase public.phase_queue, p_adw_id text) returns pgcoord.attempt
+create or replace function pgcoord.reported_attempt(p_phase public.phase_queue, p_adw_id text, p_outcome text)
+returns pgcoord.attempt
 language plpgsql as $$
 declare
     v_attempt pgcoord.attempt;
@@ -687,7 +689,7 @@ begin
     select * into v_attempt from pgcoord.attempt
     where queue_id = p_phase.queue_id
         and case when p_adw_id is null then number = p_phase.attempt else adw_id = p_adw_id end;
-    if v_attempt.number < p_phase.attempt then
+    if v_attempt.number < p_phase.attempt and v_attempt.outcome is distinct from p_outcome then
         raise exception using
             errcode = 'PC003',
             message = format('attempt %s (%s) of phase %s was given up: attempt %s (%s) has taken its place',
@@ -701,8 +703,14 @@ begin
     end if;
     return v_attempt;
 end $$;
-comment on function pgcoord.reported_attempt(public.phase_queue, text) is
+comment on function pgcoord.reported_attempt(public.phase_queue, text, text) is
     'The attempt that a report is about; PC003 when it was given up or is of another phase.';
+
+create or replace function pgcoord.stored_outcome(p_phase public.phase_queue, p_attempt pgcoord.attempt) returns text
+language sql immutable
+return coalesce((p_attempt).outcome, (p_attempt).ending, case when (p_attempt).id is null then (p_phase).status end);
+comment on function pgcoord.stored_outcome(public.phase_queue, pgcoord.attempt) is
+    'How an attempt ended or shall end, or the status of a phase that never had one; null while it lives.';
 
 -- Answer a report that moves nothing: the phase does not hold a slot, or the report names another attempt. A repeat is
 -- answered with what is stored.
@@ -711,8 +719,8 @@ create or replace function pgcoord.answer_report(p_queue_id text, p_outcome text
 language plpgsql as $$
 declare
     v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
-    v_attempt pgcoord.attempt := pgcoord.reported_attempt(v_phase, p_adw_id);
-    v_stored text := coalesce(v_attempt.outcome, case when v_attempt.id is null then v_phase.status end);
+    v_attempt pgcoord.attempt := pgcoord.reported_attempt(v_phase, p_adw_id, p_outcome);
+    v_stored text := pgcoord.stored_outcome(v_phase, v_attempt);
 begin
     if v_stored = p_outcome then
         return v_phase;

@@ -133,6 +133,14 @@ where p.status in ('queued', 'blocked')
 order by p.feature_id, p.phase_number, r.rank, r.refers_to;
 comment on view pgcoord.waiting is 'Phases that wait, with every reason of each.';
 
+-- Of high cost, so that a query which shows some phases of many asks it for those alone.
+create or replace function pgcoord.waiting_for(p_phase public.phase_queue) returns text
+language sql stable cost 10000 as $$
+    select case when p_phase.status in ('queued', 'blocked', 'ready', 'running')
+        then (select y.words from pgcoord.why(p_phase.queue_id) as y where y.kind not in ('ready', 'running') limit 1) end;
+$$;
+comment on function pgcoord.waiting_for(public.phase_queue) is 'What a phase waits for, in words; null when it does not wait.';
+
 create or replace view pgcoord.board as
 select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.title_of(p) as title, p.status, p.slot,
     p.attempt, p.priority, p.depends_on_phases, p.issue_number, p.error_message,
@@ -154,6 +162,14 @@ from public.phase_queue as p
     ) as first on first.queue_id = p.queue_id and first.feature_id = p.feature_id
 order by p.feature_id, p.phase_number;
 comment on view pgcoord.board is 'Every phase with its state, since when, and what it waits for.';
+
+create or replace view pgcoord.queue as
+select p.queue_id, p.feature_id, p.phase_number, p.issue_number, p.status, p.depends_on_phases, p.phase_data, p.adw_id,
+    p.pr_number, p.error_message, p.priority, p.queue_position, p.created_at, p.updated_at, p.ready_timestamp,
+    p.started_timestamp, p.finished_timestamp, p.eligible_at, p.retry_at, p.slot, p.attempt, p.workflow_type,
+    pgcoord.waiting_for(p) as waiting_for
+from public.phase_queue as p;
+comment on view pgcoord.queue is 'Every phase with the columns of phase_queue that concern people, and what it waits for.';
 
 create or replace view pgcoord.slots as
 select s.number as slot, s.draining, p.queue_id, p.feature_id, p.phase_number, pgcoord.title_of(p) as title, p.status,

@@ -372,6 +372,38 @@ comment on column pgcoord.event.attempt is 'Number of the attempt concerned.';
 comment on column pgcoord.event.actor is 'Who: the setting pgcoord.actor, else the database user.';
 comment on column pgcoord.event.reason is 'Why, in words.';
 
+create table pgcoord.webhook_delivery (
+    id bigint generated always as identity primary key,
+    at timestamptz not null default clock_timestamp(),
+    message_id text,
+    sender text not null,
+    feature_id integer,
+    queue_id text,
+    adw_id text,
+    reported text not null,
+    result text not null,
+    code text,
+    reason text,
+    constraint webhook_delivery_result_is_known check (result in ('taken', 'repeated', 'refused'))
+);
+create index webhook_delivery_message_idx on pgcoord.webhook_delivery (message_id) where message_id is not null;
+create index webhook_delivery_phase_idx on pgcoord.webhook_delivery (feature_id, queue_id);
+comment on index pgcoord.webhook_delivery_message_idx is 'Repeats of a message.';
+comment on index pgcoord.webhook_delivery_phase_idx is 'What was reported of a phase.';
+comment on table pgcoord.webhook_delivery is
+    'Reports that came with a valid signature, and what became of each: a log, written by take_report.';
+comment on column pgcoord.webhook_delivery.id is 'Order of arrival.';
+comment on column pgcoord.webhook_delivery.at is 'When, by the database''s clock.';
+comment on column pgcoord.webhook_delivery.message_id is 'The sender''s id of the message, the same when it is repeated.';
+comment on column pgcoord.webhook_delivery.sender is 'Who sent it, by the secret that signed it.';
+comment on column pgcoord.webhook_delivery.feature_id is 'Feature of the phase.';
+comment on column pgcoord.webhook_delivery.queue_id is 'Phase that it was about; null when there was no such phase.';
+comment on column pgcoord.webhook_delivery.adw_id is 'Attempt that it was about.';
+comment on column pgcoord.webhook_delivery.reported is 'What it reported: completed or failed.';
+comment on column pgcoord.webhook_delivery.result is 'taken (it ended the attempt), repeated (it had ended so already), refused.';
+comment on column pgcoord.webhook_delivery.code is 'SQLSTATE of the refusal.';
+comment on column pgcoord.webhook_delivery.reason is 'Why it was refused.';
+
 create table pgcoord.control (
     only_row boolean primary key default true,
     installation uuid not null default gen_random_uuid(),

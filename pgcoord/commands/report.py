@@ -1,0 +1,175 @@
+"""The command that workflows call: report."""
+
+import enum
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from pgcoord.commands.options import surroundings_of
+from pgcoord.errors import CannotStart, CoordError, InvalidInput, NotFound, Refused
+
+if TYPE_CHECKING:
+    from pgcoord.report import Signed
+
+# Seconds that one try may take.
+_TIMEOUT = 10
+
+# Answers of pgcoord that will not change; whatever else comes may be of another server, or pass.
+_REFUSALS: Mapping[int, type[CoordError]] = {
+    400: InvalidInput,
+    404: NotFound,
+    409: Refused,
+    413: InvalidInput,
+    422: InvalidInput,
+}
+
+
+class Outcome(enum.StrEnum):
+    """What can be reported."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class _NotDelivered(Exception):
+    """Nobody answered, or with a passing trouble."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(report)
+
+
+def report(
+    ctx: typer.Context,
+    outcome: Annotated[Outcome, typer.Argument(help="How it went.", show_default=False)],
+    error: Annotated[
+        str | None, typer.Option("--error", metavar="TEXT", help="What went wrong.")
+    ] = None,
+    pr: Annotated[
+        int | None, typer.Option("--pr", metavar="N", min=1, help="The pull request it made.")
+    ] = None,
+    patience: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", min=0, help="Try for so long while nobody answers."),
+    ] = 60,
+) -> None:
+    """Report, from within a workflow, what became of its phase.
+
+    What it needs is in the environment that the workflow was started with. When the server cannot
+    be reached, the report is kept in the folder of the run, and taken from there when the process
+    has ended or a coordinator starts.
+    """
+    environment = surroundings_of(ctx).environment
+    queue_id = _given(environment, "PGCOORD_QUEUE_ID")
+    body = {
+        "queue_id": queue_id,
+        "adw_id": environment.get("PGCOORD_ADW_ID"),
+        "status": outcome.value,
+        "error_message": error and os.fsencode(error).decode(errors="replace"),
+        "pr_number": pr,
+    }
+    told = _tell(
+        {key: value for key, value in body.items() if value is not None}, environment, patience
+    )
+    typer.echo(f"{queue_id} is reported {outcome.value}{told}")
+
+
+def _tell(body: Mapping[str, object], environment: Mapping[str, str], patience: float) -> str:
+    """Send a report until it is answered, or keep it; return what there is to say about that."""
+    from pgcoord import report as reports
+    from pgcoord.backoff import Backoff
+
+    secret, url = (
+        _given(environment, "PGCOORD_WEBHOOK_SECRET"),
+        environment.get("PGCOORD_REPORT_URL"),
+    )
+    if not reports.is_secret(secret):
+        raise InvalidInput("PGCOORD_WEBHOOK_SECRET is no secret: expected whsec_…")
+    signed = reports.sign(secret, body)
+    if len(signed.body) > reports.LIMIT:
+        raise InvalidInput(f"the report is too long: {reports.LIMIT} bytes at most")
+    # Kept first, so that it is there whatever happens to this process while it tries.
+    folder = _folder_of_run(environment)
+    if folder:
+        reports.spool(folder, signed)
+    deadline, backoff = time.monotonic() + patience, Backoff(most=5.0)
+    while True:
+        try:
+            answer = _send(url, reports.sign_again(secret, signed))
+        except _NotDelivered as trouble:
+            wait = backoff.next()
+            if not url or time.monotonic() + wait > deadline:
+                return _kept(folder, trouble)
+            time.sleep(wait)
+            continue
+        except CoordError:
+            if folder:
+                reports.unspool(folder)
+            raise
+        if folder:
+            reports.unspool(folder)
+        return ", as it was before" if answer.get("repeated") else ""
+
+
+def _given(environment: Mapping[str, str], name: str) -> str:
+    value = environment.get(name)
+    if not value:
+        raise InvalidInput(
+            f"{name} is not set", hint="'pgcoord report' is for processes that pgcoord started."
+        )
+    return value
+
+
+def _folder_of_run(environment: Mapping[str, str]) -> Path | None:
+    prompt = environment.get("PGCOORD_PROMPT_FILE")
+    folder = Path(prompt).parent if prompt else None
+    return folder if folder and folder.is_dir() else None
+
+
+def _kept(folder: Path | None, trouble: Exception) -> str:
+    if folder is None:
+        raise CannotStart(f"the report could not be sent: {trouble}", hint="Try again later.")
+    return f": kept in {folder} until a coordinator takes it ({trouble})"
+
+
+def _send(url: str | None, signed: "Signed") -> dict[str, object]:
+    """POST a report; raise `_NotDelivered` for what may pass, `CoordError` for what will not."""
+    from http.client import HTTPConnection, HTTPException, HTTPSConnection
+
+    if not url:
+        raise _NotDelivered("PGCOORD_REPORT_URL names no server")
+    parts = urlsplit(url)
+    scheme = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    connection = scheme(parts.netloc, timeout=_TIMEOUT)
+    headers = {"content-type": "application/json", **signed.headers}
+    try:
+        connection.request("POST", parts.path or "/", signed.body, headers)
+        response = connection.getresponse()
+        status, text = response.status, response.read(1_000_000)
+    except (OSError, HTTPException) as error:
+        raise _NotDelivered(f"{parts.netloc}: {error}") from error
+    finally:
+        connection.close()
+    answer = _answer(text)
+    if status == 200 and "outcome" in answer:
+        return answer
+    if status in _REFUSALS and "error" in answer:
+        hint = answer.get("hint")
+        reason = f"the report is refused: {answer.get('reason')}"
+        raise _REFUSALS[status](reason, hint=str(hint) if hint else None)
+    raise _NotDelivered(f"{parts.netloc} answered {status}")
+
+
+def _answer(text: bytes) -> dict[str, object]:
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}

@@ -1,0 +1,490 @@
+"""The REST API under /api/v1: each operation calls a function of the schema pgcoord.
+
+The one rule: an operation stands in one place, `OPERATIONS`, with all that is to be known of it.
+Routing, the checks of what comes in, and /openapi.json are made from that.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from pgcoord import queries
+from pgcoord.errors import NotFound, Refused
+from pgcoord.http import schemas
+from pgcoord.http.answers import Json, read_body
+from pgcoord.http.door import door_of
+from pgcoord.queries import Connection, Listing
+from pgcoord.report import WrongShape, parse_json
+from pgcoord.shape import HIGHEST_INTEGER, Fault, Schema, faults
+
+PREFIX = "/api/v1"
+
+# Bytes of a body: plans hold whole prompts.
+_LIMIT = 4_194_304
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that was understood: what it names, asks for and brings."""
+
+    request: Request
+    conn: Connection
+    feature_id: int = 0
+    queue_id: str = ""
+    query: Mapping[str, Any] = field(default_factory=dict)
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str | None:
+        """Why, in the words of who asks."""
+        return self.body.get("reason")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What can be asked for, and how."""
+
+    method: str
+    path: str
+    summary: str
+    call: Callable[[Call], Awaitable[Response]]
+    answer: Schema
+    body: Schema | None = None
+    query: Mapping[str, Schema] = field(default_factory=dict)
+    status: int = 200
+    refusals: tuple[int, ...] = ()
+    media: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+async def list_features(call: Call) -> Response:
+    columns = {"status": "status", "item_type": "item_type", "priority": "priority"}
+    return _listed(call, await queries.feature_objects(call.conn, _listing(call, columns)))
+
+
+async def create_feature(call: Call) -> Response:
+    make = queries.submit_feature if call.query["execute"] else queries.store_feature
+    feature_id = await make(call.conn, call.body)
+    location = f"{PREFIX}/planned-features/{feature_id}"
+    return await _feature(call, feature_id, 201, location=location)
+
+
+async def show_feature(call: Call) -> Response:
+    return await _feature(call, call.feature_id)
+
+
+async def change_feature(call: Call) -> Response:
+    wanted = call.request.headers.get("if-match", "*").strip()
+    version = None if wanted == "*" else wanted.strip('"')
+    await queries.change_feature(call.conn, call.feature_id, call.body, version)
+    return await _feature(call, call.feature_id)
+
+
+async def generate_implementation(call: Call) -> Response:
+    await queries.make_plan(call.conn, call.feature_id)
+    return await _feature(call, call.feature_id)
+
+
+async def execute_feature(call: Call) -> Response:
+    queued = await queries.execute_feature(call.conn, call.feature_id)
+    feature = await queries.feature_object(call.conn, call.feature_id)
+    message = f"{queued} phases are queued" if queued else "its phases were queued before"
+    return Json({"queued": queued, "message": message, "feature": feature})
+
+
+async def cancel_feature(call: Call) -> Response:
+    await queries.cancel_feature(call.conn, call.feature_id, call.reason)
+    return await _feature(call, call.feature_id)
+
+
+async def pause_feature(call: Call) -> Response:
+    await queries.pause(call.conn, call.feature_id, call.reason)
+    return await _feature(call, call.feature_id)
+
+
+async def resume_feature(call: Call) -> Response:
+    await queries.resume(call.conn, call.feature_id)
+    return await _feature(call, call.feature_id)
+
+
+async def list_queue(call: Call) -> Response:
+    columns = {each: each for each in ("feature_id", "status", "workflow_type", "adw_id", "slot")}
+    return _listed(call, await queries.queue_objects(call.conn, _listing(call, columns)))
+
+
+async def show_phase(call: Call) -> Response:
+    return await _phase(call)
+
+
+async def retry_phase(call: Call) -> Response:
+    await queries.retry_phase(call.conn, call.queue_id, call.reason)
+    return await _phase(call)
+
+
+async def skip_phase(call: Call) -> Response:
+    await queries.skip_phase(call.conn, call.queue_id, call.reason)
+    return await _phase(call)
+
+
+async def cancel_phase(call: Call) -> Response:
+    await queries.cancel_phase(call.conn, call.queue_id, call.reason)
+    return await _phase(call)
+
+
+async def set_priority(call: Call) -> Response:
+    await queries.set_priority(call.conn, call.queue_id, call.body["priority"])
+    return await _phase(call)
+
+
+async def why(call: Call) -> Response:
+    reasons = await queries.why(call.conn, call.queue_id)
+    return Json(
+        [{"kind": each.kind, "words": each.words, "refers_to": each.refers_to} for each in reasons]
+    )
+
+
+async def log(call: Call) -> Response:
+    """Send the log of an attempt; a Range asks for its end."""
+    attempts = await queries.attempts(call.conn, call.queue_id)
+    number = call.query["attempt"]
+    found = [each for each in attempts if number in (None, each.number)]
+    if not found or found[-1].folder is None:
+        which = "no attempt" if number is None else f"no attempt {number}"
+        raise NotFound(f"phase {call.queue_id} has {which} that wrote a log")
+    attempt = found[-1]
+    if attempt.host != door_of(call.request).coordinator.host:
+        raise Refused(
+            f"the log of attempt {attempt.number} is on {attempt.host}, in {attempt.folder}"
+        )
+    path = Path(attempt.folder or "") / "log"
+    if not path.is_file():
+        raise NotFound(f"attempt {attempt.number} of phase {call.queue_id} has left no log")
+    return FileResponse(path, media_type="text/plain; charset=utf-8")
+
+
+async def pause(call: Call) -> Response:
+    await queries.pause(call.conn, None, call.reason)
+    return await _paused(call)
+
+
+async def resume(call: Call) -> Response:
+    await queries.resume(call.conn, None)
+    return await _paused(call)
+
+
+async def show_slots(call: Call) -> Response:
+    slots = await queries.slot_objects(call.conn)
+    draining = sum(each["draining"] for each in slots)
+    return Json(
+        {
+            "slots": len(slots) - draining,
+            "held": sum(each["queue_id"] is not None for each in slots),
+            "draining": draining,
+            "holders": slots,
+        }
+    )
+
+
+async def set_slots(call: Call) -> Response:
+    await queries.set_slots(call.conn, call.body["slots"])
+    return await show_slots(call)
+
+
+async def _feature(call: Call, feature_id: int, status: int = 200, **headers: str) -> Response:
+    feature = await queries.feature_object(call.conn, feature_id)
+    return Json(feature, status, etag=f'"{feature["version"]}"', **headers)
+
+
+async def _phase(call: Call) -> Response:
+    return Json(await queries.phase_object(call.conn, call.queue_id))
+
+
+async def _paused(call: Call) -> Response:
+    since = await queries.paused(call.conn)
+    return Json({"paused": since is not None, "paused_at": since and since.isoformat()})
+
+
+def _listing(call: Call, columns: Mapping[str, str]) -> Listing:
+    given = {column: call.query[name] for name, column in columns.items() if call.query[name]}
+    part = call.query["limit"], call.query["offset"]
+    return Listing(given, call.query["order"], part[0] + 1, part[1])
+
+
+def _listed(call: Call, rows: list[dict[str, Any]]) -> Response:
+    """A bare list; a Link names the next part where there is one."""
+    limit, offset = call.query["limit"], call.query["offset"]
+    answer = Json(rows[:limit])
+    if len(rows) > limit:
+        following = urlencode({**call.request.query_params, "offset": offset + limit})
+        answer.headers["link"] = f'<{call.request.url.path}?{following}>; rel="next"'
+    return answer
+
+
+_ETAG = {"ETag": "The version of the feature, for If-Match."}
+_FEATURE = "/planned-features/{feature_id}"
+_PHASE = "/queue/{queue_id}"
+
+OPERATIONS = (
+    Operation(
+        "GET",
+        "/planned-features",
+        "Features, without their phases",
+        list_features,
+        schemas.array(schemas.FEATURE),
+        query=schemas.FEATURE_QUERY,
+        headers={"Link": "The next part of the list."},
+    ),
+    Operation(
+        "POST",
+        "/planned-features",
+        "Store a feature with its plan; with execute, queue its phases as well",
+        create_feature,
+        schemas.FEATURE,
+        body=schemas.NEW_FEATURE,
+        query={"execute": {"type": "boolean", "default": False}},
+        status=201,
+        refusals=(409,),
+        headers={**_ETAG, "Location": "Where the feature is."},
+    ),
+    Operation(
+        "GET", _FEATURE, "A feature with its phases", show_feature, schemas.FEATURE, headers=_ETAG
+    ),
+    Operation(
+        "PATCH",
+        _FEATURE,
+        "Change what is given; with If-Match only if nobody else has changed it",
+        change_feature,
+        schemas.FEATURE,
+        body=schemas.FEATURE_CHANGES,
+        refusals=(409, 412),
+        headers=_ETAG,
+    ),
+    Operation(
+        "POST",
+        f"{_FEATURE}/generate-implementation",
+        "Plan a feature that has no plan: one phase that does all of it",
+        generate_implementation,
+        schemas.FEATURE,
+        refusals=(409,),
+    ),
+    Operation(
+        "POST",
+        f"{_FEATURE}/execute",
+        "Queue the planned phases; a second time changes nothing",
+        execute_feature,
+        schemas.EXECUTED,
+        refusals=(409,),
+    ),
+    Operation(
+        "POST",
+        f"{_FEATURE}/cancel",
+        "Give a feature up",
+        cancel_feature,
+        schemas.FEATURE,
+        body=schemas.REASON,
+        refusals=(409,),
+    ),
+    Operation(
+        "POST",
+        f"{_FEATURE}/pause",
+        "Start none of its phases any more",
+        pause_feature,
+        schemas.FEATURE,
+        body=schemas.REASON,
+        refusals=(409,),
+    ),
+    Operation(
+        "POST",
+        f"{_FEATURE}/resume",
+        "Start its phases again",
+        resume_feature,
+        schemas.FEATURE,
+        refusals=(409,),
+    ),
+    Operation(
+        "GET",
+        "/queue",
+        "Phases, with what each waits for",
+        list_queue,
+        schemas.array(schemas.PHASE),
+        query=schemas.QUEUE_QUERY,
+        headers={"Link": "The next part of the list."},
+    ),
+    Operation(
+        "POST", "/queue/pause", "Start nothing any more", pause, schemas.PAUSED, body=schemas.REASON
+    ),
+    Operation("POST", "/queue/resume", "Start phases again", resume, schemas.PAUSED),
+    Operation("GET", _PHASE, "A phase", show_phase, schemas.PHASE),
+    Operation(
+        "POST",
+        f"{_PHASE}/retry",
+        "Queue a failed or cancelled phase again",
+        retry_phase,
+        schemas.PHASE,
+        body=schemas.REASON,
+        refusals=(409,),
+    ),
+    Operation(
+        "POST",
+        f"{_PHASE}/skip",
+        "Take a phase as completed without running it",
+        skip_phase,
+        schemas.PHASE,
+        body=schemas.REASON,
+        refusals=(409,),
+    ),
+    Operation(
+        "POST",
+        f"{_PHASE}/cancel",
+        "Give a phase up; the process of a running one is ended first",
+        cancel_phase,
+        schemas.PHASE,
+        body=schemas.REASON,
+        refusals=(409,),
+    ),
+    Operation(
+        "POST",
+        f"{_PHASE}/priority",
+        "Change its place in line: lower runs earlier",
+        set_priority,
+        schemas.PHASE,
+        body=schemas.PRIORITY,
+        refusals=(409,),
+    ),
+    Operation(
+        "GET",
+        f"{_PHASE}/why",
+        "Why it is where it is, most decisive reason first",
+        why,
+        schemas.array(schemas.WHY),
+    ),
+    Operation(
+        "GET",
+        f"{_PHASE}/log",
+        "What an attempt has written, the latest unless one is named",
+        log,
+        {"type": "string"},
+        query={"attempt": {"type": "integer", "minimum": 1, "maximum": HIGHEST_INTEGER}},
+        refusals=(409, 416),
+        media="text/plain",
+    ),
+    Operation(
+        "GET", "/slots", "How many phases may run at once, and what runs", show_slots, schemas.SLOTS
+    ),
+    Operation(
+        "PUT",
+        "/slots",
+        "Let so many run at once; fewer ends nothing",
+        set_slots,
+        schemas.SLOTS,
+        body=schemas.SET_SLOTS,
+        refusals=(409,),
+    ),
+)
+
+
+def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        query = _read_query(request, operation.query)
+        body = await _read_body(request, operation.body)
+        async with door_of(request).acting(request) as conn:
+            return await operation.call(
+                Call(
+                    request,
+                    conn,
+                    _feature_id(request),
+                    request.path_params.get("queue_id", ""),
+                    query,
+                    body,
+                )
+            )
+
+    return answer
+
+
+def _feature_id(request: Request) -> int:
+    text = request.path_params.get("feature_id", "0")
+    if not (text.isascii() and text.isdecimal() and int(text[:20]) <= HIGHEST_INTEGER):
+        raise NotFound(f"there is no feature {text:.60}")
+    return int(text)
+
+
+def _read_query(request: Request, parameters: Mapping[str, Schema]) -> dict[str, Any]:
+    """The parameters of the query by name, with what stands for those that were not given."""
+    found: list[Fault] = []
+    values = {name: schema.get("default") for name, schema in parameters.items()}
+    for name, text in request.query_params.multi_items():
+        if name not in parameters:
+            known = ", ".join(parameters) or "none"
+            found.append(
+                Fault(f"{name:.60}", None, f"one of the parameters {known}; it is unknown")
+            )
+            continue
+        value = _from_text(text, parameters[name])
+        found += faults(value, parameters[name], name)
+        values[name] = value
+    if found:
+        raise WrongShape(found)
+    return values
+
+
+def _from_text(text: str, schema: Schema) -> object:
+    """What a text in a URL stands for; itself, where that is nothing of the kind expected."""
+    match schema.get("type"):
+        case "array":
+            return [_from_text(part, schema["items"]) for part in text.split(",") if part]
+        case "integer" if text.removeprefix("-").isdecimal() and text.isascii() and len(text) < 20:
+            return int(text)
+        case "boolean" if text in ("true", "false"):
+            return text == "true"
+    return text
+
+
+async def _read_body(request: Request, schema: Schema | None) -> dict[str, Any]:
+    """The body by the names of its members; one that has no required member may be left out."""
+    if schema is None:
+        return {}
+    sent = (
+        request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    )
+    if not sent and not schema.get("required"):
+        return {}
+    body = parse_json(await read_body(request, _LIMIT))
+    if found := list(faults(body, schema)):
+        raise WrongShape(found)
+    given: dict[str, Any] = body
+    return given
+
+
+def _routes() -> list[BaseRoute]:
+    """One route a path, so that another method is answered by 405 and those that are allowed."""
+    paths: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _endpoint(operation)
+    return [
+        Route(PREFIX + path, _by_method(methods), methods=list(methods))
+        for path, methods in paths.items()
+    ]
+
+
+def _by_method(
+    endpoints: Mapping[str, Callable[[Request], Awaitable[Response]]],
+) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        return await endpoints["GET" if request.method == "HEAD" else request.method](request)
+
+    return answer
+
+
+async def _unknown(request: Request) -> Response:
+    raise HTTPException(404, f"there is nothing at {request.url.path}")
+
+
+routes: list[BaseRoute] = [*_routes(), Route(f"{PREFIX}/{{path:path}}", _unknown)]

@@ -1,0 +1,56 @@
+"""The application: its routes, what surrounds each request, and what lives as long as it does."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute, Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pgcoord import assets
+from pgcoord.http import answers, api, health, login, openapi, panel, streams, webhook
+from pgcoord.http.door import Door
+from pgcoord.http.security import Guard
+
+
+def make_app(door: Door) -> ASGIApp:
+    """The application of one database; it connects when it starts, and starts without one."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await door.database.pool.open()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                following = tasks.create_task(door.feed.run())
+                yield
+                following.cancel()
+        finally:
+            await door.database.pool.close()
+
+    routes: list[BaseRoute] = [
+        *health.routes,
+        *login.routes,
+        *webhook.routes,
+        *streams.routes,
+        *openapi.routes,
+        *api.routes,
+        *panel.routes,
+        Mount("/static", StaticFiles(directory=assets.WEB / "static", check_dir=False)),
+    ]
+    app = Starlette(routes=routes, exception_handlers=answers.handlers, lifespan=lifespan)
+    app.state.door = door
+    app.router.redirect_slashes = False
+    return _without_trailing_slash(Guard(app, door.access, door.sessions))
+
+
+def _without_trailing_slash(app: ASGIApp) -> ASGIApp:
+    """Have every path answer with a slash at its end, too."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket") and scope["path"] != "/":
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        await app(scope, receive, send)
+
+    return answer

@@ -1,0 +1,55 @@
+"""For machines that look after the program: whether it lives, can do its work, and how it goes."""
+
+import asyncio
+from contextlib import closing
+
+import psycopg
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from pgcoord import database, queries, schema
+from pgcoord.errors import DatabaseUnusable
+from pgcoord.http.answers import Json
+from pgcoord.http.door import door_of
+from pgcoord.http.metrics import MEDIA_TYPE
+
+
+async def healthz(request: Request) -> Response:
+    """Answer: the program lives."""
+    return PlainTextResponse("ok\n")
+
+
+async def readyz(request: Request) -> Response:
+    """Answer whether work is coordinated, and if not, why."""
+    door = door_of(request)
+    obstacle = door.obstacle or await asyncio.to_thread(_fault_of, door.database.dsn)
+    if obstacle:
+        return Json({"ready": False, "reason": obstacle}, 503)
+    if door.coordinator.leads.is_set():
+        return Json({"ready": True, "role": "leading"})
+    async with door.database.connection() as conn:
+        leader = await queries.leader(conn)
+    if leader is None:
+        return Json({"ready": False, "reason": "no coordinator leads"}, 503)
+    return Json({"ready": True, "role": "standing by", "leader": f"{leader.host}:{leader.pid}"})
+
+
+def _fault_of(dsn: str) -> str | None:
+    """Why the database cannot be used, if it cannot; blocks for as long as a connection takes."""
+    try:
+        with closing(database.connect_blocking(dsn)) as conn:
+            schema.check_schema(conn)
+    except (DatabaseUnusable, psycopg.Error) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+async def metrics(request: Request) -> Response:
+    """Answer with figures for a monitor."""
+    door = door_of(request)
+    async with door.database.connection() as conn:
+        return Response(await door.metrics.read(conn), media_type=MEDIA_TYPE)
+
+
+routes = [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]

@@ -1,0 +1,72 @@
+"""The page where people give the token, and get a cookie for it."""
+
+from urllib.parse import parse_qs
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from pgcoord.http.answers import read_bytes
+from pgcoord.http.door import door_of
+from pgcoord.http.security import COOKIE, SESSION_SECONDS
+
+# Bytes of the form.
+_LIMIT = 4_096
+
+
+async def show(request: Request) -> Response:
+    """Show the form."""
+    return _page(request, request.query_params.get("next", "/"))
+
+
+async def log_in(request: Request) -> Response:
+    """Take the form; whoever knows a token is sent to where they wanted to go."""
+    sessions = door_of(request).sessions
+    form = parse_qs((await read_bytes(request, _LIMIT)).decode(errors="replace"))
+    token, name, wanted = (form.get(each, [""])[0].strip() for each in ("token", "name", "next"))
+    client = request.client.host if request.client else "unknown"
+    if sessions.has_to_wait(client):
+        return _page(request, wanted, "Too many log-ins have failed. Try again in a minute.", 429)
+    cookie = sessions.log_in(token, name[:60])
+    if cookie is None:
+        sessions.failed(client)
+        return _page(request, wanted, "This is not the token.", 403)
+    answer = RedirectResponse(_local(wanted), 303)
+    answer.set_cookie(
+        COOKIE,
+        cookie,
+        max_age=SESSION_SECONDS,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return answer
+
+
+async def log_out(request: Request) -> Response:
+    """Forget the cookie."""
+    answer = RedirectResponse("/login", 303)
+    answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    return answer
+
+
+def _page(request: Request, wanted: str, fault: str = "", status: int = 200) -> Response:
+    template = door_of(request).templates.get_template("login.html")
+    page = template.render(next=_local(wanted), fault=fault)
+    headers = {"cache-control": "no-store"}
+    if status == 429:
+        headers["retry-after"] = "60"
+    return HTMLResponse(page, status, headers)
+
+
+def _local(wanted: str) -> str:
+    """A path on this server, whatever was asked for."""
+    local = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))
+    return wanted if local and wanted.isprintable() else "/"
+
+
+routes: list[BaseRoute] = [
+    Route("/login", show, methods=["GET"]),
+    Route("/login", log_in, methods=["POST"]),
+    Route("/logout", log_out, methods=["POST"]),
+]

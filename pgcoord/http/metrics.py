@@ -1,0 +1,128 @@
+"""GET /metrics: figures for a monitor, in the format of Prometheus.
+
+What holds at the moment is read when it is asked for. What is counted over time is counted then
+too, from the events since it was last asked for: whoever asks for nothing pays nothing.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from pgcoord import queries
+from pgcoord.coordinator import Coordinator
+from pgcoord.http.feed import Event, Feed, Place
+from pgcoord.queries import Connection, Measures
+
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# Pages of a thousand events that are counted at once; what is beyond is counted next time.
+_MOST_PAGES = 50
+
+# Seconds.
+_HOPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_LENGTHS = (0.1, 1, 5, 15, 60, 300, 900, 1_800, 3_600, 7_200, 14_400, 28_800, 86_400)
+
+# After these a phase may be claimable that was not before.
+_WAKING = ("phase_inserted", "phase_moved", "resumed", "feature_resumed", "slots_changed")
+
+
+class Metrics:
+    """What is counted, since the program was first asked for it."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._phases = self._gauge("pgcoord_phases", "Phases by state.", "status")
+        self._slots = self._gauge("pgcoord_slots", "Phases that may run at once.")
+        self._held = self._gauge("pgcoord_slots_held", "Slots in use.")
+        self._draining = self._gauge("pgcoord_slots_draining", "Slots that go when released.")
+        self._paused = self._gauge("pgcoord_paused", "1 while everything is paused.")
+        self._oldest = self._gauge(
+            "pgcoord_oldest_eligible_seconds", "How long the oldest eligible phase has waited."
+        )
+        self._queue = self._gauge(
+            "pgcoord_notification_queue_usage", "How full Postgres' queue of notifications is."
+        )
+        self.webhooks = Counter(
+            "pgcoord_webhooks",
+            "Reports by what became of them.",
+            ["result"],
+            registry=self.registry,
+        )
+        self._attempts = Counter(
+            "pgcoord_attempts",
+            "Ended attempts.",
+            ["workflow", "outcome"],
+            registry=self.registry,
+        )
+        self._hop = self._histogram(
+            "pgcoord_hop_seconds", "From what made a phase claimable to its claim.", _HOPS
+        )
+        self._wait = self._histogram(
+            "pgcoord_wait_seconds", "From eligible to claimed, first attempts.", _LENGTHS
+        )
+        self._run = self._histogram("pgcoord_run_seconds", "From started to ended.", _LENGTHS)
+        self._place: Place | None = None
+        self._woken: Event | None = None
+        self._reading = asyncio.Lock()
+
+    def watch(self, coordinator: Coordinator, feed: Feed) -> None:
+        """Tell of these two whenever asked."""
+        self._gauge("pgcoord_leads", "1 while this process leads.").set_function(
+            lambda: coordinator.leads.is_set()
+        )
+        self._gauge("pgcoord_stream_clients", "Clients of the streams.").set_function(
+            lambda: feed.subscribers
+        )
+        interruptions = self._gauge(
+            "pgcoord_reconnects", "Times that a connection had to be made again.", "connection"
+        )
+        interruptions.labels("coordinator").set_function(lambda: coordinator.interruptions)
+        interruptions.labels("feed").set_function(lambda: feed.interruptions)
+
+    async def read(self, conn: Connection) -> bytes:
+        """All figures, as of now."""
+        async with self._reading:
+            self._show(await queries.measures(conn))
+            if self._place is None:
+                self._place = await Place.now(conn)
+            for _ in range(_MOST_PAGES):
+                events = await self._place.read(conn)
+                await self._place.settle(conn)
+                if not events:
+                    break
+                await self._count(conn, events)
+            return generate_latest(self.registry)
+
+    def _show(self, found: Measures) -> None:
+        for status in ("queued", "ready", "running", "completed", "failed", "blocked", "cancelled"):
+            self._phases.labels(status).set((found.phases or {}).get(status, 0))
+        self._slots.set(found.slots)
+        self._held.set(found.slots_held)
+        self._draining.set(found.slots_draining)
+        self._paused.set(found.paused)
+        self._oldest.set(found.oldest_eligible_seconds or 0)
+        self._queue.set(found.notification_queue_usage)
+
+    async def _count(self, conn: Connection, events: Sequence[Event]) -> None:
+        ended = []
+        for event in events:
+            row = event.row
+            if row.to_status == "ready" and self._woken and row.attempt == 1:
+                self._hop.observe(max(0.0, (row.at - self._woken.row.at).total_seconds()))
+            elif row.kind in _WAKING and row.to_status not in ("ready", "running"):
+                self._woken = event
+            if row.from_status in ("ready", "running") and row.to_status != "running":
+                ended.append(row.id)
+        for attempt in await queries.ended_attempts(conn, ended) if ended else ():
+            self._attempts.labels(attempt.workflow or "", attempt.outcome).inc()
+            if attempt.waited_seconds is not None:
+                self._wait.observe(attempt.waited_seconds)
+            if attempt.ran_seconds is not None:
+                self._run.observe(attempt.ran_seconds)
+
+    def _gauge(self, name: str, words: str, *labels: str) -> Gauge:
+        return Gauge(name, words, labels, registry=self.registry)
+
+    def _histogram(self, name: str, words: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(name, words, buckets=buckets, registry=self.registry)

@@ -1,0 +1,127 @@
+"""/openapi.json: what can be asked for, told from the operations themselves."""
+
+import re
+from functools import cache
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from pgcoord import __version__, report
+from pgcoord.http import api, schemas
+from pgcoord.http.answers import Json
+from pgcoord.shape import Schema
+
+_REASONS = {
+    400: "The body is not JSON.",
+    401: "There is no valid token or signature.",
+    403: "The token is for reading only, or the request comes from another site.",
+    404: "There is no such thing.",
+    409: "The state things are in does not allow it.",
+    412: "Somebody else has changed it meanwhile.",
+    413: "The body is too large.",
+    415: "The body is not said to be JSON.",
+    416: "There is no such part of it.",
+    422: "Something in it is not as expected: every fault is named.",
+    503: "The database cannot be reached; the request may be repeated.",
+}
+
+_PARAMETERS: dict[str, Schema] = {
+    "feature_id": {"type": "integer", "minimum": 1},
+    "queue_id": {"type": "string", "minLength": 1},
+}
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The description of the API."""
+    paths: dict[str, Any] = {}
+    for operation in api.OPERATIONS:
+        path = paths.setdefault(api.PREFIX + operation.path, {})
+        path[operation.method.lower()] = _operation(operation)
+    paths[f"{api.PREFIX}/workflow-complete"] = {"post": _WEBHOOK}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "pgcoord",
+            "version": __version__,
+            "summary": "Phases of long jobs, run in the order that their dependencies allow.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": {"Error": schemas.ERROR},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"token": []}],
+    }
+
+
+def _operation(operation: api.Operation) -> dict[str, Any]:
+    names = re.findall(r"\{(\w+)\}", operation.path)
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": _PARAMETERS[name]}
+        for name in names
+    ]
+    parameters += [
+        {"name": name, "in": "query", "schema": schema, "style": "form", "explode": False}
+        for name, schema in operation.query.items()
+    ]
+    refusals = {401, 403, 503, *operation.refusals}
+    refusals |= {404} if names else set()
+    refusals |= {422} if operation.query or operation.body else set()
+    refusals |= {400, 413, 415} if operation.body else set()
+    told: dict[str, Any] = {
+        "summary": operation.summary,
+        "operationId": operation.call.__name__,
+        "parameters": parameters,
+        "responses": {
+            str(operation.status): {
+                "description": "Done.",
+                "content": {operation.media: {"schema": operation.answer}},
+                "headers": {
+                    name: {"description": words, "schema": {"type": "string"}}
+                    for name, words in operation.headers.items()
+                },
+            },
+            **_refusals(refusals),
+        },
+    }
+    if operation.body is not None:
+        told["requestBody"] = _body(operation.body, required=bool(operation.body.get("required")))
+    return told
+
+
+def _body(schema: Schema, *, required: bool) -> dict[str, Any]:
+    return {"required": required, "content": {"application/json": {"schema": schema}}}
+
+
+def _refusals(statuses: set[int]) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {
+        str(status): {"description": _REASONS[status], "content": error}
+        for status in sorted(statuses)
+    }
+
+
+_WEBHOOK: dict[str, Any] = {
+    "summary": "Report what became of a phase, signed as Standard Webhooks prescribes",
+    "operationId": "workflow_complete",
+    "security": [{}],
+    "requestBody": _body(report.SCHEMA, required=True),
+    "responses": {
+        "200": {
+            "description": "Taken, now or before.",
+            "content": {"application/json": {"schema": schemas.REPORTED}},
+        },
+        **_refusals({400, 401, 404, 409, 413, 415, 422, 503}),
+    },
+}
+
+
+async def show(request: Request) -> Response:
+    """Send the description."""
+    return Json(document())
+
+
+routes: list[BaseRoute] = [Route("/openapi.json", show), Route("/api/v1/openapi.json", show)]

@@ -1,0 +1,191 @@
+"""What goes in and out of the REST API, as JSON Schema."""
+
+from typing import Any
+
+from pgcoord.queries import FEATURE_ORDERS, QUEUE_ORDERS
+from pgcoord.shape import HIGHEST_INTEGER, NOT_BLANK, Schema
+
+_TEXT = {"type": "string"}
+_MAYBE_TEXT = {"type": ["string", "null"]}
+_MAYBE_NUMBER = {"type": ["integer", "null"]}
+_MAYBE_TIME = {"type": ["string", "null"], "format": "date-time"}
+_COUNT = {"type": "integer", "minimum": 0}
+_HOURS = {"type": ["number", "null"], "minimum": 0, "maximum": 1_000_000}
+_ID = {"type": "integer", "minimum": 1, "maximum": HIGHEST_INTEGER}
+_PRIORITY = {
+    "type": "integer",
+    "minimum": 0,
+    "maximum": 100,
+    "description": "Lower runs earlier: 10 urgent, 50 usual, 90 background.",
+}
+
+STATUSES = ["queued", "ready", "running", "completed", "failed", "blocked", "cancelled"]
+
+
+def array(items: Schema, **more: Any) -> dict[str, Any]:
+    """A list of these."""
+    return {"type": "array", "items": items, **more}
+
+
+def _object(properties: dict[str, Any], required: list[str] | None = None, **more: Any) -> Schema:
+    return {"type": "object", "properties": properties, "required": required or [], **more}
+
+
+PLANNED_PHASE = _object(
+    {
+        "phase_number": _ID,
+        "title": {**_MAYBE_TEXT, "maxLength": 1_000},
+        "prompt_content": _MAYBE_TEXT,
+        "depends_on_phases": {"type": ["array", "null"], "items": _ID, "maxItems": 10_000},
+        "workflow_type": {**_MAYBE_TEXT, "maxLength": 200},
+        "estimated_hours": _HOURS,
+        "priority": {**_PRIORITY, "type": ["integer", "null"]},
+        "files": {"type": ["array", "null"], "items": _TEXT},
+        "max_attempts": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000},
+        "timeout_seconds": {"type": ["integer", "null"], "minimum": 1, "maximum": 315_360_000},
+    },
+    ["phase_number"],
+)
+
+_FEATURE_MEMBERS = {
+    "title": {"type": "string", "pattern": NOT_BLANK, "maxLength": 1_000},
+    "description": _MAYBE_TEXT,
+    "item_type": {"type": "string", "maxLength": 200},
+    "priority": _PRIORITY,
+    "estimated_hours": _HOURS,
+    "tags": array({"type": "string"}, maxItems=1_000),
+    "phases": array(PLANNED_PHASE, maxItems=10_000),
+}
+
+NEW_FEATURE = _object(_FEATURE_MEMBERS, ["title"])
+FEATURE_CHANGES = _object(_FEATURE_MEMBERS, additionalProperties=False)
+
+REASON = _object({"reason": _MAYBE_TEXT}, additionalProperties=False)
+PRIORITY = _object({"priority": _PRIORITY}, ["priority"], additionalProperties=False)
+SET_SLOTS = _object(
+    {"slots": {"type": "integer", "minimum": 0, "maximum": 1_000}},
+    ["slots"],
+    additionalProperties=False,
+)
+
+_PHASE_MEMBERS = {
+    "queue_id": _TEXT,
+    "feature_id": {"type": "integer"},
+    "phase_number": {"type": "integer"},
+    "issue_number": _MAYBE_NUMBER,
+    "status": {"type": "string", "enum": STATUSES},
+    "depends_on_phases": array({"type": "integer"}),
+    "adw_id": _MAYBE_TEXT,
+    "pr_number": _MAYBE_NUMBER,
+    "error_message": _MAYBE_TEXT,
+    "priority": {"type": "integer"},
+    "queue_position": {"type": "integer"},
+    "created_at": _MAYBE_TIME,
+    "updated_at": _MAYBE_TIME,
+    "ready_timestamp": _MAYBE_TIME,
+    "started_timestamp": _MAYBE_TIME,
+    "finished_timestamp": _MAYBE_TIME,
+    "eligible_at": _MAYBE_TIME,
+    "retry_at": _MAYBE_TIME,
+    "slot": _MAYBE_NUMBER,
+    "attempt": {"type": "integer"},
+    "workflow_type": _MAYBE_TEXT,
+    "waiting_for": _MAYBE_TEXT,
+}
+PHASE = _object(
+    {**_PHASE_MEMBERS, "phase_data": {"type": "object"}}, [*_PHASE_MEMBERS, "phase_data"]
+)
+
+FEATURE = _object(
+    {
+        "id": {"type": "integer"},
+        "title": _TEXT,
+        "description": _MAYBE_TEXT,
+        "item_type": _TEXT,
+        "priority": {"type": "integer"},
+        "estimated_hours": {"type": ["number", "null"]},
+        "tags": {"type": "array"},
+        "status": {"type": "string", "enum": ["planned", "in_progress", "completed", "cancelled"]},
+        "total_phases": _COUNT,
+        "phases_completed": _COUNT,
+        "phases_running": _COUNT,
+        "phases_failed": _COUNT,
+        "phases_blocked": _COUNT,
+        "paused_at": _MAYBE_TIME,
+        "paused_reason": _MAYBE_TEXT,
+        "cancelled_at": _MAYBE_TIME,
+        "cancelled_reason": _MAYBE_TEXT,
+        "created_by": _TEXT,
+        "created_at": _MAYBE_TIME,
+        "updated_at": _MAYBE_TIME,
+        "started_at": _MAYBE_TIME,
+        "finished_at": _MAYBE_TIME,
+        "version": _TEXT,
+        "phases": {
+            "type": "array",
+            "items": {"type": "object"},
+            "description": "The planned phases; once they are queued, with how each stands.",
+        },
+    },
+    ["id", "title", "status", "total_phases", "version"],
+)
+
+EXECUTED = _object(
+    {"queued": _COUNT, "message": _TEXT, "feature": FEATURE}, ["queued", "message", "feature"]
+)
+PAUSED = _object({"paused": {"type": "boolean"}, "paused_at": _MAYBE_TIME}, ["paused"])
+WHY = _object({"kind": _TEXT, "words": _TEXT, "refers_to": _MAYBE_TEXT}, ["kind", "words"])
+SLOTS = _object(
+    {"slots": _COUNT, "held": _COUNT, "draining": _COUNT, "holders": array({"type": "object"})},
+    ["slots", "held", "draining", "holders"],
+)
+
+ERROR = _object(
+    {
+        "error": {"type": "string", "description": "What it is, for programs."},
+        "reason": {"type": "string", "description": "Why, for people."},
+        "hint": {"type": "string", "description": "What can be done."},
+        "faults": array(
+            _object({"field": _TEXT, "given": {}, "expected": _TEXT}, ["field", "expected"])
+        ),
+    },
+    ["error", "reason"],
+)
+
+REPORTED = _object(
+    {
+        "queue_id": _TEXT,
+        "feature_id": {"type": "integer"},
+        "phase_number": {"type": "integer"},
+        "adw_id": _MAYBE_TEXT,
+        "outcome": _MAYBE_TEXT,
+        "status": {"type": "string", "enum": STATUSES},
+        "repeated": {"type": "boolean"},
+    },
+    ["queue_id", "status", "repeated"],
+)
+
+_PART = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 1_000},
+    "offset": {"type": "integer", "minimum": 0, "maximum": HIGHEST_INTEGER, "default": 0},
+}
+
+QUEUE_QUERY: dict[str, Schema] = {
+    "feature_id": array(_ID),
+    "status": array({"type": "string", "enum": STATUSES}),
+    "workflow_type": array(_TEXT),
+    "adw_id": array(_TEXT),
+    "slot": array({"type": "integer", "minimum": 1, "maximum": 1_000}),
+    "order": {"type": "string", "enum": list(QUEUE_ORDERS), "default": "feature"},
+    **_PART,
+}
+
+FEATURE_QUERY: dict[str, Schema] = {
+    "status": array(
+        {"type": "string", "enum": ["planned", "in_progress", "completed", "cancelled"]}
+    ),
+    "item_type": array(_TEXT),
+    "priority": array({"type": "integer", "minimum": 0, "maximum": HIGHEST_INTEGER}),
+    "order": {"type": "string", "enum": list(FEATURE_ORDERS), "default": "id"},
+    **_PART,
+}

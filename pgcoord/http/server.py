@@ -1,0 +1,89 @@
+"""Serves the application from within a running event loop, until told to stop."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+
+from pgcoord.errors import CannotStart
+from pgcoord.http.app import make_app
+from pgcoord.http.door import Door
+
+# Seconds that streams and requests are given to end.
+_GRACE = 2
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address, so that nobody else can; port 0 takes any. Raises `CannotStart`."""
+    name = f"[{host}]" if ":" in host else host
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        taken = socket.socket(family, kind, protocol)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+        # From here on, whoever connects waits for an answer rather than being refused.
+        taken.listen(2048)
+    except OSError as error:
+        raise CannotStart(
+            f"cannot serve on {name}:{port}: {(error.strerror or str(error)).lower()}",
+            hint="Stop what uses it (another 'pgcoord serve'?), or choose another: --port."
+            if error.errno == errno.EADDRINUSE
+            else "Choose another address: --host, --port, or [server] in pgcoord.toml.",
+        ) from error
+    return taken
+
+
+def url_of(taken: socket.socket) -> str:
+    """Where a browser on this machine finds what is served on a socket."""
+    host, port = taken.getsockname()[:2]
+    local = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{local}:{port}"
+
+
+@asynccontextmanager
+async def serving(door: Door, taken: socket.socket) -> AsyncIterator[None]:
+    """Serve on a socket until the block ends; then end all streams, and return within seconds."""
+    config = uvicorn.Config(
+        make_app(door),
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,  # many small messages: packing them costs more than it saves
+        ws_max_size=65_536,
+        timeout_graceful_shutdown=_GRACE,
+    )
+    server = _Server(config)
+    served = asyncio.create_task(server.serve(sockets=[taken]))
+    try:
+        yield
+    finally:
+        door.feed.close()
+        server.stop()
+        await served
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to the program, and waits without looking ten times a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        self.should_exit = True
+        self._stopping.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def main_loop(self) -> None:
+        await self._stopping.wait()

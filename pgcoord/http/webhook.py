@@ -1,0 +1,73 @@
+"""POST /workflow-complete: the report of a workflow, taken when its signature is valid."""
+
+import logging
+
+import psycopg
+from psycopg_pool import PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from pgcoord import report
+from pgcoord.errors import CoordError
+from pgcoord.http.answers import Json, meaning, read_body
+from pgcoord.http.door import door_of
+from pgcoord.queries import TakenReport
+from pgcoord.report import Signed
+
+logger = logging.getLogger(__name__)
+
+_HEADERS = (
+    "webhook-id",
+    "webhook-timestamp",
+    "webhook-signature",
+    "x-hub-signature-256",
+    "x-github-delivery",
+)
+
+
+async def workflow_complete(request: Request) -> Response:
+    """Take a report; answer after the commit. A repeat is answered with what is stored."""
+    webhooks = door_of(request).metrics.webhooks
+    try:
+        taken = await _take(request)
+    except (CoordError, HTTPException, psycopg.Error, PoolTimeout) as error:
+        _, result = meaning(error)
+        logger.warning("a report was refused: %s", error)
+        webhooks.labels(result).inc()
+        raise
+    webhooks.labels("repeated" if taken.repeated else "taken").inc()
+    return Json(
+        {
+            "queue_id": taken.queue_id,
+            "feature_id": taken.feature_id,
+            "phase_number": taken.phase_number,
+            "adw_id": taken.adw_id,
+            "outcome": taken.outcome,
+            "status": taken.status,
+            "repeated": taken.repeated,
+        }
+    )
+
+
+async def _take(request: Request) -> TakenReport:
+    door = door_of(request)
+    body = await read_body(request, report.LIMIT)
+    headers = {name: request.headers[name] for name in _HEADERS if name in request.headers}
+    async with door.database.connection() as conn:
+        taken = await report.take(
+            conn,
+            Signed(body, headers),
+            secrets=door.access.webhook_secrets,
+            unsigned=door.access.unsigned_webhooks,
+        )
+    if refused := taken.refusal():
+        raise refused
+    return taken
+
+
+routes: list[BaseRoute] = [
+    Route(path, workflow_complete, methods=["POST"])
+    for path in ("/workflow-complete", "/api/v1/workflow-complete")
+]

@@ -1,0 +1,241 @@
+"""Reports: what a workflow says of its phase, signed as Standard Webhooks prescribes, and taken.
+
+They come by POST /workflow-complete, or lie in the folder of a run where the server could not be
+reached. The one rule: nothing is believed that was not signed, by the secret of the attempt that it
+speaks for, or by one that the configuration names.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from pgcoord import queries
+from pgcoord.errors import CoordError, InvalidInput
+from pgcoord.queries import Connection, TakenReport
+from pgcoord.shape import HIGHEST_INTEGER, Fault, Schema, faults
+
+# Bytes of a body: an error message may be some pages long.
+LIMIT = 65_536
+
+SCHEMA: Schema = {
+    "type": "object",
+    "description": "What became of a phase. It names the phase by `queue_id`, or `adw_id`, or"
+    " `feature_id` with `phase_number`; what else is given has to fit.",
+    "required": ["status"],
+    "properties": {
+        "status": {"type": "string", "enum": ["completed", "failed"]},
+        "queue_id": {"type": ["string", "null"]},
+        "adw_id": {"type": ["string", "null"]},
+        "feature_id": {"type": ["integer", "null"], "minimum": 0, "maximum": HIGHEST_INTEGER},
+        "phase_number": {"type": ["integer", "null"], "minimum": 0, "maximum": HIGHEST_INTEGER},
+        "error_message": {"type": ["string", "null"]},
+        "pr_number": {"type": ["integer", "null"], "minimum": 1, "maximum": HIGHEST_INTEGER},
+    },
+}
+
+_SPOOLED = "report.json"
+
+_NOBODYS = f"whsec_{base64.b64encode(os.urandom(32)).decode()}"
+
+
+class NotSigned(CoordError):
+    """A report without a signature, or with one that no secret gives."""
+
+
+class NotJson(InvalidInput):
+    """A body that is not JSON."""
+
+
+class WrongShape(InvalidInput):
+    """JSON that does not look as it should; `faults` holds every fault."""
+
+    def __init__(self, found: Sequence[Fault]) -> None:
+        super().__init__("; ".join(map(str, found[:5])))
+        self.faults = tuple(found)
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A report as it was sent: the bytes that were signed, and the headers that tell of it."""
+
+    body: bytes
+    headers: Mapping[str, str]
+
+    @property
+    def message_id(self) -> str | None:
+        """The sender's id of the message, the same when it is repeated."""
+        return self.headers.get("webhook-id") or self.headers.get("x-github-delivery")
+
+    def is_signed(self) -> bool:
+        """Whether it claims to be."""
+        return any(name in self.headers for name in ("webhook-signature", "x-hub-signature-256"))
+
+    def is_by(self, secret: str) -> bool:
+        """Whether `secret` signed it, not five minutes ago. Raises `NotSigned` if none can have."""
+        try:
+            if "webhook-signature" in self.headers:
+                Webhook(secret).verify(self.body, dict(self.headers), json_parse=False)
+                return True
+        except WebhookVerificationError as error:
+            if "matching signature" in str(error):
+                return False
+            raise NotSigned(f"the signature is not valid: {error}") from error
+        except (ValueError, TypeError, OverflowError) as error:
+            raise NotSigned("the signature is malformed") from error
+        given = self.headers.get("x-hub-signature-256", "")
+        wanted = "sha256=" + hmac.new(secret.encode(), self.body, hashlib.sha256).hexdigest()
+        return hmac.compare_digest(given.encode(), wanted.encode())
+
+
+def is_secret(text: str) -> bool:
+    """Whether a text is a secret as Standard Webhooks writes them: whsec_ and 24 bytes or more."""
+    try:
+        return text.startswith("whsec_") and len(base64.b64decode(text[6:], validate=True)) >= 24
+    except ValueError:
+        return False
+
+
+def sign(secret: str, report: Mapping[str, object]) -> Signed:
+    """Sign a report as of now."""
+    return sign_body(secret, json.dumps(report).encode())
+
+
+def sign_again(secret: str, signed: Signed) -> Signed:
+    """The same message, signed as of now: for another try."""
+    return sign_body(secret, signed.body, signed.headers["webhook-id"])
+
+
+def sign_body(secret: str, body: bytes, message_id: str | None = None) -> Signed:
+    """Sign the bytes of a report as of now."""
+    message_id = message_id or f"msg_{uuid.uuid4().hex}"
+    now = datetime.now(UTC)  # the library takes any other zone for UTC
+    return Signed(
+        body,
+        {
+            "webhook-id": message_id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": Webhook(secret).sign(message_id, now, body.decode()),
+        },
+    )
+
+
+def parse_json(body: bytes) -> Any:
+    """Read JSON. Raises `NotJson`."""
+    try:
+        return json.loads(body, parse_constant=_refuse, parse_float=_number)
+    except (ValueError, RecursionError) as error:
+        raise NotJson(f"the body is not JSON: {error}") from error
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no value of JSON")
+
+
+def _number(text: str) -> float | int:
+    """A number; 2.0 is a whole one."""
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text:.20} is too large")
+    return int(number) if number.is_integer() else number
+
+
+async def take(
+    conn: Connection,
+    signed: Signed,
+    *,
+    secrets: Mapping[str, str],
+    unsigned: bool = False,
+) -> TakenReport:
+    """Take a report, if one of `secrets` (by their names) or the attempt's own signed it.
+
+    With `unsigned`, one that claims no signature is taken as well. Raises `NotSigned`, `NotJson`,
+    `WrongShape`; what the database refuses is in the result.
+    """
+    if signed.is_signed():
+        signed.is_by(_NOBODYS)  # refuses what is malformed or old, before anything is looked up
+        sender = next((name for name, each in secrets.items() if signed.is_by(each)), None)
+        report = parse_json(signed.body)
+        if sender is not None:
+            return await _take(conn, report, signed, f"{sender} (webhook)", None)
+        adw_id = await _attempt_that_signed(conn, report, signed)
+        return await _take(conn, report, signed, f"{adw_id} (webhook)", adw_id)
+    if not unsigned:
+        raise NotSigned("the report is not signed")
+    return await _take(conn, parse_json(signed.body), signed, "unsigned webhook", None)
+
+
+async def _attempt_that_signed(conn: Connection, report: object, signed: Signed) -> str:
+    if not any(faults(report, SCHEMA)):
+        for adw_id, secret in await queries.report_secrets(conn, report):
+            if signed.is_by(secret):
+                return adw_id
+    raise NotSigned("the signature is of no secret that may report this")
+
+
+async def _take(
+    conn: Connection, report: Any, signed: Signed, actor: str, adw_id: str | None
+) -> TakenReport:
+    return await queries.take_report(
+        conn,
+        _shaped(report),
+        message_id=signed.message_id,
+        actor=actor,
+        adw_id=adw_id,
+    )
+
+
+def _shaped(report: Any) -> dict[str, Any]:
+    """What a report says that is of use. Raises `WrongShape`."""
+    if found := list(faults(report, SCHEMA)):
+        raise WrongShape(found)
+    return {name: report[name] for name in SCHEMA["properties"] if report.get(name) is not None}
+
+
+class Kept(NamedTuple):
+    """A report that could not be sent."""
+
+    message_id: str
+    report: dict[str, Any]
+
+
+def spool(folder: Path, signed: Signed) -> Path:
+    """Keep a report in the folder of its run, for a coordinator to take."""
+    path = folder / _SPOOLED
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps({"headers": dict(signed.headers), "body": signed.body.decode()}))
+    os.replace(new, path)
+    return path
+
+
+def unspool(folder: Path) -> None:
+    """Remove what was kept: it was answered."""
+    (folder / _SPOOLED).unlink(missing_ok=True)
+
+
+def spooled(folder: Path, secret: str) -> Kept | None:
+    """The report that is kept in the folder of a run, when `secret` signed it, however long ago.
+
+    Raises `NotSigned` when it did not, or `NotJson`, `WrongShape`.
+    """
+    try:
+        kept = parse_json((folder / _SPOOLED).read_bytes()[: 4 * LIMIT])
+        headers, body = kept["headers"], kept["body"].encode()
+        at = datetime.fromtimestamp(int(headers["webhook-timestamp"]), UTC)
+        wanted = Webhook(secret).sign(headers["webhook-id"], at, body.decode())
+        if not hmac.compare_digest(wanted, headers["webhook-signature"]):
+            raise NotSigned("it is not signed by the secret of its attempt")
+    except FileNotFoundError:
+        return None
+    except (TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
+        raise NotJson(f"it is no report: {error}") from error
+    return Kept(headers["webhook-id"], _shaped(parse_json(body)))

@@ -1,0 +1,128 @@
+-- Reports from outside: what a workflow says of its phase comes in as JSON, signed, perhaps twice, perhaps late.
+-- The recorded end of an attempt decides (report_phase); here a report is matched with its phase and attempt, and
+-- logged in the same transaction, whether it was taken or refused.
+
+-- The phase that a report is about; all that it says of the phase has to fit.
+-- Errors: PC001 when there is none, PC005 when the report names none, or contradicts itself.
+create or replace function pgcoord.phase_of_report(p_report jsonb) returns public.phase_queue
+language plpgsql stable as $$
+declare
+    v_phase public.phase_queue;
+    v_adw_phase text;
+begin
+    select queue_id into v_adw_phase from pgcoord.attempt where adw_id = p_report ->> 'adw_id';
+    select * into v_phase from public.phase_queue
+    where queue_id = coalesce(
+        p_report ->> 'queue_id',
+        v_adw_phase,
+        (select queue_id from public.phase_queue
+            where feature_id = (p_report ->> 'feature_id')::integer and phase_number = (p_report ->> 'phase_number')::integer)
+    );
+    if not found then
+        raise exception using
+            errcode = case when p_report ?| array['queue_id', 'adw_id'] or p_report ?& array['feature_id', 'phase_number']
+                then 'PC001' else 'PC005' end,
+            message = format('there is no phase with %s', coalesce(
+                (select string_agg(format('%s %s', key, value), ', ' order by key) from jsonb_each_text(p_report)
+                    where key in ('queue_id', 'adw_id', 'feature_id', 'phase_number')), 'no name')),
+            hint = 'A report names its phase: queue_id, or adw_id, or feature_id and phase_number.';
+    elsif (p_report ->> 'feature_id')::integer <> v_phase.feature_id
+        or (p_report ->> 'phase_number')::integer <> v_phase.phase_number
+        or v_adw_phase <> v_phase.queue_id
+    then
+        raise exception using
+            errcode = 'PC005',
+            message = format('the report contradicts itself: phase %s is phase %s of feature %s%s', v_phase.queue_id,
+                v_phase.phase_number, v_phase.feature_id,
+                case when v_adw_phase <> v_phase.queue_id then format(', and %s is of phase %s', p_report ->> 'adw_id', v_adw_phase) end),
+            hint = 'Leave out all but queue_id and adw_id.';
+    end if;
+    return v_phase;
+end $$;
+comment on function pgcoord.phase_of_report(jsonb) is
+    'The phase that a report is about; PC001 when there is none, PC005 when what the report says does not fit together.';
+
+create or replace function pgcoord.report_secrets(p_report jsonb, out adw_id text, out secret text) returns setof record
+language sql stable as $$
+    select a.adw_id, a.secret
+    from pgcoord.attempt as a
+    where a.queue_id = coalesce(
+            p_report ->> 'queue_id',
+            (select b.queue_id from pgcoord.attempt as b where b.adw_id = p_report ->> 'adw_id'),
+            (select q.queue_id from public.phase_queue as q
+                where q.feature_id = (p_report ->> 'feature_id')::integer and q.phase_number = (p_report ->> 'phase_number')::integer)
+        )
+        and a.adw_id = coalesce(p_report ->> 'adw_id', a.adw_id)
+    order by a.number desc
+    limit 100;
+$$;
+comment on function pgcoord.report_secrets(jsonb) is
+    'For the coordinator: the secrets by which a report may be signed, each of one attempt, for which alone it speaks.';
+
+-- Take a report, given as the body of a webhook: {"status": "completed" or "failed", and "queue_id", or "adw_id", or
+-- "feature_id" with "phase_number"; "error_message", "pr_number"}. p_adw_id is the attempt whose secret signed it, null
+-- for another secret. One that names no attempt is about the attempt which the first delivery of the same message was
+-- about, so that it does not end the next attempt when it is repeated late.
+-- Never raises PC001 to PC005: code, reason and hint say why it was refused, and the refusal is logged.
+create or replace function pgcoord.take_report(
+    p_report jsonb, p_message_id text, p_actor text, p_adw_id text default null,
+    out code text, out reason text, out hint text, out repeated boolean, out queue_id text, out feature_id integer,
+    out phase_number integer, out adw_id text, out attempt integer, out outcome text, out status text
+)
+language plpgsql as $$
+#variable_conflict use_column
+declare
+    v_phase public.phase_queue;
+    v_attempt pgcoord.attempt;
+    v_wanted text := p_report ->> 'status';
+    v_adw_id text := coalesce(p_adw_id, p_report ->> 'adw_id');
+begin
+    perform set_config('pgcoord.actor', p_actor, true);
+    repeated := false;
+    begin
+        v_phase := pgcoord.phase_of_report(p_report);
+        v_phase := pgcoord.lock_phase(v_phase.queue_id);
+        if v_adw_id is null then
+            select d.adw_id into v_adw_id from pgcoord.webhook_delivery as d
+            where d.message_id = p_message_id and d.queue_id = v_phase.queue_id order by d.id limit 1;
+        end if;
+        v_attempt := pgcoord.reported_attempt(v_phase, v_adw_id, v_wanted);
+        repeated := v_wanted is not distinct from pgcoord.stored_outcome(v_phase, v_attempt);
+        if not repeated and p_report ->> 'pr_number' is not null then
+            update public.phase_queue as p set pr_number = (p_report ->> 'pr_number')::integer where p.queue_id = v_phase.queue_id;
+        end if;
+        v_phase := case v_wanted
+            when 'completed' then pgcoord.complete_phase(v_phase.queue_id, v_adw_id)
+            when 'failed' then pgcoord.fail_phase(v_phase.queue_id, p_report ->> 'error_message', v_adw_id)
+        end;
+    exception when sqlstate 'PC001' or sqlstate 'PC002' or sqlstate 'PC003' or sqlstate 'PC004' or sqlstate 'PC005' then
+        get stacked diagnostics code = returned_sqlstate, reason = message_text, hint = pg_exception_hint;
+        repeated := false;
+    end;
+    select a.* into v_attempt from pgcoord.attempt as a
+    where a.queue_id = v_phase.queue_id
+        and case when v_adw_id is null then a.number = v_phase.attempt else a.adw_id = v_adw_id end;
+
+    insert into pgcoord.webhook_delivery (
+        message_id, sender, feature_id, queue_id, adw_id, reported, result, code, reason
+    )
+    values (
+        p_message_id, p_actor, v_phase.feature_id, v_phase.queue_id, v_attempt.adw_id, v_wanted,
+        case when code is not null then 'refused' when repeated then 'repeated' else 'taken' end, code, reason
+    );
+    if code in ('PC002', 'PC003', 'PC004') then
+        perform pgcoord.log_event('report_refused', format('reported %s: %s', v_wanted, reason),
+            v_phase.feature_id, v_phase.phase_number, v_phase.queue_id, v_attempt.number);
+    end if;
+    perform set_config('pgcoord.actor', '', true);
+
+    queue_id := v_phase.queue_id;
+    feature_id := v_phase.feature_id;
+    phase_number := v_phase.phase_number;
+    adw_id := v_attempt.adw_id;
+    attempt := v_attempt.number;
+    outcome := coalesce(v_attempt.outcome, v_attempt.ending);
+    status := v_phase.status;
+end $$;
+comment on function pgcoord.take_report(jsonb, text, text, text) is
+    'For the coordinator: take the report of a workflow as a webhook brings it, and log the delivery; says what became of it rather than raising.';

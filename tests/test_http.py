@@ -1,0 +1,271 @@
+"""The HTTP door as a whole: who may enter, health, metrics, and how it starts and stops."""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+from conftest import Connection, add_feature, claim, start, statuses
+from serving import Site, served
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from pgcoord.configuration import Server
+from pgcoord.errors import CannotStart, InvalidConfiguration
+from pgcoord.http.security import read_access
+
+TOKEN, READ_TOKEN = "t" * 32, "r" * 32
+TOKENS = {"PGCOORD_TOKEN": TOKEN, "PGCOORD_READ_TOKEN": READ_TOKEN}
+STEER = {"authorization": f"Bearer {TOKEN}"}
+READ = {"authorization": f"Bearer {READ_TOKEN}"}
+
+
+@pytest.fixture
+async def site(dsn: str, tmp_path: Path) -> Any:
+    async with served(dsn, tmp_path, leads=False) as site:
+        yield site
+
+
+@pytest.fixture
+async def locked(dsn: str, tmp_path: Path) -> Any:
+    """A site that asks for a token."""
+    async with served(dsn, tmp_path, leads=False, environment=TOKENS) as site:
+        yield site
+
+
+async def test_without_a_token_nobody_gets_in(locked: Site, conn: Connection) -> None:
+    add_feature(conn, {1: []})
+    for path in ("/api/v1/queue", "/events", "/metrics", "/openapi.json", "/"):
+        assert (await locked.client.get(path)).status_code == 401, path
+        wrong = {"authorization": f"Bearer {TOKEN}x"}
+        assert (await locked.client.get(path, headers=wrong)).status_code == 401, path
+    assert (await locked.client.post("/api/v1/queue/queue-1-1/skip")).status_code == 401
+    for path in ("/healthz", "/login"):
+        assert (await locked.client.get(path)).status_code == 200, path
+    assert (await locked.report({"queue_id": "queue-9-9", "status": "failed"})).status_code == 404
+    with pytest.raises(InvalidStatus) as caught:
+        await connect(f"{locked.socket_url}/ws/queue")
+    assert caught.value.response.status_code == 401
+    assert statuses(conn) == {1: "queued"}
+
+
+async def test_a_token_for_reading_steers_nothing(locked: Site, conn: Connection) -> None:
+    add_feature(conn, {1: []})
+    assert (await locked.client.get("/api/v1/queue", headers=READ)).status_code == 200
+    async with connect(f"{locked.socket_url}/ws/queue", additional_headers=READ) as client:
+        assert json.loads(await client.recv())["type"] == "snapshot"
+    skip = "/api/v1/queue/queue-1-1/skip"
+    refused = await locked.client.post(skip, headers=READ)
+    assert (refused.status_code, refused.json()["error"]) == (403, "forbidden")
+    assert statuses(conn) == {1: "queued"}
+    assert (await locked.client.post(skip, headers=STEER)).status_code == 200
+
+
+async def test_people_log_in_and_get_a_cookie(locked: Site, conn: Connection) -> None:
+    add_feature(conn, {1: []})
+    page = await locked.client.get("/", headers={"accept": "text/html"})
+    assert (page.status_code, page.headers["location"]) == (303, "/login?next=/")
+    form = {"token": TOKEN, "name": "Ann", "next": "/features/1"}
+    done = await locked.client.post("/login", data=form)
+    assert (done.status_code, done.headers["location"]) == (303, "/features/1")
+    given = done.headers["set-cookie"]
+    assert "HttpOnly" in given
+    assert "SameSite=strict" in given
+    assert TOKEN not in given
+    skipped = await locked.client.post("/api/v1/queue/queue-1-1/skip")  # the client sends it back
+    assert skipped.status_code == 200
+    event = conn.execute("select actor from pgcoord.event where kind = 'phase_moved'").fetchone()
+    assert event == {"actor": "Ann (panel)"}
+    name = "pgcoord_session"
+    value = locked.client.cookies[name]
+    async with httpx2.AsyncClient() as other:
+        for forged in (value[:-1], value.replace("steer", "read"), "steer.9999999999.QQ.00", "é"):
+            cookie = f"{name}={forged}".encode("latin-1")
+            path = f"{locked.url}/api/v1/queue"
+            answer = await other.get(path, headers={b"cookie": cookie})
+            assert answer.status_code == 401, forged
+    out = await locked.client.post("/logout")
+    assert 'pgcoord_session=""' in out.headers["set-cookie"]
+
+
+async def test_a_login_leads_to_no_other_site(locked: Site) -> None:
+    for elsewhere in ("//evil.example", "https://evil.example", "/\\evil.example", "/a\nb"):
+        form = {"token": TOKEN, "next": elsewhere}
+        done = await locked.client.post("/login", data=form)
+        assert done.headers["location"] == "/"
+
+
+async def test_failed_log_ins_have_to_wait(locked: Site) -> None:
+    for _ in range(5):
+        assert (await locked.client.post("/login", data={"token": "x"})).status_code == 403
+    late = await locked.client.post("/login", data={"token": TOKEN})
+    assert late.status_code == 429
+    assert late.headers["retry-after"] == "60"
+    assert (await locked.client.get("/api/v1/queue", headers=STEER)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("localhost:8002", 200),
+        ("[::1]:80", 200),
+        ("evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("", 403),
+        ("[", 403),
+    ],
+)
+async def test_a_name_that_is_not_ours_is_refused(site: Site, host: str, status: int) -> None:
+    assert (await site.client.get("/healthz", headers={"host": host})).status_code == status
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
+async def test_pages_of_other_sites_can_do_nothing(
+    site: Site, conn: Connection, origin: str
+) -> None:
+    add_feature(conn, {1: []})
+    skip = "/api/v1/queue/queue-1-1/skip"
+    refused = await site.client.post(skip, headers={"origin": origin})
+    assert (refused.status_code, refused.json()["error"]) == (403, "forbidden")
+    crossed = await site.client.post(skip, headers={"sec-fetch-site": "cross-site"})
+    assert crossed.status_code == 403
+    with pytest.raises(InvalidStatus) as caught:
+        await connect(f"{site.socket_url}/ws/queue", additional_headers={"origin": origin})
+    assert caught.value.response.status_code == 403
+    assert statuses(conn) == {1: "queued"}
+    assert (await site.client.post(skip, headers={"origin": site.url})).status_code == 200
+
+
+async def test_answers_carry_what_protects_browsers(site: Site) -> None:
+    for path in ("/", "/healthz", "/nothing", "/static/nothing"):
+        headers = (await site.client.get(path)).headers
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+
+
+def access(server: Server | None = None, address: str = "127.0.0.1", **environment: str) -> Any:
+    return read_access(server or Server(), environment, address=address, name=address)
+
+
+def test_nothing_is_served_to_others_without_a_token() -> None:
+    for address in ("0.0.0.0", "192.0.2.1", "::"):
+        with pytest.raises(CannotStart, match="not served without PGCOORD_TOKEN"):
+            access(address=address)
+        assert access(address=address, PGCOORD_TOKEN=TOKEN).token == TOKEN
+    assert access(address="::1").token is None
+    with pytest.raises(CannotStart, match="PGCOORD_READ_TOKEN alone"):
+        access(PGCOORD_READ_TOKEN=READ_TOKEN)
+    with pytest.raises(InvalidConfiguration, match="PGCOORD_TOKEN is too short"):
+        access(PGCOORD_TOKEN="short")
+
+
+@pytest.mark.parametrize("secret", ["", "secret", "whsec_", "whsec_AAAA", "whsec_!" + "A" * 40])
+def test_a_secret_that_is_none_is_refused(secret: str) -> None:
+    server = Server(webhook_secrets=("HOOK",))
+    with pytest.raises(InvalidConfiguration, match="HOOK holds no secret"):
+        access(server, HOOK=secret)
+
+
+async def test_the_public_url_is_a_name_of_ours(dsn: str, conn: Connection) -> None:
+    found = access(Server(public_url="https://build.example/x"))
+    assert found.names == {"localhost", "127.0.0.1", "build.example"}
+    assert found.origin == "https://build.example"
+
+
+async def test_readiness_tells_who_leads(dsn: str, tmp_path: Path, conn: Connection) -> None:
+    async with served(dsn, tmp_path, leads=False) as idle:
+        nobody = await idle.client.get("/readyz")
+        assert nobody.status_code == 503
+        assert nobody.json() == {"ready": False, "reason": "no coordinator leads"}
+        async with served(dsn, tmp_path) as site:
+            await site.door.coordinator.leads.wait()
+            ready = await site.client.get("/readyz")
+            assert (ready.status_code, ready.json()["role"]) == (200, "leading")
+            other = await idle.client.get("/readyz")
+            assert (other.status_code, other.json()["role"]) == (200, "standing by")
+        conn.execute("delete from pgcoord.migration where name = 'functions'")
+        wrong = await idle.client.get("/readyz")
+        assert wrong.status_code == 503
+        assert "of another release" in wrong.json()["reason"]
+
+
+def sample(text: str, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    assert found, f"no {name} in\n{text}"
+    return float(found[1])
+
+
+async def test_metrics_tell_how_it_goes(site: Site, conn: Connection, epoch: int) -> None:
+    before = (await site.client.get("/metrics")).text
+    assert sample(before, 'pgcoord_phases{status="queued"}') == 0
+    add_feature(conn, {1: [], 2: [1], 3: [1]})
+    claim(conn, epoch)
+    start(conn, epoch, "queue-1-1")
+    await site.report({"queue_id": "queue-1-1", "status": "completed"})
+    await site.report({"queue_id": "queue-1-1", "status": "completed"})
+    await site.report({"queue_id": "queue-1-1", "status": "failed"})
+    await site.report({"queue_id": "queue-1-1", "status": "failed"}, None)
+    assert claim(conn, epoch) == ["queue-1-2", "queue-1-3"]
+    answer = await site.client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    text = answer.text
+    for name, value in {
+        'pgcoord_phases{status="completed"}': 1,
+        'pgcoord_phases{status="ready"}': 2,
+        "pgcoord_slots": 3,
+        "pgcoord_slots_held": 2,
+        "pgcoord_leads": 0,
+        'pgcoord_attempts_total{outcome="completed",workflow="work"}': 1,
+        'pgcoord_webhooks_total{result="taken"}': 1,
+        'pgcoord_webhooks_total{result="repeated"}': 1,
+        'pgcoord_webhooks_total{result="refused"}': 1,
+        'pgcoord_webhooks_total{result="not_signed"}': 1,
+        "pgcoord_run_seconds_count": 1,
+        "pgcoord_wait_seconds_count": 1,
+        "pgcoord_hop_seconds_count": 3,
+        "pgcoord_oldest_eligible_seconds": 0,
+        'pgcoord_reconnects{connection="feed"}': 0,
+    }.items():
+        assert sample(text, name) == value, name
+    assert 0 <= sample(text, "pgcoord_notification_queue_usage") < 1
+    again = (await site.client.get("/metrics")).text
+    assert sample(again, "pgcoord_run_seconds_count") == 1
+
+
+async def test_a_database_that_is_lost_is_an_answer_that_may_be_repeated(
+    site: Site, conn: Connection, epoch: int
+) -> None:
+    add_feature(conn, {1: [], 2: [1]})
+    claim(conn, epoch)
+    start(conn, epoch, "queue-1-1")
+    body = {"queue_id": "queue-1-1", "status": "completed"}
+    with psycopg.connect(conn.info.dsn, password=None) as other:
+        # The report waits for this lock, in the middle of its transaction.
+        other.execute("select from planned_features for update")
+        waiting = asyncio.create_task(site.report(body))
+        victim = None
+        while victim is None:
+            row = conn.execute(
+                "select pid from pg_stat_activity where wait_event_type = 'Lock'"
+                " and datname = current_database()"
+            ).fetchone()
+            victim = row and row["pid"]
+            await asyncio.sleep(0)
+        conn.execute("select pg_terminate_backend(%s)", [victim])
+        answer = await waiting
+        assert answer.status_code == 503, answer.text
+        assert answer.json()["error"] == "unavailable"
+        assert "may be repeated" in answer.json()["reason"]
+        assert answer.headers["retry-after"] == "1"
+    assert statuses(conn)[1] == "running"
+    again = await site.report(body)
+    assert (again.status_code, again.json()["repeated"]) == (200, False)
+    moves = conn.execute("select from pgcoord.event where to_status = 'completed'").fetchall()
+    assert len(moves) == 1
