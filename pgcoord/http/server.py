@@ -58,6 +58,7 @@ async def serving(door: Door, taken: socket.socket) -> AsyncIterator[None]:
         ws="websockets-sansio",
         ws_per_message_deflate=False,  # many small messages: packing them costs more than it saves
         ws_max_size=65_536,
+        timeout_keep_alive=30,
         timeout_graceful_shutdown=_GRACE,
     )
     server = _Server(config)
