@@ -250,7 +250,7 @@ begin
     elsif v_attempt.ending is not null then
         perform pgcoord.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
     elsif p_exit_code = 0 and not v_attempt.reports then
-        perform pgcoord.conclude_attempt(v_attempt, 'completed', null);
+        perform pgcoord.conclude_attempt(v_attempt, 'completed', null, 'exited with status 0');
     else
         perform pgcoord.conclude_attempt(v_attempt, 'failed', concat_ws(e'\n',
             case when p_exit_code = 0 then 'exited 0 without reporting'
