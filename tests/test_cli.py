@@ -191,7 +191,7 @@ def test_a_second_serve_stands_by_and_takes_over_when_the_first_is_stopped(
     second.until(rf"leading \(lead 2\), taking over from process {first.pid} on ")
     assert first.wait() == 0
     desk.say("submit", desk.plan("true"))
-    second.until("queue-1-1 .* exited with status 0")
+    second.until("queue-1-1 running → completed")
     second.send(signal.SIGTERM)
     assert second.wait() == 0
     assert statuses(conn) == {1: "completed"}
