@@ -8,6 +8,7 @@ create table if not exists pgcoord.migration (
     release text not null,
     at timestamptz not null default now()
 );
+comment on index pgcoord.migration_pkey is 'By name.';
 comment on table pgcoord.migration is 'What upgrades have run: each migration, and the functions as a whole.';
 comment on column pgcoord.migration.name is 'File name without its ending; "functions" stands for all of sql/functions, "roles" for the rights of the roles.';
 comment on column pgcoord.migration.digest is 'SHA-256 of what was run.';

@@ -266,13 +266,11 @@ def test_every_object_has_a_comment(conn: Connection) -> None:
         select 'relation', c.oid::regclass::text from pg_class as c
         where c.relnamespace {ours} and c.relkind in ('r', 'v', 'S')
             and obj_description(c.oid, 'pg_class') is null
-            -- the sequence of an identity column is the column's
-            and not exists (select from pg_depend as d where d.objid = c.oid and d.deptype = 'i'
-                and d.classid = 'pg_class'::regclass and c.relkind = 'S')
         union all
         select 'column', c.oid::regclass || '.' || a.attname
         from pg_class as c join pg_attribute as a on a.attrelid = c.oid
-        where c.relnamespace {ours} and c.relkind = 'r' and a.attnum > 0 and not a.attisdropped
+        where c.relnamespace {ours} and c.relkind in ('r', 'v') and a.attnum > 0
+            and not a.attisdropped
             and col_description(c.oid, a.attnum) is null
         union all
         select 'function', p.oid::regprocedure::text from pg_proc as p
@@ -284,7 +282,6 @@ def test_every_object_has_a_comment(conn: Connection) -> None:
         select 'index', i.indexrelid::regclass::text
         from pg_index as i join pg_class as c on c.oid = i.indexrelid
         where c.relnamespace {ours} and obj_description(c.oid, 'pg_class') is null
-            and not exists (select from pg_constraint where conindid = i.indexrelid)
         union all
         select 'domain', t.oid::regtype::text from pg_type as t
         where t.typnamespace {ours} and t.typtype = 'd'

@@ -43,7 +43,7 @@ def make_place(surroundings: Surroundings, dsn: str | None) -> Place:
     A database that was named is neither connected to nor changed.
     """
     state = _find_state(surroundings.folder) or surroundings.folder / STATE
-    given = _given_dsn(surroundings, dsn)
+    given = named_dsn(surroundings, dsn)
     if given is not None:
         return Place(given, state)
     return Place(make_server(surroundings).dsn, state)
@@ -92,8 +92,17 @@ def running_server(surroundings: Surroundings) -> "EmbeddedPostgres":
 def existing_dsn(ctx: typer.Context, dsn: str | None) -> str:
     """The database that was named, else the embedded one, which must run."""
     surroundings = surroundings_of(ctx)
-    given = _given_dsn(surroundings, dsn)
+    given = named_dsn(surroundings, dsn)
     return running_server(surroundings).dsn if given is None else given
+
+
+def named_dsn(surroundings: Surroundings, dsn: str | None) -> str | None:
+    """The DSN that was named; an empty one leaves the choice to libpq's own variables."""
+    environment = surroundings.environment
+    named = dsn or environment.get("DATABASE_URL")
+    if named:
+        return named
+    return "" if any(environment.get(name) for name in _NAMES_A_DATABASE) else None
 
 
 def make_runs_folder(place: Place, configuration: "Configuration") -> Path:
@@ -196,12 +205,3 @@ def _runs_folder(state: Path, configuration: "Configuration | None") -> Path:
 def _find_state(start: Path) -> Path | None:
     folders = (folder / STATE for folder in (start, *start.parents))
     return next((folder for folder in folders if folder.is_dir()), None)
-
-
-def _given_dsn(surroundings: Surroundings, dsn: str | None) -> str | None:
-    """The DSN that was named; an empty one leaves the choice to libpq's own variables."""
-    environment = surroundings.environment
-    named = dsn or environment.get("DATABASE_URL")
-    if named:
-        return named
-    return "" if any(environment.get(name) for name in _NAMES_A_DATABASE) else None

@@ -24,6 +24,8 @@ create table public.planned_features (
     constraint planned_features_hours_not_negative check (estimated_hours >= 0)
 );
 
+comment on index public.planned_features_pkey is 'Features by number.';
+comment on sequence public.planned_features_id_seq is 'Numbers of features.';
 comment on table public.planned_features is
     'A feature: what people plan as phases. Whether it is in progress or done is derived: see the view pgcoord.feature.';
 comment on column public.planned_features.id is 'Number of the feature; an id given by hand moves the sequence on.';
@@ -84,6 +86,7 @@ create table pgcoord.slot (
     draining boolean not null default false,
     constraint slot_is_positive check (number > 0)
 );
+comment on index pgcoord.slot_pkey is 'Slots by number.';
 comment on table pgcoord.slot is
     'The right to run: at most as many phases are ready or running as there are rows here. Changed by set_slots.';
 comment on column pgcoord.slot.number is 'Number of the slot.';
@@ -137,6 +140,8 @@ create index phase_queue_claim_idx on public.phase_queue (priority, queue_positi
 create index phase_queue_retry_idx on public.phase_queue (retry_at) where retry_at is not null;
 create index phase_queue_issue_idx on public.phase_queue (issue_number) where issue_number is not null;
 
+comment on index public.phase_queue_pkey is 'Phases by name.';
+comment on index public.phase_queue_phase_is_unique is 'Phases by feature and number.';
 comment on index public.phase_queue_slot_key is 'One phase a slot.';
 comment on index public.phase_queue_claim_idx is 'The line: what can be claimed, in the order in which it is.';
 comment on index public.phase_queue_retry_idx is 'Retry times, for the next deadline.';
@@ -186,6 +191,7 @@ create index dependency_dependent_idx on pgcoord.dependency (feature_id, depende
 -- A cycle holds at least one edge from a higher number to a lower: without any, there is nothing to search.
 create index dependency_backward_idx on pgcoord.dependency (feature_id) where prerequisite > dependent;
 
+comment on index pgcoord.dependency_pkey is 'What waits for a phase.';
 comment on index pgcoord.dependency_dependent_idx is 'What a phase waits for.';
 comment on index pgcoord.dependency_backward_idx is 'Features in which a cycle is possible at all.';
 
@@ -204,6 +210,9 @@ create table pgcoord.coordinator (
     runs_folder text not null,
     lead_at timestamptz not null default clock_timestamp()
 );
+comment on index pgcoord.coordinator_pkey is 'Leads by number.';
+comment on index pgcoord.coordinator_epoch_key is 'Leads by epoch.';
+comment on sequence pgcoord.coordinator_id_seq is 'Numbers of rows.';
 comment on table pgcoord.coordinator is 'One row for each time a coordinator took the lead.';
 comment on column pgcoord.coordinator.id is 'Number of the row.';
 comment on column pgcoord.coordinator.epoch is 'Grows with each lead: an older one can neither claim nor start.';
@@ -233,6 +242,7 @@ create table pgcoord.workflow (
 );
 create unique index workflow_default_key on pgcoord.workflow (is_default) where is_default;
 comment on index pgcoord.workflow_default_key is 'One default workflow.';
+comment on index pgcoord.workflow_pkey is 'Workflows by name.';
 comment on table pgcoord.workflow is
     'The workflows that the leading coordinator declares (pgcoord.toml); only phases that name one of them are claimed.';
 comment on column pgcoord.workflow.name is 'What phase_data.workflow_type names.';
@@ -279,6 +289,9 @@ create table pgcoord.attempt (
 );
 create index attempt_alive_idx on pgcoord.attempt (host) where exited_at is null;
 
+comment on index pgcoord.attempt_pkey is 'Attempts by number.';
+comment on index pgcoord.attempt_number_is_unique is 'The attempts of a phase.';
+comment on index pgcoord.attempt_adw_id_is_unique is 'The attempt of an adw_id.';
 comment on index pgcoord.attempt_alive_idx is 'Attempts whose process is not known to be gone, by machine.';
 
 comment on table pgcoord.attempt is 'One try at a phase: who runs it, until when, how it ended.';
@@ -329,6 +342,8 @@ create table pgcoord.event (
     reason text
 );
 create index event_phase_idx on pgcoord.event (feature_id, phase_number, id);
+comment on index pgcoord.event_pkey is 'Events in order.';
+comment on sequence pgcoord.event_id_seq is 'Order of writing.';
 comment on index pgcoord.event_phase_idx is 'The history of a feature or a phase.';
 comment on table pgcoord.event is
     'What happened, append-only, written by trigger: nothing changes state without leaving a row.';
@@ -354,6 +369,7 @@ create table pgcoord.control (
     paused_reason text,
     constraint control_is_one_row check (only_row)
 );
+comment on index pgcoord.control_pkey is 'There is one row.';
 comment on table pgcoord.control is 'One row: what holds for the whole installation. Its lock serialises claims.';
 comment on column pgcoord.control.only_row is 'Always true: there is one row.';
 comment on column pgcoord.control.installation is 'Name of this database to the machines that run its processes.';

