@@ -34,6 +34,8 @@ WORKFLOW = {
     "timeout_seconds": None,
 }
 
+ROLES = ("nobody", "reader", "client", "coordinator")
+
 Connection = psycopg.Connection[dict[str, Any]]
 
 _numbers = itertools.count(1)
@@ -120,6 +122,35 @@ def conn(dsn: str) -> Iterator[Connection]:
     """An autocommit connection to the test's database; rows are dicts."""
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
         yield conn
+
+
+def upgrade(dsn: str, *, roles: bool = False) -> list[str]:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        return schema.upgrade(conn, roles=roles)
+
+
+@pytest.fixture
+def logins(dsn: str, conn: Connection) -> Iterator[dict[str, str]]:
+    """A login of each role by the role's name, and one without any, `nobody`."""
+    upgrade(dsn, roles=True)
+    names = {role: f"pgcoord_test_{role}_{conn.info.backend_pid}" for role in ROLES}
+    for role, name in names.items():
+        conn.execute(sql.SQL("create role {} login password 'secret'").format(sql.Identifier(name)))
+        if role != "nobody":
+            conn.execute(
+                sql.SQL("grant {} to {}").format(
+                    sql.Identifier(f"pgcoord_{role}"), sql.Identifier(name)
+                )
+            )
+    yield names
+    for name in names.values():
+        conn.execute(sql.SQL("drop owned by {} cascade").format(sql.Identifier(name)))
+        conn.execute(sql.SQL("drop role {}").format(sql.Identifier(name)))
+
+
+def as_user(dsn: str, login: str) -> str:
+    """The DSN for one of `logins`."""
+    return make_conninfo(dsn, user=login, password="secret")
 
 
 @pytest.fixture

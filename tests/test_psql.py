@@ -1,15 +1,8 @@
 """psql as `pgcoord psql` opens it, on a real terminal."""
 
-import fcntl
-import os
-import pty
 import re
-import select
-import struct
 import subprocess
 import sys
-import termios
-import time
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,66 +11,12 @@ import pytest
 from conftest import Connection, add_feature, claim, start, take_lead
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.json import Jsonb
+from terminal import COLUMNS, PATIENCE, Terminal, surroundings
 
-PATIENCE = 30
-COLUMNS = 80
-PROMPT = re.compile(r"\n[a-z_0-9]+=[#>] $")
 LONG = "A title much longer than anybody would ever want to read on a screen"
 WIDE = "とても長いタイトルなので画面の幅には収まりきらないはずである"  # two columns a letter
 
 SHORTCUTS = (":board", ":features", ":slots", ":waiting", ":timeline", ":events", ":help")
-
-
-class Terminal:
-    """A terminal of 80 columns with psql in it."""
-
-    def __init__(self, environment: dict[str, str], *arguments: str) -> None:
-        self._ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pgcoord", "psql", *arguments],
-            env=environment,
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            start_new_session=True,
-        )
-        os.close(theirs)
-
-    def __enter__(self) -> "Terminal":
-        self.greeting = self._read_to_prompt()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait(PATIENCE)
-        os.close(self._ours)
-
-    def type(self, line: str) -> list[str]:
-        """Type a line, and return what is printed until the next prompt."""
-        self.start(line)
-        return self._read_to_prompt().split("\n")[1:-1]
-
-    def until(self, pattern: str) -> None:
-        """Read on until something is printed."""
-        said, deadline = "", time.monotonic() + PATIENCE
-        while not re.search(pattern, said):
-            said += self._read(deadline, said)
-
-    def start(self, line: str) -> None:
-        """Type a line after which no prompt comes."""
-        os.write(self._ours, f"{line}\n".encode())
-
-    def _read_to_prompt(self) -> str:
-        said, deadline = "", time.monotonic() + PATIENCE
-        while not PROMPT.search(said):
-            said += self._read(deadline, said)
-        return said
-
-    def _read(self, deadline: float, said: str) -> str:
-        ready, _, _ = select.select([self._ours], [], [], max(0, deadline - time.monotonic()))
-        assert ready, f"nothing more after:\n{said}"
-        return os.read(self._ours, 65536).decode(errors="replace").replace("\r", "")
 
 
 def width(line: str) -> int:
@@ -86,14 +25,7 @@ def width(line: str) -> int:
 
 @pytest.fixture
 def environment(dsn: str, tmp_path: Path) -> dict[str, str]:
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "TERM": "dumb",
-        "LANG": "C.UTF-8",
-        "PSQL_PAGER": "cat",
-        "DATABASE_URL": dsn,
-    }
+    return surroundings(dsn, tmp_path)
 
 
 @pytest.fixture
@@ -194,9 +126,9 @@ def test_why_asks_for_a_phase_first(terminal: Terminal) -> None:
 def test_a_shortcut_can_be_watched(terminal: Terminal, conn: Connection) -> None:
     terminal.type(":slots")
     terminal.start("\\watch 0.1")
-    terminal.until(r"(?s)\(3 rows\).*\(3 rows\)")
+    terminal.until(re.compile(r"\(3 rows\).*\(3 rows\)", re.DOTALL))
     conn.execute("select pgcoord.set_slots(7)")
-    terminal.until(r"\(7 rows\)")
+    terminal.until(re.compile(r"\(7 rows\)"))
 
 
 def test_it_greets_with_the_shortcuts(terminal: Terminal) -> None:

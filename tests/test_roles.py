@@ -6,16 +6,23 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Connection, add_feature, claim, start, statuses, take_lead
+from conftest import (
+    ROLES,
+    Connection,
+    add_feature,
+    as_user,
+    claim,
+    start,
+    statuses,
+    take_lead,
+    upgrade,
+)
 from coordination import make_coordinator, running, watching
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from pgcoord import queries, schema
 from pgcoord.errors import DatabaseUnusable, WrongSchema
-
-ROLES = ("nobody", "reader", "client", "coordinator")
 
 READER = ("reader", "client", "coordinator")
 CLIENT = ("client", "coordinator")
@@ -149,36 +156,6 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
 ]
 
 
-def add_logins(conn: Connection, tag: str) -> dict[str, str]:
-    """Make a login for each role, and one without any; return their names."""
-    names = {role: f"pgcoord_test_{role}_{tag}" for role in ROLES}
-    for role, name in names.items():
-        conn.execute(sql.SQL("create role {} login password 'secret'").format(sql.Identifier(name)))
-        if role != "nobody":
-            conn.execute(
-                sql.SQL("grant {} to {}").format(
-                    sql.Identifier(f"pgcoord_{role}"), sql.Identifier(name)
-                )
-            )
-    return names
-
-
-def upgrade(dsn: str, *, roles: bool = False) -> list[str]:
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        return schema.upgrade(conn, roles=roles)
-
-
-@pytest.fixture
-def logins(dsn: str, conn: Connection) -> Iterator[dict[str, str]]:
-    """A login for each role, in a database that has roles."""
-    upgrade(dsn, roles=True)
-    names = add_logins(conn, str(conn.info.backend_pid))
-    yield names
-    for name in names.values():
-        conn.execute(sql.SQL("drop owned by {} cascade").format(sql.Identifier(name)))
-        conn.execute(sql.SQL("drop role {}").format(sql.Identifier(name)))
-
-
 @pytest.fixture
 def house(conn: Connection) -> Connection:
     """A feature with a phase that runs, a failed one and three that wait, and a stored plan."""
@@ -253,10 +230,6 @@ def test_a_checkup_tells_what_who_asks_may_do(
         f"{login} cannot see those of other users",
         f"grant pg_read_all_stats to {login}",
     )
-
-
-def as_user(dsn: str, login: str) -> str:
-    return make_conninfo(dsn, user=login, password="secret")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Connection, add_feature, add_phase, claim
+from conftest import Connection, add_feature, add_phase, claim, upgrade
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -34,11 +34,6 @@ def nobody(server: str) -> Iterator[str]:
         admin.execute(sql.SQL("create role {}").format(sql.Identifier(name)))
         yield name
         admin.execute(sql.SQL("drop role {}").format(sql.Identifier(name)))
-
-
-def upgrade(dsn: str) -> list[str]:
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        return schema.upgrade(conn)
 
 
 def check(dsn: str) -> None:
