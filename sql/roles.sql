@@ -35,8 +35,8 @@ grant usage on schema public, pgcoord to pgcoord_reader, pgcoord_client, pgcoord
 -- Seeing.
 grant select on
     public.planned_features, public.phase_queue,
-    pgcoord.feature, pgcoord.board, pgcoord.waiting, pgcoord.slots, pgcoord.timeline, pgcoord.leader,
-    pgcoord.elsewhere, pgcoord.slot, pgcoord.dependency, pgcoord.event, pgcoord.control, pgcoord.coordinator,
+    pgcoord.feature, pgcoord.board, pgcoord.waiting, pgcoord.reasons, pgcoord.slots, pgcoord.timeline,
+    pgcoord.leader, pgcoord.elsewhere, pgcoord.slot, pgcoord.dependency, pgcoord.event, pgcoord.control, pgcoord.coordinator,
     pgcoord.host, pgcoord.workflow, pgcoord.migration, pgcoord.shipped, pgcoord.changed_definition
 to pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 grant select (
@@ -45,8 +45,7 @@ grant select (
     ended_at, outcome, error, exited_at, exit_code    -- all but the secret
 ) on pgcoord.attempt to pgcoord_reader, pgcoord_client;
 grant execute on function
-    pgcoord.why(text), pgcoord.why_not_waiting(public.phase_queue), pgcoord.why_prerequisites(public.phase_queue),
-    pgcoord.why_in_line(public.phase_queue), pgcoord.nearest_obstacle(integer, integer),
+    pgcoord.why(text), pgcoord.obstacles(integer),
     pgcoord.title_of(public.phase_queue), pgcoord.ordinal(bigint), pgcoord.actor(), pgcoord.reason(),
     pgcoord.checkup(), pgcoord.checkup_definitions(), pgcoord.checkup_rights(), pgcoord.checkup_coordinator(),
     pgcoord.checkup_slots(), pgcoord.checkup_line(), pgcoord.checkup_retries(), pgcoord.checkup_workflows(),

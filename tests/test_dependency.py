@@ -483,30 +483,29 @@ def test_one_statement_may_end_phases_of_many_features(conn: Connection) -> None
 
 
 @pytest.mark.parametrize(
-    ("graph", "cancelled", "number", "nearest"),
+    ("graph", "cancelled", "obstacles"),
     [
-        ({1: [], 2: [1]}, [1], 2, (1, 1)),
-        ({1: [], 2: [1], 3: [2], 4: [3]}, [1], 4, (1, 3)),
-        ({1: [], 2: [1], 3: [], 4: [2, 3]}, [1, 3], 4, (3, 3)),
-        ({1: [], 2: [], 3: [1, 2]}, [2, 1], 3, (1, 1)),
-        ({1: [], 2: [1]}, [], 2, None),
+        ({1: [], 2: [1]}, [1], {2: 1}),
+        ({1: [], 2: [1], 3: [2], 4: [3]}, [1], {2: 1, 3: 1, 4: 1}),
+        ({1: [], 2: [1], 3: [], 4: [2, 3]}, [1, 3], {2: 1, 4: 3}),
+        ({1: [], 2: [], 3: [1, 2], 4: [3]}, [2, 1], {3: 1, 4: 1}),
+        ({9: [], 1: [9], 2: [], 3: [2], 4: [1, 3]}, [2, 9], {1: 9, 3: 2, 4: 2}),
+        ({1: [], 2: [1]}, [], {}),
     ],
-    ids=["direct", "through others", "fewest steps", "lowest number", "none"],
+    ids=["direct", "through others", "fewest steps", "lowest number", "lowest of equals", "none"],
 )
-def test_the_nearest_obstacle(
+def test_the_obstacle_of_a_blocked_phase_is_the_nearest(
     conn: Connection,
     graph: dict[int, list[int]],
     cancelled: list[int],
-    number: int,
-    nearest: tuple[int, int] | None,
+    obstacles: dict[int, int],
 ) -> None:
     feature = add_feature(conn, graph)
     for each in cancelled:
         become(conn, each, "cancelled")
-    row = conn.execute(
-        "select phase_number, via from pgcoord.nearest_obstacle(%s, %s)", [feature, number]
-    ).fetchone()
-    assert (row and (row["phase_number"], row["via"])) == nearest
+    found = conn.execute("select * from pgcoord.obstacles(%s)", [feature]).fetchall()
+    assert {row["phase_number"]: row["obstacle"] for row in found} == obstacles
+    assert {row["status"] for row in found} <= {"cancelled"}
 
 
 # --- Many

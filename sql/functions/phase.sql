@@ -786,8 +786,8 @@ begin
             hint = case
                 when v_phase.slot is not null then 'Cancel it first: pgcoord.cancel_phase(queue_id, reason).'
                 when v_phase.status = 'blocked' then (
-                    select format('Retry phase %s, which it waits for.', phase_number)
-                    from pgcoord.nearest_obstacle(v_phase.feature_id, v_phase.phase_number)
+                    select format('Retry phase %s, which it waits for.', obstacle)
+                    from pgcoord.obstacles(v_phase.feature_id) where phase_number = v_phase.phase_number
                 )
                 else format('pgcoord.why(%L) says what it waits for.', p_queue_id)
             end;

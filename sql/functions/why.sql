@@ -14,90 +14,94 @@ language sql immutable
 return coalesce(p_phase.phase_data ->> 'title', 'Phase ' || p_phase.phase_number);
 comment on function pgcoord.title_of(public.phase_queue) is 'What a phase is called.';
 
--- Reasons that lie in the phase itself: how it ended, or that it runs.
-create or replace function pgcoord.why_not_waiting(p public.phase_queue)
-returns table (rank integer, kind text, words text, refers_to text)
-language sql stable as $$
-    select 0, 'ending',
-        format('is being ended (%s) since %s%s', a.ending, to_char(a.ending_at, 'HH24:MI:SS'), ': ' || a.ending_reason), a.adw_id
-    from pgcoord.attempt as a
-    where a.queue_id = p.queue_id and a.number = p.attempt and a.ended_at is null and a.ending is not null
-    union all
-    select 1, p.status, case p.status
-            when 'completed' then format('completed at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'))
-            when 'cancelled' then format('cancelled at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'))
-            when 'failed' then format('failed at %s: %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'),
-                coalesce(split_part(p.error_message, e'\n', 1), 'no reason was given'))
-            when 'ready' then format('claimed at %s, slot %s; its process is not started yet',
-                to_char(p.ready_timestamp, 'HH24:MI:SS'), p.slot)
-            when 'running' then format('runs since %s in slot %s, attempt %s%s', to_char(p.started_timestamp, 'HH24:MI:SS'), p.slot,
-                p.attempt, (select ', unsupervised: it was inserted as running' from pgcoord.attempt as a
-                    where a.queue_id = p.queue_id and a.number = p.attempt and a.external))
-        end,
-        p.adw_id
-    where p.status not in ('queued', 'blocked');
-$$;
-comment on function pgcoord.why_not_waiting(public.phase_queue) is 'Why, for a phase that does not wait: how it ended, or that it runs.';
-
--- Reasons that lie in other phases: prerequisites that are missing, open, or will never complete.
-create or replace function pgcoord.why_prerequisites(p public.phase_queue)
-returns table (rank integer, kind text, words text, refers_to text)
-language sql stable as $$
-    select case when up.queue_id is null then 3 when up.status in ('failed', 'cancelled', 'blocked') then 2 else 4 end,
-        case when up.queue_id is null then 'missing'
-            when up.status in ('failed', 'cancelled', 'blocked') then 'blocked' else 'prerequisite' end,
-        case
-            when up.queue_id is null then format('waits for phase %s, which does not exist', d.prerequisite)
-            when up.status = 'blocked' then format('waits for phase %s, which waits for phase %s, %s', d.prerequisite, o.phase_number, o.status)
-            else format('waits for phase %s, %s', d.prerequisite, up.status)
-        end,
-        coalesce(up.queue_id, d.prerequisite::text)
-    from pgcoord.dependency as d
-        left join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
-        left join lateral pgcoord.nearest_obstacle(up.feature_id, up.phase_number) as o on up.status = 'blocked'
-    where d.feature_id = p.feature_id and d.dependent = p.phase_number and p.status in ('queued', 'blocked')
-        and up.status is distinct from 'completed';
-$$;
-comment on function pgcoord.why_prerequisites(public.phase_queue) is 'Why, as far as prerequisites hold a phase back.';
-
--- Reasons that hold back a phase whose prerequisites are completed: its retry time, a pause, its workflow, the line.
-create or replace function pgcoord.why_in_line(p public.phase_queue)
-returns table (rank integer, kind text, words text, refers_to text)
-language sql stable as $$
-    select 5, 'retry', format('is tried again at %s%s', to_char(p.retry_at, 'HH24:MI:SS'),
-        ', after: ' || split_part(p.error_message, e'\n', 1)), null
-    where p.retry_at > clock_timestamp()
-    union all
-    select 6, 'paused', format('its feature is paused since %s%s', to_char(f.paused_at, 'YYYY-MM-DD HH24:MI:SS'), ': ' || f.paused_reason),
-        f.id::text
-    from public.planned_features as f where f.id = p.feature_id and p.held
-    union all
-    select 7, 'paused', format('everything is paused since %s%s', to_char(c.paused_at, 'YYYY-MM-DD HH24:MI:SS'), ': ' || c.paused_reason), null
-    from pgcoord.control as c where c.paused_at is not null
-    union all
-    select 8, 'coordinator', 'no coordinator runs', null
-    where not exists (select from pgcoord.leader)
-    union all
-    select 9, 'workflow', case when p.workflow_type is null then 'it names no workflow and no coordinator has a default one'
-            else format('no coordinator knows workflow %s', p.workflow_type) end,
-        p.workflow_type
-    where exists (select from pgcoord.leader) and not exists (
+-- Each kind of reason is one branch over all phases, so that one phase, a feature of thousands or everything is asked for
+-- by the same words, and each costs what it shows. The lower the rank, the more decisive.
+create or replace view pgcoord.reasons as
+select p.queue_id, p.feature_id, p.phase_number, 0 as rank, 'ending' as kind,
+    format('is being ended (%s) since %s%s', a.ending, to_char(a.ending_at, 'HH24:MI:SS'), ': ' || a.ending_reason) as words,
+    a.adw_id as refers_to
+from public.phase_queue as p
+    join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
+where p.slot is not null and a.ended_at is null and a.ending is not null
+union all
+select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
+    case p.status
+        when 'completed' then format('completed at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'))
+        when 'cancelled' then format('cancelled at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'))
+        when 'failed' then format('failed at %s: %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'),
+            coalesce(split_part(p.error_message, e'\n', 1), 'no reason was given'))
+        when 'ready' then format('claimed at %s, slot %s; its process is not started yet',
+            to_char(p.ready_timestamp, 'HH24:MI:SS'), p.slot)
+        when 'running' then format('runs since %s in slot %s, attempt %s%s', to_char(p.started_timestamp, 'HH24:MI:SS'), p.slot,
+            p.attempt, (select ', unsupervised: it was inserted as running' from pgcoord.attempt as a
+                where a.queue_id = p.queue_id and a.number = p.attempt and a.external))
+    end,
+    p.adw_id
+from public.phase_queue as p
+where p.status not in ('queued', 'blocked')
+union all    -- prerequisites that are missing, open, or will never complete
+select p.queue_id, p.feature_id, p.phase_number,
+    case when up.queue_id is null then 3 when up.status in ('failed', 'cancelled') then 2 else 4 end,
+    case when up.queue_id is null then 'missing' when up.status in ('failed', 'cancelled') then 'blocked' else 'prerequisite' end,
+    case when up.queue_id is null then format('waits for phase %s, which does not exist', d.prerequisite)
+        else format('waits for phase %s, %s', d.prerequisite, up.status) end,
+    coalesce(up.queue_id, d.prerequisite::text)
+from public.phase_queue as p
+    join pgcoord.dependency as d on d.feature_id = p.feature_id and d.dependent = p.phase_number
+    left join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+where p.status in ('queued', 'blocked') and (up.status is null or up.status not in ('completed', 'blocked'))
+union all    -- (A case: knowing little of new tables, the planner would expect one phase, and call obstacles for each.)
+select p.queue_id, p.feature_id, p.phase_number, 2, 'blocked',
+    format('waits for phase %s, which waits for phase %s, %s', d.prerequisite, o.obstacle, o.status), up.queue_id
+from public.planned_features as f
+    cross join lateral pgcoord.obstacles(f.id) as o
+    join public.phase_queue as up on up.feature_id = f.id and up.phase_number = o.phase_number
+    join pgcoord.dependency as d on d.feature_id = f.id and d.prerequisite = up.phase_number
+    join public.phase_queue as p on p.feature_id = f.id and p.phase_number = d.dependent
+where case p.status when 'queued' then true when 'blocked' then true else false end
+union all    -- what holds back one whose prerequisites are completed: its retry time, a pause, its workflow, the line
+select p.queue_id, p.feature_id, p.phase_number, 5, 'retry',
+    format('is tried again at %s%s', to_char(p.retry_at, 'HH24:MI:SS'), ', after: ' || split_part(p.error_message, e'\n', 1)), null
+from public.phase_queue as p
+where p.status = 'queued' and p.eligible_at is not null and p.retry_at > clock_timestamp()
+union all
+select p.queue_id, p.feature_id, p.phase_number, 6, 'paused',
+    format('its feature is paused since %s%s', to_char(f.paused_at, 'YYYY-MM-DD HH24:MI:SS'), ': ' || f.paused_reason), f.id::text
+from public.phase_queue as p
+    join public.planned_features as f on f.id = p.feature_id
+where p.status = 'queued' and p.eligible_at is not null and p.held
+union all
+select p.queue_id, p.feature_id, p.phase_number, 7, 'paused',
+    format('everything is paused since %s%s', to_char(c.paused_at, 'YYYY-MM-DD HH24:MI:SS'), ': ' || c.paused_reason), null
+from public.phase_queue as p, pgcoord.control as c
+where p.status = 'queued' and p.eligible_at is not null and c.paused_at is not null
+union all
+select p.queue_id, p.feature_id, p.phase_number, 8, 'coordinator', 'no coordinator runs', null
+from public.phase_queue as p
+where p.status = 'queued' and p.eligible_at is not null and not exists (select from pgcoord.leader)
+union all
+select p.queue_id, p.feature_id, p.phase_number, 9, 'workflow',
+    case when p.workflow_type is null then 'it names no workflow and no coordinator has a default one'
+        else format('no coordinator knows workflow %s', p.workflow_type) end,
+    p.workflow_type
+from public.phase_queue as p
+where p.status = 'queued' and p.eligible_at is not null and exists (select from pgcoord.leader) and not exists (
         select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default
     )
-    union all
-    select 10, 'slot', case when held.n < slots.n
-            then format('is %s in line; a slot is free', pgcoord.ordinal(1 + before.n))
-            else format('waits for a slot, %s in line; %s of %s are held', pgcoord.ordinal(1 + before.n), held.n, slots.n) end, null
-    from (
-            select count(*) as n from public.phase_queue as q
-            where q.status = 'queued' and q.eligible_at is not null and q.retry_at is null and not q.held
-                and (q.priority, q.queue_position, q.feature_id, q.phase_number) < (p.priority, p.queue_position, p.feature_id, p.phase_number)
-        ) as before,
-        (select count(*) as n from public.phase_queue where slot is not null) as held,
-        (select count(*) as n from pgcoord.slot where not draining) as slots
-    where not p.held and p.retry_at is null;
-$$;
-comment on function pgcoord.why_in_line(public.phase_queue) is 'Why, for a phase whose prerequisites are completed.';
+union all
+select line.queue_id, line.feature_id, line.phase_number, 10, 'slot',
+    case when (select count(*) from public.phase_queue where slot is not null) < (select count(*) from pgcoord.slot where not draining)
+        then format('is %s in line; a slot is free', pgcoord.ordinal(line.place))
+        else format('waits for a slot, %s in line; %s of %s are held', pgcoord.ordinal(line.place),
+            (select count(*) from public.phase_queue where slot is not null), (select count(*) from pgcoord.slot where not draining))
+    end, null
+from (
+        select p.queue_id, p.feature_id, p.phase_number,
+            row_number() over (order by p.priority, p.queue_position, p.feature_id, p.phase_number) as place
+        from public.phase_queue as p
+        where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
+    ) as line;
+comment on view pgcoord.reasons is 'Why each phase is where it is: a row for each reason.';
 
 create or replace function pgcoord.why(p_queue_id text) returns table (kind text, words text, refers_to text)
 language plpgsql stable as $$
@@ -112,25 +116,21 @@ begin
             hint = 'select queue_id from phase_queue shows those that exist.';
     end if;
     return query
-    select r.kind, r.words, r.refers_to
-    from (
-        select * from pgcoord.why_not_waiting(v_phase)
-        union all
-        select * from pgcoord.why_prerequisites(v_phase)
-        union all
-        select * from pgcoord.why_in_line(v_phase) where v_phase.status = 'queued' and v_phase.eligible_at is not null
-    ) as r
+    select r.kind, r.words, r.refers_to from pgcoord.reasons as r
+    where r.feature_id = v_phase.feature_id and r.queue_id = p_queue_id
+        -- The whole line has to be counted for this one: not for a phase that is not in it.
+        and (r.kind <> 'slot' or v_phase.status = 'queued' and v_phase.eligible_at is not null and not v_phase.held)
     order by r.rank, r.refers_to;
 end $$;
 comment on function pgcoord.why(text) is
     'Why a phase is where it is: a row for each reason, most decisive first, with its kind, the words, and what it refers to.';
 
 create or replace view pgcoord.waiting as
-select p.queue_id, p.feature_id, p.phase_number, pgcoord.title_of(p) as title, p.status, y.kind, y.words
+select p.queue_id, p.feature_id, p.phase_number, pgcoord.title_of(p) as title, p.status, r.kind, r.words
 from public.phase_queue as p
-    cross join lateral pgcoord.why(p.queue_id) as y
+    join pgcoord.reasons as r using (queue_id, feature_id)
 where p.status in ('queued', 'blocked')
-order by p.feature_id, p.phase_number;
+order by p.feature_id, p.phase_number, r.rank, r.refers_to;
 comment on view pgcoord.waiting is 'Phases that wait, with every reason of each.';
 
 create or replace view pgcoord.board as
@@ -143,11 +143,15 @@ select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.tit
         when 'blocked' then p.updated_at
         else p.finished_timestamp
     end as since,
-    p.started_timestamp, p.finished_timestamp,
-    case when p.status in ('queued', 'blocked', 'ready', 'running')
-        then (select y.words from pgcoord.why(p.queue_id) as y where y.kind not in ('ready', 'running') limit 1) end as waiting_for
+    p.started_timestamp, p.finished_timestamp, first.words as waiting_for
 from public.phase_queue as p
     join public.planned_features as f on f.id = p.feature_id
+    left join (
+        select distinct on (feature_id, phase_number, queue_id) feature_id, queue_id, words
+        from pgcoord.reasons
+        where kind not in ('ready', 'running', 'completed', 'failed', 'cancelled')
+        order by feature_id, phase_number, queue_id, rank, refers_to
+    ) as first on first.queue_id = p.queue_id and first.feature_id = p.feature_id
 order by p.feature_id, p.phase_number;
 comment on view pgcoord.board is 'Every phase with its state, since when, and what it waits for.';
 

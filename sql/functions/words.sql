@@ -39,6 +39,15 @@ comment on column pgcoord.board.title is 'What the phase is called.';
 comment on column pgcoord.board.since is 'When its state began; for one that waits in line, when it became eligible.';
 comment on column pgcoord.board.waiting_for is 'The most decisive reason why it does not run; null where there is nothing to wait for.';
 
+comment on column pgcoord.reasons.queue_id is 'Name of the phase.';
+comment on column pgcoord.reasons.feature_id is 'Its feature.';
+comment on column pgcoord.reasons.phase_number is 'Its number within the feature.';
+comment on column pgcoord.reasons.rank is 'The lower, the more decisive.';
+comment on column pgcoord.reasons.kind is
+    'Kind of the reason: ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow or slot.';
+comment on column pgcoord.reasons.words is 'The reason in words.';
+comment on column pgcoord.reasons.refers_to is 'What it refers to: a phase, an adw_id, a feature, a workflow.';
+
 comment on column pgcoord.waiting.title is 'What the phase is called.';
 comment on column pgcoord.waiting.kind is
     'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow or slot.';
