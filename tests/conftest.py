@@ -22,7 +22,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from pgcoord import schema
-from pgcoord.embedded import Binaries, EmbeddedPostgres
+from pgcoord.embedded import Binaries, EmbeddedPostgres, find_binaries
 
 WORKFLOW = {
     "name": "work",
@@ -63,6 +63,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield embedded.dsn
     finally:
         embedded.stop()
+
+
+def find_test_binaries() -> Binaries:
+    """The Postgres whose tools the tests use."""
+    return _binaries() or find_binaries()
 
 
 def _binaries() -> Binaries | None:

@@ -33,7 +33,7 @@ select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
         when 'ready' then format('claimed at %s, slot %s; its process is not started yet',
             to_char(p.ready_timestamp, 'HH24:MI:SS'), p.slot)
         when 'running' then format('runs since %s in slot %s, attempt %s%s', to_char(p.started_timestamp, 'HH24:MI:SS'), p.slot,
-            p.attempt, (select ', unsupervised: it was inserted as running' from pgcoord.attempt as a
+            p.attempt, (select ', unsupervised: it was inserted as running' as words from pgcoord.attempt as a
                 where a.queue_id = p.queue_id and a.number = p.attempt and a.external))
     end,
     p.adw_id
