@@ -7,7 +7,7 @@ The one rule: no SQL anywhere else, and no decision here. What the database refu
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import psycopg
@@ -673,6 +673,11 @@ async def set_slots(conn: Connection, slots: int) -> None:
 async def set_priority(conn: Connection, queue_id: str, priority: int) -> None:
     """Change the place in line of a phase; lower runs earlier."""
     await _value(conn, "select pgcoord.set_priority(%s, %s)", queue_id, priority)
+
+
+async def prune(conn: Connection, older_than: timedelta) -> int:
+    """Remove features that were finished that long ago, with their history; return how many."""
+    return int(await _value(conn, "select pgcoord.prune(%s)", older_than))
 
 
 async def queue_id_of(conn: Connection, feature_id: int, phase_number: int) -> str | None:

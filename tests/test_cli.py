@@ -393,6 +393,28 @@ def test_upgrade_brings_the_schema_and_says_what_it_ran(
 # Showing
 
 
+def test_prune_removes_what_was_finished_that_long_ago(desk: Desk, conn: Connection) -> None:
+    for _ in range(2):
+        feature = add_feature(conn, {1: []})
+        conn.execute("select pgcoord.cancel_feature(%s, 'no')", [feature])
+    add_feature(conn, {1: []})
+    conn.execute(
+        "update planned_features set cancelled_at = now() - interval '3 days'"
+        " where cancelled_at is not null"
+    )
+    conn.execute(
+        "update phase_queue set finished_timestamp = now() - interval '2 days'"
+        " where status = 'cancelled'"
+    )
+    assert desk.say("prune", "50h") == "0 features removed"
+    assert desk.say("prune", "1d 12h") == "2 features removed"
+    left = conn.execute("select count(*) as n from planned_features").fetchone()
+    assert left == {"n": 1}
+    refused = desk.call("prune", "soon")
+    assert refused.returncode == 2
+    assert "expected a duration" in refused.stderr
+
+
 def test_status_shows_slots_and_the_phases_of_unfinished_features(
     desk: Desk, conn: Connection, epoch: int
 ) -> None:

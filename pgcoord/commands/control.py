@@ -1,11 +1,13 @@
 """Commands that change what is in the database: a line says what is the case afterwards."""
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgcoord.commands.options import HIGHEST_ID, Dsn, FeatureOrAll, Phase, Reason
 from pgcoord.commands.place import act, find_phase
+from pgcoord.duration import parse_duration
 
 if TYPE_CHECKING:
     from pgcoord.queries import Connection
@@ -13,8 +15,15 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (retry, skip, cancel, pause, resume, slots, priority):
+    for command in (retry, skip, cancel, pause, resume, slots, priority, prune):
         app.command()(command)
+
+
+def _parse_age(text: str) -> timedelta:
+    try:
+        return parse_duration(text, zero=True)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def retry(ctx: typer.Context, phase: Phase, reason: Reason = None, dsn: Dsn = None) -> None:
@@ -166,6 +175,30 @@ def priority(
         queue_id = await find_phase(conn, phase)
         await queries.set_priority(conn, queue_id, number)
         return f"{queue_id} has priority {number}"
+
+    act(ctx, dsn, change)
+
+
+def prune(
+    ctx: typer.Context,
+    older_than: Annotated[
+        timedelta,
+        typer.Argument(
+            metavar="AGE",
+            parser=_parse_age,
+            help='How long ago they were finished at least: "30d", "12h", 0 for all.',
+        ),
+    ],
+    dsn: Dsn = None,
+) -> None:
+    """Remove finished features, completed or cancelled, with all their history.
+
+    A feature with a failed phase is not finished until it is cancelled.
+    """
+    from pgcoord import queries
+
+    async def change(conn: "Connection") -> str:
+        return f"{_count(await queries.prune(conn, older_than), 'feature')} removed"
 
     act(ctx, dsn, change)
 

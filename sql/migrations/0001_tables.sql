@@ -131,6 +131,13 @@ create table public.phase_queue (
     constraint phase_queue_starts_after_prerequisites check (slot is null or eligible_at is not null),
     constraint phase_queue_eligible_when_met check ((eligible_at is not null) = (unmet = 0)),
     constraint phase_queue_retry_is_queued check (retry_at is null or status = 'queued')
+) with (
+    -- Each phase is updated a few times in its life, soon after those around it: the new version finds room beside the
+    -- old one, and needs no new index entries where no indexed column changed (a prerequisite of several completed).
+    fillfactor = 80,
+    -- A fifth of a million finished phases may not be dead before anybody cleans up: the dead are at the head of the line.
+    autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
+    autovacuum_analyze_scale_factor = 0.02, autovacuum_analyze_threshold = 500
 );
 
 -- An index rather than a unique constraint, so that the million phases without a slot are not in it.
@@ -286,6 +293,11 @@ create table pgcoord.attempt (
     constraint attempt_number_is_unique unique (queue_id, number),
     constraint attempt_adw_id_is_unique unique (adw_id),
     constraint attempt_ends_with_outcome check ((ended_at is null) = (outcome is null))
+) with (
+    -- As of phase_queue: an attempt is updated when it is started, when it ends and when its process is gone.
+    fillfactor = 80,
+    autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
+    autovacuum_analyze_scale_factor = 0.02, autovacuum_analyze_threshold = 500
 );
 create index attempt_alive_idx on pgcoord.attempt (host) where exited_at is null;
 
