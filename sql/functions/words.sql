@@ -67,3 +67,8 @@ comment on column pgcoord.assignment.prompt is 'What its process reads.';
 comment on column pgcoord.assignment.started is 'Whether its process was recorded as started.';
 comment on column pgcoord.assignment.ended is 'Whether its outcome is decided: its process may still be there.';
 comment on column pgcoord.assignment.ended_seconds_ago is 'How long ago it was decided.';
+
+comment on column pgcoord.elsewhere.attempt_id is 'Number over all attempts.';
+comment on column pgcoord.elsewhere.left_alone_until is 'When its lease ends, unless its host is heard of before.';
+
+comment on column pgcoord.changed_definition.missing is 'Whether it is gone, not only changed.';
