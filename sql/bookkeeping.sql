@@ -19,6 +19,7 @@ create table if not exists pgcoord.shipped (
     name text primary key,
     digest text not null
 );
+comment on index pgcoord.shipped_pkey is 'By name.';
 comment on table pgcoord.shipped is 'Functions, views and triggers as the last upgrade left them: what differs was changed by hand.';
 comment on column pgcoord.shipped.name is 'Kind and name, as in "function pgcoord.why(text)".';
 comment on column pgcoord.shipped.digest is 'MD5 of its definition.';

@@ -68,8 +68,9 @@ comment on column pgcoord.assignment.started is 'Whether its process was recorde
 comment on column pgcoord.assignment.ended is 'Whether its outcome is decided: its process may still be there.';
 comment on column pgcoord.assignment.ended_seconds_ago is 'How long ago it was decided.';
 
+comment on column pgcoord.elsewhere.attempt_id is 'Number over all attempts.';
+comment on column pgcoord.elsewhere.left_alone_until is 'When its lease ends, unless its host is heard of before.';
+
+comment on column pgcoord.changed_definition.missing is 'Whether it is gone, not only changed.';
 comment on column pgcoord.queue.waiting_for is 'The most decisive reason why it does not run; null where there is nothing to wait for.';
 comment on column pgcoord.feature.version is 'Changes with every change of the feature, for who wants to know whether there was one.';
-comment on column pgcoord.elsewhere.attempt_id is 'The attempt.';
-comment on column pgcoord.elsewhere.left_alone_until is 'When it is lost, unless its host is heard of.';
-comment on column pgcoord.changed_definition.missing is 'Whether it is gone altogether.';

@@ -233,6 +233,7 @@ create table pgcoord.host (
     name text primary key,
     lease_until timestamptz not null
 );
+comment on index pgcoord.host_pkey is 'Machines by name.';
 comment on table pgcoord.host is 'Machines on which a coordinator stood by while processes of phases ran there.';
 comment on column pgcoord.host.name is 'What the machine calls itself; attempt.host.';
 comment on column pgcoord.host.lease_until is 'Until when a leader on another machine leaves its attempts alone.';
