@@ -101,7 +101,7 @@ async def test_a_frozen_leader_is_replaced_and_when_it_goes_on_starts_nothing_tw
     await watch.submit(f"echo >> {tmp_path}/starts; read _ < {gate.path}; exit 3", "true")
     await watch.one("select pgcoord.set_slots(1)")
     async with coordinator_process(dsn, tmp_path, step=step, setting=SOON) as frozen:
-        await frozen.until("queue-1-1 (attempt 1")
+        await frozen.until("queue-1-1 queued → ready")
         async with coordinator_process(dsn, tmp_path) as second:
             await second.until("leading (lead 2)")
             await watch.until_statuses("running", "queued")
@@ -123,7 +123,7 @@ async def test_what_a_frozen_leader_was_about_to_start_was_given_up_by_its_host(
     await watch.submit(f"echo >> {tmp_path}/starts")
     setting = SOON + "coordinator._KNOWN_TO_LEAD = 1000"
     async with coordinator_process(dsn, tmp_path, step="_launch", setting=setting) as frozen:
-        await frozen.until("queue-1-1 (attempt 1")
+        await frozen.until("queue-1-1 queued → ready")
         await watch.one("select pgcoord.cancel_phase('queue-1-1', 'enough')")
         async with running(make_coordinator(dsn, tmp_path)):
             await watch.until_statuses("cancelled")
@@ -148,7 +148,7 @@ async def test_a_frozen_leader_asks_whether_it_still_leads_before_it_starts_a_pr
         setting=setting,
         work="scripts(retry_lost=True, retry_delay=timedelta(0))",
     ) as frozen:
-        await frozen.until("queue-1-1 (attempt 1")
+        await frozen.until("queue-1-1 queued → ready")
         async with running(make_coordinator(dsn, tmp_path, work, host="b")):
             await let_leases_run_out(watch)
             await watch.until_statuses("completed")
