@@ -327,7 +327,7 @@ class Coordinator:
                 taken = self._take(assignment, self._go_on, asked)
             taken.heed(attempt)
             if attempt.ended and not taken.end_is_logged:
-                taken.log_end(await queries.last_move(self._conn, taken.assignment))
+                taken.log_end(await queries.last_move(self._conn, taken.assignment), "reported")
         return disowned
 
     async def _rest(self) -> None:
@@ -556,9 +556,9 @@ class Coordinator:
         names = ", ".join(f"{each.command} (pid {each.pid})" for each in left)
         await self._conclude(
             taken,
+            f"exited with status {status}",
             lambda conn: queries.end_attempt(conn, taken.assignment, status, tail, names),
         )
-        logger.debug("%s exited with status %d", taken.assignment, status)
 
     async def _take_spooled_report(self, taken: "_Taken") -> None:
         """Take the report that the workflow could not send, if there is one."""
@@ -595,16 +595,20 @@ class Coordinator:
     async def _give_up(self, taken: "_Taken", outcome: str, error: str) -> None:
         await self._conclude(
             taken,
+            error,
             lambda conn: queries.give_up_attempt(conn, taken.assignment, outcome, error),
         )
 
     async def _conclude(
-        self, taken: "_Taken", say: Callable[[queries.Connection], Awaitable[Move | None]]
+        self,
+        taken: "_Taken",
+        reason: str,
+        say: Callable[[queries.Connection], Awaitable[Move | None]],
     ) -> None:
         """Tell the database how an attempt ended, and log what that made of its phase."""
 
         async def say_and_log(conn: queries.Connection) -> None:
-            taken.log_end(await say(conn))
+            taken.log_end(await say(conn), reason)
 
         await self._tell(say_and_log)
 
@@ -701,12 +705,12 @@ class _Taken:
         self._log_max_size = log_max_size
         self._end_in: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
-    def log_end(self, move: Move | None) -> None:
-        """Log, once, the move that the attempt ended with, whoever made it."""
+    def log_end(self, move: Move | None, reason: str) -> None:
+        """Log, once, the move that the attempt ended with; `reason` where it has none itself."""
         if move and not self.end_is_logged:
             self.end_is_logged = True
-            reason = (move.reason or f"by {move.actor}").partition("\n")[0]
-            _log_move(self.assignment, move.from_status, move.to_status, reason)
+            first_line = (move.reason or reason).partition("\n")[0]
+            _log_move(self.assignment, move.from_status, move.to_status, first_line)
 
     def heed(self, attempt: OpenAttempt) -> None:
         """End the process: at once when that was asked for, after the linger when it reported."""

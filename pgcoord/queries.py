@@ -147,11 +147,10 @@ class OpenAttempt:
 
 @dataclass(frozen=True)
 class Move:
-    """A transition of a phase, as it was logged: who did it, and why."""
+    """A transition of a phase, as it was logged, and why."""
 
     from_status: str
     to_status: str
-    actor: str
     reason: str | None
 
 
@@ -494,7 +493,7 @@ async def last_move(conn: Connection, attempt: Assignment) -> Move | None:
 
 
 _LAST_MOVE = b"""
-    select from_status, to_status, actor, reason from pgcoord.event
+    select from_status, to_status, reason from pgcoord.event
     where feature_id = %s and phase_number = %s and attempt = %s and kind = 'phase_moved'
         and from_status in ('ready', 'running') and to_status not in ('ready', 'running')
     order by id desc limit 1"""

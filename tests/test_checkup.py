@@ -56,6 +56,7 @@ def test_all_is_ok_where_a_coordinator_leads(conn: Connection, epoch: int) -> No
     )
     assert found["rights"][1] == f"{conn.info.user} may watch, bring work in, steer, coordinate"
     assert found["coordinator"][1].startswith("process 1 on there leads since ")
+    assert found["coordinator"][1].endswith(", 0 stand by")
     assert found["slots"][1] == "1 of 3 slots are held"
 
 
@@ -192,10 +193,30 @@ def test_processes_without_a_coordinator_on_their_machine_are_named(
     level, words, remedy = not_ok(conn)["attempts"]
     assert level == "fail"
     assert words == "1 process has no coordinator on the same machine: queue-1-2 on elsewhere"
+    conn.execute("select pgcoord.renew_lease('elsewhere')")
+    assert checkup(conn)["attempts"][0] == "ok"
+    conn.execute("update pgcoord.host set lease_until = now() - interval '1 s'")
+    assert checkup(conn)["attempts"][0] == "fail"
     assert remedy
     conn.execute(remedy.partition("for good: ")[2].encode())  # what it says can be run as it stands
     assert checkup(conn)["attempts"][0] == "ok"
     assert checkup(conn)["slots"][1] == "1 of 3 slots are held"
+
+
+def test_a_lost_process_that_may_still_run_is_something_to_look_at(
+    conn: Connection, epoch: int
+) -> None:
+    add_feature(conn, {1: []})
+    claim(conn, epoch)
+    conn.execute("update pgcoord.attempt set host = 'elsewhere'")
+    conn.execute("update pgcoord.coordinator set lead_at = lead_at - interval '1 hour'")
+    conn.execute("select pgcoord.abandon_attempt(%s, id) from pgcoord.attempt", [epoch])
+    level, words, remedy = not_ok(conn)["attempts"]
+    assert level == "warn"
+    assert words == "1 process has no coordinator on the same machine: queue-1-1 on elsewhere"
+    assert remedy
+    conn.execute(remedy.partition("for good: ")[2].encode())
+    assert checkup(conn)["attempts"][0] == "ok"
 
 
 def test_phases_that_nobody_supervises_are_named(conn: Connection, epoch: int) -> None:

@@ -39,6 +39,9 @@ def test_all_is_well_beside_a_coordinator(desk: Desk) -> None:
     said = desk.say("doctor")
     assert [line.split()[:3] for line in said.splitlines()] == [["✓", "ok", kind] for kind in KINDS]
     assert levels(desk) == (0, dict.fromkeys(KINDS, "ok"))
+    assert ", 0 stand by\n" in said
+    desk.start("serve").until("standing by")
+    assert ", 1 stands by\n" in desk.say("doctor")
 
 
 def test_warnings_and_failures_have_exit_statuses_of_their_own(

@@ -343,10 +343,11 @@ def test_a_coordinator_logs_a_line_a_transition(desk: Desk, dsn: str, conn: Conn
         r"queue-1-1 running → failed: attempt 2, slot 1, exited with status 3",
         r"queue-2-1 queued → ready: attempt 1, slot 1, claimed as adw-[0-9a-f]{8}",
         r"queue-2-1 ready → running: attempt 1, slot 1, started, pid \d+",
-        rf"queue-2-1 running → completed: attempt 1, slot 1, by {conn.info.user}",
+        r"queue-2-1 running → completed: attempt 1, slot 1, reported",
     ]
     assert len(moves) == len(patterns), moves
-    for move, pattern in zip(moves, patterns, strict=True):
+    # The next claim may be logged before the end that made it possible.
+    for move, pattern in zip(sorted(moves, key=attempt_of), patterns, strict=True):
         assert re.fullmatch(pattern, move), move
     assert_no_secret(serve, conn)
 
@@ -379,6 +380,13 @@ def test_run_logs_json_too(desk: Desk) -> None:
     assert done.returncode == 0
     moves = [json.loads(line) for line in done.stderr.splitlines()]
     assert [move["to"] for move in moves if "to" in move] == ["ready", "running", "completed"]
+    assert moves[-1]["reason"] == "exited with status 0"
+
+
+def attempt_of(move: str) -> tuple[str, ...]:
+    found = re.match(r"(\S+) .* attempt (\d+)", move)
+    assert found
+    return found.groups()
 
 
 def assert_no_secret(program: Program, conn: Connection) -> None:

@@ -102,7 +102,8 @@ language sql stable as $$
     select 'coordinator',
         case when l.epoch is null and work.waits then 'fail' when l.epoch is null or l.outdated then 'warn' else 'ok' end,
         case when l.epoch is null then 'no coordinator runs' || case when work.waits then ', and there is work' else '' end
-            else format('process %s on %s leads since %s', l.pid, l.host, to_char(l.lead_at, 'YYYY-MM-DD HH24:MI:SS'))
+            else format('process %s on %s leads since %s, %s', l.pid, l.host, to_char(l.lead_at, 'YYYY-MM-DD HH24:MI:SS'),
+                    pgcoord.counted(sessions.n - 1, 'stands by', 'stand by'))
                 || case when l.outdated then format('; it is of release %s, the schema is of another', l.version) else '' end
         end,
         case when l.epoch is null then 'start one: ''pgcoord serve''' when l.outdated then 'restart it with the release of the schema' end
@@ -110,8 +111,12 @@ language sql stable as $$
             select exists (
                     select from public.phase_queue where status = 'queued' and eligible_at is not null and retry_at is null and not held
                 )
-                or exists (select from pgcoord.attempt where exited_at is null and not external) as waits
+                or exists (select from pgcoord.attempt where ended_at is null and not external) as waits
         ) as work
+        cross join (
+            select greatest(count(*), 1) as n from pg_stat_activity
+            where datname = current_database() and application_name = 'pgcoord listener'    -- a coordinator's
+        ) as sessions
         left join (
             select l.*, m.at > l.lead_at and m.release <> l.version as outdated
             from pgcoord.leader as l
@@ -216,10 +221,11 @@ language sql stable as $$
 $$;
 comment on function pgcoord.checkup_prerequisites() is 'Checkup: do phases wait for others that do not exist?';
 
--- An attempt is looked after by a coordinator on its own machine, which alone sees the process.
+-- An attempt is looked after by a coordinator on its own machine, which alone sees the process: the one that leads, or
+-- one that stands by and renews a lease. Without either it is lost after a while, its process perhaps not.
 create or replace function pgcoord.checkup_attempts() returns setof pgcoord.finding
 language sql stable as $$
-    select 'attempts', case when n = 0 then 'ok' else 'fail' end,
+    select 'attempts', case when n = 0 then 'ok' when holds_slot then 'fail' else 'warn' end,
         case when n = 0 then 'every process has a coordinator on its machine'
             else format('%s no coordinator on the same machine: %s',
                 pgcoord.counted(n, 'process has', 'processes have'), pgcoord.some_of(names))
@@ -228,9 +234,12 @@ language sql stable as $$
             'start ''pgcoord serve'' there; where it is gone for good: select pgcoord.give_up_attempt(%s, ''lost'', ''its machine is gone'')',
             first_id) end
     from (
-        select count(*) as n, array_agg(format('%s on %s', a.queue_id, a.host) order by a.id) as names, min(a.id) as first_id
+        select count(*) as n, bool_or(a.ended_at is null) as holds_slot,
+            array_agg(format('%s on %s', a.queue_id, a.host) order by a.id) as names, min(a.id) as first_id
         from pgcoord.attempt as a
-        where a.exited_at is null and not a.external and not exists (select from pgcoord.leader as l where l.host = a.host)
+        where a.exited_at is null and not a.external
+            and not exists (select from pgcoord.leader as l where l.host = a.host)
+            and not exists (select from pgcoord.host as h where h.name = a.host and h.lease_until > clock_timestamp())
     ) as orphaned;
 $$;
 comment on function pgcoord.checkup_attempts() is 'Checkup: are there processes that no coordinator looks after?';
