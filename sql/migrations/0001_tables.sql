@@ -389,6 +389,8 @@ create table pgcoord.webhook_delivery (
 );
 create index webhook_delivery_message_idx on pgcoord.webhook_delivery (message_id) where message_id is not null;
 create index webhook_delivery_phase_idx on pgcoord.webhook_delivery (feature_id, queue_id);
+comment on index pgcoord.webhook_delivery_pkey is 'Deliveries by number.';
+comment on sequence pgcoord.webhook_delivery_id_seq is 'Numbers of deliveries.';
 comment on index pgcoord.webhook_delivery_message_idx is 'Repeats of a message.';
 comment on index pgcoord.webhook_delivery_phase_idx is 'What was reported of a phase.';
 comment on table pgcoord.webhook_delivery is
