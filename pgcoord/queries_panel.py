@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from pgcoord.errors import NotFound
-from pgcoord.queries import Connection, HistoryEvent, Reason, _columns, _row, _rows, _value
+from pgcoord.queries import Connection, HistoryEvent, _columns, _row, _rows, _value
 
 NO_SUCH_PHASE = "'pgcoord status' and the overview show those that exist."
 
@@ -22,7 +22,6 @@ class Standing:
     paused_by: str | None
     leader: str | None  # process and host
     limit: int  # slots that are given out
-    reading_only: bool
 
 
 @dataclass(frozen=True)
@@ -269,11 +268,10 @@ async def standing(conn: Connection) -> Standing:
         conn,
         Standing,
         "select c.paused_at, c.paused_reason, case when c.paused_at is not null then (select e.actor"
-        " from pgcoord.event as e where e.kind = 'paused' order by e.id desc limit 1)"
+        " from pgcoord.event as e where e.feature_id is null and e.phase_number is null and e.kind = 'paused' order by e.id desc limit 1)"
         " end as paused_by,"
         " (select format('process %%s on %%s', l.pid, l.host) from pgcoord.leader as l) as leader,"
-        " (select count(*)::integer from pgcoord.slot where not draining) as limit,"
-        " pg_is_in_recovery() as reading_only"
+        " (select count(*)::integer from pgcoord.slot where not draining) as limit"
         " from pgcoord.control as c",
     )
     assert found is not None
@@ -504,9 +502,12 @@ async def cancel_branch(conn: Connection, queue_id: str, reason: str | None) -> 
     return int(await _value(conn, "select pgcoord.cancel_branch(%s, %s)", queue_id, reason))
 
 
-async def execute_feature(conn: Connection, feature_id: int) -> int:
-    """Queue the phases of the stored plan; return how many."""
-    return int(await _value(conn, "select pgcoord.execute_feature(%s)", feature_id))
-
-
-__all__ = ["Reason"]
+async def workflows(conn: Connection) -> tuple[list[str], bool]:
+    """The workflows that the leading coordinator declares, and whether one is the default."""
+    names: list[str] = await _value(
+        conn, "select coalesce(array_agg(name order by name), '{}') from pgcoord.workflow"
+    )
+    default: bool = await _value(
+        conn, "select exists (select from pgcoord.workflow where is_default)"
+    )
+    return names, default
