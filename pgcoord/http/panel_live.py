@@ -271,21 +271,12 @@ class Screen:
             state = self._live.state
             if state and (state is not told or time.monotonic() > beat):
                 told, beat = state, time.monotonic() + _BEAT
-                yield f"event: live\ndata: {json.dumps(_connection(state))}\n\n"
+                yield f"event: live\ndata: {json.dumps(self._live.told(state))}\n\n"
             if tail and (grown := tail.news()):
                 yield f"event: log\ndata: {json.dumps(grown)}\n\n"
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOG_ROUND if tail else _BEAT):
                     await changed.wait()
-
-
-def _connection(state: Connected) -> dict[str, Any]:
-    return {
-        "live": state.live,
-        "as_of": state.as_of.isoformat(timespec="milliseconds"),
-        "now": time.time() * 1000,
-        "reason": state.reason,
-    }
 
 
 class Live:
@@ -304,6 +295,16 @@ class Live:
     def state(self) -> Connected | None:
         """Whether what is shown is live."""
         return self._feed.state
+
+    def told(self, state: Connected) -> dict[str, Any]:
+        """What a viewer is told of the connection, and of what its page was made with."""
+        return {
+            "live": state.live,
+            "as_of": state.as_of.isoformat(timespec="milliseconds"),
+            "now": time.time() * 1000,
+            "reason": state.reason,
+            "assets": self.templates.globals["assets_version"],
+        }
 
     def draw(self, name: str, piece: Piece, now: datetime) -> str:
         """The HTML of a piece."""
