@@ -1,4 +1,4 @@
-"""What the pages of the panel read: one function for each view or function of sql/functions/work.sql.
+"""What the pages of the panel read, most of it from sql/functions/work.sql.
 
 The one rule: what is read says when things happened, never how long ago. So two readings are equal
 as long as nothing has happened, and a page is only drawn again when something has.
@@ -144,7 +144,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class TreePhase:
-    """A phase in the tree of its feature."""
+    """A phase in the tree of its feature; `reasons` say why it waits, `ending` how it shall end."""
 
     queue_id: str
     phase_number: int
@@ -159,7 +159,8 @@ class TreePhase:
     since: datetime | None
     started_timestamp: datetime | None
     finished_timestamp: datetime | None
-    waiting_for: str | None
+    ending: str | None
+    reasons: list[str] | None
 
 
 @dataclass(frozen=True)
@@ -267,8 +268,9 @@ async def standing(conn: Connection) -> Standing:
     found = await _row(
         conn,
         Standing,
-        "select c.paused_at, c.paused_reason, case when c.paused_at is not null then (select e.actor"
-        " from pgcoord.event as e where e.feature_id is null and e.phase_number is null and e.kind = 'paused' order by e.id desc limit 1)"
+        "select c.paused_at, c.paused_reason, case when c.paused_at is not null then ("
+        "select e.actor from pgcoord.event as e where e.feature_id is null"
+        " and e.phase_number is null and e.kind = 'paused' order by e.id desc limit 1)"
         " end as paused_by,"
         " (select format('process %%s on %%s', l.pid, l.host) from pgcoord.leader as l) as leader,"
         " (select count(*)::integer from pgcoord.slot where not draining) as limit"
@@ -294,9 +296,7 @@ async def held_slots(conn: Connection) -> list[HeldSlot]:
 
 async def line(conn: Connection, limit: int) -> list[InLine]:
     """The phases that are claimed next."""
-    return await _rows(
-        conn, InLine, f"select {_columns(InLine)} from pgcoord.line limit %s", limit
-    )
+    return await _rows(conn, InLine, f"select {_columns(InLine)} from pgcoord.line limit %s", limit)
 
 
 async def backlog(conn: Connection) -> Backlog:
@@ -380,8 +380,14 @@ async def tree(conn: Connection, feature_id: int) -> list[TreePhase]:
     return await _rows(
         conn,
         TreePhase,
-        f"select {_columns(TreePhase)} from pgcoord.board where feature_id = %s"
-        " order by phase_number",
+        "select b.queue_id, b.phase_number, b.title, b.status, b.slot, b.attempt, b.priority,"
+        " b.depends_on_phases, b.issue_number, b.error_message, b.since, b.started_timestamp,"
+        " b.finished_timestamp, s.ending, w.reasons from pgcoord.board as b"
+        " left join pgcoord.slots as s on s.queue_id = b.queue_id"
+        " left join (select queue_id, array_agg(words) as reasons from pgcoord.waiting"
+        " where feature_id = %s group by queue_id) as w on w.queue_id = b.queue_id"
+        " where b.feature_id = %s order by b.phase_number",
+        feature_id,
         feature_id,
     )
 
@@ -439,21 +445,20 @@ async def neighbours(
     conn: Connection, feature_id: int, phase_number: int
 ) -> tuple[list[Neighbour], list[Neighbour]]:
     """What a phase needs, and what needs it."""
-    columns = "p.queue_id, pgcoord.title_of(p) as title, p.status, p.finished_timestamp"
-    needs, needed_by = (
+    found = [
         await _rows(
             conn,
             Neighbour,
-            f"select d.{there} as phase_number, {columns} from pgcoord.dependency as d"
-            " left join public.phase_queue as p"
+            f"select d.{there} as phase_number, p.queue_id, pgcoord.title_of(p) as title, p.status,"
+            " p.finished_timestamp from pgcoord.dependency as d left join public.phase_queue as p"
             f" on p.feature_id = d.feature_id and p.phase_number = d.{there}"
             f" where d.feature_id = %s and d.{here} = %s order by 1",
             feature_id,
             phase_number,
         )
         for there, here in (("prerequisite", "dependent"), ("dependent", "prerequisite"))
-    )
-    return needs, needed_by
+    ]
+    return found[0], found[1]
 
 
 async def history(

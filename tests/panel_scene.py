@@ -1,4 +1,4 @@
-"""A scene for the panel: nine features in every state there is, with a past to expect things from."""
+"""A scene for the panel: features in every state there is, with a past to expect things from."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -95,7 +95,9 @@ class Scene:
         """Claim one phase ahead of all others, in a slot more."""
         queue_id = f"queue-{feature}-{phase}"
         held = self.sql("select count(*) as n from phase_queue where slot is not null")[0]["n"]
-        self.sql("update phase_queue set priority = 0, retry_at = null where queue_id = %s", queue_id)
+        self.sql(
+            "update phase_queue set priority = 0, retry_at = null where queue_id = %s", queue_id
+        )
         self.sql("select pgcoord.set_slots(%s)", held + 1)
         rows = self.sql("select queue_id from pgcoord.claim_phases(%s)", self._epoch)
         assert [row["queue_id"] for row in rows] == [queue_id]
@@ -163,7 +165,8 @@ class Scene:
         self.sql("alter table pgcoord.event disable trigger user")
         self.sql("alter table phase_queue disable trigger user")
         self.sql(
-            "delete from pgcoord.event where kind in ('phase_reprioritised', 'slots_changed')"
+            "delete from pgcoord.event where kind in ('phase_reprioritised', 'slots_changed',"
+            " 'attempt_ending', 'attempt_exited')"
         )
         self.sql(
             "update pgcoord.event as e set actor = 'coordinator build-2', at = case e.to_status"
@@ -197,6 +200,17 @@ class Scene:
         self.sql(
             "update phase_queue as p set finished_timestamp = cancelled_at"
             " from planned_features as f where f.id = feature_id and p.status = 'cancelled'"
+        )
+        self.sql(
+            "update pgcoord.event set actor = 'coordinator build-2', at = now() - interval '38 min'"
+            " where to_status = 'blocked'"
+        )
+        self.sql("create temporary table told as select * from pgcoord.event order by at, id")
+        self.sql("delete from pgcoord.event")
+        columns = "at, kind, feature_id, phase_number, queue_id, from_status, to_status, attempt"
+        self.sql(
+            f"insert into pgcoord.event ({columns}, actor, reason)"
+            f" select {columns}, actor, reason from told order by at, id"
         )
         self.sql("alter table pgcoord.event enable trigger user")
         self.sql("alter table phase_queue enable trigger user")
@@ -250,7 +264,10 @@ def set_scene(scene: Scene) -> None:
     error = "3 of 214 tests failed: reconnect keeps the last event id"
     scene.run(104, 6, 74, 12, error)
     scene.run(104, 6, 52, 14, error)
-    scene.sql("update phase_queue set issue_number = 199 + phase_number where feature_id = 104 and attempt > 0")
+    scene.sql(
+        "update phase_queue set issue_number = 199 + phase_number"
+        " where feature_id = 104 and attempt > 0"
+    )
     scene.feature(
         115,
         "Type Coverage Sweep",

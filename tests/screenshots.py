@@ -4,54 +4,32 @@ Run by `make screenshots`.
 """
 
 import asyncio
-import contextlib
 import sys
 import tempfile
-from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
-from panel_browser import browsing
+from panel_browser import browsing, served
 from panel_scene import Scene, set_scene
 from playwright.async_api import Browser
 
 from pgcoord import schema
-from pgcoord.configuration import Server
 from pgcoord.embedded import EmbeddedPostgres
-from pgcoord.http.door import Database, Door
-from pgcoord.http.feed import Feed
-from pgcoord.http.security import read_access
-from pgcoord.http.server import bind, serving, url_of
 
 PAGES = {
     "overview": "/",
     "feature": "/features/104",
     "phase": "/phases/queue-104-2",
-    "retry": "/phases/queue-104-6/retry",
+    "retry": "/features/104",
     "new": "/features/new",
     "history": "/history",
 }
-LOOKS = {
+LOOKS: dict[str, Any] = {
     "": {"viewport": {"width": 1280, "height": 900}},
     "-dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
     "-phone": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2},
 }
-
-
-@contextlib.asynccontextmanager
-async def served(dsn: str) -> AsyncIterator[str]:
-    """Serve the panel of a database without coordinating it; yields its address."""
-    with bind("127.0.0.1", 0) as taken:
-        door = Door(
-            database=Database(dsn),
-            feed=Feed(dsn),
-            access=read_access(Server(), {}, address="127.0.0.1", name="127.0.0.1"),
-            host="build-2",
-            leads=lambda: True,
-            obstacle=None,
-        )
-        async with serving(door, taken):
-            yield url_of(taken)
 
 
 async def take(browser: Browser, url: str, folder: Path, pages: list[str]) -> None:
@@ -63,13 +41,17 @@ async def take(browser: Browser, url: str, folder: Path, pages: list[str]) -> No
             await page.goto(url + PAGES[name])
             if await page.locator("#live").count():
                 await page.locator("#live strong", has_text="Live").wait_for()
-            await page.screenshot(path=folder / f"{name}{look}.png", full_page=True)
+            if name == "retry":
+                await page.get_by_role("link", name="Retry…").click()
+                await page.get_by_role("dialog").wait_for()
+            await page.screenshot(
+                path=folder / f"{name}{look}.png", full_page=name not in ("retry", "history")
+            )
         await context.close()
 
 
 async def main(folder: Path, pages: list[str]) -> None:
     """Set the scene in a Postgres of its own, and take the pictures."""
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         postgres = EmbeddedPostgres(Path(scratch, "postgres"), None)
         postgres.start()
@@ -78,7 +60,7 @@ async def main(folder: Path, pages: list[str]) -> None:
                 schema.upgrade(conn)
             scene = Scene(postgres.dsn, "build-2", Path(scratch, "runs"))
             set_scene(scene)
-            async with browsing() as browser, served(postgres.dsn) as url:
+            async with browsing() as browser, served(postgres.dsn, "build-2") as url:
                 await take(browser, url, folder, pages)
             scene.close()
         finally:
@@ -86,4 +68,6 @@ async def main(folder: Path, pages: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), sys.argv[2:] or list(PAGES)))
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    asyncio.run(main(target, sys.argv[2:] or list(PAGES)))

@@ -141,8 +141,10 @@ def _back(request: Request) -> str:
 
 
 def _page(request: Request, template: str, status: int = 200, /, **context: Any) -> Response:
-    text = door_of(request).templates.get_template(template).render(
-        steers=may_steer(request), **context
+    text = (
+        door_of(request)
+        .templates.get_template(template)
+        .render(steers=may_steer(request), **context)
     )
     return HTMLResponse(text, status, {"cache-control": "no-store"})
 
@@ -180,7 +182,7 @@ async def overview(request: Request) -> Response:
 @_answering
 async def feature(request: Request) -> Response:
     """Show a feature."""
-    return await _show(request, FeaturePage(_number(request.path_params["feature_id"])))
+    return await _show(request, FeaturePage(_id(request)))
 
 
 @_answering
@@ -199,7 +201,7 @@ async def phase(request: Request) -> Response:
 async def history(request: Request) -> Response:
     """Show what has happened."""
     before, of = (request.query_params.get(each) for each in ("before", "feature"))
-    view = History(_number(before) if before else None, _number(of) if of else None)
+    view = History(_number(before) if before else None, _number(of, 2**31 - 1) if of else None)
     return await _show(request, view)
 
 
@@ -229,7 +231,7 @@ class _Log:
 
     attempt: int | None = None
     trouble: str | None = None
-    part: panel_log.Part = panel_log.Part(0, 0, 0, "")
+    part: panel_log.Part = panel_log.NOTHING
     follows: bool = False
     find: str | None = None
     found: list[panel_log.Found] | None = None
@@ -342,7 +344,7 @@ def _action(deed: Deed) -> Handler:
 
 
 def _id(request: Request) -> int:
-    return _number(request.path_params["feature_id"])
+    return _number(request.path_params["feature_id"], 2**31 - 1)
 
 
 async def _generate_and_execute(conn: Connection, request: Request, form: Form) -> None:
@@ -357,9 +359,7 @@ _FEATURE_DEEDS: dict[str, Deed] = {
     "generate-execute": _generate_and_execute,
     "pause": lambda conn, request, form: queries.pause(conn, _id(request), _reason(form)),
     "resume": lambda conn, request, form: queries.resume(conn, _id(request)),
-    "cancel": lambda conn, request, form: queries.cancel_feature(
-        conn, _id(request), _reason(form)
-    ),
+    "cancel": lambda conn, request, form: queries.cancel_feature(conn, _id(request), _reason(form)),
 }
 
 _PHASE_DEEDS: dict[str, Deed] = {
@@ -424,8 +424,11 @@ _PHASE_QUESTIONS = {
         "Leave it",
         "select pgcoord.cancel_phase('{}', reason)",
         preview="cancel",
-        other=("What depends on it is blocked until it is retried or skipped.", "cancel-branch",
-               "Cancel that, too"),
+        other=(
+            "What depends on it is blocked until it is retried or skipped.",
+            "cancel-branch",
+            "Cancel that, too",
+        ),
     ),
     "cancel-branch": _Question(
         "Cancel {} and what depends on it?",
@@ -544,7 +547,7 @@ async def _ask(
 @_answering
 async def new(request: Request) -> Response:
     """Show the forms for a new feature."""
-    return _page(request, "new.html", title="New feature · pgcoord", trouble=None)
+    return _new(request, {}, None)
 
 
 @_answering
@@ -558,22 +561,30 @@ async def create(request: Request) -> Response:
             else:
                 feature_id = await _create_from_description(conn, form)
     except InvalidInput as error:
-        return _page(
-            request,
-            "new.html",
-            422,
-            title="New feature · pgcoord",
-            trouble=_trouble(error),
-            plan_faults=isinstance(error, InvalidPlan),
-            plan=form.get("file", "").strip() and form["file"] or form.get("plan"),
-            feature_title=form.get("title"),
-            description=form.get("description"),
-        )
+        return _new(request, form, error)
     return RedirectResponse(f"/features/{feature_id}", 303)
 
 
+def _new(request: Request, form: Form, error: InvalidInput | None) -> Response:
+    return _page(
+        request,
+        "new.html",
+        422 if error else 200,
+        title="New feature · pgcoord",
+        trouble=_trouble(error) if error else None,
+        faulty=isinstance(error, InvalidPlan),
+        plan=_plan_text(form),
+        form=form,
+    )
+
+
+def _plan_text(form: Form) -> str:
+    """The plan: a file, if one was given, else what was typed."""
+    return form.get("file", "").strip() or form.get("plan", "")
+
+
 async def _create_from_plan(conn: Connection, form: Form) -> int:
-    text = form.get("file", "").strip() and form["file"] or form.get("plan", "")
+    text = _plan_text(form)
     names, has_default = await queries_panel.workflows(conn)
     plan = await asyncio.to_thread(
         parse_plan,

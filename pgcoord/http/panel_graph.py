@@ -121,9 +121,7 @@ def _lay_out(layers: tuple[tuple[int, int], ...], edges: _Edges) -> Layout:
         number: (at * (measures.width + measures.across), heights[number, at])
         for number, at in layer.items()
     }
-    paths = {
-        (up, down): _path(up, down, layer, heights, places, measures) for up, down in edges
-    }
+    paths = {(up, down): _path(up, down, layer, heights, places, measures) for up, down in edges}
     width = max((x for x, _ in places.values()), default=0) + measures.width
     bottom = max(heights.values(), default=0) + measures.height
     return Layout(width + 2, bottom + 2, measures, places, paths)
@@ -202,10 +200,8 @@ def _heights(
                 else heights[spot]
                 for spot in column
             ]
-            for spot, y in zip(
-                column, _apart(wanted, [room(each) + measures.down for each in column]), strict=True
-            ):
-                heights[spot] = y
+            rooms = [room(spot) + measures.down for spot in column]
+            heights.update(zip(column, _apart(wanted, rooms), strict=True))
     top = min(heights.values(), default=0)
     return {spot: round(y - top) + 1 for spot, y in heights.items()}
 

@@ -42,6 +42,9 @@ _AGEING = 15.0
 # Seconds after which a viewer is told that it is still live.
 _BEAT = 4.0
 
+# Seconds until the connection is looked at again, at the beginning.
+_SOON = 0.02
+
 # Seconds after which a log is looked at again while somebody does.
 _LOG_ROUND = 0.3
 
@@ -274,8 +277,10 @@ class Screen:
                 yield f"event: live\ndata: {json.dumps(self._live.told(state))}\n\n"
             if tail and (grown := tail.news()):
                 yield f"event: log\ndata: {json.dumps(grown)}\n\n"
+            # Nobody is told when the feed begins to be live, and whoever has just come waits for it.
+            patience = _SOON if state is None else _LOG_ROUND if tail else _BEAT
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOG_ROUND if tail else _BEAT):
+                async with asyncio.timeout(patience):
                     await changed.wait()
 
 

@@ -28,6 +28,9 @@ class Part:
     text: str
 
 
+NOTHING = Part(0, 0, 0, "")
+
+
 @dataclass(frozen=True)
 class Found:
     """A line that a search has found, in three parts around what was looked for."""

@@ -11,12 +11,12 @@ from pgcoord.http.panel_graph import Graph
 from pgcoord.http.panel_live import Page, Piece
 from pgcoord.http.panel_timeline import Timeline
 from pgcoord.http.panel_words import STATES
-from pgcoord.queries import Connection, one_snapshot, why
+from pgcoord.queries import Connection, HistoryEvent, one_snapshot, why
 
 # Features of a list, events of a history, things that need somebody: how many are shown.
 MOST_FEATURES = 200
 MOST_EVENTS = 200
-_FEW_EVENTS = 20
+_FEW_EVENTS = 12
 _FEW_NEEDS = 5
 _NEXT = 3
 
@@ -133,7 +133,7 @@ class FeaturePage:
             )
             for each in phases
         }
-        pieces |= {f"event-{each.id}": Piece("piece/event.html", (each, "feature")) for each in events}
+        pieces |= _event_pieces(events, "feature")
         lists = {
             "tree": [f"phase-{each.phase_number}" for each in phases],
             "events": [f"event-{each.id}" for each in events],
@@ -142,6 +142,10 @@ class FeaturePage:
         done = f", {feature.count('completed')}/{feature.total}" if feature.total else ""
         title = f"{trouble}{feature.title}{done} · pgcoord"
         return Page("feature.html", title, now, pieces, lists, {"feature": feature})
+
+
+def _event_pieces(events: list[HistoryEvent], where: str) -> dict[str, Piece]:
+    return {f"event-{each.id}": Piece("piece/event.html", (each, where)) for each in events}
 
 
 def _spent(spans: list[queries.Span]) -> dict[str, Any]:
@@ -204,7 +208,7 @@ class PhasePage:
             "needed-by": Piece("piece/neighbours.html", ("Needed by", "by", phase, needed_by)),
             "details": Piece("piece/details.html", (phase, tries[:1])),
         }
-        pieces |= {f"event-{each.id}": Piece("piece/event.html", (each, "phase")) for each in events}
+        pieces |= _event_pieces(events, "phase")
         lists = {"events": [f"event-{each.id}" for each in events]}
         title = f"{phase.phase_number} {phase.title}, {phase.status} · pgcoord"
         return Page("phase.html", title, now, pieces, lists, {"phase": phase, "tries": tries})
@@ -237,10 +241,8 @@ class History:
             "notice": Piece("piece/notice.html", standing),
             "older": Piece("piece/older.html", (last, self.feature_id)),
         }
-        pieces |= {f"event-{each.id}": Piece("piece/event.html", (each, "all")) for each in events}
+        pieces |= _event_pieces(events, "all")
         lists = {"events": [f"event-{each.id}" for each in events]}
         return Page(
             "history.html", "History · pgcoord", now, pieces, lists, {"feature_id": self.feature_id}
         )
-
-

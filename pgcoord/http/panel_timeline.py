@@ -25,6 +25,8 @@ _STEPS = [
     for each in (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 10800, 21600, 43200, 86400, 604800)
 ]
 
+_MINUTE = timedelta(minutes=1)
+
 # Marks on the axis, at most, and percent between two of them at least.
 _MARKS = 9
 _APART = 6.0
@@ -162,7 +164,7 @@ class _Scale:
             while moment <= end:
                 x = self.at(moment)
                 if last + _APART <= x <= 100 - _APART / 2:
-                    clock = f"{moment:%H:%M:%S}" if step < timedelta(minutes=1) else f"{moment:%H:%M}"
+                    clock = moment.strftime("%H:%M:%S" if step < _MINUTE else "%H:%M")
                     dated = day is not None and moment.date() != day
                     yield x, f"{moment:%a} {clock}" if dated else clock
                     last, day = x, moment.date()
@@ -207,9 +209,10 @@ def _lane(
         state = _state(span)
         took = lasting(ended - began)
         bar("work" if span.started_at else "prepare", began, ended, state, took)
-        told.append(f"attempt {span.attempt} {'took' if span.ended_at else 'runs for'} {took}, {state}")
+        verb = "took" if span.ended_at else "runs for"
+        told.append(f"attempt {span.attempt} {verb} {took}, {state}")
         free_since = ended
-    if phase.status == "queued" and phase.waiting_for and spans and waits_until < now:
+    if phase.status == "queued" and spans and waits_until < now:
         bar("queue", max(waits_until, free_since), now)
     if expected and expected.starts_at and expected.ends_at and _is_open(phase):
         start = max(now, expected.starts_at)
@@ -219,7 +222,7 @@ def _lane(
         if expected.latest and expected.latest > expected.ends_at:
             bar("spread", max(start, expected.ends_at), expected.latest, phase.status)
         told.append(f"expected to end at {expected.ends_at:%H:%M}")
-    return Lane(phase, bars, "; ".join(told) or phase.waiting_for or phase.status)
+    return Lane(phase, bars, "; ".join([phase.status, *(phase.reasons or []), *told]))
 
 
 def _state(span: Span) -> str:

@@ -401,8 +401,8 @@ begin
         from public.phase_queue as p
             left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt and a.ended_at is null
         where p.feature_id = v_feature_id and p.status || coalesce(' ' || a.ending, '') <> v_before ->> p.queue_id;
-        raise exception using errcode = 'PC000', message = 'taken back';
-    exception when sqlstate 'PC000' then
+        raise exception using errcode = 'PC099', message = 'taken back';
+    exception when sqlstate 'PC099' then    -- (PC000 would be all of class PC)
         null;
     end;
     return query
