@@ -4,14 +4,10 @@ import contextlib
 import os
 import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import serving
 from playwright.async_api import Browser, async_playwright
-
-from pgcoord.configuration import Server
-from pgcoord.http.door import Database, Door
-from pgcoord.http.feed import Feed
-from pgcoord.http.security import read_access
-from pgcoord.http.server import bind, serving, url_of
 
 
 def chromium() -> str | None:
@@ -34,19 +30,11 @@ async def browsing() -> AsyncIterator[Browser]:
 
 
 @contextlib.asynccontextmanager
-async def served(dsn: str, host: str = "here") -> AsyncIterator[str]:
-    """Serve the panel of a database without coordinating it; yields its address.
+async def served(dsn: str, folder: Path, host: str = "here") -> AsyncIterator[str]:
+    """Serve the panel of a database that nobody coordinates; yields its address.
 
     `host` is the machine whose logs it can read.
     """
-    with bind("127.0.0.1", 0) as taken:
-        door = Door(
-            database=Database(dsn),
-            feed=Feed(dsn),
-            access=read_access(Server(), {}, address="127.0.0.1", name="127.0.0.1"),
-            host=host,
-            leads=lambda: True,
-            obstacle=None,
-        )
-        async with serving(door, taken):
-            yield url_of(taken)
+    async with serving.served(dsn, folder, leads=False) as site:
+        site.door.coordinator.host = host
+        yield site.url

@@ -60,7 +60,7 @@ async def main(folder: Path, pages: list[str]) -> None:
                 schema.upgrade(conn)
             scene = Scene(postgres.dsn, "build-2", Path(scratch, "runs"))
             set_scene(scene)
-            async with browsing() as browser, served(postgres.dsn, "build-2") as url:
+            async with browsing() as browser, served(postgres.dsn, Path(scratch), "build-2") as url:
                 await take(browser, url, folder, pages)
             scene.close()
         finally:

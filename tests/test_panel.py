@@ -55,8 +55,8 @@ def is_fault(said: Any) -> bool:
 
 
 @pytest.fixture
-async def panel(dsn: str) -> AsyncIterator[str]:
-    async with served(dsn) as url:
+async def panel(dsn: str, tmp_path: Path) -> AsyncIterator[str]:
+    async with served(dsn, tmp_path) as url:
         yield url
 
 
@@ -304,7 +304,7 @@ async def test_a_restarted_postgres_is_noticed_and_the_page_goes_on(
     try:
         with psycopg.connect(postgres.dsn, autocommit=True) as conn:
             schema.upgrade(conn)
-        async with served(postgres.dsn) as url:
+        async with served(postgres.dsn, tmp_path) as url:
             await look(page, url)
             await asyncio.to_thread(postgres.stop)
             await expect(page.locator("#lost")).to_contain_text("The database does not answer")

@@ -252,7 +252,7 @@ async def _log_path(request: Request, queue_id: str, number: int | None) -> tupl
     if attempt.folder is None:
         raise Refused("It was inserted as running: its log is not kept here.")
     path = Path(attempt.folder, "log")
-    if attempt.host != door.host:
+    if attempt.host != door.coordinator.host:
         raise Refused(f"The log is on {attempt.host}: {path}")
     return attempt.number, path
 

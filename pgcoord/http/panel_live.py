@@ -26,7 +26,7 @@ from markupsafe import Markup
 from psycopg_pool import PoolTimeout
 
 from pgcoord.errors import CoordError
-from pgcoord.http.feed import Connected, Cursor, Event, Feed, TooSlow
+from pgcoord.http.feed import Connected, Cursor, Event, Feed
 from pgcoord.queries import Connection
 
 logger = logging.getLogger(__name__)
@@ -277,7 +277,7 @@ class Screen:
                 yield f"event: live\ndata: {json.dumps(self._live.told(state))}\n\n"
             if tail and (grown := tail.news()):
                 yield f"event: log\ndata: {json.dumps(grown)}\n\n"
-            # Nobody is told when the feed begins to be live, and whoever has just come waits for it.
+            # Nobody is told when the feed begins to be live, and who has just come waits for it.
             patience = _SOON if state is None else _LOG_ROUND if tail else _BEAT
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience):
@@ -358,17 +358,14 @@ class Live:
 
     async def _follow(self) -> None:
         """Have screens drawn again when something has happened that concerns them."""
-        ended = False
-        while not ended:
-            try:
-                with self._feed.subscribe(_FROM_NOW_ON) as messages:
-                    async for message in messages:
-                        self._hear(message)
-                    ended = True
-            except TooSlow:
-                for screen in self._screens.values():
-                    screen.touch()
-        self.closed = True
+        while not self.closed:
+            with self._feed.subscribe(_FROM_NOW_ON) as messages:
+                async for message in messages:
+                    self._hear(message)
+            # It ends with the server, or when more had come than could be taken.
+            self.closed = not messages.overflowed.is_set()
+            for screen in self._screens.values():
+                screen.touch()
         for screen in self._screens.values():
             screen.tell()
 
