@@ -46,9 +46,9 @@ set jit = off as $$
         where p.feature_id = any (p_feature_ids)
     )
     select feature_id, phase_number, runs, make_interval(secs => mid),
-        case when status = 'completed' then 0 else greatest(low - elapsed, 0) end,
-        case when status = 'completed' then 0 when elapsed < mid then mid - elapsed else greatest(high - elapsed, 0) / 2 end,
-        case when status = 'completed' then 0 else greatest(high - elapsed, 0) end,
+        case when status = 'completed' then 0 when mid is not null then greatest(low - elapsed, 0) end,
+        case when status = 'completed' then 0 when elapsed < mid then mid - elapsed when mid is not null then greatest(high - elapsed, 0) / 2 end,
+        case when status = 'completed' then 0 when mid is not null then greatest(high - elapsed, 0) end,
         case when status = 'queued' then greatest(extract(epoch from retry_at - now())::double precision, 0) end
     from phase;
 $$;
