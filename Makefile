@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install fmt lint types test test-system test-matrix test-scale check run bench wheel clean
+.PHONY: help install browser fmt lint types test test-system test-matrix test-scale check run bench wheel screenshots clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -31,8 +31,16 @@ lint: install ## check format and style
 types: install ## check types (mypy, strict)
 	$(BIN)/mypy
 
-test: install ## run the tests (under five minutes)
+test: install browser ## run the tests (under five minutes)
 	$(BIN)/pytest -q -n 2 -m 'not scale'
+
+# The panel is tested in Debian's Chromium. Elsewhere PGCOORD_TEST_CHROMIUM names one; without any, those tests are
+# skipped, and say so.
+browser:
+	@if [ -z "$$PGCOORD_TEST_CHROMIUM" ] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null \
+	    && [ "$$(id -u)" = 0 ]; then \
+	    echo "installing Chromium for the tests of the panel"; \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; fi
 
 test-system: install ## run the tests of the database on the system's Postgres, where there is one
 	@folder=$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1); \
@@ -54,6 +62,9 @@ run: install ## run examples/release-check.md to its end on the embedded Postgre
 bench: install ## measure pgcoord on the embedded Postgres
 	$(BIN)/pgcoord db start
 	$(BIN)/pgcoord bench
+
+screenshots: install ## take the pictures in docs/screenshots (needs Chromium)
+	PYTHONPATH=tests $(BIN)/python tests/screenshots.py docs/screenshots
 
 wheel: install ## build sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation

@@ -28,7 +28,8 @@ def lines(text: str) -> list[str]:
 
 def test_run_ends_with_0_when_every_phase_completed(desk: Desk, conn: Connection) -> None:
     said = desk.say("run", desk.plan("echo one", "echo two"))
-    *told, last = lines(said)
+    panel, *told, last = lines(said)
+    assert re.fullmatch(r"panel: http://127\.0\.0\.1:\d+/features/1", panel)
     assert told[0] == "feature 1  A plan, 2 phases"
     moves = [re.match(r"phase (\d)  (\w+) +Step \1", line) for line in told[1:]]
     assert [move.groups() for move in moves if move] == [

@@ -41,10 +41,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Runner:
     """One plan, run here, or watched where another coordinator leads."""
 
-    def __init__(self, surroundings: Surroundings, dsn: str, coordinator: Coordinator) -> None:
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        dsn: str,
+        coordinator: Coordinator,
+        taken: socket.socket,
+        access: Access,
+    ) -> None:
         self._surroundings = surroundings
         self._dsn = dsn
         self._coordinator = coordinator
+        self._taken = taken
+        self._access = access
         self._error: Exception | None = None
         self._end: Snapshot | None = None
 
@@ -61,8 +70,11 @@ class Runner:
                 leader.pid,
                 leader.host,
             )
+        door = _door(self._dsn, self._coordinator, self._access)
+        door.obstacle = None
+        typer.echo(f"panel: {url_of(self._taken)}/features/{feature_id}")
         with progress() as shown, _interruptible(self._stop) as came:
-            async with asyncio.TaskGroup() as tasks:
+            async with serving(door, self._taken), asyncio.TaskGroup() as tasks:
                 leading = tasks.create_task(self._lead())
                 self._watching = tasks.create_task(self._watch(feature_id, shown, leading))
         if self._coordinator.led:
@@ -151,12 +163,7 @@ async def serve(
             )
 
     steps = [wait_for_what_runs, stop] if drain else [stop]
-    door = Door(
-        database=Database(dsn),
-        feed=Feed(dsn),
-        access=access,
-        coordinator=coordinator,
-    )
+    door = _door(dsn, coordinator, access)
     with _interruptible(*steps) as came:
         async with serving(door, taken):
             logger.info("serving on %s", url_of(taken))
@@ -166,6 +173,10 @@ async def serve(
     await _tell_what_goes_on(dsn, coordinator, interrupted=True)
     # What manages services stops them by SIGTERM: that is no failure.
     return 128 + signal.SIGINT if signal.SIGINT in came else 0
+
+
+def _door(dsn: str, coordinator: Coordinator, access: Access) -> Door:
+    return Door(database=Database(dsn), feed=Feed(dsn), access=access, coordinator=coordinator)
 
 
 async def _await_server(dsn: str, stopping: asyncio.Event, door: Door) -> None:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pgcoord.coordinator import Coordinator
     from pgcoord.plan import Plan
 
+# Where the panel of `run` is: whoever runs a plan looks at it on the same machine.
+_LOOPBACK = "127.0.0.1"
+
 _EXAMPLE = """Make one, for example:
     [workflow.build]
     command = ["make", "-C", "app"]
@@ -49,7 +52,7 @@ def run(
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
-    """Run a plan to its end, with progress.
+    """Run a plan to its end, with progress; serve the panel meanwhile.
 
     The exit status is 0 only if every phase completed. Where a coordinator runs already (pgcoord
     serve), it does the work and this one watches.
@@ -58,12 +61,17 @@ def run(
     configuration = _configuration(surroundings, config)
     read = _plan(plan, configuration)
     place = make_place(surroundings, dsn)
-    coordinator = _coordinator(surroundings, configuration, place)
     check_schema(place.dsn)
     from pgcoord.commands.running import Runner
+    from pgcoord.http.security import read_access
+    from pgcoord.http.server import bind_free, url_of
 
-    runner = Runner(surroundings, place.dsn, coordinator)
-    raise typer.Exit(complete(place.dsn, runner.run(read)))
+    server = configuration.server
+    with bind_free(_LOOPBACK, server.port) as taken:
+        access = read_access(server, surroundings.environment, address=_LOOPBACK, name=_LOOPBACK)
+        coordinator = _coordinator(surroundings, configuration, place, url=url_of(taken))
+        runner = Runner(surroundings, place.dsn, coordinator, taken, access)
+        raise typer.Exit(complete(place.dsn, runner.run(read)))
 
 
 def serve(

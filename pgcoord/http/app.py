@@ -19,12 +19,14 @@ def make_app(door: Door) -> ASGIApp:
     """The application of one database; it connects when it starts, and starts without one."""
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await door.database.pool.open()
         try:
             async with asyncio.TaskGroup() as tasks:
                 following = tasks.create_task(door.feed.run())
+                drawing = tasks.create_task(app.state.live.run())
                 yield
+                drawing.cancel()
                 following.cancel()
         finally:
             await door.database.pool.close()
@@ -41,6 +43,7 @@ def make_app(door: Door) -> ASGIApp:
     ]
     app = Starlette(routes=routes, exception_handlers=answers.handlers, lifespan=lifespan)
     app.state.door = door
+    app.state.live = panel.make_live(door)
     app.router.redirect_slashes = False
     return _without_trailing_slash(Guard(app, door.access, door.sessions))
 

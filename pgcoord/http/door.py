@@ -55,6 +55,7 @@ class Door:
     feed: Feed
     access: Access
     coordinator: Coordinator
+    repository: str | None = None  # its page, for links to issues and pull requests
     obstacle: str | None = "starting"  # why nothing can be coordinated yet
 
     @cached_property

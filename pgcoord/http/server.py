@@ -38,6 +38,14 @@ def bind(host: str, port: int) -> socket.socket:
     return taken
 
 
+def bind_free(host: str, port: int) -> socket.socket:
+    """Take the address, or another port where that one is taken. Raises `CannotStart`."""
+    try:
+        return bind(host, port)
+    except CannotStart:
+        return bind(host, 0)
+
+
 def url_of(taken: socket.socket) -> str:
     """Where a browser on this machine finds what is served on a socket."""
     host, port = taken.getsockname()[:2]

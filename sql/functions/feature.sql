@@ -87,6 +87,19 @@ create or replace trigger planned_features_update_stamps before update on public
     for each row execute function pgcoord.stamp_feature();
 comment on trigger planned_features_update_stamps on public.planned_features is 'Stamp updated_at; keep the id.';
 
+create or replace function pgcoord.log_changed_feature() returns trigger
+language plpgsql as $$
+begin
+    perform pgcoord.log_event('feature_changed', null, new.id);
+    return null;
+end $$;
+comment on function pgcoord.log_changed_feature() is 'Trigger: log that a feature was described or planned anew.';
+
+create or replace trigger planned_features_update_logs after update on public.planned_features
+    for each row when ((old.title, old.description, old.plan, old.priority) is distinct from (new.title, new.description, new.plan, new.priority))
+    execute function pgcoord.log_changed_feature();
+comment on trigger planned_features_update_logs on public.planned_features is 'Log what a feature is about, when that changes.';
+
 create or replace function pgcoord.log_deleted_features() returns trigger
 language plpgsql as $$
 begin

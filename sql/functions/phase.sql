@@ -545,12 +545,16 @@ begin
     for v in
         select n.queue_id, n.feature_id, n.phase_number, n.status, o.status as was, n.attempt, n.error_message,
             o.error_message as old_error, n.depends_on_phases <> o.depends_on_phases as edges_changed,
-            case when n.slot is null then o.slot end as left_slot
+            case when n.slot is null then o.slot end as left_slot, n.priority, o.priority as old_priority
         from new_rows as n full join old_rows as o on o.queue_id = n.queue_id
         where n.status is distinct from o.status or n.depends_on_phases is distinct from o.depends_on_phases
-            or n.status = 'queued' and n.eligible_at is not null and not n.held
+            or n.priority <> o.priority or n.status = 'queued' and n.eligible_at is not null and not n.held
     loop
         v_wakes := v_wakes or v.status = 'queued' or v.left_slot is not null;
+        if v.priority <> v.old_priority then
+            perform pgcoord.log_event('phase_reprioritised', format('priority %s → %s', v.old_priority, v.priority)
+                || coalesce(': ' || pgcoord.reason(), ''), v.feature_id, v.phase_number, v.queue_id);
+        end if;
         if v.edges_changed then
             v_edge_features := v_edge_features || v.feature_id;
             v_edge_phases := v_edge_phases || v.phase_number;

@@ -145,6 +145,7 @@ create unique index phase_queue_slot_key on public.phase_queue (slot) where slot
 create index phase_queue_claim_idx on public.phase_queue (priority, queue_position, feature_id, phase_number)
     where status = 'queued' and eligible_at is not null and retry_at is null and not held;
 create index phase_queue_retry_idx on public.phase_queue (retry_at) where retry_at is not null;
+create index phase_queue_open_idx on public.phase_queue (feature_id, phase_number) where status <> 'completed';
 create index phase_queue_issue_idx on public.phase_queue (issue_number) where issue_number is not null;
 
 comment on index public.phase_queue_pkey is 'Phases by name.';
@@ -152,6 +153,7 @@ comment on index public.phase_queue_phase_is_unique is 'Phases by feature and nu
 comment on index public.phase_queue_slot_key is 'One phase a slot.';
 comment on index public.phase_queue_claim_idx is 'The line: what can be claimed, in the order in which it is.';
 comment on index public.phase_queue_retry_idx is 'Retry times, for the next deadline.';
+comment on index public.phase_queue_open_idx is 'What is not done, for those who look at it, however much is.';
 comment on index public.phase_queue_issue_idx is 'The phase of an issue.';
 
 comment on table public.phase_queue is

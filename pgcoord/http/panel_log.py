@@ -1,0 +1,129 @@
+"""The log of an attempt, which may be of any size: only the part that is looked at is read."""
+
+import codecs
+import mmap
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Bytes that are shown at once.
+PART = 64_000
+
+# Lines that a search finds at most.
+_MOST_FOUND = 200
+
+# What a terminal would take as a command (colours, movements, titles), not as text.
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a log: bytes `start` to `end` of `size`, as text."""
+
+    start: int
+    end: int
+    size: int
+    text: str
+
+
+NOTHING = Part(0, 0, 0, "")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A line that a search has found, in three parts around what was looked for."""
+
+    offset: int
+    before: str
+    match: str
+    after: str
+
+
+def readable(data: str) -> str:
+    """Text of a log without what only a terminal understands."""
+    text = _ESCAPE.sub("", data).replace("\r\n", "\n").replace("\r", "\n")
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def read_end(path: Path) -> Part:
+    """The end of a log. Raises OSError."""
+    size = path.stat().st_size
+    return read_from(path, max(0, size - PART))
+
+
+def read_from(path: Path, start: int) -> Part:
+    """A part of a log from the line that begins at or after `start`. Raises OSError."""
+    with path.open("rb") as log:
+        size = log.seek(0, 2)
+        start = min(max(0, start), size)
+        if start:
+            log.seek(start - 1)
+            skipped = log.readline(PART)
+            start = min(start - 1 + len(skipped), size)
+        log.seek(start)
+        data = log.read(PART)
+    end = data.rfind(b"\n") + 1
+    if start + len(data) < size and end:
+        data = data[:end]
+    return Part(start, start + len(data), size, readable(data.decode(errors="replace")))
+
+
+def search(path: Path, text: str) -> tuple[list[Found], bool]:
+    """Lines with a text in them, in any case, and whether there are more. Raises OSError."""
+    pattern = re.compile(re.escape(text.encode()), re.IGNORECASE)
+    found: list[Found] = []
+    if not path.stat().st_size:
+        return found, False
+    with path.open("rb") as log, mmap.mmap(log.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = 0
+        while match := pattern.search(data, at):
+            start = data.rfind(b"\n", 0, match.start()) + 1
+            end = data.find(b"\n", match.end())
+            end = len(data) if end < 0 else end
+            if len(found) == _MOST_FOUND:
+                return found, True
+            low, high = max(start, match.start() - 200), min(end, match.end() + 200)
+            parts = (data[low : match.start()], match[0], data[match.end() : high])
+            found.append(Found(start, *(readable(each.decode(errors="replace")) for each in parts)))
+            at = end + 1
+            if at > len(data):
+                break
+    return found, False
+
+
+class LogTail:
+    """What is written to a log from a place on."""
+
+    def __init__(self, path: Path, attempt: int, offset: int) -> None:
+        self._path = path
+        self._attempt = attempt
+        self._offset = offset
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._kept = ""
+
+    def news(self) -> dict[str, Any] | None:
+        """What has been written since; of much only the end."""
+        try:
+            with self._path.open("rb") as log:
+                size = log.seek(0, 2)
+                if size <= self._offset:
+                    return None
+                skipped = max(0, size - self._offset - PART)
+                log.seek(self._offset + skipped)
+                data = log.read(PART)
+        except OSError:
+            return None
+        self._offset += skipped + len(data)
+        text = self._kept + self._decoder.decode(data)
+        # An escape sequence that has only begun is kept for the next time.
+        cut = text.rfind("\x1b", -40)
+        whole = cut < 0 or _ESCAPE.match(text, cut)
+        self._kept, text = ("", text) if whole else (text[cut:], text[:cut])
+        return {
+            "attempt": self._attempt,
+            "at": self._offset,
+            "skipped": skipped,
+            "text": readable(text),
+        }

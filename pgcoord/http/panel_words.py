@@ -1,0 +1,105 @@
+"""How the panel puts times, lengths and numbers into words.
+
+A time is a `time` element: what is read is relative, the date and zone are its title. The script
+(web/static/panel.js) lets the relative ones go on, in these very words.
+"""
+
+from datetime import datetime, timedelta
+
+from markupsafe import Markup, escape
+
+STATES = ("failed", "blocked", "running", "ready", "queued", "completed", "cancelled")
+
+# What a feature can be, besides the states of its phases.
+SHOWN = ("all", "attention", "in_progress", "planned", "finished")
+
+
+def lasting(value: timedelta | float) -> str:
+    """A length of time, in one or two units: 24 s, 41 min, 2 h 5 min, 3 d 4 h."""
+    seconds = int(max(0, value.total_seconds() if isinstance(value, timedelta) else value))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes = seconds // 60
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def since(at: datetime, now: datetime) -> Markup:
+    """How long ago something began."""
+    return _time(at, lasting(now - at), "since")
+
+
+def ago(at: datetime, now: datetime) -> Markup:
+    """How long ago something was; or when it will be, in so much time."""
+    if at > now:
+        return _time(at, f"in {lasting(at - now)}", "ago")
+    return _time(at, f"{lasting(now - at)} ago", "ago")
+
+
+def clock(at: datetime, now: datetime) -> Markup:
+    """The time of day, with the date where it is another day."""
+    return _time(at, f"{at:%H:%M}" if _same_day(at, now) else _dated(at, "%H:%M"), None)
+
+
+def clock_seconds(at: datetime, now: datetime) -> Markup:
+    """The time of day to the second, with the date where it is another day."""
+    return _time(at, f"{at:%H:%M:%S}" if _same_day(at, now) else _dated(at, "%H:%M:%S"), None)
+
+
+def in_full(at: datetime) -> str:
+    """Date, time and zone."""
+    return f"{at.day} {at:%B %Y, %H:%M:%S} {at.tzname()}".rstrip()
+
+
+def size(characters: int) -> str:
+    """A number of bytes."""
+    if characters < 1000:
+        return f"{characters} B"
+    if characters < 1_000_000:
+        return f"{characters / 1000:.0f} kB"
+    return f"{characters / 1_000_000:.1f} MB"
+
+
+def percent(part: int, whole: int) -> str:
+    """`part` of `whole` and its share, 2/7 (28 %); only what is complete is 100 %."""
+    return f"{part}/{whole} ({100 * part // whole} %)" if whole else "0/0"
+
+
+def numbers(values: list[int] | None, most: int = 5) -> str:
+    """Numbers as an enumeration: 1, 2 and 5."""
+    values = values or []
+    words = [str(each) for each in values[:most]]
+    if len(values) > most:
+        return f"{', '.join(words)} and {len(values) - most} more"
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def plural(count: int, noun: str) -> str:
+    """1 phase, 2 phases."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _time(at: datetime, words: str, kind: str | None) -> Markup:
+    lives = Markup(' data-{}=""').format(kind) if kind else ""
+    return Markup('<time datetime="{}" title="{}"{}>{}</time>').format(
+        at.isoformat(timespec="seconds"), in_full(at), lives, escape(words)
+    )
+
+
+def _same_day(at: datetime, now: datetime) -> bool:
+    return at.date() == now.astimezone(at.tzinfo).date()
+
+
+def _dated(at: datetime, clock: str) -> str:
+    return f"{at.day} {at.strftime('%b ' + clock)}"
+
+
+FILTERS = {
+    each.__name__: each
+    for each in (lasting, since, ago, clock, clock_seconds, in_full, size, numbers)
+}

@@ -1,0 +1,293 @@
+"""The work as people look at it: what is usual and expected, what needs somebody, previews."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import Connection, add_feature, add_phase, claim, start, statuses
+from psycopg.types.json import Jsonb
+
+
+def rows(conn: Connection, statement: str, *values: object) -> list[dict[str, Any]]:
+    return conn.execute(statement.encode(), values).fetchall()
+
+
+def hours(conn: Connection, feature: int, **estimates: float) -> None:
+    """Have phases estimate so many hours: `p1=0.5`."""
+    for name, value in estimates.items():
+        conn.execute(
+            "update phase_queue set phase_data = %s where feature_id = %s and phase_number = %s",
+            [Jsonb({"estimated_hours": value}), feature, int(name[1:])],
+        )
+
+
+def forecast(conn: Connection, feature: int) -> dict[int, dict[str, Any]]:
+    found = rows(conn, "select * from pgcoord.forecast(array[%s])", feature)
+    return {row["phase_number"]: row for row in found}
+
+
+def finish(conn: Connection, feature: int) -> dict[str, Any]:
+    [row] = rows(conn, "select * from pgcoord.expected_finish(array[%s])", feature)
+    return row
+
+
+def now(conn: Connection) -> datetime:
+    at: datetime = rows(conn, "select now() as at")[0]["at"]
+    return at
+
+
+def in_hours(conn: Connection, at: datetime) -> float:
+    return round((at - now(conn)) / timedelta(hours=1), 1)
+
+
+def ran(conn: Connection, epoch: int, feature: int, minutes: float) -> None:
+    """Have the phases of a feature have completed after so long."""
+    for queue_id in claim(conn, epoch):
+        start(conn, epoch, queue_id)
+        conn.execute("select pgcoord.complete_phase(%s)", [queue_id])
+    conn.execute(
+        "update pgcoord.attempt set started_at = ended_at - %s where queue_id like %s",
+        [timedelta(minutes=minutes), f"queue-{feature}-%"],
+    )
+
+
+def preview(conn: Connection, action: str, queue_id: str) -> list[tuple[int, str, str]]:
+    found = rows(conn, "select * from pgcoord.preview(%s, null, %s)", action, queue_id)
+    return [(row["phase_number"], row["from_status"], row["to_status"]) for row in found]
+
+
+# --- Expectations
+
+
+def test_the_longest_path_is_critical_and_ends_the_feature(conn: Connection) -> None:
+    feature = add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3]})
+    hours(conn, feature, p1=1, p2=1, p3=2, p4=1)
+    found = forecast(conn, feature)
+    assert [n for n, row in found.items() if row["critical"]] == [1, 3, 4]
+    assert [row["layer"] for row in found.values()] == [0, 1, 1, 2]
+    assert finish(conn, feature)["path"] == [1, 3, 4]
+    assert in_hours(conn, finish(conn, feature)["ends_at"]) == 4
+
+
+def test_what_has_completed_takes_no_time_and_is_on_no_path(conn: Connection) -> None:
+    feature = add_feature(conn, {1: [], 2: [1]})
+    hours(conn, feature, p1=1, p2=2)
+    conn.execute("select pgcoord.skip_phase(%s, 'x')", [f"queue-{feature}-1"])
+    assert finish(conn, feature)["path"] == [2]
+    assert in_hours(conn, finish(conn, feature)["ends_at"]) == 2
+
+
+def test_the_past_runs_of_a_workflow_tell_more_than_an_estimate(
+    conn: Connection, epoch: int
+) -> None:
+    ran(conn, epoch, add_feature(conn, {1: [], 2: [], 3: []}), minutes=30)
+    feature = add_feature(conn, {1: [], 2: [1]})
+    hours(conn, feature, p1=8, p2=8)
+    found = finish(conn, feature)
+    assert found["runs"] == 3
+    assert in_hours(conn, found["ends_at"]) == 1
+    assert found["earliest"] == found["ends_at"] == found["latest"]
+
+
+def test_a_running_phase_needs_what_is_left_of_the_usual(conn: Connection, epoch: int) -> None:
+    ran(conn, epoch, add_feature(conn, {1: [], 2: [], 3: []}), minutes=60)
+    feature = add_feature(conn, {1: []})
+    [queue_id] = claim(conn, epoch)
+    start(conn, epoch, queue_id)
+    conn.execute("update phase_queue set started_timestamp = now() - interval '30 min'")
+    assert in_hours(conn, finish(conn, feature)["ends_at"]) == 0.5
+
+
+def test_estimates_spread_and_independent_spreads_do_not_add_up(conn: Connection) -> None:
+    feature = add_feature(conn, {1: [], 2: [1]})
+    hours(conn, feature, p1=1, p2=1)
+    found = finish(conn, feature)
+    assert in_hours(conn, found["latest"]) == pytest.approx(2 + 2**0.5, abs=0.1)
+    assert in_hours(conn, found["earliest"]) == pytest.approx(2 - 0.5**0.5, abs=0.1)
+
+
+def test_nothing_is_expected_where_nothing_tells(conn: Connection) -> None:
+    feature = add_feature(conn, {1: [], 2: [1], 3: []})
+    assert finish(conn, feature)["ends_at"] is None
+    assert finish(conn, feature)["path"] == [1, 2]
+
+
+def test_work_for_more_than_the_slots_takes_longer_than_the_path(conn: Connection) -> None:
+    feature = add_feature(conn, {n: [] for n in range(1, 7)})
+    hours(conn, feature, **{f"p{n}": 1 for n in range(1, 7)})
+    assert in_hours(conn, finish(conn, feature)["ends_at"]) == 2
+    conn.execute("select pgcoord.set_slots(1)")
+    assert in_hours(conn, finish(conn, feature)["ends_at"]) == 6
+
+
+def test_a_retry_time_is_waited_for(conn: Connection) -> None:
+    feature = add_feature(conn, {1: []}, retry_at=now(conn) + timedelta(hours=3))
+    hours(conn, feature, p1=1)
+    assert in_hours(conn, finish(conn, feature)["ends_at"]) == 4
+
+
+def test_a_graph_with_more_paths_than_can_be_counted_is_foreseen(conn: Connection) -> None:
+    layers = 25
+    phases = {
+        4 * layer + n: [4 * (layer - 1) + m for m in range(1, 5)] if layer else []
+        for layer in range(layers)
+        for n in range(1, 5)
+    }
+    found = forecast(conn, add_feature(conn, phases))
+    assert max(row["layer"] for row in found.values()) == layers - 1
+    assert sum(row["critical"] for row in found.values()) == layers
+
+
+# --- What needs somebody
+
+
+def test_failed_phases_need_somebody_until_they_are_retried(conn: Connection, epoch: int) -> None:
+    feature = add_feature(conn, {1: [], 2: [1]})
+    [queue_id] = claim(conn, epoch)
+    start(conn, epoch, queue_id)
+    conn.execute("select pgcoord.fail_phase(%s, %s)", [queue_id, "it broke\nin two lines"])
+    conn.execute("select pgcoord.end_attempt(id, 1, '') from pgcoord.attempt")
+    [need] = rows(conn, "select * from pgcoord.attention")
+    assert (need["kind"], need["words"], need["blocks"]) == ("failed", "it broke", [2])
+    conn.execute("select pgcoord.cancel_feature(%s, 'x')", [feature])
+    assert rows(conn, "select * from pgcoord.attention") == []
+
+
+def test_a_phase_that_can_never_start_needs_somebody(conn: Connection) -> None:
+    add_feature(conn, {1: [5], 2: [1]})
+    [need] = rows(conn, "select * from pgcoord.attention")
+    assert (need["kind"], need["phase_number"]) == ("missing", 1)
+    assert need["words"] == "Waits for phase 5, which does not exist."
+
+
+def test_a_workflow_that_nobody_knows_needs_somebody(conn: Connection, epoch: int) -> None:
+    add_feature(conn, {1: []}, phase_data=Jsonb({"workflow_type": "unheard-of"}))
+    [need] = rows(conn, "select * from pgcoord.attention")
+    assert (need["kind"], "unheard-of" in need["words"]) == ("workflow", True)
+
+
+def test_a_run_of_more_than_twice_the_usual_needs_somebody(conn: Connection, epoch: int) -> None:
+    ran(conn, epoch, add_feature(conn, {1: [], 2: [], 3: []}), minutes=10)
+    add_feature(conn, {1: []})
+    [queue_id] = claim(conn, epoch)
+    start(conn, epoch, queue_id)
+    assert rows(conn, "select * from pgcoord.attention") == []
+    conn.execute("update phase_queue set started_timestamp = now() - interval '22 min'")
+    [need] = rows(conn, "select * from pgcoord.attention")
+    assert need["kind"] == "slow"
+
+
+# --- Previews
+
+
+def test_a_preview_changes_nothing_and_tells_nobody(conn: Connection, epoch: int, dsn: str) -> None:
+    feature = add_feature(conn, {1: [], 2: [1], 3: [2]})
+    before = rows(conn, "select * from phase_queue order by 1")
+    with psycopg.connect(dsn, autocommit=True) as listener:
+        listener.execute("listen pgcoord_event")
+        listener.execute("listen pgcoord_wake")
+        assert preview(conn, "cancel", f"queue-{feature}-1") == [
+            (1, "queued", "cancelled"),
+            (2, "queued", "blocked"),
+            (3, "queued", "blocked"),
+        ]
+        assert list(listener.notifies(timeout=0.1)) == []
+    assert rows(conn, "select * from phase_queue order by 1") == before
+    assert rows(conn, "select * from pgcoord.event where kind = 'phase_moved'") == []
+
+
+@pytest.mark.parametrize("action", ["retry", "skip", "cancel", "cancel_branch"])
+def test_a_preview_shows_what_the_action_then_does(
+    conn: Connection, epoch: int, action: str
+) -> None:
+    feature = add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3], 5: []})
+    conn.execute("select pgcoord.cancel_phase(%s, 'x')", [f"queue-{feature}-2"])
+    queue_id = f"queue-{feature}-{2 if action in ('retry', 'skip') else 3}"
+    before = statuses(conn, feature)
+    shown = preview(conn, action, queue_id)
+    arguments = "%s" if action == "retry" else "%s, 'x'"
+    function = action if action == "cancel_branch" else f"{action}_phase"
+    conn.execute(f"select pgcoord.{function}({arguments})".encode(), [queue_id])
+    after = statuses(conn, feature)
+    assert shown == [(n, before[n], after[n]) for n in before if before[n] != after[n]]
+
+
+def test_a_preview_of_cancelling_what_runs_says_that_it_is_ended_first(
+    conn: Connection, epoch: int
+) -> None:
+    feature = add_feature(conn, {1: []})
+    [queue_id] = claim(conn, epoch)
+    start(conn, epoch, queue_id)
+    [row] = rows(conn, "select * from pgcoord.preview('cancel', null, %s)", queue_id)
+    assert (row["to_status"], row["words"]) == ("cancelled", "its process is ended first")
+    assert statuses(conn, feature) == {1: "running"}
+
+
+def test_a_preview_is_refused_as_the_action_is(conn: Connection) -> None:
+    feature = add_feature(conn, {1: []})
+    with pytest.raises(psycopg.Error) as caught:
+        preview(conn, "retry", f"queue-{feature}-1")
+    assert caught.value.sqlstate == "PC002"
+
+
+# --- Actions and lists
+
+
+def test_a_branch_is_cancelled_down_to_its_ends(conn: Connection) -> None:
+    feature = add_feature(conn, {1: [], 2: [1], 3: [2], 4: [1], 5: [3, 4]})
+    conn.execute("select pgcoord.skip_phase(%s, 'x')", [f"queue-{feature}-1"])
+    [row] = rows(conn, "select pgcoord.cancel_branch(%s, 'why') as n", f"queue-{feature}-2")
+    assert row["n"] == 3
+    ended = {2: "cancelled", 3: "cancelled", 5: "cancelled"}
+    assert statuses(conn, feature) == {1: "completed", 4: "queued", **ended}
+
+
+def listed(conn: Connection, show: str, search: str | None = None) -> list[int]:
+    found = rows(conn, "select pgcoord.list_features(%s, %s, 50) as id", show, search)
+    return [row["id"] for row in found]
+
+
+def test_features_are_listed_by_what_they_are_and_found_by_their_names(
+    conn: Connection, epoch: int
+) -> None:
+    done, planned, running, empty = (
+        add_feature(conn, {1: []}),
+        add_feature(conn, {1: [], 2: [1]}),
+        add_feature(conn, {1: []}),
+        add_feature(conn, {}),
+    )
+    conn.execute("select pgcoord.skip_phase(%s, 'x')", [f"queue-{done}-1"])
+    conn.execute("update phase_queue set priority = 1 where feature_id = %s", [running])
+    conn.execute("select pgcoord.set_slots(1)")
+    assert claim(conn, epoch) == [f"queue-{running}-1"]
+    conn.execute("update planned_features set title = '100 %% of it' where id = %s", [empty])
+    assert listed(conn, "all") == [planned, running, empty, done]
+    assert listed(conn, "planned") == [planned, empty]
+    assert listed(conn, "in_progress") == [running]
+    assert listed(conn, "finished") == [done]
+    assert listed(conn, "ready") == [running]
+    assert listed(conn, "all", "0 %") == [empty]
+    assert listed(conn, "all", f"queue-{planned}-2") == [planned]
+    assert listed(conn, "all", "PHASE 2") == [planned]
+    assert listed(conn, "all", "_") == []
+
+
+def test_the_line_is_in_the_order_of_claims(conn: Connection) -> None:
+    feature = add_feature(conn, {1: [], 2: [], 3: [1]})
+    add_phase(conn, feature, 4, priority=10)
+    line = rows(conn, "select phase_number from pgcoord.line")
+    assert [row["phase_number"] for row in line] == [4, 1, 2]
+    [backlog] = rows(conn, "select * from pgcoord.backlog")
+    assert backlog == {"in_line": 3, "for_phases": 1, "paused": 0, "for_retry": 0}
+
+
+def test_another_priority_and_another_plan_leave_events(conn: Connection) -> None:
+    feature = add_feature(conn, {1: []})
+    conn.execute("update phase_queue set priority = 7")
+    conn.execute("update planned_features set plan = '[]' where id = %s", [feature])
+    kinds = rows(conn, "select kind, reason from pgcoord.event order by id desc limit 2")
+    assert [tuple(row.values()) for row in kinds] == [
+        ("feature_changed", None),
+        ("phase_reprioritised", "priority 50 → 7"),
+    ]

@@ -1,0 +1,325 @@
+// Keeps a page live, and its actions on it. Without this file everything works all the same, a page at a time.
+//
+// One EventSource tells what is newer than what was seen: pieces of the page, each with an id. What comes is
+// collected, and put in place once a frame, the latest of each. A piece is changed into its new form rather than
+// replaced: what stays the same is not touched, so focus, selection, scrolling and what was opened stay.
+"use strict";
+
+const body = document.body;
+const byId = (id) => document.getElementById(id);
+
+// --- Changing elements into others
+
+// Let `old` become like `fresh`, an element of the same kind.
+function become(old, fresh) {
+  if (old.isEqualNode(fresh)) return;
+  for (const { name } of [...old.attributes]) {
+    if (!fresh.hasAttribute(name) && !keeps(old, name)) old.removeAttribute(name);
+  }
+  for (const { name, value } of fresh.attributes) {
+    if (old.getAttribute(name) !== value && !keeps(old, name)) old.setAttribute(name, value);
+  }
+  if (old.localName === "input" && old !== document.activeElement && old.value === old.dataset.was) {
+    old.value = fresh.value;
+  }
+  if (old.localName === "input") old.dataset.was = fresh.value;
+  becomeChildren(old, [...fresh.childNodes]);
+}
+
+// What people have opened stays open.
+const keeps = (element, name) =>
+  (element.localName === "details" && name === "open") || name === "data-was" || (name === "class" && element.matches(".changed"));
+
+function becomeChildren(parent, wanted) {
+  let at = parent.firstChild;
+  for (const next of wanted) {
+    const named = next.id && [...parent.children].find((each) => each.id === next.id);
+    const match = named || (at && !at.id && alike(at, next) ? at : null);
+    if (!match) {
+      parent.insertBefore(next, at);
+      continue;
+    }
+    if (match !== at) parent.insertBefore(match, at);
+    else at = at.nextSibling;
+    if (match.nodeType === Node.ELEMENT_NODE) become(match, next);
+    else if (match.data !== next.data) match.data = next.data;
+  }
+  while (at) {
+    const gone = at;
+    at = at.nextSibling;
+    gone.remove();
+  }
+}
+
+const alike = (one, other) => one.nodeType === other.nodeType && one.nodeName === other.nodeName && !other.id;
+
+function parse(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html.trim();
+  return template.content.firstElementChild;
+}
+
+// --- What has come and is not in place yet
+
+const news = { pieces: new Map(), lists: new Map(), glow: new Set() };
+let planned = 0;
+
+function take(message, glows) {
+  const { title, pieces, lists } = JSON.parse(message);
+  document.title = title;
+  for (const [id, html] of Object.entries(pieces)) {
+    news.pieces.set(id, html);
+    if (glows) news.glow.add(id);
+  }
+  for (const [id, items] of Object.entries(lists)) news.lists.set(id, items);
+  // A hidden page gets no frames, and has nobody to wait for.
+  if (!planned) planned = document.hidden ? setTimeout(put) : requestAnimationFrame(put);
+}
+
+function put() {
+  planned = 0;
+  const fresh = new Map();
+  for (const [id, html] of news.pieces) {
+    const now = parse(html);
+    const old = byId(id);
+    // Only another state glows, not an expectation that has moved.
+    if (old && old.dataset.state === now.dataset.state) news.glow.delete(id);
+    if (!old) fresh.set(id, now);
+    else if (old.localName !== now.localName) old.replaceWith(now);
+    else become(old, now);
+  }
+  for (const [id, items] of news.lists) arrange(byId(id), items, fresh);
+  for (const id of news.glow) glow(byId(id));
+  news.pieces.clear();
+  news.lists.clear();
+  news.glow.clear();
+  tick();
+}
+
+function arrange(list, items, fresh) {
+  const wanted = items.map((id) => byId(id) || fresh.get(id)).filter(Boolean);
+  const stay = new Set(wanted);
+  for (const each of [...list.children]) if (!stay.has(each)) each.remove();
+  let at = list.firstElementChild;
+  for (const each of wanted) {
+    if (each === at) at = at.nextElementSibling;
+    else list.insertBefore(each, at);
+  }
+}
+
+function glow(element) {
+  if (!element || !element.matches("li, tr, article, .slot")) return;
+  element.classList.remove("changed");
+  void element.offsetWidth; // begins the animation anew
+  element.classList.add("changed");
+}
+
+document.addEventListener("animationend", (event) => event.target.classList.remove("changed"));
+
+// --- Times go on
+
+const clock = { ahead: 0 }; // how far the server's clock is ahead of ours, in milliseconds
+if (body.dataset.now) clock.ahead = Number(body.dataset.now) - Date.now();
+
+// As pgcoord/http/panel_words.py words it.
+function lasting(seconds) {
+  seconds = Math.max(0, Math.floor(seconds));
+  if (seconds < 60) return `${seconds} s`;
+  let minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return `${minutes} min`;
+  let hours = Math.floor(minutes / 60);
+  minutes %= 60;
+  if (hours < 24) return minutes ? `${hours} h ${minutes} min` : `${hours} h`;
+  const days = Math.floor(hours / 24);
+  hours %= 24;
+  return hours ? `${days} d ${hours} h` : `${days} d`;
+}
+
+function tick() {
+  if (!connection.live) return; // what is not live does not go on
+  const now = Date.now() + clock.ahead;
+  for (const time of document.querySelectorAll("time[data-since], time[data-ago]")) {
+    const passed = (now - Date.parse(time.dateTime)) / 1000;
+    const words = time.dataset.ago === undefined ? lasting(passed) : passed < 0 ? `in ${lasting(-passed)}` : `${lasting(passed)} ago`;
+    if (time.textContent !== words) time.textContent = words;
+  }
+}
+
+// --- The connection, and the age of what is seen
+
+const connection = { live: false, asOf: clock.ahead + Date.now(), reason: "", heard: Date.now(), wait: 0, source: null, timer: 0 };
+const SILENCE = 10000; // milliseconds after which a connection is taken as dead: it beats every four seconds
+
+const twoDigits = (number) => String(number).padStart(2, "0");
+
+// In the zone of the page: that of the server, as all its times.
+function clockTime(milliseconds) {
+  const offset = /([+-])(\d\d):(\d\d)$/.exec(byId("live").querySelector("time").dateTime);
+  const minutes = offset ? (offset[1] === "-" ? -1 : 1) * (Number(offset[2]) * 60 + Number(offset[3])) : 0;
+  const at = new Date(milliseconds + minutes * 60000);
+  return [at.getUTCHours(), at.getUTCMinutes(), at.getUTCSeconds()].map(twoDigits).join(":");
+}
+
+function showConnection() {
+  const { live, asOf, reason } = connection;
+  const shown = byId("live");
+  const words = live ? "Live" : "Reconnecting";
+  const status = shown.querySelector("strong");
+  if (status.textContent !== words) status.textContent = words;
+  shown.classList.toggle("lost", !live);
+  shown.querySelector("use").setAttribute("href", live ? "#i-live" : "#i-lost");
+  shown.querySelector("time").textContent = clockTime(asOf);
+  byId("main").classList.toggle("stale", !live);
+  byId("lost").hidden = live;
+  if (!live) {
+    const age = lasting((Date.now() + clock.ahead - asOf) / 1000);
+    byId("lost").querySelector(".words").textContent =
+      `${reason || "The server does not answer"}. What is shown is ${age} old, as of ${clockTime(asOf)}; phases that run go on without it.`;
+  }
+}
+
+function lose(reason) {
+  connection.live = false;
+  connection.reason = reason;
+  showConnection();
+}
+
+function connect() {
+  clearTimeout(connection.timer);
+  connection.source?.close();
+  const address = new URL(location.href);
+  address.hash = "";
+  address.searchParams.set("live", body.dataset.seen);
+  const log = document.querySelector("[data-log]");
+  if (log && follow?.checked) address.searchParams.set("log", log.dataset.log);
+  const source = new EventSource(address);
+  connection.source = source;
+  connection.heard = Date.now();
+  for (const kind of ["news", "all"]) {
+    source.addEventListener(kind, (event) => {
+      connection.heard = Date.now();
+      body.dataset.seen = event.lastEventId;
+      take(event.data, kind === "news");
+    });
+  }
+  source.addEventListener("live", (event) => {
+    const { live, as_of: asOf, now, reason, assets } = JSON.parse(event.data);
+    if (assets !== body.dataset.assets) return location.reload();
+    connection.heard = Date.now();
+    connection.wait = 0;
+    clock.ahead = now - Date.now();
+    connection.asOf = Date.parse(asOf);
+    if (live) connection.live = true;
+    else lose(`The database does not answer (${reason})`);
+    showConnection();
+    tick();
+  });
+  source.addEventListener("log", (event) => grow(JSON.parse(event.data)));
+  source.addEventListener("error", () => {
+    source.close();
+    lose("");
+    // Sooner at first, then every few seconds; not all at the same moment.
+    connection.wait = Math.min(connection.wait * 2 || 400, 4000);
+    clearTimeout(connection.timer);
+    connection.timer = setTimeout(connect, connection.wait * (0.75 + Math.random() / 2));
+  });
+}
+
+// --- The log
+
+const follow = byId("follow");
+const MOST_SHOWN = 1000000; // characters of a log that are kept on the page
+
+function grow({ attempt, at, skipped, text }) {
+  const log = document.querySelector("[data-log]");
+  const shown = byId("log-text");
+  if (!log || !shown || !follow.checked) return;
+  log.dataset.log = `${attempt}:${at}`;
+  const atEnd = shown.scrollHeight - shown.scrollTop - shown.clientHeight < 40;
+  if (skipped) shown.textContent = "";
+  shown.append(text);
+  while (shown.textContent.length > MOST_SHOWN && shown.childNodes.length > 1) shown.firstChild.remove();
+  if (atEnd) shown.scrollTop = shown.scrollHeight;
+  const place = byId("log-place");
+  if (place) place.textContent = `up to ${at.toLocaleString("en")} bytes`;
+}
+
+// --- Actions
+
+const dialog = document.createElement("dialog");
+dialog.setAttribute("aria-labelledby", "dialog-title");
+body.append(dialog);
+
+async function ask(address) {
+  const answer = await fetch(address, { headers: { accept: "text/html" } });
+  show(await answer.text(), address);
+}
+
+// Show what a page asks or says in the dialog, or go to the page if it does neither.
+function show(html, address) {
+  const page = new DOMParser().parseFromString(html, "text/html");
+  const content = page.querySelector("form.dialog, [data-problem]");
+  if (!content) return location.assign(address);
+  dialog.replaceChildren(document.importNode(content, true));
+  if (!dialog.open) dialog.showModal();
+  dialog.querySelector("input:not([type=hidden]), .main, a, button")?.focus();
+}
+
+document.addEventListener("click", (event) => {
+  if (event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey) return;
+  const link = event.target.closest("a[data-dialog]");
+  if (link) {
+    event.preventDefault();
+    ask(link.href).catch(() => location.assign(link.href));
+  } else if (dialog.contains(event.target) && event.target.closest("a[data-close], [data-problem] a")) {
+    event.preventDefault();
+    dialog.close();
+  }
+});
+
+document.addEventListener("submit", async (event) => {
+  const form = event.target;
+  if (!form.matches("form[data-action]") || !body.dataset.seen) return;
+  event.preventDefault();
+  const button = event.submitter;
+  if (button) button.disabled = true;
+  try {
+    const answer = await fetch(form.action, {
+      method: "POST",
+      body: new URLSearchParams(new FormData(form)),
+      headers: { "x-panel": "1", accept: "text/html" },
+    });
+    if (answer.ok) {
+      if (dialog.contains(form)) dialog.close();
+      for (const input of form.querySelectorAll("input")) input.dataset.was = input.value;
+    } else show(await answer.text(), form.action);
+  } catch {
+    lose("The action was not done: the server does not answer");
+  } finally {
+    if (button) button.disabled = false;
+  }
+});
+
+// --- Beginning
+
+if (body.dataset.seen) {
+  for (const input of document.querySelectorAll("input")) input.dataset.was = input.value;
+  if (follow) {
+    follow.closest("label").hidden = false;
+    follow.addEventListener("change", connect);
+    const shown = byId("log-text");
+    if (shown) shown.scrollTop = shown.scrollHeight;
+  }
+  byId("lost").querySelector("button").addEventListener("click", connect);
+  connect();
+  setInterval(() => {
+    if (Date.now() - connection.heard > SILENCE && connection.source.readyState !== EventSource.CLOSED) {
+      lose("");
+      connect();
+    }
+    showConnection();
+    tick();
+  }, 1000);
+  addEventListener("pagehide", () => connection.source.close());
+  addEventListener("pageshow", (event) => event.persisted && connect());
+}
