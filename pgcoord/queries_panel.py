@@ -1,4 +1,4 @@
-"""What the pages of the panel read, most of it from sql/functions/work.sql.
+"""What the pages of the panel read, most of it from sql/functions/window.sql.
 
 The one rule: what is read says when things happened, never how long ago. So two readings are equal
 as long as nothing has happened, and a page is only drawn again when something has.

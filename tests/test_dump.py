@@ -57,7 +57,9 @@ def only_data(source: str, target: str, folder: Path) -> None:
     """Into a database that was upgraded by itself, and emptied of what that puts there."""
     upgrade(target, roles=True)
     with psycopg.connect(target, autocommit=True) as conn:
-        conn.execute("truncate pgcoord.migration, pgcoord.shipped, pgcoord.control, pgcoord.slot cascade")
+        conn.execute(
+            "truncate pgcoord.migration, pgcoord.shipped, pgcoord.control, pgcoord.slot cascade"
+        )
     tool("pg_dump", "-Fc", "-d", source, "-f", folder / "dump")
     tool("pg_restore", "-e", "--data-only", "--disable-triggers", "-d", target, folder / "dump")
 

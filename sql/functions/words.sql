@@ -74,3 +74,25 @@ comment on column pgcoord.elsewhere.left_alone_until is 'When its lease ends, un
 comment on column pgcoord.changed_definition.missing is 'Whether it is gone, not only changed.';
 comment on column pgcoord.queue.waiting_for is 'The most decisive reason why it does not run; null where there is nothing to wait for.';
 comment on column pgcoord.feature.version is 'Changes with every change of the feature, for who wants to know whether there was one.';
+
+comment on column pgcoord.usual.workflow is 'The workflow.';
+comment on column pgcoord.usual.runs is 'How many of the last thousand attempts were runs of it that completed.';
+comment on column pgcoord.usual.low is 'One run in ten took less.';
+comment on column pgcoord.usual.median is 'Half of the runs took less.';
+comment on column pgcoord.usual.high is 'One run in ten took more.';
+
+comment on column pgcoord.attention.kind is
+    'failed, missing (a prerequisite does not exist), workflow (nobody knows it) or slow (runs much longer than usual).';
+comment on column pgcoord.attention.feature is 'What the feature is called.';
+comment on column pgcoord.attention.title is 'What the phase is called.';
+comment on column pgcoord.attention.since is 'Since when it is so.';
+comment on column pgcoord.attention.words is 'What is wrong.';
+comment on column pgcoord.attention.blocks is 'Phase numbers of its direct dependents that are blocked.';
+
+comment on column pgcoord.line.feature is 'What the feature is called.';
+comment on column pgcoord.line.title is 'What the phase is called.';
+
+comment on column pgcoord.backlog.in_line is 'Phases that wait for nothing but a slot.';
+comment on column pgcoord.backlog.for_phases is 'Phases that wait for others.';
+comment on column pgcoord.backlog.paused is 'Phases whose feature is paused.';
+comment on column pgcoord.backlog.for_retry is 'Phases that wait for their retry time.';

@@ -1,5 +1,5 @@
 -- The work as people look at it: what is usual, what is expected and why, what needs somebody, who is next, and what an
--- action would change. (Views of other files are used here, so this one comes after them.) Nothing here changes
+-- action would change. (The name of this file puts it after those whose views it uses.) Nothing here changes
 -- anything, but for cancel_branch, an action that only people take.
 
 create or replace function pgcoord.workflow_of(p_phase public.phase_queue) returns text
