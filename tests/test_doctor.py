@@ -208,7 +208,7 @@ def test_a_coordinator_does_not_start_where_nothing_would_wake_it(
     for arguments in (["serve"], ["run", desk.plan("true")]):
         done = desk.call(*arguments, "--dsn", pooler.dsn)
         assert done.returncode == 6
-        assert done.stderr.splitlines() == [
+        assert done.stderr.splitlines()[-2:] == [
             "pgcoord: notifications do not arrive through this DSN:"
             " no work would be started in time",
             "  'pgcoord doctor' says why, and what to do.",

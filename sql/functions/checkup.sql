@@ -305,6 +305,9 @@ create or replace function pgcoord.checkup() returns setof pgcoord.finding
 language plpgsql as $$
 begin
     return query select * from pgcoord.checkup_definitions();
+    if exists (select from pgcoord.changed_definition where missing) then
+        return;    -- the other questions may be put to what is not there
+    end if;
     return query select * from pgcoord.checkup_rights();
     return query select * from pgcoord.checkup_coordinator();
     return query select * from pgcoord.checkup_slots();
