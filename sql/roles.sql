@@ -38,7 +38,7 @@ grant select on
     pgcoord.feature, pgcoord.board, pgcoord.queue, pgcoord.waiting, pgcoord.reasons, pgcoord.slots, pgcoord.timeline,
     pgcoord.history, pgcoord.webhook_delivery, pgcoord.leader, pgcoord.elsewhere, pgcoord.slot, pgcoord.dependency,
     pgcoord.event, pgcoord.control, pgcoord.coordinator, pgcoord.host, pgcoord.workflow, pgcoord.migration, pgcoord.shipped,
-    pgcoord.changed_definition
+    pgcoord.changed_definition, pgcoord.usual, pgcoord.attention, pgcoord.line, pgcoord.backlog
 to pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 grant select (
     id, queue_id, number, adw_id, slot, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,
@@ -55,7 +55,10 @@ grant execute on function
     pgcoord.counted(bigint, text, text), pgcoord.in_words(interval),
     pgcoord.waiting_for(public.phase_queue), pgcoord.feature_object(integer), pgcoord.last_event(integer),
     pgcoord.events_after(bigint, bigint[], bigint[], integer), pgcoord.event_writers(),
-    pgcoord.measures(), pgcoord.ended_attempts(bigint[])
+    pgcoord.measures(), pgcoord.ended_attempts(bigint[]),
+    pgcoord.workflow_of(public.phase_queue), pgcoord.remaining(integer[]), pgcoord.in_minutes(double precision),
+    pgcoord.forecast(integer[]), pgcoord.expected_finish(integer[]), pgcoord.list_features(text, text, integer),
+    pgcoord.feature_rows(integer[])
 to pgcoord_reader, pgcoord_client;
 
 -- Bringing work in. A phase may be inserted in any state that the design allows, as the spec's own example does: the
@@ -79,7 +82,8 @@ grant execute on function
     pgcoord.make_plan(integer), pgcoord.execute_feature(integer), pgcoord.cancel_feature(integer, text),
     pgcoord.complete_phase(text, text), pgcoord.fail_phase(text, text, text), pgcoord.retry_phase(text, text),
     pgcoord.skip_phase(text, text), pgcoord.cancel_phase(text, text), pgcoord.set_priority(text, integer),
-    pgcoord.pause(integer, text), pgcoord.resume(integer), pgcoord.set_slots(integer)
+    pgcoord.pause(integer, text), pgcoord.resume(integer), pgcoord.set_slots(integer),
+    pgcoord.cancel_branch(text, text), pgcoord.preview(text, integer, text)
 to pgcoord_client;
 -- What the triggers call for the client who inserts or updates; called by hand, they do no more than a lock would.
 grant execute on function

@@ -329,6 +329,7 @@ def test_a_change_of_a_feature_is_stamped_and_logged(conn: Connection) -> None:
     conn.execute("delete from planned_features")
     assert kinds(conn) == [
         "feature_inserted",
+        "feature_changed",
         "feature_paused",
         "feature_resumed",
         "feature_cancelled",

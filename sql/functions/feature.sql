@@ -88,7 +88,8 @@ create or replace trigger planned_features_update_stamps before update on public
 comment on trigger planned_features_update_stamps on public.planned_features is 'Stamp updated_at; keep the id.';
 
 create or replace function pgcoord.log_changed_feature() returns trigger
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 begin
     perform pgcoord.log_event('feature_changed', null, new.id);
     return null;

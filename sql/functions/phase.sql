@@ -545,16 +545,12 @@ begin
     for v in
         select n.queue_id, n.feature_id, n.phase_number, n.status, o.status as was, n.attempt, n.error_message,
             o.error_message as old_error, n.depends_on_phases <> o.depends_on_phases as edges_changed,
-            case when n.slot is null then o.slot end as left_slot, n.priority, o.priority as old_priority
+            case when n.slot is null then o.slot end as left_slot
         from new_rows as n full join old_rows as o on o.queue_id = n.queue_id
         where n.status is distinct from o.status or n.depends_on_phases is distinct from o.depends_on_phases
-            or n.priority <> o.priority or n.status = 'queued' and n.eligible_at is not null and not n.held
+            or n.status = 'queued' and n.eligible_at is not null and not n.held
     loop
         v_wakes := v_wakes or v.status = 'queued' or v.left_slot is not null;
-        if v.priority <> v.old_priority then
-            perform pgcoord.log_event('phase_reprioritised', format('priority %s → %s', v.old_priority, v.priority)
-                || coalesce(': ' || pgcoord.reason(), ''), v.feature_id, v.phase_number, v.queue_id);
-        end if;
         if v.edges_changed then
             v_edge_features := v_edge_features || v.feature_id;
             v_edge_phases := v_edge_phases || v.phase_number;
@@ -621,6 +617,20 @@ create or replace trigger phase_queue_update_settles after update on public.phas
     referencing old table as old_rows new table as new_rows
     for each statement execute function pgcoord.settle_updated_phases();
 comment on trigger phase_queue_update_settles on public.phase_queue is 'Log moves, end attempts, free slots, resolve dependents, wake.';
+
+create or replace function pgcoord.log_priority() returns trigger
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord.log_event('phase_reprioritised', format('priority %s → %s', old.priority, new.priority)
+        || coalesce(': ' || pgcoord.reason(), ''), new.feature_id, new.phase_number, new.queue_id);
+    return null;
+end $$;
+comment on function pgcoord.log_priority() is 'Trigger: log that a phase has another priority.';
+
+create or replace trigger phase_queue_priority_logs after update of priority on public.phase_queue
+    for each row when (old.priority <> new.priority) execute function pgcoord.log_priority();
+comment on trigger phase_queue_priority_logs on public.phase_queue is 'Log that a phase has another priority.';
 
 -- Block or unblock with the cause as the logged reason, then go back to the reason of the statement itself.
 create or replace function pgcoord.settle_because(p_features integer[], p_phases integer[], p_cause text) returns void

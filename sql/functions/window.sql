@@ -347,7 +347,8 @@ comment on view pgcoord.backlog is 'How many queued phases wait for a slot, for 
 -- Give up a phase and all that depends on it, directly or not.
 -- Locks: the feature, then its phases.
 create or replace function pgcoord.cancel_branch(p_queue_id text, p_reason text) returns integer
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
     v_cancelled integer;
@@ -373,7 +374,8 @@ comment on function pgcoord.cancel_branch(text, text) is
 -- Errors: those of the action.
 create or replace function pgcoord.preview(p_action text, p_feature_id integer, p_queue_id text)
 returns table (queue_id text, phase_number integer, title text, from_status text, to_status text, words text)
-language plpgsql as $$
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_feature_id integer := coalesce(p_feature_id, (select p.feature_id from public.phase_queue as p where p.queue_id = p_queue_id));
     v_before jsonb;
