@@ -97,7 +97,10 @@ end $$;
 comment on function pgcoord.log_changed_feature() is 'Trigger: log that a feature was described or planned anew.';
 
 create or replace trigger planned_features_update_logs after update on public.planned_features
-    for each row when ((old.title, old.description, old.plan, old.priority) is distinct from (new.title, new.description, new.plan, new.priority))
+    for each row when (
+        old.title is distinct from new.title or old.description is distinct from new.description
+        or old.plan is distinct from new.plan or old.priority is distinct from new.priority
+    )
     execute function pgcoord.log_changed_feature();
 comment on trigger planned_features_update_logs on public.planned_features is 'Log what a feature is about, when that changes.';
 
