@@ -31,8 +31,8 @@ _POOLED = (
 )
 
 
-def with_defaults(dsn: str, *, leads: bool = False) -> str:
-    """The DSN with our timeouts and name where it does not set them itself.
+def with_defaults(dsn: str, *, leads: bool = False, name: str = "pgcoord") -> str:
+    """The DSN with our timeouts and the name where it does not set them itself.
 
     A connection that `leads` is given up by the server when nothing is heard of us for long.
     """
@@ -43,7 +43,7 @@ def with_defaults(dsn: str, *, leads: bool = False) -> str:
             f"this is no DSN: {str(error).strip()}",
             hint="For example postgresql://user@host:5432/name, or host=… dbname=…",
         ) from error
-    extra: dict[str, Any] = {"application_name": "pgcoord", **_KEEPALIVE}
+    extra: dict[str, Any] = {"application_name": name, **_KEEPALIVE}
     options = [str(given.pop("options", "")), _PATIENCE]
     if leads:
         extra["application_name"] = "pgcoord listener"
@@ -52,12 +52,14 @@ def with_defaults(dsn: str, *, leads: bool = False) -> str:
     return make_conninfo(dsn, **{key: value for key, value in extra.items() if key not in given})
 
 
-async def connect(dsn: str, *, leads: bool = False) -> psycopg.AsyncConnection[Any]:
+async def connect(
+    dsn: str, *, leads: bool = False, name: str = "pgcoord"
+) -> psycopg.AsyncConnection[Any]:
     """Connect in autocommit mode.
 
     Raises `DatabaseUnusable` with what to check; waits 5 s at most.
     """
-    conninfo = with_defaults(dsn, leads=leads)
+    conninfo = with_defaults(dsn, leads=leads, name=name)
     try:
         return await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
     except psycopg.OperationalError as error:

@@ -15,9 +15,12 @@ from serving import Site, served
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from pgcoord import queries
 from pgcoord.http.feed import Cursor
 
 Message = dict[str, Any]
+
+PATIENCE = 10  # seconds, for a message
 
 
 @pytest.fixture
@@ -34,7 +37,8 @@ async def listening(site: Site, after: str | None = None) -> AsyncIterator[Clien
 
 
 async def hear(client: ClientConnection) -> Message:
-    message: Message = json.loads(await client.recv())
+    async with asyncio.timeout(PATIENCE):
+        message: Message = json.loads(await client.recv())
     return message
 
 
@@ -246,7 +250,7 @@ async def test_any_number_of_clients_cost_the_database_one_connection(
         assert {message["id"] for message in heard} == {str(last_event(conn))}
         row = conn.execute(
             "select count(*) as n from pg_stat_activity"
-            " where datname = current_database() and application_name = 'pgcoord listener'"
+            " where datname = current_database() and application_name = 'pgcoord events'"
         ).fetchone()
         assert row == {"n": 1}
 
@@ -261,7 +265,7 @@ async def test_a_lost_connection_is_said_and_nothing_is_lost(
             add_phase(conn, feature, 2)
             conn.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity"
-                " where datname = current_database() and application_name = 'pgcoord listener'"
+                " where datname = current_database() and application_name = 'pgcoord events'"
             )
             lost = await hear(client)
             assert (lost["type"], lost["data"]["live"]) == ("connection", False)
@@ -270,6 +274,60 @@ async def test_a_lost_connection_is_said_and_nothing_is_lost(
         heard = await hear_until(client, last_event(conn))
         assert (await hear(client))["data"]["live"] is True
         assert told(heard) == [last_event(conn)]
+
+
+async def test_who_comes_while_a_reading_fails_is_told_all_the_same(
+    dsn: str, site: Site, conn: Connection
+) -> None:
+    feature = add_feature(conn, {1: []})
+    async with listening(site) as early:
+        await hear(early)
+        with psycopg.connect(dsn) as other:
+            other.execute("lock table pgcoord.event")
+            async with listening(site) as late:  # whose reading waits for the lock
+                await waiting_for_a_lock(conn)
+                conn.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity"
+                    " where datname = current_database() and application_name = 'pgcoord events'"
+                )
+                assert (await hear(early))["data"]["live"] is False
+                other.rollback()
+                heard = [await hear(late)]
+                while heard[-1]["type"] == "connection":
+                    heard.append(await hear(late))
+                assert heard[-1]["type"] == "snapshot"
+                add_phase(conn, feature, 2)
+                assert told(await hear_until(late, last_event(conn))) == [last_event(conn)]
+
+
+async def waiting_for_a_lock(conn: Connection) -> None:
+    """Wait until the feed waits for a lock."""
+    async with asyncio.timeout(PATIENCE):
+        while not conn.execute(  # noqa: ASYNC110
+            "select from pg_stat_activity where datname = current_database()"
+            " and application_name = 'pgcoord events' and wait_event_type = 'Lock'"
+        ).fetchall():
+            await asyncio.sleep(0.01)  # nobody notifies of it
+
+
+async def test_what_commits_while_a_client_is_caught_up_is_told_once(
+    site: Site, conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feature = add_feature(conn, {1: []})
+    read = queries.events_after
+
+    async def read_late(
+        connection: queries.Connection, last: int, gaps: Any, limit: int
+    ) -> list[queries.HistoryEvent]:
+        if last == 1:  # what the client missed: read after what is new for all was
+            add_phase(conn, feature, 2)
+        return await read(connection, last, gaps, limit)
+
+    monkeypatch.setattr(queries, "events_after", read_late)
+    async with listening(site, "1") as client:
+        assert told([await hear(client), await hear(client)]) == [2, 3]
+        add_phase(conn, feature, 3)
+        assert told(await hear_until(client, 4)) == [4]
 
 
 async def test_clients_are_told_when_the_server_stops(dsn: str, tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ class Feed:
         while True:
             await self._wanted.wait()
             try:
-                async with await database.connect(self._dsn) as conn:
+                async with await database.connect(self._dsn, name="pgcoord events") as conn:
                     await queries.listen(conn, queries.EVENT)
                     self._listener = Listener(conn)
                     await self._follow(self._listener, backoff)

@@ -228,7 +228,8 @@ def stream(server: Server, clients: int, rate: int, seconds: int) -> bool:
     for pipe in pipes:
         pipe.recv()  # all of its clients have their snapshot
     connections = server.value(
-        "select count(*) from pg_stat_activity where application_name = 'pgcoord listener'"
+        "select count(*) from pg_stat_activity"
+        " where application_name in ('pgcoord listener', 'pgcoord events')"
     )
     busy = server.busy()
     begin = time.monotonic()
