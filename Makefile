@@ -63,7 +63,7 @@ bench: install ## measure pgcoord on the embedded Postgres
 	$(BIN)/pgcoord db start
 	$(BIN)/pgcoord bench
 
-screenshots: install ## take the pictures in docs/screenshots (needs Chromium)
+screenshots: install browser ## take the pictures in docs/screenshots (with Chromium)
 	PYTHONPATH=tests $(BIN)/python tests/screenshots.py docs/screenshots
 
 wheel: install ## build sdist and wheel into dist/

@@ -28,7 +28,7 @@ PAGES = {
 LOOKS: dict[str, Any] = {
     "": {"viewport": {"width": 1280, "height": 900}},
     "-dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
-    "-phone": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2},
+    "-phone": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 1.25},
 }
 
 

@@ -108,8 +108,10 @@ class LogTail:
         try:
             with self._path.open("rb") as log:
                 size = log.seek(0, 2)
-                if size <= self._offset:
+                if size == self._offset:
                     return None
+                if size < self._offset:  # its middle was taken out: it had grown too large
+                    self._offset = 0
                 skipped = max(0, size - self._offset - PART)
                 log.seek(self._offset + skipped)
                 data = log.read(PART)
