@@ -47,7 +47,7 @@ grant select (
 ) on pgcoord.attempt to pgcoord_reader, pgcoord_client;
 grant execute on function
     pgcoord.why(text), pgcoord.obstacles(integer),
-    pgcoord.title_of(public.phase_queue), pgcoord.ordinal(bigint), pgcoord.actor(), pgcoord.reason(),
+    pgcoord.title_of(public.phase_queue), pgcoord.ordinal(bigint), pgcoord.actor(), pgcoord.reason(), pgcoord.lease_length(),
     pgcoord.checkup(), pgcoord.checkup_definitions(), pgcoord.checkup_rights(), pgcoord.checkup_coordinator(),
     pgcoord.checkup_slots(), pgcoord.checkup_line(), pgcoord.checkup_retries(), pgcoord.checkup_workflows(),
     pgcoord.checkup_prerequisites(), pgcoord.checkup_attempts(), pgcoord.checkup_external(),
