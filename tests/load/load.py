@@ -15,11 +15,13 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -85,6 +87,7 @@ class Server:
         self.process = process
         self.address = address
         self.conn = conn
+        self.one_at_a_time = threading.Lock()
 
     def resident(self) -> float:
         """Megabytes of memory that the server holds."""
@@ -143,66 +146,77 @@ async def send_webhooks(server: Server, rate: int, seconds: int) -> bool:
     """Send reports at a steady rate, whatever the answers take; each ends a phase of its own."""
     total = rate * seconds
     server.conn.execute("select pgcoord.set_slots(%s)", [SLOTS])
-    feature = server.value("insert into planned_features (title) values ('a') returning id")
-    took: list[float] = []
-    statuses: list[int] = []
-    limits = httpx2.Limits(max_connections=50)
-    async with httpx2.AsyncClient(base_url=f"http://{server.address}", limits=limits) as client:
-
-        async def send(number: int) -> None:
-            body = {"queue_id": f"queue-{feature}-{number}", "status": "completed"}
-            begin = time.perf_counter()
-            for _ in range(1 + (number % round(1 / REPEATED) == 0)):
-                signed = report.sign(SECRET, body)
-                headers = {"content-type": "application/json", **signed.headers}
-                while True:
-                    try:
-                        answer = await client.post(
-                            "/workflow-complete", content=signed.body, headers=headers
-                        )
-                        break
-                    except httpx2.TransportError:  # what a sender does then, it does again
-                        continue
-                statuses.append(answer.status_code)
-            took.append(time.perf_counter() - begin)
-
-        # A second ahead: the phases of the next second run before their reports are due.
-        await asyncio.to_thread(_insert_running, server, feature, 1, rate)
-        busy = server.busy()
-        begin = time.monotonic()
+    sender = Sender(server.address)
+    async with sender.client:
         async with asyncio.TaskGroup() as tasks:
+
+            def run_phases() -> "asyncio.Task[int]":
+                return tasks.create_task(asyncio.to_thread(_run_phases, server, rate))
+
+            ahead = [run_phases(), run_phases()]  # they run before their reports are due
+            await asyncio.wait(ahead)
+            busy, begin = server.busy(), time.monotonic()
             for second in range(seconds):
-                if second + 1 < seconds:
-                    first = (second + 1) * rate + 1
-                    tasks.create_task(
-                        asyncio.to_thread(_insert_running, server, feature, first, rate)
-                    )
+                feature = await ahead.pop(0)
+                ahead.append(run_phases())
                 for place in range(rate):
                     due = begin + second + place / rate
                     await asyncio.sleep(max(0.0, due - time.monotonic()))
-                    tasks.create_task(send(second * rate + place + 1))
+                    tasks.create_task(sender.report(f"queue-{feature}-{place + 1}"))
         elapsed = time.monotonic() - begin
-    busy = server.busy() - busy
+        busy = server.busy() - busy
     completed = server.value("select count(*) from phase_queue where status = 'completed'")
     moves = server.value("select count(*) from pgcoord.event where to_status = 'completed'")
-    right = completed == moves == total and set(statuses) == {200}
-    _row(f"{rate} webhooks a second for {seconds} s: answered p50 / p99", _ranks(took))
-    _row("sent in", f"{elapsed:.1f} s")
-    _row("processor time of the server for each", f"{busy / len(statuses) * 1000:.2f} ms")
+    right = completed == moves == total and set(sender.answers) == {200}
+    what = f"{rate} webhooks a second for {seconds} s: answered p50 / p99"
+    _row(what, _ranks(sender.took))
+    _row("sent and answered in", f"{elapsed:.1f} s")
+    _row("processor time of the server for each", f"{busy / len(sender.answers) * 1000:.2f} ms")
     _row(
-        f"phases completed, moves in the history, of {total:,}",
+        f"phases completed, and moves in the history, of {total:,}",
         f"{completed:,}, {moves:,}{'' if right else '  WRONG'}",
     )
     return right
 
 
-def _insert_running(server: Server, feature: int, first: int, count: int) -> None:
-    """Have phases run that no coordinator started, as a person may."""
-    server.conn.execute(
-        "insert into phase_queue (feature_id, phase_number, status)"
-        " select %s, n, 'running' from generate_series(%s::int, %s::int) as n",
-        [feature, first, first + count - 1],
-    )
+class Sender:
+    """Sends reports, each until it is answered, and some of them twice."""
+
+    def __init__(self, address: str) -> None:
+        limits = httpx2.Limits(max_connections=50)
+        self.client = httpx2.AsyncClient(base_url=f"http://{address}", limits=limits)
+        self.took: list[float] = []
+        self.answers: list[int] = []
+
+    async def report(self, queue_id: str) -> None:
+        body = {"queue_id": queue_id, "status": "completed"}
+        for _ in range(2 if random.random() < REPEATED else 1):
+            begin = time.perf_counter()
+            signed = report.sign(SECRET, body)
+            headers = {"content-type": "application/json", **signed.headers}
+            while True:
+                with contextlib.suppress(httpx2.TransportError):  # a connection closed as idle
+                    answer = await self.client.post(
+                        "/workflow-complete", content=signed.body, headers=headers
+                    )
+                    break
+            self.answers.append(answer.status_code)
+            self.took.append(time.perf_counter() - begin)
+
+
+def _run_phases(server: Server, count: int) -> int:
+    """Have phases run that no coordinator started, as a person may; return their feature."""
+    with server.one_at_a_time:
+        held = "select count(*) from phase_queue where slot is not null"
+        while server.value(held) + count > SLOTS:
+            time.sleep(0.05)
+        feature = server.value("insert into planned_features (title) values ('a') returning id")
+        server.conn.execute(
+            "insert into phase_queue (feature_id, phase_number, status)"
+            " select %s, n, 'running' from generate_series(1, %s::int) as n",
+            [feature, count],
+        )
+        return int(feature)
 
 
 def stream(server: Server, clients: int, rate: int, seconds: int) -> bool:
