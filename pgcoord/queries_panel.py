@@ -6,6 +6,7 @@ as long as nothing has happened, and a page is only drawn again when something h
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from pgcoord.errors import NotFound
 from pgcoord.queries import Connection, HistoryEvent, _columns, _row, _rows, _value
@@ -113,6 +114,14 @@ class FeatureRow:
     def count(self, status: str) -> int:
         """How many of its phases are in a state."""
         return (self.counts or {}).get(status, 0)
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a feature is about, and the phases of its plan, as submit_feature takes them."""
+
+    description: str | None
+    plan: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -348,12 +357,16 @@ async def feature_row(conn: Connection, feature_id: int) -> FeatureRow:
     return found
 
 
-async def description(conn: Connection, feature_id: int) -> str | None:
-    """What a feature is about."""
-    text: str | None = await _value(
-        conn, "select description from public.planned_features where id = %s", feature_id
+async def described(conn: Connection, feature_id: int) -> Described:
+    """What a feature is about, and the phases of its plan."""
+    found = await _row(
+        conn,
+        Described,
+        "select description, coalesce(plan, '[]') as plan from public.planned_features"
+        " where id = %s",
+        feature_id,
     )
-    return text
+    return found or Described(None, [])
 
 
 async def finishes(conn: Connection, feature_ids: list[int]) -> dict[int, Finish]:

@@ -198,7 +198,7 @@ async def test_the_flow_of_the_specification_is_watched_live(
         assert await page.locator(".graph .edge.met").count() == 5
 
 
-async def test_two_browsers_see_the_same_and_what_changes_is_drawn_once(
+async def test_two_browsers_see_the_same(
     browser: Browser, page: Page, panel: str, conn: Connection, epoch: int
 ) -> None:
     feature = branch(conn)
@@ -209,6 +209,9 @@ async def test_two_browsers_see_the_same_and_what_changes_is_drawn_once(
         claim(conn, epoch)
         for each in (page, other):
             await expect(tree_state(each, 1)).to_have_text("Ready")
+        start(conn, epoch, f"queue-{feature}-1")
+        for each in (page, other):
+            await expect(tree_state(each, 1)).to_have_text("Running")
 
 
 async def test_what_stays_the_same_is_not_touched(
@@ -469,10 +472,11 @@ async def test_a_stored_feature_is_generated_then_executed(
     await form.get_by_role("button", name="Store").click()
     await is_live(page)
     await page.get_by_role("button", name="Generate phases").click()
-    await expect(page.locator("#head")).to_contain_text("1 phase")
+    await expect(page.locator("#plan")).to_contain_text("1 Dark mode")
     assert statuses(conn) == {}
     await page.get_by_role("button", name="Execute", exact=True).click()
-    await expect(page.locator(".tree li")).to_have_count(1)
+    await expect(page.locator("#tree li")).to_have_count(1)
+    await expect(page.locator("#plan")).to_be_hidden()
     assert statuses(conn) == {1: "queued"}
 
 

@@ -107,7 +107,7 @@ class FeaturePage:
             now = await queries.now(conn)
             standing = await queries.standing(conn)
             feature = await queries.feature_row(conn, self.feature_id)
-            description = await queries.description(conn, self.feature_id)
+            described = await queries.described(conn, self.feature_id)
             needs = await queries.attention(conn, self.feature_id)
             finish = (await queries.finishes(conn, [self.feature_id])).get(self.feature_id)
             forecast = await queries.forecast(conn, self.feature_id)
@@ -119,11 +119,12 @@ class FeaturePage:
         runs = any(each.slot for each in phases)
         pieces = {
             "notice": Piece("piece/notice.html", standing),
-            "head": Piece("piece/feature_head.html", (feature, description, len(phases))),
+            "head": Piece("piece/feature_head.html", (feature, described.description, len(phases))),
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
             "facts": Piece(
                 "piece/facts.html", (feature, finish, phases, _spent(spans), forecast), ages=runs
             ),
+            "plan": Piece("piece/plan.html", [] if phases else described.plan),
             "graph": Piece("piece/graph.html", Graph(phases, forecast)),
             "timeline": Piece("piece/timeline.html", timeline, ages=runs),
         }
