@@ -176,7 +176,8 @@ from pgcoord.attempt as a
     cross join pgcoord.control as k
     join pgcoord.coordinator as c on c.epoch = k.epoch
     left join pgcoord.host as h on h.name = a.host
-where a.ended_at is null and not a.external and a.host <> c.host;
+where a.exited_at is null    -- follows from the next, and has an index
+    and a.ended_at is null and not a.external and a.host <> c.host;
 comment on view pgcoord.elsewhere is
     'Attempts on other hosts than the one that leads (or led last), and until when they are left alone; then they are lost.';
 

@@ -89,18 +89,20 @@ where p.status = 'queued' and p.eligible_at is not null and exists (select from 
         select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default
     )
 union all
-select line.queue_id, line.feature_id, line.phase_number, 10, 'slot',
+select p.queue_id, p.feature_id, p.phase_number, 10, 'slot',
     case when (select count(*) from public.phase_queue where slot is not null) < (select count(*) from pgcoord.slot where not draining)
         then format('is %s in line; a slot is free', pgcoord.ordinal(line.place))
         else format('waits for a slot, %s in line; %s of %s are held', pgcoord.ordinal(line.place),
             (select count(*) from public.phase_queue where slot is not null), (select count(*) from pgcoord.slot where not draining))
     end, null
 from (
-        select p.queue_id, p.feature_id, p.phase_number,
-            row_number() over (order by p.priority, p.queue_position, p.feature_id, p.phase_number) as place
-        from public.phase_queue as p
-        where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
-    ) as line;
+        -- Of columns that the index of the line has, so that the table need not be read.
+        select q.feature_id, q.phase_number,
+            row_number() over (order by q.priority, q.queue_position, q.feature_id, q.phase_number) as place
+        from public.phase_queue as q
+        where q.status = 'queued' and q.eligible_at is not null and q.retry_at is null and not q.held
+    ) as line
+    join public.phase_queue as p using (feature_id, phase_number);
 comment on view pgcoord.reasons is 'Why each phase is where it is: a row for each reason.';
 
 create or replace function pgcoord.why(p_queue_id text) returns table (kind text, words text, refers_to text)
