@@ -593,11 +593,13 @@ class Coordination(RuleBasedStateMachine):
         tried = self.tried_again()
         phase = tried[pick % len(tried)]
         adw_id = "(select adw_id from pgcoord.attempt where queue_id = %s and number = %s)"
-        values = [phase.queue_id, phase.queue_id, phase.attempts[0].number]
+        first = phase.attempts[0]
+        values = [phase.queue_id, phase.queue_id, first.number]
+        faults = set() if first.outcome == outcome else {"PC003"}  # a repeat changes nothing
         if outcome == "completed":
-            self.send({"PC003"}, f"select pgcoord.complete_phase(%s, {adw_id})", *values)
+            self.send(faults, f"select pgcoord.complete_phase(%s, {adw_id})", *values)
         else:
-            self.send({"PC003"}, f"select pgcoord.fail_phase(%s, 'broken', {adw_id})", *values)
+            self.send(faults, f"select pgcoord.fail_phase(%s, 'broken', {adw_id})", *values)
 
     @precondition(
         lambda self: any(p.status in ("failed", "cancelled") for p in self.model.phases.values())
