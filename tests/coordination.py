@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from pgcoord import queries
-from pgcoord.configuration import Configuration, Workflow
+from pgcoord.configuration import Configuration, GitHub, Workflow
 from pgcoord.coordinator import Coordinator
 
 PATIENCE = 30.0  # seconds until a test that waits gives up
@@ -35,15 +35,19 @@ def make_coordinator(
     kind: type[Coordinator] = Coordinator,
     host: str | None = None,
     url: str | None = None,
+    github: GitHub | None = None,
+    environment: Mapping[str, str] = os.environ,
 ) -> Coordinator:
     """A coordinator with one workflow and its runs below `folder`, served at `url` if at all."""
     work = work or scripts()
-    configuration = Configuration(path=None, workflows={work.name: work}, log_folder=None)
+    configuration = Configuration(
+        path=None, workflows={work.name: work}, log_folder=None, github=github
+    )
     return kind(
         dsn,
         configuration,
         runs_folder=folder / "runs",
-        environment=os.environ,
+        environment=environment,
         host=host,
         report_url=f"{url}/api/v1/workflow-complete" if url else None,
     )

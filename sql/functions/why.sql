@@ -89,6 +89,12 @@ where p.status = 'queued' and p.eligible_at is not null and exists (select from 
         select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default
     )
 union all
+select p.queue_id, p.feature_id, p.phase_number, 9, 'github',
+    format('GitHub makes no issues since %s, and is asked again at %s: %s', to_char(c.issues_held_since, 'HH24:MI:SS'),
+        to_char(pgcoord.issues_held_until(c), 'HH24:MI:SS'), c.issues_held_reason), null
+from public.phase_queue as p, pgcoord.control as c
+where p.status = 'queued' and p.eligible_at is not null and p.issue_number is null and pgcoord.issues_held_until(c) is not null
+union all
 select p.queue_id, p.feature_id, p.phase_number, 10, 'slot',
     case when (select count(*) from public.phase_queue where slot is not null) < (select count(*) from pgcoord.slot where not draining)
         then format('is %s in line; a slot is free', pgcoord.ordinal(line.place))
