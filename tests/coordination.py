@@ -80,6 +80,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from coordination import make_coordinator, scripts
 from pgcoord import coordinator, database, listener, supervision
+from pgcoord.configuration import GitHub
 from pgcoord.coordinator import Coordinator
 
 class Signalled(supervision.Supervision):
@@ -99,7 +100,9 @@ if {step!r}:
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 {setting}
 asyncio.run(
-    make_coordinator({dsn!r}, Path({folder!r}), {work}, kind=Signals, host={host!r}).run()
+    make_coordinator(
+        {dsn!r}, Path({folder!r}), {work}, kind=Signals, host={host!r}, github={github}
+    ).run()
 )
 """
 
@@ -150,11 +153,13 @@ async def coordinator_process(
     work: str = "None",
     setting: str = "",
     prefix: tuple[str, ...] = (),
+    github: str = "None",
 ) -> AsyncIterator[CoordinatorProcess]:
     """Run a coordinator of its own process until the block ends, then kill it.
 
     It sends itself signal `number` when it comes to `step`, a method for one attempt; `setting` are
-    statements, `work` an expression for its workflow, `prefix` a command that runs another.
+    statements, `work` and `github` expressions for its workflow and its repository, `prefix` a
+    command that runs another.
     """
     source = _PROCESS.format(
         tests=str(Path(__file__).parent),
@@ -165,6 +170,7 @@ async def coordinator_process(
         number=int(number),
         work=work,
         setting=setting,
+        github=github,
     )
     process = CoordinatorProcess(
         await asyncio.create_subprocess_exec(

@@ -150,7 +150,11 @@ comment on function pgcoord.hold_issues(interval, boolean, text, interval) is
 -- The issue that was about to be posted certainly was not: nobody has to look for it.
 create or replace function pgcoord.unpost_issue(p_key uuid) returns void
 language sql as $$
-    update pgcoord.issue set posted_at = null where key = p_key and number is null;
+    with issue as (
+        update pgcoord.issue set posted_at = null, posts = posts - 1 where key = p_key and number is null and posts > 0
+        returning queue_id, posts
+    )
+    delete from pgcoord.errand where kind = 'check' and queue_id = (select queue_id from issue where posts = 0);
 $$;
 comment on function pgcoord.unpost_issue(uuid) is 'For the coordinator: an issue that was about to be posted certainly was not made.';
 
@@ -276,10 +280,10 @@ language plpgsql as $$
 declare
     v_errand pgcoord.errand;
 begin
-    if p_error is null then
-        perform pgcoord.release_issues();    -- GitHub answers
-    end if;
     delete from pgcoord.errand where id = p_errand_id returning * into v_errand;
+    if v_errand.kind = 'tell' and p_error is null then
+        perform pgcoord.release_issues();    -- GitHub takes what we write
+    end if;
     if found and (p_done is not null or p_error is not null) then
         perform pgcoord.log_event(case when p_error is null then 'issue_told' else 'issue_untold' end,
             coalesce(p_error, p_done), p.feature_id, p.phase_number, p.queue_id, v_errand.attempt)
