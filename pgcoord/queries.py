@@ -744,6 +744,20 @@ async def postpone_errand(conn: Connection, errand_id: int, wait: timedelta, err
     await _value(conn, "select pgcoord.postpone_errand(%s, %s, %s)", errand_id, wait, error)
 
 
+async def take_github_event(
+    conn: Connection, event: Mapping[str, object], action: str
+) -> tuple[str, list[str]]:
+    """Record what happened on GitHub; return what became of it, and the phases it concerns."""
+    with refusals():
+        cursor = await conn.execute(
+            b"select result, queue_ids from pgcoord.take_github_event(%s, %s)",
+            [Jsonb(event), action],
+        )
+        row = await cursor.fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
 async def await_phase(conn: Connection, queue_id: str) -> None:
     """Wait until nobody has the phase locked."""
     await conn.execute(

@@ -6,11 +6,12 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from coordination import Gate, Watch, coordinator_process, make_coordinator, running, watching
+from coordination import Gate, Row, Watch, coordinator_process, make_coordinator, running, watching
 from fake_github import (
     LOGIN,
     REPOSITORY,
@@ -94,6 +95,10 @@ async def let_time_pass(watch: Watch, github: FakeGitHub, length: timedelta) -> 
 
 async def reasons(watch: Watch, queue_id: str = "queue-1-1") -> list[str]:
     return [row["words"] for row in await watch.all("select * from pgcoord.why(%s)", queue_id)]
+
+
+def has_failed(times: int, rows: list[Row]) -> bool:
+    return bool(rows[0]["issues_failures"] == times and rows[0]["queued"])
 
 
 def hangs(github: FakeGitHub) -> Any:
@@ -273,7 +278,7 @@ async def test_each_limit_without_a_time_waits_twice_as_long(
     async with running(make()):
         for failures in range(1, 4):
             (row,) = await watch.until(
-                lambda rows, n=failures: rows[0]["issues_failures"] == n and rows[0]["queued"],
+                partial(has_failed, failures),
                 "select extract(epoch from issues_held_until - now()) as seconds, issues_failures,"
                 " (select status = 'queued' from phase_queue) as queued from pgcoord.control",
             )
