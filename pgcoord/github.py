@@ -206,19 +206,15 @@ class Repository:
 
     async def _change(self, number: int, **change: object) -> None:
         with self._meanings(f"no issue #{number}"):
-            await self._api.patch(
-                self._path(f"/issues/{number}"),
-                data=change,
-                oauth_token=await self._oauth_token(),
-                extra_headers=dict(_VERSION),
-            )
+            path = self._path(f"/issues/{number}")
+            await self._api.patch(path, data=change, **await self._options())
 
     async def _author(self) -> str | None:
         """Our own login; None where GitHub does not tell it: an app has no user."""
         if self._login is None:
             try:
                 with self._meanings("no user", changes=False):
-                    user = await self._api.getitem("/user", oauth_token=await self._oauth_token())
+                    user = await self._api.getitem("/user", **await self._options())
                     self._login = str(user["login"])
             except Refusal:
                 self._login = ""
@@ -226,25 +222,22 @@ class Repository:
 
     async def _listed(self, path: str) -> AsyncGenerator[dict[str, Any]]:
         with self._meanings("no repository, or no right to see it", changes=False):
-            async for each in self._api.getiter(
-                self._path(path),
-                oauth_token=await self._oauth_token(),
-                extra_headers=dict(_VERSION),
-            ):
+            pages = self._api.getiter(self._path(path), **await self._options())
+            async for each in pages:
                 yield each
 
     async def _get(self, path: str) -> Any:
-        return await self._api.getitem(
-            self._path(path), oauth_token=await self._oauth_token(), extra_headers=dict(_VERSION)
-        )
+        return await self._api.getitem(self._path(path), **await self._options())
 
     async def _post(self, path: str, data: Mapping[str, object]) -> Any:
-        return await self._api.post(
-            self._path(path),
-            data=data,
-            oauth_token=await self._oauth_token(),
-            extra_headers=dict(_VERSION),
-        )
+        return await self._api.post(self._path(path), data=data, **await self._options())
+
+    async def _options(self) -> dict[str, Any]:
+        return {
+            "oauth_token": await self._oauth_token(),
+            "accept": "application/json",
+            "extra_headers": dict(_VERSION),
+        }
 
     def _path(self, path: str) -> str:
         return f"/repos/{self.name}{path}"

@@ -522,3 +522,29 @@ async def test_a_coordinator_without_github_waits_for_nothing(
     async with running(make_coordinator(dsn, tmp_path)):
         (row,) = await watch.until_statuses("completed")
     assert row["issue_number"] is None
+
+
+@pytest.mark.scale
+@pytest.mark.timeout(900)
+async def test_a_thousand_phases_of_fifty_features_have_a_thousand_issues(
+    make: Make, github: FakeGitHub, watch: Watch
+) -> None:
+    for _ in range(50):
+        await watch.submit(*["true"] * 20)
+    github.fail("POST", "/issues", 502, done=True, times=3)
+    github.fail("POST", "/issues", 403, message="a secondary rate limit", times=2)
+    began = time.monotonic()
+    async with running(make(), patience=800):
+        while await watch.all("select from phase_queue where status <> 'completed' limit 1"):
+            await let_time_pass(watch, github, timedelta(seconds=30))
+            await asyncio.sleep(1)
+        await let_time_pass(watch, github, LATER)
+        while await watch.all("select from pgcoord.errand limit 1"):  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+    print(f"\n1,000 phases with their issues in {time.monotonic() - began:.0f} s")  # noqa: T201
+    numbers = await watch.all("select issue_number from phase_queue order by 1")
+    assert [row["issue_number"] for row in numbers] == list(range(1, 1001))
+    assert len(github.issues) == 1000
+    assert {issue["state_reason"] for issue in github.issues} == {"completed"}
+    assert {len(comments) for comments in github.comments.values()} == {1}
+    assert len(github.labels) == 70
