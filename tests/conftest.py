@@ -68,6 +68,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with psycopg.connect(embedded.dsn, autocommit=True) as conn:
             # The databases live as long as the session: nothing has to survive a power cut.
             conn.execute("alter system set fsync = off")
+            conn.execute("alter system set max_wal_size = '128MB'")  # on disk, that is
             conn.execute("select pg_reload_conf()")
         yield embedded.dsn
     finally:
