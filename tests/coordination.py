@@ -75,16 +75,19 @@ from pathlib import Path
 
 sys.path.insert(0, {tests!r})
 from coordination import make_coordinator, scripts
-from pgcoord import coordinator, database, listener
+from pgcoord import coordinator, database, listener, supervision
 from pgcoord.coordinator import Coordinator
 
-class Signalled(Coordinator):
+class Signalled(supervision.Supervision):
     pass
 
+class Signals(Coordinator):
+    supervision = Signalled
+
 def signalled(step):
-    async def come_to(self, taken):
+    async def come_to(self):
         os.kill(os.getpid(), {number!r})
-        await getattr(super(Signalled, self), step)(taken)
+        await getattr(super(Signalled, self), step)()
     setattr(Signalled, step, come_to)
 
 if {step!r}:
@@ -92,7 +95,7 @@ if {step!r}:
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 {setting}
 asyncio.run(
-    make_coordinator({dsn!r}, Path({folder!r}), {work}, kind=Signalled, host={host!r}).run()
+    make_coordinator({dsn!r}, Path({folder!r}), {work}, kind=Signals, host={host!r}).run()
 )
 """
 
