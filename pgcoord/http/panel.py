@@ -81,7 +81,7 @@ async def overview(request: Request) -> Response:
     if wanted not in (*panel_words.SHOWN, *panel_words.STATES):
         raise NotFound(f"nothing is called {wanted!r:.60}", hint="Follow a link of the overview.")
     search = request.query_params.get("q", "").replace("\0", "").strip()[:200]
-    return await show(request, Overview(wanted, search or None))
+    return await show(request, Overview(door_of(request).coordinator.host, wanted, search or None))
 
 
 @answering

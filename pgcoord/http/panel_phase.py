@@ -76,7 +76,7 @@ async def _read_log(request: Request, queue_id: str, number: int | None) -> _Log
         part = await asyncio.to_thread(panel_log.read_end, path)
         return _Log(attempt, part=part, follows=True)
     except FileNotFoundError:
-        return _Log(attempt, trouble="Nothing was written yet, or it was removed.", follows=True)
+        return _Log(attempt, follows=True)
     except OSError as error:
         return _Log(attempt, trouble=f"The log cannot be read: {error.strerror or error}.")
 
