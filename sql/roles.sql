@@ -35,7 +35,7 @@ grant usage on schema public, pgcoord to pgcoord_reader, pgcoord_client, pgcoord
 -- Seeing.
 grant select on
     public.planned_features, public.phase_queue,
-    pgcoord.feature, pgcoord.board, pgcoord.queue, pgcoord.waiting, pgcoord.reasons, pgcoord.slots, pgcoord.timeline,
+    pgcoord.feature, pgcoord.board, pgcoord.queue, pgcoord.waiting, pgcoord.reasons, pgcoord.stranded, pgcoord.slots, pgcoord.timeline,
     pgcoord.history, pgcoord.webhook_delivery, pgcoord.leader, pgcoord.elsewhere, pgcoord.slot, pgcoord.dependency,
     pgcoord.event, pgcoord.control, pgcoord.coordinator, pgcoord.host, pgcoord.workflow, pgcoord.migration, pgcoord.shipped,
     pgcoord.changed_definition, pgcoord.usual, pgcoord.attention, pgcoord.line, pgcoord.backlog

@@ -81,6 +81,10 @@ comment on column pgcoord.usual.low is 'One run in ten took less.';
 comment on column pgcoord.usual.median is 'Half of the runs took less.';
 comment on column pgcoord.usual.high is 'One run in ten took more.';
 
+comment on column pgcoord.stranded.kind is 'missing (a prerequisite does not exist) or workflow (no coordinator knows it).';
+comment on column pgcoord.stranded.words is 'What is wrong.';
+comment on column pgcoord.stranded.refers_to is 'Number of the phase, or name of the workflow, that does not exist.';
+
 comment on column pgcoord.attention.kind is
     'failed, missing (a prerequisite does not exist), workflow (nobody knows it) or slow (runs much longer than usual).';
 comment on column pgcoord.attention.feature is 'What the feature is called.';
