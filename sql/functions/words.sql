@@ -48,6 +48,11 @@ comment on column pgcoord.reasons.kind is
 comment on column pgcoord.reasons.words is 'The reason in words.';
 comment on column pgcoord.reasons.refers_to is 'What it refers to: a phase, an adw_id, a feature, a workflow.';
 
+comment on column pgcoord.first_reason.queue_id is 'Name of the phase.';
+comment on column pgcoord.first_reason.feature_id is 'Its feature.';
+comment on column pgcoord.first_reason.phase_number is 'Its number within the feature.';
+comment on column pgcoord.first_reason.words is 'The most decisive reason in words.';
+
 comment on column pgcoord.waiting.title is 'What the phase is called.';
 comment on column pgcoord.waiting.kind is
     'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow or slot.';
