@@ -17,7 +17,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -35,7 +36,10 @@ from pgcoord.errors import (
 from pgcoord.listener import Listener, listening
 from pgcoord.queries import Assignment, Lead, Lineage
 from pgcoord.retention import remove_old_runs
-from pgcoord.supervision import Supervision, log_move
+from pgcoord.supervision import Supervision, Unheard, log_move
+
+if TYPE_CHECKING:
+    from pgcoord.issues import Issues
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +92,7 @@ class Coordinator:
         self._runs_folder = runs_folder.resolve()
         self.environment = environment
         self.report_url = report_url
+        self.issues = self._make_issues()
         self._stopping = asyncio.Event()
         self._draining = False
         self._listener: Listener | None = None
@@ -112,6 +117,8 @@ class Coordinator:
             self._tasks = tasks
             try:
                 tasks.create_task(self._keep_house())
+                if self.issues:
+                    tasks.create_task(self.issues.run())
                 await self._coordinate()
             except CoordError as error:
                 refusal = error  # raised outside, where no group of exceptions is made of it
@@ -138,6 +145,24 @@ class Coordinator:
     def running(self) -> list[Assignment]:
         """The attempts that are supervised."""
         return [taken.assignment for taken in self._taken.values()]
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing more is to be begun."""
+        return self._stopping.is_set()
+
+    def page_of(self, queue_id: str) -> str | None:
+        """Where people see a phase, if they can from anywhere."""
+        url = self.configuration.server.public_url
+        return f"{url}/phases/{quote(queue_id)}" if url else None
+
+    def _make_issues(self) -> "Issues | None":
+        """Imported where it is configured: it takes a client of HTTP, and that takes memory."""
+        if self.configuration.github is None:
+            return None
+        from pgcoord.issues import Issues
+
+        return Issues(self.configuration.github, self.environment, self)
 
     @property
     def _is_ending(self) -> bool:
@@ -259,12 +284,16 @@ class Coordinator:
         await queries.listen(self._conn, queries.WAKE)
         self.leads.set()
         self._led = True
+        if self.issues is None:
+            await queries.release_issues(self._conn)
         disowned = await self.unless_stopped(self._attend())
         if disowned:  # their phases may be claimable: not before these are gone
             await self.unless_stopped(asyncio.wait(disowned))
         while not self._is_ending:
             claimed = await self.unless_stopped(self._claim())
             await self.unless_stopped(self._attend())
+            if self.issues:
+                self.issues.wake()
             if not claimed:
                 await self.unless_stopped(self._rest())
         self.leads.clear()
@@ -476,10 +505,6 @@ class Coordinator:
         removed = await asyncio.to_thread(remove_old_runs, folder, retention, spared=spared)
         if removed:
             logger.info("runs removed that ended longer ago than %s: %d", retention, removed)
-
-
-class Unheard(Exception):
-    """Stopped while the database could not be told."""
 
 
 def _declared(workflow: Workflow) -> dict[str, object]:

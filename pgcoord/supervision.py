@@ -8,16 +8,20 @@ folder of the run how far this one came.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pgcoord import queries
 from pgcoord.configuration import Configuration, Workflow
-from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput
+from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
 from pgcoord.launcher import LeftBehind, Run, RunState
 from pgcoord.queries import Assignment, Move, OpenAttempt
 from pgcoord.report import NotSigned, spooled, unspool
+
+if TYPE_CHECKING:
+    from pgcoord.issues import Issues
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +48,22 @@ class Coordination(Protocol):
     environment: Mapping[str, str]
     report_url: str | None
 
+    @property
+    def issues(self) -> "Issues | None":
+        """What makes issues on GitHub, where that is configured."""
+        ...
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing more is to be begun."""
+        ...
+
+    def page_of(self, queue_id: str) -> str | None:
+        """Where people see a phase, if they can from anywhere."""
+        ...
+
     async def tell(self, say: Callable[[queries.Connection], Awaitable[Result]]) -> Result:
-        """Say something to the database until it has heard it."""
+        """Say something to the database until it has heard it. Raises `Unheard` when stopped."""
         ...
 
     async def unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
@@ -55,6 +73,10 @@ class Coordination(Protocol):
     def note_recorded(self) -> None:
         """Hear that the start of a process is recorded, or that there is none."""
         ...
+
+
+class Unheard(Exception):
+    """Stopped while the database could not be told."""
 
 
 class Supervision:
@@ -95,6 +117,9 @@ class Supervision:
         try:
             await self._prepare()
             await self._launch()
+        except NotNow as error:
+            await self._return(error)
+            return
         except (CannotStart, InvalidConfiguration, OSError) as error:
             if await asyncio.to_thread(self.run.give_up):
                 logger.warning("%s could not be started: %s", self.assignment, error)
@@ -129,6 +154,17 @@ class Supervision:
         else:
             await self._give_back()
 
+    async def _return(self, error: NotNow) -> None:
+        """Give back an attempt that cannot be started now; its phase waits."""
+        if not await asyncio.to_thread(self.run.give_up):
+            await self.go_on()  # another coordinator of this host was faster
+            return
+        logger.info("%s is given back: %s", self.assignment, error)
+        await self._conclude(
+            str(error),
+            lambda conn: queries.return_attempt(conn, self.assignment, error.wait, str(error)),
+        )
+
     async def _give_back(self) -> None:
         """Return an attempt that was not started here, by whatever time this reaches its folder."""
         await self._coordinator.tell(lambda conn: queries.check_epoch(conn, self.epoch))
@@ -153,8 +189,12 @@ class Supervision:
         await self._end_what_it_left()
 
     async def _prepare(self) -> None:
-        """Make what the process needs before it starts: the folder of its run and its prompt."""
+        """Make what the process needs before it starts: the folder of its run, and its issue."""
         await asyncio.to_thread(self.run.prepare, self.assignment.prompt or "")
+        issues = self._coordinator.issues
+        if issues and self.assignment.issue_number is None:
+            number = await issues.issue_for(self.assignment, self.epoch)
+            self.assignment = replace(self.assignment, issue_number=number)
 
     async def _launch(self) -> None:
         workflow = self._workflow()

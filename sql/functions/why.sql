@@ -104,6 +104,12 @@ select p.queue_id, p.feature_id, p.phase_number, 8, 'coordinator', 'no coordinat
 from public.phase_queue as p
 where p.status = 'queued' and p.eligible_at is not null and not exists (select from pgcoord.leader)
 union all
+select p.queue_id, p.feature_id, p.phase_number, 9, 'github',
+    format('GitHub makes no issues since %s, and is asked again at %s: %s', to_char(c.issues_held_since, 'HH24:MI:SS'),
+        to_char(pgcoord.issues_held_until(c), 'HH24:MI:SS'), c.issues_held_reason), null
+from public.phase_queue as p, pgcoord.control as c
+where p.status = 'queued' and p.eligible_at is not null and p.issue_number is null and pgcoord.issues_held_until(c) is not null
+union all
 select p.queue_id, p.feature_id, p.phase_number, 10, 'slot',
     case when (select count(*) from public.phase_queue where slot is not null) < (select count(*) from pgcoord.slot where not draining)
         then format('is %s in line; a slot is free', pgcoord.ordinal(line.place))
