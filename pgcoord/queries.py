@@ -1069,11 +1069,10 @@ FEATURE_ORDERS = {
 
 
 async def queue_objects(conn: Connection, listing: Listing) -> list[dict[str, Any]]:
-    """Phases with what they wait for, as JSON. SQL: view pgcoord.queue."""
+    """Phases with what they wait for, as JSON."""
     clauses, values = listing.sql(QUEUE_ORDERS)
-    return await _values(
-        conn, f"select to_jsonb(q) from (select * from pgcoord.queue {clauses}) as q", *values
-    )
+    names = f"select queue_id from public.phase_queue {clauses}"
+    return await _values(conn, f"select pgcoord.phase_objects(array({names}))", *values)
 
 
 async def feature_objects(conn: Connection, listing: Listing) -> list[dict[str, Any]]:
@@ -1087,8 +1086,10 @@ async def feature_objects(conn: Connection, listing: Listing) -> list[dict[str, 
 
 
 async def phase_object(conn: Connection, queue_id: str) -> dict[str, Any]:
-    """A phase with what it waits for, as JSON. Raises `NotFound`."""
-    found = await queue_objects(conn, Listing({"queue_id": [queue_id]}, "feature", 1))
+    """A phase with what it waits for, as JSON. Raises `NotFound`. SQL: view pgcoord.queue."""
+    found = await _values(
+        conn, "select to_jsonb(q) from pgcoord.queue as q where queue_id = %s", queue_id
+    )
     if not found:
         await status_of(conn, queue_id)
     return found[0]

@@ -35,7 +35,8 @@ grant usage on schema public, pgcoord to pgcoord_reader, pgcoord_client, pgcoord
 -- Seeing.
 grant select on
     public.planned_features, public.phase_queue,
-    pgcoord.feature, pgcoord.board, pgcoord.queue, pgcoord.waiting, pgcoord.reasons, pgcoord.slots, pgcoord.timeline,
+    pgcoord.feature, pgcoord.board, pgcoord.queue, pgcoord.waiting, pgcoord.reasons, pgcoord.first_reason, pgcoord.stranded,
+    pgcoord.slots, pgcoord.timeline,
     pgcoord.history, pgcoord.webhook_delivery, pgcoord.leader, pgcoord.elsewhere, pgcoord.slot, pgcoord.dependency,
     pgcoord.event, pgcoord.control, pgcoord.coordinator, pgcoord.host, pgcoord.workflow, pgcoord.migration, pgcoord.shipped,
     pgcoord.changed_definition, pgcoord.usual, pgcoord.attention, pgcoord.line, pgcoord.backlog,
@@ -47,7 +48,7 @@ grant select (
     ended_at, outcome, error, exited_at, exit_code    -- all but the secret
 ) on pgcoord.attempt to pgcoord_reader, pgcoord_client;
 grant execute on function
-    pgcoord.why(text), pgcoord.obstacles(integer),
+    pgcoord.why(text), pgcoord.obstacles(integer), pgcoord.phase_objects(text[]),
     pgcoord.title_of(public.phase_queue), pgcoord.ordinal(bigint), pgcoord.actor(), pgcoord.reason(), pgcoord.lease_length(),
     pgcoord.checkup(), pgcoord.checkup_definitions(), pgcoord.checkup_rights(), pgcoord.checkup_coordinator(),
     pgcoord.checkup_slots(), pgcoord.checkup_line(), pgcoord.checkup_retries(), pgcoord.checkup_workflows(),

@@ -10,7 +10,7 @@ import hmac
 import ipaddress
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
@@ -64,6 +64,16 @@ class Access:
     unsigned_webhooks: bool = False
     github_secret: str | None = None
 
+    def risks(self) -> Iterator[str]:
+        """What whoever serves so has to know."""
+        if self.unsigned_webhooks:
+            yield "reports that nobody has signed are taken: whoever comes here can end any phase"
+        if self.token is None and self.origin and not _is_loopback(urlsplit(self.origin).hostname):
+            yield (
+                f"public_url is {self.origin}, and there is no PGCOORD_TOKEN: whoever is let in"
+                " there can steer everything"
+            )
+
 
 def read_access(
     server: Server,
@@ -82,7 +92,7 @@ def read_access(
     token, read_token = (
         _token(environment, each) for each in ("PGCOORD_TOKEN", "PGCOORD_READ_TOKEN")
     )
-    if token is None and (read_token or not ipaddress.ip_address(address).is_loopback):
+    if token is None and (read_token or not _is_loopback(address)):
         why = "PGCOORD_READ_TOKEN alone" if read_token else f"{address} can be reached by others"
         raise CannotStart(
             f"{why}: not served without PGCOORD_TOKEN, which only who may steer pgcoord knows",
@@ -257,7 +267,9 @@ class Guard:
         if entrant is None:
             if method == "GET" and "text/html" in request.headers.get("accept", ""):
                 return RedirectResponse(f"/login?next={quote(path)}", 303)
-            return refusal(401, "not_authenticated", "a token is needed: Authorization: Bearer …")
+            tried = "authorization" in request.headers
+            reason = "this is not the token" if tried else "a token is needed"
+            return refusal(401, "not_authenticated", f"{reason}: Authorization: Bearer …")
         if not entrant.steers and method not in _SAFE:
             return refusal(403, "forbidden", "this token is for reading only")
         return None
@@ -291,6 +303,13 @@ class Guard:
             return request.headers.get("sec-fetch-site", "none") in ("same-origin", "none")
         ours = f"//{request.headers.get('host', '')}".lower()
         return origin.lower() in (f"http:{ours}", f"https:{ours}", self._access.origin)
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 def _hostname(url: str) -> str | None:

@@ -48,6 +48,11 @@ comment on column pgcoord.reasons.kind is
 comment on column pgcoord.reasons.words is 'The reason in words.';
 comment on column pgcoord.reasons.refers_to is 'What it refers to: a phase, an adw_id, a feature, a workflow.';
 
+comment on column pgcoord.first_reason.queue_id is 'Name of the phase.';
+comment on column pgcoord.first_reason.feature_id is 'Its feature.';
+comment on column pgcoord.first_reason.phase_number is 'Its number within the feature.';
+comment on column pgcoord.first_reason.words is 'The most decisive reason in words.';
+
 comment on column pgcoord.waiting.title is 'What the phase is called.';
 comment on column pgcoord.waiting.kind is
     'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow, github or slot.';
@@ -82,6 +87,10 @@ comment on column pgcoord.usual.runs is 'How many of the last thousand attempts 
 comment on column pgcoord.usual.low is 'One run in ten took less.';
 comment on column pgcoord.usual.median is 'Half of the runs took less.';
 comment on column pgcoord.usual.high is 'One run in ten took more.';
+
+comment on column pgcoord.stranded.kind is 'missing (a prerequisite does not exist) or workflow (no coordinator knows it).';
+comment on column pgcoord.stranded.words is 'What is wrong.';
+comment on column pgcoord.stranded.refers_to is 'Number of the phase, or name of the workflow, that does not exist.';
 
 comment on column pgcoord.attention.kind is
     'failed, missing (a prerequisite does not exist), workflow (nobody knows it) or slow (runs much longer than usual).';
