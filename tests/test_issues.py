@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from coordination import Gate, Row, Watch, coordinator_process, make_coordinator, running, watching
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from fake_github import (
     LOGIN,
     REPOSITORY,
@@ -24,6 +26,7 @@ from fake_github import (
 
 from pgcoord.configuration import GitHub
 from pgcoord.coordinator import Coordinator
+from pgcoord.errors import InvalidConfiguration
 
 LATER = timedelta(minutes=5)
 
@@ -522,6 +525,42 @@ async def test_a_coordinator_without_github_waits_for_nothing(
     async with running(make_coordinator(dsn, tmp_path)):
         (row,) = await watch.until_statuses("completed")
     assert row["issue_number"] is None
+
+
+async def test_an_app_makes_issues_with_a_token_that_is_renewed_in_time(
+    github: FakeGitHub, watch: Watch, dsn: str, url: str, tmp_path: Path
+) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "app.pem").write_bytes(pem)
+    settings = GitHub(
+        REPOSITORY,
+        url,
+        app_id="12",
+        installation_id="34",
+        private_key_file=tmp_path / "app.pem",
+    )
+    await watch.submit("true", ("true", [1]))
+    github.pass_time(timedelta(minutes=-57))  # its tokens last for three minutes of ours
+    async with running(make_coordinator(dsn, tmp_path, github=settings, environment={})):
+        await watch.until_statuses("completed", "completed")
+    assert len(github.issues) == 2
+    assert github.made("POST", "/app/installations/34/access_tokens") >= 4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "app.pem: no such file or directory"), ("no key", "app.pem: no private key")],
+)
+def test_a_key_that_is_none_is_refused_before_anything_runs(
+    text: str | None, words: str, dsn: str, tmp_path: Path
+) -> None:
+    key = tmp_path / "app.pem"
+    if text:
+        key.write_text(text)
+    app = GitHub(REPOSITORY, app_id="12", installation_id="34", private_key_file=key)
+    with pytest.raises(InvalidConfiguration, match=words):
+        make_coordinator(dsn, tmp_path, github=app)
 
 
 @pytest.mark.scale
