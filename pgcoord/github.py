@@ -16,6 +16,7 @@ from typing import Any, Self
 import httpx2
 from gidgethub import HTTPException, apps
 from gidgethub.httpx import GitHubAPI
+from jwt import PyJWTError
 
 from pgcoord import __version__
 from pgcoord.configuration import GitHub
@@ -96,7 +97,7 @@ def read_credentials(settings: GitHub, environment: Mapping[str, str]) -> Creden
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise InvalidConfiguration(f"{settings.private_key_file}: {why}") from error
-    except (ValueError, TypeError) as error:
+    except (PyJWTError, ValueError, TypeError) as error:
         raise InvalidConfiguration(
             f"{settings.private_key_file}: no private key as GitHub gives it (PEM)"
         ) from error

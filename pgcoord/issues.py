@@ -31,6 +31,9 @@ _MOST_TRIES = 12
 # How long credentials that are refused are left alone, at first.
 _MENDED = timedelta(minutes=5)
 
+# Seconds that errands may take when everything else is done.
+_SETTLING = 30
+
 # Seconds until errands are looked at again after an error of ours.
 _SECOND_LOOK = 5
 
@@ -48,6 +51,7 @@ class Issues:
         self._coordinator = coordinator
         self._repository = Repository(settings, read_credentials(settings, environment))
         self._woken = asyncio.Event()
+        self._busy = asyncio.Lock()
 
     async def issue_for(self, assignment: Assignment, epoch: int) -> int | None:
         """The issue of a claimed phase, made now unless there is one; None: it does without.
@@ -180,6 +184,12 @@ class Issues:
                     due_in = _SECOND_LOOK
                 await self._coordinator.unless_stopped(self._sleep(due_in))
 
+    async def settle(self) -> None:
+        """Do what is due now, for half a minute at most: whoever comes next does the rest."""
+        with contextlib.suppress(TimeoutError, Unheard):
+            async with asyncio.timeout(_SETTLING):
+                await self._do_what_is_due()
+
     async def _sleep(self, seconds: float | None) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -187,14 +197,15 @@ class Issues:
 
     async def _do_what_is_due(self) -> float | None:
         """Do errands until none is due; return in how many seconds one is."""
-        while self._coordinator.leads.is_set() and not self._coordinator.is_stopping:
-            errand = await self._coordinator.tell(
-                lambda conn: queries.begin_errand(conn, self._repository.name)
-            )
-            if errand.id is None:
-                return errand.due_in
-            await self._do(errand, errand.id)
-        return None
+        async with self._busy:
+            while self._coordinator.leads.is_set() and not self._coordinator.is_stopping:
+                errand = await self._coordinator.tell(
+                    lambda conn: queries.begin_errand(conn, self._repository.name)
+                )
+                if errand.id is None:
+                    return errand.due_in
+                await self._do(errand, errand.id)
+            return None
 
     async def _do(self, errand: Errand, errand_id: int) -> None:
         """Do an errand, or have it tried again, or give it up; what became of it is recorded."""

@@ -14,6 +14,7 @@ import pytest
 from coordination import Gate, Row, Watch, coordinator_process, make_coordinator, running, watching
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from desk import CONFIGURATION, Desk
 from fake_github import (
     LOGIN,
     REPOSITORY,
@@ -525,6 +526,19 @@ async def test_a_coordinator_without_github_waits_for_nothing(
     async with running(make_coordinator(dsn, tmp_path)):
         (row,) = await watch.until_statuses("completed")
     assert row["issue_number"] is None
+
+
+def test_a_plan_that_was_run_leaves_nothing_to_be_said(
+    desk: Desk, github: FakeGitHub, url: str
+) -> None:
+    section = f'[github]\nrepository = "{REPOSITORY}"\napi_url = "{url}"\n'
+    desk.write("pgcoord.toml", section + CONFIGURATION)
+    desk.environment["GITHUB_TOKEN"] = TOKEN
+    plan = desk.plan("true", "test $PGCOORD_ISSUE_NUMBER = 2", "exit 1")
+    assert desk.call("run", plan).returncode == 1
+    reasons = [issue["state_reason"] for issue in github.issues]
+    assert reasons == ["completed", "completed", "not_planned"]
+    assert [len(comments) for comments in github.comments.values()] == [1, 1, 1]
 
 
 async def test_an_app_makes_issues_with_a_token_that_is_renewed_in_time(
