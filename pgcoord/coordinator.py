@@ -124,6 +124,8 @@ class Coordinator:
                 refusal = error  # raised outside, where no group of exceptions is made of it
             finally:
                 self._stopping.set()
+        if self.issues:
+            await self.issues.close()
         if refusal:
             raise refusal
 

@@ -105,7 +105,7 @@ def read_credentials(settings: GitHub, environment: Mapping[str, str]) -> Creden
 
 
 class Repository:
-    """The issues of one repository; `async with` closes its connections."""
+    """The issues of one repository; `async with`, or `close`, closes its connections."""
 
     def __init__(self, settings: GitHub, credentials: Credentials) -> None:
         self.name = settings.repository
@@ -120,6 +120,10 @@ class Repository:
         return self
 
     async def __aexit__(self, *raised: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
         await self._client.aclose()
 
     async def post_issue(self, title: str, body: str, labels: list[str]) -> Issue:
@@ -141,7 +145,7 @@ class Repository:
                 if datetime.fromisoformat(issue["created_at"]) < since - _SKEW:
                     break
                 ours = author is None or _author_of(issue) == author
-                if ours and "pull_request" not in issue and words in (issue["body"] or ""):
+                if ours and "pull_request" not in issue and words in (issue.get("body") or ""):
                     found.append(Issue.read(issue))
         return sorted(found, key=lambda each: each.number)
 
@@ -217,7 +221,9 @@ class Repository:
                 with self._meanings("no user", changes=False):
                     user = await self._api.getitem("/user", **await self._options())
                     self._login = str(user["login"])
-            except Refusal:
+            except Refusal as error:
+                if error.status not in (403, 404):
+                    raise
                 self._login = ""
         return self._login or None
 

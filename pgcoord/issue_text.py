@@ -183,7 +183,7 @@ def comment_body(status: str, facts: Mapping[str, Any], key: UUID) -> str:
         parts.append(f"Pull request: #{facts['pr_number']}")
     if facts["error"]:
         parts.append(_error(facts["error"]))
-    elif facts["reason"]:
+    elif facts["reason"] and not (status == "completed" and facts["attempt"]):
         parts.append(short(facts["reason"], 300))
     parts += _what_next(status, facts["dependents"])
     return "\n\n".join(parts) + f"\n{marker(key)}"

@@ -16,7 +16,7 @@ from uuid import UUID
 from pgcoord import queries
 from pgcoord.configuration import GitHub
 from pgcoord.errors import NotNow
-from pgcoord.github import Refusal, Repository, read_credentials
+from pgcoord.github import Issue, Refusal, Repository, read_credentials
 from pgcoord.issue_text import comment_body, issue_body, issue_title, marker, short
 from pgcoord.queries import Assignment, Errand, Hold, Intent
 from pgcoord.supervision import Coordination, Unheard
@@ -106,7 +106,7 @@ class Issues:
         if not found:
             return None
         logger.info("issue #%d was made before", found[0].number)
-        await self._store(intent.key, found[0].number, found[0].author)
+        await self._store(intent.key, found[0], made=False)
         return found[0].number
 
     async def _post(self, assignment: Assignment, intent: Intent, facts: Mapping[str, Any]) -> int:
@@ -129,12 +129,14 @@ class Issues:
             if not isinstance(error, NotNow) or error.certain:
                 await self._coordinator.tell(lambda conn: queries.unpost_issue(conn, intent.key))
             raise
-        await self._store(intent.key, issue.number, issue.author)
+        await self._store(intent.key, issue, made=True)
         logger.info("%s: issue #%d", assignment.queue_id, issue.number)
         return issue.number
 
-    async def _store(self, key: UUID, number: int, author: str) -> None:
-        await self._coordinator.tell(lambda conn: queries.store_issue(conn, key, number, author))
+    async def _store(self, key: UUID, issue: Issue, *, made: bool) -> None:
+        await self._coordinator.tell(
+            lambda conn: queries.store_issue(conn, key, issue.number, issue.author, made=made)
+        )
 
     async def _make_labels(self, assignment: Assignment, facts: Mapping[str, Any]) -> None:
         """Make the labels that no issue has had yet, where we may."""
@@ -172,17 +174,20 @@ class Issues:
 
     async def run(self) -> None:
         """Do what is to be done on GitHub, one thing at a time, while the coordinator leads."""
-        async with self._repository:
-            while not self._coordinator.is_stopping:
-                self._woken.clear()
-                try:
-                    due_in = await self._do_what_is_due()
-                except Unheard:
-                    return
-                except Exception:
-                    logger.exception("errands are looked at again in %d s", _SECOND_LOOK)
-                    due_in = _SECOND_LOOK
-                await self._coordinator.unless_stopped(self._sleep(due_in))
+        while not self._coordinator.is_stopping:
+            self._woken.clear()
+            try:
+                due_in = await self._do_what_is_due()
+            except Unheard:
+                return
+            except Exception:
+                logger.exception("errands are looked at again in %d s", _SECOND_LOOK)
+                due_in = _SECOND_LOOK
+            await self._coordinator.unless_stopped(self._sleep(due_in))
+
+    async def close(self) -> None:
+        """Close the connections, once nothing is being made any more."""
+        await self._repository.close()
 
     async def settle(self) -> None:
         """Do what is due now, for half a minute at most: whoever comes next does the rest."""
@@ -253,7 +258,7 @@ class Issues:
         if not found:
             return None
         first, *others = found
-        await self._store(errand.issue_key, first.number, first.author)
+        await self._store(errand.issue_key, first, made=False)
         for each in others:
             if each.is_open:
                 await self._repository.close_duplicate(each.number, first)

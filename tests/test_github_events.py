@@ -41,7 +41,7 @@ def running_phase(conn: Connection, epoch: int) -> str:
     conn.execute(
         "insert into pgcoord.issue (queue_id, repository) values (%s, %s)", [queue_id, REPOSITORY]
     )
-    conn.execute("select pgcoord.store_issue(key, 7, %s) from pgcoord.issue", [LOGIN])
+    conn.execute("select pgcoord.store_issue(key, 7, %s, true) from pgcoord.issue", [LOGIN])
     start(conn, epoch, queue_id)
     return queue_id
 

@@ -502,9 +502,27 @@ async def test_several_issues_are_made_at_once_and_no_transaction_is_open_meanwh
             == []
         )
         github.let_go.set()
-        await watch.until(
-            lambda rows: all(row["retry_at"] for row in rows), "select * from phase_queue"
-        )
+        await watch.until_statuses("completed", "completed", "completed")
+    assert len(github.issues) == 3
+
+
+async def test_stopping_waits_for_an_issue_that_is_being_made(
+    make: Make, github: FakeGitHub, watch: Watch, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    await watch.submit(f"read _ < {gate.path}")
+    github.fail("POST", f"{REPOSITORY}/issues", None)
+    async with running(make()) as coordinator:
+        assert await hangs(github)
+        coordinator.stop()
+        await asyncio.sleep(0)  # it hears of that
+        github.let_go.set()
+    (row,) = await watch.all("select status, issue_number, error_message from phase_queue")
+    assert row == {"status": "running", "issue_number": 1, "error_message": None}
+    async with running(make()):
+        gate.open()
+        await watch.until_statuses("completed")
+    assert len(github.issues) == 1
 
 
 async def test_a_cancelled_phase_that_waits_for_github_is_cancelled(
