@@ -2,7 +2,7 @@
 
 The one rule: what can be told from tables and server is found by `pgcoord.checkup()`, for psql and
 the panel too. Here is only what takes a second connection, or this machine: whether notifications
-arrive, the clock, the configuration, the disk.
+arrive, the clock, the configuration, where reports go, the disk.
 """
 
 import asyncio
@@ -12,7 +12,9 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
+from http.client import HTTPException
 from pathlib import Path
+from urllib.request import urlopen
 
 import psycopg
 
@@ -27,6 +29,9 @@ _SLOW = 0.1
 
 # How far the clocks may be apart: times on a screen are off by as much, deadlines are not.
 _APART = timedelta(seconds=2)
+
+# Seconds that an answer to `public_url` may take.
+_PATIENCE = 5
 
 # Bytes that a disk should have free: some logs of a usual size, and what is left to stop in order.
 _SCARCE = 2_000_000_000
@@ -54,6 +59,7 @@ async def examine(dsn: str, machine: Machine) -> list[Finding]:
     """
     findings = await _examine_database(dsn)
     findings.append(_configuration(machine))
+    findings.append(await asyncio.to_thread(_reports, machine.configuration))
     findings.append(_disk(await _runs_folder(dsn, machine)))
     return findings
 
@@ -159,6 +165,26 @@ def _configuration(machine: Machine) -> Finding:
     if number == 0:
         return Finding("configuration", "warn", words, "declare one: [workflow.NAME]")
     return Finding("configuration", "ok", words, None)
+
+
+def _reports(configuration: Configuration | None) -> Finding:
+    """Whether what processes are told to report to is pgcoord, as seen from this machine."""
+    url = configuration and configuration.server.public_url
+    if not url:
+        return Finding("reports", "ok", "processes report to the server that starts them", None)
+    try:
+        with urlopen(f"{url}/healthz", timeout=_PATIENCE) as answer:
+            trouble = None if answer.read(10) == b"ok\n" else "something else answers"
+    except (OSError, HTTPException) as error:
+        trouble = _line(error).removeprefix("<urlopen error ").removesuffix(">")
+    if trouble is None:
+        return Finding("reports", "ok", f"processes report to {url}, which answers", None)
+    return Finding(
+        "reports",
+        "warn",
+        f"processes report to {url}: {trouble}",
+        "mend public_url of [server], or what is between; until then they are kept with the runs",
+    )
 
 
 async def _runs_folder(dsn: str, machine: Machine) -> Path:

@@ -50,8 +50,9 @@ from public.phase_queue as p
     join pgcoord.dependency as d on d.feature_id = p.feature_id and d.dependent = p.phase_number
     left join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
 where p.status in ('queued', 'blocked') and (up.status is null or up.status not in ('completed', 'blocked'))
-union all    -- (A case: knowing little of new tables, the planner would expect one phase, and call obstacles for each.)
-select p.queue_id, p.feature_id, p.phase_number, 2, 'blocked',
+union all    -- (A case: knowing little of new tables, the planner would expect one phase, and call obstacles for each. And
+-- f.id, so that it is the features which a list of them leaves out.)
+select p.queue_id, f.id, p.phase_number, 2, 'blocked',
     format('waits for phase %s, which waits for phase %s, %s', d.prerequisite, o.obstacle, o.status), up.queue_id
 from public.planned_features as f
     cross join lateral pgcoord.obstacles(f.id) as o
