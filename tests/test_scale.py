@@ -40,7 +40,9 @@ def full(server: str, template: str) -> Iterator[str]:
         conn.execute("vacuum analyze")
         assert claim(conn, take_lead(conn)) == ["queue-1001-1", "queue-1001-3", "queue-1001-5"]
         conn.execute("select pgcoord.set_slots(4)")
-        yield dsn
+    yield dsn
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(sql.SQL("drop database {} with (force)").format(name))
 
 
 @pytest.fixture

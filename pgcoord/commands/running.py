@@ -179,7 +179,14 @@ async def serve(
 
 
 def _door(dsn: str, coordinator: Coordinator, access: Access) -> Door:
-    return Door(database=Database(dsn), feed=Feed(dsn), access=access, coordinator=coordinator)
+    github = coordinator.configuration.github
+    return Door(
+        database=Database(dsn),
+        feed=Feed(dsn),
+        access=access,
+        coordinator=coordinator,
+        repository=github.page if github else None,
+    )
 
 
 async def _await_server(dsn: str, stopping: asyncio.Event, door: Door) -> None:

@@ -172,6 +172,14 @@ REPORTED = _object(
     ["queue_id", "status", "repeated"],
 )
 
+GITHUB_EVENT = _object(
+    {
+        "result": {"type": "string", "enum": ["recorded", "repeated", "ignored"]},
+        "phases": array(_TEXT),
+    },
+    ["result", "phases"],
+)
+
 _PART = {
     "limit": {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 1_000},
     "offset": {"type": "integer", "minimum": 0, "maximum": HIGHEST_INTEGER, "default": 0},

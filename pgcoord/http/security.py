@@ -19,7 +19,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pgcoord.configuration import Server
+from pgcoord.configuration import GitHub, Server
 from pgcoord.errors import CannotStart, InvalidConfiguration
 from pgcoord.http.answers import refusal
 from pgcoord.report import is_secret
@@ -34,7 +34,11 @@ _SHORTEST_TOKEN = 16
 _MOST_FAILURES = 5
 _MINUTE = 60.0
 
-_OPEN = ("/healthz", "/readyz", "/login", "/workflow-complete", "/api/v1/workflow-complete")
+_OPEN = (
+    *("/healthz", "/readyz", "/login"),
+    *("/workflow-complete", "/api/v1/workflow-complete"),
+    *("/webhooks/github", "/api/v1/webhooks/github"),
+)
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 _HEADERS = {
@@ -58,6 +62,7 @@ class Access:
     origin: str | None  # of the public URL
     webhook_secrets: Mapping[str, str]
     unsigned_webhooks: bool = False
+    github_secret: str | None = None
 
     def risks(self) -> Iterator[str]:
         """What whoever serves so has to know."""
@@ -77,6 +82,7 @@ def read_access(
     address: str,
     name: str,
     unsigned_webhooks: bool = False,
+    github: GitHub | None = None,
 ) -> Access:
     """Who may do what where `address`, which was given as `name`, is served.
 
@@ -102,7 +108,21 @@ def read_access(
         origin=f"{public.scheme}://{public.netloc}".lower() if public else None,
         webhook_secrets={each: _secret(environment, each) for each in server.webhook_secrets},
         unsigned_webhooks=unsigned_webhooks,
+        github_secret=_github_secret(environment, github),
     )
+
+
+def _github_secret(environment: Mapping[str, str], github: GitHub | None) -> str | None:
+    """The secret that GitHub signs its events with: any text, as somebody has entered it there."""
+    if github is None or github.webhook_secret is None:
+        return None
+    secret = _token(environment, github.webhook_secret)
+    if secret is None:
+        raise InvalidConfiguration(
+            f"github.webhook_secret: {github.webhook_secret} is not set",
+            hint=f'For example: export {github.webhook_secret}="$(openssl rand -hex 32)"',
+        )
+    return secret
 
 
 def _token(environment: Mapping[str, str], name: str) -> str | None:
