@@ -71,6 +71,7 @@ declare
     v_phase record;
     v_id bigint;
     v_attempts bigint[];
+    v_no_issues boolean;    -- GitHub makes none for the moment: only phases that have one are claimed
 begin
     if not pgcoord.sees_others() then
         perform pgcoord.check_isolation();
@@ -102,6 +103,7 @@ begin
     if v_control.paused_at is not null then
         return;
     end if;
+    v_no_issues := v_control.issues_held_until is not null and pgcoord.issues_held_until(v_control) is not null;
     select array_agg(s.number order by s.number) filter (where not s.draining) as slots, bool_or(s.draining) as surplus
     into v_free
     from pgcoord.slot as s
@@ -116,6 +118,7 @@ begin
         from public.phase_queue as p
         where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
             and coalesce(p.workflow_type, v_leader.workflow) = any (v_leader.workflows)
+            and (p.issue_number is not null or not v_no_issues)
         order by p.priority, p.queue_position, p.feature_id, p.phase_number
         limit coalesce(cardinality(v_free.slots), 0)
         for no key update skip locked
@@ -384,7 +387,8 @@ create or replace trigger attempt_delete_tells after delete on pgcoord.attempt
 comment on trigger attempt_delete_tells on pgcoord.attempt is
     'Tell the coordinators that a process is to be ended whose attempt is gone.';
 
--- When to look next, in seconds, though nobody notifies: the nearest retry time, deadline or end of a lease. Attempts
+-- When to look next, in seconds, though nobody notifies: the nearest retry time, deadline or end of a lease, and when
+-- GitHub is asked again. Attempts
 -- whose host's lease has run out. And a phase that could be claimed but was skipped because somebody has it locked, other
 -- than those in p_awaited: the coordinator waits for that lock, since a transaction that ends by rollback notifies nobody.
 create or replace function pgcoord.agenda(
@@ -395,6 +399,7 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off se
 declare
     v_workflows text[];
     v_default text;
+    v_no_issues_until timestamptz := (select pgcoord.issues_held_until(c) from pgcoord.control as c);
 begin
     due_in := extract(epoch from least(
         (select min(retry_at) from public.phase_queue where retry_at > clock_timestamp()),
@@ -402,7 +407,8 @@ begin
             from public.phase_queue as p
                 join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
             where p.slot is not null and a.ended_at is null and a.ending is null),
-        (select min(left_alone_until) from pgcoord.elsewhere where left_alone_until > clock_timestamp())
+        (select min(left_alone_until) from pgcoord.elsewhere where left_alone_until > clock_timestamp()),
+        v_no_issues_until
     ) - clock_timestamp());
     abandoned := array(select attempt_id from pgcoord.elsewhere where left_alone_until <= clock_timestamp());
     if exists (select from pgcoord.control where paused_at is not null) or not exists (
@@ -417,10 +423,12 @@ begin
         (select p.queue_id from public.phase_queue as p
             where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
                 and coalesce(p.workflow_type, v_default) = any (v_workflows) and p.queue_id <> all (p_awaited)
+                and (p.issue_number is not null or v_no_issues_until is null)
             order by p.priority, p.queue_position, p.feature_id, p.phase_number limit 1),
         (select p.queue_id from public.phase_queue as p
             where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held
                 and coalesce(p.workflow_type, v_default) = any (v_workflows) and p.queue_id <> all (p_awaited)
+                and (p.issue_number is not null or v_no_issues_until is null)
             order by p.retry_at limit 1)
     );
 end $$;
