@@ -236,7 +236,8 @@ begin
         select d.feature_id, d.dependent
         from new_rows as n
             join pgcoord.dependency as d on d.feature_id = n.feature_id and d.prerequisite = n.phase_number
-        where n.status in ('completed', 'failed', 'cancelled')
+            join public.phase_queue as down on down.feature_id = d.feature_id and down.phase_number = d.dependent
+        where n.status in ('completed', 'failed', 'cancelled') and down.status in ('queued', 'blocked')
     ) as touched;
     if v_features is not null then
         perform pgcoord.recount_unmet(v_features, v_phases);

@@ -18,6 +18,7 @@ create table public.planned_features (
     created_by text not null default session_user,
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
+    github_issue_number integer,
     constraint planned_features_has_title check (btrim(title) <> ''),
     constraint planned_features_tags_are_array check (jsonb_typeof(tags) = 'array'),
     constraint planned_features_plan_is_array check (jsonb_typeof(plan) = 'array'),
@@ -45,6 +46,8 @@ comment on column public.planned_features.cancelled_reason is 'Why it was given 
 comment on column public.planned_features.created_by is 'Database user who made it.';
 comment on column public.planned_features.created_at is 'When it was made.';
 comment on column public.planned_features.updated_at is 'When the row last changed.';
+comment on column public.planned_features.github_issue_number is
+    'The issue it was planned in, where version 1 had one; nothing here makes or reads it.';
 
 -- Domains rather than checks of the table: a check is worked through with every update of a row, and a phase is
 -- updated at each step of its life; a domain only when a value is given to its column.
