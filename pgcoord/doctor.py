@@ -2,7 +2,7 @@
 
 The one rule: what can be told from tables and server is found by `pgcoord.checkup()`, for psql and
 the panel too. Here is only what takes a second connection, or this machine: whether notifications
-arrive, the clock, the configuration, the disk.
+arrive, the clock, the configuration, where reports go, the disk.
 """
 
 import asyncio
@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
+from http.client import HTTPException
 from pathlib import Path
+from urllib.request import urlopen
 
 import psycopg
 
@@ -34,6 +36,9 @@ _SLOW = 0.1
 
 # How far the clocks may be apart: times on a screen are off by as much, deadlines are not.
 _APART = timedelta(seconds=2)
+
+# Seconds that an answer to `public_url` may take.
+_PATIENCE = 5
 
 # Bytes that a disk should have free: some logs of a usual size, and what is left to stop in order.
 _SCARCE = 2_000_000_000
@@ -64,6 +69,7 @@ async def examine(dsn: str, machine: Machine) -> list[Finding]:
     findings.append(_configuration(machine))
     if machine.configuration and machine.configuration.github:
         findings += await _github(machine.configuration.github, machine.environment)
+    findings.append(await asyncio.to_thread(_reports, machine.configuration))
     findings.append(_disk(await _runs_folder(dsn, machine)))
     return findings
 
@@ -200,6 +206,26 @@ async def _github(settings: GitHub, environment: Mapping[str, str]) -> list[Find
 def _unusable(settings: GitHub, words: str, remedy: str) -> Finding:
     return Finding(
         "github", "fail", f"no issue can be made in {settings.repository}: {words}", remedy
+    )
+
+
+def _reports(configuration: Configuration | None) -> Finding:
+    """Whether what processes are told to report to is pgcoord, as seen from this machine."""
+    url = configuration and configuration.server.public_url
+    if not url:
+        return Finding("reports", "ok", "processes report to the server that starts them", None)
+    try:
+        with urlopen(f"{url}/healthz", timeout=_PATIENCE) as answer:
+            trouble = None if answer.read(10) == b"ok\n" else "something else answers"
+    except (OSError, HTTPException) as error:
+        trouble = _line(error).removeprefix("<urlopen error ").removesuffix(">")
+    if trouble is None:
+        return Finding("reports", "ok", f"processes report to {url}, which answers", None)
+    return Finding(
+        "reports",
+        "warn",
+        f"processes report to {url}: {trouble}",
+        "mend public_url of [server], or what is between; until then they are kept with the runs",
     )
 
 

@@ -13,16 +13,18 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import Connection, add_feature
-from desk import CONFIGURATION, Desk
+from desk import CONFIGURATION, Desk, address_of
 from fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgcoord import doctor
 
+WORKFLOW = '[workflow.sh]\ncommand = ["true"]\n'
+
 KINDS = [
     *("connection", "wake-ups", "clock", "schema", "definitions", "rights", "coordinator", "slots"),
     *("line", "retries", "workflows", "prerequisites", "attempts", "external", "issues"),
-    *("transactions", "notifications", "configuration", "disk"),
+    *("transactions", "notifications", "configuration", "reports", "disk"),
 ]
 
 
@@ -64,12 +66,15 @@ def test_a_database_of_another_schema_is_told_by_what_it_lacks(desk: Desk, dsn: 
     assert status == 9
     assert found.pop("schema") == "fail"
     assert set(found.values()) == {"ok"}
-    assert list(found) == ["connection", "wake-ups", "clock", "configuration", "disk"]
+    assert list(found) == ["connection", "wake-ups", "clock", "configuration", "reports", "disk"]
 
 
 def test_a_database_that_does_not_answer_is_a_finding_too(desk: Desk) -> None:
     status, found = levels(desk, "--dsn", "host=/nowhere")
-    assert (status, found) == (9, {"connection": "fail", "configuration": "ok", "disk": "ok"})
+    assert (status, found) == (
+        9,
+        {"connection": "fail", "configuration": "ok", "reports": "ok", "disk": "ok"},
+    )
 
 
 def test_a_view_that_was_broken_by_hand_is_a_finding(desk: Desk, conn: Connection) -> None:
@@ -84,6 +89,18 @@ def test_faults_of_the_configuration_are_named(desk: Desk) -> None:
     assert "✗ fail  configuration" in said
     assert "workflow.a.tmeout: unknown key; did you mean timeout?;" in said
     assert "workflow.a.linger: expected a duration" in said
+
+
+def test_where_processes_report_to_is_tried(desk: Desk) -> None:
+    address = address_of(desk.start("serve"))
+    for url, level, words in [
+        (f"http://{address}", "✓ ok  ", ", which answers"),
+        (f"http://{address}/x", "! warn", ": HTTP Error 404: Not Found"),
+        ("http://127.0.0.1:1", "! warn", ": [Errno 111] Connection refused"),
+    ]:
+        desk.write("pgcoord.toml", f'[server]\npublic_url = "{url}"\n' + WORKFLOW)
+        line = f"{level}  reports        processes report to {url}{words}\n"
+        assert line in desk.call("doctor").stdout
 
 
 def test_the_disk_is_that_of_the_last_coordinator_of_this_machine(

@@ -105,7 +105,7 @@ def test_every_kind_of_finding_is_explained() -> None:
     rows = re.findall(r"^\| (.+?) \| .* \| (?:SQL|`doctor`) \|$", text, re.MULTILINE)
     explained = {kind for row in rows for kind in row.split(", ")}
     shown = (ROOT / "sql" / "functions" / "checkup.sql").read_text()
-    assert set(re.findall(r"^    select '(\w+)',", shown, re.MULTILINE)) <= explained
+    found = set(re.findall(r"^    select '(\w+)',", shown, re.MULTILINE))
     source = (ROOT / "pgcoord" / "doctor.py").read_text()
-    assert set(re.findall(r'Finding\(\s*"([\w-]+)"', source)) <= explained
-    assert len(explained) == 20
+    found |= set(re.findall(r'Finding\(\s*"([\w-]+)"', source))
+    assert found == explained
