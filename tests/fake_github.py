@@ -2,7 +2,7 @@
 
 It answers as GitHub's own description prescribes, which `prism proxy --errors` checks on the way:
 tests/github-openapi.json is that description, cut down to what pgcoord calls. It is from the npm
-package @octokit/openapi 23.0.2, under the MIT licence, Copyright (c) 2020 Octokit contributors.
+package @octokit/openapi 23.0.2, under the MIT licence in tests/github-openapi.LICENSE.
 """
 
 import asyncio

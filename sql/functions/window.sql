@@ -221,14 +221,15 @@ from (
             left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
         where p.status = 'failed'
         union all
-        select s.kind, s.queue_id, s.eligible_at, string_agg(s.words, '; ' order by s.refers_to), null, null, null
+        select s.kind, s.queue_id, s.eligible_at, string_agg(s.words, '; ' order by s.refers_to),
+            null::integer as attempt, null::integer as exit_code, null::integer[] as blocks    -- as a dump writes them
         from pgcoord.stranded as s
         where s.status = 'queued'
         group by s.kind, s.queue_id, s.eligible_at
         union all
-        select 'slow', p.queue_id, p.started_timestamp,
+        select 'slow' as kind, p.queue_id, p.started_timestamp,
             format('runs more than twice as long as its workflow usually does at most (%s)', date_trunc('second', u.high)),
-            p.attempt, null, null
+            p.attempt, null::integer as exit_code, null::integer[] as blocks
         from public.phase_queue as p
             join pgcoord.usual as u on u.workflow = pgcoord.workflow_of(p)
         where p.status = 'running' and u.runs >= 3 and p.started_timestamp < now() - 2 * u.high - interval '1 minute'
