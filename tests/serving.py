@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ import httpx2
 from coordination import PATIENCE, make_coordinator, scripts
 
 from pgcoord import report
-from pgcoord.configuration import Server, Workflow
+from pgcoord.configuration import Planner, Server, Workflow
 from pgcoord.http.door import Database, Door
 from pgcoord.http.feed import Feed
 from pgcoord.http.security import read_access
 from pgcoord.http.server import bind, serving, url_of
+from pgcoord.planner.planning import FeaturePlanner
 
 SECRET = "whsec_" + base64.b64encode(b"x" * 32).decode()
 
@@ -66,6 +68,7 @@ async def served(
     leads: bool = True,
     work: Workflow | None = None,
     environment: Mapping[str, str] | None = None,
+    planner: Planner | None = None,
     unsigned_webhooks: bool = False,
 ) -> AsyncIterator[Site]:
     """Serve on a free port, beside a coordinator (which may not run), until the block ends."""
@@ -86,6 +89,7 @@ async def served(
             Feed(dsn),
             access,
             coordinator,
+            FeaturePlanner(planner or Planner(), dict(os.environ), folder),
             obstacle=None,
         )
         async with asyncio.timeout(2 * PATIENCE), serving(door, taken):

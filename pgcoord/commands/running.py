@@ -25,6 +25,7 @@ from pgcoord.http.security import Access
 from pgcoord.http.server import serving, url_of
 from pgcoord.listener import check_wake_ups
 from pgcoord.plan import Plan
+from pgcoord.planner.planning import FeaturePlanner
 from pgcoord.progress import Progress, Snapshot, follow_through, progress, read_snapshot, summary
 
 logger = logging.getLogger(__name__)
@@ -48,12 +49,14 @@ class Runner:
         coordinator: Coordinator,
         taken: socket.socket,
         access: Access,
+        planner: FeaturePlanner,
     ) -> None:
         self._surroundings = surroundings
         self._dsn = dsn
         self._coordinator = coordinator
         self._taken = taken
         self._access = access
+        self._planner = planner
         self._error: Exception | None = None
         self._end: Snapshot | None = None
 
@@ -70,7 +73,7 @@ class Runner:
                 leader.pid,
                 leader.host,
             )
-        door = _door(self._dsn, self._coordinator, self._access)
+        door = _door(self._dsn, self._coordinator, self._access, self._planner)
         door.obstacle = None
         typer.echo(f"panel: {url_of(self._taken)}/features/{feature_id}")
         with progress() as shown, _interruptible(self._stop) as came:
@@ -139,6 +142,7 @@ async def serve(
     coordinator: Coordinator,
     taken: socket.socket,
     access: Access,
+    planner: FeaturePlanner,
     *,
     drain: bool = False,
 ) -> int:
@@ -163,7 +167,7 @@ async def serve(
             )
 
     steps = [wait_for_what_runs, stop] if drain else [stop]
-    door = _door(dsn, coordinator, access)
+    door = _door(dsn, coordinator, access, planner)
     with _interruptible(*steps) as came:
         async with serving(door, taken):
             logger.info("serving on %s", url_of(taken))
@@ -175,8 +179,16 @@ async def serve(
     return 128 + signal.SIGINT if signal.SIGINT in came else 0
 
 
-def _door(dsn: str, coordinator: Coordinator, access: Access) -> Door:
-    return Door(database=Database(dsn), feed=Feed(dsn), access=access, coordinator=coordinator)
+def _door(
+    dsn: str, coordinator: Coordinator, access: Access, planner: FeaturePlanner
+) -> Door:
+    return Door(
+        database=Database(dsn),
+        feed=Feed(dsn),
+        access=access,
+        coordinator=coordinator,
+        planner=planner,
+    )
 
 
 async def _await_server(dsn: str, stopping: asyncio.Event, door: Door) -> None:

@@ -1,0 +1,164 @@
+"""Which files of a repository a phase is about: those that it names, and those worth reading.
+
+A file is worth reading when its path, or its content, has the words of a phase that few others have.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+from pgcoord.planner.layers import layer
+from pgcoord.planner.phases import Draft
+from pgcoord.planner.prompts import File, Surveyed
+from pgcoord.planner.structure import Item, Structure
+
+# Words that are looked for in the content of files.
+MOST_TERMS = 16
+
+# Files that a prompt lists as worth reading.
+_MOST_FOUND = 6
+
+# A word that more than this share of all files have tells nothing of one of them.
+_COMMON = 0.2
+
+# Of the points of the best file, what another needs to be listed beside it.
+_LEAST_SHARE = 0.45
+
+_CODE = re.compile(r"`([A-Za-z_][\w.-]{2,60})(?:\(\))?`")
+_IDENTIFIER = re.compile(r"\b(?:[a-z]+(?:_[a-z0-9]+)+|[A-Z][a-z0-9]+(?:[A-Z][a-z0-9]+)+|[a-z]+[A-Z]\w+)\b")
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_]+")
+
+_IDLE = frozenset(
+    """
+    about above after again also although always another because before being below between both
+    could does done down during each either else every first from further have having here into
+    its itself just last later least less like made make many more most much must need needs never
+    next none only other others over same should since some such than that their them then there
+    these they this those through together under until upon very want well were what when where
+    which while whom whose will with within without would your feature phase work working people
+    user users file files code name names time data new old page add use using support show way
+    """.split()
+)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The files of a repository, and in which of them words were found."""
+
+    files: tuple[str, ...] = ()
+    matches: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @cached_property
+    def _by_word(self) -> dict[str, list[tuple[str, int]]]:
+        """The files that have a word in their path, with 2 for the name and 1 for a folder."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        for file in self.files:
+            folders, _, name = file.rpartition("/")
+            named = _words_of(name)
+            for word in named:
+                found.setdefault(word, []).append((file, 2))
+            for word in _words_of(folders) - named:
+                found.setdefault(word, []).append((file, 1))
+        return found
+
+    def _worth(self, count: int) -> float:
+        """What a word is worth that so many files have."""
+        if not count or count > max(3, _COMMON * len(self.files)):
+            return 0
+        return math.log(1 + len(self.files) / count)
+
+    def rank(self, words: Iterable[str], terms: Iterable[str]) -> dict[str, float]:
+        """The points of the files that have some of the words, or the terms in their content."""
+        points: dict[str, float] = defaultdict(float)
+        for word in sorted(words):
+            found = self._by_word.get(word, [])
+            for file, times in found:
+                points[file] += times * self._worth(len(found))
+        for term in terms:
+            matches = self.matches.get(term, frozenset())
+            for file in matches:
+                points[file] += 1.5 * self._worth(len(matches))
+        return points
+
+
+def _words_of(text: str) -> frozenset[str]:
+    """The words of a text or a path, in lower case and in the singular."""
+    return frozenset(_singular(word.lower()) for word in _WORD.findall(text) if len(word) > 2)
+
+
+def _singular(word: str) -> str:
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word
+
+
+def terms_of(text: str) -> list[str]:
+    """What to look for in the content of files: names in code first, then words that may tell."""
+    named = [match[1] for match in _CODE.finditer(text)]
+    named += [match[0] for match in _IDENTIFIER.finditer(text)]
+    words = [
+        word
+        for word in re.findall(r"[A-Za-z]{5,}", text)
+        if word.lower() not in _IDLE and word.islower()
+    ]
+    return list(dict.fromkeys([*named, *words]))
+
+
+def terms(structure: Structure) -> list[str]:
+    """What to look for in the content of files for all of a feature."""
+    found = [terms_of(item.text) for item in structure.items]
+    # One of each piece of work in turn, so that none is left out.
+    longest = max(map(len, found), default=0)
+    in_turn = [each[place] for place in range(longest) for each in found if place < len(each)]
+    return list(dict.fromkeys(in_turn))[:MOST_TERMS]
+
+
+def resolve(structure: Structure, repository: Repository) -> Structure:
+    """Call the files that work names as the repository calls them."""
+    known = set(repository.files)
+    by_end: dict[str, list[str]] = {}
+    for file in repository.files:
+        by_end.setdefault(file.rpartition("/")[2], []).append(file)
+
+    def full(name: str) -> str:
+        if name in known:
+            return name
+        ends = by_end.get(name.rpartition("/")[2], [])
+        found = [file for file in ends if file.endswith(f"/{name}")]
+        return found[0] if len(found) == 1 else name
+
+    def resolved(item: Item) -> Item:
+        return replace(item, files=tuple(dict.fromkeys(map(full, item.files))))
+
+    return replace(structure, items=tuple(map(resolved, structure.items)))
+
+
+def survey(drafts: Sequence[Draft], repository: Repository) -> list[Surveyed]:
+    """What the repository has for each phase."""
+    known = set(repository.files)
+    return [
+        Surveyed(
+            tuple(File(name, bool(known) and name not in known) for name in draft.files),
+            _worth_reading(draft, repository),
+        )
+        for draft in drafts
+    ]
+
+
+def _worth_reading(draft: Draft, repository: Repository) -> tuple[str, ...]:
+    text = "\n".join(f"{item.title}\n{item.text}" for item in draft.items)
+    points = repository.rank(_words_of(text) - _IDLE, terms_of(text))
+    patterns = [pattern for name in draft.layers for pattern in layer(name).files]
+    ranked = sorted(
+        (
+            (-score * (2 if any(fnmatchcase(file.lower(), each) for each in patterns) else 1), file)
+            for file, score in points.items()
+            if score > 0 and file not in draft.files
+        )
+    )
+    least = ranked[0][0] * _LEAST_SHARE if ranked else 0
+    return tuple(file for score, file in ranked[:_MOST_FOUND] if score <= least)
