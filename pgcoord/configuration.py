@@ -256,9 +256,7 @@ def _read_workflow(
     return Workflow(name=name, **{"command": (), "directory": folder("."), **values})
 
 
-def _read_planner(
-    table: Mapping[str, object], folder: _Reader, problems: list[str]
-) -> Planner:
+def _read_planner(table: Mapping[str, object], folder: _Reader, problems: list[str]) -> Planner:
     readers: dict[str, _Reader] = {
         "directory": folder,
         "command": _program,

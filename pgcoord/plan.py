@@ -186,8 +186,9 @@ def parse_plan(
 ) -> Plan:
     """Read the plan `text`; `name` stands for its file in errors.
 
-    Where the text has no title, `title` is. With `workflows`, a phase may name only one of these, and must name one unless there is a
-    default. Raises InvalidPlan with every fault, in the order of lines.
+    Where the text has no title, it is `title`. With `workflows`, a phase may name only one of
+    these, and must name one unless there is a default. Raises InvalidPlan with every fault, in the
+    order of lines.
     """
     lines = _lines(text)
     problems = list(_unusable_characters(lines))
@@ -196,9 +197,7 @@ def parse_plan(
         headings = list(_headings(tokens))
         starts = [each for each in headings if each.tag == "h2" and _PHASE_LIKE.match(each.text)]
         problems += _lost_headings(tokens, lines, {each.start for each in headings})
-        found, description = _read_front(
-            tokens, headings, starts, lines, problems, title
-        )
+        found, description = _read_front(tokens, headings, starts, lines, problems, title)
         sections = _read_sections(starts, lines, problems)
         problems += _faults_in_order(sections)
         problems += _faults_in_dependencies(sections)

@@ -1,15 +1,11 @@
-"""From a feature to its phases by every door: planned, looked at, edited, planned again, executed."""
+"""From a feature to its phases by every door: planned, edited, planned again, executed."""
 
-import asyncio
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Connection, statuses
 from serving import Site, served
-
-from pgcoord.configuration import Planner
 
 API = "/api/v1/planned-features"
 

@@ -179,9 +179,7 @@ async def serve(
     return 128 + signal.SIGINT if signal.SIGINT in came else 0
 
 
-def _door(
-    dsn: str, coordinator: Coordinator, access: Access, planner: FeaturePlanner
-) -> Door:
+def _door(dsn: str, coordinator: Coordinator, access: Access, planner: FeaturePlanner) -> Door:
     return Door(
         database=Database(dsn),
         feed=Feed(dsn),

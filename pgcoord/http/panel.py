@@ -7,6 +7,7 @@ first a page that asks, and shows what it would change.
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.parser import BytesParser
@@ -30,14 +31,23 @@ from starlette.responses import (
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import assets, queries, queries_panel
-from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, NotFound, Refused
+from pgcoord.errors import (
+    CoordError,
+    InvalidInput,
+    InvalidPlan,
+    NotFound,
+    PlannerFailed,
+    Refused,
+)
 from pgcoord.http import panel_log, panel_words
-from pgcoord.http.answers import answer_error, read_bytes
+from pgcoord.http.answers import answer_error, meaning, read_bytes
 from pgcoord.http.door import Door, door_of
 from pgcoord.http.panel_live import Live, Tail, View
 from pgcoord.http.panel_pages import FeaturePage, History, Overview, PhasePage
 from pgcoord.http.security import may_steer
-from pgcoord.plan import parse_plan
+from pgcoord.plan import Plan, parse_plan, write_plan
+from pgcoord.planner.planning import Workflows, declared_workflows
+from pgcoord.planner.structure import Feature
 from pgcoord.queries import Connection
 
 # Bytes of a form, and of one with a plan in it.
@@ -182,7 +192,8 @@ async def overview(request: Request) -> Response:
 @_answering
 async def feature(request: Request) -> Response:
     """Show a feature."""
-    return await _show(request, FeaturePage(_id(request)))
+    most_tokens = door_of(request).planner.settings.max_prompt
+    return await _show(request, FeaturePage(_id(request), most_tokens))
 
 
 @_answering
@@ -336,27 +347,44 @@ def _action(deed: Deed) -> Handler:
         form = await _form(request)
         async with door_of(request).acting(request) as conn:
             await deed(conn, request, form)
-        if request.headers.get("x-panel"):  # the script stays on the page, which is live
-            return Response(status_code=204)
-        return RedirectResponse(_back(request), 303)
+        return _done(request)
 
     return act
+
+
+def _done(request: Request) -> Response:
+    if request.headers.get("x-panel"):  # the script stays on the page, which is live
+        return Response(status_code=204)
+    return RedirectResponse(_back(request), 303)
 
 
 def _id(request: Request) -> int:
     return _number(request.path_params["feature_id"], 2**31 - 1)
 
 
-async def _generate_and_execute(conn: Connection, request: Request, form: Form) -> None:
-    async with conn.transaction():
-        await queries.make_plan(conn, _id(request))
-        await queries.execute_feature(conn, _id(request))
+def _planning(deed: Callable[[Request], Awaitable[object]]) -> Handler:
+    """As `_action`, for what may take minutes: `deed` has connections only when it needs them."""
+
+    @_answering
+    async def act(request: Request) -> Response:
+        await deed(request)
+        return _done(request)
+
+    return act
+
+
+async def _generate(request: Request) -> None:
+    await door_of(request).plan(request, _id(request))
+
+
+async def _execute(request: Request) -> None:
+    door, feature_id = door_of(request), _id(request)
+    await door.plan_unless_planned(request, feature_id)
+    async with door.acting(request) as conn:
+        await queries.execute_feature(conn, feature_id)
 
 
 _FEATURE_DEEDS: dict[str, Deed] = {
-    "generate": lambda conn, request, form: queries.make_plan(conn, _id(request)),
-    "execute": lambda conn, request, form: queries.execute_feature(conn, _id(request)),
-    "generate-execute": _generate_and_execute,
     "pause": lambda conn, request, form: queries.pause(conn, _id(request), _reason(form)),
     "resume": lambda conn, request, form: queries.resume(conn, _id(request)),
     "cancel": lambda conn, request, form: queries.cancel_feature(conn, _id(request), _reason(form)),
@@ -554,22 +582,23 @@ async def new(request: Request) -> Response:
 async def create(request: Request) -> Response:
     """Take a plan or a description; what is wrong with it is said beside it."""
     form = await _form(request, _PLAN)
+    from_plan = "plan" in form or "file" in form
     try:
+        given = await (_read_plan if from_plan else _read_description)(request, form)
         async with door_of(request).acting(request) as conn, conn.transaction():
-            if "plan" in form or "file" in form:
-                feature_id = await _create_from_plan(conn, form)
-            else:
-                feature_id = await _create_from_description(conn, form)
-    except InvalidInput as error:
+            feature_id = await queries.store_feature(conn, given)
+            if form.get("then") == "execute":
+                await queries.execute_feature(conn, feature_id)
+    except (InvalidInput, PlannerFailed) as error:
         return _new(request, form, error)
     return RedirectResponse(f"/features/{feature_id}", 303)
 
 
-def _new(request: Request, form: Form, error: InvalidInput | None) -> Response:
+def _new(request: Request, form: Form, error: CoordError | None) -> Response:
     return _page(
         request,
         "new.html",
-        422 if error else 200,
+        meaning(error)[0] if error else 200,
         title="New feature · pgcoord",
         trouble=_trouble(error) if error else None,
         faulty=isinstance(error, InvalidPlan),
@@ -583,35 +612,116 @@ def _plan_text(form: Form) -> str:
     return form.get("file", "").strip() or form.get("plan", "")
 
 
-async def _create_from_plan(conn: Connection, form: Form) -> int:
-    text = _plan_text(form)
-    names, has_default = await queries_panel.workflows(conn)
-    plan = await asyncio.to_thread(
+async def _workflows(request: Request) -> Workflows:
+    async with door_of(request).acting(request) as conn:
+        return await declared_workflows(conn)
+
+
+async def _parse(request: Request, text: str) -> Plan:
+    workflows = await _workflows(request)
+    return await asyncio.to_thread(
         parse_plan,
         text.replace("\r\n", "\n"),
         name="plan",
-        workflows=names or None,
-        has_default=has_default or not names,
+        workflows=workflows.names,
+        has_default=workflows.has_default,
     )
-    feature_id = await queries.store_feature(conn, plan.feature())
-    if form.get("then") == "execute":
-        await queries.execute_feature(conn, feature_id)
-    return feature_id
 
 
-async def _create_from_description(conn: Connection, form: Form) -> int:
-    title, description = (
+async def _read_plan(request: Request, form: Form) -> dict[str, object]:
+    """A feature as its plan describes it."""
+    return (await _parse(request, _plan_text(form))).feature()
+
+
+async def _read_description(request: Request, form: Form) -> dict[str, object]:
+    """A feature in words; with its plan, where that is asked for."""
+    title, description, hours = (
         form.get(each, "").replace("\0", "").replace("\r\n", "\n").strip()
-        for each in ("title", "description")
+        for each in ("title", "description", "hours")
     )
-    feature_id = await queries.store_feature(
-        conn, {"title": title, "description": description or None}
+    given: dict[str, object] = {
+        "title": title,
+        "description": description or None,
+        "estimated_hours": _hours(hours) if hours else None,
+    }
+    if form.get("then") in ("generate", "execute") and title:
+        feature = Feature(title, description, _hours(hours) if hours else None)
+        planned = await door_of(request).planner.plan(feature, await _workflows(request))
+        given["phases"] = planned.phases
+    return given
+
+
+def _hours(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,6}([.,][0-9]{1,2})?", text):
+        raise InvalidInput(f"{text!r:.60} are no hours", hint='A number such as "6" or "2.5".')
+    return float(text.replace(",", "."))
+
+
+# --- Plans
+
+
+@_answering
+async def plan(request: Request) -> Response:
+    """Show the stored plan of a feature as Markdown, to be edited."""
+    feature_id = _id(request)
+    async with door_of(request).acting(request) as conn:
+        feature = await queries.feature_to_plan(conn, feature_id)
+        rows = (await queries_panel.described(conn, feature_id)).plan
+    text = write_plan(feature.title, None, rows)
+    return _plan_form(request, feature.title, text, feature.version, None, _faithful(text, rows))
+
+
+def _faithful(text: str, rows: list[Any]) -> bool:
+    """Whether a plan says all that the stored one does; nothing says nothing."""
+    try:
+        return not rows or [each.row() for each in parse_plan(text, name="plan").phases] == rows
+    except InvalidPlan:
+        return False
+
+
+@_answering
+async def edit(request: Request) -> Response:
+    """Store a plan in place of the one that a feature had; what is wrong is said line by line."""
+    form = await _form(request, _PLAN)
+    feature_id, version = _id(request), form.get("version") or None
+    door = door_of(request)
+    async with door.acting(request) as conn:
+        feature = await queries.feature_to_plan(conn, feature_id)
+    try:
+        read = await _parse(request, _plan_text(form))
+        changes: dict[str, object] = {"title": read.title, "phases": read.feature()["phases"]}
+        if read.description:
+            changes["description"] = read.description
+        async with door.acting(request) as conn, conn.transaction():
+            await queries.change_feature(conn, feature_id, changes, version)
+            if form.get("then") == "execute":
+                await queries.execute_feature(conn, feature_id)
+    except (InvalidInput, Refused) as error:
+        return _plan_form(request, feature.title, _plan_text(form), version or "", error, True)
+    return RedirectResponse(f"/features/{feature_id}", 303)
+
+
+def _plan_form(
+    request: Request,
+    title: str,
+    text: str,
+    version: str,
+    error: CoordError | None,
+    faithful: bool,
+) -> Response:
+    return _page(
+        request,
+        "plan.html",
+        meaning(error)[0] if error else 200,
+        title=f"Plan of {title} · pgcoord",
+        feature_id=_id(request),
+        feature=title,
+        plan=text,
+        version=version,
+        trouble=_trouble(error) if error else None,
+        faulty=isinstance(error, InvalidPlan),
+        faithful=faithful,
     )
-    if form.get("then") in ("generate", "execute"):
-        await queries.make_plan(conn, feature_id)
-    if form.get("then") == "execute":
-        await queries.execute_feature(conn, feature_id)
-    return feature_id
 
 
 _PHASE = "/phases/{queue_id:path}"
@@ -629,6 +739,10 @@ routes: list[BaseRoute] = [
         Route(f"{_FEATURE}/{name}", _action(deed), methods=["POST"])
         for name, deed in _FEATURE_DEEDS.items()
     ),
+    Route(f"{_FEATURE}/generate", _planning(_generate), methods=["POST"]),
+    Route(f"{_FEATURE}/execute", _planning(_execute), methods=["POST"]),
+    Route(f"{_FEATURE}/plan", plan),
+    Route(f"{_FEATURE}/plan", edit, methods=["POST"]),
     Route(_FEATURE, feature),
     *(Route(f"{_PHASE}/{name}", _ask_about_phase(name)) for name in _PHASE_QUESTIONS),
     *(

@@ -27,11 +27,6 @@ _MOST_COMPARED = 500
 _ENDS = ("tests", "documentation", "rollout", "infrastructure")
 
 
-def tokens(prompt: str) -> int:
-    """Estimate the tokens of a prompt."""
-    return math.ceil(len(prompt) / CHARACTERS_A_TOKEN)
-
-
 @dataclass(frozen=True)
 class Weighed:
     """A phase of a plan, as far as it is weighed."""
@@ -41,7 +36,13 @@ class Weighed:
     needs: frozenset[int]
     hours: float | None
     files: tuple[str, ...]
-    tokens: int
+    workflow: str | None
+    prompt: str
+
+    @property
+    def tokens(self) -> int:
+        """The estimated tokens of its prompt."""
+        return math.ceil(len(self.prompt) / CHARACTERS_A_TOKEN)
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,8 @@ def _weighed(row: object) -> Weighed | None:
         frozenset(each for each in needs if type(each) is int),
         float(hours) if isinstance(hours, int | float) else None,
         tuple(str(each) for each in files),
-        tokens(str(row.get("prompt_content") or "")),
+        None if row.get("workflow_type") is None else str(row["workflow_type"]),
+        str(row.get("prompt_content") or ""),
     )
 
 

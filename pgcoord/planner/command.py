@@ -30,9 +30,10 @@ _LAST_WORDS = 2
 _CHUNK = 65_536
 
 _REQUEST = """\
-Plan the feature below: split it into phases, each the work of one developer or agent for one to four
-hours, {most} at most. Phases that need nothing of each other and change no common file shall be able
-to run at the same time. Answer with the plan alone, in this form (Markdown, no code fence around it):
+Plan the feature below: split it into phases, each the work of one developer or agent for one to
+four hours, {most} at most. Phases that need nothing of each other and change no common file shall
+be able to run at the same time. Answer with the plan alone, in this form (Markdown, no code fence
+around it):
 
 # Title of the feature
 
@@ -114,7 +115,9 @@ async def ask(settings: Planner, folder: Path, environment: Mapping[str, str], t
 def _too_long(settings: Planner, *, ended: bool) -> str:
     if ended:
         return "the planner command ended, and something that it started holds its output"
-    return f"the planner command took more than {settings.timeout.total_seconds():g} s, and was ended"
+    return (
+        f"the planner command took more than {settings.timeout.total_seconds():g} s, and was ended"
+    )
 
 
 @asynccontextmanager
@@ -126,7 +129,8 @@ async def _running(
         given.write(text)
         given.seek(0)
         try:
-            process = subprocess.Popen(
+            # Not asyncio's, which reaps it as soon as it ends: then its group could be another's.
+            process = subprocess.Popen(  # noqa: ASYNC220
                 command,
                 cwd=folder,
                 env=environment,
@@ -164,9 +168,7 @@ def _await_end(pid: int) -> None:
 async def _reader(pipe: IO[bytes]) -> AsyncIterator[asyncio.StreamReader]:
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), pipe
-    )
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
     try:
         yield reader
     finally:
@@ -206,5 +208,5 @@ def _checked(answer: bytes, status: int | None, said: bytes) -> str:
         return answer.decode()
     except UnicodeDecodeError as error:
         raise PlannerFailed(
-            f"the planner command answered something else than text: byte {error.start} is not UTF-8"
+            f"the planner command answered no text: byte {error.start} is not UTF-8"
         ) from error

@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from pgcoord.planner.layers import layer, needs, stage
 from pgcoord.planner.structure import Feature, Item, Structure, title_of
 
 MOST_PHASES = 12
+
+# Titles of layers that tell less than what is to be done.
+_VAGUE = ("Groundwork", "Implementation")
 
 # Of a title that names several pieces of work.
 _LONGEST_TITLE = 60
@@ -25,13 +28,21 @@ _LONGEST_TITLE = 60
 _STEPS = ((2, 1), (6, 2), (12, 3))
 _HOURS_A_PHASE = 4
 
-# What a piece of work is taken to last where nothing says so.
+# What a piece of work is taken to last where nothing says so, and what a phase shall have at least.
 _USUAL_HOURS = 2
+_LEAST_HOURS = 2
 
 # Layers that are put together rather than others, where there are too many phases.
-_KIN = ({"tests", "documentation"}, {"core", "backend", "cli"}, {"setup", "database"}, {"backend", "frontend"})
+_KIN = (
+    {"tests", "documentation"},
+    {"core", "backend", "cli"},
+    {"setup", "database"},
+    {"backend", "frontend"},
+)
 
-_BUG = re.compile(r"\b(?:bug|fix(?:es|ed)?|crash\w*|error|regression|defect|broken|leaks?)\b", re.IGNORECASE)
+_BUG = re.compile(
+    r"\b(?:bug|fix(?:es|ed)?|crash\w*|error|regression|defect|broken|leaks?)\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +67,8 @@ class Draft:
 def titles(feature: Feature, drafts: Sequence[Draft]) -> list[str]:
     """What the phases are called: each by its one piece of work, else by its layers."""
     if len(drafts) == 1:
-        return [title_of(feature.title) or "All of it"]
-    found = [_by_layers(draft) or layer(draft.layers[0]).title for draft in drafts]
+        return [title_of(feature.title)]
+    found = [_by_layers(draft) for draft in drafts]
     repeated = {each for each, count in Counter(found).items() if count > 1}
     found = [
         _by_items(draft) if title in repeated else title
@@ -74,6 +85,9 @@ def titles(feature: Feature, drafts: Sequence[Draft]) -> list[str]:
 def _by_layers(draft: Draft) -> str:
     if len(draft.items) == 1:
         return draft.items[0].title
+    sections = {each.section for each in draft.items}
+    if len(sections) == 1 and (section := sections.pop()):
+        return section
     first, *others = (layer(name).title for name in draft.layers)
     return _joined([first, *map(_lower, others)]) if others else _by_items(draft, else_called=first)
 
@@ -84,7 +98,7 @@ def _by_items(draft: Draft, else_called: str | None = None) -> str:
     both = _joined([first, *map(_lower, others)])
     if len(both) <= _LONGEST_TITLE or not others:
         return both
-    return else_called or f"{first}, and {len(others)} more"
+    return f"{first}, and {len(others)} more" if else_called in (None, *_VAGUE) else else_called
 
 
 def _joined(words: Sequence[str]) -> str:
@@ -100,72 +114,103 @@ def _lower(title: str) -> str:
 
 def phases_by_hours(hours: float) -> int:
     """How many phases so many hours make, were there enough to split."""
-    return next((count for most, count in _STEPS if hours <= most), math.ceil(hours / _HOURS_A_PHASE))
+    return next(
+        (count for most, count in _STEPS if hours <= most), math.ceil(hours / _HOURS_A_PHASE)
+    )
 
 
 def split(feature: Feature, structure: Structure, most: int = MOST_PHASES) -> tuple[Draft, ...]:
     """Split a feature into phases, at most `most`, in an order in which they could be done."""
     items = list(structure.items)
-    wanted = _count(feature, items, most)
-    items += _added(feature, items, wanted)
-    said = _without_cycles([_said(items, place) for place in range(len(items))])
-    order = _order(items, said)
-    edges = _edges(items, said, order)
+    natural = _natural(items, structure.in_prose)
+    wanted = _count(feature, items, natural, most)
+    if len(items) == 1 and wanted > 1 and _is_bug(feature):
+        items = _found_then_fixed(items[0])[:wanted]
+    else:
+        items += _added(items, wanted - natural)
+    steps = _steps(items)
+    said = _without_cycles([_said(items, place, steps) for place in range(len(items))])
+    order = _order(items, said, steps)
+    edges = _edges(items, said, order, steps)
     groups = _put_together(items, order, wanted)
     return _with_hours(feature.hours or None, _connect(items, edges, groups))
 
 
-def _count(feature: Feature, items: Sequence[Item], most: int) -> int:
+def _natural(items: Sequence[Item], in_prose: bool) -> int:
+    """How many phases the text itself suggests: by sections, else by lists, else by layers."""
+    layers = len({each.layer for each in items})
+    sections = len({each.section for each in items})
+    if sections > 1 and not all(each.is_phase for each in items):
+        return max(sections, layers)
+    return layers if in_prose else len(items)
+
+
+def _count(feature: Feature, items: Sequence[Item], natural: int, most: int) -> int:
     """How many phases there shall be."""
     if all(each.is_phase for each in items):  # people have split it
-        return min(len(items), most)
+        return min(natural, most)
     is_told = feature.hours or len(items) > 1 or items[0].hours
     hours = feature.hours or sum(each.hours or _USUAL_HOURS for each in items)
     if hours <= _STEPS[0][0] or not is_told:
         return 1
-    # So many that each layer has its own, as long as that leaves an hour to each.
+    # What is suggested, where that leaves two hours to each; each layer, where that leaves one.
     layers = len({each.layer for each in items})
-    return min(max(phases_by_hours(hours), layers), math.ceil(hours), most)
+    suggested = natural if natural * _LEAST_HOURS <= hours else min(layers, math.ceil(hours))
+    return min(max(phases_by_hours(hours), suggested), most)
 
 
-def _added(feature: Feature, items: Sequence[Item], wanted: int) -> list[Item]:
-    """What a feature of few pieces needs besides: nobody writes down that it is to be tested."""
-    layers = {each.layer for each in items}
-    if len(items) >= wanted or layers <= {"documentation", "tests", "infrastructure", "rollout"}:
-        return []
-    if len(items) == 1 and (feature.kind == "bug" or _BUG.search(feature.title)):
-        return _added_to_a_fix(wanted)
-    added = []
-    if "tests" not in layers:
-        added.append(
-            Item("Test all of it together, with what may go wrong.", "Tests", "tests")
-        )
-    if "documentation" not in layers and len(items) + len(added) < wanted:
-        added.append(
-            Item("Document it for those who use it.", "Documentation", "documentation")
-        )
-    return added
+def _is_bug(feature: Feature) -> bool:
+    return feature.kind == "bug" or _BUG.search(feature.title) is not None
 
 
-def _added_to_a_fix(wanted: int) -> list[Item]:
-    reproduce = Item(
-        "Find the cause, and reproduce it by a test that fails for that reason.",
-        "Find the cause",
-        "setup",
+def _found_then_fixed(fault: Item) -> list[Item]:
+    """A fault as work: its cause comes before its end, and what resembles it after that."""
+    find = "Find the cause, and reproduce it by a test that fails for that reason"
+    cause = Item(f"{find}:\n\n{fault.text}", "Find the cause", "setup", fault.files)
+    fix = replace(
+        fault,
+        text=f"Remove the cause, so that the test passes:\n\n{fault.text}",
+        title=fault.title if _BUG.match(fault.title) else f"Fix: {fault.title}",
     )
-    related = Item(
+    similar = Item(
         "Look for the same fault in similar places, and cover these by tests.",
         "Similar places",
         "tests",
     )
-    return [reproduce, related][: wanted - 1]
+    return [cause, fix, similar]
+
+
+def _added(items: Sequence[Item], room: int) -> list[Item]:
+    """What is needed besides, as long as there is room: nobody writes that it is to be tested."""
+    layers = {each.layer for each in items}
+    if room < 1 or layers <= {"documentation", "tests", "infrastructure", "rollout"}:
+        return []
+    added = [each for each in (_TESTS, _DOCUMENTATION) if each.layer not in layers]
+    return added[:room]
+
+
+_TESTS = Item("Test all of it together, with what may go wrong.", "Tests", "tests")
+_DOCUMENTATION = Item("Document it for those who use it.", "Documentation", "documentation")
 
 
 _Needs = list[set[int]]
 """For each piece of work the places of those that it needs."""
 
 
-def _said(items: Sequence[Item], place: int) -> set[int]:
+# Layers of the steps that follow from each other, where the numbers of a list mean their order.
+_STEPPING = ("setup", "database", "core", "backend", "cli")
+
+
+def _steps(items: Sequence[Item]) -> set[int]:
+    """The numbered lists whose order is not that of layers: there the numbers mean the order."""
+    stages: dict[int, list[int]] = {}
+    for item in items:
+        if item.number and item.sequence and item.layer in _STEPPING:
+            stages.setdefault(item.sequence, []).append(stage(item.layer))
+    return {sequence for sequence, found in stages.items() if found != sorted(found)}
+
+
+def _said(items: Sequence[Item], place: int, steps: set[int]) -> set[int]:
     """The places of those that a piece of work says it needs."""
     item = items[place]
     if item.after is not None:
@@ -176,6 +221,13 @@ def _said(items: Sequence[Item], place: int) -> set[int]:
         }
     if item.last:
         return set(range(place))
+    if item.sequence in steps:
+        before = (
+            other
+            for other in range(place - 1, -1, -1)
+            if items[other].sequence == item.sequence and items[other].layer in _STEPPING
+        )
+        return set(islice(before, 1))
     return set(range(max(0, place - item.then), place))
 
 
@@ -203,9 +255,9 @@ def _leads(needed: _Needs, start: int, end: int) -> bool:
     return False
 
 
-def _order(items: Sequence[Item], said: _Needs) -> list[int]:
+def _order(items: Sequence[Item], said: _Needs, steps: set[int]) -> list[int]:
     """Order pieces of work: as they say of each other, then by layer, then as they are written."""
-    as_written = all(each.is_phase for each in items)
+    as_written = all(each.is_phase or each.sequence in steps for each in items)
     sorter = TopologicalSorter(dict(enumerate(said)))
     sorter.prepare()
     ready: list[int] = []
@@ -218,22 +270,24 @@ def _order(items: Sequence[Item], said: _Needs) -> list[int]:
     return order
 
 
-def _edges(items: Sequence[Item], said: _Needs, order: Sequence[int]) -> _Needs:
+def _edges(items: Sequence[Item], said: _Needs, order: Sequence[int], steps: set[int]) -> _Needs:
     """What each piece of work needs of those that stand before it."""
     present = {each.layer for each in items}
     edges = [set(others) for others in said]
     for at, place in enumerate(order):
         edges[place] |= {
-            other for other in order[:at] if _needs(items[place], items[other], present)
+            other for other in order[:at] if _needs(items[place], items[other], present, steps)
         }
     return edges
 
 
-def _needs(item: Item, before: Item, present: set[str]) -> bool:
+def _needs(item: Item, before: Item, present: set[str], steps: set[int]) -> bool:
     """Whether a piece of work needs another that stands before it, though it does not say so."""
     if set(item.files) & set(before.files):
         return True
     if item.after is not None:
+        return False
+    if item.sequence == before.sequence in steps and item.layer not in ("tests", "rollout"):
         return False
     if item.layer == before.layer:
         return _follows(item, before)
@@ -245,8 +299,10 @@ def _follows(item: Item, before: Item) -> bool:
 
     Where both name files, and not the same ones, the numbers are only names.
     """
-    return bool(item.sequence) and item.sequence == before.sequence and not (
-        item.files and before.files
+    return (
+        bool(item.sequence)
+        and item.sequence == before.sequence
+        and not (item.files and before.files)
     )
 
 
@@ -263,7 +319,11 @@ def _put_together(items: Sequence[Item], order: Sequence[int], wanted: int) -> l
 def _cost(items: Sequence[Item], group: Sequence[int]) -> tuple[int, float]:
     """What is lost by a phase of these: different kinds of work in one, and much of it."""
     layers = {items[place].layer for place in group}
-    kinds = 0 if len(layers) == 1 else 1 if any(layers <= kin for kin in _KIN) else 2
+    sections = {items[place].section for place in group}
+    if sections == {""} or len(sections) > 1:
+        kinds = 1 if len(layers) == 1 else 2 if any(layers <= kin for kin in _KIN) else 3
+    else:
+        kinds = 0 if len(layers) == 1 else 1
     return kinds, sum(_weight(items[place]) for place in group)
 
 
@@ -317,12 +377,17 @@ def _shares(hours: float, weights: Sequence[float]) -> list[float | None]:
     """Share hours out by weight, in halves where there are enough of them."""
     step = 0.5 if hours >= len(weights) / 2 else hours / 10 / len(weights)
     units = int(hours / step)
-    parts = [max(1, int(units * weight / sum(weights))) for weight in weights]
-    # What rounding leaves goes to, or comes from, the largest, where it matters least.
-    order = sorted(range(len(weights)), key=lambda place: (-weights[place], place))
-    while left := units - sum(parts):
-        for place in order[: abs(left)]:
-            parts[place] += 1 if left > 0 else -min(1, parts[place] - 1)
+    exact = [units * weight / sum(weights) for weight in weights]
+    # An hour to each at least, where there are so many.
+    least = min(2, units // len(weights))
+    parts = [max(least, int(each)) for each in exact]
+    # What rounding leaves goes to those that lost most by it; what it gave, the largest gives back.
+    lost = sorted(range(len(parts)), key=lambda place: (parts[place] - exact[place], place))
+    while (left := units - sum(parts)) > 0:
+        for place in lost[:left]:
+            parts[place] += 1
+    while sum(parts) > units:
+        parts[parts.index(max(parts))] -= 1
     shares = [part * step for part in parts]
-    shares[order[0]] += hours - units * step
+    shares[parts.index(max(parts))] += hours - units * step
     return [round(share, 2) or None for share in shares]

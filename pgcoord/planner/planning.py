@@ -1,7 +1,7 @@
 """Plans a feature: as people have, else as the planner command does, else by ourselves."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,14 +54,16 @@ class FeaturePlanner:
         """Weigh a stored plan."""
         return analyse(plan, slots, self.settings.max_prompt)
 
-    async def plan(self, feature: Feature, workflows: Workflows = Workflows()) -> Planned:  # noqa: B008
+    async def plan(self, feature: Feature, workflows: Workflows = Workflows()) -> Planned:
         """Plan a feature. Nothing is stored.
 
         Takes as long as the planner command may. Raises `InvalidPlan` with the faults of a plan by
         line, `PlannerFailed`, or `InvalidConfiguration` for the template.
         """
         if looks_like_plan(feature.description):
-            plan = await asyncio.to_thread(_read, feature.description, "description", feature, workflows)
+            plan = await asyncio.to_thread(
+                _read, feature.description, "description", feature, workflows
+            )
             return Planned([each.row() for each in plan.phases], "description")
         if self.settings.command:
             return await self._ask(feature, workflows)
@@ -78,8 +80,14 @@ class FeaturePlanner:
         template = load_template(self.settings.template)
         structure = read_structure(feature)
         files = repository.list_files(self._folder, self._environment)
-        found = repository.search(self._folder, self._environment, files, terms(structure))
+        found = repository.search(self._folder, self._environment, files, terms(feature, structure))
         return build(feature, found, template, self.settings.max_phases)
+
+
+async def declared_workflows(conn: Connection) -> Workflows:
+    """The workflows that the leading coordinator declares; any, where none leads."""
+    names, has_default = await queries_panel.workflows(conn)
+    return Workflows(names, has_default) if names else Workflows()
 
 
 Connect = Callable[[], AbstractAsyncContextManager[Connection]]
@@ -94,9 +102,8 @@ async def plan_stored(planner: FeaturePlanner, connect: Connect, feature_id: int
     """
     async with connect() as conn:
         found = await queries.feature_to_plan(conn, feature_id)
-        names, has_default = await queries_panel.workflows(conn)
+        workflows = await declared_workflows(conn)
     feature = Feature(found.title, found.description or "", found.estimated_hours, found.item_type)
-    workflows = Workflows(names or None, has_default or not names)
     planned = await planner.plan(feature, workflows)
     async with connect() as conn:
         changes = {"phases": planned.phases}
@@ -144,7 +151,12 @@ def build(
     drafts = split(feature, structure, most_phases)
     called = titles(feature, drafts)
     prompts = write_prompts(
-        template or load_template(None), feature, structure, drafts, called, survey(drafts, files)
+        template or load_template(None),
+        feature,
+        structure,
+        drafts,
+        called,
+        survey(feature, drafts, files),
     )
     rows: list[dict[str, object]] = [
         {
@@ -155,17 +167,29 @@ def build(
             **({"estimated_hours": draft.hours} if draft.hours else {}),
             **({"files": list(draft.files)} if draft.files else {}),
         }
-        for number, (draft, title, prompt) in enumerate(zip(drafts, called, prompts, strict=True), 1)
+        for number, (draft, title, prompt) in enumerate(
+            zip(drafts, called, prompts, strict=True), 1
+        )
     ]
-    return Planned(_as_read(feature, rows), "built-in", tuple(_notes(feature, len(rows), most_phases)))
+    return Planned(_as_read(rows), "built-in", tuple(_notes(feature, len(rows), most_phases)))
 
 
-def _as_read(feature: Feature, rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """The phases such that a plan with them is read as they are: written down, edited, submitted."""
+def _as_read(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """The phases such that a plan that is written from them is read as they are."""
     rows = [_contained(row) for row in rows]
-    plan = parse_plan(write_plan(feature.title, None, rows), name="plan")
+    plan = parse_plan(write_plan("A plan", None, rows), name="plan")
     assert [phase.row() for phase in plan.phases] == rows
     return rows
+
+
+def as_markdown(feature: Feature, rows: Sequence[Mapping[str, object]]) -> str:
+    """The plan as people edit and submit it, with the description where a plan can have it."""
+    text = write_plan(feature.title, feature.description, rows)
+    try:
+        whole = [each.row() for each in parse_plan(text, name="plan").phases] == rows
+    except InvalidPlan:
+        whole = False
+    return text if whole else write_plan(feature.title, None, rows)
 
 
 def _contained(row: dict[str, object]) -> dict[str, object]:
@@ -200,6 +224,6 @@ def _notes(feature: Feature, phases: int, most: int) -> list[str]:
     if phases >= wanted:
         return []
     return [
-        f"{hours_in_words(feature.hours or 0)} would be {wanted} phases, but the description names work for"
-        f" {phases}: a list of what is to be done is planned more finely"
+        f"{hours_in_words(feature.hours or 0)} would make {wanted} phases, but the description"
+        f" names work for {phases}: a list of what is to be done is planned more finely"
     ]

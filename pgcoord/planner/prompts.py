@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from pgcoord.errors import InvalidConfiguration
-from pgcoord.planner.layers import layer, layer_of
+from pgcoord.planner.layers import layer, layer_of, stage
 from pgcoord.planner.phases import Draft
 from pgcoord.planner.structure import Feature, Structure
 
@@ -22,8 +22,12 @@ TEMPLATE = Path(__file__).with_name("prompt.md")
 # What a template can fail by, whatever it does with its values.
 _FAILURES = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
 
-# Characters of what surrounds the work that every phase is told.
+# Characters of what surrounds the work that every phase is told, and of what another phase does.
 _MOST_CONTEXT = 1200
+_MOST_ABOUT = 200
+
+# Characters by which the words of a phase are known to be those of its title.
+_ALIKE = 24
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Neighbour:
 
     number: int
     title: str
-    leaves: str
+    about: str
     files: tuple[str, ...]
 
 
@@ -71,9 +75,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
-    environment.filters.update(
-        code=_code, hours=hours_in_words, capitalize_first=lambda text: text[:1].upper() + text[1:]
-    )
+    environment.filters.update(code=_code, hours=hours_in_words)
     return environment
 
 
@@ -105,7 +107,7 @@ def write_prompts(
 ) -> list[str]:
     """The prompt of each phase. Raises `InvalidConfiguration` when the template fails."""
     neighbours = [
-        Neighbour(number, title, _leaves(draft), draft.files)
+        Neighbour(number, title, _about(draft, title), draft.files)
         for number, (draft, title) in enumerate(zip(drafts, titles, strict=True), 1)
     ]
     criteria = _criteria(structure.criteria, drafts)
@@ -123,11 +125,10 @@ def write_prompts(
             "before": [each for each in neighbours if each.number in draft.needs],
             "after": [each for each in neighbours if number in drafts[each.number - 1].needs],
             "beside": [neighbours[each] for each in _beside(drafts, place)],
-            "leaves": _leaves(draft),
             "files": surveyed[place].files,
             "found": surveyed[place].found,
             "criteria": criteria[place],
-            "proofs": [layer(name).proof for name in draft.layers],
+            "proofs": _proofs(draft),
             "excluded": structure.excluded,
         }
         prompts.append(_render(template, values))
@@ -145,8 +146,24 @@ def _render(template: jinja2.Template, values: dict[str, Any]) -> str:
     return text
 
 
-def _leaves(draft: Draft) -> str:
-    return "; ".join(layer(name).leaves for name in draft.layers)
+def _about(draft: Draft, title: str) -> str:
+    """What a phase does, in a line, where its title does not say it."""
+    first = (item.text.partition("\n")[0].rstrip(" .;:") for item in draft.items)
+    words = "; ".join(first)
+    if words.startswith(f"{title}:"):
+        words = words[len(title) + 1 :].strip()
+    elif len(draft.items) == 1 and (words in title or words[:_ALIKE] == title[:_ALIKE]):
+        return ""
+    return words if len(words) <= _MOST_ABOUT else words[:_MOST_ABOUT].rsplit(" ", 1)[0] + " …"
+
+
+def _proofs(draft: Draft) -> list[str]:
+    """How its kind of work is judged, as far as it is certain which kind that is."""
+    sure = {item.layer for item in draft.items if item.is_sure}
+    proofs = [layer(name).proof for name in sorted(sure, key=stage)]
+    if set(draft.layers) <= {"tests", "documentation", "infrastructure", "rollout"} and proofs:
+        return proofs
+    return [*proofs, "What is new has tests of its own, and the tests that were there still pass."]
 
 
 def _shortened(text: str) -> str:

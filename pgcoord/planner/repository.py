@@ -64,7 +64,9 @@ def _git(folder: Path, environment: dict[str, str], *arguments: str) -> str | No
         logger.info("the files of %s are not looked at: there is no git, or no such folder", folder)
         return None
     except subprocess.TimeoutExpired as error:
-        raise PlannerFailed(f"git {arguments[0]} took more than {_PATIENCE} s in {folder}") from error
+        raise PlannerFailed(
+            f"git {arguments[0]} took more than {_PATIENCE} s in {folder}"
+        ) from error
     if done.returncode > 1:
         said = done.stderr.decode(errors="replace").strip().splitlines()[:1]
         logger.info("the files of %s are not looked at: %s", folder, *said or ["git failed"])

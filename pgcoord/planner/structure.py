@@ -1,4 +1,4 @@
-"""Reads the structure of a description: which pieces of work it names, and what only surrounds them.
+"""Reads the structure of a description: the pieces of work it names, and what surrounds them.
 
 Lists and headings of work are its pieces; where there are none, sentences and their clauses are.
 What stands under "Background" or "Out of scope" is no work. Nothing here is about phases.
@@ -6,19 +6,21 @@ What stands under "Background" or "Out of scope" is no work. Nothing here is abo
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from pgcoord.errors import InvalidInput
-from pgcoord.planner.layers import layer_of
+from pgcoord.planner.layers import WORDS, layer_of
 
 # Characters of a description that are read: ten times what anybody writes.
 MOST_CHARACTERS = 200_000
 
-_markdown = MarkdownIt("commonmark", {"maxNesting": 100}).disable(["inline", "reference"]).enable("table")
+_markdown = (
+    MarkdownIt("commonmark", {"maxNesting": 100}).disable(["inline", "reference"]).enable("table")
+)
 
 # What a section is about, by its heading; anything else is work.
 _SECTIONS = {
@@ -27,7 +29,8 @@ _SECTIONS = {
         re.IGNORECASE,
     ),
     "excluded": re.compile(
-        r"out of scope|non-?goals?|not (?:included|in scope|part)|later|future|won'?t", re.IGNORECASE
+        r"out of scope|non-?goals?|not (?:included|in scope|part)|later|future|won'?t",
+        re.IGNORECASE,
     ),
     "context": re.compile(
         r"background|context|motivation|why|overview|summary|introduction|goals?\b|problem|notes?\b"
@@ -37,49 +40,22 @@ _SECTIONS = {
     ),
 }
 
-_VERBS = frozenset(
-    """
-    accept add adapt adjust allow analyse analyze archive assign automate batch build bump cache
-    call capture catch change check clean collect compress compute configure connect convert copy
-    count cover create cut declare decouple define delete deploy deprecate derive design detect
-    disable display document download drop emit enable encrypt enforce ensure escape estimate
-    evaluate expire explain expose extend extract fail fetch filter find fix flag forbid format
-    generate group guard handle hash hide highlight implement import improve include index inject
-    insert install instrument integrate introduce invalidate isolate keep label let limit link list
-    load localise localize lock log make map mark measure merge migrate mock monitor move normalise
-    normalize notify open optimise optimize order package paginate parse persist prepare prevent
-    print process profile propagate protect prove provide provision publish put query read rebuild
-    receive record redirect reduce refactor refuse register reject release reload remember remind
-    remove rename render reorganise reorganize repair replace report reproduce request require
-    reset resolve respect restore restrict retire retry return reuse revoke rewrite roll rotate
-    route run save scan schedule scrape search secure seed select send serialise serialize serve set
-    share ship show sign simplify skip sort speed split standardise standardize start stop store
-    stream strip submit support switch sync synchronise synchronize tag take teach test throttle
-    track train transform translate trim turn type unify update upgrade upload use validate verify
-    version warn watch wire wrap write
-    """.split()
-)
+_VERBS = frozenset(WORDS["verbs"].split())
 
-_FILE = re.compile(
-    r"(?<![\w/.:@-])(?:[\w@.-]+/)*[\w@-]*[\w@.-]*\.(?:[a-z][a-z0-9]{0,9})\b(?![\w/(])"
-    r"|(?<![\w/.:-])(?:[\w.-]+/)*(?:Dockerfile|Makefile|Procfile|Jenkinsfile)\b"
-)
+# What may be a path; and files without an ending.
+_PATH = re.compile(r"[\w@./+:-]+")
+_UNENDING = frozenset({"Dockerfile", "Makefile", "Procfile", "Jenkinsfile"})
 
 # Endings of files; "e.g." and "Node.js" are no files, nor is "example.com".
-_ENDINGS = frozenset(
-    """
-    py pyi js jsx ts tsx mjs cjs vue svelte html css scss less sql md rst adoc txt toml yaml yml json
-    ini cfg conf env sh bash zsh ps1 rb go rs java kt swift c h cc cpp hpp cs php pl ex exs erl hs
-    scala clj lua r jl m tf tfvars proto graphql prisma csv tsv xml lock ipynb nix gradle properties
-    j2 tmpl service plist dart
-    """.split()
+_ENDINGS = frozenset(WORDS["endings"].split())
+_PRODUCTS = frozenset(
+    {"node.js", "next.js", "vue.js", "express.js", "d3.js", "three.js", "nuxt.js"}
 )
-_PRODUCTS = frozenset({"node.js", "next.js", "vue.js", "express.js", "d3.js", "three.js", "nuxt.js"})
 
 # An estimate, which stands in brackets or at the end; "expires after 24 hours" is none.
-_NUMBER_OF_HOURS = r"(?:about|approx\.?|ca\.?|~|≈)?\s*(\d{1,3}(?:[.,]\d{1,2})?)\s*(?:h|hrs?|hours?)"
+_NUMBER_OF_HOURS = r"(?:about|approx\.?|ca\.?|~|≈)? ?(\d{1,3}(?:[.,]\d{1,2})?) ?(?:h|hrs?|hours?)"
 _HOURS = re.compile(
-    rf"\s*[\[(]\s*{_NUMBER_OF_HOURS}\s*[\])]|\s*(?:[:,–—]|\s-)\s*{_NUMBER_OF_HOURS}\s*$",  # noqa: RUF001
+    rf" ?[\[(] ?{_NUMBER_OF_HOURS} ?[\])]| ?(?:[:,–—]| -) ?{_NUMBER_OF_HOURS}$",  # noqa: RUF001
     re.IGNORECASE,
 )
 
@@ -92,16 +68,18 @@ _PREFIX = re.compile(
 _NUMBERS = r"\[?\s*#?\d{1,3}(?:\s*(?:,\s*and\b|,|\band\b|&|\+)\s*#?\d{1,3})*(?!\d)\s*\]?"
 _NEEDS = r"(?:depends? on|needs|requires|after|once|blocked by):?"
 _AFTER = re.compile(
-    rf"\s*[\[(]\s*{_NEEDS}\s+(?:(?:phase|step|task|part|item)s?\s+)?({_NUMBERS})[^\])]*[\])]"
+    rf" ?[\[(] ?{_NEEDS}\s+(?:(?:phase|step|task|part|item)s?\s+)?({_NUMBERS})[^\])]{{0,80}}[\])]"
     rf"|\b{_NEEDS}\s+(?:phase|step|task|part|item)s?\s+({_NUMBERS})",
     re.IGNORECASE,
 )
 _NONE_NEEDED = re.compile(
-    r"[\[(]\s*(?:blocking all|no dependenc(?:y|ies)|independent|depends on:? (?:nothing|none))\s*[\])]",
+    r" ?[\[(](?:blocking all|no dependenc(?:y|ies)|independent|depends on:? (?:nothing|none))"
+    r"[\])]",
     re.IGNORECASE,
 )
 _THEN = re.compile(
-    r"(?:and\s+)?(?:then|afterwards|after (?:that|this)|once (?:that|this)|when (?:that|this) is done|next)\b,?\s*",
+    r"(?:and\s+)?(?:then|afterwards|after (?:that|this)|once (?:that|this)"
+    r"|when (?:that|this) is done|next)\b,?\s*",
     re.IGNORECASE,
 )
 _FINALLY = re.compile(r"(?:finally|at the end|last(?:ly)?|in the end)\b,?\s*", re.IGNORECASE)
@@ -111,8 +89,18 @@ _CLAUSE = re.compile(r"\s*[;:]\s+|,\s+(?:and\s+)?|\s+and\s+|\s+then\s+")
 
 _TASK_BOX = re.compile(r"\[([ xX])\]\s+")
 
-# Of a title.
+# Characters of a title, and of a path.
 _LONGEST_TITLE = 72
+_LONGEST_PATH = 200
+
+# Words of a clause that can be a piece of work by itself.
+_LEAST_WORDS = 3
+
+# Characters of what a title is made from, or a layer known by: the rest is detail.
+_TELLING = 2_000
+
+# Pieces of work of one feature.
+MOST_PIECES = 200
 
 
 @dataclass(frozen=True)
@@ -132,6 +120,7 @@ class Item:
     `number` is what it is called in the text, 0 if nothing; `after` are such numbers that it says
     it needs, None where it says nothing; `then` is how many of those just before it it needs, and
     `last` means all of them. `sequence` tells numbered lists apart, 0 is none.
+    `is_sure` says that the layer is named rather than hinted at.
     """
 
     text: str
@@ -144,6 +133,8 @@ class Item:
     then: int = 0
     last: bool = False
     sequence: int = 0
+    section: str = ""
+    is_sure: bool = False
     is_phase: bool = False
 
 
@@ -158,12 +149,19 @@ class Structure:
     in_prose: bool = False
 
 
+def described_by(text: str, hours: float | None = None) -> Feature:
+    """A feature as a text describes it: its first line is the title, or its first heading."""
+    first, _, rest = text.strip().partition("\n")
+    return Feature(_plain(first.lstrip("#")), rest.strip(), hours)
+
+
 def read_structure(feature: Feature) -> Structure:
     """Read what a feature's description says. Raises `InvalidInput` when it is too long."""
     text = feature.description.replace("\r\n", "\n").replace("\r", "\n")
     if len(text) > MOST_CHARACTERS:
         raise InvalidInput(
-            f"the description has {len(text):,} characters; at most {MOST_CHARACTERS:,} are planned",
+            f"the description has {len(text):,} characters;"
+            f" {MOST_CHARACTERS:,} are planned at most",
             hint="Describe the work, and put the rest into files that it names.",
         )
     reading = _Reading(text.split("\n"))
@@ -171,11 +169,17 @@ def read_structure(feature: Feature) -> Structure:
     work = [each for each in reading.pieces if each.is_work]
     details = [each.text for each in reading.pieces if not each.is_work]
     if work:
-        items = tuple(map(_item, work))
+        items = tuple(_items(work))
         context = [*reading.prose, *details, *reading.context]
     else:
         items, surrounding = _read_prose("\n\n".join(reading.prose), feature)
         context = [surrounding, *details, *reading.context]
+    if len(items) > MOST_PIECES:
+        raise InvalidInput(
+            f"the description names {len(items):,} pieces of work;"
+            f" {MOST_PIECES} are planned at most",
+            hint="Make it several features.",
+        )
     return Structure(
         items,
         "\n\n".join(filter(None, context)),
@@ -259,7 +263,7 @@ class _Reading:
             self._surround(text)
             return
         self.body.append(text)
-        self.lead_in = text if is_text else ""
+        self.lead_in = text if is_text and text.endswith(":") else ""
 
     def _surround(self, text: str) -> None:
         lists = {"criteria": self.criteria, "excluded": self.excluded}
@@ -269,7 +273,7 @@ class _Reading:
         ordered = tokens[place].type == "ordered_list_open"
         self.sequences += ordered
         works = _begins_with_verb(self.lead_in)
-        shows = bool(_DETAILS.search(self.lead_in)) or self.lead_in.endswith(":") and not works
+        shows = bool(_DETAILS.search(self.lead_in) or (self.lead_in and not works))
         found = []
         for opening, lead in _elements(tokens, place):
             text = self._element(opening)
@@ -319,7 +323,8 @@ class _Reading:
 
 # Introduces what is the case rather than what is to be done.
 _DETAILS = re.compile(
-    r"\b(?:happens|reproduce|for example|e\.g\.|such as|currently|today|affected|seen (?:on|in)|because)\b",
+    r"\b(?:happens|reproduce|for example|e\.g\.|such as|currently|today|affected|seen (?:on|in)"
+    r"|because)\b",
     re.IGNORECASE,
 )
 
@@ -338,8 +343,9 @@ def _elements(tokens: list[Token], place: int) -> Iterator[tuple[Token, str]]:
 
 def _plain(text: str) -> str:
     """A text without the marks of Markdown, in one line."""
-    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    return " ".join(re.sub(r"[*`]+|(?<!\w)_+|_+(?!\w)|<[^>]*>|^#+\s|\s#+$", "", text).split())
+    text = re.sub(r"!?\[([^\[\]]{0,300})\]\([^()]{0,300}\)", r"\1", text)
+    marks = r"[*`]+|(?<!\w)_+|_+(?!\w)|<[^<>]{0,300}>|^#+\s|\s#+$"
+    return " ".join(re.sub(marks, "", " ".join(text.split())).split())
 
 
 _PREAMBLE = re.compile(
@@ -350,12 +356,20 @@ _PREAMBLE = re.compile(
 )
 
 
+# "A table for …, an endpoint that …": things that are to be made.
+_NAMES_THINGS = re.compile(
+    r"(?:an?|new|two|three|four|five)\s+(?!\S+\s+(?:is|are|was|were|has|have|can|uses?|fails?)\b)",
+    re.IGNORECASE,
+)
+
 # "Support complains that …" tells something, although "Support …" could ask for it.
-_TELLS = re.compile(r"\w+\s+(?:is|are|was|were|has|have|can|complains?|says?|reports?|wants?|asks?|fails?)\b")
+_TELLS = re.compile(
+    r"\w+\s+(?:is|are|was|were|has|have|can|complains?|says?|reports?|wants?|asks?|fails?)\b"
+)
 
 
 def _begins_with_verb(text: str) -> bool:
-    plain = _plain(text)
+    plain = _plain(re.sub(r"`[^`]*`", "X", text))  # a command called `show` is no verb
     begin = _PREFIX.match(plain)
     plain = plain[begin.end() :] if begin else plain
     preamble = _PREAMBLE.match(plain)
@@ -364,8 +378,19 @@ def _begins_with_verb(text: str) -> bool:
     return word is not None and word[0].lower() in _VERBS and not _TELLS.match(rest)
 
 
-def _item(piece: _Piece) -> Item:
-    """A piece of work from an element of a list, or from a section."""
+def _items(pieces: list[_Piece]) -> Iterator[Item]:
+    """The pieces of work; a step that names no layer is of the layer of the step before it."""
+    before: Item | None = None
+    for piece in pieces:
+        item, is_named = _item(piece)
+        if before and not is_named and item.sequence and item.sequence == before.sequence:
+            item = replace(item, layer=before.layer)
+        before = item
+        yield item
+
+
+def _item(piece: _Piece) -> tuple[Item, bool]:
+    """A piece of work from an element of a list or a section, and whether it says its layer."""
     prefix = _PREFIX.match(piece.lead)
     lead = piece.lead[prefix.end() :] if prefix else piece.lead
     text = piece.text
@@ -378,16 +403,21 @@ def _item(piece: _Piece) -> Item:
         after = tuple(sorted({int(each) for each in numbers}))
     elif _NONE_NEEDED.search(text):
         after = ()
+    text = _HOURS.sub("", text, count=1) if _HOURS.search(lead) else text
     text = _tidy(_NONE_NEEDED.sub("", re.sub(_AFTER, "", text) if named else text))
     hours = _HOURS.search(lead)
+    lead = _HOURS.sub("", _NONE_NEEDED.sub("", _AFTER.sub("", lead)))
     files = files_in(text)
-    layer = layer_of(piece.section) or layer_of(lead, files) or layer_of(text, files) or "core"
-    if piece.section and layer != layer_of(lead, files) in ("tests", "documentation"):
-        layer = layer_of(lead, files) or layer
-    return Item(
+    own = layer_of(lead, files)
+    layer = layer_of(piece.section)
+    # Tests and documents of a part are no part of it.
+    if layer is None or own in ("tests", "documentation"):
+        layer = own or layer_of(text, files)
+    item = Item(
         text=text,
         title=title_of(lead),
-        layer=layer,
+        layer=layer or "core",
+        section=piece.section,
         files=files,
         hours=_hours(hours),
         number=int(prefix[2]) if prefix else piece.number,
@@ -395,12 +425,14 @@ def _item(piece: _Piece) -> Item:
         then=int(bool(_THEN.match(lead))),
         last=bool(_FINALLY.match(lead)),
         sequence=piece.sequence,
-        is_phase=bool(prefix) and (prefix[1] if prefix else "").lower() == "phase",
+        is_sure=layer in (layer_of(piece.section), layer_of(text, files, surely=True)),
+        is_phase=prefix is not None and prefix[1].lower() == "phase",
     )
+    return item, layer is not None
 
 
 def _tidy(text: str) -> str:
-    return re.sub(r"[ \t]+(?=\n|$)", "", text).strip()
+    return "\n".join(line.rstrip() for line in text.split("\n")).strip()
 
 
 def _hours(match: re.Match[str] | None) -> float | None:
@@ -412,17 +444,20 @@ def _hours(match: re.Match[str] | None) -> float | None:
 
 def title_of(lead: str) -> str:
     """What a piece of work is called: the beginning of what is said about it."""
-    text = _NONE_NEEDED.sub("", _HOURS.sub("", _AFTER.sub("", lead)))
+    text = lead[:_TELLING]
     for begin in (_TASK_BOX, _THEN, _FINALLY, _PREAMBLE):
         match = begin.match(text)
         text = text[match.end() :] if match else text
-    text = _plain(_SENTENCE.split(text.strip(), maxsplit=1)[0]).rstrip(" .;:,!-–—")  # noqa: RUF001
+    text = re.sub(r" ?\([^()]{0,200}\)$", "", _SENTENCE.split(text.strip(), maxsplit=1)[0])
+    text = _plain(text).rstrip(" .;:,!-–—")  # noqa: RUF001
     name, separator, _ = re.sub(r"\s[-–—]\s", ": ", text, count=1).partition(": ")  # noqa: RUF001
     if separator and len(name.split()) <= 6 and (len(name.split()) > 1 or layer_of(name)):
         text = name
     if len(text) > _LONGEST_TITLE:
         text = _shortened(text)
-    return text[:1].upper() + text[1:]
+    # A heading that ends in marks of its own loses them: "C#" stays, "C #" does not.
+    text = re.sub(r"(?:(?:^|\s)#+)+$", "", text.strip())
+    return text[:1].upper() + text[1:] or "Work"
 
 
 def _shortened(text: str) -> str:
@@ -435,80 +470,96 @@ def _shortened(text: str) -> str:
 
 def files_in(text: str) -> tuple[str, ...]:
     """The files that a text names, each once."""
-    found = (match[0].removeprefix("./").strip("-") for match in _FILE.finditer(text))
+    found = (match[0].rstrip(".:").removeprefix("./") for match in _PATH.finditer(text))
     return tuple(dict.fromkeys(each for each in found if _is_file(each)))
 
 
-def _is_file(name: str) -> bool:
-    stem, dot, ending = name.rpartition("/")[2].rpartition(".")
+def _is_file(path: str) -> bool:
+    if len(path) > _LONGEST_PATH or ":" in path or path.startswith("/") or "//" in path:
+        return False
+    folders, _, name = path.rpartition("/")
+    stem, dot, ending = name.rpartition(".")
     if not dot:
-        return True
+        return name in _UNENDING
     known = ending.lower() in _ENDINGS and name.lower() not in _PRODUCTS
-    return known and bool(stem.strip(".") or "/" in name) and ".." not in name.split("/")
+    return known and bool(stem or folders) and ".." not in folders.split("/")
 
 
 def _read_prose(text: str, feature: Feature) -> tuple[tuple[Item, ...], str]:
     """The work that sentences name, and the sentences that name none."""
-    sentences = [_tidy(each) for each in _SENTENCE.split(text) if each.strip()]
+    paragraphs = (" ".join(each.split()) for each in text.split("\n\n"))
+    sentences = [each for paragraph in paragraphs for each in _SENTENCE.split(paragraph) if each]
     work = [each for each in sentences if _begins_with_verb(each)]
     if not work:
-        work = [each for each in sentences if layer_of(each, files_in(each), surely=True)]
+        work = [each for each in sentences if _NAMES_THINGS.match(each)]
     if not work:
-        return tuple(_clauses(" ".join(feature.title.split()))), " ".join(sentences)
+        title = " ".join(feature.title.split())
+        items = _clauses(title)
+        if len(items) > 1:
+            return tuple(items), " ".join(sentences)
+        whole = f"{title}\n\n{text}".strip()
+        files = files_in(whole)
+        named = layer_of(title, surely=True) or layer_of(whole, files, surely=True)
+        item = replace(items[0], text=whole, files=files, layer=named or "core", is_sure=False)
+        return (item,), ""
     rest = [each for each in sentences if each not in work]
-    items: list[Item] = []
+    found: list[Item] = []
     before = 0
-    for sentence in work:
-        found = _clauses(sentence, before)
-        before = len(found)
-        items += found
-    return tuple(items), " ".join(rest)
+    for sequence, sentence in enumerate(work, 1):
+        clauses = _clauses(sentence, before, sequence)
+        before = len(clauses)
+        found += clauses
+    return tuple(found), " ".join(rest)
 
 
-def _clauses(sentence: str, before: int = 0) -> list[Item]:
-    """A sentence as the pieces of work of different layers that its clauses name, else as one."""
-    parts, layers = _split_by_layer(sentence)
+def _clauses(sentence: str, before: int = 0, sequence: int = 0) -> list[Item]:
+    """A sentence as the pieces of work that its clauses name; `before` are those just before it."""
     begins_later = bool(_THEN.match(sentence)) and bool(before)
     ends_all = bool(_FINALLY.match(sentence))
-    items = []
-    for part, layer in zip(parts, layers, strict=True):
+    items: list[Item] = []
+    for part, layer in _split(sentence):
         items.append(
             Item(
                 text=part[:1].upper() + part[1:],
                 title=title_of(part),
-                layer=layer or "core",
+                layer=layer,
                 files=files_in(part),
                 hours=_hours(_HOURS.search(part)),
                 then=before + len(items) if begins_later else 0,
                 last=ends_all,
+                sequence=sequence,
+                is_sure=layer == layer_of(part, files_in(part), surely=True),
             )
         )
     return items
 
 
-def _split_by_layer(sentence: str) -> tuple[list[str], list[str | None]]:
-    """The clauses of a sentence, those that are about one layer together."""
+def _split(sentence: str) -> list[tuple[str, str]]:
+    """Split a sentence before each clause that says what else to do; with the layer of each."""
     ends = [match.span() for match in _CLAUSE.finditer(sentence)]
     starts = [0, *(end for _, end in ends)]
     stops = [*(begin for begin, _ in ends), len(sentence)]
-    parts: list[tuple[int, int, str | None]] = []
+    parts: list[tuple[int, int]] = []
     for start, stop in zip(starts, stops, strict=True):
-        clause = sentence[start:stop]
-        layer = layer_of(clause, files_in(clause))
-        if parts and (layer is None or layer == parts[-1][2] or not _can_stand(clause)):
-            parts[-1] = (parts[-1][0], stop, parts[-1][2] or layer)
-        elif parts and parts[-1][2] is None:
-            parts[-1] = (parts[-1][0], stop, layer)
+        if parts and not _stands_alone(sentence[slice(*parts[-1])], sentence[start:stop]):
+            parts[-1] = parts[-1][0], stop
         else:
-            parts.append((start, stop, layer))
-    if len({layer for _, _, layer in parts}) < 2:
-        whole = sentence.strip()
-        return [whole], [layer_of(whole, files_in(whole), surely=True)]
-    return [sentence[start:stop].strip() for start, stop, _ in parts], [each for _, _, each in parts]
+            parts.append((start, stop))
+    found: list[tuple[str, str]] = []
+    for start, stop in parts:
+        part = sentence[start:stop].strip()
+        files = files_in(part)
+        layer = layer_of(part, files, surely=True) or (found[-1][1] if found else None)
+        found.append((part, layer or layer_of(part, files) or "core"))
+    return found
 
 
-def _can_stand(clause: str) -> bool:
-    """Whether a clause says what to do, or names a thing to make, rather than how."""
-    return _begins_with_verb(clause) or bool(
-        re.match(r"(?:an?|the|new|with an?|its)\b", clause.strip(), re.IGNORECASE)
-    )
+def _stands_alone(before: str, clause: str) -> bool:
+    """Whether a clause says what else to do, or names another kind of thing, rather than how."""
+    if len(clause.split()) < _LEAST_WORDS or len(before.split()) < _LEAST_WORDS:
+        return False
+    if _begins_with_verb(clause):
+        return True
+    layer = layer_of(clause, files_in(clause), surely=True)
+    is_other = layer not in (None, layer_of(before, files_in(before), surely=True))
+    return is_other and bool(_NAMES_THINGS.match(clause))

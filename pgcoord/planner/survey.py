@@ -1,6 +1,6 @@
 """Which files of a repository a phase is about: those that it names, and those worth reading.
 
-A file is worth reading when its path, or its content, has the words of a phase that few others have.
+A file is worth reading when its path or its content has words of the phase that few others have.
 """
 
 import math
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 
-from pgcoord.planner.layers import layer
+from pgcoord.planner.layers import WORDS, layer
 from pgcoord.planner.phases import Draft
 from pgcoord.planner.prompts import File, Surveyed
-from pgcoord.planner.structure import Item, Structure
+from pgcoord.planner.structure import Feature, Item, Structure
 
 # Words that are looked for in the content of files.
 MOST_TERMS = 16
@@ -25,24 +25,19 @@ _MOST_FOUND = 6
 # A word that more than this share of all files have tells nothing of one of them.
 _COMMON = 0.2
 
+# Characters of a piece of work of which the words are looked for.
+_TELLING = 2_000
+
 # Of the points of the best file, what another needs to be listed beside it.
 _LEAST_SHARE = 0.45
 
 _CODE = re.compile(r"`([A-Za-z_][\w.-]{2,60})(?:\(\))?`")
-_IDENTIFIER = re.compile(r"\b(?:[a-z]+(?:_[a-z0-9]+)+|[A-Z][a-z0-9]+(?:[A-Z][a-z0-9]+)+|[a-z]+[A-Z]\w+)\b")
+_IDENTIFIER = re.compile(
+    r"\b(?:[a-z]+(?:_[a-z0-9]+)+|[A-Z][a-z0-9]+(?:[A-Z][a-z0-9]+)+|[a-z]+[A-Z]\w+)\b"
+)
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_]+")
 
-_IDLE = frozenset(
-    """
-    about above after again also although always another because before being below between both
-    could does done down during each either else every first from further have having here into
-    its itself just last later least less like made make many more most much must need needs never
-    next none only other others over same should since some such than that their them then there
-    these they this those through together under until upon very want well were what when where
-    which while whom whose will with within without would your feature phase work working people
-    user users file files code name names time data new old page add use using support show way
-    """.split()
-)
+_IDLE = frozenset(WORDS["idle"].split())
 
 
 @dataclass(frozen=True)
@@ -108,9 +103,9 @@ def terms_of(text: str) -> list[str]:
     return list(dict.fromkeys([*named, *words]))
 
 
-def terms(structure: Structure) -> list[str]:
+def terms(feature: Feature, structure: Structure) -> list[str]:
     """What to look for in the content of files for all of a feature."""
-    found = [terms_of(item.text) for item in structure.items]
+    found = [terms_of(feature.title), *(terms_of(item.text) for item in structure.items)]
     # One of each piece of work in turn, so that none is left out.
     longest = max(map(len, found), default=0)
     in_turn = [each[place] for place in range(longest) for each in found if place < len(each)]
@@ -137,20 +132,22 @@ def resolve(structure: Structure, repository: Repository) -> Structure:
     return replace(structure, items=tuple(map(resolved, structure.items)))
 
 
-def survey(drafts: Sequence[Draft], repository: Repository) -> list[Surveyed]:
+def survey(feature: Feature, drafts: Sequence[Draft], repository: Repository) -> list[Surveyed]:
     """What the repository has for each phase."""
     known = set(repository.files)
+    # What all of it is called tells nothing of a part.
+    title = feature.title if len(drafts) == 1 else ""
     return [
         Surveyed(
             tuple(File(name, bool(known) and name not in known) for name in draft.files),
-            _worth_reading(draft, repository),
+            _worth_reading(title, draft, repository),
         )
         for draft in drafts
     ]
 
 
-def _worth_reading(draft: Draft, repository: Repository) -> tuple[str, ...]:
-    text = "\n".join(f"{item.title}\n{item.text}" for item in draft.items)
+def _worth_reading(title: str, draft: Draft, repository: Repository) -> tuple[str, ...]:
+    text = "\n".join([title, *(item.text[:_TELLING] for item in draft.items)])
     points = repository.rank(_words_of(text) - _IDLE, terms_of(text))
     patterns = [pattern for name in draft.layers for pattern in layer(name).files]
     ranked = sorted(
