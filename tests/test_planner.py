@@ -154,7 +154,8 @@ def test_tasks_that_are_ticked_are_done_already() -> None:
 def test_criteria_go_to_the_phases_that_they_are_about() -> None:
     _, api, page = rows(
         "- Create a table of comments\n- Add an endpoint for comments\n"
-        "- Show comments on the page\n\n## Acceptance criteria\n\n- The endpoint refuses 1 MB\n- Nobody is surprised\n",
+        "- Show comments on the page\n\n"
+        "## Acceptance criteria\n\n- The endpoint refuses 1 MB\n- Nobody is surprised\n",
         6,
     )
     assert "The endpoint refuses 1 MB" in api["prompt_content"]
