@@ -781,7 +781,15 @@ async def test_axe_finds_nothing_on_any_page_in_any_colours(
             assert [(page.url, each["id"], each["nodes"][0]["html"]) for each in found] == []
 
     for address in (
-        *("/", "/?q=nothing", "/history?before=12", "/features/new", "/features/120", "/login"),
+        *(
+            "/",
+            "/?q=nothing",
+            "/history?before=12",
+            "/features/new",
+            "/features/120",
+            "/features/120/plan",
+            "/login",
+        ),
         *("/phases/queue-104-2", "/phases/queue-104-6", "/phases/queue-104-2?find=passed"),
         *("/phases/queue-104-6/retry", "/phases/queue-104-1/retry", "/features/999"),
     ):

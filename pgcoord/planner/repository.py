@@ -36,9 +36,7 @@ def search(
     if not files or not terms:
         return Repository(tuple(files))
     patterns = [argument for term in terms for argument in ("-e", term)]
-    found = _git(
-        folder, environment, "grep", "-I", "-i", "-w", "-F", "-o", "-z", "-m", "8", *patterns
-    )
+    found = _git(folder, environment, "grep", "-I", "-i", "-w", "-F", "-o", "-z", *patterns)
     by_lower = {term.lower(): term for term in terms}
     matches: dict[str, set[str]] = {term: set() for term in terms}
     for line in (found or "").split("\n"):

@@ -1,26 +1,31 @@
 """Which files of a repository a phase is about: those that it names, and those worth reading.
 
-A file is worth reading when its path or its content has words of the phase that few others have.
+A file is worth reading when its path has words of the phase, or its content names in code that the
+phase names, and few other files do.
 """
 
+import heapq
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from pgcoord.planner.layers import WORDS, layer
 from pgcoord.planner.phases import Draft
 from pgcoord.planner.prompts import File, Surveyed
 from pgcoord.planner.structure import Feature, Item, Structure
 
-# Words that are looked for in the content of files.
+# Names that are looked for in the content of files.
 MOST_TERMS = 16
 
 # Files that a prompt lists as worth reading.
 _MOST_FOUND = 6
+
+# The best by their points, of which those of the layer are preferred.
+_MOST_COMPARED = 200
 
 # A word that more than this share of all files have tells nothing of one of them.
 _COMMON = 0.2
@@ -56,7 +61,7 @@ class Repository:
             named = _words_of(name)
             for word in named:
                 found.setdefault(word, []).append((file, 2))
-            for word in _words_of(folders) - named:
+            for word in _words_of_folders(folders) - named:
                 found.setdefault(word, []).append((file, 1))
         return found
 
@@ -82,25 +87,30 @@ class Repository:
 
 def _words_of(text: str) -> frozenset[str]:
     """The words of a text or a path, in lower case and in the singular."""
-    return frozenset(_singular(word.lower()) for word in _WORD.findall(text) if len(word) > 2)
+    return frozenset(map(_singular, _WORD.findall(text))) - {""}
 
 
+@lru_cache(maxsize=10_000)
+def _words_of_folders(folders: str) -> frozenset[str]:
+    return _words_of(folders)
+
+
+@lru_cache(maxsize=100_000)
 def _singular(word: str) -> str:
+    """A word in lower case and in the singular; nothing for one that is too short to tell."""
+    word = word.lower()
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
-    return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word
+    if word.endswith("s") and not word.endswith("ss") and len(word) > 3:
+        return word[:-1]
+    return word if len(word) > 2 else ""
 
 
 def terms_of(text: str) -> list[str]:
-    """What to look for in the content of files: names in code first, then words that may tell."""
-    named = [match[1] for match in _CODE.finditer(text)]
-    named += [match[0] for match in _IDENTIFIER.finditer(text)]
-    words = [
-        word
-        for word in re.findall(r"[A-Za-z]{5,}", text)
-        if word.lower() not in _IDLE and word.islower()
-    ]
-    return list(dict.fromkeys([*named, *words]))
+    """What to look for in the content of files: names in code. Words are in too many files."""
+    found = [match[1] for match in _CODE.finditer(text)]
+    found += [match[0] for match in _IDENTIFIER.finditer(text)]
+    return list(dict.fromkeys(found))
 
 
 def terms(feature: Feature, structure: Structure) -> list[str]:
@@ -150,12 +160,11 @@ def _worth_reading(title: str, draft: Draft, repository: Repository) -> tuple[st
     text = "\n".join([title, *(item.text[:_TELLING] for item in draft.items)])
     points = repository.rank(_words_of(text) - _IDLE, terms_of(text))
     patterns = [pattern for name in draft.layers for pattern in layer(name).files]
+    best = heapq.nsmallest(_MOST_COMPARED, ((-score, file) for file, score in points.items()))
     ranked = sorted(
-        (
-            (-score * (2 if any(fnmatchcase(file.lower(), each) for each in patterns) else 1), file)
-            for file, score in points.items()
-            if score > 0 and file not in draft.files
-        )
+        (score * (2 if any(fnmatchcase(file.lower(), each) for each in patterns) else 1), file)
+        for score, file in best
+        if score < 0 and file not in draft.files
     )
     least = ranked[0][0] * _LEAST_SHARE if ranked else 0
     return tuple(file for score, file in ranked[:_MOST_FOUND] if score <= least)
