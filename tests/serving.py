@@ -14,7 +14,7 @@ import httpx2
 from coordination import PATIENCE, make_coordinator, scripts
 
 from pgcoord import report
-from pgcoord.configuration import Planner, Server, Workflow
+from pgcoord.configuration import GitHub, Planner, Server, Workflow
 from pgcoord.http.door import Database, Door
 from pgcoord.http.feed import Feed
 from pgcoord.http.security import read_access
@@ -70,6 +70,7 @@ async def served(
     environment: Mapping[str, str] | None = None,
     planner: Planner | None = None,
     unsigned_webhooks: bool = False,
+    github: GitHub | None = None,
 ) -> AsyncIterator[Site]:
     """Serve on a free port, beside a coordinator (which may not run), until the block ends."""
     with bind("127.0.0.1", 0) as taken:
@@ -80,9 +81,15 @@ async def served(
             address="127.0.0.1",
             name="127.0.0.1",
             unsigned_webhooks=unsigned_webhooks,
+            github=github,
         )
         coordinator = make_coordinator(
-            dsn, folder, work or scripts(environment=("PYTHONPATH",)), url=url
+            dsn,
+            folder,
+            work or scripts(environment=("PYTHONPATH",)),
+            url=url,
+            github=github,
+            environment={**os.environ, **(environment or {})},
         )
         door = Door(
             Database(dsn),
@@ -90,6 +97,7 @@ async def served(
             access,
             coordinator,
             FeaturePlanner(planner or Planner(), dict(os.environ), folder),
+            repository=github.page if github else None,
             obstacle=None,
         )
         async with asyncio.timeout(2 * PATIENCE), serving(door, taken):
