@@ -98,6 +98,25 @@ class Server:
 
 
 @dataclass(frozen=True)
+class Planner:
+    """How features are planned, `[planner]`.
+
+    `directory` is the repository whose files are looked at, None the current folder. Without a
+    `command`, pgcoord plans itself; the command's answer has `max_answer` bytes at most. `template`
+    makes the prompts. A prompt of more than `max_prompt` tokens is warned of.
+    """
+
+    directory: Path | None = None
+    command: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    timeout: timedelta = timedelta(minutes=10)
+    max_answer: int = 1_000_000
+    template: Path | None = None
+    max_phases: int = 12
+    max_prompt: int = 4_000
+
+
+@dataclass(frozen=True)
 class GitHub:
     """The repository in which each phase gets an issue, `[github]`.
 
@@ -138,6 +157,7 @@ class Configuration:
     log_max_size: int = 100_000_000
     log_retention: timedelta | None = None
     server: Server = Server()
+    planner: Planner = Planner()
     github: GitHub | None = None
 
     @property
@@ -164,7 +184,13 @@ def read_configuration(path: Path) -> Configuration:
     folder = partial(_folder, path.parent)
     sections = _read_table(
         _parse(path),
-        {"workflow": _table, "server": _table, "github": _table, "log": _table},
+        {
+            "workflow": _table,
+            "server": _table,
+            "github": _table,
+            "planner": _table,
+            "log": _table,
+        },
         key="",
         problems=problems,
     )
@@ -180,6 +206,7 @@ def read_configuration(path: Path) -> Configuration:
         key="server",
         problems=problems,
     )
+    planner = _read_planner(sections.get("planner", {}), folder, problems)
     github = _read_github(sections.get("github"), folder, problems)
     readers: dict[str, _Reader] = {"folder": folder, "max_size": _size, "retention": parse_duration}
     log = _read_table(sections.get("log", {}), readers, key="log", problems=problems)
@@ -187,7 +214,13 @@ def read_configuration(path: Path) -> Configuration:
         raise InvalidConfiguration("\n".join(f"{path}: {problem}" for problem in problems))
     limits = {f"log_{key}": log[key] for key in ("max_size", "retention") if key in log}
     return Configuration(
-        path, workflows, log.get("folder"), server=Server(**server), github=github, **limits
+        path,
+        workflows,
+        log.get("folder"),
+        server=Server(**server),
+        github=github,
+        planner=planner,
+        **limits,
     )
 
 
@@ -253,7 +286,7 @@ def _read_workflow(
         "environment": _environment,
         "timeout": parse_duration,
         "linger": partial(parse_duration, zero=True),
-        "max_attempts": _attempts,
+        "max_attempts": _whole(1, _MOST_ATTEMPTS),
         "retry_delay": partial(parse_duration, zero=True),
         "retry_lost": _boolean,
         "reports": _boolean,
@@ -263,6 +296,21 @@ def _read_workflow(
         problems.append(f'{key}.command: missing; expected a list such as ["make", "build"]')
     values = _read_table(table, readers, key=key, problems=problems)
     return Workflow(name=name, **{"command": (), "directory": folder("."), **values})
+
+
+def _read_planner(table: Mapping[str, object], folder: _Reader, problems: list[str]) -> Planner:
+    readers: dict[str, _Reader] = {
+        "directory": folder,
+        "command": _program,
+        "environment": _environment,
+        "timeout": parse_duration,
+        "max_answer": _size,
+        "template": folder,
+        "max_phases": _whole(1, 200),
+        "max_prompt": _whole(1, 1_000_000),
+    }
+    values = _read_table(table, readers, key="planner", problems=problems)
+    return Planner(**{"directory": folder("."), **values})
 
 
 def _read_github(
@@ -326,10 +374,13 @@ def _boolean(value: object) -> bool:
     return value
 
 
-def _attempts(value: object) -> int:
-    if type(value) is not int or not 1 <= value <= _MOST_ATTEMPTS:
-        raise ValueError(f"expected a whole number from 1 to {_MOST_ATTEMPTS}, not {value!r:.60}")
-    return value
+def _whole(least: int, most: int) -> _Reader:
+    def read(value: object) -> int:
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"expected a whole number from {least} to {most}, not {value!r:.60}")
+        return value
+
+    return read
 
 
 def _host(value: object) -> str:
@@ -393,10 +444,15 @@ def _environment(value: object) -> tuple[str, ...]:
     return names
 
 
-def _command(value: object) -> tuple[str, ...]:
+def _program(value: object) -> tuple[str, ...]:
     arguments = _texts(value, 'expected a list of arguments such as ["make", "build"]')
     if not arguments or not arguments[0].strip():
         raise ValueError('expected a program and its arguments such as ["make", "build"]')
+    return arguments
+
+
+def _command(value: object) -> tuple[str, ...]:
+    arguments = _program(value)
     problems = [problem for argument in arguments for problem in _brace_problems(argument)]
     if problems:
         raise ValueError("; ".join(problems))

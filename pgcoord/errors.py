@@ -13,7 +13,8 @@ CoordError
 ├── NotNow                  1  GitHub cannot do it now: a limit, or an outage
 ├── DatabaseUnusable        6  no connection, no rights, wrong version, read-only
 │   └── WrongSchema            the schema is missing, older or newer than this release
-└── CannotStart             7  a process or a server could not be started
+├── CannotStart             7  a process or a server could not be started
+└── PlannerFailed           7  what plans for us did not answer, or with something else than a plan
 """
 
 from collections.abc import Sequence
@@ -104,5 +105,11 @@ class WrongSchema(DatabaseUnusable):
 
 class CannotStart(CoordError):
     """A process or a server could not be started."""
+
+    exit_status = 7
+
+
+class PlannerFailed(CoordError):
+    """The planner command, or git, did not answer as it should."""
 
     exit_status = 7

@@ -3,13 +3,13 @@
 `# Title` and what follows it describe the feature; each `## Phase 1: Title` begins a phase,
 with `Key: value` lines directly below it and the prompt after them. What is a heading and what
 merely looks like one, in a code block say, is for a Markdown parser to tell. Prompts are never
-changed. Faults are collected, so that one reading shows them all.
+changed. Faults are collected, so that one reading shows them all. `write_plan` is the way back.
 """
 
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
@@ -171,17 +171,24 @@ def read_plan(
     return parse_plan(text, name=str(path), workflows=workflows, has_default=has_default)
 
 
+def looks_like_plan(text: str) -> bool:
+    """Whether `text` has a phase of a plan in it, well-formed or not, rather than a description."""
+    return any(_HEADING_LIKE.match(line) for line in _lines(text))
+
+
 def parse_plan(
     text: str,
     *,
     name: str,
+    title: str | None = None,
     workflows: Collection[str] | None = None,
     has_default: bool = True,
 ) -> Plan:
     """Read the plan `text`; `name` stands for its file in errors.
 
-    With `workflows`, a phase may name only one of these, and must name one unless there is a
-    default. Raises InvalidPlan with every fault, in the order of lines.
+    Where the text has no title, it is `title`. With `workflows`, a phase may name only one of
+    these, and must name one unless there is a default. Raises InvalidPlan with every fault, in the
+    order of lines.
     """
     lines = _lines(text)
     problems = list(_unusable_characters(lines))
@@ -190,7 +197,7 @@ def parse_plan(
         headings = list(_headings(tokens))
         starts = [each for each in headings if each.tag == "h2" and _PHASE_LIKE.match(each.text)]
         problems += _lost_headings(tokens, lines, {each.start for each in headings})
-        title, description = _read_front(tokens, headings, starts, lines, problems)
+        found, description = _read_front(tokens, headings, starts, lines, problems, title)
         sections = _read_sections(starts, lines, problems)
         problems += _faults_in_order(sections)
         problems += _faults_in_dependencies(sections)
@@ -200,7 +207,42 @@ def parse_plan(
             [f"{name}:{line}: {problem}" for line, problem in sorted(problems, key=itemgetter(0))]
         )
     phases = sorted((_phase(section) for section in sections), key=lambda phase: phase.number)
-    return Plan(title=title, description=description, phases=tuple(phases))
+    return Plan(title=found, description=description, phases=tuple(phases))
+
+
+def write_plan(title: str, description: str | None, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write phases, as `Plan.feature` lists them, as a plan; the faulty are written as they are.
+
+    `parse_plan` reads the same phases from it, unless they say what a plan cannot: it is for
+    whoever needs that to try.
+    """
+    parts = [f"# {' '.join(title.split())}\n"]
+    if description and description.strip():
+        parts.append(f"{description.strip()}\n")
+    parts += [_written(row) for row in rows]
+    return "\n".join(parts)
+
+
+def _written(row: Mapping[str, Any]) -> str:
+    needs = ", ".join(map(str, row.get("depends_on_phases") or ())) or "none"
+    seconds = row.get("timeout_seconds")
+    keys = {
+        "Depends on": needs,
+        "Workflow": row.get("workflow_type"),
+        "Hours": _decimal(row.get("estimated_hours")),
+        "Priority": row.get("priority"),
+        "Files": ", ".join(row.get("files") or ()) or None,
+        "Max attempts": row.get("max_attempts"),
+        "Timeout": None if seconds is None else f"{_decimal(seconds)}s",
+    }
+    lines = [f"{key}: {value}" for key, value in keys.items() if value is not None]
+    heading = f"## Phase {row['phase_number']}: {row.get('title') or 'Untitled'}"
+    return "\n".join([heading, *lines, "", row.get("prompt_content") or "", ""])
+
+
+def _decimal(number: float | None) -> str | None:
+    """A number as a plan has it: without an exponent, or a nought at its end."""
+    return None if number is None else f"{number:.6f}".rstrip("0").rstrip(".")
 
 
 @dataclass(frozen=True)
@@ -267,12 +309,15 @@ def _read_front(
     starts: list[_Heading],
     lines: list[str],
     problems: list[_Problem],
+    else_titled: str | None,
 ) -> tuple[str, str]:
     """Read what stands before the first phase: the title and the description."""
     end = starts[0].start if starts else len(lines)
     titles = [each for each in headings if each.tag == "h1" and each.start < end]
     if not starts:
         problems.append((1, 'no phase: expected a heading such as "## Phase 1: Title"'))
+    if not titles and else_titled:
+        return else_titled, _text(lines[:end])
     if not titles or not titles[0].text:
         line = titles[0].start + 1 if titles else 1
         problems.append((line, 'no title: expected "# Title" before the first phase'))

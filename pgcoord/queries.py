@@ -815,6 +815,11 @@ async def slots(conn: Connection) -> list[Slot]:
     return await _rows(conn, Slot, f"select {_columns(Slot)} from pgcoord.slots order by slot")
 
 
+async def slot_count(conn: Connection) -> int:
+    """How many phases may run at once."""
+    return int(await _value(conn, "select count(*) from pgcoord.slot where not draining"))
+
+
 async def paused(conn: Connection) -> datetime | None:
     """Since when everything is paused; None when it is not."""
     since: datetime | None = await _value(conn, "select paused_at from pgcoord.control")
@@ -1008,9 +1013,27 @@ async def change_feature(
     )
 
 
-async def make_plan(conn: Connection, feature_id: int) -> int:
-    """Give a feature without a plan one of a single phase; return how many phases there are."""
-    return int(await _value(conn, "select pgcoord.make_plan(%s)", feature_id))
+@dataclass(frozen=True)
+class FeatureToPlan:
+    """What a feature is planned from."""
+
+    title: str
+    description: str | None
+    item_type: str
+    estimated_hours: float | None
+    version: str
+
+
+async def feature_to_plan(conn: Connection, feature_id: int) -> FeatureToPlan:
+    """What a feature is planned from. Raises `NotFound`; `Refused` once its phases are queued."""
+    found = await _row(
+        conn,
+        FeatureToPlan,
+        f"select {_columns(FeatureToPlan)} from pgcoord.feature_to_plan(%s)",
+        feature_id,
+    )
+    assert found is not None
+    return found
 
 
 async def execute_feature(conn: Connection, feature_id: int) -> int:

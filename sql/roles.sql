@@ -81,7 +81,7 @@ grant update (issue_number, depends_on_phases, phase_data, pr_number, priority, 
     on public.phase_queue to pgcoord_client;
 grant execute on function
     pgcoord.submit_feature(jsonb), pgcoord.store_feature(jsonb), pgcoord.change_feature(integer, jsonb, text),
-    pgcoord.make_plan(integer), pgcoord.execute_feature(integer), pgcoord.cancel_feature(integer, text),
+    pgcoord.feature_to_plan(integer), pgcoord.execute_feature(integer), pgcoord.cancel_feature(integer, text),
     pgcoord.complete_phase(text, text), pgcoord.fail_phase(text, text, text), pgcoord.retry_phase(text, text),
     pgcoord.skip_phase(text, text), pgcoord.cancel_phase(text, text), pgcoord.set_priority(text, integer),
     pgcoord.pause(integer, text), pgcoord.resume(integer), pgcoord.set_slots(integer),

@@ -14,11 +14,12 @@ import httpx2
 from coordination import PATIENCE, make_coordinator, scripts
 
 from pgcoord import report
-from pgcoord.configuration import GitHub, Server, Workflow
+from pgcoord.configuration import GitHub, Planner, Server, Workflow
 from pgcoord.http.door import Database, Door
 from pgcoord.http.feed import Feed
 from pgcoord.http.security import read_access
 from pgcoord.http.server import bind, serving, url_of
+from pgcoord.planner.planning import FeaturePlanner
 
 SECRET = "whsec_" + base64.b64encode(b"x" * 32).decode()
 
@@ -67,6 +68,7 @@ async def served(
     leads: bool = True,
     work: Workflow | None = None,
     environment: Mapping[str, str] | None = None,
+    planner: Planner | None = None,
     unsigned_webhooks: bool = False,
     github: GitHub | None = None,
 ) -> AsyncIterator[Site]:
@@ -94,6 +96,7 @@ async def served(
             Feed(dsn),
             access,
             coordinator,
+            FeaturePlanner(planner or Planner(), dict(os.environ), folder),
             repository=github.page if github else None,
             obstacle=None,
         )

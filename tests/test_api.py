@@ -75,26 +75,6 @@ async def test_a_feature_as_it_is_shown_can_be_sent_back(site: Site, conn: Conne
     assert rows[2] == rows[3]
 
 
-async def test_a_feature_without_a_plan_gets_one_of_a_single_phase(
-    site: Site, conn: Connection
-) -> None:
-    feature = await ask(
-        site, "POST", "/planned-features", {"title": "Do it", "description": "Now."}
-    )
-    path = f"/planned-features/{feature['id']}"
-    refused = await site.client.post(f"{API}{path}/execute")
-    assert (refused.status_code, refused.json()["error"]) == (409, "refused")
-    assert "no plan" in refused.json()["reason"]
-    for _ in range(2):
-        planned = await ask(site, "POST", f"{path}/generate-implementation")
-        [phase] = planned["phases"]
-        assert phase["prompt_content"] == "Do it\n\nNow."
-    await ask(site, "POST", f"{path}/execute")
-    assert statuses(conn) == {1: "queued"}
-    late = await site.client.post(f"{API}{path}/generate-implementation")
-    assert (late.status_code, late.json()["error"]) == (409, "refused")
-
-
 async def test_a_feature_is_changed_only_as_it_was_seen(site: Site) -> None:
     created = await site.client.post(f"{API}/planned-features", json=PLAN)
     path, seen = created.headers["location"], created.headers["etag"]

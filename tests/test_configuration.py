@@ -11,6 +11,7 @@ from pgcoord.configuration import (
     PLACEHOLDERS,
     Configuration,
     GitHub,
+    Planner,
     Workflow,
     find_configuration,
     read_configuration,
@@ -43,6 +44,7 @@ def test_a_workflow_has_defaults(tmp_path: Path) -> None:
         path=tmp_path / "pgcoord.toml",
         workflows={"build": Workflow("build", ("make",), tmp_path)},
         log_folder=None,
+        planner=Planner(tmp_path),
     )
     assert configuration.default_workflow is None
 
@@ -87,6 +89,44 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert configuration.log_folder == Path("/var/log/pgcoord")
     assert configuration.log_max_size == 20_000_000
     assert configuration.log_retention == timedelta(days=30)
+
+
+def test_every_key_of_the_planner_is_read(tmp_path: Path) -> None:
+    configuration = read(
+        tmp_path,
+        """
+        [planner]
+        directory = "../code"
+        command = ["claude", "-p", "{plan}"]
+        environment = ["ANTHROPIC_API_KEY"]
+        timeout = "5m"
+        max_answer = "200kB"
+        template = "prompt.md"
+        max_phases = 6
+        max_prompt = 2000
+        """,
+    )
+    assert configuration.planner == Planner(
+        directory=tmp_path / "../code",
+        command=("claude", "-p", "{plan}"),
+        environment=("ANTHROPIC_API_KEY",),
+        timeout=timedelta(minutes=5),
+        max_answer=200_000,
+        template=tmp_path / "prompt.md",
+        max_phases=6,
+        max_prompt=2000,
+    )
+
+
+def test_a_faulty_planner_is_said_key_by_key(tmp_path: Path) -> None:
+    text = '[planner]\ncommand = []\nmax_phases = 0\nmax_prompt = "x"\ntimeout = 0\nmodel = "y"\n'
+    assert [each.partition(":")[0] for each in problems(tmp_path, text)] == [
+        "planner.command",
+        "planner.max_phases",
+        "planner.max_prompt",
+        "planner.timeout",
+        "planner.model",
+    ]
 
 
 def test_every_key_of_a_repository_is_read(tmp_path: Path) -> None:

@@ -530,6 +530,52 @@ async def test_a_stored_feature_is_generated_then_executed(
     assert statuses(conn) == {1: "queued"}
 
 
+async def test_a_plan_is_generated_edited_planned_again_and_executed(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    await page.goto(f"{panel}/features/new")
+    await page.get_by_label("Title", exact=True).fill("Votes")
+    await page.get_by_label("What it is about").fill(
+        "- Add a table of votes\n- Add an endpoint to vote\n- Show the votes on the page\n"
+    )
+    await page.get_by_label("Hours it may take").fill("6")
+    await page.get_by_role("button", name="Generate phases").click()
+    await is_live(page)
+    shown = page.locator("#plan")
+    await expect(shown.locator("li")).to_have_count(3)
+    await expect(shown).to_contain_text("Runs as 1, then 2 and 3.")
+    await expect(shown).to_contain_text("6 h of work, 4 h 30 min with 3 slots")
+    await shown.get_by_text("Prompt, about").first.click()
+    await expect(shown.get_by_role("region").first).to_contain_text("Add a table of votes")
+    # Edited: a fault is said by its line, and what was typed stays.
+    await page.get_by_role("link", name="Edit plan").click()
+    field = page.get_by_label("Plan, Markdown")
+    text = await field.input_value()
+    assert text.startswith("# Votes\n\n## Phase 1: Add a table of votes\nDepends on: none\n")
+    faulty = f"{text}\n## Phase 4: Guide\nDepends on: 9\n\nWrite it.\n"
+    await field.fill(faulty)
+    await page.get_by_role("button", name="Store", exact=True).click()
+    line = faulty.split("\n").index("Depends on: 9") + 1
+    await expect(page.get_by_role("alert")).to_contain_text(f"line {line}")
+    await expect(page.get_by_role("alert")).to_contain_text("there is no phase 9")
+    await expect(field).to_have_value(faulty)
+    await field.fill(faulty.replace("on: 9", "on: 1"))
+    await page.get_by_role("button", name="Store", exact=True).click()
+    await is_live(page)
+    await expect(shown).to_contain_text("4 Guide")
+    # Planned again: from the description, in place of it.
+    await page.get_by_role("button", name="Plan again").click()
+    await expect(shown.locator("li")).to_have_count(3)
+    assert statuses(conn) == {}
+    await page.get_by_role("button", name="Execute", exact=True).click()
+    await expect(page.locator("#tree li")).to_have_count(3)
+    await expect(shown).to_be_hidden()
+    assert statuses(conn) == dict.fromkeys((1, 2, 3), "queued")
+    late = await page.goto(f"{page.url}/plan")
+    assert late
+    assert late.status == 409
+
+
 async def test_a_faulty_plan_is_said_line_by_line_and_stays_in_the_form(
     page: Page, panel: str, conn: Connection
 ) -> None:
@@ -829,6 +875,7 @@ async def test_axe_finds_nothing_on_any_page_in_any_colours(
     for address in (
         *("/", "/?q=nothing", "/history?before=12", "/features/new", "/features/120", "/login"),
         *("/features/118", "/features/115", "/features/101/cancel", "/pause"),
+        *("/features/120/plan",),
         *("/phases/queue-104-2", "/phases/queue-104-6", "/phases/queue-104-2?find=passed"),
         *("/phases/queue-104-6/retry", "/phases/queue-104-1/retry", "/features/999"),
     ):

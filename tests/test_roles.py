@@ -113,7 +113,7 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ('select pgcoord.submit_feature(\'{"title": "a", "phases": [{"phase_number": 1}]}\')', CLIENT),
     ('select pgcoord.store_feature(\'{"title": "a", "phases": [{"phase_number": 1}]}\')', CLIENT),
     ('select pgcoord.change_feature(1, \'{"title": "b"}\')', CLIENT),
-    ("select pgcoord.make_plan(2)", CLIENT),
+    ("select pgcoord.feature_to_plan(2)", CLIENT),
     ("select pgcoord.execute_feature(2)", CLIENT),
     # steering
     ("select pgcoord.complete_phase('queue-1-1')", CLIENT),

@@ -308,5 +308,9 @@ def test_the_script_of_the_specification_works(desk: Desk, dsn: str, conn: Conne
             message = json.loads(client.recv())
         data = message["data"]
         assert data | report == data
-    [row] = [row for row in curl("/api/v1/queue") if row["feature_id"] == feature["id"]]
-    assert row["status"] == "completed"
+    # What depends on it is launched, and both at the same time.
+    program.until(r"queue-\d+-2\b.*started, pid")
+    program.until(r"queue-\d+-3\b.*started, pid")
+    rows = [row for row in curl("/api/v1/queue") if row["feature_id"] == feature["id"]]
+    assert [row["depends_on_phases"] for row in rows] == [[], [1], [1]]
+    assert rows[0]["status"] == "completed"

@@ -26,6 +26,7 @@ from pgcoord.http.security import Access
 from pgcoord.http.server import serving, url_of
 from pgcoord.listener import check_wake_ups
 from pgcoord.plan import Plan
+from pgcoord.planner.planning import FeaturePlanner
 from pgcoord.progress import Progress, Snapshot, follow_through, progress, read_snapshot, summary
 
 logger = logging.getLogger(__name__)
@@ -49,12 +50,14 @@ class Runner:
         coordinator: Coordinator,
         taken: socket.socket,
         access: Access,
+        planner: FeaturePlanner,
     ) -> None:
         self._surroundings = surroundings
         self._dsn = dsn
         self._coordinator = coordinator
         self._taken = taken
         self._access = access
+        self._planner = planner
         self._error: Exception | None = None
         self._end: Snapshot | None = None
 
@@ -71,7 +74,7 @@ class Runner:
                 leader.pid,
                 leader.host,
             )
-        door = _door(self._dsn, self._coordinator, self._access)
+        door = _door(self._dsn, self._coordinator, self._access, self._planner)
         door.obstacle = None
         typer.echo(f"panel: {url_of(self._taken)}/features/{feature_id}")
         with progress() as shown, _interruptible(self._stop) as came:
@@ -142,6 +145,7 @@ async def serve(
     coordinator: Coordinator,
     taken: socket.socket,
     access: Access,
+    planner: FeaturePlanner,
     *,
     drain: bool = False,
 ) -> int:
@@ -166,7 +170,7 @@ async def serve(
             )
 
     steps = [wait_for_what_runs, stop] if drain else [stop]
-    door = _door(dsn, coordinator, access)
+    door = _door(dsn, coordinator, access, planner)
     with _interruptible(*steps) as came:
         async with serving(door, taken):
             logger.info("serving on %s", url_of(taken))
@@ -180,13 +184,14 @@ async def serve(
     return 128 + signal.SIGINT if signal.SIGINT in came else 0
 
 
-def _door(dsn: str, coordinator: Coordinator, access: Access) -> Door:
+def _door(dsn: str, coordinator: Coordinator, access: Access, planner: FeaturePlanner) -> Door:
     github = coordinator.configuration.github
     return Door(
         database=Database(dsn),
         feed=Feed(dsn),
         access=access,
         coordinator=coordinator,
+        planner=planner,
         repository=github.page if github else None,
     )
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pgcoord.configuration import Configuration
     from pgcoord.coordinator import Coordinator
     from pgcoord.plan import Plan
+    from pgcoord.planner.planning import FeaturePlanner
 
 # Where the panel of `run` is: whoever runs a plan looks at it on the same machine.
 _LOOPBACK = "127.0.0.1"
@@ -76,7 +77,8 @@ def run(
             github=configuration.github,
         )
         coordinator = _coordinator(surroundings, configuration, place, url=url_of(taken))
-        runner = Runner(surroundings, place.dsn, coordinator, taken, access)
+        planner = _planner(surroundings, configuration)
+        runner = Runner(surroundings, place.dsn, coordinator, taken, access, planner)
         raise typer.Exit(complete(place.dsn, runner.run(read)))
 
 
@@ -133,7 +135,8 @@ def serve(
         )
         url = server.public_url or url_of(taken)
         coordinator = _coordinator(surroundings, configuration, place, url=url)
-        service = running.serve(place.dsn, coordinator, taken, access, drain=drain)
+        planner = _planner(surroundings, configuration)
+        service = running.serve(place.dsn, coordinator, taken, access, planner, drain=drain)
         raise typer.Exit(complete(place.dsn, service))
 
 
@@ -209,6 +212,12 @@ def _coordinator(
         environment=surroundings.environment,
         report_url=f"{url}/api/v1/workflow-complete" if url else None,
     )
+
+
+def _planner(surroundings: Surroundings, configuration: "Configuration") -> "FeaturePlanner":
+    from pgcoord.planner.planning import FeaturePlanner
+
+    return FeaturePlanner(configuration.planner, surroundings.environment, surroundings.folder)
 
 
 def _plan(path: Path, configuration: "Configuration | None") -> "Plan":

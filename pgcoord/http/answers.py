@@ -17,7 +17,9 @@ from pgcoord.errors import (
     CoordError,
     DatabaseUnusable,
     InvalidInput,
+    InvalidPlan,
     NotFound,
+    PlannerFailed,
     Refused,
     StaleAttempt,
 )
@@ -34,6 +36,7 @@ _MEANINGS: tuple[tuple[type[Exception], int, str], ...] = (
     (StaleAttempt, 409, "stale_attempt"),
     (Refused, 409, "refused"),
     (InvalidInput, 422, "invalid"),
+    (PlannerFailed, 502, "planner_failed"),
     (DatabaseUnusable, 503, "unavailable"),
     (psycopg.DataError, 422, "invalid"),
     (PoolTimeout, 503, "unavailable"),
@@ -137,6 +140,8 @@ def _details(error: Exception) -> dict[str, Any]:
     details: dict[str, Any] = {}
     if isinstance(error, CoordError) and error.hint:
         details["hint"] = error.hint
+    if isinstance(error, InvalidPlan):
+        details["problems"] = list(error.problems)
     if isinstance(error, WrongShape):
         details["faults"] = [
             {"field": each.field, "given": _shown(each.given), "expected": each.expected}

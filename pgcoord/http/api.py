@@ -19,6 +19,7 @@ from pgcoord.errors import NotFound, Refused
 from pgcoord.http import schemas
 from pgcoord.http.answers import Json, read_body
 from pgcoord.http.door import door_of
+from pgcoord.planner.planning import Planned
 from pgcoord.queries import Connection, Listing
 from pgcoord.report import WrongShape, parse_json
 from pgcoord.shape import HIGHEST_INTEGER, Fault, Schema, faults
@@ -39,6 +40,7 @@ class Call:
     queue_id: str = ""
     query: Mapping[str, Any] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
+    planned: Planned | None = None
 
     @property
     def reason(self) -> str | None:
@@ -61,6 +63,8 @@ class Operation:
     refusals: tuple[int, ...] = ()
     media: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[Request, int], Awaitable[Planned | None]] | None = None
+    """What is done before a connection is taken for the answer, since it may take minutes."""
 
 
 async def list_features(call: Call) -> Response:
@@ -86,9 +90,24 @@ async def change_feature(call: Call) -> Response:
     return await _feature(call, call.feature_id)
 
 
+async def _plan(request: Request, feature_id: int) -> Planned | None:
+    return await door_of(request).plan(request, feature_id)
+
+
+async def _plan_unless_planned(request: Request, feature_id: int) -> Planned | None:
+    return await door_of(request).plan_unless_planned(request, feature_id)
+
+
 async def generate_implementation(call: Call) -> Response:
-    await queries.make_plan(call.conn, call.feature_id)
-    return await _feature(call, call.feature_id)
+    assert call.planned is not None
+    slots = await queries.slot_count(call.conn)
+    analysis = door_of(call.request).planner.weigh(call.planned.phases, slots)
+    planning = {
+        "source": call.planned.source,
+        "notes": list(call.planned.notes),
+        **analysis.as_json(),
+    }
+    return await _feature(call, call.feature_id, planning=planning)
 
 
 async def execute_feature(call: Call) -> Response:
@@ -196,9 +215,17 @@ async def set_slots(call: Call) -> Response:
     return await show_slots(call)
 
 
-async def _feature(call: Call, feature_id: int, status: int = 200, **headers: str) -> Response:
+async def _feature(
+    call: Call,
+    feature_id: int,
+    status: int = 200,
+    *,
+    location: str | None = None,
+    **more: object,
+) -> Response:
     feature = await queries.feature_object(call.conn, feature_id)
-    return Json(feature, status, etag=f'"{feature["version"]}"', **headers)
+    headers = {"location": location} if location else {}
+    return Json({**feature, **more}, status, etag=f'"{feature["version"]}"', **headers)
 
 
 async def _phase(call: Call) -> Response:
@@ -268,18 +295,21 @@ OPERATIONS = (
     Operation(
         "POST",
         f"{_FEATURE}/generate-implementation",
-        "Plan a feature that has no plan: one phase that does all of it",
+        "Plan a feature: phases with dependencies and prompts, stored in place of its plan",
         generate_implementation,
-        schemas.FEATURE,
-        refusals=(409,),
+        schemas.PLANNED_FEATURE,
+        refusals=(409, 412, 422, 502),
+        headers=_ETAG,
+        prepare=_plan,
     ),
     Operation(
         "POST",
         f"{_FEATURE}/execute",
-        "Queue the planned phases; a second time changes nothing",
+        "Queue the planned phases; plan the feature first if it has none; again changes nothing",
         execute_feature,
         schemas.EXECUTED,
-        refusals=(409,),
+        refusals=(409, 412, 422, 502),
+        prepare=_plan_unless_planned,
     ),
     Operation(
         "POST",
@@ -393,16 +423,12 @@ def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         query = _read_query(request, operation.query)
         body = await _read_body(request, operation.body)
+        feature_id = _feature_id(request)
+        planned = await operation.prepare(request, feature_id) if operation.prepare else None
         async with door_of(request).acting(request) as conn:
+            queue_id = request.path_params.get("queue_id", "")
             return await operation.call(
-                Call(
-                    request,
-                    conn,
-                    _feature_id(request),
-                    request.path_params.get("queue_id", ""),
-                    query,
-                    body,
-                )
+                Call(request, conn, feature_id, queue_id, query, body, planned)
             )
 
     return answer

@@ -18,6 +18,7 @@ from pgcoord.coordinator import Coordinator
 from pgcoord.http.feed import Feed
 from pgcoord.http.metrics import Metrics
 from pgcoord.http.security import Access, Sessions, actor_of
+from pgcoord.planner.planning import FeaturePlanner, Planned, plan_stored, plan_unless_planned
 from pgcoord.queries import Connection
 
 
@@ -57,6 +58,7 @@ class Door:
     feed: Feed
     access: Access
     coordinator: Coordinator
+    planner: FeaturePlanner
     repository: str | None = None  # its page, for links to issues and pull requests
     obstacle: str | None = "starting"  # why nothing can be coordinated yet
     look: asyncio.Task[str | None] | None = None  # at the database, for who asks whether it is well
@@ -89,6 +91,14 @@ class Door:
         """A connection on which what is done is logged as done by who sent the request."""
         async with self.database.connection(actor_of(request)) as conn:
             yield conn
+
+    async def plan(self, request: HTTPConnection, feature_id: int) -> Planned:
+        """Plan a feature, and store its plan, as who sent the request; see `plan_stored`."""
+        return await plan_stored(self.planner, lambda: self.acting(request), feature_id)
+
+    async def plan_unless_planned(self, request: HTTPConnection, feature_id: int) -> Planned | None:
+        """As `plan`, for a feature that has neither a plan nor phases."""
+        return await plan_unless_planned(self.planner, lambda: self.acting(request), feature_id)
 
 
 def door_of(request: HTTPConnection) -> Door:

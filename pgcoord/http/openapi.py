@@ -24,6 +24,7 @@ _REASONS = {
     415: "The body is not said to be JSON.",
     416: "There is no such part of it.",
     422: "Something in it is not as expected: every fault is named.",
+    502: "The planner command did not answer with a plan.",
     503: "The database cannot be reached; the request may be repeated.",
 }
 

@@ -5,40 +5,33 @@ what changes on it. Actions are forms that are posted to where they act; one tha
 first a page that asks, and shows what it would change.
 """
 
-import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 
 from markupsafe import Markup
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import assets, queries, queries_panel
-from pgcoord.errors import InvalidInput, InvalidPlan, NotFound
-from pgcoord.http import panel_asking, panel_phase, panel_words
+from pgcoord.errors import NotFound
+from pgcoord.http import panel_asking, panel_phase, panel_plan, panel_words
 from pgcoord.http.door import Door, door_of
 from pgcoord.http.panel_answers import (
     Form,
     Handler,
     answering,
-    back_of,
+    done,
     feature_id_of,
     queue_id_of,
     read_form,
     read_number,
     reason_of,
-    render_page,
     show,
-    trouble_of,
 )
 from pgcoord.http.panel_live import Live
 from pgcoord.http.panel_pages import FeaturePage, History, Overview
-from pgcoord.plan import parse_plan
 from pgcoord.queries import Connection
-
-# Bytes of a form with a plan in it.
-_PLAN = 4_000_000
 
 
 def make_live(door: Door) -> Live:
@@ -87,7 +80,8 @@ async def overview(request: Request) -> Response:
 @answering
 async def feature(request: Request) -> Response:
     """Show a feature."""
-    return await show(request, FeaturePage(feature_id_of(request)))
+    most_tokens = door_of(request).planner.settings.max_prompt
+    return await show(request, FeaturePage(feature_id_of(request), most_tokens))
 
 
 @answering
@@ -113,23 +107,12 @@ def _action(deed: Deed) -> Handler:
         form = await read_form(request)
         async with door_of(request).acting(request) as conn:
             await deed(conn, request, form)
-        if request.headers.get("x-panel"):  # the script stays on the page, which is live
-            return Response(status_code=204)
-        return RedirectResponse(back_of(request), 303)
+        return done(request)
 
     return act
 
 
-async def _generate_and_execute(conn: Connection, request: Request, form: Form) -> None:
-    async with conn.transaction():
-        await queries.make_plan(conn, feature_id_of(request))
-        await queries.execute_feature(conn, feature_id_of(request))
-
-
 _FEATURE_DEEDS: dict[str, Deed] = {
-    "generate": lambda conn, request, form: queries.make_plan(conn, feature_id_of(request)),
-    "execute": lambda conn, request, form: queries.execute_feature(conn, feature_id_of(request)),
-    "generate-execute": _generate_and_execute,
     "pause": lambda conn, request, form: queries.pause(
         conn, feature_id_of(request), reason_of(form)
     ),
@@ -166,87 +149,13 @@ _DEEDS: dict[str, Deed] = {
 }
 
 
-# --- New features
-
-
-@answering
-async def new(request: Request) -> Response:
-    """Show the forms for a new feature."""
-    return _new(request, {}, None)
-
-
-@answering
-async def create(request: Request) -> Response:
-    """Take a plan or a description; what is wrong with it is said beside it."""
-    form = await read_form(request, _PLAN)
-    try:
-        async with door_of(request).acting(request) as conn, conn.transaction():
-            if "plan" in form or "file" in form:
-                feature_id = await _create_from_plan(conn, form)
-            else:
-                feature_id = await _create_from_description(conn, form)
-    except InvalidInput as error:
-        return _new(request, form, error)
-    return RedirectResponse(f"/features/{feature_id}", 303)
-
-
-def _new(request: Request, form: Form, error: InvalidInput | None) -> Response:
-    return render_page(
-        request,
-        "new.html",
-        422 if error else 200,
-        title="New feature · pgcoord",
-        trouble=trouble_of(error) if error else None,
-        faulty=isinstance(error, InvalidPlan),
-        plan=_plan_text(form),
-        form=form,
-    )
-
-
-def _plan_text(form: Form) -> str:
-    """The plan: a file, if one was given, else what was typed."""
-    return form.get("file", "").strip() or form.get("plan", "")
-
-
-async def _create_from_plan(conn: Connection, form: Form) -> int:
-    text = _plan_text(form)
-    names, has_default = await queries_panel.workflows(conn)
-    plan = await asyncio.to_thread(
-        parse_plan,
-        text.replace("\r\n", "\n"),
-        name="plan",
-        workflows=names or None,
-        has_default=has_default or not names,
-    )
-    feature_id = await queries.store_feature(conn, plan.feature())
-    if form.get("then") == "execute":
-        await queries.execute_feature(conn, feature_id)
-    return feature_id
-
-
-async def _create_from_description(conn: Connection, form: Form) -> int:
-    title, description = (
-        form.get(each, "").replace("\0", "").replace("\r\n", "\n").strip()
-        for each in ("title", "description")
-    )
-    feature_id = await queries.store_feature(
-        conn, {"title": title, "description": description or None}
-    )
-    if form.get("then") in ("generate", "execute"):
-        await queries.make_plan(conn, feature_id)
-    if form.get("then") == "execute":
-        await queries.execute_feature(conn, feature_id)
-    return feature_id
-
-
 _PHASE = "/phases/{queue_id:path}"
 _FEATURE = "/features/{feature_id}"
 
 routes: list[BaseRoute] = [
     Route("/", overview),
     Route("/history", history),
-    Route("/features/new", new),
-    Route("/features/new", create, methods=["POST"]),
+    *panel_plan.routes(_FEATURE),
     *panel_asking.routes(_FEATURE, _PHASE),
     *(
         Route(f"{path}/{name}", _action(deed), methods=["POST"])

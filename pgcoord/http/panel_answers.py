@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, quote
 import psycopg
 from psycopg_pool import PoolTimeout
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, NotFound
 from pgcoord.http import panel_words
@@ -86,6 +86,13 @@ def back_of(request: Request) -> str:
     """The page that an action is of."""
     parts = request.url.path.split("/")
     return quote("/".join(parts[:-1])) or "/" if request.method == "POST" else "/"
+
+
+def done(request: Request) -> Response:
+    """Go back to the page that an action was done on; the script stays there, for it is live."""
+    if request.headers.get("x-panel"):
+        return Response(status_code=204)
+    return RedirectResponse(back_of(request), 303)
 
 
 def render_page(request: Request, template: str, status: int = 200, /, **context: Any) -> Response:

@@ -1,5 +1,6 @@
 """What each page of the panel shows, read in one snapshot of the database."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -13,6 +14,7 @@ from pgcoord.http.panel_graph import Graph
 from pgcoord.http.panel_live import Page, Piece, View
 from pgcoord.http.panel_timeline import Timeline
 from pgcoord.http.panel_words import STATES
+from pgcoord.planner.analysis import Analysis, analyse
 from pgcoord.queries import Connection, HistoryEvent, one_snapshot, why
 
 # Features of a list, events of a history, things that need somebody: how many are shown.
@@ -137,9 +139,13 @@ def _tally(features: list[queries.FeatureRow]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class FeaturePage(View):
-    """A feature: its phases as tree, graph and timeline, and its history."""
+    """A feature: its phases as tree, graph and timeline, and its history.
+
+    Until they are queued, its plan; prompts of more than `most_tokens` are warned of.
+    """
 
     feature_id: int
+    most_tokens: int
 
     @property
     def key(self) -> str:
@@ -174,7 +180,7 @@ class FeaturePage(View):
             "facts": Piece(
                 "piece/facts.html", (feature, finish, phases, _spent(spans), forecast), ages=runs
             ),
-            "plan": Piece("piece/plan.html", [] if phases else described.plan),
+            "plan": Piece("piece/plan.html", self._planned(described.plan, phases, standing.limit)),
             "graph": Piece("piece/graph.html", Graph(phases, forecast)),
             "timeline": Piece("piece/timeline.html", timeline, ages=runs),
         }
@@ -193,6 +199,13 @@ class FeaturePage(View):
         done = f", {feature.count('completed')}/{feature.total}" if feature.total else ""
         title = f"{trouble}{feature.title}{done} · pgcoord"
         return Page("feature.html", title, now, pieces, lists, {"feature": feature})
+
+    def _planned(
+        self, plan: object, phases: Sequence[queries.TreePhase], slots: int
+    ) -> Analysis | None:
+        """The plan, weighed, while there is something to do about it."""
+        weighed = None if phases else analyse(plan, slots, self.most_tokens)
+        return weighed if weighed and weighed.phases else None
 
 
 def _event_pieces(events: list[HistoryEvent], where: str) -> dict[str, Piece]:

@@ -137,6 +137,38 @@ FEATURE = _object(
     ["id", "title", "status", "total_phases", "version"],
 )
 
+_NUMBERS = array({"type": "integer"})
+_MAYBE_HOURS = {"type": ["number", "null"]}
+
+PLANNING = _object(
+    {
+        "source": {
+            "type": "string",
+            "enum": ["description", "command", "built-in"],
+            "description": "Who planned: people, in the description; the planner command; pgcoord.",
+        },
+        "notes": array(_TEXT, description="What would make for a better plan."),
+        "waves": array(
+            _NUMBERS, description="Phases by when they could start, were there slots for all."
+        ),
+        "critical_path": {**_NUMBERS, "description": "The phases that decide how long it takes."},
+        "critical_path_hours": _MAYBE_HOURS,
+        "hours": {**_MAYBE_HOURS, "description": "All work; null where a phase has no estimate."},
+        "slots": _COUNT,
+        "hours_with_slots": {**_MAYBE_HOURS, "description": "How long it takes with the slots."},
+        "estimated_tokens": {
+            "type": "object",
+            "additionalProperties": _COUNT,
+            "description": "Of the prompt of each phase: a token is taken as four characters.",
+        },
+        "warnings": array(_TEXT, description="What somebody should look at."),
+    },
+    ["source", "notes", "waves", "critical_path", "slots", "estimated_tokens", "warnings"],
+)
+PLANNED_FEATURE = _object(
+    {**FEATURE["properties"], "planning": PLANNING}, [*FEATURE["required"], "planning"]
+)
+
 EXECUTED = _object(
     {"queued": _COUNT, "message": _TEXT, "feature": FEATURE}, ["queued", "message", "feature"]
 )
@@ -154,6 +186,9 @@ ERROR = _object(
         "hint": {"type": "string", "description": "What can be done."},
         "faults": array(
             _object({"field": _TEXT, "given": {}, "expected": _TEXT}, ["field", "expected"])
+        ),
+        "problems": array(
+            _TEXT, description="What is wrong with a plan, each as `where:line: what is expected`."
         ),
     },
     ["error", "reason"],

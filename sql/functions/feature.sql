@@ -241,26 +241,20 @@ end $$;
 comment on function pgcoord.change_feature(integer, jsonb, text) is
     'Change what is given of a feature: title, description, item_type, priority, estimated_hours, tags, phases (the plan, while none is queued).';
 
-create or replace function pgcoord.make_plan(p_feature_id integer) returns integer
-language plpgsql
+create or replace function pgcoord.feature_to_plan(p_feature_id integer)
+returns table (title text, description text, item_type text, estimated_hours double precision, version text)
+language plpgsql stable
 security definer set search_path = pg_catalog, pg_temp as $$
-declare
-    v_plan jsonb;
 begin
-    perform 1 from public.planned_features where id = p_feature_id for no key update;
     perform pgcoord.check_feature(p_feature_id);
     perform pgcoord.refuse_queued(p_feature_id);
-    update public.planned_features
-    set plan = jsonb_build_array(jsonb_build_object(
-        'phase_number', 1, 'title', title, 'prompt_content', concat_ws(e'\n\n', title, description),
-        'depends_on_phases', '[]'::jsonb, 'estimated_hours', estimated_hours
-    ))
-    where id = p_feature_id and coalesce(plan, '[]') = '[]';
-    select plan into v_plan from public.planned_features where id = p_feature_id;
-    return jsonb_array_length(v_plan);
+    return query
+    select f.title, f.description, f.item_type, f.estimated_hours::double precision, f.version
+    from pgcoord.feature as f
+    where f.id = p_feature_id;
 end $$;
-comment on function pgcoord.make_plan(integer) is
-    'Give a feature without a plan one of a single phase, which does all that its description says; returns how many phases the plan has.';
+comment on function pgcoord.feature_to_plan(integer) is
+    'What a feature is planned from, with its version, for change_feature to store the plan; refuse (PC002) one whose phases are queued.';
 
 create or replace function pgcoord.execute_feature(p_feature_id integer) returns integer
 language plpgsql
@@ -277,7 +271,7 @@ begin
         raise exception using
             errcode = 'PC002',
             message = format('feature %s has no plan: there is nothing to execute', p_feature_id),
-            hint = 'Store one (planned_features.plan, pgcoord.make_plan), or insert its phases into phase_queue.';
+            hint = '''pgcoord plan'' or the panel makes one; or store one (planned_features.plan), or insert its phases into phase_queue.';
     elsif exists (select from public.phase_queue where feature_id = p_feature_id) then
         return 0;
     end if;

@@ -1,0 +1,393 @@
+"""Splits the work of a feature into phases, and connects them.
+
+How many is decided by hours and by what there is to split. Work is ordered so that what is needed
+stands before what needs it, and only neighbours are put together: so an edge always goes from a
+lower number to a higher one, and no plan has a cycle.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from graphlib import TopologicalSorter
+from itertools import islice, pairwise
+
+from pgcoord.planner.layers import layer, needs, stage
+from pgcoord.planner.structure import Feature, Item, Structure, title_of
+
+MOST_PHASES = 12
+
+# Titles of layers that tell less than what is to be done.
+_VAGUE = ("Groundwork", "Implementation")
+
+# Of a title that names several pieces of work.
+_LONGEST_TITLE = 60
+
+# Hours up to which there are so many phases; above, one more for each four hours.
+_STEPS = ((2, 1), (6, 2), (12, 3))
+_HOURS_A_PHASE = 4
+
+# What a piece of work is taken to last where nothing says so, and what a phase shall have at least.
+_USUAL_HOURS = 2
+_LEAST_HOURS = 2
+
+# Layers that are put together rather than others, where there are too many phases.
+_KIN = (
+    {"tests", "documentation"},
+    {"core", "backend", "cli"},
+    {"setup", "database"},
+    {"backend", "frontend"},
+)
+
+_BUG = re.compile(
+    r"\b(?:bug|fix(?:es|ed)?|crash\w*|error|regression|defect|broken|leaks?)\b", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A phase as it is split off: what it does and what it needs, without words for anybody."""
+
+    items: tuple[Item, ...]
+    needs: frozenset[int] = frozenset()
+    hours: float | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers of its work, those that are needed first before the others."""
+        return tuple(sorted({each.layer for each in self.items}, key=stage))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it names."""
+        return tuple(dict.fromkeys(file for each in self.items for file in each.files))
+
+
+def titles(feature: Feature, drafts: Sequence[Draft]) -> list[str]:
+    """What the phases are called: each by its one piece of work, else by its layers."""
+    if len(drafts) == 1:
+        return [title_of(feature.title)]
+    found = [_by_layers(draft) for draft in drafts]
+    repeated = {each for each, count in Counter(found).items() if count > 1}
+    found = [
+        _by_items(draft) if title in repeated else title
+        for title, draft in zip(found, drafts, strict=True)
+    ]
+    before = Counter[str]()
+    for place, title in enumerate(found):
+        before[title] += 1
+        if before[title] > 1:
+            found[place] = f"{title} ({before[title]})"
+    return found
+
+
+def _by_layers(draft: Draft) -> str:
+    if len(draft.items) == 1:
+        return draft.items[0].title
+    sections = {each.section for each in draft.items}
+    if len(sections) == 1 and (section := sections.pop()):
+        return section
+    first, *others = (layer(name).title for name in draft.layers)
+    return _joined([first, *map(_lower, others)]) if others else _by_items(draft, else_called=first)
+
+
+def _by_items(draft: Draft, else_called: str | None = None) -> str:
+    """Its pieces of work, as many as there is room for."""
+    first, *others = (each.title for each in draft.items)
+    both = _joined([first, *map(_lower, others)])
+    if len(both) <= _LONGEST_TITLE or not others:
+        return both
+    return f"{first}, and {len(others)} more" if else_called in (None, *_VAGUE) else else_called
+
+
+def _joined(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _lower(title: str) -> str:
+    """A title within another; an abbreviation or a name stays as it is."""
+    first = title.split(" ", 1)[0]
+    return title[:1].lower() + title[1:] if first[1:].islower() else title
+
+
+def phases_by_hours(hours: float) -> int:
+    """How many phases so many hours make, were there enough to split."""
+    return next(
+        (count for most, count in _STEPS if hours <= most), math.ceil(hours / _HOURS_A_PHASE)
+    )
+
+
+def split(feature: Feature, structure: Structure, most: int = MOST_PHASES) -> tuple[Draft, ...]:
+    """Split a feature into phases, at most `most`, in an order in which they could be done."""
+    items = list(structure.items)
+    natural = _natural(items, structure.in_prose)
+    wanted = _count(feature, items, natural, most)
+    if len(items) == 1 and wanted > 1 and _is_bug(feature):
+        items = _found_then_fixed(items[0])[:wanted]
+    else:
+        items += _added(items, wanted - natural)
+    steps = _steps(items)
+    said = _without_cycles([_said(items, place, steps) for place in range(len(items))])
+    order = _order(items, said, steps)
+    edges = _edges(items, said, order, steps)
+    groups = _put_together(items, order, wanted)
+    return _with_hours(feature.hours or None, _connect(items, edges, groups))
+
+
+def _natural(items: Sequence[Item], in_prose: bool) -> int:
+    """How many phases the text itself suggests: by sections, else by lists, else by layers."""
+    layers = len({each.layer for each in items})
+    sections = len({each.section for each in items})
+    if sections > 1 and not all(each.is_phase for each in items):
+        return max(sections, layers)
+    return layers if in_prose else len(items)
+
+
+def _count(feature: Feature, items: Sequence[Item], natural: int, most: int) -> int:
+    """How many phases there shall be."""
+    if all(each.is_phase for each in items):  # people have split it
+        return min(natural, most)
+    is_told = feature.hours or len(items) > 1 or items[0].hours
+    hours = feature.hours or sum(each.hours or _USUAL_HOURS for each in items)
+    if hours <= _STEPS[0][0] or not is_told:
+        return 1
+    # What is suggested, where that leaves two hours to each; each layer, where that leaves one.
+    layers = len({each.layer for each in items})
+    suggested = natural if natural * _LEAST_HOURS <= hours else min(layers, math.ceil(hours))
+    return min(max(phases_by_hours(hours), suggested), most)
+
+
+def _is_bug(feature: Feature) -> bool:
+    return feature.kind == "bug" or _BUG.search(feature.title) is not None
+
+
+def _found_then_fixed(fault: Item) -> list[Item]:
+    """A fault as work: its cause comes before its end, and what resembles it after that."""
+    find = "Find the cause, and reproduce it by a test that fails for that reason"
+    cause = Item(f"{find}:\n\n{fault.text}", "Find the cause", "setup", fault.files)
+    fix = replace(
+        fault,
+        text=f"Remove the cause, so that the test passes:\n\n{fault.text}",
+        title=fault.title if _BUG.match(fault.title) else f"Fix: {fault.title}",
+    )
+    similar = Item(
+        "Look for the same fault in similar places, and cover these by tests.",
+        "Similar places",
+        "tests",
+    )
+    return [cause, fix, similar]
+
+
+def _added(items: Sequence[Item], room: int) -> list[Item]:
+    """What is needed besides, as long as there is room: nobody writes that it is to be tested."""
+    layers = {each.layer for each in items}
+    if room < 1 or layers <= {"documentation", "tests", "infrastructure", "rollout"}:
+        return []
+    added = [each for each in (_TESTS, _DOCUMENTATION) if each.layer not in layers]
+    return added[:room]
+
+
+_TESTS = Item("Test all of it together, with what may go wrong.", "Tests", "tests")
+_DOCUMENTATION = Item("Document it for those who use it.", "Documentation", "documentation")
+
+
+_Needs = list[set[int]]
+"""For each piece of work the places of those that it needs."""
+
+
+# Layers of the steps that follow from each other, where the numbers of a list mean their order.
+_STEPPING = ("setup", "database", "core", "backend", "cli")
+
+
+def _steps(items: Sequence[Item]) -> set[int]:
+    """The numbered lists whose order is not that of layers: there the numbers mean the order."""
+    stages: dict[int, list[int]] = {}
+    for item in items:
+        if item.number and item.sequence and item.layer in _STEPPING:
+            stages.setdefault(item.sequence, []).append(stage(item.layer))
+    return {sequence for sequence, found in stages.items() if found != sorted(found)}
+
+
+def _said(items: Sequence[Item], place: int, steps: set[int]) -> set[int]:
+    """The places of those that a piece of work says it needs."""
+    item = items[place]
+    if item.after is not None:
+        return {
+            other
+            for other, each in enumerate(items)
+            if each.number in item.after and each.sequence == item.sequence and other != place
+        }
+    if item.last:
+        return set(range(place))
+    if item.sequence in steps:
+        before = (
+            other
+            for other in range(place - 1, -1, -1)
+            if items[other].sequence == item.sequence and items[other].layer in _STEPPING
+        )
+        return set(islice(before, 1))
+    return set(range(max(0, place - item.then), place))
+
+
+def _without_cycles(said: _Needs) -> _Needs:
+    """Leave out what contradicts something that was said before."""
+    kept: _Needs = [set() for _ in said]
+    for place, others in enumerate(said):
+        for other in sorted(others):
+            if not _leads(kept, other, place):
+                kept[place].add(other)
+    return kept
+
+
+def _leads(needed: _Needs, start: int, end: int) -> bool:
+    """Whether `start` is `end` or needs it, directly or not."""
+    seen: set[int] = set()
+    open_ones = [start]
+    while open_ones:
+        place = open_ones.pop()
+        if place == end:
+            return True
+        if place not in seen:
+            seen.add(place)
+            open_ones += needed[place]
+    return False
+
+
+def _order(items: Sequence[Item], said: _Needs, steps: set[int]) -> list[int]:
+    """Order pieces of work: as they say of each other, then by layer, then as they are written."""
+    as_written = all(each.is_phase or each.sequence in steps for each in items)
+    sorter = TopologicalSorter(dict(enumerate(said)))
+    sorter.prepare()
+    ready: list[int] = []
+    order = []
+    while sorter.is_active():
+        ready += sorter.get_ready()
+        ready.sort(key=lambda place: (0 if as_written else stage(items[place].layer), place))
+        order.append(ready.pop(0))
+        sorter.done(order[-1])
+    return order
+
+
+def _edges(items: Sequence[Item], said: _Needs, order: Sequence[int], steps: set[int]) -> _Needs:
+    """What each piece of work needs of those that stand before it."""
+    present = {each.layer for each in items}
+    edges = [set(others) for others in said]
+    for at, place in enumerate(order):
+        edges[place] |= {
+            other for other in order[:at] if _needs(items[place], items[other], present, steps)
+        }
+    return edges
+
+
+def _needs(item: Item, before: Item, present: set[str], steps: set[int]) -> bool:
+    """Whether a piece of work needs another that stands before it, though it does not say so."""
+    if set(item.files) & set(before.files):
+        return True
+    if item.after is not None:
+        return False
+    if item.sequence == before.sequence in steps and item.layer not in ("tests", "rollout"):
+        return False
+    if item.layer == before.layer:
+        return _follows(item, before)
+    return needs(item.layer, before.layer, present)
+
+
+def _follows(item: Item, before: Item) -> bool:
+    """Whether one step of a numbered list, of one layer, comes after another.
+
+    Where both name files, and not the same ones, the numbers are only names.
+    """
+    return (
+        bool(item.sequence)
+        and item.sequence == before.sequence
+        and not (item.files and before.files)
+    )
+
+
+def _put_together(items: Sequence[Item], order: Sequence[int], wanted: int) -> list[list[int]]:
+    """Put neighbours together until there are no more groups than wanted."""
+    groups = [[place] for place in order]
+    while len(groups) > wanted:
+        pairs = enumerate(pairwise(groups))
+        _, at = min((_cost(items, [*one, *other]), at) for at, (one, other) in pairs)
+        groups[at : at + 2] = [groups[at] + groups[at + 1]]
+    return groups
+
+
+def _cost(items: Sequence[Item], group: Sequence[int]) -> tuple[int, float]:
+    """What is lost by a phase of these: different kinds of work in one, and much of it."""
+    layers = {items[place].layer for place in group}
+    sections = {items[place].section for place in group}
+    if sections == {""} or len(sections) > 1:
+        kinds = 1 if len(layers) == 1 else 2 if any(layers <= kin for kin in _KIN) else 3
+    else:
+        kinds = 0 if len(layers) == 1 else 1
+    return kinds, sum(_weight(items[place]) for place in group)
+
+
+def _weight(item: Item) -> float:
+    return item.hours or layer(item.layer).weight
+
+
+def _connect(
+    items: Sequence[Item], edges: _Needs, groups: Sequence[Sequence[int]]
+) -> tuple[Draft, ...]:
+    """Make the groups phases, each with the numbers of those that it needs itself."""
+    number_of = {place: number for number, group in enumerate(groups) for place in group}
+    needed = [
+        {number_of[other] for place in group for other in edges[place]} - {number}
+        for number, group in enumerate(groups)
+    ]
+    return tuple(
+        Draft(
+            tuple(items[place] for place in group),
+            frozenset(other + 1 for other in _nearest(needed, needed[number])),
+        )
+        for number, group in enumerate(groups)
+    )
+
+
+def _nearest(needed: _Needs, numbers: set[int]) -> set[int]:
+    """Those of `numbers` that none of the others needs already."""
+    return {
+        each
+        for each in numbers
+        if not any(_leads(needed, other, each) for other in numbers - {each})
+    }
+
+
+def _with_hours(hours: float | None, drafts: tuple[Draft, ...]) -> tuple[Draft, ...]:
+    """Give each phase its share of the hours; without any, what its work says it takes."""
+    if hours is None:
+        shares = [_stated(draft) for draft in drafts]
+    else:
+        shares = _shares(hours, [sum(map(_weight, draft.items)) for draft in drafts])
+    return tuple(replace(draft, hours=share) for draft, share in zip(drafts, shares, strict=True))
+
+
+def _stated(draft: Draft) -> float | None:
+    """The hours of a phase all of whose work says how long it takes."""
+    hours = [each.hours for each in draft.items if each.hours]
+    return round(sum(hours), 2) if len(hours) == len(draft.items) else None
+
+
+def _shares(hours: float, weights: Sequence[float]) -> list[float | None]:
+    """Share hours out by weight, in halves where there are enough of them."""
+    step = 0.5 if hours >= len(weights) / 2 else hours / 10 / len(weights)
+    units = int(hours / step)
+    exact = [units * weight / sum(weights) for weight in weights]
+    # An hour to each at least, where there are so many.
+    least = min(2, units // len(weights))
+    parts = [max(least, int(each)) for each in exact]
+    # What rounding leaves goes to those that lost most by it; what it gave, the largest gives back.
+    lost = sorted(range(len(parts)), key=lambda place: (parts[place] - exact[place], place))
+    while (left := units - sum(parts)) > 0:
+        for place in lost[:left]:
+            parts[place] += 1
+    while sum(parts) > units:
+        parts[parts.index(max(parts))] -= 1
+    shares = [part * step for part in parts]
+    shares[parts.index(max(parts))] += hours - units * step
+    return [round(share, 2) or None for share in shares]

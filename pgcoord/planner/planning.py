@@ -1,0 +1,229 @@
+"""Plans a feature: as people have, else as the planner command does, else by ourselves."""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from pgcoord import queries, queries_panel
+from pgcoord.configuration import Planner
+from pgcoord.errors import InvalidPlan, Refused
+from pgcoord.plan import Plan, looks_like_plan, parse_plan, write_plan
+from pgcoord.planner import command, repository
+from pgcoord.planner.analysis import Analysis, analyse
+from pgcoord.planner.phases import phases_by_hours, split, titles
+from pgcoord.planner.prompts import hours_in_words, load_template, write_prompts
+from pgcoord.planner.structure import Feature, read_structure
+from pgcoord.planner.survey import Repository, resolve, survey, terms
+from pgcoord.queries import Connection
+
+# What git and a planner command get of the environment, besides what [planner] lets through.
+_PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
+
+
+@dataclass(frozen=True)
+class Workflows:
+    """The workflows that a plan may name; with None, any."""
+
+    names: Collection[str] | None = None
+    has_default: bool = True
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan: its phases as planned_features.plan has them, who made it, and what to know of it."""
+
+    phases: list[dict[str, object]]
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+class FeaturePlanner:
+    """Plans features as `[planner]` says; the same feature and files give the same plan."""
+
+    def __init__(self, settings: Planner, environment: Mapping[str, str], folder: Path) -> None:
+        self.settings = settings
+        self._folder = settings.directory or folder
+        names = (*_PASSED_ON, *settings.environment)
+        self._environment = {name: environment[name] for name in names if name in environment}
+
+    def weigh(self, plan: object, slots: int) -> Analysis:
+        """Weigh a stored plan."""
+        return analyse(plan, slots, self.settings.max_prompt)
+
+    async def plan(self, feature: Feature, workflows: Workflows = Workflows()) -> Planned:
+        """Plan a feature. Nothing is stored.
+
+        Takes as long as the planner command may. Raises `InvalidPlan` with the faults of a plan by
+        line, `PlannerFailed`, or `InvalidConfiguration` for the template.
+        """
+        if looks_like_plan(feature.description):
+            plan = await asyncio.to_thread(
+                _read, feature.description, "description", feature, workflows
+            )
+            return Planned([each.row() for each in plan.phases], "description")
+        if self.settings.command:
+            return await self._ask(feature, workflows)
+        return await asyncio.to_thread(self._plan, feature)
+
+    async def _ask(self, feature: Feature, workflows: Workflows) -> Planned:
+        files = await asyncio.to_thread(repository.list_files, self._folder, self._environment)
+        text = command.request(feature, files, self.settings.max_phases)
+        answer = await command.ask(self.settings, self._folder, self._environment, text)
+        plan = await asyncio.to_thread(_read, answer, "planner's answer", feature, workflows)
+        return Planned([each.row() for each in plan.phases], "command")
+
+    def _plan(self, feature: Feature) -> Planned:
+        template = load_template(self.settings.template)
+        structure = read_structure(feature)
+        files = repository.list_files(self._folder, self._environment)
+        found = repository.search(self._folder, self._environment, files, terms(feature, structure))
+        return build(feature, found, template, self.settings.max_phases)
+
+
+async def declared_workflows(conn: Connection) -> Workflows:
+    """The workflows that the leading coordinator declares; any, where none leads."""
+    names, has_default = await queries_panel.workflows(conn)
+    return Workflows(names, has_default) if names else Workflows()
+
+
+Connect = Callable[[], AbstractAsyncContextManager[Connection]]
+
+
+async def plan_stored(planner: FeaturePlanner, connect: Connect, feature_id: int) -> Planned:
+    """Plan the feature `feature_id`, and store its plan in place of the one that it had.
+
+    No connection is held meanwhile. What was there stays when anything goes wrong. Raises what
+    `FeaturePlanner.plan` does; `NotFound`; `Refused` once its phases are queued;
+    `ChangedMeanwhile` when the feature was changed while it was planned.
+    """
+    async with connect() as conn:
+        found = await queries.feature_to_plan(conn, feature_id)
+        workflows = await declared_workflows(conn)
+    feature = Feature(found.title, found.description or "", found.estimated_hours, found.item_type)
+    planned = await planner.plan(feature, workflows)
+    async with connect() as conn:
+        changes = {"phases": planned.phases}
+        await queries.change_feature(conn, feature_id, changes, found.version)
+    return planned
+
+
+async def plan_unless_planned(
+    planner: FeaturePlanner, connect: Connect, feature_id: int
+) -> Planned | None:
+    """Plan a feature that has neither a plan nor phases; None for one that has, by now."""
+
+    async def has_phases() -> bool:
+        async with connect() as conn:
+            return bool((await queries.feature_object(conn, feature_id))["phases"])
+
+    if await has_phases():
+        return None
+    try:
+        return await plan_stored(planner, connect, feature_id)
+    except Refused:  # somebody else was faster: a second click
+        if await has_phases():
+            return None
+        raise
+
+
+def _read(text: str, name: str, feature: Feature, workflows: Workflows) -> Plan:
+    return parse_plan(
+        text.replace("\r\n", "\n"),
+        name=name,
+        title=feature.title,
+        workflows=workflows.names,
+        has_default=workflows.has_default,
+    )
+
+
+def build(
+    feature: Feature,
+    files: Repository = Repository(),  # noqa: B008
+    template: jinja2.Template | None = None,
+    most_phases: int = 12,
+) -> Planned:
+    """Plan a feature by ourselves, from nothing but what is given."""
+    structure = resolve(read_structure(feature), files)
+    drafts = split(feature, structure, most_phases)
+    called = titles(feature, drafts)
+    prompts = write_prompts(
+        template or load_template(None),
+        feature,
+        structure,
+        drafts,
+        called,
+        survey(feature, drafts, files),
+    )
+    rows: list[dict[str, object]] = [
+        {
+            "phase_number": number,
+            "title": title,
+            "prompt_content": prompt,
+            "depends_on_phases": sorted(draft.needs),
+            **({"estimated_hours": draft.hours} if draft.hours else {}),
+            **({"files": list(draft.files)} if draft.files else {}),
+        }
+        for number, (draft, title, prompt) in enumerate(
+            zip(drafts, called, prompts, strict=True), 1
+        )
+    ]
+    return Planned(_as_read(rows), "built-in", tuple(_notes(feature, len(rows), most_phases)))
+
+
+def _as_read(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """The phases such that a plan that is written from them is read as they are."""
+    rows = [_contained(row) for row in rows]
+    plan = parse_plan(write_plan("A plan", None, rows), name="plan")
+    assert [phase.row() for phase in plan.phases] == rows
+    return rows
+
+
+def as_markdown(feature: Feature, rows: Sequence[Mapping[str, object]]) -> str:
+    """The plan as people edit and submit it, with the description where a plan can have it."""
+    text = write_plan(feature.title, feature.description, rows)
+    try:
+        whole = [each.row() for each in parse_plan(text, name="plan").phases] == rows
+    except InvalidPlan:
+        whole = False
+    return text if whole else write_plan(feature.title, None, rows)
+
+
+def _contained(row: dict[str, object]) -> dict[str, object]:
+    """The phase; its prompt is quoted where it would end outside of it in a plan.
+
+    So it would where a code block is never closed, or a line looks like the heading of a phase.
+    """
+    if _stands_alone(row):
+        return row
+    quoted = "\n".join(f"> {line}".rstrip() for line in str(row["prompt_content"]).split("\n"))
+    return {**row, "prompt_content": quoted}
+
+
+def _stands_alone(row: dict[str, object]) -> bool:
+    alone = {**row, "phase_number": 1, "depends_on_phases": []}
+    after: dict[str, object] = {
+        "phase_number": 2,
+        "title": "After it",
+        "prompt_content": "x",
+        "depends_on_phases": [],
+    }
+    try:
+        plan = parse_plan(write_plan("Alone", None, [alone, after]), name="plan")
+    except InvalidPlan:
+        return False
+    return [phase.row() for phase in plan.phases] == [alone, after]
+
+
+def _notes(feature: Feature, phases: int, most: int) -> list[str]:
+    """What whoever reads the plan may want to do about its description."""
+    wanted = min(phases_by_hours(feature.hours), most) if feature.hours else 0
+    if phases >= wanted:
+        return []
+    return [
+        f"{hours_in_words(feature.hours or 0)} would make {wanted} phases, but the description"
+        f" names work for {phases}: a list of what is to be done is planned more finely"
+    ]

@@ -1,0 +1,72 @@
+"""Reads which files a repository has, and which of them have certain words: git's index, no more.
+
+Nothing that is not tracked is read, no link is followed, nothing of the repository is run.
+"""
+
+import logging
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from pgcoord.errors import PlannerFailed
+from pgcoord.planner.survey import Repository
+
+logger = logging.getLogger(__name__)
+
+# Seconds that git is given: a hundred times what it takes for a repository of 50,000 files.
+_PATIENCE = 60
+
+# Bytes of what git finds that are read.
+_MOST_FOUND = 16_000_000
+
+# What a configuration of git could have it run, and what would change its answers.
+_GIT = ("git", "--no-pager", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false")
+
+
+def list_files(folder: Path, environment: dict[str, str]) -> tuple[str, ...]:
+    """The tracked files below `folder`; none where that is in no repository."""
+    found = _git(folder, environment, "ls-files", "-z", "--cached")
+    return tuple(sorted(set(found.split("\0")[:-1]))) if found else ()
+
+
+def search(
+    folder: Path, environment: dict[str, str], files: Sequence[str], terms: Sequence[str]
+) -> Repository:
+    """The files, with those in which each of the terms stands, as a word, in any case."""
+    if not files or not terms:
+        return Repository(tuple(files))
+    patterns = [argument for term in terms for argument in ("-e", term)]
+    found = _git(folder, environment, "grep", "-I", "-i", "-w", "-F", "-o", "-z", *patterns)
+    by_lower = {term.lower(): term for term in terms}
+    matches: dict[str, set[str]] = {term: set() for term in terms}
+    for line in (found or "").split("\n"):
+        file, _, word = line.partition("\0")
+        if term := by_lower.get(word.lower()):
+            matches[term].add(file)
+    return Repository(tuple(files), {term: frozenset(each) for term, each in matches.items()})
+
+
+def _git(folder: Path, environment: dict[str, str], *arguments: str) -> str | None:
+    """What git answers; None where it finds nothing, or there is no repository."""
+    settings = {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        done = subprocess.run(
+            [*_GIT, *arguments],
+            cwd=folder,
+            env=environment | settings,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE,
+        )
+    except FileNotFoundError:
+        logger.info("the files of %s are not looked at: there is no git, or no such folder", folder)
+        return None
+    except subprocess.TimeoutExpired as error:
+        raise PlannerFailed(
+            f"git {arguments[0]} took more than {_PATIENCE} s in {folder}"
+        ) from error
+    if done.returncode > 1:
+        said = done.stderr.decode(errors="replace").strip().splitlines()[:1]
+        logger.info("the files of %s are not looked at: %s", folder, *said or ["git failed"])
+        return None
+    return done.stdout[:_MOST_FOUND].decode(errors="replace")
