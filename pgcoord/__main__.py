@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from pgcoord import __version__, journal
-from pgcoord.commands import bench, control, doctor, logs, psql, report, server, show, work
+from pgcoord.commands import bench, control, doctor, logs, psql, report, server, show, v1, work
 from pgcoord.commands.options import Config, Dsn, Surroundings
 from pgcoord.errors import CannotStart, CoordError
 
@@ -34,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for group in (work, show, logs, control, report, doctor, server, psql, bench):
+for group in (work, show, logs, control, report, doctor, server, v1, psql, bench):
     group.register(app)
 
 

@@ -42,15 +42,15 @@ def upgrade(conn: psycopg.Connection, *, roles: bool = False) -> list[str]:
 
 
 def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
-    if not _exists(conn, "pgcoord.migration"):
+    if not exists(conn, "pgcoord.migration"):
         _refuse_foreign_tables(conn)
-        _run(conn, assets.SQL / "bookkeeping.sql")
+        run_file(conn, assets.SQL / "bookkeeping.sql")
     _refuse_newer(conn)
     done = _done(conn)
     ran = []
     for path in _files("migrations"):
         if path.stem not in done:
-            _run(conn, path)
+            run_file(conn, path)
             _record(conn, path.stem, _digest([path]))
             ran.append(path.stem)
     functions = _files("functions")
@@ -63,7 +63,7 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
         # The functions may call each other in any order.
         conn.execute("set local check_function_bodies = off")
         for path in functions:
-            _run(conn, path)
+            run_file(conn, path)
         # What is new is everybody's to execute, unless somebody says otherwise.
         conn.execute("revoke execute on all functions in schema pgcoord from public")
         conn.execute("select pgcoord.record_definitions()")
@@ -84,7 +84,7 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
 def _grant(conn: psycopg.Connection) -> None:
     try:
         with conn.transaction():
-            _run(conn, ROLES)
+            run_file(conn, ROLES)
     except psycopg.errors.InsufficientPrivilege as error:
         raise DatabaseUnusable(
             f"the roles cannot be made: {error.diag.message_primary}",
@@ -115,7 +115,7 @@ def check_schema(conn: psycopg.Connection) -> None:
 
 
 def _check_schema(conn: psycopg.Connection) -> None:
-    if not _exists(conn, "pgcoord.migration"):
+    if not exists(conn, "pgcoord.migration"):
         _refuse_foreign_tables(conn)
         raise WrongSchema(
             f"database {conn.info.dbname!r} has no pgcoord schema", hint="Run 'pgcoord upgrade'."
@@ -152,21 +152,22 @@ def check_server(conn: psycopg.Connection) -> None:
         )
 
 
-def _exists(conn: psycopg.Connection, table: str) -> bool:
+def exists(conn: psycopg.Connection, table: str) -> bool:
+    """Whether there is such a table or view; `table` names its schema, too."""
     found = conn.execute("select to_regclass(%s) is not null", [table]).fetchone()
     return bool(found and found[0])
 
 
 def _was_changed(conn: psycopg.Connection) -> bool:
     """Whether somebody has changed what the last upgrade wrote."""
-    if not _exists(conn, "pgcoord.changed_definition"):
+    if not exists(conn, "pgcoord.changed_definition"):
         return True
     return conn.execute("select from pgcoord.changed_definition limit 1").fetchone() is not None
 
 
 def _refuse_foreign_tables(conn: psycopg.Connection) -> None:
     for table in ("phase_queue", "planned_features"):
-        if _exists(conn, f"public.{table}"):
+        if exists(conn, f"public.{table}"):
             raise WrongSchema(
                 f"database {conn.info.dbname!r} has a table {table} that is not of this pgcoord",
                 hint="If it is of version 1, 'pgcoord migrate-v1' takes it over;"
@@ -201,7 +202,8 @@ def _record(conn: psycopg.Connection, name: str, digest: str) -> None:
     )
 
 
-def _run(conn: psycopg.Connection, path: Path) -> None:
+def run_file(conn: psycopg.Connection, path: Path) -> None:
+    """Run all statements of a file; its name is a note to what fails."""
     try:
         conn.execute(path.read_bytes())
     except psycopg.Error as error:

@@ -294,6 +294,25 @@ language sql volatile as $$
 $$;
 comment on function pgcoord.checkup_notifications() is 'Checkup: is the queue of notifications emptied? When it is full, no change can be committed.';
 
+create or replace function pgcoord.checkup_issues() returns setof pgcoord.finding
+language sql stable as $$
+    select 'issues', case when c.issues_held_since is not null or failing > 0 then 'warn' else 'ok' end,
+        case when c.issues_held_since is not null then format('GitHub makes no issues for %s: %s',
+                pgcoord.in_words(clock_timestamp() - c.issues_held_since), c.issues_held_reason)
+            when failing > 0 then format('%s not be told that its phase ended: %s',
+                pgcoord.counted(failing, 'issue could', 'issues could'), pgcoord.some_of(names))
+            else 'nothing that concerns GitHub is late'
+        end,
+        case when c.issues_held_since is not null then 'phases that have no issue yet wait; it is asked again by itself'
+            when failing > 0 then 'select * from pgcoord.errand: it is tried again, each time after twice as long' end
+    from pgcoord.control as c
+        cross join (
+            select count(*) as failing, array_agg(format('%s (%s)', queue_id, error) order by id) as names
+            from pgcoord.errand where error is not null
+        ) as late;
+$$;
+comment on function pgcoord.checkup_issues() is 'Checkup: does GitHub make issues, and are they told how their phases ended?';
+
 create or replace function pgcoord.checkup() returns setof pgcoord.finding
 language plpgsql as $$
 begin
@@ -310,6 +329,7 @@ begin
     return query select * from pgcoord.checkup_prerequisites();
     return query select * from pgcoord.checkup_attempts();
     return query select * from pgcoord.checkup_external();
+    return query select * from pgcoord.checkup_issues();
     return query select * from pgcoord.checkup_transactions();
     return query select * from pgcoord.checkup_notifications();
 end $$;

@@ -237,9 +237,11 @@ begin
                 ) as d
         ),
         settled as (
-            select c.queue_id, case when d.phase_number is null then 'queued' else 'blocked' end as status
-            from candidate as c
-                left join doomed as d using (feature_id, phase_number)
+            -- `in` is hashed, however many the planner expects; a join of the two would compare each with each.
+            select queue_id,
+                case when (feature_id, phase_number) in (select feature_id, phase_number from doomed)
+                    then 'blocked' else 'queued' end as status
+            from candidate
         )
         update public.phase_queue as p
         set status = settled.status

@@ -74,8 +74,9 @@ union all    -- or missing; or its workflow is, which matters once the prerequis
 select s.queue_id, s.feature_id, s.phase_number, case s.kind when 'missing' then 3 else 9 end, s.kind, s.words, s.refers_to
 from pgcoord.stranded as s
 where s.kind = 'missing' or s.status = 'queued' and s.eligible_at is not null and exists (select from pgcoord.leader)
-union all    -- (A case: knowing little of new tables, the planner would expect one phase, and call obstacles for each.)
-select p.queue_id, p.feature_id, p.phase_number, 2, 'blocked',
+union all    -- (A case: knowing little of new tables, the planner would expect one phase, and call obstacles for each. And
+-- f.id, so that it is the features which a list of them leaves out.)
+select p.queue_id, f.id, p.phase_number, 2, 'blocked',
     format('waits for phase %s, which waits for phase %s, %s', d.prerequisite, o.obstacle, o.status), up.queue_id
 from public.planned_features as f
     cross join lateral pgcoord.obstacles(f.id) as o
@@ -103,6 +104,12 @@ union all
 select p.queue_id, p.feature_id, p.phase_number, 8, 'coordinator', 'no coordinator runs', null
 from public.phase_queue as p
 where p.status = 'queued' and p.eligible_at is not null and not exists (select from pgcoord.leader)
+union all
+select p.queue_id, p.feature_id, p.phase_number, 9, 'github',
+    format('GitHub makes no issues since %s, and is asked again at %s: %s', to_char(c.issues_held_since, 'HH24:MI:SS'),
+        to_char(pgcoord.issues_held_until(c), 'HH24:MI:SS'), c.issues_held_reason), null
+from public.phase_queue as p, pgcoord.control as c
+where p.status = 'queued' and p.eligible_at is not null and p.issue_number is null and pgcoord.issues_held_until(c) is not null
 union all
 select p.queue_id, p.feature_id, p.phase_number, 10, 'slot',
     case when (select count(*) from public.phase_queue where slot is not null) < (select count(*) from pgcoord.slot where not draining)
@@ -158,6 +165,13 @@ language sql stable cost 10000 as $$
 $$;
 comment on function pgcoord.waiting_for(public.phase_queue) is 'What a phase waits for, in words; null when it does not wait.';
 
+create or replace view pgcoord.first_reason as
+select distinct on (feature_id, phase_number, queue_id) feature_id, phase_number, queue_id, words
+from pgcoord.reasons
+where kind not in ('ready', 'running', 'completed', 'failed', 'cancelled')
+order by feature_id, phase_number, queue_id, rank, refers_to;
+comment on view pgcoord.first_reason is 'What each phase waits for that does: the most decisive reason alone.';
+
 create or replace view pgcoord.board as
 select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.title_of(p) as title, p.status, p.slot,
     p.attempt, p.priority, p.depends_on_phases, p.issue_number, p.error_message,
@@ -171,12 +185,8 @@ select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.tit
     p.started_timestamp, p.finished_timestamp, first.words as waiting_for
 from public.phase_queue as p
     join public.planned_features as f on f.id = p.feature_id
-    left join (
-        select distinct on (feature_id, phase_number, queue_id) feature_id, phase_number, queue_id, words
-        from pgcoord.reasons
-        where kind not in ('ready', 'running', 'completed', 'failed', 'cancelled')
-        order by feature_id, phase_number, queue_id, rank, refers_to
-    ) as first on first.queue_id = p.queue_id and first.feature_id = p.feature_id and first.phase_number = p.phase_number
+    left join pgcoord.first_reason as first
+        on first.queue_id = p.queue_id and first.feature_id = p.feature_id and first.phase_number = p.phase_number
 order by p.feature_id, p.phase_number;
 comment on view pgcoord.board is 'Every phase with its state, since when, and what it waits for.';
 
@@ -187,6 +197,21 @@ select p.queue_id, p.feature_id, p.phase_number, p.issue_number, p.status, p.dep
     pgcoord.waiting_for(p) as waiting_for
 from public.phase_queue as p;
 comment on view pgcoord.queue is 'Every phase with the columns of phase_queue that concern people, and what it waits for.';
+
+-- The reasons are read feature by feature: asked for one by one, those of 500 phases would take a second.
+create or replace function pgcoord.phase_objects(p_queue_ids text[]) returns setof jsonb
+language sql stable as $$
+    select to_jsonb(p) - '{attempts_used,unmet,held}'::text[] || jsonb_build_object('waiting_for', first.words)
+    from unnest(p_queue_ids) with ordinality as named (queue_id, place)
+        join public.phase_queue as p using (queue_id)
+        left join (
+            select queue_id, words from pgcoord.first_reason
+            where feature_id = any (array(select distinct feature_id from public.phase_queue where queue_id = any (p_queue_ids)))
+            offset 0    -- or the planner would look for the obstacle of each phase by itself
+        ) as first using (queue_id)
+    order by named.place;
+$$;
+comment on function pgcoord.phase_objects(text[]) is 'Phases as JSON objects, each as pgcoord.queue has it, in the order they are named.';
 
 create or replace view pgcoord.slots as
 select s.number as slot, s.draining, p.queue_id, p.feature_id, p.phase_number, pgcoord.title_of(p) as title, p.status,
