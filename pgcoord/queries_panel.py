@@ -293,16 +293,17 @@ async def standing(conn: Connection) -> Standing:
 
 async def held_slots(conn: Connection) -> list[HeldSlot]:
     """The slots, free ones too."""
+    # Lateral, for the planner takes the slots for thousands, and would read all attempts for them.
     return await _rows(
         conn,
         HeldSlot,
         "select s.slot, s.draining, s.queue_id, s.feature_id, f.title as feature, s.phase_number,"
-        " s.title, s.status, s.since, p.attempt, s.host, a.folder, s.external, s.ending, u.low,"
-        " u.median, u.high from pgcoord.slots as s"
-        " left join public.phase_queue as p on p.queue_id = s.queue_id"
-        " left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt"
+        " s.title, s.status, s.since, a.number as attempt, s.host, a.folder, s.external, s.ending,"
+        " u.low, u.median, u.high from pgcoord.slots as s"
         " left join public.planned_features as f on f.id = s.feature_id"
-        " left join pgcoord.usual as u on u.workflow = pgcoord.workflow_of(p) order by s.slot",
+        " left join lateral (select number, folder, workflow from pgcoord.attempt"
+        " where adw_id = s.adw_id limit 1) as a on true"
+        " left join pgcoord.usual as u on u.workflow = a.workflow order by s.slot",
     )
 
 

@@ -307,9 +307,10 @@ def set_scene(scene: Scene) -> None:
             Jsonb([{"phase_number": n + 1} for n in range(phases)]),
         )
     backend = scene.start(104, 2, 24.7)
-    scene.start(104, 3, 36.5)
+    frontend = scene.start(104, 3, 36.5)
     scene.claim(109, 4)
     scene.write_log(backend, LOG)
+    scene.write_log(frontend, "src/live/useEvents.ts: 41 of 58 tests passed\n")
     scene.sql("update phase_queue set priority = 60 where queue_id = 'queue-104-5'")
     scene.sql("update phase_queue set priority = 70 where feature_id = 115 and status = 'queued'")
     scene.sql("select pgcoord.pause(98, 'waits for the new fonts')")

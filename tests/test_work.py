@@ -271,6 +271,11 @@ def test_features_are_listed_by_what_they_are_and_found_by_their_names(
     assert listed(conn, "all", f"queue-{planned}-2") == [planned]
     assert listed(conn, "all", "PHASE 2") == [planned]
     assert listed(conn, "all", "_") == []
+    conn.execute("update phase_queue set issue_number = 17 where feature_id = %s", [planned])
+    assert listed(conn, "all", "#17") == [planned]
+    [attempt] = rows(conn, "select adw_id from pgcoord.attempt")
+    assert listed(conn, "all", attempt["adw_id"]) == [running]
+    assert listed(conn, "completed") == [done]
 
 
 def test_the_line_is_in_the_order_of_claims(conn: Connection) -> None:

@@ -249,7 +249,8 @@ where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null a
 order by p.priority, p.queue_position, p.feature_id, p.phase_number;
 comment on view pgcoord.line is 'Phases that wait for nothing but a slot, next first.';
 
--- Features that are not finished, then the latest of those that are: what a page of features shows.
+-- Features that are not finished, then the latest of those that are: what a page of features shows. It reads the phases
+-- that are open and an index entry of every feature, not the phases that are done, however many these are.
 create or replace function pgcoord.list_features(p_show text, p_search text, p_limit integer)
 returns setof integer
 language sql stable
@@ -257,36 +258,44 @@ set jit = off as $$
     with
     working as materialized (select distinct feature_id as id from public.phase_queue where status <> 'completed'),
     feature as (
-        select f.id, f.title, f.cancelled_at is null and (w.id is not null or not exists (
-                select from public.phase_queue as p where p.feature_id = f.id)) as open
+        -- (A scalar subquery: of an exists the planner would make a table of all phases.)
+        select f.id, f.title, f.cancelled_at is null and (w.id is not null
+                or (select true from public.phase_queue as p where p.feature_id = f.id limit 1) is null) as open
         from public.planned_features as f
             left join working as w on w.id = f.id
     ),
-    found as (
+    named as (
+        select id from public.planned_features where strpos(lower(title), lower(p_search)) > 0 or id::text = p_search
+        union all
+        select feature_id from public.phase_queue where queue_id = p_search
+        union all
+        select feature_id from public.phase_queue
+        where issue_number = case when p_search ~ '^#?[0-9]{1,9}$' then ltrim(p_search, '#')::integer end
+        union all
+        select p.feature_id from pgcoord.attempt as a join public.phase_queue as p using (queue_id) where a.adw_id = p_search
+        union all
+        select p.feature_id from public.phase_queue as p join working as w on w.id = p.feature_id
+        where strpos(lower(pgcoord.title_of(p)), lower(p_search)) > 0
+    ),
+    found as materialized (
         select id, open from feature as f
         where case p_show
-                when 'attention' then f.open and exists (select from pgcoord.attention as a where a.feature_id = f.id)
-                when 'finished' then not f.open
                 when 'all' then true
+                when 'finished' then not f.open
+                when 'attention' then f.open and f.id in (select a.feature_id from pgcoord.attention as a)
                 when 'in_progress' then f.open and exists (select from pgcoord.feature as v where v.id = f.id and v.status = p_show)
                 when 'planned' then f.open and exists (select from pgcoord.feature as v where v.id = f.id and v.status = p_show)
-                else exists (select from public.phase_queue as p where p.feature_id = f.id and p.status = p_show)
+                when 'completed' then exists (select from public.phase_queue as p where p.feature_id = f.id and p.status = p_show)
+                else f.id in (select p.feature_id from public.phase_queue as p where p.status <> 'completed' and p.status = p_show)
             end
-            and (p_search is null or strpos(lower(f.title), lower(p_search)) > 0
-                or f.id::text = p_search
-                or exists (
-                    select from public.phase_queue as p
-                    where p.feature_id = f.id and (p.queue_id = p_search or p.adw_id = p_search
-                        or p.issue_number::text = ltrim(p_search, '#')
-                        or strpos(lower(pgcoord.title_of(p)), lower(p_search)) > 0)
-                ))
+            and (p_search is null or f.id in (select id from named))
     )
     (select id from found where open order by id limit p_limit)
     union all
     (select id from found where not open order by id desc limit case when p_show = 'all' and p_search is null then 10 else p_limit end);
 $$;
 comment on function pgcoord.list_features(text, text, integer) is
-    'Features to show: all, attention, in_progress, planned, finished, or with a phase in a state; found by title, id, queue_id, adw_id or issue.';
+    'Features to show: all, attention, in_progress, planned, finished, or with a phase in a state; found by title, id, queue_id, adw_id or issue, and by titles of phases while they are not finished.';
 
 create or replace function pgcoord.feature_rows(p_ids integer[])
 returns table (
