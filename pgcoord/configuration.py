@@ -98,6 +98,34 @@ class Server:
 
 
 @dataclass(frozen=True)
+class GitHub:
+    """The repository in which each phase gets an issue, `[github]`.
+
+    Without an app, a token from the environment is used. Where issues are not `required`, phases
+    start without one after `wait`. `webhook_secret` names an environment variable. The `on_…` say
+    what happens to a phase when something happens on GitHub.
+    """
+
+    repository: str
+    api_url: str = "https://api.github.com"
+    app_id: str | None = None
+    installation_id: str | None = None
+    private_key_file: Path | None = None
+    required: bool = True
+    wait: timedelta = timedelta(minutes=10)
+    webhook_secret: str | None = None
+    on_issue_closed: str = "nothing"
+    on_issue_reopened: str = "nothing"
+    on_pull_request_merged: str = "nothing"
+
+    @property
+    def page(self) -> str:
+        """Where people see the repository."""
+        site = self.api_url.removesuffix("/api/v3").replace("://api.github.com", "://github.com")
+        return f"{site}/{self.repository}"
+
+
+@dataclass(frozen=True)
 class Configuration:
     """What pgcoord.toml says; `path` is None where there is no such file.
 
@@ -110,6 +138,7 @@ class Configuration:
     log_max_size: int = 100_000_000
     log_retention: timedelta | None = None
     server: Server = Server()
+    github: GitHub | None = None
 
     @property
     def default_workflow(self) -> Workflow | None:
@@ -135,7 +164,7 @@ def read_configuration(path: Path) -> Configuration:
     folder = partial(_folder, path.parent)
     sections = _read_table(
         _parse(path),
-        {"workflow": _table, "server": _table, "log": _table},
+        {"workflow": _table, "server": _table, "github": _table, "log": _table},
         key="",
         problems=problems,
     )
@@ -151,12 +180,15 @@ def read_configuration(path: Path) -> Configuration:
         key="server",
         problems=problems,
     )
+    github = _read_github(sections.get("github"), folder, problems)
     readers: dict[str, _Reader] = {"folder": folder, "max_size": _size, "retention": parse_duration}
     log = _read_table(sections.get("log", {}), readers, key="log", problems=problems)
     if problems:
         raise InvalidConfiguration("\n".join(f"{path}: {problem}" for problem in problems))
     limits = {f"log_{key}": log[key] for key in ("max_size", "retention") if key in log}
-    return Configuration(path, workflows, log.get("folder"), server=Server(**server), **limits)
+    return Configuration(
+        path, workflows, log.get("folder"), server=Server(**server), github=github, **limits
+    )
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
@@ -233,6 +265,33 @@ def _read_workflow(
     return Workflow(name=name, **{"command": (), "directory": folder("."), **values})
 
 
+def _read_github(
+    table: Mapping[str, object] | None, folder: _Reader, problems: list[str]
+) -> GitHub | None:
+    if table is None:
+        return None
+    readers: dict[str, _Reader] = {
+        "repository": _repository,
+        "api_url": _url,
+        "app_id": _identifier,
+        "installation_id": _identifier,
+        "private_key_file": folder,
+        "required": _boolean,
+        "wait": partial(parse_duration, zero=True),
+        "webhook_secret": _variable,
+        "on_issue_closed": partial(_choice, ("nothing", "cancel", "complete")),
+        "on_issue_reopened": partial(_choice, ("nothing", "retry")),
+        "on_pull_request_merged": partial(_choice, ("nothing", "complete")),
+    }
+    if "repository" not in table:
+        problems.append('github.repository: missing; expected "owner/name"')
+    of_app = [key for key in ("app_id", "installation_id", "private_key_file") if key in table]
+    if 0 < len(of_app) < 3:
+        problems.append("github: app_id, installation_id and private_key_file come together")
+    values = _read_table(table, readers, key="github", problems=problems)
+    return GitHub(**{"repository": "", **values})
+
+
 def _read_table(
     table: Mapping[str, object], readers: Mapping[str, _Reader], *, key: str, problems: list[str]
 ) -> dict[str, Any]:
@@ -289,6 +348,28 @@ def _url(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"https?://[^/\s?#@]+(/[^\s?#]*)?", value):
         raise ValueError(f'expected a URL such as "https://build.example", not {value!r:.60}')
     return value.rstrip("/")
+
+
+def _repository(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+", value):
+        raise ValueError(f'expected "owner/name", not {value!r:.60}')
+    return value
+
+
+def _identifier(value: object) -> str:
+    if type(value) not in (int, str) or not re.fullmatch(r"[A-Za-z0-9._-]+", str(value)):
+        raise ValueError(f"expected an id such as 123456, not {value!r:.60}")
+    return str(value)
+
+
+def _variable(value: object) -> str:
+    return _environment([value])[0]
+
+
+def _choice(words: tuple[str, ...], value: object) -> str:
+    if value not in words:
+        raise ValueError(f"expected {' or '.join(words)}, not {value!r:.60}")
+    return str(value)
 
 
 def _folder(base: Path, value: object) -> Path:

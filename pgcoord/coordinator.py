@@ -1,11 +1,11 @@
 """The coordinator: waits for wake-ups, claims what is eligible, runs it, says how it went.
 
 Data flows one way: a notification wakes the loop, the database says what may run (claim) and what
-shall end (attend), a task for each attempt runs its process and tells the database how it went, and
-that may wake the loop again. Of the coordinators of a database one leads; the others stand by: they
-claim nothing, and attend to the processes of their own host unless the leader is on it. The one
-rule: nothing is remembered here that is not in the database or in the folder of a run; a
-coordinator that is killed at any point is replaced by one that reads both and goes on.
+shall end (attend), a task for each attempt (supervision.py) runs its process and tells the database
+how it went, and that may wake the loop again. Of the coordinators of a database one leads; the
+others stand by: they claim nothing, and attend to the processes of their own host unless the leader
+is on it. The one rule: nothing is remembered here that is not in the database or in the folder of a
+run; a coordinator that is killed at any point is replaced by one that reads both and goes on.
 """
 
 import asyncio
@@ -17,7 +17,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -27,29 +28,22 @@ from pgcoord.backoff import Backoff
 from pgcoord.configuration import Configuration, Workflow
 from pgcoord.errors import (
     AnotherLeads,
-    CannotStart,
     CoordError,
     DatabaseUnusable,
-    InvalidConfiguration,
-    InvalidInput,
     Locked,
     StaleAttempt,
 )
-from pgcoord.launcher import LeftBehind, Run, RunState
 from pgcoord.listener import Listener, listening
-from pgcoord.queries import Assignment, Lead, Lineage, Move, OpenAttempt
-from pgcoord.report import NotSigned, spooled, unspool
+from pgcoord.queries import Assignment, Lead, Lineage
 from pgcoord.retention import remove_old_runs
+from pgcoord.supervision import Supervision, Unheard, log_move
+
+if TYPE_CHECKING:
+    from pgcoord.issues import Issues
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-# What a process group is given between TERM and KILL.
-GRACE = timedelta(seconds=5)
-
-# The status of a process that was ended with its wrapper: by KILL.
-_KILLED = 128 + 9
 
 # Locks on claimable phases that are waited for at once, each on a connection of its own.
 _MOST_AWAITED = 8
@@ -59,9 +53,6 @@ _SECOND_LOOK = 5
 
 # Seconds between questions for the lead, each of which waits two more: ten statements a minute.
 _ASK_EVERY = 4.0
-
-# Seconds since we knew that we lead after which we ask once more before a process is started.
-_KNOWN_TO_LEAD = 1.0
 
 # Among the locks that are awaited: the one that all claims take.
 _CONTROL = "pgcoord.control"
@@ -73,11 +64,12 @@ _NOBODY = Lead(led=False, epoch=None, host=None, pid=None)
 _DAY = 24 * 60 * 60
 
 _LOST_CONNECTION = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
-_PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
 
 class Coordinator:
     """One coordinator of one database. `run` it once."""
+
+    supervision = Supervision  # how one attempt is seen through
 
     def __init__(
         self,
@@ -96,10 +88,11 @@ class Coordinator:
         self.host = host or socket.gethostname()
         self.leads = asyncio.Event()
         self._dsn = dsn
-        self._configuration = configuration
+        self.configuration = configuration
         self._runs_folder = runs_folder.resolve()
-        self._environment = environment
-        self._report_url = report_url
+        self.environment = environment
+        self.report_url = report_url
+        self.issues = self._make_issues()
         self._stopping = asyncio.Event()
         self._draining = False
         self._listener: Listener | None = None
@@ -109,7 +102,7 @@ class Coordinator:
         self._epoch = 0
         self._led = False
         self.interruptions = 0
-        self._taken: dict[str, _Taken] = {}
+        self._taken: dict[str, Supervision] = {}
         self._awaited: set[str] = set()
         self._abandoned: set[int] = set()
 
@@ -124,11 +117,15 @@ class Coordinator:
             self._tasks = tasks
             try:
                 tasks.create_task(self._keep_house())
+                if self.issues:
+                    tasks.create_task(self.issues.run())
                 await self._coordinate()
             except CoordError as error:
                 refusal = error  # raised outside, where no group of exceptions is made of it
             finally:
                 self._stopping.set()
+        if self.issues:
+            await self.issues.close()
         if refusal:
             raise refusal
 
@@ -150,6 +147,24 @@ class Coordinator:
     def running(self) -> list[Assignment]:
         """The attempts that are supervised."""
         return [taken.assignment for taken in self._taken.values()]
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing more is to be begun."""
+        return self._stopping.is_set()
+
+    def page_of(self, queue_id: str) -> str | None:
+        """Where people see a phase, if they can from anywhere."""
+        url = self.configuration.server.public_url
+        return f"{url}/phases/{quote(queue_id)}" if url else None
+
+    def _make_issues(self) -> "Issues | None":
+        """Imported where it is configured: it takes a client of HTTP, and that takes memory."""
+        if self.configuration.github is None:
+            return None
+        from pgcoord.issues import Issues
+
+        return Issues(self.configuration.github, self.environment, self)
 
     @property
     def _is_ending(self) -> bool:
@@ -186,7 +201,7 @@ class Coordinator:
             self._refuse_the_past(await queries.lineage(listener.conn))
             self._server = database.same_server(self._dsn, listener.conn)
             # Without a check at check-out, which would cost a round trip each: a statement that
-            # finds its connection dead is sent again (`_tell`).
+            # finds its connection dead is sent again (`tell`).
             self._pool = AsyncConnectionPool(
                 database.with_defaults(self._server),
                 min_size=1,
@@ -224,16 +239,16 @@ class Coordinator:
         while not self._done:
             elsewhere = self._leader is not None and self._leader.host != self.host
             if elsewhere and (news or self._taken):
-                await self._unless_stopped(self._attend())
+                await self.unless_stopped(self._attend())
                 if self._taken:
                     await queries.renew_lease(self._conn, self.host)
-            leader = await self._unless_stopped(self._ask_for_the_lead())
+            leader = await self.unless_stopped(self._ask_for_the_lead())
             if leader is None:
                 return False
             news = self._note(leader)
             if leader.led:
                 return True
-            news = news or bool(await self._unless_stopped(self._wait(_ASK_EVERY)))
+            news = news or bool(await self.unless_stopped(self._wait(_ASK_EVERY)))
         return False
 
     async def _ask_for_the_lead(self) -> Lead:
@@ -246,7 +261,7 @@ class Coordinator:
             pid=os.getpid(),
             version=__version__,
             runs_folder=str(self._runs_folder),
-            workflows=[_declared(workflow) for workflow in self._configuration.workflows.values()],
+            workflows=[_declared(workflow) for workflow in self.configuration.workflows.values()],
             after=self._epoch,
         )
 
@@ -271,14 +286,18 @@ class Coordinator:
         await queries.listen(self._conn, queries.WAKE)
         self.leads.set()
         self._led = True
-        disowned = await self._unless_stopped(self._attend())
+        if self.issues is None:
+            await queries.release_issues(self._conn)
+        disowned = await self.unless_stopped(self._attend())
         if disowned:  # their phases may be claimable: not before these are gone
-            await self._unless_stopped(asyncio.wait(disowned))
+            await self.unless_stopped(asyncio.wait(disowned))
         while not self._is_ending:
-            claimed = await self._unless_stopped(self._claim())
-            await self._unless_stopped(self._attend())
+            claimed = await self.unless_stopped(self._claim())
+            await self.unless_stopped(self._attend())
+            if self.issues:
+                self.issues.wake()
             if not claimed:
-                await self._unless_stopped(self._rest())
+                await self.unless_stopped(self._rest())
         self.leads.clear()
         while not all(taken.recorded for taken in self._taken.values()):
             await self._wait(None)
@@ -296,8 +315,8 @@ class Coordinator:
             self._await_lock(_CONTROL, queries.await_control)
             return False
         for assignment in assignments:
-            _log_move(assignment, "queued", "ready", f"claimed as {assignment.adw_id}")
-            self._take(assignment, self._launch_and_supervise, asked)
+            log_move(assignment, "queued", "ready", f"claimed as {assignment.adw_id}")
+            self._take(assignment, self.supervision.launch_and_supervise, asked)
         return bool(assignments)
 
     async def _attend(self) -> list[asyncio.Task[None]]:
@@ -310,7 +329,7 @@ class Coordinator:
         attempts = await queries.open_attempts(self._conn, self.host)
         known = {attempt.folder for attempt in attempts}
         disowned = [
-            self._take(taken.assignment, self._disown, asked).task
+            self._take(taken.assignment, self.supervision.disown, asked).task
             for folder, taken in list(self._taken.items())
             # Under this lead an end has just been told; under an older one it may be about to be,
             # and of another attempt, if a failover made numbers come again.
@@ -324,7 +343,7 @@ class Coordinator:
                 assignment = await queries.assignment(self._conn, attempt.attempt_id)
                 if assignment is None:
                     continue
-                taken = self._take(assignment, self._go_on, asked)
+                taken = self._take(assignment, self.supervision.go_on, asked)
             taken.heed(attempt)
             if attempt.ended and not taken.end_is_logged:
                 taken.log_end(await queries.last_move(self._conn, taken.assignment), "reported")
@@ -355,8 +374,8 @@ class Coordinator:
         epoch = self._epoch
         logger.warning("nothing is heard of the host of attempt %d: it is lost", attempt_id)
         try:
-            await self._tell(lambda conn: queries.abandon_attempt(conn, epoch, attempt_id))
-        except (AnotherLeads, _Unheard) as error:
+            await self.tell(lambda conn: queries.abandon_attempt(conn, epoch, attempt_id))
+        except (AnotherLeads, Unheard) as error:
             logger.info("attempt %d of another host: %s", attempt_id, error)
         finally:
             self._abandoned.discard(attempt_id)
@@ -372,7 +391,7 @@ class Coordinator:
         """Wake the loop when a lock that keeps it from claiming is gone: no rollback notifies."""
         try:
             async with await database.connect(self._server) as conn:
-                await self._unless_stopped(wait(conn))
+                await self.unless_stopped(wait(conn))
         except (*_LOST_CONNECTION, DatabaseUnusable) as error:
             logger.debug("waiting for the lock on %s: %s", name, error)
         finally:
@@ -392,7 +411,7 @@ class Coordinator:
         if self._listener:
             self._listener.tell()
 
-    async def _unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
+    async def unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
         """Await, but no longer than until `stop`; return None then."""
         waited_for = asyncio.ensure_future(awaitable)
         stopping = asyncio.ensure_future(self._stopping.wait())
@@ -405,8 +424,11 @@ class Coordinator:
             await asyncio.gather(waited_for, stopping, return_exceptions=True)
 
     def _take(
-        self, assignment: Assignment, supervise: Callable[["_Taken"], Awaitable[None]], asked: float
-    ) -> "_Taken":
+        self,
+        assignment: Assignment,
+        supervise: Callable[[Any], Awaitable[None]],
+        asked: float,
+    ) -> Supervision:
         """Supervise an attempt from now on, instead of whatever did until now.
 
         `asked` is when the database was asked that says so, and that our lead is not over.
@@ -414,208 +436,43 @@ class Coordinator:
         before = self._taken.get(assignment.folder)
         if before:
             before.task.cancel()
-        taken = _Taken(
-            assignment,
-            self._linger(assignment),
-            self._configuration.log_max_size,
-            self._epoch,
-            asked,
-        )
+        taken = self.supervision(assignment, self, self._epoch, asked)
         self._taken[assignment.folder] = taken
         taken.task = self._tasks.create_task(self._supervise(taken, supervise))
         return taken
 
     async def _supervise(
-        self, taken: "_Taken", supervise: Callable[["_Taken"], Awaitable[None]]
+        self, taken: Supervision, supervise: Callable[[Any], Awaitable[None]]
     ) -> None:
         """See one attempt through; an error of its own must not take the others down with it."""
         try:
             await supervise(taken)
         except StaleAttempt:
-            self._take(taken.assignment, self._disown, taken.asked)
+            self._take(taken.assignment, self.supervision.disown, taken.asked)
         except AnotherLeads as error:
             logger.warning("%s is left to whoever leads now: %s", taken.assignment, error)
             self._wake()  # it may be ourselves, with a new lead
-        except _Unheard as error:
+        except Unheard as error:
             logger.warning("%s: stopped before the database was told: %s", taken.assignment, error)
         except Exception:
             logger.exception("%s is looked at again in %d s", taken.assignment, _SECOND_LOOK)
-            await self._unless_stopped(asyncio.sleep(_SECOND_LOOK))
+            await self.unless_stopped(asyncio.sleep(_SECOND_LOOK))
             self._wake()
         finally:
             if self._taken.get(taken.assignment.folder) is taken:
                 del self._taken[taken.assignment.folder]
-            self._recorded(taken)
+            taken.recorded = True
+            self.note_recorded()
 
-    def _recorded(self, taken: "_Taken") -> None:
-        """Note that the start of a process is recorded, or that there is none; who ends waits."""
-        taken.recorded = True
+    def note_recorded(self) -> None:
+        """Hear that the start of a process is recorded, or that there is none; who ends waits."""
         if self._is_ending:
             self._wake()
 
-    async def _launch_and_supervise(self, taken: "_Taken") -> None:
-        try:
-            await self._prepare(taken)
-            await self._launch(taken)
-        except (CannotStart, InvalidConfiguration, OSError) as error:
-            if await asyncio.to_thread(taken.run.give_up):
-                logger.warning("%s could not be started: %s", taken.assignment, error)
-                await self._give_up(taken, "failed", str(error))
-                return
-            # Another coordinator of this host was faster.
-            await self._go_on(taken)
-            return
-        await self._record_start(taken)
-        await self._see_to_its_end(taken)
-
-    async def _go_on(self, taken: "_Taken") -> None:
-        """Take over an attempt from wherever its last coordinator left it."""
-        state = await asyncio.to_thread(taken.run.state)
-        assignment = taken.assignment
-        if state in (RunState.ALIVE, RunState.ENDED):
-            logger.info("%s taken over, pid %s, %s", assignment, taken.run.pid, state.value)
-            if not assignment.started:
-                await self._record_start(taken)
-            await self._take_spooled_report(taken)
-            await self._see_to_its_end(taken)
-        elif assignment.started or state is RunState.LOST:
-            await self._take_spooled_report(taken)
-            logger.warning("%s is lost: its process left no exit status", assignment)
-            await taken.run.end(GRACE)  # it lives where its folder was deleted under it
-            await self._end_what_it_left(taken)
-            await self._give_up(taken, "lost", "its process is gone and left no exit status")
-        elif state is RunState.GIVEN_UP:
-            await self._give_up(taken, "returned", "given up before it was started")
-        elif self.leads.is_set() and not (assignment.ended or assignment.ending):
-            await self._launch_and_supervise(taken)
-        else:
-            await self._give_back(taken)
-
-    async def _give_back(self, taken: "_Taken") -> None:
-        """Return an attempt that was not started here, by whatever time this reaches its folder."""
-        await self._tell(lambda conn: queries.check_epoch(conn, taken.epoch))
-        if await asyncio.to_thread(taken.run.give_up):
-            await self._give_up(taken, "returned", f"{self.host} gave it back, not started")
-        else:
-            await self._go_on(taken)
-
-    async def _disown(self, taken: "_Taken") -> None:
-        """End what runs here and the database knows nothing of.
-
-        Its phase was deleted, or a failover lost its claim, or another host's leader gave it up.
-        """
-        taken.over = True
-        if await asyncio.to_thread(taken.run.state) is RunState.ALIVE:
-            logger.warning(
-                "%s is ended, pid %s: its attempt is not in the database any more",
-                taken.assignment,
-                taken.run.pid,
-            )
-            await taken.run.end(GRACE)
-        await self._end_what_it_left(taken)
-
-    async def _prepare(self, taken: "_Taken") -> None:
-        """Make what the process needs before it starts: the folder of its run and its prompt."""
-        await asyncio.to_thread(taken.run.prepare, taken.assignment.prompt or "")
-
-    async def _launch(self, taken: "_Taken") -> None:
-        workflow = self._workflow(taken.assignment)
-        if _now() - taken.asked > _KNOWN_TO_LEAD:
-            await self._tell(lambda conn: queries.check_epoch(conn, taken.epoch))
-        taken.run.start(
-            workflow.arguments(_values(taken.assignment, taken.run)),
-            directory=workflow.directory,
-            environment=self._environment_of(taken.assignment, workflow),
-        )
-
-    async def _record_start(self, taken: "_Taken") -> None:
-        pid, started = taken.run.pid, taken.run.process_started
-        assert pid is not None
-        await self._tell(
-            lambda conn: queries.start_phase(
-                conn, taken.epoch, taken.assignment.attempt_id, pid, started or ""
-            )
-        )
-        _log_move(taken.assignment, "ready", "running", f"started, pid {pid}")
-
-    async def _see_to_its_end(self, taken: "_Taken") -> None:
-        """Wait until the process is gone, ending it when told to, and say how it went."""
-        self._recorded(taken)
-        if await self._unless_stopped(taken.gone()) is None:
-            logger.info("%s is left running, pid %s", taken.assignment, taken.run.pid)
-            return
-        taken.over = True
-        left = await self._end_what_it_left(taken)
-        await self._take_spooled_report(taken)
-        exit_status = taken.run.exit_status
-        if exit_status is None and not taken.told:
-            await self._give_up(taken, "lost", "its process is gone and left no exit status")
-            return
-        status = _KILLED if exit_status is None else exit_status
-        tail = await asyncio.to_thread(taken.run.log_tail) if status else ""
-        names = ", ".join(f"{each.command} (pid {each.pid})" for each in left)
-        await self._conclude(
-            taken,
-            f"exited with status {status}",
-            lambda conn: queries.end_attempt(conn, taken.assignment, status, tail, names),
-        )
-
-    async def _take_spooled_report(self, taken: "_Taken") -> None:
-        """Take the report that the workflow could not send, if there is one."""
-        assignment, folder = taken.assignment, taken.run.folder
-        refused: CoordError | None = None
-        try:
-            kept = await asyncio.to_thread(spooled, folder, assignment.secret)
-            if kept is None:
-                return
-            answer = await self._tell(
-                lambda conn: queries.take_report(
-                    conn,
-                    kept.report,
-                    message_id=kept.message_id,
-                    actor=f"{assignment.adw_id} (spooled report)",
-                    adw_id=assignment.adw_id,
-                )
-            )
-            refused = answer.refusal()
-        except (NotSigned, InvalidInput) as error:
-            refused = error
-        if refused:
-            logger.warning("%s: its spooled report is not taken: %s", assignment, refused)
-        else:
-            logger.info("%s: its spooled report is taken", assignment)
-        await asyncio.to_thread(unspool, folder)
-
-    async def _end_what_it_left(self, taken: "_Taken") -> list[LeftBehind]:
-        left = await taken.run.end_left_behind(GRACE)
-        for each in left:
-            logger.warning("%s left behind pid %d: %s", taken.assignment, each.pid, each.command)
-        return left
-
-    async def _give_up(self, taken: "_Taken", outcome: str, error: str) -> None:
-        await self._conclude(
-            taken,
-            error,
-            lambda conn: queries.give_up_attempt(conn, taken.assignment, outcome, error),
-        )
-
-    async def _conclude(
-        self,
-        taken: "_Taken",
-        reason: str,
-        say: Callable[[queries.Connection], Awaitable[Move | None]],
-    ) -> None:
-        """Tell the database how an attempt ended, and log what that made of its phase."""
-
-        async def say_and_log(conn: queries.Connection) -> None:
-            taken.log_end(await say(conn), reason)
-
-        await self._tell(say_and_log)
-
-    async def _tell(self, say: Callable[[queries.Connection], Awaitable[Result]]) -> Result:
+    async def tell(self, say: Callable[[queries.Connection], Awaitable[Result]]) -> Result:
         """Say something to the database until it has heard it: all that is said can be said twice.
 
-        Raises `_Unheard` when stopped; whoever starts next finds the same in the folder of the run.
+        Raises `Unheard` when stopped; whoever starts next finds the same in the folder of the run.
         """
         backoff = Backoff()
         while True:
@@ -624,7 +481,7 @@ class Coordinator:
                     return await say(conn)
             except _LOST_CONNECTION as error:
                 if self._stopping.is_set():
-                    raise _Unheard(_line(error)) from error
+                    raise Unheard(_line(error)) from error
                 await self._pause(backoff, error)
 
     async def _pause(self, backoff: Backoff, error: Exception) -> None:
@@ -632,16 +489,16 @@ class Coordinator:
         seconds = backoff.next()
         level = logging.DEBUG if backoff.repeats(_line(error)) else logging.WARNING
         logger.log(level, "trying again in %.2f s: %s", seconds, _line(error))
-        await self._unless_stopped(asyncio.sleep(seconds))
+        await self.unless_stopped(asyncio.sleep(seconds))
 
     async def _keep_house(self) -> None:
         """Remove the runs that ended longer ago than they are to be kept: now, and once a day."""
-        while self._configuration.log_retention and not self._stopping.is_set():
+        while self.configuration.log_retention and not self._stopping.is_set():
             try:
-                await self._unless_stopped(self._remove_old_runs(self._configuration.log_retention))
+                await self.unless_stopped(self._remove_old_runs(self.configuration.log_retention))
             except (*_LOST_CONNECTION, CoordError) as error:
                 logger.info("old runs stay for another day: %s", _line(error))
-            await self._unless_stopped(asyncio.sleep(_DAY))
+            await self.unless_stopped(asyncio.sleep(_DAY))
 
     async def _remove_old_runs(self, retention: timedelta) -> None:
         async with await database.connect(self._dsn) as conn:
@@ -650,131 +507,6 @@ class Coordinator:
         removed = await asyncio.to_thread(remove_old_runs, folder, retention, spared=spared)
         if removed:
             logger.info("runs removed that ended longer ago than %s: %d", retention, removed)
-
-    def _workflow(self, assignment: Assignment) -> Workflow:
-        workflow = self._configuration.workflows.get(assignment.workflow)
-        if workflow is None:
-            raise InvalidConfiguration(f"workflow {assignment.workflow} is not declared any more")
-        return workflow
-
-    def _linger(self, assignment: Assignment) -> timedelta:
-        workflow = self._configuration.workflows.get(assignment.workflow)
-        return workflow.linger if workflow else Workflow.linger
-
-    def _environment_of(self, assignment: Assignment, workflow: Workflow) -> dict[str, str]:
-        passed_on = {
-            name: self._environment[name]
-            for name in (*_PASSED_ON, *workflow.environment)
-            if name in self._environment
-        }
-        if self._report_url:
-            passed_on["PGCOORD_REPORT_URL"] = self._report_url
-        return passed_on | {
-            "PGCOORD_QUEUE_ID": assignment.queue_id,
-            "PGCOORD_FEATURE_ID": str(assignment.feature_id),
-            "PGCOORD_PHASE_NUMBER": str(assignment.phase_number),
-            "PGCOORD_ADW_ID": assignment.adw_id,
-            "PGCOORD_ATTEMPT": str(assignment.attempt),
-            "PGCOORD_ISSUE_NUMBER": str(assignment.issue_number or ""),
-            "PGCOORD_WEBHOOK_SECRET": assignment.secret,
-        }
-
-
-class _Taken:
-    """An attempt that is supervised here: its run, and whether its process is to be ended."""
-
-    task: asyncio.Task[None]
-
-    def __init__(
-        self,
-        assignment: Assignment,
-        linger: timedelta,
-        log_max_size: int,
-        epoch: int,
-        asked: float,
-    ) -> None:
-        self.assignment = assignment
-        self.epoch = epoch
-        self.asked = asked
-        self.run = Run(Path(assignment.folder), assignment.pid, assignment.process_started)
-        self.recorded = False
-        self.told = False
-        self.over = False
-        self.end_is_logged = False
-        self._linger = linger
-        self._log_max_size = log_max_size
-        self._end_in: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-
-    def log_end(self, move: Move | None, reason: str) -> None:
-        """Log, once, the move that the attempt ended with; `reason` where it has none itself."""
-        if move and not self.end_is_logged:
-            self.end_is_logged = True
-            first_line = (move.reason or reason).partition("\n")[0]
-            _log_move(self.assignment, move.from_status, move.to_status, first_line)
-
-    def heed(self, attempt: OpenAttempt) -> None:
-        """End the process: at once when that was asked for, after the linger when it reported."""
-        if not self._end_in.done() and (attempt.ending or attempt.ended):
-            lingers = max(0.0, self._linger.total_seconds() - (attempt.ended_seconds_ago or 0.0))
-            self._end_in.set_result(0.0 if attempt.ending else lingers)
-
-    async def gone(self) -> bool:
-        """Wait until the process is gone, ending its group when it is time; then return True."""
-        async with asyncio.TaskGroup() as tasks:
-            ender = tasks.create_task(self._end_in_time())
-            bounder = tasks.create_task(self._bound_log_while_it_grows())
-            await self.run.wait()
-            bounder.cancel()
-            if not self.told:
-                ender.cancel()
-        await self._bound_log()
-        return True
-
-    async def _bound_log_while_it_grows(self) -> None:
-        """Look at the log once a second: that is as far as it can outgrow its limit."""
-        while True:
-            await asyncio.sleep(1)
-            await self._bound_log()
-
-    async def _bound_log(self) -> None:
-        try:
-            await asyncio.to_thread(self.run.bound_log, self._log_max_size)
-        except OSError as error:
-            logger.warning("the log %s cannot be cut: %s", self.run.log, error.strerror)
-
-    async def _end_in_time(self) -> None:
-        await asyncio.sleep(await self._end_in)
-        self.told = True
-        logger.info("%s is being ended", self.assignment)
-        await self.run.end(GRACE)
-
-
-class _Unheard(Exception):
-    """Stopped while the database could not be told."""
-
-
-def _log_move(assignment: Assignment, was: str, now: str, reason: str) -> None:
-    """Log a transition of a phase; `reason` is a line, with nothing that a process has written."""
-    logger.info(
-        "%s %s → %s: attempt %d, slot %d, %s",
-        assignment.queue_id,
-        was,
-        now,
-        assignment.attempt,
-        assignment.slot,
-        reason,
-        extra={
-            "fields": {
-                "phase": assignment.queue_id,
-                "from": was,
-                "to": now,
-                "attempt": assignment.attempt,
-                "adw_id": assignment.adw_id,
-                "slot": assignment.slot,
-                "reason": reason,
-            }
-        },
-    )
 
 
 def _declared(workflow: Workflow) -> dict[str, object]:
@@ -787,23 +519,6 @@ def _declared(workflow: Workflow) -> dict[str, object]:
         "retry_delay_seconds": workflow.retry_delay.total_seconds(),
         "retry_lost": workflow.retry_lost,
         "timeout_seconds": workflow.timeout.total_seconds() if workflow.timeout else None,
-    }
-
-
-def _values(assignment: Assignment, run: Run) -> dict[str, str | None]:
-    """What the placeholders of a command stand for."""
-    issue = assignment.issue_number
-    return {
-        "queue_id": assignment.queue_id,
-        "feature_id": str(assignment.feature_id),
-        "phase_number": str(assignment.phase_number),
-        "attempt": str(assignment.attempt),
-        "adw_id": assignment.adw_id,
-        "issue_number": None if issue is None else str(issue),
-        "workflow_type": assignment.workflow,
-        "title": assignment.title or f"Phase {assignment.phase_number}",
-        "prompt_file": str(run.prompt_file),
-        "prompt": assignment.prompt or "",
     }
 
 

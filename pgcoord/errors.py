@@ -10,12 +10,14 @@ CoordError
 │   ├── ChangedMeanwhile       somebody else changed what was to be changed
 │   ├── AnotherLeads           this coordinator does not lead (any more)
 │   └── Locked                 somebody else holds a lock for too long
+├── NotNow                  1  GitHub cannot do it now: a limit, or an outage
 ├── DatabaseUnusable        6  no connection, no rights, wrong version, read-only
 │   └── WrongSchema            the schema is missing, older or newer than this release
 └── CannotStart             7  a process or a server could not be started
 """
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 
 class CoordError(Exception):
@@ -72,6 +74,22 @@ class AnotherLeads(Refused):
 
 class Locked(Refused):
     """Somebody else holds a lock for longer than was waited."""
+
+
+class NotNow(CoordError):
+    """GitHub cannot do it now; it is asked again after `wait`.
+
+    Where it `grows`, after twice as long with each further failure. `certain` when nothing was
+    done: else it may have been.
+    """
+
+    def __init__(
+        self, message: str, wait: timedelta, *, grows: bool = False, certain: bool = True
+    ) -> None:
+        super().__init__(message)
+        self.wait = wait
+        self.grows = grows
+        self.certain = certain
 
 
 class DatabaseUnusable(CoordError):

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
+from uuid import UUID
 
 import psycopg
 from psycopg.rows import class_row, scalar_row
@@ -152,6 +153,43 @@ class Move:
     from_status: str
     to_status: str
     reason: str | None
+
+
+@dataclass(frozen=True)
+class Intent:
+    """An issue that is to be made: posted now, or looked for by its key, if it has no number."""
+
+    number: int | None
+    key: UUID
+    intended_at: datetime
+    posts: bool
+    wait_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Hold:
+    """In how many seconds GitHub is asked again, and whether phases start without it meanwhile."""
+
+    wait_seconds: float
+    optional: bool
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What is to be done on GitHub about a phase; without an `id`, when there is something."""
+
+    id: int | None
+    queue_id: str
+    kind: str
+    key: UUID
+    issue_key: UUID
+    number: int | None
+    intended_at: datetime
+    tries: int
+    status: str
+    phase_status: str
+    facts: dict[str, Any]
+    due_in: float | None
 
 
 @dataclass(frozen=True)
@@ -581,6 +619,23 @@ async def _ended(
         return await moves.fetchone()
 
 
+async def return_attempt(
+    conn: Connection, attempt: Assignment, wait: timedelta, reason: str
+) -> Move | None:
+    """Give a claimed attempt back unused; its phase waits for `wait`, and no attempt counts.
+
+    Return the move that this makes its phase do.
+    """
+    return await _ended(
+        conn,
+        attempt,
+        "select pgcoord.return_attempt(%s, %s, %s)",
+        attempt.attempt_id,
+        wait,
+        reason,
+    )
+
+
 async def abandon_attempt(conn: Connection, epoch: int, attempt_id: int) -> None:
     """Give an attempt of another host up as lost, if that host's lease has run out.
 
@@ -601,6 +656,106 @@ async def agenda(conn: Connection, awaited: Collection[str]) -> Agenda:
     )
     assert found is not None
     return found
+
+
+async def issue_facts(conn: Connection, queue_id: str, repository: str) -> dict[str, Any]:
+    """What the issue of a phase says besides its prompt. SQL: pgcoord.issue_facts."""
+    found: dict[str, Any] = await _value(
+        conn, "select pgcoord.issue_facts(%s, %s)", queue_id, repository
+    )
+    return found
+
+
+async def intend_issue(
+    conn: Connection, epoch: int, attempt_id: int, repository: str, *, looked: bool
+) -> Intent:
+    """Say that the issue of an attempt is about to be posted, or looked for; learn which.
+
+    Raises `AnotherLeads` when the lead is over, `StaleAttempt` when the attempt was given up.
+    """
+    found = await _row(
+        conn,
+        Intent,
+        f"select {_columns(Intent)} from pgcoord.intend_issue(%s, %s, %s, %s)",
+        epoch,
+        attempt_id,
+        repository,
+        looked,
+    )
+    assert found is not None
+    return found
+
+
+async def store_issue(conn: Connection, key: UUID, number: int, author: str, *, made: bool) -> None:
+    """Keep the number of the issue with this marker, which was made just now, or found."""
+    await _value(conn, "select pgcoord.store_issue(%s, %s, %s, %s)", key, number, author, made)
+
+
+async def unpost_issue(conn: Connection, key: UUID) -> None:
+    """Say that an issue that was about to be posted certainly was not made."""
+    await _value(conn, "select pgcoord.unpost_issue(%s)", key)
+
+
+async def do_without_issue(conn: Connection, attempt_id: int, reason: str) -> None:
+    """Log that an attempt starts without an issue, and why."""
+    await _value(conn, "select pgcoord.do_without_issue(%s, %s)", attempt_id, reason)
+
+
+async def hold_issues(
+    conn: Connection, wait: timedelta, grows: bool, reason: str, optional_after: timedelta | None
+) -> Hold:
+    """Have no phase claimed that has no issue yet, until GitHub is asked again."""
+    found = await _row(
+        conn,
+        Hold,
+        f"select {_columns(Hold)} from pgcoord.hold_issues(%s, %s, %s, %s)",
+        wait,
+        grows,
+        reason,
+        optional_after,
+    )
+    assert found is not None
+    return found
+
+
+async def release_issues(conn: Connection) -> None:
+    """Have no phase wait for GitHub."""
+    await _value(conn, "select pgcoord.release_issues()")
+
+
+async def begin_errand(conn: Connection, repository: str) -> Errand:
+    """Begin what is due on GitHub; without anything, its id is None."""
+    found = await _row(
+        conn, Errand, f"select {_columns(Errand)} from pgcoord.begin_errand(%s)", repository
+    )
+    assert found is not None
+    return found
+
+
+async def finish_errand(
+    conn: Connection, errand_id: int, done: str | None, error: str | None
+) -> None:
+    """Say that an errand is done (what was done), or is given up (why)."""
+    await _value(conn, "select pgcoord.finish_errand(%s, %s, %s)", errand_id, done, error)
+
+
+async def postpone_errand(conn: Connection, errand_id: int, wait: timedelta, error: str) -> None:
+    """Have an errand tried again after `wait`, doubled with each try."""
+    await _value(conn, "select pgcoord.postpone_errand(%s, %s, %s)", errand_id, wait, error)
+
+
+async def take_github_event(
+    conn: Connection, event: Mapping[str, object], action: str
+) -> tuple[str, list[str]]:
+    """Record what happened on GitHub; return what became of it, and the phases it concerns."""
+    with refusals():
+        cursor = await conn.execute(
+            b"select result, queue_ids from pgcoord.take_github_event(%s, %s)",
+            [Jsonb(event), action],
+        )
+        row = await cursor.fetchone()
+    assert row is not None
+    return row[0], row[1]
 
 
 async def await_phase(conn: Connection, queue_id: str) -> None:
@@ -914,11 +1069,10 @@ FEATURE_ORDERS = {
 
 
 async def queue_objects(conn: Connection, listing: Listing) -> list[dict[str, Any]]:
-    """Phases with what they wait for, as JSON. SQL: view pgcoord.queue."""
+    """Phases with what they wait for, as JSON."""
     clauses, values = listing.sql(QUEUE_ORDERS)
-    return await _values(
-        conn, f"select to_jsonb(q) from (select * from pgcoord.queue {clauses}) as q", *values
-    )
+    names = f"select queue_id from public.phase_queue {clauses}"
+    return await _values(conn, f"select pgcoord.phase_objects(array({names}))", *values)
 
 
 async def feature_objects(conn: Connection, listing: Listing) -> list[dict[str, Any]]:
@@ -932,11 +1086,15 @@ async def feature_objects(conn: Connection, listing: Listing) -> list[dict[str, 
 
 
 async def phase_object(conn: Connection, queue_id: str) -> dict[str, Any]:
-    """A phase with what it waits for, as JSON. Raises `NotFound`."""
-    found = await queue_objects(conn, Listing({"queue_id": [queue_id]}, "feature", 1))
-    if not found:
-        await status_of(conn, queue_id)
-    return found[0]
+    """A phase with what it waits for, as JSON. Raises `NotFound`. SQL: view pgcoord.queue."""
+    found: dict[str, Any] | None = await _value(
+        conn, "select to_jsonb(q) from pgcoord.queue as q where queue_id = %s", queue_id
+    )
+    if found is None:
+        raise NotFound(
+            f"there is no phase {queue_id}", hint="'pgcoord status' shows those that exist."
+        )
+    return found
 
 
 async def slot_objects(conn: Connection) -> list[dict[str, Any]]:

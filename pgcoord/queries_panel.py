@@ -39,9 +39,10 @@ class HeldSlot:
     status: str | None
     since: datetime | None
     attempt: int | None
+    host: str | None
+    folder: str | None
     external: bool | None
     ending: str | None
-    runs: int | None
     low: timedelta | None
     median: timedelta | None
     high: timedelta | None
@@ -82,8 +83,9 @@ class Attention:
     title: str
     status: str
     since: datetime | None
-    attempts_used: int
     words: str | None
+    attempt: int | None
+    exit_code: int | None
     blocks: list[int] | None
 
 
@@ -295,9 +297,10 @@ async def held_slots(conn: Connection) -> list[HeldSlot]:
         conn,
         HeldSlot,
         "select s.slot, s.draining, s.queue_id, s.feature_id, f.title as feature, s.phase_number,"
-        " s.title, s.status, s.since, p.attempt, s.external, s.ending, u.runs, u.low, u.median,"
-        " u.high from pgcoord.slots as s"
+        " s.title, s.status, s.since, p.attempt, s.host, a.folder, s.external, s.ending, u.low,"
+        " u.median, u.high from pgcoord.slots as s"
         " left join public.phase_queue as p on p.queue_id = s.queue_id"
+        " left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt"
         " left join public.planned_features as f on f.id = s.feature_id"
         " left join pgcoord.usual as u on u.workflow = pgcoord.workflow_of(p) order by s.slot",
     )

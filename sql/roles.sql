@@ -35,10 +35,12 @@ grant usage on schema public, pgcoord to pgcoord_reader, pgcoord_client, pgcoord
 -- Seeing.
 grant select on
     public.planned_features, public.phase_queue,
-    pgcoord.feature, pgcoord.board, pgcoord.queue, pgcoord.waiting, pgcoord.reasons, pgcoord.slots, pgcoord.timeline,
+    pgcoord.feature, pgcoord.board, pgcoord.queue, pgcoord.waiting, pgcoord.reasons, pgcoord.first_reason, pgcoord.stranded,
+    pgcoord.slots, pgcoord.timeline,
     pgcoord.history, pgcoord.webhook_delivery, pgcoord.leader, pgcoord.elsewhere, pgcoord.slot, pgcoord.dependency,
     pgcoord.event, pgcoord.control, pgcoord.coordinator, pgcoord.host, pgcoord.workflow, pgcoord.migration, pgcoord.shipped,
-    pgcoord.changed_definition, pgcoord.usual, pgcoord.attention, pgcoord.line, pgcoord.backlog
+    pgcoord.changed_definition, pgcoord.usual, pgcoord.attention, pgcoord.line, pgcoord.backlog,
+    pgcoord.issue, pgcoord.errand, pgcoord.next_errand
 to pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 grant select (
     id, queue_id, number, adw_id, slot, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,
@@ -46,11 +48,11 @@ grant select (
     ended_at, outcome, error, exited_at, exit_code    -- all but the secret
 ) on pgcoord.attempt to pgcoord_reader, pgcoord_client;
 grant execute on function
-    pgcoord.why(text), pgcoord.obstacles(integer),
+    pgcoord.why(text), pgcoord.obstacles(integer), pgcoord.phase_objects(text[]),
     pgcoord.title_of(public.phase_queue), pgcoord.ordinal(bigint), pgcoord.actor(), pgcoord.reason(), pgcoord.lease_length(),
     pgcoord.checkup(), pgcoord.checkup_definitions(), pgcoord.checkup_rights(), pgcoord.checkup_coordinator(),
     pgcoord.checkup_slots(), pgcoord.checkup_line(), pgcoord.checkup_retries(), pgcoord.checkup_workflows(),
-    pgcoord.checkup_prerequisites(), pgcoord.checkup_attempts(), pgcoord.checkup_external(),
+    pgcoord.checkup_prerequisites(), pgcoord.checkup_attempts(), pgcoord.checkup_external(), pgcoord.checkup_issues(),
     pgcoord.checkup_transactions(), pgcoord.checkup_notifications(), pgcoord.definitions(), pgcoord.some_of(text[]),
     pgcoord.counted(bigint, text, text), pgcoord.in_words(interval),
     pgcoord.waiting_for(public.phase_queue), pgcoord.feature_object(integer), pgcoord.last_event(integer),
@@ -58,7 +60,7 @@ grant execute on function
     pgcoord.measures(), pgcoord.ended_attempts(bigint[]),
     pgcoord.workflow_of(public.phase_queue), pgcoord.remaining(integer[]), pgcoord.in_minutes(double precision),
     pgcoord.forecast(integer[]), pgcoord.expected_finish(integer[]), pgcoord.list_features(text, text, integer),
-    pgcoord.feature_rows(integer[])
+    pgcoord.feature_rows(integer[]), pgcoord.issues_held_until(pgcoord.control)
 to pgcoord_reader, pgcoord_client;
 
 -- Bringing work in. A phase may be inserted in any state that the design allows, as the spec's own example does: the

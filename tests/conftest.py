@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import subprocess
-import uuid
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -40,7 +40,16 @@ ROLES = ("nobody", "reader", "client", "coordinator")
 
 Connection = psycopg.Connection[dict[str, Any]]
 
+# A job in the background of a script ignores these, and what it starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 _numbers = itertools.count(1)
+
+# A dropped database waits for its clients, which a test that has just ended may still have: so the
+# last few stay. All of them would take 9 MB a test.
+_KEPT = 8
+_made: deque[str] = deque()
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +70,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with psycopg.connect(embedded.dsn, autocommit=True) as conn:
             # The databases live as long as the session: nothing has to survive a power cut.
             conn.execute("alter system set fsync = off")
+            conn.execute("alter system set max_wal_size = '128MB'")  # on disk, that is
             conn.execute("select pg_reload_conf()")
         yield embedded.dsn
     finally:
@@ -107,22 +117,22 @@ def template(server: str) -> Iterator[str]:
         with psycopg.connect(make_conninfo(server, dbname=name), autocommit=True) as conn:
             schema.upgrade(conn)
         yield name
-        if os.environ.get("PGCOORD_TEST_DSN"):
-            _drop(admin, name)
+        while _made:
+            _drop_oldest(admin)
+        admin.execute(sql.SQL("drop database {}").format(sql.Identifier(name)))
 
 
-def _drop(admin: psycopg.Connection[tuple[Any, ...]], prefix: str) -> None:
-    """Leave nothing on a server that goes on; at the end, for each drop waits for its clients."""
-    named = "select datname from pg_database where starts_with(datname, %s)"
-    for (each,) in admin.execute(named, [prefix]).fetchall():
-        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(each)))
+def _drop_oldest(admin: psycopg.Connection[tuple[Any, ...]]) -> None:
+    name = sql.Identifier(_made.popleft())
+    admin.execute(sql.SQL("drop database if exists {} with (force)").format(name))
 
 
-@pytest.fixture
-def dsn(server: str, template: str) -> str:
-    """The DSN of a database of this test's own, with the schema in it."""
-    name = f"{template}_{next(_numbers)}"
+def make_database(server: str, template: str) -> str:
+    """Copy a database and return the copy's DSN; it goes when some more tests have run."""
+    name = f"pgcoord_test_{os.getpid()}_{next(_numbers)}"
     with psycopg.connect(server, autocommit=True) as admin:
+        while len(_made) >= _KEPT:
+            _drop_oldest(admin)
         # file_copy: 25 ms; the strategy came with Postgres 15
         strategy = sql.SQL("strategy file_copy" if admin.info.server_version >= 150000 else "")
         admin.execute(
@@ -130,16 +140,20 @@ def dsn(server: str, template: str) -> str:
                 sql.Identifier(name), sql.Identifier(template), strategy
             )
         )
+    _made.append(name)
     return make_conninfo(server, dbname=name)
+
+
+@pytest.fixture
+def dsn(server: str, template: str) -> str:
+    """The DSN of a database of this test's own, with the schema in it."""
+    return make_database(server, template)
 
 
 @pytest.fixture
 def empty(server: str, template: str) -> str:
     """The DSN of a database with nothing in it."""
-    name = f"{template}_empty_{uuid.uuid4().hex[:12]}"  # dropped with the template's copies
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    return make_conninfo(server, dbname=name)
+    return make_database(server, "template1")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from pgcoord import queries
-from pgcoord.configuration import Configuration, Workflow
+from pgcoord.configuration import Configuration, GitHub, Workflow
 from pgcoord.coordinator import Coordinator
 
 PATIENCE = 30.0  # seconds until a test that waits gives up
@@ -35,15 +35,19 @@ def make_coordinator(
     kind: type[Coordinator] = Coordinator,
     host: str | None = None,
     url: str | None = None,
+    github: GitHub | None = None,
+    environment: Mapping[str, str] = os.environ,
 ) -> Coordinator:
     """A coordinator with one workflow and its runs below `folder`, served at `url` if at all."""
     work = work or scripts()
-    configuration = Configuration(path=None, workflows={work.name: work}, log_folder=None)
+    configuration = Configuration(
+        path=None, workflows={work.name: work}, log_folder=None, github=github
+    )
     return kind(
         dsn,
         configuration,
         runs_folder=folder / "runs",
-        environment=os.environ,
+        environment=environment,
         host=host,
         report_url=f"{url}/api/v1/workflow-complete" if url else None,
     )
@@ -51,10 +55,10 @@ def make_coordinator(
 
 @contextlib.asynccontextmanager
 async def running(
-    coordinator: Coordinator, *, until_it_leads: bool = True
+    coordinator: Coordinator, *, until_it_leads: bool = True, patience: float = PATIENCE
 ) -> AsyncIterator[Coordinator]:
     """Run the coordinator until the block ends, then stop it as SIGTERM does."""
-    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(patience), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(coordinator.run())
         leads = asyncio.ensure_future(coordinator.leads.wait())
         if until_it_leads:
@@ -75,16 +79,20 @@ from pathlib import Path
 
 sys.path.insert(0, {tests!r})
 from coordination import make_coordinator, scripts
-from pgcoord import coordinator, database, listener
+from pgcoord import coordinator, database, listener, supervision
+from pgcoord.configuration import GitHub
 from pgcoord.coordinator import Coordinator
 
-class Signalled(Coordinator):
+class Signalled(supervision.Supervision):
     pass
 
+class Signals(Coordinator):
+    supervision = Signalled
+
 def signalled(step):
-    async def come_to(self, taken):
+    async def come_to(self):
         os.kill(os.getpid(), {number!r})
-        await getattr(super(Signalled, self), step)(taken)
+        await getattr(super(Signalled, self), step)()
     setattr(Signalled, step, come_to)
 
 if {step!r}:
@@ -92,7 +100,9 @@ if {step!r}:
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 {setting}
 asyncio.run(
-    make_coordinator({dsn!r}, Path({folder!r}), {work}, kind=Signalled, host={host!r}).run()
+    make_coordinator(
+        {dsn!r}, Path({folder!r}), {work}, kind=Signals, host={host!r}, github={github}
+    ).run()
 )
 """
 
@@ -143,11 +153,13 @@ async def coordinator_process(
     work: str = "None",
     setting: str = "",
     prefix: tuple[str, ...] = (),
+    github: str = "None",
 ) -> AsyncIterator[CoordinatorProcess]:
     """Run a coordinator of its own process until the block ends, then kill it.
 
     It sends itself signal `number` when it comes to `step`, a method for one attempt; `setting` are
-    statements, `work` an expression for its workflow, `prefix` a command that runs another.
+    statements, `work` and `github` expressions for its workflow and its repository, `prefix` a
+    command that runs another.
     """
     source = _PROCESS.format(
         tests=str(Path(__file__).parent),
@@ -158,6 +170,7 @@ async def coordinator_process(
         number=int(number),
         work=work,
         setting=setting,
+        github=github,
     )
     process = CoordinatorProcess(
         await asyncio.create_subprocess_exec(

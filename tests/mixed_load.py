@@ -4,6 +4,7 @@
 any moment. `faults` recomputes what the tables must say; it uses none of the functions under test.
 """
 
+import os
 import random
 import threading
 import time
@@ -15,6 +16,10 @@ import psycopg
 from conftest import Connection
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
+
+# Seconds of the loads that `make test-scale` runs: enough to see what is wrong at all, 600 to see
+# what grows slowly.
+LONG = int(os.environ.get("PGCOORD_TEST_LOAD_SECONDS", "30"))
 
 Row = dict[str, Any]
 

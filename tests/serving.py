@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import httpx2
 from coordination import PATIENCE, make_coordinator, scripts
 
 from pgcoord import report
-from pgcoord.configuration import Server, Workflow
+from pgcoord.configuration import GitHub, Server, Workflow
 from pgcoord.http.door import Database, Door
 from pgcoord.http.feed import Feed
 from pgcoord.http.security import read_access
@@ -67,6 +68,7 @@ async def served(
     work: Workflow | None = None,
     environment: Mapping[str, str] | None = None,
     unsigned_webhooks: bool = False,
+    github: GitHub | None = None,
 ) -> AsyncIterator[Site]:
     """Serve on a free port, beside a coordinator (which may not run), until the block ends."""
     with bind("127.0.0.1", 0) as taken:
@@ -77,15 +79,22 @@ async def served(
             address="127.0.0.1",
             name="127.0.0.1",
             unsigned_webhooks=unsigned_webhooks,
+            github=github,
         )
         coordinator = make_coordinator(
-            dsn, folder, work or scripts(environment=("PYTHONPATH",)), url=url
+            dsn,
+            folder,
+            work or scripts(environment=("PYTHONPATH",)),
+            url=url,
+            github=github,
+            environment={**os.environ, **(environment or {})},
         )
         door = Door(
             Database(dsn),
             Feed(dsn),
             access,
             coordinator,
+            repository=github.page if github else None,
             obstacle=None,
         )
         async with asyncio.timeout(2 * PATIENCE), serving(door, taken):

@@ -223,7 +223,7 @@ async def test_the_log_of_an_attempt_is_sent_whole_or_in_part(dsn: str, tmp_path
         ("GET", "/planned-features/99999999999", None, 404, "there is no feature 99999999999"),
         ("GET", "/queue/none", None, 404, "there is no phase none"),
         ("GET", "/nothing", None, 404, "there is nothing at /api/v1/nothing"),
-        ("DELETE", "/queue", None, 405, "Method Not Allowed"),
+        ("DELETE", "/queue", None, 405, "there is no DELETE for /api/v1/queue"),
         ("GET", "/queue?statsu=running", None, 422, "statsu: expected one of the parameters"),
         ("GET", "/queue?status=done", None, 422, "status[0]: expected one of queued, ready"),
         ("GET", "/queue?limit=0", None, 422, "limit: expected a whole number from 1 to 10000"),
@@ -240,6 +240,13 @@ async def test_the_log_of_an_attempt_is_sent_whole_or_in_part(dsn: str, tmp_path
             {"title": "a", "phases": [{"phase_number": 1}, {"phase_number": "2"}]},
             422,
             "phases[1].phase_number: expected a whole number from 1",
+        ),
+        (
+            "POST",
+            "/planned-features",
+            {"title": "a", "phases": [{"phase_number": 1, "prompt": "Add the tables."}]},
+            422,
+            "phases[0].prompt: expected one of phase_number, title, prompt_content",
         ),
         (
             "POST",

@@ -232,7 +232,7 @@ def test_serve_waits_for_a_server_that_is_down(bare_desk: Desk) -> None:
         schema.upgrade(conn)
     postgres.stop()
     serve = bare_desk.start("serve", "--dsn", postgres.dsn)
-    serve.until("trying again in 1 s: the database cannot be used")
+    serve.until(r"trying again in \S+ s: the database cannot be used")
     postgres.start()
     serve.until("leading")
     serve.send(signal.SIGTERM)

@@ -5,12 +5,12 @@ import os
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from coordination import Gate, Watch, is_alive, make_coordinator, running, scripts, watching
 
 from pgcoord.coordinator import Coordinator
+from pgcoord.supervision import Supervision
 
 NONE = timedelta(0)
 
@@ -323,16 +323,22 @@ async def test_a_process_whose_phase_is_deleted_while_it_lingers_is_ended(
         assert not is_alive(pid)
 
 
-class StartsLate(Coordinator):
-    """A coordinator that is about to record a start until somebody lets it."""
+class RecordedLate(Supervision):
+    """An attempt whose start is about to be recorded until somebody lets it."""
 
     spawned: asyncio.Event
     goes_on: asyncio.Event
 
-    async def _record_start(self, taken: Any) -> None:
+    async def _record_start(self) -> None:
         self.spawned.set()
         await self.goes_on.wait()
-        await super()._record_start(taken)
+        await super()._record_start()
+
+
+class StartsLate(Coordinator):
+    """A coordinator that is about to record a start until somebody lets it."""
+
+    supervision = RecordedLate
 
 
 async def test_a_process_whose_attempt_was_given_up_before_its_start_was_recorded_is_ended(
@@ -340,13 +346,12 @@ async def test_a_process_whose_attempt_was_given_up_before_its_start_was_recorde
 ) -> None:
     await watch.submit(f"echo $$ > {tmp_path}/pid; exec sleep 1000")
     coordinator = make_coordinator(dsn, tmp_path, kind=StartsLate)
-    assert isinstance(coordinator, StartsLate)
-    coordinator.spawned, coordinator.goes_on = asyncio.Event(), asyncio.Event()
+    RecordedLate.spawned, RecordedLate.goes_on = asyncio.Event(), asyncio.Event()
     async with running(coordinator):
-        await coordinator.spawned.wait()
+        await RecordedLate.spawned.wait()
         (pid,) = [taken.run.pid for taken in coordinator._taken.values()]
         await watch.one("select pgcoord.give_up_attempt(id, 'failed', 'x') from pgcoord.attempt")
-        coordinator.goes_on.set()
+        RecordedLate.goes_on.set()
         await watch.until_statuses("failed")
         async with asyncio.timeout(30):
             while coordinator.running:  # noqa: ASYNC110

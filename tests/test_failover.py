@@ -23,6 +23,7 @@ from coordination import (
 from pgcoord import schema
 from pgcoord.coordinator import Coordinator
 from pgcoord.embedded import EmbeddedPostgres
+from pgcoord.supervision import Supervision
 
 
 @dataclass
@@ -178,14 +179,20 @@ async def test_an_end_that_a_failover_lost_is_told_again(
     assert (tmp_path / "starts").read_text() == "\n"
 
 
+class RecordedWhenTold(Supervision):
+    """An attempt whose start is recorded when somebody says so."""
+
+    told_to: asyncio.Event
+
+    async def _record_start(self) -> None:
+        await self.told_to.wait()
+        await super()._record_start()
+
+
 class StartsWhenTold(Coordinator):
     """A coordinator that records the start of a process when it is told to."""
 
-    told: asyncio.Event
-
-    async def _record_start(self, taken: Any) -> None:
-        await self.told.wait()
-        await super()._record_start(taken)
+    supervision = RecordedWhenTold
 
 
 async def test_a_start_that_a_failover_lost_is_recorded_again(
@@ -194,12 +201,11 @@ async def test_a_start_that_a_failover_lost_is_recorded_again(
     gate = Gate(tmp_path / "gate")
     await watch.submit(f"read _ < {gate.path}")
     coordinator = make_coordinator(pair.dsn, tmp_path, kind=StartsWhenTold)
-    assert isinstance(coordinator, StartsWhenTold)
-    coordinator.told = asyncio.Event()
+    RecordedWhenTold.told_to = asyncio.Event()
     async with running(coordinator):
         await watch.until_statuses("ready")
         await pair.part()
-        coordinator.told.set()
+        RecordedWhenTold.told_to.set()
         await watch.until_statuses("running")
         first = await watch.one("select pid, adw_id from pgcoord.attempt")
         pair.kill_primary()

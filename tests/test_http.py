@@ -42,7 +42,9 @@ async def test_without_a_token_nobody_gets_in(locked: Site, conn: Connection) ->
     for path in ("/api/v1/queue", "/events", "/metrics", "/openapi.json", "/"):
         assert (await locked.client.get(path)).status_code == 401, path
         wrong = {"authorization": f"Bearer {TOKEN}x"}
-        assert (await locked.client.get(path, headers=wrong)).status_code == 401, path
+        refused = await locked.client.get(path, headers=wrong)
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer"), path
+        assert "not the token" in refused.json()["reason"]
     assert (await locked.client.post("/api/v1/queue/queue-1-1/skip")).status_code == 401
     for path in ("/healthz", "/login"):
         assert (await locked.client.get(path)).status_code == 200, path
@@ -90,6 +92,21 @@ async def test_people_log_in_and_get_a_cookie(locked: Site, conn: Connection) ->
             assert answer.status_code == 401, forged
     out = await locked.client.post("/logout")
     assert 'pgcoord_session=""' in out.headers["set-cookie"]
+
+
+async def test_a_proxy_on_this_machine_says_who_asks_and_how(locked: Site) -> None:
+    form = {"token": TOKEN}
+    plain = await locked.client.post("/login", data=form)
+    assert "Secure" not in plain.headers["set-cookie"]
+    forwarded = {"x-forwarded-for": "192.0.2.7", "x-forwarded-proto": "https"}
+    done = await locked.client.post("/login", data=form, headers=forwarded)
+    assert "Secure" in done.headers["set-cookie"]
+    for _ in range(5):
+        await locked.client.post("/login", data={"token": "x"}, headers=forwarded)
+    for client, status in (("192.0.2.7", 429), ("192.0.2.8", 303)):
+        headers = {"x-forwarded-for": client}
+        answer = await locked.client.post("/login", data=form, headers=headers)
+        assert answer.status_code == status, client
 
 
 async def test_a_login_leads_to_no_other_site(locked: Site) -> None:
@@ -173,10 +190,20 @@ def test_a_secret_that_is_none_is_refused(secret: str) -> None:
         access(server, HOOK=secret)
 
 
-async def test_the_public_url_is_a_name_of_ours(dsn: str, conn: Connection) -> None:
+def test_the_public_url_is_a_name_of_ours() -> None:
     found = access(Server(public_url="https://build.example/x"))
     assert found.names == {"localhost", "127.0.0.1", "build.example"}
     assert found.origin == "https://build.example"
+
+
+def test_what_lets_in_more_than_one_may_think_is_said() -> None:
+    proxied = Server(public_url="https://build.example/x")
+    [risk] = access(proxied).risks()
+    assert "https://build.example, and there is no PGCOORD_TOKEN" in risk
+    assert not [*access(proxied, PGCOORD_TOKEN=TOKEN).risks()]
+    for here in ("http://localhost:80", "http://127.0.0.1", "http://[::1]:8"):
+        assert not [*access(Server(public_url=here)).risks()]
+    assert not [*access().risks()]
 
 
 async def test_readiness_tells_who_leads(dsn: str, tmp_path: Path, conn: Connection) -> None:
@@ -194,6 +221,25 @@ async def test_readiness_tells_who_leads(dsn: str, tmp_path: Path, conn: Connect
         wrong = await idle.client.get("/readyz")
         assert wrong.status_code == 503
         assert "of another release" in wrong.json()["reason"]
+
+
+async def test_any_number_of_questions_for_readiness_cost_the_database_one_look(
+    dsn: str, site: Site, conn: Connection
+) -> None:
+    waiting = (
+        "select count(*) as n from pg_stat_activity"
+        " where datname = current_database() and wait_event_type = 'Lock'"
+    )
+    with psycopg.connect(dsn) as other:
+        other.execute("lock table pgcoord.migration")
+        asked = [asyncio.create_task(site.client.get("/readyz")) for _ in range(20)]
+        async with asyncio.timeout(10):
+            while conn.execute(waiting).fetchone() != {"n": 1}:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # nobody notifies of it
+            await site.client.get("/healthz")  # it came after them
+        assert conn.execute(waiting).fetchone() == {"n": 1}
+    answers = [await each for each in asked]
+    assert {answer.json()["reason"] for answer in answers} == {"no coordinator leads"}
 
 
 def sample(text: str, name: str) -> float:

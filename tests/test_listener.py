@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -16,6 +15,7 @@ from pgcoord.coordinator import Coordinator
 from pgcoord.embedded import EmbeddedPostgres
 from pgcoord.errors import DatabaseUnusable
 from pgcoord.listener import PING_EVERY, Listener, listening
+from pgcoord.supervision import Supervision
 
 STEPS = ["before claim", "after claim", "after attend", "after agenda"]
 
@@ -82,10 +82,20 @@ async def test_a_notification_between_any_two_steps_of_the_loop_is_not_lost(
     assert coordinator.at == ""
 
 
+class SlowSupervision(Supervision):
+    """An attempt whose start is recorded after the loop has come to rest."""
+
+    rests: asyncio.Event
+
+    async def _record_start(self) -> None:
+        await self.rests.wait()
+        await super()._record_start()
+
+
 class SlowStart(Coordinator):
     """A coordinator whose loop has come to rest before the start of a process is recorded."""
 
-    rests: asyncio.Event
+    supervision = SlowSupervision
 
     async def _lead(self) -> None:
         assert self._listener
@@ -93,11 +103,7 @@ class SlowStart(Coordinator):
         await super()._lead()
 
     async def _rest_reached(self) -> None:
-        self.rests.set()
-
-    async def _record_start(self, taken: Any) -> None:
-        await self.rests.wait()
-        await super()._record_start(taken)
+        SlowSupervision.rests.set()
 
 
 async def test_a_deadline_set_while_the_loop_rests_is_kept(
@@ -106,8 +112,7 @@ async def test_a_deadline_set_while_the_loop_rests_is_kept(
     await watch.submit("sleep 1000")
     work = scripts(timeout=timedelta(milliseconds=50))
     coordinator = make_coordinator(dsn, tmp_path, work, kind=SlowStart)
-    assert isinstance(coordinator, SlowStart)
-    coordinator.rests = asyncio.Event()
+    SlowSupervision.rests = asyncio.Event()
     async with running(coordinator):
         await watch.until_statuses("failed")
 

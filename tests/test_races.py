@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import Connection, add_feature, add_phase, claim, statuses
-from mixed_load import Load, faults, overlaps
+from mixed_load import LONG, Load, faults, overlaps
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
@@ -813,8 +813,8 @@ def test_a_mixed_load_neither_deadlocks_nor_leaves_anything_wrong(
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(LONG + 240)
 def test_a_long_mixed_load_neither_deadlocks_nor_leaves_anything_wrong(
     dsn: str, conn: Connection, epoch: int
 ) -> None:
-    run_mixed_load(dsn, conn, epoch, 60)
+    run_mixed_load(dsn, conn, epoch, LONG)

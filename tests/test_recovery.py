@@ -23,23 +23,27 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from coordination import make_coordinator
 from pgcoord.coordinator import Coordinator
+from pgcoord.supervision import Supervision
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-class Dying(Coordinator):
-    async def _launch_and_supervise(self, taken):
+class Dies(Supervision):
+    async def launch_and_supervise(self):
         die() if {point!r} == "claimed" else None
-        await super()._launch_and_supervise(taken)
-    async def _launch(self, taken):
+        await super().launch_and_supervise()
+    async def _launch(self):
         die() if {point!r} == "prepared" else None
-        await super()._launch(taken)
-    async def _record_start(self, taken):
+        await super()._launch()
+    async def _record_start(self):
         die() if {point!r} == "spawned" else None
-        await super()._record_start(taken)
-    async def _see_to_its_end(self, taken):
+        await super()._record_start()
+    async def _see_to_its_end(self):
         die() if {point!r} == "running" else None
-        await super()._see_to_its_end(taken)
+        await super()._see_to_its_end()
+
+class Dying(Coordinator):
+    supervision = Dies
 
 asyncio.run(make_coordinator({dsn!r}, Path({folder!r}), kind=Dying).run())
 """

@@ -44,6 +44,8 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("select * from pgcoord.measures()", READER),
     ("select * from pgcoord.ended_attempts('{1}')", READER),
     ("select * from pgcoord.waiting", READER),
+    ("select * from pgcoord.first_reason", READER),
+    ("select pgcoord.phase_objects('{queue-1-1}')", READER),
     ("select * from pgcoord.slots", READER),
     ("select * from pgcoord.timeline", READER),
     ("select * from pgcoord.leader", READER),

@@ -40,7 +40,9 @@ def full(server: str, template: str) -> Iterator[str]:
         conn.execute("vacuum analyze")
         assert claim(conn, take_lead(conn)) == ["queue-1001-1", "queue-1001-3", "queue-1001-5"]
         conn.execute("select pgcoord.set_slots(4)")
-        yield dsn
+    yield dsn
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(sql.SQL("drop database {} with (force)").format(name))
 
 
 @pytest.fixture
@@ -104,6 +106,11 @@ def test_the_database_is_as_large_as_it_claims_to_be(conn: Connection) -> None:
         ("select * from pgcoord.why('queue-1002-2')", 1_000),
         ("select * from pgcoord.why('queue-1001-2')", 1_000),
         ("select * from pgcoord.board where feature_id = 1002", 5_000),
+        (
+            "select count(*) from pgcoord.phase_objects(array("
+            "select queue_id from phase_queue where feature_id in (1002, 1003)))",
+            5_000,
+        ),
         # The place in line is counted in its index.
         ("select * from pgcoord.why('queue-2000-99')", 5_000),
         ("select * from pgcoord.slots", 1_000),

@@ -92,7 +92,7 @@ async def test_one_that_stands_by_takes_nothing_from_the_line(
 
 
 @pytest.mark.parametrize(
-    "step", ["_launch_and_supervise", "_launch", "_record_start", "_see_to_its_end"]
+    "step", ["launch_and_supervise", "_launch", "_record_start", "_see_to_its_end"]
 )
 async def test_a_frozen_leader_is_replaced_and_when_it_goes_on_starts_nothing_twice(
     step: str, dsn: str, watch: Watch, tmp_path: Path
@@ -121,7 +121,7 @@ async def test_what_a_frozen_leader_was_about_to_start_was_given_up_by_its_host(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit(f"echo >> {tmp_path}/starts")
-    setting = SOON + "coordinator._KNOWN_TO_LEAD = 1000"
+    setting = SOON + "supervision._KNOWN_TO_LEAD = 1000"
     async with coordinator_process(dsn, tmp_path, step="_launch", setting=setting) as frozen:
         await frozen.until("queue-1-1 queued → ready")
         await watch.one("select pgcoord.cancel_phase('queue-1-1', 'enough')")
@@ -138,7 +138,7 @@ async def test_a_frozen_leader_asks_whether_it_still_leads_before_it_starts_a_pr
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit(f"echo $PGCOORD_ATTEMPT >> {tmp_path}/starts")
-    setting = SOON + "coordinator._KNOWN_TO_LEAD = 0.1"
+    setting = SOON + "supervision._KNOWN_TO_LEAD = 0.1"
     work = scripts(retry_lost=True, retry_delay=timedelta(0))
     async with coordinator_process(
         dsn,

@@ -275,6 +275,23 @@ def test_the_board_shows_each_phase(conn: Connection, work: int) -> None:
     assert row["waiting_for"].startswith("is being ended (cancelled)")
 
 
+def test_phases_as_objects_are_as_the_view_has_them_in_the_order_asked_for(
+    conn: Connection, work: int
+) -> None:
+    other = add_feature(conn, {1: [9], 2: []})
+    cancel(conn, f"queue-{work}-2")
+    names = [f"queue-{other}-1", *(f"queue-{work}-{n}" for n in (5, 4, 1, 3, 2)), "queue-9-9"]
+    objects = rows(conn, "select pgcoord.phase_objects(%s) as phase", names)
+    phases = {
+        row["queue_id"]: row["phase"]
+        for row in rows(conn, "select queue_id, to_jsonb(q) as phase from pgcoord.queue as q")
+    }
+    assert [row["phase"] for row in objects] == [phases[name] for name in names[:-1]]
+    assert [row["phase"]["waiting_for"] is None for row in objects] == [
+        False, False, False, True, True, False,
+    ]  # fmt: skip
+
+
 def test_the_slots_show_what_holds_each(conn: Connection, work: int) -> None:
     slots = rows(conn, "select * from pgcoord.slots")
     assert [

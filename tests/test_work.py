@@ -158,7 +158,7 @@ def test_a_phase_that_can_never_start_needs_somebody(conn: Connection) -> None:
     add_feature(conn, {1: [5], 2: [1]})
     [need] = rows(conn, "select * from pgcoord.attention")
     assert (need["kind"], need["phase_number"]) == ("missing", 1)
-    assert need["words"] == "Waits for phase 5, which does not exist."
+    assert need["words"] == "waits for phase 5, which does not exist"
 
 
 def test_a_workflow_that_nobody_knows_needs_somebody(conn: Connection, epoch: int) -> None:

@@ -15,6 +15,7 @@ import psycopg
 import typer
 
 from pgcoord import database, queries
+from pgcoord.backoff import Backoff
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.place import check_schema, session
 from pgcoord.coordinator import Coordinator
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 # Seconds after which it is settled that somebody else leads.
 _SETTLED = 1.0
 
-# Seconds between tries while the database does not answer.
+# Seconds between tries at most while the database does not answer.
 _PATIENCE = 1.0
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -111,6 +112,8 @@ class Runner:
                 {settled, leading}, timeout=_SETTLED, return_when=asyncio.FIRST_COMPLETED
             )
             self._end = await _watched(self._dsn, feature_id, shown)
+            if self._coordinator.issues:
+                await self._coordinator.issues.settle()
         except (CoordError, OSError) as error:  # OSError: nobody reads what is printed any more
             self._error = error
         finally:
@@ -167,6 +170,8 @@ async def serve(
     with _interruptible(*steps) as came:
         async with serving(door, taken):
             logger.info("serving on %s", url_of(taken))
+            for risk in access.risks():
+                logger.warning("%s", risk)
             await _await_server(dsn, stopping, door)
             if not stopping.is_set():
                 await coordinator.run()
@@ -176,7 +181,14 @@ async def serve(
 
 
 def _door(dsn: str, coordinator: Coordinator, access: Access) -> Door:
-    return Door(database=Database(dsn), feed=Feed(dsn), access=access, coordinator=coordinator)
+    github = coordinator.configuration.github
+    return Door(
+        database=Database(dsn),
+        feed=Feed(dsn),
+        access=access,
+        coordinator=coordinator,
+        repository=github.page if github else None,
+    )
 
 
 async def _await_server(dsn: str, stopping: asyncio.Event, door: Door) -> None:
@@ -184,6 +196,7 @@ async def _await_server(dsn: str, stopping: asyncio.Event, door: Door) -> None:
 
     Raises `DatabaseUnusable` for its schema, or when notifications do not arrive.
     """
+    backoff = Backoff(most=_PATIENCE)
     while not stopping.is_set():
         try:
             await asyncio.to_thread(check_schema, dsn)
@@ -194,9 +207,11 @@ async def _await_server(dsn: str, stopping: asyncio.Event, door: Door) -> None:
             if not database.may_pass(error):
                 raise
             door.obstacle = str(error)
-            logger.warning("trying again in %.0f s: %s", _PATIENCE, error)
+            seconds = backoff.next()
+            level = logging.DEBUG if backoff.repeats(str(error)) else logging.WARNING
+            logger.log(level, "trying again in %.2f s: %s", seconds, error)
         with suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), _PATIENCE)
+            await asyncio.wait_for(stopping.wait(), seconds)
 
 
 async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:

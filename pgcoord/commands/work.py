@@ -68,7 +68,13 @@ def run(
 
     server = configuration.server
     with bind_free(_LOOPBACK, server.port) as taken:
-        access = read_access(server, surroundings.environment, address=_LOOPBACK, name=_LOOPBACK)
+        access = read_access(
+            server,
+            surroundings.environment,
+            address=_LOOPBACK,
+            name=_LOOPBACK,
+            github=configuration.github,
+        )
         coordinator = _coordinator(surroundings, configuration, place, url=url_of(taken))
         runner = Runner(surroundings, place.dsn, coordinator, taken, access)
         raise typer.Exit(complete(place.dsn, runner.run(read)))
@@ -123,6 +129,7 @@ def serve(
             address=taken.getsockname()[0],
             name=name,
             unsigned_webhooks=insecure_webhooks,
+            github=configuration.github,
         )
         url = server.public_url or url_of(taken)
         coordinator = _coordinator(surroundings, configuration, place, url=url)

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 import psycopg
@@ -97,8 +98,15 @@ async def answer_error(request: Request, error: Exception) -> Response:
 async def answer_http(request: Request, error: Exception) -> Response:
     """Say what Starlette found wrong: no such path, another method, too large a body."""
     assert isinstance(error, HTTPException)
-    answer = refusal(*meaning(error), error.detail)
-    answer.headers.update(error.headers or {})
+    headers = error.headers or {}
+    reason = error.detail
+    if reason == HTTPStatus(error.status_code).phrase:  # no more than the number says
+        reason = {
+            404: f"there is nothing at {request.url.path}",
+            405: f"there is no {request.method} for {request.url.path}",
+        }.get(error.status_code, reason)
+    answer = refusal(*meaning(error), reason)
+    answer.headers.update(headers)
     return answer
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -483,8 +482,4 @@ def _by_method(
     return answer
 
 
-async def _unknown(request: Request) -> Response:
-    raise HTTPException(404, f"there is nothing at {request.url.path}")
-
-
-routes: list[BaseRoute] = [*_routes(), Route(f"{PREFIX}/{{path:path}}", _unknown)]
+routes = _routes()

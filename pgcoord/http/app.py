@@ -10,7 +10,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pgcoord import assets
-from pgcoord.http import answers, api, health, login, openapi, panel, streams, webhook
+from pgcoord.http import answers, api, github, health, login, openapi, panel, streams, webhook
 from pgcoord.http.door import Door
 from pgcoord.http.security import Guard
 
@@ -35,6 +35,7 @@ def make_app(door: Door) -> ASGIApp:
         *health.routes,
         *login.routes,
         *webhook.routes,
+        *github.routes,
         *streams.routes,
         *openapi.routes,
         *api.routes,

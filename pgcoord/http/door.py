@@ -3,6 +3,7 @@
 A handler finds it with `door_of(request)`.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class Database:
             min_size=1,
             max_size=10,
             timeout=5,
+            reconnect_timeout=1,  # then it is tried anew when next asked for, not ever more seldom
             open=False,
             check=AsyncConnectionPool.check_connection,
             kwargs={"autocommit": True},
@@ -57,6 +59,7 @@ class Door:
     coordinator: Coordinator
     repository: str | None = None  # its page, for links to issues and pull requests
     obstacle: str | None = "starting"  # why nothing can be coordinated yet
+    look: asyncio.Task[str | None] | None = None  # at the database, for who asks whether it is well
 
     @cached_property
     def metrics(self) -> Metrics:

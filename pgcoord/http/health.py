@@ -11,7 +11,7 @@ from starlette.routing import Route
 from pgcoord import database, queries, schema
 from pgcoord.errors import DatabaseUnusable
 from pgcoord.http.answers import Json
-from pgcoord.http.door import door_of
+from pgcoord.http.door import Door, door_of
 from pgcoord.http.metrics import MEDIA_TYPE
 
 
@@ -23,7 +23,7 @@ async def healthz(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """Answer whether work is coordinated, and if not, why."""
     door = door_of(request)
-    obstacle = door.obstacle or await asyncio.to_thread(_fault_of, door.database.dsn)
+    obstacle = door.obstacle or await _look(door)
     if obstacle:
         return Json({"ready": False, "reason": obstacle}, 503)
     if door.coordinator.leads.is_set():
@@ -33,6 +33,13 @@ async def readyz(request: Request) -> Response:
     if leader is None:
         return Json({"ready": False, "reason": "no coordinator leads"}, 503)
     return Json({"ready": True, "role": "standing by", "leader": f"{leader.host}:{leader.pid}"})
+
+
+async def _look(door: Door) -> str | None:
+    """Look at the database, once for all who ask meanwhile: anybody may, as often as they like."""
+    if door.look is None or door.look.done():
+        door.look = asyncio.create_task(asyncio.to_thread(_fault_of, door.database.dsn))
+    return await asyncio.shield(door.look)
 
 
 def _fault_of(dsn: str) -> str | None:

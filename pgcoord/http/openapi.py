@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import __version__, report
-from pgcoord.http import api, schemas
+from pgcoord.http import api, github, schemas
 from pgcoord.http.answers import Json
 from pgcoord.shape import Schema
 
@@ -41,6 +41,7 @@ def document() -> dict[str, Any]:
         path = paths.setdefault(api.PREFIX + operation.path, {})
         path[operation.method.lower()] = _operation(operation)
     paths[f"{api.PREFIX}/workflow-complete"] = {"post": _WEBHOOK}
+    paths[f"{api.PREFIX}/webhooks/github"] = {"post": _GITHUB}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -115,6 +116,21 @@ _WEBHOOK: dict[str, Any] = {
             "content": {"application/json": {"schema": schemas.REPORTED}},
         },
         **_refusals({400, 401, 404, 409, 413, 415, 422, 503}),
+    },
+}
+
+
+_GITHUB: dict[str, Any] = {
+    "summary": "Take an event of GitHub, signed by the secret of its webhook",
+    "operationId": "github_event",
+    "security": [{}],
+    "requestBody": _body(github.SCHEMA, required=True),
+    "responses": {
+        "200": {
+            "description": "Recorded, now or before, or ignored, as it concerns no phase.",
+            "content": {"application/json": {"schema": schemas.GITHUB_EVENT}},
+        },
+        **_refusals({400, 401, 404, 413, 415, 422, 503}),
     },
 }
 

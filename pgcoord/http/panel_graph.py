@@ -7,6 +7,7 @@ stays put while states change.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from pgcoord.queries_panel import Forecast, TreePhase
@@ -31,32 +32,47 @@ class Measures(NamedTuple):
     across: int  # between columns
     down: int  # between rows
     lane: int  # of an edge that passes a column
+    port: int  # between two edges at a phase
 
 
-_LARGE = Measures(168, 46, 40, 18, 12)
-_SMALL = Measures(136, 26, 36, 8, 6)
+_LARGE = Measures(168, 46, 48, 18, 12, 8)
+_SMALL = Measures(136, 26, 36, 8, 6, 4)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each phase stands (its upper left corner) and along which points each edge goes."""
+    """Where each phase stands (its upper left corner) and how each edge goes."""
 
     width: int
     height: int
     measures: Measures
     places: dict[int, tuple[int, int]]
-    paths: dict[tuple[int, int], str]
+    paths: dict[tuple[int, int], "Path"]
+
+
+@dataclass(frozen=True)
+class Path:
+    """How an edge goes: its line, a place on it for a mark, and where it ends."""
+
+    line: str
+    mark: tuple[int, int]
+    end: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Edge:
-    """An edge: its line, where it ends, and what it is: met, waits or broken."""
+    """An edge: how it goes, the state of its prerequisite, and what it is: met, waits or broken."""
 
-    line: str
-    x: int
-    y: int
-    kind: str
+    path: Path
+    status: str
     critical: bool
+
+    @property
+    def kind(self) -> str:
+        """What the prerequisite means to the dependent."""
+        if self.status == "completed":
+            return "met"
+        return "broken" if self.status in ("failed", "cancelled", "blocked") else "waits"
 
 
 @dataclass(frozen=True)
@@ -88,26 +104,21 @@ class Graph:
     def edges(self) -> list[Edge]:
         """The edges, those of the critical path last, on top of the others."""
         status = {each.phase_number: each.status for each in self.phases}
-        found = []
-        for (up, down), line in self.layout.paths.items():
-            x, y = self.layout.places[down]
-            critical = self._is_critical(up) and self._is_critical(down)
-            y += self.layout.measures.height // 2
-            found.append(Edge(line, x, y, _kind(status[up]), critical))
+        found = [
+            Edge(path, status[up], self._is_critical(up) and self._is_critical(down))
+            for (up, down), path in self.layout.paths.items()
+        ]
         return sorted(found, key=lambda each: (each.kind == "broken", each.critical))
 
     def _is_critical(self, number: int) -> bool:
         return number in self.forecast and self.forecast[number].critical
 
 
-def _kind(status: str) -> str:
-    if status == "completed":
-        return "met"
-    return "broken" if status in ("failed", "cancelled", "blocked") else "waits"
-
-
 # A place in a column: a phase, or an edge of the phase `number` that passes the column `layer`.
 _Spot = tuple[int, int]
+
+# A stretch of an edge, from one column to the next; edges of one phase share those that they can.
+_Link = tuple[_Spot, _Spot]
 
 
 @lru_cache(maxsize=64)
@@ -121,20 +132,19 @@ def _lay_out(layers: tuple[tuple[int, int], ...], edges: _Edges) -> Layout:
         number: (at * (measures.width + measures.across), heights[number, at])
         for number, at in layer.items()
     }
-    paths = {(up, down): _path(up, down, layer, heights, places, measures) for up, down in edges}
+    ends = _ends(links, layer, heights, measures)
+    paths = {(up, down): _path(up, down, layer, ends, measures) for up, down in edges}
     width = max((x for x, _ in places.values()), default=0) + measures.width
     bottom = max(heights.values(), default=0) + measures.height
     return Layout(width + 2, bottom + 2, measures, places, paths)
 
 
-def _columns(
-    layer: dict[int, int], edges: _Edges
-) -> tuple[list[list[_Spot]], list[tuple[_Spot, _Spot]]]:
+def _columns(layer: dict[int, int], edges: _Edges) -> tuple[list[list[_Spot]], list[_Link]]:
     """What stands in each column, edges that pass through it too, and what is next to what."""
     columns: list[list[_Spot]] = [[] for _ in range(max(layer.values(), default=0) + 1)]
     for number in sorted(layer):
         columns[layer[number]].append((number, layer[number]))
-    links: dict[tuple[_Spot, _Spot], None] = {}
+    links: dict[_Link, None] = {}
     for up, down in edges:
         for at in range(layer[up] + 1, layer[down]):
             if (up, at) not in columns[at]:
@@ -145,7 +155,7 @@ def _columns(
 
 
 def _neighbours(
-    links: list[tuple[_Spot, _Spot]],
+    links: list[_Link],
 ) -> tuple[dict[_Spot, list[_Spot]], dict[_Spot, list[_Spot]]]:
     left: dict[_Spot, list[_Spot]] = {}
     right: dict[_Spot, list[_Spot]] = {}
@@ -155,7 +165,7 @@ def _neighbours(
     return left, right
 
 
-def _order(columns: list[list[_Spot]], links: list[tuple[_Spot, _Spot]]) -> None:
+def _order(columns: list[list[_Spot]], links: list[_Link]) -> None:
     """Sort each column by the middle of what its members are linked to, back and forth."""
     left, right = _neighbours(links)
     for sweep in range(_SWEEPS):
@@ -174,7 +184,7 @@ def _order(columns: list[list[_Spot]], links: list[tuple[_Spot, _Spot]]) -> None
 
 def _heights(
     columns: list[list[_Spot]],
-    links: list[tuple[_Spot, _Spot]],
+    links: list[_Link],
     layer: dict[int, int],
     measures: Measures,
 ) -> dict[_Spot, int]:
@@ -229,24 +239,48 @@ def _apart(wanted: list[float], rooms: list[int]) -> list[float]:
     return places
 
 
+def _ends(
+    links: list[_Link], layer: dict[int, int], heights: dict[_Spot, int], measures: Measures
+) -> dict[_Link, tuple[int, int]]:
+    """How far down each link begins and ends; those of one phase side by side, without crossing."""
+    left, right = _neighbours(links)
+
+    def sides(spot: _Spot, others: list[_Spot]) -> dict[_Spot, int]:
+        if layer[spot[0]] != spot[1]:
+            return dict.fromkeys(others, heights[spot] + measures.lane // 2)
+        others = sorted(others, key=heights.__getitem__)
+        apart = min(measures.port, (measures.height - 10) // len(others))
+        first = heights[spot] + measures.height // 2 - apart * (len(others) - 1) // 2
+        return {other: first + apart * i for i, other in enumerate(others)}
+
+    begins = {spot: sides(spot, others) for spot, others in right.items()}
+    ends = {spot: sides(spot, others) for spot, others in left.items()}
+    return {(one, other): (begins[one][other], ends[other][one]) for one, other in links}
+
+
 def _path(
     up: int,
     down: int,
     layer: dict[int, int],
-    heights: dict[_Spot, int],
-    places: dict[int, tuple[int, int]],
+    ends: dict[_Link, tuple[int, int]],
     measures: Measures,
-) -> str:
-    half = measures.height // 2
-    x, y = places[up][0] + measures.width, places[up][1] + half
-    line = f"M{x} {y}"
-    for at in range(layer[up] + 1, layer[down]):
-        passing = heights[up, at] + measures.lane // 2
-        line += _bend(x, y, measures.across, passing) + f"h{measures.width}"
-        x, y = x + measures.across + measures.width, passing
-    return line + _bend(x, y, measures.across - 6, places[down][1] + half)
+) -> Path:
+    width, across = measures.width, measures.across
+    passed = [(up, at) for at in range(layer[up] + 1, layer[down])]
+    spots = [(up, layer[up]), *passed, (down, layer[down])]
+    *passing, (y, to) = [ends[link] for link in pairwise(spots)]
+    x = layer[up] * (width + across) + width
+    mark = (x + across // 2, (y + to) // 2)
+    if passing:
+        mark = (x + across + width // 2, passing[0][1])
+    line = f"M{x} {passing[0][0] if passing else y}"
+    for start, end in passing:
+        line += _bend(x, start, x + across, end) + f"h{width}"
+        x += across + width
+    # The tip takes the rest of the way.
+    return Path(line + _bend(x, y, x + across - 6, to), mark, (x + across, to))
 
 
-def _bend(x: int, y: int, across: int, to: int) -> str:
-    middle = x + across // 2
-    return f"C{middle} {y} {middle} {to} {x + across} {to}"
+def _bend(x: int, y: int, to_x: int, to_y: int) -> str:
+    middle = (x + to_x) // 2
+    return f"C{middle} {y} {middle} {to_y} {to_x} {to_y}"

@@ -15,7 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -25,19 +25,25 @@ import psycopg
 from markupsafe import Markup
 from psycopg_pool import PoolTimeout
 
-from pgcoord.errors import CoordError
-from pgcoord.http.feed import Connected, Cursor, Event, Feed
+from pgcoord.errors import CoordError, DatabaseUnusable
+from pgcoord.http.feed import FROM_NOW_ON, Connected, Event, Feed
 from pgcoord.queries import Connection
 
 logger = logging.getLogger(__name__)
 
 # Seconds between two drawings while much happens; and how many times as long as a drawing took
 # nothing is drawn, for the coordinator lives in the same process.
-_ROUND = 0.05
+_ROUND = 0.02
 _REST = 3
 
-# Seconds after which pieces that show how time passes are drawn again.
-_AGEING = 15.0
+# Seconds until it is read again when the database did not answer.
+_AGAIN = 1.0
+
+# Seconds after which what changes without an event is looked at, such as a log.
+_GLANCE = 2.0
+
+# Time after which pieces that show how time passes are drawn again.
+_AGEING = timedelta(seconds=15)
 
 # Seconds after which a viewer is told that it is still live.
 _BEAT = 4.0
@@ -50,9 +56,6 @@ _LOG_ROUND = 0.3
 
 # Seconds for which a screen that nobody looks at any more is kept, for those who come back.
 _KEPT = 60.0
-
-# A place in the stream of events beyond all of them: a screen reads the tables, not the past.
-_FROM_NOW_ON = Cursor(2**62)
 
 _BOOT = secrets.token_hex(4)
 
@@ -107,12 +110,43 @@ class View(Protocol):
         """Read all that is shown."""
         ...
 
+    def glance(self, page: Page) -> Page:
+        """The page with what changes without an event as it is now, such as what is in files."""
+        return page
 
-@dataclass
+
+@dataclass(frozen=True)
 class _Drawn:
+    """A piece as it was drawn, and at which drawing it last changed."""
+
     piece: Piece
     html: str
+    at: datetime
     version: int
+
+    def holds(self, piece: Piece, now: datetime) -> bool:
+        """Whether it need not be drawn again."""
+        return self.piece == piece and not (piece.ages and now - self.at >= _AGEING)
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """A page as it was drawn; each list and the title with the drawing at which it last changed."""
+
+    page: Page
+    pieces: Mapping[str, _Drawn]
+    lists: Mapping[str, tuple[list[str], int]]
+    title: tuple[str, int]
+    version: int
+
+    def since(self, seen: int) -> str:
+        """What is newer than a drawing, as a message."""
+        news = {
+            "title": self.title[0],
+            "pieces": {n: each.html for n, each in self.pieces.items() if each.version > seen},
+            "lists": {n: items for n, (items, at) in self.lists.items() if at > seen},
+        }
+        return json.dumps(news, ensure_ascii=False, separators=(",", ":"))
 
 
 class Screen:
@@ -121,23 +155,14 @@ class Screen:
     def __init__(self, live: "Live", view: View) -> None:
         self.view = view
         self._live = live
-        self._page: Page | None = None
+        self._drawing: _Drawing | None = None
         self._read_at = 0.0
-        self._drawn: dict[str, _Drawn] = {}
-        self._lists: dict[str, tuple[list[str], int]] = {}
-        self._title = ("", 0)
-        self._version = 0
         self._messages: dict[int, str] = {}
         self._changed = asyncio.Event()
         self._stale = asyncio.Event()
-        self._drawing = asyncio.Lock()
+        self._busy = asyncio.Lock()
         self.viewers = 0
         self.left_at = time.monotonic()
-
-    @property
-    def version(self) -> str:
-        """The place after the last drawing, to be asked from later."""
-        return f"{_BOOT}.{self._version}"
 
     def touch(self) -> None:
         """Have it read and drawn again."""
@@ -150,127 +175,127 @@ class Screen:
 
     async def whole(self, **more: Any) -> str:
         """The page as it is now, in full; the template is given `more`, too."""
-        await self._refresh()
-        assert self._page is not None
-        return await asyncio.to_thread(self._draw_whole, self._page, self.version, more)
+        drawing = await self._refresh()
+        return await asyncio.to_thread(self._draw_whole, drawing, more)
 
     async def run(self) -> None:
         """Draw what changes, as long as somebody looks."""
         while True:
-            took = 0.0
+            stale = await self._stale_within(_GLANCE)
+            began = time.monotonic()
+            rest = _ROUND
             try:
-                async with asyncio.timeout(_AGEING):
-                    await self._stale.wait()
-                began = time.monotonic()
-                self._stale.clear()
-                await self._refresh()
-                took = time.monotonic() - began
-            except TimeoutError:
-                await self._age()
+                await (self._refresh() if stale else self._glance())
             except (psycopg.Error, PoolTimeout) as error:
                 logger.debug("%s is not read: %s", self.view.key, error)
-                self._stale.set()
-                took = 1 / _REST
+                self.touch()
+                rest = _AGAIN
             except CoordError as error:
                 logger.debug("%s: %s", self.view.key, error)  # such as a feature that was deleted
             except Exception:
                 logger.exception("%s cannot be shown", self.view.key)
-            await asyncio.sleep(max(_ROUND, _REST * took))
+            await asyncio.sleep(max(rest, _REST * (time.monotonic() - began)))
 
-    async def _refresh(self) -> None:
-        async with self._drawing:
+    async def _stale_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stale.wait()
+        return self._stale.is_set()
+
+    async def _refresh(self) -> _Drawing:
+        """Read and draw."""
+        async with self._busy:
+            self._stale.clear()
             async with self._live.reading() as conn:
                 page = await self.view.read(conn)
-            self._page, self._read_at = page, time.monotonic()
-            if await asyncio.to_thread(self._draw, page):
-                self.tell()
+            self._read_at = time.monotonic()
+            return await self._redraw(page, page.now)
 
-    async def _age(self) -> None:
-        async with self._drawing:
-            if self._page is None or not any(each.ages for each in self._page.pieces.values()):
-                return
-            if await asyncio.to_thread(self._redraw_ageing, self._page):
-                self.tell()
+    async def _glance(self) -> None:
+        """Draw what changes though nothing has happened."""
+        async with self._busy:
+            if self._drawing:
+                page = self._drawing.page
+                passed = timedelta(seconds=time.monotonic() - self._read_at)
+                await self._redraw(page, page.now + passed)
 
-    def _now(self, page: Page) -> datetime:
-        return page.now + timedelta(seconds=time.monotonic() - self._read_at)
-
-    def _draw(self, page: Page) -> bool:
-        """Draw what has changed; whether anything has."""
-        version = self._version + 1
-        news = False
-        for name, piece in page.pieces.items():
-            before = self._drawn.get(name)
-            if before is None or before.piece != piece:
-                html = self._live.draw(name, piece, page.now)
-                if before is None or before.html != html:
-                    news = True
-                    self._drawn[name] = _Drawn(piece, html, version)
-                else:
-                    before.piece = piece
-        for name in self._drawn.keys() - page.pieces.keys():
-            del self._drawn[name]
-        for name, items in page.lists.items():
-            if name not in self._lists or self._lists[name][0] != items:
-                news = True
-                self._lists[name] = (items, version)
-        if self._title[0] != page.title:
-            news = True
-            self._title = (page.title, version)
-        return self._count(news)
-
-    def _redraw_ageing(self, page: Page) -> bool:
-        now = self._now(page)
-        news = False
-        for name, drawn in self._drawn.items():
-            if drawn.piece.ages:
-                html = self._live.draw(name, drawn.piece, now)
-                if html != drawn.html:
-                    news = True
-                    drawn.html, drawn.version = html, self._version + 1
-        return self._count(news)
-
-    def _count(self, news: bool) -> bool:
-        if news:
-            self._version += 1
+    async def _redraw(self, page: Page, now: datetime) -> _Drawing:
+        before = self._drawing
+        drawing = await asyncio.to_thread(self._draw, before, page, now)
+        self._drawing = drawing
+        if before is None or drawing.version > before.version:
             self._messages = {}
-        return news
+            self.tell()
+        return drawing
 
-    def _draw_whole(self, page: Page, version: str, more: Mapping[str, Any]) -> str:
-        template = self._live.templates.get_template(page.template)
-        drawn = {
-            name: Markup(self._live.draw(name, piece, page.now))
+    def _draw(self, before: _Drawing | None, page: Page, now: datetime) -> _Drawing:
+        """Draw what has changed since the drawing before."""
+        page = self.view.glance(page)
+        if before is None:
+            before = _Drawing(page, {}, {}, ("", 0), 0)
+        version = before.version + 1
+        pieces = {
+            name: self._draw_piece(name, piece, before.pieces.get(name), now, version)
             for name, piece in page.pieces.items()
         }
-        context = {**page.extra, **more, "title": page.title, "now": page.now, "seen": version}
-        return template.render(context, pieces=drawn, lists=page.lists)
+        lists = {
+            name: (items, version)
+            if name not in before.lists or before.lists[name][0] != items
+            else before.lists[name]
+            for name, items in page.lists.items()
+        }
+        title = before.title if before.title[0] == page.title else (page.title, version)
+        news = (
+            title[1] == version
+            or any(at == version for _, at in lists.values())
+            or any(each.version == version for each in pieces.values())
+        )
+        return _Drawing(page, pieces, lists, title, version if news else before.version)
 
-    def _since(self, seen: int) -> str:
-        """What is newer than a drawing, as a message; made once for all who saw that one."""
+    def _draw_piece(
+        self, name: str, piece: Piece, before: _Drawn | None, now: datetime, version: int
+    ) -> _Drawn:
+        if before and before.holds(piece, now):
+            return before
+        html = self._live.draw(name, piece, now)
+        changed = before is None or before.html != html
+        return _Drawn(piece, html, now, version if changed or before is None else before.version)
+
+    def _draw_whole(self, drawing: _Drawing, more: Mapping[str, Any]) -> str:
+        """The page in full; times that have passed are told anew, for those without a script."""
+        page = drawing.page
+        pieces = {
+            name: Markup(
+                each.html if each.at == page.now else self._live.draw(name, each.piece, page.now)
+            )
+            for name, each in drawing.pieces.items()
+        }
+        context = {**page.extra, **more, "title": page.title, "now": page.now}
+        template = self._live.templates.get_template(page.template)
+        return template.render(
+            context, seen=_place(drawing.version), pieces=pieces, lists=page.lists
+        )
+
+    def _since(self, drawing: _Drawing, seen: int) -> str:
+        """What is newer than what was seen, made once for all who saw that."""
         if seen not in self._messages:
-            news = {
-                "title": self._title[0],
-                "pieces": {n: d.html for n, d in self._drawn.items() if d.version > seen},
-                "lists": {n: items for n, (items, at) in self._lists.items() if at > seen},
-            }
-            self._messages[seen] = json.dumps(news, ensure_ascii=False, separators=(",", ":"))
+            self._messages[seen] = drawing.since(seen)
         return self._messages[seen]
 
     async def look(self, seen: str, tail: Tail | None) -> AsyncIterator[str]:
         """Tell one viewer all that is newer than what it has seen, as server-sent events."""
-        boot, _, number = seen.partition(".")
-        known = boot == _BOOT and number.isdigit() and int(number) <= self._version
-        at = int(number) if known else -1
+        at = self._version_of(seen)
         self.touch()
         told: Connected | None = None
         beat = 0.0
         while not self._live.closed:
             changed = self._changed
-            if at < self._version and self._page is not None:
+            drawing = self._drawing
+            if drawing and at < drawing.version:
                 # Whoever comes from another start of the server gets all of it, and is told so.
                 kind = "news" if at >= 0 else "all"
-                message, at = self._since(at), self._version
-                yield f"event: {kind}\nid: {self.version}\ndata: {message}\n\n"
+                message, at = self._since(drawing, at), drawing.version
+                yield f"event: {kind}\nid: {_place(at)}\ndata: {message}\n\n"
             state = self._live.state
             if state and (state is not told or time.monotonic() > beat):
                 told, beat = state, time.monotonic() + _BEAT
@@ -283,18 +308,37 @@ class Screen:
                 async with asyncio.timeout(patience):
                     await changed.wait()
 
+    def _version_of(self, seen: str) -> int:
+        boot, _, number = seen.partition(".")
+        latest = self._drawing.version if self._drawing else 0
+        known = boot == _BOOT and number.isdecimal() and int(number) <= latest
+        return int(number) if known else -1
+
+
+def _place(version: int) -> str:
+    """A drawing, to be asked from later; of this start of the server."""
+    return f"{_BOOT}.{version}"
+
 
 class Live:
     """All screens of a server. `run` it once; the feed is followed while somebody looks."""
 
     def __init__(self, feed: Feed, reading: Reading, templates: jinja2.Environment) -> None:
         self.templates = templates
-        self.reading = reading
         self.closed = False
         self._feed = feed
+        self._reading = reading
         self._screens: dict[str, Screen] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Connection]:
+        """A connection to read with; raises `DatabaseUnusable` at once where none can be had."""
+        if self.state and not self.state.live:
+            raise DatabaseUnusable(f"the database does not answer: {self.state.reason}")
+        async with self._reading() as conn:
+            yield conn
 
     @property
     def state(self) -> Connected | None:
@@ -359,7 +403,7 @@ class Live:
     async def _follow(self) -> None:
         """Have screens drawn again when something has happened that concerns them."""
         while not self.closed:
-            with self._feed.subscribe(_FROM_NOW_ON) as messages:
+            with self._feed.subscribe(FROM_NOW_ON) as messages:
                 async for message in messages:
                     self._hear(message)
             # It ends with the server, or when more had come than could be taken.

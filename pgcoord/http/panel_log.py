@@ -2,6 +2,7 @@
 
 import codecs
 import mmap
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 # Bytes that are shown at once.
 PART = 64_000
+
+# Bytes in which the last line is looked for.
+_LINE = 2_000
 
 # Lines that a search finds at most.
 _MOST_FOUND = 200
@@ -20,12 +24,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a log: bytes `start` to `end` of `size`, as text."""
+    """A part of a log: bytes `start` to `end` of `size`, as text; `at` is when it last grew."""
 
     start: int
     end: int
     size: int
     text: str
+    at: float = 0.0
 
 
 NOTHING = Part(0, 0, 0, "")
@@ -47,6 +52,28 @@ def readable(data: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+@dataclass(frozen=True)
+class Said:
+    """The last line of a log, and when it was written, in seconds since 1970."""
+
+    text: str
+    at: float
+
+
+def last_line(path: Path) -> Said | None:
+    """The last line with something in it; None where there is none, or it cannot be read."""
+    try:
+        with path.open("rb") as log:
+            size = log.seek(0, 2)
+            log.seek(max(0, size - _LINE))
+            text = readable(log.read(_LINE).decode(errors="replace"))
+            at = os.fstat(log.fileno()).st_mtime
+    except OSError:
+        return None
+    lines = text.split("\n")
+    return next((Said(each.strip(), at) for each in reversed(lines) if each.strip()), None)
+
+
 def read_end(path: Path) -> Part:
     """The end of a log. Raises OSError."""
     size = path.stat().st_size
@@ -64,10 +91,11 @@ def read_from(path: Path, start: int) -> Part:
             start = min(start - 1 + len(skipped), size)
         log.seek(start)
         data = log.read(PART)
+        at = os.fstat(log.fileno()).st_mtime
     end = data.rfind(b"\n") + 1
     if start + len(data) < size and end:
         data = data[:end]
-    return Part(start, start + len(data), size, readable(data.decode(errors="replace")))
+    return Part(start, start + len(data), size, readable(data.decode(errors="replace")), at)
 
 
 def search(path: Path, text: str) -> tuple[list[Found], bool]:
@@ -115,6 +143,7 @@ class LogTail:
                 skipped = max(0, size - self._offset - PART)
                 log.seek(self._offset + skipped)
                 data = log.read(PART)
+                written = os.fstat(log.fileno()).st_mtime
         except OSError:
             return None
         self._offset += skipped + len(data)
@@ -128,4 +157,5 @@ class LogTail:
             "at": self._offset,
             "skipped": skipped,
             "text": readable(text),
+            "written": written,
         }

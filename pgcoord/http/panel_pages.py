@@ -1,14 +1,16 @@
 """What each page of the panel shows, read in one snapshot of the database."""
 
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from pgcoord import queries_panel as queries
+from pgcoord.http import panel_log
 from pgcoord.http.feed import Event
 from pgcoord.http.panel_graph import Graph
-from pgcoord.http.panel_live import Page, Piece
+from pgcoord.http.panel_live import Page, Piece, View
 from pgcoord.http.panel_timeline import Timeline
 from pgcoord.http.panel_words import STATES
 from pgcoord.queries import Connection, HistoryEvent, one_snapshot, why
@@ -25,9 +27,26 @@ _MOST_FORESEEN = 50
 
 
 @dataclass(frozen=True)
-class Overview:
-    """All of it: what needs somebody, the slots, the features."""
+class SlotCard:
+    """A slot, and the last line of output of what runs in it, where its log is on this machine."""
 
+    slot: queries.HeldSlot
+    said: panel_log.Said | None = None
+
+
+@dataclass(frozen=True)
+class Opening:
+    """When a slot is expected to be free."""
+
+    at: datetime
+    slot: int
+
+
+@dataclass(frozen=True)
+class Overview(View):
+    """All of it: what needs somebody, the slots, the features; `host` is this machine."""
+
+    host: str
     show: str = "all"
     search: str | None = None
 
@@ -55,15 +74,14 @@ class Overview:
             "notice": Piece("piece/notice.html", standing),
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
             "slots-head": Piece("piece/slots_head.html", (standing, slots)),
-            "line": Piece("piece/line.html", (standing, line, backlog)),
+            "line": Piece(
+                "piece/line.html", (line, backlog, _openings(standing, slots)), ages=True
+            ),
             "filters": Piece("piece/filters.html", (self, len(needs))),
             "tally": Piece("piece/tally.html", (self, _tally(features))),
             "none": Piece("piece/none.html", (self, bool(features))),
         }
-        pieces |= {
-            f"slot-{each.slot}": Piece("piece/slot.html", each, ages=each.queue_id is not None)
-            for each in slots
-        }
+        pieces |= {f"slot-{each.slot}": _slot_piece(each, standing, bool(line)) for each in slots}
         pieces |= {
             f"feature-{each.id}": Piece("piece/feature.html", (each, finishes.get(each.id)))
             for each in features
@@ -74,6 +92,38 @@ class Overview:
         }
         title = f"({len(needs)}) pgcoord" if needs else "pgcoord"
         return Page("overview.html", title, now, pieces, lists)
+
+    def glance(self, page: Page) -> Page:
+        """The page with the last lines of output."""
+        cards = {
+            name: replace(piece, data=self._card(piece.data.slot))
+            for name, piece in page.pieces.items()
+            if isinstance(piece.data, SlotCard)
+        }
+        return replace(page, pieces={**page.pieces, **cards})
+
+    def _card(self, slot: queries.HeldSlot) -> SlotCard:
+        if slot.folder is None or slot.host != self.host:
+            return SlotCard(slot)
+        return SlotCard(slot, panel_log.last_line(Path(slot.folder, "log")))
+
+
+def _slot_piece(slot: queries.HeldSlot, standing: queries.Standing, waited_for: bool) -> Piece:
+    if slot.queue_id:
+        return Piece("piece/slot.html", SlotCard(slot), ages=True)
+    return Piece("piece/free_slot.html", (slot.slot, standing, waited_for))
+
+
+def _openings(standing: queries.Standing, slots: list[queries.HeldSlot]) -> list[Opening]:
+    """When slots are expected to be free for those in line, soonest first."""
+    if standing.paused_at or not standing.leader:
+        return []
+    found = [
+        Opening(each.since + each.median, each.slot)
+        for each in slots
+        if each.since and each.median and not each.draining
+    ]
+    return sorted(found, key=lambda each: each.at)
 
 
 def _foreseen(features: list[queries.FeatureRow]) -> list[int]:
@@ -86,7 +136,7 @@ def _tally(features: list[queries.FeatureRow]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class FeaturePage:
+class FeaturePage(View):
     """A feature: its phases as tree, graph and timeline, and its history."""
 
     feature_id: int
@@ -167,7 +217,7 @@ def _spent(spans: list[queries.Span]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class PhasePage:
+class PhasePage(View):
     """A phase: why it is where it is, its attempts, prompt, neighbours and events."""
 
     queue_id: str
@@ -216,7 +266,7 @@ class PhasePage:
 
 
 @dataclass(frozen=True)
-class History:
+class History(View):
     """What has happened, latest first."""
 
     before: int | None = None

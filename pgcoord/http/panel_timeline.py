@@ -59,7 +59,7 @@ class Drawing:
     lanes: list[Lane]
     folds: list[tuple[float, float]]
     marks: list[tuple[float, str]]
-    now: float | None
+    now: tuple[float, str] | None
     folded: timedelta
 
 
@@ -85,7 +85,7 @@ class Timeline:
             _lane(phase, spans[number], forecast.get(number), scale, now)
             for number, phase in shown.items()
         ]
-        return Drawing(lanes, scale.folds, list(scale.marks()), scale.at_now, scale.folded)
+        return Drawing(lanes, scale.folds, list(scale.marks()), scale.now, scale.folded)
 
 
 def _busy(
@@ -142,7 +142,7 @@ class _Scale:
             timedelta(),
         )
         within = any(a <= now <= b for a, b in self._stretches)
-        self.at_now = self.at(now) if within else None
+        self.now = (self.at(now), f"{now:%H:%M}") if within else None
 
     def at(self, moment: datetime) -> float:
         """Percent from the left."""
@@ -157,16 +157,18 @@ class _Scale:
         """Times on the axis."""
         total = sum((b - a for a, b in self._stretches), timedelta())
         step = next((each for each in _STEPS if total / each <= _MARKS), _STEPS[-1])
-        last, day = -_APART, None
+        last = -_APART
+        first, until = self._stretches[0][0], self._stretches[-1][1]
+        day = first.date() if first.date() == until.date() else None
         for start, end in self._stretches:
             midnight = start.replace(hour=0, minute=0, second=0, microsecond=0)
             moment = midnight + step * ((start - midnight) // step + 1)
             while moment <= end:
                 x = self.at(moment)
-                if last + _APART <= x <= 100 - _APART / 2:
+                free = not self.now or not -_APART < x - self.now[0] < _APART
+                if free and last + _APART <= x <= 100 - _APART / 2:
                     clock = moment.strftime("%H:%M:%S" if step < _MINUTE else "%H:%M")
-                    dated = day is not None and moment.date() != day
-                    yield x, f"{moment:%a} {clock}" if dated else clock
+                    yield x, clock if moment.date() == day else f"{moment:%a} {clock}"
                     last, day = x, moment.date()
                 moment += step
 
@@ -218,9 +220,11 @@ def _lane(
         start = max(now, expected.starts_at)
         if phase.status == "running":
             start = now
-        bar("expect", start, max(start, expected.ends_at), phase.status)
+        ends = max(start, expected.ends_at)
+        words = "if retried" if phase.status in ("failed", "blocked") else lasting(ends - start)
+        bar("expect", start, ends, phase.status, words)
         if expected.latest and expected.latest > expected.ends_at:
-            bar("spread", max(start, expected.ends_at), expected.latest, phase.status)
+            bar("spread", ends, expected.latest, phase.status)
         told.append(f"expected to end at {expected.ends_at:%H:%M}")
     return Lane(phase, bars, "; ".join([phase.status, *(phase.reasons or []), *told]))
 

@@ -41,14 +41,24 @@ def ago(at: datetime, now: datetime) -> Markup:
     return _time(at, f"{lasting(now - at)} ago", "ago")
 
 
-def clock(at: datetime, now: datetime) -> Markup:
+def clock_text(at: datetime, now: datetime) -> str:
     """The time of day, with the date where it is another day."""
-    return _time(at, f"{at:%H:%M}" if _same_day(at, now) else _dated(at, "%H:%M"), None)
+    return f"{at:%H:%M}" if _same_day(at, now) else _dated(at, "%H:%M")
+
+
+def clock(at: datetime, now: datetime) -> Markup:
+    """The same as an element."""
+    return _time(at, clock_text(at, now), None)
 
 
 def clock_seconds(at: datetime, now: datetime) -> Markup:
     """The time of day to the second, with the date where it is another day."""
     return _time(at, f"{at:%H:%M:%S}" if _same_day(at, now) else _dated(at, "%H:%M:%S"), None)
+
+
+def moment(seconds: float, now: datetime) -> datetime:
+    """A time that is given in seconds since 1970, in the zone of the page."""
+    return datetime.fromtimestamp(seconds, now.tzinfo)
 
 
 def in_full(at: datetime) -> str:
@@ -101,5 +111,5 @@ def _dated(at: datetime, clock: str) -> str:
 
 FILTERS = {
     each.__name__: each
-    for each in (lasting, since, ago, clock, clock_seconds, in_full, size, numbers)
+    for each in (lasting, since, ago, clock, clock_text, clock_seconds, moment, size, numbers)
 }

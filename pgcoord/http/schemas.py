@@ -31,43 +31,6 @@ def _object(properties: dict[str, Any], required: list[str] | None = None, **mor
     return {"type": "object", "properties": properties, "required": required or [], **more}
 
 
-PLANNED_PHASE = _object(
-    {
-        "phase_number": _ID,
-        "title": {**_MAYBE_TEXT, "maxLength": 1_000},
-        "prompt_content": _MAYBE_TEXT,
-        "depends_on_phases": {"type": ["array", "null"], "items": _ID, "maxItems": 10_000},
-        "workflow_type": {**_MAYBE_TEXT, "maxLength": 200},
-        "estimated_hours": _HOURS,
-        "priority": {**_PRIORITY, "type": ["integer", "null"]},
-        "files": {"type": ["array", "null"], "items": _TEXT},
-        "max_attempts": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000},
-        "timeout_seconds": {"type": ["integer", "null"], "minimum": 1, "maximum": 315_360_000},
-    },
-    ["phase_number"],
-)
-
-_FEATURE_MEMBERS = {
-    "title": {"type": "string", "pattern": NOT_BLANK, "maxLength": 1_000},
-    "description": _MAYBE_TEXT,
-    "item_type": {"type": "string", "maxLength": 200},
-    "priority": _PRIORITY,
-    "estimated_hours": _HOURS,
-    "tags": array({"type": "string"}, maxItems=1_000),
-    "phases": array(PLANNED_PHASE, maxItems=10_000),
-}
-
-NEW_FEATURE = _object(_FEATURE_MEMBERS, ["title"])
-FEATURE_CHANGES = _object(_FEATURE_MEMBERS, additionalProperties=False)
-
-REASON = _object({"reason": _MAYBE_TEXT}, additionalProperties=False)
-PRIORITY = _object({"priority": _PRIORITY}, ["priority"], additionalProperties=False)
-SET_SLOTS = _object(
-    {"slots": {"type": "integer", "minimum": 0, "maximum": 1_000}},
-    ["slots"],
-    additionalProperties=False,
-)
-
 _PHASE_MEMBERS = {
     "queue_id": _TEXT,
     "feature_id": {"type": "integer"},
@@ -92,6 +55,50 @@ _PHASE_MEMBERS = {
     "workflow_type": _MAYBE_TEXT,
     "waiting_for": _MAYBE_TEXT,
 }
+
+_PLANNED = {
+    "phase_number": _ID,
+    "title": {**_MAYBE_TEXT, "maxLength": 1_000},
+    "prompt_content": _MAYBE_TEXT,
+    "depends_on_phases": {"type": ["array", "null"], "items": _ID, "maxItems": 10_000},
+    "workflow_type": {**_MAYBE_TEXT, "maxLength": 200},
+    "estimated_hours": _HOURS,
+    "priority": {**_PRIORITY, "type": ["integer", "null"]},
+    "files": {"type": ["array", "null"], "items": _TEXT},
+    "max_attempts": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000},
+    "timeout_seconds": {"type": ["integer", "null"], "minimum": 1, "maximum": 315_360_000},
+}
+
+# A phase as it is shown may be sent back. What is neither is a fault: a prompt under another name
+# would be a phase without one.
+PLANNED_PHASE = _object(
+    _PLANNED
+    | {name: {"description": "Not heeded."} for name in _PHASE_MEMBERS if name not in _PLANNED},
+    ["phase_number"],
+    additionalProperties=False,
+)
+
+_FEATURE_MEMBERS = {
+    "title": {"type": "string", "pattern": NOT_BLANK, "maxLength": 1_000},
+    "description": _MAYBE_TEXT,
+    "item_type": {"type": "string", "maxLength": 200},
+    "priority": _PRIORITY,
+    "estimated_hours": _HOURS,
+    "tags": array({"type": "string"}, maxItems=1_000),
+    "phases": array(PLANNED_PHASE, maxItems=10_000),
+}
+
+NEW_FEATURE = _object(_FEATURE_MEMBERS, ["title"])
+FEATURE_CHANGES = _object(_FEATURE_MEMBERS, additionalProperties=False)
+
+REASON = _object({"reason": _MAYBE_TEXT}, additionalProperties=False)
+PRIORITY = _object({"priority": _PRIORITY}, ["priority"], additionalProperties=False)
+SET_SLOTS = _object(
+    {"slots": {"type": "integer", "minimum": 0, "maximum": 1_000}},
+    ["slots"],
+    additionalProperties=False,
+)
+
 PHASE = _object(
     {**_PHASE_MEMBERS, "phase_data": {"type": "object"}}, [*_PHASE_MEMBERS, "phase_data"]
 )
@@ -163,6 +170,14 @@ REPORTED = _object(
         "repeated": {"type": "boolean"},
     },
     ["queue_id", "status", "repeated"],
+)
+
+GITHUB_EVENT = _object(
+    {
+        "result": {"type": "string", "enum": ["recorded", "repeated", "ignored"]},
+        "phases": array(_TEXT),
+    },
+    ["result", "phases"],
 )
 
 _PART = {

@@ -10,7 +10,7 @@ import hmac
 import ipaddress
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
@@ -19,7 +19,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pgcoord.configuration import Server
+from pgcoord.configuration import GitHub, Server
 from pgcoord.errors import CannotStart, InvalidConfiguration
 from pgcoord.http.answers import refusal
 from pgcoord.report import is_secret
@@ -34,7 +34,11 @@ _SHORTEST_TOKEN = 16
 _MOST_FAILURES = 5
 _MINUTE = 60.0
 
-_OPEN = ("/healthz", "/readyz", "/login", "/workflow-complete", "/api/v1/workflow-complete")
+_OPEN = (
+    *("/healthz", "/readyz", "/login"),
+    *("/workflow-complete", "/api/v1/workflow-complete"),
+    *("/webhooks/github", "/api/v1/webhooks/github"),
+)
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 _HEADERS = {
@@ -58,6 +62,17 @@ class Access:
     origin: str | None  # of the public URL
     webhook_secrets: Mapping[str, str]
     unsigned_webhooks: bool = False
+    github_secret: str | None = None
+
+    def risks(self) -> Iterator[str]:
+        """What whoever serves so has to know."""
+        if self.unsigned_webhooks:
+            yield "reports that nobody has signed are taken: whoever comes here can end any phase"
+        if self.token is None and self.origin and not _is_loopback(urlsplit(self.origin).hostname):
+            yield (
+                f"public_url is {self.origin}, and there is no PGCOORD_TOKEN: whoever is let in"
+                " there can steer everything"
+            )
 
 
 def read_access(
@@ -67,6 +82,7 @@ def read_access(
     address: str,
     name: str,
     unsigned_webhooks: bool = False,
+    github: GitHub | None = None,
 ) -> Access:
     """Who may do what where `address`, which was given as `name`, is served.
 
@@ -76,7 +92,7 @@ def read_access(
     token, read_token = (
         _token(environment, each) for each in ("PGCOORD_TOKEN", "PGCOORD_READ_TOKEN")
     )
-    if token is None and (read_token or not ipaddress.ip_address(address).is_loopback):
+    if token is None and (read_token or not _is_loopback(address)):
         why = "PGCOORD_READ_TOKEN alone" if read_token else f"{address} can be reached by others"
         raise CannotStart(
             f"{why}: not served without PGCOORD_TOKEN, which only who may steer pgcoord knows",
@@ -92,7 +108,21 @@ def read_access(
         origin=f"{public.scheme}://{public.netloc}".lower() if public else None,
         webhook_secrets={each: _secret(environment, each) for each in server.webhook_secrets},
         unsigned_webhooks=unsigned_webhooks,
+        github_secret=_github_secret(environment, github),
     )
+
+
+def _github_secret(environment: Mapping[str, str], github: GitHub | None) -> str | None:
+    """The secret that GitHub signs its events with: any text, as somebody has entered it there."""
+    if github is None or github.webhook_secret is None:
+        return None
+    secret = _token(environment, github.webhook_secret)
+    if secret is None:
+        raise InvalidConfiguration(
+            f"github.webhook_secret: {github.webhook_secret} is not set",
+            hint=f'For example: export {github.webhook_secret}="$(openssl rand -hex 32)"',
+        )
+    return secret
 
 
 def _token(environment: Mapping[str, str], name: str) -> str | None:
@@ -237,7 +267,9 @@ class Guard:
         if entrant is None:
             if method == "GET" and "text/html" in request.headers.get("accept", ""):
                 return RedirectResponse(f"/login?next={quote(path)}", 303)
-            return refusal(401, "not_authenticated", "a token is needed: Authorization: Bearer …")
+            tried = "authorization" in request.headers
+            reason = "this is not the token" if tried else "a token is needed"
+            return refusal(401, "not_authenticated", f"{reason}: Authorization: Bearer …")
         if not entrant.steers and method not in _SAFE:
             return refusal(403, "forbidden", "this token is for reading only")
         return None
@@ -271,6 +303,13 @@ class Guard:
             return request.headers.get("sec-fetch-site", "none") in ("same-origin", "none")
         ours = f"//{request.headers.get('host', '')}".lower()
         return origin.lower() in (f"http:{ours}", f"https:{ours}", self._access.origin)
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 def _hostname(url: str) -> str | None:

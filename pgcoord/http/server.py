@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -77,6 +78,16 @@ async def serving(door: Door, taken: socket.socket) -> AsyncIterator[None]:
         door.feed.close()
         server.stop()
         await served
+
+
+class _WithoutRefusals(logging.Filter):
+    """Keeps out what uvicorn takes for an error: that a WebSocket was answered by a refusal."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.msg != "ASGI callable returned without completing handshake."
+
+
+logging.getLogger("uvicorn.error").addFilter(_WithoutRefusals())
 
 
 class _Server(uvicorn.Server):

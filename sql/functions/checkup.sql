@@ -157,9 +157,8 @@ language sql stable as $$
                 and exists (select from pgcoord.slots where queue_id is null and not draining) as stuck
         from public.phase_queue as p
             left join pgcoord.leader as l on true
-        where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held and exists (
-            select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default
-        )
+        where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
+            and not exists (select from pgcoord.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow')
     ) as line;
 $$;
 comment on function pgcoord.checkup_line() is 'Checkup: is everything claimed that could be?';
@@ -182,7 +181,6 @@ language sql stable as $$
 $$;
 comment on function pgcoord.checkup_retries() is 'Checkup: are failed phases tried again in time?';
 
--- The workflows are those of the last lead, whether it still lasts or not.
 create or replace function pgcoord.checkup_workflows() returns setof pgcoord.finding
 language sql stable as $$
     select 'workflows', case when n = 0 then 'ok' else 'warn' end,
@@ -192,12 +190,10 @@ language sql stable as $$
         case when n > 0 then 'declare it in pgcoord.toml and restart the coordinator, or ''pgcoord cancel'' the phase' end
     from (
         select count(*) as n, array_agg(
-                format('%s (%s)', p.queue_id, coalesce(p.workflow_type, 'none, and there is no default'))
-                order by p.feature_id, p.phase_number) as names
-        from public.phase_queue as p
-        where p.status in ('queued', 'blocked') and exists (select from pgcoord.coordinator) and not exists (
-            select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default
-        )
+                format('%s (%s)', queue_id, coalesce(refers_to, 'none, and there is no default'))
+                order by feature_id, phase_number) as names
+        from pgcoord.stranded
+        where kind = 'workflow'
     ) as unknown;
 $$;
 comment on function pgcoord.checkup_workflows() is 'Checkup: are there phases whose workflow no coordinator knows?';
@@ -211,12 +207,9 @@ language sql stable as $$
         case when n > 0 then 'insert the missing phase, or take its number out of depends_on_phases' end
     from (
         select count(*) as n, array_agg(
-                format('%s (for phase %s)', p.queue_id, d.prerequisite) order by d.feature_id, d.dependent, d.prerequisite) as names
-        from pgcoord.dependency as d
-            join public.phase_queue as p on p.feature_id = d.feature_id and p.phase_number = d.dependent
-        where p.status in ('queued', 'blocked') and not exists (
-            select from public.phase_queue as up where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
-        )
+                format('%s (for phase %s)', queue_id, refers_to) order by feature_id, phase_number, refers_to::integer) as names
+        from pgcoord.stranded
+        where kind = 'missing'
     ) as missing;
 $$;
 comment on function pgcoord.checkup_prerequisites() is 'Checkup: do phases wait for others that do not exist?';
@@ -301,6 +294,25 @@ language sql volatile as $$
 $$;
 comment on function pgcoord.checkup_notifications() is 'Checkup: is the queue of notifications emptied? When it is full, no change can be committed.';
 
+create or replace function pgcoord.checkup_issues() returns setof pgcoord.finding
+language sql stable as $$
+    select 'issues', case when c.issues_held_since is not null or failing > 0 then 'warn' else 'ok' end,
+        case when c.issues_held_since is not null then format('GitHub makes no issues for %s: %s',
+                pgcoord.in_words(clock_timestamp() - c.issues_held_since), c.issues_held_reason)
+            when failing > 0 then format('%s not be told that its phase ended: %s',
+                pgcoord.counted(failing, 'issue could', 'issues could'), pgcoord.some_of(names))
+            else 'nothing that concerns GitHub is late'
+        end,
+        case when c.issues_held_since is not null then 'phases that have no issue yet wait; it is asked again by itself'
+            when failing > 0 then 'select * from pgcoord.errand: it is tried again, each time after twice as long' end
+    from pgcoord.control as c
+        cross join (
+            select count(*) as failing, array_agg(format('%s (%s)', queue_id, error) order by id) as names
+            from pgcoord.errand where error is not null
+        ) as late;
+$$;
+comment on function pgcoord.checkup_issues() is 'Checkup: does GitHub make issues, and are they told how their phases ended?';
+
 create or replace function pgcoord.checkup() returns setof pgcoord.finding
 language plpgsql as $$
 begin
@@ -317,6 +329,7 @@ begin
     return query select * from pgcoord.checkup_prerequisites();
     return query select * from pgcoord.checkup_attempts();
     return query select * from pgcoord.checkup_external();
+    return query select * from pgcoord.checkup_issues();
     return query select * from pgcoord.checkup_transactions();
     return query select * from pgcoord.checkup_notifications();
 end $$;

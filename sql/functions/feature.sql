@@ -389,9 +389,10 @@ begin
     perform pgcoord.check_feature(p_feature_id);
     select to_jsonb(f) - 'plan', coalesce(f.plan, '[]') into v_feature, v_phases from pgcoord.feature as f where f.id = p_feature_id;
     if (v_feature -> 'total_phases')::integer > 0 then
-        select jsonb_agg(to_jsonb(q) - 'phase_data' || q.phase_data order by q.phase_number) into v_phases
-        from pgcoord.queue as q
-        where q.feature_id = p_feature_id;
+        select jsonb_agg(phase - 'phase_data' || (phase -> 'phase_data')) into v_phases
+        from pgcoord.phase_objects(array(
+            select queue_id from public.phase_queue where feature_id = p_feature_id order by phase_number
+        )) as phase;
     end if;
     return v_feature || jsonb_build_object('phases', v_phases);
 end $$;

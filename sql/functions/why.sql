@@ -14,6 +14,28 @@ language sql immutable
 return coalesce(p_phase.phase_data ->> 'title', 'Phase ' || p_phase.phase_number);
 comment on function pgcoord.title_of(public.phase_queue) is 'What a phase is called.';
 
+-- What no waiting alone will help: the one place that says which phases these are. (The workflows are those of the last
+-- lead, whether it still lasts or not.)
+create or replace view pgcoord.stranded as
+select p.queue_id, p.feature_id, p.phase_number, p.status, p.eligible_at, 'missing' as kind,
+    format('waits for phase %s, which does not exist', d.prerequisite) as words, d.prerequisite::text as refers_to
+from public.phase_queue as p
+    join pgcoord.dependency as d on d.feature_id = p.feature_id and d.dependent = p.phase_number
+where p.status in ('queued', 'blocked') and p.unmet > 0 and not exists (
+    select from public.phase_queue as up where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+)
+union all
+select p.queue_id, p.feature_id, p.phase_number, p.status, p.eligible_at, 'workflow',
+    case when p.workflow_type is null then 'it names no workflow and no coordinator has a default one'
+        else format('no coordinator knows workflow %s', p.workflow_type) end,
+    p.workflow_type
+from public.phase_queue as p
+where p.status in ('queued', 'blocked') and exists (select from pgcoord.coordinator) and not exists (
+    select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default
+);
+comment on view pgcoord.stranded is
+    'Phases that cannot start until somebody changes something: a prerequisite that does not exist, a workflow that no coordinator knows.';
+
 -- Each kind of reason is one branch over all phases, so that one phase, a feature of thousands or everything is asked for
 -- by the same words, and each costs what it shows. The lower the rank, the more decisive.
 create or replace view pgcoord.reasons as
@@ -39,19 +61,22 @@ select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
     p.adw_id
 from public.phase_queue as p
 where p.status not in ('queued', 'blocked')
-union all    -- prerequisites that are missing, open, or will never complete
+union all    -- prerequisites that are open, or will never complete
 select p.queue_id, p.feature_id, p.phase_number,
-    case when up.queue_id is null then 3 when up.status in ('failed', 'cancelled') then 2 else 4 end,
-    case when up.queue_id is null then 'missing' when up.status in ('failed', 'cancelled') then 'blocked' else 'prerequisite' end,
-    case when up.queue_id is null then format('waits for phase %s, which does not exist', d.prerequisite)
-        else format('waits for phase %s, %s', d.prerequisite, up.status) end,
-    coalesce(up.queue_id, d.prerequisite::text)
+    case when up.status in ('failed', 'cancelled') then 2 else 4 end,
+    case when up.status in ('failed', 'cancelled') then 'blocked' else 'prerequisite' end,
+    format('waits for phase %s, %s', d.prerequisite, up.status), up.queue_id
 from public.phase_queue as p
     join pgcoord.dependency as d on d.feature_id = p.feature_id and d.dependent = p.phase_number
-    left join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
-where p.status in ('queued', 'blocked') and (up.status is null or up.status not in ('completed', 'blocked'))
-union all    -- (A case: knowing little of new tables, the planner would expect one phase, and call obstacles for each.)
-select p.queue_id, p.feature_id, p.phase_number, 2, 'blocked',
+    join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+where p.status in ('queued', 'blocked') and up.status not in ('completed', 'blocked')
+union all    -- or missing; or its workflow is, which matters once the prerequisites are completed
+select s.queue_id, s.feature_id, s.phase_number, case s.kind when 'missing' then 3 else 9 end, s.kind, s.words, s.refers_to
+from pgcoord.stranded as s
+where s.kind = 'missing' or s.status = 'queued' and s.eligible_at is not null and exists (select from pgcoord.leader)
+union all    -- (A case: knowing little of new tables, the planner would expect one phase, and call obstacles for each. And
+-- f.id, so that it is the features which a list of them leaves out.)
+select p.queue_id, f.id, p.phase_number, 2, 'blocked',
     format('waits for phase %s, which waits for phase %s, %s', d.prerequisite, o.obstacle, o.status), up.queue_id
 from public.planned_features as f
     cross join lateral pgcoord.obstacles(f.id) as o
@@ -59,7 +84,7 @@ from public.planned_features as f
     join pgcoord.dependency as d on d.feature_id = f.id and d.prerequisite = up.phase_number
     join public.phase_queue as p on p.feature_id = f.id and p.phase_number = d.dependent
 where case p.status when 'queued' then true when 'blocked' then true else false end
-union all    -- what holds back one whose prerequisites are completed: its retry time, a pause, its workflow, the line
+union all    -- what holds back one whose prerequisites are completed: its retry time, a pause, nobody to run it, the line
 select p.queue_id, p.feature_id, p.phase_number, 5, 'retry',
     format('is tried again at %s%s', to_char(p.retry_at, 'HH24:MI:SS'), ', after: ' || split_part(p.error_message, e'\n', 1)), null
 from public.phase_queue as p
@@ -80,14 +105,11 @@ select p.queue_id, p.feature_id, p.phase_number, 8, 'coordinator', 'no coordinat
 from public.phase_queue as p
 where p.status = 'queued' and p.eligible_at is not null and not exists (select from pgcoord.leader)
 union all
-select p.queue_id, p.feature_id, p.phase_number, 9, 'workflow',
-    case when p.workflow_type is null then 'it names no workflow and no coordinator has a default one'
-        else format('no coordinator knows workflow %s', p.workflow_type) end,
-    p.workflow_type
-from public.phase_queue as p
-where p.status = 'queued' and p.eligible_at is not null and exists (select from pgcoord.leader) and not exists (
-        select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default
-    )
+select p.queue_id, p.feature_id, p.phase_number, 9, 'github',
+    format('GitHub makes no issues since %s, and is asked again at %s: %s', to_char(c.issues_held_since, 'HH24:MI:SS'),
+        to_char(pgcoord.issues_held_until(c), 'HH24:MI:SS'), c.issues_held_reason), null
+from public.phase_queue as p, pgcoord.control as c
+where p.status = 'queued' and p.eligible_at is not null and p.issue_number is null and pgcoord.issues_held_until(c) is not null
 union all
 select p.queue_id, p.feature_id, p.phase_number, 10, 'slot',
     case when (select count(*) from public.phase_queue where slot is not null) < (select count(*) from pgcoord.slot where not draining)
@@ -143,6 +165,13 @@ language sql stable cost 10000 as $$
 $$;
 comment on function pgcoord.waiting_for(public.phase_queue) is 'What a phase waits for, in words; null when it does not wait.';
 
+create or replace view pgcoord.first_reason as
+select distinct on (feature_id, phase_number, queue_id) feature_id, phase_number, queue_id, words
+from pgcoord.reasons
+where kind not in ('ready', 'running', 'completed', 'failed', 'cancelled')
+order by feature_id, phase_number, queue_id, rank, refers_to;
+comment on view pgcoord.first_reason is 'What each phase waits for that does: the most decisive reason alone.';
+
 create or replace view pgcoord.board as
 select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.title_of(p) as title, p.status, p.slot,
     p.attempt, p.priority, p.depends_on_phases, p.issue_number, p.error_message,
@@ -156,12 +185,8 @@ select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.tit
     p.started_timestamp, p.finished_timestamp, first.words as waiting_for
 from public.phase_queue as p
     join public.planned_features as f on f.id = p.feature_id
-    left join (
-        select distinct on (feature_id, phase_number, queue_id) feature_id, queue_id, words
-        from pgcoord.reasons
-        where kind not in ('ready', 'running', 'completed', 'failed', 'cancelled')
-        order by feature_id, phase_number, queue_id, rank, refers_to
-    ) as first on first.queue_id = p.queue_id and first.feature_id = p.feature_id
+    left join pgcoord.first_reason as first
+        on first.queue_id = p.queue_id and first.feature_id = p.feature_id and first.phase_number = p.phase_number
 order by p.feature_id, p.phase_number;
 comment on view pgcoord.board is 'Every phase with its state, since when, and what it waits for.';
 
@@ -172,6 +197,21 @@ select p.queue_id, p.feature_id, p.phase_number, p.issue_number, p.status, p.dep
     pgcoord.waiting_for(p) as waiting_for
 from public.phase_queue as p;
 comment on view pgcoord.queue is 'Every phase with the columns of phase_queue that concern people, and what it waits for.';
+
+-- The reasons are read feature by feature: asked for one by one, those of 500 phases would take a second.
+create or replace function pgcoord.phase_objects(p_queue_ids text[]) returns setof jsonb
+language sql stable as $$
+    select to_jsonb(p) - '{attempts_used,unmet,held}'::text[] || jsonb_build_object('waiting_for', first.words)
+    from unnest(p_queue_ids) with ordinality as named (queue_id, place)
+        join public.phase_queue as p using (queue_id)
+        left join (
+            select queue_id, words from pgcoord.first_reason
+            where feature_id = any (array(select distinct feature_id from public.phase_queue where queue_id = any (p_queue_ids)))
+            offset 0    -- or the planner would look for the obstacle of each phase by itself
+        ) as first using (queue_id)
+    order by named.place;
+$$;
+comment on function pgcoord.phase_objects(text[]) is 'Phases as JSON objects, each as pgcoord.queue has it, in the order they are named.';
 
 create or replace view pgcoord.slots as
 select s.number as slot, s.draining, p.queue_id, p.feature_id, p.phase_number, pgcoord.title_of(p) as title, p.status,

@@ -208,47 +208,36 @@ comment on function pgcoord.expected_finish(integer[]) is
     'The critical path of each feature, and when it would be finished with the slots there are if nothing else ran and nothing failed; null where no history tells.';
 
 create or replace view pgcoord.attention as
-select 'failed' as kind, p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.title_of(p) as title, p.status,
-    p.finished_timestamp as since, p.attempts_used, split_part(p.error_message, e'\n', 1) as words,
-    (
-        select array_agg(d.dependent order by d.dependent) from pgcoord.dependency as d
-            join public.phase_queue as b on b.feature_id = d.feature_id and b.phase_number = d.dependent
-        where d.feature_id = p.feature_id and d.prerequisite = p.phase_number and b.status = 'blocked'
-    ) as blocks
-from public.phase_queue as p
+select n.kind, p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.title_of(p) as title, p.status, n.since,
+    n.words, n.attempt, n.exit_code, n.blocks
+from (
+        select 'failed' as kind, p.queue_id, p.finished_timestamp as since, split_part(p.error_message, e'\n', 1) as words,
+            p.attempt, a.exit_code, (
+                select array_agg(d.dependent order by d.dependent) from pgcoord.dependency as d
+                    join public.phase_queue as b on b.feature_id = d.feature_id and b.phase_number = d.dependent
+                where d.feature_id = p.feature_id and d.prerequisite = p.phase_number and b.status = 'blocked'
+            ) as blocks
+        from public.phase_queue as p
+            left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
+        where p.status = 'failed'
+        union all
+        select s.kind, s.queue_id, s.eligible_at, string_agg(s.words, '; ' order by s.refers_to), null, null, null
+        from pgcoord.stranded as s
+        where s.status = 'queued'
+        group by s.kind, s.queue_id, s.eligible_at
+        union all
+        select 'slow', p.queue_id, p.started_timestamp,
+            format('runs more than twice as long as its workflow usually does at most (%s)', date_trunc('second', u.high)),
+            p.attempt, null, null
+        from public.phase_queue as p
+            join pgcoord.usual as u on u.workflow = pgcoord.workflow_of(p)
+        where p.status = 'running' and u.runs >= 3 and p.started_timestamp < now() - 2 * u.high - interval '1 minute'
+    ) as n
+    join public.phase_queue as p using (queue_id)
     join public.planned_features as f on f.id = p.feature_id
-where p.status = 'failed' and f.cancelled_at is null
-union all
-select 'missing', p.queue_id, p.feature_id, f.title, p.phase_number, pgcoord.title_of(p), p.status, p.created_at, 0,
-    (
-        select format('Waits for phase %s, which does not exist.', min(d.prerequisite)) from pgcoord.dependency as d
-        where d.feature_id = p.feature_id and d.dependent = p.phase_number and not exists (
-            select from public.phase_queue as up where up.feature_id = d.feature_id and up.phase_number = d.prerequisite)
-    ), null
-from public.phase_queue as p
-    join public.planned_features as f on f.id = p.feature_id
-where p.status = 'queued' and p.unmet > 0 and exists (
-    select from pgcoord.dependency as d
-    where d.feature_id = p.feature_id and d.dependent = p.phase_number and not exists (
-        select from public.phase_queue as up where up.feature_id = d.feature_id and up.phase_number = d.prerequisite)
-)
-union all
-select 'workflow', p.queue_id, p.feature_id, f.title, p.phase_number, pgcoord.title_of(p), p.status, p.eligible_at, 0,
-    coalesce(format('No coordinator knows workflow %s.', p.workflow_type), 'It names no workflow, and no coordinator has a default one.'), null
-from public.phase_queue as p
-    join public.planned_features as f on f.id = p.feature_id
-where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
-    and exists (select from pgcoord.leader)
-    and not exists (select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default)
-union all
-select 'slow', p.queue_id, p.feature_id, f.title, p.phase_number, pgcoord.title_of(p), p.status, p.started_timestamp, 0,
-    format('Runs more than twice as long as its workflow usually does at most (%s).', date_trunc('second', u.high)), null
-from public.phase_queue as p
-    join public.planned_features as f on f.id = p.feature_id
-    join pgcoord.usual as u on u.workflow = pgcoord.workflow_of(p)
-where p.status = 'running' and u.runs >= 3 and p.started_timestamp < now() - 2 * u.high - interval '1 minute';
+where f.cancelled_at is null;
 comment on view pgcoord.attention is
-    'Phases that need somebody: failed ones, such as can never start, and such as run much longer than usual.';
+    'Phases that need somebody: failed ones, such as cannot start, and such as run much longer than usual.';
 
 -- In the order in which claims take them.
 create or replace view pgcoord.line as
@@ -276,21 +265,19 @@ set jit = off as $$
         select id, open from feature as f
         where case p_show
                 when 'attention' then f.open and exists (select from pgcoord.attention as a where a.feature_id = f.id)
-                when 'in_progress' then f.open and exists (
-                    select from public.phase_queue as p where p.feature_id = f.id and (p.attempt > 0 or p.status in ('completed', 'failed')))
-                when 'planned' then f.open and not exists (
-                    select from public.phase_queue as p where p.feature_id = f.id and (p.attempt > 0 or p.status in ('completed', 'failed')))
                 when 'finished' then not f.open
                 when 'all' then true
+                when 'in_progress' then f.open and exists (select from pgcoord.feature as v where v.id = f.id and v.status = p_show)
+                when 'planned' then f.open and exists (select from pgcoord.feature as v where v.id = f.id and v.status = p_show)
                 else exists (select from public.phase_queue as p where p.feature_id = f.id and p.status = p_show)
             end
-            and (p_search is null or f.title ilike '%' || replace(replace(replace(p_search, '\', '\\'), '%', '\%'), '_', '\_') || '%'
+            and (p_search is null or strpos(lower(f.title), lower(p_search)) > 0
                 or f.id::text = p_search
                 or exists (
                     select from public.phase_queue as p
                     where p.feature_id = f.id and (p.queue_id = p_search or p.adw_id = p_search
                         or p.issue_number::text = ltrim(p_search, '#')
-                        or pgcoord.title_of(p) ilike '%' || replace(replace(replace(p_search, '\', '\\'), '%', '\%'), '_', '\_') || '%')
+                        or strpos(lower(pgcoord.title_of(p)), lower(p_search)) > 0)
                 ))
     )
     (select id from found where open order by id limit p_limit)

@@ -44,13 +44,18 @@ comment on column pgcoord.reasons.feature_id is 'Its feature.';
 comment on column pgcoord.reasons.phase_number is 'Its number within the feature.';
 comment on column pgcoord.reasons.rank is 'The lower, the more decisive.';
 comment on column pgcoord.reasons.kind is
-    'Kind of the reason: ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow or slot.';
+    'Kind of the reason: ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow, github or slot.';
 comment on column pgcoord.reasons.words is 'The reason in words.';
 comment on column pgcoord.reasons.refers_to is 'What it refers to: a phase, an adw_id, a feature, a workflow.';
 
+comment on column pgcoord.first_reason.queue_id is 'Name of the phase.';
+comment on column pgcoord.first_reason.feature_id is 'Its feature.';
+comment on column pgcoord.first_reason.phase_number is 'Its number within the feature.';
+comment on column pgcoord.first_reason.words is 'The most decisive reason in words.';
+
 comment on column pgcoord.waiting.title is 'What the phase is called.';
 comment on column pgcoord.waiting.kind is
-    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow or slot.';
+    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow, github or slot.';
 comment on column pgcoord.waiting.words is 'The reason in words.';
 
 comment on column pgcoord.slots.slot is 'Number of the slot.';
@@ -75,11 +80,17 @@ comment on column pgcoord.changed_definition.missing is 'Whether it is gone, not
 comment on column pgcoord.queue.waiting_for is 'The most decisive reason why it does not run; null where there is nothing to wait for.';
 comment on column pgcoord.feature.version is 'Changes with every change of the feature, for who wants to know whether there was one.';
 
+comment on column pgcoord.next_errand.repository is 'Where its issue is: owner/name.';
+
 comment on column pgcoord.usual.workflow is 'The workflow.';
 comment on column pgcoord.usual.runs is 'How many of the last thousand attempts were runs of it that completed.';
 comment on column pgcoord.usual.low is 'One run in ten took less.';
 comment on column pgcoord.usual.median is 'Half of the runs took less.';
 comment on column pgcoord.usual.high is 'One run in ten took more.';
+
+comment on column pgcoord.stranded.kind is 'missing (a prerequisite does not exist) or workflow (no coordinator knows it).';
+comment on column pgcoord.stranded.words is 'What is wrong.';
+comment on column pgcoord.stranded.refers_to is 'Number of the phase, or name of the workflow, that does not exist.';
 
 comment on column pgcoord.attention.kind is
     'failed, missing (a prerequisite does not exist), workflow (nobody knows it) or slow (runs much longer than usual).';

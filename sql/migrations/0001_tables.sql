@@ -399,7 +399,7 @@ comment on sequence pgcoord.webhook_delivery_id_seq is 'Numbers of deliveries.';
 comment on index pgcoord.webhook_delivery_message_idx is 'Repeats of a message.';
 comment on index pgcoord.webhook_delivery_phase_idx is 'What was reported of a phase.';
 comment on table pgcoord.webhook_delivery is
-    'Reports that came with a valid signature, and what became of each: a log, written by take_report.';
+    'Reports, and events of GitHub, that came with a valid signature, and what became of each: a log, written by take_report and take_github_event.';
 comment on column pgcoord.webhook_delivery.id is 'Order of arrival.';
 comment on column pgcoord.webhook_delivery.at is 'When, by the database''s clock.';
 comment on column pgcoord.webhook_delivery.message_id is 'The sender''s id of the message, the same when it is repeated.';
@@ -407,7 +407,7 @@ comment on column pgcoord.webhook_delivery.sender is 'Who sent it, by the secret
 comment on column pgcoord.webhook_delivery.feature_id is 'Feature of the phase.';
 comment on column pgcoord.webhook_delivery.queue_id is 'Phase that it was about; null when there was no such phase.';
 comment on column pgcoord.webhook_delivery.adw_id is 'Attempt that it was about.';
-comment on column pgcoord.webhook_delivery.reported is 'What it reported: completed or failed.';
+comment on column pgcoord.webhook_delivery.reported is 'What it reported: completed or failed; the kind of an event of GitHub.';
 comment on column pgcoord.webhook_delivery.result is 'taken (it ended the attempt), repeated (it had ended so already), refused.';
 comment on column pgcoord.webhook_delivery.code is 'SQLSTATE of the refusal.';
 comment on column pgcoord.webhook_delivery.reason is 'Why it was refused.';

@@ -90,6 +90,7 @@ function put() {
   }
   for (const [id, items] of news.lists) arrange(byId(id), items, fresh);
   for (const id of news.glow) glow(byId(id));
+  if (news.pieces.has("attempts")) followLatest().catch(() => {}); // the next news tries again
   news.pieces.clear();
   news.lists.clear();
   news.glow.clear();
@@ -147,7 +148,7 @@ function tick() {
 
 // --- The connection, and the age of what is seen
 
-const connection = { live: false, asOf: clock.ahead + Date.now(), reason: "", heard: Date.now(), wait: 0, source: null, timer: 0 };
+const connection = { live: false, asOf: clock.ahead + Date.now(), reason: "", heard: Date.now(), wait: 0, next: 0, source: null, timer: 0 };
 const SILENCE = 10000; // milliseconds after which a connection is taken as dead: it beats every four seconds
 
 const twoDigits = (number) => String(number).padStart(2, "0");
@@ -175,6 +176,8 @@ function showConnection() {
     const age = lasting((Date.now() + clock.ahead - asOf) / 1000);
     byId("lost").querySelector(".words").textContent =
       `${reason || "The server does not answer"}. What is shown is ${age} old, as of ${clockTime(asOf)}; phases that run go on without it.`;
+    const wait = Math.ceil((connection.next - Date.now()) / 1000);
+    byId("lost").querySelector(".next").textContent = wait > 0 ? `Next try in ${wait} s` : "Trying";
   }
 }
 
@@ -191,7 +194,7 @@ function connect() {
   address.hash = "";
   address.searchParams.set("live", body.dataset.seen);
   const log = document.querySelector("[data-log]");
-  if (log && follow?.checked) address.searchParams.set("log", log.dataset.log);
+  if (log && follow()?.checked) address.searchParams.set("log", log.dataset.log);
   const source = new EventSource(address);
   connection.source = source;
   connection.heard = Date.now();
@@ -221,27 +224,79 @@ function connect() {
     // Sooner at first, then every few seconds; not all at the same moment.
     connection.wait = Math.min(connection.wait * 2 || 400, 4000);
     clearTimeout(connection.timer);
-    connection.timer = setTimeout(connect, connection.wait * (0.75 + Math.random() / 2));
+    const wait = connection.wait * (0.75 + Math.random() / 2);
+    connection.next = Date.now() + wait;
+    connection.timer = setTimeout(connect, wait);
+    showConnection();
   });
 }
 
 // --- The log
 
-const follow = byId("follow");
+const follow = () => byId("follow");
 const MOST_SHOWN = 1000000; // characters of a log that are kept on the page
 
-function grow({ attempt, at, skipped, text }) {
+function grow({ attempt, at, skipped, text, written }) {
   const log = document.querySelector("[data-log]");
   const shown = byId("log-text");
-  if (!log || !shown || !follow.checked) return;
+  if (!log || !shown || !follow().checked) return;
   log.dataset.log = `${attempt}:${at}`;
   const atEnd = shown.scrollHeight - shown.scrollTop - shown.clientHeight < 40;
   if (skipped) shown.textContent = "";
   shown.append(text);
   while (shown.textContent.length > MOST_SHOWN && shown.childNodes.length > 1) shown.firstChild.remove();
   if (atEnd) shown.scrollTop = shown.scrollHeight;
-  const place = byId("log-place");
-  if (place) place.textContent = `up to ${at.toLocaleString("en")} bytes`;
+  byId("log-place").textContent = `up to ${at.toLocaleString("en")} bytes`;
+  const said = byId("log-said");
+  said.hidden = false;
+  said.querySelector("time").dateTime = new Date(written * 1000).toISOString();
+  said.querySelector("time").removeAttribute("title");
+  tick();
+}
+
+// Show the log of an attempt that has just begun, unless somebody reads another one, or something in this one.
+async function followLatest() {
+  const attempts = byId("attempts");
+  const shown = document.querySelector("[data-log]");
+  const latest = attempts?.dataset.latest;
+  if (!latest || (shown && shown.dataset.log.split(":")[0] === latest)) return;
+  if (location.search || (follow() && !follow().checked)) return;
+  const answer = await fetch(location.pathname);
+  if (!answer.ok) return;
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("log");
+  if (!fresh) return;
+  byId("log").replaceWith(document.adoptNode(fresh));
+  beginLog();
+  connect();
+}
+
+function beginLog() {
+  if (!follow()) return;
+  follow().closest("label").hidden = false;
+  follow().addEventListener("change", connect);
+  byId("log-text").scrollTop = byId("log-text").scrollHeight;
+}
+
+// --- Pictures that are larger than their frame begin where something goes on
+
+function bring(frame, there) {
+  if (!frame || !there || (frame.scrollWidth <= frame.clientWidth && frame.scrollHeight <= frame.clientHeight)) return;
+  const [outer, inner] = [frame.getBoundingClientRect(), there.getBoundingClientRect()];
+  frame.scrollLeft += inner.left - outer.left - frame.clientWidth * 0.6;
+  if (inner.height < frame.clientHeight) frame.scrollTop += inner.top - outer.top - frame.clientHeight * 0.3;
+}
+
+function bringNow() {
+  for (const id of ["graph", "timeline"]) {
+    const frame = document.querySelector(`#${id} .scroll`);
+    bring(frame, frame?.querySelector(".node.running, .node.ready, .node.failed, .who .running, .who .failed"));
+  }
+  const lanes = document.querySelector("#timeline .scroll");
+  if (lanes) lanes.scrollLeft = 0;
+  const now = lanes?.querySelector("line.now");
+  if (now) lanes.scrollLeft = now.getBoundingClientRect().left - lanes.getBoundingClientRect().left - lanes.clientWidth * 0.8;
+  const tree = document.querySelector("#tree.tall");
+  bring(tree, tree?.querySelector(".icon.running, .icon.ready, .icon.failed"));
 }
 
 // --- Actions
@@ -304,12 +359,8 @@ document.addEventListener("submit", async (event) => {
 
 if (body.dataset.seen) {
   for (const input of document.querySelectorAll("input")) input.dataset.was = input.value;
-  if (follow) {
-    follow.closest("label").hidden = false;
-    follow.addEventListener("change", connect);
-    const shown = byId("log-text");
-    if (shown) shown.scrollTop = shown.scrollHeight;
-  }
+  beginLog();
+  bringNow();
   byId("lost").querySelector("button").addEventListener("click", connect);
   connect();
   setInterval(() => {

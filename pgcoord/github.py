@@ -1,0 +1,358 @@
+"""A repository at GitHub: the few calls that issues take, and what each failure means.
+
+The one rule: a call is made once. What is known of one that failed is said as exactly as GitHub
+lets us know it (`NotNow`, `Refusal`), and whoever made it decides when to come back. Imported only
+where a repository is configured.
+"""
+
+import re
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
+
+import httpx2
+from gidgethub import HTTPException, apps
+from gidgethub.httpx import GitHubAPI
+from jwt import PyJWTError
+
+from pgcoord import __version__
+from pgcoord.configuration import GitHub
+from pgcoord.errors import CannotStart, InvalidConfiguration, NotNow
+
+# Seconds that GitHub has for an answer; it gives up itself after ten.
+_TIMEOUT = 15.0
+
+# The token of an app is renewed so long before it runs out.
+_RENEWED = timedelta(minutes=5)
+
+# The clocks of GitHub and of the database may be apart by so much.
+_SKEW = timedelta(minutes=5)
+
+# How long GitHub is left alone where it does not say; each further time twice as long. Where an
+# issue may have been made, until it is listed: pgcoord.issue_settles().
+_LIMITED = timedelta(seconds=60)
+_AWAY = timedelta(seconds=5)
+_UNKNOWN = timedelta(seconds=20)
+
+# GitHub's limits end within an hour: a clock that is off must not keep us away for days.
+_LONGEST = timedelta(hours=1)
+
+_VERSION = {"x-github-api-version": "2022-11-28"}
+
+_NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+
+
+class Refusal(CannotStart):
+    """It will not be done, however often it is asked for: no rights, no issues, no repository."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message, hint="'pgcoord doctor' looks for what is missing.")
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Issue:
+    """An issue: its number, the id that GitHub knows it by, who made it, whether it is open."""
+
+    number: int
+    id: int
+    author: str
+    is_open: bool
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Self:
+        """Read what GitHub sends."""
+        return cls(given["number"], given["id"], _author_of(given), given["state"] == "open")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A token, or the key of an app to get one with."""
+
+    token: str | None = None
+    app_id: str = ""
+    installation_id: str = ""
+    private_key: str = ""
+
+
+def read_credentials(settings: GitHub, environment: Mapping[str, str]) -> Credentials:
+    """The credentials that are configured. Raises `InvalidConfiguration` when there are none."""
+    if settings.app_id is None:
+        token = environment.get("GITHUB_TOKEN") or environment.get("GH_TOKEN")
+        if not token or not token.isascii() or not token.isprintable():
+            raise InvalidConfiguration(
+                "[github]: neither GITHUB_TOKEN nor GH_TOKEN holds a token",
+                hint="Set one that may write issues, or name an app: app_id, installation_id,"
+                " private_key_file. See docs/github.md.",
+            )
+        return Credentials(token)
+    assert settings.installation_id is not None
+    assert settings.private_key_file is not None
+    try:
+        private_key = settings.private_key_file.read_text()
+        apps.get_jwt(app_id=settings.app_id, private_key=private_key)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise InvalidConfiguration(f"{settings.private_key_file}: {why}") from error
+    except (PyJWTError, ValueError, TypeError) as error:
+        raise InvalidConfiguration(
+            f"{settings.private_key_file}: no private key as GitHub gives it (PEM)"
+        ) from error
+    return Credentials(None, settings.app_id, settings.installation_id, private_key)
+
+
+class Repository:
+    """The issues of one repository; `async with`, or `close`, closes its connections."""
+
+    def __init__(self, settings: GitHub, credentials: Credentials) -> None:
+        self.name = settings.repository
+        self._client = httpx2.AsyncClient(timeout=_TIMEOUT)
+        self._api = GitHubAPI(self._client, f"pgcoord/{__version__}", base_url=settings.api_url)
+        self._credentials = credentials
+        self._token = credentials.token
+        self._token_ends: datetime | None = None
+        self._login: str | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def post_issue(self, title: str, body: str, labels: list[str]) -> Issue:
+        """Make an issue. Raises `NotNow`, `Refusal`, as all do."""
+        with self._meanings("no repository, or no right to see it"):
+            issue = {"title": title, "body": body, "labels": labels}
+            return Issue.read(await self._post("/issues", issue))
+
+    async def find_issues(self, words: str, since: datetime) -> list[Issue]:
+        """The issues of our own with `words` in their body, made after `since`; lowest first.
+
+        Every issue is listed and looked at: what filters or searches lags minutes behind.
+        """
+        author = await self._author()
+        found = []
+        newest_first = "/issues?state=all&sort=created&direction=desc&per_page=100"
+        async with aclosing(self._listed(newest_first)) as issues:
+            async for issue in issues:
+                if datetime.fromisoformat(issue["created_at"]) < since - _SKEW:
+                    break
+                ours = author is None or _author_of(issue) == author
+                if ours and "pull_request" not in issue and words in (issue.get("body") or ""):
+                    found.append(Issue.read(issue))
+        return sorted(found, key=lambda each: each.number)
+
+    async def issue(self, number: int) -> Issue:
+        """An issue by its number."""
+        with self._meanings(f"no issue #{number}", changes=False):
+            return Issue.read(await self._get(f"/issues/{number}"))
+
+    async def make_label(self, name: str, color: str, description: str) -> None:
+        """Make a label, or leave one as it is that is there."""
+        label = {"name": name, "color": color, "description": description[:100]}
+        try:
+            with self._meanings("no right to make labels"):
+                await self._post("/labels", label)
+        except Refusal as error:
+            if error.status != 422:
+                raise
+
+    async def has_comment(self, number: int, words: str) -> bool:
+        """Whether an issue has a comment with `words` in it."""
+        async with aclosing(self._listed(f"/issues/{number}/comments?per_page=100")) as comments:
+            async for comment in comments:
+                if words in (comment.get("body") or ""):
+                    return True
+        return False
+
+    async def comment(self, number: int, body: str) -> None:
+        """Comment on an issue."""
+        with self._meanings(f"no issue #{number}"):
+            await self._post(f"/issues/{number}/comments", {"body": body})
+
+    async def close(self, number: int, reason: str) -> None:
+        """Close an issue as completed or not_planned."""
+        await self._change(number, state="closed", state_reason=reason)
+
+    async def close_duplicate(self, number: int, of: Issue) -> None:
+        """Close an issue as the duplicate of another."""
+        await self._change(
+            number, state="closed", state_reason="duplicate", duplicate_issue_id=of.id
+        )
+
+    async def reopen(self, number: int) -> None:
+        """Open an issue again."""
+        await self._change(number, state="open")
+
+    async def about(self) -> dict[str, Any]:
+        """The repository itself."""
+        with self._meanings("no repository, or no right to see it", changes=False):
+            found: dict[str, Any] = await self._get("")
+            return found
+
+    async def check_may_post(self) -> None:
+        """Raise `Refusal` unless we may make issues: tried with one that has no title.
+
+        GitHub looks at rights first; that one is never made.
+        """
+        try:
+            with self._meanings("no right to make issues"):
+                await self._post("/issues", {})
+        except Refusal as error:
+            if error.status != 422:
+                raise
+
+    async def _change(self, number: int, **change: object) -> None:
+        with self._meanings(f"no issue #{number}"):
+            path = self._path(f"/issues/{number}")
+            await self._api.patch(path, data=change, **await self._options())
+
+    async def _author(self) -> str | None:
+        """Our own login; None where GitHub does not tell it: an app has no user."""
+        if self._login is None:
+            try:
+                with self._meanings("no user", changes=False):
+                    user = await self._api.getitem("/user", **await self._options())
+                    self._login = str(user["login"])
+            except Refusal as error:
+                if error.status not in (403, 404):
+                    raise
+                self._login = ""
+        return self._login or None
+
+    async def _listed(self, path: str) -> AsyncGenerator[dict[str, Any]]:
+        with self._meanings("no repository, or no right to see it", changes=False):
+            pages = self._api.getiter(self._path(path), **await self._options())
+            async for each in pages:
+                yield each
+
+    async def _get(self, path: str) -> Any:
+        return await self._api.getitem(self._path(path), **await self._options())
+
+    async def _post(self, path: str, data: Mapping[str, object]) -> Any:
+        return await self._api.post(self._path(path), data=data, **await self._options())
+
+    async def _options(self) -> dict[str, Any]:
+        return {
+            "oauth_token": await self._oauth_token(),
+            "accept": "application/json",
+            "extra_headers": dict(_VERSION),
+        }
+
+    def _path(self, path: str) -> str:
+        return f"/repos/{self.name}{path}"
+
+    async def _oauth_token(self) -> str:
+        """The token; that of an app is asked for again before it runs out.
+
+        One that cannot be had tells for certain that nothing was done with it.
+        """
+        ends = self._token_ends
+        if self._token is None or (ends and datetime.now(UTC) > ends - _RENEWED):
+            with self._meanings("no such installation of the app", changes=False):
+                given = await apps.get_installation_access_token(
+                    self._api,
+                    installation_id=self._credentials.installation_id,
+                    app_id=self._credentials.app_id,
+                    private_key=self._credentials.private_key,
+                )
+                self._token = str(given["token"])
+                self._token_ends = datetime.fromisoformat(given["expires_at"])
+        return self._token
+
+    @contextmanager
+    def _meanings(self, missing: str, *, changes: bool = True) -> Iterator[None]:
+        """Say what a failure means, 404 that `missing`. What `changes` may have been done."""
+        try:
+            yield
+        except HTTPException as error:
+            raise _meaning(error, self.name, missing, changes=changes) from error
+        except _NOT_SENT as error:
+            raise NotNow(f"GitHub cannot be reached: {_words(error)}", _AWAY, grows=True) from error
+        except httpx2.TransportError as error:
+            raise NotNow(
+                f"GitHub did not answer: {_words(error)}",
+                _UNKNOWN,
+                grows=True,
+                certain=not changes,
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise NotNow(
+                f"the answer is not GitHub's: {_words(error)}",
+                _UNKNOWN,
+                grows=True,
+                certain=not changes,
+            ) from error
+
+
+def _meaning(
+    error: HTTPException, repository: str, missing: str, *, changes: bool
+) -> NotNow | Refusal:
+    """What an answer means that is not a success: by its status, its headers and its words."""
+    status, words = int(error.status_code), _words(error)
+    limited = status == 429 or (status == 403 and _is_limit(error))
+    if limited:
+        wait = _wait_of(error.headers)
+        return NotNow(f"GitHub limits us: {words}", wait or _LIMITED, grows=wait is None)
+    if status >= 500 or status in (408, 409):
+        wait = _wait_of(error.headers)
+        return NotNow(
+            f"GitHub is out of order: {status} {words}",
+            max(wait or _UNKNOWN, _UNKNOWN),
+            grows=wait is None,
+            certain=not changes,
+        )
+    return Refusal(f"GitHub, {repository}: {_refusal(error, status, words, missing)}", status)
+
+
+def _refusal(error: HTTPException, status: int, words: str, missing: str) -> str:
+    if status == 401:
+        return f"the credentials are not valid ({words})"
+    if status == 403:
+        right = error.headers.get("x-accepted-github-permissions")
+        return f"{words} (it takes {right})" if right else words
+    if status == 404:
+        return f"{missing} ({words})"
+    if status == 410:
+        return f"issues are disabled there, or the issue was deleted ({words})"
+    if status < 400:
+        return "it has moved; name its new place in [github]"
+    return words
+
+
+def _is_limit(error: HTTPException) -> bool:
+    return (
+        "retry-after" in error.headers
+        or error.headers.get("x-ratelimit-remaining") == "0"
+        or re.search("rate limit|abuse", str(error), re.IGNORECASE) is not None
+    )
+
+
+def _wait_of(headers: Mapping[str, str]) -> timedelta | None:
+    """How long GitHub wants to be left alone; None where it does not say."""
+    try:
+        if "retry-after" in headers:
+            seconds = float(headers["retry-after"])
+        elif headers.get("x-ratelimit-remaining") == "0":
+            seconds = float(headers["x-ratelimit-reset"]) - time.time()
+        else:
+            return None
+        return min(max(timedelta(seconds=seconds + 1), timedelta(seconds=1)), _LONGEST)
+    except (KeyError, ValueError, OverflowError):
+        return None
+
+
+def _author_of(issue: Mapping[str, Any]) -> str:
+    """Who made an issue; a user who was deleted is nobody."""
+    return str((issue.get("user") or {}).get("login", ""))
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
