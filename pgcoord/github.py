@@ -105,7 +105,7 @@ def read_credentials(settings: GitHub, environment: Mapping[str, str]) -> Creden
 
 
 class Repository:
-    """The issues of one repository; `async with`, or `close`, closes its connections."""
+    """The issues of one repository; `async with`, or `disconnect`, ends its connections."""
 
     def __init__(self, settings: GitHub, credentials: Credentials) -> None:
         self.name = settings.repository
@@ -120,10 +120,10 @@ class Repository:
         return self
 
     async def __aexit__(self, *raised: object) -> None:
-        await self.close()
+        await self.disconnect()
 
-    async def close(self) -> None:
-        """Close the connections."""
+    async def disconnect(self) -> None:
+        """End the connections."""
         await self._client.aclose()
 
     async def post_issue(self, title: str, body: str, labels: list[str]) -> Issue:

@@ -187,7 +187,7 @@ class Issues:
 
     async def close(self) -> None:
         """Close the connections, once nothing is being made any more."""
-        await self._repository.close()
+        await self._repository.disconnect()
 
     async def settle(self) -> None:
         """Do what is due now, for half a minute at most: whoever comes next does the rest."""
