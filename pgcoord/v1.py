@@ -134,7 +134,7 @@ def migrate(
         conn.execute("select set_config('TimeZone', %s, true)", [zone])
         conn.execute("set local datestyle = 'ISO'")
         conn.execute("set local work_mem = '64MB'")  # for sorting a million rows
-        for name in ("read", "features", "write", "decide"):
+        for name in ("values", "read", "features", "write", "decide"):
             _run(conn, name)
         report = _report(conn)
         _run(conn, "end")

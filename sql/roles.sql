@@ -65,7 +65,7 @@ to pgcoord_reader, pgcoord_client;
 
 -- Bringing work in. A phase may be inserted in any state that the design allows, as the spec's own example does: the
 -- triggers see to it that it is true. Whatever is derived they fill themselves.
-grant insert (id, title, description, item_type, priority, estimated_hours, tags, plan)
+grant insert (id, title, description, item_type, priority, estimated_hours, tags, plan, github_issue_number)
     on public.planned_features to pgcoord_client, pgcoord_coordinator;
 grant insert (
     queue_id, feature_id, phase_number, issue_number, status, depends_on_phases, phase_data, adw_id, pr_number,
@@ -75,7 +75,7 @@ grant insert (
 grant usage on sequence pgcoord.queue_position to pgcoord_client;
 
 -- Steering.
-grant update (title, description, item_type, priority, estimated_hours, tags, plan)
+grant update (title, description, item_type, priority, estimated_hours, tags, plan, github_issue_number)
     on public.planned_features to pgcoord_client;
 grant update (issue_number, depends_on_phases, phase_data, pr_number, priority, queue_position, retry_at)
     on public.phase_queue to pgcoord_client;

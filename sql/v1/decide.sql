@@ -125,7 +125,12 @@ insert into pgcoord_v1.decision (kind, name, words)
 select d.kind, p.queue_id, d.words
 from pgcoord_v1.phase as p
     join pgcoord_v1.carried as c using (place)
-    join pgcoord_v1.phase_queue_text as t using (place)
+    join pgcoord_v1.phase_queue_text as t on t.place = p.place and (
+        p.phase_data is null or p.prerequisites is null or p.queue_id is distinct from p.old_queue_id
+        or t.priority is not null and pgcoord_v1.whole(t.priority) is null
+        or num_nulls(p.issue_number, p.pr_number, p.queue_position, p.created_at, p.updated_at, p.started_timestamp)
+            > num_nulls(t.issue_number, t.pr_number, t.queue_position, t.created_at, t.updated_at, t.started_timestamp)
+    )
     cross join lateral (values
         ('phase_data', case when p.phase_data is null then 'no JSON object: kept as text, as phase_data ->> ''v1_phase_data''' end),
         ('dependency', case when p.prerequisites is null and c.fault is null then 'its dependencies could not be read: it has none' end),

@@ -1,7 +1,7 @@
 -- Which feature each row belongs to. Version 1 named a GitHub issue, or nothing (0, for every uploaded request): a row of
 -- planned_features that has the issue is the feature, else one is made. Rows without a parent are told apart by their
 -- order: a request was queued from its first phase to its last.
-create table pgcoord_v1.member as
+create unlogged table pgcoord_v1.member as
 with line as (
     select place, parent, names_feature, phase_number,
         row_number() over (order by created_at, queue_position, place) as place_in_line
@@ -17,7 +17,7 @@ select place, place_in_line, parent, names_feature and parent <> 0 as names_feat
     case when parent = 0 then row_number() over (partition by run, parent, phase_number order by place_in_line) else 1 end as again
 from run;
 
-create table pgcoord_v1.request as
+create unlogged table pgcoord_v1.request as
 select row_number() over (order by min(place_in_line)) as id, parent, names_feature, run, again, count(*) as rows,
     (array_agg(place order by phase_number, place_in_line))[1] as first_place, null::integer as feature_id, false as is_new
 from pgcoord_v1.member
@@ -43,7 +43,7 @@ from (
 where r.id = fresh.id;
 
 -- Of several rows for one phase the one that got furthest is taken, then the newest: what is done is not done again.
-create table pgcoord_v1.chosen as
+create unlogged table pgcoord_v1.chosen as
 select m.place, m.place_in_line, r.id as request, r.feature_id, m.phase_number, p.prerequisites, p.status, p.adw_id,
     p.phase_data is not null as has_data, coalesce(f.status = 'cancelled', false) as is_cancelled,
     row_number() over furthest as rank, first_value(p.queue_id) over furthest as in_its_place
@@ -60,7 +60,7 @@ window furthest as (
 analyze pgcoord_v1.request, pgcoord_v1.chosen;
 
 -- Phases that wait for themselves: without one that names its own number or a higher there is no circle.
-create table pgcoord_v1.circle as
+create unlogged table pgcoord_v1.circle as
 with recursive backward as (
     select c.feature_id, c.phase_number as dependent, n as prerequisite
     from pgcoord_v1.chosen as c cross join lateral unnest(c.prerequisites) as n
@@ -81,7 +81,7 @@ group by feature_id, dependent;
 
 -- Running phases that keep their slot, the last started first: their end will be reported, since nobody of ours can watch
 -- processes that version 1 has started.
-create table pgcoord_v1.adopted as
+create unlogged table pgcoord_v1.adopted as
 select c.place
 from pgcoord_v1.chosen as c
     join pgcoord_v1.phase as p using (place)
@@ -102,7 +102,7 @@ order by p.started_timestamp desc nulls last, c.place_in_line desc
 limit (select count(*) from pgcoord.slot where not draining);
 
 -- What nobody can be sure of does not start by itself: it is failed, for somebody to look at, and to retry or to skip.
-create table pgcoord_v1.carried as
+create unlogged table pgcoord_v1.carried as
 select c.place, c.place_in_line, c.request, c.feature_id, c.phase_number, c.status as old_status,
     array(
         select n from unnest(c.prerequisites) as n where x.prerequisites is null or n <> all (x.prerequisites) order by n
@@ -110,8 +110,9 @@ select c.place, c.place_in_line, c.request, c.feature_id, c.phase_number, c.stat
     case when c.status in ('completed', 'failed', 'cancelled') then c.status
         when c.is_cancelled then 'cancelled' when fault is not null then 'failed' when c.status = 'running' then 'running'
         else 'queued' end as status,
-    fault
-from pgcoord_v1.chosen as c
+    fault,
+    (min(c.sequence) over (partition by c.feature_id) / 50000)::integer as batch
+from (select *, row_number() over (order by feature_id, phase_number) as sequence from pgcoord_v1.chosen where rank = 1) as c
     join pgcoord_v1.phase as p using (place)
     left join pgcoord_v1.circle as x on x.feature_id = c.feature_id and x.phase_number = c.phase_number
     left join pgcoord_v1.adopted as a on a.place = c.place
@@ -124,7 +125,7 @@ from pgcoord_v1.chosen as c
             when x.prerequisites is not null then format('it waited for itself, by way of phase %s', array_to_string(x.prerequisites, ', '))
             when c.status = 'running' and a.place is null then 'lost in migration' || coalesce(', in its step ' || p.current_phase, '')
         end as fault
-    ) as faults
-where c.rank = 1;
+    ) as faults;
 create index on pgcoord_v1.carried (feature_id, phase_number);
+create index on pgcoord_v1.carried (batch);
 analyze pgcoord_v1.carried;

@@ -16,7 +16,14 @@ begin
         ('webhook_events', array['webhook_id', 'webhook_type', 'adw_id', 'issue_number', 'received_at', 'processed']),
         ('adw_locks', array['issue_number', 'adw_id', 'status', 'created_at'])
     loop
-        select string_agg(format('%s::text as %I', case when a.attname is null then 'null' else quote_ident(c) end, c), ', ')
+        select string_agg(
+            format('%s::text as %I', case when a.attname is null then 'null' else quote_ident(c) end, c)
+                || case when c in ('created_at', 'updated_at', 'completed_at', 'ready_timestamp', 'started_timestamp') then
+                    format(case when a.attname is null then ', null::timestamptz as %2$I'
+                        when a.atttypid in ('timestamp'::regtype, 'timestamptz'::regtype) then ', %1$I::timestamptz as %2$I'
+                        else ', pgcoord_v1.moment(%1$I::text) as %2$I' end, c, c || '_read')
+                else '' end,
+            ', ')
         into v_list
         from unnest(v_columns) as c
             left join pg_attribute as a
@@ -37,21 +44,21 @@ begin
     end loop;
 end $$;
 
-create table pgcoord_v1.feature as
+create unlogged table pgcoord_v1.feature as
 select t.place, pgcoord_v1.whole(t.id) as id, nullif(btrim(t.title), '') as title, t.description,
     coalesce(nullif(btrim(t.item_type), ''), 'feature') as item_type, lower(btrim(t.status)) as status,
     case lower(btrim(t.priority)) when 'critical' then 10 when 'urgent' then 10 when 'high' then 10 when 'low' then 90
         else coalesce(pgcoord_v1.whole(t.priority), 50) end as priority,
     pgcoord_v1.hours(t.estimated_hours) as estimated_hours, pgcoord_v1.whole(t.github_issue_number) as github_issue_number,
     case when nullif(btrim(t.tags), '') is null then '[]' else coalesce(pgcoord_v1.json(t.tags), to_jsonb(t.tags)) end as tags,
-    pgcoord_v1.moment(t.created_at) as created_at, pgcoord_v1.moment(t.updated_at) as updated_at,
-    pgcoord_v1.moment(t.completed_at) as completed_at, pgcoord_v1.json(t.generated_plan) as plan,
+    t.created_at_read as created_at, t.updated_at_read as updated_at,
+    t.completed_at_read as completed_at, pgcoord_v1.json(t.generated_plan) as plan,
     nullif(btrim(t.workflow_type), '') as workflow_type,
     row_number() over (partition by pgcoord_v1.whole(t.id) order by t.place) > 1 as repeated
 from pgcoord_v1.planned_features_text as t;
 
 -- A row that an ADW wrote of itself is no phase: its name is that of the ADW, and it says nothing.
-create table pgcoord_v1.phase as
+create unlogged table pgcoord_v1.phase as
 with again as (select queue_id from pgcoord_v1.phase_queue_text where queue_id is not null group by queue_id having count(*) > 1)
 select t.place, t.queue_id as old_queue_id,
     case when t.queue_id is null then 'v1-row' || translate(t.place::text, '(,)', '--')
@@ -63,10 +70,11 @@ select t.place, t.queue_id as old_queue_id,
     nullif(lower(btrim(t.status)), '') as status, pgcoord_v1.prerequisites(t.depends_on_phases, t.depends_on_phase) as prerequisites,
     pgcoord_v1.phase_data(t.phase_data) as phase_data, nullif(btrim(t.adw_id), '') as adw_id,
     pgcoord_v1.whole(t.pr_number) as pr_number, t.error_message, coalesce(pgcoord_v1.whole(t.priority), 50) as priority,
-    pgcoord_v1.whole(t.queue_position) as queue_position, pgcoord_v1.moment(t.created_at) as created_at,
-    pgcoord_v1.moment(t.updated_at) as updated_at, pgcoord_v1.moment(t.ready_timestamp) as ready_timestamp,
-    pgcoord_v1.moment(t.started_timestamp) as started_timestamp, t.current_phase,
+    pgcoord_v1.whole(t.queue_position) as queue_position, t.created_at_read as created_at,
+    t.updated_at_read as updated_at, t.ready_timestamp_read as ready_timestamp,
+    t.started_timestamp_read as started_timestamp, t.current_phase,
     t.queue_id = t.adw_id and coalesce(t.phase_data, '') in ('', '{}', 'null') as is_shadow
 from pgcoord_v1.phase_queue_text as t;
 
+create unique index on pgcoord_v1.phase (place);
 analyze pgcoord_v1.feature, pgcoord_v1.phase;

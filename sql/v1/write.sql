@@ -24,35 +24,46 @@ from pgcoord_v1.request as r
 where r.is_new
 order by r.feature_id;
 
--- A phase keeps the issue that another row for it had. Without a place in line a phase goes behind those that have one, in the order in which it was queued.
-insert into public.phase_queue (
-    queue_id, feature_id, phase_number, issue_number, status, depends_on_phases, phase_data, adw_id, pr_number, error_message,
-    priority, queue_position, created_at, updated_at, ready_timestamp, started_timestamp, finished_timestamp
-)
-select p.queue_id, c.feature_id, c.phase_number, coalesce(p.issue_number, again.issue_number), c.status, to_jsonb(c.prerequisites),
-    case when p.phase_data is null then jsonb_build_object('title', format('Phase %s', c.phase_number), 'v1_phase_data', old.phase_data)
-        when f.workflow_type is not null and p.phase_data ->> 'workflow_type' is null
-            then p.phase_data || jsonb_build_object('workflow_type', f.workflow_type)
-        else p.phase_data end,
-    p.adw_id, coalesce(p.pr_number, again.pr_number), nullif(concat_ws(': ', c.fault, p.error_message), ''),
-    p.priority, coalesce(p.queue_position, last.queue_position + row_number() over (order by c.place_in_line)),
-    coalesce(p.created_at, p.updated_at), coalesce(p.updated_at, p.created_at),
-    case when c.status in ('completed', 'failed', 'running') then coalesce(p.ready_timestamp, p.started_timestamp) end,
-    case when c.status in ('completed', 'failed', 'running') then p.started_timestamp end,
-    case when c.status in ('completed', 'failed', 'cancelled') and c.fault is null
-        then coalesce(p.updated_at, p.started_timestamp, p.created_at) end
-from pgcoord_v1.carried as c
-    join pgcoord_v1.phase as p using (place)
-    left join pgcoord_v1.feature as f on f.id = c.feature_id and not f.repeated
-    left join (
-        select c.feature_id, c.phase_number, max(p.issue_number) as issue_number, max(p.pr_number) as pr_number
-        from pgcoord_v1.chosen as c join pgcoord_v1.phase as p using (place)
-        where c.rank > 1
-        group by c.feature_id, c.phase_number
-    ) as again on again.feature_id = c.feature_id and again.phase_number = c.phase_number
-    left join pgcoord_v1.phase_queue_text as old on old.place = c.place and p.phase_data is null
-    cross join (select coalesce(greatest(max(queue_position), 0), 0) as queue_position from pgcoord_v1.phase) as last
-order by c.feature_id, c.phase_number;
+-- A phase keeps the issue that another row for it had. Without a place in line it goes behind those that have one, in
+-- the order in which it was queued. Some ten thousand at a time, whole features: what a statement has inserted is gone
+-- through several times by the triggers, which is fast as long as it fits into memory.
+do $$
+declare
+    v_last bigint := (select greatest(max(queue_position), 0) from pgcoord_v1.phase);
+begin
+    for v_batch in 0 .. (select coalesce(max(batch), -1) from pgcoord_v1.carried) loop
+        insert into public.phase_queue (
+            queue_id, feature_id, phase_number, issue_number, status, depends_on_phases, phase_data, adw_id, pr_number,
+            error_message, priority, queue_position, created_at, updated_at, ready_timestamp, started_timestamp, finished_timestamp
+        )
+        select p.queue_id, c.feature_id, c.phase_number, coalesce(p.issue_number, again.issue_number), c.status,
+            to_jsonb(c.prerequisites),
+            case when p.phase_data is null
+                    then jsonb_build_object('title', format('Phase %s', c.phase_number), 'v1_phase_data', old.phase_data)::pgcoord.phase_data
+                when f.workflow_type is not null and p.phase_data ->> 'workflow_type' is null
+                    then (p.phase_data || jsonb_build_object('workflow_type', f.workflow_type))::pgcoord.phase_data
+                else p.phase_data end,
+            p.adw_id, coalesce(p.pr_number, again.pr_number), nullif(concat_ws(': ', c.fault, p.error_message), ''),
+            p.priority, coalesce(p.queue_position, coalesce(v_last, 0) + c.place_in_line),
+            coalesce(p.created_at, p.updated_at), coalesce(p.updated_at, p.created_at),
+            case when c.status in ('completed', 'failed', 'running') then coalesce(p.ready_timestamp, p.started_timestamp) end,
+            case when c.status in ('completed', 'failed', 'running') then p.started_timestamp end,
+            case when c.status in ('completed', 'failed', 'cancelled') and c.fault is null
+                then coalesce(p.updated_at, p.started_timestamp, p.created_at) end
+        from pgcoord_v1.carried as c
+            join pgcoord_v1.phase as p using (place)
+            left join pgcoord_v1.feature as f on f.id = c.feature_id and not f.repeated
+            left join (
+                select c.feature_id, c.phase_number, max(p.issue_number) as issue_number, max(p.pr_number) as pr_number
+                from pgcoord_v1.chosen as c join pgcoord_v1.phase as p using (place)
+                where c.rank > 1
+                group by c.feature_id, c.phase_number
+            ) as again on again.feature_id = c.feature_id and again.phase_number = c.phase_number
+            left join pgcoord_v1.phase_queue_text as old on old.place = c.place and p.phase_data is null
+        where c.batch = v_batch
+        order by c.feature_id, c.phase_number;
+    end loop;
+end $$;
 
 select setval('pgcoord.queue_position', highest)
 from (select max(queue_position) as highest from public.phase_queue) as line where highest > 0;
