@@ -9,6 +9,7 @@ import asyncio
 import shutil
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,8 +20,14 @@ from urllib.request import urlopen
 import psycopg
 
 from pgcoord import __version__, database, queries, schema
-from pgcoord.configuration import Configuration
-from pgcoord.errors import CoordError, DatabaseUnusable, InvalidConfiguration, WrongSchema
+from pgcoord.configuration import Configuration, GitHub
+from pgcoord.errors import (
+    CoordError,
+    DatabaseUnusable,
+    InvalidConfiguration,
+    NotNow,
+    WrongSchema,
+)
 from pgcoord.listener import round_trip
 from pgcoord.queries import Connection, Finding
 
@@ -50,6 +57,7 @@ class Machine:
     configuration: Configuration | None
     faults: InvalidConfiguration | None
     runs_folder: Path
+    environment: Mapping[str, str]
 
 
 async def examine(dsn: str, machine: Machine) -> list[Finding]:
@@ -59,6 +67,8 @@ async def examine(dsn: str, machine: Machine) -> list[Finding]:
     """
     findings = await _examine_database(dsn)
     findings.append(_configuration(machine))
+    if machine.configuration and machine.configuration.github:
+        findings += await _github(machine.configuration.github, machine.environment)
     findings.append(await asyncio.to_thread(_reports, machine.configuration))
     findings.append(_disk(await _runs_folder(dsn, machine)))
     return findings
@@ -165,6 +175,38 @@ def _configuration(machine: Machine) -> Finding:
     if number == 0:
         return Finding("configuration", "warn", words, "declare one: [workflow.NAME]")
     return Finding("configuration", "ok", words, None)
+
+
+async def _github(settings: GitHub, environment: Mapping[str, str]) -> list[Finding]:
+    """Whether issues can be made; by calls that make none."""
+    from pgcoord.github import Refusal, Repository, read_credentials
+
+    try:
+        async with Repository(settings, read_credentials(settings, environment)) as repository:
+            about = await repository.about()
+            if not about.get("has_issues", True):
+                return [
+                    _unusable(settings, "its issues are disabled", "enable them in its settings")
+                ]
+            if about.get("archived"):
+                return [_unusable(settings, "it is archived", "name another one in [github]")]
+            await repository.check_may_post()
+    except (Refusal, InvalidConfiguration) as error:
+        remedy = "give the token, or the app, the right to write issues there; see docs/github.md"
+        return [Finding("github", "fail", _line(error), remedy)]
+    except NotNow as error:
+        return [Finding("github", "warn", _line(error), "phases wait until it answers")]
+    if not (about.get("permissions") or {}).get("push", True):
+        words = f"issues can be made in {settings.repository}, but no labels"
+        remedy = "issues come without labels; the right to push would allow them"
+        return [Finding("github", "warn", words, remedy)]
+    return [Finding("github", "ok", f"issues can be made in {settings.repository}", None)]
+
+
+def _unusable(settings: GitHub, words: str, remedy: str) -> Finding:
+    return Finding(
+        "github", "fail", f"no issue can be made in {settings.repository}: {words}", remedy
+    )
 
 
 def _reports(configuration: Configuration | None) -> Finding:

@@ -686,9 +686,9 @@ async def intend_issue(
     return found
 
 
-async def store_issue(conn: Connection, key: UUID, number: int, author: str) -> None:
-    """Keep the number of the issue with this marker."""
-    await _value(conn, "select pgcoord.store_issue(%s, %s, %s)", key, number, author)
+async def store_issue(conn: Connection, key: UUID, number: int, author: str, *, made: bool) -> None:
+    """Keep the number of the issue with this marker, which was made just now, or found."""
+    await _value(conn, "select pgcoord.store_issue(%s, %s, %s, %s)", key, number, author, made)
 
 
 async def unpost_issue(conn: Connection, key: UUID) -> None:

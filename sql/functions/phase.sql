@@ -53,8 +53,10 @@ begin
     end if;
     for i in 1 .. 20 loop
         perform 1 from public.planned_features where id = p_feature_id for no key update skip locked;
-        if found or not exists (select from public.planned_features where id = p_feature_id) then
-            return p_feature_id;    -- held, or being deleted by this very transaction
+        if found then
+            return p_feature_id;
+        elsif not exists (select from public.planned_features where id = p_feature_id) then
+            return p_feature_id;    -- being deleted by this very transaction
         end if;
         perform pg_sleep(0.005);
     end loop;
@@ -369,14 +371,32 @@ end $$;
 comment on function pgcoord.retry_or_fail(public.phase_queue, public.phase_queue, pgcoord.attempt) is
     'The row of a phase whose attempt failed: queued again while attempts are left (the wait doubles, up to an hour), else failed.';
 
+-- Errors: PC004.
+create or replace function pgcoord.refuse_end(p_queue_id text, p_ending text, p_to text) returns void
+language plpgsql as $$
+begin
+    raise exception using
+        errcode = 'PC004',
+        message = format('phase %s is being ended (%s): it cannot become %s any more', p_queue_id, p_ending, p_to),
+        hint = 'Wait until it has ended; then retry it, or pgcoord.skip_phase(queue_id, reason) takes it as done.';
+end $$;
+comment on function pgcoord.refuse_end(text, text, text) is
+    'Refuse (PC004) an end of a phase when another one was asked for already.';
+
 -- The row of a phase that leaves its slot. While its process lives it keeps the slot: failed and cancelled then
--- become a request to the coordinator, which ends the process first (attempt.ending) and comes back.
--- Errors: PC002 for queued while the attempt lives; PC004 for completed when another end was asked for already.
+-- become a request to the coordinator, which ends the process first (attempt.ending) and comes back. Whether completed
+-- comes too late is seen when its attempt is ended (settle_updated_phases).
+-- Errors: PC002 for queued while the attempt lives; PC004 for failed when another end was asked for already.
 create or replace function pgcoord.leave_slot(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
 language plpgsql as $$
 declare
     v_attempt pgcoord.attempt;
 begin
+    if p_new.status = 'completed' then
+        p_new.slot := null;
+        p_new.finished_timestamp := clock_timestamp();
+        return p_new;
+    end if;
     select * into v_attempt from pgcoord.attempt
     where queue_id = p_old.queue_id and number = p_old.attempt;
 
@@ -386,14 +406,8 @@ begin
             message = format('phase %s is %s: it cannot be queued again while its attempt lives', p_old.queue_id, p_old.status),
             hint = 'Cancel it first: pgcoord.cancel_phase(queue_id, reason), then pgcoord.retry_phase(queue_id).';
     elsif v_attempt.ended_at is null and v_attempt.ending <> p_new.status and p_new.status <> 'cancelled' then
-        raise exception using
-            errcode = 'PC004',
-            message = format('phase %s is being ended (%s): it cannot become %s any more',
-                p_old.queue_id, v_attempt.ending, p_new.status),
-            hint = 'Wait until it has ended; then retry it, or pgcoord.skip_phase(queue_id, reason) takes it as done.';
-    elsif v_attempt.ended_at is null and v_attempt.exited_at is null and not v_attempt.external
-        and p_new.status in ('failed', 'cancelled')
-    then
+        perform pgcoord.refuse_end(p_old.queue_id, v_attempt.ending, p_new.status);
+    elsif v_attempt.ended_at is null and v_attempt.exited_at is null and not v_attempt.external then
         update pgcoord.attempt
         set ending = p_new.status, ending_at = clock_timestamp(),
             ending_reason = coalesce(case when p_new.status = 'failed' then p_new.error_message end, pgcoord.reason())
@@ -444,22 +458,20 @@ begin
     if new.depends_on_phases <> old.depends_on_phases then
         perform pgcoord.check_new_prerequisites(old, new.depends_on_phases);
     end if;
-    if v_by_hand then
-        if new.status = old.status
-            and (new.slot, new.attempt, new.attempts_used, new.unmet, new.eligible_at, new.held, new.adw_id)
-                is distinct from (old.slot, old.attempt, old.attempts_used, old.unmet, old.eligible_at, old.held, old.adw_id)
+    new.updated_at := now();
+    if new.status = old.status then
+        if v_by_hand and (new.slot, new.attempt, new.attempts_used, new.unmet, new.eligible_at, new.held, new.adw_id)
+            is distinct from (old.slot, old.attempt, old.attempts_used, old.unmet, old.eligible_at, old.held, old.adw_id)
         then
             perform pgcoord.refuse_change(old.queue_id, false);
-        elsif new.status = old.status and (new.retry_at is not null or old.retry_at is null) then
+        elsif v_by_hand and (new.retry_at is not null or old.retry_at is null) then
             -- Nothing follows from it, but a statement over many phases would deadlock with what completes one of them.
             -- Not when a claim clears a retry time: that never waits.
             perform pgcoord.hold_feature(old.feature_id);
         end if;
-    end if;
-    new.updated_at := now();
-    if new.status = old.status then
         return new;
-    elsif not pgcoord.may_move(old.status, new.status) then
+    end if;
+    if not pgcoord.may_move(old.status, new.status) then
         raise exception using
             errcode = 'PC002',
             message = format('phase %s is %s and cannot become %s', old.queue_id, old.status, new.status),
@@ -570,7 +582,11 @@ begin
                 outcome = case when v.status in ('completed', 'cancelled') then v.status else 'failed' end,
                 error = v.error_message,
                 exited_at = case when external then clock_timestamp() else exited_at end
-            where queue_id = v.queue_id and number = v.attempt and ended_at is null;
+            where queue_id = v.queue_id and number = v.attempt and ended_at is null and (ending is null or v.status <> 'completed');
+            if not found and v.status = 'completed' then    -- it was ended before, or is to end in another way
+                perform pgcoord.refuse_end(queue_id, ending, v.status) from pgcoord.attempt
+                where queue_id = v.queue_id and number = v.attempt and ended_at is null;
+            end if;
             delete from pgcoord.slot where number = v.left_slot and draining;
         end if;
         if v.status = 'completed' then
@@ -759,7 +775,7 @@ comment on function pgcoord.answer_report(text, text, text) is
 create or replace function pgcoord.report_phase(p_queue_id text, p_outcome text, p_error text, p_adw_id text)
 returns public.phase_queue
 language plpgsql
-set plan_cache_mode = force_generic_plan as $$
+set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_phase public.phase_queue;
 begin
