@@ -10,6 +10,9 @@ Schema = Mapping[str, Any]
 
 HIGHEST_INTEGER = 2**31 - 1  # of Postgres' integer
 
+# Deeper is no plan and no report, and would exhaust the stack.
+_DEEPEST = 100
+
 # The one `pattern` that is known here.
 NOT_BLANK = r"\S"
 
@@ -26,34 +29,38 @@ class Fault(NamedTuple):
         return f"{self.field or 'the body'}: expected {self.expected}{given}"
 
 
-def faults(value: object, schema: Schema, field: str = "") -> Iterator[Fault]:
-    """Find what keeps `value` from fitting `schema`."""
-    if not _fits(value, schema):
+def faults(value: object, schema: Schema, field: str = "", depth: int = 0) -> Iterator[Fault]:
+    """Find what keeps `value`, which lies `depth` levels deep, from fitting `schema`."""
+    if depth > _DEEPEST:
+        yield Fault(field, None, f"nothing that is nested more than {_DEEPEST} levels deep")
+    elif not _fits(value, schema):
         storable = not isinstance(value, str) or _is_text(value)
         yield Fault(
             field, value, _words(schema) if storable else "text without NUL or halves of characters"
         )
     elif isinstance(value, dict):
-        yield from _faults_in_object(value, schema, field)
+        yield from _faults_in_object(value, schema, field, depth + 1)
     elif isinstance(value, list):
         for place, element in enumerate(value):
-            yield from faults(element, schema.get("items", {}), f"{field}[{place}]")
+            yield from faults(element, schema.get("items", {}), f"{field}[{place}]", depth + 1)
 
 
-def _faults_in_object(value: dict[str, Any], schema: Schema, field: str) -> Iterator[Fault]:
+def _faults_in_object(
+    value: dict[str, Any], schema: Schema, field: str, depth: int
+) -> Iterator[Fault]:
     properties = schema.get("properties", {})
     for name in schema.get("required", ()):
         if name not in value:
             yield Fault(_join(field, name), None, f"{_words(properties[name])}; it is missing")
     for name, member in value.items():
         if name in properties:
-            yield from faults(member, properties[name], _join(field, name))
+            yield from faults(member, properties[name], _join(field, name), depth)
         elif schema.get("additionalProperties", True) is False:
             yield Fault(_join(field, name), None, f"one of {', '.join(properties)}; it is unknown")
         elif not _is_text(name):
             yield Fault(field, name, "names without NUL or halves of characters")
         else:
-            yield from faults(member, {}, _join(field, name))
+            yield from faults(member, {}, _join(field, name), depth)
 
 
 def _join(field: str, name: str) -> str:

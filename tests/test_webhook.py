@@ -168,6 +168,13 @@ async def test_a_late_repeat_without_an_adw_id_does_not_end_the_next_attempt(
     assert attempt(conn, running, 2)["ending"] is None
 
 
+def nested(shell: Any, levels: int) -> bytes:
+    """A report with something in it that is nested in `shell` so many times."""
+    before, after = json.dumps(shell).split("0")
+    inner = f"{before * levels}1{after * levels}"
+    return f'{{"queue_id": "queue-1-1", "status": "completed", "x": {inner}}}'.encode()
+
+
 @pytest.mark.parametrize(
     ("body", "status", "reason"),
     [
@@ -187,6 +194,8 @@ async def test_a_late_repeat_without_an_adw_id_does_not_end_the_next_attempt(
         ({"queue_id": "\ud800", "status": "completed"}, 422, "queue_id: expected text"),
         ({"feature_id": 2**40, "status": "failed"}, 422, "feature_id: expected a whole number"),
         ([], 422, "the body: expected an object"),
+        (nested({"a": 0}, 600), 422, "nothing that is nested more than 100 levels deep"),
+        (nested([0], 600), 422, "nothing that is nested more than 100 levels deep"),
         (b"not json", 400, "not JSON"),
         (b"", 400, "not JSON"),
         (b"NaN", 400, "not JSON"),
