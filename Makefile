@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install browser fmt lint types test test-system test-matrix test-scale check run bench wheel screenshots clean
+.PHONY: help install browser prism fmt lint types test test-system test-matrix test-scale check run bench wheel screenshots clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -31,7 +31,7 @@ lint: install ## check format and style
 types: install ## check types (mypy, strict)
 	$(BIN)/mypy
 
-test: install browser ## run the tests (under five minutes)
+test: install browser prism ## run the tests (under five minutes)
 	$(BIN)/pytest -q -n 2 -m 'not scale'
 
 # The panel is tested in Debian's Chromium. Elsewhere PGCOORD_TEST_CHROMIUM names one; without any, those tests are
@@ -42,6 +42,18 @@ browser:
 	    echo "installing Chromium for the tests of the panel"; \
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; fi
 
+# The contract with GitHub is checked by Prism, on Node. Without any, those tests are skipped, and say so.
+prism: .prism/node_modules/.bin/prism
+
+.prism/node_modules/.bin/prism:
+	@if ! command -v npm >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	    echo "installing Node for the tests of the contract with GitHub"; \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends nodejs npm >/dev/null; fi
+	@if command -v npm >/dev/null; then \
+	    echo "installing Prism for the tests of the contract with GitHub"; \
+	    npm install --silent --no-save --no-package-lock --prefix .prism @stoplight/prism-cli@5.14.2 \
+	        || echo "it cannot be installed: those tests are skipped"; fi
+
 test-system: install ## run the tests of the database on the system's Postgres, where there is one
 	@folder=$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1); \
 	if [ -z "$$folder" ]; then echo "skipped: there is no Postgres below /usr/lib/postgresql"; else \
@@ -51,7 +63,7 @@ test-system: install ## run the tests of the database on the system's Postgres, 
 test-matrix: install ## run the tests on PostgreSQL 14 to 18, where a Docker engine answers
 	$(BIN)/python tests/matrix.py
 
-test-scale: install ## run the tests that take minutes
+test-scale: install prism ## run the tests that take minutes
 	$(BIN)/pytest -q -m scale
 
 check: lint types test ## what has to be right before a commit
@@ -70,4 +82,4 @@ wheel: install ## build sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation
 
 clean: ## remove what was built (never .pgcoord/, which holds your database)
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .prism dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

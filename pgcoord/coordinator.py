@@ -113,17 +113,21 @@ class Coordinator:
         the server refuses us for good before it was ever reached.
         """
         refusal: CoordError | None = None
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            try:
-                tasks.create_task(self._keep_house())
-                if self.issues:
-                    tasks.create_task(self.issues.run())
-                await self._coordinate()
-            except CoordError as error:
-                refusal = error  # raised outside, where no group of exceptions is made of it
-            finally:
-                self._stopping.set()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                try:
+                    tasks.create_task(self._keep_house())
+                    if self.issues:
+                        tasks.create_task(self.issues.run())
+                    await self._coordinate()
+                except CoordError as error:
+                    refusal = error  # raised outside, where no group of exceptions is made of it
+                finally:
+                    self._stopping.set()
+        finally:
+            if self.issues:
+                await self.issues.close()
         if refusal:
             raise refusal
 

@@ -2,23 +2,32 @@
 
 The one rule: what can be told from tables and server is found by `pgcoord.checkup()`, for psql and
 the panel too. Here is only what takes a second connection, or this machine: whether notifications
-arrive, the clock, the configuration, the disk.
+arrive, the clock, the configuration, where reports go, the disk.
 """
 
 import asyncio
 import shutil
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
+from http.client import HTTPException
 from pathlib import Path
+from urllib.request import urlopen
 
 import psycopg
 
 from pgcoord import __version__, database, queries, schema
-from pgcoord.configuration import Configuration
-from pgcoord.errors import CoordError, DatabaseUnusable, InvalidConfiguration, WrongSchema
+from pgcoord.configuration import Configuration, GitHub
+from pgcoord.errors import (
+    CoordError,
+    DatabaseUnusable,
+    InvalidConfiguration,
+    NotNow,
+    WrongSchema,
+)
 from pgcoord.listener import round_trip
 from pgcoord.queries import Connection, Finding
 
@@ -27,6 +36,9 @@ _SLOW = 0.1
 
 # How far the clocks may be apart: times on a screen are off by as much, deadlines are not.
 _APART = timedelta(seconds=2)
+
+# Seconds that an answer to `public_url` may take.
+_PATIENCE = 5
 
 # Bytes that a disk should have free: some logs of a usual size, and what is left to stop in order.
 _SCARCE = 2_000_000_000
@@ -45,6 +57,7 @@ class Machine:
     configuration: Configuration | None
     faults: InvalidConfiguration | None
     runs_folder: Path
+    environment: Mapping[str, str]
 
 
 async def examine(dsn: str, machine: Machine) -> list[Finding]:
@@ -54,6 +67,9 @@ async def examine(dsn: str, machine: Machine) -> list[Finding]:
     """
     findings = await _examine_database(dsn)
     findings.append(_configuration(machine))
+    if machine.configuration and machine.configuration.github:
+        findings += await _github(machine.configuration.github, machine.environment)
+    findings.append(await asyncio.to_thread(_reports, machine.configuration))
     findings.append(_disk(await _runs_folder(dsn, machine)))
     return findings
 
@@ -159,6 +175,58 @@ def _configuration(machine: Machine) -> Finding:
     if number == 0:
         return Finding("configuration", "warn", words, "declare one: [workflow.NAME]")
     return Finding("configuration", "ok", words, None)
+
+
+async def _github(settings: GitHub, environment: Mapping[str, str]) -> list[Finding]:
+    """Whether issues can be made; by calls that make none."""
+    from pgcoord.github import Refusal, Repository, read_credentials
+
+    try:
+        async with Repository(settings, read_credentials(settings, environment)) as repository:
+            about = await repository.about()
+            if not about.get("has_issues", True):
+                return [
+                    _unusable(settings, "its issues are disabled", "enable them in its settings")
+                ]
+            if about.get("archived"):
+                return [_unusable(settings, "it is archived", "name another one in [github]")]
+            await repository.check_may_post()
+    except (Refusal, InvalidConfiguration) as error:
+        remedy = "give the token, or the app, the right to write issues there; see docs/github.md"
+        return [Finding("github", "fail", _line(error), remedy)]
+    except NotNow as error:
+        return [Finding("github", "warn", _line(error), "phases wait until it answers")]
+    if not (about.get("permissions") or {}).get("push", True):
+        words = f"issues can be made in {settings.repository}, but no labels"
+        remedy = "issues come without labels; the right to push would allow them"
+        return [Finding("github", "warn", words, remedy)]
+    return [Finding("github", "ok", f"issues can be made in {settings.repository}", None)]
+
+
+def _unusable(settings: GitHub, words: str, remedy: str) -> Finding:
+    return Finding(
+        "github", "fail", f"no issue can be made in {settings.repository}: {words}", remedy
+    )
+
+
+def _reports(configuration: Configuration | None) -> Finding:
+    """Whether what processes are told to report to is pgcoord, as seen from this machine."""
+    url = configuration and configuration.server.public_url
+    if not url:
+        return Finding("reports", "ok", "processes report to the server that starts them", None)
+    try:
+        with urlopen(f"{url}/healthz", timeout=_PATIENCE) as answer:
+            trouble = None if answer.read(10) == b"ok\n" else "something else answers"
+    except (OSError, HTTPException) as error:
+        trouble = _line(error).removeprefix("<urlopen error ").removesuffix(">")
+    if trouble is None:
+        return Finding("reports", "ok", f"processes report to {url}, which answers", None)
+    return Finding(
+        "reports",
+        "warn",
+        f"processes report to {url}: {trouble}",
+        "mend public_url of [server], or what is between; until then they are kept with the runs",
+    )
 
 
 async def _runs_folder(dsn: str, machine: Machine) -> Path:

@@ -16,6 +16,7 @@ from typing import Any, Self
 import httpx2
 from gidgethub import HTTPException, apps
 from gidgethub.httpx import GitHubAPI
+from jwt import PyJWTError
 
 from pgcoord import __version__
 from pgcoord.configuration import GitHub
@@ -96,7 +97,7 @@ def read_credentials(settings: GitHub, environment: Mapping[str, str]) -> Creden
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise InvalidConfiguration(f"{settings.private_key_file}: {why}") from error
-    except (ValueError, TypeError) as error:
+    except (PyJWTError, ValueError, TypeError) as error:
         raise InvalidConfiguration(
             f"{settings.private_key_file}: no private key as GitHub gives it (PEM)"
         ) from error
@@ -104,7 +105,7 @@ def read_credentials(settings: GitHub, environment: Mapping[str, str]) -> Creden
 
 
 class Repository:
-    """The issues of one repository; `async with` closes its connections."""
+    """The issues of one repository; `async with`, or `disconnect`, ends its connections."""
 
     def __init__(self, settings: GitHub, credentials: Credentials) -> None:
         self.name = settings.repository
@@ -119,6 +120,10 @@ class Repository:
         return self
 
     async def __aexit__(self, *raised: object) -> None:
+        await self.disconnect()
+
+    async def disconnect(self) -> None:
+        """End the connections."""
         await self._client.aclose()
 
     async def post_issue(self, title: str, body: str, labels: list[str]) -> Issue:
@@ -140,7 +145,7 @@ class Repository:
                 if datetime.fromisoformat(issue["created_at"]) < since - _SKEW:
                     break
                 ours = author is None or _author_of(issue) == author
-                if ours and "pull_request" not in issue and words in (issue["body"] or ""):
+                if ours and "pull_request" not in issue and words in (issue.get("body") or ""):
                     found.append(Issue.read(issue))
         return sorted(found, key=lambda each: each.number)
 
@@ -206,45 +211,40 @@ class Repository:
 
     async def _change(self, number: int, **change: object) -> None:
         with self._meanings(f"no issue #{number}"):
-            await self._api.patch(
-                self._path(f"/issues/{number}"),
-                data=change,
-                oauth_token=await self._oauth_token(),
-                extra_headers=dict(_VERSION),
-            )
+            path = self._path(f"/issues/{number}")
+            await self._api.patch(path, data=change, **await self._options())
 
     async def _author(self) -> str | None:
         """Our own login; None where GitHub does not tell it: an app has no user."""
         if self._login is None:
             try:
                 with self._meanings("no user", changes=False):
-                    user = await self._api.getitem("/user", oauth_token=await self._oauth_token())
+                    user = await self._api.getitem("/user", **await self._options())
                     self._login = str(user["login"])
-            except Refusal:
+            except Refusal as error:
+                if error.status not in (403, 404):
+                    raise
                 self._login = ""
         return self._login or None
 
     async def _listed(self, path: str) -> AsyncGenerator[dict[str, Any]]:
         with self._meanings("no repository, or no right to see it", changes=False):
-            async for each in self._api.getiter(
-                self._path(path),
-                oauth_token=await self._oauth_token(),
-                extra_headers=dict(_VERSION),
-            ):
+            pages = self._api.getiter(self._path(path), **await self._options())
+            async for each in pages:
                 yield each
 
     async def _get(self, path: str) -> Any:
-        return await self._api.getitem(
-            self._path(path), oauth_token=await self._oauth_token(), extra_headers=dict(_VERSION)
-        )
+        return await self._api.getitem(self._path(path), **await self._options())
 
     async def _post(self, path: str, data: Mapping[str, object]) -> Any:
-        return await self._api.post(
-            self._path(path),
-            data=data,
-            oauth_token=await self._oauth_token(),
-            extra_headers=dict(_VERSION),
-        )
+        return await self._api.post(self._path(path), data=data, **await self._options())
+
+    async def _options(self) -> dict[str, Any]:
+        return {
+            "oauth_token": await self._oauth_token(),
+            "accept": "application/json",
+            "extra_headers": dict(_VERSION),
+        }
 
     def _path(self, path: str) -> str:
         return f"/repos/{self.name}{path}"

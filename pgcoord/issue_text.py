@@ -93,15 +93,20 @@ def _closed(text: str) -> str:
 
 
 def short(text: str, length: int = _SHORT) -> str:
-    """A title on one line, cut where it is too long, and inert."""
+    """A title on one line, inert, and cut where it is too long."""
     words = " ".join(text.split())
-    return inert(words if len(words) <= length else f"{words[: length - 1].rstrip()}…")
+    if len(inert(words)) <= length:
+        return inert(words)
+    # What makes it inert takes room, too.
+    while len(inert(words)) >= length:
+        words = words[: -max(1, len(inert(words)) - length)]
+    return f"{inert(words.rstrip())}…"
 
 
 def issue_title(feature_id: int, phase_number: int, title: str) -> str:
     """What an issue is called."""
     head = f"Feature #{feature_id} - Phase {phase_number}: "
-    return head + short(title, _TITLE_LIMIT - 16 - len(head))
+    return head + short(title, _TITLE_LIMIT - len(head))
 
 
 def issue_body(
@@ -178,7 +183,7 @@ def comment_body(status: str, facts: Mapping[str, Any], key: UUID) -> str:
         parts.append(f"Pull request: #{facts['pr_number']}")
     if facts["error"]:
         parts.append(_error(facts["error"]))
-    elif facts["reason"]:
+    elif facts["reason"] and not (status == "completed" and facts["attempt"]):
         parts.append(short(facts["reason"], 300))
     parts += _what_next(status, facts["dependents"])
     return "\n\n".join(parts) + f"\n{marker(key)}"

@@ -16,7 +16,7 @@ from uuid import UUID
 from pgcoord import queries
 from pgcoord.configuration import GitHub
 from pgcoord.errors import NotNow
-from pgcoord.github import Refusal, Repository, read_credentials
+from pgcoord.github import Issue, Refusal, Repository, read_credentials
 from pgcoord.issue_text import comment_body, issue_body, issue_title, marker, short
 from pgcoord.queries import Assignment, Errand, Hold, Intent
 from pgcoord.supervision import Coordination, Unheard
@@ -30,6 +30,9 @@ _MOST_TRIES = 12
 
 # How long credentials that are refused are left alone, at first.
 _MENDED = timedelta(minutes=5)
+
+# Seconds that errands may take when everything else is done.
+_SETTLING = 30
 
 # Seconds until errands are looked at again after an error of ours.
 _SECOND_LOOK = 5
@@ -48,6 +51,7 @@ class Issues:
         self._coordinator = coordinator
         self._repository = Repository(settings, read_credentials(settings, environment))
         self._woken = asyncio.Event()
+        self._busy = asyncio.Lock()
 
     async def issue_for(self, assignment: Assignment, epoch: int) -> int | None:
         """The issue of a claimed phase, made now unless there is one; None: it does without.
@@ -102,7 +106,7 @@ class Issues:
         if not found:
             return None
         logger.info("issue #%d was made before", found[0].number)
-        await self._store(intent.key, found[0].number, found[0].author)
+        await self._store(intent.key, found[0], made=False)
         return found[0].number
 
     async def _post(self, assignment: Assignment, intent: Intent, facts: Mapping[str, Any]) -> int:
@@ -125,12 +129,14 @@ class Issues:
             if not isinstance(error, NotNow) or error.certain:
                 await self._coordinator.tell(lambda conn: queries.unpost_issue(conn, intent.key))
             raise
-        await self._store(intent.key, issue.number, issue.author)
+        await self._store(intent.key, issue, made=True)
         logger.info("%s: issue #%d", assignment.queue_id, issue.number)
         return issue.number
 
-    async def _store(self, key: UUID, number: int, author: str) -> None:
-        await self._coordinator.tell(lambda conn: queries.store_issue(conn, key, number, author))
+    async def _store(self, key: UUID, issue: Issue, *, made: bool) -> None:
+        await self._coordinator.tell(
+            lambda conn: queries.store_issue(conn, key, issue.number, issue.author, made=made)
+        )
 
     async def _make_labels(self, assignment: Assignment, facts: Mapping[str, Any]) -> None:
         """Make the labels that no issue has had yet, where we may."""
@@ -168,17 +174,26 @@ class Issues:
 
     async def run(self) -> None:
         """Do what is to be done on GitHub, one thing at a time, while the coordinator leads."""
-        async with self._repository:
-            while not self._coordinator.is_stopping:
-                self._woken.clear()
-                try:
-                    due_in = await self._do_what_is_due()
-                except Unheard:
-                    return
-                except Exception:
-                    logger.exception("errands are looked at again in %d s", _SECOND_LOOK)
-                    due_in = _SECOND_LOOK
-                await self._coordinator.unless_stopped(self._sleep(due_in))
+        while not self._coordinator.is_stopping:
+            self._woken.clear()
+            try:
+                due_in = await self._do_what_is_due()
+            except Unheard:
+                return
+            except Exception:
+                logger.exception("errands are looked at again in %d s", _SECOND_LOOK)
+                due_in = _SECOND_LOOK
+            await self._coordinator.unless_stopped(self._sleep(due_in))
+
+    async def close(self) -> None:
+        """Close the connections, once nothing is being made any more."""
+        await self._repository.disconnect()
+
+    async def settle(self) -> None:
+        """Do what is due now, for half a minute at most: whoever comes next does the rest."""
+        with contextlib.suppress(TimeoutError, Unheard):
+            async with asyncio.timeout(_SETTLING):
+                await self._do_what_is_due()
 
     async def _sleep(self, seconds: float | None) -> None:
         with contextlib.suppress(TimeoutError):
@@ -187,14 +202,15 @@ class Issues:
 
     async def _do_what_is_due(self) -> float | None:
         """Do errands until none is due; return in how many seconds one is."""
-        while self._coordinator.leads.is_set() and not self._coordinator.is_stopping:
-            errand = await self._coordinator.tell(
-                lambda conn: queries.begin_errand(conn, self._repository.name)
-            )
-            if errand.id is None:
-                return errand.due_in
-            await self._do(errand, errand.id)
-        return None
+        async with self._busy:
+            while self._coordinator.leads.is_set() and not self._coordinator.is_stopping:
+                errand = await self._coordinator.tell(
+                    lambda conn: queries.begin_errand(conn, self._repository.name)
+                )
+                if errand.id is None:
+                    return errand.due_in
+                await self._do(errand, errand.id)
+            return None
 
     async def _do(self, errand: Errand, errand_id: int) -> None:
         """Do an errand, or have it tried again, or give it up; what became of it is recorded."""
@@ -242,7 +258,7 @@ class Issues:
         if not found:
             return None
         first, *others = found
-        await self._store(errand.issue_key, first.number, first.author)
+        await self._store(errand.issue_key, first, made=False)
         for each in others:
             if each.is_open:
                 await self._repository.close_duplicate(each.number, first)

@@ -686,9 +686,9 @@ async def intend_issue(
     return found
 
 
-async def store_issue(conn: Connection, key: UUID, number: int, author: str) -> None:
-    """Keep the number of the issue with this marker."""
-    await _value(conn, "select pgcoord.store_issue(%s, %s, %s)", key, number, author)
+async def store_issue(conn: Connection, key: UUID, number: int, author: str, *, made: bool) -> None:
+    """Keep the number of the issue with this marker, which was made just now, or found."""
+    await _value(conn, "select pgcoord.store_issue(%s, %s, %s, %s)", key, number, author, made)
 
 
 async def unpost_issue(conn: Connection, key: UUID) -> None:
@@ -1087,12 +1087,14 @@ async def feature_objects(conn: Connection, listing: Listing) -> list[dict[str, 
 
 async def phase_object(conn: Connection, queue_id: str) -> dict[str, Any]:
     """A phase with what it waits for, as JSON. Raises `NotFound`. SQL: view pgcoord.queue."""
-    found = await _values(
+    found: dict[str, Any] | None = await _value(
         conn, "select to_jsonb(q) from pgcoord.queue as q where queue_id = %s", queue_id
     )
-    if not found:
-        await status_of(conn, queue_id)
-    return found[0]
+    if found is None:
+        raise NotFound(
+            f"there is no phase {queue_id}", hint="'pgcoord status' shows those that exist."
+        )
+    return found
 
 
 async def slot_objects(conn: Connection) -> list[dict[str, Any]]:

@@ -1,12 +1,13 @@
 """Take over a database of version 1, and give it back.
 
-The one rule: all of it is one transaction, and what happens to a row is SQL (sql/v1). The old tables
-are moved into the schema pgcoord_v1, never changed; upgrade() makes ours, and SQL reads the one into
-the other. Going back drops ours and moves the old ones back to where they were.
+The one rule: all of it is one transaction, and what happens to a row is SQL (sql/v1). The old
+tables are moved into the schema pgcoord_v1, never changed; upgrade() makes ours, and SQL reads the
+ones into the others. Going back drops ours and moves the old ones back to where they were.
 """
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ SCRIPTS = assets.SQL / "v1"
 # Without any of the first two there is nothing to take over.
 TABLES = ("phase_queue", "planned_features", "queue_config", "webhook_events", "adw_locks")
 
+MOMENT = 2.0  # seconds that a server process takes, at most, to end when its client is gone
 PATIENCE = "10s"  # for a lock: whoever could hold one for long was connected, and is refused for it
 
 
@@ -46,6 +48,46 @@ class Report:
     decisions: list[Decision]
 
 
+@contextmanager
+def _transaction(conn: Connection, *, dry_run: bool) -> Iterator[None]:
+    """All or nothing; upgrades wait."""
+    with conn.transaction(force_rollback=dry_run):
+        conn.execute("set transaction isolation level read committed")
+        conn.execute("select set_config('lock_timeout', %s, true)", [PATIENCE])
+        conn.execute("select pg_advisory_xact_lock(hashtext('pgcoord.upgrade'))")
+        yield
+
+
+@contextmanager
+def _in_plain_words() -> Iterator[None]:
+    """Say what the database has against it in a line; by then all is as it was."""
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DatabaseUnusable(
+            f"nothing was changed: {error.diag.message_primary}",
+            hint="Run it as the owner of the old tables, who may create schemas in the database"
+            " (grant create on database … to …).",
+        ) from error
+    except psycopg.errors.LockNotAvailable as error:
+        raise Refused(
+            f"nothing was changed: somebody holds a lock for more than {PATIENCE}",
+            hint="select * from pg_locks where granted shows who.",
+        ) from error
+    except psycopg.OperationalError as error:
+        raise DatabaseUnusable(
+            f"nothing was changed: {' '.join(str(error).split())}",
+            hint="Run it again when the database is well.",
+        ) from error
+    except psycopg.Error as error:
+        raise Refused(
+            f"nothing was changed: {error.diag.message_primary or error}"
+            + "".join(f" ({note})" for note in getattr(error, "__notes__", ())),
+            hint=error.diag.message_hint or error.diag.message_detail,
+        ) from error
+
+
+@_in_plain_words()
 def migrate(
     conn: Connection,
     *,
@@ -64,10 +106,10 @@ def migrate(
     `InvalidInput` for a file or zone that is none, `DatabaseUnusable` without the rights.
     """
     schema.check_server(conn)
+    if schema.exists(conn, "pgcoord_v1.migration"):
+        return None
+    _refuse_others(conn)
     with _transaction(conn, dry_run=dry_run):
-        if schema.exists(conn, "pgcoord_v1.migration"):
-            return None
-        _refuse_others(conn)
         was_ours = schema.exists(conn, "pgcoord.migration")
         _refuse_leftovers(conn, was_ours=was_ours)
         places = _find(conn) if source is None else _refuse_tables(conn, source)
@@ -82,7 +124,8 @@ def migrate(
             places = _copy(conn, source)
         with conn.cursor() as cursor:
             cursor.executemany(
-                "insert into pgcoord_v1.old_relation (name, kind, came_from) values (%s, 'table', %s)",
+                "insert into pgcoord_v1.old_relation (name, kind, came_from)"
+                " values (%s, 'table', %s)",
                 list(places.items()),
             )
         _run(conn, "move")
@@ -98,6 +141,7 @@ def migrate(
         return report
 
 
+@_in_plain_words()
 def undo(conn: Connection, *, dry_run: bool = False) -> list[str] | None:
     """Bring back version 1 as it was, in one transaction; return what went with it, in lines.
 
@@ -105,10 +149,11 @@ def undo(conn: Connection, *, dry_run: bool = False) -> list[str] | None:
     names them; or while somebody is connected, or has made something that hangs on ours.
     """
     schema.check_server(conn)
+    if not schema.exists(conn, "pgcoord_v1.migration"):
+        _refuse_undo(conn)
+        return None
+    _refuse_others(conn)
     with _transaction(conn, dry_run=dry_run):
-        if not schema.exists(conn, "pgcoord_v1.migration"):
-            return _refuse_undo(conn)
-        _refuse_others(conn)
         _refuse_ran(conn)
         held = _words(conn, "hold")
         if held:
@@ -127,38 +172,11 @@ def undo(conn: Connection, *, dry_run: bool = False) -> list[str] | None:
         return lost
 
 
-@contextmanager
-def _transaction(conn: Connection, *, dry_run: bool) -> Iterator[None]:
-    """All or nothing; upgrades wait. What the database says against it is said in one line."""
-    try:
-        with conn.transaction(force_rollback=dry_run):
-            conn.execute("set transaction isolation level read committed")
-            conn.execute("select set_config('lock_timeout', %s, true)", [PATIENCE])
-            conn.execute("select pg_advisory_xact_lock(hashtext('pgcoord.upgrade'))")
-            yield
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise DatabaseUnusable(
-            f"nothing was changed: {error.diag.message_primary}",
-            hint="Run it as the owner of the old tables, who may create schemas in the database"
-            " (grant create on database … to …).",
-        ) from error
-    except psycopg.errors.LockNotAvailable as error:
-        raise Refused(
-            f"nothing was changed: somebody holds a lock for more than {PATIENCE}",
-            hint="select * from pg_locks where granted shows who.",
-        ) from error
-    except psycopg.OperationalError:
-        raise
-    except psycopg.Error as error:
-        raise Refused(
-            f"nothing was changed: {error.diag.message_primary or error}"
-            + "".join(f" ({note})" for note in getattr(error, "__notes__", ())),
-            hint=error.diag.message_hint or error.diag.message_detail,
-        ) from error
-
-
 def _refuse_others(conn: Connection) -> None:
-    others = _words(conn, "connections")
+    """Refuse while somebody is connected; one who has just left is still seen for a moment."""
+    deadline = time.monotonic() + MOMENT
+    while (others := _words(conn, "connections")) and time.monotonic() < deadline:
+        time.sleep(0.05)
     if others:
         raise Refused(
             f"database {conn.info.dbname!r} is in use:\n" + "\n".join(others),
@@ -216,12 +234,12 @@ def _find(conn: Connection) -> dict[str, str | None]:
         name: place for name, place, _, known in rows if known and place == home
     }
     for name, place, _, known in rows:
-        if known and place == "public" and name in TABLES[:2]:  # pgcoord's own takes that name
-            if found.setdefault(name, place) != place:
-                raise Refused(
-                    f"there is a table {name} in {home} and one in public",
-                    hint="Rename that in public: pgcoord's own takes that name.",
-                )
+        takes_our_name = known and place == "public" and name in TABLES[:2]
+        if takes_our_name and found.setdefault(name, place) != place:
+            raise Refused(
+                f"there is a table {name} in {home} and one in public",
+                hint="Rename that in public: pgcoord's own takes that name.",
+            )
     _refuse_owned(conn, rows, found)
     return found
 

@@ -6,7 +6,9 @@ create databases), `PGCOORD_TEST_POSTGRES` a folder of Postgres binaries to embe
 
 import itertools
 import os
+import re
 import signal
+import subprocess
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -86,6 +88,24 @@ def _binaries() -> Binaries | None:
         return None
     # Such as /usr/lib/postgresql/15/bin.
     return Binaries(Path(folder), int(Path(folder).parent.name))
+
+
+def tool(name: str, *arguments: str | Path) -> str:
+    done = subprocess.run(
+        [str(find_test_binaries().directory / name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def contents(dsn: str) -> list[str]:
+    """Everything that is in a database, as pg_dump writes it: rows, sequences, rights, comments."""
+    lines = tool("pg_dump", "-d", dsn).splitlines()
+    # A random word is in two lines, so that the text cannot be mixed up with another.
+    return [line for line in lines if not re.match(r"\\(un)?restrict ", line)]
 
 
 @pytest.fixture(scope="session")

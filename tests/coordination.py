@@ -55,10 +55,10 @@ def make_coordinator(
 
 @contextlib.asynccontextmanager
 async def running(
-    coordinator: Coordinator, *, until_it_leads: bool = True
+    coordinator: Coordinator, *, until_it_leads: bool = True, patience: float = PATIENCE
 ) -> AsyncIterator[Coordinator]:
     """Run the coordinator until the block ends, then stop it as SIGTERM does."""
-    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(patience), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(coordinator.run())
         leads = asyncio.ensure_future(coordinator.leads.wait())
         if until_it_leads:

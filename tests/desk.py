@@ -78,6 +78,11 @@ class Program:
         return bool(some)
 
 
+def address_of(program: Program) -> str:
+    """Where a `pgcoord serve` is found: host and port."""
+    return program.until(r"serving on http://(\S+)")[1]
+
+
 class Desk:
     """A folder with a pgcoord.toml, from which programs are started."""
 

@@ -45,7 +45,8 @@ _PATIENCE = 60
 class Fault:
     """How a call goes wrong: `times` calls of `method` on a path that `path` is found in.
 
-    With `done` it is done all the same. Without a status the connection hangs until `let_go`.
+    With `done` it is done all the same. Without a status the answer hangs until `let_go`; then it
+    comes, or where it was `done`, a bad one.
     """
 
     method: str
@@ -154,7 +155,7 @@ class FakeGitHub:
                 self.hanging.set()
                 while not self.let_go.is_set():  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
-                return Response(status_code=502)
+                return Response(status_code=502) if fault.done else await self._do(request)
             return _refused(fault.status, fault.message, fault.headers)
         finally:
             self.at_once -= writes

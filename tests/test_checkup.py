@@ -12,7 +12,8 @@ from pgcoord import __version__, schema
 
 KINDS = [
     *("definitions", "rights", "coordinator", "slots", "line", "retries", "workflows"),
-    *("prerequisites", "attempts", "external", "transactions", "notifications"),
+    *("prerequisites", "attempts", "external", "issues", "transactions"),
+    "notifications",
 ]
 
 Found = dict[str, tuple[str, str, str | None]]

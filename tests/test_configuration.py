@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pgcoord.configuration import (
     PLACEHOLDERS,
     Configuration,
+    GitHub,
     Workflow,
     find_configuration,
     read_configuration,
@@ -88,6 +89,44 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert configuration.log_retention == timedelta(days=30)
 
 
+def test_every_key_of_a_repository_is_read(tmp_path: Path) -> None:
+    configuration = read(
+        tmp_path,
+        """
+        [github]
+        repository = "owner/name"
+        api_url = "https://github.example/api/v3"
+        app_id = 123
+        installation_id = "456"
+        private_key_file = "app.pem"
+        required = false
+        wait = "5m"
+        webhook_secret = "SECRET"
+        on_issue_closed = "cancel"
+        on_issue_reopened = "retry"
+        on_pull_request_merged = "complete"
+        """,
+    )
+    assert configuration.github == GitHub(
+        repository="owner/name",
+        api_url="https://github.example/api/v3",
+        app_id="123",
+        installation_id="456",
+        private_key_file=tmp_path / "app.pem",
+        required=False,
+        wait=timedelta(minutes=5),
+        webhook_secret="SECRET",
+        on_issue_closed="cancel",
+        on_issue_reopened="retry",
+        on_pull_request_merged="complete",
+    )
+    assert configuration.github.page == "https://github.example/owner/name"
+    assert GitHub("owner/name").page == "https://github.com/owner/name"
+    example = Path(__file__).parent.parent / "examples" / "github.toml"
+    text = example.read_text().replace("# on_", "on_").replace("# required", "required")
+    assert read(tmp_path, text).github == GitHub("owner/name", required=False)
+
+
 def test_an_empty_file_declares_nothing(tmp_path: Path) -> None:
     assert read(tmp_path, "").workflows == {}
 
@@ -115,6 +154,16 @@ def test_folders_are_relative_to_the_file_wherever_it_is_read_from(
         ('[server]\nhost = "http://x"', "server.host: expected an address such as"),
         ('[server]\npublic_url = "build"', "server.public_url: expected a URL such as"),
         ('[server]\nwebhook_secrets = "X"', "server.webhook_secrets: expected a list of variable"),
+        ("[github]", 'github.repository: missing; expected "owner/name"'),
+        ("[github]\nrepository = 'work'", 'github.repository: expected "owner/name", not'),
+        ("[github]\nrepository = 'a/b'\ntoken = 'x'", "github.token: unknown key; expected one of"),
+        ("[github]\nrepository = 'a/b'\napp_id = 1", "github: app_id, installation_id and private"),
+        ("[github]\nrepository = 'a/b'\nrequired = 1", "github.required: expected true or false"),
+        ("[github]\nrepository = 'a/b'\nwait = 'x'", "github.wait: expected a duration"),
+        (
+            "[github]\nrepository = 'a/b'\non_issue_closed = 'retry'",
+            "github.on_issue_closed: expected nothing or cancel or complete, not 'retry'",
+        ),
         ("[log]\nfoldr = 'x'", "log.foldr: unknown key; did you mean folder?"),
         ("[log]\nfolder = 3", "log.folder: expected a folder"),
         ("[log]\nmax_size = 100", "log.max_size: expected a size such as"),

@@ -13,15 +13,18 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import Connection, add_feature
-from desk import Desk
+from desk import CONFIGURATION, Desk, address_of
+from fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgcoord import doctor
 
+WORKFLOW = '[workflow.sh]\ncommand = ["true"]\n'
+
 KINDS = [
     *("connection", "wake-ups", "clock", "schema", "definitions", "rights", "coordinator", "slots"),
-    *("line", "retries", "workflows", "prerequisites", "attempts", "external", "transactions"),
-    *("notifications", "configuration", "disk"),
+    *("line", "retries", "workflows", "prerequisites", "attempts", "external", "issues"),
+    *("transactions", "notifications", "configuration", "reports", "disk"),
 ]
 
 
@@ -63,12 +66,15 @@ def test_a_database_of_another_schema_is_told_by_what_it_lacks(desk: Desk, dsn: 
     assert status == 9
     assert found.pop("schema") == "fail"
     assert set(found.values()) == {"ok"}
-    assert list(found) == ["connection", "wake-ups", "clock", "configuration", "disk"]
+    assert list(found) == ["connection", "wake-ups", "clock", "configuration", "reports", "disk"]
 
 
 def test_a_database_that_does_not_answer_is_a_finding_too(desk: Desk) -> None:
     status, found = levels(desk, "--dsn", "host=/nowhere")
-    assert (status, found) == (9, {"connection": "fail", "configuration": "ok", "disk": "ok"})
+    assert (status, found) == (
+        9,
+        {"connection": "fail", "configuration": "ok", "reports": "ok", "disk": "ok"},
+    )
 
 
 def test_a_view_that_was_broken_by_hand_is_a_finding(desk: Desk, conn: Connection) -> None:
@@ -83,6 +89,18 @@ def test_faults_of_the_configuration_are_named(desk: Desk) -> None:
     assert "✗ fail  configuration" in said
     assert "workflow.a.tmeout: unknown key; did you mean timeout?;" in said
     assert "workflow.a.linger: expected a duration" in said
+
+
+def test_where_processes_report_to_is_tried(desk: Desk) -> None:
+    address = address_of(desk.start("serve"))
+    for url, level, words in [
+        (f"http://{address}", "✓ ok  ", ", which answers"),
+        (f"http://{address}/x", "! warn", ": HTTP Error 404: Not Found"),
+        ("http://127.0.0.1:1", "! warn", ": [Errno 111] Connection refused"),
+    ]:
+        desk.write("pgcoord.toml", f'[server]\npublic_url = "{url}"\n' + WORKFLOW)
+        line = f"{level}  reports        processes report to {url}{words}\n"
+        assert line in desk.call("doctor").stdout
 
 
 def test_the_disk_is_that_of_the_last_coordinator_of_this_machine(
@@ -230,3 +248,73 @@ def test_a_pooler_in_session_mode_is_fine(desk: Desk, pooler: Pooler) -> None:
     assert "ms through a pooler in session mode" in done.stdout
     with psycopg.connect(pooler.dsn) as conn:
         assert conn.execute("select status from pgcoord.board").fetchall() == []
+
+
+@pytest.fixture
+def github(desk: Desk) -> Iterator[FakeGitHub]:
+    """A GitHub whose repository the desk's configuration names."""
+    fake = FakeGitHub()
+    with serving_github(fake) as url:
+        section = f'[github]\nrepository = "{REPOSITORY}"\napi_url = "{url}"\n'
+        desk.write("pgcoord.toml", section + CONFIGURATION)
+        desk.environment["GITHUB_TOKEN"] = TOKEN
+        yield fake
+
+
+def about_github(desk: Desk) -> tuple[str, str]:
+    """The level and the words of what is found about GitHub."""
+    said = json.loads(desk.call("doctor", "--json").stdout)["findings"]
+    (found,) = [each for each in said if each["kind"] == "github"]
+    return found["level"], found["words"]
+
+
+def test_the_rights_at_github_are_looked_at_without_making_anything(
+    desk: Desk, github: FakeGitHub
+) -> None:
+    assert about_github(desk) == ("ok", f"issues can be made in {REPOSITORY}")
+    github.may_label = False
+    assert about_github(desk) == ("warn", f"issues can be made in {REPOSITORY}, but no labels")
+    assert (github.issues, github.labels) == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ({"token": "another"}, "the credentials are not valid (Bad credentials)"),
+        ({"exists": False}, "no repository, or no right to see it (Not Found)"),
+        ({"has_issues": False}, "its issues are disabled"),
+    ],
+)
+def test_what_github_does_not_allow_is_named(
+    broken: dict[str, Any], words: str, desk: Desk, github: FakeGitHub
+) -> None:
+    for name, value in broken.items():
+        setattr(github, name, value)
+    level, said = about_github(desk)
+    assert level == "fail"
+    assert words in said
+    assert TOKEN not in said
+
+
+def test_a_right_that_is_missing_is_named_as_github_names_it(
+    desk: Desk, github: FakeGitHub
+) -> None:
+    message = "Resource not accessible by personal access token"
+    accepted = {"x-accepted-github-permissions": "issues=write"}
+    github.fail("POST", "/issues", 403, message=message, headers=accepted)
+    assert about_github(desk) == (
+        "fail",
+        f"GitHub, {REPOSITORY}: {message} (it takes issues=write)",
+    )
+
+
+def test_a_missing_token_is_found_by_doctor_and_refuses_serve(
+    desk: Desk, github: FakeGitHub
+) -> None:
+    del desk.environment["GITHUB_TOKEN"]
+    words = "[github]: neither GITHUB_TOKEN nor GH_TOKEN holds a token"
+    assert about_github(desk) == ("fail", words)
+    done = desk.call("serve")
+    assert done.returncode == 5
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,9 +1,7 @@
 """Dump and restore of a database with work in it, by PostgreSQL's own tools."""
 
 import os
-import re
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +12,10 @@ from conftest import (
     add_feature,
     add_phase,
     claim,
-    find_test_binaries,
+    contents,
     start,
     take_lead,
+    tool,
     upgrade,
 )
 from coordination import Gate, make_coordinator, running, watching
@@ -25,17 +24,6 @@ from psycopg.types.json import Jsonb
 from pgcoord import schema
 
 Restore = Callable[[str, str, Path], None]
-
-
-def tool(name: str, *arguments: str | Path) -> str:
-    done = subprocess.run(
-        [str(find_test_binaries().directory / name), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def plain(source: str, target: str, folder: Path) -> None:
@@ -65,13 +53,6 @@ def only_data(source: str, target: str, folder: Path) -> None:
 
 
 WAYS: list[Restore] = [plain, custom, parallel, only_data]
-
-
-def contents(dsn: str) -> list[str]:
-    """Everything that is in a database, as pg_dump writes it: rows, sequences, rights, comments."""
-    dump = tool("pg_dump", "-d", dsn)
-    # A random word is in two lines, so that the text cannot be mixed up with another.
-    return [line for line in dump.splitlines() if not re.match(r"\\(un)?restrict ", line)]
 
 
 @pytest.fixture

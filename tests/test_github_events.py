@@ -41,7 +41,7 @@ def running_phase(conn: Connection, epoch: int) -> str:
     conn.execute(
         "insert into pgcoord.issue (queue_id, repository) values (%s, %s)", [queue_id, REPOSITORY]
     )
-    conn.execute("select pgcoord.store_issue(key, 7, %s) from pgcoord.issue", [LOGIN])
+    conn.execute("select pgcoord.store_issue(key, 7, %s, true) from pgcoord.issue", [LOGIN])
     start(conn, epoch, queue_id)
     return queue_id
 
@@ -253,3 +253,13 @@ async def test_a_signed_event_of_another_shape_is_a_fault_that_is_named(
     answer = await send(site, "issues", event)
     assert answer.status_code == 422
     assert answer.json()["faults"][0]["field"] == field
+
+
+async def test_the_panel_links_to_the_issue_and_shows_what_happened_there(
+    site: Site, conn: Connection, running_phase: str
+) -> None:
+    await send(site, "issues", issue_event("closed"))
+    page = (await site.client.get(f"/phases/{running_phase}")).text
+    assert f'href="https://github.com/{REPOSITORY}/issues/7"' in page
+    assert "issue #7 was closed as not planned" in page
+    assert "octocat (GitHub)" in page

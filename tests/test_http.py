@@ -94,6 +94,21 @@ async def test_people_log_in_and_get_a_cookie(locked: Site, conn: Connection) ->
     assert 'pgcoord_session=""' in out.headers["set-cookie"]
 
 
+async def test_a_proxy_on_this_machine_says_who_asks_and_how(locked: Site) -> None:
+    form = {"token": TOKEN}
+    plain = await locked.client.post("/login", data=form)
+    assert "Secure" not in plain.headers["set-cookie"]
+    forwarded = {"x-forwarded-for": "192.0.2.7", "x-forwarded-proto": "https"}
+    done = await locked.client.post("/login", data=form, headers=forwarded)
+    assert "Secure" in done.headers["set-cookie"]
+    for _ in range(5):
+        await locked.client.post("/login", data={"token": "x"}, headers=forwarded)
+    for client, status in (("192.0.2.7", 429), ("192.0.2.8", 303)):
+        headers = {"x-forwarded-for": client}
+        answer = await locked.client.post("/login", data=form, headers=headers)
+        assert answer.status_code == status, client
+
+
 async def test_a_login_leads_to_no_other_site(locked: Site) -> None:
     for elsewhere in ("//evil.example", "https://evil.example", "/\\evil.example", "/a\nb"):
         form = {"token": TOKEN, "next": elsewhere}

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 from coordination import Gate, Row, Watch, coordinator_process, make_coordinator, running, watching
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from desk import CONFIGURATION, Desk
 from fake_github import (
     LOGIN,
     REPOSITORY,
@@ -24,6 +27,7 @@ from fake_github import (
 
 from pgcoord.configuration import GitHub
 from pgcoord.coordinator import Coordinator
+from pgcoord.errors import InvalidConfiguration
 
 LATER = timedelta(minutes=5)
 
@@ -498,9 +502,27 @@ async def test_several_issues_are_made_at_once_and_no_transaction_is_open_meanwh
             == []
         )
         github.let_go.set()
-        await watch.until(
-            lambda rows: all(row["retry_at"] for row in rows), "select * from phase_queue"
-        )
+        await watch.until_statuses("completed", "completed", "completed")
+    assert len(github.issues) == 3
+
+
+async def test_stopping_waits_for_an_issue_that_is_being_made(
+    make: Make, github: FakeGitHub, watch: Watch, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    await watch.submit(f"read _ < {gate.path}")
+    github.fail("POST", f"{REPOSITORY}/issues", None)
+    async with running(make()) as coordinator:
+        assert await hangs(github)
+        coordinator.stop()
+        await asyncio.sleep(0)  # it hears of that
+        github.let_go.set()
+    (row,) = await watch.all("select status, issue_number, error_message from phase_queue")
+    assert row == {"status": "running", "issue_number": 1, "error_message": None}
+    async with running(make()):
+        gate.open()
+        await watch.until_statuses("completed")
+    assert len(github.issues) == 1
 
 
 async def test_a_cancelled_phase_that_waits_for_github_is_cancelled(
@@ -522,3 +544,78 @@ async def test_a_coordinator_without_github_waits_for_nothing(
     async with running(make_coordinator(dsn, tmp_path)):
         (row,) = await watch.until_statuses("completed")
     assert row["issue_number"] is None
+
+
+def test_a_plan_that_was_run_leaves_nothing_to_be_said(
+    desk: Desk, github: FakeGitHub, url: str
+) -> None:
+    section = f'[github]\nrepository = "{REPOSITORY}"\napi_url = "{url}"\n'
+    desk.write("pgcoord.toml", section + CONFIGURATION)
+    desk.environment["GITHUB_TOKEN"] = TOKEN
+    plan = desk.plan("true", "test $PGCOORD_ISSUE_NUMBER = 2", "exit 1")
+    assert desk.call("run", plan).returncode == 1
+    reasons = [issue["state_reason"] for issue in github.issues]
+    assert reasons == ["completed", "completed", "not_planned"]
+    assert [len(comments) for comments in github.comments.values()] == [1, 1, 1]
+
+
+async def test_an_app_makes_issues_with_a_token_that_is_renewed_in_time(
+    github: FakeGitHub, watch: Watch, dsn: str, url: str, tmp_path: Path
+) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "app.pem").write_bytes(pem)
+    settings = GitHub(
+        REPOSITORY,
+        url,
+        app_id="12",
+        installation_id="34",
+        private_key_file=tmp_path / "app.pem",
+    )
+    await watch.submit("true", ("true", [1]))
+    github.pass_time(timedelta(minutes=-57))  # its tokens last for three minutes of ours
+    async with running(make_coordinator(dsn, tmp_path, github=settings, environment={})):
+        await watch.until_statuses("completed", "completed")
+    assert len(github.issues) == 2
+    assert github.made("POST", "/app/installations/34/access_tokens") >= 4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "app.pem: no such file or directory"), ("no key", "app.pem: no private key")],
+)
+def test_a_key_that_is_none_is_refused_before_anything_runs(
+    text: str | None, words: str, dsn: str, tmp_path: Path
+) -> None:
+    key = tmp_path / "app.pem"
+    if text:
+        key.write_text(text)
+    app = GitHub(REPOSITORY, app_id="12", installation_id="34", private_key_file=key)
+    with pytest.raises(InvalidConfiguration, match=words):
+        make_coordinator(dsn, tmp_path, github=app)
+
+
+@pytest.mark.scale
+@pytest.mark.timeout(900)
+async def test_a_thousand_phases_of_fifty_features_have_a_thousand_issues(
+    make: Make, github: FakeGitHub, watch: Watch
+) -> None:
+    for _ in range(50):
+        await watch.submit(*["true"] * 20)
+    github.fail("POST", "/issues", 502, done=True, times=3)
+    github.fail("POST", "/issues", 403, message="a secondary rate limit", times=2)
+    began = time.monotonic()
+    async with running(make(), patience=800):
+        while await watch.all("select from phase_queue where status <> 'completed' limit 1"):
+            await let_time_pass(watch, github, timedelta(seconds=30))
+            await asyncio.sleep(1)
+        await let_time_pass(watch, github, LATER)
+        while await watch.all("select from pgcoord.errand limit 1"):  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+    print(f"\n1,000 phases with their issues in {time.monotonic() - began:.0f} s")  # noqa: T201
+    numbers = await watch.all("select issue_number from phase_queue order by 1")
+    assert [row["issue_number"] for row in numbers] == list(range(1, 1001))
+    assert len(github.issues) == 1000
+    assert {issue["state_reason"] for issue in github.issues} == {"completed"}
+    assert {len(comments) for comments in github.comments.values()} == {1}
+    assert len(github.labels) == 70

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from conftest import Connection, add_feature, add_phase, claim, start, statuses
 from coordination import PATIENCE, Gate
 from panel_browser import browsing, chromium, served
 from panel_scene import Scene, set_scene
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Browser, BrowserContext, Page, Route, expect
 from psycopg.types.json import Jsonb
 
 from pgcoord import schema
@@ -37,16 +39,23 @@ async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
         yield browser
 
 
+@pytest.fixture(scope="session")
+async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
+    """One window for all tests, in which nothing is animated: that would cost most of the time."""
+    async with await browser.new_context(reduced_motion="reduce") as context:
+        yield context
+
+
 @pytest.fixture
-async def page(browser: Browser) -> AsyncIterator[Page]:
+async def page(context: BrowserContext) -> AsyncIterator[Page]:
     """A page of which no error and no breach of its security policy stays unnoticed."""
-    async with await browser.new_context() as context:
-        page = await context.new_page()
-        faults: list[str] = []
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda said: faults.append(said.text) if is_fault(said) else None)
-        yield page
-        assert faults == []
+    page = await context.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda said: faults.append(said.text) if is_fault(said) else None)
+    yield page
+    await page.close()
+    assert faults == []
 
 
 def is_fault(said: Any) -> bool:
@@ -196,6 +205,45 @@ async def test_the_flow_of_the_specification_is_watched_live(
         await expect(page).to_have_title("Live updates, 5/5 · pgcoord")
         await expect(page.locator("#facts")).to_contain_text("5/5 (100 %)")
         assert await page.locator(".graph .edge.met").count() == 5
+        assert await page.locator(".graph .edge.broken").count() == 0
+
+
+async def test_a_slot_shows_the_last_line_of_output_and_for_how_long_there_was_none(
+    page: Page, panel: str, conn: Connection, written: Path
+) -> None:
+    with written.open("w") as log:
+        log.write("one\n\x1b[32mtwo\x1b[0m\n\n")
+    await look(page, panel)
+    last = page.locator("#slot-1 .last")
+    await expect(last).to_have_text("two")
+    with written.open("a") as log:
+        log.write("12 %\r80 %\r")
+    await expect(last).to_have_text("80 %")
+    long_ago = time.time() - 750
+    os.utime(written, (long_ago, long_ago))
+    await expect(last).to_have_text("silent for 12 min: 80 %")
+    conn.execute("update pgcoord.attempt set host = 'elsewhere'")
+    await look(page, panel)
+    await expect(last).to_be_empty()
+
+
+async def test_the_line_says_why_and_when_and_a_free_slot_says_why_it_is_free(
+    page: Page, panel: str, scene: Scene, conn: Connection
+) -> None:
+    await look(page, panel)
+    line = page.locator("#line li")
+    await expect(line.nth(0)).to_contain_text(re.compile(r"Export Worker.*about \d\d:\d\d", re.S))
+    await expect(line.nth(0)).to_contain_text("112, phase 2: priority 50")
+    await expect(line.nth(1)).to_contain_text("104, phase 5: priority 60 comes after 50")
+    conn.execute("select pgcoord.pause(null, 'x')")
+    await expect(page.locator("#line .when")).to_have_count(0)
+    conn.execute("select pgcoord.set_slots(6)")
+    await expect(page.locator(".slot.free").first).to_have_text(
+        re.compile(r"Slot \d is free\s*everything is paused")
+    )
+    conn.execute("select pgcoord.resume()")
+    conn.execute("select pgcoord.cancel_feature(id, 'x') from planned_features")
+    await expect(page.locator(".slot.free").first).to_contain_text("nothing waits for it")
 
 
 async def test_two_browsers_see_the_same(
@@ -360,7 +408,9 @@ async def test_a_phase_is_retried_after_seeing_what_will_run_again(
     feature = branch(conn)
     fail(conn, epoch, f"queue-{feature}-1")
     await look(page, f"{panel}/features/{feature}")
-    await expect(page.locator("#needs")).to_contain_text("it broke · blocks phases 2 and 3")
+    await expect(page.locator("#needs")).to_contain_text(
+        "Attempt 1, exit 1: it broke. Blocks phases 2 and 3."
+    )
     await page.get_by_role("link", name="Retry…").click()
     changes = page.get_by_role("dialog").locator(".change li")
     await expect(changes).to_have_count(4)
@@ -581,6 +631,14 @@ async def test_without_javascript_everything_can_be_done(
     await expect(plain.locator("#notice")).to_contain_text("Everything is paused")
     await plain.get_by_role("button", name="Resume").click()
     await expect(plain.locator("#notice")).not_to_contain_text("paused")
+    await plain.locator(".features h3 a").click()
+    await answer("Pause…", "Pause")
+    await expect(plain.locator("#head")).to_contain_text("paused by")
+    await plain.locator("#head").get_by_role("button", name="Resume").click()
+    await expect(plain.locator("#head")).not_to_contain_text("paused by")
+    await answer("Cancel feature…", "Cancel feature")
+    await expect(plain.locator("#head")).to_contain_text("because")
+    await plain.goto(panel)
     await plain.get_by_label("Limit").fill("1")
     await plain.get_by_role("button", name="Set").click()
     await expect(plain.locator("#slots .free")).to_have_count(1)
@@ -649,6 +707,34 @@ async def test_a_log_is_followed_paused_searched_and_downloaded(
     assert saved_bytes == await anyio.Path(written).read_bytes()
 
 
+async def test_the_log_of_an_attempt_that_begins_is_shown_and_followed(
+    page: Page, panel: str, conn: Connection, epoch: int, tmp_path: Path
+) -> None:
+    add_feature(conn, {1: []})
+    await look(page, f"{panel}/phases/queue-1-1")
+    await expect(page.locator("#log")).to_contain_text("it has not started")
+    for attempt in ("first", "second"):
+        (tmp_path / attempt).mkdir()
+        with conn.transaction():
+            claim(conn, epoch)
+            conn.execute("update pgcoord.attempt set folder = %s", [str(tmp_path / attempt)])
+        start(conn, epoch, "queue-1-1")
+        await expect(page.locator("#log-place")).to_contain_text("nothing was written yet")
+        (tmp_path / attempt / "log").write_text(f"this is the {attempt}\n")
+        await expect(page.locator("#log-text")).to_have_text(f"this is the {attempt}\n")
+        await expect(page.locator("#log-said")).to_contain_text(
+            re.compile(r"last output \d+ s ago")
+        )
+        conn.execute("select pgcoord.fail_phase('queue-1-1', 'it broke')")
+        conn.execute("select pgcoord.end_attempt(id, 1, '') from pgcoord.attempt")
+        conn.execute("select pgcoord.retry_phase('queue-1-1')")
+    await page.get_by_label("Follow").uncheck()
+    await is_live(page)
+    claim(conn, epoch)
+    await expect(page.locator("#attempts")).to_have_attribute("data-latest", "3")
+    await expect(page.locator("#log-text")).to_have_text("this is the second\n")
+
+
 async def test_a_log_of_a_hundred_megabytes_stays_usable(
     page: Page, panel: str, written: Path
 ) -> None:
@@ -698,10 +784,15 @@ async def test_no_text_becomes_a_script(
     fail(conn, epoch, SCRIPT, SCRIPT)
     conn.execute("update pgcoord.attempt set folder = %s, adw_id = %s", [str(tmp_path), SCRIPT])
     (tmp_path / "log").write_text(SCRIPT)
+    add_phase(conn, 1, 4, phase_data=Jsonb({"title": SCRIPT}), priority=1)
+    start(conn, epoch, *claim(conn, epoch))
+    conn.execute("update pgcoord.attempt set folder = %s where exited_at is null", [str(tmp_path)])
     conn.execute("select pgcoord.pause(1, %s)", [SCRIPT])
     conn.execute("select pgcoord.pause(null, %s)", [SCRIPT])
     await look(page, panel)
     await expect(page.locator("#feature-1 h3")).to_have_text(SCRIPT)
+    await expect(page.locator("#slots h3").first).to_have_text(SCRIPT)
+    await expect(page.locator("#slots .last code").first).to_have_text(SCRIPT)
     await look(page, f"{panel}/?q={SCRIPT.replace('#', '')}&show=all")
     await look(page, f"{panel}/history")
     await look(page, f"{panel}/features/1")
@@ -722,7 +813,7 @@ async def test_no_text_becomes_a_script(
 
 
 async def test_axe_finds_nothing_on_any_page_in_any_colours(
-    page: Page, panel: str, scene: Scene
+    page: Page, panel: str, scene: Scene, conn: Connection
 ) -> None:
     axe = await anyio.Path(AXE_FILE_PATH).read_text()
 
@@ -731,11 +822,13 @@ async def test_axe_finds_nothing_on_any_page_in_any_colours(
         looks: list[tuple[Any, Any]] = [("light", {}), ("dark", {"runOnly": ["color-contrast"]})]
         for colours, options in looks:
             await page.emulate_media(color_scheme=colours, reduced_motion="reduce")
-            found = (await page.evaluate("options => axe.run(options)", options))["violations"]
+            run = "options => axe.run(options).then(found => found.violations)"
+            found = await page.evaluate(run, {"resultTypes": ["violations"], **options})
             assert [(page.url, each["id"], each["nodes"][0]["html"]) for each in found] == []
 
     for address in (
         *("/", "/?q=nothing", "/history?before=12", "/features/new", "/features/120", "/login"),
+        *("/features/118", "/features/115", "/features/101/cancel", "/pause"),
         *("/phases/queue-104-2", "/phases/queue-104-6", "/phases/queue-104-2?find=passed"),
         *("/phases/queue-104-6/retry", "/phases/queue-104-1/retry", "/features/999"),
     ):
@@ -743,6 +836,8 @@ async def test_axe_finds_nothing_on_any_page_in_any_colours(
         await check()
     await look(page, f"{panel}/features/104")
     await check()
+    conn.execute("select pgcoord.pause(null, 'maintenance')")
+    await expect(page.locator("#notice")).to_contain_text("maintenance")
     await page.evaluate("lose('as a test')")
     await page.get_by_role("link", name="Retry…").click()
     await expect(page.get_by_role("dialog")).to_be_visible()

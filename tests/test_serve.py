@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import Connection, statuses
-from desk import PATIENCE, Desk, Program, until
+from desk import PATIENCE, Desk, address_of, until
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -36,10 +36,6 @@ def configuration(port: int = 0, server: str = "", linger: str = "0s") -> str:
         default = true
         linger = "{linger}"
     """
-
-
-def address_of(program: Program) -> str:
-    return program.until(r"serving on http://(\S+)")[1]
 
 
 def get(address: str, path: str, method: str = "GET", body: Any = None) -> tuple[int, Any]:

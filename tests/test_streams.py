@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from pgcoord import queries
-from pgcoord.http.feed import Cursor
+from pgcoord.http.feed import FROM_NOW_ON, Cursor, Event, Feed
 
 Message = dict[str, Any]
 
@@ -386,3 +386,44 @@ def test_a_cursor_says_what_was_told() -> None:
     assert wide.settled_by(Cursor(30)) == Cursor(20)
     assert wide.settled_by(Cursor(30, ((19, 25),))) == wide
     assert wide.settled_by(Cursor(10)) == wide
+
+
+# --- Subscribing within the process
+
+
+async def test_who_wants_what_happens_from_now_on_is_told_that_first(
+    dsn: str, conn: Connection
+) -> None:
+    add_feature(conn, {1: []})
+    feed = Feed(dsn)
+    running = asyncio.create_task(feed.run())
+    with feed.subscribe(FROM_NOW_ON) as messages:
+        await until(lambda: feed.state is not None)
+        conn.execute("select pgcoord.skip_phase('queue-1-1', 'x')")
+        async with asyncio.timeout(PATIENCE):
+            first = await anext(aiter(messages))
+    running.cancel()
+    assert isinstance(first, Event)
+    assert first.row.to_status == "completed"
+
+
+async def test_a_subscriber_that_is_just_taken_on_ends_with_the_feed(
+    dsn: str, conn: Connection
+) -> None:
+    feed = Feed(dsn)
+    running = asyncio.create_task(feed.run())
+    waiting = "select from pg_stat_activity where wait_event_type = 'Lock'"
+    with feed.subscribe(FROM_NOW_ON) as messages:
+        with psycopg.connect(dsn) as other:
+            other.execute("lock table pgcoord.event")
+            await until(lambda: bool(conn.execute(waiting).fetchall()))
+            feed.close()
+        async with asyncio.timeout(PATIENCE):
+            assert [each async for each in messages] == []
+    running.cancel()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 -- of another process
+            await asyncio.sleep(0.01)

@@ -62,7 +62,7 @@ def _machine(surroundings: Surroundings, config: Path | None) -> "Machine":
         read = read_configuration(path) if path else None
     except InvalidConfiguration as error:
         faults = error
-    return Machine(read, faults, would_be_runs_folder(surroundings, read))
+    return Machine(read, faults, would_be_runs_folder(surroundings, read), surroundings.environment)
 
 
 def _print(findings: "list[Finding]") -> None:

@@ -112,6 +112,8 @@ class Runner:
                 {settled, leading}, timeout=_SETTLED, return_when=asyncio.FIRST_COMPLETED
             )
             self._end = await _watched(self._dsn, feature_id, shown)
+            if self._coordinator.issues:
+                await self._coordinator.issues.settle()
         except (CoordError, OSError) as error:  # OSError: nobody reads what is printed any more
             self._error = error
         finally:

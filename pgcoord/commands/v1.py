@@ -33,7 +33,9 @@ def migrate_v1(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show what it would do, and every decision; change nothing."),
+        typer.Option(
+            "--dry-run", help="Show what it would do, and every decision; change nothing."
+        ),
     ] = False,
     undo: Annotated[
         bool,
@@ -81,12 +83,14 @@ def migrate_v1(
     if report is None:
         typer.echo(f"{name} was migrated already: nothing to do")
     else:
-        _show(name, report, dry_run=dry_run)
+        _show(name, report, stated=time_zone is not None, dry_run=dry_run)
 
 
-def _show(name: str, report: "Report", *, dry_run: bool) -> None:
+def _show(name: str, report: "Report", *, stated: bool, dry_run: bool) -> None:
     _say(f"{name} {'would be' if dry_run else 'is'} migrated from version 1")
-    for line in report.lines:
+    zone, *counts = report.lines
+    _say(zone if stated else f"{zone} (--time-zone names another)", "  ")
+    for line in counts:
         _say(line, "  ")
     if dry_run:
         _say("decisions:" if report.decisions else "no decision was needed")

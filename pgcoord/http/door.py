@@ -31,6 +31,7 @@ class Database:
             min_size=1,
             max_size=10,
             timeout=5,
+            reconnect_timeout=1,  # then it is tried anew when next asked for, not ever more seldom
             open=False,
             check=AsyncConnectionPool.check_connection,
             kwargs={"autocommit": True},

@@ -111,6 +111,10 @@ class Cursor:
         )
 
 
+# A place for those who want to hear what happens from now on, and nothing of before.
+FROM_NOW_ON = Cursor(_INFINITE)
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that happened, and the place in the stream after it."""
@@ -356,6 +360,8 @@ class Feed:
                 joining.pop(0)
         finally:
             self._joining = joining + self._joining
+            if self._closed:
+                self.close()  # those too that were just being taken on
 
     async def _tell_news(self, conn: Connection, place: "Place") -> None:
         while events := await place.read(conn):
@@ -369,6 +375,9 @@ class Feed:
         """Tell a subscriber what it has missed up to where all others stand."""
         after = subscription.after
         if subscription.ended:
+            return
+        if after is FROM_NOW_ON:
+            self._told.add(subscription)
             return
         if after is not None and after.last > upto.last:
             subscription.after = None  # of another database, or of this one before a restore

@@ -99,7 +99,7 @@ async def github_event(request: Request) -> Response:
     if found := list(faults(event, SCHEMA)):
         raise WrongShape(found)
     happening = _happening(request.headers.get("x-github-event", ""), event)
-    if happening is None:
+    if happening is None or not _is_ours(event, settings):
         return Json({"result": "ignored", "phases": []})
     async with door.database.connection() as conn:
         result, phases = await queries.take_github_event(
@@ -157,6 +157,10 @@ def _pull_request(event: dict[str, Any]) -> Happening | None:
     said = f"pull request #{pull['number']} was {done}"
     words = sorted(set(_words(text)))
     return Happening(f"pull_request_{done}", said, numbers, words, pull["number"])
+
+
+def _is_ours(event: dict[str, Any], settings: GitHub) -> bool:
+    return bool(event["repository"]["full_name"].lower() == settings.repository.lower())
 
 
 def _name(repository: dict[str, Any] | None) -> str | None:

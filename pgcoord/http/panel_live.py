@@ -15,7 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -25,8 +25,8 @@ import psycopg
 from markupsafe import Markup
 from psycopg_pool import PoolTimeout
 
-from pgcoord.errors import CoordError
-from pgcoord.http.feed import Connected, Cursor, Event, Feed
+from pgcoord.errors import CoordError, DatabaseUnusable
+from pgcoord.http.feed import FROM_NOW_ON, Connected, Event, Feed
 from pgcoord.queries import Connection
 
 logger = logging.getLogger(__name__)
@@ -56,9 +56,6 @@ _LOG_ROUND = 0.3
 
 # Seconds for which a screen that nobody looks at any more is kept, for those who come back.
 _KEPT = 60.0
-
-# A place in the stream of events beyond all of them: a screen reads the tables, not the past.
-_FROM_NOW_ON = Cursor(2**62)
 
 _BOOT = secrets.token_hex(4)
 
@@ -328,12 +325,20 @@ class Live:
 
     def __init__(self, feed: Feed, reading: Reading, templates: jinja2.Environment) -> None:
         self.templates = templates
-        self.reading = reading
         self.closed = False
         self._feed = feed
+        self._reading = reading
         self._screens: dict[str, Screen] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Connection]:
+        """A connection to read with; raises `DatabaseUnusable` at once where none can be had."""
+        if self.state and not self.state.live:
+            raise DatabaseUnusable(f"the database does not answer: {self.state.reason}")
+        async with self._reading() as conn:
+            yield conn
 
     @property
     def state(self) -> Connected | None:
@@ -398,7 +403,7 @@ class Live:
     async def _follow(self) -> None:
         """Have screens drawn again when something has happened that concerns them."""
         while not self.closed:
-            with self._feed.subscribe(_FROM_NOW_ON) as messages:
+            with self._feed.subscribe(FROM_NOW_ON) as messages:
                 async for message in messages:
                     self._hear(message)
             # It ends with the server, or when more had come than could be taken.

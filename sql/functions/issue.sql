@@ -86,15 +86,17 @@ end $$;
 comment on function pgcoord.intend_issue(bigint, bigint, text, boolean) is
     'For the leading coordinator: the issue of a claimed phase is about to be made; says whether to post it, or to look for it first.';
 
--- Keep the number of an issue. An issue is made: whatever held others back is over. A phase that has ended meanwhile has
--- something to tell it.
-create or replace function pgcoord.store_issue(p_key uuid, p_number integer, p_author text) returns void
+-- Keep the number of an issue. Where it was just made (p_made, not found), whatever held others back is over. A phase that
+-- has ended meanwhile has something to tell it.
+create or replace function pgcoord.store_issue(p_key uuid, p_number integer, p_author text, p_made boolean) returns void
 language plpgsql as $$
 declare
     v_issue pgcoord.issue;
     v_phase public.phase_queue;
 begin
-    perform pgcoord.release_issues();
+    if p_made then
+        perform pgcoord.release_issues();
+    end if;
     select * into v_issue from pgcoord.issue where key = p_key;
     if not found then
         return;    -- the phase was deleted meanwhile
@@ -117,7 +119,7 @@ begin
     perform pgcoord.log_event('issue_made', format('issue #%s', p_number), v_phase.feature_id, v_phase.phase_number,
         v_phase.queue_id, nullif(v_phase.attempt, 0));
 end $$;
-comment on function pgcoord.store_issue(uuid, integer, text) is
+comment on function pgcoord.store_issue(uuid, integer, text, boolean) is
     'For the coordinator: the issue with this marker has this number; of two the lower one is kept.';
 
 -- GitHub cannot be asked before p_wait from now, twice as long with each further failure where p_grows: until then no

@@ -2,6 +2,17 @@
 -- The recorded end of an attempt decides (report_phase); here a report is matched with its phase and attempt, and
 -- logged in the same transaction, whether it was taken or refused.
 
+create or replace function pgcoord.named_by_report(p_report jsonb) returns text
+language sql stable
+return coalesce(
+    p_report ->> 'queue_id',
+    (select queue_id from pgcoord.attempt where adw_id = p_report ->> 'adw_id'),
+    (select queue_id from public.phase_queue
+        where feature_id = (p_report ->> 'feature_id')::integer and phase_number = (p_report ->> 'phase_number')::integer)
+);
+comment on function pgcoord.named_by_report(jsonb) is
+    'The name of the phase that a report is about: by queue_id, else by adw_id, else by feature_id and phase_number.';
+
 -- The phase that a report is about; all that it says of the phase has to fit.
 -- Errors: PC001 when there is none, PC005 when the report names none, or contradicts itself.
 create or replace function pgcoord.phase_of_report(p_report jsonb) returns public.phase_queue
@@ -11,13 +22,7 @@ declare
     v_adw_phase text;
 begin
     select queue_id into v_adw_phase from pgcoord.attempt where adw_id = p_report ->> 'adw_id';
-    select * into v_phase from public.phase_queue
-    where queue_id = coalesce(
-        p_report ->> 'queue_id',
-        v_adw_phase,
-        (select queue_id from public.phase_queue
-            where feature_id = (p_report ->> 'feature_id')::integer and phase_number = (p_report ->> 'phase_number')::integer)
-    );
+    select * into v_phase from public.phase_queue where queue_id = pgcoord.named_by_report(p_report);
     if not found then
         raise exception using
             errcode = case when p_report ?| array['queue_id', 'adw_id'] or p_report ?& array['feature_id', 'phase_number']
@@ -46,13 +51,7 @@ create or replace function pgcoord.report_secrets(p_report jsonb, out adw_id tex
 language sql stable as $$
     select a.adw_id, a.secret
     from pgcoord.attempt as a
-    where a.queue_id = coalesce(
-            p_report ->> 'queue_id',
-            (select b.queue_id from pgcoord.attempt as b where b.adw_id = p_report ->> 'adw_id'),
-            (select q.queue_id from public.phase_queue as q
-                where q.feature_id = (p_report ->> 'feature_id')::integer and q.phase_number = (p_report ->> 'phase_number')::integer)
-        )
-        and a.adw_id = coalesce(p_report ->> 'adw_id', a.adw_id)
+    where a.queue_id = pgcoord.named_by_report(p_report) and a.adw_id = coalesce(p_report ->> 'adw_id', a.adw_id)
     order by a.number desc
     limit 100;
 $$;

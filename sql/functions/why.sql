@@ -74,8 +74,9 @@ union all    -- or missing; or its workflow is, which matters once the prerequis
 select s.queue_id, s.feature_id, s.phase_number, case s.kind when 'missing' then 3 else 9 end, s.kind, s.words, s.refers_to
 from pgcoord.stranded as s
 where s.kind = 'missing' or s.status = 'queued' and s.eligible_at is not null and exists (select from pgcoord.leader)
-union all    -- (A case: knowing little of new tables, the planner would expect one phase, and call obstacles for each.)
-select p.queue_id, p.feature_id, p.phase_number, 2, 'blocked',
+union all    -- (A case: knowing little of new tables, the planner would expect one phase, and call obstacles for each. And
+-- f.id, so that it is the features which a list of them leaves out.)
+select p.queue_id, f.id, p.phase_number, 2, 'blocked',
     format('waits for phase %s, which waits for phase %s, %s', d.prerequisite, o.obstacle, o.status), up.queue_id
 from public.planned_features as f
     cross join lateral pgcoord.obstacles(f.id) as o

@@ -73,8 +73,9 @@ return case when p_text is null then null
 create function pgcoord_v1.json(p_text text) returns jsonb
 language plpgsql immutable as $$
 declare
-    v_json jsonb := nullif(btrim(p_text), '')::jsonb;
+    v_json jsonb;
 begin
+    v_json := nullif(btrim(p_text), '')::jsonb;    -- here, where what it raises is caught
     if jsonb_typeof(v_json) = 'string' then
         return coalesce(pgcoord_v1.json(v_json #>> '{}'), v_json);
     end if;
