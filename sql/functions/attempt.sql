@@ -341,15 +341,20 @@ end $$;
 comment on function pgcoord.return_attempt(bigint, interval, text) is
     'For the coordinator: give a claimed attempt back unused; its phase waits for that long and keeps its attempts.';
 
--- Ask for the end of attempts that have run longer than they may.
+-- Ask for the end of attempts that have run longer than they may. One that somebody has locked is passed over, so that
+-- no transaction of a person's holds the coordinator up; the agenda has it looked at again.
 create or replace function pgcoord.expire_attempts() returns void
 language sql as $$
     update pgcoord.attempt as a
     set ending = 'timed_out', ending_at = clock_timestamp(),
         ending_reason = format('ran longer than its timeout of %s', timeout)
-    from public.phase_queue as p
-    where p.slot is not null and a.queue_id = p.queue_id and a.number = p.attempt
-        and a.deadline <= clock_timestamp() and a.ended_at is null and a.ending is null;
+    where a.id in (
+        select late.id
+        from public.phase_queue as p
+            join pgcoord.attempt as late on late.queue_id = p.queue_id and late.number = p.attempt
+        where p.slot is not null and late.deadline <= clock_timestamp() and late.ended_at is null and late.ending is null
+        for no key update of late skip locked
+    );
 $$;
 comment on function pgcoord.expire_attempts() is 'For the coordinator: ask for the end of attempts past their deadline.';
 
@@ -388,8 +393,7 @@ comment on trigger attempt_delete_tells on pgcoord.attempt is
     'Tell the coordinators that a process is to be ended whose attempt is gone.';
 
 -- When to look next, in seconds, though nobody notifies: the nearest retry time, deadline or end of a lease, and when
--- GitHub is asked again. Attempts
--- whose host's lease has run out. And a phase that could be claimed but was skipped because somebody has it locked, other
+-- GitHub is asked again. Attempts whose host's lease has run out. And a phase that could be claimed but was skipped because somebody has it locked, other
 -- than those in p_awaited: the coordinator waits for that lock, since a transaction that ends by rollback notifies nobody.
 create or replace function pgcoord.agenda(
     p_awaited text[] default '{}', out due_in float8, out abandoned bigint[], out locked_phase text
@@ -403,10 +407,11 @@ declare
 begin
     due_in := extract(epoch from least(
         (select min(retry_at) from public.phase_queue where retry_at > clock_timestamp()),
-        (select min(a.deadline)
+        -- One that has passed: it has only just, or somebody has the attempt locked.
+        (select min(case when a.deadline > clock_timestamp() then a.deadline else clock_timestamp() + interval '1 second' end)
             from public.phase_queue as p
                 join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
-            where p.slot is not null and a.ended_at is null and a.ending is null),
+            where p.slot is not null and a.deadline is not null and a.ended_at is null and a.ending is null),
         (select min(left_alone_until) from pgcoord.elsewhere where left_alone_until > clock_timestamp()),
         v_no_issues_until
     ) - clock_timestamp());
