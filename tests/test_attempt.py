@@ -118,6 +118,47 @@ def test_a_claim_gives_number_adw_id_slot_and_all_that_is_needed_to_run(
     assert (given["issue_number"], given["started"], given["ended"]) == (7, False, False)
 
 
+def test_a_claim_returns_what_the_view_of_assignments_shows(conn: Connection, epoch: int) -> None:
+    feature = add_feature(conn, {1: [], 2: [], 3: []})
+    conn.execute("select pgcoord.set_slots(2)")
+    claimed = conn.execute("select * from pgcoord.claim_phases(%s)", [epoch]).fetchall()
+    shown = conn.execute("select * from pgcoord.assignment order by attempt_id").fetchall()
+    assert claimed == shown
+    assert [each["queue_id"] for each in claimed] == [f"queue-{feature}-{n}" for n in (1, 2)]
+
+
+def test_a_claim_without_a_free_slot_writes_nothing_and_waits_for_nobody(
+    dsn: str, conn: Connection, epoch: int
+) -> None:
+    add_feature(conn, {number: [] for number in range(1, 5)})
+    assert len(claim(conn, epoch)) == 3
+    with psycopg.connect(dsn) as other:
+        other.execute("select from pgcoord.control for update")
+        with conn.transaction():
+            assert claim(conn, epoch) == []
+            assert one(conn, "select pg_current_xact_id_if_assigned() as id")["id"] is None
+        with refused("PC007", "lead"):
+            claim(conn, epoch - 1)
+
+
+def test_plans_made_before_there_were_attempts_read_no_more_of_them_later(
+    conn: Connection, epoch: int
+) -> None:
+    add_feature(conn, {number: [] for number in range(1, 60)})
+    held = claim(conn, epoch)
+    with conn.transaction():
+        for _ in range(50):
+            conn.execute("select from pgcoord.complete_phase(%s)", [held.pop(0)])
+            held += claim(conn, epoch)
+        read = one(
+            conn,
+            "select seq_tup_read as one_by_one, idx_tup_fetch as by_index"
+            " from pg_stat_xact_user_tables where relid = 'pgcoord.attempt'::regclass",
+        )
+    assert read["one_by_one"] == 0
+    assert read["by_index"] <= 4 * 50 + 10  # each is looked up a few times: all of them would be 1,000
+
+
 def test_a_claim_takes_one_phase_for_each_free_slot(conn: Connection, epoch: int) -> None:
     feature = add_feature(conn, {number: [] for number in range(1, 6)})
     assert claim(conn, epoch) == [f"queue-{feature}-{n}" for n in (1, 2, 3)]

@@ -425,11 +425,29 @@ def test_a_deadline_that_passes_while_the_phase_is_reported_changes_nothing(
     conn.execute("update pgcoord.attempt set deadline = now()")
     first.do("begin")
     first.do(COMPLETE, "queue-1-1")
-    expired = second.send_and_wait("select pgcoord.expire_attempts()")
+    second.do("select pgcoord.expire_attempts()")  # waits for nobody
     first.do("commit")
-    expired.result(PATIENCE)
+    second.do("select pgcoord.expire_attempts()")
     assert attempt_of(conn, "queue-1-1")["ending"] is None
     assert statuses(conn) == {1: "completed"}
+
+
+def test_a_locked_attempt_past_its_deadline_holds_nobody_up_and_is_looked_at_again(
+    conn: Connection, epoch: int, first: Session, second: Session
+) -> None:
+    add_feature(conn, {1: [], 2: []})
+    claim(conn, epoch)
+    conn.execute("update pgcoord.attempt set deadline = now()")
+    first.do("begin")
+    first.do("select from pgcoord.attempt where queue_id = 'queue-1-1' for update")
+    second.do("select pgcoord.expire_attempts()")
+    assert attempt_of(conn, "queue-1-1")["ending"] is None
+    assert attempt_of(conn, "queue-1-2")["ending"] == "timed_out"
+    agenda = conn.execute("select due_in from pgcoord.agenda()").fetchone()
+    assert agenda and agenda["due_in"] == pytest.approx(1, abs=0.5)
+    first.do("rollback")  # which notifies nobody
+    second.do("select pgcoord.expire_attempts()")
+    assert attempt_of(conn, "queue-1-1")["ending"] == "timed_out"
 
 
 # Graphs that change.

@@ -76,25 +76,24 @@ begin
     if not pgcoord.sees_others() then
         perform pgcoord.check_isolation();
     end if;
-    select c.host, c.runs_folder, array(select name from pgcoord.workflow) as workflows,
-        (select name from pgcoord.workflow where is_default) as workflow,
-        exists (select from public.phase_queue where retry_at <= clock_timestamp()) as retries,
+    select c.host, c.runs_folder, (select name from pgcoord.workflow where is_default) as workflow,
+        exists (select from public.phase_queue where retry_at <= clock_timestamp()) as finds_retry,
         exists (
             select from pgcoord.slot as s where not exists (select from public.phase_queue as p where p.slot = s.number)
-        ) as slots
+        ) as finds_slot
     into v_leader
     from pgcoord.control as k join pgcoord.coordinator as c using (epoch)
     where k.epoch = p_epoch;
     if not found then
         perform pgcoord.check_epoch(p_epoch);
-    elsif not v_leader.slots then
+    elsif not v_leader.finds_slot then
         return;
     end if;
     select * into v_control from pgcoord.control for no key update;
     if v_control.epoch <> p_epoch then
         perform pgcoord.check_epoch(p_epoch);
     end if;
-    if v_leader.retries then
+    if v_leader.finds_retry then
         update public.phase_queue set retry_at = null
         where queue_id in (
             select queue_id from public.phase_queue where retry_at <= clock_timestamp() for no key update skip locked
@@ -113,15 +112,16 @@ begin
         where s.draining and not exists (select from public.phase_queue as p where p.slot = s.number);
     end if;
     for v_phase in
-        select p.queue_id, p.attempt, coalesce(p.workflow_type, v_leader.workflow) as workflow,
-            p.phase_data ->> 'max_attempts' as max_attempts, p.phase_data ->> 'timeout_seconds' as timeout_seconds
+        select p.queue_id, p.attempt, w.name, w.reports, w.retry_delay, w.retry_lost,
+            coalesce((p.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts) as max_attempts,
+            coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::float8), w.timeout) as timeout
         from public.phase_queue as p
+            join pgcoord.workflow as w on w.name = coalesce(p.workflow_type, v_leader.workflow)
         where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
-            and coalesce(p.workflow_type, v_leader.workflow) = any (v_leader.workflows)
             and (p.issue_number is not null or not v_no_issues)
         order by p.priority, p.queue_position, p.feature_id, p.phase_number
         limit coalesce(cardinality(v_free.slots), 0)
-        for no key update skip locked
+        for no key update of p skip locked
     loop
         loop
             v_id := nextval('pgcoord.attempt_id');
@@ -129,15 +129,15 @@ begin
                 id, queue_id, number, adw_id, secret, slot, epoch, host, folder,
                 workflow, reports, max_attempts, retry_delay, retry_lost, timeout
             )
-            select v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord.adw_id(v_id, v_control.adw_offset), pgcoord.new_secret(),
+            values (
+                v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord.adw_id(v_id, v_control.adw_offset), pgcoord.new_secret(),
                 v_free.slots[1 + coalesce(cardinality(v_attempts), 0)], p_epoch, v_leader.host,
                 -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
                 format('%s/%s/%s-%s', v_leader.runs_folder, v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
-                w.name, w.reports, coalesce(v_phase.max_attempts::numeric::integer, w.max_attempts), w.retry_delay, w.retry_lost,
-                coalesce(make_interval(secs => v_phase.timeout_seconds::float8), w.timeout)
-            from pgcoord.workflow as w where w.name = v_phase.workflow
+                v_phase.name, v_phase.reports, v_phase.max_attempts, v_phase.retry_delay, v_phase.retry_lost, v_phase.timeout
+            )
             on conflict (adw_id) do nothing;
-            exit when found;    -- else a client has used its adw_id
+            exit when found;    -- else a client has used this very adw_id
         end loop;
         v_attempts := v_attempts || v_id;
     end loop;
@@ -341,15 +341,20 @@ end $$;
 comment on function pgcoord.return_attempt(bigint, interval, text) is
     'For the coordinator: give a claimed attempt back unused; its phase waits for that long and keeps its attempts.';
 
--- Ask for the end of attempts that have run longer than they may.
+-- Ask for the end of attempts that have run longer than they may. One that somebody has locked is passed over, so that
+-- no transaction of a person's holds the coordinator up; the agenda has it looked at again.
 create or replace function pgcoord.expire_attempts() returns void
 language sql as $$
     update pgcoord.attempt as a
     set ending = 'timed_out', ending_at = clock_timestamp(),
         ending_reason = format('ran longer than its timeout of %s', timeout)
-    from public.phase_queue as p
-    where p.slot is not null and a.queue_id = p.queue_id and a.number = p.attempt
-        and a.deadline <= clock_timestamp() and a.ended_at is null and a.ending is null;
+    where a.id in (
+        select late.id
+        from public.phase_queue as p
+            join pgcoord.attempt as late on late.queue_id = p.queue_id and late.number = p.attempt
+        where p.slot is not null and late.deadline <= clock_timestamp() and late.ended_at is null and late.ending is null
+        for no key update of late skip locked
+    );
 $$;
 comment on function pgcoord.expire_attempts() is 'For the coordinator: ask for the end of attempts past their deadline.';
 
@@ -388,8 +393,7 @@ comment on trigger attempt_delete_tells on pgcoord.attempt is
     'Tell the coordinators that a process is to be ended whose attempt is gone.';
 
 -- When to look next, in seconds, though nobody notifies: the nearest retry time, deadline or end of a lease, and when
--- GitHub is asked again. Attempts
--- whose host's lease has run out. And a phase that could be claimed but was skipped because somebody has it locked, other
+-- GitHub is asked again. Attempts whose host's lease has run out. And a phase that could be claimed but was skipped because somebody has it locked, other
 -- than those in p_awaited: the coordinator waits for that lock, since a transaction that ends by rollback notifies nobody.
 create or replace function pgcoord.agenda(
     p_awaited text[] default '{}', out due_in float8, out abandoned bigint[], out locked_phase text
@@ -403,10 +407,11 @@ declare
 begin
     due_in := extract(epoch from least(
         (select min(retry_at) from public.phase_queue where retry_at > clock_timestamp()),
-        (select min(a.deadline)
+        -- One that has passed: it has only just, or somebody has the attempt locked.
+        (select min(case when a.deadline > clock_timestamp() then a.deadline else clock_timestamp() + interval '1 second' end)
             from public.phase_queue as p
                 join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
-            where p.slot is not null and a.ended_at is null and a.ending is null),
+            where p.slot is not null and a.deadline is not null and a.ended_at is null and a.ending is null),
         (select min(left_alone_until) from pgcoord.elsewhere where left_alone_until > clock_timestamp()),
         v_no_issues_until
     ) - clock_timestamp());

@@ -11,15 +11,14 @@
 -- Which states may follow which: design section 4.
 create or replace function pgcoord.may_move(p_from text, p_to text) returns boolean
 language sql immutable
-return case p_from
-    when 'queued' then p_to in ('ready', 'completed', 'blocked', 'cancelled')
-    when 'ready' then p_to in ('running', 'completed', 'failed', 'cancelled', 'queued')
-    when 'running' then p_to in ('completed', 'failed', 'cancelled', 'queued')
-    when 'blocked' then p_to in ('queued', 'completed', 'cancelled')
-    when 'failed' then p_to in ('queued', 'completed', 'cancelled')
-    when 'cancelled' then p_to in ('queued', 'completed')
-    else false
-end;
+return p_from || ' → ' || p_to in (
+    'queued → ready', 'queued → completed', 'queued → blocked', 'queued → cancelled',
+    'ready → running', 'ready → completed', 'ready → failed', 'ready → cancelled', 'ready → queued',
+    'running → completed', 'running → failed', 'running → cancelled', 'running → queued',
+    'blocked → queued', 'blocked → completed', 'blocked → cancelled',
+    'failed → queued', 'failed → completed', 'failed → cancelled',
+    'cancelled → queued', 'cancelled → completed'
+);
 comment on function pgcoord.may_move(text, text) is 'Whether a phase in the first state may become the second.';
 
 -- Errors: PC009 under a snapshot that would not see what others commit meanwhile.
