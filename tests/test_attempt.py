@@ -156,7 +156,8 @@ def test_plans_made_before_there_were_attempts_read_no_more_of_them_later(
             " from pg_stat_xact_user_tables where relid = 'pgcoord.attempt'::regclass",
         )
     assert read["one_by_one"] == 0
-    assert read["by_index"] <= 4 * 50 + 10  # each is looked up a few times: all of them would be 1,000
+    # each is looked up a few times: all of them would be 1,000
+    assert read["by_index"] <= 4 * 50 + 10
 
 
 def test_a_claim_takes_one_phase_for_each_free_slot(conn: Connection, epoch: int) -> None:

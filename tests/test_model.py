@@ -360,7 +360,8 @@ class Coordination(RuleBasedStateMachine):
         self.replayed_slots = 3
         self.last_event = 0
         conn.execute(
-            "truncate planned_features, phase_queue, pgcoord.attempt, pgcoord.dependency;"
+            "truncate planned_features, phase_queue, pgcoord.attempt, pgcoord.dependency,"
+            " pgcoord.issue, pgcoord.errand;"
             "truncate pgcoord.event;"
             "delete from pgcoord.slot; insert into pgcoord.slot select generate_series(1, 3);"
             "update pgcoord.control set paused_at = null"
