@@ -54,7 +54,7 @@ end $$;
 comment on function pgcoord.check_epoch(bigint) is 'Refuse (PC007) a coordinator whose lead is over.';
 
 -- Claim eligible phases in total order over all features, one for each free slot; phases that somebody else has
--- locked are skipped, never waited for. Where no slot is free it ends before it has locked anything: who frees one
+-- locked are skipped, never waited for. Where no slot is free (and no retry time has come) it locks nothing: who frees one
 -- wakes the coordinator anew, and a transaction that has written nothing has nothing to wait for at its commit. The
 -- control row is locked in a statement of its own: the statements after it see all that earlier claims have committed.
 -- The lock of a phase is NO KEY, so that an edge being stored to it (a foreign key's share lock) does not hide it.
@@ -86,7 +86,7 @@ begin
     where k.epoch = p_epoch;
     if not found then
         perform pgcoord.check_epoch(p_epoch);
-    elsif not v_leader.finds_slot then
+    elsif not (v_leader.finds_slot or v_leader.finds_retry) then
         return;
     end if;
     select * into v_control from pgcoord.control for no key update;
@@ -393,8 +393,9 @@ comment on trigger attempt_delete_tells on pgcoord.attempt is
     'Tell the coordinators that a process is to be ended whose attempt is gone.';
 
 -- When to look next, in seconds, though nobody notifies: the nearest retry time, deadline or end of a lease, and when
--- GitHub is asked again. Attempts whose host's lease has run out. And a phase that could be claimed but was skipped because somebody has it locked, other
--- than those in p_awaited: the coordinator waits for that lock, since a transaction that ends by rollback notifies nobody.
+-- GitHub is asked again. Attempts whose host's lease has run out. And a phase that could be claimed but was skipped
+-- because somebody has it locked, other than those in p_awaited: the coordinator waits for that lock, since a
+-- transaction that ends by rollback notifies nobody.
 create or replace function pgcoord.agenda(
     p_awaited text[] default '{}', out due_in float8, out abandoned bigint[], out locked_phase text
 )
