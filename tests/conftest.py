@@ -7,11 +7,13 @@ create databases), `PGCOORD_TEST_POSTGRES` a folder of Postgres binaries to embe
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,23 +60,32 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """The DSN of a server whose databases are made and dropped at will."""
     given = os.environ.get("PGCOORD_TEST_DSN")
     if given:
         yield given
         return
-    embedded = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), _binaries())
-    embedded.start()
-    try:
+    with (
+        tempfile.TemporaryDirectory(prefix="pgcoord-tests-", dir=_memory()) as folder,
+        ExitStack() as end,
+    ):
+        embedded = EmbeddedPostgres(Path(folder), _binaries())
+        end.callback(embedded.stop)
+        embedded.start()
         with psycopg.connect(embedded.dsn, autocommit=True) as conn:
             # The databases live as long as the session: nothing has to survive a power cut.
             conn.execute("alter system set fsync = off")
             conn.execute("alter system set max_wal_size = '128MB'")  # on disk, that is
             conn.execute("select pg_reload_conf()")
         yield embedded.dsn
-    finally:
-        embedded.stop()
+
+
+def _memory() -> str | None:
+    """A folder that is kept in memory, if there is room: a database is copied there in a third."""
+    folder = "/dev/shm"
+    roomy = os.path.isdir(folder) and shutil.disk_usage(folder).free > 2**31
+    return folder if roomy else None
 
 
 def find_test_binaries() -> Binaries:

@@ -196,6 +196,13 @@ class Gate:
         os.write(self._descriptor, b"\n" * scripts)
 
 
+async def until_it_ends(file: Path, text: str) -> None:
+    """Wait until a process has written a file that ends with `text`."""
+    async with asyncio.timeout(PATIENCE):
+        while not (file.exists() and file.read_text().endswith(text)):  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.01)
+
+
 def is_alive(pid: int) -> bool:
     """Whether there is such a process, and not as a zombie."""
     try:

@@ -17,6 +17,7 @@ from coordination import (
     is_alive,
     make_coordinator,
     running,
+    until_it_ends,
     watching,
 )
 
@@ -150,16 +151,10 @@ async def test_a_claim_that_a_failover_lost_is_ended_before_it_is_made_again(
         async with watching(pair.standby.dsn) as watch:
             await watch.until_statuses("running")
             assert not is_alive(first)
-            await until_it_says(log, "start\nend\nstart\n")
+            await until_it_ends(log, "start\nend\nstart\n")
             await watch.one("select pgcoord.cancel_phase('queue-1-1', 'enough')")
             await watch.until_statuses("cancelled")
     assert log.read_text() == "start\nend\nstart\nend\n"
-
-
-async def until_it_says(file: Path, text: str) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while file.read_text() != text:  # noqa: ASYNC110, ASYNC240
-            await asyncio.sleep(0.01)
 
 
 async def test_an_end_that_a_failover_lost_is_told_again(

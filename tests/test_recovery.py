@@ -12,7 +12,16 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from coordination import Gate, Watch, is_alive, make_coordinator, running, scripts, watching
+from coordination import (
+    Gate,
+    Watch,
+    is_alive,
+    make_coordinator,
+    running,
+    scripts,
+    until_it_ends,
+    watching,
+)
 
 # A coordinator that kills itself as `kill -9` would, at one point of an attempt's way.
 DYING = """
@@ -162,6 +171,7 @@ async def test_a_restored_state_whose_run_was_deleted_is_lost_not_run_again(
     await watch.submit(f"echo >> {tmp_path}/starts; exec sleep 1000")
     async with running(make_coordinator(dsn, tmp_path)):
         await watch.until_statuses("running")
+        await until_it_ends(tmp_path / "starts", "\n")
     attempt = await watch.one("select pid, folder from pgcoord.attempt")
     os.killpg(attempt["pid"], signal.SIGKILL)
     shutil.rmtree(attempt["folder"])
@@ -177,6 +187,7 @@ async def test_a_process_whose_run_was_deleted_under_it_is_ended_and_then_lost(
     await watch.submit(f"echo $$ > {tmp_path}/pid; exec sleep 1000")
     async with running(make_coordinator(dsn, tmp_path)):
         await watch.until_statuses("running")
+        await until_it_ends(tmp_path / "pid", "\n")
     attempt = await watch.one("select pid, folder from pgcoord.attempt")
     shutil.rmtree(attempt["folder"])
     async with running(make_coordinator(dsn, tmp_path)):
