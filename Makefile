@@ -64,7 +64,7 @@ test-matrix: install ## run the tests on PostgreSQL 14 to 18, where a Docker eng
 	$(BIN)/python tests/matrix.py
 
 test-scale: install prism ## run the tests that take minutes
-	$(BIN)/pytest -q -m scale
+	$(BIN)/pytest -q -n 2 -m scale
 
 check: lint types test ## what has to be right before a commit
 

@@ -109,7 +109,7 @@ def test_the_database_is_as_large_as_it_claims_to_be(conn: Connection) -> None:
         (
             "select count(*) from pgcoord.phase_objects(array("
             "select queue_id from phase_queue where feature_id in (1002, 1003)))",
-            5_000,
+            10_000,  # of two hundred phases
         ),
         # The place in line is counted in its index.
         ("select * from pgcoord.why('queue-2000-99')", 5_000),
