@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from pgcoord import queries
 from pgcoord.configuration import Configuration, Workflow
@@ -19,9 +19,6 @@ from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, Invali
 from pgcoord.launcher import LeftBehind, Run, RunState
 from pgcoord.queries import Assignment, Move, OpenAttempt
 from pgcoord.report import NotSigned, spooled, unspool
-
-if TYPE_CHECKING:
-    from pgcoord.issues import Issues
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +36,14 @@ _KNOWN_TO_LEAD = 1.0
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
 
+class IssueMaker(Protocol):
+    """What makes the issue of a phase before its process starts."""
+
+    async def issue_for(self, assignment: Assignment, epoch: int) -> int | None:
+        """The number of its issue; None where it does without. Raises `NotNow`, `CannotStart`."""
+        ...
+
+
 class Coordination(Protocol):
     """What an attempt needs of its coordinator."""
 
@@ -49,7 +54,7 @@ class Coordination(Protocol):
     report_url: str | None
 
     @property
-    def issues(self) -> "Issues | None":
+    def issues(self) -> IssueMaker | None:
         """What makes issues on GitHub, where that is configured."""
         ...
 

@@ -17,7 +17,7 @@ from typing import IO
 import typer
 
 from pgcoord import queries
-from pgcoord.commands.logs import log_of, open_log, seek_last_lines
+from pgcoord.commands.log_file import log_of, open_log, seek_last_lines
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.place import find_phase, session
 from pgcoord.progress import UNFINISHED, clean, follow_through
