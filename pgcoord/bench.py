@@ -73,7 +73,7 @@ class Extent:
 
 
 QUICK = Extent(hops=20, drained=150, inserted=2_000, finished=0, idle_seconds=0, starts=1)
-USUAL = Extent(hops=1_000, drained=3_000, inserted=100_000, finished=0, idle_seconds=20, starts=3)
+USUAL = Extent(hops=1_000, drained=6_000, inserted=100_000, finished=0, idle_seconds=20, starts=3)
 FULL = Extent(
     hops=1_000, drained=6_000, inserted=100_000, finished=1_000_000, idle_seconds=60, starts=5
 )

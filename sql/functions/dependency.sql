@@ -101,6 +101,7 @@ begin
     loop
         select prerequisite into v_rank from pgcoord.dependency
         where feature_id = p_feature_id and dependent = v_path[1] and prerequisite = any (v_phases)
+        order by prerequisite
         limit 1;
         v_path := v_rank || v_path;
         exit when v_rank = any (v_path[2:]);
