@@ -4,13 +4,14 @@ import json
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg_pool import PoolTimeout, TooManyRequests
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 
 from pgcoord.errors import (
     ChangedMeanwhile,
@@ -177,3 +178,18 @@ async def read_bytes(request: Request, limit: int) -> bytes:
     if length > limit:
         raise HTTPException(413, f"the body may have {limit} bytes at most")
     return bytes(body)
+
+
+def log_file(path: Path, filename: str | None = None) -> FileResponse:
+    """A log to its end, or the part that a Range asks for. Raises OSError.
+
+    The whole is sent without a length, which would be wrong once the process writes on.
+    """
+    answer = FileResponse(
+        path,
+        media_type="text/plain; charset=utf-8",
+        filename=filename,
+        stat_result=path.stat(),
+    )
+    del answer.headers["content-length"]
+    return answer

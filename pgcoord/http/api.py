@@ -11,13 +11,13 @@ from typing import Any
 from urllib.parse import urlencode
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import queries
 from pgcoord.errors import NotFound, Refused
 from pgcoord.http import schemas
-from pgcoord.http.answers import Json, read_body
+from pgcoord.http.answers import Json, log_file, read_body
 from pgcoord.http.door import door_of
 from pgcoord.planner.planning import Planned
 from pgcoord.queries import Connection, Listing
@@ -184,7 +184,7 @@ async def log(call: Call) -> Response:
     path = Path(attempt.folder or "") / "log"
     if not path.is_file():
         raise NotFound(f"attempt {attempt.number} of phase {call.queue_id} has left no log")
-    return FileResponse(path, media_type="text/plain; charset=utf-8")
+    return log_file(path)
 
 
 async def pause(call: Call) -> Response:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from pgcoord import queries_panel
 from pgcoord.errors import NotFound, Refused
 from pgcoord.http import panel_log
+from pgcoord.http.answers import log_file
 from pgcoord.http.door import door_of
 from pgcoord.http.panel_answers import answering, queue_id_of, read_number, show
 from pgcoord.http.panel_live import Tail
@@ -98,6 +99,4 @@ async def log(request: Request) -> Response:
     attempt, path = await _log_path(request, queue_id, read_number(number) if number else None)
     if not path.is_file():
         raise NotFound(f"attempt {attempt} of phase {queue_id} has left no log")
-    return FileResponse(
-        path, media_type="text/plain; charset=utf-8", filename=f"{queue_id}-{attempt}.log"
-    )
+    return log_file(path, f"{queue_id}-{attempt}.log")
