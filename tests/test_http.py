@@ -167,6 +167,16 @@ async def test_answers_carry_what_protects_browsers(site: Site) -> None:
         assert headers["x-frame-options"] == "DENY"
 
 
+async def test_a_place_in_a_log_that_is_no_place_follows_nothing(
+    site: Site, conn: Connection
+) -> None:
+    add_feature(conn, {1: []})
+    for place in ("1:" + "9" * 5_000, "9" * 5_000 + ":1", "x", "1:-1"):
+        path = f"/phases/queue-1-1?live=x&log={place}"
+        async with site.client.stream("GET", path) as answer:
+            assert answer.status_code == 200
+
+
 def access(server: Server | None = None, address: str = "127.0.0.1", **environment: str) -> Any:
     return read_access(server or Server(), environment, address=address, name=address)
 
