@@ -40,6 +40,7 @@ _MEANINGS: tuple[tuple[type[Exception], int, str], ...] = (
     (PlannerFailed, 502, "planner_failed"),
     (DatabaseUnusable, 503, "unavailable"),
     (psycopg.DataError, 422, "invalid"),
+    (psycopg.errors.ProgramLimitExceeded, 422, "invalid"),
     (PoolTimeout, 503, "unavailable"),
     (TooManyRequests, 503, "unavailable"),
     (psycopg.OperationalError, 503, "unavailable"),
@@ -132,6 +133,8 @@ handlers: Mapping[Any, Any] = {
 def _reason(error: Exception) -> str:
     if isinstance(error, PoolTimeout):
         return "the database cannot be reached, or is overloaded"
+    if isinstance(error, psycopg.errors.ProgramLimitExceeded):
+        return f"something in it is too long: {error.diag.message_primary}"
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return "the connection to the database was lost; the request may be repeated"
     return " ".join(str(error).split())
