@@ -71,6 +71,8 @@ async def test_people_log_in_and_get_a_cookie(locked: Site, conn: Connection) ->
     add_feature(conn, {1: []})
     page = await locked.client.get("/", headers={"accept": "text/html"})
     assert (page.status_code, page.headers["location"]) == (303, "/login?next=/")
+    found = await locked.client.get("/?q=a&show=failed", headers={"accept": "text/html"})
+    assert httpx2.URL(found.headers["location"]).params["next"] == "/?q=a&show=failed"
     form = {"token": TOKEN, "name": "Ann", "next": "/features/1"}
     done = await locked.client.post("/login", data=form)
     assert (done.status_code, done.headers["location"]) == (303, "/features/1")
@@ -92,6 +94,22 @@ async def test_people_log_in_and_get_a_cookie(locked: Site, conn: Connection) ->
             assert answer.status_code == 401, forged
     out = await locked.client.post("/logout")
     assert 'pgcoord_session=""' in out.headers["set-cookie"]
+
+
+async def test_who_may_only_read_can_log_out(locked: Site) -> None:
+    await locked.client.post("/login", data={"token": READ_TOKEN})
+    out = await locked.client.post("/logout")
+    assert (out.status_code, out.headers["location"]) == (303, "/login")
+    assert (await locked.client.get("/api/v1/queue")).status_code == 401
+
+
+async def test_a_name_with_nul_in_it_does_what_others_do(locked: Site, conn: Connection) -> None:
+    add_feature(conn, {1: []})
+    await locked.client.post("/login", data={"token": TOKEN, "name": "A\0nn"})
+    skipped = await locked.client.post("/api/v1/queue/queue-1-1/skip")
+    assert skipped.status_code == 200
+    event = conn.execute("select actor from pgcoord.event where kind = 'phase_moved'").fetchone()
+    assert event == {"actor": "Ann (panel)"}
 
 
 async def test_a_proxy_on_this_machine_says_who_asks_and_how(locked: Site) -> None:
