@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pgcoord.launcher import ESCAPE
+
 # Bytes that are shown at once.
 PART = 64_000
 
@@ -17,8 +19,6 @@ _LINE = 2_000
 # Lines that a search finds at most.
 _MOST_FOUND = 200
 
-# What a terminal would take as a command (colours, movements, titles), not as text.
-_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -48,7 +48,7 @@ class Found:
 
 def readable(data: str) -> str:
     """Text of a log without what only a terminal understands."""
-    text = _ESCAPE.sub("", data).replace("\r\n", "\n").replace("\r", "\n")
+    text = ESCAPE.sub("", data).replace("\r\n", "\n").replace("\r", "\n")
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -150,7 +150,7 @@ class LogTail:
         text = self._kept + self._decoder.decode(data)
         # An escape sequence that has only begun is kept for the next time.
         cut = text.rfind("\x1b", -40)
-        whole = cut < 0 or _ESCAPE.match(text, cut)
+        whole = cut < 0 or ESCAPE.match(text, cut)
         self._kept, text = ("", text) if whole else (text[cut:], text[:cut])
         return {
             "attempt": self._attempt,
