@@ -53,6 +53,10 @@ async def test_a_feature_is_stored_then_executed(site: Site, conn: Connection) -
     path = f"/planned-features/{feature['id']}/execute"
     done = await ask(site, "POST", path)
     assert (done["queued"], done["message"]) == (2, "2 phases are queued")
+    one = PLAN | {"phases": PLAN["phases"][:1]}
+    small = (await site.client.post(f"{API}/planned-features", json=one)).json()
+    done_small = await ask(site, "POST", f"/planned-features/{small['id']}/execute")
+    assert done_small["message"] == "1 phase is queued"
     assert [phase["title"] for phase in done["feature"]["phases"]] == ["Tables", "View"]
     assert [phase["waiting_for"] for phase in done["feature"]["phases"]] == [
         "no coordinator runs",

@@ -113,7 +113,8 @@ async def generate_implementation(call: Call) -> Response:
 async def execute_feature(call: Call) -> Response:
     queued = await queries.execute_feature(call.conn, call.feature_id)
     feature = await queries.feature_object(call.conn, call.feature_id)
-    message = f"{queued} phases are queued" if queued else "its phases were queued before"
+    said = "1 phase is queued" if queued == 1 else f"{queued} phases are queued"
+    message = said if queued else "its phases were queued before"
     return Json({"queued": queued, "message": message, "feature": feature})
 
 
