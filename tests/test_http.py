@@ -195,6 +195,23 @@ async def test_a_place_in_a_log_that_is_no_place_follows_nothing(
             assert answer.status_code == 200
 
 
+async def test_a_form_is_read_whatever_its_headers_are(site: Site, conn: Connection) -> None:
+    async def post(*headers: str) -> int:
+        parts = "".join(f"--b\r\n{each}\r\n\r\nÜbersicht 日本\r\n" for each in headers)
+        answer = await site.client.post(
+            "/features/new",
+            content=f"{parts}--b--\r\n".encode(),
+            headers={"content-type": "multipart/form-data; boundary=b"},
+        )
+        return answer.status_code
+
+    assert await post("content-disposition: form-data; name*\r\ndate: (") == 422
+    named = "content-disposition: form-data; name"
+    assert await post(f'{named}=title; filename="日本.md"', f'{named}="description"') == 303
+    row = conn.execute("select title, description from planned_features").fetchone()
+    assert row == {"title": "Übersicht 日本", "description": "Übersicht 日本"}
+
+
 def access(server: Server | None = None, address: str = "127.0.0.1", **environment: str) -> Any:
     return read_access(server or Server(), environment, address=address, name=address)
 
