@@ -1,7 +1,6 @@
 """The log of an attempt, which may be of any size: only the part that is looked at is read."""
 
 import codecs
-import mmap
 import os
 import re
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ PART = 64_000
 # Bytes in which the last line is looked for.
 _LINE = 2_000
 
-# Lines that a search finds at most.
+# Lines that a search finds at most, bytes that it reads at once, and more than a match may have.
 _MOST_FOUND = 200
+_BLOCK = 1_000_000
+_OVERLAP = 1_000
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -99,26 +100,36 @@ def read_from(path: Path, start: int) -> Part:
 
 
 def search(path: Path, text: str) -> tuple[list[Found], bool]:
-    """Lines with a text in them, in any case, and whether there are more. Raises OSError."""
+    """Lines with a text in them, in any case, and whether there are more. Raises OSError.
+
+    The file is read in blocks, since it may shrink meanwhile, and others want to work, too.
+    """
     pattern = re.compile(re.escape(text.encode()), re.IGNORECASE)
     found: list[Found] = []
-    if not path.stat().st_size:
-        return found, False
-    with path.open("rb") as log, mmap.mmap(log.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at = 0
-        while match := pattern.search(data, at):
-            start = data.rfind(b"\n", 0, match.start()) + 1
-            end = data.find(b"\n", match.end())
-            end = len(data) if end < 0 else end
-            if len(found) == _MOST_FOUND:
-                return found, True
-            low, high = max(start, match.start() - 200), min(end, match.end() + 200)
-            parts = (data[low : match.start()], match[0], data[match.end() : high])
-            found.append(Found(start, *(readable(each.decode(errors="replace")) for each in parts)))
-            at = end + 1
-            if at > len(data):
-                break
-    return found, False
+    data, place = b"", 0
+    with path.open("rb") as log:
+        while True:
+            block = log.read(_BLOCK)
+            data += block
+            # Up to where lines are whole; of a very long one, but for what may be half a match.
+            upto = data.rfind(b"\n") + 1 or max(0, len(data) - _OVERLAP)
+            if not block:
+                upto = len(data)
+            at = 0
+            while (match := pattern.search(data, at)) and match.start() < upto:
+                start = data.rfind(b"\n", 0, match.start()) + 1
+                end = data.find(b"\n", match.end())
+                end = len(data) if end < 0 else end
+                if len(found) == _MOST_FOUND:
+                    return found, True
+                low, high = max(start, match.start() - 200), min(end, match.end() + 200)
+                parts = (data[low : match.start()], match[0], data[match.end() : high])
+                words = (readable(each.decode(errors="replace")) for each in parts)
+                found.append(Found(place + start, *words))
+                at = end + 1
+            if not block:
+                return found, False
+            data, place = data[upto:], place + upto
 
 
 class LogTail:
