@@ -121,10 +121,12 @@ def issue_body(
 ) -> str:
     """The body of an issue: the phase's own prompt, what it depends on, where it is followed."""
     whereabouts = page or f"phase {phase_number} of planned feature {feature_id} in the panel"
+    total = facts["total_phases"]
+    of = f" of {total}" if phase_number <= total else ""  # by SQL, numbers may be left out
     head = (
         f"# {short(title)}\n\n"
         f"**Feature**: {short(facts['feature'])} (planned feature {feature_id})\n"
-        f"**Phase**: {phase_number} of {facts['total_phases']}\n\n"
+        f"**Phase**: {phase_number}{of}\n\n"
     )
     foot = (
         f"\n\n{_dependencies(facts['prerequisites'])}---\n**Tracking**: {whereabouts}\n"

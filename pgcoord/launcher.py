@@ -48,6 +48,9 @@ _DEATH = timedelta(seconds=5)
 _ROUND = 1.0
 _BEGINNING = 0.01
 
+# What a terminal would take as a command (colours, movements, titles), not as text.
+ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+
 # What stands in a log instead of its middle, and the bytes of its end that are kept at most.
 _LEFT_OUT = b"\n-- pgcoord: %d bytes were left out here --\n"
 _KEPT_END = 1_000_000
@@ -250,7 +253,7 @@ class Run:
         """Return the last lines of the log, fit for a text column; empty when there are none.
 
         Reads the end of the file only. What is not UTF-8, and NUL, which Postgres refuses,
-        become U+FFFD.
+        become U+FFFD; colours and the like are left out.
         """
         try:
             with self.log.open("rb") as log:
@@ -259,7 +262,7 @@ class Run:
                 end = log.read(4 * (characters + 1))
         except FileNotFoundError:
             return ""
-        text = end.decode(errors="replace").replace("\0", "\ufffd").rstrip("\n")
+        text = ESCAPE.sub("", end.decode(errors="replace")).replace("\0", "\ufffd").rstrip("\n")
         return "\n".join(text[-characters:].split("\n")[-lines:])
 
     def bound_log(self, most: int) -> None:

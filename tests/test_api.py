@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from conftest import Connection, add_feature, claim, start, statuses
 from coordination import watching
@@ -52,6 +53,10 @@ async def test_a_feature_is_stored_then_executed(site: Site, conn: Connection) -
     path = f"/planned-features/{feature['id']}/execute"
     done = await ask(site, "POST", path)
     assert (done["queued"], done["message"]) == (2, "2 phases are queued")
+    one = PLAN | {"phases": PLAN["phases"][:1]}
+    small = (await site.client.post(f"{API}/planned-features", json=one)).json()
+    done_small = await ask(site, "POST", f"/planned-features/{small['id']}/execute")
+    assert done_small["message"] == "1 phase is queued"
     assert [phase["title"] for phase in done["feature"]["phases"]] == ["Tables", "View"]
     assert [phase["waiting_for"] for phase in done["feature"]["phases"]] == [
         "no coordinator runs",
@@ -193,6 +198,26 @@ async def test_the_log_of_an_attempt_is_sent_whole_or_in_part(dsn: str, tmp_path
         assert (await site.client.get(path, headers={"range": "bytes=-3"})).text == "789"
         missing = await site.client.get(f"{path}?attempt=2")
         assert (missing.status_code, missing.json()["error"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("path", [f"{API}/queue/queue-1-1/log", "/phases/queue-1-1/log"])
+async def test_a_log_that_grows_while_it_is_sent_arrives_to_its_end(
+    dsn: str, conn: Connection, tmp_path: Path, path: str
+) -> None:
+    async with served(dsn, tmp_path) as site, watching(dsn) as watch:
+        await watch.submit("true")
+        await watch.until_statuses("completed")
+        row = conn.execute("select folder from pgcoord.attempt").fetchone()
+        assert row
+        log = anyio.Path(row["folder"], "log")
+        await log.write_bytes(bytes(50_000_000))  # more than lies between server and client
+        last = b""
+        async with site.client.stream("GET", path) as answer:
+            async with await log.open("ab") as more:
+                await more.write(b"the end")
+            async for chunk in answer.aiter_raw():
+                last = chunk
+        assert last.endswith(b"the end")
 
 
 @pytest.mark.parametrize(

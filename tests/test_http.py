@@ -71,6 +71,8 @@ async def test_people_log_in_and_get_a_cookie(locked: Site, conn: Connection) ->
     add_feature(conn, {1: []})
     page = await locked.client.get("/", headers={"accept": "text/html"})
     assert (page.status_code, page.headers["location"]) == (303, "/login?next=/")
+    found = await locked.client.get("/?q=a&show=failed", headers={"accept": "text/html"})
+    assert httpx2.URL(found.headers["location"]).params["next"] == "/?q=a&show=failed"
     form = {"token": TOKEN, "name": "Ann", "next": "/features/1"}
     done = await locked.client.post("/login", data=form)
     assert (done.status_code, done.headers["location"]) == (303, "/features/1")
@@ -92,6 +94,22 @@ async def test_people_log_in_and_get_a_cookie(locked: Site, conn: Connection) ->
             assert answer.status_code == 401, forged
     out = await locked.client.post("/logout")
     assert 'pgcoord_session=""' in out.headers["set-cookie"]
+
+
+async def test_who_may_only_read_can_log_out(locked: Site) -> None:
+    await locked.client.post("/login", data={"token": READ_TOKEN})
+    out = await locked.client.post("/logout")
+    assert (out.status_code, out.headers["location"]) == (303, "/login")
+    assert (await locked.client.get("/api/v1/queue")).status_code == 401
+
+
+async def test_a_name_with_nul_in_it_does_what_others_do(locked: Site, conn: Connection) -> None:
+    add_feature(conn, {1: []})
+    await locked.client.post("/login", data={"token": TOKEN, "name": "A\0nn"})
+    skipped = await locked.client.post("/api/v1/queue/queue-1-1/skip")
+    assert skipped.status_code == 200
+    event = conn.execute("select actor from pgcoord.event where kind = 'phase_moved'").fetchone()
+    assert event == {"actor": "Ann (panel)"}
 
 
 async def test_a_proxy_on_this_machine_says_who_asks_and_how(locked: Site) -> None:
@@ -165,6 +183,33 @@ async def test_answers_carry_what_protects_browsers(site: Site) -> None:
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["x-frame-options"] == "DENY"
+
+
+async def test_a_place_in_a_log_that_is_no_place_follows_nothing(
+    site: Site, conn: Connection
+) -> None:
+    add_feature(conn, {1: []})
+    for place in ("1:" + "9" * 5_000, "9" * 5_000 + ":1", "x", "1:-1"):
+        path = f"/phases/queue-1-1?live=x&log={place}"
+        async with site.client.stream("GET", path) as answer:
+            assert answer.status_code == 200
+
+
+async def test_a_form_is_read_whatever_its_headers_are(site: Site, conn: Connection) -> None:
+    async def post(*headers: str) -> int:
+        parts = "".join(f"--b\r\n{each}\r\n\r\nÜbersicht 日本\r\n" for each in headers)
+        answer = await site.client.post(
+            "/features/new",
+            content=f"{parts}--b--\r\n".encode(),
+            headers={"content-type": "multipart/form-data; boundary=b"},
+        )
+        return answer.status_code
+
+    assert await post("content-disposition: form-data; name*\r\ndate: (") == 422
+    named = "content-disposition: form-data; name"
+    assert await post(f'{named}=title; filename="日本.md"', f'{named}="description"') == 303
+    row = conn.execute("select title, description from planned_features").fetchone()
+    assert row == {"title": "Übersicht 日本", "description": "Übersicht 日本"}
 
 
 def access(server: Server | None = None, address: str = "127.0.0.1", **environment: str) -> Any:

@@ -59,6 +59,10 @@ def test_an_issue_has_the_form_of_the_spec() -> None:
     )
 
 
+def test_a_number_beyond_how_many_there_are_is_of_no_total() -> None:
+    assert "**Phase**: 2\n" in body("x", total_phases=1)
+
+
 @pytest.mark.parametrize(
     ("text", "written"),
     [

@@ -749,6 +749,8 @@ async def test_the_tail_of_a_log_is_always_text(run: Run) -> None:
     assert tail.endswith(" caf\u00e9\n\ufffd")
     assert "\0" not in tail
     assert tail.encode()
+    run.log.write_bytes(b"\x1b]0;tests\x07\x1b[1;31mred\x1b[0m\n")
+    assert run.log_tail() == "red"
     run.log.write_text("\U0001f600" * 10_000)
     assert run.log_tail() == "\U0001f600" * 4000
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import psycopg
 from conftest import Connection, add_feature, claim
 from desk import CONFIGURATION, PATIENCE, Desk, Program, until
 
+from pgcoord.http import panel_log
 from pgcoord.launcher import Run, RunState
 from pgcoord.retention import remove_old_runs
 
@@ -254,6 +256,52 @@ def test_a_log_within_its_size_is_left_alone(tmp_path: Path) -> None:
 
 
 # --- Retention
+
+
+def test_a_search_finds_lines_wherever_they_are_in_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    rng = random.Random(1)
+    lines = [b"x" * rng.randrange(200) for _ in range(30_000)]
+    wanted = sorted(rng.sample(range(len(lines)), 150))
+    for number in wanted:
+        lines[number] += b" Needle " + lines[number]
+    log.write_bytes(b"\n".join(lines))
+    found, more = panel_log.search(log, "needle")
+    assert not more
+    assert [each.offset for each in found] == [
+        sum(len(line) + 1 for line in lines[:number]) for number in wanted
+    ]
+    assert {each.match for each in found} == {"Needle"}
+    # One line of several megabytes, with what is looked for across any boundary of blocks.
+    for place in (0, 999_997, 1_999_997, 2_500_000):
+        log.write_bytes(b"y" * place + b"needle" + b"z" * 3_000_000)
+        [one], more = panel_log.search(log, "needle")
+        assert (one.match, one.before[-1:], one.after[:1], more) == (
+            "needle",
+            "y" if place else "",
+            "z",
+            False,
+        )
+    log.write_bytes(b"needle\n" * 201)
+    assert len(panel_log.search(log, "needle")[0]) == 200
+    assert panel_log.search(log, "needle")[1]
+    log.write_bytes(b"")
+    assert panel_log.search(log, "needle") == ([], False)
+
+
+def test_a_log_may_shrink_while_it_is_searched(tmp_path: Path) -> None:
+    """As when its process empties it, in the middle of the search."""
+    log = tmp_path / "log"
+    log.write_bytes(b"a line of the log, such as there are many\n" * 1_500_000)
+    search = "import sys, pathlib\nfrom pgcoord.http.panel_log import search\nprint('searches')\n"
+    search += "for _ in range(5): search(pathlib.Path(sys.argv[1]), 'zebra')\n"
+    command = [sys.executable, "-u", "-c", search, str(log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as searching:
+        assert searching.stdout is not None
+        assert searching.stdout.readline()
+        time.sleep(0.1)
+        os.truncate(log, 1_000)
+        assert searching.wait(PATIENCE) == 0
 
 
 def test_runs_that_ended_long_ago_are_removed_and_others_never(

@@ -392,6 +392,19 @@ async def test_a_page_that_was_away_is_sent_what_it_missed_and_no_more(
     assert '"phase-4":' not in message
 
 
+async def test_words_fit_how_many_phases_there_are_and_how_they_are_numbered(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    feature = add_feature(conn, {6: [], 7: []})
+    for queue_id in claim(conn, epoch):
+        start(conn, epoch, queue_id)
+    conn.execute("select pgcoord.end_attempt(id, 1, '') from pgcoord.attempt")
+    await look(page, panel)
+    await expect(page.locator("#features")).to_contain_text("Phases 6 and 7 failed")
+    await look(page, f"{panel}/phases/queue-{feature}-7")
+    await expect(page.locator(".crumbs")).to_have_text(re.compile("/ phase 7$"))
+
+
 # --- Actions
 
 

@@ -305,6 +305,9 @@ def test_a_running_phase_is_refused_before_its_prerequisites(
         add_phase(conn, feature, 2, [1], status="running")
 
 
+UNTIMELY = ("infinity", "-infinity", "12000-01-01", "1000-01-01")
+
+
 @pytest.mark.parametrize(
     ("columns", "sqlstate", "words"),
     [
@@ -327,6 +330,7 @@ def test_a_running_phase_is_refused_before_its_prerequisites(
             ({"phase_data": Jsonb({"timeout_seconds": n})}, "23514", "timeout_is_seconds")
             for n in (0, -1, 1e9, "60")
         ),
+        *(({"retry_at": each}, "PC005", "which is no time") for each in UNTIMELY),
     ],
 )
 def test_what_cannot_be_a_phase_is_refused(
@@ -342,6 +346,13 @@ def test_what_cannot_be_a_phase_is_refused(
             list(values.values()),
         )
     assert statuses(conn) == {}
+
+
+@pytest.mark.parametrize("retry_at", UNTIMELY)
+def test_what_is_no_time_to_retry_is_refused(conn: Connection, retry_at: str) -> None:
+    add_feature(conn, {1: []})
+    with refused("PC005", f"retry_at of phase queue-1-1 is {retry_at}"):
+        conn.execute("update phase_queue set retry_at = %s", [retry_at])
 
 
 def test_a_phase_that_exists_already_is_refused(conn: Connection) -> None:

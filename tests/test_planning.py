@@ -189,7 +189,10 @@ def test_a_plan_is_written_edited_and_taken_back(desk: Desk, conn: Connection) -
     text = (desk.folder / "plan.md").read_text()
     assert text.startswith("# T\n\nAdd a table.\n\n## Phase 1: T\nDepends on: none\n")
     desk.write("plan.md", f"{text}\n## Phase 2: View\n\nBuild it.\n")
-    assert "a plan of your own, 2 phases" in desk.say("plan", "1", "--from", "plan.md")
+    said = desk.say("plan", "1", "--from", "plan.md")
+    assert "a plan of your own, 2 phases" in said
+    # What it tells to do queues this plan, and no other one.
+    [statement] = re.findall(r"select [^']+", said.splitlines()[-1])
     row = conn.execute("select plan from planned_features").fetchone()
     assert row
     assert [(each["title"], each["depends_on_phases"]) for each in row["plan"]] == [
@@ -201,6 +204,8 @@ def test_a_plan_is_written_edited_and_taken_back(desk: Desk, conn: Connection) -
     assert faulty.returncode == 5
     assert "plan.md:6: Depends on: there is no phase 9" in faulty.stderr
     assert conn.execute("select plan from planned_features").fetchone() == row
+    conn.execute(statement.encode())
+    assert inserted(conn) == row["plan"]
 
 
 def test_a_text_file_is_planned_without_a_database(bare_desk: Desk) -> None:

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
+import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,17 @@ async def test_what_cannot_be_taken_is_refused_with_the_reason(
     answer = await site.report(body)
     assert answer.status_code == status, answer.text
     assert reason in answer.json()["reason"]
+    assert statuses(conn) == {1: "running", 2: "queued"}
+
+
+async def test_an_id_that_is_too_long_to_be_kept_is_no_lost_connection(
+    site: Site, conn: Connection, running: str
+) -> None:
+    body = {"queue_id": running, "status": "completed"}
+    request = signed(body, SECRET, message_id=secrets.token_hex(8_000))
+    answer = await site.client.post("/workflow-complete", **request)
+    assert answer.status_code == 422
+    assert answer.json()["reason"].startswith("something in it is too long: index row")
     assert statuses(conn) == {1: "running", 2: "queued"}
 
 

@@ -280,7 +280,9 @@ def _what_next(number: int | None, output: Path | None, execute: bool) -> str:
         return f"queued; 'pgcoord status {number}' shows it"
     wrote = f"wrote {output}; " if output else ""
     if number:
-        return f"{wrote}stored with feature {number}; --execute, or the panel, queues it"
+        # Not --execute, which would plan it anew first.
+        queues = f"the panel queues it, or 'select pgcoord.execute_feature({number})'"
+        return f"{wrote}stored with feature {number}; {queues}"
     if output:
         return f"{wrote}'pgcoord submit {output}' queues it"
     return "nothing is stored; --output FILE writes it as a plan"

@@ -4,13 +4,14 @@ import json
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg_pool import PoolTimeout, TooManyRequests
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 
 from pgcoord.errors import (
     ChangedMeanwhile,
@@ -39,6 +40,7 @@ _MEANINGS: tuple[tuple[type[Exception], int, str], ...] = (
     (PlannerFailed, 502, "planner_failed"),
     (DatabaseUnusable, 503, "unavailable"),
     (psycopg.DataError, 422, "invalid"),
+    (psycopg.errors.ProgramLimitExceeded, 422, "invalid"),
     (PoolTimeout, 503, "unavailable"),
     (TooManyRequests, 503, "unavailable"),
     (psycopg.OperationalError, 503, "unavailable"),
@@ -131,6 +133,8 @@ handlers: Mapping[Any, Any] = {
 def _reason(error: Exception) -> str:
     if isinstance(error, PoolTimeout):
         return "the database cannot be reached, or is overloaded"
+    if isinstance(error, psycopg.errors.ProgramLimitExceeded):
+        return f"something in it is too long: {error.diag.message_primary}"
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return "the connection to the database was lost; the request may be repeated"
     return " ".join(str(error).split())
@@ -177,3 +181,18 @@ async def read_bytes(request: Request, limit: int) -> bytes:
     if length > limit:
         raise HTTPException(413, f"the body may have {limit} bytes at most")
     return bytes(body)
+
+
+def log_file(path: Path, filename: str | None = None) -> FileResponse:
+    """A log to its end, or the part that a Range asks for. Raises OSError.
+
+    The whole is sent without a length, which would be wrong once the process writes on.
+    """
+    answer = FileResponse(
+        path,
+        media_type="text/plain; charset=utf-8",
+        filename=filename,
+        stat_result=path.stat(),
+    )
+    del answer.headers["content-length"]
+    return answer

@@ -11,13 +11,13 @@ from typing import Any
 from urllib.parse import urlencode
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import queries
 from pgcoord.errors import NotFound, Refused
 from pgcoord.http import schemas
-from pgcoord.http.answers import Json, read_body
+from pgcoord.http.answers import Json, log_file, read_body
 from pgcoord.http.door import door_of
 from pgcoord.planner.planning import Planned
 from pgcoord.queries import Connection, Listing
@@ -113,7 +113,8 @@ async def generate_implementation(call: Call) -> Response:
 async def execute_feature(call: Call) -> Response:
     queued = await queries.execute_feature(call.conn, call.feature_id)
     feature = await queries.feature_object(call.conn, call.feature_id)
-    message = f"{queued} phases are queued" if queued else "its phases were queued before"
+    said = "1 phase is queued" if queued == 1 else f"{queued} phases are queued"
+    message = said if queued else "its phases were queued before"
     return Json({"queued": queued, "message": message, "feature": feature})
 
 
@@ -184,7 +185,7 @@ async def log(call: Call) -> Response:
     path = Path(attempt.folder or "") / "log"
     if not path.is_file():
         raise NotFound(f"attempt {attempt.number} of phase {call.queue_id} has left no log")
-    return FileResponse(path, media_type="text/plain; charset=utf-8")
+    return log_file(path)
 
 
 async def pause(call: Call) -> Response:

@@ -27,7 +27,7 @@ async def log_in(request: Request) -> Response:
     client = request.client.host if request.client else "unknown"
     if sessions.has_to_wait(client):
         return _page(request, wanted, "Too many log-ins have failed. Try again in a minute.", 429)
-    cookie = sessions.log_in(token, name[:60])
+    cookie = sessions.log_in(token, name.replace("\0", "")[:60])
     if cookie is None:
         sessions.failed(client)
         return _page(request, wanted, "This is not the token.", 403)

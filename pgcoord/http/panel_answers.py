@@ -6,7 +6,6 @@ What goes wrong is a page, too, and says it in the words of whoever refused.
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from email.parser import BytesParser
-from email.policy import HTTP
 from functools import wraps
 from typing import Any
 from urllib.parse import parse_qs, quote
@@ -152,9 +151,9 @@ async def read_form(request: Request, limit: int = _FORM) -> Form:
         fields = parse_qs(body.decode(errors="replace"), keep_blank_values=True)
         return {name: values[-1] for name, values in fields.items()}
     head = f"content-type: {kind}\r\n\r\n".encode(errors="replace")
-    message = BytesParser(policy=HTTP).parsebytes(head + body)
     form = {}
-    for part in message.iter_parts():
+    # With the default policy: the newer ones stumble over some malformed headers.
+    for part in BytesParser().parsebytes(head + body).walk():
         name = part.get_param("name", header="content-disposition")
         content = part.get_payload(decode=True)
         if isinstance(name, str) and isinstance(content, bytes):

@@ -1,12 +1,13 @@
 """The log of an attempt, which may be of any size: only the part that is looked at is read."""
 
 import codecs
-import mmap
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pgcoord.launcher import ESCAPE
 
 # Bytes that are shown at once.
 PART = 64_000
@@ -14,11 +15,11 @@ PART = 64_000
 # Bytes in which the last line is looked for.
 _LINE = 2_000
 
-# Lines that a search finds at most.
+# Lines that a search finds at most, bytes that it reads at once, and more than a match may have.
 _MOST_FOUND = 200
+_BLOCK = 1_000_000
+_OVERLAP = 1_000
 
-# What a terminal would take as a command (colours, movements, titles), not as text.
-_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -48,7 +49,7 @@ class Found:
 
 def readable(data: str) -> str:
     """Text of a log without what only a terminal understands."""
-    text = _ESCAPE.sub("", data).replace("\r\n", "\n").replace("\r", "\n")
+    text = ESCAPE.sub("", data).replace("\r\n", "\n").replace("\r", "\n")
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -99,26 +100,36 @@ def read_from(path: Path, start: int) -> Part:
 
 
 def search(path: Path, text: str) -> tuple[list[Found], bool]:
-    """Lines with a text in them, in any case, and whether there are more. Raises OSError."""
+    """Lines with a text in them, in any case, and whether there are more. Raises OSError.
+
+    The file is read in blocks, since it may shrink meanwhile, and others want to work, too.
+    """
     pattern = re.compile(re.escape(text.encode()), re.IGNORECASE)
     found: list[Found] = []
-    if not path.stat().st_size:
-        return found, False
-    with path.open("rb") as log, mmap.mmap(log.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at = 0
-        while match := pattern.search(data, at):
-            start = data.rfind(b"\n", 0, match.start()) + 1
-            end = data.find(b"\n", match.end())
-            end = len(data) if end < 0 else end
-            if len(found) == _MOST_FOUND:
-                return found, True
-            low, high = max(start, match.start() - 200), min(end, match.end() + 200)
-            parts = (data[low : match.start()], match[0], data[match.end() : high])
-            found.append(Found(start, *(readable(each.decode(errors="replace")) for each in parts)))
-            at = end + 1
-            if at > len(data):
-                break
-    return found, False
+    data, place = b"", 0
+    with path.open("rb") as log:
+        while True:
+            block = log.read(_BLOCK)
+            data += block
+            # Up to where lines are whole; of a very long one, but for what may be half a match.
+            upto = data.rfind(b"\n") + 1 or max(0, len(data) - _OVERLAP)
+            if not block:
+                upto = len(data)
+            at = 0
+            while (match := pattern.search(data, at)) and match.start() < upto:
+                start = data.rfind(b"\n", 0, match.start()) + 1
+                end = data.find(b"\n", match.end())
+                end = len(data) if end < 0 else end
+                if len(found) == _MOST_FOUND:
+                    return found, True
+                low, high = max(start, match.start() - 200), min(end, match.end() + 200)
+                parts = (data[low : match.start()], match[0], data[match.end() : high])
+                words = (readable(each.decode(errors="replace")) for each in parts)
+                found.append(Found(place + start, *words))
+                at = end + 1
+            if not block:
+                return found, False
+            data, place = data[upto:], place + upto
 
 
 class LogTail:
@@ -150,7 +161,7 @@ class LogTail:
         text = self._kept + self._decoder.decode(data)
         # An escape sequence that has only begun is kept for the next time.
         cut = text.rfind("\x1b", -40)
-        whole = cut < 0 or _ESCAPE.match(text, cut)
+        whole = cut < 0 or ESCAPE.match(text, cut)
         self._kept, text = ("", text) if whole else (text[cut:], text[:cut])
         return {
             "attempt": self._attempt,

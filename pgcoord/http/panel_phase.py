@@ -1,19 +1,23 @@
 """The page of a phase, and the logs of its attempts: a part, what is searched for, all of it."""
 
 import asyncio
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from pgcoord import queries_panel
 from pgcoord.errors import NotFound, Refused
 from pgcoord.http import panel_log
+from pgcoord.http.answers import log_file
 from pgcoord.http.door import door_of
 from pgcoord.http.panel_answers import answering, queue_id_of, read_number, show
 from pgcoord.http.panel_live import Tail
 from pgcoord.http.panel_pages import PhasePage
+
+_PLACE = re.compile(r"(\d{1,9}):(\d{1,18})", re.ASCII)
 
 
 @answering
@@ -83,11 +87,11 @@ async def _read_log(request: Request, queue_id: str, number: int | None) -> _Log
 
 async def _tail(request: Request, queue_id: str, place: str) -> Tail | None:
     """What is written to a log from a place on, `attempt:offset`; None where none is wanted."""
-    attempt, _, offset = place.partition(":")
-    if not (attempt.isdecimal() and offset.isdecimal()):
+    match = _PLACE.fullmatch(place)
+    if match is None:
         return None
-    number, path = await _log_path(request, queue_id, int(attempt))
-    return panel_log.LogTail(path, number, int(offset))
+    number, path = await _log_path(request, queue_id, int(match[1]))
+    return panel_log.LogTail(path, number, int(match[2]))
 
 
 @answering
@@ -98,6 +102,4 @@ async def log(request: Request) -> Response:
     attempt, path = await _log_path(request, queue_id, read_number(number) if number else None)
     if not path.is_file():
         raise NotFound(f"attempt {attempt} of phase {queue_id} has left no log")
-    return FileResponse(
-        path, media_type="text/plain; charset=utf-8", filename=f"{queue_id}-{attempt}.log"
-    )
+    return log_file(path, f"{queue_id}-{attempt}.log")

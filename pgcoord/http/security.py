@@ -35,7 +35,7 @@ _MOST_FAILURES = 5
 _MINUTE = 60.0
 
 _OPEN = (
-    *("/healthz", "/readyz", "/login"),
+    *("/healthz", "/readyz", "/login", "/logout"),
     *("/workflow-complete", "/api/v1/workflow-complete"),
     *("/webhooks/github", "/api/v1/webhooks/github"),
 )
@@ -266,7 +266,8 @@ class Guard:
             return None
         if entrant is None:
             if method == "GET" and "text/html" in request.headers.get("accept", ""):
-                return RedirectResponse(f"/login?next={quote(path)}", 303)
+                query = f"?{request.url.query}" if request.url.query else ""
+                return RedirectResponse(f"/login?next={quote(path + query)}", 303)
             tried = "authorization" in request.headers
             reason = "this is not the token" if tried else "a token is needed"
             return refusal(401, "not_authenticated", f"{reason}: Authorization: Bearer …")

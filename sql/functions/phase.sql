@@ -114,6 +114,20 @@ end $$;
 comment on function pgcoord.slot_for_inserted(text) is
     'The lowest free slot, for a phase inserted as running by hand; PC006 when there is none.';
 
+-- Refuse a retry time that is none: infinity, or one that programs cannot read.
+-- Errors: PC005.
+create or replace function pgcoord.check_retry_time(p_queue_id text, p_retry_at timestamptz) returns void
+language plpgsql as $$
+begin
+    if p_retry_at not between '1970-01-01' and '9999-01-01' then
+        raise exception using
+            errcode = 'PC005',
+            message = format('retry_at of phase %s is %s, which is no time to try it', p_queue_id, p_retry_at),
+            hint = 'pgcoord.pause(feature_id) holds phases back without an end.';
+    end if;
+end $$;
+comment on function pgcoord.check_retry_time(text, timestamptz) is 'Refuse (PC005) a retry time that is none, such as infinity.';
+
 create or replace function pgcoord.fill_phase() returns trigger
 language plpgsql as $$
 begin
@@ -121,6 +135,9 @@ begin
     new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
     if jsonb_typeof(new.depends_on_phases) <> 'array' then
         perform pgcoord.check_prerequisites(new.queue_id, new.phase_number, new.depends_on_phases);
+    end if;
+    if new.retry_at is not null then
+        perform pgcoord.check_retry_time(new.queue_id, new.retry_at);
     end if;
     new.phase_data := coalesce(new.phase_data, '{}');
     new.workflow_type := new.phase_data ->> 'workflow_type';
@@ -467,6 +484,9 @@ begin
             -- Nothing follows from it, but a statement over many phases would deadlock with what completes one of them.
             -- Not when a claim clears a retry time: that never waits.
             perform pgcoord.hold_feature(old.feature_id);
+            if new.retry_at is not null then
+                perform pgcoord.check_retry_time(old.queue_id, new.retry_at);
+            end if;
         end if;
         return new;
     end if;

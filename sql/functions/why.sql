@@ -86,7 +86,9 @@ from public.planned_features as f
 where case p.status when 'queued' then true when 'blocked' then true else false end
 union all    -- what holds back one whose prerequisites are completed: its retry time, a pause, nobody to run it, the line
 select p.queue_id, p.feature_id, p.phase_number, 5, 'retry',
-    format('is tried again at %s%s', to_char(p.retry_at, 'HH24:MI:SS'), ', after: ' || split_part(p.error_message, e'\n', 1)), null
+    format('is tried again at %s%s',
+        to_char(p.retry_at, case when p.retry_at::date > current_date then 'YYYY-MM-DD ' else '' end || 'HH24:MI:SS'),
+        ', after: ' || split_part(p.error_message, e'\n', 1)), null
 from public.phase_queue as p
 where p.status = 'queued' and p.eligible_at is not null and p.retry_at > clock_timestamp()
 union all
