@@ -593,11 +593,24 @@ begin
             select array_agg(dependent) into v_dependents from pgcoord.dependency
             where feature_id = v.feature_id and prerequisite = v.phase_number;
             if v_dependents is not null then
-                -- Its direct dependents only, however long the queue is.
-                update public.phase_queue
+                -- Its direct dependents only, however long the queue is. The last prerequisite is looked for rather than
+                -- counted off: where one statement does several things (MERGE, WITH), the count may have been made when
+                -- the phase was completed already. (`offset 0`: a look-up for each, never a join.)
+                update public.phase_queue as p
                 set unmet = unmet - 1, eligible_at = case when unmet = 1 then clock_timestamp() end
                 where feature_id = v.feature_id and phase_number = any (v_dependents) and status in ('queued', 'blocked')
-                    and unmet > 0;    -- 0: queued again by this very statement, and counted again below
+                    and unmet > 0    -- 0: queued again by this very statement, and counted again below
+                    and (unmet > 1 or not exists (
+                        select from pgcoord.dependency as d
+                        where d.feature_id = p.feature_id and d.dependent = p.phase_number
+                            and not exists (
+                                select from public.phase_queue as up
+                                where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+                                    and up.status = 'completed'
+                                offset 0
+                            )
+                        offset 0
+                    ));
             end if;
         elsif v.status = 'queued' and v.was <> 'blocked' then
             v_again_features := v_again_features || v.feature_id;
