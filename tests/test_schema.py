@@ -323,6 +323,7 @@ def add_bare(conn: Connection, feature: int, number: int, **columns: Any) -> Non
         ({"unmet": 1}, "phase_queue_eligible_when_met"),
         ({"eligible_at": None}, "phase_queue_eligible_when_met"),
         ({"status": "failed", "retry_at": "now"}, "phase_queue_retry_is_queued"),
+        ({"retry_at": "infinity"}, "phase_queue_retry_is_queued"),
         ({"queue_id": "q1"}, "phase_queue_pkey"),
         ({"phase_number": 1}, "phase_queue_phase_is_unique"),
         ({"phase_number": 0}, "phase_queue_number_is_positive"),

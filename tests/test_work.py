@@ -113,6 +113,15 @@ def test_nothing_is_expected_where_nothing_tells(conn: Connection) -> None:
     assert finish(conn, feature)["path"] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("hours", "ends"), [("1e400", 100_000.0), ("1e-400", 0.0), ("-1e400", 0.0)]
+)
+def test_an_estimate_may_be_any_number(conn: Connection, hours: str, ends: float) -> None:
+    feature = add_feature(conn, {1: []})
+    conn.execute("update phase_queue set phase_data = %s", ['{"estimated_hours": ' + hours + "}"])
+    assert in_hours(conn, forecast(conn, feature)[1]["ends_at"]) == ends
+
+
 def test_work_for_more_than_the_slots_takes_longer_than_the_path(conn: Connection) -> None:
     feature = add_feature(conn, {n: [] for n in range(1, 7)})
     hours(conn, feature, **{f"p{n}": 1 for n in range(1, 7)})

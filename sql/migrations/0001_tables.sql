@@ -68,7 +68,7 @@ create domain pgcoord.phase_data as jsonb
     )
     constraint phase_data_timeout_is_seconds check (
         coalesce(value -> 'timeout_seconds', 'null') = 'null' or value @@
-            '$.timeout_seconds.type() == "number" && $.timeout_seconds > 0 && $.timeout_seconds <= 315360000'
+            '$.timeout_seconds.type() == "number" && $.timeout_seconds >= 0.000001 && $.timeout_seconds <= 315360000'
     );
 comment on domain pgcoord.phase_data is
     'What a phase is about: an object with title, prompt_content, workflow_type, estimated_hours, files, max_attempts, timeout_seconds.';
@@ -133,7 +133,8 @@ create table public.phase_queue (
     constraint phase_queue_slot_exists foreign key (slot) references pgcoord.slot (number),
     constraint phase_queue_starts_after_prerequisites check (slot is null or eligible_at is not null),
     constraint phase_queue_eligible_when_met check ((eligible_at is not null) = (unmet = 0)),
-    constraint phase_queue_retry_is_queued check (retry_at is null or status = 'queued')
+    -- Finite: nobody can count the seconds until infinity. Who wants a phase to wait for ever pauses its feature.
+    constraint phase_queue_retry_is_queued check (retry_at is null or status = 'queued' and isfinite(retry_at))
 ) with (
     -- Each phase is updated a few times in its life, soon after those around it: the new version finds room beside the
     -- old one, and needs no new index entries where no indexed column changed (a prerequisite of several completed).
