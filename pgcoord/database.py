@@ -17,8 +17,9 @@ _KEEPALIVE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 5000,
 }
-# What a role or database may set for people at a prompt: we wait as long as it takes.
-_PATIENCE = "-c lock_timeout=0 -c statement_timeout=0"
+# What a role or database may set for people at a prompt is not for us: we wait as long as it takes,
+# and phases change under READ COMMITTED only.
+_OURS = "-c lock_timeout=0 -c statement_timeout=0 -c default_transaction_isolation=read\\ committed"
 # The lead goes with its connection: also when our machine has vanished, and, three pings later,
 # when our process is frozen.
 _LEAD = (
@@ -54,7 +55,7 @@ def with_defaults(dsn: str, *, leads: bool = False, name: str = "pgcoord") -> st
     """
     given = parameters_of(dsn)
     extra: dict[str, Any] = {"application_name": name, **_KEEPALIVE}
-    options = [str(given.pop("options", "")), _PATIENCE]
+    options = [str(given.pop("options", "")), _OURS]
     if leads:
         extra["application_name"] = "pgcoord listener"
         options.append(_LEAD)

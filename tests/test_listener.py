@@ -231,6 +231,18 @@ async def test_a_server_that_takes_nothing_we_write_is_tried_less_and_less_often
         await watch.until_statuses("completed")
 
 
+async def test_what_people_have_set_as_isolation_level_is_not_ours(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    name = watch.conn.info.dbname
+    await watch.conn.execute(
+        f"alter database \"{name}\" set default_transaction_isolation = 'serializable'".encode()
+    )
+    async with running(make_coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        await watch.until_statuses("completed")
+
+
 @pytest.fixture
 async def own_server(tmp_path: Path) -> AsyncIterator[EmbeddedPostgres]:
     """A server that the test may stop and start."""
