@@ -872,3 +872,12 @@ def test_replaying_the_events_gives_the_statuses(conn: Connection, epoch: int) -
     conn.execute("delete from phase_queue where queue_id = %s", [f"queue-{feature}-1"])
     stored = conn.execute("select queue_id, status from phase_queue").fetchall()
     assert replayed(conn) == {row["queue_id"]: row["status"] for row in stored}
+
+
+def test_who_retries_a_completed_phase_is_told_what_to_do_instead(conn: Connection) -> None:
+    queue_id = add_phase(conn, add_feature(conn, {}), 1, status="completed")
+    with pytest.raises(psycopg.Error) as caught:
+        conn.execute(RETRY, [queue_id])
+    assert caught.value.diag.message_hint == (
+        "A completed one stays so: insert another for what is still to be done."
+    )

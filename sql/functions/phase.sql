@@ -840,6 +840,7 @@ begin
                     select format('Retry phase %s, which it waits for.', obstacle)
                     from pgcoord.obstacles(v_phase.feature_id) where phase_number = v_phase.phase_number
                 )
+                when v_phase.status = 'completed' then 'A completed one stays so: insert another for what is still to be done.'
                 else format('pgcoord.why(%L) says what it waits for.', p_queue_id)
             end;
     end if;
