@@ -327,6 +327,13 @@ def test_a_running_phase_is_refused_before_its_prerequisites(
             ({"phase_data": Jsonb({"timeout_seconds": n})}, "23514", "timeout_is_seconds")
             for n in (0, 1e-300, -1, 1e9, "60")
         ),
+        *(
+            ({column: "infinity"}, "PC005", "cannot have a time of infinity")
+            for column in ("created_at", "updated_at", "retry_at")
+        ),
+        ({"status": "running", "started_timestamp": "infinity"}, "PC005", "a time of infinity"),
+        ({"status": "running", "ready_timestamp": "-infinity"}, "PC005", "a time of -infinity"),
+        ({"status": "completed", "finished_timestamp": "10000-01-02"}, "PC005", "of 10000-01-02"),
     ],
 )
 def test_what_cannot_be_a_phase_is_refused(

@@ -136,6 +136,12 @@ def test_a_retry_time_is_waited_for(conn: Connection) -> None:
     assert in_hours(conn, finish(conn, feature)["ends_at"]) == 4
 
 
+def test_a_retry_time_that_means_never_is_waited_for(conn: Connection) -> None:
+    feature = add_feature(conn, {1: []}, retry_at="9999-12-31 23:59:59+00")
+    hours(conn, feature, p1=1)
+    assert finish(conn, feature)["ends_at"].year == 9999
+
+
 def test_a_graph_with_more_paths_than_can_be_counted_is_foreseen(conn: Connection) -> None:
     layers = 25
     phases = {

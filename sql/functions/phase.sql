@@ -114,10 +114,30 @@ end $$;
 comment on function pgcoord.slot_for_inserted(text) is
     'The lowest free slot, for a phase inserted as running by hand; PC006 when there is none.';
 
-create or replace function pgcoord.fill_phase() returns trigger
+-- Errors: PC005.
+create or replace function pgcoord.refuse_time(p_queue_id text, p_time timestamptz) returns void
 language plpgsql as $$
 begin
+    raise exception using
+        errcode = 'PC005',
+        message = format('phase %s cannot have a time of %s', p_queue_id, p_time),
+        hint = 'Times lie within the years 1 to 9999. pgcoord.pause(feature_id) has phases wait for as long as you like.';
+end $$;
+comment on function pgcoord.refuse_time(text, timestamptz) is 'Refuse (PC005) a phase with a time that nobody can count with, such as infinity.';
+
+create or replace function pgcoord.fill_phase() returns trigger
+language plpgsql as $$
+declare
+    v_time timestamptz;
+begin
     new.queue_id := coalesce(new.queue_id, format('queue-%s-%s', new.feature_id, new.phase_number));
+    foreach v_time in array array[
+        new.created_at, new.updated_at, new.ready_timestamp, new.started_timestamp, new.finished_timestamp, new.retry_at
+    ] loop
+        if v_time not between '0001-01-02 00:00+00' and '9999-12-31 23:59:59+00' then
+            perform pgcoord.refuse_time(new.queue_id, v_time);
+        end if;
+    end loop;
     new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
     if jsonb_typeof(new.depends_on_phases) <> 'array' then
         perform pgcoord.check_prerequisites(new.queue_id, new.phase_number, new.depends_on_phases);

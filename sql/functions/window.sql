@@ -59,7 +59,8 @@ comment on function pgcoord.remaining(integer[]) is
 
 create or replace function pgcoord.in_minutes(p_seconds double precision) returns timestamptz
 language sql stable
-return date_trunc('minute', now() + make_interval(secs => p_seconds + 30));
+return date_trunc('minute', case when p_seconds is not null    -- (of a null, `least` would make the other)
+    then least(now() + make_interval(secs => p_seconds + 30), '9999-12-31 00:00+00') end);
 comment on function pgcoord.in_minutes(double precision) is
     'The time in so many seconds, to the minute: an expectation says no more, and stays the same while nothing changes.';
 

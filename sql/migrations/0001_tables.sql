@@ -133,8 +133,10 @@ create table public.phase_queue (
     constraint phase_queue_slot_exists foreign key (slot) references pgcoord.slot (number),
     constraint phase_queue_starts_after_prerequisites check (slot is null or eligible_at is not null),
     constraint phase_queue_eligible_when_met check ((eligible_at is not null) = (unmet = 0)),
-    -- Finite: nobody can count the seconds until infinity. Who wants a phase to wait for ever pauses its feature.
-    constraint phase_queue_retry_is_queued check (retry_at is null or status = 'queued' and isfinite(retry_at))
+    -- A date that Python holds, too: not infinity, until which nobody can count the seconds.
+    constraint phase_queue_retry_is_queued check (
+        retry_at is null or status = 'queued' and retry_at between '0001-01-02 00:00+00' and '9999-12-31 23:59:59+00'
+    )
 ) with (
     -- Each phase is updated a few times in its life, soon after those around it: the new version finds room beside the
     -- old one, and needs no new index entries where no indexed column changed (a prerequisite of several completed).
