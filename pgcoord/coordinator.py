@@ -95,6 +95,7 @@ class Coordinator:
         self.issues = self._make_issues()
         self._stopping = asyncio.Event()
         self._draining = False
+        self._backoff = Backoff()
         self._listener: Listener | None = None
         self._pool: AsyncConnectionPool
         self._lineage = Lineage(None, None)
@@ -177,11 +178,9 @@ class Coordinator:
         return self._stopping.is_set() or (self._draining and not self._taken)
 
     async def _coordinate(self) -> None:
-        backoff = Backoff()
         while not self._done:
             try:
                 async with self._session():
-                    backoff.reset()
                     while not self._done:
                         if await self._stand_by():
                             await self._lead()
@@ -189,9 +188,9 @@ class Coordinator:
             except DatabaseUnusable as error:
                 if not self._leader and database.refused_for_good(error):
                     raise
-                await self._pause(backoff, error)
+                await self._pause(self._backoff, error)
             except (AnotherLeads, *_LOST_CONNECTION) as error:
-                await self._pause(backoff, error)
+                await self._pause(self._backoff, error)
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[None]:
@@ -250,6 +249,7 @@ class Coordinator:
             news = self._note(leader)
             if leader.led:
                 return True
+            self._backoff.reset()
             news = news or bool(await self.unless_stopped(self._wait(_ASK_EVERY)))
         return False
 
@@ -298,6 +298,7 @@ class Coordinator:
             await self.unless_stopped(self._attend())
             if self.issues:
                 self.issues.wake()
+            self._backoff.reset()  # not before: a server may let us in, and take nothing we write
             if not claimed:
                 await self.unless_stopped(self._rest())
         self.leads.clear()

@@ -1,5 +1,6 @@
 """Connections: which database, with which parameters, and what to say when it cannot be reached."""
 
+import re
 from typing import Any
 
 import psycopg
@@ -16,8 +17,9 @@ _KEEPALIVE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 5000,
 }
-# What a role or database may set for people at a prompt: we wait as long as it takes.
-_PATIENCE = "-c lock_timeout=0 -c statement_timeout=0"
+# What a role or database may set for people at a prompt is not for us: we wait as long as it takes,
+# and phases change under READ COMMITTED only.
+_OURS = "-c lock_timeout=0 -c statement_timeout=0 -c default_transaction_isolation=read\\ committed"
 # The lead goes with its connection: also when our machine has vanished, and, three pings later,
 # when our process is frozen.
 _LEAD = (
@@ -31,20 +33,29 @@ _POOLED = (
 )
 
 
+def parameters_of(dsn: str) -> dict[str, Any]:
+    """The parameters that a DSN sets, by libpq's names. Raises `DatabaseUnusable`."""
+    try:
+        return conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as error:
+        # What libpq quotes of it may be the password, in whole or in part; an option never is.
+        fault = re.sub(r'(after|:) ".*"', r"\1 …", str(error).strip(), flags=re.DOTALL)
+        raise DatabaseUnusable(
+            f"this is no DSN: {fault}",
+            hint="For example postgresql://user@host:5432/name, or host=… dbname=…; in the first"
+            " form a % is written %25, a / %2F, an @ %40.",
+        ) from None
+
+
 def with_defaults(dsn: str, *, leads: bool = False, name: str = "pgcoord") -> str:
     """The DSN with our timeouts and the name where it does not set them itself.
 
     A connection that `leads` is given up by the server when nothing is heard of us for long.
+    Raises `DatabaseUnusable` when it is no DSN.
     """
-    try:
-        given = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError as error:
-        raise DatabaseUnusable(
-            f"this is no DSN: {str(error).strip()}",
-            hint="For example postgresql://user@host:5432/name, or host=… dbname=…",
-        ) from error
+    given = parameters_of(dsn)
     extra: dict[str, Any] = {"application_name": name, **_KEEPALIVE}
-    options = [str(given.pop("options", "")), _PATIENCE]
+    options = [str(given.pop("options", "")), _OURS]
     if leads:
         extra["application_name"] = "pgcoord listener"
         options.append(_LEAD)

@@ -89,10 +89,10 @@ grant execute on function
 to pgcoord_client;
 -- What the triggers call for the client who inserts or updates; called by hand, they do no more than a lock would.
 grant execute on function
-    pgcoord.check_prerequisites(text, integer, jsonb), pgcoord.slot_for_inserted(text), pgcoord.new_adw_id(),
+    pgcoord.check_prerequisites(text, integer, jsonb), pgcoord.check_times(text, timestamptz[]),
+    pgcoord.slot_for_inserted(text), pgcoord.new_adw_id(),
     pgcoord.refuse_change(text, boolean), pgcoord.check_new_prerequisites(public.phase_queue, jsonb),
     pgcoord.hold_feature(integer), pgcoord.sees_others(), pgcoord.check_isolation(),
-    pgcoord.check_retry_time(text, timestamptz),
     pgcoord.settle_edges(integer[], integer[]), pgcoord.set_reason(text)
 to pgcoord_client;
 

@@ -594,6 +594,26 @@ def test_each_mistake_has_an_exit_status_and_a_line(desk: Desk, conn: Connection
     assert len(statuses(conn)) == 1, "something was submitted"
 
 
+@pytest.mark.parametrize("command", [["status"], ["psql"], ["serve", "--port", "0"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "postgresql//ada:hunter@here/db",
+        "postgresql://ada:%zhunter@here/db",
+        "postgresql://ada:hunter@[::1/db",
+        "host=here password=the hunter",
+    ],
+)
+def test_a_dsn_with_a_fault_is_refused_without_its_password(
+    desk: Desk, wrong: str, command: list[str]
+) -> None:
+    desk.write("pgcoord.toml", "[workflow.work]\ncommand = ['true']")
+    done = desk.call(*command, "--dsn", wrong)
+    assert done.returncode == 6, done
+    assert "pgcoord: this is no DSN: " in done.stderr
+    assert "hunter" not in done.stderr + done.stdout
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

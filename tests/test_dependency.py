@@ -226,6 +226,37 @@ def test_a_phase_may_be_retried_in_the_statement_that_completes_its_prerequisite
     assert unmet(conn) == {1: 0, 2: 0}
 
 
+_COMPLETE = "update phase_queue set status = 'completed' where phase_number = 1 returning 1"
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    "other",
+    [
+        "insert into phase_queue (feature_id, phase_number, depends_on_phases)"
+        " select id, 4, '[1, 2]' from planned_features returning 1",
+        "update phase_queue set depends_on_phases = '[1, 2]' where phase_number = 4 returning 1",
+        "update phase_queue set status = 'queued' where phase_number = 4 returning 1",
+        "delete from phase_queue where phase_number = 3 returning 1",
+    ],
+)
+def test_a_statement_of_several_parts_counts_no_completion_twice(
+    conn: Connection, other: str, swapped: bool
+) -> None:
+    feature = add_feature(conn, {1: [], 2: []})
+    add_phase(conn, feature, 3, status="completed")
+    if not other.startswith("insert"):
+        edges = {"delete": [1, 3], "update": [1, 2]}[other[:6]]
+        status = "cancelled" if "status" in other else "queued"
+        add_phase(conn, feature, 4, [] if "depends" in other else edges, status=status)
+    first, second = (other, _COMPLETE) if swapped else (_COMPLETE, other)
+    conn.execute(f"with one as ({first}), two as ({second}) select 1".encode())
+    assert statuses(conn)[1] == "completed"
+    assert unmet(conn)[4] == 1
+    become(conn, 2, "completed")
+    assert unmet(conn)[4] == (1 if other.startswith("delete") else 0)
+
+
 def test_an_edge_to_a_phase_of_a_higher_number_is_one_like_any_other(
     conn: Connection, epoch: int
 ) -> None:

@@ -208,6 +208,41 @@ async def test_a_wake_up_sent_while_the_listener_was_away_is_made_up_for(
         await watch.until_statuses("completed")
 
 
+async def test_a_server_that_takes_nothing_we_write_is_tried_less_and_less_often(
+    dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = watch.conn.info.dbname
+    async with running(make_coordinator(dsn, tmp_path)) as coordinator:
+        await watch.conn.execute(
+            f'alter database "{name}" set default_transaction_read_only = on'.encode()
+        )
+        await watch.one(
+            "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity"
+            " where datname = current_database() and application_name = 'pgcoord listener'"
+        )
+        while coordinator.interruptions < 6:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        said = [each for each in caplog.records if "read-only" in each.getMessage()]
+        assert [each.levelname for each in said] == ["WARNING"], "it begins anew each time"
+        await watch.conn.execute(
+            f'alter database "{name}" reset default_transaction_read_only'.encode()
+        )
+        await watch.submit("true")
+        await watch.until_statuses("completed")
+
+
+async def test_what_people_have_set_as_isolation_level_is_not_ours(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    name = watch.conn.info.dbname
+    await watch.conn.execute(
+        f"alter database \"{name}\" set default_transaction_isolation = 'serializable'".encode()
+    )
+    async with running(make_coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        await watch.until_statuses("completed")
+
+
 @pytest.fixture
 async def own_server(tmp_path: Path) -> AsyncIterator[EmbeddedPostgres]:
     """A server that the test may stop and start."""

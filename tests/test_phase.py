@@ -305,9 +305,6 @@ def test_a_running_phase_is_refused_before_its_prerequisites(
         add_phase(conn, feature, 2, [1], status="running")
 
 
-UNTIMELY = ("infinity", "-infinity", "12000-01-01", "1000-01-01")
-
-
 @pytest.mark.parametrize(
     ("columns", "sqlstate", "words"),
     [
@@ -328,9 +325,15 @@ UNTIMELY = ("infinity", "-infinity", "12000-01-01", "1000-01-01")
         ),
         *(
             ({"phase_data": Jsonb({"timeout_seconds": n})}, "23514", "timeout_is_seconds")
-            for n in (0, -1, 1e9, "60")
+            for n in (0, 1e-300, -1, 1e9, "60")
         ),
-        *(({"retry_at": each}, "PC005", "which is no time") for each in UNTIMELY),
+        *(
+            ({column: "infinity"}, "PC005", "cannot have a time of infinity")
+            for column in ("created_at", "updated_at", "retry_at")
+        ),
+        ({"status": "running", "started_timestamp": "infinity"}, "PC005", "a time of infinity"),
+        ({"status": "running", "ready_timestamp": "-infinity"}, "PC005", "a time of -infinity"),
+        ({"status": "completed", "finished_timestamp": "10000-01-02"}, "PC005", "of 10000-01-02"),
     ],
 )
 def test_what_cannot_be_a_phase_is_refused(
@@ -348,10 +351,10 @@ def test_what_cannot_be_a_phase_is_refused(
     assert statuses(conn) == {}
 
 
-@pytest.mark.parametrize("retry_at", UNTIMELY)
+@pytest.mark.parametrize("retry_at", ["infinity", "-infinity", "12000-01-01"])
 def test_what_is_no_time_to_retry_is_refused(conn: Connection, retry_at: str) -> None:
     add_feature(conn, {1: []})
-    with refused("PC005", f"retry_at of phase queue-1-1 is {retry_at}"):
+    with refused("PC005", f"phase queue-1-1 cannot have a time of {retry_at}"):
         conn.execute("update phase_queue set retry_at = %s", [retry_at])
 
 
@@ -883,3 +886,12 @@ def test_replaying_the_events_gives_the_statuses(conn: Connection, epoch: int) -
     conn.execute("delete from phase_queue where queue_id = %s", [f"queue-{feature}-1"])
     stored = conn.execute("select queue_id, status from phase_queue").fetchall()
     assert replayed(conn) == {row["queue_id"]: row["status"] for row in stored}
+
+
+def test_who_retries_a_completed_phase_is_told_what_to_do_instead(conn: Connection) -> None:
+    queue_id = add_phase(conn, add_feature(conn, {}), 1, status="completed")
+    with pytest.raises(psycopg.Error) as caught:
+        conn.execute(RETRY, [queue_id])
+    assert caught.value.diag.message_hint == (
+        "A completed one stays so: insert another for what is still to be done."
+    )

@@ -113,6 +113,15 @@ def test_nothing_is_expected_where_nothing_tells(conn: Connection) -> None:
     assert finish(conn, feature)["path"] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("hours", "ends"), [("1e400", 100_000.0), ("1e-400", 0.0), ("-1e400", 0.0)]
+)
+def test_an_estimate_may_be_any_number(conn: Connection, hours: str, ends: float) -> None:
+    feature = add_feature(conn, {1: []})
+    conn.execute("update phase_queue set phase_data = %s", ['{"estimated_hours": ' + hours + "}"])
+    assert in_hours(conn, forecast(conn, feature)[1]["ends_at"]) == ends
+
+
 def test_work_for_more_than_the_slots_takes_longer_than_the_path(conn: Connection) -> None:
     feature = add_feature(conn, {n: [] for n in range(1, 7)})
     hours(conn, feature, **{f"p{n}": 1 for n in range(1, 7)})
@@ -125,6 +134,12 @@ def test_a_retry_time_is_waited_for(conn: Connection) -> None:
     feature = add_feature(conn, {1: []}, retry_at=now(conn) + timedelta(hours=3))
     hours(conn, feature, p1=1)
     assert in_hours(conn, finish(conn, feature)["ends_at"]) == 4
+
+
+def test_a_retry_time_that_means_never_is_waited_for(conn: Connection) -> None:
+    feature = add_feature(conn, {1: []}, retry_at="9999-12-31 23:59:59+00")
+    hours(conn, feature, p1=1)
+    assert finish(conn, feature)["ends_at"].year == 9999
 
 
 def test_a_graph_with_more_paths_than_can_be_counted_is_foreseen(conn: Connection) -> None:

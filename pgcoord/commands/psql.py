@@ -85,12 +85,14 @@ def _environment(surroundings: Surroundings, dsn: str) -> tuple[Mapping[str, str
     Besides, the parameters for which libpq has no variable, as a conninfo.
     """
     from psycopg import pq
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+    from psycopg.conninfo import make_conninfo
+
+    from pgcoord.database import parameters_of
 
     environment = dict(surroundings.environment)
     environment |= {"PGCOORD_PSQL": str(assets.SQL / "psql"), "PSQLRC": str(assets.SQL / "psqlrc")}
     environment.setdefault("PGAPPNAME", "pgcoord psql")
-    given = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
+    given = {key: str(value) for key, value in parameters_of(dsn).items()}
     actor = f"{surroundings.user} (psql)".replace("\\", "\\\\").replace(" ", "\\ ")
     options = given.get("options", environment.get("PGOPTIONS", ""))
     given["options"] = f"{options} -c pgcoord.actor={actor}".strip()

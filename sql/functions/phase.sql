@@ -114,30 +114,39 @@ end $$;
 comment on function pgcoord.slot_for_inserted(text) is
     'The lowest free slot, for a phase inserted as running by hand; PC006 when there is none.';
 
--- Refuse a retry time that is none: infinity, or one that programs cannot read.
+-- Refuse a time that nobody can count with, such as infinity.
 -- Errors: PC005.
-create or replace function pgcoord.check_retry_time(p_queue_id text, p_retry_at timestamptz) returns void
+create or replace function pgcoord.check_times(p_queue_id text, variadic p_times timestamptz[]) returns void
 language plpgsql as $$
+declare
+    v_time timestamptz;
 begin
-    if p_retry_at not between '1970-01-01' and '9999-01-01' then
-        raise exception using
-            errcode = 'PC005',
-            message = format('retry_at of phase %s is %s, which is no time to try it', p_queue_id, p_retry_at),
-            hint = 'pgcoord.pause(feature_id) holds phases back without an end.';
-    end if;
+    foreach v_time in array p_times loop
+        if v_time not between '0001-01-02 00:00+00' and '9999-12-31 23:59:59+00' then
+            raise exception using
+                errcode = 'PC005',
+                message = format('phase %s cannot have a time of %s', p_queue_id, v_time),
+                hint = 'Times lie within the years 1 to 9999. pgcoord.pause(feature_id) has phases wait for as long as you like.';
+        end if;
+    end loop;
 end $$;
-comment on function pgcoord.check_retry_time(text, timestamptz) is 'Refuse (PC005) a retry time that is none, such as infinity.';
+comment on function pgcoord.check_times(text, timestamptz[]) is
+    'Refuse (PC005) a phase with a time that nobody can count with, such as infinity.';
 
 create or replace function pgcoord.fill_phase() returns trigger
 language plpgsql as $$
+declare
+    v_times timestamptz[] := array[
+        new.created_at, new.updated_at, new.ready_timestamp, new.started_timestamp, new.finished_timestamp, new.retry_at
+    ];
 begin
     new.queue_id := coalesce(new.queue_id, format('queue-%s-%s', new.feature_id, new.phase_number));
+    if num_nonnulls(variadic v_times) > 0 then
+        perform pgcoord.check_times(new.queue_id, variadic v_times);
+    end if;
     new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
     if jsonb_typeof(new.depends_on_phases) <> 'array' then
         perform pgcoord.check_prerequisites(new.queue_id, new.phase_number, new.depends_on_phases);
-    end if;
-    if new.retry_at is not null then
-        perform pgcoord.check_retry_time(new.queue_id, new.retry_at);
     end if;
     new.phase_data := coalesce(new.phase_data, '{}');
     new.workflow_type := new.phase_data ->> 'workflow_type';
@@ -485,7 +494,7 @@ begin
             -- Not when a claim clears a retry time: that never waits.
             perform pgcoord.hold_feature(old.feature_id);
             if new.retry_at is not null then
-                perform pgcoord.check_retry_time(old.queue_id, new.retry_at);
+                perform pgcoord.check_times(old.queue_id, new.retry_at);
             end if;
         end if;
         return new;
@@ -613,11 +622,24 @@ begin
             select array_agg(dependent) into v_dependents from pgcoord.dependency
             where feature_id = v.feature_id and prerequisite = v.phase_number;
             if v_dependents is not null then
-                -- Its direct dependents only, however long the queue is.
-                update public.phase_queue
+                -- Its direct dependents only, however long the queue is. The last prerequisite is looked for rather than
+                -- counted off: where one statement does several things (MERGE, WITH), the count may have been made when
+                -- the phase was completed already. (`offset 0`: a look-up for each, never a join.)
+                update public.phase_queue as p
                 set unmet = unmet - 1, eligible_at = case when unmet = 1 then clock_timestamp() end
                 where feature_id = v.feature_id and phase_number = any (v_dependents) and status in ('queued', 'blocked')
-                    and unmet > 0;    -- 0: queued again by this very statement, and counted again below
+                    and unmet > 0    -- 0: queued again by this very statement, and counted again below
+                    and (unmet > 1 or not exists (
+                        select from pgcoord.dependency as d
+                        where d.feature_id = p.feature_id and d.dependent = p.phase_number
+                            and not exists (
+                                select from public.phase_queue as up
+                                where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+                                    and up.status = 'completed'
+                                offset 0
+                            )
+                        offset 0
+                    ));
             end if;
         elsif v.status = 'queued' and v.was <> 'blocked' then
             v_again_features := v_again_features || v.feature_id;
@@ -847,6 +869,7 @@ begin
                     select format('Retry phase %s, which it waits for.', obstacle)
                     from pgcoord.obstacles(v_phase.feature_id) where phase_number = v_phase.phase_number
                 )
+                when v_phase.status = 'completed' then 'A completed one stays so: insert another for what is still to be done.'
                 else format('pgcoord.why(%L) says what it waits for.', p_queue_id)
             end;
     end if;

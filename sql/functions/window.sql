@@ -41,7 +41,9 @@ set jit = off as $$
             left join usual as u on u.workflow = pgcoord.workflow_of(p)
             cross join lateral (
                 select case jsonb_typeof(p.phase_data -> 'estimated_hours') when 'number'
-                    then make_interval(secs => 3600 * least((p.phase_data ->> 'estimated_hours')::double precision, 1e5)) end as estimate
+                    -- As a numeric, for a JSON number may be too large, or too near to 0, for any other type.
+                    then make_interval(secs => round(3600 * least(greatest((p.phase_data ->> 'estimated_hours')::numeric, 0), 1e5), 6)::float8) end
+                    as estimate
             ) as e
         where p.feature_id = any (p_feature_ids)
     )
@@ -57,7 +59,8 @@ comment on function pgcoord.remaining(integer[]) is
 
 create or replace function pgcoord.in_minutes(p_seconds double precision) returns timestamptz
 language sql stable
-return date_trunc('minute', now() + make_interval(secs => p_seconds + 30));
+return date_trunc('minute', case when p_seconds is not null    -- (of a null, `least` would make the other)
+    then least(now() + make_interval(secs => p_seconds + 30), '9999-12-31 00:00+00') end);
 comment on function pgcoord.in_minutes(double precision) is
     'The time in so many seconds, to the minute: an expectation says no more, and stays the same while nothing changes.';
 

@@ -68,7 +68,7 @@ create domain pgcoord.phase_data as jsonb
     )
     constraint phase_data_timeout_is_seconds check (
         coalesce(value -> 'timeout_seconds', 'null') = 'null' or value @@
-            '$.timeout_seconds.type() == "number" && $.timeout_seconds > 0 && $.timeout_seconds <= 315360000'
+            '$.timeout_seconds.type() == "number" && $.timeout_seconds >= 0.000001 && $.timeout_seconds <= 315360000'
     );
 comment on domain pgcoord.phase_data is
     'What a phase is about: an object with title, prompt_content, workflow_type, estimated_hours, files, max_attempts, timeout_seconds.';
