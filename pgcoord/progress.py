@@ -271,7 +271,7 @@ def feature_tree(snapshot: Snapshot, *, rows: int | None = None) -> Tree:
         tree.add(_one_line(_look("completed"), f"  {_count(len(done), 'phase')}"))
         room -= 1
     if not phases and not done:
-        tree.add(_one_line("no phases yet"))
+        tree.add(_one_line("no phases queued yet"))
     width = console().width - _GUIDE
     for phase in phases if len(phases) <= room else phases[: room - 1]:
         tree.add(_phase_line(phase, width))

@@ -49,7 +49,8 @@ grant select (
 ) on pgcoord.attempt to pgcoord_reader, pgcoord_client;
 grant execute on function
     pgcoord.why(text), pgcoord.obstacles(integer), pgcoord.phase_objects(text[]),
-    pgcoord.title_of(public.phase_queue), pgcoord.ordinal(bigint), pgcoord.actor(), pgcoord.reason(), pgcoord.lease_length(),
+    pgcoord.title_of(public.phase_queue), pgcoord.ordinal(bigint), pgcoord.clock(timestamptz), pgcoord.actor(),
+    pgcoord.reason(), pgcoord.lease_length(),
     pgcoord.checkup(), pgcoord.checkup_definitions(), pgcoord.checkup_rights(), pgcoord.checkup_coordinator(),
     pgcoord.checkup_slots(), pgcoord.checkup_line(), pgcoord.checkup_retries(), pgcoord.checkup_workflows(),
     pgcoord.checkup_prerequisites(), pgcoord.checkup_attempts(), pgcoord.checkup_external(), pgcoord.checkup_issues(),

@@ -230,6 +230,7 @@ async def test_a_log_that_grows_while_it_is_sent_arrives_to_its_end(
         ("GET", "/nothing", None, 404, "there is nothing at /api/v1/nothing"),
         ("DELETE", "/queue", None, 405, "there is no DELETE for /api/v1/queue"),
         ("GET", "/queue?statsu=running", None, 422, "statsu: expected one of the parameters"),
+        ("GET", "/queue?status=ready&status=running", None, 422, "status: expected given once"),
         ("GET", "/queue?status=done", None, 422, "status[0]: expected one of queued, ready"),
         ("GET", "/queue?limit=0", None, 422, "limit: expected a whole number from 1 to 10000"),
         ("POST", "/queue/queue-1-1/priority", {}, 422, "priority: expected a whole number from 0"),

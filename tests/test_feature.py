@@ -191,7 +191,7 @@ def test_an_object_that_is_no_feature_is_refused(conn: Connection, feature: obje
         ({"workflow_type": []}, "23514", "workflow_is_text"),
         ({"max_attempts": 0}, "23514", "max_attempts_is_count"),
         ({"timeout_seconds": "1h"}, "23514", "timeout_is_seconds"),
-        ({"phase_number": 1}, "23505", "queue-1-1"),
+        ({"phase_number": 1}, "PC002", "has phase 1 more than once"),
     ],
     ids=str,
 )

@@ -103,6 +103,24 @@ async def test_who_may_only_read_can_log_out(locked: Site) -> None:
     assert (await locked.client.get("/api/v1/queue")).status_code == 401
 
 
+async def test_a_page_has_a_way_out_for_who_has_logged_in(locked: Site, site: Site) -> None:
+    assert 'action="/logout"' not in (await site.client.get("/")).text
+    outside = await locked.client.get("/static/nothing", headers={"accept": "text/html"})
+    assert (outside.status_code, 'action="/logout"' in outside.text) == (404, False)
+    await locked.client.post("/login", data={"token": TOKEN})
+    for path in ("/", "/features/new", "/nothing", "/static/nothing"):
+        page = await locked.client.get(path, headers={"accept": "text/html"})
+        assert 'action="/logout"' in page.text, path
+
+
+async def test_who_wants_a_page_gets_one_that_says_what_is_not_there(site: Site) -> None:
+    page = await site.client.get("/nothing", headers={"accept": "text/html,*/*"})
+    assert (page.status_code, page.headers["content-type"][:9]) == (404, "text/html")
+    assert "There is nothing at /nothing" in page.text
+    plain = await site.client.get("/nothing")
+    assert plain.json()["reason"] == "there is nothing at /nothing"
+
+
 async def test_a_name_with_nul_in_it_does_what_others_do(locked: Site, conn: Connection) -> None:
     add_feature(conn, {1: []})
     await locked.client.post("/login", data={"token": TOKEN, "name": "A\0nn"})

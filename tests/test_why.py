@@ -186,13 +186,13 @@ def test_no_coordinator(conn: Connection) -> None:
 def test_a_workflow_that_no_coordinator_knows(conn: Connection, epoch: int) -> None:
     feature = add_feature(conn, {})
     queue_id = add_phase(conn, feature, 1, phase_data=Jsonb({"workflow_type": "strange"}))
-    assert why(conn, queue_id)[0] == ("workflow", "no coordinator knows workflow strange")
+    assert why(conn, queue_id) == [("workflow", "no coordinator knows workflow strange")]
+    assert rows(conn, "select * from pgcoord.line") == []
     take_lead(conn, WORKFLOW | {"default": False})
     queue_id = add_phase(conn, feature, 2)
-    assert why(conn, queue_id)[0] == (
-        "workflow",
-        "it names no workflow and no coordinator has a default one",
-    )
+    assert why(conn, queue_id) == [
+        ("workflow", "it names no workflow and no coordinator has a default one")
+    ]
 
 
 def test_the_place_in_line(conn: Connection, epoch: int) -> None:

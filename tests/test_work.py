@@ -302,6 +302,15 @@ def test_the_line_is_in_the_order_of_claims(conn: Connection) -> None:
     assert backlog == {"in_line": 3, "for_phases": 1, "paused": 0, "for_retry": 0}
 
 
+def test_what_nobody_can_run_is_not_in_line(conn: Connection, epoch: int) -> None:
+    feature = add_feature(conn, {1: [], 2: []})
+    conn.execute("""update phase_queue set phase_data = '{"workflow_type": "strange"}'
+        where phase_number = 1""")
+    assert rows(conn, "select queue_id from pgcoord.line") == [{"queue_id": f"queue-{feature}-2"}]
+    [backlog] = rows(conn, "select * from pgcoord.backlog")
+    assert backlog["in_line"] == 1
+
+
 def test_another_priority_and_another_plan_leave_events(conn: Connection) -> None:
     feature = add_feature(conn, {1: []})
     conn.execute("update phase_queue set priority = 7")

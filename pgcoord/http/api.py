@@ -446,6 +446,7 @@ def _read_query(request: Request, parameters: Mapping[str, Schema]) -> dict[str,
     """The parameters of the query by name, with what stands for those that were not given."""
     found: list[Fault] = []
     values = {name: schema.get("default") for name, schema in parameters.items()}
+    given: set[str] = set()
     for name, text in request.query_params.multi_items():
         if name not in parameters:
             known = ", ".join(parameters) or "none"
@@ -453,6 +454,10 @@ def _read_query(request: Request, parameters: Mapping[str, Schema]) -> dict[str,
                 Fault(f"{name:.60}", None, f"one of the parameters {known}; it is unknown")
             )
             continue
+        if name in given:
+            found.append(Fault(name, text, "given once; several values have commas between them"))
+            continue
+        given.add(name)
         value = _from_text(text, parameters[name])
         found += faults(value, parameters[name], name)
         values[name] = value

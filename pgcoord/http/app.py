@@ -5,12 +5,24 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pgcoord import assets
-from pgcoord.http import answers, api, github, health, login, openapi, panel, streams, webhook
+from pgcoord.http import (
+    answers,
+    api,
+    github,
+    health,
+    login,
+    openapi,
+    panel,
+    panel_answers,
+    streams,
+    webhook,
+)
 from pgcoord.http.door import Door
 from pgcoord.http.security import Guard
 
@@ -42,7 +54,8 @@ def make_app(door: Door) -> ASGIApp:
         *panel.routes,
         Mount("/static", StaticFiles(directory=assets.WEB / "static", check_dir=False)),
     ]
-    app = Starlette(routes=routes, exception_handlers=answers.handlers, lifespan=lifespan)
+    handlers = {**answers.handlers, HTTPException: panel_answers.answer_person}
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     app.state.door = door
     app.state.live = panel.make_live(door)
     app.router.redirect_slashes = False

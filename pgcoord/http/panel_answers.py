@@ -3,6 +3,7 @@
 What goes wrong is a page, too, and says it in the words of whoever refused.
 """
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from email.parser import BytesParser
@@ -17,10 +18,10 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 
 from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, NotFound
 from pgcoord.http import panel_words
-from pgcoord.http.answers import answer_error, read_bytes
+from pgcoord.http.answers import answer_error, answer_http, read_bytes
 from pgcoord.http.door import door_of
 from pgcoord.http.panel_live import Live, Tail, View
-from pgcoord.http.security import may_steer
+from pgcoord.http.security import has_logged_in, may_steer
 
 # Bytes of a form without a plan in it.
 _FORM = 16_384
@@ -64,6 +65,24 @@ def answering(handler: Handler) -> Handler:
     return answer
 
 
+async def answer_person(request: Request, error: Exception) -> Response:
+    """Say what Starlette found wrong: as a page to who asks for one."""
+    plain = await answer_http(request, error)
+    if "text/html" not in request.headers.get("accept", "") or request.method == "HEAD":
+        return plain
+    reason = json.loads(bytes(plain.body))["reason"]
+    title = "There is no such page" if plain.status_code == 404 else "Refused"
+    trouble = Trouble("Refused", f"{reason[0].upper()}{reason[1:]}")
+    return render_page(
+        request,
+        "error.html",
+        plain.status_code,
+        trouble=trouble,
+        back=back_of(request),
+        title=title,
+    )
+
+
 def trouble_of(error: Exception) -> Trouble:
     """What an error says, for people."""
     cause = error.__cause__
@@ -94,10 +113,15 @@ def done(request: Request) -> Response:
     return RedirectResponse(back_of(request), 303)
 
 
+def _standing(request: Request) -> dict[str, bool]:
+    """What who asked may do."""
+    return {"steers": may_steer(request), "has_logged_in": has_logged_in(request)}
+
+
 def render_page(request: Request, template: str, status: int = 200, /, **context: Any) -> Response:
     """Answer with a page that is not live."""
     page = door_of(request).templates.get_template(template)
-    text = page.render(steers=may_steer(request), **context)
+    text = page.render(_standing(request) | context)
     return HTMLResponse(text, status, {"cache-control": "no-store"})
 
 
@@ -107,7 +131,7 @@ async def show(request: Request, view: View, tail: Tail | None = None, **extra: 
     screen = live.screen(view)
     seen = request.query_params.get("live")
     if seen is None:
-        text = await screen.whole(steers=may_steer(request), **extra)
+        text = await screen.whole(**_standing(request), **extra)
         return HTMLResponse(text, headers={"cache-control": "no-store"})
 
     async def stream() -> AsyncIterator[str]:

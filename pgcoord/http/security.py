@@ -153,8 +153,14 @@ def actor_of(request: HTTPConnection) -> str:
 
 def may_steer(request: HTTPConnection) -> bool:
     """Whether who sent a request may change things, too."""
-    entrant: _Entrant = request.scope[_ENTRANT]
-    return entrant.steers
+    entrant: _Entrant | None = request.scope[_ENTRANT]
+    return entrant is not None and entrant.steers
+
+
+def has_logged_in(request: HTTPConnection) -> bool:
+    """Whether who sent a request came in by the page for that, and so may leave again."""
+    entrant: _Entrant | None = request.scope[_ENTRANT]
+    return entrant is not None and entrant.has_cookie
 
 
 _ENTRANT = "pgcoord.entrant"
@@ -164,6 +170,7 @@ _ENTRANT = "pgcoord.entrant"
 class _Entrant:
     actor: str
     steers: bool
+    has_cookie: bool = False
 
 
 class Sessions:
@@ -193,7 +200,7 @@ class Sessions:
         if int(until) < time.time():
             return None
         name = base64.urlsafe_b64decode(said + "==").decode()
-        return _Entrant(f"{name or 'somebody'} (panel)", level == "steer")
+        return _Entrant(f"{name or 'somebody'} (panel)", level == "steer", has_cookie=True)
 
     def steers(self, token: str) -> bool | None:
         """Whether who knows a token may steer, or read only; None when it is none."""

@@ -261,6 +261,7 @@ language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_feature public.planned_features;
+    v_twice jsonb;
     v_inserted integer;
 begin
     select * into v_feature from public.planned_features where id = p_feature_id for no key update;
@@ -276,6 +277,17 @@ begin
         return 0;
     end if;
     perform pgcoord.check_feature_object(jsonb_build_object('title', v_feature.title, 'phases', v_feature.plan));
+    select phase -> 'phase_number' into v_twice
+    from jsonb_array_elements(v_feature.plan) as phase
+    group by phase -> 'phase_number' having count(*) > 1
+    order by phase -> 'phase_number'
+    limit 1;
+    if found then
+        raise exception using
+            errcode = 'PC002',
+            message = format('the plan of feature %s has phase %s more than once', p_feature_id, v_twice),
+            hint = 'Give each phase a number of its own.';
+    end if;
     insert into public.phase_queue (feature_id, phase_number, depends_on_phases, priority, phase_data)
     select p_feature_id, (phase -> 'phase_number')::integer, nullif(phase -> 'depends_on_phases', 'null'),
         coalesce(nullif(phase -> 'priority', 'null')::integer, v_feature.priority),

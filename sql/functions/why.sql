@@ -36,11 +36,16 @@ where p.status in ('queued', 'blocked') and exists (select from pgcoord.coordina
 comment on view pgcoord.stranded is
     'Phases that cannot start until somebody changes something: a prerequisite that does not exist, a workflow that no coordinator knows.';
 
+create or replace function pgcoord.clock(p_at timestamptz) returns text
+language sql stable
+return to_char(p_at, case when p_at::date = current_date then '' else 'YYYY-MM-DD ' end || 'HH24:MI:SS');
+comment on function pgcoord.clock(timestamptz) is 'A time in words, with its date unless that is today.';
+
 -- Each kind of reason is one branch over all phases, so that one phase, a feature of thousands or everything is asked for
 -- by the same words, and each costs what it shows. The lower the rank, the more decisive.
 create or replace view pgcoord.reasons as
 select p.queue_id, p.feature_id, p.phase_number, 0 as rank, 'ending' as kind,
-    format('is being ended (%s) since %s%s', a.ending, to_char(a.ending_at, 'HH24:MI:SS'), ': ' || a.ending_reason) as words,
+    format('is being ended (%s) since %s%s', a.ending, pgcoord.clock(a.ending_at), ': ' || a.ending_reason) as words,
     a.adw_id as refers_to
 from public.phase_queue as p
     join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
@@ -53,8 +58,8 @@ select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
         when 'failed' then format('failed at %s: %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'),
             coalesce(split_part(p.error_message, e'\n', 1), 'no reason was given'))
         when 'ready' then format('claimed at %s, slot %s; its process is not started yet',
-            to_char(p.ready_timestamp, 'HH24:MI:SS'), p.slot)
-        when 'running' then format('runs since %s in slot %s, attempt %s%s', to_char(p.started_timestamp, 'HH24:MI:SS'), p.slot,
+            pgcoord.clock(p.ready_timestamp), p.slot)
+        when 'running' then format('runs since %s in slot %s, attempt %s%s', pgcoord.clock(p.started_timestamp), p.slot,
             p.attempt, (select ', unsupervised: it was inserted as running' as words from pgcoord.attempt as a
                 where a.queue_id = p.queue_id and a.number = p.attempt and a.external))
     end,
@@ -87,7 +92,7 @@ where case p.status when 'queued' then true when 'blocked' then true else false 
 union all    -- what holds back one whose prerequisites are completed: its retry time, a pause, nobody to run it, the line
 select p.queue_id, p.feature_id, p.phase_number, 5, 'retry',
     format('is tried again at %s%s',
-        to_char(p.retry_at, case when p.retry_at::date > current_date then 'YYYY-MM-DD ' else '' end || 'HH24:MI:SS'),
+        pgcoord.clock(p.retry_at),
         ', after: ' || split_part(p.error_message, e'\n', 1)), null
 from public.phase_queue as p
 where p.status = 'queued' and p.eligible_at is not null and p.retry_at > clock_timestamp()
@@ -108,8 +113,8 @@ from public.phase_queue as p
 where p.status = 'queued' and p.eligible_at is not null and not exists (select from pgcoord.leader)
 union all
 select p.queue_id, p.feature_id, p.phase_number, 9, 'github',
-    format('GitHub makes no issues since %s, and is asked again at %s: %s', to_char(c.issues_held_since, 'HH24:MI:SS'),
-        to_char(pgcoord.issues_held_until(c), 'HH24:MI:SS'), c.issues_held_reason), null
+    format('GitHub makes no issues since %s, and is asked again at %s: %s', pgcoord.clock(c.issues_held_since),
+        pgcoord.clock(pgcoord.issues_held_until(c)), c.issues_held_reason), null
 from public.phase_queue as p, pgcoord.control as c
 where p.status = 'queued' and p.eligible_at is not null and p.issue_number is null and pgcoord.issues_held_until(c) is not null
 union all
@@ -126,7 +131,8 @@ from (
         from public.phase_queue as q
         where q.status = 'queued' and q.eligible_at is not null and q.retry_at is null and not q.held
     ) as line
-    join public.phase_queue as p using (feature_id, phase_number);
+    join public.phase_queue as p using (feature_id, phase_number)
+where not exists (select from pgcoord.stranded as s where s.queue_id = p.queue_id);
 comment on view pgcoord.reasons is 'Why each phase is where it is: a row for each reason.';
 
 create or replace function pgcoord.why(p_queue_id text) returns table (kind text, words text, refers_to text)
