@@ -26,6 +26,9 @@ _LEAD = (
     "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
     " -c tcp_user_timeout=10s -c idle_session_timeout=30s"
 )
+# An @ or a / that libpq takes for the end of a password: what follows would be a host to it, which
+# it names when it cannot find it.
+_UNQUOTED = re.compile(r"postgres(?:ql)?://[^/?#]*(?:@[^/?#]*|/[^?#]*)@")
 # PgBouncer; Postgres itself takes all that we set.
 _POOLED = (
     "That is a pooler. Give the address of the server itself; for clients that only read and"
@@ -35,16 +38,22 @@ _POOLED = (
 
 def parameters_of(dsn: str) -> dict[str, Any]:
     """The parameters that a DSN sets, by libpq's names. Raises `DatabaseUnusable`."""
+    if _UNQUOTED.match(dsn):
+        raise _no_dsn("an @ or a / before the host is written as it is")
     try:
         return conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as error:
         # What libpq quotes of it may be the password, in whole or in part; an option never is.
         fault = re.sub(r'(after|:) ".*"', r"\1 …", str(error).strip(), flags=re.DOTALL)
-        raise DatabaseUnusable(
-            f"this is no DSN: {fault}",
-            hint="For example postgresql://user@host:5432/name, or host=… dbname=…; in the first"
-            " form a % is written %25, a / %2F, an @ %40.",
-        ) from None
+        raise _no_dsn(fault) from None
+
+
+def _no_dsn(fault: str) -> DatabaseUnusable:
+    return DatabaseUnusable(
+        f"this is no DSN: {fault}",
+        hint="For example postgresql://user@host:5432/name, or host=… dbname=…; in the first"
+        " form a % is written %25, a / %2F, an @ %40.",
+    )
 
 
 def with_defaults(dsn: str, *, leads: bool = False, name: str = "pgcoord") -> str:

@@ -601,6 +601,8 @@ def test_each_mistake_has_an_exit_status_and_a_line(desk: Desk, conn: Connection
         "postgresql//ada:hunter@here/db",
         "postgresql://ada:%zhunter@here/db",
         "postgresql://ada:hunter@[::1/db",
+        "postgresql://ada:p/hunter@here/db",
+        "postgres://ada:p@hunter@here/db",
         "host=here password=the hunter",
     ],
 )

@@ -274,6 +274,12 @@ def test_an_id_given_by_hand_moves_the_sequence_on(conn: Connection, given: int)
     assert add_feature(conn, {}) == given + 21
 
 
+def test_the_last_id_of_all_leaves_others_to_generate(conn: Connection) -> None:
+    conn.execute("insert into planned_features (id, title) values (2147483647, 'the last')")
+    row = conn.execute("insert into planned_features (title) values ('a') returning id").fetchone()
+    assert row == {"id": 1}
+
+
 def test_an_id_below_the_last_one_leaves_the_sequence(conn: Connection) -> None:
     conn.execute("insert into planned_features (id, title) values (50, 'a')")
     conn.execute("insert into planned_features (id, title) values (20, 'a')")

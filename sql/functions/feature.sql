@@ -21,7 +21,8 @@ declare
     v_sequence regclass := pg_get_serial_sequence('public.planned_features', 'id');
     v_highest integer;
 begin
-    select max(id) into v_highest from new_rows;
+    -- The last ids of all would leave none to generate.
+    select max(id) into v_highest from new_rows where id < 2000000000;
     if v_highest > coalesce(pg_sequence_last_value(v_sequence), 0) then
         perform setval(v_sequence, v_highest);
     end if;
