@@ -20,16 +20,20 @@ language plpgsql stable as $$
 declare
     v_phase public.phase_queue;
     v_adw_phase text;
+    v_names boolean := p_report ?| array['queue_id', 'adw_id'] or p_report ?& array['feature_id', 'phase_number'];
 begin
     select queue_id into v_adw_phase from pgcoord.attempt where adw_id = p_report ->> 'adw_id';
     select * into v_phase from public.phase_queue where queue_id = pgcoord.named_by_report(p_report);
     if not found then
         raise exception using
-            errcode = case when p_report ?| array['queue_id', 'adw_id'] or p_report ?& array['feature_id', 'phase_number']
-                then 'PC001' else 'PC005' end,
-            message = format('there is no phase with %s', coalesce(
-                (select string_agg(format('%s %s', key, value), ', ' order by key) from jsonb_each_text(p_report)
-                    where key in ('queue_id', 'adw_id', 'feature_id', 'phase_number')), 'no name')),
+            errcode = case when v_names then 'PC001' else 'PC005' end,
+            message = format(
+                case when v_names then 'there is no phase with %s' else 'a report with %s names no phase' end,
+                coalesce((
+                    select string_agg(format('%s %s', key, value), ', ' order by key) from jsonb_each_text(p_report)
+                    where key in ('queue_id', 'adw_id', 'feature_id', 'phase_number')
+                ), 'no name')
+            ),
             hint = 'A report names its phase: queue_id, or adw_id, or feature_id and phase_number.';
     elsif (p_report ->> 'feature_id')::integer <> v_phase.feature_id
         or (p_report ->> 'phase_number')::integer <> v_phase.phase_number
