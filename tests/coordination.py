@@ -250,8 +250,10 @@ class Watch:
                 rows = await self.all(statement)
                 if seen(rows):
                     return rows
-                async for _ in self.conn.notifies(stop_after=1):
-                    pass
+                # One that came with the end of the statement is not seen by `notifies`.
+                if not self.conn.pgconn.notifies():
+                    async for _ in self.conn.notifies(stop_after=1):
+                        pass
 
     async def until_found(self, statement: str, *, nothing: bool = False) -> None:
         """Ask again and again, for what leaves no event, until there are rows (or nothing)."""
