@@ -114,6 +114,7 @@ def test_the_database_is_as_large_as_it_claims_to_be(conn: Connection) -> None:
         # The place in line is counted in its index.
         ("select * from pgcoord.why('queue-2000-99')", 5_000),
         ("select * from pgcoord.slots", 1_000),
+        ("select * from pgcoord.line limit 5", 1_000),
         ("select * from pgcoord.feature where id = 1002", 1_000),
         ("select * from pgcoord.event where queue_id = 'q' and feature_id = 1002", 1_000),
     ],

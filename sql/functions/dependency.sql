@@ -120,21 +120,34 @@ declare
     v_feature integer;
     v_cycle integer[];
 begin
+    -- `offset 0`: one look-up for each, whatever statistics say of tables that were empty once.
     perform pgcoord.check_prerequisites(p.queue_id, p.phase_number, p.depends_on_phases)
     from unnest(p_features, p_phases) as changed (feature_id, phase_number)
-        join public.phase_queue as p using (feature_id, phase_number)
+        cross join lateral (
+            select * from public.phase_queue as p
+            where p.feature_id = changed.feature_id and p.phase_number = changed.phase_number
+            offset 0
+        ) as p
     where p.depends_on_phases <> '[]';
 
     delete from pgcoord.dependency as d
-    using unnest(p_features, p_phases) as changed (feature_id, phase_number), public.phase_queue as p
-    where d.feature_id = changed.feature_id and d.dependent = changed.phase_number
-        and p.feature_id = changed.feature_id and p.phase_number = changed.phase_number
+    using unnest(p_features, p_phases) as changed (feature_id, phase_number)
+        cross join lateral (
+            select * from public.phase_queue as p
+            where p.feature_id = changed.feature_id and p.phase_number = changed.phase_number
+            offset 0
+        ) as p
+    where d.feature_id = p.feature_id and d.dependent = p.phase_number
         and not p.depends_on_phases @> to_jsonb(d.prerequisite);
 
     insert into pgcoord.dependency (feature_id, prerequisite, dependent)
     select p.feature_id, element.e::integer, p.phase_number
     from unnest(p_features, p_phases) as changed (feature_id, phase_number)
-        join public.phase_queue as p using (feature_id, phase_number)
+        cross join lateral (
+            select * from public.phase_queue as p
+            where p.feature_id = changed.feature_id and p.phase_number = changed.phase_number
+            offset 0
+        ) as p
         cross join lateral jsonb_array_elements(p.depends_on_phases) as element (e)
     where p.depends_on_phases <> '[]'
     on conflict do nothing;

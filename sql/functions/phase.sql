@@ -251,20 +251,35 @@ begin
     from new_rows as n join public.planned_features as f on f.id = n.feature_id
     where p.queue_id = n.queue_id and f.paused_at is not null;
 
-    -- Inserted phases that wait for one that is there already, and older ones that waited for an inserted one.
+    -- Inserted phases that wait for one that is there already, and older ones that waited for an inserted one. (Statistics
+    -- of tables that were empty once make all indexes and joins look alike: so prerequisites are read from the phase, not
+    -- looked up, and `offset 0` makes one look-up for each of what is looked for.)
     select array_agg(feature_id), array_agg(phase_number) into v_features, v_phases
     from (
         select n.feature_id, n.phase_number
         from new_rows as n
-            join pgcoord.dependency as d on d.feature_id = n.feature_id and d.dependent = n.phase_number
-            join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
-        where n.status = 'queued' and up.status in ('completed', 'failed', 'cancelled', 'blocked')
+        where n.status = 'queued' and exists (
+            select from jsonb_array_elements(n.depends_on_phases) as e
+            where exists (
+                select from public.phase_queue as up
+                where up.feature_id = n.feature_id and up.phase_number = e::integer
+                    and up.status in ('completed', 'failed', 'cancelled', 'blocked')
+                offset 0
+            )
+        )
         union
-        select d.feature_id, d.dependent
+        select n.feature_id, d.dependent
         from new_rows as n
-            join pgcoord.dependency as d on d.feature_id = n.feature_id and d.prerequisite = n.phase_number
-            join public.phase_queue as down on down.feature_id = d.feature_id and down.phase_number = d.dependent
-        where n.status in ('completed', 'failed', 'cancelled') and down.status in ('queued', 'blocked')
+            cross join lateral (
+                select dependent from pgcoord.dependency
+                where feature_id = n.feature_id and prerequisite = n.phase_number
+                offset 0
+            ) as d
+        where n.status in ('completed', 'failed', 'cancelled') and exists (
+            select from public.phase_queue as down
+            where down.feature_id = n.feature_id and down.phase_number = d.dependent and down.status in ('queued', 'blocked')
+            offset 0
+        )
     ) as touched;
     if v_features is not null then
         perform pgcoord.recount_unmet(v_features, v_phases);
@@ -630,15 +645,12 @@ begin
                 where feature_id = v.feature_id and phase_number = any (v_dependents) and status in ('queued', 'blocked')
                     and unmet > 0    -- 0: queued again by this very statement, and counted again below
                     and (unmet > 1 or not exists (
-                        select from pgcoord.dependency as d
-                        where d.feature_id = p.feature_id and d.dependent = p.phase_number
-                            and not exists (
-                                select from public.phase_queue as up
-                                where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
-                                    and up.status = 'completed'
-                                offset 0
-                            )
-                        offset 0
+                        select from jsonb_array_elements(p.depends_on_phases) as e
+                        where not exists (
+                            select from public.phase_queue as up
+                            where up.feature_id = p.feature_id and up.phase_number = e::integer and up.status = 'completed'
+                            offset 0
+                        )
                     ));
             end if;
         elsif v.status = 'queued' and v.was <> 'blocked' then

@@ -132,7 +132,7 @@ from (
         where q.status = 'queued' and q.eligible_at is not null and q.retry_at is null and not q.held
     ) as line
     join public.phase_queue as p using (feature_id, phase_number)
-where not exists (select from pgcoord.stranded as s where s.queue_id = p.queue_id);
+where not exists (select from pgcoord.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0);
 comment on view pgcoord.reasons is 'Why each phase is where it is: a row for each reason.';
 
 create or replace function pgcoord.why(p_queue_id text) returns table (kind text, words text, refers_to text)

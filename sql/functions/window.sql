@@ -249,7 +249,7 @@ select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.tit
 from public.phase_queue as p
     join public.planned_features as f on f.id = p.feature_id
 where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
-    and not exists (select from pgcoord.stranded as s where s.queue_id = p.queue_id)
+    and not exists (select from pgcoord.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0)
 order by p.priority, p.queue_position, p.feature_id, p.phase_number;
 comment on view pgcoord.line is 'Phases that wait for nothing but a slot, next first.';
 
@@ -342,7 +342,7 @@ select count(*) filter (where p.eligible_at is not null and p.retry_at is null a
     count(*) filter (where p.held) as paused,
     count(*) filter (where p.retry_at is not null and not p.held) as for_retry
 from public.phase_queue as p
-    left join (select distinct queue_id from pgcoord.stranded) as s using (queue_id)
+    left join pgcoord.stranded as s on s.queue_id = p.queue_id and s.kind = 'workflow'
 where p.status = 'queued';
 comment on view pgcoord.backlog is 'How many queued phases wait for a slot, for other phases, for their feature to be resumed, for a retry time.';
 
