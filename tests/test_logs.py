@@ -299,7 +299,9 @@ def test_a_log_may_shrink_while_it_is_searched(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as searching:
         assert searching.stdout is not None
         assert searching.stdout.readline()
-        time.sleep(0.1)
+        opened = Path(f"/proc/{searching.pid}/fd")
+        while str(log) not in {os.path.realpath(each) for each in opened.iterdir()}:
+            assert searching.poll() is None
         os.truncate(log, 1_000)
         assert searching.wait(PATIENCE) == 0
 

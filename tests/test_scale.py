@@ -123,3 +123,39 @@ def test_no_large_table_is_read_whole(conn: Connection, statement: str, most: in
     blocks, scanned = cost(conn, statement)
     assert scanned & LARGE == set()
     assert blocks <= most, blocks
+
+
+# Of an empty table statistics say that all of its indexes are alike.
+@pytest.mark.parametrize("before", ["", "vacuum analyze", "analyze"])
+def test_a_phase_among_ten_thousand_inserted_costs_no_more_than_one_among_few(
+    dsn: str, before: str
+) -> None:
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
+        conn.execute("insert into planned_features (id, title) values (1, 'a')")
+        if before:
+            insert_chain(conn)
+            conn.execute("delete from phase_queue")
+            conn.execute(before.encode())
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
+        conn.execute("set statement_timeout = '30s'")
+        read_before = index_blocks(conn)
+        insert_chain(conn)
+        assert index_blocks(conn) - read_before < 40 * 10_000
+
+
+def insert_chain(conn: Connection) -> None:
+    conn.execute(
+        "insert into phase_queue (feature_id, phase_number, depends_on_phases)"
+        " select 1, n, case when n > 1 then jsonb_build_array(n - 1) else '[]' end"
+        " from generate_series(1, 10000) as n"
+    )
+
+
+def index_blocks(conn: Connection) -> int:
+    """Blocks of indexes that were read since the database was made."""
+    conn.execute("select pg_stat_force_next_flush()")
+    row = conn.execute(
+        "select sum(idx_blks_hit + idx_blks_read)::bigint as blocks from pg_statio_user_indexes"
+    ).fetchone()
+    assert row
+    return int(row["blocks"])

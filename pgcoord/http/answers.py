@@ -103,16 +103,19 @@ async def answer_error(request: Request, error: Exception) -> Response:
 async def answer_http(request: Request, error: Exception) -> Response:
     """Say what Starlette found wrong: no such path, another method, too large a body."""
     assert isinstance(error, HTTPException)
-    headers = error.headers or {}
-    reason = error.detail
-    if reason == HTTPStatus(error.status_code).phrase:  # no more than the number says
-        reason = {
-            404: f"there is nothing at {request.url.path}",
-            405: f"there is no {request.method} for {request.url.path}",
-        }.get(error.status_code, reason)
-    answer = refusal(*meaning(error), reason)
-    answer.headers.update(headers)
+    answer = refusal(*meaning(error), fault_of(request, error))
+    answer.headers.update(error.headers or {})
     return answer
+
+
+def fault_of(request: Request, error: HTTPException) -> str:
+    """What Starlette found wrong, in words."""
+    if error.detail != HTTPStatus(error.status_code).phrase:
+        return error.detail
+    return {  # the phrase says no more than the number
+        404: f"there is nothing at {request.url.path}",
+        405: f"there is no {request.method} for {request.url.path}",
+    }.get(error.status_code, error.detail)
 
 
 async def answer_fault(request: Request, error: Exception) -> Response:

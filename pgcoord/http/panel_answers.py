@@ -3,7 +3,6 @@
 What goes wrong is a page, too, and says it in the words of whoever refused.
 """
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from email.parser import BytesParser
@@ -13,12 +12,13 @@ from urllib.parse import parse_qs, quote
 
 import psycopg
 from psycopg_pool import PoolTimeout
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, NotFound
 from pgcoord.http import panel_words
-from pgcoord.http.answers import answer_error, answer_http, read_bytes
+from pgcoord.http.answers import answer_error, answer_http, fault_of, read_bytes
 from pgcoord.http.door import door_of
 from pgcoord.http.panel_live import Live, Tail, View
 from pgcoord.http.security import has_logged_in, may_steer
@@ -67,20 +67,18 @@ def answering(handler: Handler) -> Handler:
 
 async def answer_person(request: Request, error: Exception) -> Response:
     """Say what Starlette found wrong: as a page to who asks for one."""
-    plain = await answer_http(request, error)
+    assert isinstance(error, HTTPException)
     if "text/html" not in request.headers.get("accept", "") or request.method == "HEAD":
-        return plain
-    reason = json.loads(bytes(plain.body))["reason"]
-    title = "There is no such page" if plain.status_code == 404 else "Refused"
-    trouble = Trouble("Refused", f"{reason[0].upper()}{reason[1:]}")
-    return render_page(
-        request,
-        "error.html",
-        plain.status_code,
-        trouble=trouble,
-        back=back_of(request),
-        title=title,
-    )
+        return await answer_http(request, error)
+    reason = fault_of(request, error)
+    context = {
+        "trouble": Trouble("Refused", f"{reason[0].upper()}{reason[1:]}"),
+        "back": back_of(request),
+        "title": "There is no such page" if error.status_code == 404 else "Refused",
+    }
+    page = render_page(request, "error.html", error.status_code, **context)
+    page.headers.update(error.headers or {})
+    return page
 
 
 def trouble_of(error: Exception) -> Trouble:

@@ -111,6 +111,20 @@ end $$;
 comment on function pgcoord.find_cycle(integer) is
     'The phase numbers of one cycle of the feature, the first repeated at the end; null when there is none.';
 
+-- One look-up for each (`offset 0`), whatever statistics say of tables that were empty once: a join may then be of
+-- every phase with every other.
+create or replace function pgcoord.phases_at(p_features integer[], p_phases integer[]) returns setof public.phase_queue
+language sql stable as $$
+    select p.*
+    from unnest(p_features, p_phases) as given (feature_id, phase_number)
+        cross join lateral (
+            select * from public.phase_queue as p
+            where p.feature_id = given.feature_id and p.phase_number = given.phase_number
+            offset 0
+        ) as p
+$$;
+comment on function pgcoord.phases_at(integer[], integer[]) is 'The phases with these numbers, each of the feature at the same place.';
+
 -- Store the edges that the given phases name now, in place of those they named before.
 -- Errors: PC005 when an array is malformed or a cycle would close.
 create or replace function pgcoord.store_edges(p_features integer[], p_phases integer[]) returns void
@@ -120,34 +134,18 @@ declare
     v_feature integer;
     v_cycle integer[];
 begin
-    -- `offset 0`: one look-up for each, whatever statistics say of tables that were empty once.
     perform pgcoord.check_prerequisites(p.queue_id, p.phase_number, p.depends_on_phases)
-    from unnest(p_features, p_phases) as changed (feature_id, phase_number)
-        cross join lateral (
-            select * from public.phase_queue as p
-            where p.feature_id = changed.feature_id and p.phase_number = changed.phase_number
-            offset 0
-        ) as p
+    from pgcoord.phases_at(p_features, p_phases) as p
     where p.depends_on_phases <> '[]';
 
     delete from pgcoord.dependency as d
-    using unnest(p_features, p_phases) as changed (feature_id, phase_number)
-        cross join lateral (
-            select * from public.phase_queue as p
-            where p.feature_id = changed.feature_id and p.phase_number = changed.phase_number
-            offset 0
-        ) as p
+    using pgcoord.phases_at(p_features, p_phases) as p
     where d.feature_id = p.feature_id and d.dependent = p.phase_number
         and not p.depends_on_phases @> to_jsonb(d.prerequisite);
 
     insert into pgcoord.dependency (feature_id, prerequisite, dependent)
     select p.feature_id, element.e::integer, p.phase_number
-    from unnest(p_features, p_phases) as changed (feature_id, phase_number)
-        cross join lateral (
-            select * from public.phase_queue as p
-            where p.feature_id = changed.feature_id and p.phase_number = changed.phase_number
-            offset 0
-        ) as p
+    from pgcoord.phases_at(p_features, p_phases) as p
         cross join lateral jsonb_array_elements(p.depends_on_phases) as element (e)
     where p.depends_on_phases <> '[]'
     on conflict do nothing;
@@ -187,8 +185,7 @@ begin
                             where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
                                 and up.status = 'completed'
                         ))::integer as unmet
-            from unnest(p_features, p_phases) as given (feature_id, phase_number)
-                join public.phase_queue as waiting using (feature_id, phase_number)
+            from pgcoord.phases_at(p_features, p_phases) as waiting
             where waiting.status in ('queued', 'blocked')
         ) as counted
         where p.queue_id = counted.queue_id and p.unmet <> counted.unmet and p.status in ('queued', 'blocked');

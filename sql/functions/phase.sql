@@ -247,9 +247,12 @@ begin
     from new_rows as n join public.planned_features as f on f.id = n.feature_id
     where n.status = 'running' or f.cancelled_at is not null;
 
-    update public.phase_queue as p set held = true
-    from new_rows as n join public.planned_features as f on f.id = n.feature_id
-    where p.queue_id = n.queue_id and f.paused_at is not null;
+    update public.phase_queue set held = true
+    where queue_id = any (array(
+        select n.queue_id
+        from new_rows as n join public.planned_features as f on f.id = n.feature_id
+        where f.paused_at is not null
+    ));
 
     -- Inserted phases that wait for one that is there already, and older ones that waited for an inserted one. (Statistics
     -- of tables that were empty once make all indexes and joins look alike: so prerequisites are read from the phase, not
