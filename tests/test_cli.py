@@ -594,20 +594,24 @@ def test_each_mistake_has_an_exit_status_and_a_line(desk: Desk, conn: Connection
     assert len(statuses(conn)) == 1, "something was submitted"
 
 
-@pytest.mark.parametrize("command", [["status"], ["psql"], ["serve", "--port", "0"]])
+MALFORMED = "postgresql://ada:%zhunter@here/db"
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("command", "wrong"),
     [
-        "postgresql//ada:hunter@here/db",
-        "postgresql://ada:%zhunter@here/db",
-        "postgresql://ada:hunter@[::1/db",
-        "postgresql://ada:p/hunter@here/db",
-        "postgres://ada:p@hunter@here/db",
-        "host=here password=the hunter",
+        (["status"], MALFORMED),
+        (["psql"], MALFORMED),
+        (["serve", "--port", "0"], MALFORMED),
+        (["status"], "postgresql//ada:hunter@here/db"),
+        (["status"], "postgresql://ada:hunter@[::1/db"),
+        (["status"], "postgresql://ada:p/hunter@here/db"),
+        (["status"], "postgres://ada:p@hunter@here/db"),
+        (["status"], "host=here password=the hunter"),
     ],
 )
 def test_a_dsn_with_a_fault_is_refused_without_its_password(
-    desk: Desk, wrong: str, command: list[str]
+    desk: Desk, command: list[str], wrong: str
 ) -> None:
     desk.write("pgcoord.toml", "[workflow.work]\ncommand = ['true']")
     done = desk.call(*command, "--dsn", wrong)

@@ -695,18 +695,16 @@ def die_everywhere(dsn: str, step: int) -> None:
     was = contents(dsn)
     number = count_statements(dsn)
     assert number > 500
-    # All that the migration does itself is in the first and the last sixty; between is upgrade().
-    for each in range(number):
-        if each < 60 or each >= number - 60 or each % step == 0:
-            die_at(dsn, each)
-            [left] = rows(dsn, "select to_regnamespace('pgcoord_v1') is null as gone")
-            assert left == {"gone": True}, each
+    for each in range(0, number, step):
+        die_at(dsn, each)
+        [left] = rows(dsn, "select to_regnamespace('pgcoord_v1') is null as gone")
+        assert left == {"gone": True}, each
     assert contents(dsn) == was
     migrate(dsn)
 
 
 def test_a_server_that_dies_at_a_statement_leaves_the_old_database(empty: str) -> None:
-    die_everywhere(empty, 97)
+    die_everywhere(empty, 53)
 
 
 @pytest.mark.scale
