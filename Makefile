@@ -4,8 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DATABASE_TESTS := $(addprefix tests/test_,$(addsuffix .py,attempt control dependency feature model \
-	phase races schema spec why coordinator recovery stand_by))
+DATABASE_TESTS := tests/sql tests/coordination
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

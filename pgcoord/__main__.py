@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from pgcoord import __version__, journal
+from pgcoord import __version__
+from pgcoord import logs as journal
 from pgcoord.commands import (
     bench,
     control,

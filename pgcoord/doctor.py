@@ -19,17 +19,13 @@ from urllib.request import urlopen
 
 import psycopg
 
-from pgcoord import __version__, database, queries, schema
+from pgcoord import __version__
 from pgcoord.configuration import Configuration, GitHub
-from pgcoord.errors import (
-    CoordError,
-    DatabaseUnusable,
-    InvalidConfiguration,
-    NotNow,
-    WrongSchema,
-)
-from pgcoord.listener import round_trip
-from pgcoord.queries import Connection, Finding
+from pgcoord.database import connect as database
+from pgcoord.database import queries, schema
+from pgcoord.database.listener import round_trip
+from pgcoord.database.queries import Connection, Finding
+from pgcoord.errors import CoordError, DatabaseUnusable, InvalidConfiguration, NotNow, WrongSchema
 
 # Seconds that a notification may take before every start of a phase is late by something to notice.
 _SLOW = 0.1
@@ -179,7 +175,7 @@ def _configuration(machine: Machine) -> Finding:
 
 async def _github(settings: GitHub, environment: Mapping[str, str]) -> list[Finding]:
     """Whether issues can be made; by calls that make none."""
-    from pgcoord.github import Refusal, Repository, read_credentials
+    from pgcoord.github.client import Refusal, Repository, read_credentials
 
     try:
         async with Repository(settings, read_credentials(settings, environment)) as repository:

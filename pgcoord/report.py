@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from pgcoord import queries
+from pgcoord.database import queries
+from pgcoord.database.queries import Connection, TakenReport
 from pgcoord.errors import CoordError, InvalidInput
-from pgcoord.queries import Connection, TakenReport
-from pgcoord.shape import HIGHEST_INTEGER, Fault, Schema, faults
+from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
 
 # Bytes of a body: an error message may be some pages long.
 LIMIT = 65_536

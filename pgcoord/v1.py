@@ -17,7 +17,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pgcoord import assets, schema
+from pgcoord import assets
+from pgcoord.database import schema
 from pgcoord.errors import DatabaseUnusable, InvalidInput, NotFound, Refused
 
 Connection = psycopg.Connection[Any]

@@ -19,14 +19,14 @@ from typing import Any
 
 import psycopg
 import pytest
-from desk import Desk
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
+from support.desk import Desk
 
-from pgcoord import schema
-from pgcoord.embedded import Binaries, EmbeddedPostgres, find_binaries
+from pgcoord.database import schema
+from pgcoord.database.embedded import Binaries, EmbeddedPostgres, find_binaries
 
 WORKFLOW = {
     "name": "work",

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from panel_browser import browsing, served
-from panel_scene import Scene, set_scene
 from playwright.async_api import Browser
+from support.panel_browser import browsing, served
+from support.panel_scene import Scene, set_scene
 
-from pgcoord import schema
-from pgcoord.embedded import EmbeddedPostgres
+from pgcoord.database import schema
+from pgcoord.database.embedded import EmbeddedPostgres
 
 PAGES = {
     "overview": "/",

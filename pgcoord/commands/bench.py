@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pgcoord.commands.context import existing_dsn
 from pgcoord.commands.options import Dsn, surroundings_of
-from pgcoord.commands.place import existing_dsn
 from pgcoord.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from pgcoord.bench import Figure, Report
+    from pgcoord.bench.measure import Figure, Report
 
 
 def register(app: typer.Typer) -> None:
@@ -44,8 +44,8 @@ def bench(
     """
     import psycopg
 
-    from pgcoord import database
-    from pgcoord.bench import FULL, QUICK, USUAL, measure
+    from pgcoord.bench.measure import FULL, QUICK, USUAL, measure
+    from pgcoord.database import connect as database
 
     if quick and full:
         raise InvalidInput("--quick and --full exclude each other")

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pgcoord.commands.context import act, find_phase
 from pgcoord.commands.options import HIGHEST_ID, Dsn, FeatureOrAll, Phase, Reason
-from pgcoord.commands.place import act, find_phase
 from pgcoord.duration import parse_duration
 
 if TYPE_CHECKING:
-    from pgcoord.queries import Connection
+    from pgcoord.database.queries import Connection
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def _parse_age(text: str) -> timedelta:
 
 def retry(ctx: typer.Context, phase: Phase, reason: Reason = None, dsn: Dsn = None) -> None:
     """Queue a failed or cancelled phase again, with all its attempts."""
-    from pgcoord import queries
+    from pgcoord.database import queries
 
     async def change(conn: "Connection") -> str:
         queue_id = await find_phase(conn, phase)
@@ -41,7 +41,7 @@ def retry(ctx: typer.Context, phase: Phase, reason: Reason = None, dsn: Dsn = No
 
 def skip(ctx: typer.Context, phase: Phase, reason: Reason = None, dsn: Dsn = None) -> None:
     """Take a phase as completed without running it."""
-    from pgcoord import queries
+    from pgcoord.database import queries
 
     async def change(conn: "Connection") -> str:
         queue_id = await find_phase(conn, phase)
@@ -77,7 +77,7 @@ def cancel(
 
 
 async def _cancel_phase(conn: "Connection", queue_id: str, reason: str | None) -> str:
-    from pgcoord import queries
+    from pgcoord.database import queries
 
     status = await queries.cancel_phase(conn, queue_id, reason)
     if status not in ("ready", "running"):
@@ -87,7 +87,7 @@ async def _cancel_phase(conn: "Connection", queue_id: str, reason: str | None) -
 
 
 async def _cancel_feature(conn: "Connection", number: int, reason: str | None) -> str:
-    from pgcoord import queries
+    from pgcoord.database import queries
 
     given_up = await queries.cancel_feature(conn, number, reason)
     running = (await queries.feature(conn, number)).phases_running
@@ -102,7 +102,7 @@ def pause(
     ctx: typer.Context, feature: FeatureOrAll = None, reason: Reason = None, dsn: Dsn = None
 ) -> None:
     """Start nothing new, of one feature or of all; what runs goes on."""
-    from pgcoord import queries
+    from pgcoord.database import queries
 
     async def change(conn: "Connection") -> str:
         await queries.pause(conn, feature, reason)
@@ -116,7 +116,7 @@ def resume(ctx: typer.Context, feature: FeatureOrAll = None, dsn: Dsn = None) ->
 
     Features that were paused by themselves stay so until they are named.
     """
-    from pgcoord import queries
+    from pgcoord.database import queries
 
     async def change(conn: "Connection") -> str:
         await queries.resume(conn, feature)
@@ -143,7 +143,7 @@ def slots(
 
     Setting fewer ends none: those beyond the limit run to their end.
     """
-    from pgcoord import queries
+    from pgcoord.database import queries
 
     async def change(conn: "Connection") -> str:
         if number is not None:
@@ -169,7 +169,7 @@ def priority(
     dsn: Dsn = None,
 ) -> None:
     """Change the place in line of a phase: lower runs earlier."""
-    from pgcoord import queries
+    from pgcoord.database import queries
 
     async def change(conn: "Connection") -> str:
         queue_id = await find_phase(conn, phase)
@@ -195,7 +195,7 @@ def prune(
 
     A feature with a failed phase is not finished until it is cancelled.
     """
-    from pgcoord import queries
+    from pgcoord.database import queries
 
     async def change(conn: "Connection") -> str:
         return f"{_count(await queries.prune(conn, older_than), 'feature')} removed"
@@ -204,7 +204,7 @@ def prune(
 
 
 async def _unless_led(conn: "Connection", words: str) -> str:
-    from pgcoord import queries
+    from pgcoord.database import queries
 
     return "" if await queries.leader(conn) else words
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pgcoord.commands.context import complete, existing_dsn, would_be_runs_folder
 from pgcoord.commands.options import Config, Dsn, Surroundings, surroundings_of
-from pgcoord.commands.place import complete, existing_dsn, would_be_runs_folder
 from pgcoord.errors import InvalidConfiguration
 
 if TYPE_CHECKING:
+    from pgcoord.database.queries import Finding
     from pgcoord.doctor import Machine
-    from pgcoord.queries import Finding
 
 _EXIT_STATUSES = {"ok": 0, "warn": 8, "fail": 9}
 _LOOKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "bold red")}
@@ -68,7 +68,7 @@ def _machine(surroundings: Surroundings, config: Path | None) -> "Machine":
 def _print(findings: "list[Finding]") -> None:
     from rich.text import Text
 
-    from pgcoord.progress import clean, console
+    from pgcoord.commands.progress import clean, console
 
     paper = console()
     for each in findings:

@@ -16,12 +16,12 @@ from typing import IO
 
 import typer
 
-from pgcoord import queries
+from pgcoord.commands.context import find_phase, session
 from pgcoord.commands.log_file import log_of, open_log, seek_last_lines
 from pgcoord.commands.options import Surroundings
-from pgcoord.commands.place import find_phase, session
-from pgcoord.progress import UNFINISHED, clean, follow_through
-from pgcoord.queries import Attempt, Connection
+from pgcoord.commands.progress import UNFINISHED, clean, follow_through
+from pgcoord.database import queries
+from pgcoord.database.queries import Attempt, Connection
 
 # Seconds between two looks at a file that had nothing new.
 _LOOK = 0.25

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pgcoord.commands.context import complete, existing_dsn, find_phase, session
 from pgcoord.commands.options import Dsn, Phase, surroundings_of
-from pgcoord.commands.place import complete, existing_dsn, find_phase, session
 from pgcoord.errors import Refused
 
 
@@ -59,8 +59,8 @@ def logs(
 
 
 async def _find(ctx: typer.Context, dsn: str, phase: str, number: int | None) -> Path:
-    from pgcoord import queries
     from pgcoord.commands.log_file import log_of
+    from pgcoord.database import queries
 
     async with session(surroundings_of(ctx), dsn) as conn:
         queue_id = await find_phase(conn, phase)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pgcoord import journal
+from pgcoord import logs as journal
 
 HIGHEST_ID = 2**31 - 1  # of Postgres' integer
 

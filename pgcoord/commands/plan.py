@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pgcoord.commands.context import complete, existing_dsn, session
 from pgcoord.commands.options import HIGHEST_ID, Config, Dsn, Surroundings, surroundings_of
-from pgcoord.commands.place import complete, existing_dsn, session
 from pgcoord.errors import CannotStart, InvalidInput
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def plan(
         }
         typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
         return
-    from pgcoord.progress import console
+    from pgcoord.commands.progress import console
 
     name = f"feature {number}, {feature.title}" if number else feature.title
     console().print(_shown(name, planned, analysis))
@@ -130,7 +130,7 @@ def _plan_stored(
     source: Path | None,
     execute: bool,
 ) -> _Found:
-    from pgcoord import queries
+    from pgcoord.database import queries
     from pgcoord.plan import read_plan
     from pgcoord.planner.planning import Planned, declared_workflows, plan_stored
     from pgcoord.planner.structure import Feature

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from pgcoord import assets
+from pgcoord.commands.context import existing_dsn, named_dsn
 from pgcoord.commands.options import Dsn, Surroundings, surroundings_of
-from pgcoord.commands.place import existing_dsn, named_dsn
 from pgcoord.errors import CannotStart
 
 
@@ -69,7 +69,7 @@ def _on_path() -> Iterator[str]:
 
 
 def _bundled() -> Iterator[str]:
-    from pgcoord.embedded import find_binaries
+    from pgcoord.database.embedded import find_binaries
 
     try:
         program = find_binaries().directory / "psql"
@@ -87,7 +87,7 @@ def _environment(surroundings: Surroundings, dsn: str) -> tuple[Mapping[str, str
     from psycopg import pq
     from psycopg.conninfo import make_conninfo
 
-    from pgcoord.database import parameters_of
+    from pgcoord.database.connect import parameters_of
 
     environment = dict(surroundings.environment)
     environment |= {"PGCOORD_PSQL": str(assets.SQL / "psql"), "PSQLRC": str(assets.SQL / "psqlrc")}

@@ -14,20 +14,28 @@ from contextlib import aclosing, contextmanager, suppress
 import psycopg
 import typer
 
-from pgcoord import database, queries
 from pgcoord.backoff import Backoff
+from pgcoord.commands.context import check_schema, session
 from pgcoord.commands.options import Surroundings
-from pgcoord.commands.place import check_schema, session
-from pgcoord.coordinator import Coordinator
+from pgcoord.commands.progress import (
+    Progress,
+    Snapshot,
+    follow_through,
+    progress,
+    read_snapshot,
+    summary,
+)
+from pgcoord.coordination.coordinator import Coordinator
+from pgcoord.database import connect as database
+from pgcoord.database import queries
+from pgcoord.database.listener import check_wake_ups
 from pgcoord.errors import CoordError, DatabaseUnusable
-from pgcoord.http.door import Database, Door
 from pgcoord.http.feed import Feed
 from pgcoord.http.security import Access
 from pgcoord.http.server import serving, url_of
-from pgcoord.listener import check_wake_ups
+from pgcoord.http.state import Database, Door
 from pgcoord.plan import Plan
 from pgcoord.planner.planning import FeaturePlanner
-from pgcoord.progress import Progress, Snapshot, follow_through, progress, read_snapshot, summary
 
 logger = logging.getLogger(__name__)
 

@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from pgcoord.commands.options import Dsn, surroundings_of
-from pgcoord.commands.place import (
+from pgcoord.commands.context import (
     connected_to,
     existing_dsn,
     existing_server,
     make_server,
     running_server,
 )
+from pgcoord.commands.options import Dsn, surroundings_of
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +39,7 @@ def upgrade(
     dsn: Dsn = None,
 ) -> None:
     """Bring the database to the schema of this release."""
-    from pgcoord import schema
+    from pgcoord.database import schema
 
     with connected_to(existing_dsn(ctx, dsn)) as conn:
         ran = schema.upgrade(conn, roles=roles)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pgcoord.commands.context import act, complete, existing_dsn, find_phase, session
 from pgcoord.commands.options import Dsn, FeatureOrAll, Phase, surroundings_of
-from pgcoord.commands.place import act, complete, existing_dsn, find_phase, session
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pgcoord.progress import Snapshot
-    from pgcoord.queries import Connection, Leader, Slot
+    from pgcoord.commands.progress import Snapshot
+    from pgcoord.database.queries import Connection, Leader, Slot
 
 
 def register(app: typer.Typer) -> None:
@@ -59,8 +59,8 @@ class _Standing:
 
 
 async def _read(conn: "Connection", feature: int | None, finished: bool) -> _Standing:
-    from pgcoord import queries
-    from pgcoord.progress import Snapshot, read_snapshot
+    from pgcoord.commands.progress import Snapshot, read_snapshot
+    from pgcoord.database import queries
 
     if feature is not None:
         features = [await read_snapshot(conn, feature)]
@@ -104,7 +104,7 @@ def status(
     if as_json:
         typer.echo(json.dumps(standing.as_json(), indent=2, default=datetime.isoformat))
         return
-    from pgcoord.progress import console
+    from pgcoord.commands.progress import console
 
     console().print(_shown(standing, in_full=feature is not None))
 
@@ -112,7 +112,7 @@ def status(
 async def _watch(dsn: str, read: Any) -> None:
     from contextlib import aclosing
 
-    from pgcoord.progress import follow, live
+    from pgcoord.commands.progress import follow, live
 
     latest: list[_Standing] = []
     with live(lambda: _shown(latest[0]) if latest else "") as drawn:
@@ -125,7 +125,7 @@ async def _watch(dsn: str, read: Any) -> None:
 def _shown(standing: _Standing, *, in_full: bool = False) -> "RenderableType":
     from rich.console import Group
 
-    from pgcoord.progress import feature_line, feature_tree
+    from pgcoord.commands.progress import feature_line, feature_tree
 
     trees = [
         feature_tree(each)
@@ -165,7 +165,7 @@ def why(ctx: typer.Context, phase: Phase, dsn: Dsn = None) -> None:
 
     A line for each reason, the most decisive one first.
     """
-    from pgcoord import queries
+    from pgcoord.database import queries
 
     async def ask(conn: "Connection") -> str:
         reasons = await queries.why(conn, await find_phase(conn, phase))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pgcoord.commands.context import connected_to, existing_dsn
 from pgcoord.commands.options import Dsn, surroundings_of
-from pgcoord.commands.place import connected_to, existing_dsn
 
 if TYPE_CHECKING:
     from pgcoord.v1 import Decision, Report

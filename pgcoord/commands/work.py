@@ -6,6 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pgcoord.commands.context import (
+    Place,
+    check_schema,
+    complete,
+    make_place,
+    make_runs_folder,
+    session,
+)
 from pgcoord.commands.options import (
     Config,
     Dsn,
@@ -15,19 +23,11 @@ from pgcoord.commands.options import (
     Surroundings,
     surroundings_of,
 )
-from pgcoord.commands.place import (
-    Place,
-    check_schema,
-    complete,
-    make_place,
-    make_runs_folder,
-    session,
-)
 from pgcoord.errors import InvalidConfiguration
 
 if TYPE_CHECKING:
     from pgcoord.configuration import Configuration
-    from pgcoord.coordinator import Coordinator
+    from pgcoord.coordination.coordinator import Coordinator
     from pgcoord.plan import Plan
     from pgcoord.planner.planning import FeaturePlanner
 
@@ -155,7 +155,7 @@ def submit(
     read = _plan(plan, configuration)
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
-    from pgcoord import queries
+    from pgcoord.database import queries
 
     async def work() -> tuple[int, bool]:
         async with session(surroundings, place.dsn) as conn:
@@ -203,7 +203,7 @@ def _coordinator(
     Its processes report to what is served at `url`.
     """
     runs_folder = make_runs_folder(place, configuration)
-    from pgcoord.coordinator import Coordinator
+    from pgcoord.coordination.coordinator import Coordinator
 
     return Coordinator(
         place.dsn,

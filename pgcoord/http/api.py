@@ -14,15 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord import queries
+from pgcoord.database import queries
+from pgcoord.database.queries import Connection, Listing
 from pgcoord.errors import NotFound, Refused
 from pgcoord.http import schemas
-from pgcoord.http.answers import Json, log_file, read_body
-from pgcoord.http.door import door_of
+from pgcoord.http.responses import Json, log_file, read_body
+from pgcoord.http.state import door_of
+from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
 from pgcoord.planner.planning import Planned
-from pgcoord.queries import Connection, Listing
 from pgcoord.report import WrongShape, parse_json
-from pgcoord.shape import HIGHEST_INTEGER, Fault, Schema, faults
 
 PREFIX = "/api/v1"
 

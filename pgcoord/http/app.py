@@ -11,20 +11,13 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pgcoord import assets
-from pgcoord.http import (
-    answers,
-    api,
-    github,
-    health,
-    login,
-    openapi,
-    panel,
-    panel_answers,
-    streams,
-    webhook,
-)
-from pgcoord.http.door import Door
+from pgcoord.http import api, health, login, openapi, streams, webhook
+from pgcoord.http import github_webhook as github
+from pgcoord.http import responses as answers
+from pgcoord.http.panel import responses as panel_answers
+from pgcoord.http.panel import routes as panel
 from pgcoord.http.security import Guard
+from pgcoord.http.state import Door
 
 
 def make_app(door: Door) -> ASGIApp:

@@ -23,11 +23,12 @@ from typing import Any, Generic, TypeVar
 
 import psycopg
 
-from pgcoord import database, queries
 from pgcoord.backoff import Backoff
+from pgcoord.database import connect as database
+from pgcoord.database import queries
+from pgcoord.database.listener import PING_EVERY, Listener
+from pgcoord.database.queries import Connection, HistoryEvent
 from pgcoord.errors import DatabaseUnusable
-from pgcoord.listener import PING_EVERY, Listener
-from pgcoord.queries import Connection, HistoryEvent
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,12 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from pgcoord import database, queries, schema
+from pgcoord.database import connect as database
+from pgcoord.database import queries, schema
 from pgcoord.errors import DatabaseUnusable
-from pgcoord.http.answers import Json
-from pgcoord.http.door import Door, door_of
 from pgcoord.http.metrics import MEDIA_TYPE
+from pgcoord.http.responses import Json
+from pgcoord.http.state import Door, door_of
 
 
 async def healthz(request: Request) -> Response:

@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord.http.answers import read_bytes
-from pgcoord.http.door import door_of
+from pgcoord.http.responses import read_bytes
 from pgcoord.http.security import COOKIE, SESSION_SECONDS
+from pgcoord.http.state import door_of
 
 # Bytes of the form.
 _LIMIT = 4_096

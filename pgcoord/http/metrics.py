@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from pgcoord import queries
-from pgcoord.coordinator import Coordinator
+from pgcoord.coordination.coordinator import Coordinator
+from pgcoord.database import queries
+from pgcoord.database.queries import Connection, Measures
 from pgcoord.http.feed import Event, Feed, Place
-from pgcoord.queries import Connection, Measures
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -9,9 +9,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import __version__, report
-from pgcoord.http import api, github, schemas
-from pgcoord.http.answers import Json
-from pgcoord.shape import Schema
+from pgcoord.http import api, schemas
+from pgcoord.http import github_webhook as github
+from pgcoord.http.responses import Json
+from pgcoord.json_schema import Schema
 
 _REASONS = {
     400: "The body is not JSON.",

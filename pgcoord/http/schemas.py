@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pgcoord.queries import FEATURE_ORDERS, QUEUE_ORDERS
-from pgcoord.shape import HIGHEST_INTEGER, NOT_BLANK, Schema
+from pgcoord.database.queries import FEATURE_ORDERS, QUEUE_ORDERS
+from pgcoord.json_schema import HIGHEST_INTEGER, NOT_BLANK, Schema
 
 _TEXT = {"type": "string"}
 _MAYBE_TEXT = {"type": ["string", "null"]}

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pgcoord.configuration import GitHub, Server
 from pgcoord.errors import CannotStart, InvalidConfiguration
-from pgcoord.http.answers import refusal
+from pgcoord.http.responses import refusal
 from pgcoord.report import is_secret
 
 COOKIE = "pgcoord_session"

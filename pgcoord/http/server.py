@@ -11,7 +11,7 @@ import uvicorn
 
 from pgcoord.errors import CannotStart
 from pgcoord.http.app import make_app
-from pgcoord.http.door import Door
+from pgcoord.http.state import Door
 
 # Seconds that streams and requests are given to end.
 _GRACE = 2

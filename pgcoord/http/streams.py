@@ -15,9 +15,9 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from pgcoord.http.answers import refusal
-from pgcoord.http.door import door_of
 from pgcoord.http.feed import Cursor, Item, Mailbox, Message
+from pgcoord.http.responses import refusal
+from pgcoord.http.state import door_of
 
 # Seconds between signs of life to a browser, and for which a closing is waited for.
 _PING_EVERY = 15

@@ -10,10 +10,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import report
+from pgcoord.database.queries import TakenReport
 from pgcoord.errors import CoordError
-from pgcoord.http.answers import Json, meaning, read_body
-from pgcoord.http.door import door_of
-from pgcoord.queries import TakenReport
+from pgcoord.http.responses import Json, meaning, read_body
+from pgcoord.http.state import door_of
 from pgcoord.report import Signed
 
 logger = logging.getLogger(__name__)

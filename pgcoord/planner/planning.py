@@ -8,8 +8,10 @@ from pathlib import Path
 
 import jinja2
 
-from pgcoord import queries, queries_panel
 from pgcoord.configuration import Planner
+from pgcoord.database import panel as queries_panel
+from pgcoord.database import queries
+from pgcoord.database.queries import Connection
 from pgcoord.errors import InvalidPlan, Refused
 from pgcoord.plan import Plan, looks_like_plan, parse_plan, write_plan
 from pgcoord.planner import command, repository
@@ -18,7 +20,6 @@ from pgcoord.planner.phases import phases_by_hours, split, titles
 from pgcoord.planner.prompts import hours_in_words, load_template, write_prompts
 from pgcoord.planner.structure import Feature, read_structure
 from pgcoord.planner.survey import Repository, resolve, survey, terms
-from pgcoord.queries import Connection
 
 # What git and a planner command get of the environment, besides what [planner] lets through.
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")

@@ -33,8 +33,9 @@ import httpx2
 import psycopg
 from websockets.asyncio.client import ClientConnection, connect
 
-from pgcoord import report, schema
-from pgcoord.embedded import EmbeddedPostgres
+from pgcoord import report
+from pgcoord.database import schema
+from pgcoord.database.embedded import EmbeddedPostgres
 
 SECRET = "whsec_" + base64.b64encode(os.urandom(32)).decode()
 

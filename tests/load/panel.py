@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 
 import psycopg
-from panel_browser import browsing, served
 from playwright.async_api import Page
+from support.panel_browser import browsing, served
 
-from pgcoord import schema
-from pgcoord.embedded import EmbeddedPostgres
+from pgcoord.database import schema
+from pgcoord.database.embedded import EmbeddedPostgres
 
 _WATCH = """selector => new Promise(resolve => {
     const text = () => document.querySelector(selector)?.textContent;

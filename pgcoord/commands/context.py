@@ -1,0 +1,208 @@
+"""Where a command works: which database, and which folder keeps the embedded one and the runs.
+
+The one rule: only what is called `make_…` makes anything; every other command takes what is there.
+"""
+
+import re
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+
+from pgcoord.commands.options import HIGHEST_ID, Surroundings, surroundings_of
+from pgcoord.errors import CannotStart, DatabaseUnusable, InvalidInput, WrongSchema
+
+if TYPE_CHECKING:
+    from pgcoord.configuration import Configuration
+    from pgcoord.database.embedded import EmbeddedPostgres
+    from pgcoord.database.queries import Connection
+
+STATE = ".pgcoord"
+
+Result = TypeVar("Result")
+
+# Those of libpq's variables that say which database; the others only say how.
+_NAMES_A_DATABASE = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A database that work is brought into, and the state folder, which may not be there yet."""
+
+    dsn: str
+    state: Path
+
+
+def make_place(surroundings: Surroundings, dsn: str | None) -> Place:
+    """Find the database; where nothing names one, make, start and upgrade the embedded one.
+
+    A database that was named is neither connected to nor changed.
+    """
+    state = _find_state(surroundings.folder) or surroundings.folder / STATE
+    given = named_dsn(surroundings, dsn)
+    if given is not None:
+        return Place(given, state)
+    return Place(make_server(surroundings).dsn, state)
+
+
+def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":
+    """Start the embedded Postgres, made in the current folder where there is none, upgraded."""
+    from pgcoord.database import schema
+    from pgcoord.database.embedded import EmbeddedPostgres
+
+    state = _find_state(surroundings.folder) or surroundings.folder / STATE
+    server = EmbeddedPostgres(state)
+    new = not server.server.data.exists()
+    server.start()
+    if new:
+        typer.echo(f"pgcoord: made an embedded Postgres in {state}", err=True)
+    with connected_to(server.dsn) as conn:
+        schema.upgrade(conn)
+    return server
+
+
+def existing_server(surroundings: Surroundings) -> "EmbeddedPostgres":
+    """Find the embedded Postgres, running or not. Raises `DatabaseUnusable` when there is none."""
+    from pgcoord.database.embedded import EmbeddedPostgres
+
+    state = _find_state(surroundings.folder)
+    if state is None or not EmbeddedPostgres(state).server.data.exists():
+        raise DatabaseUnusable(
+            f"no database: no {STATE}/ with an embedded Postgres in {surroundings.folder} or above",
+            hint="Give --dsn or DATABASE_URL; or 'pgcoord run PLAN' makes one here.",
+        )
+    return EmbeddedPostgres(state)
+
+
+def running_server(surroundings: Surroundings) -> "EmbeddedPostgres":
+    """Find the embedded Postgres. Raises `DatabaseUnusable` when it is stopped, too."""
+    server = existing_server(surroundings)
+    if not server.running():
+        raise DatabaseUnusable(
+            f"the embedded Postgres in {server.state} is stopped",
+            hint="'pgcoord db start' starts it.",
+        )
+    return server
+
+
+def existing_dsn(ctx: typer.Context, dsn: str | None) -> str:
+    """The database that was named, else the embedded one, which must run."""
+    surroundings = surroundings_of(ctx)
+    given = named_dsn(surroundings, dsn)
+    return running_server(surroundings).dsn if given is None else given
+
+
+def named_dsn(surroundings: Surroundings, dsn: str | None) -> str | None:
+    """The DSN that was named; an empty one leaves the choice to libpq's own variables."""
+    environment = surroundings.environment
+    named = dsn or environment.get("DATABASE_URL")
+    if named:
+        return named
+    return "" if any(environment.get(name) for name in _NAMES_A_DATABASE) else None
+
+
+def make_runs_folder(place: Place, configuration: "Configuration") -> Path:
+    """The folder of the runs, which can be written to; raises `CannotStart` when it cannot."""
+    folder = _runs_folder(place.state, configuration)
+    try:
+        if place.state in folder.parents and not place.state.is_dir():
+            place.state.mkdir(mode=0o700)
+            (place.state / ".gitignore").write_text("*\n")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise CannotStart(
+            f"the runs cannot be kept in {folder}: {(error.strerror or str(error)).lower()}",
+            hint="Make it writable, or name another: 'folder' of [log] in pgcoord.toml.",
+        ) from error
+
+
+def would_be_runs_folder(surroundings: Surroundings, configuration: "Configuration | None") -> Path:
+    """The folder of the runs of a coordinator that would be started here."""
+    state = _find_state(surroundings.folder) or surroundings.folder / STATE
+    return _runs_folder(state, configuration)
+
+
+def check_schema(dsn: str) -> None:
+    """Raise `WrongSchema`, with what to run, unless the database is of this release."""
+    from pgcoord.database import schema
+
+    with connected_to(dsn) as conn:
+        schema.check_schema(conn)
+
+
+def connected_to(dsn: str) -> "closing[Any]":
+    """A connection for the functions of `schema`."""
+    from pgcoord.database import connect as database
+
+    return closing(database.connect_blocking(dsn))
+
+
+@asynccontextmanager
+async def session(surroundings: Surroundings, dsn: str) -> AsyncIterator["Connection"]:
+    """A connection on which what is done is logged as done by who called the program."""
+    from pgcoord.database import connect as database
+    from pgcoord.database import queries
+
+    async with await database.connect(dsn) as conn:
+        await queries.act_as(conn, f"{surroundings.user} (command line)")
+        yield conn
+
+
+def complete(dsn: str, work: Coroutine[Any, Any, Result]) -> Result:
+    """Run `work` to its end; what goes wrong with the database comes out as a `CoordError`."""
+    import asyncio
+
+    import psycopg
+
+    from pgcoord.database import connect as database
+
+    try:
+        return asyncio.run(work)
+    except WrongSchema:
+        check_schema(dsn)  # says what is wrong with it, and what to run
+        raise
+    except psycopg.OperationalError as error:
+        raise database.unusable(error) from error
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{error.object!r:.60} is not text in UTF-8") from error
+
+
+def act(
+    ctx: typer.Context, dsn: str | None, change: Callable[["Connection"], Awaitable[str]]
+) -> None:
+    """Do `change` in the database, as who called the program, and print what it returns."""
+    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+
+    async def work() -> str:
+        async with session(surroundings, found) as conn:
+            return await change(conn)
+
+    typer.echo(complete(found, work()))
+
+
+async def find_phase(conn: "Connection", name: str) -> str:
+    """The queue_id that a person means: itself, or 104.2 or 104/2. Raises `NotFound`."""
+    from pgcoord.database import queries
+
+    short = re.fullmatch(r"([0-9]{1,10})[./]([0-9]{1,10})", name)
+    if short and max(numbers := [int(part) for part in short.groups()]) <= HIGHEST_ID:
+        queue_id = await queries.queue_id_of(conn, *numbers)
+        if queue_id:
+            return queue_id
+    await queries.status_of(conn, name)
+    return name
+
+
+def _runs_folder(state: Path, configuration: "Configuration | None") -> Path:
+    return (configuration and configuration.log_folder) or state / "runs"
+
+
+def _find_state(start: Path) -> Path | None:
+    folders = (folder / STATE for folder in (start, *start.parents))
+    return next((folder for folder in folders if folder.is_dir()), None)

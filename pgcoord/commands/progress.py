@@ -1,0 +1,389 @@
+"""What people see of features while they run: a live tree on a terminal, else a line a transition.
+
+The one rule: the database is read when it has notified, never in between. The clock on the screen
+ticks by itself.
+"""
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple, Protocol, TypeVar
+
+import psycopg
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+from rich.tree import Tree
+
+from pgcoord.database import connect as database
+from pgcoord.database import queries
+from pgcoord.database.listener import Listener
+from pgcoord.database.queries import BoardPhase, Connection, Feature
+from pgcoord.errors import DatabaseUnusable
+
+logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
+
+# Seconds between tries while the database does not answer.
+_PATIENCE = 1.0
+
+# Seconds from a notification to the reading: what follows at once, such as the claim after an end,
+# is shown with it, and nobody reads faster.
+_SETTLING = 0.05
+
+# Columns: what the tree draws before a phase, and what is left of a title however narrow it gets.
+_GUIDE = 4
+_LEAST_TITLE = 24
+
+# Seconds after which a feature of which nothing runs is said to wait, and for what.
+_STANDSTILL = 1.0
+
+UNFINISHED = ("queued", "ready", "running")
+
+_LOOKS = {
+    "completed": ("✓", "green"),
+    "running": ("▶", "bold cyan"),
+    "ready": ("▷", "cyan"),
+    "queued": ("·", ""),
+    "failed": ("✗", "bold red"),
+    "blocked": ("⊘", "yellow"),
+    "cancelled": ("-", "yellow"),
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A feature and its phases at one moment."""
+
+    feature: Feature
+    phases: Sequence[BoardPhase]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it runs or waits for its turn any more."""
+        return not any(phase.status in UNFINISHED for phase in self.phases)
+
+    @property
+    def completed(self) -> bool:
+        """Whether every phase is completed."""
+        return all(phase.status == "completed" for phase in self.phases)
+
+
+async def read_snapshot(conn: Connection, feature_id: int) -> Snapshot:
+    """Read a feature as it is now. Raises `NotFound`."""
+    return Snapshot(await queries.feature(conn, feature_id), await queries.board(conn, feature_id))
+
+
+async def follow(
+    dsn: str, read: Callable[[Connection], Awaitable[Found]]
+) -> AsyncGenerator[Found, None]:
+    """Yield what `read` finds, now and each time that something has happened, without end.
+
+    Raises `psycopg.OperationalError` when the connection is lost.
+    """
+    async with await database.connect(dsn) as conn:
+        await queries.listen(conn, queries.EVENT)
+        listener = Listener(conn)
+        while True:
+            yield await read(conn)
+            await listener.wait(None)
+            await asyncio.sleep(_SETTLING)
+
+
+async def follow_through(
+    dsn: str, read: Callable[[Connection], Awaitable[Found]]
+) -> AsyncGenerator[Found, None]:
+    """As `follow`, but through the loss of any connection."""
+    while True:
+        try:
+            async with aclosing(follow(dsn, read)) as readings:
+                async for found in readings:
+                    yield found
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            logger.warning("the database is lost: %s", " ".join(str(error).split()))
+        except DatabaseUnusable as error:
+            if not database.may_pass(error):
+                raise
+            logger.debug("the database is still lost: %s", error)
+        await asyncio.sleep(_PATIENCE)
+
+
+class Progress(Protocol):
+    """Shows a feature as it goes on."""
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show what is new."""
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Show progress on stdout, in the way that fits it, until the end of the block."""
+    if not is_terminal():
+        lines = _Lines()
+        try:
+            yield lines
+        finally:
+            lines.close()
+        return
+    tree = _LiveTree()
+    with live(tree.render) as tree.drawn:
+        yield tree
+    if tree.snapshot:
+        console().print(feature_tree(tree.snapshot))
+
+
+def is_terminal() -> bool:
+    """Whether stdout is a terminal on which lines can be drawn again."""
+    return sys.stdout.isatty() and not console().is_dumb_terminal
+
+
+def console() -> Console:
+    """Where people read: as wide as the terminal; what is piped away is never cut."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+
+
+@contextmanager
+def live(render: Callable[[], RenderableType]) -> Iterator[Live]:
+    """Draw what `render` returns once a second, and on `refresh`; nothing is left of it."""
+    with Live(
+        console=console(),
+        get_renderable=render,
+        refresh_per_second=1,
+        transient=True,
+        redirect_stderr=sys.stderr.isatty(),
+    ) as drawn:
+        yield drawn
+
+
+class _LiveTree:
+    """The tree that is drawn on `drawn`."""
+
+    drawn: Live
+
+    def __init__(self) -> None:
+        self.snapshot: Snapshot | None = None
+
+    def show(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.drawn.refresh()
+
+    def render(self) -> RenderableType:
+        if self.snapshot is None:
+            return ""
+        return feature_tree(self.snapshot, rows=console().height - 2)
+
+
+class _Lines:
+    """A line for each transition; those that are missed between two readings are made up for."""
+
+    def __init__(self) -> None:
+        self._before: Mapping[int, BoardPhase] | None = None
+        self._soon: asyncio.TimerHandle | None = None
+        self._told = ""
+
+    def show(self, snapshot: Snapshot) -> None:
+        self.close()
+        if self._before is None:
+            phases = _count(len(snapshot.phases), "phase")
+            _line(
+                _now(), f"feature {snapshot.feature.id}  {clean(snapshot.feature.title)}, {phases}"
+            )
+        moves = [
+            move
+            for phase in snapshot.phases
+            for move in _moves((self._before or {}).get(phase.phase_number), phase)
+        ]
+        # Consequences last; at the same moment, a start stays before its end.
+        for move in sorted(moves, key=lambda move: (move.follows, move.at)):
+            _line(move.at, move.words)
+        self._before = {phase.phase_number: phase for phase in snapshot.phases}
+        if not any(phase.slot for phase in snapshot.phases):
+            loop = asyncio.get_running_loop()
+            self._soon = loop.call_later(_STANDSTILL, self._tell_what_holds, snapshot)
+
+    def close(self) -> None:
+        """Say nothing more about what was shown last."""
+        if self._soon:
+            self._soon.cancel()
+
+    def _tell_what_holds(self, snapshot: Snapshot) -> None:
+        waiting = next((phase for phase in snapshot.phases if phase.status == "queued"), None)
+        if waiting is None or not waiting.waiting_for or waiting.waiting_for == self._told:
+            return
+        self._told = waiting.waiting_for
+        words = f"{clean(waiting.title)}: {clean(waiting.waiting_for)}"
+        _line(_now(), _words(waiting, waiting.status, words))
+
+
+class _Move(NamedTuple):
+    """A transition to be told; `follows` when it is the consequence of another phase's."""
+
+    at: datetime
+    words: str
+    follows: bool = False
+
+
+def _moves(before: BoardPhase | None, after: BoardPhase) -> Iterator[_Move]:
+    was = before.status if before else "queued"
+    tried = before.attempt if before else 0
+    started = after.attempt > tried or was == "ready"
+    if started and after.started_timestamp and after.status != "ready":
+        words = clean(after.title) + _slot(after)
+        yield _Move(after.started_timestamp, _words(after, "running", words))
+    if after.status in ("ready", "running") or (after.status == was and after.attempt == tried):
+        return
+    at = after.since if after.status != "queued" and after.since else _now()
+    words = ": ".join(filter(None, (clean(after.title), "; ".join(_details(after)))))
+    yield _Move(at, _words(after, after.status, words), follows=after.status == "blocked")
+
+
+def _words(phase: BoardPhase, status: str, words: str) -> str:
+    return f"phase {phase.phase_number}  {status:<9}  {words}"
+
+
+def _slot(phase: BoardPhase) -> str:
+    attempt = f"attempt {phase.attempt}" if phase.attempt > 1 else None
+    slot = f"slot {phase.slot}" if phase.slot else None
+    words = ", ".join(filter(None, (slot, attempt)))
+    return f" ({words})" if words else ""
+
+
+def _line(at: datetime, words: str) -> None:
+    sys.stdout.write(f"{at.astimezone():%H:%M:%S}  {words}\n")
+    sys.stdout.flush()
+
+
+def feature_tree(snapshot: Snapshot, *, rows: int | None = None) -> Tree:
+    """A feature with a line for each phase.
+
+    Where they are more than `rows`, one line stands for those completed, and one for the last.
+    """
+    tree = Tree(feature_line(snapshot.feature), guide_style="dim")
+    phases = list(snapshot.phases)
+    room = len(phases) if rows is None else max(rows, 4)
+    done = [phase for phase in phases if phase.status == "completed"]
+    if len(phases) > room and done:
+        phases = [phase for phase in phases if phase.status != "completed"]
+        tree.add(_one_line(_look("completed"), f"  {_count(len(done), 'phase')}"))
+        room -= 1
+    if not phases and not done:
+        tree.add(_one_line("no phases queued yet"))
+    width = console().width - _GUIDE
+    for phase in phases if len(phases) <= room else phases[: room - 1]:
+        tree.add(_phase_line(phase, width))
+    if len(phases) > room:
+        tree.add(_one_line(f"… and {len(phases) - room + 1} more"))
+    return tree
+
+
+def feature_line(feature: Feature) -> Text:
+    """A feature in one line."""
+    done, total = feature.phases_completed, feature.total_phases
+    percent = f" ({100 * done // total} %)" if total else ""
+    counts = f"  {done}/{total}{percent} {feature.status.replace('_', ' ')}"
+    end = _one_line(counts, ("  paused" if feature.paused_at else "", "yellow"))
+    title = Text(f"Feature {feature.id}: {clean(feature.title)}", "bold")
+    return _fitting(title, end, console().width)
+
+
+def _phase_line(phase: BoardPhase, width: int) -> Text:
+    look = _look(phase.status)
+    details = "".join(f" · {each}" for each in _details(phase))
+    title = Text(f"{phase.phase_number:>3} {clean(phase.title)}")
+    return _one_line(look, _fitting(title, Text(details, "dim"), width - look.cell_len))
+
+
+def _fitting(title: Text, end: Text, width: int) -> Text:
+    """Both in one line of `width`: a long title is cut, rather than what follows it."""
+    title.truncate(max(width - end.cell_len, _LEAST_TITLE), overflow="ellipsis")
+    return _one_line(title, end)
+
+
+def _look(status: str) -> Text:
+    icon, style = _LOOKS[status]
+    return Text(f"{icon} {status:<9}", style)
+
+
+def _details(phase: BoardPhase) -> Iterator[str]:
+    """What there is to say beside the status and the title."""
+    if phase.slot:
+        yield f"slot {phase.slot}"
+    if phase.attempt > 1:
+        yield f"attempt {phase.attempt}"
+    if phase.slot and phase.since:
+        yield words_for(max(_now() - phase.since, timedelta()), fine=False)
+    if phase.started_timestamp and phase.finished_timestamp:
+        yield words_for(phase.finished_timestamp - phase.started_timestamp)
+    if phase.status in ("failed", "cancelled") and phase.error_message not in (None, phase.status):
+        yield _fault(phase.error_message)
+    if phase.waiting_for:
+        yield clean(phase.waiting_for)
+
+
+def summary(snapshot: Snapshot, reasons: Mapping[int, str]) -> str:
+    """How a feature ended, in one line that names every phase that is not completed, and why."""
+    feature, total = snapshot.feature, len(snapshot.phases)
+    name = f"feature {feature.id} ({clean(feature.title)})"
+    if snapshot.completed:
+        return f"{name} completed: {_count(total, 'phase')}{_took(snapshot.phases)}"
+    left = [phase for phase in snapshot.phases if phase.status != "completed"]
+    told = "; ".join(_why_not(phase, reasons.get(phase.phase_number)) for phase in left)
+    return f"{name}: {total - len(left)} of {_count(total, 'phase')} completed; {told}"
+
+
+def _why_not(phase: BoardPhase, reason: str | None) -> str:
+    if phase.status == "failed" and phase.error_message:
+        found = _fault(phase.error_message)
+    else:
+        found = clean(phase.waiting_for or reason or "")
+    # "cancelled" is what is logged where no reason was given.
+    because = f": {found}" if found and found != phase.status else ""
+    return f"phase {phase.phase_number} {phase.status}{because}"
+
+
+def _took(phases: Sequence[BoardPhase]) -> str:
+    started = [phase.started_timestamp for phase in phases if phase.started_timestamp]
+    finished = [phase.finished_timestamp for phase in phases if phase.finished_timestamp]
+    return f" in {words_for(max(finished) - min(started))}" if started and finished else ""
+
+
+def words_for(length: timedelta, *, fine: bool = True) -> str:
+    """A length of time for people; `fine` gives tenths of the first ten seconds."""
+    seconds = length.total_seconds()
+    if seconds < 10 and fine:
+        return f"{seconds:.1f} s"
+    minutes, whole = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {whole:02} s" if minutes else f"{whole} s"
+
+
+def _fault(error: str) -> str:
+    """What went wrong: how the process ended, and the last line that it wrote."""
+    how, *log = error.strip().splitlines() or [""]
+    return f"{clean(how)}: {clean(log[-1])}" if log else clean(how)
+
+
+def clean(text: str) -> str:
+    """The first line of `text`, without what would move a terminal's cursor."""
+    line = next(iter(text.strip().splitlines()), "")
+    return "".join(each if each.isprintable() else " " for each in line)
+
+
+def _one_line(*parts: str | Text | tuple[str, str]) -> Text:
+    """A line that is cut at the edge of the screen rather than wrapped."""
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _now() -> datetime:
+    return datetime.now().astimezone()

@@ -1,0 +1,535 @@
+"""What the pages of the panel read, most of it from sql/functions/window.sql.
+
+The one rule: what is read says when things happened, never how long ago. So two readings are equal
+as long as nothing has happened, and a page is only drawn again when something has.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from pgcoord.database.queries import Connection, HistoryEvent, _columns, _row, _rows, _value
+from pgcoord.errors import NotFound
+
+NO_SUCH_PHASE = "'pgcoord status' and the overview show those that exist."
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What holds for the whole installation."""
+
+    paused_at: datetime | None
+    paused_reason: str | None
+    paused_by: str | None
+    leader: str | None  # process and host
+    limit: int  # slots that are given out
+
+
+@dataclass(frozen=True)
+class HeldSlot:
+    """A slot, what holds it, and how long such a thing usually takes."""
+
+    slot: int
+    draining: bool
+    queue_id: str | None
+    feature_id: int | None
+    feature: str | None
+    phase_number: int | None
+    title: str | None
+    status: str | None
+    since: datetime | None
+    attempt: int | None
+    host: str | None
+    folder: str | None
+    external: bool | None
+    ending: str | None
+    low: timedelta | None
+    median: timedelta | None
+    high: timedelta | None
+
+
+@dataclass(frozen=True)
+class InLine:
+    """A phase that waits for nothing but a slot."""
+
+    queue_id: str
+    feature_id: int
+    feature: str
+    phase_number: int
+    title: str
+    priority: int
+    eligible_at: datetime
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """How many queued phases wait for what."""
+
+    in_line: int
+    for_phases: int
+    paused: int
+    for_retry: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A phase that needs somebody: `kind` is failed, missing, workflow or slow."""
+
+    kind: str
+    queue_id: str
+    feature_id: int
+    feature: str
+    phase_number: int
+    title: str
+    status: str
+    since: datetime | None
+    words: str | None
+    attempt: int | None
+    exit_code: int | None
+    blocks: list[int] | None
+
+
+@dataclass(frozen=True)
+class FeatureRow:
+    """A line of the list of features; `strip` has the state of each phase, where there are few."""
+
+    id: int
+    title: str
+    status: str
+    total: int
+    counts: dict[str, int] | None
+    strip: list[str] | None
+    running: list[int] | None
+    failed: list[int] | None
+    blocked: int
+    missing: int | None
+    in_line: int
+    planned: int
+    since: datetime
+    finished_at: datetime | None
+    paused_at: datetime | None
+    paused_reason: str | None
+    paused_by: str | None
+    cancelled_at: datetime | None
+    cancelled_reason: str | None
+
+    def count(self, status: str) -> int:
+        """How many of its phases are in a state."""
+        return (self.counts or {}).get(status, 0)
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a feature is about, and the phases of its plan, as submit_feature takes them."""
+
+    description: str | None
+    plan: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """When a feature is expected to end, and the phases that decide it."""
+
+    feature_id: int
+    path: list[int] | None
+    runs: int
+    path_takes: timedelta | None
+    ends_at: datetime | None
+    earliest: datetime | None
+    latest: datetime | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Where a phase stands in its feature's graph, and when it is expected to run."""
+
+    phase_number: int
+    layer: int
+    critical: bool
+    usual: timedelta | None
+    starts_at: datetime | None
+    ends_at: datetime | None
+    earliest: datetime | None
+    latest: datetime | None
+
+
+@dataclass(frozen=True)
+class TreePhase:
+    """A phase in the tree of its feature; `reasons` say why it waits, `ending` how it shall end."""
+
+    queue_id: str
+    phase_number: int
+    title: str
+    status: str
+    slot: int | None
+    attempt: int
+    priority: int
+    depends_on_phases: list[int]
+    issue_number: int | None
+    error_message: str | None
+    since: datetime | None
+    started_timestamp: datetime | None
+    finished_timestamp: datetime | None
+    ending: str | None
+    reasons: list[str] | None
+
+
+@dataclass(frozen=True)
+class Span:
+    """One attempt on the timeline; a phase without any has one span without times."""
+
+    phase_number: int
+    queue_id: str
+    attempt: int | None
+    queued_at: datetime
+    eligible_at: datetime | None
+    claimed_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    outcome: str | None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """All of a phase, for its own page."""
+
+    queue_id: str
+    feature_id: int
+    feature: str
+    phases: int
+    phase_number: int
+    title: str
+    status: str
+    slot: int | None
+    attempt: int
+    priority: int
+    queue_position: int
+    workflow: str | None
+    issue_number: int | None
+    pr_number: int | None
+    error_message: str | None
+    prompt: str | None
+    files: list[object] | None
+    estimated_hours: float | None
+    max_attempts: int | None
+    timeout: timedelta | None
+    retry_at: datetime | None
+    created_at: datetime
+    since: datetime | None
+    runs: int | None
+    low: timedelta | None
+    median: timedelta | None
+    high: timedelta | None
+
+
+@dataclass(frozen=True)
+class Try:
+    """An attempt at a phase."""
+
+    number: int
+    adw_id: str
+    slot: int
+    host: str | None
+    pid: int | None
+    workflow: str | None
+    external: bool
+    claimed_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    deadline: datetime | None
+    ending: str | None
+    outcome: str | None
+    error: str | None
+    exit_code: int | None
+    exited_at: datetime | None
+    folder: str | None
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A phase that another one needs, or that needs it; `status` is None for one that is not."""
+
+    phase_number: int
+    queue_id: str | None
+    title: str | None
+    status: str | None
+    finished_timestamp: datetime | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an action would make of a phase."""
+
+    queue_id: str
+    phase_number: int
+    title: str
+    from_status: str
+    to_status: str
+    words: str | None
+
+
+async def now(conn: Connection) -> datetime:
+    """The time by the database's clock, in the zone in which the connection tells times."""
+    time: datetime = await _value(conn, "select clock_timestamp()")
+    return time
+
+
+async def standing(conn: Connection) -> Standing:
+    """What holds for the whole installation."""
+    found = await _row(
+        conn,
+        Standing,
+        "select c.paused_at, c.paused_reason, case when c.paused_at is not null then ("
+        "select e.actor from pgcoord.event as e where e.feature_id is null"
+        " and e.phase_number is null and e.kind = 'paused' order by e.id desc limit 1)"
+        " end as paused_by,"
+        " (select format('process %%s on %%s', l.pid, l.host) from pgcoord.leader as l) as leader,"
+        " (select count(*)::integer from pgcoord.slot where not draining) as limit"
+        " from pgcoord.control as c",
+    )
+    assert found is not None
+    return found
+
+
+async def held_slots(conn: Connection) -> list[HeldSlot]:
+    """The slots, free ones too."""
+    # Lateral, for the planner takes the slots for thousands, and would read all attempts for them.
+    return await _rows(
+        conn,
+        HeldSlot,
+        "select s.slot, s.draining, s.queue_id, s.feature_id, f.title as feature, s.phase_number,"
+        " s.title, s.status, s.since, a.number as attempt, s.host, a.folder, s.external, s.ending,"
+        " u.low, u.median, u.high from pgcoord.slots as s"
+        " left join public.planned_features as f on f.id = s.feature_id"
+        " left join lateral (select number, folder, workflow from pgcoord.attempt"
+        " where adw_id = s.adw_id limit 1) as a on true"
+        " left join pgcoord.usual as u on u.workflow = a.workflow order by s.slot",
+    )
+
+
+async def line(conn: Connection, limit: int) -> list[InLine]:
+    """The phases that are claimed next."""
+    return await _rows(conn, InLine, f"select {_columns(InLine)} from pgcoord.line limit %s", limit)
+
+
+async def backlog(conn: Connection) -> Backlog:
+    """How much waits for what."""
+    found = await _row(conn, Backlog, f"select {_columns(Backlog)} from pgcoord.backlog")
+    assert found is not None
+    return found
+
+
+async def attention(conn: Connection, feature_id: int | None = None) -> list[Attention]:
+    """What needs somebody, in one feature or in all; the latest trouble first."""
+    return await _rows(
+        conn,
+        Attention,
+        f"select {_columns(Attention)} from pgcoord.attention"
+        " where feature_id = coalesce(%s, feature_id)"
+        " order by kind, since desc nulls last, feature_id, phase_number",
+        feature_id,
+    )
+
+
+async def feature_rows(
+    conn: Connection, show: str, search: str | None, limit: int
+) -> list[FeatureRow]:
+    """Features, open ones first: all, attention, in_progress, planned, finished, or by state."""
+    return await _rows(
+        conn,
+        FeatureRow,
+        f"select {_columns(FeatureRow)} from pgcoord.feature_rows("
+        "array(select pgcoord.list_features(%s, %s, %s)))",
+        show,
+        search,
+        limit,
+    )
+
+
+async def feature_row(conn: Connection, feature_id: int) -> FeatureRow:
+    """One feature. Raises `NotFound`."""
+    found = await _row(
+        conn,
+        FeatureRow,
+        f"select {_columns(FeatureRow)} from pgcoord.feature_rows(array[%s])",
+        feature_id,
+    )
+    if found is None:
+        raise NotFound(
+            f"there is no feature {feature_id}", hint="The overview shows those that exist."
+        )
+    return found
+
+
+async def described(conn: Connection, feature_id: int) -> Described:
+    """What a feature is about, and the phases of its plan."""
+    found = await _row(
+        conn,
+        Described,
+        "select description, coalesce(plan, '[]') as plan from public.planned_features"
+        " where id = %s",
+        feature_id,
+    )
+    return found or Described(None, [])
+
+
+async def finishes(conn: Connection, feature_ids: list[int]) -> dict[int, Finish]:
+    """When features are expected to end."""
+    rows = await _rows(
+        conn, Finish, f"select {_columns(Finish)} from pgcoord.expected_finish(%s)", feature_ids
+    )
+    return {each.feature_id: each for each in rows}
+
+
+async def forecast(conn: Connection, feature_id: int) -> dict[int, Forecast]:
+    """The layer and the expected times of each phase of a feature."""
+    rows = await _rows(
+        conn,
+        Forecast,
+        f"select {_columns(Forecast)} from pgcoord.forecast(array[%s])",
+        feature_id,
+    )
+    return {each.phase_number: each for each in rows}
+
+
+async def tree(conn: Connection, feature_id: int) -> list[TreePhase]:
+    """The phases of a feature in order of their number."""
+    return await _rows(
+        conn,
+        TreePhase,
+        "select b.queue_id, b.phase_number, b.title, b.status, b.slot, b.attempt, b.priority,"
+        " b.depends_on_phases, b.issue_number, b.error_message, b.since, b.started_timestamp,"
+        " b.finished_timestamp, s.ending, w.reasons from pgcoord.board as b"
+        " left join pgcoord.slots as s on s.queue_id = b.queue_id"
+        " left join (select queue_id, array_agg(words) as reasons from pgcoord.waiting"
+        " where feature_id = %s group by queue_id) as w on w.queue_id = b.queue_id"
+        " where b.feature_id = %s order by b.phase_number",
+        feature_id,
+        feature_id,
+    )
+
+
+async def spans(conn: Connection, feature_id: int) -> list[Span]:
+    """The timeline of a feature."""
+    return await _rows(
+        conn,
+        Span,
+        f"select {_columns(Span)} from pgcoord.timeline where feature_id = %s"
+        " order by phase_number, attempt",
+        feature_id,
+    )
+
+
+async def phase(conn: Connection, queue_id: str) -> Phase:
+    """A phase. Raises `NotFound`."""
+    found = await _row(
+        conn,
+        Phase,
+        "select p.queue_id, p.feature_id, f.title as feature, (select count(*) from"
+        " public.phase_queue as o where o.feature_id = p.feature_id) as phases, p.phase_number,"
+        " pgcoord.title_of(p) as title, p.status, p.slot, p.attempt, p.priority, p.queue_position,"
+        " pgcoord.workflow_of(p) as workflow, p.issue_number, p.pr_number, p.error_message,"
+        " p.phase_data ->> 'prompt_content' as prompt, case jsonb_typeof(p.phase_data -> 'files')"
+        " when 'array' then p.phase_data -> 'files' end as files,"
+        " case jsonb_typeof(p.phase_data -> 'estimated_hours') when 'number'"
+        " then (p.phase_data ->> 'estimated_hours')::double precision end as estimated_hours,"
+        " coalesce((p.phase_data ->> 'max_attempts')::integer, w.max_attempts) as max_attempts,"
+        " coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::double precision),"
+        " w.timeout) as timeout, p.retry_at, p.created_at, b.since, u.runs, u.low, u.median, u.high"
+        " from public.phase_queue as p join public.planned_features as f on f.id = p.feature_id"
+        " join pgcoord.board as b on b.queue_id = p.queue_id"
+        " left join pgcoord.workflow as w on w.name = pgcoord.workflow_of(p)"
+        " left join pgcoord.usual as u on u.workflow = pgcoord.workflow_of(p)"
+        " where p.queue_id = %s",
+        queue_id,
+    )
+    if found is None:
+        raise NotFound(f"there is no phase {queue_id}", hint=NO_SUCH_PHASE)
+    return found
+
+
+async def tries(conn: Connection, queue_id: str) -> list[Try]:
+    """The attempts at a phase, latest first."""
+    return await _rows(
+        conn,
+        Try,
+        f"select {_columns(Try)} from pgcoord.attempt where queue_id = %s order by number desc",
+        queue_id,
+    )
+
+
+async def neighbours(
+    conn: Connection, feature_id: int, phase_number: int
+) -> tuple[list[Neighbour], list[Neighbour]]:
+    """What a phase needs, and what needs it."""
+    found = [
+        await _rows(
+            conn,
+            Neighbour,
+            f"select d.{there} as phase_number, p.queue_id, pgcoord.title_of(p) as title, p.status,"
+            " p.finished_timestamp from pgcoord.dependency as d left join public.phase_queue as p"
+            f" on p.feature_id = d.feature_id and p.phase_number = d.{there}"
+            f" where d.feature_id = %s and d.{here} = %s order by 1",
+            feature_id,
+            phase_number,
+        )
+        for there, here in (("prerequisite", "dependent"), ("dependent", "prerequisite"))
+    ]
+    return found[0], found[1]
+
+
+async def history(
+    conn: Connection,
+    feature_id: int | None,
+    phase_number: int | None,
+    before: int | None,
+    limit: int,
+) -> list[HistoryEvent]:
+    """Events of all, of a feature or of a phase, latest first, from below an id."""
+    condition = "true"
+    values: list[object] = []
+    for column, value in (("feature_id", feature_id), ("phase_number", phase_number)):
+        if value is not None:
+            condition += f" and {column} = %s"
+            values.append(value)
+    if before is not None:
+        condition += " and id < %s"
+        values.append(before)
+    return await _rows(
+        conn,
+        HistoryEvent,
+        f"select {_columns(HistoryEvent)} from pgcoord.history where {condition}"
+        " order by id desc limit %s",
+        *values,
+        limit,
+    )
+
+
+async def preview(
+    conn: Connection, action: str, *, feature_id: int | None = None, queue_id: str | None = None
+) -> list[Change]:
+    """What an action would change; raises what the action itself would."""
+    return await _rows(
+        conn,
+        Change,
+        f"select {_columns(Change)} from pgcoord.preview(%s, %s, %s)",
+        action,
+        feature_id,
+        queue_id,
+    )
+
+
+async def cancel_branch(conn: Connection, queue_id: str, reason: str | None) -> int:
+    """Give up a phase and all that depends on it; return how many that are."""
+    return int(await _value(conn, "select pgcoord.cancel_branch(%s, %s)", queue_id, reason))
+
+
+async def workflows(conn: Connection) -> tuple[list[str], bool]:
+    """The workflows that the leading coordinator declares, and whether one is the default."""
+    names: list[str] = await _value(
+        conn, "select coalesce(array_agg(name order by name), '{}') from pgcoord.workflow"
+    )
+    default: bool = await _value(
+        conn, "select exists (select from pgcoord.workflow where is_default)"
+    )
+    return names, default

@@ -1,0 +1,182 @@
+"""POST /webhooks/github: what people do on GitHub is recorded, and acted upon where wanted."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from pgcoord.configuration import GitHub
+from pgcoord.database import queries
+from pgcoord.http.responses import Json, read_body
+from pgcoord.http.state import door_of
+from pgcoord.json_schema import HIGHEST_INTEGER, Schema, faults
+from pgcoord.report import NotSigned, WrongShape, parse_json
+
+# Bytes of a body: issues and pull requests come whole, with all their labels and people.
+_LIMIT = 4_194_304
+
+# Words of a pull request among which the name of a phase is looked for.
+_MOST_WORDS = 2_000
+
+_TEXT = {"type": ["string", "null"]}
+_NUMBER = {"type": "integer", "minimum": 1, "maximum": HIGHEST_INTEGER}
+_REPOSITORY = {
+    "type": ["object", "null"],  # the one that a pull request came from may be gone
+    "required": ["full_name"],
+    "properties": {"full_name": {"type": "string"}},
+}
+_NAMED = {"type": "object", "required": ["login"], "properties": {"login": {"type": "string"}}}
+
+# What is read of the events that concern phases; GitHub sends much more.
+SCHEMA: Schema = {
+    "type": "object",
+    "description": "An event as GitHub sends it; `issues` and `pull_request` are of interest.",
+    "properties": {
+        "action": {"type": "string"},
+        "repository": _REPOSITORY,
+        "sender": _NAMED,
+        "issue": {
+            "type": "object",
+            "required": ["number"],
+            "properties": {"number": _NUMBER, "state_reason": _TEXT},
+        },
+        "pull_request": {
+            "type": "object",
+            "required": ["number", "title", "head"],
+            "properties": {
+                "number": _NUMBER,
+                "title": {"type": "string"},
+                "body": _TEXT,
+                "merged": {"type": ["boolean", "null"]},
+                "head": {
+                    "type": "object",
+                    "required": ["ref"],
+                    "properties": {"ref": {"type": "string"}, "repo": _REPOSITORY},
+                },
+            },
+        },
+    },
+}
+
+_CLOSING = re.compile(r"\b(?:close[sd]?|fix(?:e[sd])?|resolve[sd]?):?\s+#(\d{1,9})\b", re.I)
+_WORD = re.compile(r"[A-Za-z0-9][\w.-]*[A-Za-z0-9]")
+
+
+@dataclass(frozen=True)
+class Happening:
+    """Something that may concern phases: what it is called, what was said, how it names them."""
+
+    kind: str
+    said: str
+    numbers: list[int]
+    words: list[str]
+    pr_number: int | None = None
+
+    def action(self, settings: GitHub) -> str:
+        """What it does to a phase."""
+        return {
+            "issue_closed": settings.on_issue_closed,
+            "issue_reopened": settings.on_issue_reopened,
+            "pull_request_merged": settings.on_pull_request_merged,
+        }.get(self.kind, "nothing")
+
+
+async def github_event(request: Request) -> Response:
+    """Take an event; answer after the commit. What concerns no phase is answered, and forgotten."""
+    door = door_of(request)
+    settings = door.coordinator.configuration.github
+    secret = door.access.github_secret
+    if settings is None or secret is None:
+        raise HTTPException(404, "no webhook_secret in [github] of pgcoord.toml: nothing is taken")
+    body = await read_body(request, _LIMIT)
+    _check_signature(body, request.headers.get("x-hub-signature-256", ""), secret)
+    event = parse_json(body)
+    if found := list(faults(event, SCHEMA)):
+        raise WrongShape(found)
+    happening = _happening(request.headers.get("x-github-event", ""), event)
+    if happening is None or not _is_ours(event, settings):
+        return Json({"result": "ignored", "phases": []})
+    async with door.database.connection() as conn:
+        result, phases = await queries.take_github_event(
+            conn,
+            {
+                "delivery": request.headers.get("x-github-delivery"),
+                "kind": happening.kind,
+                "repository": event["repository"]["full_name"],
+                "sender": event["sender"]["login"],
+                "said": happening.said,
+                "numbers": happening.numbers,
+                "words": happening.words,
+                "pr_number": happening.pr_number,
+            },
+            happening.action(settings),
+        )
+    return Json({"result": result, "phases": phases})
+
+
+def _check_signature(body: bytes, signature: str, secret: str) -> None:
+    from gidgethub import ValidationFailure, sansio
+
+    if not signature.startswith("sha256=") or not signature.isascii():
+        raise NotSigned("the event is not signed: X-Hub-Signature-256 is missing")
+    try:
+        sansio.validate_event(body, signature=signature, secret=secret)
+    except ValidationFailure as error:
+        raise NotSigned("the signature is not of the secret of [github]") from error
+
+
+def _happening(name: str, event: dict[str, Any]) -> Happening | None:
+    """What an event means; None for those that concern no phase."""
+    action = event.get("action")
+    if not event.get("repository") or not event.get("sender"):
+        return None
+    if name == "issues" and action in ("closed", "reopened") and "issue" in event:
+        number, reason = event["issue"]["number"], event["issue"].get("state_reason")
+        how = f" as {reason.replace('_', ' ')}" if reason and action == "closed" else ""
+        return Happening(f"issue_{action}", f"issue #{number} was {action}{how}", [number], [])
+    if name == "pull_request" and "pull_request" in event:
+        return _pull_request(event)
+    return None
+
+
+def _pull_request(event: dict[str, Any]) -> Happening | None:
+    """One that was merged, or opened from a branch of the repository: anybody may open others."""
+    action, pull = event.get("action"), event["pull_request"]
+    merged = action == "closed" and bool(pull.get("merged"))
+    ours = _name(pull["head"].get("repo")) == _name(event["repository"])
+    if not merged and not (action in ("opened", "reopened") and ours):
+        return None
+    text = f"{pull['head']['ref'].replace('/', ' ')}\n{pull['title']}\n{pull.get('body') or ''}"
+    numbers = sorted({int(number) for number in _CLOSING.findall(text)})
+    done = "merged" if merged else "opened"
+    said = f"pull request #{pull['number']} was {done}"
+    words = sorted(set(_words(text)))
+    return Happening(f"pull_request_{done}", said, numbers, words, pull["number"])
+
+
+def _is_ours(event: dict[str, Any], settings: GitHub) -> bool:
+    return bool(event["repository"]["full_name"].lower() == settings.repository.lower())
+
+
+def _name(repository: dict[str, Any] | None) -> str | None:
+    return repository["full_name"] if repository else None
+
+
+def _words(text: str) -> Iterator[str]:
+    """Words that may name a phase or an attempt: those with a hyphen, as queue-104-2."""
+    for number, match in enumerate(_WORD.finditer(text)):
+        if number == _MOST_WORDS:
+            return
+        if "-" in match[0]:
+            yield match[0]
+
+
+routes: list[BaseRoute] = [
+    Route(path, github_event, methods=["POST"])
+    for path in ("/webhooks/github", "/api/v1/webhooks/github")
+]

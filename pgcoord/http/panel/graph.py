@@ -1,0 +1,286 @@
+"""Where the phases of a feature stand in its graph: layers from left to right, few crossings.
+
+The layout follows from the dependencies alone, so it is made once for each shape of a graph and
+stays put while states change.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+from pgcoord.database.panel import Forecast, TreePhase
+
+# More phases than this are a list, not a picture.
+MOST_PHASES = 400
+
+# With more phases than this, each is one line of text.
+_ROOMY = 40
+
+# Orderings that are tried for fewer crossings.
+_SWEEPS = 6
+
+_Edges = tuple[tuple[int, int], ...]
+
+
+class Measures(NamedTuple):
+    """Widths and heights in pixels."""
+
+    width: int
+    height: int
+    across: int  # between columns
+    down: int  # between rows
+    lane: int  # of an edge that passes a column
+    port: int  # between two edges at a phase
+
+
+_LARGE = Measures(168, 46, 48, 18, 12, 8)
+_SMALL = Measures(136, 26, 36, 8, 6, 4)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each phase stands (its upper left corner) and how each edge goes."""
+
+    width: int
+    height: int
+    measures: Measures
+    places: dict[int, tuple[int, int]]
+    paths: dict[tuple[int, int], "Path"]
+
+
+@dataclass(frozen=True)
+class Path:
+    """How an edge goes: its line, a place on it for a mark, and where it ends."""
+
+    line: str
+    mark: tuple[int, int]
+    end: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An edge: how it goes, the state of its prerequisite, and what it is: met, waits or broken."""
+
+    path: Path
+    status: str
+    critical: bool
+
+    @property
+    def kind(self) -> str:
+        """What the prerequisite means to the dependent."""
+        if self.status == "completed":
+            return "met"
+        return "broken" if self.status in ("failed", "cancelled", "blocked") else "waits"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The graph of a feature."""
+
+    phases: Sequence[TreePhase]
+    forecast: dict[int, Forecast]
+
+    @property
+    def too_large(self) -> bool:
+        """Whether it is not drawn."""
+        return len(self.phases) > MOST_PHASES
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where everything stands."""
+        numbers = {each.phase_number for each in self.phases}
+        layers = tuple((n, self.forecast[n].layer if n in self.forecast else 0) for n in numbers)
+        edges = tuple(
+            (up, phase.phase_number)
+            for phase in self.phases
+            for up in phase.depends_on_phases
+            if up in numbers
+        )
+        return _lay_out(layers, edges)
+
+    @cached_property
+    def edges(self) -> list[Edge]:
+        """The edges, those of the critical path last, on top of the others."""
+        status = {each.phase_number: each.status for each in self.phases}
+        found = [
+            Edge(path, status[up], self._is_critical(up) and self._is_critical(down))
+            for (up, down), path in self.layout.paths.items()
+        ]
+        return sorted(found, key=lambda each: (each.kind == "broken", each.critical))
+
+    def _is_critical(self, number: int) -> bool:
+        return number in self.forecast and self.forecast[number].critical
+
+
+# A place in a column: a phase, or an edge of the phase `number` that passes the column `layer`.
+_Spot = tuple[int, int]
+
+# A stretch of an edge, from one column to the next; edges of one phase share those that they can.
+_Link = tuple[_Spot, _Spot]
+
+
+@lru_cache(maxsize=64)
+def _lay_out(layers: tuple[tuple[int, int], ...], edges: _Edges) -> Layout:
+    layer = dict(layers)
+    measures = _LARGE if len(layer) <= _ROOMY else _SMALL
+    columns, links = _columns(layer, edges)
+    _order(columns, links)
+    heights = _heights(columns, links, layer, measures)
+    places = {
+        number: (at * (measures.width + measures.across), heights[number, at])
+        for number, at in layer.items()
+    }
+    ends = _ends(links, layer, heights, measures)
+    paths = {(up, down): _path(up, down, layer, ends, measures) for up, down in edges}
+    width = max((x for x, _ in places.values()), default=0) + measures.width
+    bottom = max(heights.values(), default=0) + measures.height
+    return Layout(width + 2, bottom + 2, measures, places, paths)
+
+
+def _columns(layer: dict[int, int], edges: _Edges) -> tuple[list[list[_Spot]], list[_Link]]:
+    """What stands in each column, edges that pass through it too, and what is next to what."""
+    columns: list[list[_Spot]] = [[] for _ in range(max(layer.values(), default=0) + 1)]
+    for number in sorted(layer):
+        columns[layer[number]].append((number, layer[number]))
+    links: dict[_Link, None] = {}
+    for up, down in edges:
+        for at in range(layer[up] + 1, layer[down]):
+            if (up, at) not in columns[at]:
+                columns[at].append((up, at))
+            links[(up, at - 1), (up, at)] = None
+        links[(up, layer[down] - 1), (down, layer[down])] = None
+    return columns, list(links)
+
+
+def _neighbours(
+    links: list[_Link],
+) -> tuple[dict[_Spot, list[_Spot]], dict[_Spot, list[_Spot]]]:
+    left: dict[_Spot, list[_Spot]] = {}
+    right: dict[_Spot, list[_Spot]] = {}
+    for one, other in links:
+        right.setdefault(one, []).append(other)
+        left.setdefault(other, []).append(one)
+    return left, right
+
+
+def _order(columns: list[list[_Spot]], links: list[_Link]) -> None:
+    """Sort each column by the middle of what its members are linked to, back and forth."""
+    left, right = _neighbours(links)
+    for sweep in range(_SWEEPS):
+        forth = sweep % 2 == 0
+        near = left if forth else right
+        for column in columns if forth else reversed(columns):
+            at = {spot: i for each in columns for i, spot in enumerate(each)}
+            middle = {
+                spot: sum(at[other] for other in near[spot]) / len(near[spot])
+                if spot in near
+                else float(at[spot])
+                for spot in column
+            }
+            column.sort(key=middle.__getitem__)
+
+
+def _heights(
+    columns: list[list[_Spot]],
+    links: list[_Link],
+    layer: dict[int, int],
+    measures: Measures,
+) -> dict[_Spot, int]:
+    """How far down each spot stands: near what it is linked to, without overlaps."""
+
+    def room(spot: _Spot) -> int:
+        return measures.height if layer[spot[0]] == spot[1] else measures.lane
+
+    heights: dict[_Spot, float] = {}
+    for column in columns:
+        y = 0.0
+        for spot in column:
+            heights[spot] = y
+            y += room(spot) + measures.down
+    left, right = _neighbours(links)
+    for sweep in range(_SWEEPS):
+        forth = sweep % 2 == 0
+        for column in columns if forth else reversed(columns):
+            near = left if forth else right
+            wanted = [
+                sum(heights[o] + room(o) / 2 for o in near[spot]) / len(near[spot]) - room(spot) / 2
+                if spot in near
+                else heights[spot]
+                for spot in column
+            ]
+            rooms = [room(spot) + measures.down for spot in column]
+            heights.update(zip(column, _apart(wanted, rooms), strict=True))
+    top = min(heights.values(), default=0)
+    return {spot: round(y - top) + 1 for spot, y in heights.items()}
+
+
+def _apart(wanted: list[float], rooms: list[int]) -> list[float]:
+    """The places closest to those wanted that keep their order and their distance."""
+    # Runs of neighbours that touch move as one: (sum of wishes, members, total room).
+    runs: list[tuple[float, int, float]] = []
+    for wish, room in zip(wanted, rooms, strict=True):
+        total, count, taken = wish, 1, float(room)
+        while runs:
+            before, members, length = runs[-1]
+            if before / members + length <= total / count:
+                break
+            runs.pop()
+            total, count, taken = before + total - count * length, members + count, length + taken
+        runs.append((total, count, taken))
+    places: list[float] = []
+    at = iter(rooms)
+    for total, count, _ in runs:
+        y = total / count
+        for _ in range(count):
+            places.append(y)
+            y += next(at)
+    return places
+
+
+def _ends(
+    links: list[_Link], layer: dict[int, int], heights: dict[_Spot, int], measures: Measures
+) -> dict[_Link, tuple[int, int]]:
+    """How far down each link begins and ends; those of one phase side by side, without crossing."""
+    left, right = _neighbours(links)
+
+    def sides(spot: _Spot, others: list[_Spot]) -> dict[_Spot, int]:
+        if layer[spot[0]] != spot[1]:
+            return dict.fromkeys(others, heights[spot] + measures.lane // 2)
+        others = sorted(others, key=heights.__getitem__)
+        apart = min(measures.port, (measures.height - 10) // len(others))
+        first = heights[spot] + measures.height // 2 - apart * (len(others) - 1) // 2
+        return {other: first + apart * i for i, other in enumerate(others)}
+
+    begins = {spot: sides(spot, others) for spot, others in right.items()}
+    ends = {spot: sides(spot, others) for spot, others in left.items()}
+    return {(one, other): (begins[one][other], ends[other][one]) for one, other in links}
+
+
+def _path(
+    up: int,
+    down: int,
+    layer: dict[int, int],
+    ends: dict[_Link, tuple[int, int]],
+    measures: Measures,
+) -> Path:
+    width, across = measures.width, measures.across
+    passed = [(up, at) for at in range(layer[up] + 1, layer[down])]
+    spots = [(up, layer[up]), *passed, (down, layer[down])]
+    *passing, (y, to) = [ends[link] for link in pairwise(spots)]
+    x = layer[up] * (width + across) + width
+    mark = (x + across // 2, (y + to) // 2)
+    if passing:
+        mark = (x + across + width // 2, passing[0][1])
+    line = f"M{x} {passing[0][0] if passing else y}"
+    for start, end in passing:
+        line += _bend(x, start, x + across, end) + f"h{width}"
+        x += across + width
+    # The tip takes the rest of the way.
+    return Path(line + _bend(x, y, x + across - 6, to), mark, (x + across, to))
+
+
+def _bend(x: int, y: int, to_x: int, to_y: int) -> str:
+    middle = (x + to_x) // 2
+    return f"C{middle} {y} {middle} {to_y} {to_x} {to_y}"

@@ -1,0 +1,312 @@
+"""What each page of the panel shows, read in one snapshot of the database."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pgcoord.database import panel as queries
+from pgcoord.database.queries import Connection, HistoryEvent, one_snapshot, why
+from pgcoord.http.feed import Event
+from pgcoord.http.panel import log as panel_log
+from pgcoord.http.panel.format import STATES
+from pgcoord.http.panel.graph import Graph
+from pgcoord.http.panel.live import Page, Piece, View
+from pgcoord.http.panel.timeline import Timeline
+from pgcoord.planner.analysis import Analysis, analyse
+
+# Features of a list, events of a history, things that need somebody: how many are shown.
+MOST_FEATURES = 200
+MOST_EVENTS = 200
+_FEW_EVENTS = 12
+_FEW_NEEDS = 5
+_NEXT = 3
+
+# Features of which the end is foreseen on the overview.
+_MOST_FORESEEN = 50
+
+
+@dataclass(frozen=True)
+class SlotCard:
+    """A slot, and the last line of output of what runs in it, where its log is on this machine."""
+
+    slot: queries.HeldSlot
+    said: panel_log.Said | None = None
+
+
+@dataclass(frozen=True)
+class Opening:
+    """When a slot is expected to be free."""
+
+    at: datetime
+    slot: int
+
+
+@dataclass(frozen=True)
+class Overview(View):
+    """All of it: what needs somebody, the slots, the features; `host` is this machine."""
+
+    host: str
+    show: str = "all"
+    search: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The same for those who see the same."""
+        return f"/ {self.show} {self.search or ''}"
+
+    def concerns(self, event: Event) -> bool:
+        """Everything shows here."""
+        return True
+
+    async def read(self, conn: Connection) -> Page:
+        """Read all that is shown."""
+        async with one_snapshot(conn):
+            now = await queries.now(conn)
+            standing = await queries.standing(conn)
+            needs = await queries.attention(conn)
+            slots = await queries.held_slots(conn)
+            line = await queries.line(conn, _NEXT)
+            backlog = await queries.backlog(conn)
+            features = await queries.feature_rows(conn, self.show, self.search, MOST_FEATURES)
+            finishes = await queries.finishes(conn, _foreseen(features))
+        pieces = {
+            "notice": Piece("piece/notice.html", standing),
+            "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
+            "slots-head": Piece("piece/slots_head.html", (standing, slots)),
+            "line": Piece(
+                "piece/line.html", (line, backlog, _openings(standing, slots)), ages=True
+            ),
+            "filters": Piece("piece/filters.html", (self, len(needs))),
+            "tally": Piece("piece/tally.html", (self, _tally(features))),
+            "none": Piece("piece/none.html", (self, bool(features))),
+        }
+        pieces |= {f"slot-{each.slot}": _slot_piece(each, standing, bool(line)) for each in slots}
+        pieces |= {
+            f"feature-{each.id}": Piece("piece/feature.html", (each, finishes.get(each.id)))
+            for each in features
+        }
+        lists = {
+            "slots": [*(f"slot-{each.slot}" for each in slots), "line"],
+            "features": [f"feature-{each.id}" for each in features],
+        }
+        title = f"({len(needs)}) pgcoord" if needs else "pgcoord"
+        return Page("overview.html", title, now, pieces, lists)
+
+    def glance(self, page: Page) -> Page:
+        """The page with the last lines of output."""
+        cards = {
+            name: replace(piece, data=self._card(piece.data.slot))
+            for name, piece in page.pieces.items()
+            if isinstance(piece.data, SlotCard)
+        }
+        return replace(page, pieces={**page.pieces, **cards})
+
+    def _card(self, slot: queries.HeldSlot) -> SlotCard:
+        if slot.folder is None or slot.host != self.host:
+            return SlotCard(slot)
+        return SlotCard(slot, panel_log.last_line(Path(slot.folder, "log")))
+
+
+def _slot_piece(slot: queries.HeldSlot, standing: queries.Standing, waited_for: bool) -> Piece:
+    if slot.queue_id:
+        return Piece("piece/slot.html", SlotCard(slot), ages=True)
+    return Piece("piece/free_slot.html", (slot.slot, standing, waited_for))
+
+
+def _openings(standing: queries.Standing, slots: list[queries.HeldSlot]) -> list[Opening]:
+    """When slots are expected to be free for those in line, soonest first."""
+    if standing.paused_at or not standing.leader:
+        return []
+    found = [
+        Opening(each.since + each.median, each.slot)
+        for each in slots
+        if each.since and each.median and not each.draining
+    ]
+    return sorted(found, key=lambda each: each.at)
+
+
+def _foreseen(features: list[queries.FeatureRow]) -> list[int]:
+    open_ones = [each.id for each in features if each.status in ("in_progress", "planned")]
+    return open_ones[:_MOST_FORESEEN]
+
+
+def _tally(features: list[queries.FeatureRow]) -> dict[str, int]:
+    return {state: sum(each.count(state) for each in features) for state in STATES}
+
+
+@dataclass(frozen=True)
+class FeaturePage(View):
+    """A feature: its phases as tree, graph and timeline, and its history.
+
+    Until they are queued, its plan; prompts of more than `most_tokens` are warned of.
+    """
+
+    feature_id: int
+    most_tokens: int
+
+    @property
+    def key(self) -> str:
+        """The same for those who see the same."""
+        return f"/features/{self.feature_id}"
+
+    def concerns(self, event: Event) -> bool:
+        """Its own events, and all that may move its phases in line."""
+        mine = event.row.feature_id in (self.feature_id, None)
+        return mine or "ready" in (event.row.from_status, event.row.to_status)
+
+    async def read(self, conn: Connection) -> Page:
+        """Read all that is shown. Raises `NotFound`."""
+        async with one_snapshot(conn):
+            now = await queries.now(conn)
+            standing = await queries.standing(conn)
+            feature = await queries.feature_row(conn, self.feature_id)
+            described = await queries.described(conn, self.feature_id)
+            needs = await queries.attention(conn, self.feature_id)
+            finish = (await queries.finishes(conn, [self.feature_id])).get(self.feature_id)
+            forecast = await queries.forecast(conn, self.feature_id)
+            phases = await queries.tree(conn, self.feature_id)
+            spans = await queries.spans(conn, self.feature_id)
+            events = await queries.history(conn, self.feature_id, None, None, _FEW_EVENTS)
+        ended = feature.status in ("completed", "cancelled") or not phases
+        timeline = Timeline(phases, spans, forecast, ended)
+        runs = any(each.slot for each in phases)
+        pieces = {
+            "notice": Piece("piece/notice.html", standing),
+            "head": Piece("piece/feature_head.html", (feature, described.description, len(phases))),
+            "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
+            "facts": Piece(
+                "piece/facts.html", (feature, finish, phases, _spent(spans), forecast), ages=runs
+            ),
+            "plan": Piece("piece/plan.html", self._planned(described.plan, phases, standing.limit)),
+            "graph": Piece("piece/graph.html", Graph(phases, forecast)),
+            "timeline": Piece("piece/timeline.html", timeline, ages=runs),
+        }
+        pieces |= {
+            f"phase-{each.phase_number}": Piece(
+                "piece/tree_phase.html", (each, forecast.get(each.phase_number))
+            )
+            for each in phases
+        }
+        pieces |= _event_pieces(events, "feature")
+        lists = {
+            "tree": [f"phase-{each.phase_number}" for each in phases],
+            "events": [f"event-{each.id}" for each in events],
+        }
+        trouble = f"({len(needs)}) " if needs else ""
+        done = f", {feature.count('completed')}/{feature.total}" if feature.total else ""
+        title = f"{trouble}{feature.title}{done} · pgcoord"
+        return Page("feature.html", title, now, pieces, lists, {"feature": feature})
+
+    def _planned(
+        self, plan: object, phases: Sequence[queries.TreePhase], slots: int
+    ) -> Analysis | None:
+        """The plan, weighed, while there is something to do about it."""
+        weighed = None if phases else analyse(plan, slots, self.most_tokens)
+        return weighed if weighed and weighed.phases else None
+
+
+def _event_pieces(events: list[HistoryEvent], where: str) -> dict[str, Piece]:
+    return {f"event-{each.id}": Piece("piece/event.html", (each, where)) for each in events}
+
+
+def _spent(spans: list[queries.Span]) -> dict[str, Any]:
+    """How long its ended attempts worked and waited, and since when those that run do."""
+    tried = [each for each in spans if each.claimed_at]
+    worked, waited = timedelta(), timedelta()
+    for _, each in groupby(tried, key=lambda span: span.phase_number):
+        free_since = None
+        for span in each:
+            assert span.claimed_at is not None
+            begin = free_since or span.eligible_at or span.claimed_at
+            waited += max(timedelta(), span.claimed_at - begin)
+            if span.ended_at:
+                worked += span.ended_at - (span.started_at or span.claimed_at)
+            free_since = span.ended_at
+    running = [each.started_at for each in tried if each.started_at and not each.ended_at]
+    return {"worked": worked, "waited": waited, "running": running, "attempts": len(tried)}
+
+
+@dataclass(frozen=True)
+class PhasePage(View):
+    """A phase: why it is where it is, its attempts, prompt, neighbours and events."""
+
+    queue_id: str
+
+    @property
+    def key(self) -> str:
+        """The same for those who see the same."""
+        return f"/phases/{self.queue_id}"
+
+    def concerns(self, event: Event) -> bool:
+        """The events of its feature, and all that may move it in line."""
+        name = f"queue-{event.row.feature_id}-"
+        mine = event.row.queue_id == self.queue_id or event.row.feature_id is None
+        return (
+            mine
+            or self.queue_id.startswith(name)
+            or "ready" in (event.row.from_status, event.row.to_status)
+        )
+
+    async def read(self, conn: Connection) -> Page:
+        """Read all that is shown. Raises `NotFound`."""
+        async with one_snapshot(conn):
+            now = await queries.now(conn)
+            standing = await queries.standing(conn)
+            phase = await queries.phase(conn, self.queue_id)
+            reasons = await why(conn, self.queue_id)
+            tries = await queries.tries(conn, self.queue_id)
+            needs, needed_by = await queries.neighbours(conn, phase.feature_id, phase.phase_number)
+            events = await queries.history(
+                conn, phase.feature_id, phase.phase_number, None, MOST_EVENTS
+            )
+        runs = phase.slot is not None
+        pieces = {
+            "notice": Piece("piece/notice.html", standing),
+            "head": Piece("piece/phase_head.html", (phase, reasons, tries[:1]), ages=runs),
+            "attempts": Piece("piece/attempts.html", (phase, tries)),
+            "prompt": Piece("piece/prompt.html", phase),
+            "needs-of": Piece("piece/neighbours.html", ("Needs", "needs", phase, needs)),
+            "needed-by": Piece("piece/neighbours.html", ("Needed by", "by", phase, needed_by)),
+            "details": Piece("piece/details.html", (phase, tries[:1])),
+        }
+        pieces |= _event_pieces(events, "phase")
+        lists = {"events": [f"event-{each.id}" for each in events]}
+        title = f"{phase.phase_number} {phase.title}, {phase.status} · pgcoord"
+        return Page("phase.html", title, now, pieces, lists, {"phase": phase, "tries": tries})
+
+
+@dataclass(frozen=True)
+class History(View):
+    """What has happened, latest first."""
+
+    before: int | None = None
+    feature_id: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The same for those who see the same."""
+        return f"/history {self.before} {self.feature_id}"
+
+    def concerns(self, event: Event) -> bool:
+        """The first page goes on; those behind it stay."""
+        return self.before is None and self.feature_id in (None, event.row.feature_id)
+
+    async def read(self, conn: Connection) -> Page:
+        """Read all that is shown."""
+        async with one_snapshot(conn):
+            now = await queries.now(conn)
+            standing = await queries.standing(conn)
+            events = await queries.history(conn, self.feature_id, None, self.before, MOST_EVENTS)
+        last = events[-1].id if len(events) == MOST_EVENTS else None
+        pieces = {
+            "notice": Piece("piece/notice.html", standing),
+            "older": Piece("piece/older.html", (last, self.feature_id)),
+        }
+        pieces |= _event_pieces(events, "all")
+        lists = {"events": [f"event-{each.id}" for each in events]}
+        return Page(
+            "history.html", "History · pgcoord", now, pieces, lists, {"feature_id": self.feature_id}
+        )

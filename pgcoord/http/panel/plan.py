@@ -1,0 +1,225 @@
+"""The panel's pages for what is not queued yet: a new feature, and the plan of one.
+
+Planning may take minutes, where a planner command thinks: no connection is held meanwhile.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from pgcoord.database import panel as queries_panel
+from pgcoord.database import queries
+from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, PlannerFailed, Refused
+from pgcoord.http.panel.responses import (
+    Form,
+    Handler,
+    answering,
+    done,
+    feature_id_of,
+    read_form,
+    render_page,
+    trouble_of,
+)
+from pgcoord.http.responses import meaning
+from pgcoord.http.state import door_of
+from pgcoord.plan import Plan, parse_plan, write_plan
+from pgcoord.planner.planning import Workflows, declared_workflows
+from pgcoord.planner.structure import Feature
+
+# Bytes of a form with a plan in it.
+_PLAN = 4_000_000
+
+
+# --- Generating and executing
+
+
+def _planning(deed: Callable[[Request], Awaitable[object]]) -> Handler:
+    @answering
+    async def act(request: Request) -> Response:
+        await deed(request)
+        return done(request)
+
+    return act
+
+
+async def _generate(request: Request) -> None:
+    await door_of(request).plan(request, feature_id_of(request))
+
+
+async def _execute(request: Request) -> None:
+    door, feature_id = door_of(request), feature_id_of(request)
+    await door.plan_unless_planned(request, feature_id)
+    async with door.acting(request) as conn:
+        await queries.execute_feature(conn, feature_id)
+
+
+# --- New features
+
+
+@answering
+async def new(request: Request) -> Response:
+    """Show the forms for a new feature."""
+    return _new(request, {}, None)
+
+
+@answering
+async def create(request: Request) -> Response:
+    """Take a plan or a description; what is wrong with it is said beside it."""
+    form = await read_form(request, _PLAN)
+    from_plan = "plan" in form or "file" in form
+    try:
+        given = await (_read_plan if from_plan else _read_description)(request, form)
+        async with door_of(request).acting(request) as conn, conn.transaction():
+            feature_id = await queries.store_feature(conn, given)
+            if form.get("then") == "execute":
+                await queries.execute_feature(conn, feature_id)
+    except (InvalidInput, PlannerFailed) as error:
+        return _new(request, form, error)
+    return RedirectResponse(f"/features/{feature_id}", 303)
+
+
+def _new(request: Request, form: Form, error: CoordError | None) -> Response:
+    return render_page(
+        request,
+        "new.html",
+        meaning(error)[0] if error else 200,
+        title="New feature · pgcoord",
+        trouble=trouble_of(error) if error else None,
+        faulty=isinstance(error, InvalidPlan),
+        plan=_plan_text(form),
+        form=form,
+    )
+
+
+def _plan_text(form: Form) -> str:
+    """The plan: a file, if one was given, else what was typed."""
+    return form.get("file", "").strip() or form.get("plan", "")
+
+
+async def _workflows(request: Request) -> Workflows:
+    async with door_of(request).acting(request) as conn:
+        return await declared_workflows(conn)
+
+
+async def _parse(request: Request, text: str) -> Plan:
+    workflows = await _workflows(request)
+    return await asyncio.to_thread(
+        parse_plan,
+        text.replace("\r\n", "\n"),
+        name="plan",
+        workflows=workflows.names,
+        has_default=workflows.has_default,
+    )
+
+
+async def _read_plan(request: Request, form: Form) -> dict[str, object]:
+    """A feature as its plan describes it."""
+    return (await _parse(request, _plan_text(form))).feature()
+
+
+async def _read_description(request: Request, form: Form) -> dict[str, object]:
+    """A feature in words; with its plan, where that is asked for."""
+    title, description, hours = (
+        form.get(each, "").replace("\0", "").replace("\r\n", "\n").strip()
+        for each in ("title", "description", "hours")
+    )
+    given: dict[str, object] = {
+        "title": title,
+        "description": description or None,
+        "estimated_hours": _hours(hours) if hours else None,
+    }
+    if form.get("then") in ("generate", "execute") and title:
+        feature = Feature(title, description, _hours(hours) if hours else None)
+        planned = await door_of(request).planner.plan(feature, await _workflows(request))
+        given["phases"] = planned.phases
+    return given
+
+
+def _hours(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,6}([.,][0-9]{1,2})?", text):
+        raise InvalidInput(f"{text!r:.60} are no hours", hint='A number such as "6" or "2.5".')
+    return float(text.replace(",", "."))
+
+
+# --- Plans
+
+
+@answering
+async def plan(request: Request) -> Response:
+    """Show the stored plan of a feature as Markdown, to be edited."""
+    feature_id = feature_id_of(request)
+    async with door_of(request).acting(request) as conn:
+        feature = await queries.feature_to_plan(conn, feature_id)
+        rows = (await queries_panel.described(conn, feature_id)).plan
+    text = write_plan(feature.title, None, rows)
+    return _plan_form(request, feature.title, text, feature.version, None, _faithful(text, rows))
+
+
+def _faithful(text: str, rows: list[Any]) -> bool:
+    """Whether a plan says all that the stored one does; nothing says nothing."""
+    try:
+        return not rows or [each.row() for each in parse_plan(text, name="plan").phases] == rows
+    except InvalidPlan:
+        return False
+
+
+@answering
+async def edit(request: Request) -> Response:
+    """Store a plan in place of the one that a feature had; what is wrong is said line by line."""
+    form = await read_form(request, _PLAN)
+    feature_id, version = feature_id_of(request), form.get("version") or None
+    door = door_of(request)
+    async with door.acting(request) as conn:
+        feature = await queries.feature_to_plan(conn, feature_id)
+    try:
+        read = await _parse(request, _plan_text(form))
+        changes: dict[str, object] = {"title": read.title, "phases": read.feature()["phases"]}
+        if read.description:
+            changes["description"] = read.description
+        async with door.acting(request) as conn, conn.transaction():
+            await queries.change_feature(conn, feature_id, changes, version)
+            if form.get("then") == "execute":
+                await queries.execute_feature(conn, feature_id)
+    except (InvalidInput, Refused) as error:
+        return _plan_form(request, feature.title, _plan_text(form), version or "", error, True)
+    return RedirectResponse(f"/features/{feature_id}", 303)
+
+
+def _plan_form(
+    request: Request,
+    title: str,
+    text: str,
+    version: str,
+    error: CoordError | None,
+    faithful: bool,
+) -> Response:
+    return render_page(
+        request,
+        "plan.html",
+        meaning(error)[0] if error else 200,
+        title=f"Plan of {title} · pgcoord",
+        feature_id=feature_id_of(request),
+        feature=title,
+        plan=text,
+        version=version,
+        trouble=trouble_of(error) if error else None,
+        faulty=isinstance(error, InvalidPlan),
+        faithful=faithful,
+    )
+
+
+def routes(feature: str) -> list[BaseRoute]:
+    """The pages, and what is done on them; `feature` is the path of one."""
+    return [
+        Route("/features/new", new),
+        Route("/features/new", create, methods=["POST"]),
+        Route(f"{feature}/generate", _planning(_generate), methods=["POST"]),
+        Route(f"{feature}/execute", _planning(_execute), methods=["POST"]),
+        Route(f"{feature}/plan", plan),
+        Route(f"{feature}/plan", edit, methods=["POST"]),
+    ]

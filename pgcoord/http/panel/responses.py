@@ -1,0 +1,188 @@
+"""How handlers of the panel read what they are asked, and answer with a page.
+
+What goes wrong is a page, too, and says it in the words of whoever refused.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from email.parser import BytesParser
+from functools import wraps
+from typing import Any
+from urllib.parse import parse_qs, quote
+
+import psycopg
+from psycopg_pool import PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+
+from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, NotFound
+from pgcoord.http.panel import format as panel_words
+from pgcoord.http.panel.live import Live, Tail, View
+from pgcoord.http.responses import answer_error, answer_http, fault_of, read_bytes
+from pgcoord.http.security import has_logged_in, may_steer
+from pgcoord.http.state import door_of
+
+# Bytes of a form without a plan in it.
+_FORM = 16_384
+
+Handler = Callable[[Request], Awaitable[Response]]
+Form = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What went wrong, as it was said."""
+
+    heading: str
+    message: str = ""
+    hint: str | None = None
+    lines: list[tuple[str, str]] | None = None
+
+
+_ERRORS = (CoordError, psycopg.Error, PoolTimeout)
+
+
+def answering(handler: Handler) -> Handler:
+    """Answer what goes wrong with a page that says it as the database did."""
+
+    @wraps(handler)
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except _ERRORS as error:
+            plain = await answer_error(request, error)
+            context = {"trouble": trouble_of(error), "back": back_of(request), "title": "Refused"}
+            if plain.status_code == 404:
+                context["title"] = "There is no such thing"
+            elif plain.status_code == 503:
+                context["title"] = "The database does not answer"
+            page = render_page(request, "error.html", plain.status_code, **context)
+            if plain.status_code == 503:
+                page.headers.update({"retry-after": "2", "refresh": "3"})
+            return page
+
+    return answer
+
+
+async def answer_person(request: Request, error: Exception) -> Response:
+    """Say what Starlette found wrong: as a page to who asks for one."""
+    assert isinstance(error, HTTPException)
+    if "text/html" not in request.headers.get("accept", "") or request.method == "HEAD":
+        return await answer_http(request, error)
+    reason = fault_of(request, error)
+    context = {
+        "trouble": Trouble("Refused", f"{reason[0].upper()}{reason[1:]}"),
+        "back": back_of(request),
+        "title": "There is no such page" if error.status_code == 404 else "Refused",
+    }
+    page = render_page(request, "error.html", error.status_code, **context)
+    page.headers.update(error.headers or {})
+    return page
+
+
+def trouble_of(error: Exception) -> Trouble:
+    """What an error says, for people."""
+    cause = error.__cause__
+    code = cause.sqlstate if isinstance(cause, psycopg.Error) else None
+    hint = error.hint if isinstance(error, CoordError) else None
+    if isinstance(error, InvalidPlan):
+        lines = [_located(each) for each in error.problems]
+        count = panel_words.plural(len(lines), "error")
+        return Trouble(f"{count}, nothing was stored", lines=lines)
+    return Trouble(f"Refused: {code}" if code else "Refused", str(error), hint)
+
+
+def _located(problem: str) -> tuple[str, str]:
+    _, line, words = problem.split(":", 2)
+    return line, words.strip()
+
+
+def back_of(request: Request) -> str:
+    """The page that an action is of."""
+    parts = request.url.path.split("/")
+    return quote("/".join(parts[:-1])) or "/" if request.method == "POST" else "/"
+
+
+def done(request: Request) -> Response:
+    """Go back to the page that an action was done on; the script stays there, for it is live."""
+    if request.headers.get("x-panel"):
+        return Response(status_code=204)
+    return RedirectResponse(back_of(request), 303)
+
+
+def _standing(request: Request) -> dict[str, bool]:
+    """What who asked may do."""
+    return {"steers": may_steer(request), "has_logged_in": has_logged_in(request)}
+
+
+def render_page(request: Request, template: str, status: int = 200, /, **context: Any) -> Response:
+    """Answer with a page that is not live."""
+    page = door_of(request).templates.get_template(template)
+    text = page.render(_standing(request) | context)
+    return HTMLResponse(text, status, {"cache-control": "no-store"})
+
+
+async def show(request: Request, view: View, tail: Tail | None = None, **extra: Any) -> Response:
+    """Answer with a page, or with the stream of what changes on it; the page is given `extra`."""
+    live: Live = request.app.state.live
+    screen = live.screen(view)
+    seen = request.query_params.get("live")
+    if seen is None:
+        text = await screen.whole(**_standing(request), **extra)
+        return HTMLResponse(text, headers={"cache-control": "no-store"})
+
+    async def stream() -> AsyncIterator[str]:
+        with live.looking(screen):
+            async for message in screen.look(seen, tail):
+                yield message
+
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
+
+
+def read_number(text: str, most: int = 2**63 - 1) -> int:
+    """A whole number that somebody has typed. Raises `InvalidInput`."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = most + 1
+    if abs(number) > most:
+        raise InvalidInput(f"{text!r:.60} is no number", hint="A whole number is expected.")
+    return number
+
+
+def queue_id_of(request: Request) -> str:
+    """The phase that an address names."""
+    queue_id: str = request.path_params["queue_id"]
+    if "\0" in queue_id:
+        raise NotFound("there is no phase with NUL in its name")
+    return queue_id
+
+
+def feature_id_of(request: Request) -> int:
+    """The feature that an address names."""
+    return read_number(request.path_params["feature_id"], 2**31 - 1)
+
+
+async def read_form(request: Request, limit: int = _FORM) -> Form:
+    """The fields of a form; a file is a field with its text."""
+    body = await read_bytes(request, limit)
+    kind = request.headers.get("content-type", "")
+    if not kind.startswith("multipart/form-data"):
+        fields = parse_qs(body.decode(errors="replace"), keep_blank_values=True)
+        return {name: values[-1] for name, values in fields.items()}
+    head = f"content-type: {kind}\r\n\r\n".encode(errors="replace")
+    form = {}
+    # With the default policy: the newer ones stumble over some malformed headers.
+    for part in BytesParser().parsebytes(head + body).walk():
+        name = part.get_param("name", header="content-disposition")
+        content = part.get_payload(decode=True)
+        if isinstance(name, str) and isinstance(content, bytes):
+            form[name] = content.decode(errors="replace").removeprefix("\ufeff")
+    return form
+
+
+def reason_of(form: Form) -> str | None:
+    """The reason that somebody has given."""
+    return form.get("reason", "").replace("\0", "").strip()[:1000] or None

@@ -1,0 +1,173 @@
+"""The panel: the pages that show all of it, live, and steer it.
+
+A page is answered in full, and works so; with `?live=…` the same address answers with the stream of
+what changes on it. Actions are forms that are posted to where they act; one that destroys work is
+first a page that asks, and shows what it would change.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from pgcoord import assets
+from pgcoord.database import panel as queries_panel
+from pgcoord.database import queries
+from pgcoord.database.queries import Connection
+from pgcoord.errors import NotFound
+from pgcoord.http.panel import actions as panel_asking
+from pgcoord.http.panel import format as panel_words
+from pgcoord.http.panel import phase as panel_phase
+from pgcoord.http.panel import plan as panel_plan
+from pgcoord.http.panel.live import Live
+from pgcoord.http.panel.pages import FeaturePage, History, Overview
+from pgcoord.http.panel.responses import (
+    Form,
+    Handler,
+    answering,
+    done,
+    feature_id_of,
+    queue_id_of,
+    read_form,
+    read_number,
+    reason_of,
+    show,
+)
+from pgcoord.http.state import Door, door_of
+
+
+def make_live(door: Door) -> Live:
+    """The screens of a door, and what its templates know besides their data."""
+    door.templates.filters.update(panel_words.FILTERS)
+    door.templates.globals.update(
+        states=panel_words.STATES,
+        percent=panel_words.percent,
+        plural=panel_words.plural,
+        issue=lambda number: _link(door, "issues", number),
+        pull_request=lambda number: _link(door, "pull", number),
+        assets_version=_assets_version(),
+        page_class="",
+        here="",
+        seen="",
+    )
+    return Live(door.feed, door.database.connection, door.templates)
+
+
+def _link(door: Door, kind: str, number: int) -> Markup:
+    if door.repository is None:
+        return Markup('<span class="issue">#{}</span>').format(number)
+    return Markup('<a class="issue" href="{}/{}/{}" rel="noreferrer">#{}</a>').format(
+        door.repository, kind, number, number
+    )
+
+
+def _assets_version() -> str:
+    files = sorted((assets.WEB / "static").iterdir())
+    return hashlib.sha256(b"".join(each.read_bytes() for each in files)).hexdigest()[:10]
+
+
+# --- Pages
+
+
+@answering
+async def overview(request: Request) -> Response:
+    """Show what needs somebody, the slots, the features."""
+    wanted = request.query_params.get("show", "all")
+    if wanted not in (*panel_words.SHOWN, *panel_words.STATES):
+        raise NotFound(f"nothing is called {wanted!r:.60}", hint="Follow a link of the overview.")
+    search = request.query_params.get("q", "").replace("\0", "").strip()[:200]
+    return await show(request, Overview(door_of(request).coordinator.host, wanted, search or None))
+
+
+@answering
+async def feature(request: Request) -> Response:
+    """Show a feature."""
+    most_tokens = door_of(request).planner.settings.max_prompt
+    return await show(request, FeaturePage(feature_id_of(request), most_tokens))
+
+
+@answering
+async def history(request: Request) -> Response:
+    """Show what has happened."""
+    before, of = (request.query_params.get(each) for each in ("before", "feature"))
+    first = read_number(before) if before else None
+    feature_id = read_number(of, 2**31 - 1) if of else None
+    return await show(request, History(first, feature_id))
+
+
+# --- Actions
+
+
+Deed = Callable[[Connection, Request, Form], Awaitable[object]]
+
+
+def _action(deed: Deed) -> Handler:
+    """A handler that does something, then goes back to the page it was done on."""
+
+    @answering
+    async def act(request: Request) -> Response:
+        form = await read_form(request)
+        async with door_of(request).acting(request) as conn:
+            await deed(conn, request, form)
+        return done(request)
+
+    return act
+
+
+_FEATURE_DEEDS: dict[str, Deed] = {
+    "pause": lambda conn, request, form: queries.pause(
+        conn, feature_id_of(request), reason_of(form)
+    ),
+    "resume": lambda conn, request, form: queries.resume(conn, feature_id_of(request)),
+    "cancel": lambda conn, request, form: queries.cancel_feature(
+        conn, feature_id_of(request), reason_of(form)
+    ),
+}
+
+_PHASE_DEEDS: dict[str, Deed] = {
+    "retry": lambda conn, request, form: queries.retry_phase(
+        conn, queue_id_of(request), reason_of(form)
+    ),
+    "skip": lambda conn, request, form: queries.skip_phase(
+        conn, queue_id_of(request), reason_of(form)
+    ),
+    "cancel": lambda conn, request, form: queries.cancel_phase(
+        conn, queue_id_of(request), reason_of(form)
+    ),
+    "cancel-branch": lambda conn, request, form: queries_panel.cancel_branch(
+        conn, queue_id_of(request), reason_of(form)
+    ),
+    "priority": lambda conn, request, form: queries.set_priority(
+        conn, queue_id_of(request), read_number(form.get("priority", ""), 2**31 - 1)
+    ),
+}
+
+_DEEDS: dict[str, Deed] = {
+    "pause": lambda conn, request, form: queries.pause(conn, None, reason_of(form)),
+    "resume": lambda conn, request, form: queries.resume(conn, None),
+    "slots": lambda conn, request, form: queries.set_slots(
+        conn, read_number(form.get("slots", ""), 2**31 - 1)
+    ),
+}
+
+
+_PHASE = "/phases/{queue_id:path}"
+_FEATURE = "/features/{feature_id}"
+
+routes: list[BaseRoute] = [
+    Route("/", overview),
+    Route("/history", history),
+    *panel_plan.routes(_FEATURE),
+    *panel_asking.routes(_FEATURE, _PHASE),
+    *(
+        Route(f"{path}/{name}", _action(deed), methods=["POST"])
+        for path, deeds in (("", _DEEDS), (_FEATURE, _FEATURE_DEEDS), (_PHASE, _PHASE_DEEDS))
+        for name, deed in deeds.items()
+    ),
+    Route(_FEATURE, feature),
+    Route(f"{_PHASE}/log", panel_phase.log),
+    Route(_PHASE, panel_phase.phase),
+]

@@ -1,0 +1,228 @@
+"""bench as people run it; what it measures is not judged here, only that it does, and cleans up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import Connection, add_feature
+from psycopg.conninfo import make_conninfo
+
+from pgcoord.bench import measure as bench
+from pgcoord.bench.measure import Figure, Goal, Machine, Report
+from pgcoord.commands.bench import print_report
+
+KEYS = {
+    "hop": "ms",
+    "hop_start": "ms",
+    "webhook": "ms",
+    "floor": "ms",
+    "hop_ratio": "x",
+    "memory": "MB",
+    "start": "ms",
+    "drain": "/s",
+    "floor_drain": "/s",
+    "insert": "/s",
+}
+
+
+def started(dsn: str, folder: Path, *options: str) -> "subprocess.Popen[str]":
+    """`pgcoord bench`, started; its files and those of its processes are below `folder`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pgcoord", "bench", *options, "--dsn", dsn],
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def scratch_databases(conn: Connection, pid: int) -> list[str]:
+    rows = conn.execute(
+        "select datname from pg_database where datname like %s", [f"pgcoord\\_bench\\_{pid}\\_%"]
+    )
+    return [row["datname"] for row in rows]
+
+
+def processes_with(text: str) -> list[str]:
+    shown = subprocess.run(
+        ["ps", "-Aww", "-o", "args="], capture_output=True, text=True, check=True
+    )
+    return [line for line in shown.stdout.splitlines() if text in line]
+
+
+def all_rows(conn: Connection) -> list[list[dict[str, Any]]]:
+    """What a user has in a database."""
+    return [
+        conn.execute(statement).fetchall()
+        for statement in (
+            "select * from planned_features order by id",
+            "select * from phase_queue order by queue_id",
+            "select * from pgcoord.event order by id",
+            "select * from pgcoord.attempt order by id",
+            "select * from pgcoord.coordinator order by id",
+            "select * from pgcoord.control",
+        )
+    ]
+
+
+def test_bench_measures_beside_the_users_tables_and_leaves_nothing(
+    dsn: str, conn: Connection, tmp_path: Path
+) -> None:
+    add_feature(conn, {1: [], 2: [1]})
+    before = all_rows(conn)
+    process = started(dsn, tmp_path, "--quick", "--json", "--check")
+    out, said = process.communicate(timeout=100)
+
+    report = json.loads(out)
+    figures = {figure["key"]: figure for figure in report["figures"]}
+    assert {key: figure["unit"] for key, figure in figures.items()} == KEYS
+    assert all(figure["value"] > 0 for figure in figures.values())
+    for key in ("hop", "hop_start", "webhook", "floor"):
+        assert figures[key]["p99"] >= figures[key]["value"]
+    assert figures["hop_start"]["value"] > figures["hop"]["value"]
+    assert figures["floor"]["verdict"] is None
+    assert figures["floor_drain"]["verdict"] is None
+    assert report["machine"]["cores"] > 0
+    assert report["machine"]["postgres"]
+    missed = any(figure["verdict"] == "LIMIT MISSED" for figure in figures.values())
+    assert process.returncode == (1 if missed else 0), said
+
+    assert all_rows(conn) == before
+    assert scratch_databases(conn, process.pid) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_says_in_words_what_is_met(capsys: pytest.CaptureFixture[str]) -> None:
+    machine = Machine("1.0", "3.11", "Linux", "a processor", 2, 0.5, "18.4", "on", "off", "128MB")
+    goal, goal_p99 = Goal(3, 1), Goal(25, 5)
+    figures = [
+        Figure("hop", "claimed", "ms", 1.234, 26.5, goal=goal, goal_p99=goal_p99),
+        Figure("floor", "bare floor", "ms", 0.5, 1),
+        Figure("insert", "inserted", "/s", 61234.5, goal=Goal(20_000, 60_000, more_is_better=True)),
+    ]
+    print_report(Report(machine, figures))
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert printed[:4] == [
+        "what value or p50 p99 limit aim verdict",
+        "claimed 1.23 ms 26.5 ms 3 / 25 1 / 5 LIMIT MISSED",
+        "bare floor 0.50 ms 1 ms",
+        "inserted 61,234 /s 20,000 60,000 aim reached",
+    ]
+    assert "a processor, 2 cores, load 0.5" in " ".join(printed)
+    assert "synchronous_commit off" in " ".join(printed)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_bench_that_is_interrupted_drops_its_databases_and_ends_its_processes(
+    dsn: str, conn: Connection, tmp_path: Path, sent: signal.Signals
+) -> None:
+    process = started(dsn, tmp_path)
+    assert process.stderr
+    for line in process.stderr:
+        if "each started by" in line:
+            break
+    assert scratch_databases(conn, process.pid)
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert scratch_databases(conn, process.pid) == []
+    assert processes_with(str(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_says_what_right_it_needs(server: str, conn: Connection, tmp_path: Path) -> None:
+    role = f"pgcoord_bench_{os.getpid()}"
+    conn.execute(f"create role {role} login password 'of-no-use'")
+    try:
+        process = started(
+            make_conninfo(server, user=role, password="of-no-use"), tmp_path, "--quick"
+        )
+        _, said = process.communicate(timeout=60)
+    finally:
+        conn.execute(f"drop role {role}")
+    assert process.returncode == 6
+    assert f"user '{role}' may not create databases" in said
+    assert "createdb" in said
+    assert "Traceback" not in said
+
+
+@contextmanager
+def busy(dsn: str, statement: str) -> Iterator[None]:
+    """Somebody with the coordinator's name who runs a statement again and again."""
+    enough = threading.Event()
+
+    def ask() -> None:
+        named = make_conninfo(dsn, application_name=bench.NAME)
+        with psycopg.connect(named, autocommit=True) as conn:
+            while not enough.wait(0.05):
+                conn.execute(statement.encode())
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        asker.join()
+
+
+@pytest.fixture
+def watch(
+    server: str, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], tuple[float, float]]:
+    """Counts the statements and the table reads a minute in the test's database."""
+    monkeypatch.setattr(bench, "FLUSHED", 0.5)
+
+    def count() -> tuple[float, float]:
+        with psycopg.connect(server, autocommit=True) as admin:
+            statements, reads = bench.idle(admin, dsn, 2)
+        return statements.value, reads.value
+
+    return count
+
+
+def test_nothing_is_counted_where_nobody_asks(watch: Callable[[], tuple[float, float]]) -> None:
+    assert watch() == (0, 0)
+
+
+def test_statements_are_counted(dsn: str, watch: Callable[[], tuple[float, float]]) -> None:
+    with busy(dsn, "select 1"):
+        statements, reads = watch()
+    assert statements > 60
+    assert reads == 0
+
+
+def test_reads_of_tables_are_counted(dsn: str, watch: Callable[[], tuple[float, float]]) -> None:
+    with busy(dsn, "select * from phase_queue"):
+        assert min(watch()) > 0
+
+
+def test_a_verdict_says_what_is_met() -> None:
+    less, more = Goal(3, 1), Goal(10, 20, more_is_better=True)
+    assert [less.verdict(value) for value in (1, 2, 4)] == [
+        "aim reached",
+        "within the limit",
+        "LIMIT MISSED",
+    ]
+    assert [more.verdict(value) for value in (20, 10, 9)] == [
+        "aim reached",
+        "within the limit",
+        "LIMIT MISSED",
+    ]
+    assert Goal(None, 0).verdict(1) == "aim missed"
+
+
+def test_a_figure_is_as_good_as_the_worse_of_its_two_values() -> None:
+    figure = Figure("a", "a", "ms", value=1, p99=30, goal=Goal(3, 1), goal_p99=Goal(25, 5))
+    assert figure.verdict == "LIMIT MISSED"
+    assert figure.misses_limit
+    assert Figure("a", "a", "ms", value=1).verdict is None

@@ -1,0 +1,737 @@
+"""The command line as people use it: real plans, real processes, a real database."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+from conftest import Connection, add_feature, claim, statuses, take_lead
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.desk import CONFIGURATION, PATIENCE, Desk, until
+
+from pgcoord.database import schema
+from pgcoord.database.embedded import EmbeddedPostgres
+
+
+def lines(text: str) -> list[str]:
+    """The lines of progress, without their times."""
+    return [re.sub(r"^\d\d:\d\d:\d\d  ", "", line) for line in text.splitlines()]
+
+
+# run
+
+
+def test_run_ends_with_0_when_every_phase_completed(desk: Desk, conn: Connection) -> None:
+    said = desk.say("run", desk.plan("echo one", "echo two"))
+    panel, *told, last = lines(said)
+    assert re.fullmatch(r"panel: http://127\.0\.0\.1:\d+/features/1", panel)
+    assert told[0] == "feature 1  A plan, 2 phases"
+    moves = [re.match(r"phase (\d)  (\w+) +Step \1", line) for line in told[1:]]
+    assert [move.groups() for move in moves if move] == [
+        ("1", "running"),
+        ("1", "completed"),
+        ("2", "running"),
+        ("2", "completed"),
+    ]
+    assert re.fullmatch(r"feature 1 \(A plan\) completed: 2 phases in \d\.\d s", last)
+    assert statuses(conn) == {1: "completed", 2: "completed"}
+
+
+def test_run_ends_with_1_and_a_line_that_names_what_failed_and_why(desk: Desk) -> None:
+    done = desk.call("run", desk.plan("true", "echo oh no; exit 3", "true"))
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[-1] == (
+        "feature 1 (A plan): 1 of 3 phases completed; phase 2 failed: exited with status 3: oh no;"
+        " phase 3 blocked: waits for phase 2, failed"
+    )
+
+
+def test_run_names_what_was_cancelled_and_why(desk: Desk) -> None:
+    gate = desk.gate()
+    run = desk.start("run", desk.plan(f"cat {gate}", "true"))
+    run.until("phase 1  running")
+    assert desk.say("cancel", "1.2", "--reason", "wrong branch") == "queue-1-2 is cancelled"
+    gate.write_text("go on")
+    assert run.wait() == 1
+    assert run.said.splitlines()[-1] == (
+        "feature 1 (A plan): 1 of 2 phases completed; phase 2 cancelled: wrong branch"
+    )
+
+
+def test_run_tells_of_each_attempt(desk: Desk) -> None:
+    desk.write("pgcoord.toml", f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n')
+    said = desk.say("run", desk.plan("test -e tried || { touch tried; exit 9; }"))
+    assert re.search(r"phase 1  running +Step 1 \(slot 1, attempt 2\)", said) or re.search(
+        r"phase 1  running +Step 1 \(attempt 2\)", said
+    )
+    assert said.splitlines()[-1].startswith("feature 1 (A plan) completed: 1 phase in ")
+
+
+def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection) -> None:
+    serve = desk.start("serve")
+    serve.until("leading")
+    done = desk.call("run", desk.plan("true"))
+    assert done.returncode == 0
+    assert done.stderr == (
+        f"pgcoord: process {serve.pid} on {os.uname().nodename} leads and runs the phases;"
+        " this one watches, and takes over when that one ends\n"
+    )
+    assert "completed: 1 phase in" in done.stdout
+    assert len(conn.execute("select from pgcoord.coordinator").fetchall()) == 1
+
+
+def test_run_beside_a_serve_takes_over_when_that_one_ends(desk: Desk) -> None:
+    serve = desk.start("serve")
+    serve.until("leading")
+    gate = desk.gate("gate")
+    run = desk.start("run", desk.plan(f"read _ < {gate}", "true"))
+    run.until("phase 1  running")
+    serve.send(signal.SIGTERM)
+    assert serve.wait() == 0
+    gate.write_text("go on\n")
+    assert run.wait() == 0
+
+
+def test_run_says_what_holds_a_feature_of_which_nothing_runs(desk: Desk) -> None:
+    desk.say("pause", "--reason", "tea")
+    run = desk.start("run", desk.plan("true"))
+    run.until(r"phase 1  queued     Step 1: everything is paused since [-:0-9 ]+: tea\n")
+    assert desk.say("resume") == "everything is resumed"
+    assert run.wait() == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_what_it_leaves_running(
+    desk: Desk, conn: Connection, number: int, status: int
+) -> None:
+    gate = desk.gate()
+    run = desk.start("run", desk.plan(f"cat {gate}", "true"))
+    run.until("phase 1  running")
+    run.send(number)
+    assert run.wait() == status
+    left = run.until(r"left running: queue-1-1 \(pid (\d+)\); 'pgcoord serve' takes over")
+    os.kill(int(left[1]), 0)
+    assert "Traceback" not in run.said
+    assert statuses(conn) == {1: "running", 2: "queued"}
+
+
+def test_run_draws_a_tree_on_a_terminal(desk: Desk) -> None:
+    gate = desk.gate()
+    run = desk.start("run", desk.plan(f"cat {gate}", "true"), tty=True, NO_COLOR="1")
+    run.until(r"Feature 1: A plan  0/2 \(0 %\) in progress\r\n├── ▶ running    1 Step 1 · slot 1 ·")
+    run.until(r"└── · queued     2 Step 2 · waits for phase 1, running")
+    run.until(r"slot 1 · 1 s")  # the clock ticks though nothing happens
+    gate.write_text("go on")
+    assert run.wait() == 0
+    run.until(r"Feature 1: A plan  2/2 \(100 %\) completed\r\n├── ✓ completed  1 Step 1 · \d\.\d s")
+    run.until(r"feature 1 \(A plan\) completed: 2 phases in \d\.\d s\r\n$")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", run.said), "colours, in spite of NO_COLOR"
+
+
+def test_run_goes_on_when_the_database_was_restarted(bare_desk: Desk) -> None:
+    gate = bare_desk.gate()
+    run = bare_desk.start("run", bare_desk.plan(f"cat {gate}", "echo done"))
+    run.until("phase 1  running")
+    assert (bare_desk.folder / ".pgcoord" / ".gitignore").read_text() == "*\n"
+    (bare_desk.folder / "below").mkdir()
+    bare_desk.folder /= "below"  # .pgcoord is found upward
+    assert "1 Step 1 · slot 1" in bare_desk.say("status")
+    assert bare_desk.say("db", "stop").endswith(".pgcoord is stopped")
+    run.until("the database is lost")
+    stopped = bare_desk.call("status")
+    assert stopped.returncode == 6
+    assert stopped.stderr.endswith(".pgcoord is stopped\n  'pgcoord db start' starts it.\n")
+    assert bare_desk.call("db", "status").returncode == 6
+    gate.write_text("go on")  # it ends while nobody can be told
+    assert ".pgcoord runs: host='" in bare_desk.say("db", "start")
+    assert run.wait() == 0
+    assert ".pgcoord runs: host='" in bare_desk.say("db", "status")
+    assert bare_desk.say("logs", "1.2") == "done"
+
+
+# serve
+
+
+def test_a_stopped_serve_leaves_work_running_that_the_next_one_takes_over(
+    desk: Desk, conn: Connection, dsn: str
+) -> None:
+    gate = desk.gate()
+    first = desk.start("serve")
+    first.until("leading")
+    assert desk.say("submit", desk.plan(f"cat {gate}", "true")) == "feature 1: 2 phases are queued"
+    pid = first.until(r"queue-1-1 .* started, pid (\d+)")[1]
+    first.send(signal.SIGTERM)
+    assert first.wait() == 0
+    assert f"left running: queue-1-1 (pid {pid})" in first.said
+    os.kill(int(pid), 0)
+    assert statuses(conn) == {1: "running", 2: "queued"}
+
+    second = desk.start("serve")
+    second.until(rf"queue-1-1 .* taken over, pid {pid}, alive")
+    gate.write_text("go on")
+    until(dsn, "bool_and(status = 'completed') from phase_queue")
+    assert len(conn.execute("select from pgcoord.attempt").fetchall()) == 2
+    second.send(signal.SIGINT)
+    assert second.wait() == 130
+    assert "nothing is left running" in second.said
+
+
+def test_a_second_serve_stands_by_and_takes_over_when_the_first_is_stopped(
+    desk: Desk, conn: Connection
+) -> None:
+    first = desk.start("serve")
+    first.until("leading")
+    second = desk.start("serve")
+    second.until(f"standing by: process {first.pid} on {os.uname().nodename} leads\n")
+    first.send(signal.SIGTERM)
+    second.until(rf"leading \(lead 2\), taking over from process {first.pid} on ")
+    assert first.wait() == 0
+    desk.say("submit", desk.plan("true"))
+    second.until("queue-1-1 running → completed")
+    second.send(signal.SIGTERM)
+    assert second.wait() == 0
+    assert statuses(conn) == {1: "completed"}
+
+
+def test_a_draining_serve_claims_nothing_more_and_ends_with_its_last_phase(
+    desk: Desk, conn: Connection
+) -> None:
+    gate = desk.gate("gate")
+    serve = desk.start("serve", "--drain")
+    desk.say("submit", desk.plan(f"read _ < {gate}", "true"))
+    serve.until("queue-1-1 .* started")
+    serve.send(signal.SIGTERM)
+    serve.until("claims nothing more, and waits for queue-1-1; once more leaves them running\n")
+    gate.write_text("go on\n")
+    assert serve.wait() == 0
+    assert "stopped; nothing is left running" in serve.said
+    assert statuses(conn) == {1: "completed", 2: "queued"}
+
+
+def test_a_draining_serve_that_is_told_again_leaves_processes_running(desk: Desk) -> None:
+    gate = desk.gate("gate")
+    serve = desk.start("serve", "--drain")
+    desk.say("submit", desk.plan(f"read _ < {gate}"))
+    pid = serve.until(r"queue-1-1 .* started, pid (\d+)")[1]
+    serve.send(signal.SIGINT)
+    serve.until("claims nothing more")
+    serve.send(signal.SIGINT)
+    assert serve.wait() == 130
+    assert f"left running: queue-1-1 (pid {pid})" in serve.said
+
+
+def test_serve_waits_for_a_server_that_is_down(bare_desk: Desk) -> None:
+    postgres = EmbeddedPostgres(bare_desk.folder / ".pgcoord")
+    postgres.start()
+    with psycopg.connect(postgres.dsn, autocommit=True) as conn:
+        schema.upgrade(conn)
+    postgres.stop()
+    serve = bare_desk.start("serve", "--dsn", postgres.dsn)
+    serve.until(r"trying again in \S+ s: the database cannot be used")
+    postgres.start()
+    serve.until("leading")
+    serve.send(signal.SIGTERM)
+    assert serve.wait() == 0
+
+
+def test_a_second_signal_ends_a_serve_at_once(bare_desk: Desk) -> None:
+    # A server that takes connections and never answers keeps the first signal waiting.
+    listening = subprocess.Popen(
+        [sys.executable, "-c", _SILENT_SERVER], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert listening.stdout
+        port = listening.stdout.readline().strip()
+        serve = bare_desk.start("serve", "--dsn", f"host=127.0.0.1 port={port} connect_timeout=20")
+        listening.stdout.readline()  # connected
+        serve.send(signal.SIGTERM)
+        serve.send(signal.SIGINT)
+        assert serve.wait() in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    finally:
+        listening.kill()
+        listening.communicate()
+
+
+_SILENT_SERVER = """
+import socket
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+client, _ = server.accept()
+print("connected", flush=True)
+client.recv(1000)
+import time
+time.sleep(60)
+"""
+
+
+# Control
+
+
+def test_retry_queues_a_failed_phase_again(desk: Desk, conn: Connection) -> None:
+    assert desk.call("run", desk.plan("exit 1", "true")).returncode == 1
+    assert desk.say("retry", "1/1", "--reason", "disk was full").startswith("queue-1-1 is queued: ")
+    assert statuses(conn) == {1: "queued", 2: "queued"}
+    event = conn.execute("select * from pgcoord.event where reason = 'disk was full'").fetchone()
+    assert event
+    assert (event["from_status"], event["to_status"]) == ("failed", "queued")
+    assert event["actor"].endswith(" (command line)")
+
+
+def test_skip_takes_a_phase_as_completed(desk: Desk, conn: Connection) -> None:
+    add_feature(conn, {1: [], 2: [1]})
+    said = desk.say("skip", "queue-1-1", "--reason", "done by hand")
+    assert said == "queue-1-1 is completed: what depends on it goes on"
+    assert statuses(conn) == {1: "completed", 2: "queued"}
+    assert conn.execute("select from pgcoord.event where reason = 'done by hand'").fetchall()
+
+
+def test_cancel_gives_up_a_phase_or_a_feature(desk: Desk, conn: Connection) -> None:
+    add_feature(conn, {1: [], 2: [1], 3: []})
+    assert desk.say("cancel", "1.1", "--reason", "no") == "queue-1-1 is cancelled"
+    assert statuses(conn) == {1: "cancelled", 2: "blocked", 3: "queued"}
+    assert desk.say("cancel", "1") == "feature 1 is cancelled: 2 phases given up"
+    assert set(statuses(conn).values()) == {"cancelled"}
+
+
+def test_cancel_of_a_running_phase_ends_its_process_first(
+    desk: Desk, conn: Connection, dsn: str
+) -> None:
+    gate = desk.gate()
+    serve = desk.start("serve")
+    serve.until("leading")
+    desk.say("submit", desk.plan(f"cat {gate}"))
+    pid = int(serve.until(r"started, pid (\d+)")[1])
+    said = desk.say("cancel", "1.1")
+    assert said == "queue-1-1 is being cancelled: its process is ended first"
+    until(dsn, "status = 'cancelled' from phase_queue")
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_cancel_says_that_no_coordinator_ends_the_process(
+    desk: Desk, conn: Connection, dsn: str
+) -> None:
+    with psycopg.connect(dsn, autocommit=True, row_factory=conn.row_factory) as leader:
+        epoch = take_lead(leader)
+        add_feature(conn, {1: [], 2: []})
+        claim(conn, epoch)
+    expected = ", once a coordinator runs ('pgcoord serve')"
+    assert desk.say("cancel", "1.1").endswith(f"its process is ended first{expected}")
+    expected = f"2 phases given up, of which 2 processes must be ended first{expected}"
+    assert desk.say("cancel", "1") == f"feature 1 is cancelled: {expected}"
+
+
+def test_pause_and_resume(desk: Desk, conn: Connection) -> None:
+    def paused() -> tuple[bool, bool]:
+        row = conn.execute(
+            "select c.paused_at is not null as all, f.paused_at is not null as one"
+            " from pgcoord.control c, planned_features f"
+        ).fetchone()
+        assert row
+        return row["all"], row["one"]
+
+    add_feature(conn, {1: []})
+    assert desk.say("pause", "1", "--reason", "tea").startswith("feature 1 is paused")
+    assert paused() == (False, True)
+    assert desk.say("pause").startswith("everything is paused")
+    assert paused() == (True, True)
+    assert "but everything is paused" in desk.say("resume", "1")
+    assert paused() == (True, False)
+    assert desk.say("resume").startswith("everything is resumed; no coordinator runs")
+    assert paused() == (False, False)
+
+
+def test_slots_shows_and_sets_how_many_run_at_once(
+    desk: Desk, conn: Connection, epoch: int
+) -> None:
+    assert desk.say("slots") == "3 slots, 0 held"
+    add_feature(conn, {1: [], 2: []})
+    claim(conn, epoch)
+    assert desk.say("slots", "1") == "1 slot, 1 held; queue-1-2 runs to its end beyond them"
+    assert desk.say("slots", "5") == "5 slots, 2 held"
+    assert len(conn.execute("select from pgcoord.slot").fetchall()) == 5
+
+
+def test_priority_changes_the_place_in_line(desk: Desk, conn: Connection) -> None:
+    add_feature(conn, {1: []})
+    assert desk.say("priority", "1.1", "10") == "queue-1-1 has priority 10"
+    row = conn.execute("select priority from phase_queue").fetchone()
+    assert row == {"priority": 10}
+
+
+def test_submit_queues_and_says_what(desk: Desk, conn: Connection) -> None:
+    plan = desk.plan("true", "true")
+    assert desk.say("submit", plan) == (
+        "feature 1: 2 phases are queued; no coordinator runs: 'pgcoord serve' starts one"
+    )
+    printed = json.loads(desk.say("submit", plan, "--json"))
+    assert printed == {"id": 2, "title": "A plan", "total_phases": 2}
+    assert statuses(conn, 2) == {1: "queued", 2: "queued"}
+
+
+def test_submit_needs_no_configuration(desk: Desk, conn: Connection) -> None:
+    (desk.folder / "pgcoord.toml").unlink()
+    plan = desk.write("plan.md", "# A\n## Phase 1: B\nWorkflow: elsewhere\n\nC\n")
+    assert desk.say("submit", plan).startswith("feature 1: 1 phase is queued")
+
+
+def test_upgrade_brings_the_schema_and_says_what_it_ran(
+    desk: Desk, dsn: str, conn: Connection
+) -> None:
+    assert desk.say("upgrade").endswith("is up to date")
+    conn.execute("update pgcoord.migration set digest = 'older' where name = 'functions'")
+    done = desk.call("run", desk.plan("true"))
+    assert (done.returncode, done.stderr.splitlines()[1]) == (6, "  Run 'pgcoord upgrade'.")
+    assert desk.say("upgrade").endswith(": ran functions")
+    assert desk.say("upgrade").endswith("is up to date")
+
+
+# Showing
+
+
+def test_prune_removes_what_was_finished_that_long_ago(desk: Desk, conn: Connection) -> None:
+    for _ in range(2):
+        feature = add_feature(conn, {1: []})
+        conn.execute("select pgcoord.cancel_feature(%s, 'no')", [feature])
+    add_feature(conn, {1: []})
+    conn.execute(
+        "update planned_features set cancelled_at = now() - interval '3 days'"
+        " where cancelled_at is not null"
+    )
+    conn.execute(
+        "update phase_queue set finished_timestamp = now() - interval '2 days'"
+        " where status = 'cancelled'"
+    )
+    assert desk.say("prune", "50h") == "0 features removed"
+    assert desk.say("prune", "1d 12h") == "2 features removed"
+    left = conn.execute("select count(*) as n from planned_features").fetchone()
+    assert left == {"n": 1}
+    refused = desk.call("prune", "soon")
+    assert refused.returncode == 2
+    assert "expected a duration" in refused.stderr
+
+
+def test_status_shows_slots_and_the_phases_of_unfinished_features(
+    desk: Desk, conn: Connection, epoch: int
+) -> None:
+    add_feature(conn, {1: []}, status="completed")
+    add_feature(conn, {1: [], 2: [1]})
+    claim(conn, epoch)
+    desk.say("pause")
+    said = desk.say("status").splitlines()
+    assert said[0] == "slots: 1 queue-2-1, 2 free, 3 free"
+    assert said[1].startswith("coordinator: process 1 on here, since ")
+    assert said[2].startswith("everything is paused since ")
+    assert said[3] == "Feature 2: a  0/2 (0 %) in progress"
+    assert re.fullmatch(r"├── ▷ ready      1 Phase 1 · slot 1 · \d s", said[4])
+    assert said[5:] == ["└── · queued     2 Phase 2 · waits for phase 1, ready"]
+    assert "Feature 1: a  1/1 (100 %) completed" in desk.say("status", "--all").splitlines()
+    assert "└── ✓ completed  1 Phase 1" in desk.say("status", "1")
+
+
+def test_status_json_is_an_object_that_stays_as_it_is(
+    desk: Desk, conn: Connection, epoch: int
+) -> None:
+    add_feature(conn, {1: [], 2: [1]})
+    claim(conn, epoch)
+    found = json.loads(desk.say("status", "--json"))
+    assert list(found) == ["slots", "paused_at", "coordinator", "features"]
+    assert found["paused_at"] is None
+    assert list(found["coordinator"]) == ["epoch", "host", "pid", "version", "lead_at"]
+    assert found["slots"][1:] == [
+        dict.fromkeys(["slot", "draining", "queue_id", "title", "status", "since"])
+        | {"slot": slot, "draining": False}
+        for slot in (2, 3)
+    ]
+    (feature,) = found["features"]
+    phases = feature.pop("phases")
+    assert feature == {
+        "id": 1,
+        "title": "a",
+        "status": "in_progress",
+        "total_phases": 2,
+        "phases_completed": 0,
+        "phases_running": 1,
+        "phases_failed": 0,
+        "phases_blocked": 0,
+        "paused_at": None,
+    }
+    since = phases[1].pop("since")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?[+-]\d\d:\d\d", since)
+    assert phases[1] == {
+        "queue_id": "queue-1-2",
+        "feature_id": 1,
+        "phase_number": 2,
+        "title": "Phase 2",
+        "status": "queued",
+        "slot": None,
+        "attempt": 0,
+        "priority": 50,
+        "depends_on_phases": [1],
+        "error_message": None,
+        "started_timestamp": None,
+        "finished_timestamp": None,
+        "waiting_for": "waits for phase 1, ready",
+    }
+    assert json.loads(desk.say("status", "1", "--json"))["features"][0]["id"] == 1
+
+
+def test_status_says_when_there_is_nothing(desk: Desk) -> None:
+    assert desk.say("status").splitlines()[2:] == ["no unfinished features"]
+
+
+def test_status_watch_draws_what_happens_until_it_is_interrupted(
+    desk: Desk, conn: Connection
+) -> None:
+    watch = desk.start("status", "--watch", tty=True)
+    watch.until("no unfinished features")
+    add_feature(conn, {1: []})
+    watch.until("Feature 1: a")
+    watch.send(signal.SIGINT)
+    assert watch.wait() == 130
+    assert "Traceback" not in watch.said
+
+
+def test_a_lost_connection_is_one_line(desk: Desk, conn: Connection) -> None:
+    watch = desk.start("status", "--watch", tty=True)
+    watch.until("no unfinished features")
+    conn.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where pid <> pg_backend_pid() and datname = current_database()"
+    )
+    assert watch.wait() == 6
+    assert re.search(r"pgcoord: the database cannot be used: .*\r\n  Does it run", watch.said)
+    assert "Traceback" not in watch.said
+
+
+def test_why_gives_a_line_for_each_reason(desk: Desk, conn: Connection) -> None:
+    add_feature(conn, {1: [], 2: [1, 7]})
+    assert desk.say("why", "1.2").splitlines() == [
+        "waits for phase 7, which does not exist",
+        "waits for phase 1, queued",
+    ]
+
+
+# Which database
+
+
+def test_options_come_before_or_after_the_name_of_the_command(
+    desk: Desk, dsn: str, tmp_path: Path
+) -> None:
+    (desk.folder / "pgcoord.toml").rename(tmp_path / "other.toml")
+    plan = desk.plan("true")
+    nowhere = {"DATABASE_URL": "host=/nowhere"}
+    for arguments in (
+        ["--dsn", dsn, "--config", "other.toml", "run", plan],
+        ["run", plan, "--config", "other.toml", "--dsn", dsn],
+        ["--dsn", "host=/nowhere", "run", plan, "--dsn", dsn, "--config", "other.toml"],
+    ):
+        desk.say(*arguments, **nowhere)
+
+
+def test_libpq_variables_name_the_database(bare_desk: Desk, dsn: str) -> None:
+    given = conninfo_to_dict(dsn)
+    names = {
+        "host": "PGHOST",
+        "port": "PGPORT",
+        "dbname": "PGDATABASE",
+        "user": "PGUSER",
+        "password": "PGPASSWORD",
+    }
+    variables = {name: str(given[key]) for key, name in names.items() if given.get(key)}
+    assert bare_desk.say("status", **variables).endswith("no unfinished features")
+    assert not (bare_desk.folder / ".pgcoord").exists()
+
+
+# Mistakes
+
+
+def test_each_mistake_has_an_exit_status_and_a_line(desk: Desk, conn: Connection, dsn: str) -> None:
+    add_feature(conn, {1: []})
+    plan = desk.plan("true")
+    desk.write("nonsense.md", "hello\n")
+    desk.write("unknown.md", "# A\n## Phase 1: B\nWorkflow: sb\n\nC\n")
+    desk.write("odd.toml", f"{CONFIGURATION}tmeout = 3\n")
+    desk.write("empty.toml", "")
+    elsewhere = make_conninfo(dsn, dbname="postgres")
+    for arguments, status, message in [
+        (["why", "9.9"], 4, "there is no phase 9.9"),
+        (["retry", "queue-1-7"], 4, "there is no phase queue-1-7"),
+        (["status", "7"], 4, "there is no feature 7"),
+        (["cancel", "7"], 4, "there is no feature 7"),
+        (["pause", "7"], 4, "there is no feature 7"),
+        (["retry", "1.1"], 3, "phase queue-1-1 is queued: only a failed or cancelled one can"),
+        (["logs", "1.1"], 3, "queue-1-1 has not started, so it has no log: no coordinator runs"),
+        (["run", "nothing.md"], 5, "nothing.md: no such file or directory"),
+        (["run", "."], 5, ".: is a directory"),
+        (["run", "nonsense.md"], 5, "nonsense.md:1: no phase: expected a heading"),
+        (["run", "unknown.md"], 5, "unknown.md:3: Workflow: 'sb' is not declared; expected one"),
+        (["submit", "unknown.md"], 5, "unknown.md:3: Workflow: 'sb' is not declared"),
+        (["run", plan, "--config", "no"], 5, f"{desk.folder}/no: no such file or directory"),
+        (["serve", "--config", "odd.toml"], 5, f"{desk.folder}/odd.toml: workflow.sh.tmeout: unkn"),
+        (["serve", "--config", "empty.toml"], 5, f"{desk.folder}/empty.toml: no workflow is decl"),
+        (["status", "--dsn", "foo bar"], 6, 'this is no DSN: missing "="'),
+        (["status", "--dsn", f"{dsn} dbname=nosuch"], 6, "the database cannot be used: "),
+        (["serve", "--dsn", f"{dsn} dbname=nosuch"], 6, "the database cannot be used: "),
+        (["run", plan, "--dsn", "host=/nowhere"], 6, "the database cannot be used: "),
+        (["status", "--dsn", elsewhere], 6, "database 'postgres' has no pgcoord schema"),
+        (["run", plan, "--dsn", elsewhere], 6, "database 'postgres' has no pgcoord schema"),
+        (["serve", "--dsn", elsewhere], 6, "database 'postgres' has no pgcoord schema"),
+        (["db", "status"], 6, "no database: no .pgcoord/ with an embedded Postgres in"),
+        (["db", "stop"], 6, "no database: no .pgcoord/ with an embedded Postgres in"),
+    ]:
+        done = desk.call(*arguments)
+        assert done.returncode == status, (arguments, done)
+        first, *more = (line for line in done.stderr.splitlines() if "serving on" not in line)
+        assert first.startswith(f"pgcoord: {message}"), arguments
+        assert all(line.startswith(("  ", "pgcoord: nonsense.md:")) for line in more), done
+        assert done.stdout == "", done
+    assert len(statuses(conn)) == 1, "something was submitted"
+
+
+MALFORMED = "postgresql://ada:%zhunter@here/db"
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        (["status"], MALFORMED),
+        (["psql"], MALFORMED),
+        (["serve", "--port", "0"], MALFORMED),
+        (["status"], "postgresql//ada:hunter@here/db"),
+        (["status"], "postgresql://ada:hunter@[::1/db"),
+        (["status"], "postgresql://ada:p/hunter@here/db"),
+        (["status"], "postgres://ada:p@hunter@here/db"),
+        (["status"], "host=here password=the hunter"),
+    ],
+)
+def test_a_dsn_with_a_fault_is_refused_without_its_password(
+    desk: Desk, command: list[str], wrong: str
+) -> None:
+    desk.write("pgcoord.toml", "[workflow.work]\ncommand = ['true']")
+    done = desk.call(*command, "--dsn", wrong)
+    assert done.returncode == 6, done
+    assert "pgcoord: this is no DSN: " in done.stderr
+    assert "hunter" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "0"],
+        ["status", "one"],
+        ["status", "99999999999"],
+        ["status", "--watch"],
+        ["cancel", "0"],
+        ["slots", "-1"],
+        ["slots", "many"],
+        ["priority", "1.1", "first"],
+        ["logs", "1.1", "--attempt", "0"],
+        ["run"],
+        ["statsu"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_2(desk: Desk, arguments: list[str]) -> None:
+    done = desk.call(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    usage, _, *rest = done.stderr.splitlines()
+    assert usage.startswith("Usage: pgcoord")
+    assert any(line.startswith("Error: ") for line in rest)
+    assert "Traceback" not in done.stderr
+
+
+def test_without_any_database_it_says_how_to_get_one(bare_desk: Desk) -> None:
+    for arguments in (["status"], ["why", "1.1"], ["upgrade"], ["pause"]):
+        done = bare_desk.call(*arguments)
+        assert done.returncode == 6
+        assert done.stderr.splitlines() == [
+            f"pgcoord: no database: no .pgcoord/ with an embedded Postgres in"
+            f" {bare_desk.folder} or above",
+            "  Give --dsn or DATABASE_URL; or 'pgcoord run PLAN' makes one here.",
+        ]
+    assert not (bare_desk.folder / ".pgcoord").exists()
+
+
+def test_without_a_configuration_it_says_how_to_make_one(desk: Desk) -> None:
+    (desk.folder / "pgcoord.toml").unlink()
+    for arguments in (["run", desk.plan("true")], ["serve"]):
+        done = desk.call(*arguments)
+        assert done.returncode == 5
+        assert "no pgcoord.toml" in done.stderr
+        assert '[workflow.build]\n    command = ["make"' in done.stderr
+
+
+@pytest.mark.parametrize("place", [".pgcoord", ".pgcoord/runs", "pgcoord.toml/runs"])
+def test_a_folder_that_cannot_be_written_to_is_found_before_anything_is_queued(
+    desk: Desk, conn: Connection, place: str
+) -> None:
+    if place.endswith("toml/runs"):
+        desk.write("pgcoord.toml", f'{CONFIGURATION}\n[log]\nfolder = "{place}"\n')
+    else:
+        (desk.folder / place).parent.mkdir(exist_ok=True)
+        desk.write(place, "a file, which nobody can write into, not even root")
+    plan = desk.plan("true")
+    for arguments in (["run", plan], ["serve"]):
+        done = desk.call(*arguments)
+        assert done.returncode == 7
+        assert re.match(
+            r"pgcoord: the runs cannot be kept in .*runs: (file ex|not a d)", done.stderr
+        )
+        assert len(done.stderr.splitlines()) == 2
+    assert statuses(conn) == {}
+
+
+def test_an_embedded_database_that_cannot_be_made_is_one_line(bare_desk: Desk) -> None:
+    bare_desk.write(".pgcoord", "a file")
+    done = bare_desk.call("run", bare_desk.plan("true"))
+    assert done.returncode == 7
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("pgcoord: cannot use the state folder")
+
+
+def test_an_argument_that_is_no_text_is_one_line(desk: Desk) -> None:
+    command = [sys.executable.encode(), b"-m", b"pgcoord", b"why", b"\xff"]
+    done = subprocess.run(command, cwd=desk.folder, env=desk.environment, capture_output=True)
+    assert done.returncode == 5
+    assert b"is not text in UTF-8" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_gone_is_no_error(desk: Desk) -> None:
+    desk.say("run", desk.plan("echo one"))
+    for arguments in (["status"], ["status", "--json"], ["logs", "1.1"], ["--help"]):
+        ours, theirs = os.pipe()
+        os.close(ours)
+        with open(theirs, "wb") as output:
+            command = [sys.executable, "-m", "pgcoord", *arguments]
+            done = subprocess.run(
+                command,
+                cwd=desk.folder,
+                env=desk.environment,
+                stdout=output,
+                stderr=subprocess.PIPE,
+                timeout=PATIENCE,
+            )
+        assert done.stderr == b"", arguments
+
+
+def test_help_imports_nothing_that_takes_long(desk: Desk) -> None:
+    for arguments in (["--help"], ["run", "--help"], ["db", "--help"]):
+        command = [sys.executable, "-X", "importtime", "-m", "pgcoord", *arguments]
+        done = subprocess.run(
+            command, cwd=desk.folder, env=desk.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0
+        assert done.stdout.startswith("Usage: ")
+        for module in ("psycopg", "rich", "asyncio", "markdown_it"):
+            assert not re.search(rf"\| +{module}$", done.stderr, re.MULTILINE), module
+
+
+def test_version(desk: Desk) -> None:
+    assert re.fullmatch(r"pgcoord \d+\.\d+\.\d+", desk.say("--version"))

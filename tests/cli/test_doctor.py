@@ -1,0 +1,320 @@
+"""`pgcoord doctor`: a line a finding, a remedy for each that is not ok, and an exit status."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import Connection, add_feature
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.desk import CONFIGURATION, Desk, address_of
+from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
+
+from pgcoord import doctor
+
+WORKFLOW = '[workflow.sh]\ncommand = ["true"]\n'
+
+KINDS = [
+    *("connection", "wake-ups", "clock", "schema", "definitions", "rights", "coordinator", "slots"),
+    *("line", "retries", "workflows", "prerequisites", "attempts", "external", "issues"),
+    *("transactions", "notifications", "configuration", "reports", "disk"),
+]
+
+
+def levels(desk: Desk, *arguments: str) -> tuple[int, dict[str, str]]:
+    """The exit status, and the level of each kind."""
+    done = desk.call("doctor", "--json", *arguments)
+    assert done.stderr == ""
+    findings = json.loads(done.stdout)["findings"]
+    assert all((each["remedy"] is None) == (each["level"] == "ok") for each in findings), findings
+    return done.returncode, {each["kind"]: each["level"] for each in findings}
+
+
+def test_all_is_well_beside_a_coordinator(desk: Desk) -> None:
+    desk.start("serve").until("leading")
+    said = desk.say("doctor")
+    assert [line.split()[:3] for line in said.splitlines()] == [["✓", "ok", kind] for kind in KINDS]
+    assert levels(desk) == (0, dict.fromkeys(KINDS, "ok"))
+    assert ", 0 stand by\n" in said
+    desk.start("serve").until("standing by")
+    assert ", 1 stands by\n" in desk.say("doctor")
+
+
+def test_warnings_and_failures_have_exit_statuses_of_their_own(
+    desk: Desk, conn: Connection
+) -> None:
+    status, found = levels(desk)
+    assert (status, found["coordinator"]) == (8, "warn")
+    add_feature(conn, {1: []})
+    done = desk.call("doctor")
+    assert (done.returncode, done.stderr) == (9, "")
+    lines = done.stdout.splitlines()
+    failed = lines.index("✗ fail  coordinator    no coordinator runs, and there is work")
+    assert lines[failed + 1] == f"{'':<23}→ start one: 'pgcoord serve'"
+    assert levels(desk)[0] == 9
+
+
+def test_a_database_of_another_schema_is_told_by_what_it_lacks(desk: Desk, dsn: str) -> None:
+    status, found = levels(desk, "--dsn", make_conninfo(dsn, dbname="postgres"))
+    assert status == 9
+    assert found.pop("schema") == "fail"
+    assert set(found.values()) == {"ok"}
+    assert list(found) == ["connection", "wake-ups", "clock", "configuration", "reports", "disk"]
+
+
+def test_a_database_that_does_not_answer_is_a_finding_too(desk: Desk) -> None:
+    status, found = levels(desk, "--dsn", "host=/nowhere")
+    assert (status, found) == (
+        9,
+        {"connection": "fail", "configuration": "ok", "reports": "ok", "disk": "ok"},
+    )
+
+
+def test_a_view_that_was_broken_by_hand_is_a_finding(desk: Desk, conn: Connection) -> None:
+    conn.execute("alter view pgcoord.leader rename column pid to process")
+    status, found = levels(desk)
+    assert (status, found["definitions"]) == (9, "fail")
+
+
+def test_faults_of_the_configuration_are_named(desk: Desk) -> None:
+    desk.write("pgcoord.toml", '[workflow.a]\ncommand = ["a"]\ntmeout = 1\nlinger = "x"\n')
+    said = desk.call("doctor").stdout
+    assert "✗ fail  configuration" in said
+    assert "workflow.a.tmeout: unknown key; did you mean timeout?;" in said
+    assert "workflow.a.linger: expected a duration" in said
+
+
+def test_where_processes_report_to_is_tried(desk: Desk) -> None:
+    address = address_of(desk.start("serve"))
+    for url, level, words in [
+        (f"http://{address}", "✓ ok  ", ", which answers"),
+        (f"http://{address}/x", "! warn", ": HTTP Error 404: Not Found"),
+        ("http://127.0.0.1:1", "! warn", ": [Errno 111] Connection refused"),
+    ]:
+        desk.write("pgcoord.toml", f'[server]\npublic_url = "{url}"\n' + WORKFLOW)
+        line = f"{level}  reports        processes report to {url}{words}\n"
+        assert line in desk.call("doctor").stdout
+
+
+def test_the_disk_is_that_of_the_last_coordinator_of_this_machine(
+    desk: Desk, conn: Connection, epoch: int
+) -> None:
+    assert f"free for logs in {desk.folder}/.pgcoord/runs" in desk.call("doctor").stdout
+    conn.execute("update pgcoord.coordinator set host = %s", [socket.gethostname()])
+    assert "free for logs in /runs" in desk.call("doctor").stdout
+
+
+@pytest.mark.parametrize(
+    ("free", "level", "words"),
+    [
+        (50_000_000_000, "ok", "50.0 GB free for logs in /runs"),
+        (1_999_000_000, "warn", "2.0 GB free for logs in /runs"),
+        (199_000_000, "fail", "199 MB free for logs in /runs"),
+    ],
+)
+def test_a_disk_that_fills_up_is_found(free: int, level: str, words: str) -> None:
+    found = doctor._room(Path("/runs"), free)
+    assert (found.level, found.words) == (level, words)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level", "words"),
+    [
+        (0.25, "ok", "this machine and the database agree to 0.250 s"),
+        (-1.9, "ok", "this machine and the database agree to 1.900 s"),
+        (30.0, "warn", "this machine is 30.0 s behind the database"),
+        (-30.0, "warn", "this machine is 30.0 s ahead of the database"),
+    ],
+)
+def test_clocks_that_are_apart_are_found(ahead: float, level: str, words: str) -> None:
+    found = doctor._clock(timedelta(seconds=ahead), timedelta(milliseconds=1))
+    assert (found.level, found.words) == (level, words)
+
+
+# --- Poolers
+
+
+class Pooler:
+    """A PgBouncer before the test's server."""
+
+    def __init__(self, folder: Path, dsn: str) -> None:
+        self.folder = folder
+        self._server = conninfo_to_dict(dsn)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.dsn = make_conninfo(
+            host="127.0.0.1",
+            port=self._port,
+            user=self._server["user"],
+            dbname=self._server["dbname"],
+        )
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self, **settings: str) -> None:
+        """Start it, and return when it takes connections."""
+        server: dict[str, Any] = {
+            key: value
+            for key, value in self._server.items()
+            if key in ("host", "port", "user", "password", "dbname")
+        }
+        written = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": self._port,
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            **settings,
+        }
+        file = self.folder / "pgbouncer.ini"
+        file.write_text(
+            f"[databases]\n* = {make_conninfo(**server)}\n[pgbouncer]\n"
+            + "".join(f"{key} = {value}\n" for key, value in written.items())
+        )
+        # It refuses to run as root; in a user namespace it may still enter the server's folder.
+        prefix = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+        self._process = subprocess.Popen(
+            [*(prefix if os.getuid() == 0 else []), "pgbouncer", str(file)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stderr
+        said = ""
+        while "process up" not in said:
+            line = self._process.stderr.readline()
+            assert line, f"pgbouncer ended: {said}"
+            said += line
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+
+
+@pytest.fixture
+def pooler(tmp_path: Path, dsn: str) -> Iterator[Pooler]:
+    if shutil.which("pgbouncer") is None:
+        pytest.skip("pgbouncer is not installed (Debian: apt-get install pgbouncer)")
+    pooler = Pooler(tmp_path, dsn)
+    try:
+        yield pooler
+    finally:
+        pooler.stop()
+
+
+def test_a_pooler_in_transaction_mode_is_named_with_its_remedy(desk: Desk, pooler: Pooler) -> None:
+    pooler.start(pool_mode="transaction", ignore_startup_parameters="options")
+    done = desk.call("doctor", "--dsn", pooler.dsn)
+    assert done.returncode == 9
+    lines = done.stdout.splitlines()
+    failed = lines.index(
+        "✗ fail  wake-ups       this DSN goes through a pooler in transaction mode, where"
+        " notifications never arrive"
+    )
+    assert lines[failed + 1].split()[:6] == ["→", "give", "the", "coordinator", "the", "address"]
+
+
+def test_a_coordinator_does_not_start_where_nothing_would_wake_it(
+    desk: Desk, pooler: Pooler
+) -> None:
+    pooler.start(pool_mode="transaction", ignore_startup_parameters="options")
+    for arguments in (["serve"], ["run", desk.plan("true")]):
+        done = desk.call(*arguments, "--dsn", pooler.dsn)
+        assert done.returncode == 6
+        assert done.stderr.splitlines()[-2:] == [
+            "pgcoord: notifications do not arrive through this DSN:"
+            " no work would be started in time",
+            "  'pgcoord doctor' says why, and what to do.",
+        ]
+
+
+def test_a_pooler_that_refuses_what_we_set_is_named(desk: Desk, pooler: Pooler) -> None:
+    pooler.start(pool_mode="transaction")
+    done = desk.call("doctor", "--dsn", pooler.dsn)
+    assert done.returncode == 9
+    assert "unsupported startup parameter" in done.stdout
+    assert "→ That is a pooler. Give the address of the server itself;" in done.stdout
+
+
+def test_a_pooler_in_session_mode_is_fine(desk: Desk, pooler: Pooler) -> None:
+    pooler.start(pool_mode="session", ignore_startup_parameters="options")
+    done = desk.call("doctor", "--dsn", pooler.dsn)
+    assert "✓ ok    wake-ups" in done.stdout
+    assert "ms through a pooler in session mode" in done.stdout
+    with psycopg.connect(pooler.dsn) as conn:
+        assert conn.execute("select status from pgcoord.board").fetchall() == []
+
+
+@pytest.fixture
+def github(desk: Desk) -> Iterator[FakeGitHub]:
+    """A GitHub whose repository the desk's configuration names."""
+    fake = FakeGitHub()
+    with serving_github(fake) as url:
+        section = f'[github]\nrepository = "{REPOSITORY}"\napi_url = "{url}"\n'
+        desk.write("pgcoord.toml", section + CONFIGURATION)
+        desk.environment["GITHUB_TOKEN"] = TOKEN
+        yield fake
+
+
+def about_github(desk: Desk) -> tuple[str, str]:
+    """The level and the words of what is found about GitHub."""
+    said = json.loads(desk.call("doctor", "--json").stdout)["findings"]
+    (found,) = [each for each in said if each["kind"] == "github"]
+    return found["level"], found["words"]
+
+
+def test_the_rights_at_github_are_looked_at_without_making_anything(
+    desk: Desk, github: FakeGitHub
+) -> None:
+    assert about_github(desk) == ("ok", f"issues can be made in {REPOSITORY}")
+    github.may_label = False
+    assert about_github(desk) == ("warn", f"issues can be made in {REPOSITORY}, but no labels")
+    assert (github.issues, github.labels) == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ({"token": "another"}, "the credentials are not valid (Bad credentials)"),
+        ({"exists": False}, "no repository, or no right to see it (Not Found)"),
+        ({"has_issues": False}, "its issues are disabled"),
+    ],
+)
+def test_what_github_does_not_allow_is_named(
+    broken: dict[str, Any], words: str, desk: Desk, github: FakeGitHub
+) -> None:
+    for name, value in broken.items():
+        setattr(github, name, value)
+    level, said = about_github(desk)
+    assert level == "fail"
+    assert words in said
+    assert TOKEN not in said
+
+
+def test_a_right_that_is_missing_is_named_as_github_names_it(
+    desk: Desk, github: FakeGitHub
+) -> None:
+    message = "Resource not accessible by personal access token"
+    accepted = {"x-accepted-github-permissions": "issues=write"}
+    github.fail("POST", "/issues", 403, message=message, headers=accepted)
+    assert about_github(desk) == (
+        "fail",
+        f"GitHub, {REPOSITORY}: {message} (it takes issues=write)",
+    )
+
+
+def test_a_missing_token_is_found_by_doctor_and_refuses_serve(
+    desk: Desk, github: FakeGitHub
+) -> None:
+    del desk.environment["GITHUB_TOKEN"]
+    words = "[github]: neither GITHUB_TOKEN nor GH_TOKEN holds a token"
+    assert about_github(desk) == ("fail", words)
+    done = desk.call("serve")
+    assert done.returncode == 5
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

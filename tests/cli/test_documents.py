@@ -1,0 +1,111 @@
+"""What the documents say can be done: every command in them exists, every configuration is read."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pgcoord.__main__ import app
+from pgcoord.configuration import read_configuration
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(document: Path) -> list[str]:
+    """The code that is set off from the text, without its indentation or its fences."""
+    text = document.read_text()
+    fenced = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    indented = re.findall(r"(?:^\n|\A)((?:(?: {4}.*)?\n)+)", text, re.MULTILINE)
+    return fenced + ["\n".join(line[4:] for line in each.split("\n")) for each in indented]
+
+
+def commands(document: Path) -> Iterator[str]:
+    """Every call of pgcoord in the code of a document, set off or within a line."""
+    within = re.findall(r"`([^`\n]+)`", document.read_text().replace("\n", " "))
+    for code in (*within, *(line for block in blocks(document) for line in block.splitlines())):
+        if re.match(r"(/\S+/)?pgcoord( |$)", code.strip()):
+            yield code.strip()
+
+
+def check(command: str) -> None:
+    """Assert that its command and its options exist."""
+    _, *words = shlex.split(command, comments=True)
+    names = [word for word in words[: 2 if words[:1] == ["db"] else 1] if word[0] != "-"]
+    help = CliRunner().invoke(app, [*names, "--help"])
+    assert help.exit_code == 0, f"there is no command {' '.join(names)}: {command}"
+    for option in (word.partition("=")[0] for word in words if word.startswith("-")):
+        assert re.search(rf"(^| ){option}\b", help.output, re.MULTILINE), f"no {option}: {command}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda each: each.name)
+def test_every_command_in_a_document_exists(document: Path) -> None:
+    for command in commands(document):
+        check(command)
+
+
+def test_commands_are_found_and_wrong_ones_refused() -> None:
+    assert "pgcoord doctor" in list(commands(ROOT / "docs" / "operating.md"))
+    assert any("pgcoord run plan.md" in each for each in commands(ROOT / "README.md"))
+    for wrong in ("pgcoord statsu", "pgcoord logs --folow 1.1", "pgcoord db begin"):
+        with pytest.raises(AssertionError, match=r"^(there is no command|no -)"):
+            check(wrong)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda each: each.name)
+def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        assert link.startswith("https://") or (document.parent / link).exists(), link
+
+
+def test_every_configuration_in_the_documents_is_read(tmp_path: Path) -> None:
+    found = [
+        block
+        for document in DOCUMENTS
+        for block in blocks(document)
+        if re.match(r"\s*\[(workflow\.|log\]|github\])", block)
+    ]
+    assert len(found) >= 5
+    for number, block in enumerate(found):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(block)
+        read = read_configuration(path)
+        assert read.workflows or read.github, block
+
+
+def test_the_unit_of_the_service_is_one_to_systemd(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("there is no systemd-analyze here")
+    (unit,) = (
+        block
+        for block in blocks(ROOT / "docs" / "operating.md")
+        if block.strip().startswith("[Unit]")
+    )
+    assert "\nKillMode=process\n" in unit, "systemd would end the phases with the coordinator"
+    check(
+        next(line for line in unit.splitlines() if "ExecStart" in line).removeprefix("ExecStart=")
+    )
+    file = tmp_path / "pgcoord.service"
+    file.write_text(
+        unit.replace("/opt/pgcoord/bin/pgcoord", "/bin/true").replace("=pgcoord", "=root")
+    )
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(file)], capture_output=True, text=True, check=False
+    )
+    assert not [line for line in done.stderr.splitlines() if "pgcoord.service" in line]
+
+
+def test_every_kind_of_finding_is_explained() -> None:
+    text = (ROOT / "docs" / "operating.md").read_text()
+    rows = re.findall(r"^\| (.+?) \| .* \| (?:SQL|`doctor`) \|$", text, re.MULTILINE)
+    explained = {kind for row in rows for kind in row.split(", ")}
+    shown = (ROOT / "sql" / "functions" / "checkup.sql").read_text()
+    found = set(re.findall(r"^    select '(\w+)',", shown, re.MULTILINE))
+    source = (ROOT / "pgcoord" / "doctor.py").read_text()
+    found |= set(re.findall(r'Finding\(\s*"([\w-]+)"', source))
+    assert found == explained

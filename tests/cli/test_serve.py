@@ -1,0 +1,316 @@
+"""`pgcoord serve` and `pgcoord report` as programs: how they start, stop, and find each other."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from http.client import HTTPConnection
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import Connection, statuses
+from support.desk import PATIENCE, Desk, address_of, until
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from pgcoord.database import schema
+from pgcoord.database.embedded import EmbeddedPostgres
+
+REPORT = f"{sys.executable} -m pgcoord report"
+
+
+def configuration(port: int = 0, server: str = "", linger: str = "0s") -> str:
+    return f"""
+        [server]
+        port = {port}
+        {server}
+
+        [workflow.sh]
+        command = ["sh", "-c", "{{prompt}}"]
+        reports = true
+        default = true
+        linger = "{linger}"
+    """
+
+
+def get(address: str, path: str, method: str = "GET", body: Any = None) -> tuple[int, Any]:
+    with closing(HTTPConnection(address, timeout=PATIENCE)) as connection:
+        content = None if body is None else json.dumps(body)
+        connection.request(method, path, content, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read() or b"null")
+
+
+@pytest.fixture
+def reporting(desk: Desk) -> Desk:
+    """A desk whose workflows have to report."""
+    desk.write("pgcoord.toml", configuration())
+    return desk
+
+
+def test_a_workflow_reports_by_what_it_was_given(
+    reporting: Desk, dsn: str, conn: Connection
+) -> None:
+    serving = reporting.start("serve")
+    serving.until("leading")
+    reporting.say(
+        "submit",
+        reporting.plan(f"{REPORT} completed --pr 12", f"{REPORT} failed --error 'no luck'"),
+    )
+    until(dsn, "count(*) = 1 from phase_queue where status = 'failed'")
+    rows = conn.execute("select * from phase_queue order by phase_number").fetchall()
+    assert [(row["status"], row["pr_number"]) for row in rows] == [
+        ("completed", 12),
+        ("failed", None),
+    ]
+    assert rows[1]["error_message"] == "no luck"
+    # Ended without linger, a process may leave the report that was taken, which is then repeated.
+    results = conn.execute(
+        "select reported, sender from pgcoord.webhook_delivery where result = 'taken' order by id"
+    )
+    assert [tuple(row.values()) for row in results] == [
+        ("completed", f"{rows[0]['adw_id']} (webhook)"),
+        ("failed", f"{rows[1]['adw_id']} (webhook)"),
+    ]
+
+
+def test_a_report_that_cannot_be_sent_is_taken_when_the_process_has_ended(
+    desk: Desk, dsn: str, conn: Connection
+) -> None:
+    with socket.socket() as nobody:  # bound, and not listening: whoever connects is refused
+        nobody.bind(("127.0.0.1", 0))
+        url = f'public_url = "http://127.0.0.1:{nobody.getsockname()[1]}"'
+        desk.write("pgcoord.toml", configuration(server=url))
+        desk.start("serve").until("leading")
+        desk.say("submit", desk.plan(f"{REPORT} completed --patience 0 > said; exit 3"))
+        until(dsn, "count(*) = 1 from phase_queue where status = 'completed'")
+    assert "is reported completed: kept in" in (desk.folder / "said").read_text()
+    delivery = conn.execute("select sender, result from pgcoord.webhook_delivery").fetchone()
+    assert delivery
+    assert delivery["sender"].endswith("(spooled report)")
+    assert delivery["result"] == "taken"
+
+
+def test_a_report_made_while_no_server_runs_is_taken_once_by_the_next(
+    desk: Desk, dsn: str, conn: Connection
+) -> None:
+    desk.write("pgcoord.toml", configuration(free_port()))
+    gate = desk.gate()
+    first = desk.start("serve")
+    first.until("leading")
+    desk.say("submit", desk.plan(f"cat {gate}; {REPORT} completed; echo $? > status"))
+    first.until("started, pid")
+    first.send(signal.SIGTERM)
+    first.wait()
+    gate.write_text("")  # it reports now, to nobody, and goes on trying
+    eventually(lambda: list(desk.folder.glob(".pgcoord/runs/**/report.json")) != [])
+    desk.start("serve").until("taken over")
+    until(dsn, "count(*) = 1 from pgcoord.attempt where exited_at is not null")
+    assert statuses(conn) == {1: "completed"}
+    taken = conn.execute("select from pgcoord.webhook_delivery where result = 'taken'").fetchall()
+    assert len(taken) == 1
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for what nobody notifies of."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_a_kept_report_is_taken_by_the_next_coordinator(
+    reporting: Desk, dsn: str, conn: Connection
+) -> None:
+    gate = reporting.gate()
+    first = reporting.start("serve")
+    first.until("leading")
+    unreachable = "PGCOORD_REPORT_URL=http://127.0.0.1:1/"
+    script = f"{unreachable} {REPORT} completed --patience 0 > said; cat {gate}"
+    reporting.say("submit", reporting.plan(script))
+    first.until("started, pid")
+    first.send(signal.SIGKILL)
+    first.wait()
+    said = reporting.folder / "said"
+    eventually(lambda: said.exists() and "kept in" in said.read_text())
+    assert statuses(conn) == {1: "running"}
+    reporting.start("serve").until("its spooled report is taken")
+    assert statuses(conn) == {1: "completed"}
+
+
+def test_a_kept_report_that_the_secret_did_not_sign_is_not_taken(
+    reporting: Desk, dsn: str, conn: Connection
+) -> None:
+    serving = reporting.start("serve")
+    serving.until("leading")
+    forged = "PGCOORD_WEBHOOK_SECRET=whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+    reporting.say("submit", reporting.plan(f"PGCOORD_REPORT_URL= {forged} {REPORT} completed"))
+    serving.until("its spooled report is not taken: it is not signed by the secret of its attempt")
+    until(dsn, "count(*) = 1 from phase_queue where status = 'failed'")
+    row = conn.execute("select error_message from phase_queue").fetchone()
+    assert row == {"error_message": "exited 0 without reporting"}
+
+
+def test_what_the_server_refuses_is_told_with_an_exit_status(reporting: Desk, dsn: str) -> None:
+    reporting.write("pgcoord.toml", configuration(linger="30s"))
+    reporting.start("serve").until("leading")
+    script = (
+        f"{REPORT} completed; {REPORT} completed > again; {REPORT} failed 2> other;"
+        " echo $? > status"
+    )
+    reporting.say("submit", reporting.plan(script))
+    until(dsn, "count(*) = 1 from pgcoord.attempt where exited_at is not null")
+    assert (reporting.folder / "again").read_text().strip().endswith("completed, as it was before")
+    assert "has ended completed" in (reporting.folder / "other").read_text()
+    assert (reporting.folder / "status").read_text() == "3\n"
+
+
+def test_report_outside_of_a_workflow_says_so(desk: Desk) -> None:
+    done = desk.call("report", "completed")
+    assert (done.returncode, done.stderr.splitlines()) == (
+        5,
+        [
+            "pgcoord: PGCOORD_QUEUE_ID is not set",
+            "  'pgcoord report' is for processes that pgcoord started.",
+        ],
+    )
+
+
+def test_a_port_that_is_taken_is_one_line_with_the_remedy(desk: Desk) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = desk.call("serve", "--port", str(port))
+    assert done.returncode == 7
+    assert done.stderr.splitlines() == [
+        f"pgcoord: cannot serve on 127.0.0.1:{port}: address already in use",
+        "  Stop what uses it (another 'pgcoord serve'?), or choose another: --port.",
+    ]
+
+
+def test_another_address_needs_a_token(desk: Desk) -> None:
+    done = desk.call("serve", "--host", "0.0.0.0")
+    assert done.returncode == 7
+    first, hint = done.stderr.splitlines()
+    assert first.startswith("pgcoord: 0.0.0.0 can be reached by others: not served without")
+    assert "PGCOORD_TOKEN" in hint
+    program = desk.start("serve", "--host", "0.0.0.0", PGCOORD_TOKEN="t" * 20)
+    program.until("leading")
+    assert get(address_of(program), "/api/v1/queue")[0] == 401
+    with pytest.raises(InvalidStatus):
+        connect(f"ws://{address_of(program)}/ws/queue")
+    program.send(signal.SIGTERM)
+    assert program.wait() == 0
+    assert "ERROR" not in program.said
+    assert "t" * 20 not in program.said
+
+
+def test_health_is_answered_before_the_database_is_up(bare_desk: Desk) -> None:
+    postgres = EmbeddedPostgres(bare_desk.folder / ".pgcoord")
+    postgres.start()
+    with psycopg.connect(postgres.dsn, autocommit=True) as conn:
+        schema.upgrade(conn)
+    postgres.stop()
+    program = bare_desk.start("serve", "--dsn", postgres.dsn)
+    address = address_of(program)
+    program.until("trying again")
+    with closing(HTTPConnection(address, timeout=PATIENCE)) as connection:
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read() == b"ok\n"
+    status, answer = get(address, "/readyz")
+    assert (status, answer["ready"]) == (503, False)
+    assert "the database cannot be used" in answer["reason"]
+    postgres.start()
+    program.until("leading")
+    assert get(address, "/readyz") == (200, {"ready": True, "role": "leading"})
+    program.send(signal.SIGTERM)
+    assert program.wait() == 0
+
+
+def test_a_stop_closes_streams_within_seconds(desk: Desk) -> None:
+    program = desk.start("serve")
+    program.until("leading")
+    address = address_of(program)
+    with (
+        connect(f"ws://{address}/ws/queue") as client,
+        closing(HTTPConnection(address, timeout=PATIENCE)) as stream,
+    ):
+        stream.request("GET", "/events")
+        events = stream.getresponse()
+        assert events.readline() == b"retry: 1000\n"
+        assert json.loads(client.recv())["type"] == "snapshot"
+        begin = time.monotonic()
+        program.send(signal.SIGTERM)
+        with pytest.raises(Exception, match="1012"):
+            client.recv()
+        while events.readline():
+            pass
+        assert program.wait() == 0
+        assert time.monotonic() - begin < 3
+
+
+def test_the_script_of_the_specification_works(desk: Desk, dsn: str, conn: Connection) -> None:
+    """Section 9.2, with the ids that were returned, under --insecure-webhooks."""
+    gate = desk.gate()
+    desk.write("pgcoord.toml", configuration().replace("{prompt}", f"cat {gate}"))
+    program = desk.start("serve", "--insecure-webhooks")
+    program.until("reports that nobody has signed are taken")
+    program.until("leading")
+    url = f"http://{address_of(program)}"
+
+    def curl(path: str, *arguments: str) -> Any:
+        done = subprocess.run(
+            ["curl", "-sS", *arguments, url + path], capture_output=True, text=True, check=True
+        )
+        return json.loads(done.stdout)
+
+    post = ("-X", "POST", "-H", "Content-Type: application/json")
+    feature = curl(
+        "/api/v1/planned-features",
+        *post,
+        "-d",
+        '{"title": "Test Feature", "description": "Multi-phase test", "estimated_hours": 10}',
+    )
+    path = f"/api/v1/planned-features/{feature['id']}"
+    curl(f"{path}/generate-implementation", "-X", "POST")
+    with connect(f"{url.replace('http', 'ws')}/ws/queue") as client:
+        assert json.loads(client.recv())["type"] == "snapshot"
+        curl(f"{path}/execute", "-X", "POST")
+        program.until("started, pid")
+        [running] = [row for row in curl("/api/v1/queue") if row["status"] == "running"]
+        report = {
+            "queue_id": running["queue_id"],
+            "feature_id": feature["id"],
+            "phase_number": 1,
+            "status": "completed",
+            "adw_id": running["adw_id"],
+        }
+        wrong = curl(
+            "/workflow-complete", *post, "-d", json.dumps({**report, "adw_id": "adw-test123"})
+        )
+        assert wrong["error"] == "stale_attempt"
+        done = curl("/workflow-complete", *post, "-d", json.dumps(report))
+        assert (done["outcome"], done["repeated"]) == ("completed", False)
+        message = json.loads(client.recv())
+        while message["type"] != "workflow_completed":
+            message = json.loads(client.recv())
+        data = message["data"]
+        assert data | report == data
+    # What depends on it is launched, and both at the same time.
+    program.until(r"queue-\d+-2\b.*started, pid")
+    program.until(r"queue-\d+-3\b.*started, pid")
+    rows = [row for row in curl("/api/v1/queue") if row["feature_id"] == feature["id"]]
+    assert [row["depends_on_phases"] for row in rows] == [[], [1], [1]]
+    assert rows[0]["status"] == "completed"

@@ -1,0 +1,308 @@
+"""No wake-up is lost, whenever it is sent and whatever happens to the connections."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+from support.coordination import PATIENCE, Gate, Watch, make_coordinator, running, scripts, watching
+
+from pgcoord.coordination.coordinator import Coordinator
+from pgcoord.coordination.supervision import Supervision
+from pgcoord.database import queries, schema
+from pgcoord.database.embedded import EmbeddedPostgres
+from pgcoord.database.listener import PING_EVERY, Listener, listening
+from pgcoord.errors import DatabaseUnusable
+
+STEPS = ["before claim", "after claim", "after attend", "after agenda"]
+
+
+@pytest.fixture
+async def watch(dsn: str) -> AsyncIterator[Watch]:
+    async with watching(dsn) as watch:
+        yield watch
+
+
+def before_waiting(listener: Listener, do: Callable[[], Awaitable[None]]) -> None:
+    """Have `do` done each time when the loop is about to wait."""
+    wait = listener.wait
+
+    async def do_and_wait(seconds: float | None) -> bool:
+        await do()
+        return await wait(seconds)
+
+    listener.wait = do_and_wait  # type: ignore[method-assign]
+
+
+class Stepped(Coordinator):
+    """A coordinator that lets a test do something between two steps of its first idle round."""
+
+    at: str
+    do: Callable[[], Awaitable[None]]
+
+    async def _reach(self, step: str) -> None:
+        if step == self.at:
+            self.at = ""
+            await self.do()
+
+    async def _claim(self) -> bool:
+        await self._reach("before claim")
+        claimed = await super()._claim()
+        await self._reach("after claim")
+        return claimed
+
+    async def _attend(self) -> list[asyncio.Task[None]]:
+        disowned = await super()._attend()
+        await self._reach("after attend")
+        return disowned
+
+    async def _lead(self) -> None:
+        assert self._listener
+        before_waiting(self._listener, lambda: self._reach("after agenda"))
+        await super()._lead()
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_notification_between_any_two_steps_of_the_loop_is_not_lost(
+    step: str, dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    async with watching(dsn) as other:
+
+        async def submit() -> None:
+            await other.submit("true")
+
+        coordinator = make_coordinator(dsn, tmp_path, kind=Stepped)
+        assert isinstance(coordinator, Stepped)
+        coordinator.at, coordinator.do = step, submit
+        async with running(coordinator):
+            await watch.until_statuses("completed")
+    assert coordinator.at == ""
+
+
+class SlowSupervision(Supervision):
+    """An attempt whose start is recorded after the loop has come to rest."""
+
+    rests: asyncio.Event
+
+    async def _record_start(self) -> None:
+        await self.rests.wait()
+        await super()._record_start()
+
+
+class SlowStart(Coordinator):
+    """A coordinator whose loop has come to rest before the start of a process is recorded."""
+
+    supervision = SlowSupervision
+
+    async def _lead(self) -> None:
+        assert self._listener
+        before_waiting(self._listener, self._rest_reached)
+        await super()._lead()
+
+    async def _rest_reached(self) -> None:
+        SlowSupervision.rests.set()
+
+
+async def test_a_deadline_set_while_the_loop_rests_is_kept(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit("sleep 1000")
+    work = scripts(timeout=timedelta(milliseconds=50))
+    coordinator = make_coordinator(dsn, tmp_path, work, kind=SlowStart)
+    SlowSupervision.rests = asyncio.Event()
+    async with running(coordinator):
+        await watch.until_statuses("failed")
+
+
+async def test_waiting_ends_with_a_notification_sent_before_it_began(
+    dsn: str, watch: Watch
+) -> None:
+    async with asyncio.timeout(PATIENCE), listening(dsn, queries.WAKE) as listener:
+        await watch.conn.execute("notify pgcoord_wake")
+        await queries.ping(listener.conn)  # so that it has arrived, while nobody waits
+        await listener.wait(None)
+
+
+async def test_waiting_ends_with_a_notification_that_came_with_the_end_of_a_statement(
+    dsn: str, watch: Watch
+) -> None:
+    async with asyncio.timeout(PATIENCE), listening(dsn, queries.WAKE) as listener:
+        for _ in range(200):
+            # Sent while the statement runs, so that both often arrive in one packet.
+            busy = asyncio.ensure_future(listener.conn.execute("select pg_sleep(0.002)"))
+            await watch.conn.execute("notify pgcoord_wake")
+            await busy
+            await listener.wait(None)
+
+
+async def test_waiting_ends_when_told_from_within(dsn: str) -> None:
+    async with asyncio.timeout(PATIENCE), listening(dsn, queries.WAKE) as listener:
+        waiting = asyncio.ensure_future(listener.wait(None))
+        await asyncio.sleep(0)
+        listener.tell()
+        await waiting
+
+
+async def test_waiting_ends_at_its_deadline_and_not_before(dsn: str) -> None:
+    async with asyncio.timeout(PATIENCE), listening(dsn, queries.WAKE) as listener:
+        before = time.monotonic()
+        await listener.wait(0.05)
+        assert time.monotonic() - before >= 0.05
+
+
+async def test_an_idle_listener_asks_for_signs_of_life(
+    dsn: str, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgcoord.database.listener.PING_EVERY", 0.02)
+    async with listening(dsn, queries.WAKE) as listener:
+        waiting = asyncio.ensure_future(listener.wait(None))
+        pid = listener.conn.info.backend_pid
+        state = "select query, state_change from pg_stat_activity where pid = %s"
+        first = await watch.one(state, pid)
+        async with asyncio.timeout(PATIENCE):
+            while (now := await watch.one(state, pid))["state_change"] == first["state_change"]:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        waiting.cancel()
+    assert now["query"] == "select"
+
+
+async def test_the_server_gives_a_leader_up_that_has_missed_three_pings(dsn: str) -> None:
+    async with listening(dsn, queries.STAND_BY) as listener:
+        cursor = await listener.conn.execute(
+            "select setting::float8 from pg_settings where name = 'idle_session_timeout'"
+        )
+        assert await cursor.fetchone() == (3 * PING_EVERY * 1000,)
+
+
+@pytest.mark.parametrize("whose", ["pgcoord listener", "pgcoord", "pgcoord%"])
+async def test_the_coordinator_goes_on_after_its_backends_were_terminated(
+    whose: str, dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    async with running(make_coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        await watch.until_statuses("completed")
+        gone = await watch.all(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+            " where datname = current_database() and application_name like %s",
+            whose,
+        )
+        assert gone
+        await watch.submit("true", ("true", [1]))
+        await watch.until_statuses("completed", "completed", "completed")
+
+
+async def test_a_wake_up_sent_while_the_listener_was_away_is_made_up_for(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    async with running(make_coordinator(dsn, tmp_path)):
+        async with watch.conn.transaction():
+            await watch.submit("true")
+            # The notification goes out at the commit, when nobody listens any more.
+            await watch.one(
+                "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity"
+                " where datname = current_database() and application_name = 'pgcoord listener'"
+            )
+        await watch.until_statuses("completed")
+
+
+async def test_a_server_that_takes_nothing_we_write_is_tried_less_and_less_often(
+    dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = watch.conn.info.dbname
+    async with running(make_coordinator(dsn, tmp_path)) as coordinator:
+        await watch.conn.execute(
+            f'alter database "{name}" set default_transaction_read_only = on'.encode()
+        )
+        await watch.one(
+            "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity"
+            " where datname = current_database() and application_name = 'pgcoord listener'"
+        )
+        while coordinator.interruptions < 6:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        said = [each for each in caplog.records if "read-only" in each.getMessage()]
+        assert [each.levelname for each in said] == ["WARNING"], "it begins anew each time"
+        await watch.conn.execute(
+            f'alter database "{name}" reset default_transaction_read_only'.encode()
+        )
+        await watch.submit("true")
+        await watch.until_statuses("completed")
+
+
+async def test_what_people_have_set_as_isolation_level_is_not_ours(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    name = watch.conn.info.dbname
+    await watch.conn.execute(
+        f"alter database \"{name}\" set default_transaction_isolation = 'serializable'".encode()
+    )
+    async with running(make_coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        await watch.until_statuses("completed")
+
+
+@pytest.fixture
+async def own_server(tmp_path: Path) -> AsyncIterator[EmbeddedPostgres]:
+    """A server that the test may stop and start."""
+    embedded = EmbeddedPostgres(tmp_path / "own")
+    await asyncio.to_thread(embedded.start)
+    with psycopg.connect(embedded.dsn, autocommit=True) as conn:
+        schema.upgrade(conn)
+    yield embedded
+    await asyncio.to_thread(embedded.stop)
+
+
+async def test_the_coordinator_goes_on_after_the_server_was_restarted(
+    own_server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    async with running(make_coordinator(own_server.dsn, tmp_path)):
+        async with watching(own_server.dsn) as watch:
+            await watch.submit(f"echo >> {tmp_path}/starts; exec sleep 1000", "true")
+            await watch.until_statuses("running", "completed")
+        await asyncio.to_thread(own_server.stop)
+        await asyncio.to_thread(own_server.start)
+        async with watching(own_server.dsn) as watch:
+            await watch.submit("true")
+            await watch.until_statuses("running", "completed", "completed")
+            await watch.one("select pgcoord.cancel_phase('queue-1-1', 'enough')")
+            await watch.until_statuses("cancelled", "completed", "completed")
+    assert (tmp_path / "starts").read_text() == "\n"
+
+
+async def test_an_end_that_came_while_the_server_was_down_is_told_when_it_is_back(
+    own_server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    async with running(make_coordinator(own_server.dsn, tmp_path)):
+        async with watching(own_server.dsn) as watch:
+            gate = Gate(tmp_path / "gate")
+            await watch.submit(f"read _ < {gate.path}", ("true", [1]))
+            await watch.until_statuses("running", "queued")
+        await asyncio.to_thread(own_server.stop)
+        gate.open()
+        await asyncio.to_thread(own_server.start)
+        async with watching(own_server.dsn) as watch:
+            await watch.until_statuses("completed", "completed")
+
+
+async def test_the_coordinator_waits_for_a_server_that_is_down_at_its_start(
+    own_server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(own_server.stop)
+    coordinator = make_coordinator(own_server.dsn, tmp_path)
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
+        tasks.create_task(coordinator.run())
+        await asyncio.sleep(0.2)  # a few tries in vain; none of them must be the last
+        await asyncio.to_thread(own_server.start)
+        await coordinator.leads.wait()
+        coordinator.stop()
+
+
+async def test_a_server_that_refuses_for_good_ends_the_coordinator_at_once(
+    server: str, tmp_path: Path
+) -> None:
+    coordinator = make_coordinator(f"{server} dbname=no_such_database", tmp_path)
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(DatabaseUnusable, match="no_such_database"):
+            await coordinator.run()

@@ -1,0 +1,307 @@
+"""Several coordinators on one database: who leads, who takes over, whose processes are whose."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from support.coordination import (
+    PATIENCE,
+    Gate,
+    Watch,
+    coordinator_process,
+    is_alive,
+    make_coordinator,
+    running,
+    scripts,
+    watching,
+)
+
+# The server gives up a leader of which it hears nothing for so long.
+SOON = """
+database._LEAD = "-c idle_session_timeout=400ms"
+listener.PING_EVERY = 0.1
+"""
+
+
+@pytest.fixture
+async def watch(dsn: str) -> AsyncIterator[Watch]:
+    async with watching(dsn) as watch:
+        yield watch
+
+
+async def test_a_stand_by_takes_over_within_five_seconds_of_the_leaders_death(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    async with coordinator_process(dsn, tmp_path) as first:
+        await first.until("leading (lead 1)")
+        async with coordinator_process(dsn, tmp_path) as second:
+            await second.until(f"standing by: process {first.pid} on {os.uname().nodename} leads")
+            first.send(signal.SIGKILL)
+            async with asyncio.timeout(5):
+                await second.until(f"leading (lead 2), taking over from process {first.pid} on")
+            await watch.submit("true")
+            await watch.until_statuses("completed")
+
+
+async def test_a_stand_by_takes_over_at_once_when_the_leader_stops_in_order(
+    dsn: str,
+    watch: Watch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("pgcoord.coordination.coordinator._ASK_EVERY", 2 * PATIENCE)
+    second = make_coordinator(dsn, tmp_path)
+    async with (
+        running(make_coordinator(dsn, tmp_path)) as first,
+        running(second, until_it_leads=False),
+    ):
+        await until_it_stands_by(caplog)
+        # Not while it asks: it would be answered as soon as the first one is gone.
+        await watch.until_found(
+            "select from pg_stat_activity where datname = current_database() and state = 'idle'"
+            " and position('pgcoord.lead(' in query) > 0"
+        )
+        first.stop()
+        await second.leads.wait()
+
+
+@pytest.mark.parametrize("host", [None, "elsewhere"])
+async def test_one_that_stands_by_takes_nothing_from_the_line(
+    host: str | None,
+    dsn: str,
+    watch: Watch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    async with running(make_coordinator(dsn, tmp_path)):
+        second = make_coordinator(dsn, tmp_path, host=host)
+        async with running(second, until_it_leads=False):
+            await until_it_stands_by(caplog)
+            await watch.submit(*["true"] * 5)
+            await watch.until_statuses(*["completed"] * 5)
+            assert not second.led
+    hosts = await watch.all("select distinct host, epoch from pgcoord.attempt")
+    assert hosts == [{"host": os.uname().nodename, "epoch": 1}]
+
+
+@pytest.mark.parametrize(
+    "step", ["launch_and_supervise", "_launch", "_record_start", "_see_to_its_end"]
+)
+async def test_a_frozen_leader_is_replaced_and_when_it_goes_on_starts_nothing_twice(
+    step: str, dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    await watch.submit(f"echo >> {tmp_path}/starts; read _ < {gate.path}; exit 3", "true")
+    await watch.one("select pgcoord.set_slots(1)")
+    async with coordinator_process(dsn, tmp_path, step=step, setting=SOON) as frozen:
+        await frozen.until("queue-1-1 queued → ready")
+        async with coordinator_process(dsn, tmp_path) as second:
+            await second.until("leading (lead 2)")
+            await watch.until_statuses("running", "queued")
+            frozen.send(signal.SIGCONT)
+            await frozen.until("standing by: process")
+            gate.open()
+            await watch.until_statuses("failed", "completed")
+    assert (tmp_path / "starts").read_text() == "\n"
+    attempts = await watch.all("select number, epoch, exit_code from pgcoord.attempt order by id")
+    assert attempts == [
+        {"number": 1, "epoch": 1, "exit_code": 3},
+        {"number": 1, "epoch": 2, "exit_code": 0},
+    ]
+
+
+async def test_what_a_frozen_leader_was_about_to_start_was_given_up_by_its_host(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit(f"echo >> {tmp_path}/starts")
+    setting = SOON + "supervision._KNOWN_TO_LEAD = 1000"
+    async with coordinator_process(dsn, tmp_path, step="_launch", setting=setting) as frozen:
+        await frozen.until("queue-1-1 queued → ready")
+        await watch.one("select pgcoord.cancel_phase('queue-1-1', 'enough')")
+        async with running(make_coordinator(dsn, tmp_path)):
+            await watch.until_statuses("cancelled")
+            frozen.send(signal.SIGCONT)
+            await frozen.until("standing by: process")
+            frozen.send(signal.SIGTERM)
+            await frozen.wait()
+    assert not (tmp_path / "starts").exists()
+
+
+async def test_a_frozen_leader_asks_whether_it_still_leads_before_it_starts_a_process(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit(f"echo $PGCOORD_ATTEMPT >> {tmp_path}/starts")
+    setting = SOON + "supervision._KNOWN_TO_LEAD = 0.1"
+    work = scripts(retry_lost=True, retry_delay=timedelta(0))
+    async with coordinator_process(
+        dsn,
+        tmp_path,
+        host="a",
+        step="_launch",
+        setting=setting,
+        work="scripts(retry_lost=True, retry_delay=timedelta(0))",
+    ) as frozen:
+        await frozen.until("queue-1-1 queued → ready")
+        async with running(make_coordinator(dsn, tmp_path, work, host="b")):
+            await let_leases_run_out(watch)
+            await watch.until_statuses("completed")
+            frozen.send(signal.SIGCONT)
+            await frozen.until("is left to whoever leads now: lead 1 is over")
+            # As a stand-by it gives the lost attempt's run up for good.
+            await watch.until_found(OPEN, nothing=True)
+    assert (tmp_path / "starts").read_text() == "2\n"
+
+
+async def test_attempts_of_another_host_are_left_alone_until_its_lease_has_run_out(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit("exec sleep 1000", ("true", [1]), "true")
+    async with coordinator_process(dsn, tmp_path, host="a") as first:
+        await watch.until_statuses("running", "queued", "completed")
+        first.send(signal.SIGKILL)
+    (pid,) = [row["pid"] for row in await open_attempts(watch)]
+    async with running(make_coordinator(dsn, tmp_path, host="b")):
+        await watch.submit("true")
+        await watch.until_statuses("running", "queued", "completed", "completed")
+        await let_leases_run_out(watch)
+        rows = await watch.until_statuses("failed", "blocked", "completed", "completed")
+        assert rows[0]["error_message"] == "nothing was heard of its host a for 00:01:00"
+        assert is_alive(pid)
+        # When a coordinator comes to life there, it ends what was given up.
+        second = make_coordinator(dsn, tmp_path, host="a")
+        async with running(second, until_it_leads=False):
+            await watch.until_found(OPEN, nothing=True)
+        assert not is_alive(pid)
+        assert not second.led
+
+
+async def test_a_lease_that_ends_while_the_leader_rests_wakes_it(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit("exec sleep 1000")
+    async with coordinator_process(dsn, tmp_path, host="a"):
+        await watch.until_statuses("running")
+    try:
+        # The lease is over in a second, and nothing but the timer tells of it.
+        await watch.conn.execute(
+            "create or replace function pgcoord.lease_length() returns interval"
+            " language sql immutable return interval '1 second'"
+        )
+        async with running(make_coordinator(dsn, tmp_path, host="b")):
+            await watch.until_statuses("failed")
+    finally:
+        await end_all(watch)
+
+
+async def test_a_stand_by_sees_to_the_processes_of_its_host_under_the_lead_of_another(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    await watch.submit(f"read _ < {gate.path}; exit 3", "exec sleep 1000", ("true", [1]))
+    async with coordinator_process(dsn, tmp_path, host="a"):
+        await watch.until_statuses("running", "running", "queued")
+    async with running(make_coordinator(dsn, tmp_path, host="b")):
+        second = make_coordinator(dsn, tmp_path, host="a")
+        async with running(second, until_it_leads=False):
+            await watch.until_found("select from pgcoord.host where name = 'a'")
+            gate.open()
+            await watch.until_statuses("failed", "running", "blocked")
+            await watch.one("select pgcoord.cancel_phase('queue-1-2', 'enough')")
+            await watch.until_statuses("failed", "cancelled", "blocked")
+            assert not second.led
+    exits = await watch.all("select exit_code from pgcoord.attempt order by queue_id")
+    assert exits == [{"exit_code": 3}, {"exit_code": 143}]
+
+
+async def test_a_stand_by_gives_back_what_its_host_had_not_started(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit(f"echo $PGCOORD_ATTEMPT >> {tmp_path}/starts")
+    async with coordinator_process(
+        dsn, tmp_path, host="a", step="_launch", number=signal.SIGKILL
+    ) as first:
+        await first.wait()
+    async with running(make_coordinator(dsn, tmp_path, host="b")):
+        second = make_coordinator(dsn, tmp_path, host="a")
+        async with running(second, until_it_leads=False):
+            await watch.until_statuses("completed")
+    assert (tmp_path / "starts").read_text() == "2\n"
+    attempts = await watch.all("select host, outcome from pgcoord.attempt order by id")
+    assert attempts == [
+        {"host": "a", "outcome": "returned"},
+        {"host": "b", "outcome": "completed"},
+    ]
+
+
+async def test_a_drained_leader_lets_another_lead_and_ends_with_its_last_process(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    await watch.submit(f"read _ < {gate.path}")
+    first, second = (make_coordinator(dsn, tmp_path, host=host) for host in ("a", "b"))
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
+        drained = tasks.create_task(first.run())
+        await watch.until_statuses("running")
+        async with running(second, until_it_leads=False):
+            first.drain()
+            await second.leads.wait()
+            await watch.submit("true")
+            await watch.until_statuses("running", "completed")
+            assert not drained.done()
+            gate.open()
+            await drained
+    assert (await watch.one("select host from pgcoord.attempt where queue_id = 'queue-2-1'")) == {
+        "host": "b"
+    }
+    await watch.until_statuses("completed", "completed")
+
+
+async def test_a_drained_coordinator_that_runs_alone_still_ends_what_is_cancelled(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit("exec sleep 1000", "true")
+    await watch.one("select pgcoord.set_slots(1)")
+    coordinator = make_coordinator(dsn, tmp_path)
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
+        drained = tasks.create_task(coordinator.run())
+        await watch.until_statuses("running", "queued")
+        coordinator.drain()
+        await watch.one("select pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await drained
+    await watch.until_statuses("cancelled", "queued")
+    assert (await watch.one("select max(epoch) as epoch from pgcoord.coordinator"))["epoch"] == 1
+
+
+OPEN = "select pid from pgcoord.attempt where exited_at is null"
+
+
+async def open_attempts(watch: Watch) -> list[dict[str, int]]:
+    return await watch.all(OPEN)
+
+
+async def end_all(watch: Watch) -> None:
+    for row in await open_attempts(watch):
+        os.killpg(row["pid"], signal.SIGKILL)
+
+
+async def let_leases_run_out(watch: Watch) -> None:
+    """Have a lease's length go by."""
+    await watch.conn.execute(
+        "update pgcoord.coordinator set lead_at = lead_at - pgcoord.lease_length()"
+    )
+    await watch.conn.execute("update pgcoord.host set lease_until = clock_timestamp()")
+    await watch.conn.execute("notify pgcoord_wake")
+
+
+async def until_it_stands_by(caplog: pytest.LogCaptureFixture) -> None:
+    """Wait until a coordinator says that another one leads."""
+    async with asyncio.timeout(PATIENCE):
+        while "standing by" not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

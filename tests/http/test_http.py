@@ -1,0 +1,380 @@
+"""The HTTP door as a whole: who may enter, health, metrics, and how it starts and stops."""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+from conftest import Connection, add_feature, claim, start, statuses
+from support.serving import Site, served
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from pgcoord.configuration import Server
+from pgcoord.errors import CannotStart, InvalidConfiguration
+from pgcoord.http.security import read_access
+
+TOKEN, READ_TOKEN = "t" * 32, "r" * 32
+TOKENS = {"PGCOORD_TOKEN": TOKEN, "PGCOORD_READ_TOKEN": READ_TOKEN}
+STEER = {"authorization": f"Bearer {TOKEN}"}
+READ = {"authorization": f"Bearer {READ_TOKEN}"}
+
+
+@pytest.fixture
+async def site(dsn: str, tmp_path: Path) -> Any:
+    async with served(dsn, tmp_path, leads=False) as site:
+        yield site
+
+
+@pytest.fixture
+async def locked(dsn: str, tmp_path: Path) -> Any:
+    """A site that asks for a token."""
+    async with served(dsn, tmp_path, leads=False, environment=TOKENS) as site:
+        yield site
+
+
+async def test_without_a_token_nobody_gets_in(locked: Site, conn: Connection) -> None:
+    add_feature(conn, {1: []})
+    for path in ("/api/v1/queue", "/events", "/metrics", "/openapi.json", "/"):
+        assert (await locked.client.get(path)).status_code == 401, path
+        wrong = {"authorization": f"Bearer {TOKEN}x"}
+        refused = await locked.client.get(path, headers=wrong)
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer"), path
+        assert "not the token" in refused.json()["reason"]
+    assert (await locked.client.post("/api/v1/queue/queue-1-1/skip")).status_code == 401
+    for path in ("/healthz", "/login"):
+        assert (await locked.client.get(path)).status_code == 200, path
+    assert (await locked.report({"queue_id": "queue-9-9", "status": "failed"})).status_code == 404
+    with pytest.raises(InvalidStatus) as caught:
+        await connect(f"{locked.socket_url}/ws/queue")
+    assert caught.value.response.status_code == 401
+    assert statuses(conn) == {1: "queued"}
+
+
+async def test_a_token_for_reading_steers_nothing(locked: Site, conn: Connection) -> None:
+    add_feature(conn, {1: []})
+    assert (await locked.client.get("/api/v1/queue", headers=READ)).status_code == 200
+    async with connect(f"{locked.socket_url}/ws/queue", additional_headers=READ) as client:
+        assert json.loads(await client.recv())["type"] == "snapshot"
+    skip = "/api/v1/queue/queue-1-1/skip"
+    refused = await locked.client.post(skip, headers=READ)
+    assert (refused.status_code, refused.json()["error"]) == (403, "forbidden")
+    assert statuses(conn) == {1: "queued"}
+    assert (await locked.client.post(skip, headers=STEER)).status_code == 200
+
+
+async def test_people_log_in_and_get_a_cookie(locked: Site, conn: Connection) -> None:
+    add_feature(conn, {1: []})
+    page = await locked.client.get("/", headers={"accept": "text/html"})
+    assert (page.status_code, page.headers["location"]) == (303, "/login?next=/")
+    found = await locked.client.get("/?q=a&show=failed", headers={"accept": "text/html"})
+    assert httpx2.URL(found.headers["location"]).params["next"] == "/?q=a&show=failed"
+    form = {"token": TOKEN, "name": "Ann", "next": "/features/1"}
+    done = await locked.client.post("/login", data=form)
+    assert (done.status_code, done.headers["location"]) == (303, "/features/1")
+    given = done.headers["set-cookie"]
+    assert "HttpOnly" in given
+    assert "SameSite=strict" in given
+    assert TOKEN not in given
+    skipped = await locked.client.post("/api/v1/queue/queue-1-1/skip")  # the client sends it back
+    assert skipped.status_code == 200
+    event = conn.execute("select actor from pgcoord.event where kind = 'phase_moved'").fetchone()
+    assert event == {"actor": "Ann (panel)"}
+    name = "pgcoord_session"
+    value = locked.client.cookies[name]
+    async with httpx2.AsyncClient() as other:
+        for forged in (value[:-1], value.replace("steer", "read"), "steer.9999999999.QQ.00", "é"):
+            cookie = f"{name}={forged}".encode("latin-1")
+            path = f"{locked.url}/api/v1/queue"
+            answer = await other.get(path, headers={b"cookie": cookie})
+            assert answer.status_code == 401, forged
+    out = await locked.client.post("/logout")
+    assert 'pgcoord_session=""' in out.headers["set-cookie"]
+
+
+async def test_who_may_only_read_can_log_out(locked: Site) -> None:
+    await locked.client.post("/login", data={"token": READ_TOKEN})
+    out = await locked.client.post("/logout")
+    assert (out.status_code, out.headers["location"]) == (303, "/login")
+    assert (await locked.client.get("/api/v1/queue")).status_code == 401
+
+
+async def test_a_page_has_a_way_out_for_who_has_logged_in(locked: Site, site: Site) -> None:
+    assert 'action="/logout"' not in (await site.client.get("/")).text
+    outside = await locked.client.get("/static/nothing", headers={"accept": "text/html"})
+    assert (outside.status_code, 'action="/logout"' in outside.text) == (404, False)
+    await locked.client.post("/login", data={"token": TOKEN})
+    for path in ("/", "/features/new", "/nothing", "/static/nothing"):
+        page = await locked.client.get(path, headers={"accept": "text/html"})
+        assert 'action="/logout"' in page.text, path
+
+
+async def test_who_wants_a_page_gets_one_that_says_what_is_not_there(site: Site) -> None:
+    page = await site.client.get("/nothing", headers={"accept": "text/html,*/*"})
+    assert (page.status_code, page.headers["content-type"][:9]) == (404, "text/html")
+    assert "There is nothing at /nothing" in page.text
+    plain = await site.client.get("/nothing")
+    assert plain.json()["reason"] == "there is nothing at /nothing"
+
+
+async def test_a_name_with_nul_in_it_does_what_others_do(locked: Site, conn: Connection) -> None:
+    add_feature(conn, {1: []})
+    await locked.client.post("/login", data={"token": TOKEN, "name": "A\0nn"})
+    skipped = await locked.client.post("/api/v1/queue/queue-1-1/skip")
+    assert skipped.status_code == 200
+    event = conn.execute("select actor from pgcoord.event where kind = 'phase_moved'").fetchone()
+    assert event == {"actor": "Ann (panel)"}
+
+
+async def test_a_proxy_on_this_machine_says_who_asks_and_how(locked: Site) -> None:
+    form = {"token": TOKEN}
+    plain = await locked.client.post("/login", data=form)
+    assert "Secure" not in plain.headers["set-cookie"]
+    forwarded = {"x-forwarded-for": "192.0.2.7", "x-forwarded-proto": "https"}
+    done = await locked.client.post("/login", data=form, headers=forwarded)
+    assert "Secure" in done.headers["set-cookie"]
+    for _ in range(5):
+        await locked.client.post("/login", data={"token": "x"}, headers=forwarded)
+    for client, status in (("192.0.2.7", 429), ("192.0.2.8", 303)):
+        headers = {"x-forwarded-for": client}
+        answer = await locked.client.post("/login", data=form, headers=headers)
+        assert answer.status_code == status, client
+
+
+async def test_a_login_leads_to_no_other_site(locked: Site) -> None:
+    for elsewhere in ("//evil.example", "https://evil.example", "/\\evil.example", "/a\nb"):
+        form = {"token": TOKEN, "next": elsewhere}
+        done = await locked.client.post("/login", data=form)
+        assert done.headers["location"] == "/"
+
+
+async def test_failed_log_ins_have_to_wait(locked: Site) -> None:
+    for _ in range(5):
+        assert (await locked.client.post("/login", data={"token": "x"})).status_code == 403
+    late = await locked.client.post("/login", data={"token": TOKEN})
+    assert late.status_code == 429
+    assert late.headers["retry-after"] == "60"
+    assert (await locked.client.get("/api/v1/queue", headers=STEER)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("localhost:8002", 200),
+        ("[::1]:80", 200),
+        ("evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("", 403),
+        ("[", 403),
+    ],
+)
+async def test_a_name_that_is_not_ours_is_refused(site: Site, host: str, status: int) -> None:
+    assert (await site.client.get("/healthz", headers={"host": host})).status_code == status
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
+async def test_pages_of_other_sites_can_do_nothing(
+    site: Site, conn: Connection, origin: str
+) -> None:
+    add_feature(conn, {1: []})
+    skip = "/api/v1/queue/queue-1-1/skip"
+    refused = await site.client.post(skip, headers={"origin": origin})
+    assert (refused.status_code, refused.json()["error"]) == (403, "forbidden")
+    crossed = await site.client.post(skip, headers={"sec-fetch-site": "cross-site"})
+    assert crossed.status_code == 403
+    with pytest.raises(InvalidStatus) as caught:
+        await connect(f"{site.socket_url}/ws/queue", additional_headers={"origin": origin})
+    assert caught.value.response.status_code == 403
+    assert statuses(conn) == {1: "queued"}
+    assert (await site.client.post(skip, headers={"origin": site.url})).status_code == 200
+
+
+async def test_answers_carry_what_protects_browsers(site: Site) -> None:
+    for path in ("/", "/healthz", "/nothing", "/static/nothing"):
+        headers = (await site.client.get(path)).headers
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+
+
+async def test_a_place_in_a_log_that_is_no_place_follows_nothing(
+    site: Site, conn: Connection
+) -> None:
+    add_feature(conn, {1: []})
+    for place in ("1:" + "9" * 5_000, "9" * 5_000 + ":1", "x", "1:-1"):
+        path = f"/phases/queue-1-1?live=x&log={place}"
+        async with site.client.stream("GET", path) as answer:
+            assert answer.status_code == 200
+
+
+async def test_a_form_is_read_whatever_its_headers_are(site: Site, conn: Connection) -> None:
+    async def post(*headers: str) -> int:
+        parts = "".join(f"--b\r\n{each}\r\n\r\nÜbersicht 日本\r\n" for each in headers)
+        answer = await site.client.post(
+            "/features/new",
+            content=f"{parts}--b--\r\n".encode(),
+            headers={"content-type": "multipart/form-data; boundary=b"},
+        )
+        return answer.status_code
+
+    assert await post("content-disposition: form-data; name*\r\ndate: (") == 422
+    named = "content-disposition: form-data; name"
+    assert await post(f'{named}=title; filename="日本.md"', f'{named}="description"') == 303
+    row = conn.execute("select title, description from planned_features").fetchone()
+    assert row == {"title": "Übersicht 日本", "description": "Übersicht 日本"}
+
+
+def access(server: Server | None = None, address: str = "127.0.0.1", **environment: str) -> Any:
+    return read_access(server or Server(), environment, address=address, name=address)
+
+
+def test_nothing_is_served_to_others_without_a_token() -> None:
+    for address in ("0.0.0.0", "192.0.2.1", "::"):
+        with pytest.raises(CannotStart, match="not served without PGCOORD_TOKEN"):
+            access(address=address)
+        assert access(address=address, PGCOORD_TOKEN=TOKEN).token == TOKEN
+    assert access(address="::1").token is None
+    with pytest.raises(CannotStart, match="PGCOORD_READ_TOKEN alone"):
+        access(PGCOORD_READ_TOKEN=READ_TOKEN)
+    with pytest.raises(InvalidConfiguration, match="PGCOORD_TOKEN is too short"):
+        access(PGCOORD_TOKEN="short")
+
+
+@pytest.mark.parametrize("secret", ["", "secret", "whsec_", "whsec_AAAA", "whsec_!" + "A" * 40])
+def test_a_secret_that_is_none_is_refused(secret: str) -> None:
+    server = Server(webhook_secrets=("HOOK",))
+    with pytest.raises(InvalidConfiguration, match="HOOK holds no secret"):
+        access(server, HOOK=secret)
+
+
+def test_the_public_url_is_a_name_of_ours() -> None:
+    found = access(Server(public_url="https://build.example/x"))
+    assert found.names == {"localhost", "127.0.0.1", "build.example"}
+    assert found.origin == "https://build.example"
+
+
+def test_what_lets_in_more_than_one_may_think_is_said() -> None:
+    proxied = Server(public_url="https://build.example/x")
+    [risk] = access(proxied).risks()
+    assert "https://build.example, and there is no PGCOORD_TOKEN" in risk
+    assert not [*access(proxied, PGCOORD_TOKEN=TOKEN).risks()]
+    for here in ("http://localhost:80", "http://127.0.0.1", "http://[::1]:8"):
+        assert not [*access(Server(public_url=here)).risks()]
+    assert not [*access().risks()]
+
+
+async def test_readiness_tells_who_leads(dsn: str, tmp_path: Path, conn: Connection) -> None:
+    async with served(dsn, tmp_path, leads=False) as idle:
+        nobody = await idle.client.get("/readyz")
+        assert nobody.status_code == 503
+        assert nobody.json() == {"ready": False, "reason": "no coordinator leads"}
+        async with served(dsn, tmp_path) as site:
+            await site.door.coordinator.leads.wait()
+            ready = await site.client.get("/readyz")
+            assert (ready.status_code, ready.json()["role"]) == (200, "leading")
+            other = await idle.client.get("/readyz")
+            assert (other.status_code, other.json()["role"]) == (200, "standing by")
+        conn.execute("delete from pgcoord.migration where name = 'functions'")
+        wrong = await idle.client.get("/readyz")
+        assert wrong.status_code == 503
+        assert "of another release" in wrong.json()["reason"]
+
+
+async def test_any_number_of_questions_for_readiness_cost_the_database_one_look(
+    dsn: str, site: Site, conn: Connection
+) -> None:
+    waiting = (
+        "select count(*) as n from pg_stat_activity"
+        " where datname = current_database() and wait_event_type = 'Lock'"
+    )
+    with psycopg.connect(dsn) as other:
+        other.execute("lock table pgcoord.migration")
+        asked = [asyncio.create_task(site.client.get("/readyz")) for _ in range(20)]
+        async with asyncio.timeout(10):
+            while conn.execute(waiting).fetchone() != {"n": 1}:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # nobody notifies of it
+            await site.client.get("/healthz")  # it came after them
+        assert conn.execute(waiting).fetchone() == {"n": 1}
+    answers = [await each for each in asked]
+    assert {answer.json()["reason"] for answer in answers} == {"no coordinator leads"}
+
+
+def sample(text: str, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    assert found, f"no {name} in\n{text}"
+    return float(found[1])
+
+
+async def test_metrics_tell_how_it_goes(site: Site, conn: Connection, epoch: int) -> None:
+    before = (await site.client.get("/metrics")).text
+    assert sample(before, 'pgcoord_phases{status="queued"}') == 0
+    add_feature(conn, {1: [], 2: [1], 3: [1]})
+    claim(conn, epoch)
+    start(conn, epoch, "queue-1-1")
+    await site.report({"queue_id": "queue-1-1", "status": "completed"})
+    await site.report({"queue_id": "queue-1-1", "status": "completed"})
+    await site.report({"queue_id": "queue-1-1", "status": "failed"})
+    await site.report({"queue_id": "queue-1-1", "status": "failed"}, None)
+    assert claim(conn, epoch) == ["queue-1-2", "queue-1-3"]
+    answer = await site.client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    text = answer.text
+    for name, value in {
+        'pgcoord_phases{status="completed"}': 1,
+        'pgcoord_phases{status="ready"}': 2,
+        "pgcoord_slots": 3,
+        "pgcoord_slots_held": 2,
+        "pgcoord_leads": 0,
+        'pgcoord_attempts_total{outcome="completed",workflow="work"}': 1,
+        'pgcoord_webhooks_total{result="taken"}': 1,
+        'pgcoord_webhooks_total{result="repeated"}': 1,
+        'pgcoord_webhooks_total{result="refused"}': 1,
+        'pgcoord_webhooks_total{result="not_signed"}': 1,
+        "pgcoord_run_seconds_count": 1,
+        "pgcoord_wait_seconds_count": 1,
+        "pgcoord_hop_seconds_count": 3,
+        "pgcoord_oldest_eligible_seconds": 0,
+        'pgcoord_reconnects{connection="feed"}': 0,
+    }.items():
+        assert sample(text, name) == value, name
+    assert 0 <= sample(text, "pgcoord_notification_queue_usage") < 1
+    again = (await site.client.get("/metrics")).text
+    assert sample(again, "pgcoord_run_seconds_count") == 1
+
+
+async def test_a_database_that_is_lost_is_an_answer_that_may_be_repeated(
+    site: Site, conn: Connection, epoch: int
+) -> None:
+    add_feature(conn, {1: [], 2: [1]})
+    claim(conn, epoch)
+    start(conn, epoch, "queue-1-1")
+    body = {"queue_id": "queue-1-1", "status": "completed"}
+    with psycopg.connect(conn.info.dsn, password=None) as other:
+        # The report waits for this lock, in the middle of its transaction.
+        other.execute("select from planned_features for update")
+        waiting = asyncio.create_task(site.report(body))
+        victim = None
+        while victim is None:
+            row = conn.execute(
+                "select pid from pg_stat_activity where wait_event_type = 'Lock'"
+                " and datname = current_database()"
+            ).fetchone()
+            victim = row and row["pid"]
+            await asyncio.sleep(0)
+        conn.execute("select pg_terminate_backend(%s)", [victim])
+        answer = await waiting
+        assert answer.status_code == 503, answer.text
+        assert answer.json()["error"] == "unavailable"
+        assert "may be repeated" in answer.json()["reason"]
+        assert answer.headers["retry-after"] == "1"
+    assert statuses(conn)[1] == "running"
+    again = await site.report(body)
+    assert (again.status_code, again.json()["repeated"]) == (200, False)
+    moves = conn.execute("select from pgcoord.event where to_status = 'completed'").fetchall()
+    assert len(moves) == 1

@@ -1,0 +1,978 @@
+"""The panel in a real browser: all is seen live, all is steered, whatever fails meanwhile."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+from axe_playwright_python.base import AXE_FILE_PATH
+from conftest import Connection, add_feature, add_phase, claim, start, statuses
+from playwright.async_api import Browser, BrowserContext, Page, Route, expect
+from psycopg.types.json import Jsonb
+from support.coordination import PATIENCE, Gate
+from support.panel_browser import browsing, chromium, served
+from support.panel_scene import Scene, set_scene
+
+from pgcoord.database import schema
+from pgcoord.database.embedded import EmbeddedPostgres
+
+SCRIPT = '<img src=x onerror="hacked=1"><script>hacked=1</script>"\'>{{7*7}}</textarea></title>'
+
+expect.set_options(timeout=PATIENCE * 1000)
+
+
+@pytest.fixture(scope="session")
+async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
+    if chromium() is None:
+        pytest.skip("no browser: apt-get install chromium, or name one in PGCOORD_TEST_CHROMIUM")
+    async with browsing() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
+    """One window for all tests, in which nothing is animated: that would cost most of the time."""
+    async with await browser.new_context(reduced_motion="reduce") as context:
+        yield context
+
+
+@pytest.fixture
+async def page(context: BrowserContext) -> AsyncIterator[Page]:
+    """A page of which no error and no breach of its security policy stays unnoticed."""
+    page = await context.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda said: faults.append(said.text) if is_fault(said) else None)
+    yield page
+    await page.close()
+    assert faults == []
+
+
+def is_fault(said: Any) -> bool:
+    """Whether the console says more than that a request was refused, as tests want it to be."""
+    return said.type == "error" and "Failed to load resource" not in said.text
+
+
+@pytest.fixture
+async def panel(dsn: str, tmp_path: Path) -> AsyncIterator[str]:
+    async with served(dsn, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+def scene(dsn: str, tmp_path: Path) -> Iterator[Scene]:
+    scene = Scene(dsn, "here", tmp_path)
+    set_scene(scene)
+    yield scene
+    scene.close()
+
+
+async def look(page: Page, address: str) -> None:
+    """Open a page, and wait until it is live."""
+    await page.goto(address)
+    await is_live(page)
+
+
+async def is_live(page: Page) -> None:
+    await expect(page.locator("#live strong")).to_have_text("Live")
+
+
+def branch(conn: Connection) -> int:
+    """A feature of four phases: 2 and 3 wait for 1, and 4 for both."""
+    return add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3]})
+
+
+def fail(conn: Connection, epoch: int, queue_id: str, error: str = "it broke") -> None:
+    """Have a phase that is next in line run and fail."""
+    assert queue_id in claim(conn, epoch)
+    start(conn, epoch, queue_id)
+    conn.execute("select pgcoord.fail_phase(%s, %s)", [queue_id, error])
+    conn.execute(
+        "select pgcoord.end_attempt(id, 1, '') from pgcoord.attempt where queue_id = %s", [queue_id]
+    )
+
+
+def events(conn: Connection, kind: str) -> list[dict[str, Any]]:
+    return conn.execute(
+        "select * from pgcoord.event where kind = %s order by id desc", [kind]
+    ).fetchall()
+
+
+def tree_state(page: Page, number: int) -> Any:
+    return page.locator(f"#phase-{number} .state")
+
+
+# --- Watching
+
+
+class Service:
+    """`pgcoord serve` as a process of its own."""
+
+    def __init__(self, folder: Path, dsn: str, port: int) -> None:
+        self._folder, self._dsn, self.url = folder, dsn, f"http://127.0.0.1:{port}"
+        self._port = port
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self.process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pgcoord", "serve"),
+            *("--dsn", self._dsn, "--port", str(self._port)),
+            cwd=self._folder,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+
+    async def end(self, number: signal.Signals = signal.SIGTERM) -> None:
+        if self.process and self.process.returncode is None:
+            self.process.send_signal(number)
+            await self.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@contextlib.asynccontextmanager
+async def service(folder: Path, dsn: str) -> AsyncIterator[Service]:
+    (folder / "pgcoord.toml").write_text(
+        '[workflow.work]\ncommand = ["sh", "{prompt_file}"]\ndefault = true\n'
+    )
+    service = Service(folder, dsn, free_port())
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.end()
+
+
+async def arrive(page: Page, address: str) -> None:
+    """Open a page of a server that is just starting."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(Exception):
+                await page.goto(address)
+                return
+            await asyncio.sleep(0.05)
+
+
+async def test_the_flow_of_the_specification_is_watched_live(
+    page: Page, dsn: str, tmp_path: Path
+) -> None:
+    gates = {n: Gate(tmp_path / f"gate{n}") for n in range(1, 6)}
+    plan = ["# Live updates", ""]
+    for number, title, needs in (
+        (1, "Database Schema", "none"),
+        (2, "Backend API", "1"),
+        (3, "Frontend UI", "1"),
+        (4, "Integration Tests", "2, 3"),
+        (5, "Documentation", "1"),
+    ):
+        plan += [f"## Phase {number}: {title}", f"Depends on: {needs}", ""]
+        plan += [f"read _ < {gates[number].path}", ""]
+    async with service(tmp_path, dsn) as running:
+        await arrive(page, f"{running.url}/features/new")
+        await page.get_by_label("Plan, Markdown").fill("\n".join(plan))
+        await page.get_by_role("button", name="Store & Execute").click()
+        await is_live(page)
+
+        async def stands(*states: str) -> None:
+            for number, state in enumerate(states, 1):
+                await expect(tree_state(page, number)).to_have_text(state)
+
+        await stands("Running", "Queued", "Queued", "Queued", "Queued")
+        await expect(page.locator("#phase-4 .why")).to_contain_text("waits for phase 2, queued")
+        gates[1].open()
+        await stands("Completed", "Running", "Running", "Queued", "Running")
+        gates[2].open()
+        await stands("Completed", "Completed", "Running", "Queued", "Running")
+        await expect(page.locator("#phase-4 .why")).to_have_text("waits for phase 3, running")
+        gates[3].open()
+        await stands("Completed", "Completed", "Completed", "Running", "Running")
+        gates[4].open()
+        gates[5].open()
+        await stands(*["Completed"] * 5)
+        await expect(page).to_have_title("Live updates, 5/5 · pgcoord")
+        await expect(page.locator("#facts")).to_contain_text("5/5 (100 %)")
+        assert await page.locator(".graph .edge.met").count() == 5
+        assert await page.locator(".graph .edge.broken").count() == 0
+
+
+async def test_a_slot_shows_the_last_line_of_output_and_for_how_long_there_was_none(
+    page: Page, panel: str, conn: Connection, written: Path
+) -> None:
+    with written.open("w") as log:
+        log.write("one\n\x1b[32mtwo\x1b[0m\n\n")
+    await look(page, panel)
+    last = page.locator("#slot-1 .last")
+    await expect(last).to_have_text("two")
+    with written.open("a") as log:
+        log.write("12 %\r80 %\r")
+    await expect(last).to_have_text("80 %")
+    long_ago = time.time() - 750
+    os.utime(written, (long_ago, long_ago))
+    await expect(last).to_have_text("silent for 12 min: 80 %")
+    conn.execute("update pgcoord.attempt set host = 'elsewhere'")
+    await look(page, panel)
+    await expect(last).to_be_empty()
+
+
+async def test_the_line_says_why_and_when_and_a_free_slot_says_why_it_is_free(
+    page: Page, panel: str, scene: Scene, conn: Connection
+) -> None:
+    await look(page, panel)
+    line = page.locator("#line li")
+    await expect(line.nth(0)).to_contain_text(re.compile(r"Export Worker.*about \d\d:\d\d", re.S))
+    await expect(line.nth(0)).to_contain_text("112, phase 2: priority 50")
+    await expect(line.nth(1)).to_contain_text("104, phase 5: priority 60 comes after 50")
+    conn.execute("select pgcoord.pause(null, 'x')")
+    await expect(page.locator("#line .when")).to_have_count(0)
+    conn.execute("select pgcoord.set_slots(6)")
+    await expect(page.locator(".slot.free").first).to_have_text(
+        re.compile(r"Slot \d is free\s*everything is paused")
+    )
+    conn.execute("select pgcoord.resume()")
+    conn.execute("select pgcoord.cancel_feature(id, 'x') from planned_features")
+    await expect(page.locator(".slot.free").first).to_contain_text("nothing waits for it")
+
+
+async def test_two_browsers_see_the_same(
+    browser: Browser, page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    feature = branch(conn)
+    async with await browser.new_context() as context:
+        other = await context.new_page()
+        await look(page, f"{panel}/features/{feature}")
+        await look(other, f"{panel}/features/{feature}")
+        claim(conn, epoch)
+        for each in (page, other):
+            await expect(tree_state(each, 1)).to_have_text("Ready")
+        start(conn, epoch, f"queue-{feature}-1")
+        for each in (page, other):
+            await expect(tree_state(each, 1)).to_have_text("Running")
+
+
+async def test_what_stays_the_same_is_not_touched(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    feature = branch(conn)
+    conn.execute("update planned_features set description = 'words' where id = %s", [feature])
+    await look(page, f"{panel}/features/{feature}")
+    await page.get_by_text("What it is about").click()
+    await page.locator("#phase-3 a").focus()
+    await page.evaluate("document.querySelectorAll('#phase-1, #phase-4').forEach(e => e.mine = 1)")
+    await page.evaluate("getSelection().selectAllChildren(document.querySelector('h1'))")
+    claim(conn, epoch)
+    await expect(tree_state(page, 1)).to_have_text("Ready")
+    assert await page.evaluate("document.querySelector('#phase-4').mine") == 1
+    assert await page.evaluate("document.querySelector('#phase-1').mine") == 1
+    assert await page.evaluate("document.activeElement.closest('li').id") == "phase-3"
+    assert await page.evaluate("String(getSelection())") == "a"
+    await expect(page.locator(".description pre")).to_be_visible()
+
+
+async def test_only_what_has_changed_is_sent(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    for _ in range(30):
+        add_feature(conn, {1: []})
+    await look(page, panel)
+    await page.evaluate(
+        "window.sent = []; const before = take;"
+        "take = (message, glows) => { sent.push(message); before(message, glows); }; 0"
+    )
+    conn.execute("select pgcoord.skip_phase('queue-7-1', 'not needed')")
+    await expect(page.locator("#feature-7 .count")).to_have_text("1/1 (100 %)")
+    pieces = await page.evaluate("sent.flatMap(each => Object.keys(JSON.parse(each).pieces))")
+    assert "feature-7" in pieces
+    assert {each for each in pieces if each.startswith("feature-")} == {"feature-7"}
+
+
+async def test_many_events_are_drawn_together_and_the_last_state_is_shown(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    feature = add_feature(conn, {1: []})
+    await look(page, f"{panel}/phases/queue-{feature}-1")
+    await page.evaluate(
+        "window.frames = 0; window.sent = 0; const before = take;"
+        "take = (message, glows) => { sent += 1; before(message, glows); };"
+        "const count = () => { frames += 1; requestAnimationFrame(count); }; count()"
+    )
+    for priority in range(1, 1001):
+        conn.execute(
+            "update phase_queue set priority = %s where feature_id = %s", [priority, feature]
+        )
+    await expect(page.locator("#details")).to_contain_text("1000, position")
+    seen, frames = await page.evaluate("[sent, frames]")
+    assert 1 <= seen < 500
+    assert frames > seen / 2
+
+
+async def test_relative_times_are_worded_alike_on_both_sides(page: Page, panel: str) -> None:
+    from pgcoord.http.panel.format import lasting
+
+    await page.goto(panel)
+    seconds = [0, 0.9, 1, 59, 60, 61, 3599, 3600, 3660, 7199, 86399, 86400, 90000, 1e6]
+    assert await page.evaluate("all => all.map(lasting)", seconds) == list(map(lasting, seconds))
+
+
+# --- Losing the connection
+
+
+async def test_a_killed_server_is_noticed_and_what_happened_meanwhile_is_caught_up(
+    page: Page, dsn: str, conn: Connection, tmp_path: Path
+) -> None:
+    async with service(tmp_path, dsn) as running:
+        await arrive(page, running.url)
+        await is_live(page)
+        await running.end(signal.SIGKILL)
+        await expect(page.locator("#live strong")).to_have_text("Reconnecting")
+        await expect(page.locator("#live")).to_contain_text(re.compile(r"as of \d\d:\d\d:\d\d"))
+        await expect(page.locator("#lost")).to_contain_text("The server does not answer")
+        await expect(page.locator("main")).to_have_class(re.compile("stale"))
+        conn.execute("insert into planned_features (title) values ('Meanwhile')")
+        await running.start()
+        await expect(page.locator("#features")).to_contain_text("Meanwhile")
+        await is_live(page)
+        await expect(page.locator("#lost")).to_be_hidden()
+
+
+async def test_a_restarted_postgres_is_noticed_and_the_page_goes_on(
+    page: Page, tmp_path: Path
+) -> None:
+    postgres = EmbeddedPostgres(tmp_path / "postgres", None)
+    await asyncio.to_thread(postgres.start)
+    try:
+        with psycopg.connect(postgres.dsn, autocommit=True) as conn:
+            schema.upgrade(conn)
+        async with served(postgres.dsn, tmp_path) as url:
+            await look(page, url)
+            await asyncio.to_thread(postgres.stop)
+            await expect(page.locator("#lost")).to_contain_text("The database does not answer")
+            answer = await page.request.get(url)
+            assert (answer.status, "The database does not answer" in await answer.text()) == (
+                503,
+                True,
+            )
+            await asyncio.to_thread(postgres.start)
+            with psycopg.connect(postgres.dsn, autocommit=True) as conn:
+                conn.execute("insert into planned_features (title) values ('Afterwards')")
+            await expect(page.locator("#features")).to_contain_text("Afterwards")
+            await is_live(page)
+    finally:
+        await asyncio.to_thread(postgres.stop)
+
+
+async def test_a_page_that_was_away_is_sent_what_it_missed_and_no_more(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    feature = branch(conn)
+    await look(page, f"{panel}/features/{feature}")
+    seen = await page.evaluate("document.body.dataset.seen")
+    conn.execute("select pgcoord.skip_phase(%s, 'done')", [f"queue-{feature}-1"])
+    await expect(tree_state(page, 1)).to_have_text("Completed")
+    message = await page.evaluate(
+        """seen => new Promise(resolve => {
+            const source = new EventSource(`${location.pathname}?live=${seen}`);
+            source.addEventListener("news", event => { source.close(); resolve(event.data); });
+        })""",
+        seen,
+    )
+    assert '"phase-1":' in message
+    assert '"phase-4":' not in message
+
+
+async def test_words_fit_how_many_phases_there_are_and_how_they_are_numbered(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    feature = add_feature(conn, {6: [], 7: []})
+    for queue_id in claim(conn, epoch):
+        start(conn, epoch, queue_id)
+    conn.execute("select pgcoord.end_attempt(id, 1, '') from pgcoord.attempt")
+    await look(page, panel)
+    await expect(page.locator("#features")).to_contain_text("Phases 6 and 7 failed")
+    await look(page, f"{panel}/phases/queue-{feature}-7")
+    await expect(page.locator(".crumbs")).to_have_text(re.compile("/ phase 7$"))
+
+
+# --- Actions
+
+
+async def confirm(page: Page, verb: str, reason: str) -> None:
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_label("Reason").fill(reason)
+    await dialog.get_by_role("button", name=verb, exact=True).click()
+    await expect(dialog).to_be_hidden()
+
+
+async def test_a_phase_is_retried_after_seeing_what_will_run_again(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    feature = branch(conn)
+    fail(conn, epoch, f"queue-{feature}-1")
+    await look(page, f"{panel}/features/{feature}")
+    await expect(page.locator("#needs")).to_contain_text(
+        "Attempt 1, exit 1: it broke. Blocks phases 2 and 3."
+    )
+    await page.get_by_role("link", name="Retry…").click()
+    changes = page.get_by_role("dialog").locator(".change li")
+    await expect(changes).to_have_count(4)
+    await expect(changes.nth(0)).to_contain_text("Failed to Queued")
+    await expect(changes.nth(3)).to_contain_text("Blocked to Queued")
+    assert statuses(conn, feature)[1] == "failed", "to look is not to do"
+    await confirm(page, "Retry", "flaky test fixed")
+    await expect(tree_state(page, 1)).to_have_text("Queued")
+    await expect(page.locator("#needs")).to_be_hidden()
+    assert statuses(conn, feature) == dict.fromkeys(range(1, 5), "queued")
+    retried = next(each for each in events(conn, "phase_moved") if each["phase_number"] == 1)
+    assert (retried["reason"], retried["actor"]) == ("flaky test fixed", "http (127.0.0.1)")
+
+
+async def test_a_phase_is_skipped(page: Page, panel: str, conn: Connection) -> None:
+    feature = branch(conn)
+    await look(page, f"{panel}/phases/queue-{feature}-1")
+    await page.get_by_role("link", name="Skip…").click()
+    await confirm(page, "Skip", "done by hand")
+    await expect(page.locator("#head .state")).to_have_text("Completed")
+    assert events(conn, "phase_moved")[0]["reason"] == "done by hand"
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+async def test_a_phase_is_cancelled_with_or_without_what_depends_on_it(
+    page: Page, panel: str, conn: Connection, all_of_it: bool
+) -> None:
+    feature = branch(conn)
+    await look(page, f"{panel}/phases/queue-{feature}-2")
+    await page.get_by_role("link", name="Cancel phase…").click()
+    await expect(page.locator(".change")).to_contain_text("Queued to Blocked")
+    if all_of_it:
+        await page.get_by_role("link", name="Cancel that, too").click()
+        await expect(page.locator(".change")).not_to_contain_text("Blocked")
+    await confirm(page, "Cancel them all" if all_of_it else "Cancel phase", "not wanted")
+    await expect(page.locator("#head .state")).to_have_text("Cancelled")
+    last = "cancelled" if all_of_it else "blocked"
+    assert statuses(conn, feature) == {1: "queued", 2: "cancelled", 3: "queued", 4: last}
+    assert "not wanted" in [each["reason"] for each in events(conn, "phase_moved")]
+
+
+async def test_everything_is_paused_and_resumed(page: Page, panel: str, conn: Connection) -> None:
+    await look(page, panel)
+    await page.get_by_role("link", name="Pause all").click()
+    await confirm(page, "Pause all", "database maintenance")
+    notice = page.locator("#notice")
+    await expect(notice).to_contain_text("Everything is paused by http (127.0.0.1)")
+    await expect(notice).to_contain_text("“database maintenance”")
+    await page.get_by_role("button", name="Resume").click()
+    await expect(notice).not_to_contain_text("paused")
+    assert events(conn, "resumed")[0]["actor"] == "http (127.0.0.1)"
+
+
+async def test_one_feature_is_paused_resumed_and_cancelled(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    feature = branch(conn)
+    await look(page, f"{panel}/features/{feature}")
+    await page.get_by_role("link", name="Pause…").click()
+    await confirm(page, "Pause", "waits for fonts")
+    await expect(page.locator("#head")).to_contain_text("paused by http (127.0.0.1)")
+    await page.locator("#head").get_by_role("button", name="Resume").click()
+    await expect(page.get_by_role("link", name="Pause…")).to_be_visible()
+    await page.get_by_role("link", name="Cancel feature…").click()
+    await expect(page.locator(".change li")).to_have_count(4)
+    await confirm(page, "Cancel feature", "replaced")
+    await expect(page.locator("#head")).to_contain_text("replaced")
+    assert statuses(conn, feature) == dict.fromkeys(range(1, 5), "cancelled")
+
+
+async def test_slots_and_priorities_are_changed(page: Page, panel: str, conn: Connection) -> None:
+    feature = add_feature(conn, {1: [], 2: []})
+    await look(page, panel)
+    await page.get_by_label("Limit").fill("5")
+    await page.get_by_role("button", name="Set").click()
+    await expect(page.locator("#slots .free")).to_have_count(5)
+    await expect(page.locator("#line li").first).to_contain_text("Phase 1")
+    await page.goto(f"{panel}/phases/queue-{feature}-2")
+    await is_live(page)
+    await page.get_by_label("Priority").fill("7")
+    await page.get_by_role("button", name="Set").click()
+    await expect(page.locator("#details")).to_contain_text("7, position")
+    await page.goto(panel)
+    await expect(page.locator("#line li").first).to_contain_text("Phase 2")
+    assert events(conn, "phase_reprioritised")[0]["reason"] == "priority 50 → 7"
+    assert events(conn, "slots_changed")[0]["actor"] == "http (127.0.0.1)"
+
+
+async def test_a_feature_is_made_generated_and_executed_in_one_click(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    await page.goto(f"{panel}/features/new")
+    await page.get_by_label("Title", exact=True).fill("Dark mode")
+    await page.get_by_label("What it is about").fill("For the settings page.")
+    await page.get_by_role("button", name="Generate & Execute").click()
+    await is_live(page)
+    await expect(page.locator("h1")).to_have_text("Dark mode")
+    await expect(page.locator(".tree li")).to_have_count(1)
+    [row] = conn.execute("select phase_data ->> 'prompt_content' as p from phase_queue").fetchall()
+    assert "For the settings page." in row["p"]
+
+
+async def test_a_stored_feature_is_generated_then_executed(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    await page.goto(f"{panel}/features/new")
+    await page.get_by_label("Title", exact=True).fill("Dark mode")
+    form = page.get_by_role("form", name="From a description")
+    await form.get_by_role("button", name="Store").click()
+    await is_live(page)
+    await page.get_by_role("button", name="Generate phases").click()
+    await expect(page.locator("#plan")).to_contain_text("1 Dark mode")
+    assert statuses(conn) == {}
+    await page.get_by_role("button", name="Execute", exact=True).click()
+    await expect(page.locator("#tree li")).to_have_count(1)
+    await expect(page.locator("#plan")).to_be_hidden()
+    assert statuses(conn) == {1: "queued"}
+
+
+async def test_a_plan_is_generated_edited_planned_again_and_executed(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    await page.goto(f"{panel}/features/new")
+    await page.get_by_label("Title", exact=True).fill("Votes")
+    await page.get_by_label("What it is about").fill(
+        "- Add a table of votes\n- Add an endpoint to vote\n- Show the votes on the page\n"
+    )
+    await page.get_by_label("Hours it may take").fill("6")
+    await page.get_by_role("button", name="Generate phases").click()
+    await is_live(page)
+    shown = page.locator("#plan")
+    await expect(shown.locator("li")).to_have_count(3)
+    await expect(shown).to_contain_text("Runs as 1, then 2 and 3.")
+    await expect(shown).to_contain_text("6 h of work, 4 h 30 min with 3 slots")
+    await shown.get_by_text("Prompt, about").first.click()
+    await expect(shown.get_by_role("region").first).to_contain_text("Add a table of votes")
+    # Edited: a fault is said by its line, and what was typed stays.
+    await page.get_by_role("link", name="Edit plan").click()
+    field = page.get_by_label("Plan, Markdown")
+    text = await field.input_value()
+    assert text.startswith("# Votes\n\n## Phase 1: Add a table of votes\nDepends on: none\n")
+    faulty = f"{text}\n## Phase 4: Guide\nDepends on: 9\n\nWrite it.\n"
+    await field.fill(faulty)
+    await page.get_by_role("button", name="Store", exact=True).click()
+    line = faulty.split("\n").index("Depends on: 9") + 1
+    await expect(page.get_by_role("alert")).to_contain_text(f"line {line}")
+    await expect(page.get_by_role("alert")).to_contain_text("there is no phase 9")
+    await expect(field).to_have_value(faulty)
+    await field.fill(faulty.replace("on: 9", "on: 1"))
+    await page.get_by_role("button", name="Store", exact=True).click()
+    await is_live(page)
+    await expect(shown).to_contain_text("4 Guide")
+    # Planned again: from the description, in place of it.
+    await page.get_by_role("button", name="Plan again").click()
+    await expect(shown.locator("li")).to_have_count(3)
+    assert statuses(conn) == {}
+    await page.get_by_role("button", name="Execute", exact=True).click()
+    await expect(page.locator("#tree li")).to_have_count(3)
+    await expect(shown).to_be_hidden()
+    assert statuses(conn) == dict.fromkeys((1, 2, 3), "queued")
+    late = await page.goto(f"{page.url}/plan")
+    assert late
+    assert late.status == 409
+
+
+async def test_a_faulty_plan_is_said_line_by_line_and_stays_in_the_form(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    plan = "# Audit Log\n\n## Phase 1: Tables\nDepend on: none\n\nadd\n\n## Phase 3: Worker\nwork\n"
+    await page.goto(f"{panel}/features/new")
+    await page.get_by_label("Plan, Markdown").fill(plan)
+    await page.get_by_role("button", name="Store & Execute").click()
+    problem = page.get_by_role("alert")
+    await expect(problem).to_contain_text("errors, nothing was stored")
+    await expect(problem.locator("li").first).to_contain_text("line 4")
+    await expect(page.get_by_label("Plan, Markdown")).to_have_value(plan)
+    assert conn.execute("select from planned_features").fetchall() == []
+
+
+async def test_a_refusal_is_shown_as_the_database_words_it(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    feature = branch(conn)
+    fail(conn, epoch, f"queue-{feature}-1")
+    await look(page, f"{panel}/phases/queue-{feature}-1")
+    await page.get_by_role("link", name="Retry…").click()
+    await expect(page.get_by_role("dialog")).to_be_visible()
+    conn.execute("select pgcoord.retry_phase(%s)", [f"queue-{feature}-1"])
+    await page.get_by_role("dialog").get_by_role("button", name="Retry").click()
+    refusal = page.get_by_role("dialog").get_by_role("alert")
+    await expect(refusal).to_contain_text("Refused: PC002")
+    await expect(refusal).to_contain_text("only a failed or cancelled one can be retried")
+    await expect(refusal).to_contain_text("HINT:")
+    await page.get_by_role("link", name="Go on").click()
+    await expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "words"),
+    [
+        ("/features/999", 404, "there is no feature 999"),
+        ("/features/x", 422, "'x' is no number"),
+        ("/features/99999999999", 422, "'99999999999' is no number"),
+        ("/phases/queue-1-1", 404, "there is no phase queue-1-1"),
+        ("/phases/queue-1-1/retry", 404, "there is no phase queue-1-1"),
+        ("/?show=nonsense", 404, "nothing is called 'nonsense'"),
+        ("/history?before=x", 422, "'x' is no number"),
+    ],
+)
+async def test_what_does_not_exist_is_said_on_a_page(
+    page: Page, panel: str, address: str, status: int, words: str
+) -> None:
+    answer = await page.goto(panel + address)
+    assert answer
+    assert answer.status == status
+    await expect(page.get_by_role("alert")).to_contain_text(words)
+
+
+# --- Without JavaScript
+
+
+@pytest.fixture
+async def plain(browser: Browser) -> AsyncIterator[Page]:
+    """A page in a browser that runs no scripts."""
+    async with await browser.new_context(java_script_enabled=False) as context:
+        yield await context.new_page()
+
+
+async def test_without_javascript_everything_can_be_done(
+    plain: Page, panel: str, conn: Connection, epoch: int, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.md"
+    plan.write_text("# Exports\n\n## Phase 1: Tables\nadd\n\n## Phase 2: Worker\nwork\n")
+    await plain.goto(panel)
+    await expect(plain.locator("#live")).to_contain_text("Seen as of")
+    await plain.get_by_role("link", name="New feature").click()
+    await plain.get_by_label("or a file").set_input_files(plan)
+    await plain.get_by_role("button", name="Store & Execute").click()
+    await expect(plain.locator("h1")).to_have_text("Exports")
+    await expect(plain.locator("#phase-2 .why")).to_contain_text("waits for phase 1, queued")
+    queue_id = f"queue-{conn.execute('select id from planned_features').fetchall()[0]['id']}-1"
+    fail(conn, epoch, queue_id)
+
+    async def answer(link: str, button: str) -> None:
+        await plain.get_by_role("link", name=link).click()
+        await plain.get_by_label("Reason").fill("because")
+        await plain.get_by_role("button", name=button, exact=True).click()
+
+    await plain.goto(f"{panel}/phases/{queue_id}")
+    await plain.get_by_role("link", name="Retry…").click()
+    await expect(plain.locator(".change li")).to_have_count(2)
+    await plain.get_by_role("link", name="Leave it").click()
+    await answer("Retry…", "Retry")
+    await expect(plain.locator("#head .state")).to_have_text("Queued")
+    await plain.get_by_label("Priority").fill("3")
+    await plain.get_by_role("button", name="Set").click()
+    await expect(plain.locator("#details")).to_contain_text("3, position")
+    await answer("Skip…", "Skip")
+    await expect(plain.locator("#head .state")).to_have_text("Completed")
+    await plain.locator("#needed-by a").click()
+    await answer("Cancel phase…", "Cancel phase")
+    await expect(plain.locator("#head .state")).to_have_text("Cancelled")
+    await answer("Pause all", "Pause all")
+    await expect(plain.locator("#notice")).to_contain_text("Everything is paused")
+    await plain.get_by_role("button", name="Resume").click()
+    await expect(plain.locator("#notice")).not_to_contain_text("paused")
+    await plain.locator(".features h3 a").click()
+    await answer("Pause…", "Pause")
+    await expect(plain.locator("#head")).to_contain_text("paused by")
+    await plain.locator("#head").get_by_role("button", name="Resume").click()
+    await expect(plain.locator("#head")).not_to_contain_text("paused by")
+    await answer("Cancel feature…", "Cancel feature")
+    await expect(plain.locator("#head")).to_contain_text("because")
+    await plain.goto(panel)
+    await plain.get_by_label("Limit").fill("1")
+    await plain.get_by_role("button", name="Set").click()
+    await expect(plain.locator("#slots .free")).to_have_count(1)
+    await plain.get_by_label("Search features").fill("nothing like it")
+    await plain.get_by_role("button", name="Search").click()
+    await expect(plain.locator("#none")).to_contain_text("No feature matches")
+    await plain.goto(f"{panel}/history")
+    await expect(plain.locator("#events")).to_contain_text("because")
+    answered = await plain.goto(f"{panel}/phases/{queue_id}/retry")
+    assert answered
+    assert answered.status == 409
+    await expect(plain.get_by_role("alert")).to_contain_text("PC002")
+
+
+async def test_a_form_of_another_site_is_refused(page: Page, panel: str, conn: Connection) -> None:
+    async def foreign(route: Route) -> None:
+        form = f'<form method=post action="{panel}/pause"><button>Win</button></form>'
+        await route.fulfill(body=form, content_type="text/html")
+
+    await page.route("http://elsewhere.test/", foreign)
+    await page.goto("http://elsewhere.test/")
+    await page.get_by_role("button").click()
+    await expect(page.locator("body")).to_contain_text("another site")
+    assert events(conn, "paused") == []
+
+
+# --- Logs
+
+
+@pytest.fixture
+def written(conn: Connection, epoch: int, tmp_path: Path) -> Path:
+    """The log of a phase that runs, queue-1-1."""
+    add_feature(conn, {1: []})
+    claim(conn, epoch)
+    start(conn, epoch, "queue-1-1")
+    conn.execute("update pgcoord.attempt set folder = %s", [str(tmp_path)])
+    path = tmp_path / "log"
+    path.write_text("begun\n")
+    return path
+
+
+async def test_a_log_is_followed_paused_searched_and_downloaded(
+    page: Page, panel: str, written: Path
+) -> None:
+    await look(page, f"{panel}/phases/queue-1-1")
+    text = page.locator("#log-text")
+    await expect(text).to_have_text("begun\n")
+    with written.open("a") as log:
+        log.write("\x1b[31mred\x1b[0m <b>not bold</b> żółw\n")
+    await expect(text).to_have_text("begun\nred <b>not bold</b> żółw\n")
+    await page.get_by_label("Follow").uncheck()
+    await is_live(page)
+    with written.open("a") as log:
+        log.write("unseen\n")
+    await page.get_by_label("Follow").check()
+    await expect(text).to_contain_text("unseen")
+    await page.get_by_label("Search the log").fill("NOT B")
+    await page.locator("#log").get_by_role("button", name="Search").click()
+    await expect(page.locator("#log mark")).to_have_text("not b")
+    await expect(page.locator("#log")).to_contain_text("1 line found")
+    async with page.expect_download() as saved:
+        await page.get_by_role("link", name="Download").click()
+    download = await saved.value
+    assert download.suggested_filename == "queue-1-1-1.log"
+    saved_bytes = await anyio.Path(await download.path()).read_bytes()
+    assert saved_bytes == await anyio.Path(written).read_bytes()
+
+
+async def test_the_log_of_an_attempt_that_begins_is_shown_and_followed(
+    page: Page, panel: str, conn: Connection, epoch: int, tmp_path: Path
+) -> None:
+    add_feature(conn, {1: []})
+    await look(page, f"{panel}/phases/queue-1-1")
+    await expect(page.locator("#log")).to_contain_text("it has not started")
+    for attempt in ("first", "second"):
+        (tmp_path / attempt).mkdir()
+        with conn.transaction():
+            claim(conn, epoch)
+            conn.execute("update pgcoord.attempt set folder = %s", [str(tmp_path / attempt)])
+        start(conn, epoch, "queue-1-1")
+        await expect(page.locator("#log-place")).to_contain_text("nothing was written yet")
+        (tmp_path / attempt / "log").write_text(f"this is the {attempt}\n")
+        await expect(page.locator("#log-text")).to_have_text(f"this is the {attempt}\n")
+        await expect(page.locator("#log-said")).to_contain_text(
+            re.compile(r"last output \d+ s ago")
+        )
+        conn.execute("select pgcoord.fail_phase('queue-1-1', 'it broke')")
+        conn.execute("select pgcoord.end_attempt(id, 1, '') from pgcoord.attempt")
+        conn.execute("select pgcoord.retry_phase('queue-1-1')")
+    await page.get_by_label("Follow").uncheck()
+    await is_live(page)
+    claim(conn, epoch)
+    await expect(page.locator("#attempts")).to_have_attribute("data-latest", "3")
+    await expect(page.locator("#log-text")).to_have_text("this is the second\n")
+
+
+async def test_a_log_of_a_hundred_megabytes_stays_usable(
+    page: Page, panel: str, written: Path
+) -> None:
+    line = b"x" * 99 + b"\n"
+    with written.open("wb") as log:
+        log.write(b"needle in line one\n")
+        for _ in range(100):
+            log.write(line * 10_000)
+        log.write(b"the end\n")
+    sizes: list[int] = []
+    page.on("response", lambda answer: sizes.append(int(answer.headers.get("content-length", 0))))
+    await look(page, f"{panel}/phases/queue-1-1")
+    await expect(page.locator("#log-text")).to_contain_text("the end")
+    assert max(sizes) < 200_000
+    await page.get_by_label("Search the log").fill("needle")
+    await page.keyboard.press("Enter")
+    await page.get_by_role("link", name="needle in line one").click()
+    await expect(page.locator("#log-text")).to_contain_text("needle in line one")
+    answer = await page.request.get(f"{panel}/phases/queue-1-1/log", headers={"range": "bytes=-8"})
+    assert (answer.status, await answer.text()) == (206, "the end\n")
+
+
+async def test_a_log_on_another_machine_is_named(
+    page: Page, panel: str, conn: Connection, written: Path
+) -> None:
+    conn.execute("update pgcoord.attempt set host = 'elsewhere'")
+    await look(page, f"{panel}/phases/queue-1-1")
+    await expect(page.locator("#log")).to_contain_text(f"The log is on elsewhere: {written}")
+
+
+# --- Safe and open to everybody
+
+
+async def test_no_text_becomes_a_script(
+    page: Page, panel: str, conn: Connection, epoch: int, tmp_path: Path
+) -> None:
+    conn.execute("select set_config('pgcoord.actor', %s, false)", [SCRIPT])
+    conn.execute(
+        "insert into planned_features (id, title, description, item_type, tags)"
+        " values (1, %s, %s, %s, %s)",
+        [SCRIPT, SCRIPT, SCRIPT, Jsonb([SCRIPT])],
+    )
+    data = {"title": SCRIPT, "prompt_content": SCRIPT, "files": [SCRIPT]}
+    add_phase(conn, 1, 1, phase_data=Jsonb(data), queue_id=SCRIPT)
+    add_phase(conn, 1, 2, [1], phase_data=Jsonb({**data, "workflow_type": SCRIPT}))
+    add_phase(conn, 1, 3, [], phase_data=Jsonb({**data, "workflow_type": SCRIPT}))
+    fail(conn, epoch, SCRIPT, SCRIPT)
+    conn.execute("update pgcoord.attempt set folder = %s, adw_id = %s", [str(tmp_path), SCRIPT])
+    (tmp_path / "log").write_text(SCRIPT)
+    add_phase(conn, 1, 4, phase_data=Jsonb({"title": SCRIPT}), priority=1)
+    start(conn, epoch, *claim(conn, epoch))
+    conn.execute("update pgcoord.attempt set folder = %s where exited_at is null", [str(tmp_path)])
+    conn.execute("select pgcoord.pause(1, %s)", [SCRIPT])
+    conn.execute("select pgcoord.pause(null, %s)", [SCRIPT])
+    await look(page, panel)
+    await expect(page.locator("#feature-1 h3")).to_have_text(SCRIPT)
+    await expect(page.locator("#slots h3").first).to_have_text(SCRIPT)
+    await expect(page.locator("#slots .last code").first).to_have_text(SCRIPT)
+    await look(page, f"{panel}/?q={SCRIPT.replace('#', '')}&show=all")
+    await look(page, f"{panel}/history")
+    await look(page, f"{panel}/features/1")
+    await expect(page.locator("h1")).to_have_text(SCRIPT)
+    await expect(page.locator("#phase-1 .why")).to_contain_text(SCRIPT)
+    await page.locator("#phase-1 a").click()
+    await is_live(page)
+    await expect(page.locator("#prompt pre")).to_have_text(SCRIPT)
+    await expect(page.locator("#log-text")).to_have_text(SCRIPT)
+    await page.get_by_role("link", name="Retry…").click()
+    await confirm(page, "Retry", SCRIPT)
+    await expect(page.locator("#events")).to_contain_text(SCRIPT)
+    await page.goto(f"{panel}/features/new")
+    await page.get_by_label("Plan, Markdown").fill(f"# x\n\n## Phase {SCRIPT}\n")
+    await page.get_by_role("button", name="Store", exact=True).first.click()
+    await expect(page.get_by_role("alert")).to_be_visible()
+    assert await page.evaluate("typeof hacked") == "undefined"
+
+
+async def test_axe_finds_nothing_on_any_page_in_any_colours(
+    page: Page, panel: str, scene: Scene, conn: Connection
+) -> None:
+    axe = await anyio.Path(AXE_FILE_PATH).read_text()
+
+    async def check() -> None:
+        await page.evaluate(axe)
+        looks: list[tuple[Any, Any]] = [("light", {}), ("dark", {"runOnly": ["color-contrast"]})]
+        for colours, options in looks:
+            await page.emulate_media(color_scheme=colours, reduced_motion="reduce")
+            run = "options => axe.run(options).then(found => found.violations)"
+            found = await page.evaluate(run, {"resultTypes": ["violations"], **options})
+            assert [(page.url, each["id"], each["nodes"][0]["html"]) for each in found] == []
+
+    for address in (
+        *("/", "/?q=nothing", "/history?before=12", "/features/new", "/features/120", "/login"),
+        *("/features/118", "/features/115", "/features/101/cancel", "/pause"),
+        *("/features/120/plan",),
+        *("/phases/queue-104-2", "/phases/queue-104-6", "/phases/queue-104-2?find=passed"),
+        *("/phases/queue-104-6/retry", "/phases/queue-104-1/retry", "/features/999"),
+    ):
+        await page.goto(panel + address)
+        await check()
+    await look(page, f"{panel}/features/104")
+    await check()
+    conn.execute("select pgcoord.pause(null, 'maintenance')")
+    await expect(page.locator("#notice")).to_contain_text("maintenance")
+    await page.evaluate("lose('as a test')")
+    await page.get_by_role("link", name="Retry…").click()
+    await expect(page.get_by_role("dialog")).to_be_visible()
+    await check()
+
+
+async def test_the_keyboard_alone_can_do_everything(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    feature = branch(conn)
+    fail(conn, epoch, f"queue-{feature}-1")
+    await look(page, panel)
+
+    async def tab_to(name: str) -> None:
+        for _ in range(60):
+            await page.keyboard.press("Tab")
+            focused = await page.evaluate(
+                "(document.activeElement.labels?.[0] || document.activeElement).textContent.trim()"
+            )
+            if focused == name:
+                return
+        raise AssertionError(f"no way to {name!r} by Tab")
+
+    await page.keyboard.press("Tab")
+    assert await page.evaluate("document.activeElement.textContent") == "Skip to content"
+    await page.keyboard.press("Enter")
+    await tab_to("Retry…")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("dialog")).to_be_visible()
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_role("dialog")).to_be_hidden()
+    assert await page.evaluate("document.activeElement.textContent") == "Retry…"
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("dialog")).to_be_visible()
+    await page.keyboard.type("by keyboard")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#needs")).to_be_hidden()
+    assert statuses(conn, feature)[1] == "queued"
+    await tab_to("Limit")
+    await page.keyboard.type("4")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#slots .free")).to_have_count(4)
+    await page.goto(f"{panel}/features/{feature}")
+    await is_live(page)
+    await tab_to("1 Phase 1")
+    await page.keyboard.press("Enter")
+    await is_live(page)
+    await tab_to("Cancel phase…")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("dialog")).to_be_visible()
+    await tab_to("Cancel phase")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#head .state")).to_have_text("Cancelled")
+
+
+async def test_everything_fits_on_a_phone(browser: Browser, panel: str, scene: Scene) -> None:
+    async with await browser.new_context(viewport={"width": 320, "height": 640}) as context:
+        page = await context.new_page()
+        for address in ("/", "/features/104", "/phases/queue-104-2", "/history", "/features/new"):
+            await page.goto(panel + address)
+            wide = "document.documentElement.scrollWidth"
+            assert (address, await page.evaluate(wide)) == (address, 320)
+
+
+async def test_a_graph_of_two_hundred_phases_is_drawn_without_overlaps(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    phases = {n: [m for m in (n - 7, n - 11, n - 40) if m >= 1] for n in range(1, 201)}
+    feature = add_feature(conn, phases)
+    await look(page, f"{panel}/features/{feature}")
+    boxes = await page.evaluate(
+        "[...document.querySelectorAll('#graph foreignObject')].map(each =>"
+        " ['x', 'y', 'width', 'height'].map(name => +each.getAttribute(name)))"
+    )
+    assert len(boxes) == 200
+    for i, (x, y, width, height) in enumerate(boxes):
+        for x2, y2, _, _ in boxes[i + 1 :]:
+            assert abs(x - x2) >= width or abs(y - y2) >= height

@@ -1,0 +1,455 @@
+"""The planner itself: what it makes of descriptions, with no database and no network."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from graphlib import TopologicalSorter
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgcoord.errors import InvalidConfiguration, InvalidInput
+from pgcoord.plan import parse_plan, write_plan
+from pgcoord.planner.analysis import analyse
+from pgcoord.planner.phases import MOST_PHASES, phases_by_hours
+from pgcoord.planner.planning import as_markdown, build
+from pgcoord.planner.prompts import load_template
+from pgcoord.planner.structure import Feature, described_by, files_in, read_structure
+from pgcoord.planner.survey import Repository
+
+FEATURES = sorted((Path(__file__).parent / "features").glob("*.md"))
+
+
+def load(path: Path) -> Feature:
+    """Read a feature of tests/planner/features: title, lines `hours:` and `kind:`, description."""
+    title, *lines = path.read_text().splitlines()
+    given = {}
+    while match := re.fullmatch(r"(hours|kind): (.+)", lines[0]):
+        given[match[1]] = match[2]
+        lines.pop(0)
+    hours = float(given["hours"]) if "hours" in given else None
+    return Feature(title.removeprefix("# "), "\n".join(lines), hours, given.get("kind", "feature"))
+
+
+def rows(description: str, hours: float | None = None, title: str = "A feature") -> Any:
+    return build(Feature(title, description, hours)).phases
+
+
+def graph(description: str, hours: float | None = None, title: str = "A feature") -> dict[str, Any]:
+    """Each phase by title, with the titles of those that it needs."""
+    found = rows(description, hours, title)
+    titles = {row["phase_number"]: row["title"] for row in found}
+    return {row["title"]: {titles[each] for each in row["depends_on_phases"]} for row in found}
+
+
+@pytest.mark.parametrize("path", FEATURES, ids=lambda path: path.stem)
+def test_a_feature_comes_out_as_it_should(path: Path) -> None:
+    found = []
+    for row in build(load(path)).phases:
+        needs = ", ".join(map(str, row["depends_on_phases"])) or "none"  # type: ignore[call-overload]
+        hours = f"{row['estimated_hours']:g} h" if "estimated_hours" in row else "-"
+        found.append(f"{row['phase_number']} | {needs} | {hours} | {row['title']}")
+    assert found == path.with_suffix(".graph").read_text().splitlines()
+
+
+def test_there_are_fifteen_features_of_different_kinds() -> None:
+    assert len(FEATURES) >= 15
+
+
+@pytest.mark.parametrize(
+    ("hours", "count"),
+    [(0.5, 1), (2, 1), (2.5, 2), (6, 2), (6.5, 3), (12, 3), (12.5, 4), (16, 4), (40, 10)],
+)
+def test_hours_decide_how_many_phases_there_are(hours: float, count: int) -> None:
+    assert phases_by_hours(hours) == count
+
+
+def test_hours_are_shared_out_whole() -> None:
+    for path in FEATURES:
+        feature = load(path)
+        shares = [row.get("estimated_hours") for row in build(feature).phases]
+        if feature.hours:
+            assert sum(map(float, shares)) == pytest.approx(feature.hours)  # type: ignore[arg-type]
+            assert all(share and share > 0 for share in shares)  # type: ignore[operator]
+        else:
+            assert shares == [None] * len(shares)
+
+
+def test_the_list_of_phases_in_the_specification_is_taken_as_it_stands() -> None:
+    description = """\
+Backend analyzes: 5 phases needed
+  - Phase 1: Database Schema (blocking all)
+  - Phase 2: Backend API (depends on [1])
+  - Phase 3: Frontend UI (depends on [1])
+  - Phase 4: Integration Tests (depends on [2,3])
+  - Phase 5: Documentation (depends on [1])
+"""
+    assert graph(description) == {
+        "Database Schema": set(),
+        "Backend API": {"Database Schema"},
+        "Frontend UI": {"Database Schema"},
+        "Integration Tests": {"Backend API", "Frontend UI"},
+        "Documentation": {"Database Schema"},
+    }
+
+
+def test_a_description_that_says_little_gets_tests_and_documents_beside_each_other() -> None:
+    assert graph("Multi-phase test", 10, "Test Feature") == {
+        "Test Feature": set(),
+        "Tests": {"Test Feature"},
+        "Documentation": {"Test Feature"},
+    }
+
+
+def test_sentences_are_split_where_they_name_another_layer() -> None:
+    found = graph(
+        "Support complains. Add an audit table to the database, record every change in the API"
+        " and show the history on the order page. Then document it in docs/audit.md."
+    )
+    table, record, show, document = found
+    assert found[record] == found[show] == {table}
+    assert found[document] == {record, show}
+
+
+def test_phases_that_name_the_same_file_are_not_parallel() -> None:
+    apart = "- Report revenue (reports/a.py)\n- Report refunds (reports/b.py)\n"
+    assert graph(apart, 6) == {"Report revenue": set(), "Report refunds": set()}
+    together = apart.replace("b.py", "a.py")
+    assert graph(together, 6)["Report refunds"] == {"Report revenue"}
+
+
+def test_numbers_mean_an_order_where_the_layers_contradict_them() -> None:
+    found = rows(
+        "1. Download from the API\n2. Load into the database\n3. Validate the prices\n"
+        "4. Dashboard of it\n5. Alert on failure in Grafana\n",
+        20,
+    )
+    assert [row["depends_on_phases"] for row in found] == [[], [1], [2], [3], [3]]
+
+
+def test_what_is_out_of_scope_is_no_phase_but_is_told() -> None:
+    found = rows(
+        "## Work\n\n- Add a table for votes\n- Add an endpoint to vote\n\n"
+        "## Out of scope\n\n- Add a page of results\n",
+        4,
+    )
+    assert [row["title"] for row in found] == ["Add a table for votes", "Add an endpoint to vote"]
+    assert all(
+        "Not part of this:\n\n- Add a page of results" in row["prompt_content"] for row in found
+    )
+
+
+def test_tasks_that_are_ticked_are_done_already() -> None:
+    found = graph("- [x] Create the table\n- [ ] Add the endpoint\n- [ ] Build the page\n", 6)
+    assert list(found) == ["Add the endpoint", "Build the page"]
+
+
+def test_criteria_go_to_the_phases_that_they_are_about() -> None:
+    _, api, page = rows(
+        "- Create a table of comments\n- Add an endpoint for comments\n"
+        "- Show comments on the page\n\n"
+        "## Acceptance criteria\n\n- The endpoint refuses 1 MB\n- Nobody is surprised\n",
+        6,
+    )
+    assert "The endpoint refuses 1 MB" in api["prompt_content"]
+    assert "The endpoint refuses 1 MB" not in page["prompt_content"]
+    assert "Nobody is surprised" in page["prompt_content"]
+
+
+def test_a_prompt_has_its_own_phase_in_detail_and_of_others_a_line() -> None:
+    first, api, _ = rows(
+        "1. Database schema: a table\n\n   with these columns: id, body\n"
+        "2. Backend API: an endpoint\n\n   which answers in pages\n3. Frontend: a page\n",
+        8,
+    )
+    assert "with these columns" in first["prompt_content"]
+    assert "with these columns" not in api["prompt_content"]
+    assert "- Phase 1, Database schema: a table\n" in api["prompt_content"]
+    assert "phase 2 of 3" in api["prompt_content"]
+    assert "pgcoord report failed" in api["prompt_content"]
+    assert "at the same time\n\n- Phase 3, Frontend" in api["prompt_content"]
+
+
+def test_a_code_block_that_is_never_closed_stays_in_its_phase() -> None:
+    found = rows("- Add a table\n\n  ```sql\n  create table a ();\n- Add an endpoint\n", 8)
+    assert len(found) >= 2
+    found = rows("Fix this:\n\n```\nls\n\n## Background\n\nold", 8, "Fix the build")
+    text = write_plan("T", None, found)
+    assert [each.row() for each in parse_plan(text, name="plan").phases] == found
+
+
+@pytest.mark.parametrize(
+    ("text", "files"),
+    [
+        ("Edit src/app.py, ./web/a.ts and Makefile.", ["src/app.py", "web/a.ts", "Makefile"]),
+        ("See https://example.com/a.html, e.g. with Node.js 3.11.", []),
+        ("call(os.environ), v1.2.md", ["v1.2.md"]),
+        ("../other/a.py /etc/passwd.conf .github/workflows/ci.yml", [".github/workflows/ci.yml"]),
+    ],
+)
+def test_files_are_known_by_their_names(text: str, files: list[str]) -> None:
+    assert list(files_in(text)) == files
+
+
+def test_files_of_the_repository_are_found_by_name_and_content() -> None:
+    paths = [f"src/misc/file{number}.py" for number in range(50)]
+    repository = Repository(
+        (*paths, "app/models/invoice.py", "app/views/invoice_page.py", "tests/test_invoice.py"),
+        {"overdue": frozenset({"src/misc/file7.py"})},
+    )
+    planned = build(Feature("Mark `overdue` invoices", "Fix invoice.py.", 2), repository)
+    [row] = planned.phases
+    assert row["files"] == ["app/models/invoice.py"]
+    assert "- `app/models/invoice.py`\n" in str(row["prompt_content"])
+    assert "`src/misc/file7.py`" in str(row["prompt_content"])
+    assert "`src/misc/file8.py`" not in str(row["prompt_content"])
+    new = build(Feature("x", "Write src/new.py", 2), repository).phases[0]
+    assert "- `src/new.py` (new)" in str(new["prompt_content"])
+
+
+def test_people_can_replace_the_template(tmp_path: Path) -> None:
+    path = tmp_path / "prompt.md"
+    path.write_text("{{ number }}/{{ total }} {{ title }}: {{ work | join(';') }}")
+    feature = Feature("T", "- Add a table\n- Add an endpoint", 4)
+    found = build(feature, template=load_template(path)).phases
+    assert [row["prompt_content"] for row in found] == [
+        "1/2 Add a table: Add a table",
+        "2/2 Add an endpoint: Add an endpoint",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a\n{% for x in %}", r"prompt.md:2: not a template"),
+        ("{{ nothing }}", r"template: 'nothing' is undefined"),
+        ("{{ 1 / 0 }}", r"template: division by zero"),
+        ("{# nothing #}", r"template: it makes prompts with nothing in them"),
+        (None, r"prompt.md: no such file"),
+    ],
+)
+def test_a_faulty_template_is_named(tmp_path: Path, text: str | None, words: str) -> None:
+    path = tmp_path / "prompt.md"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InvalidConfiguration, match=words):
+        build(Feature("T"), template=load_template(path))
+
+
+def test_a_plan_is_weighed() -> None:
+    plan = [
+        {"phase_number": 1, "title": "Schema", "estimated_hours": 2, "files": ["a.sql"]},
+        {"phase_number": 2, "title": "One", "depends_on_phases": [1], "files": ["x.py", "y.py"]},
+        {"phase_number": 3, "title": "Two", "depends_on_phases": [1], "files": ["x.py"]},
+        {"phase_number": 4, "title": "Three", "depends_on_phases": [3], "files": ["a.sql"]},
+        {"phase_number": 5, "title": "Docs", "depends_on_phases": [1], "prompt_content": "x" * 41},
+    ]
+    analysis = analyse(plan, 2, most_tokens=10)
+    assert analysis.waves == [[1], [2, 3, 5], [4]]
+    assert analysis.hours is None
+    assert (analysis.critical_path, analysis.critical_hours) == ([1, 3, 4], None)
+    assert analysis.as_json()["estimated_tokens"]["5"] == 11
+    assert analysis.warnings == [
+        "phase 2 (One) and phase 3 (Two) may run together, and both name x.py",
+        "no phase waits for phase 2 (One): what comes after it does not use it",
+        "the prompt of phase 5 (Docs) has about 11 tokens, more than 10",
+    ]
+
+
+@pytest.mark.parametrize(("slots", "hours"), [(1, 11), (2, 7), (3, 5), (9, 5)])
+def test_the_time_with_slots_is_that_of_the_line(slots: int, hours: float) -> None:
+    needs: dict[int, list[int]] = {1: [], 2: [1], 3: [1], 4: [1], 5: [2], 6: [1]}
+    lasts = {1: 1, 2: 2, 3: 2, 4: 2, 5: 2, 6: 2}
+    plan = [
+        {"phase_number": each, "depends_on_phases": needs[each], "estimated_hours": lasts[each]}
+        for each in needs
+    ]
+    analysis = analyse(plan, slots)
+    assert (analysis.hours_with_slots, analysis.critical_hours) == (hours, 5)
+
+
+def test_what_can_never_start_is_said() -> None:
+    plan = [
+        {"phase_number": 1, "title": "A", "depends_on_phases": [2], "estimated_hours": 1},
+        {"phase_number": 2, "title": "B", "depends_on_phases": [1], "estimated_hours": 1},
+        {"phase_number": 3, "title": "C", "depends_on_phases": [9], "estimated_hours": 1},
+        [1],
+        {"phase_number": "x"},
+    ]
+    analysis = analyse(plan, 3)
+    assert (analysis.waves, analysis.critical_path, analysis.hours_with_slots) == ([], [], None)
+    assert analysis.warnings == [
+        "phase 1 (A) can never start: what it needs waits for it, or never starts",
+        "phase 2 (B) can never start: what it needs waits for it, or never starts",
+        "phase 3 (C) needs phase 9, which is not in the plan",
+    ]
+
+
+def test_the_same_plan_comes_out_whatever_the_order_of_sets(tmp_path: Path) -> None:
+    path = next(each for each in FEATURES if each.stem == "web_comments")
+    program = (
+        "import json, sys; from pathlib import Path; from test_planner import *\n"
+        "files = Repository(tuple(sorted(str(each) for each in Path('pgcoord').rglob('*.py'))))\n"
+        f"print(json.dumps(build(load(Path({str(path)!r})), files).phases))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parent)},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1
+    assert len(json.loads(said.pop())) == 4
+
+
+WORDS = st.sampled_from(
+    [
+        "Add",
+        "a",
+        "the",
+        "table",
+        "database",
+        "API",
+        "endpoint",
+        "page",
+        "button",
+        "tests",
+        "document",
+        "README",
+        "then",
+        "finally",
+        "and",
+        ",",
+        ".",
+        ";",
+        ":",
+        "after 2",
+        "depends on [1]",
+        "(3h)",
+        "`x`",
+        "src/a.py",
+        "src/b.py",
+        "docs/x.md",
+        "#",
+        "##",
+        "-",
+        "1.",
+        "2.",
+        "*",
+        "```",
+        ">",
+        "<!--",
+        "Phase 1:",
+        "\n",
+        "\n\n",
+        "\n  Step",
+        "fix",
+        "bug",
+        "Expected:",
+        "\t",
+        "é",
+        "😀",
+    ]
+)
+DESCRIPTIONS = st.one_of(
+    st.text(max_size=400),
+    st.lists(WORDS, max_size=120).map(" ".join),
+    st.lists(
+        st.tuples(st.sampled_from(["- ", "1. ", "## ", "* [ ] ", ""]), st.lists(WORDS, max_size=8)),
+        max_size=20,
+    ).map(lambda lines: "\n".join(mark + " ".join(words) for mark, words in lines)),
+)
+
+
+def has_letters(title: str) -> bool:
+    return bool(title.strip().strip("#").strip())
+
+
+HOURS = st.none() | st.floats(0.1, 500).map(lambda hours: round(hours, 2))
+TITLES = st.text(min_size=1, max_size=80).filter(has_letters) | st.lists(WORDS, min_size=1).map(
+    lambda words: " ".join(["x", *words])
+)
+
+
+def is_storable(text: str) -> bool:
+    return not re.search("[\0\ud800-\udfff]", text)
+
+
+@settings(deadline=None)
+@given(TITLES.filter(is_storable), DESCRIPTIONS.filter(is_storable), HOURS)
+def test_whatever_is_described_the_plan_is_valid(
+    title: str, description: str, hours: float | None
+) -> None:
+    feature = Feature(title, description, hours)
+    planned = build(feature)
+    assert planned == build(feature)
+    found: list[Any] = planned.phases
+    numbers = [row["phase_number"] for row in found]
+    assert numbers == list(range(1, len(found) + 1))
+    assert 1 <= len(found) <= MOST_PHASES
+    needs = {row["phase_number"]: set(row["depends_on_phases"]) for row in found}
+    assert all(each < number for number in needs for each in needs[number])
+    assert list(TopologicalSorter(needs).static_order())
+    assert len({row["title"] for row in found}) == len(found)
+    assert all(row["title"].strip() and row["prompt_content"].strip() for row in found)
+    plan = parse_plan(as_markdown(feature, found), name="plan")
+    assert [phase.row() for phase in plan.phases] == found
+    if hours:
+        assert sum(row["estimated_hours"] for row in found) == pytest.approx(hours, abs=0.05)
+    above = {number: set(needs[number]) for number in numbers}
+    for number in numbers:
+        above[number].update(*(above[each] for each in needs[number]))
+    for one, other in combinations(found, 2):
+        if set(one.get("files", ())) & set(other.get("files", ())):
+            assert one["phase_number"] in above[other["phase_number"]]
+
+
+@settings(deadline=None)
+@given(st.text(max_size=300).filter(is_storable))
+def test_any_text_describes_a_feature_or_nothing(text: str) -> None:
+    feature = described_by(text)
+    assert "\n" not in feature.title
+
+
+@pytest.mark.parametrize(
+    "nasty",
+    [
+        "a" * 150_000,
+        " " * 150_000,
+        "[" * 150_000,
+        "(" * 150_000,
+        "`" * 150_000,
+        "a_" * 75_000,
+        "src/" * 37_000,
+        "Add, " * 30_000,
+        "(depends on " * 12_000,
+        "1. " * 50_000,
+        "Add a table. " * 11_000,
+        "| a " * 37_000,
+        "> " * 75_000,
+        "word " * 30_000,
+    ],
+    ids=lambda text: text[:8],
+)
+def test_no_description_takes_long(nasty: str) -> None:
+    with suppress(InvalidInput):  # it names too much
+        assert build(Feature("T", nasty, 8)).phases
+
+
+def test_a_description_beyond_all_measure_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="200,001 characters; 200,000 are planned at most"):
+        read_structure(Feature("T", "x" * 200_001))
+    with pytest.raises(InvalidInput, match="201 pieces of work; 200 are planned at most"):
+        read_structure(Feature("T", "- Add a table\n" * 201))

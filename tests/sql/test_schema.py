@@ -1,0 +1,443 @@
+"""The schema: how a database comes to it, which cannot, and what its tables hold by themselves."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import uuid
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import Connection, add_feature, add_phase, claim, upgrade
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pgcoord import __version__, assets
+from pgcoord.database import schema
+from pgcoord.errors import DatabaseUnusable, WrongSchema
+
+ROOT = Path(__file__).parents[2]
+FUNCTION_FILES = sorted((assets.SQL / "functions").glob("*.sql"))
+
+
+@pytest.fixture
+def nobody(server: str) -> Iterator[str]:
+    """A role that may create nothing."""
+    name = f"pgcoord_test_nobody_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(sql.SQL("create role {}").format(sql.Identifier(name)))
+        yield name
+        admin.execute(sql.SQL("drop role {}").format(sql.Identifier(name)))
+
+
+def check(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        schema.check_schema(conn)
+
+
+def change(dsn: str, *statements: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        for statement in statements:
+            conn.execute(statement.encode())
+
+
+def catalog(dsn: str) -> list[Any]:
+    """Everything that upgrades make, with the transaction that wrote it."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        return conn.execute(
+            """
+            select 'class', oid::regclass::text, xmin::text from pg_class
+            where relnamespace in ('pgcoord'::regnamespace, 'public'::regnamespace)
+            union all
+            select 'type', oid::regtype::text, xmin::text from pg_type
+            where typnamespace in ('pgcoord'::regnamespace, 'public'::regnamespace)
+            union all
+            select 'proc', oid::regprocedure::text, xmin::text from pg_proc
+            where pronamespace in ('pgcoord'::regnamespace, 'public'::regnamespace)
+            union all
+            select 'trigger', tgrelid::regclass || ' ' || tgname, xmin::text from pg_trigger
+            union all
+            select 'constraint', conname, xmin::text from pg_constraint where connamespace
+                in ('pgcoord'::regnamespace, 'public'::regnamespace)
+            union all
+            select 'description', description, xmin::text from pg_description where classoid
+                in ('pg_class'::regclass, 'pg_proc'::regclass) and objoid >= 16384
+            union all
+            select 'migration', name || digest || release, xmin::text from pgcoord.migration
+            order by 1, 2, 3
+            """
+        ).fetchall()
+
+
+# --- Upgrades
+
+
+def test_an_upgrade_of_an_empty_database_runs_everything(empty: str) -> None:
+    assert upgrade(empty) == ["0001_tables", "0002_issues", "functions"]
+    check(empty)
+
+
+def test_a_second_upgrade_changes_nothing(empty: str) -> None:
+    upgrade(empty)
+    was = catalog(empty)
+    assert len(was) > 200
+    assert upgrade(empty) == []
+    assert catalog(empty) == was
+
+
+def test_upgrades_at_once_take_turns(empty: str) -> None:
+    with ThreadPoolExecutor(12) as pool:
+        ran = list(pool.map(upgrade, [empty] * 12))
+    assert sorted(ran) == [[]] * 11 + [["0001_tables", "0002_issues", "functions"]]
+    check(empty)
+
+
+def test_an_upgrade_renews_functions_that_another_release_wrote(dsn: str) -> None:
+    change(
+        dsn,
+        "create or replace function pgcoord.ordinal(p_number bigint) returns text"
+        " language sql immutable return 'broken'",
+        "update pgcoord.migration set digest = 'of another release' where name = 'functions'",
+    )
+    with pytest.raises(WrongSchema, match="of another release") as caught:
+        check(dsn)
+    assert caught.value.hint == "Run 'pgcoord upgrade'."
+    assert upgrade(dsn) == ["functions"]
+    check(dsn)
+    with psycopg.connect(dsn) as conn:
+        assert conn.execute("select pgcoord.ordinal(2)").fetchone() == ("2nd",)
+
+
+def test_an_upgrade_that_fails_leaves_nothing(empty: str) -> None:
+    # Something of the name of a view of ours is in the way.
+    change(empty, "create schema pgcoord", "create table pgcoord.feature (id integer)")
+    with pytest.raises(psycopg.errors.WrongObjectType) as caught:
+        upgrade(empty)
+    assert any("feature.sql" in note for note in caught.value.__notes__)
+    with psycopg.connect(empty) as conn:
+        assert conn.execute("select to_regclass('public.phase_queue')").fetchone() == (None,)
+
+
+def test_an_upgrade_of_a_database_with_work_in_it_keeps_it(dsn: str, conn: Connection) -> None:
+    add_feature(conn, {1: [], 2: [1]})
+    change(dsn, "update pgcoord.migration set digest = 'x' where name = 'functions'")
+    was = conn.execute("select * from phase_queue order by queue_id").fetchall()
+    assert upgrade(dsn) == ["functions"]
+    assert conn.execute("select * from phase_queue order by queue_id").fetchall() == was
+
+
+def test_a_missing_schema_is_said(empty: str) -> None:
+    with pytest.raises(WrongSchema, match="has no pgcoord schema") as caught:
+        check(empty)
+    assert caught.value.hint == "Run 'pgcoord upgrade'."
+
+
+def test_a_migration_that_was_not_run_is_said(dsn: str) -> None:
+    change(dsn, "delete from pgcoord.migration where name = '0001_tables'")
+    with pytest.raises(WrongSchema, match="of another release"):
+        check(dsn)
+
+
+@pytest.mark.parametrize("release", ["99.0.0", __version__ + ".1"])
+def test_a_database_of_a_newer_release_is_left_alone(dsn: str, release: str) -> None:
+    change(dsn, f"update pgcoord.migration set release = '{release}', digest = 'x'")
+    was = catalog(dsn)
+    for refused in (upgrade, check):
+        with pytest.raises(WrongSchema, match=f"pgcoord {re.escape(release)} wrote") as caught:
+            refused(dsn)
+        assert caught.value.hint == f"Use pgcoord {release} or newer."
+    assert catalog(dsn) == was
+
+
+@pytest.mark.parametrize("table", ["phase_queue", "planned_features"])
+def test_tables_of_another_make_are_left_alone(empty: str, table: str) -> None:
+    change(empty, f"create table {table} (id integer)")
+    for refused in (upgrade, check):
+        with pytest.raises(WrongSchema, match=f"a table {table} that is not of") as caught:
+            refused(empty)
+        assert "pgcoord migrate-v1" in str(caught.value.hint)
+    with psycopg.connect(empty) as conn:
+        assert conn.execute("select to_regnamespace('pgcoord')").fetchone() == (None,)
+
+
+# --- Databases that cannot be used
+
+
+def test_a_user_who_may_not_create_is_told_who_can(empty: str, nobody: str) -> None:
+    with pytest.raises(DatabaseUnusable, match="permission denied for database") as caught:
+        upgrade(make_conninfo(empty, options=f"-c role={nobody}"))
+    assert "as the owner of the database" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("use", [upgrade, check])
+def test_a_database_that_only_reads_is_refused(dsn: str, use: Any) -> None:
+    name = conninfo_to_dict(dsn)["dbname"]
+    change(dsn, f"alter database {name} set default_transaction_read_only = on")
+    with pytest.raises(DatabaseUnusable, match="stand-by or read-only") as caught:
+        use(dsn)
+    assert "target_session_attrs=read-write" in str(caught.value.hint)
+
+
+@pytest.fixture
+def postgres_13(empty: str) -> Iterator[str]:
+    """A way to the server on which it calls itself PostgreSQL 13."""
+    given = conninfo_to_dict(empty)
+    host, port = str(given.get("host") or "127.0.0.1"), int(given.get("port") or 5432)
+    back = socket.socket(socket.AF_UNIX if host.startswith("/") else socket.AF_INET)
+    back.connect(f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port))
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        while data := source.recv(65536):
+            sink.sendall(re.sub(rb"(?<=server_version\0)\d\d", b"13", data))
+        sink.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        front, _ = listener.accept()
+        with front:
+            there = threading.Thread(target=pump, args=(front, back), daemon=True)
+            there.start()
+            pump(back, front)
+            there.join()
+
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
+    yield make_conninfo(
+        empty,
+        host="127.0.0.1",
+        port=listener.getsockname()[1],
+        sslmode="disable",
+        gssencmode="disable",
+    )
+    server.join(10)
+    listener.close()
+    back.close()
+
+
+def test_a_server_that_is_too_old_is_refused(postgres_13: str) -> None:
+    with pytest.raises(DatabaseUnusable, match="the server is PostgreSQL 13") as caught:
+        upgrade(postgres_13)
+    assert caught.value.hint == "pgcoord needs PostgreSQL 14 or newer."
+
+
+# --- What is in it
+
+
+def test_every_function_and_trigger_comes_from_a_file(conn: Connection) -> None:
+    text = "\n".join(path.read_text() for path in FUNCTION_FILES)
+    written = re.findall(r"^create or replace function pgcoord\.(\w+)\(", text, re.MULTILINE)
+    found = conn.execute(
+        "select proname from pg_proc where pronamespace in"
+        " ('pgcoord'::regnamespace, 'public'::regnamespace)"
+    )
+    assert sorted(written) == sorted(row["proname"] for row in found)
+    written = re.findall(r"^create or replace trigger (\w+) ", text, re.MULTILINE)
+    found = conn.execute("select tgname from pg_trigger where not tgisinternal")
+    assert sorted(written) == sorted(row["tgname"] for row in found)
+    written = re.findall(r"^create or replace view pgcoord\.(\w+) ", text, re.MULTILINE)
+    found = conn.execute("select viewname from pg_views where schemaname = 'pgcoord'")
+    assert sorted(written) == sorted(row["viewname"] for row in found)
+
+
+@pytest.mark.parametrize("path", FUNCTION_FILES, ids=lambda path: path.stem)
+def test_the_bodies_of_functions_parse(conn: Connection, path: Path) -> None:
+    conn.execute("set check_function_bodies = on")
+    conn.execute(path.read_bytes())
+
+
+def test_every_object_has_a_comment(conn: Connection) -> None:
+    ours = "in ('pgcoord'::regnamespace, 'public'::regnamespace)"
+    bare = conn.execute(
+        f"""
+        select 'schema' as kind, 'pgcoord' as name
+        where obj_description('pgcoord'::regnamespace, 'pg_namespace') is null
+        union all
+        select 'relation', c.oid::regclass::text from pg_class as c
+        where c.relnamespace {ours} and c.relkind in ('r', 'v', 'S')
+            and obj_description(c.oid, 'pg_class') is null
+        union all
+        select 'column', c.oid::regclass || '.' || a.attname
+        from pg_class as c join pg_attribute as a on a.attrelid = c.oid
+        where c.relnamespace {ours} and c.relkind in ('r', 'v') and a.attnum > 0
+            and not a.attisdropped
+            and col_description(c.oid, a.attnum) is null
+        union all
+        select 'function', p.oid::regprocedure::text from pg_proc as p
+        where p.pronamespace {ours} and obj_description(p.oid, 'pg_proc') is null
+        union all
+        select 'trigger', t.tgname from pg_trigger as t
+        where not t.tgisinternal and obj_description(t.oid, 'pg_trigger') is null
+        union all
+        select 'index', i.indexrelid::regclass::text
+        from pg_index as i join pg_class as c on c.oid = i.indexrelid
+        where c.relnamespace {ours} and obj_description(c.oid, 'pg_class') is null
+        union all
+        select 'domain', t.oid::regtype::text from pg_type as t
+        where t.typnamespace {ours} and t.typtype = 'd'
+            and obj_description(t.oid, 'pg_type') is null
+        """.encode()
+    ).fetchall()
+    assert bare == []
+
+
+# --- What the tables hold by themselves
+
+WITHOUT_TRIGGERS = [
+    "alter table phase_queue disable trigger user",
+    "set session_replication_role = replica",
+]
+
+
+@pytest.fixture(params=WITHOUT_TRIGGERS, ids=["disabled", "replica"])
+def bare_feature(conn: Connection, request: pytest.FixtureRequest) -> int:
+    """A feature whose phases no trigger of ours looks at."""
+    feature = add_feature(conn, {})
+    conn.execute(request.param)
+    return feature
+
+
+def add_bare(conn: Connection, feature: int, number: int, **columns: Any) -> None:
+    """Insert a phase that no trigger fills."""
+    filled = {"queue_id": f"q{number}", "eligible_at": "now", **columns}
+    add_phase(conn, feature, number, **filled)
+
+
+@pytest.mark.parametrize(
+    ("columns", "constraint"),
+    [
+        ({"status": "running"}, "phase_queue_live_holds_slot"),
+        ({"status": "ready"}, "phase_queue_live_holds_slot"),
+        ({"status": "queued", "slot": 2}, "phase_queue_live_holds_slot"),
+        ({"status": "completed", "slot": 2}, "phase_queue_live_holds_slot"),
+        ({"status": "running", "slot": 1}, "phase_queue_slot_key"),
+        (
+            {"status": "running", "slot": 2, "unmet": 1, "eligible_at": None},
+            "phase_queue_starts_after_prerequisites",
+        ),
+        ({"unmet": 1}, "phase_queue_eligible_when_met"),
+        ({"eligible_at": None}, "phase_queue_eligible_when_met"),
+        ({"status": "failed", "retry_at": "now"}, "phase_queue_retry_is_queued"),
+        ({"queue_id": "q1"}, "phase_queue_pkey"),
+        ({"phase_number": 1}, "phase_queue_phase_is_unique"),
+        ({"phase_number": 0}, "phase_queue_number_is_positive"),
+        ({"status": "waiting"}, "phase_status_is_known"),
+    ],
+)
+def test_the_tables_refuse_a_wrong_phase_without_any_trigger(
+    conn: Connection, bare_feature: int, columns: dict[str, Any], constraint: str
+) -> None:
+    add_bare(conn, bare_feature, 1, status="running", slot=1)
+    values = {"feature_id": bare_feature, "phase_number": 2, "queue_id": "q2", "eligible_at": "now"}
+    values |= columns
+    with pytest.raises(psycopg.errors.IntegrityError) as caught:
+        conn.execute(
+            sql.SQL("insert into phase_queue ({}) values ({})").format(
+                sql.SQL(", ").join(map(sql.Identifier, values)),
+                sql.SQL(", ").join(sql.Placeholder() * len(values)),
+            ),
+            list(values.values()),
+        )
+    assert caught.value.diag.constraint_name == constraint
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "insert into phase_queue (queue_id, feature_id, phase_number, status, slot, eligible_at)"
+        " select 'q4', id, 4, 'running', 4, now() from planned_features",
+        "update phase_queue set slot = 4 where slot = 3",
+        "delete from pgcoord.slot where number = 3",
+    ],
+)
+def test_a_slot_that_does_not_exist_cannot_be_held_without_our_triggers(
+    conn: Connection, statement: str
+) -> None:
+    feature = add_feature(conn, {})
+    conn.execute("alter table phase_queue disable trigger user")
+    for number in (1, 2, 3):
+        add_bare(conn, feature, number, status="running", slot=number)
+    with pytest.raises(psycopg.errors.ForeignKeyViolation, match="phase_queue_slot_exists"):
+        conn.execute(statement.encode())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update phase_queue set slot = 1 where slot = 2",
+        "update phase_queue set slot = 4 where slot = 2",
+        "update phase_queue set slot = null where slot = 2",
+        "update phase_queue set slot = 3, status = 'running' where slot is null",
+        "update phase_queue set status = 'queued' where slot = 2",
+        "insert into pgcoord.slot (number) values (0)",
+        "insert into pgcoord.slot (number) values (3)",
+        "delete from pgcoord.slot",
+        "insert into pgcoord.control (only_row) values (false)",
+        "insert into pgcoord.control (only_row) values (true)",
+        "update pgcoord.attempt set outcome = 'completed'",
+        "update pgcoord.attempt set outcome = 'splendid', ended_at = now()",
+        "update pgcoord.workflow set max_attempts = 0",
+        "insert into pgcoord.dependency values (1, 1, 1)",
+        "insert into pgcoord.dependency values (1, 1, 99)",
+    ],
+)
+def test_what_a_superuser_writes_by_hand_is_refused_all_the_same(
+    conn: Connection, epoch: int, statement: str
+) -> None:
+    add_feature(conn, {1: [], 2: [], 3: [], 4: []})
+    assert len(claim(conn, epoch)) == 3
+
+    def stored() -> list[Any]:
+        tables = ("phase_queue", "pgcoord.attempt", "pgcoord.slot", "pgcoord.dependency")
+        return [conn.execute(f"select * from {each}".encode()).fetchall() for each in tables]
+
+    was = stored()
+    with pytest.raises(psycopg.Error) as caught:
+        conn.execute(statement.encode())
+    assert str(caught.value.sqlstate)[:2] in ("PC", "23"), caught.value
+    assert stored() == was
+
+
+# --- What is shipped
+
+
+def test_the_wheel_holds_sql_and_web_and_finds_them(tmp_path: Path) -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if not name.endswith("/")}
+        archive.extractall(tmp_path / "installed")
+    for folder in ("sql", "web"):
+        there = {
+            f"pgcoord/{path.relative_to(ROOT)}"
+            for path in (ROOT / folder).rglob("*")
+            if path.is_file()
+        }
+        assert there == {name for name in packed if name.startswith(f"pgcoord/{folder}/")}
+    assert "pgcoord/sql/migrations/0001_tables.sql" in packed
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from pgcoord.database import schema; print(*schema._files('functions'))",
+        ],
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    functions = tmp_path / "installed" / "pgcoord" / "sql" / "functions"
+    assert found.stdout.split() == [str(functions / path.name) for path in FUNCTION_FILES]

@@ -1,0 +1,112 @@
+"""How tables are stored: updates in place where they can be, and the dead cleared away."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+from conftest import Connection, add_feature, claim, take_lead
+from support.mixed_load import LONG, Load
+
+FEATURES = 300
+
+
+class Updates:
+    """How many updates of a table there were, and how many of them in place."""
+
+    def __init__(self) -> None:
+        self.all = 0
+        self.in_place = 0
+
+
+@contextmanager
+def counting(conn: Connection, table: str, updates: Updates) -> Iterator[None]:
+    """Add what is done to a table in a transaction of its own."""
+
+    def seen() -> tuple[int, int]:
+        row = conn.execute(
+            "select n_tup_upd, n_tup_hot_upd from pg_stat_xact_user_tables where relname = %s",
+            [table],
+        ).fetchone()
+        assert row
+        return row["n_tup_upd"], row["n_tup_hot_upd"]
+
+    with conn.transaction():
+        before = seen()
+        yield
+        after = seen()
+    updates.all += after[0] - before[0]
+    updates.in_place += after[1] - before[1]
+
+
+def test_a_prerequisite_of_several_is_counted_off_in_place(conn: Connection) -> None:
+    # By one statement, so that the pages are as full as they get.
+    conn.execute("insert into planned_features (title) select 'a' from generate_series(1, 300)")
+    conn.execute(
+        "insert into phase_queue (feature_id, phase_number, depends_on_phases)"
+        " select id, n, case n when 3 then '[1, 2]' else '[]' end::jsonb"
+        " from planned_features, generate_series(1, 3) as n order by id, n"
+    )
+    updates = Updates()
+    for feature in range(1, FEATURES + 1):
+        with counting(conn, "phase_queue", updates):
+            conn.execute("select pgcoord.skip_phase(%s, '')", [f"queue-{feature}-1"])
+    # Of each feature: its first phase moves, which the indexes have to know, and the third counts.
+    assert (updates.all, updates.in_place) == (2 * FEATURES, FEATURES)
+
+
+def test_a_start_is_recorded_in_place(conn: Connection) -> None:
+    epoch = take_lead(conn)
+    conn.execute("insert into planned_features (title) values ('a')")
+    conn.execute("select pgcoord.set_slots(%s)", [FEATURES])
+    conn.execute(
+        "insert into phase_queue (feature_id, phase_number)"
+        " select 1, n from generate_series(1, %s) as n",
+        [FEATURES],
+    )
+    assert len(claim(conn, epoch)) == FEATURES
+    updates = Updates()
+    for attempt in range(1, FEATURES + 1):
+        with counting(conn, "attempt", updates):
+            conn.execute("select pgcoord.start_phase(%s, %s, 1, 'then')", [epoch, attempt])
+    assert (updates.all, updates.in_place) == (FEATURES, FEATURES)
+
+
+@pytest.fixture
+def eager_autovacuum(server: str) -> Iterator[None]:
+    """Autovacuum that looks every two seconds, not every minute."""
+    with psycopg.connect(server, autocommit=True) as admin:
+        if admin.info.parameter_status("is_superuser") != "on":
+            pytest.skip("only a superuser may have autovacuum look more often")
+        admin.execute("alter system set autovacuum_naptime = '2s'")
+        admin.execute("select pg_reload_conf()")
+        yield
+        admin.execute("alter system reset autovacuum_naptime")
+        admin.execute("select pg_reload_conf()")
+
+
+@pytest.mark.scale
+@pytest.mark.timeout(LONG + 240)
+@pytest.mark.usefixtures("eager_autovacuum")
+def test_what_a_mixed_load_leaves_dead_is_cleared_as_it_goes(
+    dsn: str, conn: Connection, epoch: int
+) -> None:
+    add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3]})
+    load = Load(dsn, epoch, seconds=LONG, seed=1)
+    # Whoever deletes is left out: what is there grows, and what is dead must not grow with it.
+    actors = {"coordinator": 2, "reporter": 2, "person": 2, "hand": 2, "planner": 1}
+    thread = threading.Thread(target=load.run, args=[actors])
+    thread.start()
+    most, updates = 0, 0
+    while thread.is_alive():
+        thread.join(1)
+        row = conn.execute(
+            "select sum(n_dead_tup) as dead, sum(n_tup_upd) as updates from pg_stat_user_tables"
+            " where relname in ('phase_queue', 'attempt', 'slot', 'control')"
+        ).fetchone()
+        assert row
+        most, updates = max(most, row["dead"]), row["updates"]
+    assert not load.wrong
+    assert updates > 100 * LONG, "too little was done to say anything"
+    assert most < 5_000

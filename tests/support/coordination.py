@@ -1,0 +1,280 @@
+"""What tests of the coordinator share: phases that are shell scripts, and waiting by event."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from pgcoord.configuration import Configuration, GitHub, Workflow
+from pgcoord.coordination.coordinator import Coordinator
+from pgcoord.database import queries
+
+PATIENCE = 30.0  # seconds until a test that waits gives up
+
+Row = dict[str, Any]
+
+
+def scripts(**settings: Any) -> Workflow:
+    """A default workflow that runs a phase's prompt as a shell script."""
+    given: dict[str, Any] = {"command": ("sh", "{prompt_file}"), "directory": Path("/"), **settings}
+    return Workflow(name="work", default=True, **given)
+
+
+def make_coordinator(
+    dsn: str,
+    folder: Path,
+    work: Workflow | None = None,
+    kind: type[Coordinator] = Coordinator,
+    host: str | None = None,
+    url: str | None = None,
+    github: GitHub | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Coordinator:
+    """A coordinator with one workflow and its runs below `folder`, served at `url` if at all."""
+    work = work or scripts()
+    configuration = Configuration(
+        path=None, workflows={work.name: work}, log_folder=None, github=github
+    )
+    return kind(
+        dsn,
+        configuration,
+        runs_folder=folder / "runs",
+        environment=environment,
+        host=host,
+        report_url=f"{url}/api/v1/workflow-complete" if url else None,
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(
+    coordinator: Coordinator, *, until_it_leads: bool = True, patience: float = PATIENCE
+) -> AsyncIterator[Coordinator]:
+    """Run the coordinator until the block ends, then stop it as SIGTERM does."""
+    async with asyncio.timeout(patience), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(coordinator.run())
+        leads = asyncio.ensure_future(coordinator.leads.wait())
+        if until_it_leads:
+            await asyncio.wait({task, leads}, return_when=asyncio.FIRST_COMPLETED)
+        leads.cancel()
+        try:
+            yield coordinator
+        finally:
+            coordinator.stop()
+
+
+# A coordinator in a process of its own, which can be killed and frozen. It sends itself a signal
+# when it comes to one of its steps (None: to none).
+_PROCESS = """
+import asyncio, logging, os, sys
+from datetime import timedelta
+from pathlib import Path
+
+sys.path.insert(0, {tests!r})
+from support.coordination import make_coordinator, scripts
+from pgcoord.coordination import coordinator, supervision
+from pgcoord.database import connect as database, listener
+from pgcoord.configuration import GitHub
+from pgcoord.coordination.coordinator import Coordinator
+
+class Signalled(supervision.Supervision):
+    pass
+
+class Signals(Coordinator):
+    supervision = Signalled
+
+def signalled(step):
+    async def come_to(self):
+        os.kill(os.getpid(), {number!r})
+        await getattr(super(Signalled, self), step)()
+    setattr(Signalled, step, come_to)
+
+if {step!r}:
+    signalled({step!r})
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+{setting}
+asyncio.run(
+    make_coordinator(
+        {dsn!r}, Path({folder!r}), {work}, kind=Signals, host={host!r}, github={github}
+    ).run()
+)
+"""
+
+
+class CoordinatorProcess:
+    """A coordinator in a process of its own; `said` are the lines that it has logged so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.pid = process.pid
+        self.said: list[str] = []
+
+    async def until(self, words: str) -> str:
+        """Wait until it has logged a line with these words, and return that."""
+        assert self._process.stdout
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                while line := (await self._process.stdout.readline()).decode():
+                    self.said.append(line)
+                    if words in line:
+                        return line
+        raise AssertionError(f"no {words!r}:\n{''.join(self.said)}")
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    async def wait(self) -> int:
+        """Wait until it has ended, and return its exit status."""
+        async with asyncio.timeout(PATIENCE):
+            await self._process.communicate()
+        assert self._process.returncode is not None
+        return self._process.returncode
+
+    async def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.communicate()
+
+
+@contextlib.asynccontextmanager
+async def coordinator_process(
+    dsn: str,
+    folder: Path,
+    *,
+    host: str | None = None,
+    step: str = "",
+    number: int = signal.SIGSTOP,
+    work: str = "None",
+    setting: str = "",
+    prefix: tuple[str, ...] = (),
+    github: str = "None",
+) -> AsyncIterator[CoordinatorProcess]:
+    """Run a coordinator of its own process until the block ends, then kill it.
+
+    It sends itself signal `number` when it comes to `step`, a method for one attempt; `setting` are
+    statements, `work` and `github` expressions for its workflow and its repository, `prefix` a
+    command that runs another.
+    """
+    source = _PROCESS.format(
+        tests=str(Path(__file__).parents[1]),
+        dsn=dsn,
+        folder=str(folder),
+        host=host,
+        step=step,
+        number=int(number),
+        work=work,
+        setting=setting,
+        github=github,
+    )
+    process = CoordinatorProcess(
+        await asyncio.create_subprocess_exec(
+            *prefix, sys.executable, "-c", source, stdout=asyncio.subprocess.PIPE
+        )
+    )
+    try:
+        yield process
+    finally:
+        await process.close()
+
+
+class Gate:
+    """Holds scripts that say `read _ < path` until it lets so many of them go on."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.path = path
+        # Open for both, so that neither side ever waits for the other to open it, nor sees its end.
+        self._descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+    def open(self, scripts: int = 1) -> None:
+        os.write(self._descriptor, b"\n" * scripts)
+
+
+async def until_it_ends(file: Path, text: str) -> None:
+    """Wait until a process has written a file that ends with `text`."""
+    async with asyncio.timeout(PATIENCE):
+        while not (file.exists() and file.read_text().endswith(text)):  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, and not as a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+class Watch:
+    """A connection to the test's database that can wait for what it wants to see."""
+
+    def __init__(self, conn: psycopg.AsyncConnection[Row]) -> None:
+        self.conn = conn
+
+    async def all(self, statement: str, *values: object) -> list[Row]:
+        cursor = await self.conn.execute(statement.encode(), values)
+        return await cursor.fetchall()
+
+    async def one(self, statement: str, *values: object) -> Row:
+        (row,) = await self.all(statement, *values)
+        return row
+
+    async def submit(self, *scripts: str | tuple[str, list[int]], **members: Any) -> int:
+        """Queue a feature whose phases run these scripts; one with prerequisites is a pair."""
+        phases = [
+            {
+                "phase_number": number,
+                "title": f"Step {number}",
+                "prompt_content": script if isinstance(script, str) else script[0],
+                "depends_on_phases": [] if isinstance(script, str) else script[1],
+                **members,
+            }
+            for number, script in enumerate(scripts, 1)
+        ]
+        row = await self.one(
+            "select pgcoord.submit_feature(%s) as id", Jsonb({"title": "a", "phases": phases})
+        )
+        return int(row["id"])
+
+    async def until(self, seen: Callable[[list[Row]], bool], statement: str) -> list[Row]:
+        """Ask again after each event, until `seen` likes the rows."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                rows = await self.all(statement)
+                if seen(rows):
+                    return rows
+                # One that came with the end of the statement is not seen by `notifies`.
+                if not self.conn.pgconn.notifies():
+                    async for _ in self.conn.notifies(stop_after=1):
+                        pass
+
+    async def until_found(self, statement: str, *, nothing: bool = False) -> None:
+        """Ask again and again, for what leaves no event, until there are rows (or nothing)."""
+        async with asyncio.timeout(PATIENCE):
+            while bool(await self.all(statement)) == nothing:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    async def until_statuses(self, *wanted: str) -> list[Row]:
+        """Wait until the phases have these statuses, in order of feature and number."""
+        return await self.until(
+            lambda rows: [row["status"] for row in rows] == list(wanted),
+            "select * from phase_queue order by feature_id, phase_number",
+        )
+
+
+@contextlib.asynccontextmanager
+async def watching(dsn: str) -> AsyncIterator[Watch]:
+    """Watch the events of a database."""
+    async with await psycopg.AsyncConnection.connect(
+        dsn, autocommit=True, row_factory=dict_row
+    ) as conn:
+        await conn.execute(f"listen {queries.EVENT}".encode())
+        yield Watch(conn)

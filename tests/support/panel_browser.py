@@ -1,0 +1,41 @@
+"""A real Chromium (Debian's, or any that `PGCOORD_TEST_CHROMIUM` names), and a panel for it."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from playwright.async_api import Browser, async_playwright
+
+from support import serving
+
+
+def chromium() -> str | None:
+    """Where it is; None where there is none."""
+    given = os.environ.get("PGCOORD_TEST_CHROMIUM")
+    return given or shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@contextlib.asynccontextmanager
+async def browsing() -> AsyncIterator[Browser]:
+    """A browser, until the block ends."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"]
+        )
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@contextlib.asynccontextmanager
+async def served(dsn: str, folder: Path, host: str = "here") -> AsyncIterator[str]:
+    """Serve the panel of a database that nobody coordinates; yields its address.
+
+    `host` is the machine whose logs it can read.
+    """
+    async with serving.served(dsn, folder, leads=False) as site:
+        site.door.coordinator.host = host
+        yield site.url
