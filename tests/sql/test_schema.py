@@ -15,9 +15,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Connection, add_feature, add_phase, claim, upgrade
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.database import Connection, add_feature, add_phase, claim, upgrade
 
 from pgcoord import __version__, assets
 from pgcoord.database import schema
