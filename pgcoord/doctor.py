@@ -21,10 +21,11 @@ import psycopg
 
 from pgcoord import __version__
 from pgcoord.configuration import Configuration, GitHub
+from pgcoord.database import claims, reads, schema, session
 from pgcoord.database import connect as database
-from pgcoord.database import queries, schema
+from pgcoord.database._sql import Connection
 from pgcoord.database.listener import round_trip
-from pgcoord.database.queries import Connection, Finding
+from pgcoord.database.rows import Finding
 from pgcoord.errors import CoordError, DatabaseUnusable, InvalidConfiguration, NotNow, WrongSchema
 
 # Seconds that a notification may take before every start of a phase is late by something to notice.
@@ -93,7 +94,7 @@ async def _connection(conn: Connection) -> Finding:
 
 async def _wake_ups(dsn: str, conn: Connection) -> Finding:
     seconds = await round_trip(dsn)
-    pooled = await queries.is_pooled(conn)
+    pooled = await session.is_pooled(conn)
     if seconds is None:
         words = (
             "this DSN goes through a pooler in transaction mode, where notifications never arrive"
@@ -114,7 +115,7 @@ async def _clocks(conn: Connection) -> tuple[timedelta, timedelta]:
     found = []
     for _ in range(3):
         before, ours = time.monotonic(), time.time()
-        theirs = (await queries.now(conn)).timestamp()
+        theirs = (await session.now(conn)).timestamp()
         took = time.monotonic() - before
         found.append((took / 2, theirs - ours - took / 2))
     exact, ahead = min(found)
@@ -150,7 +151,7 @@ def _check_schema(dsn: str) -> None:
 
 async def _checkup(conn: Connection) -> list[Finding]:
     try:
-        return await queries.checkup(conn)
+        return await reads.checkup(conn)
     except WrongSchema:
         return []  # told already: without our schema there is nothing to look at
     except DatabaseUnusable as error:
@@ -229,9 +230,7 @@ async def _runs_folder(dsn: str, machine: Machine) -> Path:
     """Where a coordinator of this machine has kept its runs last, or would keep them."""
     try:
         async with await database.connect(dsn) as conn:
-            return Path(
-                await queries.runs_folder(conn, socket.gethostname()) or machine.runs_folder
-            )
+            return Path(await claims.runs_folder(conn, socket.gethostname()) or machine.runs_folder)
     except CoordError:
         return machine.runs_folder
 

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from pgcoord.database import queries
-from pgcoord.database.queries import Connection, TakenReport
+from pgcoord.database import actions
+from pgcoord.database._sql import Connection
+from pgcoord.database.rows import TakenReport
 from pgcoord.errors import CoordError, InvalidInput
 from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
 
@@ -176,7 +177,7 @@ async def take(
 
 async def _attempt_that_signed(conn: Connection, report: object, signed: Signed) -> str:
     if not any(faults(report, SCHEMA)):
-        for adw_id, secret in await queries.report_secrets(conn, report):
+        for adw_id, secret in await actions.report_secrets(conn, report):
             if signed.is_by(secret):
                 return adw_id
     raise NotSigned("the signature is of no secret that may report this")
@@ -185,7 +186,7 @@ async def _attempt_that_signed(conn: Connection, report: object, signed: Signed)
 async def _take(
     conn: Connection, report: Any, signed: Signed, actor: str, adw_id: str | None
 ) -> TakenReport:
-    return await queries.take_report(
+    return await actions.take_report(
         conn,
         _shaped(report),
         message_id=signed.message_id,

@@ -18,8 +18,8 @@ from pgcoord.errors import CannotStart, DatabaseUnusable, InvalidInput, WrongSch
 
 if TYPE_CHECKING:
     from pgcoord.configuration import Configuration
+    from pgcoord.database._sql import Connection
     from pgcoord.database.embedded import EmbeddedPostgres
-    from pgcoord.database.queries import Connection
 
 STATE = ".pgcoord"
 
@@ -147,10 +147,10 @@ def connected_to(dsn: str) -> "closing[Any]":
 async def session(surroundings: Surroundings, dsn: str) -> AsyncIterator["Connection"]:
     """A connection on which what is done is logged as done by who called the program."""
     from pgcoord.database import connect as database
-    from pgcoord.database import queries
+    from pgcoord.database import session
 
     async with await database.connect(dsn) as conn:
-        await queries.act_as(conn, f"{surroundings.user} (command line)")
+        await session.act_as(conn, f"{surroundings.user} (command line)")
         yield conn
 
 
@@ -188,14 +188,14 @@ def act(
 
 async def find_phase(conn: "Connection", name: str) -> str:
     """The queue_id that a person means: itself, or 104.2 or 104/2. Raises `NotFound`."""
-    from pgcoord.database import queries
+    from pgcoord.database import reads
 
     short = re.fullmatch(r"([0-9]{1,10})[./]([0-9]{1,10})", name)
     if short and max(numbers := [int(part) for part in short.groups()]) <= HIGHEST_ID:
-        queue_id = await queries.queue_id_of(conn, *numbers)
+        queue_id = await reads.queue_id_of(conn, *numbers)
         if queue_id:
             return queue_id
-    await queries.status_of(conn, name)
+    await reads.status_of(conn, name)
     return name
 
 

@@ -10,7 +10,7 @@ from pgcoord.commands.options import HIGHEST_ID, Dsn, FeatureOrAll, Phase, Reaso
 from pgcoord.duration import parse_duration
 
 if TYPE_CHECKING:
-    from pgcoord.database.queries import Connection
+    from pgcoord.database._sql import Connection
 
 
 def register(app: typer.Typer) -> None:
@@ -28,12 +28,12 @@ def _parse_age(text: str) -> timedelta:
 
 def retry(ctx: typer.Context, phase: Phase, reason: Reason = None, dsn: Dsn = None) -> None:
     """Queue a failed or cancelled phase again, with all its attempts."""
-    from pgcoord.database import queries
+    from pgcoord.database import actions, reads
 
     async def change(conn: "Connection") -> str:
         queue_id = await find_phase(conn, phase)
-        status = await queries.retry_phase(conn, queue_id, reason)
-        waits = await queries.why(conn, queue_id) if status in ("queued", "blocked") else []
+        status = await actions.retry_phase(conn, queue_id, reason)
+        waits = await reads.why(conn, queue_id) if status in ("queued", "blocked") else []
         return f"{queue_id} is {status}" + "".join(f": {each.words}" for each in waits[:1])
 
     act(ctx, dsn, change)
@@ -41,11 +41,11 @@ def retry(ctx: typer.Context, phase: Phase, reason: Reason = None, dsn: Dsn = No
 
 def skip(ctx: typer.Context, phase: Phase, reason: Reason = None, dsn: Dsn = None) -> None:
     """Take a phase as completed without running it."""
-    from pgcoord.database import queries
+    from pgcoord.database import actions
 
     async def change(conn: "Connection") -> str:
         queue_id = await find_phase(conn, phase)
-        status = await queries.skip_phase(conn, queue_id, reason)
+        status = await actions.skip_phase(conn, queue_id, reason)
         return f"{queue_id} is {status}: what depends on it goes on"
 
     act(ctx, dsn, change)
@@ -77,9 +77,9 @@ def cancel(
 
 
 async def _cancel_phase(conn: "Connection", queue_id: str, reason: str | None) -> str:
-    from pgcoord.database import queries
+    from pgcoord.database import actions
 
-    status = await queries.cancel_phase(conn, queue_id, reason)
+    status = await actions.cancel_phase(conn, queue_id, reason)
     if status not in ("ready", "running"):
         return f"{queue_id} is {status}"
     line = f"{queue_id} is being cancelled: its process is ended first"
@@ -87,10 +87,10 @@ async def _cancel_phase(conn: "Connection", queue_id: str, reason: str | None) -
 
 
 async def _cancel_feature(conn: "Connection", number: int, reason: str | None) -> str:
-    from pgcoord.database import queries
+    from pgcoord.database import actions, reads
 
-    given_up = await queries.cancel_feature(conn, number, reason)
-    running = (await queries.feature(conn, number)).phases_running
+    given_up = await actions.cancel_feature(conn, number, reason)
+    running = (await reads.feature(conn, number)).phases_running
     line = f"feature {number} is cancelled: {_count(given_up, 'phase')} given up"
     if not running:
         return line
@@ -102,10 +102,10 @@ def pause(
     ctx: typer.Context, feature: FeatureOrAll = None, reason: Reason = None, dsn: Dsn = None
 ) -> None:
     """Start nothing new, of one feature or of all; what runs goes on."""
-    from pgcoord.database import queries
+    from pgcoord.database import actions
 
     async def change(conn: "Connection") -> str:
-        await queries.pause(conn, feature, reason)
+        await actions.pause(conn, feature, reason)
         return f"{_name(feature)} is paused: nothing new starts, what runs goes on"
 
     act(ctx, dsn, change)
@@ -116,11 +116,11 @@ def resume(ctx: typer.Context, feature: FeatureOrAll = None, dsn: Dsn = None) ->
 
     Features that were paused by themselves stay so until they are named.
     """
-    from pgcoord.database import queries
+    from pgcoord.database import actions, reads
 
     async def change(conn: "Connection") -> str:
-        await queries.resume(conn, feature)
-        if feature is not None and await queries.paused(conn):
+        await actions.resume(conn, feature)
+        if feature is not None and await reads.paused(conn):
             return f"feature {feature} is resumed, but everything is paused: 'pgcoord resume'"
         return f"{_name(feature)} is resumed" + await _unless_led(
             conn, "; no coordinator runs: 'pgcoord serve' starts one"
@@ -143,12 +143,12 @@ def slots(
 
     Setting fewer ends none: those beyond the limit run to their end.
     """
-    from pgcoord.database import queries
+    from pgcoord.database import actions, reads
 
     async def change(conn: "Connection") -> str:
         if number is not None:
-            await queries.set_slots(conn, number)
-        found = await queries.slots(conn)
+            await actions.set_slots(conn, number)
+        found = await reads.slots(conn)
         draining = [each.queue_id or "" for each in found if each.draining]
         held = sum(each.queue_id is not None for each in found)
         line = f"{_count(len(found) - len(draining), 'slot')}, {held - len(draining)} held"
@@ -169,11 +169,11 @@ def priority(
     dsn: Dsn = None,
 ) -> None:
     """Change the place in line of a phase: lower runs earlier."""
-    from pgcoord.database import queries
+    from pgcoord.database import actions
 
     async def change(conn: "Connection") -> str:
         queue_id = await find_phase(conn, phase)
-        await queries.set_priority(conn, queue_id, number)
+        await actions.set_priority(conn, queue_id, number)
         return f"{queue_id} has priority {number}"
 
     act(ctx, dsn, change)
@@ -195,18 +195,18 @@ def prune(
 
     A feature with a failed phase is not finished until it is cancelled.
     """
-    from pgcoord.database import queries
+    from pgcoord.database import actions
 
     async def change(conn: "Connection") -> str:
-        return f"{_count(await queries.prune(conn, older_than), 'feature')} removed"
+        return f"{_count(await actions.prune(conn, older_than), 'feature')} removed"
 
     act(ctx, dsn, change)
 
 
 async def _unless_led(conn: "Connection", words: str) -> str:
-    from pgcoord.database import queries
+    from pgcoord.database import reads
 
-    return "" if await queries.leader(conn) else words
+    return "" if await reads.leader(conn) else words
 
 
 def _name(feature: int | None) -> str:

@@ -12,7 +12,7 @@ from pgcoord.commands.options import Config, Dsn, Surroundings, surroundings_of
 from pgcoord.errors import InvalidConfiguration
 
 if TYPE_CHECKING:
-    from pgcoord.database.queries import Finding
+    from pgcoord.database.rows import Finding
     from pgcoord.doctor import Machine
 
 _EXIT_STATUSES = {"ok": 0, "warn": 8, "fail": 9}

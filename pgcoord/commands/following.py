@@ -20,8 +20,9 @@ from pgcoord.commands.context import find_phase, session
 from pgcoord.commands.log_file import log_of, open_log, seek_last_lines
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.progress import UNFINISHED, clean, follow_through
-from pgcoord.database import queries
-from pgcoord.database.queries import Attempt, Connection
+from pgcoord.database import reads
+from pgcoord.database._sql import Connection
+from pgcoord.database.rows import Attempt
 
 # Seconds between two looks at a file that had nothing new.
 _LOOK = 0.25
@@ -75,9 +76,9 @@ async def follow_log(
 
 
 async def _read(conn: Connection, queue_id: str) -> _Course:
-    attempts = await queries.attempts(conn, queue_id)
-    status = await queries.status_of(conn, queue_id)
-    reasons = await queries.why(conn, queue_id)
+    attempts = await reads.attempts(conn, queue_id)
+    status = await reads.status_of(conn, queue_id)
+    reasons = await reads.why(conn, queue_id)
     return _Course(status, reasons[0].words if reasons else status, attempts)
 
 

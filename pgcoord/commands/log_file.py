@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from pgcoord.database.queries import Attempt
+from pgcoord.database.rows import Attempt
 from pgcoord.errors import CannotStart, NotFound, Refused
 
 _BLOCK = 64 * 1024  # bytes read at once while the last lines of a log are looked for

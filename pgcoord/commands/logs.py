@@ -60,13 +60,13 @@ def logs(
 
 async def _find(ctx: typer.Context, dsn: str, phase: str, number: int | None) -> Path:
     from pgcoord.commands.log_file import log_of
-    from pgcoord.database import queries
+    from pgcoord.database import reads
 
     async with session(surroundings_of(ctx), dsn) as conn:
         queue_id = await find_phase(conn, phase)
-        attempts = await queries.attempts(conn, queue_id)
+        attempts = await reads.attempts(conn, queue_id)
         if not attempts:
-            reasons = await queries.why(conn, queue_id)
+            reasons = await reads.why(conn, queue_id)
             because = f": {reasons[0].words}" if reasons else ""
             raise Refused(f"{queue_id} has not started, so it has no log{because}")
         return log_of(queue_id, attempts, number)

@@ -130,7 +130,7 @@ def _plan_stored(
     source: Path | None,
     execute: bool,
 ) -> _Found:
-    from pgcoord.database import queries
+    from pgcoord.database import actions, reads
     from pgcoord.plan import read_plan
     from pgcoord.planner.planning import Planned, declared_workflows, plan_stored
     from pgcoord.planner.structure import Feature
@@ -142,7 +142,7 @@ def _plan_stored(
             workflows = await declared_workflows(conn)
             read = read_plan(path, workflows=workflows.names, has_default=workflows.has_default)
             rows = [each.row() for each in read.phases]
-            await queries.change_feature(conn, feature_id, {"phases": rows}, None)
+            await actions.change_feature(conn, feature_id, {"phases": rows}, None)
         return Planned(rows, "file")
 
     async def work() -> _Found:
@@ -152,10 +152,10 @@ def _plan_stored(
             connect = lambda: session(surroundings, found)  # noqa: E731
             planned = await plan_stored(planner, connect, feature_id)
         async with session(surroundings, found) as conn:
-            row = await queries.feature_to_plan(conn, feature_id)
-            slots = await queries.slot_count(conn)
+            row = await reads.feature_to_plan(conn, feature_id)
+            slots = await reads.slot_count(conn)
             if execute:
-                await queries.execute_feature(conn, feature_id)
+                await actions.execute_feature(conn, feature_id)
         return feature_id, Feature(row.title, row.description or ""), planned, slots
 
     return complete(found, work())

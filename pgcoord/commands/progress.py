@@ -20,9 +20,10 @@ from rich.text import Text
 from rich.tree import Tree
 
 from pgcoord.database import connect as database
-from pgcoord.database import queries
+from pgcoord.database import reads, session
+from pgcoord.database._sql import Connection
 from pgcoord.database.listener import Listener
-from pgcoord.database.queries import BoardPhase, Connection, Feature
+from pgcoord.database.rows import BoardPhase, Feature
 from pgcoord.errors import DatabaseUnusable
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Snapshot:
 
 async def read_snapshot(conn: Connection, feature_id: int) -> Snapshot:
     """Read a feature as it is now. Raises `NotFound`."""
-    return Snapshot(await queries.feature(conn, feature_id), await queries.board(conn, feature_id))
+    return Snapshot(await reads.feature(conn, feature_id), await reads.board(conn, feature_id))
 
 
 async def follow(
@@ -87,7 +88,7 @@ async def follow(
     Raises `psycopg.OperationalError` when the connection is lost.
     """
     async with await database.connect(dsn) as conn:
-        await queries.listen(conn, queries.EVENT)
+        await session.listen(conn, session.EVENT)
         listener = Listener(conn)
         while True:
             yield await read(conn)

@@ -26,8 +26,8 @@ from pgcoord.commands.progress import (
     summary,
 )
 from pgcoord.coordination.coordinator import Coordinator
+from pgcoord.database import actions, claims, reads
 from pgcoord.database import connect as database
-from pgcoord.database import queries
 from pgcoord.database.listener import check_wake_ups
 from pgcoord.errors import CoordError, DatabaseUnusable
 from pgcoord.http.feed import Feed
@@ -73,8 +73,8 @@ class Runner:
         """Submit the plan, see it through, and return the exit status."""
         await check_wake_ups(self._dsn)
         async with session(self._surroundings, self._dsn) as conn:
-            leader = await queries.leader(conn)
-            feature_id = await queries.submit_feature(conn, plan.feature())
+            leader = await reads.leader(conn)
+            feature_id = await actions.submit_feature(conn, plan.feature())
         if leader:
             logger.warning(
                 "process %d on %s leads and runs the phases; this one watches, and takes over"
@@ -133,7 +133,7 @@ class Runner:
 
     async def _sum_up(self, end: Snapshot) -> None:
         async with session(self._surroundings, self._dsn) as conn:
-            reasons = await queries.last_reasons(conn, end.feature.id)
+            reasons = await reads.last_reasons(conn, end.feature.id)
         typer.echo(summary(end, reasons))
 
 
@@ -231,8 +231,8 @@ async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted:
     """Say which processes a coordinator that has stopped leaves running, and what takes them."""
     try:
         async with await database.connect(dsn) as conn:
-            attempts = await queries.open_attempts(conn, coordinator.host)
-            found = [await queries.assignment(conn, each.attempt_id) for each in attempts]
+            attempts = await claims.open_attempts(conn, coordinator.host)
+            found = [await claims.assignment(conn, each.attempt_id) for each in attempts]
     except (psycopg.Error, CoordError):
         logger.warning("stopped; what runs goes on, and 'pgcoord serve' takes it over")
         return

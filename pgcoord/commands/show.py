@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pgcoord.commands.progress import Snapshot
-    from pgcoord.database.queries import Connection, Leader, Slot
+    from pgcoord.database._sql import Connection
+    from pgcoord.database.rows import Leader, Slot
 
 
 def register(app: typer.Typer) -> None:
@@ -60,17 +61,17 @@ class _Standing:
 
 async def _read(conn: "Connection", feature: int | None, finished: bool) -> _Standing:
     from pgcoord.commands.progress import Snapshot, read_snapshot
-    from pgcoord.database import queries
+    from pgcoord.database import reads
 
     if feature is not None:
         features = [await read_snapshot(conn, feature)]
     else:
         features = [
-            Snapshot(each, await queries.board(conn, each.id))
-            for each in await queries.features(conn, unfinished=not finished)
+            Snapshot(each, await reads.board(conn, each.id))
+            for each in await reads.features(conn, unfinished=not finished)
         ]
     return _Standing(
-        await queries.slots(conn), await queries.paused(conn), await queries.leader(conn), features
+        await reads.slots(conn), await reads.paused(conn), await reads.leader(conn), features
     )
 
 
@@ -165,10 +166,10 @@ def why(ctx: typer.Context, phase: Phase, dsn: Dsn = None) -> None:
 
     A line for each reason, the most decisive one first.
     """
-    from pgcoord.database import queries
+    from pgcoord.database import reads
 
     async def ask(conn: "Connection") -> str:
-        reasons = await queries.why(conn, await find_phase(conn, phase))
+        reasons = await reads.why(conn, await find_phase(conn, phase))
         return "\n".join(each.words for each in reasons)
 
     act(ctx, dsn, ask)

@@ -155,12 +155,12 @@ def submit(
     read = _plan(plan, configuration)
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
-    from pgcoord.database import queries
+    from pgcoord.database import actions, reads
 
     async def work() -> tuple[int, bool]:
         async with session(surroundings, place.dsn) as conn:
-            feature_id = await queries.submit_feature(conn, read.feature())
-            return feature_id, await queries.leader(conn) is not None
+            feature_id = await actions.submit_feature(conn, read.feature())
+            return feature_id, await reads.leader(conn) is not None
 
     feature_id, led = complete(place.dsn, work())
     total = len(read.phases)

@@ -27,10 +27,10 @@ from pgcoord import __version__
 from pgcoord.backoff import Backoff
 from pgcoord.configuration import Configuration, Workflow
 from pgcoord.coordination.supervision import Supervision, Unheard, log_move
+from pgcoord.database import _sql, claims, issues, reads, session
 from pgcoord.database import connect as database
-from pgcoord.database import queries
 from pgcoord.database.listener import Listener, listening
-from pgcoord.database.queries import Assignment, Lead, Lineage
+from pgcoord.database.rows import Assignment, Lead, ServerTimeline
 from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked, StaleAttempt
 from pgcoord.runs.retention import remove_old_runs
 
@@ -94,7 +94,7 @@ class Coordinator:
         self._backoff = Backoff()
         self._listener: Listener | None = None
         self._pool: AsyncConnectionPool
-        self._lineage = Lineage(None, None)
+        self._lineage = ServerTimeline(None, None)
         self._leader: Lead | None = None
         self._epoch = 0
         self._led = False
@@ -194,8 +194,8 @@ class Coordinator:
 
         What they say goes where the lead is, whichever server the DSN would lead to by then.
         """
-        async with listening(self._dsn, queries.STAND_BY) as listener:
-            self._refuse_the_past(await queries.lineage(listener.conn))
+        async with listening(self._dsn, session.STAND_BY) as listener:
+            self._refuse_the_past(await claims.lineage(listener.conn))
             self._server = database.same_server(self._dsn, listener.conn)
             # Without a check at check-out, which would cost a round trip each: a statement that
             # finds its connection dead is sent again (`tell`).
@@ -216,7 +216,7 @@ class Coordinator:
                 self.leads.clear()
                 await self._pool.close(timeout=0.1)
 
-    def _refuse_the_past(self, found: Lineage) -> None:
+    def _refuse_the_past(self, found: ServerTimeline) -> None:
         """Refuse a primary that was replaced by one that we have seen: nobody would hear of it."""
         seen = self._lineage
         if found.system == seen.system and (found.timeline or 0) < (seen.timeline or 0):
@@ -238,7 +238,7 @@ class Coordinator:
             if elsewhere and (news or self._taken):
                 await self.unless_stopped(self._attend())
                 if self._taken:
-                    await queries.renew_lease(self._conn, self.host)
+                    await claims.renew_lease(self._conn, self.host)
             leader = await self.unless_stopped(self._ask_for_the_lead())
             if leader is None:
                 return False
@@ -251,9 +251,9 @@ class Coordinator:
 
     async def _ask_for_the_lead(self) -> Lead:
         if self._draining:
-            leader = await queries.leader(self._conn)
+            leader = await reads.leader(self._conn)
             return Lead(False, leader.epoch, leader.host, leader.pid) if leader else _NOBODY
-        return await queries.lead(
+        return await claims.lead(
             self._conn,
             host=self.host,
             pid=os.getpid(),
@@ -281,11 +281,11 @@ class Coordinator:
 
         A notification at any point of the round ends the next wait at once.
         """
-        await queries.listen(self._conn, queries.WAKE)
+        await session.listen(self._conn, session.WAKE)
         self.leads.set()
         self._led = True
         if self.issues is None:
-            await queries.release_issues(self._conn)
+            await issues.release_issues(self._conn)
         disowned = await self.unless_stopped(self._attend())
         if disowned:  # their phases may be claimable: not before these are gone
             await self.unless_stopped(asyncio.wait(disowned))
@@ -300,7 +300,7 @@ class Coordinator:
         self.leads.clear()
         while not all(taken.recorded for taken in self._taken.values()):
             await self._wait(None)
-        await queries.resign(self._conn)
+        await claims.resign(self._conn)
 
     async def _claim(self) -> bool:
         """Claim what is eligible and take it on; whether there was anything."""
@@ -308,10 +308,10 @@ class Coordinator:
             return False
         asked = _now()
         try:
-            assignments = await queries.claim_phases(self._conn, self._epoch)
+            assignments = await claims.claim_phases(self._conn, self._epoch)
         except Locked:
             logger.info("claiming waits: somebody holds a lock on pgcoord.control")
-            self._await_lock(_CONTROL, queries.await_control)
+            self._await_lock(_CONTROL, claims.await_control)
             return False
         for assignment in assignments:
             log_move(assignment, "queued", "ready", f"claimed as {assignment.adw_id}")
@@ -324,8 +324,8 @@ class Coordinator:
         Returns what ends the processes of which the database does not know any more.
         """
         asked = _now()
-        await queries.expire_attempts(self._conn)
-        attempts = await queries.open_attempts(self._conn, self.host)
+        await claims.expire_attempts(self._conn)
+        attempts = await claims.open_attempts(self._conn, self.host)
         known = {attempt.folder for attempt in attempts}
         disowned = [
             self._take(taken.assignment, self.supervision.disown, asked).task
@@ -339,26 +339,26 @@ class Coordinator:
             # What was being started under another lead is refused, and a failover may have lost
             # a start that was recorded.
             if taken is None or (taken.epoch != self._epoch and not attempt.started):
-                assignment = await queries.assignment(self._conn, attempt.attempt_id)
+                assignment = await claims.assignment(self._conn, attempt.attempt_id)
                 if assignment is None:
                     continue
                 taken = self._take(assignment, self.supervision.go_on, asked)
             taken.heed(attempt)
             if attempt.ended and not taken.end_is_logged:
-                taken.log_end(await queries.last_move(self._conn, taken.assignment), "reported")
+                taken.log_end(await claims.last_move(self._conn, taken.assignment), "reported")
         return disowned
 
     async def _rest(self) -> None:
         """Wait until there may be something to do."""
         seen = set(self._awaited)
-        agenda = await queries.agenda(self._conn, seen)
+        agenda = await claims.agenda(self._conn, seen)
         while agenda.locked_phase and len(seen) < _MOST_AWAITED:
             # Perhaps it has just become claimable: then its lock is had at once, and wakes us.
             seen.add(agenda.locked_phase)
             self._await_lock(
-                agenda.locked_phase, partial(queries.await_phase, queue_id=agenda.locked_phase)
+                agenda.locked_phase, partial(claims.await_phase, queue_id=agenda.locked_phase)
             )
-            agenda = await queries.agenda(self._conn, seen)
+            agenda = await claims.agenda(self._conn, seen)
         for attempt_id in set(agenda.abandoned) - self._abandoned:
             self._abandoned.add(attempt_id)
             self._tasks.create_task(self._abandon(attempt_id))
@@ -373,19 +373,19 @@ class Coordinator:
         epoch = self._epoch
         logger.warning("nothing is heard of the host of attempt %d: it is lost", attempt_id)
         try:
-            await self.tell(lambda conn: queries.abandon_attempt(conn, epoch, attempt_id))
+            await self.tell(lambda conn: claims.abandon_attempt(conn, epoch, attempt_id))
         except (AnotherLeads, Unheard) as error:
             logger.info("attempt %d of another host: %s", attempt_id, error)
         finally:
             self._abandoned.discard(attempt_id)
             self._wake()
 
-    def _await_lock(self, name: str, wait: Callable[[queries.Connection], Awaitable[None]]) -> None:
+    def _await_lock(self, name: str, wait: Callable[[_sql.Connection], Awaitable[None]]) -> None:
         self._awaited.add(name)
         self._tasks.create_task(self._wake_when_unlocked(name, wait))
 
     async def _wake_when_unlocked(
-        self, name: str, wait: Callable[[queries.Connection], Awaitable[None]]
+        self, name: str, wait: Callable[[_sql.Connection], Awaitable[None]]
     ) -> None:
         """Wake the loop when a lock that keeps it from claiming is gone: no rollback notifies."""
         try:
@@ -398,7 +398,7 @@ class Coordinator:
             self._wake()
 
     @property
-    def _conn(self) -> queries.Connection:
+    def _conn(self) -> _sql.Connection:
         """The connection that holds the lead, which the loop uses while it does not listen.
 
         So a claim cannot outlive the lead, nor wait for connections that reports are using.
@@ -468,7 +468,7 @@ class Coordinator:
         if self._is_ending:
             self._wake()
 
-    async def tell(self, say: Callable[[queries.Connection], Awaitable[Result]]) -> Result:
+    async def tell(self, say: Callable[[_sql.Connection], Awaitable[Result]]) -> Result:
         """Say something to the database until it has heard it: all that is said can be said twice.
 
         Raises `Unheard` when stopped; whoever starts next finds the same in the folder of the run.
@@ -501,8 +501,8 @@ class Coordinator:
 
     async def _remove_old_runs(self, retention: timedelta) -> None:
         async with await database.connect(self._dsn) as conn:
-            folder = self._runs_folder / await queries.installation(conn)
-            spared = {Path(each) for each in await queries.open_folders(conn)}
+            folder = self._runs_folder / await claims.installation(conn)
+            spared = {Path(each) for each in await claims.open_folders(conn)}
         removed = await asyncio.to_thread(remove_old_runs, folder, retention, spared=spared)
         if removed:
             logger.info("runs removed that ended longer ago than %s: %d", retention, removed)

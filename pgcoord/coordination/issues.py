@@ -15,8 +15,8 @@ from uuid import UUID
 
 from pgcoord.configuration import GitHub
 from pgcoord.coordination.supervision import Coordination, Unheard
-from pgcoord.database import queries
-from pgcoord.database.queries import Assignment, Errand, Hold, Intent
+from pgcoord.database import issues
+from pgcoord.database.rows import Assignment, GitHubTask, Hold, Intent
 from pgcoord.errors import NotNow
 from pgcoord.github.client import Issue, Refusal, Repository, read_credentials
 from pgcoord.github.text import comment_body, issue_body, issue_title, marker, short
@@ -75,12 +75,12 @@ class Issues:
 
     async def _issue_for(self, assignment: Assignment, epoch: int) -> int:
         name, tell = self._repository.name, self._coordinator.tell
-        facts = await tell(lambda conn: queries.issue_facts(conn, assignment.queue_id, name))
+        facts = await tell(lambda conn: issues.issue_facts(conn, assignment.queue_id, name))
         await self._make_labels(assignment, facts)
 
         async def intend(*, looked: bool) -> Intent:
             return await tell(
-                lambda conn: queries.intend_issue(
+                lambda conn: issues.intend_issue(
                     conn, epoch, assignment.attempt_id, name, looked=looked
                 )
             )
@@ -127,7 +127,7 @@ class Issues:
             )
         except (NotNow, Refusal) as error:
             if not isinstance(error, NotNow) or error.certain:
-                await self._coordinator.tell(lambda conn: queries.unpost_issue(conn, intent.key))
+                await self._coordinator.tell(lambda conn: issues.unpost_issue(conn, intent.key))
             raise
         await self._store(intent.key, issue, made=True)
         logger.info("%s: issue #%d", assignment.queue_id, issue.number)
@@ -135,7 +135,7 @@ class Issues:
 
     async def _store(self, key: UUID, issue: Issue, *, made: bool) -> None:
         await self._coordinator.tell(
-            lambda conn: queries.store_issue(conn, key, issue.number, issue.author, made=made)
+            lambda conn: issues.store_issue(conn, key, issue.number, issue.author, made=made)
         )
 
     async def _make_labels(self, assignment: Assignment, facts: Mapping[str, Any]) -> None:
@@ -156,14 +156,14 @@ class Issues:
     async def _do_without(self, assignment: Assignment, reason: str) -> None:
         logger.warning("%s starts without an issue: %s", assignment, reason)
         await self._coordinator.tell(
-            lambda conn: queries.do_without_issue(conn, assignment.attempt_id, reason)
+            lambda conn: issues.do_without_issue(conn, assignment.attempt_id, reason)
         )
 
     async def _hold(self, error: NotNow) -> Hold:
         """Have nobody ask GitHub for a while."""
         after = None if self._settings.required else self._settings.wait
         hold = await self._coordinator.tell(
-            lambda conn: queries.hold_issues(conn, error.wait, error.grows, str(error), after)
+            lambda conn: issues.hold_issues(conn, error.wait, error.grows, str(error), after)
         )
         logger.warning("GitHub is asked again in %.0f s: %s", hold.wait_seconds, error)
         return hold
@@ -205,19 +205,19 @@ class Issues:
         async with self._busy:
             while self._coordinator.leads.is_set() and not self._coordinator.is_stopping:
                 errand = await self._coordinator.tell(
-                    lambda conn: queries.begin_errand(conn, self._repository.name)
+                    lambda conn: issues.begin_errand(conn, self._repository.name)
                 )
                 if errand.id is None:
                     return errand.due_in
                 await self._do(errand, errand.id)
             return None
 
-    async def _do(self, errand: Errand, errand_id: int) -> None:
+    async def _do(self, errand: GitHubTask, errand_id: int) -> None:
         """Do an errand, or have it tried again, or give it up; what became of it is recorded."""
         tell = self._coordinator.tell
         try:
             done = await (self._check if errand.kind == "check" else self._say)(errand)
-            await tell(lambda conn: queries.finish_errand(conn, errand_id, done, None))
+            await tell(lambda conn: issues.finish_errand(conn, errand_id, done, None))
             return
         except NotNow as error:
             await self._hold(error)
@@ -226,11 +226,11 @@ class Issues:
             words, wait = str(error), _MENDED if error.status in (401, 403) else None
         logger.warning("%s: its issue is not told: %s", errand.queue_id, words)
         if wait and errand.tries < _MOST_TRIES:
-            await tell(lambda conn: queries.postpone_errand(conn, errand_id, wait, words))
+            await tell(lambda conn: issues.postpone_errand(conn, errand_id, wait, words))
         else:
-            await tell(lambda conn: queries.finish_errand(conn, errand_id, None, words))
+            await tell(lambda conn: issues.finish_errand(conn, errand_id, None, words))
 
-    async def _say(self, errand: Errand) -> str:
+    async def _say(self, errand: GitHubTask) -> str:
         """Comment on the end of a phase, once; close or reopen its issue as the phase is now."""
         number, words = errand.number, marker(errand.key)
         assert number is not None
@@ -252,7 +252,7 @@ class Issues:
             done.append("reopened")
         return f"issue #{number}: {', '.join(done) or 'it is as it should be'}"
 
-    async def _check(self, errand: Errand) -> str | None:
+    async def _check(self, errand: GitHubTask) -> str | None:
         """Find an issue that may have been made; of several, keep the lowest number."""
         found = await self._repository.find_issues(marker(errand.issue_key), errand.intended_at)
         if not found:

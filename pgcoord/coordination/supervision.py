@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from pgcoord.configuration import Configuration, Workflow
-from pgcoord.database import queries
-from pgcoord.database.queries import Assignment, Move, OpenAttempt
+from pgcoord.database import _sql, actions, claims
+from pgcoord.database.rows import Assignment, Move, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
 from pgcoord.report import NotSigned, spooled, unspool
 from pgcoord.runs.local import LeftBehind, Run, RunState
@@ -67,7 +67,7 @@ class Coordination(Protocol):
         """Where people see a phase, if they can from anywhere."""
         ...
 
-    async def tell(self, say: Callable[[queries.Connection], Awaitable[Result]]) -> Result:
+    async def tell(self, say: Callable[[_sql.Connection], Awaitable[Result]]) -> Result:
         """Say something to the database until it has heard it. Raises `Unheard` when stopped."""
         ...
 
@@ -167,12 +167,12 @@ class Supervision:
         logger.info("%s is given back: %s", self.assignment, error)
         await self._conclude(
             str(error),
-            lambda conn: queries.return_attempt(conn, self.assignment, error.wait, str(error)),
+            lambda conn: claims.return_attempt(conn, self.assignment, error.wait, str(error)),
         )
 
     async def _give_back(self) -> None:
         """Return an attempt that was not started here, by whatever time this reaches its folder."""
-        await self._coordinator.tell(lambda conn: queries.check_epoch(conn, self.epoch))
+        await self._coordinator.tell(lambda conn: claims.check_epoch(conn, self.epoch))
         if await asyncio.to_thread(self.run.give_up):
             await self._give_up("returned", f"{self._coordinator.host} gave it back, not started")
         else:
@@ -204,7 +204,7 @@ class Supervision:
     async def _launch(self) -> None:
         workflow = self._workflow()
         if _now() - self.asked > _KNOWN_TO_LEAD:
-            await self._coordinator.tell(lambda conn: queries.check_epoch(conn, self.epoch))
+            await self._coordinator.tell(lambda conn: claims.check_epoch(conn, self.epoch))
         self.run.start(
             workflow.arguments(_values(self.assignment, self.run)),
             directory=workflow.directory,
@@ -215,7 +215,7 @@ class Supervision:
         pid, started = self.run.pid, self.run.process_started
         assert pid is not None
         await self._coordinator.tell(
-            lambda conn: queries.start_phase(
+            lambda conn: claims.start_phase(
                 conn, self.epoch, self.assignment.attempt_id, pid, started or ""
             )
         )
@@ -240,7 +240,7 @@ class Supervision:
         names = ", ".join(f"{each.command} (pid {each.pid})" for each in left)
         await self._conclude(
             f"exited with status {status}",
-            lambda conn: queries.end_attempt(conn, self.assignment, status, tail, names),
+            lambda conn: claims.end_attempt(conn, self.assignment, status, tail, names),
         )
 
     async def _take_spooled_report(self) -> None:
@@ -252,7 +252,7 @@ class Supervision:
             if kept is None:
                 return
             answer = await self._coordinator.tell(
-                lambda conn: queries.take_report(
+                lambda conn: actions.take_report(
                     conn,
                     kept.report,
                     message_id=kept.message_id,
@@ -278,17 +278,17 @@ class Supervision:
     async def _give_up(self, outcome: str, error: str) -> None:
         await self._conclude(
             error,
-            lambda conn: queries.give_up_attempt(conn, self.assignment, outcome, error),
+            lambda conn: claims.give_up_attempt(conn, self.assignment, outcome, error),
         )
 
     async def _conclude(
         self,
         reason: str,
-        say: Callable[[queries.Connection], Awaitable[Move | None]],
+        say: Callable[[_sql.Connection], Awaitable[Move | None]],
     ) -> None:
         """Tell the database how an attempt ended, and log what that made of its phase."""
 
-        async def say_and_log(conn: queries.Connection) -> None:
+        async def say_and_log(conn: _sql.Connection) -> None:
             self.log_end(await say(conn), reason)
 
         await self._coordinator.tell(say_and_log)

@@ -9,8 +9,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from pgcoord.database import _sql, session
 from pgcoord.database import connect as database
-from pgcoord.database import queries
 from pgcoord.errors import DatabaseUnusable
 
 # Seconds between signs of life asked of an idle server: 6 statements a minute.
@@ -23,7 +23,7 @@ _LOST_AFTER = 1.0
 class Listener:
     """One LISTEN connection. `wait` may be called by one task at a time."""
 
-    def __init__(self, conn: queries.Connection) -> None:
+    def __init__(self, conn: _sql.Connection) -> None:
         self.conn = conn
         self._told = asyncio.Event()
 
@@ -46,7 +46,7 @@ class Listener:
             if await self._notified(PING_EVERY if left is None else min(left, PING_EVERY)):
                 return True
             if left is None or left > PING_EVERY:
-                await queries.ping(self.conn)
+                await session.ping(self.conn)
         self._told.clear()
         return True
 
@@ -89,7 +89,7 @@ async def listening(dsn: str, channel: str) -> AsyncIterator[Listener]:
     LISTEN comes before anything is read from the tables.
     """
     async with await database.connect(dsn, leads=True) as conn:
-        await queries.listen(conn, channel)
+        await session.listen(conn, channel)
         yield Listener(conn)
 
 
@@ -108,9 +108,9 @@ async def round_trip(dsn: str) -> float | None:
         await database.connect(dsn) as hears,
         await database.connect(dsn) as tells,
     ):
-        await queries.listen(hears, queries.PROBE)
+        await session.listen(hears, session.PROBE)
         began = time.monotonic()
-        await queries.notify(tells, queries.PROBE)
+        await session.notify(tells, session.PROBE)
         async for _ in hears.notifies(timeout=_LOST_AFTER, stop_after=1):
             return time.monotonic() - began
     return None

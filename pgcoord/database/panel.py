@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from pgcoord.database.queries import Connection, HistoryEvent, _columns, _row, _rows, _value
+from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_rows, fetch_value
+from pgcoord.database.rows import HistoryEvent
 from pgcoord.errors import NotFound
 
 NO_SUCH_PHASE = "'pgcoord status' and the overview show those that exist."
 
 
 @dataclass(frozen=True)
-class Standing:
+class Installation:
     """What holds for the whole installation."""
 
     paused_at: datetime | None
@@ -223,29 +224,6 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Try:
-    """An attempt at a phase."""
-
-    number: int
-    adw_id: str
-    slot: int
-    host: str | None
-    pid: int | None
-    workflow: str | None
-    external: bool
-    claimed_at: datetime
-    started_at: datetime | None
-    ended_at: datetime | None
-    deadline: datetime | None
-    ending: str | None
-    outcome: str | None
-    error: str | None
-    exit_code: int | None
-    exited_at: datetime | None
-    folder: str | None
-
-
-@dataclass(frozen=True)
 class Neighbour:
     """A phase that another one needs, or that needs it; `status` is None for one that is not."""
 
@@ -268,17 +246,11 @@ class Change:
     words: str | None
 
 
-async def now(conn: Connection) -> datetime:
-    """The time by the database's clock, in the zone in which the connection tells times."""
-    time: datetime = await _value(conn, "select clock_timestamp()")
-    return time
-
-
-async def standing(conn: Connection) -> Standing:
-    """What holds for the whole installation."""
-    found = await _row(
+async def installation(conn: Connection) -> Installation:
+    """Whether everything is paused, by whom, who leads, and how many slots there are."""
+    found = await fetch_row(
         conn,
-        Standing,
+        Installation,
         "select c.paused_at, c.paused_reason, case when c.paused_at is not null then ("
         "select e.actor from pgcoord.event as e where e.feature_id is null"
         " and e.phase_number is null and e.kind = 'paused' order by e.id desc limit 1)"
@@ -294,7 +266,7 @@ async def standing(conn: Connection) -> Standing:
 async def held_slots(conn: Connection) -> list[HeldSlot]:
     """The slots, free ones too."""
     # Lateral, for the planner takes the slots for thousands, and would read all attempts for them.
-    return await _rows(
+    return await fetch_rows(
         conn,
         HeldSlot,
         "select s.slot, s.draining, s.queue_id, s.feature_id, f.title as feature, s.phase_number,"
@@ -309,22 +281,24 @@ async def held_slots(conn: Connection) -> list[HeldSlot]:
 
 async def line(conn: Connection, limit: int) -> list[InLine]:
     """The phases that are claimed next."""
-    return await _rows(conn, InLine, f"select {_columns(InLine)} from pgcoord.line limit %s", limit)
+    return await fetch_rows(
+        conn, InLine, f"select {columns_of(InLine)} from pgcoord.line limit %s", limit
+    )
 
 
 async def backlog(conn: Connection) -> Backlog:
     """How much waits for what."""
-    found = await _row(conn, Backlog, f"select {_columns(Backlog)} from pgcoord.backlog")
+    found = await fetch_row(conn, Backlog, f"select {columns_of(Backlog)} from pgcoord.backlog")
     assert found is not None
     return found
 
 
 async def attention(conn: Connection, feature_id: int | None = None) -> list[Attention]:
     """What needs somebody, in one feature or in all; the latest trouble first."""
-    return await _rows(
+    return await fetch_rows(
         conn,
         Attention,
-        f"select {_columns(Attention)} from pgcoord.attention"
+        f"select {columns_of(Attention)} from pgcoord.attention"
         " where feature_id = coalesce(%s, feature_id)"
         " order by kind, since desc nulls last, feature_id, phase_number",
         feature_id,
@@ -335,10 +309,10 @@ async def feature_rows(
     conn: Connection, show: str, search: str | None, limit: int
 ) -> list[FeatureRow]:
     """Features, open ones first: all, attention, in_progress, planned, finished, or by state."""
-    return await _rows(
+    return await fetch_rows(
         conn,
         FeatureRow,
-        f"select {_columns(FeatureRow)} from pgcoord.feature_rows("
+        f"select {columns_of(FeatureRow)} from pgcoord.feature_rows("
         "array(select pgcoord.list_features(%s, %s, %s)))",
         show,
         search,
@@ -348,10 +322,10 @@ async def feature_rows(
 
 async def feature_row(conn: Connection, feature_id: int) -> FeatureRow:
     """One feature. Raises `NotFound`."""
-    found = await _row(
+    found = await fetch_row(
         conn,
         FeatureRow,
-        f"select {_columns(FeatureRow)} from pgcoord.feature_rows(array[%s])",
+        f"select {columns_of(FeatureRow)} from pgcoord.feature_rows(array[%s])",
         feature_id,
     )
     if found is None:
@@ -363,7 +337,7 @@ async def feature_row(conn: Connection, feature_id: int) -> FeatureRow:
 
 async def described(conn: Connection, feature_id: int) -> Described:
     """What a feature is about, and the phases of its plan."""
-    found = await _row(
+    found = await fetch_row(
         conn,
         Described,
         "select description, coalesce(plan, '[]') as plan from public.planned_features"
@@ -375,18 +349,18 @@ async def described(conn: Connection, feature_id: int) -> Described:
 
 async def finishes(conn: Connection, feature_ids: list[int]) -> dict[int, Finish]:
     """When features are expected to end."""
-    rows = await _rows(
-        conn, Finish, f"select {_columns(Finish)} from pgcoord.expected_finish(%s)", feature_ids
+    rows = await fetch_rows(
+        conn, Finish, f"select {columns_of(Finish)} from pgcoord.expected_finish(%s)", feature_ids
     )
     return {each.feature_id: each for each in rows}
 
 
 async def forecast(conn: Connection, feature_id: int) -> dict[int, Forecast]:
     """The layer and the expected times of each phase of a feature."""
-    rows = await _rows(
+    rows = await fetch_rows(
         conn,
         Forecast,
-        f"select {_columns(Forecast)} from pgcoord.forecast(array[%s])",
+        f"select {columns_of(Forecast)} from pgcoord.forecast(array[%s])",
         feature_id,
     )
     return {each.phase_number: each for each in rows}
@@ -394,7 +368,7 @@ async def forecast(conn: Connection, feature_id: int) -> dict[int, Forecast]:
 
 async def tree(conn: Connection, feature_id: int) -> list[TreePhase]:
     """The phases of a feature in order of their number."""
-    return await _rows(
+    return await fetch_rows(
         conn,
         TreePhase,
         "select b.queue_id, b.phase_number, b.title, b.status, b.slot, b.attempt, b.priority,"
@@ -411,10 +385,10 @@ async def tree(conn: Connection, feature_id: int) -> list[TreePhase]:
 
 async def spans(conn: Connection, feature_id: int) -> list[Span]:
     """The timeline of a feature."""
-    return await _rows(
+    return await fetch_rows(
         conn,
         Span,
-        f"select {_columns(Span)} from pgcoord.timeline where feature_id = %s"
+        f"select {columns_of(Span)} from pgcoord.timeline where feature_id = %s"
         " order by phase_number, attempt",
         feature_id,
     )
@@ -422,7 +396,7 @@ async def spans(conn: Connection, feature_id: int) -> list[Span]:
 
 async def phase(conn: Connection, queue_id: str) -> Phase:
     """A phase. Raises `NotFound`."""
-    found = await _row(
+    found = await fetch_row(
         conn,
         Phase,
         "select p.queue_id, p.feature_id, f.title as feature, (select count(*) from"
@@ -448,22 +422,12 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
     return found
 
 
-async def tries(conn: Connection, queue_id: str) -> list[Try]:
-    """The attempts at a phase, latest first."""
-    return await _rows(
-        conn,
-        Try,
-        f"select {_columns(Try)} from pgcoord.attempt where queue_id = %s order by number desc",
-        queue_id,
-    )
-
-
 async def neighbours(
     conn: Connection, feature_id: int, phase_number: int
 ) -> tuple[list[Neighbour], list[Neighbour]]:
     """What a phase needs, and what needs it."""
     found = [
-        await _rows(
+        await fetch_rows(
             conn,
             Neighbour,
             f"select d.{there} as phase_number, p.queue_id, pgcoord.title_of(p) as title, p.status,"
@@ -495,10 +459,10 @@ async def history(
     if before is not None:
         condition += " and id < %s"
         values.append(before)
-    return await _rows(
+    return await fetch_rows(
         conn,
         HistoryEvent,
-        f"select {_columns(HistoryEvent)} from pgcoord.history where {condition}"
+        f"select {columns_of(HistoryEvent)} from pgcoord.history where {condition}"
         " order by id desc limit %s",
         *values,
         limit,
@@ -509,10 +473,10 @@ async def preview(
     conn: Connection, action: str, *, feature_id: int | None = None, queue_id: str | None = None
 ) -> list[Change]:
     """What an action would change; raises what the action itself would."""
-    return await _rows(
+    return await fetch_rows(
         conn,
         Change,
-        f"select {_columns(Change)} from pgcoord.preview(%s, %s, %s)",
+        f"select {columns_of(Change)} from pgcoord.preview(%s, %s, %s)",
         action,
         feature_id,
         queue_id,
@@ -521,15 +485,15 @@ async def preview(
 
 async def cancel_branch(conn: Connection, queue_id: str, reason: str | None) -> int:
     """Give up a phase and all that depends on it; return how many that are."""
-    return int(await _value(conn, "select pgcoord.cancel_branch(%s, %s)", queue_id, reason))
+    return int(await fetch_value(conn, "select pgcoord.cancel_branch(%s, %s)", queue_id, reason))
 
 
 async def workflows(conn: Connection) -> tuple[list[str], bool]:
     """The workflows that the leading coordinator declares, and whether one is the default."""
-    names: list[str] = await _value(
+    names: list[str] = await fetch_value(
         conn, "select coalesce(array_agg(name order by name), '{}') from pgcoord.workflow"
     )
-    default: bool = await _value(
+    default: bool = await fetch_value(
         conn, "select exists (select from pgcoord.workflow where is_default)"
     )
     return names, default

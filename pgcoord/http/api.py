@@ -14,8 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord.database import queries
-from pgcoord.database.queries import Connection, Listing
+from pgcoord.database import actions, reads
+from pgcoord.database._sql import Connection
+from pgcoord.database.reads import Listing
 from pgcoord.errors import NotFound, Refused
 from pgcoord.http import schemas
 from pgcoord.http.responses import Json, log_file, read_body
@@ -69,11 +70,11 @@ class Operation:
 
 async def list_features(call: Call) -> Response:
     columns = {"status": "status", "item_type": "item_type", "priority": "priority"}
-    return _listed(call, await queries.feature_objects(call.conn, _listing(call, columns)))
+    return _listed(call, await reads.feature_objects(call.conn, _listing(call, columns)))
 
 
 async def create_feature(call: Call) -> Response:
-    make = queries.submit_feature if call.query["execute"] else queries.store_feature
+    make = actions.submit_feature if call.query["execute"] else actions.store_feature
     feature_id = await make(call.conn, call.body)
     location = f"{PREFIX}/planned-features/{feature_id}"
     return await _feature(call, feature_id, 201, location=location)
@@ -86,7 +87,7 @@ async def show_feature(call: Call) -> Response:
 async def change_feature(call: Call) -> Response:
     wanted = call.request.headers.get("if-match", "*").strip()
     version = None if wanted == "*" else wanted.strip('"')
-    await queries.change_feature(call.conn, call.feature_id, call.body, version)
+    await actions.change_feature(call.conn, call.feature_id, call.body, version)
     return await _feature(call, call.feature_id)
 
 
@@ -100,7 +101,7 @@ async def _plan_unless_planned(request: Request, feature_id: int) -> Planned | N
 
 async def generate_implementation(call: Call) -> Response:
     assert call.planned is not None
-    slots = await queries.slot_count(call.conn)
+    slots = await reads.slot_count(call.conn)
     analysis = door_of(call.request).planner.weigh(call.planned.phases, slots)
     planning = {
         "source": call.planned.source,
@@ -111,31 +112,31 @@ async def generate_implementation(call: Call) -> Response:
 
 
 async def execute_feature(call: Call) -> Response:
-    queued = await queries.execute_feature(call.conn, call.feature_id)
-    feature = await queries.feature_object(call.conn, call.feature_id)
+    queued = await actions.execute_feature(call.conn, call.feature_id)
+    feature = await reads.feature_object(call.conn, call.feature_id)
     said = "1 phase is queued" if queued == 1 else f"{queued} phases are queued"
     message = said if queued else "its phases were queued before"
     return Json({"queued": queued, "message": message, "feature": feature})
 
 
 async def cancel_feature(call: Call) -> Response:
-    await queries.cancel_feature(call.conn, call.feature_id, call.reason)
+    await actions.cancel_feature(call.conn, call.feature_id, call.reason)
     return await _feature(call, call.feature_id)
 
 
 async def pause_feature(call: Call) -> Response:
-    await queries.pause(call.conn, call.feature_id, call.reason)
+    await actions.pause(call.conn, call.feature_id, call.reason)
     return await _feature(call, call.feature_id)
 
 
 async def resume_feature(call: Call) -> Response:
-    await queries.resume(call.conn, call.feature_id)
+    await actions.resume(call.conn, call.feature_id)
     return await _feature(call, call.feature_id)
 
 
 async def list_queue(call: Call) -> Response:
     columns = {each: each for each in ("feature_id", "status", "workflow_type", "adw_id", "slot")}
-    return _listed(call, await queries.queue_objects(call.conn, _listing(call, columns)))
+    return _listed(call, await reads.queue_objects(call.conn, _listing(call, columns)))
 
 
 async def show_phase(call: Call) -> Response:
@@ -143,27 +144,27 @@ async def show_phase(call: Call) -> Response:
 
 
 async def retry_phase(call: Call) -> Response:
-    await queries.retry_phase(call.conn, call.queue_id, call.reason)
+    await actions.retry_phase(call.conn, call.queue_id, call.reason)
     return await _phase(call)
 
 
 async def skip_phase(call: Call) -> Response:
-    await queries.skip_phase(call.conn, call.queue_id, call.reason)
+    await actions.skip_phase(call.conn, call.queue_id, call.reason)
     return await _phase(call)
 
 
 async def cancel_phase(call: Call) -> Response:
-    await queries.cancel_phase(call.conn, call.queue_id, call.reason)
+    await actions.cancel_phase(call.conn, call.queue_id, call.reason)
     return await _phase(call)
 
 
 async def set_priority(call: Call) -> Response:
-    await queries.set_priority(call.conn, call.queue_id, call.body["priority"])
+    await actions.set_priority(call.conn, call.queue_id, call.body["priority"])
     return await _phase(call)
 
 
 async def why(call: Call) -> Response:
-    reasons = await queries.why(call.conn, call.queue_id)
+    reasons = await reads.why(call.conn, call.queue_id)
     return Json(
         [{"kind": each.kind, "words": each.words, "refers_to": each.refers_to} for each in reasons]
     )
@@ -171,7 +172,7 @@ async def why(call: Call) -> Response:
 
 async def log(call: Call) -> Response:
     """Send the log of an attempt; a Range asks for its end."""
-    attempts = await queries.attempts(call.conn, call.queue_id)
+    attempts = await reads.attempts(call.conn, call.queue_id)
     number = call.query["attempt"]
     found = [each for each in attempts if number in (None, each.number)]
     if not found or found[-1].folder is None:
@@ -189,17 +190,17 @@ async def log(call: Call) -> Response:
 
 
 async def pause(call: Call) -> Response:
-    await queries.pause(call.conn, None, call.reason)
+    await actions.pause(call.conn, None, call.reason)
     return await _paused(call)
 
 
 async def resume(call: Call) -> Response:
-    await queries.resume(call.conn, None)
+    await actions.resume(call.conn, None)
     return await _paused(call)
 
 
 async def show_slots(call: Call) -> Response:
-    slots = await queries.slot_objects(call.conn)
+    slots = await reads.slot_objects(call.conn)
     draining = sum(each["draining"] for each in slots)
     return Json(
         {
@@ -212,7 +213,7 @@ async def show_slots(call: Call) -> Response:
 
 
 async def set_slots(call: Call) -> Response:
-    await queries.set_slots(call.conn, call.body["slots"])
+    await actions.set_slots(call.conn, call.body["slots"])
     return await show_slots(call)
 
 
@@ -224,17 +225,17 @@ async def _feature(
     location: str | None = None,
     **more: object,
 ) -> Response:
-    feature = await queries.feature_object(call.conn, feature_id)
+    feature = await reads.feature_object(call.conn, feature_id)
     headers = {"location": location} if location else {}
     return Json({**feature, **more}, status, etag=f'"{feature["version"]}"', **headers)
 
 
 async def _phase(call: Call) -> Response:
-    return Json(await queries.phase_object(call.conn, call.queue_id))
+    return Json(await reads.phase_object(call.conn, call.queue_id))
 
 
 async def _paused(call: Call) -> Response:
-    since = await queries.paused(call.conn)
+    since = await reads.paused(call.conn)
     return Json({"paused": since is not None, "paused_at": since and since.isoformat()})
 
 

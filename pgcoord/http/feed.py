@@ -25,9 +25,10 @@ import psycopg
 
 from pgcoord.backoff import Backoff
 from pgcoord.database import connect as database
-from pgcoord.database import queries
+from pgcoord.database import reads, session
+from pgcoord.database._sql import Connection
 from pgcoord.database.listener import PING_EVERY, Listener
-from pgcoord.database.queries import Connection, HistoryEvent
+from pgcoord.database.rows import HistoryEvent
 from pgcoord.errors import DatabaseUnusable
 
 logger = logging.getLogger(__name__)
@@ -295,7 +296,7 @@ class Feed:
             await self._wanted.wait()
             try:
                 async with await database.connect(self._dsn, name="pgcoord events") as conn:
-                    await queries.listen(conn, queries.EVENT)
+                    await session.listen(conn, session.EVENT)
                     self._listener = Listener(conn)
                     await self._follow(self._listener, backoff)
             except (psycopg.Error, DatabaseUnusable) as error:
@@ -348,10 +349,10 @@ class Feed:
             if self._place is None:
                 self._place = await Place.now(conn)
             if any(each.after is None for each in joining):
-                async with queries.one_snapshot(conn):
+                async with session.one_snapshot(conn):
                     await self._tell_news(conn, self._place)
                     if self._snapshot is None:
-                        data = await queries.queue_snapshot(conn, _MOST_SHOWN)
+                        data = await reads.queue_snapshot(conn, _MOST_SHOWN)
                         self._snapshot = Snapshot(data, self._place.cursor)
             else:
                 await self._tell_news(conn, self._place)
@@ -389,7 +390,7 @@ class Feed:
             subscription.put(self._snapshot)
             self._told.add(subscription)
             return
-        rows = await queries.events_after(conn, after.last, after.gaps, _PAGE)
+        rows = await reads.events_after(conn, after.last, after.gaps, _PAGE)
         events = []
         for row in rows:
             if upto.has(row.id):
@@ -424,7 +425,7 @@ class Place:
     @classmethod
     async def now(cls, conn: Connection) -> "Place":
         """The place after all that is there."""
-        place = cls(Cursor(*await queries.last_event(conn, _LOOK_BACK)))
+        place = cls(Cursor(*await reads.last_event(conn, _LOOK_BACK)))
         await place.settle(conn)
         return place
 
@@ -432,7 +433,7 @@ class Place:
         """Read what has come, at most `_PAGE` events, and go on past it."""
         settled = [gap for gap, writers in self._writers.items() if not writers]
         events = []
-        for row in await queries.events_after(conn, self.cursor.last, self.cursor.gaps, _PAGE):
+        for row in await reads.events_after(conn, self.cursor.last, self.cursor.gaps, _PAGE):
             self.cursor = self.cursor.past(row.id)
             events.append(Event(row, self.cursor))
         if len(events) < _PAGE:
@@ -445,7 +446,7 @@ class Place:
         if not self.cursor.gaps:
             self._writers = {}
             return
-        writing = await queries.event_writers(conn)
+        writing = await reads.event_writers(conn)
         self._writers = {gap: self._known_writers(gap, writing) for gap in self.cursor.gaps}
 
     def _known_writers(self, gap: tuple[int, int], writing: frozenset[str]) -> frozenset[str]:

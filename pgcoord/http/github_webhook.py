@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord.configuration import GitHub
-from pgcoord.database import queries
+from pgcoord.database import issues
 from pgcoord.http.responses import Json, read_body
 from pgcoord.http.state import door_of
 from pgcoord.json_schema import HIGHEST_INTEGER, Schema, faults
@@ -102,7 +102,7 @@ async def github_event(request: Request) -> Response:
     if happening is None or not _is_ours(event, settings):
         return Json({"result": "ignored", "phases": []})
     async with door.database.connection() as conn:
-        result, phases = await queries.take_github_event(
+        result, phases = await issues.take_github_event(
             conn,
             {
                 "delivery": request.headers.get("x-github-delivery"),

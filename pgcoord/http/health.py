@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from pgcoord.database import connect as database
-from pgcoord.database import queries, schema
+from pgcoord.database import reads, schema
 from pgcoord.errors import DatabaseUnusable
 from pgcoord.http.metrics import MEDIA_TYPE
 from pgcoord.http.responses import Json
@@ -30,7 +30,7 @@ async def readyz(request: Request) -> Response:
     if door.coordinator.leads.is_set():
         return Json({"ready": True, "role": "leading"})
     async with door.database.connection() as conn:
-        leader = await queries.leader(conn)
+        leader = await reads.leader(conn)
     if leader is None:
         return Json({"ready": False, "reason": "no coordinator leads"}, 503)
     return Json({"ready": True, "role": "standing by", "leader": f"{leader.host}:{leader.pid}"})

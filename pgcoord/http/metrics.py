@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from pgcoord.coordination.coordinator import Coordinator
-from pgcoord.database import queries
-from pgcoord.database.queries import Connection, Measures
+from pgcoord.database import reads
+from pgcoord.database._sql import Connection
+from pgcoord.database.rows import Measures
 from pgcoord.http.feed import Event, Feed, Place
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -83,7 +84,7 @@ class Metrics:
     async def read(self, conn: Connection) -> bytes:
         """All figures, as of now."""
         async with self._reading:
-            self._show(await queries.measures(conn))
+            self._show(await reads.measures(conn))
             if self._place is None:
                 self._place = await Place.now(conn)
             for _ in range(_MOST_PAGES):
@@ -114,7 +115,7 @@ class Metrics:
                 self._woken = event
             if row.from_status in ("ready", "running") and row.to_status != "running":
                 ended.append(row.id)
-        for attempt in await queries.ended_attempts(conn, ended) if ended else ():
+        for attempt in await reads.ended_attempts(conn, ended) if ended else ():
             self._attempts.labels(attempt.workflow or "", attempt.outcome).inc()
             if attempt.waited_seconds is not None:
                 self._wait.observe(attempt.waited_seconds)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pgcoord.database.queries import FEATURE_ORDERS, QUEUE_ORDERS
+from pgcoord.database.reads import FEATURE_ORDERS, QUEUE_ORDERS
 from pgcoord.json_schema import HIGHEST_INTEGER, NOT_BLANK, Schema
 
 _TEXT = {"type": "string"}

@@ -16,8 +16,8 @@ from starlette.requests import HTTPConnection
 from pgcoord import assets
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.database import connect as database
-from pgcoord.database import queries
-from pgcoord.database.queries import Connection
+from pgcoord.database import session
+from pgcoord.database._sql import Connection
 from pgcoord.http.feed import Feed
 from pgcoord.http.metrics import Metrics
 from pgcoord.http.security import Access, Sessions, actor_of
@@ -48,7 +48,7 @@ class Database:
         """
         async with self.pool.connection() as conn:
             if actor is not None:
-                await queries.act_as(conn, actor)
+                await session.act_as(conn, actor)
             yield conn
 
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import report
-from pgcoord.database.queries import TakenReport
+from pgcoord.database.rows import TakenReport
 from pgcoord.errors import CoordError
 from pgcoord.http.responses import Json, meaning, read_body
 from pgcoord.http.state import door_of

@@ -9,9 +9,8 @@ from pathlib import Path
 import jinja2
 
 from pgcoord.configuration import Planner
-from pgcoord.database import panel as queries_panel
-from pgcoord.database import queries
-from pgcoord.database.queries import Connection
+from pgcoord.database import actions, panel, reads
+from pgcoord.database._sql import Connection
 from pgcoord.errors import InvalidPlan, Refused
 from pgcoord.plan import Plan, looks_like_plan, parse_plan, write_plan
 from pgcoord.planner import command, repository
@@ -87,7 +86,7 @@ class FeaturePlanner:
 
 async def declared_workflows(conn: Connection) -> Workflows:
     """The workflows that the leading coordinator declares; any, where none leads."""
-    names, has_default = await queries_panel.workflows(conn)
+    names, has_default = await panel.workflows(conn)
     return Workflows(names, has_default) if names else Workflows()
 
 
@@ -102,13 +101,13 @@ async def plan_stored(planner: FeaturePlanner, connect: Connect, feature_id: int
     `ChangedMeanwhile` when the feature was changed while it was planned.
     """
     async with connect() as conn:
-        found = await queries.feature_to_plan(conn, feature_id)
+        found = await reads.feature_to_plan(conn, feature_id)
         workflows = await declared_workflows(conn)
     feature = Feature(found.title, found.description or "", found.estimated_hours, found.item_type)
     planned = await planner.plan(feature, workflows)
     async with connect() as conn:
         changes = {"phases": planned.phases}
-        await queries.change_feature(conn, feature_id, changes, found.version)
+        await actions.change_feature(conn, feature_id, changes, found.version)
     return planned
 
 
@@ -119,7 +118,7 @@ async def plan_unless_planned(
 
     async def has_phases() -> bool:
         async with connect() as conn:
-            return bool((await queries.feature_object(conn, feature_id))["phases"])
+            return bool((await reads.feature_object(conn, feature_id))["phases"])
 
     if await has_phases():
         return None

@@ -12,7 +12,7 @@ from support.coordination import PATIENCE, Gate, Watch, make_coordinator, runnin
 
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.supervision import Supervision
-from pgcoord.database import queries, schema
+from pgcoord.database import schema, session
 from pgcoord.database.embedded import EmbeddedPostgres
 from pgcoord.database.listener import PING_EVERY, Listener, listening
 from pgcoord.errors import DatabaseUnusable
@@ -120,16 +120,16 @@ async def test_a_deadline_set_while_the_loop_rests_is_kept(
 async def test_waiting_ends_with_a_notification_sent_before_it_began(
     dsn: str, watch: Watch
 ) -> None:
-    async with asyncio.timeout(PATIENCE), listening(dsn, queries.WAKE) as listener:
+    async with asyncio.timeout(PATIENCE), listening(dsn, session.WAKE) as listener:
         await watch.conn.execute("notify pgcoord_wake")
-        await queries.ping(listener.conn)  # so that it has arrived, while nobody waits
+        await session.ping(listener.conn)  # so that it has arrived, while nobody waits
         await listener.wait(None)
 
 
 async def test_waiting_ends_with_a_notification_that_came_with_the_end_of_a_statement(
     dsn: str, watch: Watch
 ) -> None:
-    async with asyncio.timeout(PATIENCE), listening(dsn, queries.WAKE) as listener:
+    async with asyncio.timeout(PATIENCE), listening(dsn, session.WAKE) as listener:
         for _ in range(200):
             # Sent while the statement runs, so that both often arrive in one packet.
             busy = asyncio.ensure_future(listener.conn.execute("select pg_sleep(0.002)"))
@@ -139,7 +139,7 @@ async def test_waiting_ends_with_a_notification_that_came_with_the_end_of_a_stat
 
 
 async def test_waiting_ends_when_told_from_within(dsn: str) -> None:
-    async with asyncio.timeout(PATIENCE), listening(dsn, queries.WAKE) as listener:
+    async with asyncio.timeout(PATIENCE), listening(dsn, session.WAKE) as listener:
         waiting = asyncio.ensure_future(listener.wait(None))
         await asyncio.sleep(0)
         listener.tell()
@@ -147,7 +147,7 @@ async def test_waiting_ends_when_told_from_within(dsn: str) -> None:
 
 
 async def test_waiting_ends_at_its_deadline_and_not_before(dsn: str) -> None:
-    async with asyncio.timeout(PATIENCE), listening(dsn, queries.WAKE) as listener:
+    async with asyncio.timeout(PATIENCE), listening(dsn, session.WAKE) as listener:
         before = time.monotonic()
         await listener.wait(0.05)
         assert time.monotonic() - before >= 0.05
@@ -157,7 +157,7 @@ async def test_an_idle_listener_asks_for_signs_of_life(
     dsn: str, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgcoord.database.listener.PING_EVERY", 0.02)
-    async with listening(dsn, queries.WAKE) as listener:
+    async with listening(dsn, session.WAKE) as listener:
         waiting = asyncio.ensure_future(listener.wait(None))
         pid = listener.conn.info.backend_pid
         state = "select query, state_change from pg_stat_activity where pid = %s"
@@ -170,7 +170,7 @@ async def test_an_idle_listener_asks_for_signs_of_life(
 
 
 async def test_the_server_gives_a_leader_up_that_has_missed_three_pings(dsn: str) -> None:
-    async with listening(dsn, queries.STAND_BY) as listener:
+    async with listening(dsn, session.STAND_BY) as listener:
         cursor = await listener.conn.execute(
             "select setting::float8 from pg_settings where name = 'idle_session_timeout'"
         )

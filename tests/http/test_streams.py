@@ -15,7 +15,7 @@ from support.serving import Site, served
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from pgcoord.database import queries
+from pgcoord.database import _sql, reads, rows
 from pgcoord.http.feed import FROM_NOW_ON, Cursor, Event, Feed
 
 Message = dict[str, Any]
@@ -314,16 +314,16 @@ async def test_what_commits_while_a_client_is_caught_up_is_told_once(
     site: Site, conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feature = add_feature(conn, {1: []})
-    read = queries.events_after
+    read = reads.events_after
 
     async def read_late(
-        connection: queries.Connection, last: int, gaps: Any, limit: int
-    ) -> list[queries.HistoryEvent]:
+        connection: _sql.Connection, last: int, gaps: Any, limit: int
+    ) -> list[rows.HistoryEvent]:
         if last == 1:  # what the client missed: read after what is new for all was
             add_phase(conn, feature, 2)
         return await read(connection, last, gaps, limit)
 
-    monkeypatch.setattr(queries, "events_after", read_late)
+    monkeypatch.setattr(reads, "events_after", read_late)
     async with listening(site, "1") as client:
         assert told([await hear(client), await hear(client)]) == [2, 3]
         add_phase(conn, feature, 3)

@@ -21,7 +21,7 @@ from support.database import (
     upgrade,
 )
 
-from pgcoord.database import queries, schema
+from pgcoord.database import actions, schema
 from pgcoord.errors import DatabaseUnusable, WrongSchema
 
 READER = ("reader", "client", "coordinator")
@@ -492,5 +492,5 @@ def test_a_user_who_may_make_no_roles_is_told_what_to_do(
 async def test_who_lacks_a_right_is_told_who_can_give_it(dsn: str, logins: dict[str, str]) -> None:
     async with await psycopg.AsyncConnection.connect(as_user(dsn, logins["reader"])) as conn:
         with pytest.raises(DatabaseUnusable, match="permission denied for function") as caught:
-            await queries.set_slots(conn, 4)
+            await actions.set_slots(conn, 4)
     assert "can grant you pgcoord_client" in str(caught.value.hint)

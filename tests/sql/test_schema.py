@@ -120,7 +120,7 @@ def test_an_upgrade_that_fails_leaves_nothing(empty: str) -> None:
     change(empty, "create schema pgcoord", "create table pgcoord.feature (id integer)")
     with pytest.raises(psycopg.errors.WrongObjectType) as caught:
         upgrade(empty)
-    assert any("feature.sql" in note for note in caught.value.__notes__)
+    assert any("24_board.sql" in note for note in caught.value.__notes__)
     with psycopg.connect(empty) as conn:
         assert conn.execute("select to_regclass('public.phase_queue')").fetchone() == (None,)
 

@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from pgcoord.configuration import Configuration, GitHub, Workflow
 from pgcoord.coordination.coordinator import Coordinator
-from pgcoord.database import queries
+from pgcoord.database import session
 
 PATIENCE = 30.0  # seconds until a test that waits gives up
 
@@ -276,5 +276,5 @@ async def watching(dsn: str) -> AsyncIterator[Watch]:
     async with await psycopg.AsyncConnection.connect(
         dsn, autocommit=True, row_factory=dict_row
     ) as conn:
-        await conn.execute(f"listen {queries.EVENT}".encode())
+        await conn.execute(f"listen {session.EVENT}".encode())
         yield Watch(conn)

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord.database import panel as queries_panel
-from pgcoord.database.queries import Connection
+from pgcoord.database import panel
+from pgcoord.database._sql import Connection
 from pgcoord.errors import CoordError
 from pgcoord.http.panel.responses import (
     Handler,
@@ -116,7 +116,7 @@ _Finding = Callable[[Connection, Request], Awaitable[_Subject]]
 
 
 async def _phase(conn: Connection, request: Request) -> _Subject:
-    phase = await queries_panel.phase(conn, queue_id_of(request))
+    phase = await panel.phase(conn, queue_id_of(request))
     return _Subject(
         f"phase {phase.phase_number}, {phase.title}",
         phase.queue_id.replace("'", "''"),
@@ -126,7 +126,7 @@ async def _phase(conn: Connection, request: Request) -> _Subject:
 
 
 async def _feature(conn: Connection, request: Request) -> _Subject:
-    feature = await queries_panel.feature_row(conn, feature_id_of(request))
+    feature = await panel.feature_row(conn, feature_id_of(request))
     words = f"feature {feature.id}, {feature.title}"
     return _Subject(words, str(feature.id), f"/features/{feature.id}", feature_id=feature.id)
 
@@ -138,13 +138,13 @@ async def _everything(conn: Connection, request: Request) -> _Subject:
 def _asks(name: str, asked: _Question, find: _Finding) -> Handler:
     @answering
     async def ask(request: Request) -> Response:
-        changes: list[queries_panel.Change] | None = None
+        changes: list[panel.Change] | None = None
         refusal: Trouble | None = None
         async with door_of(request).acting(request) as conn:
             subject = await find(conn, request)
             if asked.preview:
                 try:
-                    changes = await queries_panel.preview(
+                    changes = await panel.preview(
                         conn,
                         asked.preview,
                         feature_id=subject.feature_id,

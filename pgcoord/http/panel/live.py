@@ -25,7 +25,7 @@ import psycopg
 from markupsafe import Markup
 from psycopg_pool import PoolTimeout
 
-from pgcoord.database.queries import Connection
+from pgcoord.database._sql import Connection
 from pgcoord.errors import CoordError, DatabaseUnusable
 from pgcoord.http.feed import FROM_NOW_ON, Connected, Event, Feed
 

@@ -7,8 +7,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pgcoord.database import panel as queries
-from pgcoord.database.queries import Connection, HistoryEvent, one_snapshot, why
+from pgcoord.database import panel, reads, session
+from pgcoord.database._sql import Connection
+from pgcoord.database.reads import why
+from pgcoord.database.rows import HistoryEvent
+from pgcoord.database.session import one_snapshot
 from pgcoord.http.feed import Event
 from pgcoord.http.panel import log as panel_log
 from pgcoord.http.panel.format import STATES
@@ -32,7 +35,7 @@ _MOST_FORESEEN = 50
 class SlotCard:
     """A slot, and the last line of output of what runs in it, where its log is on this machine."""
 
-    slot: queries.HeldSlot
+    slot: panel.HeldSlot
     said: panel_log.Said | None = None
 
 
@@ -64,14 +67,14 @@ class Overview(View):
     async def read(self, conn: Connection) -> Page:
         """Read all that is shown."""
         async with one_snapshot(conn):
-            now = await queries.now(conn)
-            standing = await queries.standing(conn)
-            needs = await queries.attention(conn)
-            slots = await queries.held_slots(conn)
-            line = await queries.line(conn, _NEXT)
-            backlog = await queries.backlog(conn)
-            features = await queries.feature_rows(conn, self.show, self.search, MOST_FEATURES)
-            finishes = await queries.finishes(conn, _foreseen(features))
+            now = await session.now(conn)
+            standing = await panel.installation(conn)
+            needs = await panel.attention(conn)
+            slots = await panel.held_slots(conn)
+            line = await panel.line(conn, _NEXT)
+            backlog = await panel.backlog(conn)
+            features = await panel.feature_rows(conn, self.show, self.search, MOST_FEATURES)
+            finishes = await panel.finishes(conn, _foreseen(features))
         pieces = {
             "notice": Piece("piece/notice.html", standing),
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
@@ -104,19 +107,19 @@ class Overview(View):
         }
         return replace(page, pieces={**page.pieces, **cards})
 
-    def _card(self, slot: queries.HeldSlot) -> SlotCard:
+    def _card(self, slot: panel.HeldSlot) -> SlotCard:
         if slot.folder is None or slot.host != self.host:
             return SlotCard(slot)
         return SlotCard(slot, panel_log.last_line(Path(slot.folder, "log")))
 
 
-def _slot_piece(slot: queries.HeldSlot, standing: queries.Standing, waited_for: bool) -> Piece:
+def _slot_piece(slot: panel.HeldSlot, standing: panel.Installation, waited_for: bool) -> Piece:
     if slot.queue_id:
         return Piece("piece/slot.html", SlotCard(slot), ages=True)
     return Piece("piece/free_slot.html", (slot.slot, standing, waited_for))
 
 
-def _openings(standing: queries.Standing, slots: list[queries.HeldSlot]) -> list[Opening]:
+def _openings(standing: panel.Installation, slots: list[panel.HeldSlot]) -> list[Opening]:
     """When slots are expected to be free for those in line, soonest first."""
     if standing.paused_at or not standing.leader:
         return []
@@ -128,12 +131,12 @@ def _openings(standing: queries.Standing, slots: list[queries.HeldSlot]) -> list
     return sorted(found, key=lambda each: each.at)
 
 
-def _foreseen(features: list[queries.FeatureRow]) -> list[int]:
+def _foreseen(features: list[panel.FeatureRow]) -> list[int]:
     open_ones = [each.id for each in features if each.status in ("in_progress", "planned")]
     return open_ones[:_MOST_FORESEEN]
 
 
-def _tally(features: list[queries.FeatureRow]) -> dict[str, int]:
+def _tally(features: list[panel.FeatureRow]) -> dict[str, int]:
     return {state: sum(each.count(state) for each in features) for state in STATES}
 
 
@@ -160,16 +163,16 @@ class FeaturePage(View):
     async def read(self, conn: Connection) -> Page:
         """Read all that is shown. Raises `NotFound`."""
         async with one_snapshot(conn):
-            now = await queries.now(conn)
-            standing = await queries.standing(conn)
-            feature = await queries.feature_row(conn, self.feature_id)
-            described = await queries.described(conn, self.feature_id)
-            needs = await queries.attention(conn, self.feature_id)
-            finish = (await queries.finishes(conn, [self.feature_id])).get(self.feature_id)
-            forecast = await queries.forecast(conn, self.feature_id)
-            phases = await queries.tree(conn, self.feature_id)
-            spans = await queries.spans(conn, self.feature_id)
-            events = await queries.history(conn, self.feature_id, None, None, _FEW_EVENTS)
+            now = await session.now(conn)
+            standing = await panel.installation(conn)
+            feature = await panel.feature_row(conn, self.feature_id)
+            described = await panel.described(conn, self.feature_id)
+            needs = await panel.attention(conn, self.feature_id)
+            finish = (await panel.finishes(conn, [self.feature_id])).get(self.feature_id)
+            forecast = await panel.forecast(conn, self.feature_id)
+            phases = await panel.tree(conn, self.feature_id)
+            spans = await panel.spans(conn, self.feature_id)
+            events = await panel.history(conn, self.feature_id, None, None, _FEW_EVENTS)
         ended = feature.status in ("completed", "cancelled") or not phases
         timeline = Timeline(phases, spans, forecast, ended)
         runs = any(each.slot for each in phases)
@@ -201,7 +204,7 @@ class FeaturePage(View):
         return Page("feature.html", title, now, pieces, lists, {"feature": feature})
 
     def _planned(
-        self, plan: object, phases: Sequence[queries.TreePhase], slots: int
+        self, plan: object, phases: Sequence[panel.TreePhase], slots: int
     ) -> Analysis | None:
         """The plan, weighed, while there is something to do about it."""
         weighed = None if phases else analyse(plan, slots, self.most_tokens)
@@ -212,7 +215,7 @@ def _event_pieces(events: list[HistoryEvent], where: str) -> dict[str, Piece]:
     return {f"event-{each.id}": Piece("piece/event.html", (each, where)) for each in events}
 
 
-def _spent(spans: list[queries.Span]) -> dict[str, Any]:
+def _spent(spans: list[panel.Span]) -> dict[str, Any]:
     """How long its ended attempts worked and waited, and since when those that run do."""
     tried = [each for each in spans if each.claimed_at]
     worked, waited = timedelta(), timedelta()
@@ -253,13 +256,13 @@ class PhasePage(View):
     async def read(self, conn: Connection) -> Page:
         """Read all that is shown. Raises `NotFound`."""
         async with one_snapshot(conn):
-            now = await queries.now(conn)
-            standing = await queries.standing(conn)
-            phase = await queries.phase(conn, self.queue_id)
+            now = await session.now(conn)
+            standing = await panel.installation(conn)
+            phase = await panel.phase(conn, self.queue_id)
             reasons = await why(conn, self.queue_id)
-            tries = await queries.tries(conn, self.queue_id)
-            needs, needed_by = await queries.neighbours(conn, phase.feature_id, phase.phase_number)
-            events = await queries.history(
+            tries = (await reads.attempts(conn, self.queue_id))[::-1]  # latest first
+            needs, needed_by = await panel.neighbours(conn, phase.feature_id, phase.phase_number)
+            events = await panel.history(
                 conn, phase.feature_id, phase.phase_number, None, MOST_EVENTS
             )
         runs = phase.slot is not None
@@ -297,9 +300,9 @@ class History(View):
     async def read(self, conn: Connection) -> Page:
         """Read all that is shown."""
         async with one_snapshot(conn):
-            now = await queries.now(conn)
-            standing = await queries.standing(conn)
-            events = await queries.history(conn, self.feature_id, None, self.before, MOST_EVENTS)
+            now = await session.now(conn)
+            standing = await panel.installation(conn)
+            events = await panel.history(conn, self.feature_id, None, self.before, MOST_EVENTS)
         last = events[-1].id if len(events) == MOST_EVENTS else None
         pieces = {
             "notice": Piece("piece/notice.html", standing),

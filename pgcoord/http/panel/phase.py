@@ -8,7 +8,7 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pgcoord.database import panel as queries_panel
+from pgcoord.database import reads
 from pgcoord.errors import NotFound, Refused
 from pgcoord.http.panel import log as panel_log
 from pgcoord.http.panel.live import Tail
@@ -52,7 +52,7 @@ async def _log_path(request: Request, queue_id: str, number: int | None) -> tupl
     """
     door = door_of(request)
     async with door.database.connection() as conn:
-        tries = await queries_panel.tries(conn, queue_id)
+        tries = (await reads.attempts(conn, queue_id))[::-1]  # latest first
     attempt = next((each for each in tries if number in (None, each.number)), None)
     if attempt is None:
         raise NotFound("Nothing yet: it has not started." if number is None else "No such attempt.")

@@ -12,8 +12,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord.database import panel as queries_panel
-from pgcoord.database import queries
+from pgcoord.database import actions, panel, reads
 from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, PlannerFailed, Refused
 from pgcoord.http.panel.responses import (
     Form,
@@ -55,7 +54,7 @@ async def _execute(request: Request) -> None:
     door, feature_id = door_of(request), feature_id_of(request)
     await door.plan_unless_planned(request, feature_id)
     async with door.acting(request) as conn:
-        await queries.execute_feature(conn, feature_id)
+        await actions.execute_feature(conn, feature_id)
 
 
 # --- New features
@@ -75,9 +74,9 @@ async def create(request: Request) -> Response:
     try:
         given = await (_read_plan if from_plan else _read_description)(request, form)
         async with door_of(request).acting(request) as conn, conn.transaction():
-            feature_id = await queries.store_feature(conn, given)
+            feature_id = await actions.store_feature(conn, given)
             if form.get("then") == "execute":
-                await queries.execute_feature(conn, feature_id)
+                await actions.execute_feature(conn, feature_id)
     except (InvalidInput, PlannerFailed) as error:
         return _new(request, form, error)
     return RedirectResponse(f"/features/{feature_id}", 303)
@@ -154,8 +153,8 @@ async def plan(request: Request) -> Response:
     """Show the stored plan of a feature as Markdown, to be edited."""
     feature_id = feature_id_of(request)
     async with door_of(request).acting(request) as conn:
-        feature = await queries.feature_to_plan(conn, feature_id)
-        rows = (await queries_panel.described(conn, feature_id)).plan
+        feature = await reads.feature_to_plan(conn, feature_id)
+        rows = (await panel.described(conn, feature_id)).plan
     text = write_plan(feature.title, None, rows)
     return _plan_form(request, feature.title, text, feature.version, None, _faithful(text, rows))
 
@@ -175,16 +174,16 @@ async def edit(request: Request) -> Response:
     feature_id, version = feature_id_of(request), form.get("version") or None
     door = door_of(request)
     async with door.acting(request) as conn:
-        feature = await queries.feature_to_plan(conn, feature_id)
+        feature = await reads.feature_to_plan(conn, feature_id)
     try:
         read = await _parse(request, _plan_text(form))
         changes: dict[str, object] = {"title": read.title, "phases": read.feature()["phases"]}
         if read.description:
             changes["description"] = read.description
         async with door.acting(request) as conn, conn.transaction():
-            await queries.change_feature(conn, feature_id, changes, version)
+            await actions.change_feature(conn, feature_id, changes, version)
             if form.get("then") == "execute":
-                await queries.execute_feature(conn, feature_id)
+                await actions.execute_feature(conn, feature_id)
     except (InvalidInput, Refused) as error:
         return _plan_form(request, feature.title, _plan_text(form), version or "", error, True)
     return RedirectResponse(f"/features/{feature_id}", 303)

@@ -14,9 +14,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import assets
-from pgcoord.database import panel as queries_panel
-from pgcoord.database import queries
-from pgcoord.database.queries import Connection
+from pgcoord.database import actions, panel
+from pgcoord.database._sql import Connection
 from pgcoord.errors import NotFound
 from pgcoord.http.panel import actions as panel_asking
 from pgcoord.http.panel import format as panel_words
@@ -118,37 +117,37 @@ def _action(deed: Deed) -> Handler:
 
 
 _FEATURE_DEEDS: dict[str, Deed] = {
-    "pause": lambda conn, request, form: queries.pause(
+    "pause": lambda conn, request, form: actions.pause(
         conn, feature_id_of(request), reason_of(form)
     ),
-    "resume": lambda conn, request, form: queries.resume(conn, feature_id_of(request)),
-    "cancel": lambda conn, request, form: queries.cancel_feature(
+    "resume": lambda conn, request, form: actions.resume(conn, feature_id_of(request)),
+    "cancel": lambda conn, request, form: actions.cancel_feature(
         conn, feature_id_of(request), reason_of(form)
     ),
 }
 
 _PHASE_DEEDS: dict[str, Deed] = {
-    "retry": lambda conn, request, form: queries.retry_phase(
+    "retry": lambda conn, request, form: actions.retry_phase(
         conn, queue_id_of(request), reason_of(form)
     ),
-    "skip": lambda conn, request, form: queries.skip_phase(
+    "skip": lambda conn, request, form: actions.skip_phase(
         conn, queue_id_of(request), reason_of(form)
     ),
-    "cancel": lambda conn, request, form: queries.cancel_phase(
+    "cancel": lambda conn, request, form: actions.cancel_phase(
         conn, queue_id_of(request), reason_of(form)
     ),
-    "cancel-branch": lambda conn, request, form: queries_panel.cancel_branch(
+    "cancel-branch": lambda conn, request, form: panel.cancel_branch(
         conn, queue_id_of(request), reason_of(form)
     ),
-    "priority": lambda conn, request, form: queries.set_priority(
+    "priority": lambda conn, request, form: actions.set_priority(
         conn, queue_id_of(request), read_number(form.get("priority", ""), 2**31 - 1)
     ),
 }
 
 _DEEDS: dict[str, Deed] = {
-    "pause": lambda conn, request, form: queries.pause(conn, None, reason_of(form)),
-    "resume": lambda conn, request, form: queries.resume(conn, None),
-    "slots": lambda conn, request, form: queries.set_slots(
+    "pause": lambda conn, request, form: actions.pause(conn, None, reason_of(form)),
+    "resume": lambda conn, request, form: actions.resume(conn, None),
+    "slots": lambda conn, request, form: actions.set_slots(
         conn, read_number(form.get("slots", ""), 2**31 - 1)
     ),
 }

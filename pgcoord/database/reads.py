@@ -1,0 +1,296 @@
+"""What the command line, the API and the streams read. One function for each view or function."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg.rows import scalar_row
+
+from pgcoord.database._sql import (
+    Connection,
+    columns_of,
+    fetch_row,
+    fetch_rows,
+    fetch_value,
+    fetch_values,
+    refusals,
+)
+from pgcoord.database.rows import (
+    Attempt,
+    BoardPhase,
+    EndedAttempt,
+    Feature,
+    FeatureToPlan,
+    Finding,
+    HistoryEvent,
+    Leader,
+    Measures,
+    Reason,
+    Slot,
+)
+from pgcoord.errors import NotFound
+
+
+async def leader(conn: Connection) -> Leader | None:
+    """The coordinator that leads, None when none does. SQL: view pgcoord.leader."""
+    return await fetch_row(conn, Leader, f"select {columns_of(Leader)} from pgcoord.leader")
+
+
+async def checkup(conn: Connection) -> list[Finding]:
+    """What the database finds wrong with the installation, a finding a kind."""
+    return await fetch_rows(conn, Finding, f"select {columns_of(Finding)} from pgcoord.checkup()")
+
+
+async def features(conn: Connection, *, unfinished: bool) -> list[Feature]:
+    """All features in order of their id, or those that are planned or in progress."""
+    return await fetch_rows(
+        conn,
+        Feature,
+        f"select {columns_of(Feature)} from pgcoord.feature"
+        " where not %s or status in ('planned', 'in_progress') order by id",
+        unfinished,
+    )
+
+
+async def feature(conn: Connection, feature_id: int) -> Feature:
+    """One feature. Raises `NotFound`."""
+    found = await fetch_row(
+        conn,
+        Feature,
+        f"select {columns_of(Feature)} from pgcoord.feature where id = %s",
+        feature_id,
+    )
+    if found is None:
+        raise NotFound(
+            f"there is no feature {feature_id}",
+            hint="'pgcoord status --all' shows those that exist.",
+        )
+    return found
+
+
+async def board(conn: Connection, feature_id: int) -> list[BoardPhase]:
+    """The phases of a feature in order of their number."""
+    return await fetch_rows(
+        conn,
+        BoardPhase,
+        f"select {columns_of(BoardPhase)} from pgcoord.board where feature_id = %s"
+        " order by phase_number",
+        feature_id,
+    )
+
+
+async def slots(conn: Connection) -> list[Slot]:
+    """The slots, free ones too."""
+    return await fetch_rows(
+        conn, Slot, f"select {columns_of(Slot)} from pgcoord.slots order by slot"
+    )
+
+
+async def slot_count(conn: Connection) -> int:
+    """How many phases may run at once."""
+    return int(await fetch_value(conn, "select count(*) from pgcoord.slot where not draining"))
+
+
+async def paused(conn: Connection) -> datetime | None:
+    """Since when everything is paused; None when it is not."""
+    since: datetime | None = await fetch_value(conn, "select paused_at from pgcoord.control")
+    return since
+
+
+async def why(conn: Connection, queue_id: str) -> list[Reason]:
+    """Why a phase is where it is, most decisive reason first. Raises `NotFound`."""
+    return await fetch_rows(
+        conn, Reason, "select kind, words, refers_to from pgcoord.why(%s)", queue_id
+    )
+
+
+async def attempts(conn: Connection, queue_id: str) -> list[Attempt]:
+    """The attempts of a phase, first to last. Raises `NotFound`."""
+    await why(conn, queue_id)
+    return await fetch_rows(
+        conn,
+        Attempt,
+        f"select {columns_of(Attempt)} from pgcoord.attempt where queue_id = %s order by number",
+        queue_id,
+    )
+
+
+async def status_of(conn: Connection, queue_id: str) -> str:
+    """The status of a phase. Raises `NotFound`."""
+    status = await fetch_value(
+        conn, "select status from public.phase_queue where queue_id = %s", queue_id
+    )
+    if status is None:
+        raise NotFound(
+            f"there is no phase {queue_id}", hint="'pgcoord status' shows those that exist."
+        )
+    return str(status)
+
+
+async def queue_id_of(conn: Connection, feature_id: int, phase_number: int) -> str | None:
+    """The name of a phase by its number in its feature; None when there is none."""
+    name: str | None = await fetch_value(
+        conn,
+        "select queue_id from public.phase_queue where feature_id = %s and phase_number = %s",
+        feature_id,
+        phase_number,
+    )
+    return name
+
+
+async def last_reasons(conn: Connection, feature_id: int) -> dict[int, str]:
+    """The reason logged with the last move of each phase of a feature, where one was."""
+    with refusals():
+        cursor = await conn.execute(
+            b"select distinct on (phase_number) phase_number, reason from pgcoord.event"
+            b" where feature_id = %s and kind = 'phase_moved' order by phase_number, id desc",
+            [feature_id],
+        )
+        return {number: reason for number, reason in await cursor.fetchall() if reason}
+
+
+async def events_after(
+    conn: Connection, last: int, gaps: Sequence[tuple[int, int]], limit: int
+) -> list[HistoryEvent]:
+    """Events with an id above `last` or within one of `gaps`, lowest ids first."""
+    return await fetch_rows(
+        conn,
+        HistoryEvent,
+        f"select {columns_of(HistoryEvent)} from pgcoord.events_after(%s, %s, %s, %s)",
+        last,
+        [low for low, _ in gaps],
+        [high for _, high in gaps],
+        limit,
+    )
+
+
+async def last_event(conn: Connection, back: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """The highest id of an event, and the ranges missing among the last `back` events."""
+    with refusals():
+        cursor = await conn.execute(b"select last, lows, highs from pgcoord.last_event(%s)", [back])
+        row = await cursor.fetchone()
+    assert row is not None
+    last, lows, highs = row
+    return last, tuple(zip(lows, highs, strict=True))
+
+
+async def event_writers(conn: Connection) -> frozenset[str]:
+    """The transactions under way that may have written events."""
+    with refusals():
+        cursor = conn.cursor(row_factory=scalar_row)
+        await cursor.execute(b"select pgcoord.event_writers()")
+        return frozenset(await cursor.fetchall())
+
+
+async def feature_to_plan(conn: Connection, feature_id: int) -> FeatureToPlan:
+    """What a feature is planned from. Raises `NotFound`; `Refused` once its phases are queued."""
+    found = await fetch_row(
+        conn,
+        FeatureToPlan,
+        f"select {columns_of(FeatureToPlan)} from pgcoord.feature_to_plan(%s)",
+        feature_id,
+    )
+    assert found is not None
+    return found
+
+
+async def feature_object(conn: Connection, feature_id: int) -> dict[str, Any]:
+    """A feature with its phases, as JSON. Raises `NotFound`."""
+    found: dict[str, Any] = await fetch_value(conn, "select pgcoord.feature_object(%s)", feature_id)
+    return found
+
+
+async def measures(conn: Connection) -> Measures:
+    """What a monitor wants to know of the moment; counts all phases."""
+    found = await fetch_row(
+        conn, Measures, f"select {columns_of(Measures)} from pgcoord.measures()"
+    )
+    assert found is not None
+    return found
+
+
+async def ended_attempts(conn: Connection, events: Collection[int]) -> list[EndedAttempt]:
+    """The attempts that ended with these events."""
+    columns = columns_of(EndedAttempt)
+    statement = f"select {columns} from pgcoord.ended_attempts(%s)"
+    return await fetch_rows(conn, EndedAttempt, statement, list(events))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is wanted of a list: columns and the values they may have, the order, and which part."""
+
+    filters: Mapping[str, Collection[object]]
+    order: str
+    limit: int
+    offset: int = 0
+
+    def sql(self, orders: Mapping[str, str]) -> tuple[str, list[object]]:
+        """The clauses, and their values; `order` is a key of `orders`."""
+        tests = " and ".join(f"{column} = any(%s)" for column in self.filters) or "true"
+        clauses = f"where {tests} order by {orders[self.order]} limit %s offset %s"
+        return clauses, [*map(list, self.filters.values()), self.limit, self.offset]
+
+
+QUEUE_ORDERS = {
+    "feature": "feature_id, phase_number",
+    "line": "slot nulls last, priority, queue_position, feature_id, phase_number",
+    "updated": "updated_at desc, feature_id, phase_number",
+}
+
+
+FEATURE_ORDERS = {
+    "id": "id",
+    "newest": "id desc",
+    "priority": "priority, id",
+    "updated": "updated_at desc, id",
+}
+
+
+async def queue_objects(conn: Connection, listing: Listing) -> list[dict[str, Any]]:
+    """Phases with what they wait for, as JSON."""
+    clauses, values = listing.sql(QUEUE_ORDERS)
+    names = f"select queue_id from public.phase_queue {clauses}"
+    return await fetch_values(conn, f"select pgcoord.phase_objects(array({names}))", *values)
+
+
+async def feature_objects(conn: Connection, listing: Listing) -> list[dict[str, Any]]:
+    """Features without their phases, as JSON. SQL: view pgcoord.feature."""
+    clauses, values = listing.sql(FEATURE_ORDERS)
+    return await fetch_values(
+        conn,
+        f"select to_jsonb(f) - 'plan' from (select * from pgcoord.feature {clauses}) as f",
+        *values,
+    )
+
+
+async def phase_object(conn: Connection, queue_id: str) -> dict[str, Any]:
+    """A phase with what it waits for, as JSON. Raises `NotFound`. SQL: view pgcoord.queue."""
+    found: dict[str, Any] | None = await fetch_value(
+        conn, "select to_jsonb(q) from pgcoord.queue as q where queue_id = %s", queue_id
+    )
+    if found is None:
+        raise NotFound(
+            f"there is no phase {queue_id}", hint="'pgcoord status' shows those that exist."
+        )
+    return found
+
+
+async def slot_objects(conn: Connection) -> list[dict[str, Any]]:
+    """The slots and what holds each, as JSON."""
+    return await fetch_values(conn, "select to_jsonb(s) from pgcoord.slots as s order by s.slot")
+
+
+async def queue_snapshot(conn: Connection, limit: int) -> dict[str, Any]:
+    """What a watcher of the queue sees first: phases that have not ended, those in slots first."""
+    waiting = ["queued", "ready", "running", "blocked"]
+    since = await paused(conn)
+    return {
+        "queue": await queue_objects(conn, Listing({"status": waiting}, "line", limit)),
+        "total": await fetch_value(
+            conn, "select count(*) from public.phase_queue where status = any(%s)", waiting
+        ),
+        "slots": await slot_objects(conn),
+        "paused_at": since and since.isoformat(),
+    }

@@ -1,0 +1,61 @@
+"""Statements about the session itself: its actor, its channels, its snapshot, its clock."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+from pgcoord.database._sql import Connection, fetch_value, refusals
+
+WAKE = "pgcoord_wake"
+
+
+EVENT = "pgcoord_event"
+
+
+STAND_BY = "pgcoord_stand_by"
+
+
+PROBE = "pgcoord_probe"
+
+
+async def act_as(conn: Connection, actor: str) -> None:
+    """Have what is done on `conn` logged as done by `actor`."""
+    await fetch_value(conn, "select set_config('pgcoord.actor', %s, false)", actor)
+
+
+async def listen(conn: Connection, channel: str) -> None:
+    """Have notifications of `channel` come in on `conn`. A server that only reads refuses."""
+    with refusals():
+        await conn.execute(f"listen {channel}".encode())
+
+
+async def notify(conn: Connection, channel: str) -> None:
+    """Notify whoever listens to `channel`."""
+    await conn.execute(f"notify {channel}".encode())
+
+
+async def is_pooled(conn: Connection) -> bool:
+    """Whether something between us and the server gives out its connections in turn."""
+    return bool(await fetch_value(conn, "select pg_backend_pid() <> %s", conn.info.backend_pid))
+
+
+async def now(conn: Connection) -> datetime:
+    """The database's clock."""
+    at: datetime = await fetch_value(conn, "select clock_timestamp()")
+    return at
+
+
+async def ping(conn: Connection) -> None:
+    """Ask the server for a sign of life.
+
+    How long that may take is in the connection's own parameters.
+    """
+    await conn.execute(b"select")
+
+
+@asynccontextmanager
+async def one_snapshot(conn: Connection) -> AsyncIterator[None]:
+    """Have all statements of the block see the database as it is at the first of them."""
+    async with conn.transaction():
+        await conn.execute(b"set transaction isolation level repeatable read, read only")
+        yield
