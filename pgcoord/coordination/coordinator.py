@@ -26,12 +26,14 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from pgcoord import __version__
 from pgcoord.backoff import Backoff
 from pgcoord.configuration import Configuration, Workflow
+from pgcoord.coordination.launching import Launcher
 from pgcoord.coordination.supervision import Supervision, Unheard, log_move
 from pgcoord.database import _sql, claims, issues, reads, session
 from pgcoord.database import connect as database
 from pgcoord.database.listener import Listener, listening
 from pgcoord.database.rows import Assignment, Lead, ServerTimeline
 from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked, StaleAttempt
+from pgcoord.runs.local import LocalLauncher
 from pgcoord.runs.retention import remove_old_runs
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ class Coordinator:
         self.leads = asyncio.Event()
         self._dsn = dsn
         self.configuration = configuration
+        self.launcher: Launcher = LocalLauncher(configuration.log_max_size)
         self._runs_folder = runs_folder.resolve()
         self.environment = environment
         self.report_url = report_url
