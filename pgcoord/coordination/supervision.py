@@ -67,8 +67,13 @@ class Coordination(Protocol):
         """Where people see a phase, if they can from anywhere."""
         ...
 
-    async def tell(self, say: Callable[[_sql.Connection], Awaitable[Result]]) -> Result:
-        """Say something to the database until it has heard it. Raises `Unheard` when stopped."""
+    async def execute_with_retry(
+        self, statement: Callable[[_sql.Connection], Awaitable[Result]]
+    ) -> Result:
+        """Run *statement*, which must be idempotent, until the database has executed it.
+
+        Raises `Stopped` when the coordinator is stopped first.
+        """
         ...
 
     async def unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
@@ -76,12 +81,8 @@ class Coordination(Protocol):
         ...
 
     def note_recorded(self) -> None:
-        """Hear that the start of a process is recorded, or that there is none."""
+        """Wake the coordinator, which on shutdown waits until each start is recorded."""
         ...
-
-
-class Unheard(Exception):
-    """Stopped while the database could not be told."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,12 @@ class Supervision:
     task: asyncio.Task[None]
 
     def __init__(
-        self, assignment: Assignment, coordinator: Coordination, epoch: int, asked: float
+        self, assignment: Assignment, coordinator: Coordination, epoch: int, lead_checked_at: float
     ) -> None:
-        """`asked` is when the database was asked that said so, and that our lead is not over."""
+        """*lead_checked_at*: loop time of the last statement that proved that we lead."""
         self.assignment = assignment
         self.epoch = epoch
-        self.asked = asked
+        self.lead_checked_at = lead_checked_at
         self.job: Job = coordinator.launcher.adopt(assignment)
         self.recorded = False
         self.told = False
@@ -179,7 +180,9 @@ class Supervision:
 
     async def _give_back(self) -> None:
         """Return an attempt that was not started here, by whatever time this reaches its folder."""
-        await self._coordinator.tell(lambda conn: claims.check_epoch(conn, self.epoch))
+        await self._coordinator.execute_with_retry(
+            lambda conn: claims.check_epoch(conn, self.epoch)
+        )
         if await self.job.give_up():
             await self._give_up("returned", f"{self._coordinator.host} gave it back, not started")
         else:
@@ -210,8 +213,10 @@ class Supervision:
 
     async def _launch(self) -> None:
         workflow = self._workflow()
-        if _now() - self.asked > _KNOWN_TO_LEAD:
-            await self._coordinator.tell(lambda conn: claims.check_epoch(conn, self.epoch))
+        if _now() - self.lead_checked_at > _KNOWN_TO_LEAD:
+            await self._coordinator.execute_with_retry(
+                lambda conn: claims.check_epoch(conn, self.epoch)
+            )
         await self.job.start(
             Command(
                 workflow.arguments(_values(self.assignment, self.job.prompt_file)),
@@ -224,7 +229,7 @@ class Supervision:
     async def _record_start(self) -> None:
         identity = self.job.identity
         assert identity is not None
-        await self._coordinator.tell(
+        await self._coordinator.execute_with_retry(
             lambda conn: claims.start_phase(conn, self.epoch, self.assignment.attempt_id, *identity)
         )
         log_move(self.assignment, "ready", "running", f"started, {identity}")
@@ -258,7 +263,7 @@ class Supervision:
             kept = await self.job.spooled_report(assignment.secret)
             if kept is None:
                 return
-            answer = await self._coordinator.tell(
+            answer = await self._coordinator.execute_with_retry(
                 lambda conn: actions.take_report(
                     conn,
                     kept.report,
@@ -291,14 +296,14 @@ class Supervision:
     async def _conclude(
         self,
         reason: str,
-        say: Callable[[_sql.Connection], Awaitable[Move | None]],
+        statement: Callable[[_sql.Connection], Awaitable[Move | None]],
     ) -> None:
-        """Tell the database how an attempt ended, and log what that made of its phase."""
+        """Record by *statement* how an attempt ended, and log what that made of its phase."""
 
-        async def say_and_log(conn: _sql.Connection) -> None:
-            self.log_end(await say(conn), reason)
+        async def execute_and_log(conn: _sql.Connection) -> None:
+            self.log_end(await statement(conn), reason)
 
-        await self._coordinator.tell(say_and_log)
+        await self._coordinator.execute_with_retry(execute_and_log)
 
     async def _gone(self) -> _Gone:
         """Wait until the process is gone, ending its group when it is time."""

@@ -349,7 +349,7 @@ async def test_a_process_whose_attempt_was_given_up_before_its_start_was_recorde
     RecordedLate.spawned, RecordedLate.goes_on = asyncio.Event(), asyncio.Event()
     async with running(coordinator):
         await RecordedLate.spawned.wait()
-        (identity,) = [taken.job.identity for taken in coordinator._taken.values()]
+        (identity,) = [taken.job.identity for taken in coordinator._supervised.values()]
         await watch.one("select pgcoord.give_up_attempt(id, 'failed', 'x') from pgcoord.attempt")
         RecordedLate.goes_on.set()
         await watch.until_statuses("failed")

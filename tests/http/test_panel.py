@@ -771,7 +771,7 @@ async def test_the_log_of_an_attempt_that_begins_is_shown_and_followed(
 ) -> None:
     add_feature(conn, {1: []})
     await look(page, f"{panel}/phases/queue-1-1")
-    await expect(page.locator("#log")).to_contain_text("it has not started")
+    await expect(page.locator("#log")).to_contain_text("has not started")
     for attempt in ("first", "second"):
         (tmp_path / attempt).mkdir()
         with conn.transaction():
