@@ -68,6 +68,7 @@ class Retrying:
             timeout=5,
             open=False,
             kwargs={"autocommit": True},
+            configure=database.own_session,
         )
         try:
             await self._pool.open()
