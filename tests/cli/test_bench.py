@@ -13,8 +13,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Connection, add_feature
 from psycopg.conninfo import make_conninfo
+from support.database import Connection, add_feature
 
 from pgcoord.bench import measure as bench
 from pgcoord.bench.measure import Figure, Goal, Machine, Report

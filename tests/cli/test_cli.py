@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import Connection, add_feature, claim, statuses, take_lead
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.database import Connection, add_feature, claim, statuses, take_lead
 from support.desk import CONFIGURATION, PATIENCE, Desk, until
 
 from pgcoord.database import schema

@@ -12,8 +12,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Connection, add_feature
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.database import Connection, add_feature
 from support.desk import CONFIGURATION, Desk, address_of
 from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
 

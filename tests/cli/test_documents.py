@@ -104,7 +104,7 @@ def test_every_kind_of_finding_is_explained() -> None:
     text = (ROOT / "docs" / "operating.md").read_text()
     rows = re.findall(r"^\| (.+?) \| .* \| (?:SQL|`doctor`) \|$", text, re.MULTILINE)
     explained = {kind for row in rows for kind in row.split(", ")}
-    shown = (ROOT / "sql" / "functions" / "checkup.sql").read_text()
+    shown = (ROOT / "sql" / "functions" / "70_checkup.sql").read_text()
     found = set(re.findall(r"^    select '(\w+)',", shown, re.MULTILINE))
     source = (ROOT / "pgcoord" / "doctor.py").read_text()
     found |= set(re.findall(r'Finding\(\s*"([\w-]+)"', source))

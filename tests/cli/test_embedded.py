@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import kill_server
+from support.database import kill_server
 
 from pgcoord.database.embedded import SOCKET, Binaries, EmbeddedPostgres, find_binaries
 from pgcoord.errors import CannotStart

@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import psycopg
-from conftest import Connection, add_feature, claim
+from support.database import Connection, add_feature, claim
 from support.desk import CONFIGURATION, PATIENCE, Desk, Program, until
 
 from pgcoord.http.panel import log as panel_log

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Connection, add_feature, claim, start, take_lead
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.json import Jsonb
+from support.database import Connection, add_feature, claim, start, take_lead
 from support.terminal import COLUMNS, PATIENCE, Terminal, surroundings
 
 LONG = "A title much longer than anybody would ever want to read on a screen"

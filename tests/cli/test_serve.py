@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Connection, statuses
+from support.database import Connection, statuses
 from support.desk import PATIENCE, Desk, address_of, until
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect

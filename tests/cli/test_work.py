@@ -5,8 +5,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Connection, add_feature, add_phase, claim, start, statuses
 from psycopg.types.json import Jsonb
+from support.database import Connection, add_feature, add_phase, claim, start, statuses
 
 
 def rows(conn: Connection, statement: str, *values: object) -> list[dict[str, Any]]:

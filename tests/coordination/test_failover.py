@@ -9,7 +9,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import kill_server
 from support.coordination import (
     PATIENCE,
     Gate,
@@ -20,6 +19,7 @@ from support.coordination import (
     until_it_ends,
     watching,
 )
+from support.database import kill_server
 
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.supervision import Supervision

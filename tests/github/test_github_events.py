@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import Connection, add_feature, claim, start, statuses
+from support.database import Connection, add_feature, claim, start, statuses
 from support.fake_github import LOGIN, REPOSITORY, TOKEN
 from support.serving import Site, served
 

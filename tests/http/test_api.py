@@ -8,8 +8,8 @@ from typing import Any
 
 import anyio
 import pytest
-from conftest import Connection, add_feature, claim, start, statuses
 from support.coordination import watching
+from support.database import Connection, add_feature, claim, start, statuses
 from support.serving import Site, served
 
 API = "/api/v1"

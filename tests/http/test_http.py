@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
-from conftest import Connection, add_feature, claim, start, statuses
+from support.database import Connection, add_feature, claim, start, statuses
 from support.serving import Site, served
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus

@@ -16,10 +16,10 @@ import anyio
 import psycopg
 import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
-from conftest import Connection, add_feature, add_phase, claim, start, statuses
 from playwright.async_api import Browser, BrowserContext, Page, Route, expect
 from psycopg.types.json import Jsonb
 from support.coordination import PATIENCE, Gate
+from support.database import Connection, add_feature, add_phase, claim, start, statuses
 from support.panel_browser import browsing, chromium, served
 from support.panel_scene import Scene, set_scene
 

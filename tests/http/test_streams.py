@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Connection, add_feature, add_phase, claim, start
+from support.database import Connection, add_feature, add_phase, claim, start
 from support.serving import Site, served
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Connection, add_feature, add_phase, claim, start, statuses
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from standardwebhooks import Webhook
+from support.database import Connection, add_feature, add_phase, claim, start, statuses
 from support.serving import SECRET, Site, served, signed
 
 OTHER = "whsec_" + base64.b64encode(b"y" * 32).decode()

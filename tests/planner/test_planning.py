@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Connection, statuses
+from support.database import Connection, statuses
 from support.desk import Desk
 from support.serving import Site, served
 

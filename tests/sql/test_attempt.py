@@ -1,65 +1,38 @@
 """Attempts: which phase is claimed next, and what becomes of it when its process ends."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
-from conftest import (
+from psycopg.types.json import Jsonb
+from support.database import (
     WORKFLOW,
     Connection,
     add_feature,
     add_phase,
+    attempt_of,
     claim,
+    one,
+    phase,
+    refused,
     start,
     statuses,
     take_lead,
 )
-from psycopg.types.json import Jsonb
-
-
-@contextmanager
-def refused(sqlstate: str, *words: str) -> Iterator[None]:
-    with pytest.raises(psycopg.Error) as caught:
-        yield
-    assert caught.value.sqlstate == sqlstate, caught.value
-    assert caught.value.diag.message_hint or not sqlstate.startswith("PC")
-    for each in words:
-        assert each in str(caught.value)
-
-
-def one(conn: Connection, statement: str, *values: object) -> dict[str, Any]:
-    row = conn.execute(statement.encode(), values).fetchone()
-    assert row
-    return row
-
-
-def phase(conn: Connection, queue_id: str) -> dict[str, Any]:
-    return one(conn, "select * from phase_queue where queue_id = %s", queue_id)
-
-
-def attempt(conn: Connection, queue_id: str) -> dict[str, Any]:
-    """The latest attempt of a phase."""
-    return one(
-        conn,
-        "select * from pgcoord.attempt where queue_id = %s order by number desc limit 1",
-        queue_id,
-    )
 
 
 def end(conn: Connection, queue_id: str, exit_code: int, log_tail: str = "") -> None:
     conn.execute(
         "select pgcoord.end_attempt(%s, %s, %s)",
-        [attempt(conn, queue_id)["id"], exit_code, log_tail],
+        [attempt_of(conn, queue_id)["id"], exit_code, log_tail],
     )
 
 
 def give_up(conn: Connection, queue_id: str, outcome: str, error: str) -> None:
     conn.execute(
         "select pgcoord.give_up_attempt(%s, %s, %s)",
-        [attempt(conn, queue_id)["id"], outcome, error],
+        [attempt_of(conn, queue_id)["id"], outcome, error],
     )
 
 
@@ -212,7 +185,7 @@ def test_a_phase_without_workflow_waits_where_none_is_the_default(conn: Connecti
 
 def test_a_phase_says_itself_how_often_and_how_long(conn: Connection, epoch: int) -> None:
     queue_id = running(conn, epoch, max_attempts=4, timeout_seconds=1.5)
-    row = attempt(conn, queue_id)
+    row = attempt_of(conn, queue_id)
     assert (row["max_attempts"], row["timeout"].total_seconds()) == (4, 1.5)
     assert (row["deadline"] - row["started_at"]).total_seconds() == pytest.approx(1.5, abs=0.1)
 
@@ -223,23 +196,23 @@ def test_what_was_declared_when_it_was_claimed_counts(conn: Connection) -> None:
     epoch = take_lead(conn, WORKFLOW)
     end(conn, queue_id, 0)
     assert phase(conn, queue_id)["status"] == "queued"
-    assert attempt(conn, queue_id)["error"] == "exited 0 without reporting"
+    assert attempt_of(conn, queue_id)["error"] == "exited 0 without reporting"
 
 
 def test_a_lead_that_is_over_can_neither_claim_nor_start(conn: Connection, epoch: int) -> None:
     queue_id = running(conn, epoch)
     assert take_lead(conn) == epoch + 1
     add_feature(conn, {1: []})
-    was = statuses(conn), attempt(conn, queue_id)
+    was = statuses(conn), attempt_of(conn, queue_id)
     for stale in (epoch, epoch + 2, None):
         with refused("PC007", "is over"):
             conn.execute("select pgcoord.claim_phases(%s::bigint)", [stale])
         with refused("PC007", "is over"):
             conn.execute(
                 "select pgcoord.start_phase(%s, %s, 2, 'now')",
-                [stale, attempt(conn, queue_id)["id"]],
+                [stale, attempt_of(conn, queue_id)["id"]],
             )
-    assert (statuses(conn), attempt(conn, queue_id)) == was
+    assert (statuses(conn), attempt_of(conn, queue_id)) == was
 
 
 def test_a_claim_skips_a_phase_that_somebody_has_locked(
@@ -274,7 +247,7 @@ def test_an_adw_id_that_a_client_used_is_not_given_again(conn: Connection, epoch
     )["adw_id"]
     add_phase(conn, feature, 2, status="running", adw_id=coming)
     [queue_id] = claim(conn, epoch)
-    assert attempt(conn, queue_id)["adw_id"] != coming
+    assert attempt_of(conn, queue_id)["adw_id"] != coming
 
 
 def test_an_adw_id_is_of_one_attempt(conn: Connection) -> None:
@@ -289,7 +262,7 @@ def test_an_adw_id_is_of_one_attempt(conn: Connection) -> None:
 
 def test_a_started_phase_is_running(conn: Connection, epoch: int) -> None:
     queue_id = running(conn, epoch)
-    row, tried = phase(conn, queue_id), attempt(conn, queue_id)
+    row, tried = phase(conn, queue_id), attempt_of(conn, queue_id)
     assert row["status"] == "running"
     assert row["started_timestamp"] >= row["ready_timestamp"]
     assert (tried["pid"], tried["process_started"]) == (1, "then")
@@ -301,10 +274,11 @@ def test_a_report_before_the_start_was_recorded_stands(conn: Connection, epoch: 
     [queue_id] = claim(conn, epoch)
     conn.execute("select pgcoord.complete_phase(%s)", [queue_id])
     conn.execute(
-        "select pgcoord.start_phase(%s, %s, 5, 'now')", [epoch, attempt(conn, queue_id)["id"]]
+        "select pgcoord.start_phase(%s, %s, 5, 'now')",
+        [epoch, attempt_of(conn, queue_id)["id"]],
     )
     assert statuses(conn, feature) == {1: "completed"}
-    tried = attempt(conn, queue_id)
+    tried = attempt_of(conn, queue_id)
     assert (tried["pid"], tried["outcome"], tried["exited_at"]) == (5, "completed", None)
     left = one(conn, "select pid, ended from pgcoord.assignment")
     assert left == {"pid": 5, "ended": True}
@@ -327,7 +301,7 @@ def test_an_exit_without_a_report_decides(
     epoch = take_lead(conn, WORKFLOW | {"reports": reports})
     queue_id = running(conn, epoch)
     end(conn, queue_id, exit_code, "last words")
-    row, tried = phase(conn, queue_id), attempt(conn, queue_id)
+    row, tried = phase(conn, queue_id), attempt_of(conn, queue_id)
     assert (row["status"], row["error_message"], row["slot"]) == (status, error, None)
     assert (tried["outcome"], tried["error"], tried["exit_code"]) == (status, error, exit_code)
     assert tried["ended_at"]
@@ -341,12 +315,12 @@ def test_an_exit_counts_once(conn: Connection, epoch: int) -> None:
     end(conn, queue_id, 1)
     give_up(conn, queue_id, "lost", "gone")
     assert phase(conn, queue_id)["status"] == "completed"
-    assert attempt(conn, queue_id)["exit_code"] == 0
+    assert attempt_of(conn, queue_id)["exit_code"] == 0
 
 
 def test_an_attempt_that_was_deleted_can_be_ended(conn: Connection, epoch: int) -> None:
     queue_id = running(conn, epoch)
-    number = attempt(conn, queue_id)["id"]
+    number = attempt_of(conn, queue_id)["id"]
     conn.execute("select pgcoord.complete_phase(%s)", [queue_id])
     conn.execute("delete from planned_features")
     conn.execute("select pgcoord.end_attempt(%s, 0)", [number])
@@ -357,7 +331,8 @@ def test_an_attempt_that_was_deleted_can_be_ended(conn: Connection, epoch: int) 
 def test_what_a_process_left_behind_is_in_the_history(conn: Connection, epoch: int) -> None:
     queue_id = running(conn, epoch)
     conn.execute(
-        "select pgcoord.end_attempt(%s, 0, '', 'sleep (4711)')", [attempt(conn, queue_id)["id"]]
+        "select pgcoord.end_attempt(%s, 0, '', 'sleep (4711)')",
+        [attempt_of(conn, queue_id)["id"]],
     )
     event = one(conn, "select * from pgcoord.event where kind = 'attempt_left_behind'")
     assert (event["queue_id"], event["attempt"]) == (queue_id, 1)
@@ -441,7 +416,7 @@ def test_an_attempt_that_could_not_be_started_failed(conn: Connection, epoch: in
     claim(conn, epoch)
     give_up(conn, queue_id, "failed", "no such command")
     assert phase(conn, queue_id)["status"] == "failed"
-    assert attempt(conn, queue_id)["outcome"] == "failed"
+    assert attempt_of(conn, queue_id)["outcome"] == "failed"
 
 
 def test_a_lost_attempt_fails_its_phase(conn: Connection, epoch: int) -> None:
@@ -449,7 +424,7 @@ def test_a_lost_attempt_fails_its_phase(conn: Connection, epoch: int) -> None:
     give_up(conn, queue_id, "lost", "the machine restarted")
     row = phase(conn, queue_id)
     assert (row["status"], row["error_message"]) == ("failed", "the machine restarted")
-    assert attempt(conn, queue_id)["outcome"] == "lost"
+    assert attempt_of(conn, queue_id)["outcome"] == "lost"
 
 
 def test_a_lost_attempt_counts_where_nothing_else_is_declared(conn: Connection) -> None:
@@ -499,7 +474,9 @@ def let_leases_run_out(conn: Connection) -> None:
 
 
 def abandon(conn: Connection, epoch: int, queue_id: str) -> None:
-    conn.execute("select pgcoord.abandon_attempt(%s, %s)", [epoch, attempt(conn, queue_id)["id"]])
+    conn.execute(
+        "select pgcoord.abandon_attempt(%s, %s)", [epoch, attempt_of(conn, queue_id)["id"]]
+    )
 
 
 def test_an_attempt_of_another_host_is_left_alone_for_a_lease_after_the_lead_was_taken(
@@ -516,7 +493,9 @@ def test_an_attempt_of_another_host_is_left_alone_while_its_lease_is_renewed(
     conn: Connection, epoch: int, abroad: str
 ) -> None:
     let_leases_run_out(conn)
-    assert one(conn, "select * from pgcoord.agenda()")["abandoned"] == [attempt(conn, abroad)["id"]]
+    assert one(conn, "select * from pgcoord.agenda()")["abandoned"] == [
+        attempt_of(conn, abroad)["id"]
+    ]
     conn.execute("select pgcoord.renew_lease('there')")
     assert one(conn, "select * from pgcoord.agenda()")["abandoned"] == []
     abandon(conn, epoch, abroad)
@@ -530,14 +509,14 @@ def test_an_attempt_whose_hosts_lease_has_run_out_is_lost_and_its_process_not_kn
     abandon(conn, epoch, abroad)
     row = phase(conn, abroad)
     assert (row["status"], row["slot"]) == ("failed", None)
-    lost = attempt(conn, abroad)
+    lost = attempt_of(conn, abroad)
     assert (lost["outcome"], lost["exited_at"]) == ("lost", None)
     assert lost["error"] == "nothing was heard of its host there for 00:01:00"
     # Its process is to be ended at once by whoever comes to life there, and that is recorded.
     found = one(conn, "select * from pgcoord.assignment where host = 'there'")
     assert (found["ended"], found["ending"]) == (True, "lost")
     end(conn, abroad, 143)
-    assert attempt(conn, abroad)["exit_code"] == 143
+    assert attempt_of(conn, abroad)["exit_code"] == 143
     assert conn.execute("select from pgcoord.assignment").fetchall() == []
     assert phase(conn, abroad)["status"] == "failed"
 
@@ -549,7 +528,7 @@ def test_an_end_asked_for_counts_before_the_loss_of_the_host(
     let_leases_run_out(conn)
     abandon(conn, epoch, abroad)
     assert phase(conn, abroad)["status"] == "cancelled"
-    assert attempt(conn, abroad)["outcome"] == "cancelled"
+    assert attempt_of(conn, abroad)["outcome"] == "cancelled"
 
 
 def test_only_who_leads_gives_up_attempts_of_other_hosts(
@@ -567,7 +546,7 @@ def test_the_start_of_an_attempt_that_was_given_up_is_refused(
 ) -> None:
     queue_id = add_phase(conn, add_feature(conn, {}), 1)
     assert claim(conn, epoch) == [queue_id]
-    number = attempt(conn, queue_id)["id"]
+    number = attempt_of(conn, queue_id)["id"]
     give_up(conn, queue_id, "failed", "x")
     if gone == "deleted":
         conn.execute("delete from phase_queue")
@@ -607,12 +586,12 @@ def test_an_attempt_given_back_costs_nothing(conn: Connection, epoch: int) -> No
         assert claim(conn, epoch) == [queue_id]
         conn.execute(
             "select pgcoord.return_attempt(%s, interval '90 s', 'rate limit')",
-            [attempt(conn, queue_id)["id"]],
+            [attempt_of(conn, queue_id)["id"]],
         )
         row = phase(conn, queue_id)
         assert (row["status"], row["slot"], row["attempts_used"]) == ("queued", None, 0)
         assert (row["attempt"], row["error_message"]) == (number, "rate limit")
-        assert attempt(conn, queue_id)["outcome"] == "returned"
+        assert attempt_of(conn, queue_id)["outcome"] == "returned"
         assert retry_wait(conn, queue_id) == pytest.approx(90, abs=0.5)
         assert claim(conn, epoch) == []
         come_due(conn)
@@ -628,12 +607,13 @@ def test_an_end_that_was_asked_for_counts_before_how_the_attempt_is_given_up(
     conn.execute("select pgcoord.cancel_phase(%s, 'not wanted')", [queue_id])
     if how == "returned":
         conn.execute(
-            "select pgcoord.return_attempt(%s, '1 min', 'x')", [attempt(conn, queue_id)["id"]]
+            "select pgcoord.return_attempt(%s, '1 min', 'x')",
+            [attempt_of(conn, queue_id)["id"]],
         )
     else:
         give_up(conn, queue_id, how, "x")
     assert phase(conn, queue_id)["status"] == "cancelled"
-    assert attempt(conn, queue_id)["outcome"] == "cancelled"
+    assert attempt_of(conn, queue_id)["outcome"] == "cancelled"
 
 
 # --- Deadlines
@@ -643,16 +623,16 @@ def test_an_attempt_past_its_deadline_is_to_be_ended(conn: Connection) -> None:
     epoch = take_lead(conn, WORKFLOW | {"timeout_seconds": 60})
     queue_id = running(conn, epoch)
     conn.execute("select pgcoord.expire_attempts()")
-    assert attempt(conn, queue_id)["ending"] is None
+    assert attempt_of(conn, queue_id)["ending"] is None
     conn.execute("update pgcoord.attempt set deadline = now() - interval '1 s'")
     conn.execute("select pgcoord.expire_attempts()")
-    asked = attempt(conn, queue_id)
+    asked = attempt_of(conn, queue_id)
     assert (asked["ending"], asked["outcome"]) == ("timed_out", None)
     conn.execute("select pgcoord.expire_attempts()")
-    assert attempt(conn, queue_id) == asked
+    assert attempt_of(conn, queue_id) == asked
     assert phase(conn, queue_id)["status"] == "running"
     end(conn, queue_id, 143)
-    row, tried = phase(conn, queue_id), attempt(conn, queue_id)
+    row, tried = phase(conn, queue_id), attempt_of(conn, queue_id)
     assert (row["status"], tried["outcome"]) == ("failed", "timed_out")
     assert row["error_message"] == tried["error"] == "ran longer than its timeout of 00:01:00"
 
@@ -676,7 +656,7 @@ def test_an_attempt_that_has_ended_or_is_being_ended_does_not_time_out(
     conn.execute("update phase_queue set status = %s", [status])
     conn.execute("update pgcoord.attempt set deadline = now() - interval '1 s'")
     conn.execute("select pgcoord.expire_attempts()")
-    assert attempt(conn, queue_id)["ending"] == (None if status == "completed" else "cancelled")
+    assert attempt_of(conn, queue_id)["ending"] == (None if status == "completed" else "cancelled")
 
 
 def test_the_agenda_names_the_nearest_deadline(conn: Connection) -> None:

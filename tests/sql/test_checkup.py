@@ -5,8 +5,8 @@ from datetime import timedelta
 
 import psycopg
 import pytest
-from conftest import WORKFLOW, Connection, add_feature, add_phase, claim, start, take_lead
 from psycopg.types.json import Jsonb
+from support.database import WORKFLOW, Connection, add_feature, add_phase, claim, start, take_lead
 
 from pgcoord import __version__
 from pgcoord.database import schema

@@ -1,39 +1,23 @@
 """Control: the number of slots, pauses, who leads, and when the coordinator is woken."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
-from conftest import (
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+from support.database import (
     WORKFLOW,
     Connection,
     add_feature,
     add_phase,
     claim,
+    one,
+    refused,
     start,
     statuses,
     take_lead,
 )
-from psycopg.rows import dict_row
-from psycopg.types.json import Jsonb
-
-
-@contextmanager
-def refused(sqlstate: str, *words: str) -> Iterator[None]:
-    with pytest.raises(psycopg.Error) as caught:
-        yield
-    assert caught.value.sqlstate == sqlstate, caught.value
-    assert caught.value.diag.message_hint or not sqlstate.startswith("PC")
-    for each in words:
-        assert each in str(caught.value)
-
-
-def one(conn: Connection, statement: str, *values: object) -> dict[str, Any]:
-    row = conn.execute(statement.encode(), values).fetchone()
-    assert row
-    return row
 
 
 def slots(conn: Connection) -> dict[int, bool]:

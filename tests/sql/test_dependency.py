@@ -1,23 +1,11 @@
 """Dependencies: what an edge may be, and who waits, or is blocked, because of it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
-from conftest import Connection, add_feature, add_phase, claim, start, statuses
 from psycopg.types.json import Jsonb
-
-
-@contextmanager
-def refused(sqlstate: str, *words: str) -> Iterator[None]:
-    with pytest.raises(psycopg.Error) as caught:
-        yield
-    assert caught.value.sqlstate == sqlstate, caught.value
-    assert caught.value.diag.message_hint or not sqlstate.startswith("PC")
-    for each in words:
-        assert each in str(caught.value)
+from support.database import Connection, add_feature, add_phase, claim, refused, start, statuses
 
 
 def phase(conn: Connection, number: int) -> dict[str, Any]:

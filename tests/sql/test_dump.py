@@ -7,7 +7,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import (
+from psycopg.types.json import Jsonb
+from support.coordination import Gate, make_coordinator, running, watching
+from support.database import (
     Connection,
     add_feature,
     add_phase,
@@ -18,8 +20,6 @@ from conftest import (
     tool,
     upgrade,
 )
-from psycopg.types.json import Jsonb
-from support.coordination import Gate, make_coordinator, running, watching
 
 from pgcoord.database import schema
 

@@ -1,13 +1,20 @@
 """Features: how they come in, what their state follows from, how they are given up and cleared."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
-from conftest import Connection, add_feature, add_phase, claim, start, statuses
 from psycopg.types.json import Jsonb
+from support.database import (
+    Connection,
+    add_feature,
+    add_phase,
+    claim,
+    one,
+    refused,
+    start,
+    statuses,
+)
 
 PHASES = [
     {"phase_number": 1, "title": "Tables", "prompt_content": "Add them.", "priority": 10},
@@ -23,22 +30,6 @@ PHASES = [
     },
     {"phase_number": 3, "depends_on_phases": None},
 ]
-
-
-@contextmanager
-def refused(sqlstate: str, *words: str) -> Iterator[None]:
-    with pytest.raises(psycopg.Error) as caught:
-        yield
-    assert caught.value.sqlstate == sqlstate, caught.value
-    assert caught.value.diag.message_hint or not sqlstate.startswith("PC")
-    for each in words:
-        assert each in str(caught.value)
-
-
-def one(conn: Connection, statement: str, *values: object) -> dict[str, Any]:
-    row = conn.execute(statement.encode(), values).fetchone()
-    assert row
-    return row
 
 
 def submit(conn: Connection, feature: object) -> int:

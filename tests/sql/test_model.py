@@ -11,7 +11,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import WORKFLOW, Connection, add_feature, add_phase, claim, statuses, take_lead
 from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
@@ -24,16 +23,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from psycopg.types.json import Jsonb
+from support.database import (
+    MOVES,
+    WORKFLOW,
+    Connection,
+    add_feature,
+    add_phase,
+    claim,
+    statuses,
+    take_lead,
+)
 
-MOVES = {
-    "queued": {"ready", "completed", "blocked", "cancelled"},
-    "ready": {"running", "completed", "failed", "cancelled", "queued"},
-    "running": {"completed", "failed", "cancelled", "queued"},
-    "blocked": {"queued", "completed", "cancelled"},
-    "failed": {"queued", "completed", "cancelled"},
-    "cancelled": {"queued", "completed"},
-    "completed": set(),
-}
 LIVE = ("ready", "running")
 WAITING = ("queued", "blocked")
 

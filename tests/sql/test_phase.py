@@ -1,34 +1,25 @@
 """Phases: how they come in, which moves are allowed, what a report does, how they go."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
-from conftest import (
+from psycopg import sql
+from psycopg.types.json import Jsonb
+from support.database import (
+    MOVES,
     Connection,
     add_feature,
     add_phase,
     claim,
+    one,
+    phase,
+    refused,
     start,
     statuses,
 )
-from psycopg import sql
-from psycopg.types.json import Jsonb
 
 STATES = ("queued", "ready", "running", "completed", "failed", "blocked", "cancelled")
-
-# Design, section 4.
-MOVES = {
-    "queued": {"ready", "completed", "blocked", "cancelled"},
-    "ready": {"running", "completed", "failed", "cancelled", "queued"},
-    "running": {"completed", "failed", "cancelled", "queued"},
-    "blocked": {"queued", "completed", "cancelled"},
-    "failed": {"queued", "completed", "cancelled"},
-    "cancelled": {"queued", "completed"},
-    "completed": set(),
-}
 
 # What an UPDATE by hand does of that; all else is refused. "asked": the end is asked for, and comes
 # when the process is gone.
@@ -106,22 +97,6 @@ BY_FUNCTION = {
 }
 
 
-def one(conn: Connection, statement: str, *values: object) -> dict[str, Any]:
-    row = conn.execute(statement.encode(), values).fetchone()
-    assert row
-    return row
-
-
-@contextmanager
-def refused(sqlstate: str, *words: str) -> Iterator[None]:
-    with pytest.raises(psycopg.Error) as caught:
-        yield
-    assert caught.value.sqlstate == sqlstate, caught.value
-    assert caught.value.diag.message_hint or not sqlstate.startswith("PC")
-    for each in words:
-        assert each in str(caught.value)
-
-
 def phase_in(conn: Connection, epoch: int, status: str) -> str:
     """A phase that came to its status the way phases do."""
     feature = add_feature(conn, {1: [], 2: [1]} if status == "blocked" else {1: []})
@@ -149,10 +124,6 @@ def end(conn: Connection, queue_id: str, exit_code: int) -> None:
         " where queue_id = %s order by id desc limit 1",
         [exit_code, queue_id],
     )
-
-
-def phase(conn: Connection, queue_id: str) -> dict[str, Any]:
-    return one(conn, "select * from phase_queue where queue_id = %s", queue_id)
 
 
 def attempts(conn: Connection, queue_id: str) -> list[dict[str, Any]]:

@@ -9,9 +9,17 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Connection, add_feature, add_phase, claim, statuses
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
+from support.database import (
+    Connection,
+    add_feature,
+    add_phase,
+    attempt_of,
+    claim,
+    phase,
+    statuses,
+)
 from support.mixed_load import LONG, Load, faults, overlaps
 
 PATIENCE = 20.0  # seconds until a test that waits gives up
@@ -107,20 +115,6 @@ def insist(second: Session, future: Future[Rows], statement: str, *values: Any) 
     future = second.send(statement, *values)
     assert sqlstate(future) != "55P03"
     return future
-
-
-def phase(conn: Connection, queue_id: str) -> dict[str, Any]:
-    row = conn.execute("select * from phase_queue where queue_id = %s", [queue_id]).fetchone()
-    assert row
-    return row
-
-
-def attempt_of(conn: Connection, queue_id: str) -> dict[str, Any]:
-    row = conn.execute(
-        "select * from pgcoord.attempt where queue_id = %s order by number desc limit 1", [queue_id]
-    ).fetchone()
-    assert row
-    return row
 
 
 COMPLETE = "select status from pgcoord.complete_phase(%s)"
@@ -650,7 +644,8 @@ def test_a_feature_paused_while_its_phase_is_claimed_holds_the_others_and_that_o
     paused.result(PATIENCE)
     assert phase(conn, "queue-1-1")["status"] == "ready"
     conn.execute(
-        "select pgcoord.return_attempt(%s, '0 s', 'limit')", [attempt_of(conn, "queue-1-1")["id"]]
+        "select pgcoord.return_attempt(%s, '0 s', 'limit')",
+        [attempt_of(conn, "queue-1-1")["id"]],
     )
     assert claim(conn, epoch) == []
     conn.execute("select pgcoord.resume(1)")

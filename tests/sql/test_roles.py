@@ -6,7 +6,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import (
+from psycopg import sql
+from psycopg.rows import dict_row
+from support.coordination import make_coordinator, running, watching
+from support.database import (
     ROLES,
     Connection,
     add_feature,
@@ -17,9 +20,6 @@ from conftest import (
     take_lead,
     upgrade,
 )
-from psycopg import sql
-from psycopg.rows import dict_row
-from support.coordination import make_coordinator, running, watching
 
 from pgcoord.database import actions, schema
 from pgcoord.errors import DatabaseUnusable, WrongSchema

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from conftest import Connection, claim, take_lead
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
+from support.database import Connection, claim, take_lead
 
 from pgcoord.bench import measure as bench
 

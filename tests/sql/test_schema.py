@@ -15,9 +15,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Connection, add_feature, add_phase, claim, upgrade
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.database import Connection, add_feature, add_phase, claim, upgrade
 
 from pgcoord import __version__, assets
 from pgcoord.database import schema
@@ -120,7 +120,7 @@ def test_an_upgrade_that_fails_leaves_nothing(empty: str) -> None:
     change(empty, "create schema pgcoord", "create table pgcoord.feature (id integer)")
     with pytest.raises(psycopg.errors.WrongObjectType) as caught:
         upgrade(empty)
-    assert any("feature.sql" in note for note in caught.value.__notes__)
+    assert any("24_board.sql" in note for note in caught.value.__notes__)
     with psycopg.connect(empty) as conn:
         assert conn.execute("select to_regclass('public.phase_queue')").fetchone() == (None,)
 

@@ -2,7 +2,7 @@
 
 import psycopg
 import pytest
-from conftest import WORKFLOW, Connection, add_feature, claim, start, statuses, take_lead
+from support.database import WORKFLOW, Connection, add_feature, claim, start, statuses, take_lead
 
 # Section 6.3, to the letter.
 EXAMPLE_DATA = """

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import WORKFLOW, Connection, as_user, claim, start, take_lead
+from support.database import WORKFLOW, Connection, as_user, claim, start, take_lead
 from support.sql_document import TAG, plain, steps
 from support.terminal import Psql, Terminal, surroundings
 

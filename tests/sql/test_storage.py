@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
-from conftest import Connection, add_feature, claim, take_lead
+from support.database import Connection, add_feature, claim, take_lead
 from support.mixed_load import LONG, Load
 
 FEATURES = 300

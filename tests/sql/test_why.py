@@ -5,7 +5,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import (
+from psycopg.types.json import Jsonb
+from support.database import (
     WORKFLOW,
     Connection,
     add_feature,
@@ -15,7 +16,6 @@ from conftest import (
     statuses,
     take_lead,
 )
-from psycopg.types.json import Jsonb
 
 TIME = r"\d\d:\d\d:\d\d"
 DAY = rf"\d{{4}}-\d\d-\d\d {TIME}"

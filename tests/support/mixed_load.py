@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from conftest import Connection
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
+
+from support.database import Connection
 
 # Seconds of the loads that `make test-scale` runs: enough to see what is wrong at all, 600 to see
 # what grows slowly.

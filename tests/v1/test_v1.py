@@ -19,10 +19,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import add_feature, contents, upgrade
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
+from support.database import add_feature, contents, upgrade
 from support.desk import Desk, until
 from support.sql_document import plain, steps
 from support.terminal import Psql, surroundings

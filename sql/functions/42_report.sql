@@ -1,6 +1,104 @@
--- Reports from outside: what a workflow says of its phase comes in as JSON, signed, perhaps twice, perhaps late.
--- The recorded end of an attempt decides (report_phase); here a report is matched with its phase and attempt, and
--- logged in the same transaction, whether it was taken or refused.
+-- Reports: the first end of an attempt that is recorded decides (report_phase). What a workflow says of its phase comes in
+-- as JSON, signed, perhaps twice, perhaps late: take_report matches it with its phase and attempt, and logs it in the same
+-- transaction, whether it was taken or refused.
+
+-- The attempt that a report is about: the named one, else the latest. No row for a phase that never had one. An
+-- earlier one is taken when it ended just so: its sender did not hear the answer.
+-- Errors: PC003 when the named one was given up, or is none of this phase.
+create or replace function pgcoord.reported_attempt(p_phase public.phase_queue, p_adw_id text, p_outcome text)
+returns pgcoord.attempt
+language plpgsql as $$
+declare
+    v_attempt pgcoord.attempt;
+begin
+    select * into v_attempt from pgcoord.attempt
+    where queue_id = p_phase.queue_id
+        and case when p_adw_id is null then number = p_phase.attempt else adw_id = p_adw_id end;
+    if v_attempt.number < p_phase.attempt and v_attempt.outcome is distinct from p_outcome then
+        raise exception using
+            errcode = 'PC003',
+            message = format('attempt %s (%s) of phase %s was given up: attempt %s (%s) has taken its place',
+                v_attempt.number, p_adw_id, p_phase.queue_id, p_phase.attempt, p_phase.adw_id),
+            hint = 'Its result is not taken. If the work is done, cancel the phase and skip it.';
+    elsif v_attempt.id is null and p_adw_id is distinct from coalesce(p_phase.adw_id, p_adw_id) then
+        raise exception using
+            errcode = 'PC003',
+            message = format('%s is no attempt of phase %s, whose current one is %s', p_adw_id, p_phase.queue_id, p_phase.adw_id),
+            hint = 'Report with the adw_id that the workflow was started with.';
+    end if;
+    return v_attempt;
+end $$;
+comment on function pgcoord.reported_attempt(public.phase_queue, text, text) is
+    'The attempt that a report is about; PC003 when it was given up or is of another phase.';
+
+-- Answer a report that moves nothing: the phase does not hold a slot, or the report names another attempt. A repeat is
+-- answered with what is stored.
+-- Errors: PC001 no such phase; PC002 never started; PC003 stale attempt; PC004 it ended another way.
+create or replace function pgcoord.answer_report(p_queue_id text, p_outcome text, p_adw_id text) returns public.phase_queue
+language plpgsql as $$
+declare
+    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+    v_attempt pgcoord.attempt := pgcoord.reported_attempt(v_phase, p_adw_id, p_outcome);
+    v_stored text := pgcoord.stored_outcome(v_phase, v_attempt);
+begin
+    if v_stored = p_outcome then
+        return v_phase;
+    elsif v_attempt.id is null and v_phase.status not in ('completed', 'failed', 'cancelled') then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s and never started: it cannot be reported %s', p_queue_id, v_phase.status, p_outcome),
+            hint = 'pgcoord.skip_phase(queue_id, reason) takes a phase as done without running it.';
+    end if;
+    raise exception using
+        errcode = 'PC004',
+        message = format('phase %s has ended %s: it cannot be reported %s any more', p_queue_id, v_stored, p_outcome),
+        hint = 'The first end of an attempt counts. Retry the phase, or skip it if the work is done.';
+end $$;
+comment on function pgcoord.answer_report(text, text, text) is
+    'Answer a report that moves nothing: what is stored for a repeat, else refuse it.';
+
+-- Take a report: the first one decides. Nearly always the phase holds its slot and the attempt is the current one, so
+-- that is tried, and looked into only when it was not so.
+-- Errors: those of answer_report, and PC004 when another end was asked for already.
+create or replace function pgcoord.report_phase(p_queue_id text, p_outcome text, p_error text, p_adw_id text)
+returns public.phase_queue
+language plpgsql
+set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    v_phase public.phase_queue;
+begin
+    perform 1 from public.planned_features
+    where id = (select feature_id from public.phase_queue where queue_id = p_queue_id)
+    for no key update;
+    update public.phase_queue set status = p_outcome, error_message = p_error
+    where queue_id = p_queue_id and slot is not null and (p_adw_id is null or adw_id = p_adw_id)
+    returning * into v_phase;
+    if found then
+        return v_phase;
+    end if;
+    return pgcoord.answer_report(p_queue_id, p_outcome, p_adw_id);
+end $$;
+comment on function pgcoord.report_phase(text, text, text, text) is
+    'Take the report of an attempt; what complete_phase and fail_phase share.';
+
+create or replace function pgcoord.complete_phase(p_queue_id text, p_adw_id text default null) returns public.phase_queue
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    return pgcoord.report_phase(p_queue_id, 'completed', null, p_adw_id);
+end $$;
+comment on function pgcoord.complete_phase(text, text) is
+    'Report a ready or running phase as completed: its slot is free and its dependents go on at once. A repeat changes nothing. With adw_id only if that attempt is the current one.';
+
+create or replace function pgcoord.fail_phase(p_queue_id text, p_error text, p_adw_id text default null)
+returns public.phase_queue
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    return pgcoord.report_phase(p_queue_id, 'failed', coalesce(p_error, 'reported as failed'), p_adw_id);
+end $$;
+comment on function pgcoord.fail_phase(text, text, text) is
+    'Report a ready or running phase as failed: its process is ended first, then it is queued again while attempts are left, else failed.';
 
 create or replace function pgcoord.named_by_report(p_report jsonb) returns text
 language sql stable

@@ -1,45 +1,58 @@
--- Why: the reason in words for every phase that does not run, and the views in which people see the work.
+-- Why: the reason in words for every phase that does not run.
 
-create or replace function pgcoord.ordinal(p_number bigint) returns text
-language sql immutable
-return p_number || case
-    when p_number % 100 between 11 and 13 then 'th'
-    when p_number % 10 = 1 then 'st' when p_number % 10 = 2 then 'nd' when p_number % 10 = 3 then 'rd'
-    else 'th'
-end;
-comment on function pgcoord.ordinal(bigint) is '1st, 2nd, 3rd …';
+-- The nearest failed or cancelled phase upstream of each blocked phase of a feature: fewest steps, then lowest number.
+-- Goes from the failed and cancelled ones down, all at once, and to each phase once: linear in phases and edges.
+create or replace function pgcoord.obstacles(p_feature_id integer)
+returns table (phase_number integer, obstacle integer, status text)
+language plpgsql stable cost 10000 rows 100
+set enable_seqscan = off set enable_nestloop = off set jit = off as $$
+declare
+    v_phases integer[];       -- phase numbers, by rank
+    v_states text[];
+    v_dependents integer[];   -- ranks of blocked dependents, grouped by the rank of their prerequisite
+    v_first integer[];        -- where the group of a rank starts in v_dependents; one more at the end
+    v_reached integer[];      -- ranks in the order in which they are reached, nearest first
+    v_nearest integer[];      -- by rank: the rank of the obstacle
+    v_taken integer := 0;
+    v_rank integer;
+begin
+    with node as (
+        select p.phase_number, p.status, (row_number() over (order by p.phase_number))::integer as rank
+        from public.phase_queue as p
+        where p.feature_id = p_feature_id and p.status in ('failed', 'cancelled', 'blocked')
+    ), edge as (
+        select up.rank as up, down.rank as down
+        from node as up
+            join pgcoord.dependency as d on d.feature_id = p_feature_id and d.prerequisite = up.phase_number
+            join node as down on down.phase_number = d.dependent and down.status = 'blocked'
+    )
+    select array_agg(placed.phase_number order by rank), array_agg(placed.status order by rank), array_agg(first order by rank),
+        array_agg(rank order by rank) filter (where placed.status <> 'blocked'),
+        array_agg(case when placed.status <> 'blocked' then rank end order by rank),
+        (select array_agg(down order by up, down) from edge)
+    into v_phases, v_states, v_first, v_reached, v_nearest, v_dependents
+    from (
+        select node.*, (1 + sum(coalesce(fan.n, 0)) over (order by rank) - coalesce(fan.n, 0))::integer as first
+        from node left join (select up, count(*) as n from edge group by up) as fan on fan.up = node.rank
+    ) as placed;
+    v_first := v_first || (coalesce(cardinality(v_dependents), 0) + 1);
 
-create or replace function pgcoord.title_of(p_phase public.phase_queue) returns text
-language sql immutable
-return coalesce(p_phase.phase_data ->> 'title', 'Phase ' || p_phase.phase_number);
-comment on function pgcoord.title_of(public.phase_queue) is 'What a phase is called.';
-
--- What no waiting alone will help: the one place that says which phases these are. (The workflows are those of the last
--- lead, whether it still lasts or not.)
-create or replace view pgcoord.stranded as
-select p.queue_id, p.feature_id, p.phase_number, p.status, p.eligible_at, 'missing' as kind,
-    format('waits for phase %s, which does not exist', d.prerequisite) as words, d.prerequisite::text as refers_to
-from public.phase_queue as p
-    join pgcoord.dependency as d on d.feature_id = p.feature_id and d.dependent = p.phase_number
-where p.status in ('queued', 'blocked') and p.unmet > 0 and not exists (
-    select from public.phase_queue as up where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
-)
-union all
-select p.queue_id, p.feature_id, p.phase_number, p.status, p.eligible_at, 'workflow',
-    case when p.workflow_type is null then 'it names no workflow and no coordinator has a default one'
-        else format('no coordinator knows workflow %s', p.workflow_type) end,
-    p.workflow_type
-from public.phase_queue as p
-where p.status in ('queued', 'blocked') and exists (select from pgcoord.coordinator) and not exists (
-    select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default
-);
-comment on view pgcoord.stranded is
-    'Phases that cannot start until somebody changes something: a prerequisite that does not exist, a workflow that no coordinator knows.';
-
-create or replace function pgcoord.clock(p_at timestamptz) returns text
-language sql stable
-return to_char(p_at, case when p_at::date = current_date then '' else 'YYYY-MM-DD ' end || 'HH24:MI:SS');
-comment on function pgcoord.clock(timestamptz) is 'A time in words, with its date unless that is today.';
+    while v_taken < coalesce(cardinality(v_reached), 0) loop
+        v_taken := v_taken + 1;
+        v_rank := v_reached[v_taken];
+        for i in v_first[v_rank] .. v_first[v_rank + 1] - 1 loop
+            if v_nearest[v_dependents[i]] is null then
+                v_nearest[v_dependents[i]] := v_nearest[v_rank];
+                v_reached := v_reached || v_dependents[i];
+            end if;
+        end loop;
+    end loop;
+    return query
+    select v_phases[r], v_phases[v_nearest[r]], v_states[v_nearest[r]] from generate_subscripts(v_phases, 1) as r
+    where v_states[r] = 'blocked';
+end $$;
+comment on function pgcoord.obstacles(integer) is
+    'The nearest failed or cancelled phase upstream of each blocked phase of a feature, and its status.';
 
 -- Each kind of reason is one branch over all phases, so that one phase, a feature of thousands or everything is asked for
 -- by the same words, and each costs what it shows. The lower the rank, the more decisive.
@@ -179,61 +192,3 @@ from pgcoord.reasons
 where kind not in ('ready', 'running', 'completed', 'failed', 'cancelled')
 order by feature_id, phase_number, queue_id, rank, refers_to;
 comment on view pgcoord.first_reason is 'What each phase waits for that does: the most decisive reason alone.';
-
-create or replace view pgcoord.board as
-select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.title_of(p) as title, p.status, p.slot,
-    p.attempt, p.priority, p.depends_on_phases, p.issue_number, p.error_message,
-    case p.status
-        when 'ready' then p.ready_timestamp
-        when 'running' then p.started_timestamp
-        when 'queued' then coalesce(p.eligible_at, p.created_at)
-        when 'blocked' then p.updated_at
-        else p.finished_timestamp
-    end as since,
-    p.started_timestamp, p.finished_timestamp, first.words as waiting_for
-from public.phase_queue as p
-    join public.planned_features as f on f.id = p.feature_id
-    left join pgcoord.first_reason as first
-        on first.queue_id = p.queue_id and first.feature_id = p.feature_id and first.phase_number = p.phase_number
-order by p.feature_id, p.phase_number;
-comment on view pgcoord.board is 'Every phase with its state, since when, and what it waits for.';
-
-create or replace view pgcoord.queue as
-select p.queue_id, p.feature_id, p.phase_number, p.issue_number, p.status, p.depends_on_phases, p.phase_data, p.adw_id,
-    p.pr_number, p.error_message, p.priority, p.queue_position, p.created_at, p.updated_at, p.ready_timestamp,
-    p.started_timestamp, p.finished_timestamp, p.eligible_at, p.retry_at, p.slot, p.attempt, p.workflow_type,
-    pgcoord.waiting_for(p) as waiting_for
-from public.phase_queue as p;
-comment on view pgcoord.queue is 'Every phase with the columns of phase_queue that concern people, and what it waits for.';
-
--- The reasons are read feature by feature: asked for one by one, those of 500 phases would take a second.
-create or replace function pgcoord.phase_objects(p_queue_ids text[]) returns setof jsonb
-language sql stable as $$
-    select to_jsonb(p) - '{attempts_used,unmet,held}'::text[] || jsonb_build_object('waiting_for', first.words)
-    from unnest(p_queue_ids) with ordinality as named (queue_id, place)
-        join public.phase_queue as p using (queue_id)
-        left join (
-            select queue_id, words from pgcoord.first_reason
-            where feature_id = any (array(select distinct feature_id from public.phase_queue where queue_id = any (p_queue_ids)))
-            offset 0    -- or the planner would look for the obstacle of each phase by itself
-        ) as first using (queue_id)
-    order by named.place;
-$$;
-comment on function pgcoord.phase_objects(text[]) is 'Phases as JSON objects, each as pgcoord.queue has it, in the order they are named.';
-
-create or replace view pgcoord.slots as
-select s.number as slot, s.draining, p.queue_id, p.feature_id, p.phase_number, pgcoord.title_of(p) as title, p.status,
-    coalesce(p.started_timestamp, p.ready_timestamp) as since, a.adw_id, a.host, a.pid, a.external, a.ending, a.deadline
-from pgcoord.slot as s
-    left join public.phase_queue as p on p.slot = s.number
-    left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
-order by s.number;
-comment on view pgcoord.slots is 'The slots and what holds each.';
-
-create or replace view pgcoord.timeline as
-select p.feature_id, p.phase_number, p.queue_id, a.number as attempt, a.adw_id, p.created_at as queued_at, p.eligible_at,
-    a.claimed_at, a.started_at, a.ended_at, a.outcome, a.slot, a.exit_code
-from public.phase_queue as p
-    left join pgcoord.attempt as a using (queue_id)
-order by p.feature_id, p.phase_number, a.number;
-comment on view pgcoord.timeline is 'When each phase waited, was claimed, ran and ended; a row for each attempt.';

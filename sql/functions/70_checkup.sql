@@ -38,27 +38,6 @@ order by s.name;
 comment on view pgcoord.changed_definition is
     'Functions, views and triggers that are not as the last upgrade left them: changed, switched off, or missing.';
 
-create or replace function pgcoord.some_of(p_names text[]) returns text
-language sql immutable
-return concat_ws(' and ', array_to_string(p_names[1:3], ', '),
-    case when cardinality(p_names) > 3 then cardinality(p_names) - 3 || ' more' end);
-comment on function pgcoord.some_of(text[]) is 'The first three names, and how many more there are.';
-
-create or replace function pgcoord.counted(p_number bigint, p_one text, p_many text) returns text
-language sql immutable
-return p_number || ' ' || case when p_number = 1 then p_one else p_many end;
-comment on function pgcoord.counted(bigint, text, text) is 'A number with what it counts: 1 phase waits, 2 phases wait.';
-
-create or replace function pgcoord.in_words(p_length interval) returns text
-language sql immutable
-return case
-    when p_length < interval '2 min' then floor(extract(epoch from p_length)) || ' s'
-    when p_length < interval '2 h' then floor(extract(epoch from p_length) / 60) || ' min'
-    when p_length < interval '2 d' then floor(extract(epoch from p_length) / 3600) || ' h'
-    else floor(extract(epoch from p_length) / 86400) || ' days'
-end;
-comment on function pgcoord.in_words(interval) is 'A length of time in one unit: 40 s, 5 min, 3 h, 4 days.';
-
 create or replace function pgcoord.checkup_definitions() returns setof pgcoord.finding
 language sql stable as $$
     select 'definitions', case when count(c.name) = 0 then 'ok' else 'fail' end,

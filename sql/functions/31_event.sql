@@ -46,16 +46,6 @@ begin
 end $$;
 comment on function pgcoord.guard_event() is 'Trigger: refuse (PC008) to change events, or to delete those of a feature that exists.';
 
-create or replace trigger event_change_refuses before update or delete on pgcoord.event
-    for each row execute function pgcoord.guard_event();
-comment on trigger event_change_refuses on pgcoord.event is 'Events are append-only.';
-
-create or replace view pgcoord.history as
-select e.id, e.at, e.kind, e.feature_id, e.phase_number, e.queue_id, e.from_status, e.to_status, e.attempt, a.adw_id, e.actor, e.reason
-from pgcoord.event as e
-    left join pgcoord.attempt as a on a.queue_id = e.queue_id and a.number = e.attempt;
-comment on view pgcoord.history is 'Events, with the adw_id of the attempt that each concerns.';
-
 -- Ids are not the order of commits: a slow transaction commits a lower one after a higher was read. Whoever follows
 -- the events keeps the highest id it has read and the ranges of ids below it that it has not, and asks for both.
 create or replace function pgcoord.events_after(p_after bigint, p_lows bigint[], p_highs bigint[], p_limit integer)

@@ -1,5 +1,5 @@
 -- What `\d+` says of the columns of views. One that is a table's under the same name says what it says there; the others
--- are explained here. (The name of this file puts it after those that make the views.)
+-- are explained here.
 
 do $$
 declare
@@ -18,7 +18,8 @@ begin
         where view.relnamespace = 'pgcoord'::regnamespace and view.relkind = 'v' and shown.attnum > 0
             and stored.attnum > 0 and stored.attrelid <> view.oid and stored.attname = shown.attname
             and stored.atttypid = shown.atttypid
-        order by shown.attrelid, shown.attnum, stored.attrelid = 'public.phase_queue'::regclass desc
+        order by shown.attrelid, shown.attnum, stored.attrelid = 'public.phase_queue'::regclass desc,
+            stored.attrelid::regclass::text
     loop
         execute v.statement;
     end loop;
@@ -77,9 +78,16 @@ comment on column pgcoord.elsewhere.attempt_id is 'Number over all attempts.';
 comment on column pgcoord.elsewhere.left_alone_until is 'When its lease ends, unless its host is heard of before.';
 
 comment on column pgcoord.changed_definition.missing is 'Whether it is gone, not only changed.';
+
 comment on column pgcoord.queue.waiting_for is 'The most decisive reason why it does not run; null where there is nothing to wait for.';
+
 comment on column pgcoord.feature.version is 'Changes with every change of the feature, for who wants to know whether there was one.';
 
+comment on column pgcoord.history.queue_id is 'Phase concerned, by name.';
+
+comment on column pgcoord.leader.epoch is 'The lead in force: claims and starts of any other are refused.';
+
+comment on column pgcoord.next_errand.queue_id is 'The phase whose issue it concerns.';
 comment on column pgcoord.next_errand.repository is 'Where its issue is: owner/name.';
 
 comment on column pgcoord.usual.workflow is 'The workflow.';

@@ -276,56 +276,15 @@ end $$;
 comment on function pgcoord.settle_edges(integer[], integer[]) is
     'Store the edges that the given phases name now, and find out anew what they wait for.';
 
--- The nearest failed or cancelled phase upstream of each blocked phase of a feature: fewest steps, then lowest number.
--- Goes from the failed and cancelled ones down, all at once, and to each phase once: linear in phases and edges.
-create or replace function pgcoord.obstacles(p_feature_id integer)
-returns table (phase_number integer, obstacle integer, status text)
-language plpgsql stable cost 10000 rows 100
-set enable_seqscan = off set enable_nestloop = off set jit = off as $$
+-- Block or unblock with the cause as the logged reason, then go back to the reason of the statement itself.
+create or replace function pgcoord.settle_because(p_features integer[], p_phases integer[], p_cause text) returns void
+language plpgsql as $$
 declare
-    v_phases integer[];       -- phase numbers, by rank
-    v_states text[];
-    v_dependents integer[];   -- ranks of blocked dependents, grouped by the rank of their prerequisite
-    v_first integer[];        -- where the group of a rank starts in v_dependents; one more at the end
-    v_reached integer[];      -- ranks in the order in which they are reached, nearest first
-    v_nearest integer[];      -- by rank: the rank of the obstacle
-    v_taken integer := 0;
-    v_rank integer;
+    v_reason text := pgcoord.reason();
 begin
-    with node as (
-        select p.phase_number, p.status, (row_number() over (order by p.phase_number))::integer as rank
-        from public.phase_queue as p
-        where p.feature_id = p_feature_id and p.status in ('failed', 'cancelled', 'blocked')
-    ), edge as (
-        select up.rank as up, down.rank as down
-        from node as up
-            join pgcoord.dependency as d on d.feature_id = p_feature_id and d.prerequisite = up.phase_number
-            join node as down on down.phase_number = d.dependent and down.status = 'blocked'
-    )
-    select array_agg(placed.phase_number order by rank), array_agg(placed.status order by rank), array_agg(first order by rank),
-        array_agg(rank order by rank) filter (where placed.status <> 'blocked'),
-        array_agg(case when placed.status <> 'blocked' then rank end order by rank),
-        (select array_agg(down order by up, down) from edge)
-    into v_phases, v_states, v_first, v_reached, v_nearest, v_dependents
-    from (
-        select node.*, (1 + sum(coalesce(fan.n, 0)) over (order by rank) - coalesce(fan.n, 0))::integer as first
-        from node left join (select up, count(*) as n from edge group by up) as fan on fan.up = node.rank
-    ) as placed;
-    v_first := v_first || (coalesce(cardinality(v_dependents), 0) + 1);
-
-    while v_taken < coalesce(cardinality(v_reached), 0) loop
-        v_taken := v_taken + 1;
-        v_rank := v_reached[v_taken];
-        for i in v_first[v_rank] .. v_first[v_rank + 1] - 1 loop
-            if v_nearest[v_dependents[i]] is null then
-                v_nearest[v_dependents[i]] := v_nearest[v_rank];
-                v_reached := v_reached || v_dependents[i];
-            end if;
-        end loop;
-    end loop;
-    return query
-    select v_phases[r], v_phases[v_nearest[r]], v_states[v_nearest[r]] from generate_subscripts(v_phases, 1) as r
-    where v_states[r] = 'blocked';
+    perform pgcoord.set_reason(p_cause);
+    perform pgcoord.settle_blocked(p_features, p_phases);
+    perform pgcoord.set_reason(v_reason);
 end $$;
-comment on function pgcoord.obstacles(integer) is
-    'The nearest failed or cancelled phase upstream of each blocked phase of a feature, and its status.';
+comment on function pgcoord.settle_because(integer[], integer[], text) is
+    'settle_blocked with the given words as the reason of what it logs.';

@@ -1,0 +1,15 @@
+-- What happened: events, and the times of each attempt.
+
+create or replace view pgcoord.history as
+select e.id, e.at, e.kind, e.feature_id, e.phase_number, e.queue_id, e.from_status, e.to_status, e.attempt, a.adw_id, e.actor, e.reason
+from pgcoord.event as e
+    left join pgcoord.attempt as a on a.queue_id = e.queue_id and a.number = e.attempt;
+comment on view pgcoord.history is 'Events, with the adw_id of the attempt that each concerns.';
+
+create or replace view pgcoord.timeline as
+select p.feature_id, p.phase_number, p.queue_id, a.number as attempt, a.adw_id, p.created_at as queued_at, p.eligible_at,
+    a.claimed_at, a.started_at, a.ended_at, a.outcome, a.slot, a.exit_code
+from public.phase_queue as p
+    left join pgcoord.attempt as a using (queue_id)
+order by p.feature_id, p.phase_number, a.number;
+comment on view pgcoord.timeline is 'When each phase waited, was claimed, ran and ended; a row for each attempt.';

@@ -1,0 +1,130 @@
+-- The views in which people see the work.
+
+create or replace view pgcoord.feature as
+select f.id, f.title, f.description, f.item_type, f.priority, f.estimated_hours, f.tags, f.plan,
+    case
+        when f.cancelled_at is not null then 'cancelled'
+        when n.total > 0 and n.completed = n.total then 'completed'
+        when n.started > 0 then 'in_progress'
+        else 'planned'
+    end as status,
+    n.total as total_phases, n.completed as phases_completed, n.running as phases_running,
+    n.failed as phases_failed, n.blocked as phases_blocked,
+    f.paused_at, f.paused_reason, f.cancelled_at, f.cancelled_reason,
+    f.created_by, f.created_at, n.started_at, n.finished_at, f.updated_at, f.xmin::text as version
+from public.planned_features as f
+    cross join lateral (
+        select count(*) as total,
+            count(*) filter (where p.status = 'completed') as completed,
+            count(*) filter (where p.status in ('ready', 'running')) as running,
+            count(*) filter (where p.status = 'failed') as failed,
+            count(*) filter (where p.status = 'blocked') as blocked,
+            count(*) filter (where p.attempt > 0 or p.status in ('completed', 'failed')) as started,
+            min(p.ready_timestamp) as started_at,
+            case when bool_and(p.status in ('completed', 'cancelled')) then max(p.finished_timestamp) end as finished_at
+        from public.phase_queue as p
+        where p.feature_id = f.id
+    ) as n;
+comment on view pgcoord.feature is
+    'Features with what follows from their phases: status (planned, in_progress, completed, cancelled) and counts.';
+
+create or replace view pgcoord.board as
+select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.title_of(p) as title, p.status, p.slot,
+    p.attempt, p.priority, p.depends_on_phases, p.issue_number, p.error_message,
+    case p.status
+        when 'ready' then p.ready_timestamp
+        when 'running' then p.started_timestamp
+        when 'queued' then coalesce(p.eligible_at, p.created_at)
+        when 'blocked' then p.updated_at
+        else p.finished_timestamp
+    end as since,
+    p.started_timestamp, p.finished_timestamp, first.words as waiting_for
+from public.phase_queue as p
+    join public.planned_features as f on f.id = p.feature_id
+    left join pgcoord.first_reason as first
+        on first.queue_id = p.queue_id and first.feature_id = p.feature_id and first.phase_number = p.phase_number
+order by p.feature_id, p.phase_number;
+comment on view pgcoord.board is 'Every phase with its state, since when, and what it waits for.';
+
+create or replace view pgcoord.queue as
+select p.queue_id, p.feature_id, p.phase_number, p.issue_number, p.status, p.depends_on_phases, p.phase_data, p.adw_id,
+    p.pr_number, p.error_message, p.priority, p.queue_position, p.created_at, p.updated_at, p.ready_timestamp,
+    p.started_timestamp, p.finished_timestamp, p.eligible_at, p.retry_at, p.slot, p.attempt, p.workflow_type,
+    pgcoord.waiting_for(p) as waiting_for
+from public.phase_queue as p;
+comment on view pgcoord.queue is 'Every phase with the columns of phase_queue that concern people, and what it waits for.';
+
+create or replace view pgcoord.slots as
+select s.number as slot, s.draining, p.queue_id, p.feature_id, p.phase_number, pgcoord.title_of(p) as title, p.status,
+    coalesce(p.started_timestamp, p.ready_timestamp) as since, a.adw_id, a.host, a.pid, a.external, a.ending, a.deadline
+from pgcoord.slot as s
+    left join public.phase_queue as p on p.slot = s.number
+    left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
+order by s.number;
+comment on view pgcoord.slots is 'The slots and what holds each.';
+
+-- Of the last thousand attempts, not of all: what was usual a year ago is no measure, and no index is needed for it.
+create or replace view pgcoord.usual as
+select workflow, count(*) as runs,
+    percentile_cont(0.1) within group (order by ended_at - started_at) as low,
+    percentile_cont(0.5) within group (order by ended_at - started_at) as median,
+    percentile_cont(0.9) within group (order by ended_at - started_at) as high
+from (select * from pgcoord.attempt order by id desc limit 1000) as latest
+where outcome = 'completed' and started_at is not null
+group by workflow;
+comment on view pgcoord.usual is
+    'How long each workflow takes: half of the runs took the median or less, eight of ten between low and high.';
+
+create or replace view pgcoord.attention as
+select n.kind, p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.title_of(p) as title, p.status, n.since,
+    n.words, n.attempt, n.exit_code, n.blocks
+from (
+        select 'failed' as kind, p.queue_id, p.finished_timestamp as since, split_part(p.error_message, e'\n', 1) as words,
+            p.attempt, a.exit_code, (
+                select array_agg(d.dependent order by d.dependent) from pgcoord.dependency as d
+                    join public.phase_queue as b on b.feature_id = d.feature_id and b.phase_number = d.dependent
+                where d.feature_id = p.feature_id and d.prerequisite = p.phase_number and b.status = 'blocked'
+            ) as blocks
+        from public.phase_queue as p
+            left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
+        where p.status = 'failed'
+        union all
+        select s.kind, s.queue_id, s.eligible_at, string_agg(s.words, '; ' order by s.refers_to),
+            null::integer as attempt, null::integer as exit_code, null::integer[] as blocks    -- as a dump writes them
+        from pgcoord.stranded as s
+        where s.status = 'queued'
+        group by s.kind, s.queue_id, s.eligible_at
+        union all
+        select 'slow' as kind, p.queue_id, p.started_timestamp,
+            format('runs more than twice as long as its workflow usually does at most (%s)', date_trunc('second', u.high)),
+            p.attempt, null::integer as exit_code, null::integer[] as blocks
+        from public.phase_queue as p
+            join pgcoord.usual as u on u.workflow = pgcoord.workflow_of(p)
+        where p.status = 'running' and u.runs >= 3 and p.started_timestamp < now() - 2 * u.high - interval '1 minute'
+    ) as n
+    join public.phase_queue as p using (queue_id)
+    join public.planned_features as f on f.id = p.feature_id
+where f.cancelled_at is null;
+comment on view pgcoord.attention is
+    'Phases that need somebody: failed ones, such as cannot start, and such as run much longer than usual.';
+
+-- In the order in which claims take them.
+create or replace view pgcoord.line as
+select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.title_of(p) as title, p.priority, p.eligible_at
+from public.phase_queue as p
+    join public.planned_features as f on f.id = p.feature_id
+where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
+    and not exists (select from pgcoord.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0)
+order by p.priority, p.queue_position, p.feature_id, p.phase_number;
+comment on view pgcoord.line is 'Phases that wait for nothing but a slot, next first.';
+
+-- How much waits: in line for a slot, for other phases, because it is paused, for a time.
+create or replace view pgcoord.backlog as
+select count(*) filter (where p.eligible_at is not null and p.retry_at is null and not p.held and s.queue_id is null) as in_line,
+    count(*) filter (where p.eligible_at is null and not p.held) as for_phases,
+    count(*) filter (where p.held) as paused,
+    count(*) filter (where p.retry_at is not null and not p.held) as for_retry
+from public.phase_queue as p
+    left join pgcoord.stranded as s on s.queue_id = p.queue_id and s.kind = 'workflow'
+where p.status = 'queued';
+comment on view pgcoord.backlog is 'How many queued phases wait for a slot, for other phases, for their feature to be resumed, for a retry time.';

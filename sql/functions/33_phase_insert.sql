@@ -1,0 +1,208 @@
+-- Phases that are inserted: a BEFORE trigger completes each row, one AFTER trigger on the statement stores edges, finds out
+-- what waits, writes the events and notifies.
+
+-- Refuse a time that nobody can count with, such as infinity.
+-- Errors: PC005.
+create or replace function pgcoord.check_times(p_queue_id text, variadic p_times timestamptz[]) returns void
+language plpgsql as $$
+declare
+    v_time timestamptz;
+begin
+    foreach v_time in array p_times loop
+        if v_time not between '0001-01-02 00:00+00' and '9999-12-31 23:59:59+00' then
+            raise exception using
+                errcode = 'PC005',
+                message = format('phase %s cannot have a time of %s', p_queue_id, v_time),
+                hint = 'Times lie within the years 1 to 9999. pgcoord.pause(feature_id) has phases wait for as long as you like.';
+        end if;
+    end loop;
+end $$;
+comment on function pgcoord.check_times(text, timestamptz[]) is
+    'Refuse (PC005) a phase with a time that nobody can count with, such as infinity.';
+
+-- Refuse the insertion of a running phase when no slot is free, else return the slot it gets: the lowest.
+-- Takes the control row's lock, as a claim does, so that both see the same free slots.
+create or replace function pgcoord.slot_for_inserted(p_queue_id text) returns smallint
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_slot smallint;
+begin
+    perform 1 from pgcoord.control for no key update;
+    select s.number into v_slot from pgcoord.slot as s
+    where not s.draining and not exists (select from public.phase_queue as p where p.slot = s.number)
+    order by s.number
+    limit 1;
+    if v_slot is null then
+        raise exception using
+            errcode = 'PC006',
+            message = format('no slot is free: phase %s cannot be inserted as running (%s of %s are held)', p_queue_id,
+                (select count(*) from public.phase_queue where slot is not null),
+                (select count(*) from pgcoord.slot where not draining)),
+            hint = 'Insert it as queued, or raise the limit with pgcoord.set_slots(n).';
+    end if;
+    return v_slot;
+end $$;
+comment on function pgcoord.slot_for_inserted(text) is
+    'The lowest free slot, for a phase inserted as running by hand; PC006 when there is none.';
+
+create or replace function pgcoord.fill_phase() returns trigger
+language plpgsql as $$
+declare
+    v_times timestamptz[] := array[
+        new.created_at, new.updated_at, new.ready_timestamp, new.started_timestamp, new.finished_timestamp, new.retry_at
+    ];
+begin
+    new.queue_id := coalesce(new.queue_id, format('queue-%s-%s', new.feature_id, new.phase_number));
+    if num_nonnulls(variadic v_times) > 0 then
+        perform pgcoord.check_times(new.queue_id, variadic v_times);
+    end if;
+    new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
+    if jsonb_typeof(new.depends_on_phases) <> 'array' then
+        perform pgcoord.check_prerequisites(new.queue_id, new.phase_number, new.depends_on_phases);
+    end if;
+    new.phase_data := coalesce(new.phase_data, '{}');
+    new.workflow_type := new.phase_data ->> 'workflow_type';
+    new.priority := coalesce(new.priority, 50);
+    new.queue_position := coalesce(new.queue_position, nextval('pgcoord.queue_position'));
+    new.created_at := coalesce(new.created_at, now());
+    new.updated_at := coalesce(new.updated_at, now());
+    -- Nobody has claimed it and no prerequisite has been looked at: ready and blocked are found out, not declared.
+    new.status := case when new.status in ('ready', 'blocked') then 'queued' else coalesce(new.status, 'queued') end;
+    new.slot := null;
+    new.attempt := 0;
+    new.attempts_used := 0;
+    new.held := false;
+    new.unmet := case when new.status = 'queued' then jsonb_array_length(new.depends_on_phases) else 0 end;
+    new.eligible_at := case when new.unmet = 0 then clock_timestamp() end;
+    if new.status = 'running' then
+        new.slot := pgcoord.slot_for_inserted(new.queue_id);
+        new.attempt := 1;
+        new.adw_id := coalesce(new.adw_id, pgcoord.new_adw_id());
+        new.ready_timestamp := coalesce(new.ready_timestamp, clock_timestamp());    -- the slot may have been waited for
+        new.started_timestamp := coalesce(new.started_timestamp, clock_timestamp());
+    elsif new.status <> 'queued' then
+        new.finished_timestamp := coalesce(new.finished_timestamp, now());
+    end if;
+    return new;
+end $$;
+comment on function pgcoord.fill_phase() is 'Trigger: complete an inserted phase; a running one gets a slot or is refused.';
+
+-- Refuse phases of a cancelled feature, and running ones whose prerequisites are not completed.
+create or replace function pgcoord.check_inserted(p_queue_ids text[]) returns void
+language plpgsql as $$
+declare
+    v_fault record;
+begin
+    select p.queue_id, f.id, d.prerequisite into v_fault
+    from public.phase_queue as p
+        join public.planned_features as f on f.id = p.feature_id
+        left join pgcoord.dependency as d on p.status = 'running'
+            and d.feature_id = p.feature_id and d.dependent = p.phase_number
+            and not exists (
+                select from public.phase_queue as up
+                where up.feature_id = d.feature_id and up.phase_number = d.prerequisite and up.status = 'completed'
+            )
+    where p.queue_id = any (p_queue_ids) and (f.cancelled_at is not null or d.prerequisite is not null)
+    order by p.feature_id, p.phase_number, d.prerequisite
+    limit 1;
+    if not found then
+        return;
+    end if;
+    raise exception using
+        errcode = 'PC002',
+        message = case when v_fault.prerequisite is null
+            then format('feature %s is cancelled: phase %s cannot be added', v_fault.id, v_fault.queue_id)
+            else format('phase %s cannot be running: its prerequisite %s is not completed', v_fault.queue_id, v_fault.prerequisite)
+        end,
+        hint = case when v_fault.prerequisite is null
+            then 'Retry one of its phases to take the feature up again, or add the phase to another feature.'
+            else 'Insert it as queued: it is claimed when its prerequisites are completed.'
+        end;
+end $$;
+comment on function pgcoord.check_inserted(text[]) is
+    'Refuse (PC002) inserted phases of a cancelled feature, or running before their prerequisites.';
+
+create or replace function pgcoord.settle_inserted_phases() returns trigger
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    v_features integer[];
+    v_phases integer[];
+begin
+    if not exists (select from new_rows) then
+        return null;
+    end if;
+    perform pgcoord.check_isolation();
+    perform 1 from public.planned_features
+    where id in (select feature_id from new_rows) order by id for no key update;
+
+    insert into pgcoord.event (kind, feature_id, phase_number, queue_id, to_status, attempt, actor, reason)
+    select 'phase_inserted', feature_id, phase_number, queue_id, status, nullif(attempt, 0), pgcoord.actor(), pgcoord.reason()
+    from new_rows order by feature_id, phase_number;
+
+    insert into pgcoord.attempt (queue_id, number, adw_id, secret, slot, external, workflow, claimed_at, started_at)
+    select queue_id, 1, adw_id, pgcoord.new_secret(), slot, true, workflow_type, ready_timestamp, started_timestamp
+    from new_rows where status = 'running';
+
+    select array_agg(feature_id), array_agg(phase_number) into v_features, v_phases
+    from new_rows where depends_on_phases <> '[]';
+    if v_features is not null then
+        perform pgcoord.store_edges(v_features, v_phases);
+    end if;
+
+    perform pgcoord.check_inserted(array_agg(n.queue_id))
+    from new_rows as n join public.planned_features as f on f.id = n.feature_id
+    where n.status = 'running' or f.cancelled_at is not null;
+
+    update public.phase_queue set held = true
+    where queue_id = any (array(
+        select n.queue_id
+        from new_rows as n join public.planned_features as f on f.id = n.feature_id
+        where f.paused_at is not null
+    ));
+
+    -- Inserted phases that wait for one that is there already, and older ones that waited for an inserted one. (Statistics
+    -- of tables that were empty once make all indexes and joins look alike: so prerequisites are read from the phase, not
+    -- looked up, and `offset 0` makes one look-up for each of what is looked for.)
+    select array_agg(feature_id), array_agg(phase_number) into v_features, v_phases
+    from (
+        select n.feature_id, n.phase_number
+        from new_rows as n
+        where n.status = 'queued' and exists (
+            select from jsonb_array_elements(n.depends_on_phases) as e
+            where exists (
+                select from public.phase_queue as up
+                where up.feature_id = n.feature_id and up.phase_number = e::integer
+                    and up.status in ('completed', 'failed', 'cancelled', 'blocked')
+                offset 0
+            )
+        )
+        union
+        select n.feature_id, d.dependent
+        from new_rows as n
+            cross join lateral (
+                select dependent from pgcoord.dependency
+                where feature_id = n.feature_id and prerequisite = n.phase_number
+                offset 0
+            ) as d
+        where n.status in ('completed', 'failed', 'cancelled') and exists (
+            select from public.phase_queue as down
+            where down.feature_id = n.feature_id and down.phase_number = d.dependent and down.status in ('queued', 'blocked')
+            offset 0
+        )
+    ) as touched;
+    if v_features is not null then
+        perform pgcoord.recount_unmet(v_features, v_phases);
+        perform pgcoord.settle_because(v_features, v_phases, 'a prerequisite is failed or cancelled');
+    end if;
+
+    if exists (select from new_rows where status = 'queued' and eligible_at is not null) then
+        notify pgcoord_wake;
+    end if;
+    perform pg_notify('pgcoord_event', feature_id::text) from (select distinct feature_id from new_rows) as touched;
+    return null;
+end $$;
+comment on function pgcoord.settle_inserted_phases() is
+    'Trigger: store the edges of inserted phases, find out what waits, log, and wake the coordinator when one can start.';

@@ -1,0 +1,117 @@
+-- Phases that were updated: one AFTER trigger on the statement writes the events, ends attempts, frees slots, resolves
+-- dependents and notifies.
+
+-- The phases are gone through one by one: almost always it is one, and a loop over fifty thousand takes no second.
+-- Old and new rows are joined by a full join, which can only be done by hashing or sorting: a plan kept from an update
+-- of one row would otherwise compare each with each when the same session updates fifty thousand. (`is distinct from`:
+-- a condition that no row of nulls fulfils would let the planner make it a plain join again.)
+create or replace function pgcoord.settle_updated_phases() returns trigger
+language plpgsql
+set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    v record;
+    v_wakes boolean := false;
+    v_edge_features integer[];    -- of phases whose dependencies changed: all edges of a statement count at once
+    v_edge_phases integer[];
+    v_again_features integer[];    -- of phases queued again: counted while the statement was still completing others
+    v_again_phases integer[];
+    v_completes boolean := false;
+    v_dependents integer[];
+    v_features integer[];    -- of phases whose dependents are to be blocked or unblocked
+    v_phases integer[];
+    v_cause text;
+begin
+    for v in
+        select n.queue_id, n.feature_id, n.phase_number, n.status, o.status as was, n.attempt, n.error_message,
+            o.error_message as old_error, n.depends_on_phases <> o.depends_on_phases as edges_changed,
+            case when n.slot is null then o.slot end as left_slot
+        from new_rows as n full join old_rows as o on o.queue_id = n.queue_id
+        where n.status is distinct from o.status or n.depends_on_phases is distinct from o.depends_on_phases
+            or n.status = 'queued' and n.eligible_at is not null and not n.held
+    loop
+        v_wakes := v_wakes or v.status = 'queued' or v.left_slot is not null;
+        if v.edges_changed then
+            v_edge_features := v_edge_features || v.feature_id;
+            v_edge_phases := v_edge_phases || v.phase_number;
+        end if;
+        continue when v.status = v.was;
+
+        insert into pgcoord.event (kind, feature_id, phase_number, queue_id, from_status, to_status, attempt, actor, reason)
+        values ('phase_moved', v.feature_id, v.phase_number, v.queue_id, v.was, v.status, nullif(v.attempt, 0), pgcoord.actor(),
+            coalesce(pgcoord.reason(), case
+                when v.left_slot is not null and v.status <> 'completed' or v.error_message is distinct from v.old_error
+                    then v.error_message end));
+        perform pg_notify('pgcoord_event', v.feature_id::text);
+        if v.left_slot is not null then
+            update pgcoord.attempt
+            set ended_at = clock_timestamp(),
+                outcome = case when v.status in ('completed', 'cancelled') then v.status else 'failed' end,
+                error = v.error_message,
+                exited_at = case when external then clock_timestamp() else exited_at end
+            where queue_id = v.queue_id and number = v.attempt and ended_at is null and (ending is null or v.status <> 'completed');
+            if not found and v.status = 'completed' then    -- it was ended before, or is to end in another way
+                perform pgcoord.refuse_end(queue_id, ending, v.status) from pgcoord.attempt
+                where queue_id = v.queue_id and number = v.attempt and ended_at is null;
+            end if;
+            delete from pgcoord.slot where number = v.left_slot and draining;
+        end if;
+        if v.status = 'completed' then
+            v_completes := true;
+            select array_agg(dependent) into v_dependents from pgcoord.dependency
+            where feature_id = v.feature_id and prerequisite = v.phase_number;
+            if v_dependents is not null then
+                -- Its direct dependents only, however long the queue is. The last prerequisite is looked for rather than
+                -- counted off: where one statement does several things (MERGE, WITH), the count may have been made when
+                -- the phase was completed already. (`offset 0`: a look-up for each, never a join.)
+                update public.phase_queue as p
+                set unmet = unmet - 1, eligible_at = case when unmet = 1 then clock_timestamp() end
+                where feature_id = v.feature_id and phase_number = any (v_dependents) and status in ('queued', 'blocked')
+                    and unmet > 0    -- 0: queued again by this very statement, and counted again below
+                    and (unmet > 1 or not exists (
+                        select from jsonb_array_elements(p.depends_on_phases) as e
+                        where not exists (
+                            select from public.phase_queue as up
+                            where up.feature_id = p.feature_id and up.phase_number = e::integer and up.status = 'completed'
+                            offset 0
+                        )
+                    ));
+            end if;
+        elsif v.status = 'queued' and v.was <> 'blocked' then
+            v_again_features := v_again_features || v.feature_id;
+            v_again_phases := v_again_phases || v.phase_number;
+        end if;
+        if v.status in ('failed', 'cancelled') or v.was in ('failed', 'cancelled')
+            or v.was = 'blocked' and v.status = 'completed'
+            or v.was in ('ready', 'running') and v.status = 'queued'
+        then
+            v_features := v_features || v.feature_id;
+            v_phases := v_phases || v.phase_number;
+            v_cause := format('phase %s is %s', v.phase_number, v.status);
+        end if;
+    end loop;
+    if v_completes and v_again_features is not null then
+        perform pgcoord.recount_unmet(v_again_features, v_again_phases);
+    end if;
+    if v_edge_features is not null then
+        perform pgcoord.settle_edges(v_edge_features, v_edge_phases);
+    end if;
+    if v_features is not null then
+        perform pgcoord.settle_because(v_features, v_phases, v_cause);
+    end if;
+    if v_wakes then
+        notify pgcoord_wake;
+    end if;
+    return null;
+end $$;
+comment on function pgcoord.settle_updated_phases() is
+    'Trigger: log what moved, end attempts, free slots, release or block dependents, wake the coordinator.';
+
+create or replace function pgcoord.log_priority() returns trigger
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord.log_event('phase_reprioritised', format('priority %s → %s', old.priority, new.priority)
+        || coalesce(': ' || pgcoord.reason(), ''), new.feature_id, new.phase_number, new.queue_id);
+    return null;
+end $$;
+comment on function pgcoord.log_priority() is 'Trigger: log that a phase has another priority.';

@@ -1,0 +1,288 @@
+-- What people do to phases, features and the installation. Each takes its locks in the lock order (30_locks.sql).
+
+create or replace function pgcoord.retry_phase(p_queue_id text, p_reason text default null) returns public.phase_queue
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+begin
+    if v_phase.status not in ('failed', 'cancelled') and v_phase.retry_at is null then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s: only a failed or cancelled one can be retried', p_queue_id, v_phase.status),
+            hint = case
+                when v_phase.slot is not null then 'Cancel it first: pgcoord.cancel_phase(queue_id, reason).'
+                when v_phase.status = 'blocked' then (
+                    select format('Retry phase %s, which it waits for.', obstacle)
+                    from pgcoord.obstacles(v_phase.feature_id) where phase_number = v_phase.phase_number
+                )
+                when v_phase.status = 'completed' then 'A completed one stays so: insert another for what is still to be done.'
+                else format('pgcoord.why(%L) says what it waits for.', p_queue_id)
+            end;
+    end if;
+    perform pgcoord.set_reason(p_reason);
+    update public.phase_queue set status = 'queued', retry_at = null where queue_id = p_queue_id returning * into v_phase;
+    perform pgcoord.set_reason(null);
+    return v_phase;
+end $$;
+comment on function pgcoord.retry_phase(text, text) is
+    'Queue a failed or cancelled phase again with its full number of attempts; one that waits for its retry time goes at once.';
+
+create or replace function pgcoord.skip_phase(p_queue_id text, p_reason text) returns public.phase_queue
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+begin
+    if v_phase.slot is not null then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s: it cannot be skipped', p_queue_id, v_phase.status),
+            hint = 'Cancel it first: pgcoord.cancel_phase(queue_id, reason).';
+    end if;
+    if v_phase.status = 'completed' then
+        return v_phase;
+    end if;
+    perform pgcoord.set_reason(coalesce(p_reason, 'skipped'));
+    update public.phase_queue set status = 'completed' where queue_id = p_queue_id returning * into v_phase;
+    perform pgcoord.set_reason(null);
+    return v_phase;
+end $$;
+comment on function pgcoord.skip_phase(text, text) is
+    'Take a phase that does not run as completed: its dependents go on. One that is completed stays as it is.';
+
+create or replace function pgcoord.cancel_phase(p_queue_id text, p_reason text) returns public.phase_queue
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+begin
+    if v_phase.status = 'cancelled' then
+        return v_phase;
+    end if;
+    perform pgcoord.set_reason(coalesce(p_reason, 'cancelled'));
+    update public.phase_queue set status = 'cancelled' where queue_id = p_queue_id returning * into v_phase;
+    perform pgcoord.set_reason(null);
+    return v_phase;
+end $$;
+comment on function pgcoord.cancel_phase(text, text) is
+    'Give a phase up; what depends on it is blocked. A running one keeps its slot until its process has been ended.';
+
+-- Give up a phase and all that depends on it, directly or not.
+-- Locks: the feature, then its phases.
+create or replace function pgcoord.cancel_branch(p_queue_id text, p_reason text) returns integer
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+    v_cancelled integer;
+begin
+    perform pgcoord.set_reason(coalesce(p_reason, 'cancelled'));
+    with recursive branch as (
+        select v_phase.phase_number as phase_number
+        union
+        select d.dependent from branch as b
+            join pgcoord.dependency as d on d.feature_id = v_phase.feature_id and d.prerequisite = b.phase_number
+    )
+    update public.phase_queue as p set status = 'cancelled'
+    where p.feature_id = v_phase.feature_id and p.status not in ('completed', 'cancelled')
+        and p.phase_number in (select phase_number from branch);
+    get diagnostics v_cancelled = row_count;
+    perform pgcoord.set_reason(null);
+    return v_cancelled;
+end $$;
+comment on function pgcoord.cancel_branch(text, text) is
+    'Give up a phase and everything that depends on it, directly or not, unless completed; returns how many phases. Running ones are ended first.';
+
+create or replace function pgcoord.set_priority(p_queue_id text, p_priority integer) returns public.phase_queue
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+begin
+    update public.phase_queue set priority = p_priority where queue_id = p_queue_id returning * into v_phase;
+    return v_phase;
+end $$;
+comment on function pgcoord.set_priority(text, integer) is
+    'Change the place in line of a phase: lower runs earlier (10 urgent, 50 usual, 90 background).';
+
+create or replace function pgcoord.cancel_feature(p_feature_id integer, p_reason text) returns integer
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_phases integer;
+begin
+    perform 1 from public.planned_features where id = p_feature_id for no key update;
+    perform pgcoord.check_feature(p_feature_id);
+    select count(*) into v_phases from public.phase_queue
+    where feature_id = p_feature_id and status in ('queued', 'blocked', 'ready', 'running');
+    update public.planned_features set cancelled_at = now(), cancelled_reason = p_reason
+    where id = p_feature_id and cancelled_at is null;
+    return v_phases;
+end $$;
+comment on function pgcoord.cancel_feature(integer, text) is
+    'Give a feature up: its waiting phases are cancelled, its running ones ended; returns how many that were.';
+
+-- Pause everything, or one feature: nothing new is claimed, what runs goes on.
+create or replace function pgcoord.pause(p_feature_id integer default null, p_reason text default null) returns void
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if p_feature_id is not null then
+        perform pgcoord.check_feature(p_feature_id);
+        update public.planned_features set paused_at = now(), paused_reason = p_reason
+        where id = p_feature_id and paused_at is null;
+        return;
+    end if;
+    update pgcoord.control set paused_at = now(), paused_reason = p_reason where paused_at is null;
+    if found then
+        perform pgcoord.log_event('paused', p_reason);
+    end if;
+end $$;
+comment on function pgcoord.pause(integer, text) is
+    'Pause one feature, or without an id everything: nothing new is claimed, what runs goes on.';
+
+create or replace function pgcoord.resume(p_feature_id integer default null) returns void
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if p_feature_id is not null then
+        perform pgcoord.check_feature(p_feature_id);
+        update public.planned_features set paused_at = null, paused_reason = null
+        where id = p_feature_id and paused_at is not null;
+        return;
+    end if;
+    update pgcoord.control set paused_at = null, paused_reason = null where paused_at is not null;
+    if found then
+        perform pgcoord.log_event('resumed', null);
+        notify pgcoord_wake;
+    end if;
+end $$;
+comment on function pgcoord.resume(integer) is
+    'Resume one feature, or without an id what was paused as a whole; features that were paused by themselves stay so.';
+
+-- Make the number of slots p_slots. Raising takes draining ones back first; lowering never ends anything: free
+-- surplus slots go at once, held ones drain and go when they are released, or with the next claim.
+create or replace function pgcoord.set_slots(p_slots integer) returns integer
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_before integer;
+begin
+    if p_slots is null or p_slots not between 0 and 1000 then
+        raise exception using
+            errcode = 'PC005',
+            message = format('%s is no number of slots', coalesce(p_slots::text, 'null')),
+            hint = 'Between 0 (start nothing new) and 1000.';
+    end if;
+    perform pgcoord.check_isolation();
+    perform 1 from pgcoord.control for no key update;
+    select count(*) into v_before from pgcoord.slot where not draining;
+
+    update pgcoord.slot set draining = false
+    where number in (select number from pgcoord.slot where draining order by number limit greatest(p_slots - v_before, 0));
+    insert into pgcoord.slot (number)
+    select number from generate_series(1, 1000) as number
+    where number not in (select number from pgcoord.slot)
+    order by number
+    limit greatest(p_slots - (select count(*) from pgcoord.slot where not draining), 0);
+
+    update pgcoord.slot set draining = true
+    where number in (
+        select s.number from pgcoord.slot as s
+        where not s.draining
+        order by exists (select from public.phase_queue as p where p.slot = s.number), s.number desc
+        limit greatest(v_before - p_slots, 0)
+    );
+    delete from pgcoord.slot as s
+    where s.draining and not exists (select from public.phase_queue as p where p.slot = s.number);
+
+    if v_before <> p_slots then
+        perform pgcoord.log_event('slots_changed', format('%s → %s', v_before, p_slots));
+    end if;
+    notify pgcoord_wake;
+    return p_slots;
+end $$;
+comment on function pgcoord.set_slots(integer) is
+    'Let n phases run at once. Lowering ends nothing: surplus phases run to their end and are not replaced.';
+
+create or replace function pgcoord.finished_features(p_older_than interval) returns setof integer
+language sql as $$
+    select f.id
+    from public.planned_features as f
+    where (f.cancelled_at is not null or exists (select from public.phase_queue where feature_id = f.id))
+        and not exists (
+            select from public.phase_queue as p
+            where p.feature_id = f.id
+                and (not (p.status = 'completed' or p.status in ('cancelled', 'failed') and f.cancelled_at is not null)
+                    or coalesce(p.finished_timestamp, p.updated_at) > now() - p_older_than)
+        )
+        and coalesce(f.cancelled_at, '-infinity') <= now() - p_older_than;
+$$;
+comment on function pgcoord.finished_features(interval) is 'Features that were finished (completed or cancelled) that long ago.';
+
+create or replace function pgcoord.prune(p_older_than interval) returns integer
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_ids integer[];
+begin
+    select array_agg(id) into v_ids
+    from (
+        select id from public.planned_features
+        where id in (select pgcoord.finished_features(p_older_than)) order by id for update
+    ) as locked;
+    -- Looked at again under the locks: one may have been taken up, or added to, meanwhile.
+    select array_agg(id) into v_ids from pgcoord.finished_features(p_older_than) as id where id = any (v_ids);
+    delete from public.planned_features where id = any (v_ids);
+    delete from pgcoord.event where feature_id = any (v_ids);
+    delete from pgcoord.webhook_delivery where feature_id = any (v_ids) or feature_id is null and at < now() - p_older_than;
+    return coalesce(cardinality(v_ids), 0);
+end $$;
+comment on function pgcoord.prune(interval) is
+    'Remove features that were finished (completed or cancelled) that long ago, with their phases, attempts and events; returns how many.';
+
+-- Does it, looks, and takes it back: so what is shown is what will happen, whatever the rules are.
+-- Errors: those of the action.
+create or replace function pgcoord.preview(p_action text, p_feature_id integer, p_queue_id text)
+returns table (queue_id text, phase_number integer, title text, from_status text, to_status text, words text)
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_feature_id integer := coalesce(p_feature_id, (select p.feature_id from public.phase_queue as p where p.queue_id = p_queue_id));
+    v_before jsonb;
+    v_after jsonb;
+begin
+    select jsonb_object_agg(p.queue_id, p.status || coalesce(' ' || a.ending, '')) into v_before
+    from public.phase_queue as p
+        left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt and a.ended_at is null
+    where p.feature_id = v_feature_id;
+    begin
+        case p_action
+            when 'retry' then perform pgcoord.retry_phase(p_queue_id, null);
+            when 'skip' then perform pgcoord.skip_phase(p_queue_id, null);
+            when 'cancel' then perform pgcoord.cancel_phase(p_queue_id, null);
+            when 'cancel_branch' then perform pgcoord.cancel_branch(p_queue_id, null);
+            when 'cancel_feature' then perform pgcoord.cancel_feature(p_feature_id, null);
+        end case;
+        select jsonb_agg(jsonb_build_object(
+                'queue_id', p.queue_id, 'phase_number', p.phase_number, 'title', pgcoord.title_of(p),
+                'from_status', split_part(v_before ->> p.queue_id, ' ', 1), 'to_status', coalesce(a.ending, p.status),
+                'words', case when a.ending is not null then 'its process is ended first'
+                    else (select y.words from pgcoord.why(p.queue_id) as y where p.status in ('queued', 'blocked') limit 1) end)
+            order by p.phase_number)
+        into v_after
+        from public.phase_queue as p
+            left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt and a.ended_at is null
+        where p.feature_id = v_feature_id and p.status || coalesce(' ' || a.ending, '') <> v_before ->> p.queue_id;
+        raise exception using errcode = 'PC099', message = 'taken back';
+    exception when sqlstate 'PC099' then    -- (PC000 would be all of class PC)
+        null;
+    end;
+    return query
+    select c.queue_id, c.phase_number, c.title, c.from_status, c.to_status, c.words
+    from jsonb_to_recordset(coalesce(v_after, '[]')) as c
+        (queue_id text, phase_number integer, title text, from_status text, to_status text, words text);
+end $$;
+comment on function pgcoord.preview(text, integer, text) is
+    'What retry, skip, cancel or cancel_branch of a phase, or cancel_feature, would change, phase by phase; nothing is changed.';

@@ -1,0 +1,153 @@
+-- The leading coordinator takes phases, and learns when to look again.
+
+-- Claim eligible phases in total order over all features, one for each free slot; phases that somebody else has
+-- locked are skipped, never waited for. Where no slot is free (and no retry time has come) it locks nothing: who frees one
+-- wakes the coordinator anew, and a transaction that has written nothing has nothing to wait for at its commit. The
+-- control row is locked in a statement of its own: the statements after it see all that earlier claims have committed.
+-- The lock of a phase is NO KEY, so that an edge being stored to it (a foreign key's share lock) does not hide it.
+-- Errors: PC007 when the lead is over; PC009 under a snapshot that would not see other claims; 55P03 when somebody holds
+-- the control row for more than a second.
+create or replace function pgcoord.claim_phases(p_epoch bigint) returns setof pgcoord.assignment
+language plpgsql
+set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    v_leader record;
+    v_control pgcoord.control;
+    v_free record;
+    v_phase record;
+    v_id bigint;
+    v_attempts bigint[];
+    v_no_issues boolean;    -- GitHub makes none for the moment: only phases that have one are claimed
+begin
+    if not pgcoord.sees_others() then
+        perform pgcoord.check_isolation();
+    end if;
+    select c.host, c.runs_folder, (select name from pgcoord.workflow where is_default) as workflow,
+        exists (select from public.phase_queue where retry_at <= clock_timestamp()) as finds_retry,
+        exists (
+            select from pgcoord.slot as s where not exists (select from public.phase_queue as p where p.slot = s.number)
+        ) as finds_slot
+    into v_leader
+    from pgcoord.control as k join pgcoord.coordinator as c using (epoch)
+    where k.epoch = p_epoch;
+    if not found then
+        perform pgcoord.check_epoch(p_epoch);
+    elsif not (v_leader.finds_slot or v_leader.finds_retry) then
+        return;
+    end if;
+    select * into v_control from pgcoord.control for no key update;
+    if v_control.epoch <> p_epoch then
+        perform pgcoord.check_epoch(p_epoch);
+    end if;
+    if v_leader.finds_retry then
+        update public.phase_queue set retry_at = null
+        where queue_id in (
+            select queue_id from public.phase_queue where retry_at <= clock_timestamp() for no key update skip locked
+        );
+    end if;
+    if v_control.paused_at is not null then
+        return;
+    end if;
+    v_no_issues := v_control.issues_held_until is not null and pgcoord.issues_held_until(v_control) is not null;
+    select array_agg(s.number order by s.number) filter (where not s.draining) as slots, bool_or(s.draining) as surplus
+    into v_free
+    from pgcoord.slot as s
+    where not exists (select from public.phase_queue as p where p.slot = s.number);
+    if v_free.surplus then    -- released while set_slots was lowering the limit: neither saw what the other did
+        delete from pgcoord.slot as s
+        where s.draining and not exists (select from public.phase_queue as p where p.slot = s.number);
+    end if;
+    for v_phase in
+        select p.queue_id, p.attempt, w.name, w.reports, w.retry_delay, w.retry_lost,
+            coalesce((p.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts) as max_attempts,
+            coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::float8), w.timeout) as timeout
+        from public.phase_queue as p
+            join pgcoord.workflow as w on w.name = coalesce(p.workflow_type, v_leader.workflow)
+        where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
+            and (p.issue_number is not null or not v_no_issues)
+        order by p.priority, p.queue_position, p.feature_id, p.phase_number
+        limit coalesce(cardinality(v_free.slots), 0)
+        for no key update of p skip locked
+    loop
+        loop
+            v_id := nextval('pgcoord.attempt_id');
+            insert into pgcoord.attempt (
+                id, queue_id, number, adw_id, secret, slot, epoch, host, folder,
+                workflow, reports, max_attempts, retry_delay, retry_lost, timeout
+            )
+            values (
+                v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord.adw_id(v_id, v_control.adw_offset), pgcoord.new_secret(),
+                v_free.slots[1 + coalesce(cardinality(v_attempts), 0)], p_epoch, v_leader.host,
+                -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
+                format('%s/%s/%s-%s', v_leader.runs_folder, v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
+                v_phase.name, v_phase.reports, v_phase.max_attempts, v_phase.retry_delay, v_phase.retry_lost, v_phase.timeout
+            )
+            on conflict (adw_id) do nothing;
+            exit when found;    -- else a client has used this very adw_id
+        end loop;
+        v_attempts := v_attempts || v_id;
+    end loop;
+    if v_attempts is not null then
+        return query    -- what pgcoord.assignment shows of them
+        update public.phase_queue as p
+        set status = 'ready', slot = a.slot, attempt = a.number, adw_id = a.adw_id, ready_timestamp = clock_timestamp(),
+            started_timestamp = null, finished_timestamp = null
+        from pgcoord.attempt as a
+        where a.id = any (v_attempts) and p.queue_id = a.queue_id
+        returning a.id, p.queue_id, p.feature_id, p.phase_number, a.number, a.adw_id, a.secret, a.host, a.folder,
+            a.workflow, p.issue_number, p.phase_data ->> 'title', p.phase_data ->> 'prompt_content',
+            null::integer, null::text, false, false, null::pgcoord.attempt_outcome, 0::float8, a.slot;
+    end if;
+end $$;
+comment on function pgcoord.claim_phases(bigint) is
+    'For the leading coordinator: claim eligible phases, one for each free slot, in order of priority and place in line, and return what it needs to run them.';
+
+-- When to look next, in seconds, though nobody notifies: the nearest retry time, deadline or end of a lease, and when
+-- GitHub is asked again. Attempts whose host's lease has run out. And a phase that could be claimed but was skipped
+-- because somebody has it locked, other than those in p_awaited: the coordinator waits for that lock, since a
+-- transaction that ends by rollback notifies nobody.
+create or replace function pgcoord.agenda(
+    p_awaited text[] default '{}', out due_in float8, out abandoned bigint[], out locked_phase text
+)
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    v_workflows text[];
+    v_default text;
+    v_no_issues_until timestamptz := (select pgcoord.issues_held_until(c) from pgcoord.control as c);
+begin
+    due_in := extract(epoch from least(
+        (select min(retry_at) from public.phase_queue where retry_at > clock_timestamp()),
+        -- One that has passed: it has only just, or somebody has the attempt locked.
+        (select min(case when a.deadline > clock_timestamp() then a.deadline else clock_timestamp() + interval '1 second' end)
+            from public.phase_queue as p
+                join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
+            where p.slot is not null and a.deadline is not null and a.ended_at is null and a.ending is null),
+        (select min(left_alone_until) from pgcoord.elsewhere where left_alone_until > clock_timestamp()),
+        v_no_issues_until
+    ) - clock_timestamp());
+    abandoned := array(select attempt_id from pgcoord.elsewhere where left_alone_until <= clock_timestamp());
+    if exists (select from pgcoord.control where paused_at is not null) or not exists (
+        select from pgcoord.slot as s
+        where not s.draining and not exists (select from public.phase_queue as live where live.slot = s.number)
+    ) then
+        return;
+    end if;
+    select array_agg(name), min(name) filter (where is_default) into v_workflows, v_default from pgcoord.workflow;
+    -- Two look-ups, each by its own index: one over both conditions would read the whole table.
+    locked_phase := coalesce(
+        (select p.queue_id from public.phase_queue as p
+            where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
+                and coalesce(p.workflow_type, v_default) = any (v_workflows) and p.queue_id <> all (p_awaited)
+                and (p.issue_number is not null or v_no_issues_until is null)
+            order by p.priority, p.queue_position, p.feature_id, p.phase_number limit 1),
+        (select p.queue_id from public.phase_queue as p
+            where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held
+                and coalesce(p.workflow_type, v_default) = any (v_workflows) and p.queue_id <> all (p_awaited)
+                and (p.issue_number is not null or v_no_issues_until is null)
+            order by p.retry_at limit 1)
+    );
+end $$;
+comment on function pgcoord.agenda(text[]) is
+    'For the coordinator, after a claim that returned nothing: seconds until the next deadline (null: none), attempts whose host''s lease has run out, and a claimable phase that somebody has locked, other than those given.';
