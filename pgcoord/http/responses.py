@@ -2,18 +2,20 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from http import HTTPStatus
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psycopg
 from psycopg_pool import PoolTimeout, TooManyRequests
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from pgcoord.errors import (
+    CannotStart,
     ChangedMeanwhile,
     CoordError,
     DatabaseUnusable,
@@ -25,6 +27,7 @@ from pgcoord.errors import (
     StaleAttempt,
 )
 from pgcoord.report import NotJson, NotSigned, WrongShape
+from pgcoord.runs import logs
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ _MEANINGS: tuple[tuple[type[Exception], int, str], ...] = (
     (InvalidInput, 422, "invalid"),
     (PlannerFailed, 502, "planner_failed"),
     (DatabaseUnusable, 503, "unavailable"),
+    (CannotStart, 503, "unavailable"),
     (psycopg.DataError, 422, "invalid"),
     (psycopg.errors.ProgramLimitExceeded, 422, "invalid"),
     (PoolTimeout, 503, "unavailable"),
@@ -186,16 +190,22 @@ async def read_bytes(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def log_file(path: Path, filename: str | None = None) -> FileResponse:
-    """A log to its end, or the part that a Range asks for. Raises OSError.
+class LogFile(FileResponse):
+    """A log to its end, or the part that a Range asks for; `log` is closed when it was sent.
 
     The whole is sent without a length, which would be wrong once the process writes on.
     """
-    answer = FileResponse(
-        path,
-        media_type="text/plain; charset=utf-8",
-        filename=filename,
-        stat_result=path.stat(),
-    )
-    del answer.headers["content-length"]
-    return answer
+
+    def __init__(self, log: IO[bytes], filename: str | None = None) -> None:
+        super().__init__(
+            logs.reopened(log),
+            media_type="text/plain; charset=utf-8",
+            filename=filename,
+            stat_result=os.fstat(log.fileno()),
+        )
+        del self.headers["content-length"]
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._log:
+            await super().__call__(scope, receive, send)

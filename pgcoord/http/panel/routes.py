@@ -167,6 +167,6 @@ routes: list[BaseRoute] = [
         for name, deed in deeds.items()
     ),
     Route(_FEATURE, feature),
-    Route(f"{_PHASE}/log", panel_phase.log),
+    Route(f"{_PHASE}/log", panel_phase.send_log),
     Route(_PHASE, panel_phase.phase),
 ]
