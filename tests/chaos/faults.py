@@ -51,7 +51,7 @@ CALLS = (
     + ["cancel_feature({feature}, 'no')", "cancel_branch('{phase}', 'no')"]
     + ["complete_phase('{phase}')", "fail_phase('{phase}', 'broken')"]
     + ["execute_feature({feature})", "feature_to_plan({feature})"]
-    + ["change_feature({feature}, '{{\"title\": \"b\"}}')", "store_feature('{{\"title\": \"c\"}}')"]
+    + ['change_feature({feature}, \'{{"title": "b"}}\')', 'store_feature(\'{{"title": "c"}}\')']
     + ["preview('retry', {feature}, '{phase}')", "prune('1 minute')", "why('{phase}')", "checkup()"]
 )
 
@@ -72,7 +72,8 @@ ODD_SETTINGS = (
 # What somebody does in a transaction that he leaves open.
 ROWS = (
     "select from phase_queue where queue_id = '{phase}' for update",
-    "update phase_queue set phase_data = phase_data || '{{\"title\": \"t\"}}' where queue_id = '{phase}'",
+    'update phase_queue set phase_data = phase_data || \'{{"title": "t"}}\''
+    " where queue_id = '{phase}'",
     "update planned_features set description = 'd' where id = {feature}",
     "select from planned_features where id = {feature} for update",
     "select from pgcoord.control for update",
@@ -92,7 +93,7 @@ class Faults:
         self.done: dict[str, int] = dict.fromkeys(KINDS, 0)
         self.acknowledged: list[tuple[str, str]] = []  # (adw_id, status) that was answered 200
         self.killed: set[str] = set()  # adw_ids whose processes were killed here
-        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._later: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
         self._messages: list[threading.Thread] = []
 
@@ -115,7 +116,7 @@ class Faults:
             self.wrong.append(f"a person was shown {line}")
         return line
 
-    def later(self, seconds: float, undo: Callable[[], None]) -> None:
+    def later(self, seconds: float, undo: Callable[[], object]) -> None:
         heapq.heappush(self._later, (time.monotonic() + seconds, next(self._numbers), undo))
 
     def undo_due(self, *, all_of_them: bool = False) -> None:
@@ -224,9 +225,7 @@ class Faults:
     # What phases run.
 
     def _process(self, dice: random.Random) -> tuple[str, int] | None:
-        found = sorted(
-            (name, pid) for name, pids in self.site.processes().items() for pid in pids
-        )
+        found = sorted((name, pid) for name, pids in self.site.processes().items() for pid in pids)
         return dice.choice(found) if found else None
 
     def _kill_process(self, dice: random.Random) -> str:
@@ -362,7 +361,7 @@ class Faults:
                     " values ({feature}, {number}, 'running')",
                     "insert into phase_queue (feature_id, phase_number, depends_on_phases,"
                     " phase_data) values ({feature}, {number}, '[1]',"
-                    " '{{\"prompt_content\": \"0.2 0\"}}')",
+                    ' \'{{"prompt_content": "0.2 0"}}\')',
                 ]
             ).format(**place)
             try:
@@ -409,7 +408,9 @@ class Faults:
                 conn.execute("select pgcoord.submit_feature(%s)", [Jsonb(self.feature(dice))])
 
     def feature(self, dice: random.Random) -> dict[str, Any]:
-        shape: list[list[int]] = dice.choice([[[]], [[], [1], [2]], [[], [], [1, 2]], [[], [1], [1]]])
+        shape: list[list[int]] = dice.choice(
+            [[[]], [[], [1], [2]], [[], [], [1, 2]], [[], [1], [1]]]
+        )
         what = ["plain"] * 8 + ["left", "escaped", "deaf", "loud", "broken", "report"]
         phases = [
             {

@@ -10,10 +10,10 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import psycopg
+from support import mixed_load
 
 from chaos.faults import Faults
 from chaos.place import PEOPLE, Site
-from support import mixed_load
 
 Row = dict[str, Any]
 
@@ -43,7 +43,9 @@ class Judge:
         try:
             with self.site.session() as conn:
                 slots = conn.execute("select number from pgcoord.slot").fetchall()
-                held = conn.execute("select slot from phase_queue where slot is not null").fetchall()
+                held = conn.execute(
+                    "select slot from phase_queue where slot is not null"
+                ).fetchall()
         except psycopg.Error:
             return
         counts = Counter(row["slot"] for row in held)

@@ -1,7 +1,7 @@
-"""Where a storm rages: a Postgres of its own, up to three coordinators, and phases that leave marks.
+"""Where a storm rages: a Postgres of its own, some coordinators, and phases that leave marks.
 
-Everything lies in one folder. `marks` holds a line for each start and each end of a phase's process,
-which the process itself appends; each coordinator has a log a life.
+Everything lies in one folder. `marks` holds a line for each start and each end of a phase's
+process, which the process itself appends; each coordinator has a log a life.
 """
 
 import itertools
@@ -21,10 +21,10 @@ from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
+from support.database import Connection, processes_of
 
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
-from support.database import Connection, processes_of
 
 # What people's sessions are called; the coordinators' have names of their own.
 PEOPLE = "storm"

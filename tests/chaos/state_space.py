@@ -1,13 +1,13 @@
-"""Every state that two coordinators, two slots and three phases can come to, over the real functions.
+"""Every state that two coordinators, two slots and three phases come to, over the real functions.
 
-A step is one committed statement, or one thing that happens outside (a process starts, a coordinator
-dies). A state is the rows of the database and what lies outside of it: who holds the lead, what each
-coordinator is about to start, and what the folder of each run tells. `explore` takes each step that
-is possible in each state, by breadth, so that what it finds is the shortest way there.
+A step is one committed statement, or one thing that happens outside: a process starts, a
+coordinator dies. A state is the rows of the database and what lies outside of it: who has the lead,
+what each coordinator is about to start, what the folder of each run tells. `Search` takes each step
+that is possible in each state, by breadth, so that what it finds is a short way there.
 
-What concurrency does between two statements of one transaction is not seen here: that is for
-tests/sql/test_races.py. The advisory lock of the lead and the folder of a run (which starts once) are
-taken as kept; tests/coordination and tests/runs try them.
+What happens between two statements of one transaction is not seen here: that is for
+tests/sql/test_races.py. The advisory lock of the lead, and the folder of a run, in which one
+process starts at most, are taken as kept: tests/coordination and tests/runs try them.
 """
 
 import json
@@ -42,8 +42,12 @@ ALIVE, GIVEN_UP, LOST = "alive", "given up", "lost"
 # What a coordinator remembers of an attempt and the database does not know.
 LAUNCHING, LAUNCHED = "launching", "launched"
 
-# Steps that are counted: `explore` takes so many of them in a row of any length.
-FAULTS = ("crash", "lose", "vanish", "cannot", "cancel", "retry", "time out", "set slots")
+# What need not happen: a search counts how many of these lead to a state, and work that only they
+# move on is stuck.
+FAULTS = (
+    *("crash", "lose", "vanish", "cannot", "exit 1", "time out"),
+    *("report", "cancel", "retry", "set slots"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,13 @@ class Coordinator:
 
     epoch: int = 0
     starting: tuple[tuple[int, str], ...] = ()
+
+    def renumbered(self, epoch: int, attempts: dict[int, int]) -> "Coordinator":
+        """The same with the numbers of `normal`; `epoch` is the one in force."""
+        return Coordinator(
+            0 if not self.epoch else _IN_FORCE if self.epoch == epoch else _OVER,
+            tuple(sorted((attempts[number], stage) for number, stage in self.starting)),
+        )
 
     def stage(self, attempt: int) -> str | None:
         return dict(self.starting).get(attempt)
@@ -88,67 +99,126 @@ class Outside:
 
 @dataclass(frozen=True)
 class State:
-    """One state: the rows, and what is outside."""
+    """One state: the rows, and what is outside; made by `normal` only."""
 
-    epoch: int
-    slots: list[Row]
-    phases: list[Row]
-    attempts: list[Row]
+    rows: Row
     outside: Outside
+    text: str  # of the rows
 
-    def key(self) -> tuple[Any, ...]:
-        """What tells this state from others: without numbers, names and times, slots alike."""
-        sides = []
-        for order in ((0, 1), (1, 0)):
-            leader = self.outside.leader
-            sides.append(
-                (
-                    -1 if leader is None else order[leader],
-                    sum(not slot["draining"] for slot in self.slots),
-                    tuple(self._key_of(which) for which in order),
-                    tuple(self._key_of_phase(phase, order) for phase in self.phases),
-                )
-            )
-        return min(sides, key=repr)
+    @property
+    def epoch(self) -> int:
+        return int(self.rows["epoch"])
 
-    def _key_of(self, which: int) -> str:
-        epoch = self.outside.coordinators[which].epoch
-        return "" if not epoch else "in force" if epoch == self.epoch else "over"
+    @property
+    def slots(self) -> list[Row]:
+        return list(self.rows["slots"])
 
-    def _key_of_phase(self, phase: Row, order: tuple[int, int]) -> tuple[Any, ...]:
-        return (
-            phase["status"],
-            phase["slot"] is not None,
-            phase["eligible_at"] is not None,
-            phase["unmet"],
-            *(
-                self._key_of_attempt(phase, attempt, order)
-                for attempt in self.attempts
-                if attempt["queue_id"] == phase["queue_id"]
-                and not _is_over(attempt, self.outside)
-            ),
+    @property
+    def phases(self) -> list[Row]:
+        return list(self.rows["phases"])
+
+    @property
+    def attempts(self) -> list[Row]:
+        return list(self.rows["attempts"])
+
+    def key(self) -> str:
+        """What tells this state from others; the two coordinators are alike."""
+        outside = self.outside
+        swapped = replace(
+            outside,
+            coordinators=(outside.coordinators[1], outside.coordinators[0]),
+            leader=None if outside.leader is None else 1 - outside.leader,
         )
-
-    def _key_of_attempt(self, phase: Row, attempt: Row, order: tuple[int, int]) -> tuple[Any, ...]:
-        run = self.outside.run(attempt["id"])
-        if run == 143 or (run in (0, 1) and (attempt["ended_at"] or attempt["ending"])):
-            run = 1  # a status that says no more than another
-        return (
-            attempt["number"] == phase["attempt"],
-            attempt["started_at"] is not None,
-            attempt["ending"],
-            attempt["outcome"],
-            attempt["exited_at"] is not None,
-            run,
-            tuple(self.outside.coordinators[which].stage(attempt["id"]) for which in order),
-        )
+        return self.text + min(repr(outside), repr(swapped))
 
     @property
     def is_settled(self) -> bool:
         """Nothing runs, nothing could be claimed, and no process is left."""
-        return all(
+        return not self.attempts and all(
             p["status"] in ("completed", "failed", "cancelled", "blocked") for p in self.phases
-        ) and not any(a["exited_at"] is None for a in self.attempts)
+        )
+
+
+def beside(state: State, outside: Outside) -> State:
+    """The state with the same rows, and something else outside."""
+    if any(_is_over(each, outside) for each in state.attempts):
+        return normal(state.rows, outside)
+    runs = tuple((a, _plain_run(a, run, state.rows)) for a, run in outside.runs)
+    return replace(state, outside=replace(outside, runs=runs))
+
+
+def normal(rows: Row, outside: Outside) -> State:
+    """The state of these rows, told as all states are that differ in numbers, names and times only.
+
+    An attempt that is over, and everybody knows, is forgotten: nothing depends on it any more.
+    """
+    held = {phase["slot"]: phase["phase_number"] for phase in rows["phases"] if phase["slot"]}
+    slots = sorted(rows["slots"], key=lambda s: (held.get(s["number"], 99), s["draining"]))
+    slot_numbers = {slot["number"]: number for number, slot in enumerate(slots, 1)}
+    attempts: list[Row] = []
+    numbers: dict[int, int] = {}
+    phases = {
+        row["queue_id"]: _plain(row) | {"attempt": 0, "adw_id": None} for row in rows["phases"]
+    }
+    for row in rows["attempts"]:
+        if _is_over(row, outside):
+            continue
+        numbers[row["id"]] = number = len(attempts) + 1
+        phase = phases[row["queue_id"]]
+        phase["attempt"] += 1
+        phase["adw_id"] = f"adw-{number}"
+        attempts.append(
+            _plain(row)
+            | {"id": number, "number": phase["attempt"], "adw_id": f"adw-{number}"}
+            | {"folder": "", "secret": "", "epoch": 0, "error": None, "exit_code": None}
+            | {"slot": slot_numbers.get(row["slot"], 1) if row["ended_at"] is None else 1}
+        )
+    for phase in phases.values():
+        phase["slot"] = slot_numbers.get(phase["slot"])
+        phase["error_message"] = None
+    plain = {
+        "epoch": _IN_FORCE if rows["epoch"] else 0,
+        "slots": [slot | {"number": slot_numbers[slot["number"]]} for slot in slots],
+        "phases": list(phases.values()),
+        "attempts": attempts,
+    }
+    first, second = (each.renumbered(rows["epoch"], numbers) for each in outside.coordinators)
+    runs = tuple((numbers[a], _plain_run(a, run, rows)) for a, run in outside.runs if a in numbers)
+    return State(plain, Outside((first, second), outside.leader, runs), json.dumps(plain))
+
+
+# Epochs of a state: of the last lead, and of any before.
+_IN_FORCE, _OVER = 2, 1
+
+# Long ago, and never to come.
+_PAST, _FUTURE = "2026-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"
+
+
+def _plain(row: Row) -> Row:
+    """A row without its times, but for whether they are set."""
+    return {
+        name: (_FUTURE if name == "deadline" else _PAST)
+        if value is not None and name.endswith(("_at", "_timestamp", "deadline"))
+        else value
+        for name, value in row.items()
+    }
+
+
+def _plain_run(attempt: int, run: Any, rows: Row) -> Any:
+    """An exit status that says no more than another is that other."""
+    (row,) = (each for each in rows["attempts"] if each["id"] == attempt)
+    decided = row["ended_at"] is not None or row["ending"] is not None
+    return 1 if run == 143 or (run in (0, 1) and decided) else run
+
+
+def _is_over(attempt: Row, outside: Outside) -> bool:
+    """Whether an attempt has ended, its process too, and everybody knows."""
+    return (
+        attempt["ended_at"] is not None
+        and attempt["exited_at"] is not None
+        and outside.run(attempt["id"]) != ALIVE
+        and not any(each.stage(attempt["id"]) for each in outside.coordinators)
+    )
 
 
 @dataclass(frozen=True)
@@ -257,9 +327,7 @@ def _of_attempt(state: State, attempt: Row, which: int) -> Iterator[Step]:
         return
     if run is None and attempt["started_at"] is None:
         if wanted:
-            yield Step(
-                f"adopt {name}", outside.with_coordinator(which, me.at(number, LAUNCHING))
-            )
+            yield Step(f"adopt {name}", outside.with_coordinator(which, me.at(number, LAUNCHING)))
         else:
             yield Step(f"give back {name}", outside.with_run(number, GIVEN_UP))
     elif run == ALIVE and not wanted:
@@ -339,6 +407,7 @@ begin
         insert into pgcoord.attempt
             select * from jsonb_populate_recordset(null::pgcoord.attempt, p_rows -> 'attempts');
         perform set_config('session_replication_role', 'origin', true);
+        perform setval('pgcoord.attempt_id', 1000);
         foreach v_call in array p_calls loop
             begin
                 execute format('select jsonb_agg(r) from (%s) as r', v_call) into v_done;
@@ -368,6 +437,8 @@ class Database:
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         """Take over `conn`, whose database holds the schema and nothing else."""
         self.conn = conn
+        self.statements = 0  # that were called
+        self._known: dict[str, dict[str, Row]] = {}
         conn.autocommit = True
         # Wherever the functions are.
         conn.execute("set search_path = pgcoord, pgcoord_private, public")
@@ -384,7 +455,7 @@ class Database:
         conn.execute("select submit_feature(%s)", [Jsonb({"title": "a", "phases": phases})])
         row = conn.execute("select pg_temp.rows()").fetchone()
         assert row
-        self.first = _state(row[0], Outside())
+        self.first = normal(row[0], Outside())
         # The rows of a state come and go: what never changes stays, edges too.
         conn.execute("set session_replication_role = replica")
         conn.execute("delete from phase_queue")
@@ -393,57 +464,38 @@ class Database:
     def after(self, state: State) -> Iterator[tuple[Step, State]]:
         """Each step from a state, and the state it leads to. Raises `Violation`."""
         possible = list(steps(state))
-        calls = [step.statement for step in possible if step.statement]
-        rows = {
-            "epoch": state.epoch,
-            "slots": state.slots,
-            "phases": state.phases,
-            "attempts": state.attempts,
-        }
-        row = self.conn.execute("select pg_temp.expand(%s, %s)", [Jsonb(rows), calls]).fetchone()
-        self.conn.execute("select pg_advisory_unlock_all()")
-        assert row
-        done = iter(row[0])
+        done = self._call(state, [each.statement for each in possible if each.statement])
         for step in possible:
-            yield step, _after(state, step, next(done) if step.statement else None)
+            yield step, _after(state, step, done[step.statement] if step.statement else None)
+
+    def _call(self, state: State, statements: list[str]) -> dict[str, Row]:
+        """What each statement does to these rows; many states differ only in what is outside."""
+        known = self._known.setdefault(state.text, {})
+        new = [each for each in statements if each not in known]
+        if new:
+            found = self.conn.execute(
+                "select pg_temp.expand(%s::jsonb, %s)", [state.text, new]
+            ).fetchone()
+            assert found
+            self.conn.execute("select pg_advisory_unlock_all()")
+            self.statements += len(new)
+            known |= dict(zip(new, found[0], strict=True))
+        return known
 
 
 def _after(state: State, step: Step, done: Row | None) -> State:
     if done is None:
-        return replace(state, outside=step.outside)
+        return beside(state, step.outside)
     if "refused" in done:
         if done["refused"] not in step.refused:
             raise Violation(f"{step.name}: {done['refused']} {done['message']}")
-        return replace(state, outside=step.refused[done["refused"]])
+        return beside(state, step.refused[done["refused"]])
     if "lead that is over" in step.name:
         raise Violation(f"{step.name}: was not refused")
+    if wrong := list(faults_between(state.rows, done["rows"])):
+        raise Violation(f"{step.name}: {'; '.join(wrong)}")
     outside = step.returns(done["returned"] or []) if step.returns else step.outside
-    return _state(done["rows"], outside)
-
-
-def _state(rows: Row, outside: Outside) -> State:
-    """The state of these rows, without the attempts that say nothing any more."""
-    current = {phase["queue_id"]: phase["attempt"] for phase in rows["phases"]}
-    kept = [
-        attempt
-        for attempt in rows["attempts"]
-        if attempt["number"] == current[attempt["queue_id"]] or not _is_over(attempt, outside)
-    ]
-    numbers = {attempt["id"] for attempt in kept}
-    runs = tuple((number, run) for number, run in outside.runs if number in numbers)
-    return State(
-        rows["epoch"], rows["slots"], rows["phases"], kept, replace(outside, runs=runs)
-    )
-
-
-def _is_over(attempt: Row, outside: Outside) -> bool:
-    """Whether an attempt has ended and everybody knows."""
-    return (
-        attempt["ended_at"] is not None
-        and attempt["exited_at"] is not None
-        and outside.run(attempt["id"]) != ALIVE
-        and not any(each.stage(attempt["id"]) for each in outside.coordinators)
-    )
+    return normal(done["rows"], outside)
 
 
 def faults_of(state: State) -> Iterator[str]:
@@ -483,15 +535,17 @@ def faults_of(state: State) -> Iterator[str]:
         yield f"{len(alive)} processes in {SLOTS} slots"
 
 
-def faults_between(before: State, after: State) -> Iterator[str]:
-    """The rules that do not hold of a step."""
-    for old, new in zip(before.phases, after.phases, strict=True):
+def faults_between(before: Row, after: Row) -> Iterator[str]:
+    """The rules that do not hold of a step, by the rows before and after it."""
+    for old, new in zip(before["phases"], after["phases"], strict=True):
         if old["status"] == "completed" != new["status"]:
             yield f"{old['queue_id']} was completed and is {new['status']}"
-    outcomes = {each["id"]: each["outcome"] for each in before.attempts if each["outcome"]}
-    for attempt in after.attempts:
-        was = outcomes.get(attempt["id"], attempt["outcome"])
-        if was != attempt["outcome"]:
+        if old["status"] != "ready" == new["status"] and old["status"] != "queued":
+            yield f"{old['queue_id']} was {old['status']} and is claimed"
+    outcomes = {each["id"]: each["outcome"] for each in before["attempts"]}
+    for attempt in after["attempts"]:
+        was = outcomes.get(attempt["id"])
+        if was not in (None, attempt["outcome"]):
             yield f"{attempt['queue_id']}: an attempt was {was} and is {attempt['outcome']}"
 
 
@@ -547,7 +601,8 @@ class Search:
 
     def _expand_level(self, level: list[tuple[int, State]], faults: int) -> list[tuple[int, State]]:
         """Expand what so many faults lead to; return what one more leads to."""
-        queue, following = deque(level), []
+        queue = deque(level)
+        following: list[tuple[int, State]] = []
         while queue:
             number, state = queue.popleft()
             node = self._nodes[number]
@@ -561,7 +616,7 @@ class Search:
                 made = _Node(number, step.name, node.distance + 1, needs + 1, after.is_settled)
                 found = self._number(after, made)
                 target = self._nodes[found]
-                if not (step.is_fault or step.name.startswith("report")):
+                if not step.is_fault:
                     target.before.append(number)
                 if needs < target.faults and not target.is_expanded:
                     target.faults = needs
@@ -572,8 +627,7 @@ class Search:
         try:
             for step, after in self._database.after(state):
                 self.seen.steps += 1
-                wrong = [*faults_between(state, after), *faults_of(after)]
-                if wrong:
+                if wrong := list(faults_of(after)):
                     raise Violation(f"{step.name}: {'; '.join(wrong)}")
                 yield step, after
         except Violation as error:

@@ -2,9 +2,9 @@
 
     make chaos [SEED=1] [FAULTS=250] [MINUTES=10] [COORDINATORS=3] [STORMS=1000]
 
-Each storm has a folder and a server of its own, and FAULTS faults, whose plan follows from its seed;
-then everything is calmed, and the judge says what does not hold. Storms follow one another, each with
-the next seed, until the minutes are over. The folder of a storm with a violation is kept.
+Each storm has a folder and a server of its own, and FAULTS faults, whose plan follows from its
+seed; then everything is calmed, and the judge says what does not hold. Storms follow one another,
+each with the next seed, until the minutes are over. The folder of one with a violation is kept.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,8 +54,8 @@ def rage(folder: Path, seed: int, faults: int, coordinators: int = 3) -> Outcome
                 lines.write(f"{time.strftime('%H:%M:%S')} {what}\n")
                 lines.flush()
 
-            _strike_all(site, storm, judge, seed, faults, note)
-            _come_to_rest(site, storm, judge, note)
+            _strike_all(storm, judge, faults, note)
+            _come_to_rest(storm, judge, note)
             for each in judge.wrong:
                 note(f"WRONG {each}")
         with site.session() as conn:
@@ -68,10 +69,10 @@ def rage(folder: Path, seed: int, faults: int, coordinators: int = 3) -> Outcome
     return outcome
 
 
-def _strike_all(site, storm, judge, seed, faults, note) -> None:
-    dice = random.Random(f"{seed} work")
-    for seat in site.seats:
-        site.start(seat, dice)
+def _strike_all(storm: Faults, judge: Judge, faults: int, note: Callable[[str], None]) -> None:
+    dice = random.Random(f"{storm.seed} work")
+    for seat in storm.site.seats:
+        storm.site.start(seat, dice)
     for number in range(faults):
         storm.bring_work(dice)
         storm.undo_due()
@@ -81,16 +82,15 @@ def _strike_all(site, storm, judge, seed, faults, note) -> None:
         time.sleep(dice.random() * _PACE)
 
 
-def _come_to_rest(site, storm, judge, note) -> None:
+def _come_to_rest(storm: Faults, judge: Judge, note: Callable[[str], None]) -> None:
     """Calm the storm; meanwhile somebody locks a feature, which must hold up nobody else."""
+    site = storm.site
     storm.calm()
     with site.session() as conn:
         conn.execute("set statement_timeout = '60s'")
         conn.execute("select pgcoord.resume()")
         conn.execute("select pgcoord.set_slots(3)")
-        conn.execute(
-            "select pgcoord.resume(id) from planned_features where paused_at is not null"
-        )
+        conn.execute("select pgcoord.resume(id) from planned_features where paused_at is not null")
         conn.execute(
             "select pgcoord.complete_phase(queue_id) from pgcoord.attempt"
             " where external and ended_at is null"
@@ -141,7 +141,10 @@ def main() -> int:
         for each in outcome.wrong:
             _print(f"    {each}")
         if outcome.wrong:
-            _print(f"    kept in {place}; again: make chaos SEED={seed} FAULTS={wanted.faults} STORMS=1")
+            _print(
+                f"    kept in {place};"
+                f" again: make chaos SEED={seed} FAULTS={wanted.faults} STORMS=1"
+            )
         else:
             shutil.rmtree(place)
     _print(
