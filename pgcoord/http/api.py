@@ -20,7 +20,7 @@ from pgcoord.database.reads import Listing
 from pgcoord.errors import NotFound, Refused
 from pgcoord.http import schemas
 from pgcoord.http.responses import Json, log_file, read_body
-from pgcoord.http.state import door_of
+from pgcoord.http.state import state_of
 from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
 from pgcoord.planner.planning import Planned
 from pgcoord.report import WrongShape, parse_json
@@ -92,17 +92,17 @@ async def change_feature(call: Call) -> Response:
 
 
 async def _plan(request: Request, feature_id: int) -> Planned | None:
-    return await door_of(request).plan(request, feature_id)
+    return await state_of(request).plan(request, feature_id)
 
 
 async def _plan_unless_planned(request: Request, feature_id: int) -> Planned | None:
-    return await door_of(request).plan_unless_planned(request, feature_id)
+    return await state_of(request).plan_unless_planned(request, feature_id)
 
 
 async def generate_implementation(call: Call) -> Response:
     assert call.planned is not None
     slots = await reads.slot_count(call.conn)
-    analysis = door_of(call.request).planner.weigh(call.planned.phases, slots)
+    analysis = state_of(call.request).planner.weigh(call.planned.phases, slots)
     planning = {
         "source": call.planned.source,
         "notes": list(call.planned.notes),
@@ -179,7 +179,7 @@ async def log(call: Call) -> Response:
         which = "no attempt" if number is None else f"no attempt {number}"
         raise NotFound(f"phase {call.queue_id} has {which} that wrote a log")
     attempt = found[-1]
-    if attempt.host != door_of(call.request).coordinator.host:
+    if attempt.host != state_of(call.request).coordinator.host:
         raise Refused(
             f"the log of attempt {attempt.number} is on {attempt.host}, in {attempt.folder}"
         )
@@ -427,7 +427,7 @@ def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         body = await _read_body(request, operation.body)
         feature_id = _feature_id(request)
         planned = await operation.prepare(request, feature_id) if operation.prepare else None
-        async with door_of(request).acting(request) as conn:
+        async with state_of(request).acting(request) as conn:
             queue_id = request.path_params.get("queue_id", "")
             return await operation.call(
                 Call(request, conn, feature_id, queue_id, query, body, planned)

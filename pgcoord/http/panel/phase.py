@@ -13,14 +13,14 @@ from pgcoord.errors import NotFound, Refused
 from pgcoord.http.panel import log as panel_log
 from pgcoord.http.panel.live import Tail
 from pgcoord.http.panel.pages import PhasePage
-from pgcoord.http.panel.responses import answering, queue_id_of, read_number, show
+from pgcoord.http.panel.responses import error_page, queue_id_of, read_number, show
 from pgcoord.http.responses import log_file
-from pgcoord.http.state import door_of
+from pgcoord.http.state import state_of
 
 _PLACE = re.compile(r"(\d{1,9}):(\d{1,18})", re.ASCII)
 
 
-@answering
+@error_page
 async def phase(request: Request) -> Response:
     """Show a phase, with the part of its log that is asked for."""
     queue_id, query = queue_id_of(request), request.query_params
@@ -50,8 +50,8 @@ async def _log_path(request: Request, queue_id: str, number: int | None) -> tupl
 
     Raises `NotFound` and `Refused`, which say why there is none here.
     """
-    door = door_of(request)
-    async with door.database.connection() as conn:
+    state = state_of(request)
+    async with state.database.connection() as conn:
         tries = (await reads.attempts(conn, queue_id))[::-1]  # latest first
     attempt = next((each for each in tries if number in (None, each.number)), None)
     if attempt is None:
@@ -59,7 +59,7 @@ async def _log_path(request: Request, queue_id: str, number: int | None) -> tupl
     if attempt.folder is None:
         raise Refused("It was inserted as running: its log is not kept here.")
     path = Path(attempt.folder, "log")
-    if attempt.host != door.coordinator.host:
+    if attempt.host != state.coordinator.host:
         raise Refused(f"The log is on {attempt.host}: {path}")
     return attempt.number, path
 
@@ -94,7 +94,7 @@ async def _tail(request: Request, queue_id: str, place: str) -> Tail | None:
     return panel_log.LogTail(path, number, int(match[2]))
 
 
-@answering
+@error_page
 async def log(request: Request) -> Response:
     """Send the log of an attempt; a Range asks for a part."""
     number = request.query_params.get("attempt")
