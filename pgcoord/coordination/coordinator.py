@@ -23,6 +23,7 @@ import psycopg
 from pgcoord.backoff import Backoff
 from pgcoord.configuration import Configuration
 from pgcoord.coordination.housekeeping import keep_house
+from pgcoord.coordination.launching import Launcher
 from pgcoord.coordination.leadership import Leadership
 from pgcoord.coordination.retrying import LOST_CONNECTION, Retrying, Stopped
 from pgcoord.coordination.supervision import Supervision, log_move
@@ -31,6 +32,7 @@ from pgcoord.database import connect as database
 from pgcoord.database._sql import Connection
 from pgcoord.database.rows import Assignment
 from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked, StaleAttempt
+from pgcoord.runs.local import LocalLauncher
 
 if TYPE_CHECKING:
     from pgcoord.coordination.issues import Issues
@@ -73,6 +75,7 @@ class Coordinator:
         """
         self.host = host or socket.gethostname()
         self.configuration = configuration
+        self.launcher: Launcher = LocalLauncher(configuration.log_max_size)
         self.environment = environment
         self.report_url = report_url
         self.issues = self._make_issues()

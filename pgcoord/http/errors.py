@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pgcoord.errors import (
+    CannotStart,
     ChangedMeanwhile,
     CoordError,
     DatabaseUnusable,
@@ -35,6 +36,7 @@ _STATUSES: tuple[tuple[type[Exception], int, str], ...] = (
     (InvalidInput, 422, "invalid"),
     (PlannerFailed, 502, "planner_failed"),
     (DatabaseUnusable, 503, "unavailable"),
+    (CannotStart, 503, "unavailable"),
     (psycopg.DataError, 422, "invalid"),
     (psycopg.errors.ProgramLimitExceeded, 422, "invalid"),
     (PoolTimeout, 503, "unavailable"),

@@ -39,7 +39,9 @@ async def readyz(request: Request) -> Response:
 async def _check_database(state: AppState) -> str | None:
     """Look at the database, once for all who ask meanwhile: anybody may, as often as they like."""
     if state.readiness_check is None or state.readiness_check.done():
-        state.readiness_check = asyncio.create_task(asyncio.to_thread(_fault_of, state.database.dsn))
+        state.readiness_check = asyncio.create_task(
+            asyncio.to_thread(_fault_of, state.database.dsn)
+        )
     return await asyncio.shield(state.readiness_check)
 
 

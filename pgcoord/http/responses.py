@@ -1,12 +1,15 @@
 """JSON responses, and reading the body of a request up to a limit."""
 
 import json
-from pathlib import Path
-from typing import Any
+import os
+from typing import IO, Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from pgcoord.runs import logs
 
 # Bytes beyond the limit that are read all the same: most senders hear an answer only after the end.
 _DISCARDED = 1_000_000
@@ -56,16 +59,22 @@ async def read_bytes(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def log_file(path: Path, filename: str | None = None) -> FileResponse:
-    """A log to its end, or the part that a Range asks for. Raises OSError.
+class LogFile(FileResponse):
+    """A log to its end, or the part that a Range asks for; `log` is closed when it was sent.
 
     The whole is sent without a length, which would be wrong once the process writes on.
     """
-    answer = FileResponse(
-        path,
-        media_type="text/plain; charset=utf-8",
-        filename=filename,
-        stat_result=path.stat(),
-    )
-    del answer.headers["content-length"]
-    return answer
+
+    def __init__(self, log: IO[bytes], filename: str | None = None) -> None:
+        super().__init__(
+            logs.reopened(log),
+            media_type="text/plain; charset=utf-8",
+            filename=filename,
+            stat_result=os.fstat(log.fileno()),
+        )
+        del self.headers["content-length"]
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._log:
+            await super().__call__(scope, receive, send)

@@ -13,12 +13,12 @@ from pgcoord.database.reads import why
 from pgcoord.database.rows import HistoryEvent
 from pgcoord.database.session import one_snapshot
 from pgcoord.http.feed import Event
-from pgcoord.http.panel import log as panel_log
 from pgcoord.http.panel.format import STATES
 from pgcoord.http.panel.graph import Graph
 from pgcoord.http.panel.live import Page, Piece, View
 from pgcoord.http.panel.timeline import Timeline
 from pgcoord.planner.analysis import Analysis, analyse
+from pgcoord.runs.logs import LastLine, Log
 
 # Features of a list, events of a history, things that need somebody: how many are shown.
 MOST_FEATURES = 200
@@ -36,7 +36,7 @@ class SlotCard:
     """A slot, and the last line of output of what runs in it, where its log is on this machine."""
 
     slot: panel.HeldSlot
-    said: panel_log.Said | None = None
+    said: LastLine | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Overview(View):
     def _card(self, slot: panel.HeldSlot) -> SlotCard:
         if slot.folder is None or slot.host != self.host:
             return SlotCard(slot)
-        return SlotCard(slot, panel_log.last_line(Path(slot.folder, "log")))
+        return SlotCard(slot, Log(Path(slot.folder)).last_line())
 
 
 def _slot_piece(slot: panel.HeldSlot, installation: panel.Installation, waited_for: bool) -> Piece:

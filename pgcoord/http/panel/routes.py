@@ -167,6 +167,6 @@ routes: list[BaseRoute] = [
         for name, deed in deeds.items()
     ),
     Route(_FEATURE, feature),
-    Route(f"{_PHASE}/log", phase_pages.log),
+    Route(f"{_PHASE}/log", phase_pages.send_log),
     Route(_PHASE, phase_pages.phase),
 ]
