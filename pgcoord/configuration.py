@@ -61,6 +61,7 @@ class Workflow:
     retry_delay: timedelta = timedelta(seconds=10)
     retry_lost: bool = False
     reports: bool = False
+    user: str | None = None
     default: bool = False
 
     def arguments(self, values: Mapping[str, str | None]) -> list[str]:
@@ -290,6 +291,7 @@ def _read_workflow(
         "retry_delay": partial(parse_duration, zero=True),
         "retry_lost": _boolean,
         "reports": _boolean,
+        "user": _user,
         "default": _boolean,
     }
     if "command" not in table:
@@ -411,6 +413,12 @@ def _identifier(value: object) -> str:
     if type(value) not in (int, str) or not re.fullmatch(r"[A-Za-z0-9._-]+", str(value)):
         raise ValueError(f"expected an id such as 123456, not {value!r:.60}")
     return str(value)
+
+
+def _user(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*[$]?", value):
+        raise ValueError(f'expected the name of a user such as "builder", not {value!r:.60}')
+    return value
 
 
 def _variable(value: object) -> str:

@@ -24,6 +24,7 @@ from pgcoord.database._sql import Connection
 from pgcoord.database.rows import TakenReport
 from pgcoord.errors import CoordError, InvalidInput
 from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
+from pgcoord.runs import files
 
 # Bytes of a body: an error message may be some pages long.
 LIMIT = 65_536
@@ -209,27 +210,24 @@ class Kept(NamedTuple):
     report: dict[str, Any]
 
 
-def spool(folder: Path, signed: Signed) -> Path:
-    """Keep a report in the folder of its run, for a coordinator to take."""
-    path = folder / _SPOOLED
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps({"headers": dict(signed.headers), "body": signed.body.decode()}))
-    os.replace(new, path)
-    return path
+def spool(folder: Path, signed: Signed) -> None:
+    """Keep a report in the folder of its run, for a coordinator to take. Blocks; raises OSError."""
+    kept = {"headers": dict(signed.headers), "body": signed.body.decode()}
+    files.write_plain(folder, _SPOOLED, json.dumps(kept).encode())
 
 
-def unspool(folder: Path) -> None:
-    """Remove what was kept: it was answered."""
+def remove_spooled(folder: Path) -> None:
+    """Remove what was kept, if it is there: it was answered. Raises OSError."""
     (folder / _SPOOLED).unlink(missing_ok=True)
 
 
 def spooled(folder: Path, secret: str) -> Kept | None:
     """The report that is kept in the folder of a run, when `secret` signed it, however long ago.
 
-    Raises `NotSigned` when it did not, or `NotJson`, `WrongShape`.
+    Raises `NotSigned` when it did not, or `NotJson`, `WrongShape`, whatever lies there instead.
     """
     try:
-        kept = parse_json((folder / _SPOOLED).read_bytes()[: 4 * LIMIT])
+        kept = parse_json(files.read_plain(folder, _SPOOLED, 4 * LIMIT))
         headers, body = kept["headers"], kept["body"].encode()
         at = datetime.fromtimestamp(int(headers["webhook-timestamp"]), UTC)
         wanted = Webhook(secret).sign(headers["webhook-id"], at, body.decode())
@@ -237,6 +235,8 @@ def spooled(folder: Path, secret: str) -> Kept | None:
             raise NotSigned("it is not signed by the secret of its attempt")
     except FileNotFoundError:
         return None
-    except (TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
+    except OSError as error:
+        raise NotJson(f"it cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise NotJson(f"it is no report: {error}") from error
     return Kept(headers["webhook-id"], _shaped(parse_json(body)))

@@ -10,19 +10,19 @@ import sys
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from socket import gethostname
 from typing import IO
 
 import typer
 
 from pgcoord.commands.context import find_phase, session
-from pgcoord.commands.log_file import log_of, open_log, seek_last_lines
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.progress import UNFINISHED, clean, follow_through
 from pgcoord.database import reads
 from pgcoord.database._sql import Connection
 from pgcoord.database.rows import Attempt
+from pgcoord.errors import Refused
+from pgcoord.runs.logs import Log, log_of, seek_last_lines
 
 # Seconds between two looks at a file that had nothing new.
 _LOOK = 0.25
@@ -59,7 +59,7 @@ async def follow_log(
         queue_id = await find_phase(conn, phase)
         course = await _read(conn, queue_id)
     if course.attempts or number:
-        log_of(queue_id, course.attempts, number)
+        log_of(queue_id, course.attempts, number, host=gethostname())
     printer = _Printer(queue_id, number or len(course.attempts) or 1, number, lines)
     async with aclosing(follow_through(dsn, lambda conn: _read(conn, queue_id))) as courses:
         upcoming = asyncio.ensure_future(anext(courses))
@@ -117,14 +117,13 @@ class _Printer:
     def _turn_to(self, attempt: Attempt) -> None:
         self._print_rest()
         self._printed = attempt.number
-        words = f"attempt {attempt.number}, {attempt.adw_id}"
-        if attempt.folder is None:
-            self._tell(f"{words}: its log is not kept here")
-        elif attempt.host != gethostname():
-            self._tell(f"{words}: its log is on {attempt.host}: {attempt.folder}/log")
+        try:
+            _, log = log_of(self._queue_id, [attempt], attempt.number, host=gethostname())
+        except Refused as error:
+            self._tell(str(error))
         else:
-            self._tell(words)
-            self._log = _GrowingLog(Path(attempt.folder, "log"), self._lines)
+            self._tell(f"attempt {attempt.number}, {attempt.adw_id}")
+            self._log = _GrowingLog(log, self._lines)
         self._lines = None
 
     def _print_rest(self) -> None:
@@ -143,17 +142,17 @@ class _Printer:
 class _GrowingLog:
     """A log that may not be there yet, and whose middle may be left out when it grows too large."""
 
-    def __init__(self, path: Path, lines: int | None) -> None:
-        self._path = path
+    def __init__(self, log: Log, lines: int | None) -> None:
+        self._log = log
         self._lines = lines
         self._file: IO[bytes] | None = None
 
     def print_some(self) -> bool:
         """Print a chunk of what was added; return whether there may be more."""
         if self._file is None:
-            if not self._path.exists():
+            if not self._log.path.exists():
                 return False
-            self._file = open_log(self._path)
+            self._file = self._log.open_for_people()
             if self._lines is not None:
                 seek_last_lines(self._file, self._lines)
         if os.fstat(self._file.fileno()).st_size < self._file.tell():

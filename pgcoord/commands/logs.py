@@ -2,14 +2,17 @@
 
 import shutil
 import sys
-from pathlib import Path
-from typing import Annotated
+from socket import gethostname
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgcoord.commands.context import complete, existing_dsn, find_phase, session
 from pgcoord.commands.options import Dsn, Phase, surroundings_of
 from pgcoord.errors import Refused
+
+if TYPE_CHECKING:
+    from pgcoord.runs.logs import Log
 
 
 def register(app: typer.Typer) -> None:
@@ -48,19 +51,19 @@ def logs(
 
         complete(found, follow_log(surroundings_of(ctx), found, phase, number, lines))
         return
-    from pgcoord.commands.log_file import open_log, seek_last_lines
+    from pgcoord.runs.logs import seek_last_lines
 
-    path = complete(found, _find(ctx, found, phase, number))
-    with open_log(path) as log:
+    found_log = complete(found, _find(ctx, found, phase, number))
+    with found_log.open_for_people() as log:
         if lines is not None:
             seek_last_lines(log, lines)
         sys.stdout.flush()
         shutil.copyfileobj(log, sys.stdout.buffer)
 
 
-async def _find(ctx: typer.Context, dsn: str, phase: str, number: int | None) -> Path:
-    from pgcoord.commands.log_file import log_of
+async def _find(ctx: typer.Context, dsn: str, phase: str, number: int | None) -> "Log":
     from pgcoord.database import reads
+    from pgcoord.runs.logs import log_of
 
     async with session(surroundings_of(ctx), dsn) as conn:
         queue_id = await find_phase(conn, phase)
@@ -69,4 +72,4 @@ async def _find(ctx: typer.Context, dsn: str, phase: str, number: int | None) ->
             reasons = await reads.why(conn, queue_id)
             because = f": {reasons[0].words}" if reasons else ""
             raise Refused(f"{queue_id} has not started, so it has no log{because}")
-        return log_of(queue_id, attempts, number)
+        return log_of(queue_id, attempts, number, host=gethostname())[1]

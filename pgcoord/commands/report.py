@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
@@ -96,9 +97,7 @@ def _tell(body: Mapping[str, object], environment: Mapping[str, str], patience: 
     if len(signed.body) > reports.LIMIT:
         raise InvalidInput(f"the report is too long: {reports.LIMIT} bytes at most")
     # Kept first, so that it is there whatever happens to this process while it tries.
-    folder = _folder_of_run(environment)
-    if folder:
-        reports.spool(folder, signed)
+    folder = _keep(_folder_of_run(environment), signed)
     deadline, backoff = time.monotonic() + patience, Backoff(most=5.0)
     while True:
         try:
@@ -110,11 +109,9 @@ def _tell(body: Mapping[str, object], environment: Mapping[str, str], patience: 
             time.sleep(wait)
             continue
         except CoordError:
-            if folder:
-                reports.unspool(folder)
+            _forget(folder)
             raise
-        if folder:
-            reports.unspool(folder)
+        _forget(folder)
         return ", as it was before" if answer.get("repeated") else ""
 
 
@@ -131,6 +128,30 @@ def _folder_of_run(environment: Mapping[str, str]) -> Path | None:
     prompt = environment.get("PGCOORD_PROMPT_FILE")
     folder = Path(prompt).parent if prompt else None
     return folder if folder and folder.is_dir() else None
+
+
+def _keep(folder: Path | None, signed: "Signed") -> Path | None:
+    """Keep a report in the folder of its run; None where that cannot be done."""
+    from pgcoord import report as reports
+
+    if folder:
+        try:
+            reports.spool(folder, signed)
+        except OSError as error:
+            reason = error.strerror or error
+            typer.echo(
+                f"pgcoord: the report is only sent, not kept in {folder}: {reason}", err=True
+            )
+            return None
+    return folder
+
+
+def _forget(folder: Path | None) -> None:
+    from pgcoord import report as reports
+
+    if folder:
+        with suppress(OSError):
+            reports.remove_spooled(folder)
 
 
 def _kept(folder: Path | None, trouble: Exception) -> str:

@@ -1,38 +1,38 @@
-"""The coordinator: waits for wake-ups, claims what is eligible, runs it, says how it went.
+"""The coordinator: waits for wake-ups, claims what is eligible, runs it, records how it went.
 
 Data flows one way: a notification wakes the loop, the database says what may run (claim) and what
-shall end (attend), a task for each attempt (supervision.py) runs its process and tells the database
-how it went, and that may wake the loop again. Of the coordinators of a database one leads; the
-others stand by: they claim nothing, and attend to the processes of their own host unless the leader
-is on it. The one rule: nothing is remembered here that is not in the database or in the folder of a
-run; a coordinator that is killed at any point is replaced by one that reads both and goes on.
+shall end (attend), a task for each attempt (supervision.py) runs its process and records how it
+went (retrying.py), and that may wake the loop again. Of the coordinators of a database one leads
+(leadership.py); the others stand by: they claim nothing, and attend to the processes of their own
+host unless the leader is on it. The one rule: nothing is remembered here that is not in the
+database or in the folder of a run; a coordinator that is killed at any point is replaced by one
+that reads both and goes on.
 """
 
 import asyncio
 import logging
-import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from pgcoord import __version__
 from pgcoord.backoff import Backoff
-from pgcoord.configuration import Configuration, Workflow
-from pgcoord.coordination.supervision import Supervision, Unheard, log_move
-from pgcoord.database import _sql, claims, issues, reads, session
+from pgcoord.configuration import Configuration
+from pgcoord.coordination.housekeeping import keep_house
+from pgcoord.coordination.launching import Launcher
+from pgcoord.coordination.leadership import Leadership
+from pgcoord.coordination.retrying import LOST_CONNECTION, Retrying, Stopped
+from pgcoord.coordination.supervision import Supervision, log_move
+from pgcoord.database import claims, issues
 from pgcoord.database import connect as database
-from pgcoord.database.listener import Listener, listening
-from pgcoord.database.rows import Assignment, Lead, ServerTimeline
+from pgcoord.database._sql import Connection
+from pgcoord.database.rows import Assignment
 from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked, StaleAttempt
-from pgcoord.runs.retention import remove_old_runs
+from pgcoord.runs.local import LocalLauncher
 
 if TYPE_CHECKING:
     from pgcoord.coordination.issues import Issues
@@ -52,14 +52,6 @@ _ASK_EVERY = 4.0
 
 # Among the locks that are awaited: the one that all claims take.
 _CONTROL = "pgcoord.control"
-
-# The lead, as long as nobody has it.
-_NOBODY = Lead(led=False, epoch=None, host=None, pid=None)
-
-# Seconds between two looks for runs that are not to be kept any longer.
-_DAY = 24 * 60 * 60
-
-_LOST_CONNECTION = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 
 
 class Coordinator:
@@ -82,25 +74,27 @@ class Coordinator:
         Processes get what the workflows let through of `environment`, and report to `report_url`.
         """
         self.host = host or socket.gethostname()
-        self.leads = asyncio.Event()
-        self._dsn = dsn
         self.configuration = configuration
-        self._runs_folder = runs_folder.resolve()
+        self.launcher: Launcher = LocalLauncher(configuration.log_max_size)
         self.environment = environment
         self.report_url = report_url
         self.issues = self._make_issues()
+        self._dsn = dsn
+        self._runs_folder = runs_folder.resolve()
         self._stopping = asyncio.Event()
         self._draining = False
         self._backoff = Backoff()
-        self._listener: Listener | None = None
-        self._pool: AsyncConnectionPool
-        self._lineage = ServerTimeline(None, None)
-        self._leader: Lead | None = None
-        self._epoch = 0
-        self._led = False
-        self.interruptions = 0
-        self._taken: dict[str, Supervision] = {}
-        self._awaited: set[str] = set()
+        self._retrying = Retrying(self._stopping)
+        self._leadership = Leadership(
+            dsn,
+            host=self.host,
+            runs_folder=self._runs_folder,
+            workflows=configuration.workflows.values(),
+            retrying=self._retrying,
+        )
+        self.leads = self._leadership.leads
+        self._supervised: dict[str, Supervision] = {}
+        self._locks_awaited: set[str] = set()
         self._abandoned: set[int] = set()
 
     async def run(self) -> None:
@@ -110,11 +104,14 @@ class Coordinator:
         the server refuses us for good before it was ever reached.
         """
         refusal: CoordError | None = None
+        retention = self.configuration.log_retention
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 try:
-                    tasks.create_task(self._keep_house())
+                    tasks.create_task(
+                        keep_house(self._dsn, self._runs_folder, retention, self._retrying)
+                    )
                     if self.issues:
                         tasks.create_task(self.issues.run())
                     await self._coordinate()
@@ -135,17 +132,22 @@ class Coordinator:
     def drain(self) -> None:
         """Claim nothing more and let others lead; `run` returns once no process runs here."""
         self._draining = True
-        self._wake()
+        self._leadership.wake()
 
     @property
     def led(self) -> bool:
         """Whether it ever led."""
-        return self._led
+        return self._leadership.led
+
+    @property
+    def interruptions(self) -> int:
+        """How often something failed and was tried again, such as connecting."""
+        return self._retrying.interruptions
 
     @property
     def running(self) -> list[Assignment]:
         """The attempts that are supervised."""
-        return [taken.assignment for taken in self._taken.values()]
+        return [each.assignment for each in self._supervised.values()]
 
     @property
     def is_stopping(self) -> bool:
@@ -171,121 +173,51 @@ class Coordinator:
 
     @property
     def _done(self) -> bool:
-        return self._stopping.is_set() or (self._draining and not self._taken)
+        return self._stopping.is_set() or (self._draining and not self._supervised)
 
     async def _coordinate(self) -> None:
         while not self._done:
             try:
-                async with self._session():
+                async with self._leadership.session():
                     while not self._done:
                         if await self._stand_by():
                             await self._lead()
-                    await asyncio.gather(*(taken.task for taken in self._taken.values()))
+                    await asyncio.gather(*(taken.task for taken in self._supervised.values()))
             except DatabaseUnusable as error:
-                if not self._leader and database.refused_for_good(error):
+                if not self._leadership.leader and database.refused_for_good(error):
                     raise
-                await self._pause(self._backoff, error)
-            except (AnotherLeads, *_LOST_CONNECTION) as error:
-                await self._pause(self._backoff, error)
-
-    @asynccontextmanager
-    async def _session(self) -> AsyncIterator[None]:
-        """Connect to one server: by the connection that listens and leads, and others beside it.
-
-        What they say goes where the lead is, whichever server the DSN would lead to by then.
-        """
-        async with listening(self._dsn, session.STAND_BY) as listener:
-            self._refuse_the_past(await claims.lineage(listener.conn))
-            self._server = database.same_server(self._dsn, listener.conn)
-            # Without a check at check-out, which would cost a round trip each: a statement that
-            # finds its connection dead is sent again (`tell`).
-            self._pool = AsyncConnectionPool(
-                database.with_defaults(self._server),
-                min_size=1,
-                max_size=8,
-                timeout=5,
-                open=False,
-                kwargs={"autocommit": True},
-            )
-            try:
-                await self._pool.open()
-                self._listener = listener
-                yield
-            finally:
-                self._listener = None
-                self.leads.clear()
-                await self._pool.close(timeout=0.1)
-
-    def _refuse_the_past(self, found: ServerTimeline) -> None:
-        """Refuse a primary that was replaced by one that we have seen: nobody would hear of it."""
-        seen = self._lineage
-        if found.system == seen.system and (found.timeline or 0) < (seen.timeline or 0):
-            self._dsn = database.in_any_order(self._dsn)  # the next may be the right one
-            raise DatabaseUnusable(
-                f"the server writes timeline {found.timeline}, and {seen.timeline} was seen before:"
-                " it is a primary that was replaced",
-            )
-        self._lineage = found
+                await self._retrying.pause(self._backoff, error)
+            except (AnotherLeads, psycopg.Error) as error:
+                await self._retrying.pause(self._backoff, error)
 
     async def _stand_by(self) -> bool:
         """Ask for the lead until we have it, which is True, or there is nothing left to do.
 
         Meanwhile attend to the processes of this host, unless the leader is on it.
         """
-        news = True
+        lead, news = self._leadership, True
         while not self._done:
-            elsewhere = self._leader is not None and self._leader.host != self.host
-            if elsewhere and (news or self._taken):
+            if lead.is_on_another_host and (news or self._supervised):
                 await self.unless_stopped(self._attend())
-                if self._taken:
-                    await claims.renew_lease(self._conn, self.host)
-            leader = await self.unless_stopped(self._ask_for_the_lead())
-            if leader is None:
+                if self._supervised:
+                    await claims.renew_lease(lead.conn, self.host)
+            answered = await self.unless_stopped(lead.look() if self._draining else lead.ask())
+            if answered is None or lead.leader is None:
                 return False
-            news = self._note(leader)
-            if leader.led:
+            if lead.leader.led:
                 return True
             self._backoff.reset()
-            news = news or bool(await self.unless_stopped(self._wait(_ASK_EVERY)))
+            news = answered or bool(await self.unless_stopped(lead.wait(_ASK_EVERY)))
         return False
-
-    async def _ask_for_the_lead(self) -> Lead:
-        if self._draining:
-            leader = await reads.leader(self._conn)
-            return Lead(False, leader.epoch, leader.host, leader.pid) if leader else _NOBODY
-        return await claims.lead(
-            self._conn,
-            host=self.host,
-            pid=os.getpid(),
-            version=__version__,
-            runs_folder=str(self._runs_folder),
-            workflows=[_declared(workflow) for workflow in self.configuration.workflows.values()],
-            after=self._epoch,
-        )
-
-    def _note(self, leader: Lead) -> bool:
-        """Keep in mind who leads; whether that is news."""
-        before, self._leader = self._leader, leader
-        self._epoch = leader.epoch or self._epoch
-        if leader == before:
-            return False
-        if leader.led:
-            over = "" if before is None or before.led else f", taking over from {before}"
-            logger.info("leading (lead %d)%s", leader.epoch, over)
-        else:
-            logger.info("standing by: %s leads", leader)
-        return True
 
     async def _lead(self) -> None:
         """Go round until stopped or drained, then give the lead back.
 
         A notification at any point of the round ends the next wait at once.
         """
-        await session.listen(self._conn, session.WAKE)
-        self.leads.set()
-        self._led = True
+        await self._leadership.begin()
         if self.issues is None:
-            await issues.release_issues(self._conn)
+            await issues.release_issues(self._leadership.conn)
         disowned = await self.unless_stopped(self._attend())
         if disowned:  # their phases may be claimable: not before these are gone
             await self.unless_stopped(asyncio.wait(disowned))
@@ -298,24 +230,24 @@ class Coordinator:
             if not claimed:
                 await self.unless_stopped(self._rest())
         self.leads.clear()
-        while not all(taken.recorded for taken in self._taken.values()):
-            await self._wait(None)
-        await claims.resign(self._conn)
+        while not all(taken.recorded for taken in self._supervised.values()):
+            await self._leadership.wait(None)
+        await self._leadership.resign()
 
     async def _claim(self) -> bool:
         """Claim what is eligible and take it on; whether there was anything."""
-        if _CONTROL in self._awaited:
+        if _CONTROL in self._locks_awaited:
             return False
-        asked = _now()
+        lead_checked_at = _now()
         try:
-            assignments = await claims.claim_phases(self._conn, self._epoch)
+            assignments = await claims.claim_phases(self._leadership.conn, self._leadership.epoch)
         except Locked:
             logger.info("claiming waits: somebody holds a lock on pgcoord.control")
             self._await_lock(_CONTROL, claims.await_control)
             return False
         for assignment in assignments:
             log_move(assignment, "queued", "ready", f"claimed as {assignment.adw_id}")
-            self._take(assignment, self.supervision.launch_and_supervise, asked)
+            self._take(assignment, self.supervision.launch_and_supervise, lead_checked_at)
         return bool(assignments)
 
     async def _attend(self) -> list[asyncio.Task[None]]:
@@ -323,120 +255,108 @@ class Coordinator:
 
         Returns what ends the processes of which the database does not know any more.
         """
-        asked = _now()
-        await claims.expire_attempts(self._conn)
-        attempts = await claims.open_attempts(self._conn, self.host)
+        lead_checked_at = _now()
+        await claims.expire_attempts(self._leadership.conn)
+        attempts = await claims.open_attempts(self._leadership.conn, self.host)
         known = {attempt.folder for attempt in attempts}
         disowned = [
-            self._take(taken.assignment, self.supervision.disown, asked).task
-            for folder, taken in list(self._taken.items())
-            # Under this lead an end has just been told; under an older one it may be about to be,
-            # and of another attempt, if a failover made numbers come again.
-            if folder not in known and not (taken.over and taken.epoch == self._epoch)
+            self._take(taken.assignment, self.supervision.disown, lead_checked_at).task
+            for folder, taken in list(self._supervised.items())
+            # Under this lead an end has just been recorded; under an older one it may be about to
+            # be, and of another attempt, if a failover made numbers come again.
+            if folder not in known and not (taken.over and taken.epoch == self._leadership.epoch)
         ]
         for attempt in attempts:
-            taken = self._taken.get(attempt.folder)
+            taken = self._supervised.get(attempt.folder)
             # What was being started under another lead is refused, and a failover may have lost
             # a start that was recorded.
-            if taken is None or (taken.epoch != self._epoch and not attempt.started):
-                assignment = await claims.assignment(self._conn, attempt.attempt_id)
+            if taken is None or (taken.epoch != self._leadership.epoch and not attempt.started):
+                assignment = await claims.assignment(self._leadership.conn, attempt.attempt_id)
                 if assignment is None:
                     continue
-                taken = self._take(assignment, self.supervision.go_on, asked)
+                taken = self._take(assignment, self.supervision.go_on, lead_checked_at)
             taken.heed(attempt)
             if attempt.ended and not taken.end_is_logged:
-                taken.log_end(await claims.last_move(self._conn, taken.assignment), "reported")
+                taken.log_end(
+                    await claims.last_move(self._leadership.conn, taken.assignment), "reported"
+                )
         return disowned
 
     async def _rest(self) -> None:
         """Wait until there may be something to do."""
-        seen = set(self._awaited)
-        agenda = await claims.agenda(self._conn, seen)
+        seen = set(self._locks_awaited)
+        agenda = await claims.agenda(self._leadership.conn, seen)
         while agenda.locked_phase and len(seen) < _MOST_AWAITED:
             # Perhaps it has just become claimable: then its lock is had at once, and wakes us.
             seen.add(agenda.locked_phase)
             self._await_lock(
                 agenda.locked_phase, partial(claims.await_phase, queue_id=agenda.locked_phase)
             )
-            agenda = await claims.agenda(self._conn, seen)
+            agenda = await claims.agenda(self._leadership.conn, seen)
         for attempt_id in set(agenda.abandoned) - self._abandoned:
             self._abandoned.add(attempt_id)
             self._tasks.create_task(self._abandon(attempt_id))
-        await self._wait(agenda.due_in)
-
-    async def _wait(self, seconds: float | None) -> bool:
-        assert self._listener is not None
-        return await self._listener.wait(seconds)
+        await self._leadership.wait(agenda.due_in)
 
     async def _abandon(self, attempt_id: int) -> None:
         """Give up an attempt of another host, of which nothing is heard any more."""
-        epoch = self._epoch
+        epoch = self._leadership.epoch
         logger.warning("nothing is heard of the host of attempt %d: it is lost", attempt_id)
         try:
-            await self.tell(lambda conn: claims.abandon_attempt(conn, epoch, attempt_id))
-        except (AnotherLeads, Unheard) as error:
+            await self.execute_with_retry(
+                lambda conn: claims.abandon_attempt(conn, epoch, attempt_id)
+            )
+        except (AnotherLeads, Stopped) as error:
             logger.info("attempt %d of another host: %s", attempt_id, error)
         finally:
             self._abandoned.discard(attempt_id)
-            self._wake()
+            self._leadership.wake()
 
-    def _await_lock(self, name: str, wait: Callable[[_sql.Connection], Awaitable[None]]) -> None:
-        self._awaited.add(name)
+    def _await_lock(self, name: str, wait: Callable[[Connection], Awaitable[None]]) -> None:
+        self._locks_awaited.add(name)
         self._tasks.create_task(self._wake_when_unlocked(name, wait))
 
     async def _wake_when_unlocked(
-        self, name: str, wait: Callable[[_sql.Connection], Awaitable[None]]
+        self, name: str, wait: Callable[[Connection], Awaitable[None]]
     ) -> None:
         """Wake the loop when a lock that keeps it from claiming is gone: no rollback notifies."""
         try:
-            async with await database.connect(self._server) as conn:
+            async with await database.connect(self._retrying.server) as conn:
                 await self.unless_stopped(wait(conn))
-        except (*_LOST_CONNECTION, DatabaseUnusable) as error:
+        except (*LOST_CONNECTION, DatabaseUnusable) as error:
             logger.debug("waiting for the lock on %s: %s", name, error)
         finally:
-            self._awaited.discard(name)
-            self._wake()
-
-    @property
-    def _conn(self) -> _sql.Connection:
-        """The connection that holds the lead, which the loop uses while it does not listen.
-
-        So a claim cannot outlive the lead, nor wait for connections that reports are using.
-        """
-        assert self._listener is not None
-        return self._listener.conn
-
-    def _wake(self) -> None:
-        if self._listener:
-            self._listener.tell()
+            self._locks_awaited.discard(name)
+            self._leadership.wake()
 
     async def unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
         """Await, but no longer than until `stop`; return None then."""
-        waited_for = asyncio.ensure_future(awaitable)
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait({waited_for, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            return waited_for.result() if waited_for.done() else None
-        finally:
-            waited_for.cancel()
-            stopping.cancel()
-            await asyncio.gather(waited_for, stopping, return_exceptions=True)
+        return await self._retrying.unless_stopped(awaitable)
+
+    async def execute_with_retry(
+        self, statement: Callable[[Connection], Awaitable[Result]]
+    ) -> Result:
+        """Run *statement* until the database has executed it; it must be idempotent.
+
+        Raises `Stopped` when the coordinator is stopped first.
+        """
+        return await self._retrying.execute(statement)
 
     def _take(
         self,
         assignment: Assignment,
         supervise: Callable[[Any], Awaitable[None]],
-        asked: float,
+        lead_checked_at: float,
     ) -> Supervision:
         """Supervise an attempt from now on, instead of whatever did until now.
 
-        `asked` is when the database was asked that says so, and that our lead is not over.
+        *lead_checked_at*: loop time of the last statement that proved that this coordinator leads.
         """
-        before = self._taken.get(assignment.folder)
+        before = self._supervised.get(assignment.folder)
         if before:
             before.task.cancel()
-        taken = self.supervision(assignment, self, self._epoch, asked)
-        self._taken[assignment.folder] = taken
+        taken = self.supervision(assignment, self, self._leadership.epoch, lead_checked_at)
+        self._supervised[assignment.folder] = taken
         taken.task = self._tasks.create_task(self._supervise(taken, supervise))
         return taken
 
@@ -447,83 +367,27 @@ class Coordinator:
         try:
             await supervise(taken)
         except StaleAttempt:
-            self._take(taken.assignment, self.supervision.disown, taken.asked)
+            self._take(taken.assignment, self.supervision.disown, taken.lead_checked_at)
         except AnotherLeads as error:
             logger.warning("%s is left to whoever leads now: %s", taken.assignment, error)
-            self._wake()  # it may be ourselves, with a new lead
-        except Unheard as error:
-            logger.warning("%s: stopped before the database was told: %s", taken.assignment, error)
+            self._leadership.wake()  # it may be ourselves, with a new lead
+        except Stopped as error:
+            logger.warning("%s: stopped before its end was recorded: %s", taken.assignment, error)
         except Exception:
             logger.exception("%s is looked at again in %d s", taken.assignment, _SECOND_LOOK)
             await self.unless_stopped(asyncio.sleep(_SECOND_LOOK))
-            self._wake()
+            self._leadership.wake()
         finally:
-            if self._taken.get(taken.assignment.folder) is taken:
-                del self._taken[taken.assignment.folder]
+            if self._supervised.get(taken.assignment.folder) is taken:
+                del self._supervised[taken.assignment.folder]
             taken.recorded = True
             self.note_recorded()
 
     def note_recorded(self) -> None:
-        """Hear that the start of a process is recorded, or that there is none; who ends waits."""
+        """Wake `_lead`, which on shutdown waits until the start of each process is recorded."""
         if self._is_ending:
-            self._wake()
-
-    async def tell(self, say: Callable[[_sql.Connection], Awaitable[Result]]) -> Result:
-        """Say something to the database until it has heard it: all that is said can be said twice.
-
-        Raises `Unheard` when stopped; whoever starts next finds the same in the folder of the run.
-        """
-        backoff = Backoff()
-        while True:
-            try:
-                async with self._pool.connection() as conn:
-                    return await say(conn)
-            except _LOST_CONNECTION as error:
-                if self._stopping.is_set():
-                    raise Unheard(_line(error)) from error
-                await self._pause(backoff, error)
-
-    async def _pause(self, backoff: Backoff, error: Exception) -> None:
-        self.interruptions += not isinstance(error, AnotherLeads)
-        seconds = backoff.next()
-        level = logging.DEBUG if backoff.repeats(_line(error)) else logging.WARNING
-        logger.log(level, "trying again in %.2f s: %s", seconds, _line(error))
-        await self.unless_stopped(asyncio.sleep(seconds))
-
-    async def _keep_house(self) -> None:
-        """Remove the runs that ended longer ago than they are to be kept: now, and once a day."""
-        while self.configuration.log_retention and not self._stopping.is_set():
-            try:
-                await self.unless_stopped(self._remove_old_runs(self.configuration.log_retention))
-            except (*_LOST_CONNECTION, CoordError) as error:
-                logger.info("old runs stay for another day: %s", _line(error))
-            await self.unless_stopped(asyncio.sleep(_DAY))
-
-    async def _remove_old_runs(self, retention: timedelta) -> None:
-        async with await database.connect(self._dsn) as conn:
-            folder = self._runs_folder / await claims.installation(conn)
-            spared = {Path(each) for each in await claims.open_folders(conn)}
-        removed = await asyncio.to_thread(remove_old_runs, folder, retention, spared=spared)
-        if removed:
-            logger.info("runs removed that ended longer ago than %s: %d", retention, removed)
-
-
-def _declared(workflow: Workflow) -> dict[str, object]:
-    """What the database has to know of a workflow."""
-    return {
-        "name": workflow.name,
-        "default": workflow.default,
-        "reports": workflow.reports,
-        "max_attempts": workflow.max_attempts,
-        "retry_delay_seconds": workflow.retry_delay.total_seconds(),
-        "retry_lost": workflow.retry_lost,
-        "timeout_seconds": workflow.timeout.total_seconds() if workflow.timeout else None,
-    }
+            self._leadership.wake()
 
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -14,7 +14,8 @@ from typing import Any
 from uuid import UUID
 
 from pgcoord.configuration import GitHub
-from pgcoord.coordination.supervision import Coordination, Unheard
+from pgcoord.coordination.retrying import Stopped
+from pgcoord.coordination.supervision import Coordination
 from pgcoord.database import issues
 from pgcoord.database.rows import Assignment, GitHubTask, Hold, Intent
 from pgcoord.errors import NotNow
@@ -74,12 +75,12 @@ class Issues:
         return None
 
     async def _issue_for(self, assignment: Assignment, epoch: int) -> int:
-        name, tell = self._repository.name, self._coordinator.tell
-        facts = await tell(lambda conn: issues.issue_facts(conn, assignment.queue_id, name))
+        name, execute = self._repository.name, self._coordinator.execute_with_retry
+        facts = await execute(lambda conn: issues.issue_facts(conn, assignment.queue_id, name))
         await self._make_labels(assignment, facts)
 
         async def intend(*, looked: bool) -> Intent:
-            return await tell(
+            return await execute(
                 lambda conn: issues.intend_issue(
                     conn, epoch, assignment.attempt_id, name, looked=looked
                 )
@@ -127,14 +128,16 @@ class Issues:
             )
         except (NotNow, Refusal) as error:
             if not isinstance(error, NotNow) or error.certain:
-                await self._coordinator.tell(lambda conn: issues.unpost_issue(conn, intent.key))
+                await self._coordinator.execute_with_retry(
+                    lambda conn: issues.unpost_issue(conn, intent.key)
+                )
             raise
         await self._store(intent.key, issue, made=True)
         logger.info("%s: issue #%d", assignment.queue_id, issue.number)
         return issue.number
 
     async def _store(self, key: UUID, issue: Issue, *, made: bool) -> None:
-        await self._coordinator.tell(
+        await self._coordinator.execute_with_retry(
             lambda conn: issues.store_issue(conn, key, issue.number, issue.author, made=made)
         )
 
@@ -155,14 +158,14 @@ class Issues:
 
     async def _do_without(self, assignment: Assignment, reason: str) -> None:
         logger.warning("%s starts without an issue: %s", assignment, reason)
-        await self._coordinator.tell(
+        await self._coordinator.execute_with_retry(
             lambda conn: issues.do_without_issue(conn, assignment.attempt_id, reason)
         )
 
     async def _hold(self, error: NotNow) -> Hold:
         """Have nobody ask GitHub for a while."""
         after = None if self._settings.required else self._settings.wait
-        hold = await self._coordinator.tell(
+        hold = await self._coordinator.execute_with_retry(
             lambda conn: issues.hold_issues(conn, error.wait, error.grows, str(error), after)
         )
         logger.warning("GitHub is asked again in %.0f s: %s", hold.wait_seconds, error)
@@ -178,7 +181,7 @@ class Issues:
             self._woken.clear()
             try:
                 due_in = await self._do_what_is_due()
-            except Unheard:
+            except Stopped:
                 return
             except Exception:
                 logger.exception("errands are looked at again in %d s", _SECOND_LOOK)
@@ -191,7 +194,7 @@ class Issues:
 
     async def settle(self) -> None:
         """Do what is due now, for half a minute at most: whoever comes next does the rest."""
-        with contextlib.suppress(TimeoutError, Unheard):
+        with contextlib.suppress(TimeoutError, Stopped):
             async with asyncio.timeout(_SETTLING):
                 await self._do_what_is_due()
 
@@ -204,7 +207,7 @@ class Issues:
         """Do errands until none is due; return in how many seconds one is."""
         async with self._busy:
             while self._coordinator.leads.is_set() and not self._coordinator.is_stopping:
-                errand = await self._coordinator.tell(
+                errand = await self._coordinator.execute_with_retry(
                     lambda conn: issues.begin_errand(conn, self._repository.name)
                 )
                 if errand.id is None:
@@ -214,10 +217,10 @@ class Issues:
 
     async def _do(self, errand: GitHubTask, errand_id: int) -> None:
         """Do an errand, or have it tried again, or give it up; what became of it is recorded."""
-        tell = self._coordinator.tell
+        execute = self._coordinator.execute_with_retry
         try:
             done = await (self._check if errand.kind == "check" else self._say)(errand)
-            await tell(lambda conn: issues.finish_errand(conn, errand_id, done, None))
+            await execute(lambda conn: issues.finish_errand(conn, errand_id, done, None))
             return
         except NotNow as error:
             await self._hold(error)
@@ -226,9 +229,9 @@ class Issues:
             words, wait = str(error), _MENDED if error.status in (401, 403) else None
         logger.warning("%s: its issue is not told: %s", errand.queue_id, words)
         if wait and errand.tries < _MOST_TRIES:
-            await tell(lambda conn: issues.postpone_errand(conn, errand_id, wait, words))
+            await execute(lambda conn: issues.postpone_errand(conn, errand_id, wait, words))
         else:
-            await tell(lambda conn: issues.finish_errand(conn, errand_id, None, words))
+            await execute(lambda conn: issues.finish_errand(conn, errand_id, None, words))
 
     async def _say(self, errand: GitHubTask) -> str:
         """Comment on the end of a phase, once; close or reopen its issue as the phase is now."""

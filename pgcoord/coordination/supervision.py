@@ -1,24 +1,23 @@
 """One attempt, from its claim to its end: started once, watched, and the database told of it.
 
 What is decided about it (that it is to end, that its lead is over) comes from the coordinator. The
-one rule: each step can be repeated by another coordinator, which finds in the database and in the
-folder of the run how far this one came.
+one rule: each step can be repeated by another coordinator, which finds in the database and from
+the launcher how far this one came.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from pgcoord.configuration import Configuration, Workflow
+from pgcoord.coordination.launching import Command, Job, JobState, Launcher
 from pgcoord.database import _sql, actions, claims
 from pgcoord.database.rows import Assignment, Move, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
-from pgcoord.report import NotSigned, spooled, unspool
-from pgcoord.runs.local import LeftBehind, Run, RunState
+from pgcoord.report import NotSigned
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +49,7 @@ class Coordination(Protocol):
     host: str
     leads: asyncio.Event
     configuration: Configuration
+    launcher: Launcher
     environment: Mapping[str, str]
     report_url: str | None
 
@@ -67,8 +67,13 @@ class Coordination(Protocol):
         """Where people see a phase, if they can from anywhere."""
         ...
 
-    async def tell(self, say: Callable[[_sql.Connection], Awaitable[Result]]) -> Result:
-        """Say something to the database until it has heard it. Raises `Unheard` when stopped."""
+    async def execute_with_retry(
+        self, statement: Callable[[_sql.Connection], Awaitable[Result]]
+    ) -> Result:
+        """Run *statement*, which must be idempotent, until the database has executed it.
+
+        Raises `Stopped` when the coordinator is stopped first.
+        """
         ...
 
     async def unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
@@ -76,27 +81,30 @@ class Coordination(Protocol):
         ...
 
     def note_recorded(self) -> None:
-        """Hear that the start of a process is recorded, or that there is none."""
+        """Wake the coordinator, which on shutdown waits until each start is recorded."""
         ...
 
 
-class Unheard(Exception):
-    """Stopped while the database could not be told."""
+@dataclass(frozen=True)
+class _Gone:
+    """The end of a process; without an `exit_status` it is lost."""
+
+    exit_status: int | None
 
 
 class Supervision:
-    """An attempt that is supervised here: its run, and whether its process is to be ended."""
+    """An attempt that is supervised here: its job, and whether its process is to be ended."""
 
     task: asyncio.Task[None]
 
     def __init__(
-        self, assignment: Assignment, coordinator: Coordination, epoch: int, asked: float
+        self, assignment: Assignment, coordinator: Coordination, epoch: int, lead_checked_at: float
     ) -> None:
-        """`asked` is when the database was asked that said so, and that our lead is not over."""
+        """*lead_checked_at*: loop time of the last statement that proved that we lead."""
         self.assignment = assignment
         self.epoch = epoch
-        self.asked = asked
-        self.run = Run(Path(assignment.folder), assignment.pid, assignment.process_started)
+        self.lead_checked_at = lead_checked_at
+        self.job: Job = coordinator.launcher.adopt(assignment)
         self.recorded = False
         self.told = False
         self.over = False
@@ -126,7 +134,7 @@ class Supervision:
             await self._return(error)
             return
         except (CannotStart, InvalidConfiguration, OSError) as error:
-            if await asyncio.to_thread(self.run.give_up):
+            if await self.job.give_up():
                 logger.warning("%s could not be started: %s", self.assignment, error)
                 await self._give_up("failed", str(error))
                 return
@@ -138,21 +146,21 @@ class Supervision:
 
     async def go_on(self) -> None:
         """Take over an attempt from wherever its last coordinator left it."""
-        state = await asyncio.to_thread(self.run.state)
+        state = await self.job.state()
         assignment = self.assignment
-        if state in (RunState.ALIVE, RunState.ENDED):
-            logger.info("%s taken over, pid %s, %s", assignment, self.run.pid, state.value)
+        if state in (JobState.ALIVE, JobState.ENDED):
+            logger.info("%s taken over, %s, %s", assignment, self.job.identity, state.value)
             if not assignment.started:
                 await self._record_start()
             await self._take_spooled_report()
             await self._see_to_its_end()
-        elif assignment.started or state is RunState.LOST:
+        elif assignment.started or state is JobState.LOST:
             await self._take_spooled_report()
             logger.warning("%s is lost: its process left no exit status", assignment)
-            await self.run.end(GRACE)  # it lives where its folder was deleted under it
+            await self.job.end(GRACE)  # it may live where what is kept of it was deleted
             await self._end_what_it_left()
             await self._give_up("lost", "its process is gone and left no exit status")
-        elif state is RunState.GIVEN_UP:
+        elif state is JobState.GIVEN_UP:
             await self._give_up("returned", "given up before it was started")
         elif self._coordinator.leads.is_set() and not (assignment.ended or assignment.ending):
             await self.launch_and_supervise()
@@ -161,7 +169,7 @@ class Supervision:
 
     async def _return(self, error: NotNow) -> None:
         """Give back an attempt that cannot be started now; its phase waits."""
-        if not await asyncio.to_thread(self.run.give_up):
+        if not await self.job.give_up():
             await self.go_on()  # another coordinator of this host was faster
             return
         logger.info("%s is given back: %s", self.assignment, error)
@@ -172,8 +180,10 @@ class Supervision:
 
     async def _give_back(self) -> None:
         """Return an attempt that was not started here, by whatever time this reaches its folder."""
-        await self._coordinator.tell(lambda conn: claims.check_epoch(conn, self.epoch))
-        if await asyncio.to_thread(self.run.give_up):
+        await self._coordinator.execute_with_retry(
+            lambda conn: claims.check_epoch(conn, self.epoch)
+        )
+        if await self.job.give_up():
             await self._give_up("returned", f"{self._coordinator.host} gave it back, not started")
         else:
             await self.go_on()
@@ -184,18 +194,18 @@ class Supervision:
         Its phase was deleted, or a failover lost its claim, or another host's leader gave it up.
         """
         self.over = True
-        if await asyncio.to_thread(self.run.state) is RunState.ALIVE:
+        if await self.job.state() is JobState.ALIVE:
             logger.warning(
-                "%s is ended, pid %s: its attempt is not in the database any more",
+                "%s is ended, %s: its attempt is not in the database any more",
                 self.assignment,
-                self.run.pid,
+                self.job.identity,
             )
-            await self.run.end(GRACE)
+            await self.job.end(GRACE)
         await self._end_what_it_left()
 
     async def _prepare(self) -> None:
-        """Make what the process needs before it starts: the folder of its run, and its issue."""
-        await asyncio.to_thread(self.run.prepare, self.assignment.prompt or "")
+        """Make what the process needs before it starts: its prompt file, and its issue."""
+        await self.job.prepare(self.assignment.prompt or "", self._workflow().user)
         issues = self._coordinator.issues
         if issues and self.assignment.issue_number is None:
             number = await issues.issue_for(self.assignment, self.epoch)
@@ -203,55 +213,57 @@ class Supervision:
 
     async def _launch(self) -> None:
         workflow = self._workflow()
-        if _now() - self.asked > _KNOWN_TO_LEAD:
-            await self._coordinator.tell(lambda conn: claims.check_epoch(conn, self.epoch))
-        self.run.start(
-            workflow.arguments(_values(self.assignment, self.run)),
-            directory=workflow.directory,
-            environment=self._environment_of(workflow),
+        if _now() - self.lead_checked_at > _KNOWN_TO_LEAD:
+            await self._coordinator.execute_with_retry(
+                lambda conn: claims.check_epoch(conn, self.epoch)
+            )
+        await self.job.start(
+            Command(
+                workflow.arguments(_values(self.assignment, self.job.prompt_file)),
+                directory=workflow.directory,
+                environment=self._environment_of(workflow),
+                user=workflow.user,
+            )
         )
 
     async def _record_start(self) -> None:
-        pid, started = self.run.pid, self.run.process_started
-        assert pid is not None
-        await self._coordinator.tell(
-            lambda conn: claims.start_phase(
-                conn, self.epoch, self.assignment.attempt_id, pid, started or ""
-            )
+        identity = self.job.identity
+        assert identity is not None
+        await self._coordinator.execute_with_retry(
+            lambda conn: claims.start_phase(conn, self.epoch, self.assignment.attempt_id, *identity)
         )
-        log_move(self.assignment, "ready", "running", f"started, pid {pid}")
+        log_move(self.assignment, "ready", "running", f"started, {identity}")
 
     async def _see_to_its_end(self) -> None:
         """Wait until the process is gone, ending it when told to, and say how it went."""
         self.recorded = True
         self._coordinator.note_recorded()
-        if await self._coordinator.unless_stopped(self._gone()) is None:
-            logger.info("%s is left running, pid %s", self.assignment, self.run.pid)
+        gone = await self._coordinator.unless_stopped(self._gone())
+        if gone is None:
+            logger.info("%s is left running, %s", self.assignment, self.job.identity)
             return
         self.over = True
         left = await self._end_what_it_left()
         await self._take_spooled_report()
-        exit_status = self.run.exit_status
-        if exit_status is None and not self.told:
+        if gone.exit_status is None and not self.told:
             await self._give_up("lost", "its process is gone and left no exit status")
             return
-        status = _KILLED if exit_status is None else exit_status
-        tail = await asyncio.to_thread(self.run.log_tail) if status else ""
-        names = ", ".join(f"{each.command} (pid {each.pid})" for each in left)
+        status = _KILLED if gone.exit_status is None else gone.exit_status
+        tail = await self.job.log_tail() if status else ""
         await self._conclude(
             f"exited with status {status}",
-            lambda conn: claims.end_attempt(conn, self.assignment, status, tail, names),
+            lambda conn: claims.end_attempt(conn, self.assignment, status, tail, ", ".join(left)),
         )
 
     async def _take_spooled_report(self) -> None:
         """Take the report that the workflow could not send, if there is one."""
-        assignment, folder = self.assignment, self.run.folder
+        assignment = self.assignment
         refused: CoordError | None = None
         try:
-            kept = await asyncio.to_thread(spooled, folder, assignment.secret)
+            kept = await self.job.spooled_report(assignment.secret)
             if kept is None:
                 return
-            answer = await self._coordinator.tell(
+            answer = await self._coordinator.execute_with_retry(
                 lambda conn: actions.take_report(
                     conn,
                     kept.report,
@@ -267,12 +279,12 @@ class Supervision:
             logger.warning("%s: its spooled report is not taken: %s", assignment, refused)
         else:
             logger.info("%s: its spooled report is taken", assignment)
-        await asyncio.to_thread(unspool, folder)
+        await self.job.remove_spooled_report()
 
-    async def _end_what_it_left(self) -> list[LeftBehind]:
-        left = await self.run.end_left_behind(GRACE)
+    async def _end_what_it_left(self) -> Sequence[str]:
+        left = await self.job.end_left_behind(GRACE)
         for each in left:
-            logger.warning("%s left behind pid %d: %s", self.assignment, each.pid, each.command)
+            logger.warning("%s left behind %s", self.assignment, each)
         return left
 
     async def _give_up(self, outcome: str, error: str) -> None:
@@ -284,46 +296,29 @@ class Supervision:
     async def _conclude(
         self,
         reason: str,
-        say: Callable[[_sql.Connection], Awaitable[Move | None]],
+        statement: Callable[[_sql.Connection], Awaitable[Move | None]],
     ) -> None:
-        """Tell the database how an attempt ended, and log what that made of its phase."""
+        """Record by *statement* how an attempt ended, and log what that made of its phase."""
 
-        async def say_and_log(conn: _sql.Connection) -> None:
-            self.log_end(await say(conn), reason)
+        async def execute_and_log(conn: _sql.Connection) -> None:
+            self.log_end(await statement(conn), reason)
 
-        await self._coordinator.tell(say_and_log)
+        await self._coordinator.execute_with_retry(execute_and_log)
 
-    async def _gone(self) -> bool:
-        """Wait until the process is gone, ending its group when it is time; then return True."""
+    async def _gone(self) -> _Gone:
+        """Wait until the process is gone, ending its group when it is time."""
         async with asyncio.TaskGroup() as tasks:
             ender = tasks.create_task(self._end_in_time())
-            bounder = tasks.create_task(self._bound_log_while_it_grows())
-            await self.run.wait()
-            bounder.cancel()
+            exit_status = await self.job.wait()
             if not self.told:
                 ender.cancel()
-        await self._bound_log()
-        return True
-
-    async def _bound_log_while_it_grows(self) -> None:
-        """Look at the log once a second: that is as far as it can outgrow its limit."""
-        while True:
-            await asyncio.sleep(1)
-            await self._bound_log()
-
-    async def _bound_log(self) -> None:
-        try:
-            await asyncio.to_thread(
-                self.run.bound_log, self._coordinator.configuration.log_max_size
-            )
-        except OSError as error:
-            logger.warning("the log %s cannot be cut: %s", self.run.log, error.strerror)
+        return _Gone(exit_status)
 
     async def _end_in_time(self) -> None:
         await asyncio.sleep(await self._end_in)
         self.told = True
         logger.info("%s is being ended", self.assignment)
-        await self.run.end(GRACE)
+        await self.job.end(GRACE)
 
     def _workflow(self) -> Workflow:
         name = self.assignment.workflow
@@ -381,7 +376,7 @@ def log_move(assignment: Assignment, was: str, now: str, reason: str) -> None:
     )
 
 
-def _values(assignment: Assignment, run: Run) -> dict[str, str | None]:
+def _values(assignment: Assignment, prompt_file: str) -> dict[str, str | None]:
     """What the placeholders of a command stand for."""
     issue = assignment.issue_number
     return {
@@ -393,7 +388,7 @@ def _values(assignment: Assignment, run: Run) -> dict[str, str | None]:
         "issue_number": None if issue is None else str(issue),
         "workflow_type": assignment.workflow,
         "title": assignment.title or f"Phase {assignment.phase_number}",
-        "prompt_file": str(run.prompt_file),
+        "prompt_file": prompt_file,
         "prompt": assignment.prompt or "",
     }
 

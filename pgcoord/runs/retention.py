@@ -11,7 +11,8 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from pgcoord.runs.local import Run, RunState
+from pgcoord.coordination.launching import JobState
+from pgcoord.runs.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -42,4 +43,4 @@ def _is_old_run(folder: Path, before: float) -> bool:
         return False
     run = Run(folder)
     touched = [each.lstat().st_mtime for each in (folder, *folder.iterdir())]
-    return run.prompt_file.exists() and max(touched) < before and run.state() is not RunState.ALIVE
+    return run.prompt_file.exists() and max(touched) < before and run.state() is not JobState.ALIVE

@@ -16,9 +16,10 @@ import psycopg
 from support.database import Connection, add_feature, claim
 from support.desk import CONFIGURATION, PATIENCE, Desk, Program, until
 
-from pgcoord.http.panel import log as panel_log
-from pgcoord.runs.local import Run, RunState
+from pgcoord.coordination.launching import JobState
+from pgcoord.runs.logs import Log
 from pgcoord.runs.retention import remove_old_runs
+from pgcoord.runs.run import Run
 
 TWICE = f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n'
 
@@ -194,7 +195,7 @@ def test_a_log_of_another_machine_cannot_be_followed(
     follow = desk.start("logs", "-f", "1.1")
     follow.until("is 1st in line")
     claim(conn, epoch)
-    follow.until("queue-1-1: attempt 1, adw-.*: its log is on here: /runs/.*/log\n")
+    follow.until("the log of queue-1-1, attempt 1, is on here: /runs/.*/log\n")
     conn.execute("select pgcoord.give_up_attempt(id, 'failed', 'broke') from pgcoord.attempt")
     assert follow.wait() == 0
     follow.until("queue-1-1: failed at .*: broke\n$")
@@ -231,14 +232,14 @@ def test_a_process_never_notices_that_its_log_is_cut(tmp_path: Path) -> None:
     script = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); echo line $i; done; echo end >&2; exit 5"
     run.start(["sh", "-c", script], directory=tmp_path, environment={"PATH": os.environ["PATH"]})
     cuts = 0
-    while run.state() is RunState.ALIVE:
-        before = run.log.stat().st_size
-        run.bound_log(50_000)
+    while run.state() is JobState.ALIVE:
+        before = run.log.path.stat().st_size
+        run.log.bound(50_000)
         cuts += before > 50_000
-    run.bound_log(50_000)
+    run.log.bound(50_000)
     assert cuts > 3
     assert run.exit_status == 5
-    text = run.log.read_text()
+    text = run.log.path.read_text()
     assert len(text) <= 50_000
     head, left_out, end = re.split(r"\n-- pgcoord: (\d+) bytes were left out here --\n", text)
     assert head.splitlines()[:-1] == [f"line {n}" for n in range(1, len(head.splitlines()))]
@@ -248,10 +249,10 @@ def test_a_process_never_notices_that_its_log_is_cut(tmp_path: Path) -> None:
 
 def test_a_log_within_its_size_is_left_alone(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.bound_log(10)  # there is none
-    run.log.write_text("0123456789")
-    run.bound_log(10)
-    assert run.log.read_text() == "0123456789"
+    run.log.bound(10)  # there is none
+    run.log.path.write_text("0123456789")
+    run.log.bound(10)
+    assert run.log.path.read_text() == "0123456789"
 
 
 # --- Retention
@@ -265,7 +266,7 @@ def test_a_search_finds_lines_wherever_they_are_in_a_log(tmp_path: Path) -> None
     for number in wanted:
         lines[number] += b" Needle " + lines[number]
     log.write_bytes(b"\n".join(lines))
-    found, more = panel_log.search(log, "needle")
+    found, more = Log(tmp_path).search("needle")
     assert not more
     assert [each.offset for each in found] == [
         sum(len(line) + 1 for line in lines[:number]) for number in wanted
@@ -274,7 +275,7 @@ def test_a_search_finds_lines_wherever_they_are_in_a_log(tmp_path: Path) -> None
     # One line of several megabytes, with what is looked for across any boundary of blocks.
     for place in (0, 999_997, 1_999_997, 2_500_000):
         log.write_bytes(b"y" * place + b"needle" + b"z" * 3_000_000)
-        [one], more = panel_log.search(log, "needle")
+        [one], more = Log(tmp_path).search("needle")
         assert (one.match, one.before[-1:], one.after[:1], more) == (
             "needle",
             "y" if place else "",
@@ -282,18 +283,18 @@ def test_a_search_finds_lines_wherever_they_are_in_a_log(tmp_path: Path) -> None
             False,
         )
     log.write_bytes(b"needle\n" * 201)
-    assert len(panel_log.search(log, "needle")[0]) == 200
-    assert panel_log.search(log, "needle")[1]
+    assert len(Log(tmp_path).search("needle")[0]) == 200
+    assert Log(tmp_path).search("needle")[1]
     log.write_bytes(b"")
-    assert panel_log.search(log, "needle") == ([], False)
+    assert Log(tmp_path).search("needle") == ([], False)
 
 
 def test_a_log_may_shrink_while_it_is_searched(tmp_path: Path) -> None:
     """As when its process empties it, in the middle of the search."""
     log = tmp_path / "log"
     log.write_bytes(b"a line of the log, such as there are many\n" * 1_500_000)
-    search = "import sys, pathlib\nfrom pgcoord.http.panel.log import search\nprint('searches')\n"
-    search += "for _ in range(5): search(pathlib.Path(sys.argv[1]), 'zebra')\n"
+    search = "import sys, pathlib\nfrom pgcoord.runs.logs import Log\nprint('searches')\n"
+    search += "for _ in range(5): Log(pathlib.Path(sys.argv[1]).parent).search('zebra')\n"
     command = [sys.executable, "-u", "-c", search, str(log)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as searching:
         assert searching.stdout is not None
@@ -348,7 +349,7 @@ def test_a_run_is_only_removed_when_nothing_of_it_lives(tmp_path: Path) -> None:
     ended, spared, named_otherwise = run("1-0123abcd"), run("2-0123abcd"), run("3-x")
     alive = run("4-0123abcd", "sleep 1000")
     until_true(
-        lambda: all(each.state() is RunState.ENDED for each in (ended, spared, named_otherwise))
+        lambda: all(each.state() is JobState.ENDED for each in (ended, spared, named_otherwise))
     )
     (tmp_path / "5-0123abcd").mkdir()  # named as a run, and none
     (tmp_path / "6-0123abcd").symlink_to(named_otherwise.folder)

@@ -349,15 +349,15 @@ async def test_a_process_whose_attempt_was_given_up_before_its_start_was_recorde
     RecordedLate.spawned, RecordedLate.goes_on = asyncio.Event(), asyncio.Event()
     async with running(coordinator):
         await RecordedLate.spawned.wait()
-        (pid,) = [taken.run.pid for taken in coordinator._taken.values()]
+        (identity,) = [taken.job.identity for taken in coordinator._supervised.values()]
         await watch.one("select pgcoord.give_up_attempt(id, 'failed', 'x') from pgcoord.attempt")
         RecordedLate.goes_on.set()
         await watch.until_statuses("failed")
         async with asyncio.timeout(30):
             while coordinator.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-    assert pid
-    assert not is_alive(pid)
+    assert identity
+    assert not is_alive(identity.pid)
 
 
 async def test_stopping_leaves_processes_running_and_the_next_one_takes_them_over(

@@ -60,8 +60,8 @@ class Stepped(Coordinator):
         return disowned
 
     async def _lead(self) -> None:
-        assert self._listener
-        before_waiting(self._listener, lambda: self._reach("after agenda"))
+        assert self._leadership.listener
+        before_waiting(self._leadership.listener, lambda: self._reach("after agenda"))
         await super()._lead()
 
 
@@ -98,8 +98,8 @@ class SlowStart(Coordinator):
     supervision = SlowSupervision
 
     async def _lead(self) -> None:
-        assert self._listener
-        before_waiting(self._listener, self._rest_reached)
+        assert self._leadership.listener
+        before_waiting(self._leadership.listener, self._rest_reached)
         await super()._lead()
 
     async def _rest_reached(self) -> None:

@@ -764,7 +764,7 @@ async def test_the_log_of_an_attempt_that_begins_is_shown_and_followed(
 ) -> None:
     add_feature(conn, {1: []})
     await look(page, f"{panel}/phases/queue-1-1")
-    await expect(page.locator("#log")).to_contain_text("it has not started")
+    await expect(page.locator("#log")).to_contain_text("has not started")
     for attempt in ("first", "second"):
         (tmp_path / attempt).mkdir()
         with conn.transaction():
@@ -814,7 +814,9 @@ async def test_a_log_on_another_machine_is_named(
 ) -> None:
     conn.execute("update pgcoord.attempt set host = 'elsewhere'")
     await look(page, f"{panel}/phases/queue-1-1")
-    await expect(page.locator("#log")).to_contain_text(f"The log is on elsewhere: {written}")
+    await expect(page.locator("#log")).to_contain_text(
+        f"the log of queue-1-1, attempt 1, is on elsewhere: {written}"
+    )
 
 
 # --- Safe and open to everybody

@@ -21,9 +21,11 @@ from pathlib import Path
 
 import pytest
 
+from pgcoord.coordination.launching import JobState
 from pgcoord.errors import CannotStart
-from pgcoord.runs import local as launcher
-from pgcoord.runs.local import Run, RunState
+from pgcoord.runs import linux
+from pgcoord.runs import run as launcher
+from pgcoord.runs.run import Run
 
 MakeRun = Callable[[str], Run]
 
@@ -146,16 +148,16 @@ def is_living(pid: int) -> bool:
 async def test_a_run_goes_from_never_started_to_alive_to_ended(
     run: Run, ready: Fifo, go: Fifo
 ) -> None:
-    assert (run.state(), run.pid, run.exit_status) == (RunState.NEVER_STARTED, None, None)
+    assert (run.state(), run.pid, run.exit_status) == (JobState.NEVER_STARTED, None, None)
     start(run, "echo >ready; read x <go; exit 7")
     await ready.read()
-    assert (run.state(), run.exit_status) == (RunState.ALIVE, None)
+    assert (run.state(), run.exit_status) == (JobState.ALIVE, None)
     [command] = run.left_behind()
     assert command.pid != pid_of(run)
     assert run.process_started is not None
     await go.write()
     assert await run.wait() == 7
-    assert (run.state(), run.exit_status) == (RunState.ENDED, 7)
+    assert (run.state(), run.exit_status) == (JobState.ENDED, 7)
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
@@ -192,7 +194,7 @@ async def test_what_is_recorded_is_the_wrapper_and_its_start_time(
     await ready.read()
     adopted = Run(run.folder)
     assert (adopted.pid, adopted.process_started) == (run.pid, run.process_started)
-    assert launcher._started(pid_of(run)) == run.process_started
+    assert linux.start_time(pid_of(run)) == run.process_started
     assert os.getsid(pid_of(run)) == os.getpgid(pid_of(run)) == run.pid
 
 
@@ -240,16 +242,16 @@ async def test_the_environment_is_what_was_given_and_the_prompt_file(
     given = {"PATH": PATH, "EMPTY": "", "ODD": "a'b\"c\n$(d)=é", "pgcoord_": "kept"}
     run.start(["env", "-0"], directory=tmp_path, environment=given)
     assert await run.wait() == 0
-    got = dict(entry.split("=", 1) for entry in run.log.read_text().split("\0") if entry)
+    got = dict(entry.split("=", 1) for entry in run.log.path.read_text().split("\0") if entry)
     assert got == {**given, "PGCOORD_PROMPT_FILE": str(run.prompt_file)}
 
 
 async def test_the_command_holds_neither_lock_and_reads_nothing(run: Run, tmp_path: Path) -> None:
     run.start(["ls", "-l", "/proc/self/fd"], directory=tmp_path, environment={"PATH": PATH})
     assert await run.wait() == 0
-    held = dict(re.findall(r" (\d+) -> (.*)", run.log.read_text()))
+    held = dict(re.findall(r" (\d+) -> (.*)", run.log.path.read_text()))
     assert held.pop("3").startswith("/proc/")
-    assert held == {"0": "/dev/null", "1": str(run.log), "2": str(run.log)}
+    assert held == {"0": "/dev/null", "1": str(run.log.path), "2": str(run.log.path)}
 
 
 async def test_a_program_is_found_from_the_directory_it_will_run_in(
@@ -278,22 +280,24 @@ async def test_folders_are_made_for_the_owner_only(make_run: MakeRun, tmp_path: 
 
 async def test_the_log_gets_both_outputs_after_what_it_held(run: Run) -> None:
     run.folder.mkdir()
-    run.log.write_text("prepared\n")
+    run.log.path.write_text("prepared\n")
     start(run, "echo out; echo err >&2")
     await run.wait()
-    assert run.log.read_text() == "prepared\nout\nerr\n"
+    assert run.log.path.read_text() == "prepared\nout\nerr\n"
 
 
 async def test_a_run_is_the_same_by_whatever_path(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(run.folder)
-    assert Run(tmp_path / "link").prompt_file == run.prompt_file  # it marks the processes
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert (
+        Run(tmp_path / "link" / run.folder.name).prompt_file == run.prompt_file
+    )  # it marks the processes
 
 
 async def test_ten_megabytes_of_output_block_nothing(run: Run) -> None:
     start(run, "head -c 10000000 /dev/zero; head -c 10000000 /dev/zero >&2")
     async with asyncio.timeout(30):
         assert await run.wait() == 0
-    assert run.log.stat().st_size == 20_000_000
+    assert run.log.path.stat().st_size == 20_000_000
 
 
 # What cannot be started has not been
@@ -319,7 +323,7 @@ async def test_a_command_that_cannot_be_started_leaves_the_run_as_it_was(
     (tmp_path / "folder").mkdir()
     with pytest.raises(CannotStart, match=reason):
         run.start(command, directory=tmp_path, environment={"PATH": PATH})
-    assert (run.state(), run.pid, await run.wait()) == (RunState.NEVER_STARTED, None, None)
+    assert (run.state(), run.pid, await run.wait()) == (JobState.NEVER_STARTED, None, None)
     start(run, "exit 7")
     assert await run.wait() == 7
 
@@ -328,7 +332,7 @@ async def test_a_directory_has_to_be_there(run: Run, tmp_path: Path) -> None:
     for directory in (tmp_path / "missing", Path("/dev/null")):
         with pytest.raises(CannotStart, match="no such directory"):
             run.start(["true"], directory=directory, environment={"PATH": PATH})
-    assert run.state() is RunState.NEVER_STARTED
+    assert run.state() is JobState.NEVER_STARTED
 
 
 async def test_a_variable_that_a_shell_would_drop_is_refused(run: Run, tmp_path: Path) -> None:
@@ -357,7 +361,7 @@ RACER = """
 import sys
 from pathlib import Path
 from pgcoord.errors import CannotStart
-from pgcoord.runs.local import Run
+from pgcoord.runs.run import Run
 place, number = Path(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
 sys.stdin.read()
@@ -394,11 +398,11 @@ async def test_of_many_starters_at_once_one_starts(make_run: MakeRun, tmp_path: 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pgcoord.runs import local as launcher
+from pgcoord.runs import run as launcher
 def killed(pid):
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "before it knows the pid":
-    launcher._started = killed
+    launcher.system.start_time = killed
 run = launcher.Run(Path(sys.argv[1]))
 run.start(
     ["sh", "-c", "echo >>count; echo >ready; read x <go; exit 7"],
@@ -415,14 +419,14 @@ async def test_the_exit_status_survives_the_Starter(
 ) -> None:
     with Starter(KILLED, run.folder, moment) as process:
         assert process.ended() == -signal.SIGKILL
-    assert run.state() is RunState.ALIVE
+    assert run.state() is JobState.ALIVE
     await ready.read()
     with pytest.raises(CannotStart, match="was started before"):
         start(Run(run.folder), "exit 8")
     waiting = asyncio.create_task(run.wait())
     await go.write()
     assert await waiting == 7
-    assert run.state() is RunState.ENDED
+    assert run.state() is JobState.ENDED
     assert (tmp_path / "count").read_text() == "\n"
 
 
@@ -434,14 +438,14 @@ async def test_the_exit_status_of_what_ended_while_nobody_looked_is_there(
     await ready.read()
     await go.write()
     wait_until_free(run)
-    assert run.state() is RunState.ENDED
+    assert run.state() is JobState.ENDED
     assert await run.wait() == 7
 
 
 FORKING = """
 import os, signal, sys, time
 from pathlib import Path
-from pgcoord.runs.local import Run
+from pgcoord.runs.run import Run
 place, number, step = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 for i in range(number):
     run = Run(place / f"run {i}")
@@ -469,7 +473,7 @@ async def test_wherever_a_starter_is_killed_the_command_runs_once(
         assert process.ended() == 0
     started = 0
     for run in runs:
-        if run.state() is RunState.NEVER_STARTED:
+        if run.state() is JobState.NEVER_STARTED:
             run.start(
                 ["sh", "-c", "echo >>$0.count; exit 7", str(run.folder)],
                 directory=tmp_path,
@@ -493,7 +497,7 @@ async def test_a_run_whose_wrapper_is_killed_is_lost_to_an_adopter(
     await asyncio.sleep(0)
     os.kill(pid_of(run), signal.SIGKILL)
     assert await waiting is None
-    assert (run.state(), run.exit_status) == (RunState.LOST, None)
+    assert (run.state(), run.exit_status) == (JobState.LOST, None)
     with pytest.raises(CannotStart, match="was started before"):
         start(run, "exit 8")
     [command] = await run.end_left_behind(LONG)
@@ -508,8 +512,8 @@ async def test_a_killed_wrapper_has_a_status_for_its_parent_and_its_command_is_e
     command = int(await ready.read())
     os.kill(pid_of(run), signal.SIGKILL)
     assert await run.wait() == 137
-    assert run.state() is RunState.ENDED
-    assert Run(run.folder).state() is RunState.LOST
+    assert run.state() is JobState.ENDED
+    assert Run(run.folder).state() is JobState.LOST
     assert [left.pid for left in run.left_behind()] == [command]
     assert await Run(run.folder).end(LONG) == []
     assert not is_living(command)
@@ -530,7 +534,7 @@ async def test_a_full_disk_does_not_lose_the_exit_status(make_run: MakeRun, tmp_
         other = make_run("disk/other")
         with pytest.raises(CannotStart, match="No space left on device"):
             start(other, "exit 0")
-        assert other.state() is RunState.NEVER_STARTED
+        assert other.state() is JobState.NEVER_STARTED
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -551,7 +555,7 @@ async def test_a_cancelled_wait_leaves_the_process(run: Run, ready: Fifo, go: Fi
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await run.wait()
-    assert run.state() is RunState.ALIVE
+    assert run.state() is JobState.ALIVE
     await go.write()
     assert await run.wait() == 7
 
@@ -567,7 +571,7 @@ async def test_a_forgotten_run_lives_on_without_a_warning(run: Run, ready: Fifo,
     start(forgotten, "echo >ready; read x <go; exit 7")
     await ready.read()
     del forgotten  # pytest makes an error of a ResourceWarning
-    assert run.state() is RunState.ALIVE
+    assert run.state() is JobState.ALIVE
     await go.write()
     assert await run.wait() == 7
     assert not Path(f"/proc/{run.pid}").exists()
@@ -581,13 +585,13 @@ async def test_a_wrapper_that_cannot_be_seen_is_waited_for_by_its_lock(
     status.write_text("1000000000 elsewhere 1\n".ljust(128))
     with status.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # as a wrapper in another container would
-        assert run.state() is RunState.ALIVE
+        assert run.state() is JobState.ALIVE
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await run.wait()
         assert await run.end(NONE) == []
     assert await run.wait() is None
-    assert run.state() is RunState.LOST
+    assert run.state() is JobState.LOST
 
 
 # Ending
@@ -599,7 +603,7 @@ async def test_end_terminates_a_command_which_may_still_say_how_it_ended(
     start(run, "trap 'exit 3' TERM; echo >ready; while :; do read x <go; done")
     await ready.read()
     assert await run.end(LONG) == []
-    assert (run.state(), run.exit_status) == (RunState.ENDED, 3)
+    assert (run.state(), run.exit_status) == (JobState.ENDED, 3)
     assert not Path(f"/proc/{run.pid}").exists()
 
 
@@ -618,7 +622,7 @@ async def test_end_reaches_other_groups_of_the_session(run: Run, ready: Fifo, go
     member = int(await ready.read())
     assert os.getpgid(member) != run.pid
     assert await run.end(LONG) == []
-    assert run.state() is RunState.ENDED
+    assert run.state() is JobState.ENDED
     assert not is_living(member)
 
 
@@ -641,7 +645,7 @@ async def test_end_right_after_start_ends(make_run: MakeRun) -> None:
 
 async def test_end_does_nothing_to_what_has_ended_or_never_began(run: Run) -> None:
     assert await run.end(LONG) == []
-    assert run.state() is RunState.NEVER_STARTED
+    assert run.state() is JobState.NEVER_STARTED
     start(run, "exit 7")
     await run.wait()
     assert await run.end(LONG) == []
@@ -696,7 +700,7 @@ async def test_another_run_is_never_touched(make_run: MakeRun, tmp_path: Path) -
         await come.read()
     assert await runs[0].end(LONG) == []
     assert await runs[0].end_left_behind(LONG) == []
-    assert [run.state() for run in runs] == [RunState.ENDED, RunState.ALIVE, RunState.ALIVE]
+    assert [run.state() for run in runs] == [JobState.ENDED, JobState.ALIVE, JobState.ALIVE]
 
 
 @pytest.mark.parametrize("started", ["same boot", "another boot"])
@@ -706,11 +710,11 @@ async def test_a_stranger_with_the_pid_of_a_lost_wrapper_is_left_alone(
     words = ["sh", "-c", "cat go & echo >ready; wait"]
     with subprocess.Popen(words, cwd=go.path.parent, start_new_session=True) as stranger:
         await ready.read()
-        boot, ticks = str(launcher._started(stranger.pid)).split()
+        boot, ticks = str(linux.start_time(stranger.pid)).split()
         then = f"{boot} {int(ticks) - 1}" if started == "same boot" else f"another {ticks}"
         run.folder.mkdir()
         (run.folder / "status").write_text(f"{stranger.pid} {then}\n".ljust(128))
-        assert run.state() is RunState.LOST
+        assert run.state() is JobState.LOST
         assert run.pid == stranger.pid
         async with asyncio.timeout(10):
             assert await run.wait() is None
@@ -727,32 +731,32 @@ async def test_a_stranger_with_the_pid_of_a_lost_wrapper_is_left_alone(
 
 async def test_the_tail_of_a_large_log_is_read_at_once(run: Run) -> None:
     run.folder.mkdir()
-    with run.log.open("wb") as log:
+    with run.log.path.open("wb") as log:
         log.truncate(100_000_000)  # a hole of NULs
         log.seek(0, os.SEEK_END)
         log.write(b"".join(b"line %d\n" % number for number in range(1000)))
     before = time.perf_counter()
-    tail = run.log_tail()
+    tail = run.log.tail()
     took = time.perf_counter() - before
     assert tail.split("\n") == [f"line {number}" for number in range(980, 1000)]
     print(f"tail of 100 MB: {took * 1e3:.2f} ms")
     assert took < 0.1
-    assert run.log_tail(lines=1) == "line 999"
-    assert run.log_tail(characters=5) == "e 999"
+    assert run.log.tail(lines=1) == "line 999"
+    assert run.log.tail(characters=5) == "e 999"
 
 
 async def test_the_tail_of_a_log_is_always_text(run: Run) -> None:
-    assert run.log_tail() == ""
+    assert run.log.tail() == ""
     run.folder.mkdir()
-    run.log.write_bytes(b"\xff\0\xed\xa0\x80 caf\xc3\xa9\n\xe2\x82")
-    tail = run.log_tail()
+    run.log.path.write_bytes(b"\xff\0\xed\xa0\x80 caf\xc3\xa9\n\xe2\x82")
+    tail = run.log.tail()
     assert tail.endswith(" caf\u00e9\n\ufffd")
     assert "\0" not in tail
     assert tail.encode()
-    run.log.write_bytes(b"\x1b]0;tests\x07\x1b[1;31mred\x1b[0m\n")
-    assert run.log_tail() == "red"
-    run.log.write_text("\U0001f600" * 10_000)
-    assert run.log_tail() == "\U0001f600" * 4000
+    run.log.path.write_bytes(b"\x1b]0;tests\x07\x1b[1;31mred\x1b[0m\n")
+    assert run.log.tail() == "red"
+    run.log.path.write_text("\U0001f600" * 10_000)
+    assert run.log.tail() == "\U0001f600" * 4000
 
 
 # How long it takes

@@ -3,24 +3,23 @@
 import asyncio
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pgcoord.database import reads
 from pgcoord.errors import NotFound, Refused
-from pgcoord.http.panel import log as panel_log
 from pgcoord.http.panel.live import Tail
 from pgcoord.http.panel.pages import PhasePage
-from pgcoord.http.panel.responses import answering, queue_id_of, read_number, show
-from pgcoord.http.responses import log_file
-from pgcoord.http.state import door_of
+from pgcoord.http.panel.responses import error_page, queue_id_of, read_number, show
+from pgcoord.http.responses import LogFile
+from pgcoord.http.state import state_of
+from pgcoord.runs import logs
 
 _PLACE = re.compile(r"(\d{1,9}):(\d{1,18})", re.ASCII)
 
 
-@answering
+@error_page
 async def phase(request: Request) -> Response:
     """Show a phase, with the part of its log that is asked for."""
     queue_id, query = queue_id_of(request), request.query_params
@@ -28,8 +27,7 @@ async def phase(request: Request) -> Response:
     if "live" in query:
         return await show(request, view, await _tail(request, queue_id, query.get("log", "")))
     number = read_number(query["attempt"]) if query.get("attempt") else None
-    log = await _read_log(request, queue_id, number)
-    return await show(request, view, log=log)
+    return await show(request, view, log=await _read_log(request, queue_id, number))
 
 
 @dataclass(frozen=True)
@@ -38,46 +36,39 @@ class _Log:
 
     attempt: int | None = None
     trouble: str | None = None
-    part: panel_log.Part = panel_log.NOTHING
+    part: logs.Part = logs.NOTHING
     follows: bool = False
     find: str | None = None
-    found: list[panel_log.Found] | None = None
+    found: list[logs.Found] | None = None
     more: bool = False
 
 
-async def _log_path(request: Request, queue_id: str, number: int | None) -> tuple[int, Path]:
+async def _find_log(request: Request, queue_id: str, number: int | None) -> tuple[int, logs.Log]:
     """The number and the log of an attempt, else of the latest.
 
     Raises `NotFound` and `Refused`, which say why there is none here.
     """
-    door = door_of(request)
-    async with door.database.connection() as conn:
-        tries = (await reads.attempts(conn, queue_id))[::-1]  # latest first
-    attempt = next((each for each in tries if number in (None, each.number)), None)
-    if attempt is None:
-        raise NotFound("Nothing yet: it has not started." if number is None else "No such attempt.")
-    if attempt.folder is None:
-        raise Refused("It was inserted as running: its log is not kept here.")
-    path = Path(attempt.folder, "log")
-    if attempt.host != door.coordinator.host:
-        raise Refused(f"The log is on {attempt.host}: {path}")
-    return attempt.number, path
+    state = state_of(request)
+    async with state.database.connection() as conn:
+        attempts = await reads.attempts(conn, queue_id)
+    attempt, log = logs.log_of(queue_id, attempts, number, host=state.coordinator.host)
+    return attempt.number, log
 
 
 async def _read_log(request: Request, queue_id: str, number: int | None) -> _Log:
     query = request.query_params
     try:
-        attempt, path = await _log_path(request, queue_id, number)
+        attempt, log = await _find_log(request, queue_id, number)
     except (NotFound, Refused) as error:
         return _Log(trouble=str(error))
     try:
         if find := query.get("find", "")[:200]:
-            found, more = await asyncio.to_thread(panel_log.search, path, find)
+            found, more = await asyncio.to_thread(log.search, find)
             return _Log(attempt, find=find, found=found, more=more)
         if at := query.get("at"):
-            part = await asyncio.to_thread(panel_log.read_from, path, read_number(at))
+            part = await asyncio.to_thread(log.read_from, read_number(at))
             return _Log(attempt, part=part)
-        part = await asyncio.to_thread(panel_log.read_end, path)
+        part = await asyncio.to_thread(log.read_end)
         return _Log(attempt, part=part, follows=True)
     except FileNotFoundError:
         return _Log(attempt, follows=True)
@@ -90,16 +81,14 @@ async def _tail(request: Request, queue_id: str, place: str) -> Tail | None:
     match = _PLACE.fullmatch(place)
     if match is None:
         return None
-    number, path = await _log_path(request, queue_id, int(match[1]))
-    return panel_log.LogTail(path, number, int(match[2]))
+    number, log = await _find_log(request, queue_id, int(match[1]))
+    return logs.LogTail(log, number, int(match[2]))
 
 
-@answering
-async def log(request: Request) -> Response:
+@error_page
+async def send_log(request: Request) -> Response:
     """Send the log of an attempt; a Range asks for a part."""
     number = request.query_params.get("attempt")
     queue_id = queue_id_of(request)
-    attempt, path = await _log_path(request, queue_id, read_number(number) if number else None)
-    if not path.is_file():
-        raise NotFound(f"attempt {attempt} of phase {queue_id} has left no log")
-    return log_file(path, f"{queue_id}-{attempt}.log")
+    attempt, log = await _find_log(request, queue_id, read_number(number) if number else None)
+    return LogFile(log.open_for_people(), f"{queue_id}-{attempt}.log")

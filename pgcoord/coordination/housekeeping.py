@@ -1,0 +1,40 @@
+"""Removes the folders of runs that ended longer ago than they are to be kept."""
+
+import asyncio
+import logging
+from datetime import timedelta
+from pathlib import Path
+
+import psycopg
+
+from pgcoord.coordination.retrying import Retrying, one_line
+from pgcoord.database import claims
+from pgcoord.database import connect as database
+from pgcoord.errors import CoordError
+from pgcoord.runs.retention import remove_old_runs
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two looks for old runs.
+_DAY = 24 * 60 * 60
+
+
+async def keep_house(
+    dsn: str, runs_folder: Path, retention: timedelta | None, retrying: Retrying
+) -> None:
+    """Remove old runs below *runs_folder* now, and once a day until stopped; None: keep all."""
+    while retention and not retrying.is_stopping:
+        try:
+            await retrying.unless_stopped(_remove_old_runs(dsn, runs_folder, retention))
+        except (psycopg.Error, CoordError) as error:
+            logger.info("old runs stay for another day: %s", one_line(error))
+        await retrying.unless_stopped(asyncio.sleep(_DAY))
+
+
+async def _remove_old_runs(dsn: str, runs_folder: Path, retention: timedelta) -> None:
+    async with await database.connect(dsn) as conn:
+        folder = runs_folder / await claims.installation(conn)
+        spared = {Path(each) for each in await claims.open_folders(conn)}
+    removed = await asyncio.to_thread(remove_old_runs, folder, retention, spared=spared)
+    if removed:
+        logger.info("runs removed that ended longer ago than %s: %d", retention, removed)

@@ -1,0 +1,165 @@
+"""Who leads: the session that asks for the lead, holds it and gives it back.
+
+The lead belongs to one connection, which listens for wake-ups, too. The one rule: statements go to
+the server on which that connection is, and never to a primary that was replaced by one seen before.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from pgcoord import __version__
+from pgcoord.configuration import Workflow
+from pgcoord.coordination.retrying import Retrying
+from pgcoord.database import claims, reads, session
+from pgcoord.database import connect as database
+from pgcoord.database._sql import Connection
+from pgcoord.database.listener import Listener, listening
+from pgcoord.database.rows import Lead, ServerTimeline
+from pgcoord.errors import DatabaseUnusable
+
+logger = logging.getLogger(__name__)
+
+# The lead while no coordinator has it.
+_NOBODY = Lead(led=False, epoch=None, host=None, pid=None)
+
+
+class Leadership:
+    """The session of one coordinator, and its knowledge of the lead.
+
+    `leads` is set while this coordinator leads, `led` says whether it ever did; `leader` is the
+    last answer to `ask` (None: never asked) and `epoch` the highest number of a lead seen.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        host: str,
+        runs_folder: Path,
+        workflows: Iterable[Workflow],
+        retrying: Retrying,
+    ) -> None:
+        self.leads = asyncio.Event()
+        self.led = False
+        self.leader: Lead | None = None
+        self.epoch = 0
+        self._dsn = dsn
+        self._host = host
+        self._runs_folder = runs_folder
+        self._workflows = [_declared(workflow) for workflow in workflows]
+        self._retrying = retrying
+        self.listener: Listener | None = None
+        self._timeline = ServerTimeline(None, None)
+
+    @property
+    def conn(self) -> Connection:
+        """The connection that holds the lead, to be used by the loop while it does not wait.
+
+        So a claim cannot outlive the lead, nor wait for connections that reports are using.
+        """
+        assert self.listener is not None
+        return self.listener.conn
+
+    @property
+    def is_on_another_host(self) -> bool:
+        """Whether the leader is known, and on another machine."""
+        return self.leader is not None and self.leader.host != self._host
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[None]:
+        """Connect to one server: by the connection that listens and leads, and a pool beside it.
+
+        Raises `DatabaseUnusable`, for a replaced primary, too.
+        """
+        async with listening(self._dsn, session.STAND_BY) as listener:
+            self._refuse_the_past(await claims.lineage(listener.conn))
+            server = database.same_server(self._dsn, listener.conn)
+            async with self._retrying.connected(server):
+                try:
+                    self.listener = listener
+                    yield
+                finally:
+                    self.listener = None
+                    self.leads.clear()
+
+    def _refuse_the_past(self, found: ServerTimeline) -> None:
+        """Refuse a primary that was replaced by one seen before: what is written there is lost."""
+        seen = self._timeline
+        if found.system == seen.system and (found.timeline or 0) < (seen.timeline or 0):
+            self._dsn = database.in_any_order(self._dsn)  # the next may be the right one
+            raise DatabaseUnusable(
+                f"the server writes timeline {found.timeline}, and {seen.timeline} was seen before:"
+                " it is a primary that was replaced",
+            )
+        self._timeline = found
+
+    async def ask(self) -> bool:
+        """Take the lead or learn which coordinator has it; return whether that is news.
+
+        Waits up to 2 s. SQL: pgcoord.lead.
+        """
+        return self._note(
+            await claims.lead(
+                self.conn,
+                host=self._host,
+                pid=os.getpid(),
+                version=__version__,
+                runs_folder=str(self._runs_folder),
+                workflows=self._workflows,
+                after=self.epoch,
+            )
+        )
+
+    async def look(self) -> bool:
+        """Learn which coordinator leads, not asking for the lead; return whether that is news."""
+        found = await reads.leader(self.conn)
+        return self._note(Lead(False, found.epoch, found.host, found.pid) if found else _NOBODY)
+
+    def _note(self, leader: Lead) -> bool:
+        before, self.leader = self.leader, leader
+        self.epoch = leader.epoch or self.epoch
+        if leader == before:
+            return False
+        if leader.led:
+            over = "" if before is None or before.led else f", taking over from {before}"
+            logger.info("leading (lead %d)%s", leader.epoch, over)
+        else:
+            logger.info("standing by: %s leads", leader)
+        return True
+
+    async def begin(self) -> None:
+        """Have wake-ups come in on the connection that has just got the lead."""
+        await session.listen(self.conn, session.WAKE)
+        self.leads.set()
+        self.led = True
+
+    async def resign(self) -> None:
+        """Give the lead back, and wake the coordinators that stand by. SQL: pgcoord.resign."""
+        await claims.resign(self.conn)
+
+    async def wait(self, seconds: float | None) -> bool:
+        """Wait for a notification or `wake`, at most *seconds*; return whether one came."""
+        assert self.listener is not None
+        return await self.listener.wait(seconds)
+
+    def wake(self) -> None:
+        """End the current `wait`, or the next one, at once."""
+        if self.listener:
+            self.listener.tell()
+
+
+def _declared(workflow: Workflow) -> dict[str, object]:
+    """The members of pgcoord.lead's `workflows` for one of them."""
+    return {
+        "name": workflow.name,
+        "default": workflow.default,
+        "reports": workflow.reports,
+        "max_attempts": workflow.max_attempts,
+        "retry_delay_seconds": workflow.retry_delay.total_seconds(),
+        "retry_lost": workflow.retry_lost,
+        "timeout_seconds": workflow.timeout.total_seconds() if workflow.timeout else None,
+    }

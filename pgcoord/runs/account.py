@@ -1,0 +1,76 @@
+"""The account that a workflow runs as: another than the coordinator's, where root started that."""
+
+import os
+import pwd
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgcoord.errors import CannotStart
+
+
+@dataclass(frozen=True)
+class Account:
+    """An account of this machine: its numbers, its groups and its home."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What `subprocess.Popen` needs to start a process as this account."""
+        return {"user": self.uid, "group": self.gid, "extra_groups": list(self.groups)}
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """The variables of the environment that name this account."""
+        return {"HOME": self.home, "USER": self.name}
+
+    def share(self, folder: Path, prompt: str) -> None:
+        """Let this account read `prompt` in the folder of a run, and add files there.
+
+        It is not the owner of the folder, which is sticky: so it can neither replace nor remove
+        our files. The two folders above are opened for passing through, not for looking around.
+        Raises `CannotStart` when it still could not come there.
+        """
+        os.chown(folder / prompt, self.uid, self.gid)
+        os.chown(folder, -1, self.gid)
+        folder.chmod(0o1770)
+        for above in (folder.parent, folder.parent.parent):
+            above.chmod(above.stat().st_mode & 0o7777 | 0o011)
+        for above in folder.parents:
+            if not self._may_enter(above):
+                raise CannotStart(
+                    f"user {self.name} cannot come to {folder}: {above} is closed to it; name"
+                    " another place: 'folder' of [log] in pgcoord.toml, such as /var/lib/pgcoord"
+                )
+
+    def _may_enter(self, folder: Path) -> bool:
+        found = folder.stat()
+        if found.st_uid == self.uid:
+            return bool(found.st_mode & 0o100)
+        return bool(found.st_mode & (0o010 if found.st_gid in self.groups else 0o001))
+
+
+def find_account(name: str) -> Account | None:
+    """Look up the account called `name`; None when it is our own, which needs no change.
+
+    Raises `CannotStart` when there is none of that name, or when only root could change to it.
+    """
+    try:
+        found = pwd.getpwnam(name)
+    except KeyError as error:
+        raise CannotStart(f"there is no user {name} on this machine") from error
+    if found.pw_uid == os.geteuid():
+        return None
+    if os.geteuid() != 0:
+        raise CannotStart(
+            f"processes cannot be started as user {name}: only root can do that",
+            hint=f"Start pgcoord as root, or as {name}, or remove 'user' from the workflow.",
+        )
+    groups = os.getgrouplist(name, found.pw_gid)
+    return Account(name, found.pw_uid, found.pw_gid, tuple(groups), found.pw_dir)
