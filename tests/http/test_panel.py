@@ -5,8 +5,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,6 +18,8 @@ from playwright.async_api import Browser, BrowserContext, Page, Route, expect
 from psycopg.types.json import Jsonb
 from support.coordination import PATIENCE, Gate
 from support.database import Connection, add_feature, add_phase, claim, start, statuses
+from support.desk import free_port
+from support.forks import Fork, run_forked
 from support.panel_browser import browsing, chromium, served
 from support.panel_scene import Scene, set_scene
 
@@ -121,26 +121,19 @@ class Service:
     def __init__(self, folder: Path, dsn: str, port: int) -> None:
         self._folder, self._dsn, self.url = folder, dsn, f"http://127.0.0.1:{port}"
         self._port = port
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: Fork | None = None
 
     async def start(self) -> None:
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "pgcoord", "serve"),
-            *("--dsn", self._dsn, "--port", str(self._port)),
-            cwd=self._folder,
-            stderr=asyncio.subprocess.DEVNULL,
+        self.process = run_forked(
+            ["serve", "--dsn", self._dsn, "--port", str(self._port)],
+            folder=self._folder,
+            environment=os.environ,
         )
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> None:
-        if self.process and self.process.returncode is None:
+        if self.process:
             self.process.send_signal(number)
-            await self.process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+            await asyncio.to_thread(self.process.wait, PATIENCE)
 
 
 @contextlib.asynccontextmanager
