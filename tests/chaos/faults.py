@@ -50,7 +50,7 @@ CALLS = (
     + ["pause({feature}, 'wait')", "resume({feature})", "pause()", "resume()", "resume()"]
     + ["cancel_feature({feature}, 'no')", "cancel_branch('{phase}', 'no')"]
     + ["complete_phase('{phase}')", "fail_phase('{phase}', 'broken')"]
-    + ["execute_feature({feature})", "feature_to_plan({feature})"]
+    + ["execute_feature({feature})", "feature_object({feature})"]
     + ['change_feature({feature}, \'{{"title": "b"}}\')', 'store_feature(\'{{"title": "c"}}\')']
     + ["preview('retry', {feature}, '{phase}')", "prune('1 minute')", "why('{phase}')", "checkup()"]
 )
