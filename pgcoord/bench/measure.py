@@ -189,7 +189,7 @@ def measure(dsn: str, extent: Extent, environment: Mapping[str, str], tell: Tell
     with ExitStack() as stack:
         admin = stack.enter_context(_connected(dsn))
         report = Report(_machine(admin))
-        scratch = stack.enter_context(_scratch(admin, dsn))
+        scratch = stack.enter_context(scratch_databases(admin, dsn))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgcoord-bench-")))
         report.figures += _work_of_coordinator(admin, scratch, folder, environment, extent, tell)
         tell(f"draining {extent.drained:,} phases through 3 slots")
@@ -212,17 +212,17 @@ def _work_of_coordinator(
         place = scratch()
         tell("starting a coordinator")
         start = start_up(place, folder / "start", environment, extent.starts)
-        coordinator = stack.enter_context(_serving(place, folder / "empty", environment))
+        coordinator = stack.enter_context(serving(place, folder / "empty", environment))
         with ExitStack() as chains:
-            chain = chains.enter_context(_chain(coordinator, 2 * extent.hops))
+            chain = chains.enter_context(chained(coordinator, 2 * extent.hops))
             floor = chains.enter_context(_floor(scratch(with_schema=False)))
             full = None
             if extent.finished:
                 tell(f"storing {extent.finished:,} finished phases")
                 crowded = scratch()
                 fill(crowded, extent.finished)
-                beside = chains.enter_context(_serving(crowded, folder / "full", environment))
-                full = chains.enter_context(_chain(beside, extent.hops))
+                beside = chains.enter_context(serving(crowded, folder / "full", environment))
+                full = chains.enter_context(chained(beside, extent.hops))
             tell(f"{extent.hops:,} phases, each started by the end of the one before it")
             figures = hops(chain, floor, full, extent.hops)
         figures += [memory(coordinator), start]
@@ -401,7 +401,7 @@ def hops(chain: _Chain, floor: _Floor, full: _Chain | None, samples: int) -> lis
 
 
 @contextmanager
-def _chain(coordinator: "_Coordinator", samples: int) -> Iterator[_Chain]:
+def chained(coordinator: "_Coordinator", samples: int) -> Iterator[_Chain]:
     """A chain that has begun; in the end the processes are gone and the coordinator idles."""
     with _connected(coordinator.dsn) as conn, _connected(coordinator.dsn) as ears:
         _led_after(conn, coordinator, "epoch")
@@ -581,7 +581,7 @@ class _Coordinator:
 
 
 @contextmanager
-def _serving(dsn: str, folder: Path, environment: Mapping[str, str]) -> Iterator[_Coordinator]:
+def serving(dsn: str, folder: Path, environment: Mapping[str, str]) -> Iterator[_Coordinator]:
     """Have a coordinator run, in a folder of its own; return it at once."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pgcoord.toml").write_text(_configuration(folder))
@@ -630,7 +630,7 @@ def start_up(dsn: str, folder: Path, environment: Mapping[str, str], times: int)
     with _connected(dsn) as conn:
         for _ in range(times):
             (since,) = _row(conn, "now")
-            with _serving(dsn, folder, environment) as coordinator:
+            with serving(dsn, folder, environment) as coordinator:
                 seconds.append(_led_after(conn, coordinator, since))
     return Figure(
         "start",
@@ -727,7 +727,7 @@ def _table_reads(admin: Connection, dsn: str) -> int:
 
 
 @contextmanager
-def _scratch(admin: Connection, dsn: str) -> Iterator[Callable[..., str]]:
+def scratch_databases(admin: Connection, dsn: str) -> Iterator[Callable[..., str]]:
     """Gives a function that makes a database and returns its DSN; drops them all in the end."""
     prefix = f"pgcoord_bench_{os.getpid()}_{secrets.token_hex(4)}"
     names: list[str] = []
