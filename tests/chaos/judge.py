@@ -206,13 +206,13 @@ class Judge:
                     self.wrong.append(f"{name} exited with {status}, and nobody signalled it")
             elif said != status:
                 self.wrong.append(f"{name} exited with {status}, it said {said}")
-        for name in starts:
-            attempt = attempts.get(name)
+        for name in starts.keys() & attempts.keys():
+            attempt = attempts[name]
             # Where its wrapper was killed before its start was recorded it is lost; and an end that
             # was asked for counts first.
-            if attempt and attempt["started_at"] is None and attempt["ending"] is None:
-                if attempt["outcome"] not in ("lost", "completed"):
-                    self.wrong.append(f"{name} started, and is taken as not ({attempt['outcome']})")
+            known = attempt["started_at"] or attempt["ending"]
+            if not known and attempt["outcome"] not in ("lost", "completed"):
+                self.wrong.append(f"{name} started, and is taken as not ({attempt['outcome']})")
 
     def _judge_logs(self) -> None:
         for seat in self.site.seats:
