@@ -99,7 +99,8 @@ def fail(conn: Connection, epoch: int, queue_id: str, error: str = "it broke") -
     start(conn, epoch, queue_id)
     conn.execute("select pgcoord.fail_phase(%s, %s)", [queue_id, error])
     conn.execute(
-        "select pgcoord.end_attempt(id, 1, '') from pgcoord.attempt where queue_id = %s", [queue_id]
+        "select pgcoord_private.end_attempt(id, 1, '') from pgcoord.attempt where queue_id = %s",
+        [queue_id],
     )
 
 
@@ -392,7 +393,7 @@ async def test_words_fit_how_many_phases_there_are_and_how_they_are_numbered(
     feature = add_feature(conn, {6: [], 7: []})
     for queue_id in claim(conn, epoch):
         start(conn, epoch, queue_id)
-    conn.execute("select pgcoord.end_attempt(id, 1, '') from pgcoord.attempt")
+    conn.execute("select pgcoord_private.end_attempt(id, 1, '') from pgcoord.attempt")
     await look(page, panel)
     await expect(page.locator("#features")).to_contain_text("Phases 6 and 7 failed")
     await look(page, f"{panel}/phases/queue-{feature}-7")
@@ -778,7 +779,7 @@ async def test_the_log_of_an_attempt_that_begins_is_shown_and_followed(
             re.compile(r"last output \d+ s ago")
         )
         conn.execute("select pgcoord.fail_phase('queue-1-1', 'it broke')")
-        conn.execute("select pgcoord.end_attempt(id, 1, '') from pgcoord.attempt")
+        conn.execute("select pgcoord_private.end_attempt(id, 1, '') from pgcoord.attempt")
         conn.execute("select pgcoord.retry_phase('queue-1-1')")
     await page.get_by_label("Follow").uncheck()
     await is_live(page)
