@@ -37,7 +37,7 @@ async def lead(
     found = await fetch_row(
         conn,
         Lead,
-        f"select {columns_of(Lead)} from pgcoord.lead(%s, %s, %s, %s, %s, %s)",
+        f"select {columns_of(Lead)} from pgcoord_private.lead(%s, %s, %s, %s, %s, %s)",
         host,
         pid,
         version,
@@ -51,22 +51,24 @@ async def lead(
 
 async def resign(conn: Connection) -> None:
     """Give the lead back, and tell those who stand by."""
-    await fetch_value(conn, "select pgcoord.resign()")
+    await fetch_value(conn, "select pgcoord_private.resign()")
 
 
 async def check_epoch(conn: Connection, epoch: int) -> None:
     """Raise `AnotherLeads` when that lead is over."""
-    await fetch_value(conn, "select pgcoord.check_epoch(%s)", epoch)
+    await fetch_value(conn, "select pgcoord_private.check_epoch(%s)", epoch)
 
 
 async def renew_lease(conn: Connection, host: str) -> None:
     """Have a leader on another host leave the attempts of `host` alone for another minute."""
-    await fetch_value(conn, "select pgcoord.renew_lease(%s)", host)
+    await fetch_value(conn, "select pgcoord_private.renew_lease(%s)", host)
 
 
 async def lineage(conn: Connection) -> ServerTimeline:
     """Which line of history the server writes."""
-    found = await fetch_row(conn, ServerTimeline, "select system, timeline from pgcoord.lineage()")
+    found = await fetch_row(
+        conn, ServerTimeline, "select system, timeline from pgcoord_private.lineage()"
+    )
     assert found is not None
     return found
 
@@ -87,7 +89,10 @@ async def claim_phases(conn: Connection, epoch: int) -> list[Assignment]:
     Raises `AnotherLeads` when the lead is over, `Locked` when somebody holds the control row.
     """
     return await fetch_rows(
-        conn, Assignment, f"select {columns_of(Assignment)} from pgcoord.claim_phases(%s)", epoch
+        conn,
+        Assignment,
+        f"select {columns_of(Assignment)} from pgcoord_private.claim_phases(%s)",
+        epoch,
     )
 
 
@@ -96,7 +101,7 @@ async def open_attempts(conn: Connection, host: str) -> list[OpenAttempt]:
     return await fetch_rows(
         conn,
         OpenAttempt,
-        f"select {columns_of(OpenAttempt)} from pgcoord.assignment where host = %s"
+        f"select {columns_of(OpenAttempt)} from pgcoord_private.assignment where host = %s"
         " order by attempt_id",
         host,
     )
@@ -107,7 +112,7 @@ async def assignment(conn: Connection, attempt_id: int) -> Assignment | None:
     return await fetch_row(
         conn,
         Assignment,
-        f"select {columns_of(Assignment)} from pgcoord.assignment where attempt_id = %s",
+        f"select {columns_of(Assignment)} from pgcoord_private.assignment where attempt_id = %s",
         attempt_id,
     )
 
@@ -154,7 +159,7 @@ async def start_phase(
     """
     await fetch_value(
         conn,
-        "select pgcoord.start_phase(%s, %s, %s, %s)",
+        "select pgcoord_private.start_phase(%s, %s, %s, %s)",
         epoch,
         attempt_id,
         pid,
@@ -172,7 +177,7 @@ async def end_attempt(
     return await _ended(
         conn,
         attempt,
-        "select pgcoord.end_attempt(%s, %s, %s, %s)",
+        "select pgcoord_private.end_attempt(%s, %s, %s, %s)",
         attempt.attempt_id,
         exit_code,
         log_tail,
@@ -219,7 +224,7 @@ async def return_attempt(
     return await _ended(
         conn,
         attempt,
-        "select pgcoord.return_attempt(%s, %s, %s)",
+        "select pgcoord_private.return_attempt(%s, %s, %s)",
         attempt.attempt_id,
         wait,
         reason,
@@ -231,18 +236,21 @@ async def abandon_attempt(conn: Connection, epoch: int, attempt_id: int) -> None
 
     Raises `AnotherLeads` when the lead is over.
     """
-    await fetch_value(conn, "select pgcoord.abandon_attempt(%s, %s)", epoch, attempt_id)
+    await fetch_value(conn, "select pgcoord_private.abandon_attempt(%s, %s)", epoch, attempt_id)
 
 
 async def expire_attempts(conn: Connection) -> None:
     """Ask for the end of attempts past their deadline."""
-    await fetch_value(conn, "select pgcoord.expire_attempts()")
+    await fetch_value(conn, "select pgcoord_private.expire_attempts()")
 
 
 async def agenda(conn: Connection, awaited: Collection[str]) -> NextWork:
     """When to look next, and what is locked besides `awaited`; for after a claim of nothing."""
     found = await fetch_row(
-        conn, NextWork, f"select {columns_of(NextWork)} from pgcoord.agenda(%s)", list(awaited)
+        conn,
+        NextWork,
+        f"select {columns_of(NextWork)} from pgcoord_private.agenda(%s)",
+        list(awaited),
     )
     assert found is not None
     return found

@@ -151,7 +151,7 @@ def actor_of(request: HTTPConnection) -> str:
     return entrant.actor
 
 
-def may_steer(request: HTTPConnection) -> bool:
+def may_change(request: HTTPConnection) -> bool:
     """Whether who sent a request may change things, too."""
     entrant: _Entrant | None = request.scope[_ENTRANT]
     return entrant is not None and entrant.steers
@@ -234,6 +234,7 @@ class Guard:
         self._sessions = sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on when its sender may send it; else refuse it."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return

@@ -6,15 +6,15 @@
 -- phase.
 
 -- Errors: PC009 under a snapshot that would not see what others commit meanwhile.
-create or replace function pgcoord.sees_others() returns boolean
+create or replace function pgcoord_private.sees_others() returns boolean
 language sql stable
 return current_setting('transaction_isolation') in ('read committed', 'read uncommitted');
-comment on function pgcoord.sees_others() is 'Whether each statement of this transaction sees what others have committed until then.';
+comment on function pgcoord_private.sees_others() is 'Whether each statement of this transaction sees what others have committed until then.';
 
-create or replace function pgcoord.check_isolation() returns void
+create or replace function pgcoord_private.check_isolation() returns void
 language plpgsql as $$
 begin
-    if not pgcoord.sees_others() then
+    if not pgcoord_private.sees_others() then
         raise exception using
             errcode = 'PC009',
             message = format('phases change under READ COMMITTED only, this transaction is %s',
@@ -22,17 +22,17 @@ begin
             hint = 'An older snapshot would miss a prerequisite that ends meanwhile. Use the default isolation level.';
     end if;
 end $$;
-comment on function pgcoord.check_isolation() is 'Refuse (PC009) a transaction that would not see what others commit meanwhile.';
+comment on function pgcoord_private.check_isolation() is 'Refuse (PC009) a transaction that would not see what others commit meanwhile.';
 
 -- Lock a feature from within a row trigger, that is, holding a phase already. Never waits for another's lock for
 -- long, since its holder may be waiting for our phase: tries for a tenth of a second, then gives up. Returns the id, so
 -- that it can stand in an assignment, which costs half of a PERFORM.
 -- Errors: 55P03 when somebody else holds the feature; PC009 under a snapshot that would not see what they did.
-create or replace function pgcoord.hold_feature(p_feature_id integer) returns integer
+create or replace function pgcoord_private.hold_feature(p_feature_id integer) returns integer
 language plpgsql as $$
 begin
-    if not pgcoord.sees_others() then
-        perform pgcoord.check_isolation();
+    if not pgcoord_private.sees_others() then
+        perform pgcoord_private.check_isolation();
     end if;
     for i in 1 .. 20 loop
         perform 1 from public.planned_features where id = p_feature_id for no key update skip locked;
@@ -48,12 +48,12 @@ begin
         message = format('feature %s is being changed by somebody else', p_feature_id),
         hint = 'Try again, or use the functions of the schema pgcoord (complete_phase, skip_phase …): they wait in the right order.';
 end $$;
-comment on function pgcoord.hold_feature(integer) is
+comment on function pgcoord_private.hold_feature(integer) is
     'Lock a feature from a trigger that holds one of its phases; gives up (55P03) after a tenth of a second.';
 
 -- Lock a phase in the right order, its feature first, and return it. Waits.
 -- Errors: PC001 when there is none.
-create or replace function pgcoord.lock_phase(p_queue_id text) returns public.phase_queue
+create or replace function pgcoord_private.lock_phase(p_queue_id text) returns public.phase_queue
 language plpgsql as $$
 declare
     v_phase public.phase_queue;
@@ -70,10 +70,10 @@ begin
     end if;
     return v_phase;
 end $$;
-comment on function pgcoord.lock_phase(text) is 'Lock a phase, its feature first, and return it; PC001 when there is none.';
+comment on function pgcoord_private.lock_phase(text) is 'Lock a phase, its feature first, and return it; PC001 when there is none.';
 
 -- Lock an attempt, its feature and its phase first, and return it; no row when it is gone.
-create or replace function pgcoord.lock_attempt(p_attempt_id bigint) returns pgcoord.attempt
+create or replace function pgcoord_private.lock_attempt(p_attempt_id bigint) returns pgcoord.attempt
 language plpgsql as $$
 declare
     v_attempt pgcoord.attempt;
@@ -89,4 +89,4 @@ begin
     select * into v_attempt from pgcoord.attempt where id = p_attempt_id for no key update;
     return v_attempt;
 end $$;
-comment on function pgcoord.lock_attempt(bigint) is 'Lock an attempt, its feature and its phase first, and return it.';
+comment on function pgcoord_private.lock_attempt(bigint) is 'Lock an attempt, its feature and its phase first, and return it.';

@@ -7,7 +7,7 @@
 -- The lock of a phase is NO KEY, so that an edge being stored to it (a foreign key's share lock) does not hide it.
 -- Errors: PC007 when the lead is over; PC009 under a snapshot that would not see other claims; 55P03 when somebody holds
 -- the control row for more than a second.
-create or replace function pgcoord.claim_phases(p_epoch bigint) returns setof pgcoord.assignment
+create or replace function pgcoord_private.claim_phases(p_epoch bigint) returns setof pgcoord_private.assignment
 language plpgsql
 set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
@@ -20,8 +20,8 @@ declare
     v_attempts bigint[];
     v_no_issues boolean;    -- GitHub makes none for the moment: only phases that have one are claimed
 begin
-    if not pgcoord.sees_others() then
-        perform pgcoord.check_isolation();
+    if not pgcoord_private.sees_others() then
+        perform pgcoord_private.check_isolation();
     end if;
     select c.host, c.runs_folder, (select name from pgcoord.workflow where is_default) as workflow,
         exists (select from public.phase_queue where retry_at <= clock_timestamp()) as finds_retry,
@@ -32,13 +32,13 @@ begin
     from pgcoord.control as k join pgcoord.coordinator as c using (epoch)
     where k.epoch = p_epoch;
     if not found then
-        perform pgcoord.check_epoch(p_epoch);
+        perform pgcoord_private.check_epoch(p_epoch);
     elsif not (v_leader.finds_slot or v_leader.finds_retry) then
         return;
     end if;
     select * into v_control from pgcoord.control for no key update;
     if v_control.epoch <> p_epoch then
-        perform pgcoord.check_epoch(p_epoch);
+        perform pgcoord_private.check_epoch(p_epoch);
     end if;
     if v_leader.finds_retry then
         update public.phase_queue set retry_at = null
@@ -49,7 +49,7 @@ begin
     if v_control.paused_at is not null then
         return;
     end if;
-    v_no_issues := v_control.issues_held_until is not null and pgcoord.issues_held_until(v_control) is not null;
+    v_no_issues := v_control.issues_held_until is not null and pgcoord_private.issues_held_until(v_control) is not null;
     select array_agg(s.number order by s.number) filter (where not s.draining) as slots, bool_or(s.draining) as surplus
     into v_free
     from pgcoord.slot as s
@@ -77,7 +77,7 @@ begin
                 workflow, reports, max_attempts, retry_delay, retry_lost, timeout
             )
             values (
-                v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord.adw_id(v_id, v_control.adw_offset), pgcoord.new_secret(),
+                v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord_private.adw_id(v_id, v_control.adw_offset), pgcoord_private.new_secret(),
                 v_free.slots[1 + coalesce(cardinality(v_attempts), 0)], p_epoch, v_leader.host,
                 -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
                 format('%s/%s/%s-%s', v_leader.runs_folder, v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
@@ -89,7 +89,7 @@ begin
         v_attempts := v_attempts || v_id;
     end loop;
     if v_attempts is not null then
-        return query    -- what pgcoord.assignment shows of them
+        return query    -- what pgcoord_private.assignment shows of them
         update public.phase_queue as p
         set status = 'ready', slot = a.slot, attempt = a.number, adw_id = a.adw_id, ready_timestamp = clock_timestamp(),
             started_timestamp = null, finished_timestamp = null
@@ -100,14 +100,14 @@ begin
             null::integer, null::text, false, false, null::pgcoord.attempt_outcome, 0::float8, a.slot;
     end if;
 end $$;
-comment on function pgcoord.claim_phases(bigint) is
+comment on function pgcoord_private.claim_phases(bigint) is
     'For the leading coordinator: claim eligible phases, one for each free slot, in order of priority and place in line, and return what it needs to run them.';
 
 -- When to look next, in seconds, though nobody notifies: the nearest retry time, deadline or end of a lease, and when
 -- GitHub is asked again. Attempts whose host's lease has run out. And a phase that could be claimed but was skipped
 -- because somebody has it locked, other than those in p_awaited: the coordinator waits for that lock, since a
 -- transaction that ends by rollback notifies nobody.
-create or replace function pgcoord.agenda(
+create or replace function pgcoord_private.agenda(
     p_awaited text[] default '{}', out due_in float8, out abandoned bigint[], out locked_phase text
 )
 language plpgsql
@@ -115,7 +115,7 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off se
 declare
     v_workflows text[];
     v_default text;
-    v_no_issues_until timestamptz := (select pgcoord.issues_held_until(c) from pgcoord.control as c);
+    v_no_issues_until timestamptz := (select pgcoord_private.issues_held_until(c) from pgcoord.control as c);
 begin
     due_in := extract(epoch from least(
         (select min(retry_at) from public.phase_queue where retry_at > clock_timestamp()),
@@ -149,5 +149,5 @@ begin
             order by p.retry_at limit 1)
     );
 end $$;
-comment on function pgcoord.agenda(text[]) is
+comment on function pgcoord_private.agenda(text[]) is
     'For the coordinator, after a claim that returned nothing: seconds until the next deadline (null: none), attempts whose host''s lease has run out, and a claimable phase that somebody has locked, other than those given.';
