@@ -1,7 +1,7 @@
 """The real database against a model of it: hypothesis does anything in any order, and after every
 step the tables must say what the model says.
 
-The model is written from the design's states, not from the SQL. It keeps only what people decide;
+The model is written from docs/design.md, section 4, not from the SQL. It keeps only what people decide;
 what follows (blocked, eligible) is worked out from scratch whenever it is asked for.
 """
 
@@ -96,7 +96,7 @@ class Feature:
 
 
 class Model:
-    """What design section 4 says."""
+    """What docs/design.md, section 4, says."""
 
     def __init__(self) -> None:
         self.features: dict[int, Feature] = {}
