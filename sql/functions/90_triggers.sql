@@ -54,12 +54,23 @@ comment on trigger phase_queue_delete_settles on public.phase_queue is 'Log dele
 
 -- --- public.planned_features: INSERT
 
+create or replace trigger planned_features_insert_checks before insert on public.planned_features
+    for each row execute function pgcoord_private.check_feature_values();
+
 create or replace trigger planned_features_insert_follows after insert on public.planned_features
     referencing new table as new_rows
     for each statement execute function pgcoord_private.follow_inserted_ids();
 comment on trigger planned_features_insert_follows on public.planned_features is 'Move the sequence past ids given by hand; log.';
 
 -- --- public.planned_features: UPDATE
+
+create or replace trigger planned_features_update_checks before update on public.planned_features
+    for each row when (
+        (old.title, old.description, old.item_type, old.estimated_hours, old.tags, old.plan, old.paused_reason, old.cancelled_reason)
+        is distinct from
+        (new.title, new.description, new.item_type, new.estimated_hours, new.tags, new.plan, new.paused_reason, new.cancelled_reason)
+    )
+    execute function pgcoord_private.check_feature_values();
 
 create or replace trigger planned_features_update_stamps before update on public.planned_features
     for each row execute function pgcoord_private.stamp_feature();
