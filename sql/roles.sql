@@ -40,7 +40,7 @@ grant select on
     pgcoord.history, pgcoord.webhook_delivery, pgcoord.leader, pgcoord.elsewhere, pgcoord.slot, pgcoord.dependency,
     pgcoord.event, pgcoord.control, pgcoord.coordinator, pgcoord.host, pgcoord.workflow, pgcoord.migration, pgcoord.shipped,
     pgcoord.changed_definition, pgcoord.usual, pgcoord.attention, pgcoord.line, pgcoord.backlog,
-    pgcoord.issue, pgcoord.errand, pgcoord.next_errand
+    pgcoord.issue, pgcoord.errand, pgcoord.next_errand, pgcoord.unrecorded, pgcoord.unrecorded_now, pgcoord.locked_phase
 to pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 grant select (
     id, queue_id, number, adw_id, slot, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,
@@ -54,7 +54,8 @@ grant execute on function
     pgcoord.checkup(), pgcoord.checkup_definitions(), pgcoord.checkup_rights(), pgcoord.checkup_coordinator(),
     pgcoord.checkup_slots(), pgcoord.checkup_line(), pgcoord.checkup_retries(), pgcoord.checkup_workflows(),
     pgcoord.checkup_prerequisites(), pgcoord.checkup_attempts(), pgcoord.checkup_external(), pgcoord.checkup_issues(),
-    pgcoord.checkup_transactions(), pgcoord.checkup_notifications(), pgcoord.definitions(), pgcoord.some_of(text[]),
+    pgcoord.checkup_transactions(), pgcoord.checkup_locks(), pgcoord.lock_waits(), pgcoord.held_by(text),
+    pgcoord.checkup_notifications(), pgcoord.definitions(), pgcoord.some_of(text[]),
     pgcoord.counted(bigint, text, text), pgcoord.in_words(interval),
     pgcoord.waiting_for(public.phase_queue), pgcoord.feature_object(integer), pgcoord.last_event(integer),
     pgcoord.events_after(bigint, bigint[], bigint[], integer), pgcoord.event_writers(),

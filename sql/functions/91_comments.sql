@@ -45,7 +45,7 @@ comment on column pgcoord.reasons.feature_id is 'Its feature.';
 comment on column pgcoord.reasons.phase_number is 'Its number within the feature.';
 comment on column pgcoord.reasons.rank is 'The lower, the more decisive.';
 comment on column pgcoord.reasons.kind is
-    'Kind of the reason: ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow, github or slot.';
+    'Kind of the reason: unrecorded, ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked or slot.';
 comment on column pgcoord.reasons.words is 'The reason in words.';
 comment on column pgcoord.reasons.refers_to is 'What it refers to: a phase, an adw_id, a feature, a workflow.';
 
@@ -56,7 +56,7 @@ comment on column pgcoord.first_reason.words is 'The most decisive reason in wor
 
 comment on column pgcoord.waiting.title is 'What the phase is called.';
 comment on column pgcoord.waiting.kind is
-    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow, github or slot.';
+    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked or slot.';
 comment on column pgcoord.waiting.words is 'The reason in words.';
 
 comment on column pgcoord.slots.slot is 'Number of the slot.';
@@ -76,6 +76,12 @@ comment on column pgcoord.assignment.ended_seconds_ago is 'How long ago it was d
 
 comment on column pgcoord.elsewhere.attempt_id is 'Number over all attempts.';
 comment on column pgcoord.elsewhere.left_alone_until is 'When its lease ends, unless its host is heard of before.';
+
+comment on column pgcoord.unrecorded_now.queue_id is 'Name of the phase.';
+comment on column pgcoord.unrecorded_now.words is 'What happened, and who holds it up.';
+
+comment on column pgcoord.locked_phase.lock is 'What is locked.';
+comment on column pgcoord.locked_phase.words is 'Why it cannot be claimed: what is locked, and by whom.';
 
 comment on column pgcoord.changed_definition.missing is 'Whether it is gone, not only changed.';
 
@@ -101,7 +107,7 @@ comment on column pgcoord.stranded.words is 'What is wrong.';
 comment on column pgcoord.stranded.refers_to is 'Number of the phase, or name of the workflow, that does not exist.';
 
 comment on column pgcoord.attention.kind is
-    'failed, missing (a prerequisite does not exist), workflow (nobody knows it) or slow (runs much longer than usual).';
+    'failed, missing (a prerequisite does not exist), workflow (nobody knows it), slow (runs much longer than usual) or locked (a lock of somebody''s holds it up).';
 comment on column pgcoord.attention.feature is 'What the feature is called.';
 comment on column pgcoord.attention.title is 'What the phase is called.';
 comment on column pgcoord.attention.since is 'Since when it is so.';

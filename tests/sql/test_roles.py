@@ -172,7 +172,7 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("select pgcoord.give_up_attempt(1, 'lost', 'gone')", COORDINATOR),
     ("select pgcoord.return_attempt(1, '1 s', 'limit')", COORDINATOR),
     ("select pgcoord.expire_attempts()", COORDINATOR),
-    ("select * from pgcoord.agenda()", COORDINATOR),
+    ("select * from pgcoord.next_work()", COORDINATOR),
     ("select from phase_queue where queue_id = 'queue-1-4' for no key update", CLIENT),
     # what is behind the doors
     ("insert into pgcoord.event (kind, actor) values ('made up', 'another')", COORDINATOR),
