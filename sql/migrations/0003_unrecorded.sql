@@ -8,6 +8,7 @@ create table pgcoord.unrecorded (
 );
 comment on table pgcoord.unrecorded is
     'What happened to attempts and cannot be recorded yet, because of a lock; the coordinator deletes the row afterwards.';
+comment on index pgcoord.unrecorded_pkey is 'One line an attempt.';
 comment on column pgcoord.unrecorded.attempt_id is 'The attempt; there may be none any more.';
 comment on column pgcoord.unrecorded.words is 'What its process did: was started, or exited with which status.';
 comment on column pgcoord.unrecorded.lock is 'What somebody has locked: feature 5, phase queue-5-1, attempt 12, slot 2, pgcoord.control.';
