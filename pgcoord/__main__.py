@@ -27,6 +27,7 @@ from pgcoord.commands import (
     show,
     v1,
     work,
+    worktree,
 )
 from pgcoord.commands.options import Config, Dsn, Surroundings
 from pgcoord.errors import CannotStart, CoordError
@@ -47,7 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for group in (work, plan, show, logs, control, report, doctor, server, v1, psql, bench):
+for group in (work, plan, show, logs, control, report, doctor, server, v1, psql, bench, worktree):
     group.register(app)
 
 

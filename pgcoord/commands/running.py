@@ -33,7 +33,7 @@ from pgcoord.errors import CoordError, DatabaseUnusable
 from pgcoord.http.feed import Feed
 from pgcoord.http.security import Access
 from pgcoord.http.server import serving, url_of
-from pgcoord.http.state import Database, Door
+from pgcoord.http.state import AppState, Database
 from pgcoord.plan import Plan
 from pgcoord.planner.planning import FeaturePlanner
 
@@ -82,11 +82,11 @@ class Runner:
                 leader.pid,
                 leader.host,
             )
-        door = _door(self._dsn, self._coordinator, self._access, self._planner)
-        door.obstacle = None
+        state = _app_state(self._dsn, self._coordinator, self._access, self._planner)
+        state.obstacle = None
         typer.echo(f"panel: {url_of(self._taken)}/features/{feature_id}")
         with progress() as shown, _interruptible(self._stop) as came:
-            async with serving(door, self._taken), asyncio.TaskGroup() as tasks:
+            async with serving(state, self._taken), asyncio.TaskGroup() as tasks:
                 leading = tasks.create_task(self._lead())
                 self._watching = tasks.create_task(self._watch(feature_id, shown, leading))
         if self._coordinator.led:
@@ -178,13 +178,13 @@ async def serve(
             )
 
     steps = [wait_for_what_runs, stop] if drain else [stop]
-    door = _door(dsn, coordinator, access, planner)
+    state = _app_state(dsn, coordinator, access, planner)
     with _interruptible(*steps) as came:
-        async with serving(door, taken):
+        async with serving(state, taken):
             logger.info("serving on %s", url_of(taken))
             for risk in access.risks():
                 logger.warning("%s", risk)
-            await _await_server(dsn, stopping, door)
+            await _await_server(dsn, stopping, state)
             if not stopping.is_set():
                 await coordinator.run()
     await _tell_what_goes_on(dsn, coordinator, interrupted=True)
@@ -192,9 +192,11 @@ async def serve(
     return 128 + signal.SIGINT if signal.SIGINT in came else 0
 
 
-def _door(dsn: str, coordinator: Coordinator, access: Access, planner: FeaturePlanner) -> Door:
+def _app_state(
+    dsn: str, coordinator: Coordinator, access: Access, planner: FeaturePlanner
+) -> AppState:
     github = coordinator.configuration.github
-    return Door(
+    return AppState(
         database=Database(dsn),
         feed=Feed(dsn),
         access=access,
@@ -204,7 +206,7 @@ def _door(dsn: str, coordinator: Coordinator, access: Access, planner: FeaturePl
     )
 
 
-async def _await_server(dsn: str, stopping: asyncio.Event, door: Door) -> None:
+async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> None:
     """Wait until the server answers, or until stopped.
 
     Raises `DatabaseUnusable` for its schema, or when notifications do not arrive.
@@ -214,12 +216,12 @@ async def _await_server(dsn: str, stopping: asyncio.Event, door: Door) -> None:
         try:
             await asyncio.to_thread(check_schema, dsn)
             await check_wake_ups(dsn)
-            door.obstacle = None
+            state.obstacle = None
             return
         except DatabaseUnusable as error:
             if not database.may_pass(error):
                 raise
-            door.obstacle = str(error)
+            state.obstacle = str(error)
             seconds = backoff.next()
             level = logging.DEBUG if backoff.repeats(str(error)) else logging.WARNING
             logger.log(level, "trying again in %.2f s: %s", seconds, error)

@@ -19,7 +19,7 @@ from pgcoord.database.reads import Listing
 from pgcoord.errors import NotFound
 from pgcoord.http import schemas
 from pgcoord.http.responses import Json, LogFile, read_body
-from pgcoord.http.state import door_of
+from pgcoord.http.state import state_of
 from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
 from pgcoord.planner.planning import Planned
 from pgcoord.report import WrongShape, parse_json
@@ -92,17 +92,17 @@ async def change_feature(call: Call) -> Response:
 
 
 async def _plan(request: Request, feature_id: int) -> Planned | None:
-    return await door_of(request).plan(request, feature_id)
+    return await state_of(request).plan(request, feature_id)
 
 
 async def _plan_unless_planned(request: Request, feature_id: int) -> Planned | None:
-    return await door_of(request).plan_unless_planned(request, feature_id)
+    return await state_of(request).plan_unless_planned(request, feature_id)
 
 
 async def generate_implementation(call: Call) -> Response:
     assert call.planned is not None
     slots = await reads.slot_count(call.conn)
-    analysis = door_of(call.request).planner.weigh(call.planned.phases, slots)
+    analysis = state_of(call.request).planner.weigh(call.planned.phases, slots)
     planning = {
         "source": call.planned.source,
         "notes": list(call.planned.notes),
@@ -173,7 +173,7 @@ async def why(call: Call) -> Response:
 async def log(call: Call) -> Response:
     """Send the log of an attempt; a Range asks for its end."""
     attempts = await reads.attempts(call.conn, call.queue_id)
-    host = door_of(call.request).coordinator.host
+    host = state_of(call.request).coordinator.host
     _, log = log_of(call.queue_id, attempts, call.query["attempt"], host=host)
     return LogFile(log.open_for_people())
 
@@ -416,7 +416,7 @@ def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         body = await _read_body(request, operation.body)
         feature_id = _feature_id(request)
         planned = await operation.prepare(request, feature_id) if operation.prepare else None
-        async with door_of(request).acting(request) as conn:
+        async with state_of(request).acting(request) as conn:
             queue_id = request.path_params.get("queue_id", "")
             return await operation.call(
                 Call(request, conn, feature_id, queue_id, query, body, planned)

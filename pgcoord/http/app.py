@@ -11,30 +11,29 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pgcoord import assets
-from pgcoord.http import api, health, login, openapi, streams, webhook
+from pgcoord.http import api, errors, health, login, openapi, streams, webhook
 from pgcoord.http import github_webhook as github
-from pgcoord.http import responses as answers
-from pgcoord.http.panel import responses as panel_answers
 from pgcoord.http.panel import routes as panel
+from pgcoord.http.panel.responses import answer_http_error
 from pgcoord.http.security import Guard
-from pgcoord.http.state import Door
+from pgcoord.http.state import AppState
 
 
-def make_app(door: Door) -> ASGIApp:
+def make_app(state: AppState) -> ASGIApp:
     """The application of one database; it connects when it starts, and starts without one."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        await door.database.pool.open()
+        await state.database.pool.open()
         try:
             async with asyncio.TaskGroup() as tasks:
-                following = tasks.create_task(door.feed.run())
+                following = tasks.create_task(state.feed.run())
                 drawing = tasks.create_task(app.state.live.run())
                 yield
                 drawing.cancel()
                 following.cancel()
         finally:
-            await door.database.pool.close()
+            await state.database.pool.close()
 
     routes: list[BaseRoute] = [
         *health.routes,
@@ -47,12 +46,12 @@ def make_app(door: Door) -> ASGIApp:
         *panel.routes,
         Mount("/static", StaticFiles(directory=assets.WEB / "static", check_dir=False)),
     ]
-    handlers = {**answers.handlers, HTTPException: panel_answers.answer_person}
+    handlers = {**errors.handlers, HTTPException: answer_http_error}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-    app.state.door = door
-    app.state.live = panel.make_live(door)
+    app.state.shared = state
+    app.state.live = panel.make_live(state)
     app.router.redirect_slashes = False
-    return _without_trailing_slash(Guard(app, door.access, door.sessions))
+    return _without_trailing_slash(Guard(app, state.access, state.sessions))
 
 
 def _without_trailing_slash(app: ASGIApp) -> ASGIApp:

@@ -61,7 +61,7 @@ _CURSOR = re.compile(r"(\d{1,18})((?:\.\d{1,18}(?:-\d{1,18})?)*)", re.ASCII)
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in the stream: told are the ids up to `last`, but for those in `gaps`.
+    """A position in the stream: sent are the ids up to `last`, but for those in `gaps`.
 
     As text, `1042`, or `1042.1037.1039-1041` where ids are left out.
     """
@@ -74,7 +74,7 @@ class Cursor:
         """Read what `str` wrote. Raises ValueError."""
         match = _CURSOR.fullmatch(text)
         if not match:
-            raise ValueError(f"{text!r:.60} is no place in the stream")
+            raise ValueError(f"{text!r:.60} is not a position in the event stream")
         bounds = [part.split("-") for part in match[2].split(".")[1:]]
         return cls(int(match[1]), tuple((int(each[0]), int(each[-1])) for each in bounds))
 
@@ -87,7 +87,7 @@ class Cursor:
         return number <= self.last and not any(low <= number <= high for low, high in self.gaps)
 
     def past(self, number: int) -> "Cursor":
-        """The place after the event with this id was told, too."""
+        """The position after the event with this id was told, too."""
         if number > self.last:
             skipped = ((self.last + 1, number - 1),) if number > self.last + 1 else ()
             return Cursor(number, self.gaps + skipped)
@@ -101,7 +101,7 @@ class Cursor:
         return Cursor(self.last, tuple(parts))
 
     def settled_by(self, other: "Cursor") -> "Cursor":
-        """The same place without the gaps of which `other` knows that nothing will come."""
+        """The same position without the gaps of which `other` knows that nothing will come."""
         open_ends = (*other.gaps, (other.last + 1, _INFINITE))
         return Cursor(
             self.last,
@@ -113,13 +113,13 @@ class Cursor:
         )
 
 
-# A place for those who want to hear what happens from now on, and nothing of before.
+# The position of a subscriber that wants future events only.
 FROM_NOW_ON = Cursor(_INFINITE)
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened, and the place in the stream after it."""
+    """Something that happened, and the position in the stream after it."""
 
     row: HistoryEvent
     cursor: Cursor
@@ -132,7 +132,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How things stand, at a place in the stream."""
+    """How things stand, at a position in the stream."""
 
     data: dict[str, Any]
     cursor: Cursor
@@ -150,7 +150,7 @@ class Connected:
     live: bool
     as_of: datetime
     reason: str | None = None
-    cursor: None = None  # it moves nobody's place
+    cursor: None = None  # it moves no position
 
     @cached_property
     def text(self) -> str:
@@ -262,9 +262,9 @@ class Feed:
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self.state: Connected | None = None  # None while nobody watches
-        self._place: Place | None = None
+        self._position: Position | None = None
         self._snapshot: Snapshot | None = None
-        self._told: set[Subscription] = set()
+        self._receiving: set[Subscription] = set()
         self._joining: list[Subscription] = []
         self._wanted = asyncio.Event()
         self._listener: Listener | None = None
@@ -273,7 +273,7 @@ class Feed:
 
     @contextmanager
     def subscribe(self, after: Cursor | None = None) -> Iterator[Subscription]:
-        """Subscribe for the length of the block: to what came after a place, or from a snapshot."""
+        """Subscribe for the length of the block: to events after *after*, or from a snapshot."""
         subscription = Subscription(self, after)
         if self._closed:
             subscription.end()
@@ -282,12 +282,12 @@ class Feed:
             yield subscription
         finally:
             subscription.end()
-            self._told.discard(subscription)
+            self._receiving.discard(subscription)
 
     @property
     def subscribers(self) -> int:
         """How many there are."""
-        return len(self._told) + len(self._joining)
+        return len(self._receiving) + len(self._joining)
 
     async def run(self) -> None:
         """Tell the subscribers what happens, until cancelled; no lost connection ends it."""
@@ -302,11 +302,11 @@ class Feed:
             except (psycopg.Error, DatabaseUnusable) as error:
                 reason = " ".join(str(error).split())
                 logger.warning("events cannot be followed: %s", reason)
-                self._connected(live=False, reason=reason)
+                self._set_connected(live=False, reason=reason)
                 await asyncio.sleep(backoff.next())
             except Exception as error:
                 logger.exception("events cannot be followed")
-                self._connected(live=False, reason=f"an error of the program: {error!r}")
+                self._set_connected(live=False, reason=f"an error of the program: {error!r}")
                 await asyncio.sleep(backoff.next())
             finally:
                 self._listener = None
@@ -314,7 +314,7 @@ class Feed:
     def close(self) -> None:
         """End all subscriptions, those to come too."""
         self._closed = True
-        for subscription in (*self._told, *self._joining):
+        for subscription in (*self._receiving, *self._joining):
             subscription.end()
 
     def join(self, subscription: Subscription) -> None:
@@ -335,51 +335,51 @@ class Feed:
                 left_at = loop.time()
             await self._round(listener.conn)
             backoff.reset()
-            self._connected(live=True)
+            self._set_connected(live=True)
             soon = loop.time() + _ROUND
             await listener.wait(PING_EVERY if self.subscribers else _KEPT)
             await asyncio.sleep(max(0.0, soon - loop.time()))
         self._wanted.clear()
-        self._place = self._snapshot = self.state = None
+        self._position = self._snapshot = self.state = None
 
     async def _round(self, conn: Connection) -> None:
         """Tell what is new, and take those on who have come."""
         joining, self._joining = self._joining, []
         try:
-            if self._place is None:
-                self._place = await Place.now(conn)
+            if self._position is None:
+                self._position = await Position.now(conn)
             if any(each.after is None for each in joining):
                 async with session.one_snapshot(conn):
-                    await self._tell_news(conn, self._place)
+                    await self._publish_news(conn, self._position)
                     if self._snapshot is None:
                         data = await reads.queue_snapshot(conn, _MOST_SHOWN)
-                        self._snapshot = Snapshot(data, self._place.cursor)
+                        self._snapshot = Snapshot(data, self._position.cursor)
             else:
-                await self._tell_news(conn, self._place)
-            await self._place.settle(conn)
+                await self._publish_news(conn, self._position)
+            await self._position.settle(conn)
             while joining:
-                await self._take_on(conn, joining[0], self._place.cursor)
+                await self._catch_up(conn, joining[0], self._position.cursor)
                 joining.pop(0)
         finally:
             self._joining = joining + self._joining
             if self._closed:
                 self.close()  # those too that were just being taken on
 
-    async def _tell_news(self, conn: Connection, place: "Place") -> None:
-        while events := await place.read(conn):
+    async def _publish_news(self, conn: Connection, position: "Position") -> None:
+        while events := await position.read(conn):
             self._snapshot = None
             for event in events:
-                self._tell(event)
+                self._publish(event)
             if len(events) < _PAGE:
                 break
 
-    async def _take_on(self, conn: Connection, subscription: Subscription, upto: Cursor) -> None:
+    async def _catch_up(self, conn: Connection, subscription: Subscription, upto: Cursor) -> None:
         """Tell a subscriber what it has missed up to where all others stand."""
         after = subscription.after
         if subscription.ended:
             return
         if after is FROM_NOW_ON:
-            self._told.add(subscription)
+            self._receiving.add(subscription)
             return
         if after is not None and after.last > upto.last:
             subscription.after = None  # of another database, or of this one before a restore
@@ -388,7 +388,7 @@ class Feed:
         if after is None:
             assert self._snapshot is not None
             subscription.put(self._snapshot)
-            self._told.add(subscription)
+            self._receiving.add(subscription)
             return
         rows = await reads.events_after(conn, after.last, after.gaps, _PAGE)
         events = []
@@ -399,23 +399,23 @@ class Feed:
         more = len(rows) == _PAGE
         subscription.put_missed(events, after, more=more)
         if not more:
-            self._told.add(subscription)
+            self._receiving.add(subscription)
 
-    def _tell(self, message: Message) -> None:
-        for subscription in [each for each in self._told if not each.put(message)]:
-            self._told.discard(subscription)
+    def _publish(self, message: Message) -> None:
+        for subscription in [each for each in self._receiving if not each.put(message)]:
+            self._receiving.discard(subscription)
 
-    def _connected(self, *, live: bool, reason: str | None = None) -> None:
+    def _set_connected(self, *, live: bool, reason: str | None = None) -> None:
         """Keep whether what is told is live, and tell when that has changed."""
         was = self.state
         self.interruptions += not live
         self.state = Connected(live, was.as_of if was and not live else _now(), reason)
         if live != (was.live if was else True):
-            for subscription in (*self._told, *self._joining):
+            for subscription in (*self._receiving, *self._joining):
                 subscription.put(self.state)
 
 
-class Place:
+class Position:
     """Where a feed stands, and which transactions may still fill each of its gaps."""
 
     def __init__(self, cursor: Cursor) -> None:
@@ -423,11 +423,11 @@ class Place:
         self._writers: dict[tuple[int, int], frozenset[str]] = {}
 
     @classmethod
-    async def now(cls, conn: Connection) -> "Place":
-        """The place after all that is there."""
-        place = cls(Cursor(*await reads.last_event(conn, _LOOK_BACK)))
-        await place.settle(conn)
-        return place
+    async def now(cls, conn: Connection) -> "Position":
+        """The position after all that is there."""
+        position = cls(Cursor(*await reads.last_event(conn, _LOOK_BACK)))
+        await position.settle(conn)
+        return position
 
     async def read(self, conn: Connection) -> list[Event]:
         """Read what has come, at most `_PAGE` events, and go on past it."""

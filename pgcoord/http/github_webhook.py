@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 from pgcoord.configuration import GitHub
 from pgcoord.database import issues
 from pgcoord.http.responses import Json, read_body
-from pgcoord.http.state import door_of
+from pgcoord.http.state import state_of
 from pgcoord.json_schema import HIGHEST_INTEGER, Schema, faults
 from pgcoord.report import NotSigned, WrongShape, parse_json
 
@@ -88,9 +88,9 @@ class Happening:
 
 async def github_event(request: Request) -> Response:
     """Take an event; answer after the commit. What concerns no phase is answered, and forgotten."""
-    door = door_of(request)
-    settings = door.coordinator.configuration.github
-    secret = door.access.github_secret
+    state = state_of(request)
+    settings = state.coordinator.configuration.github
+    secret = state.access.github_secret
     if settings is None or secret is None:
         raise HTTPException(404, "no webhook_secret in [github] of pgcoord.toml: nothing is taken")
     body = await read_body(request, _LIMIT)
@@ -101,7 +101,7 @@ async def github_event(request: Request) -> Response:
     happening = _happening(request.headers.get("x-github-event", ""), event)
     if happening is None or not _is_ours(event, settings):
         return Json({"result": "ignored", "phases": []})
-    async with door.database.connection() as conn:
+    async with state.database.connection() as conn:
         result, phases = await issues.take_github_event(
             conn,
             {

@@ -13,7 +13,7 @@ from pgcoord.database import reads, schema
 from pgcoord.errors import DatabaseUnusable
 from pgcoord.http.metrics import MEDIA_TYPE
 from pgcoord.http.responses import Json
-from pgcoord.http.state import Door, door_of
+from pgcoord.http.state import AppState, state_of
 
 
 async def healthz(request: Request) -> Response:
@@ -23,24 +23,26 @@ async def healthz(request: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """Answer whether work is coordinated, and if not, why."""
-    door = door_of(request)
-    obstacle = door.obstacle or await _look(door)
+    state = state_of(request)
+    obstacle = state.obstacle or await _check_database(state)
     if obstacle:
         return Json({"ready": False, "reason": obstacle}, 503)
-    if door.coordinator.leads.is_set():
+    if state.coordinator.leads.is_set():
         return Json({"ready": True, "role": "leading"})
-    async with door.database.connection() as conn:
+    async with state.database.connection() as conn:
         leader = await reads.leader(conn)
     if leader is None:
         return Json({"ready": False, "reason": "no coordinator leads"}, 503)
     return Json({"ready": True, "role": "standing by", "leader": f"{leader.host}:{leader.pid}"})
 
 
-async def _look(door: Door) -> str | None:
+async def _check_database(state: AppState) -> str | None:
     """Look at the database, once for all who ask meanwhile: anybody may, as often as they like."""
-    if door.look is None or door.look.done():
-        door.look = asyncio.create_task(asyncio.to_thread(_fault_of, door.database.dsn))
-    return await asyncio.shield(door.look)
+    if state.readiness_check is None or state.readiness_check.done():
+        state.readiness_check = asyncio.create_task(
+            asyncio.to_thread(_fault_of, state.database.dsn)
+        )
+    return await asyncio.shield(state.readiness_check)
 
 
 def _fault_of(dsn: str) -> str | None:
@@ -55,9 +57,9 @@ def _fault_of(dsn: str) -> str | None:
 
 async def metrics(request: Request) -> Response:
     """Answer with figures for a monitor."""
-    door = door_of(request)
-    async with door.database.connection() as conn:
-        return Response(await door.metrics.read(conn), media_type=MEDIA_TYPE)
+    state = state_of(request)
+    async with state.database.connection() as conn:
+        return Response(await state.metrics.read(conn), media_type=MEDIA_TYPE)
 
 
 routes = [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]

@@ -8,7 +8,7 @@ from starlette.routing import BaseRoute, Route
 
 from pgcoord.http.responses import read_bytes
 from pgcoord.http.security import COOKIE, SESSION_SECONDS
-from pgcoord.http.state import door_of
+from pgcoord.http.state import state_of
 
 # Bytes of the form.
 _LIMIT = 4_096
@@ -21,7 +21,7 @@ async def show(request: Request) -> Response:
 
 async def log_in(request: Request) -> Response:
     """Take the form; whoever knows a token is sent to where they wanted to go."""
-    sessions = door_of(request).sessions
+    sessions = state_of(request).sessions
     form = parse_qs((await read_bytes(request, _LIMIT)).decode(errors="replace"))
     token, name, wanted = (form.get(each, [""])[0].strip() for each in ("token", "name", "next"))
     client = request.client.host if request.client else "unknown"
@@ -51,7 +51,7 @@ async def log_out(request: Request) -> Response:
 
 
 def _page(request: Request, wanted: str, fault: str = "", status: int = 200) -> Response:
-    template = door_of(request).templates.get_template("login.html")
+    template = state_of(request).templates.get_template("login.html")
     page = template.render(next=_local(wanted), fault=fault)
     headers = {"cache-control": "no-store"}
     if status == 429:

@@ -13,7 +13,7 @@ from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.database import reads
 from pgcoord.database._sql import Connection
 from pgcoord.database.rows import Measures
-from pgcoord.http.feed import Event, Feed, Place
+from pgcoord.http.feed import Event, Feed, Position
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -63,7 +63,7 @@ class Metrics:
             "pgcoord_wait_seconds", "From eligible to claimed, first attempts.", _LENGTHS
         )
         self._run = self._histogram("pgcoord_run_seconds", "From started to ended.", _LENGTHS)
-        self._place: Place | None = None
+        self._position: Position | None = None
         self._woken: Event | None = None
         self._reading = asyncio.Lock()
 
@@ -85,11 +85,11 @@ class Metrics:
         """All figures, as of now."""
         async with self._reading:
             self._show(await reads.measures(conn))
-            if self._place is None:
-                self._place = await Place.now(conn)
+            if self._position is None:
+                self._position = await Position.now(conn)
             for _ in range(_MOST_PAGES):
-                events = await self._place.read(conn)
-                await self._place.settle(conn)
+                events = await self._position.read(conn)
+                await self._position.settle(conn)
                 if not events:
                     break
                 await self._count(conn, events)

@@ -151,7 +151,7 @@ def actor_of(request: HTTPConnection) -> str:
     return entrant.actor
 
 
-def may_steer(request: HTTPConnection) -> bool:
+def may_change(request: HTTPConnection) -> bool:
     """Whether who sent a request may change things, too."""
     entrant: _Entrant | None = request.scope[_ENTRANT]
     return entrant is not None and entrant.steers

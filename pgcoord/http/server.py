@@ -11,7 +11,7 @@ import uvicorn
 
 from pgcoord.errors import CannotStart
 from pgcoord.http.app import make_app
-from pgcoord.http.state import Door
+from pgcoord.http.state import AppState
 
 # Seconds that streams and requests are given to end.
 _GRACE = 2
@@ -55,10 +55,10 @@ def url_of(taken: socket.socket) -> str:
 
 
 @asynccontextmanager
-async def serving(door: Door, taken: socket.socket) -> AsyncIterator[None]:
+async def serving(state: AppState, taken: socket.socket) -> AsyncIterator[None]:
     """Serve on a socket until the block ends; then end all streams, and return within seconds."""
     config = uvicorn.Config(
-        make_app(door),
+        make_app(state),
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -75,7 +75,7 @@ async def serving(door: Door, taken: socket.socket) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        door.feed.close()
+        state.feed.close()
         server.stop()
         await served
 

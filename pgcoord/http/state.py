@@ -1,6 +1,6 @@
-"""What the handlers of requests share: connections, the feed, who may enter, what is the case.
+"""State shared by the request handlers: connection pool, event feed, permissions, coordinator.
 
-A handler finds it with `door_of(request)`.
+A handler gets it with `state_of(request)`.
 """
 
 import asyncio
@@ -53,8 +53,8 @@ class Database:
 
 
 @dataclass
-class Door:
-    """Everything that requests are answered with."""
+class AppState:
+    """What the request handlers share."""
 
     database: Database
     feed: Feed
@@ -63,7 +63,7 @@ class Door:
     planner: FeaturePlanner
     repository: str | None = None  # its page, for links to issues and pull requests
     obstacle: str | None = "starting"  # why nothing can be coordinated yet
-    look: asyncio.Task[str | None] | None = None  # at the database, for who asks whether it is well
+    readiness_check: asyncio.Task[str | None] | None = None  # shared by concurrent /readyz requests
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -103,7 +103,7 @@ class Door:
         return await plan_unless_planned(self.planner, lambda: self.acting(request), feature_id)
 
 
-def door_of(request: HTTPConnection) -> Door:
-    """What handlers share."""
-    door: Door = request.app.state.door
-    return door
+def state_of(request: HTTPConnection) -> AppState:
+    """The state shared by the handlers of the application that *request* came to."""
+    state: AppState = request.app.state.shared
+    return state

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pgcoord.http.feed import Cursor, Item, Mailbox, Message
 from pgcoord.http.responses import refusal
-from pgcoord.http.state import door_of
+from pgcoord.http.state import state_of
 
 # Seconds between signs of life to a browser, and for which a closing is waited for.
 _PING_EVERY = 15
@@ -30,12 +30,12 @@ _TRY_AGAIN_LATER = 1013
 async def queue_socket(websocket: WebSocket) -> None:
     """Tell a WebSocket a snapshot, or what came after `?after=`, then what happens."""
     try:
-        after = _place(websocket.query_params.get("after"))
+        after = _cursor(websocket.query_params.get("after"))
     except ValueError as error:
         await websocket.send_denial_response(refusal(422, "invalid", f"after: {error}"))
         return
     await websocket.accept()
-    with door_of(websocket).feed.subscribe(after) as mailbox:
+    with state_of(websocket).feed.subscribe(after) as mailbox:
 
         async def send() -> None:
             async for message in mailbox:
@@ -51,12 +51,12 @@ async def queue_socket(websocket: WebSocket) -> None:
 
 async def events(request: Request) -> Response:
     """Tell a browser the same; its Last-Event-ID says where it stands."""
-    place = request.headers.get("last-event-id") or request.query_params.get("after")
+    position = request.headers.get("last-event-id") or request.query_params.get("after")
     try:
-        after = _place(place)
+        after = _cursor(position)
     except ValueError as error:
         return refusal(422, "invalid", f"Last-Event-ID: {error}")
-    return EventStream(door_of(request).feed.subscribe(after), _sent_event)
+    return EventStream(state_of(request).feed.subscribe(after), _sent_event)
 
 
 class EventStream(Response, Generic[Item]):
@@ -99,20 +99,20 @@ class EventStream(Response, Generic[Item]):
                 await send_text("", more=False)
 
 
-def sent_event(data: str, *, place: str | None = None, name: str | None = None) -> str:
-    """A server-sent event; a browser that comes back tells the last `place` it got."""
+def sent_event(data: str, *, position: str | None = None, name: str | None = None) -> str:
+    """A server-sent event; a browser that comes back tells the last `position` it got."""
     lines = [f"event: {name}"] if name else []
-    lines += [f"id: {place}"] if place else []
+    lines += [f"id: {position}"] if position else []
     lines += [f"data: {line}" for line in data.split("\n")]
     return "\n".join(lines) + "\n\n"
 
 
-def _place(text: str | None) -> Cursor | None:
+def _cursor(text: str | None) -> Cursor | None:
     return Cursor.parse(text) if text else None
 
 
 def _sent_event(message: Message) -> str:
-    return sent_event(message.text, place=str(message.cursor) if message.cursor else None)
+    return sent_event(message.text, position=str(message.cursor) if message.cursor else None)
 
 
 async def _gone(receive: Receive) -> None:

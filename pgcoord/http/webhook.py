@@ -12,8 +12,9 @@ from starlette.routing import BaseRoute, Route
 from pgcoord import report
 from pgcoord.database.rows import TakenReport
 from pgcoord.errors import CoordError
-from pgcoord.http.responses import Json, meaning, read_body
-from pgcoord.http.state import door_of
+from pgcoord.http.errors import status_of
+from pgcoord.http.responses import Json, read_body
+from pgcoord.http.state import state_of
 from pgcoord.report import Signed
 
 logger = logging.getLogger(__name__)
@@ -29,11 +30,11 @@ _HEADERS = (
 
 async def workflow_complete(request: Request) -> Response:
     """Take a report; answer after the commit. A repeat is answered with what is stored."""
-    webhooks = door_of(request).metrics.webhooks
+    webhooks = state_of(request).metrics.webhooks
     try:
         taken = await _take(request)
     except (CoordError, HTTPException, psycopg.Error, PoolTimeout) as error:
-        _, result = meaning(error)
+        _, result = status_of(error)
         logger.warning("a report was refused: %s", error)
         webhooks.labels(result).inc()
         raise
@@ -52,15 +53,15 @@ async def workflow_complete(request: Request) -> Response:
 
 
 async def _take(request: Request) -> TakenReport:
-    door = door_of(request)
+    state = state_of(request)
     body = await read_body(request, report.LIMIT)
     headers = {name: request.headers[name] for name in _HEADERS if name in request.headers}
-    async with door.database.connection() as conn:
+    async with state.database.connection() as conn:
         taken = await report.take(
             conn,
             Signed(body, headers),
-            secrets=door.access.webhook_secrets,
-            unsigned=door.access.unsigned_webhooks,
+            secrets=state.access.webhook_secrets,
+            unsigned=state.access.unsigned_webhooks,
         )
     if refused := taken.refusal():
         raise refused

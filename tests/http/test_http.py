@@ -275,7 +275,7 @@ async def test_readiness_tells_who_leads(dsn: str, tmp_path: Path, conn: Connect
         assert nobody.status_code == 503
         assert nobody.json() == {"ready": False, "reason": "no coordinator leads"}
         async with served(dsn, tmp_path) as site:
-            await site.door.coordinator.leads.wait()
+            await site.state.coordinator.leads.wait()
             ready = await site.client.get("/readyz")
             assert (ready.status_code, ready.json()["role"]) == (200, "leading")
             other = await idle.client.get("/readyz")

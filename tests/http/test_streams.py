@@ -224,7 +224,7 @@ async def test_a_slow_client_is_dropped_and_slows_nobody(
             await hear(client)
             words = "x" * 200_000
             heard = []
-            while site.door.feed.subscribers == 2:
+            while site.state.feed.subscribers == 2:
                 conn.execute("select pgcoord.pause(%s, %s)", [feature, words])
                 heard += await hear_until(client, last_event(conn))
                 conn.execute("select pgcoord.resume(%s)", [feature])
@@ -338,7 +338,7 @@ async def test_clients_are_told_when_the_server_stops(dsn: str, tmp_path: Path) 
         asyncio.timeout(3),
     ):
         await hear(client)
-        site.door.feed.close()
+        site.state.feed.close()
         with pytest.raises(ConnectionClosed) as caught:
             await hear(client)
         assert caught.value.rcvd

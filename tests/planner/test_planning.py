@@ -1,4 +1,4 @@
-"""From a feature to its phases by every door: planned, edited, planned again, executed."""
+"""From a feature to its phases by every state: planned, edited, planned again, executed."""
 
 import asyncio
 import json

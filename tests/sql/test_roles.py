@@ -1,4 +1,4 @@
-"""Rights: what a login may do that has one of the roles, tried at every door."""
+"""Rights: what a login may do that has one of the roles, tried at every state."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +29,7 @@ CLIENT = ("client", "coordinator")
 COORDINATOR = ("coordinator",)
 NOBODY: tuple[str, ...] = ()
 
-# Every door, and who may pass. Each is tried on the database of `house`, and rolled back.
+# Every state, and who may pass. Each is tried on the database of `house`, and rolled back.
 DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("select * from planned_features", READER),
     ("select * from phase_queue", READER),

@@ -37,5 +37,5 @@ async def served(dsn: str, folder: Path, host: str = "here") -> AsyncIterator[st
     `host` is the machine whose logs it can read.
     """
     async with serving.served(dsn, folder, leads=False) as site:
-        site.door.coordinator.host = host
+        site.state.coordinator.host = host
         yield site.url

@@ -17,7 +17,7 @@ from pgcoord.configuration import GitHub, Planner, Server, Workflow
 from pgcoord.http.feed import Feed
 from pgcoord.http.security import read_access
 from pgcoord.http.server import bind, serving, url_of
-from pgcoord.http.state import Database, Door
+from pgcoord.http.state import AppState, Database
 from pgcoord.planner.planning import FeaturePlanner
 from support.coordination import PATIENCE, make_coordinator, scripts
 
@@ -29,7 +29,7 @@ class Site:
     """A served application, and a client that talks to it."""
 
     url: str
-    door: Door
+    state: AppState
     client: httpx2.AsyncClient
 
     @property
@@ -91,7 +91,7 @@ async def served(
             github=github,
             environment={**os.environ, **(environment or {})},
         )
-        door = Door(
+        state = AppState(
             Database(dsn),
             Feed(dsn),
             access,
@@ -100,11 +100,11 @@ async def served(
             repository=github.page if github else None,
             obstacle=None,
         )
-        async with asyncio.timeout(2 * PATIENCE), serving(door, taken):
+        async with asyncio.timeout(2 * PATIENCE), serving(state, taken):
             running = asyncio.create_task(coordinator.run()) if leads else None
             async with httpx2.AsyncClient(base_url=url, timeout=PATIENCE) as client:
                 try:
-                    yield Site(url, door, client)
+                    yield Site(url, state, client)
                 finally:
                     coordinator.stop()
                     if running:

@@ -15,15 +15,15 @@ from pgcoord.database import panel
 from pgcoord.database._sql import Connection
 from pgcoord.errors import CoordError
 from pgcoord.http.panel.responses import (
+    ErrorView,
     Handler,
-    Trouble,
-    answering,
+    error_page,
+    error_view,
     feature_id_of,
     queue_id_of,
     render_page,
-    trouble_of,
 )
-from pgcoord.http.state import door_of
+from pgcoord.http.state import state_of
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,11 @@ async def _everything(conn: Connection, request: Request) -> _Subject:
 
 
 def _asks(name: str, asked: _Question, find: _Finding) -> Handler:
-    @answering
+    @error_page
     async def ask(request: Request) -> Response:
         changes: list[panel.Change] | None = None
-        refusal: Trouble | None = None
-        async with door_of(request).acting(request) as conn:
+        refusal: ErrorView | None = None
+        async with state_of(request).acting(request) as conn:
             subject = await find(conn, request)
             if asked.preview:
                 try:
@@ -151,7 +151,7 @@ def _asks(name: str, asked: _Question, find: _Finding) -> Handler:
                         queue_id=subject.queue_id,
                     )
                 except CoordError as error:
-                    refusal = trouble_of(error)
+                    refusal = error_view(error)
         question = asked.question.format(subject.words)
         return render_page(
             request,
@@ -163,7 +163,7 @@ def _asks(name: str, asked: _Question, find: _Finding) -> Handler:
             action=f"{subject.url}/{name}",
             statement=asked.statement.format(subject.argument),
             changes=changes,
-            trouble=refusal,
+            error=refusal,
             url=subject.url,
         )
 

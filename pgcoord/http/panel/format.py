@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 STATES = ("failed", "blocked", "running", "ready", "queued", "completed", "cancelled")
 
 # What a feature can be, besides the states of its phases.
-SHOWN = ("all", "attention", "in_progress", "planned", "finished")
+FEATURE_FILTERS = ("all", "attention", "in_progress", "planned", "finished")
 
 
 def lasting(value: timedelta | float) -> str:

@@ -168,7 +168,7 @@ class Screen:
         """Have it read and drawn again."""
         self._stale.set()
 
-    def tell(self) -> None:
+    def wake(self) -> None:
         """Wake those who look at it."""
         self._changed.set()
         self._changed = asyncio.Event()
@@ -225,7 +225,7 @@ class Screen:
         self._drawing = drawing
         if before is None or drawing.version > before.version:
             self._messages = {}
-            self.tell()
+            self.wake()
         return drawing
 
     def _draw(self, before: _Drawing | None, page: Page, now: datetime) -> _Drawing:
@@ -273,7 +273,7 @@ class Screen:
         context = {**page.extra, **more, "title": page.title, "now": page.now}
         template = self._live.templates.get_template(page.template)
         return template.render(
-            context, seen=_place(drawing.version), pieces=pieces, lists=page.lists
+            context, seen=_position(drawing.version), pieces=pieces, lists=page.lists
         )
 
     def _since(self, drawing: _Drawing, seen: int) -> str:
@@ -282,7 +282,7 @@ class Screen:
             self._messages[seen] = drawing.since(seen)
         return self._messages[seen]
 
-    async def look(self, seen: str, tail: Tail | None) -> AsyncIterator[str]:
+    async def stream(self, seen: str, tail: Tail | None) -> AsyncIterator[str]:
         """Tell one viewer all that is newer than what it has seen, as server-sent events."""
         at = self._version_of(seen)
         self.touch()
@@ -295,11 +295,11 @@ class Screen:
                 # Whoever comes from another start of the server gets all of it, and is told so.
                 kind = "news" if at >= 0 else "all"
                 message, at = self._since(drawing, at), drawing.version
-                yield f"event: {kind}\nid: {_place(at)}\ndata: {message}\n\n"
+                yield f"event: {kind}\nid: {_position(at)}\ndata: {message}\n\n"
             state = self._live.state
             if state and (state is not told or time.monotonic() > beat):
                 told, beat = state, time.monotonic() + _BEAT
-                yield f"event: live\ndata: {json.dumps(self._live.told(state))}\n\n"
+                yield f"event: live\ndata: {json.dumps(self._live.connection_payload(state))}\n\n"
             if tail and (grown := tail.news()):
                 yield f"event: log\ndata: {json.dumps(grown)}\n\n"
             # Nobody is told when the feed begins to be live, and who has just come waits for it.
@@ -315,7 +315,7 @@ class Screen:
         return int(number) if known else -1
 
 
-def _place(version: int) -> str:
+def _position(version: int) -> str:
     """A drawing, to be asked from later; of this start of the server."""
     return f"{_BOOT}.{version}"
 
@@ -345,7 +345,7 @@ class Live:
         """Whether what is shown is live."""
         return self._feed.state
 
-    def told(self, state: Connected) -> dict[str, Any]:
+    def connection_payload(self, state: Connected) -> dict[str, Any]:
         """What a viewer is told of the connection, and of what its page was made with."""
         return {
             "live": state.live,
@@ -369,7 +369,7 @@ class Live:
         return self._screens.setdefault(view.key, Screen(self, view))
 
     @contextmanager
-    def looking(self, screen: Screen) -> Iterator[None]:
+    def viewing(self, screen: Screen) -> Iterator[None]:
         """Keep a screen drawn for the length of the block."""
         self._screens[screen.view.key] = screen
         self._begin(_FOLLOWING, self._follow)
@@ -405,18 +405,18 @@ class Live:
         while not self.closed:
             with self._feed.subscribe(FROM_NOW_ON) as messages:
                 async for message in messages:
-                    self._hear(message)
+                    self._on_message(message)
             # It ends with the server, or when more had come than could be taken.
             self.closed = not messages.overflowed.is_set()
             for screen in self._screens.values():
                 screen.touch()
         for screen in self._screens.values():
-            screen.tell()
+            screen.wake()
 
-    def _hear(self, message: object) -> None:
+    def _on_message(self, message: object) -> None:
         for screen in self._screens.values():
             if not isinstance(message, Event):
                 screen.touch()
-                screen.tell()
+                screen.wake()
             elif screen.viewers and screen.view.concerns(message):
                 screen.touch()

@@ -68,7 +68,7 @@ class Overview(View):
         """Read all that is shown."""
         async with one_snapshot(conn):
             now = await session.now(conn)
-            standing = await panel.installation(conn)
+            installation = await panel.installation(conn)
             needs = await panel.attention(conn)
             slots = await panel.held_slots(conn)
             line = await panel.line(conn, _NEXT)
@@ -76,17 +76,19 @@ class Overview(View):
             features = await panel.feature_rows(conn, self.show, self.search, MOST_FEATURES)
             finishes = await panel.finishes(conn, _foreseen(features))
         pieces = {
-            "notice": Piece("piece/notice.html", standing),
+            "notice": Piece("piece/notice.html", installation),
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
-            "slots-head": Piece("piece/slots_head.html", (standing, slots)),
+            "slots-head": Piece("piece/slots_head.html", (installation, slots)),
             "line": Piece(
-                "piece/line.html", (line, backlog, _openings(standing, slots)), ages=True
+                "piece/line.html", (line, backlog, _openings(installation, slots)), ages=True
             ),
             "filters": Piece("piece/filters.html", (self, len(needs))),
             "tally": Piece("piece/tally.html", (self, _tally(features))),
             "none": Piece("piece/none.html", (self, bool(features))),
         }
-        pieces |= {f"slot-{each.slot}": _slot_piece(each, standing, bool(line)) for each in slots}
+        pieces |= {
+            f"slot-{each.slot}": _slot_piece(each, installation, bool(line)) for each in slots
+        }
         pieces |= {
             f"feature-{each.id}": Piece("piece/feature.html", (each, finishes.get(each.id)))
             for each in features
@@ -113,15 +115,15 @@ class Overview(View):
         return SlotCard(slot, Log(Path(slot.folder)).last_line())
 
 
-def _slot_piece(slot: panel.HeldSlot, standing: panel.Installation, waited_for: bool) -> Piece:
+def _slot_piece(slot: panel.HeldSlot, installation: panel.Installation, waited_for: bool) -> Piece:
     if slot.queue_id:
         return Piece("piece/slot.html", SlotCard(slot), ages=True)
-    return Piece("piece/free_slot.html", (slot.slot, standing, waited_for))
+    return Piece("piece/free_slot.html", (slot.slot, installation, waited_for))
 
 
-def _openings(standing: panel.Installation, slots: list[panel.HeldSlot]) -> list[Opening]:
+def _openings(installation: panel.Installation, slots: list[panel.HeldSlot]) -> list[Opening]:
     """When slots are expected to be free for those in line, soonest first."""
-    if standing.paused_at or not standing.leader:
+    if installation.paused_at or not installation.leader:
         return []
     found = [
         Opening(each.since + each.median, each.slot)
@@ -164,7 +166,7 @@ class FeaturePage(View):
         """Read all that is shown. Raises `NotFound`."""
         async with one_snapshot(conn):
             now = await session.now(conn)
-            standing = await panel.installation(conn)
+            installation = await panel.installation(conn)
             feature = await panel.feature_row(conn, self.feature_id)
             described = await panel.described(conn, self.feature_id)
             needs = await panel.attention(conn, self.feature_id)
@@ -177,13 +179,15 @@ class FeaturePage(View):
         timeline = Timeline(phases, spans, forecast, ended)
         runs = any(each.slot for each in phases)
         pieces = {
-            "notice": Piece("piece/notice.html", standing),
+            "notice": Piece("piece/notice.html", installation),
             "head": Piece("piece/feature_head.html", (feature, described.description, len(phases))),
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
             "facts": Piece(
                 "piece/facts.html", (feature, finish, phases, _spent(spans), forecast), ages=runs
             ),
-            "plan": Piece("piece/plan.html", self._planned(described.plan, phases, standing.limit)),
+            "plan": Piece(
+                "piece/plan.html", self._planned(described.plan, phases, installation.limit)
+            ),
             "graph": Piece("piece/graph.html", Graph(phases, forecast)),
             "timeline": Piece("piece/timeline.html", timeline, ages=runs),
         }
@@ -257,7 +261,7 @@ class PhasePage(View):
         """Read all that is shown. Raises `NotFound`."""
         async with one_snapshot(conn):
             now = await session.now(conn)
-            standing = await panel.installation(conn)
+            installation = await panel.installation(conn)
             phase = await panel.phase(conn, self.queue_id)
             reasons = await why(conn, self.queue_id)
             tries = (await reads.attempts(conn, self.queue_id))[::-1]  # latest first
@@ -267,7 +271,7 @@ class PhasePage(View):
             )
         runs = phase.slot is not None
         pieces = {
-            "notice": Piece("piece/notice.html", standing),
+            "notice": Piece("piece/notice.html", installation),
             "head": Piece("piece/phase_head.html", (phase, reasons, tries[:1]), ages=runs),
             "attempts": Piece("piece/attempts.html", (phase, tries)),
             "prompt": Piece("piece/prompt.html", phase),
@@ -301,11 +305,11 @@ class History(View):
         """Read all that is shown."""
         async with one_snapshot(conn):
             now = await session.now(conn)
-            standing = await panel.installation(conn)
+            installation = await panel.installation(conn)
             events = await panel.history(conn, self.feature_id, None, self.before, MOST_EVENTS)
         last = events[-1].id if len(events) == MOST_EVENTS else None
         pieces = {
-            "notice": Piece("piece/notice.html", standing),
+            "notice": Piece("piece/notice.html", installation),
             "older": Piece("piece/older.html", (last, self.feature_id)),
         }
         pieces |= _event_pieces(events, "all")

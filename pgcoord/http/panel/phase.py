@@ -11,15 +11,15 @@ from pgcoord.database import reads
 from pgcoord.errors import NotFound, Refused
 from pgcoord.http.panel.live import Tail
 from pgcoord.http.panel.pages import PhasePage
-from pgcoord.http.panel.responses import answering, queue_id_of, read_number, show
+from pgcoord.http.panel.responses import error_page, queue_id_of, read_number, show
 from pgcoord.http.responses import LogFile
-from pgcoord.http.state import door_of
+from pgcoord.http.state import state_of
 from pgcoord.runs import logs
 
 _PLACE = re.compile(r"(\d{1,9}):(\d{1,18})", re.ASCII)
 
 
-@answering
+@error_page
 async def phase(request: Request) -> Response:
     """Show a phase, with the part of its log that is asked for."""
     queue_id, query = queue_id_of(request), request.query_params
@@ -48,10 +48,10 @@ async def _find_log(request: Request, queue_id: str, number: int | None) -> tupl
 
     Raises `NotFound` and `Refused`, which say why there is none here.
     """
-    door = door_of(request)
-    async with door.database.connection() as conn:
+    state = state_of(request)
+    async with state.database.connection() as conn:
         attempts = await reads.attempts(conn, queue_id)
-    attempt, log = logs.log_of(queue_id, attempts, number, host=door.coordinator.host)
+    attempt, log = logs.log_of(queue_id, attempts, number, host=state.coordinator.host)
     return attempt.number, log
 
 
@@ -85,7 +85,7 @@ async def _tail(request: Request, queue_id: str, place: str) -> Tail | None:
     return logs.LogTail(log, number, int(match[2]))
 
 
-@answering
+@error_page
 async def send_log(request: Request) -> Response:
     """Send the log of an attempt; a Range asks for a part."""
     number = request.query_params.get("attempt")

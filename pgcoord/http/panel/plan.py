@@ -14,18 +14,18 @@ from starlette.routing import BaseRoute, Route
 
 from pgcoord.database import actions, panel, reads
 from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, PlannerFailed, Refused
+from pgcoord.http.errors import status_of
 from pgcoord.http.panel.responses import (
     Form,
     Handler,
-    answering,
     done,
+    error_page,
+    error_view,
     feature_id_of,
     read_form,
     render_page,
-    trouble_of,
 )
-from pgcoord.http.responses import meaning
-from pgcoord.http.state import door_of
+from pgcoord.http.state import state_of
 from pgcoord.plan import Plan, parse_plan, write_plan
 from pgcoord.planner.planning import Workflows, declared_workflows
 from pgcoord.planner.structure import Feature
@@ -38,7 +38,7 @@ _PLAN = 4_000_000
 
 
 def _planning(deed: Callable[[Request], Awaitable[object]]) -> Handler:
-    @answering
+    @error_page
     async def act(request: Request) -> Response:
         await deed(request)
         return done(request)
@@ -47,33 +47,33 @@ def _planning(deed: Callable[[Request], Awaitable[object]]) -> Handler:
 
 
 async def _generate(request: Request) -> None:
-    await door_of(request).plan(request, feature_id_of(request))
+    await state_of(request).plan(request, feature_id_of(request))
 
 
 async def _execute(request: Request) -> None:
-    door, feature_id = door_of(request), feature_id_of(request)
-    await door.plan_unless_planned(request, feature_id)
-    async with door.acting(request) as conn:
+    state, feature_id = state_of(request), feature_id_of(request)
+    await state.plan_unless_planned(request, feature_id)
+    async with state.acting(request) as conn:
         await actions.execute_feature(conn, feature_id)
 
 
 # --- New features
 
 
-@answering
+@error_page
 async def new(request: Request) -> Response:
     """Show the forms for a new feature."""
     return _new(request, {}, None)
 
 
-@answering
+@error_page
 async def create(request: Request) -> Response:
     """Take a plan or a description; what is wrong with it is said beside it."""
     form = await read_form(request, _PLAN)
     from_plan = "plan" in form or "file" in form
     try:
         given = await (_read_plan if from_plan else _read_description)(request, form)
-        async with door_of(request).acting(request) as conn, conn.transaction():
+        async with state_of(request).acting(request) as conn, conn.transaction():
             feature_id = await actions.store_feature(conn, given)
             if form.get("then") == "execute":
                 await actions.execute_feature(conn, feature_id)
@@ -86,9 +86,9 @@ def _new(request: Request, form: Form, error: CoordError | None) -> Response:
     return render_page(
         request,
         "new.html",
-        meaning(error)[0] if error else 200,
+        status_of(error)[0] if error else 200,
         title="New feature · pgcoord",
-        trouble=trouble_of(error) if error else None,
+        error=error_view(error) if error else None,
         faulty=isinstance(error, InvalidPlan),
         plan=_plan_text(form),
         form=form,
@@ -101,7 +101,7 @@ def _plan_text(form: Form) -> str:
 
 
 async def _workflows(request: Request) -> Workflows:
-    async with door_of(request).acting(request) as conn:
+    async with state_of(request).acting(request) as conn:
         return await declared_workflows(conn)
 
 
@@ -134,7 +134,7 @@ async def _read_description(request: Request, form: Form) -> dict[str, object]:
     }
     if form.get("then") in ("generate", "execute") and title:
         feature = Feature(title, description, _hours(hours) if hours else None)
-        planned = await door_of(request).planner.plan(feature, await _workflows(request))
+        planned = await state_of(request).planner.plan(feature, await _workflows(request))
         given["phases"] = planned.phases
     return given
 
@@ -148,11 +148,11 @@ def _hours(text: str) -> float:
 # --- Plans
 
 
-@answering
+@error_page
 async def plan(request: Request) -> Response:
     """Show the stored plan of a feature as Markdown, to be edited."""
     feature_id = feature_id_of(request)
-    async with door_of(request).acting(request) as conn:
+    async with state_of(request).acting(request) as conn:
         feature = await reads.feature_to_plan(conn, feature_id)
         rows = (await panel.described(conn, feature_id)).plan
     text = write_plan(feature.title, None, rows)
@@ -167,20 +167,20 @@ def _faithful(text: str, rows: list[Any]) -> bool:
         return False
 
 
-@answering
+@error_page
 async def edit(request: Request) -> Response:
     """Store a plan in place of the one that a feature had; what is wrong is said line by line."""
     form = await read_form(request, _PLAN)
     feature_id, version = feature_id_of(request), form.get("version") or None
-    door = door_of(request)
-    async with door.acting(request) as conn:
+    state = state_of(request)
+    async with state.acting(request) as conn:
         feature = await reads.feature_to_plan(conn, feature_id)
     try:
         read = await _parse(request, _plan_text(form))
         changes: dict[str, object] = {"title": read.title, "phases": read.feature()["phases"]}
         if read.description:
             changes["description"] = read.description
-        async with door.acting(request) as conn, conn.transaction():
+        async with state.acting(request) as conn, conn.transaction():
             await actions.change_feature(conn, feature_id, changes, version)
             if form.get("then") == "execute":
                 await actions.execute_feature(conn, feature_id)
@@ -200,13 +200,13 @@ def _plan_form(
     return render_page(
         request,
         "plan.html",
-        meaning(error)[0] if error else 200,
+        status_of(error)[0] if error else 200,
         title=f"Plan of {title} · pgcoord",
         feature_id=feature_id_of(request),
         feature=title,
         plan=text,
         version=version,
-        trouble=trouble_of(error) if error else None,
+        error=error_view(error) if error else None,
         faulty=isinstance(error, InvalidPlan),
         faithful=faithful,
     )

@@ -17,11 +17,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, NotFound
-from pgcoord.http.panel import format as panel_words
+from pgcoord.http.errors import answer_error, answer_http, http_reason
+from pgcoord.http.panel import format
 from pgcoord.http.panel.live import Live, Tail, View
-from pgcoord.http.responses import answer_error, answer_http, fault_of, read_bytes
-from pgcoord.http.security import has_logged_in, may_steer
-from pgcoord.http.state import door_of
+from pgcoord.http.responses import read_bytes
+from pgcoord.http.security import has_logged_in, may_change
+from pgcoord.http.state import state_of
 
 # Bytes of a form without a plan in it.
 _FORM = 16_384
@@ -31,7 +32,7 @@ Form = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Trouble:
+class ErrorView:
     """What went wrong, as it was said."""
 
     heading: str
@@ -43,7 +44,7 @@ class Trouble:
 _ERRORS = (CoordError, psycopg.Error, PoolTimeout)
 
 
-def answering(handler: Handler) -> Handler:
+def error_page(handler: Handler) -> Handler:
     """Answer what goes wrong with a page that says it as the database did."""
 
     @wraps(handler)
@@ -52,7 +53,7 @@ def answering(handler: Handler) -> Handler:
             return await handler(request)
         except _ERRORS as error:
             plain = await answer_error(request, error)
-            context = {"trouble": trouble_of(error), "back": back_of(request), "title": "Refused"}
+            context = {"error": error_view(error), "back": back_of(request), "title": "Refused"}
             if plain.status_code == 404:
                 context["title"] = "There is no such thing"
             elif plain.status_code == 503:
@@ -65,14 +66,14 @@ def answering(handler: Handler) -> Handler:
     return answer
 
 
-async def answer_person(request: Request, error: Exception) -> Response:
+async def answer_http_error(request: Request, error: Exception) -> Response:
     """Say what Starlette found wrong: as a page to who asks for one."""
     assert isinstance(error, HTTPException)
     if "text/html" not in request.headers.get("accept", "") or request.method == "HEAD":
         return await answer_http(request, error)
-    reason = fault_of(request, error)
+    reason = http_reason(request, error)
     context = {
-        "trouble": Trouble("Refused", f"{reason[0].upper()}{reason[1:]}"),
+        "error": ErrorView("Refused", f"{reason[0].upper()}{reason[1:]}"),
         "back": back_of(request),
         "title": "There is no such page" if error.status_code == 404 else "Refused",
     }
@@ -81,16 +82,16 @@ async def answer_person(request: Request, error: Exception) -> Response:
     return page
 
 
-def trouble_of(error: Exception) -> Trouble:
+def error_view(error: Exception) -> ErrorView:
     """What an error says, for people."""
     cause = error.__cause__
     code = cause.sqlstate if isinstance(cause, psycopg.Error) else None
     hint = error.hint if isinstance(error, CoordError) else None
     if isinstance(error, InvalidPlan):
         lines = [_located(each) for each in error.problems]
-        count = panel_words.plural(len(lines), "error")
-        return Trouble(f"{count}, nothing was stored", lines=lines)
-    return Trouble(f"Refused: {code}" if code else "Refused", str(error), hint)
+        count = format.plural(len(lines), "error")
+        return ErrorView(f"{count}, nothing was stored", lines=lines)
+    return ErrorView(f"Refused: {code}" if code else "Refused", str(error), hint)
 
 
 def _located(problem: str) -> tuple[str, str]:
@@ -111,15 +112,15 @@ def done(request: Request) -> Response:
     return RedirectResponse(back_of(request), 303)
 
 
-def _standing(request: Request) -> dict[str, bool]:
+def _permissions(request: Request) -> dict[str, bool]:
     """What who asked may do."""
-    return {"steers": may_steer(request), "has_logged_in": has_logged_in(request)}
+    return {"may_change": may_change(request), "has_logged_in": has_logged_in(request)}
 
 
 def render_page(request: Request, template: str, status: int = 200, /, **context: Any) -> Response:
     """Answer with a page that is not live."""
-    page = door_of(request).templates.get_template(template)
-    text = page.render(_standing(request) | context)
+    page = state_of(request).templates.get_template(template)
+    text = page.render(_permissions(request) | context)
     return HTMLResponse(text, status, {"cache-control": "no-store"})
 
 
@@ -129,12 +130,12 @@ async def show(request: Request, view: View, tail: Tail | None = None, **extra: 
     screen = live.screen(view)
     seen = request.query_params.get("live")
     if seen is None:
-        text = await screen.whole(**_standing(request), **extra)
+        text = await screen.whole(**_permissions(request), **extra)
         return HTMLResponse(text, headers={"cache-control": "no-store"})
 
     async def stream() -> AsyncIterator[str]:
-        with live.looking(screen):
-            async for message in screen.look(seen, tail):
+        with live.viewing(screen):
+            async for message in screen.stream(seen, tail):
                 yield message
 
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}

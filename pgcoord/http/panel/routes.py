@@ -17,17 +17,17 @@ from pgcoord import assets
 from pgcoord.database import actions, panel
 from pgcoord.database._sql import Connection
 from pgcoord.errors import NotFound
-from pgcoord.http.panel import actions as panel_asking
-from pgcoord.http.panel import format as panel_words
-from pgcoord.http.panel import phase as panel_phase
-from pgcoord.http.panel import plan as panel_plan
+from pgcoord.http.panel import actions as questions
+from pgcoord.http.panel import format
+from pgcoord.http.panel import phase as phase_pages
+from pgcoord.http.panel import plan as plan_pages
 from pgcoord.http.panel.live import Live
 from pgcoord.http.panel.pages import FeaturePage, History, Overview
 from pgcoord.http.panel.responses import (
     Form,
     Handler,
-    answering,
     done,
+    error_page,
     feature_id_of,
     queue_id_of,
     read_form,
@@ -35,31 +35,31 @@ from pgcoord.http.panel.responses import (
     reason_of,
     show,
 )
-from pgcoord.http.state import Door, door_of
+from pgcoord.http.state import AppState, state_of
 
 
-def make_live(door: Door) -> Live:
-    """The screens of a door, and what its templates know besides their data."""
-    door.templates.filters.update(panel_words.FILTERS)
-    door.templates.globals.update(
-        states=panel_words.STATES,
-        percent=panel_words.percent,
-        plural=panel_words.plural,
-        issue=lambda number: _link(door, "issues", number),
-        pull_request=lambda number: _link(door, "pull", number),
+def make_live(state: AppState) -> Live:
+    """The screens of a state, and what its templates know besides their data."""
+    state.templates.filters.update(format.FILTERS)
+    state.templates.globals.update(
+        states=format.STATES,
+        percent=format.percent,
+        plural=format.plural,
+        issue=lambda number: _link(state, "issues", number),
+        pull_request=lambda number: _link(state, "pull", number),
         assets_version=_assets_version(),
         page_class="",
         here="",
         seen="",
     )
-    return Live(door.feed, door.database.connection, door.templates)
+    return Live(state.feed, state.database.connection, state.templates)
 
 
-def _link(door: Door, kind: str, number: int) -> Markup:
-    if door.repository is None:
+def _link(state: AppState, kind: str, number: int) -> Markup:
+    if state.repository is None:
         return Markup('<span class="issue">#{}</span>').format(number)
     return Markup('<a class="issue" href="{}/{}/{}" rel="noreferrer">#{}</a>').format(
-        door.repository, kind, number, number
+        state.repository, kind, number, number
     )
 
 
@@ -71,24 +71,24 @@ def _assets_version() -> str:
 # --- Pages
 
 
-@answering
+@error_page
 async def overview(request: Request) -> Response:
     """Show what needs somebody, the slots, the features."""
     wanted = request.query_params.get("show", "all")
-    if wanted not in (*panel_words.SHOWN, *panel_words.STATES):
+    if wanted not in (*format.FEATURE_FILTERS, *format.STATES):
         raise NotFound(f"nothing is called {wanted!r:.60}", hint="Follow a link of the overview.")
     search = request.query_params.get("q", "").replace("\0", "").strip()[:200]
-    return await show(request, Overview(door_of(request).coordinator.host, wanted, search or None))
+    return await show(request, Overview(state_of(request).coordinator.host, wanted, search or None))
 
 
-@answering
+@error_page
 async def feature(request: Request) -> Response:
     """Show a feature."""
-    most_tokens = door_of(request).planner.settings.max_prompt
+    most_tokens = state_of(request).planner.settings.max_prompt
     return await show(request, FeaturePage(feature_id_of(request), most_tokens))
 
 
-@answering
+@error_page
 async def history(request: Request) -> Response:
     """Show what has happened."""
     before, of = (request.query_params.get(each) for each in ("before", "feature"))
@@ -106,10 +106,10 @@ Deed = Callable[[Connection, Request, Form], Awaitable[object]]
 def _action(deed: Deed) -> Handler:
     """A handler that does something, then goes back to the page it was done on."""
 
-    @answering
+    @error_page
     async def act(request: Request) -> Response:
         form = await read_form(request)
-        async with door_of(request).acting(request) as conn:
+        async with state_of(request).acting(request) as conn:
             await deed(conn, request, form)
         return done(request)
 
@@ -159,14 +159,14 @@ _FEATURE = "/features/{feature_id}"
 routes: list[BaseRoute] = [
     Route("/", overview),
     Route("/history", history),
-    *panel_plan.routes(_FEATURE),
-    *panel_asking.routes(_FEATURE, _PHASE),
+    *plan_pages.routes(_FEATURE),
+    *questions.routes(_FEATURE, _PHASE),
     *(
         Route(f"{path}/{name}", _action(deed), methods=["POST"])
         for path, deeds in (("", _DEEDS), (_FEATURE, _FEATURE_DEEDS), (_PHASE, _PHASE_DEEDS))
         for name, deed in deeds.items()
     ),
     Route(_FEATURE, feature),
-    Route(f"{_PHASE}/log", panel_phase.send_log),
-    Route(_PHASE, panel_phase.phase),
+    Route(f"{_PHASE}/log", phase_pages.send_log),
+    Route(_PHASE, phase_pages.phase),
 ]

@@ -1,0 +1,136 @@
+"""Which status and which body each error gets: the only table of them."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import psycopg
+from psycopg_pool import PoolTimeout, TooManyRequests
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pgcoord.errors import (
+    CannotStart,
+    ChangedMeanwhile,
+    CoordError,
+    DatabaseUnusable,
+    InvalidInput,
+    InvalidPlan,
+    NotFound,
+    PlannerFailed,
+    Refused,
+    StaleAttempt,
+)
+from pgcoord.http.responses import refusal
+from pgcoord.report import NotJson, NotSigned, WrongShape
+
+# The first that an error is an instance of.
+_STATUSES: tuple[tuple[type[Exception], int, str], ...] = (
+    (NotSigned, 401, "not_signed"),
+    (NotJson, 400, "not_json"),
+    (NotFound, 404, "not_found"),
+    (ChangedMeanwhile, 412, "changed_meanwhile"),
+    (StaleAttempt, 409, "stale_attempt"),
+    (Refused, 409, "refused"),
+    (InvalidInput, 422, "invalid"),
+    (PlannerFailed, 502, "planner_failed"),
+    (DatabaseUnusable, 503, "unavailable"),
+    (CannotStart, 503, "unavailable"),
+    (psycopg.DataError, 422, "invalid"),
+    (psycopg.errors.ProgramLimitExceeded, 422, "invalid"),
+    (PoolTimeout, 503, "unavailable"),
+    (TooManyRequests, 503, "unavailable"),
+    (psycopg.OperationalError, 503, "unavailable"),
+    (psycopg.InterfaceError, 503, "unavailable"),
+)
+
+_WORDS = {
+    400: "malformed",
+    401: "not_authenticated",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "unsupported_media_type",
+    429: "too_many_requests",
+}
+
+
+def status_of(error: Exception) -> tuple[int, str]:
+    """The status of an answer, and the word for programs; raises an error that nobody foresaw."""
+    if isinstance(error, HTTPException):
+        return error.status_code, _WORDS.get(error.status_code, "refused")
+    for kind, status, name in _STATUSES:
+        if isinstance(error, kind):
+            return status, name
+    raise error
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Say what went wrong."""
+    return refusal(*status_of(error), _reason(error), **_details(error))
+
+
+async def answer_http(request: Request, error: Exception) -> Response:
+    """Say what Starlette found wrong: no such path, another method, too large a body."""
+    assert isinstance(error, HTTPException)
+    answer = refusal(*status_of(error), http_reason(request, error))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def http_reason(request: Request, error: HTTPException) -> str:
+    """What Starlette found wrong, in words."""
+    if error.detail != HTTPStatus(error.status_code).phrase:
+        return error.detail
+    return {  # the phrase says no more than the number
+        404: f"there is nothing at {request.url.path}",
+        405: f"there is no {request.method} for {request.url.path}",
+    }.get(error.status_code, error.detail)
+
+
+async def answer_fault(request: Request, error: Exception) -> Response:
+    """Say that it is our fault; the traceback is in the log."""
+    return refusal(500, "fault", "an error of the program; it is in the log of the server")
+
+
+handlers: Mapping[Any, Any] = {
+    HTTPException: answer_http,
+    Exception: answer_fault,
+    CoordError: answer_error,
+    psycopg.Error: answer_error,
+    PoolTimeout: answer_error,
+    TooManyRequests: answer_error,
+}
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, PoolTimeout):
+        return "the database cannot be reached, or is overloaded"
+    if isinstance(error, psycopg.errors.ProgramLimitExceeded):
+        return f"something in it is too long: {error.diag.message_primary}"
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return "the connection to the database was lost; the request may be repeated"
+    return " ".join(str(error).split())
+
+
+def _details(error: Exception) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    if isinstance(error, CoordError) and error.hint:
+        details["hint"] = error.hint
+    if isinstance(error, InvalidPlan):
+        details["problems"] = list(error.problems)
+    if isinstance(error, WrongShape):
+        details["faults"] = [
+            {"field": each.field, "given": _shown(each.given), "expected": each.expected}
+            for each in error.faults[:100]
+        ]
+    return details
+
+
+def _shown(given: Any) -> Any:
+    """What was given, short, and in characters that can be sent."""
+    if given is None or isinstance(given, bool | int | float):
+        return given
+    return f"{given!r:.200}" if not isinstance(given, str) else ascii(given)[1:-1][:200]

@@ -1,0 +1,434 @@
+"""A phase in a git worktree of its own: real git, real commands, real kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parents[2] / "pgcoord/runs/worktree.py"
+PATIENCE = 60
+
+
+@dataclass
+class Done:
+    """What a phase came to."""
+
+    status: int
+    log: str
+    result: dict[str, object]
+
+
+class Repository:
+    """A repository with one commit on `main`, and phases that run in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "project"
+        self.inputs = folder
+        self.folder.mkdir()
+        self.git("init", "--quiet", "--initial-branch", "main")
+        self.commit("README", "what it is\n")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.inputs),
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "PGCOORD_INSTALLATION": "here",
+        }
+
+    def git(self, *words: str, folder: Path | None = None) -> str:
+        done = subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", *words],
+            cwd=folder or self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    def commit(self, name: str, text: str) -> str:
+        (self.folder / name).write_text(text)
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", f"Write {name}")
+        return self.git("rev-parse", "HEAD")
+
+    def worktree(self, queue_id: str) -> Path:
+        return Path(f"{self.folder}.worktrees", queue_id)
+
+    def command(self, script: str, *options: str) -> list[str]:
+        return [sys.executable, str(PROGRAM), *options, "--", "sh", "-c", script]
+
+    def phase(
+        self,
+        queue_id: str,
+        script: str,
+        *options: str,
+        after: dict[str, dict[str, object]] | None = None,
+        prompt: str = "do it",
+        directory: str = ".",
+        **environment: str,
+    ) -> Done:
+        """Run `script` as the command of a phase; `after` is what its prerequisites handed on."""
+        paths = {kind: self.inputs / f"{queue_id}.{kind}" for kind in ("input", "result", "prompt")}
+        paths["input"].write_text(json.dumps(after or {}))
+        paths["prompt"].write_text(prompt)
+        paths["result"].unlink(missing_ok=True)
+        done = subprocess.run(
+            self.command(script, *options),
+            cwd=self.folder / directory,
+            env=self.environment
+            | {"PGCOORD_QUEUE_ID": queue_id}
+            | {f"PGCOORD_{kind.upper()}_FILE": str(path) for kind, path in paths.items()}
+            | environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        found = json.loads(paths["result"].read_text()) if paths["result"].exists() else {}
+        return Done(done.returncode, done.stdout + done.stderr, found)
+
+    def files(self, branch: str) -> set[str]:
+        return set(self.git("ls-tree", "-r", "--name-only", branch).splitlines())
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path)
+
+
+def test_the_work_is_on_the_branch_and_the_folder_is_gone(repository: Repository) -> None:
+    done = repository.phase("queue-1-1", "cat > prompt; echo new > file", "--title", "Write it")
+    assert done.status == 0, done.log
+    assert repository.files("pgcoord/queue-1-1") == {"README", "file", "prompt"}
+    assert repository.git("show", "pgcoord/queue-1-1:prompt") == "do it"
+    assert repository.git("log", "-1", "--format=%s", "pgcoord/queue-1-1") == "Write it"
+    commit = repository.git("rev-parse", "pgcoord/queue-1-1")
+    assert done.result == {"branch": "pgcoord/queue-1-1", "commit": commit}
+    assert not repository.worktree("queue-1-1").exists()
+    assert repository.files("main") == {"README"}
+
+
+def test_a_join_sees_the_work_of_all_its_prerequisites(repository: Repository) -> None:
+    first = repository.phase("queue-1-1", "echo 1 > one").result
+    left = repository.phase("queue-1-2", "cat one; echo 2 > two", after={"1": first})
+    right = repository.phase("queue-1-3", "cat one; echo 3 > three", after={"1": first})
+    assert (left.status, right.status) == (0, 0), left.log + right.log
+    join = repository.phase(
+        "queue-1-4", "cat one two three", after={"2": left.result, "3": right.result}
+    )
+    assert join.status == 0, join.log
+    assert repository.files("pgcoord/queue-1-4") == {"README", "one", "two", "three"}
+
+
+def test_a_conflict_is_told_before_the_command_runs(repository: Repository) -> None:
+    left = repository.phase("queue-1-1", "echo left > README").result
+    right = repository.phase("queue-1-2", "echo right > README").result
+    after = {"1": left, "2": right}
+    join = repository.phase("queue-1-3", f"touch {repository.inputs}/ran", after=after)
+    assert join.status == 69
+    assert "pgcoord/queue-1-2 cannot be merged into pgcoord/queue-1-3: conflict in README" in (
+        join.log
+    )
+    assert not (repository.inputs / "ran").exists()
+
+    resolved = repository.phase(
+        "queue-1-3", "cat README", "--resolve", "echo both > README", after=after
+    )
+    assert resolved.status == 0, resolved.log
+    assert repository.git("show", "pgcoord/queue-1-3:README") == "both"
+
+
+def test_what_a_prerequisite_committed_must_be_here(repository: Repository) -> None:
+    done = repository.phase("queue-1-2", "true", after={"1": {"branch": "b", "commit": "0" * 40}})
+    assert done.status == 69
+    assert "of branch b is not in this repository" in done.log
+
+
+def test_a_prerequisite_without_a_branch_changes_nothing(repository: Repository) -> None:
+    done = repository.phase("queue-1-2", "echo > file", after={"1": {"summary": "approved"}})
+    assert done.status == 0, done.log
+
+
+@pytest.mark.parametrize("setting", ["false", "always"])
+def test_many_at_once_all_start(repository: Repository, setting: str) -> None:
+    """Of bare `git worktree add`s some fail, and more where branches are set up to track."""
+    repository.git("config", "branch.autoSetupMerge", setting)
+    with ThreadPoolExecutor(6) as threads:
+        phases = [f"queue-1-{number}" for number in range(1, 7)]
+        done = list(threads.map(lambda name: repository.phase(name, f"echo > {name}"), phases))
+    assert [each.status for each in done] == [0] * len(phases), "".join(each.log for each in done)
+
+
+def test_a_retry_goes_on_where_the_failed_attempt_has_stopped(repository: Repository) -> None:
+    assert repository.phase("queue-1-1", "echo > half; exit 3").status == 3
+    assert repository.worktree("queue-1-1").exists()
+    done = repository.phase("queue-1-1", "test -e half && echo > whole")
+    assert done.status == 0, done.log
+    assert repository.files("pgcoord/queue-1-1") == {"README", "half", "whole"}
+
+
+def test_a_signal_that_ends_the_command_is_told_as_shells_do(repository: Repository) -> None:
+    assert repository.phase("queue-1-1", "kill -TERM $$").status == 128 + signal.SIGTERM
+
+
+def leaves_a_conflict(repository: Repository) -> str:
+    """Return a command that says in `runs` that it runs, and leaves a merge unresolved."""
+    repository.git("checkout", "--quiet", "-b", "other")
+    repository.commit("file", "another\n")
+    repository.git("checkout", "--quiet", "main")
+    return (
+        f"echo >> {repository.inputs}/runs; echo mine > file; git add file;"
+        " git -c user.name=x -c user.email=x commit -qm mine; git merge other; true"
+    )
+
+
+def test_work_that_could_not_be_kept_is_kept_by_the_retry_without_the_command(
+    repository: Repository,
+) -> None:
+    script = leaves_a_conflict(repository)
+    failed = repository.phase("queue-1-1", script)
+    assert failed.status == 65
+    assert "a merge is left unresolved in file" in failed.log
+    folder = repository.worktree("queue-1-1")
+    (folder / "file").write_text("both\n")
+    repository.git("add", "file", folder=folder)
+    done = repository.phase("queue-1-1", script)
+    assert done.status == 0, done.log
+    assert (repository.inputs / "runs").read_text() == "\n"
+    assert repository.git("show", "pgcoord/queue-1-1:file") == "both"
+
+
+def test_a_new_prompt_runs_the_command_again(repository: Repository) -> None:
+    script = leaves_a_conflict(repository)
+    for prompt in ("one", "two"):
+        repository.phase("queue-1-1", script, prompt=prompt)
+    assert (repository.inputs / "runs").read_text() == "\n\n"
+
+
+def test_a_worktree_whose_making_was_killed_is_made_anew(repository: Repository) -> None:
+    branch, folder = "pgcoord/queue-1-1", repository.worktree("queue-1-1")
+    repository.git("branch", branch)
+    repository.git("config", f"branch.{branch}.pgcoord-installation", "here")
+    repository.git("worktree", "add", "--quiet", "--no-checkout", str(folder), branch)
+    place = Path(repository.git("rev-parse", "--absolute-git-dir", folder=folder))
+    (place / "index.lock").touch()
+    done = repository.phase("queue-1-1", "test -e README && echo > file")
+    assert done.status == 0, done.log
+    assert repository.files(branch) == {"README", "file"}
+
+
+def test_a_lock_that_a_killed_git_left_is_removed(repository: Repository) -> None:
+    assert repository.phase("queue-1-1", "touch $(git rev-parse --git-dir)/index.lock; exit 1")
+    done = repository.phase("queue-1-1", "echo > file")
+    assert done.status == 0, done.log
+    again = repository.phase(
+        "queue-1-2", "echo > file; touch $(git rev-parse --git-dir)/index.lock"
+    )
+    assert again.status == 0, again.log
+
+
+def test_a_folder_that_was_deleted_is_made_anew(repository: Repository) -> None:
+    repository.phase("queue-1-1", "exit 1")
+    subprocess.run(["rm", "-r", repository.worktree("queue-1-1")], check=True)
+    done = repository.phase("queue-1-1", "echo > file")
+    assert done.status == 0, done.log
+
+
+def test_the_branch_of_an_earlier_database_is_left_as_it_is(repository: Repository) -> None:
+    repository.phase("queue-1-1", "echo old > old")
+    done = repository.phase("queue-1-1", "echo new > new", PGCOORD_INSTALLATION="another")
+    assert done.result["branch"] == "pgcoord/queue-1-1-2", done.log
+    assert repository.files("pgcoord/queue-1-1") == {"README", "old"}
+    assert repository.files("pgcoord/queue-1-1-2") == {"README", "new"}
+
+
+def test_the_work_is_kept_on_whatever_branch_the_command_leaves(repository: Repository) -> None:
+    script = "git checkout -q -b feature/mine; echo > mine; git add mine; git commit -qm mine; {}"
+    for number, more in enumerate(("true", "echo > rest", "git checkout -q --detach"), 1):
+        name = f"queue-1-{number}"
+        done = repository.phase(name, script.replace("mine;", f"mine{number};", 1).format(more))
+        assert done.status == 0, done.log
+        assert "mine" in repository.files(f"pgcoord/{name}")
+
+
+def test_a_hook_that_refuses_does_not_lose_the_work(repository: Repository) -> None:
+    hook = repository.folder / ".git/hooks/pre-commit"
+    hook.write_text("#!/bin/sh\necho no such thing >&2\nexit 1\n")
+    hook.chmod(0o755)
+    done = repository.phase("queue-1-1", "echo > file")
+    assert done.status == 0, done.log
+    assert "a hook refuses the commit" in done.log
+    assert "no such thing" in done.log
+    assert "file" in repository.files("pgcoord/queue-1-1")
+
+
+def test_without_a_name_or_a_title_the_work_is_committed(repository: Repository) -> None:
+    done = repository.phase("queue-1-1", "echo > file", "--title", " ")
+    assert done.status == 0, done.log
+    found = repository.git("log", "-1", "--format=%an %s", "pgcoord/queue-1-1")
+    assert found == "pgcoord queue-1-1"
+
+
+def test_leftovers_and_nested_repositories_are_no_part_of_the_work(repository: Repository) -> None:
+    done = repository.phase(
+        "queue-1-1",
+        "mkdir -p node_modules/x a/node_modules; echo > node_modules/x/y; echo > a/node_modules/z;"
+        " echo > a/kept; git init -q nested; echo > nested/file",
+    )
+    assert done.status == 0, done.log
+    assert repository.files("pgcoord/queue-1-1") == {"README", "a/kept"}
+    assert "nested is a repository of its own" in done.log
+
+
+def test_an_initialised_submodule_hinders_nothing(repository: Repository) -> None:
+    library = repository.inputs / "library"
+    subprocess.run(["git", "clone", "-q", repository.folder, library], check=True)
+    repository.git(
+        "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library), "library"
+    )
+    repository.git("commit", "--quiet", "--message", "Add library")
+    done = repository.phase(
+        "queue-1-1", "git -c protocol.file.allow=always submodule -q update --init; echo > file"
+    )
+    assert done.status == 0, done.log
+    assert not repository.worktree("queue-1-1").exists()
+
+
+def test_the_command_starts_in_the_folder_that_the_phase_was_given(repository: Repository) -> None:
+    (repository.folder / "below").mkdir()
+    repository.commit("below/file", "text\n")
+    done = repository.phase("queue-1-1", "test -e file && echo > new", directory="below")
+    assert done.status == 0, done.log
+    assert "below/new" in repository.files("pgcoord/queue-1-1")
+
+
+def test_a_base_is_started_from_and_a_dirty_tree_is_told(repository: Repository) -> None:
+    repository.git("branch", "stable")
+    repository.commit("later", "text\n")
+    (repository.folder / "README").write_text("changed\n")
+    done = repository.phase("queue-1-1", "echo > file", "--base", "stable")
+    assert done.status == 0, done.log
+    assert repository.files("pgcoord/queue-1-1") == {"README", "file"}
+    assert "uncommitted changes" in done.log
+
+
+def test_a_result_of_the_command_is_kept_beside_the_branch(repository: Repository) -> None:
+    done = repository.phase("queue-1-1", """echo '{"summary": "done"}' > $PGCOORD_RESULT_FILE""")
+    assert done.result["summary"] == "done"
+    assert done.result["branch"] == "pgcoord/queue-1-1"
+    broken = repository.phase("queue-1-2", "echo '{' > $PGCOORD_RESULT_FILE")
+    assert broken.status == 0
+    assert "the result file cannot be read" in broken.log
+
+
+def test_two_attempts_never_work_in_one_worktree(repository: Repository, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "gate")
+    script = f"echo > {tmp_path}/gate; cat {tmp_path}/gate"
+    first = subprocess.Popen(
+        repository.command(script),
+        cwd=repository.folder,
+        env=repository.environment | {"PGCOORD_QUEUE_ID": "queue-1-1"},
+    )
+    (tmp_path / "gate").read_text()  # it works
+    second = repository.phase("queue-1-1", "true")
+    (tmp_path / "gate").write_text("")
+    assert first.wait(PATIENCE) == 0
+    assert second.status == 69
+    assert "another process works in the worktree of queue-1-1" in second.log
+
+
+def bare(repository: Repository) -> None:
+    repository.git("config", "core.bare", "true")
+
+
+def removed(repository: Repository) -> None:
+    subprocess.run(["rm", "-r", repository.folder / ".git"], check=True)
+
+
+def empty(repository: Repository) -> None:
+    repository.git("checkout", "--quiet", "--orphan", "none")
+
+
+def taken(repository: Repository) -> None:
+    repository.git("branch", "pgcoord")
+
+
+def elsewhere(repository: Repository) -> None:
+    repository.phase("queue-1-1", "true")
+    repository.git("checkout", "--quiet", "pgcoord/queue-1-1")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "words"),
+    [
+        (removed, [], "is in no git repository"),
+        (bare, [], "is in a bare repository"),
+        (empty, [], "has no commit yet"),
+        (taken, [], "there is a branch 'pgcoord'"),
+        (elsewhere, [], "is already"),
+        (lambda _: None, ["--base", "nowhere"], "there is no branch or commit 'nowhere'"),
+        (lambda _: None, ["--root", "README"], "the worktree cannot be made"),
+    ],
+)
+def test_what_cannot_be_worked_on_is_refused_before_the_command_runs(
+    repository: Repository,
+    spoil: Callable[[Repository], None],
+    options: list[str],
+    words: str,
+) -> None:
+    spoil(repository)
+    done = repository.phase("queue-1-1", f"touch {repository.inputs}/ran", *options)
+    assert done.status == 69, done.log
+    assert words in done.log
+    assert not (repository.inputs / "ran").exists()
+
+
+def test_a_command_that_is_not_there_is_named_before_anything_is_made(
+    repository: Repository,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), "--", "no-such-agent"],
+        cwd=repository.folder,
+        env=repository.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (69, "worktree: there is no command 'no-such-agent'\n")
+    assert not Path(f"{repository.folder}.worktrees").exists()
+
+
+def test_the_command_line_has_it_too(repository: Repository) -> None:
+    """As `pgcoord worktree`, by hand: no phase, no prompt, no result."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pgcoord",
+            "worktree",
+            "--title",
+            "By hand",
+            "--",
+            "touch",
+            "-f",
+            "x",
+        ],
+        cwd=repository.folder,
+        env=repository.environment | {"PYTHONPATH": str(PROGRAM.parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert repository.git("log", "-1", "--format=%s", "pgcoord/by-hand") == "By hand"
+    assert repository.files("pgcoord/by-hand") == {"README", "x"}
