@@ -24,7 +24,7 @@ WORKFLOW = '[workflow.sh]\ncommand = ["true"]\n'
 KINDS = [
     *("connection", "wake-ups", "clock", "schema", "definitions", "rights", "coordinator", "slots"),
     *("line", "retries", "workflows", "prerequisites", "attempts", "external", "issues"),
-    *("transactions", "notifications", "configuration", "reports", "disk"),
+    *("locks", "transactions", "notifications", "configuration", "reports", "disk"),
 ]
 
 

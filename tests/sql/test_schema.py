@@ -95,7 +95,9 @@ def test_a_second_upgrade_changes_nothing(empty: str) -> None:
 def test_upgrades_at_once_take_turns(empty: str) -> None:
     with ThreadPoolExecutor(12) as pool:
         ran = list(pool.map(upgrade, [empty] * 12))
-    assert sorted(ran) == [[]] * 11 + [["0001_tables", "0002_issues", "0003_unrecorded", "functions"]]
+    assert sorted(ran) == [[]] * 11 + [
+        ["0001_tables", "0002_issues", "0003_unrecorded", "functions"]
+    ]
     check(empty)
 
 
