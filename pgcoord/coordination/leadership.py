@@ -138,7 +138,10 @@ class Leadership:
         self.led = True
 
     async def resign(self) -> None:
-        """Give the lead back, and wake the coordinators that stand by. SQL: pgcoord.resign."""
+        """Give the lead back, and wake the coordinators that stand by.
+
+        SQL: `pgcoord_private.resign`.
+        """
         await claims.resign(self.conn)
 
     async def wait(self, seconds: float | None) -> bool:

@@ -157,7 +157,7 @@ async def events_after(
     return await fetch_rows(
         conn,
         HistoryEvent,
-        f"select {columns_of(HistoryEvent)} from pgcoord.events_after(%s, %s, %s, %s)",
+        f"select {columns_of(HistoryEvent)} from pgcoord_private.events_after(%s, %s, %s, %s)",
         last,
         [low for low, _ in gaps],
         [high for _, high in gaps],
@@ -168,7 +168,9 @@ async def events_after(
 async def last_event(conn: Connection, back: int) -> tuple[int, tuple[tuple[int, int], ...]]:
     """The highest id of an event, and the ranges missing among the last `back` events."""
     with refusals():
-        cursor = await conn.execute(b"select last, lows, highs from pgcoord.last_event(%s)", [back])
+        cursor = await conn.execute(
+            b"select last, lows, highs from pgcoord_private.last_event(%s)", [back]
+        )
         row = await cursor.fetchone()
     assert row is not None
     last, lows, highs = row
@@ -179,7 +181,7 @@ async def event_writers(conn: Connection) -> frozenset[str]:
     """The transactions under way that may have written events."""
     with refusals():
         cursor = conn.cursor(row_factory=scalar_row)
-        await cursor.execute(b"select pgcoord.event_writers()")
+        await cursor.execute(b"select pgcoord_private.event_writers()")
         return frozenset(await cursor.fetchall())
 
 
@@ -188,7 +190,7 @@ async def feature_to_plan(conn: Connection, feature_id: int) -> FeatureToPlan:
     found = await fetch_row(
         conn,
         FeatureToPlan,
-        f"select {columns_of(FeatureToPlan)} from pgcoord.feature_to_plan(%s)",
+        f"select {columns_of(FeatureToPlan)} from pgcoord_private.feature_to_plan(%s)",
         feature_id,
     )
     assert found is not None
@@ -204,7 +206,7 @@ async def feature_object(conn: Connection, feature_id: int) -> dict[str, Any]:
 async def measures(conn: Connection) -> Measures:
     """What a monitor wants to know of the moment; counts all phases."""
     found = await fetch_row(
-        conn, Measures, f"select {columns_of(Measures)} from pgcoord.measures()"
+        conn, Measures, f"select {columns_of(Measures)} from pgcoord_private.measures()"
     )
     assert found is not None
     return found
@@ -213,7 +215,7 @@ async def measures(conn: Connection) -> Measures:
 async def ended_attempts(conn: Connection, events: Collection[int]) -> list[EndedAttempt]:
     """The attempts that ended with these events."""
     columns = columns_of(EndedAttempt)
-    statement = f"select {columns} from pgcoord.ended_attempts(%s)"
+    statement = f"select {columns} from pgcoord_private.ended_attempts(%s)"
     return await fetch_rows(conn, EndedAttempt, statement, list(events))
 
 
@@ -252,7 +254,9 @@ async def queue_objects(conn: Connection, listing: Listing) -> list[dict[str, An
     """Phases with what they wait for, as JSON."""
     clauses, values = listing.sql(QUEUE_ORDERS)
     names = f"select queue_id from public.phase_queue {clauses}"
-    return await fetch_values(conn, f"select pgcoord.phase_objects(array({names}))", *values)
+    return await fetch_values(
+        conn, f"select pgcoord_private.phase_objects(array({names}))", *values
+    )
 
 
 async def feature_objects(conn: Connection, listing: Listing) -> list[dict[str, Any]]:

@@ -33,7 +33,17 @@ def upgrade(conn: psycopg.Connection, *, roles: bool = False) -> list[str]:
         with conn.transaction():
             # Upgrades take turns: a second one sees what the first has done.
             conn.execute("select pg_advisory_xact_lock(hashtext('pgcoord.upgrade'))")
-            return _upgrade(conn, roles=roles)
+            # What is created keeps the meaning that its names have now.
+            [path] = conn.execute("select current_setting('search_path')").fetchone() or [""]
+            conn.execute("set local search_path = pg_catalog, pg_temp")
+            ran = _upgrade(conn, roles=roles)
+            conn.execute("select set_config('search_path', %s, true)", [path])
+            return ran
+    except psycopg.errors.DependentObjectsStillExist as error:
+        raise WrongSchema(
+            f"the schema cannot be upgraded: {error.diag.message_primary}",
+            hint=error.diag.message_hint or "",
+        ) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise DatabaseUnusable(
             f"the schema cannot be created: {error.diag.message_primary}",
@@ -65,8 +75,10 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
         for path in functions:
             run_file(conn, path)
         # What is new is everybody's to execute, unless somebody says otherwise.
-        conn.execute("revoke execute on all functions in schema pgcoord from public")
-        conn.execute("select pgcoord.record_definitions()")
+        conn.execute(
+            "revoke execute on all functions in schema pgcoord, pgcoord_private from public"
+        )
+        conn.execute("select pgcoord_private.record_definitions()")
         _record(conn, "functions", _digest(functions))
         ran.append("functions")
     if "roles" in done and not roles:

@@ -32,7 +32,7 @@ _RENEWED = timedelta(minutes=5)
 _SKEW = timedelta(minutes=5)
 
 # How long GitHub is left alone where it does not say; each further time twice as long. Where an
-# issue may have been made, until it is listed: pgcoord.issue_settles().
+# issue may have been made, until it is listed: pgcoord_private.issue_settles().
 _LIMITED = timedelta(seconds=60)
 _AWAY = timedelta(seconds=5)
 _UNKNOWN = timedelta(seconds=20)

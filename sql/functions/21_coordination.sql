@@ -1,7 +1,7 @@
 -- Who leads, what a coordinator has to run, and whose processes are on another host.
 
 -- What a coordinator needs of an attempt to run it, or to take it over.
-create or replace view pgcoord.assignment as
+create or replace view pgcoord_private.assignment as
 select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as attempt, a.adw_id, a.secret, a.host, a.folder,
     a.workflow, p.issue_number, p.phase_data ->> 'title' as title, p.phase_data ->> 'prompt_content' as prompt,
     a.pid, a.process_started, a.started_at is not null as started, a.ended_at is not null as ended, a.ending,
@@ -9,7 +9,7 @@ select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as
 from pgcoord.attempt as a
     join public.phase_queue as p using (queue_id)
 where a.exited_at is null and not a.external;
-comment on view pgcoord.assignment is
+comment on view pgcoord_private.assignment is
     'Attempts whose process is not known to be gone, with all a coordinator needs to run them or take them over (secrets too).';
 
 -- Who leads holds the advisory lock (7405, 1) of this database on its LISTEN connection (7405: any number that
@@ -28,15 +28,15 @@ comment on view pgcoord.leader is 'The coordinator that leads; no row when none 
 -- How long a coordinator may be out of touch with the database before the attempts of its host are lost. Who stands by
 -- asks for the lead every six seconds at most, which renews the lease; a silent network is noticed within fifteen, and a
 -- leader that is frozen loses its lead after thirty. This is twice that.
-create or replace function pgcoord.lease_length() returns interval
+create or replace function pgcoord_private.lease_length() returns interval
 language sql immutable
 return interval '60 seconds';
-comment on function pgcoord.lease_length() is 'How long a lease on the attempts of a host holds.';
+comment on function pgcoord_private.lease_length() is 'How long a lease on the attempts of a host holds.';
 
 -- The leader needs no lease: while it leads nobody declares anything of its host lost, and from when another one leads
 -- every host has a whole lease to be heard of again, however long the database or the network was away before.
 create or replace view pgcoord.elsewhere as
-select a.id as attempt_id, a.queue_id, a.host, greatest(h.lease_until, c.lead_at + pgcoord.lease_length()) as left_alone_until
+select a.id as attempt_id, a.queue_id, a.host, greatest(h.lease_until, c.lead_at + pgcoord_private.lease_length()) as left_alone_until
 from pgcoord.attempt as a
     cross join pgcoord.control as k
     join pgcoord.coordinator as c on c.epoch = k.epoch
@@ -49,7 +49,7 @@ comment on view pgcoord.elsewhere is
 -- Locks that coordinators wait for, with the sessions that hold them up. A session waits for one lock: its name tells
 -- which (await_lock). Who holds it is known only while it waits; what that session does, only to those who may see it
 -- (pg_read_all_stats). A prepared transaction has no session: its holder is 0.
-create or replace function pgcoord.lock_waits() returns table (
+create or replace function pgcoord_private.find_lock_waits() returns table (
     lock text, holder integer, usename name, application_name text, since timestamptz, state text, query text
 )
 language plpgsql stable rows 1 as $$
@@ -64,45 +64,51 @@ begin
     where w.datname = current_database() and w.application_name like 'pgcoord waits for %'
     order by s.xact_start;
 end $$;
-comment on function pgcoord.lock_waits() is
+comment on function pgcoord_private.find_lock_waits() is
     'The locks that coordinators wait for, each with the session that holds it: who that is, since when it is in its transaction, and its last query.';
 
-create or replace function pgcoord.held_by(p_lock text) returns text
+create or replace view pgcoord.lock_waits as
+select w.lock, w.holder, w.usename, w.application_name, w.since, w.state, w.query
+from pgcoord_private.find_lock_waits() as w;
+comment on view pgcoord.lock_waits is
+    'Locks that coordinators wait for, each with the session that holds it.';
+
+create or replace function pgcoord_private.held_by(p_lock text) returns text
 language sql stable as $$
     select case
         when holder = 0 then 'a prepared transaction (select * from pg_prepared_xacts)'
         else format('process %s (user %s%s)%s%s', holder, usename, ', ' || nullif(application_name, ''),
-            ', in its transaction since ' || pgcoord.clock(since),
+            ', in its transaction since ' || pgcoord_private.clock(since),
             ', ' || state || ': ' || left(regexp_replace(query, '\s+', ' ', 'g'), 200))
         end
-    from pgcoord.lock_waits()
+    from pgcoord_private.find_lock_waits()
     where lock = left(p_lock, 63 - length('pgcoord waits for '))    -- as long as the name of a session may be
     limit 1;
 $$;
-comment on function pgcoord.held_by(text) is
+comment on function pgcoord_private.held_by(text) is
     'The session that holds a lock that a coordinator waits for, in words; null when none is seen.';
 
 -- What happened to attempts and is not recorded yet, since somebody has locked what that would change.
-create or replace view pgcoord.unrecorded_now as
+create or replace view pgcoord_private.unrecorded_now as
 select u.attempt_id, a.queue_id, u.since, u.lock,
     format('%s, which is not recorded yet: it needs %s, which is held by %s', u.words, u.lock,
-        coalesce(pgcoord.held_by(u.lock), 'somebody')) as words
+        coalesce(pgcoord_private.held_by(u.lock), 'somebody')) as words
 from pgcoord.unrecorded as u
     join pgcoord.attempt as a on a.id = u.attempt_id
 where a.exited_at is null;
-comment on view pgcoord.unrecorded_now is
+comment on view pgcoord_private.unrecorded_now is
     'What happened to attempts and cannot be recorded yet, and who holds it up.';
 
 -- Claimable phases that a coordinator cannot claim: those that the same transaction has locked as the one that it waits
 -- for, or all, where it waits for the control row or for slots.
-create or replace view pgcoord.locked_phase as
+create or replace view pgcoord_private.locked_phase as
 select p.queue_id, p.feature_id, p.phase_number, p.eligible_at, w.lock,
-    format('cannot be claimed: %s is held by %s', w.lock, pgcoord.held_by(w.lock)) as words
-from pgcoord.lock_waits() as w
+    format('cannot be claimed: %s is held by %s', w.lock, pgcoord_private.held_by(w.lock)) as words
+from pgcoord_private.find_lock_waits() as w
     join public.phase_queue as p on p.status = 'queued' and p.eligible_at is not null and not p.held
         and (p.retry_at is null or p.retry_at <= clock_timestamp())
         and (w.lock = 'pgcoord.control' or w.lock like 'slot %' or p.xmax::text = (
             select awaited.xmax::text from public.phase_queue as awaited
             where w.lock like 'phase %' and awaited.queue_id = substr(w.lock, length('phase ') + 1) and awaited.xmax <> '0'
         ));
-comment on view pgcoord.locked_phase is 'Claimable phases that cannot be claimed because of a lock, and who holds it.';
+comment on view pgcoord_private.locked_phase is 'Claimable phases that cannot be claimed because of a lock, and who holds it.';

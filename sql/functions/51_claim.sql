@@ -7,7 +7,7 @@
 -- The lock of a phase is NO KEY, so that an edge being stored to it (a foreign key's share lock) does not hide it.
 -- Errors: PC007 when the lead is over; PC009 under a snapshot that would not see other claims; 55P03 when somebody holds
 -- the control row for more than a second.
-create or replace function pgcoord.claim_phases(p_epoch bigint) returns setof pgcoord.assignment
+create or replace function pgcoord_private.claim_phases(p_epoch bigint) returns setof pgcoord_private.assignment
 language plpgsql
 set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
@@ -21,8 +21,8 @@ declare
     v_next integer := 0;
     v_no_issues boolean;    -- GitHub makes none for the moment: only phases that have one are claimed
 begin
-    if not pgcoord.sees_others() then
-        perform pgcoord.check_isolation();
+    if not pgcoord_private.sees_others() then
+        perform pgcoord_private.check_isolation();
     end if;
     select c.host, c.runs_folder, (select name from pgcoord.workflow where is_default) as workflow,
         exists (select from public.phase_queue where retry_at <= clock_timestamp()) as finds_retry,
@@ -33,13 +33,13 @@ begin
     from pgcoord.control as k join pgcoord.coordinator as c using (epoch)
     where k.epoch = p_epoch;
     if not found then
-        perform pgcoord.check_epoch(p_epoch);
+        perform pgcoord_private.check_epoch(p_epoch);
     elsif not (v_leader.finds_slot or v_leader.finds_retry) then
         return;
     end if;
     select * into v_control from pgcoord.control for no key update;
     if v_control.epoch <> p_epoch then
-        perform pgcoord.check_epoch(p_epoch);
+        perform pgcoord_private.check_epoch(p_epoch);
     end if;
     if v_leader.finds_retry then
         update public.phase_queue set retry_at = null
@@ -50,7 +50,7 @@ begin
     if v_control.paused_at is not null then
         return;
     end if;
-    v_no_issues := v_control.issues_held_until is not null and pgcoord.issues_held_until(v_control) is not null;
+    v_no_issues := v_control.issues_held_until is not null and pgcoord_private.issues_held_until(v_control) is not null;
     select array_agg(s.number order by s.number) filter (where not s.draining) as slots, bool_or(s.draining) as surplus
     into v_free
     from pgcoord.slot as s
@@ -88,7 +88,7 @@ begin
                 workflow, reports, max_attempts, retry_delay, retry_lost, timeout
             )
             values (
-                v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord.adw_id(v_id, v_control.adw_offset), pgcoord.new_secret(),
+                v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord_private.adw_id(v_id, v_control.adw_offset), pgcoord_private.new_secret(),
                 v_free.slots[v_next], p_epoch, v_leader.host,
                 -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
                 format('%s/%s/%s-%s', v_leader.runs_folder, v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
@@ -100,7 +100,7 @@ begin
         v_attempts := v_attempts || v_id;
     end loop;
     if v_attempts is not null then
-        return query    -- what pgcoord.assignment shows of them
+        return query    -- what pgcoord_private.assignment shows of them
         update public.phase_queue as p
         set status = 'ready', slot = a.slot, attempt = a.number, adw_id = a.adw_id, ready_timestamp = clock_timestamp(),
             started_timestamp = null, finished_timestamp = null
@@ -111,7 +111,7 @@ begin
             null::integer, null::text, false, false, null::pgcoord.attempt_outcome, 0::float8, a.slot;
     end if;
 end $$;
-comment on function pgcoord.claim_phases(bigint) is
+comment on function pgcoord_private.claim_phases(bigint) is
     'For the leading coordinator: claim eligible phases, one for each free slot, in order of priority and place in line, and return what it needs to run them.';
 
 -- When to look next, in seconds, though nobody notifies: the nearest retry time, deadline or end of a lease, and when
@@ -119,7 +119,7 @@ comment on function pgcoord.claim_phases(bigint) is
 -- phases from being claimed and attempts from being ended in time: the coordinator waits for them, since a transaction
 -- that ends by rollback notifies nobody. Rows with the same xmax are locked by the same transaction: one of them is
 -- enough. What is named may have been free all along, and only just have become due: then waiting for it ends at once.
-create or replace function pgcoord.next_work(
+create or replace function pgcoord_private.next_work(
     p_awaited text[] default '{}', out due_in float8, out abandoned bigint[], out locked text[]
 )
 language plpgsql
@@ -129,7 +129,7 @@ declare
     v_default text;
     v_slots smallint[];
     v_found text[];
-    v_no_issues_until timestamptz := (select pgcoord.issues_held_until(c) from pgcoord.control as c);
+    v_no_issues_until timestamptz := (select pgcoord_private.issues_held_until(c) from pgcoord.control as c);
 begin
     due_in := extract(epoch from least(
         (select min(retry_at) from public.phase_queue where retry_at > clock_timestamp()),
@@ -187,5 +187,5 @@ begin
     end if;
     locked := locked || array(select name from unnest(v_found) as name where name <> all (p_awaited));
 end $$;
-comment on function pgcoord.next_work(text[]) is
+comment on function pgcoord_private.next_work(text[]) is
     'For the coordinator, after a claim that returned nothing: seconds until the next deadline (null: none), attempts whose host''s lease has run out, and the locks, other than those given, that keep something from being claimed or ended.';

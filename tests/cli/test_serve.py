@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from support.database import Connection, statuses
-from support.desk import PATIENCE, Desk, address_of, until
+from support.desk import PATIENCE, Desk, address_of, free_port, until
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -122,12 +122,6 @@ def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def test_a_kept_report_is_taken_by_the_next_coordinator(

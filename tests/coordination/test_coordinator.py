@@ -388,4 +388,4 @@ async def end(watch: Watch, queue_id: str) -> None:
 
 async def waits_for_lock(watch: Watch, lock: str) -> None:
     """Wait until a session of the coordinator waits for a lock that somebody holds."""
-    await watch.until_found(f"select from pgcoord.lock_waits() where lock = '{lock}'")
+    await watch.until_found(f"select from pgcoord.lock_waits where lock = '{lock}'")

@@ -130,9 +130,7 @@ async def test_the_ninth_locked_phase_is_claimed_when_its_lock_goes(
             await others.enter_async_context(holding(dsn, held))
         async with holding(dsn, lock_phase("queue-1-9")):
             await watch.one("select pgcoord.resume()")
-            await watch.until_found(
-                "select from pgcoord.lock_waits() where lock = 'phase queue-1-9'"
-            )
+            await watch.until_found("select from pgcoord.lock_waits where lock = 'phase queue-1-9'")
         await watch.until_statuses(*["queued"] * 8, "completed")
 
 
@@ -150,7 +148,7 @@ async def test_a_claim_waits_for_locked_slots_and_names_them(
         async with holding(dsn, "select from pgcoord.slot for update") as other:
             await watch.submit("true")
             pid = other.conn.info.backend_pid
-            await watch.until_found("select from pgcoord.lock_waits() where lock like 'slot %%'")
+            await watch.until_found("select from pgcoord.lock_waits where lock like 'slot %%'")
             (reason, *_) = await watch.all("select * from pgcoord.why('queue-1-1')")
             assert reason["kind"] == "locked"
             assert f"process {pid} " in reason["words"]
@@ -169,7 +167,7 @@ async def test_stopping_leaves_an_end_that_waits_for_a_lock_to_the_next_coordina
             await watch.until_statuses("running")
             await other.conn.execute(lock_feature(feature).encode())
             gate.open()
-            await watch.until_found("select from pgcoord.lock_waits() where lock like 'feature %%'")
+            await watch.until_found("select from pgcoord.lock_waits where lock like 'feature %%'")
             pid = other.conn.info.backend_pid
         assert f"feature {feature}, held by process {pid}" in caplog.text
         assert "Traceback" not in caplog.text
@@ -187,7 +185,7 @@ async def test_an_end_that_waits_is_seen_with_who_holds_it_up(
         await watch.until_statuses("running")
         async with holding(dsn, lock_feature(feature)) as other:
             gate.open()
-            await watch.until_found("select from pgcoord.lock_waits()")
+            await watch.until_found("select from pgcoord.lock_waits")
             reason = (await watch.all("select * from pgcoord.why('queue-1-1')"))[0]
             holder = f"process {other.conn.info.backend_pid} "
             assert reason["kind"] == "unrecorded"
@@ -213,13 +211,15 @@ async def test_a_process_is_not_ended_because_a_stand_by_does_not_know_it_yet(
 ) -> None:
     gate = Gate(tmp_path / "gate")
     await watch.submit(f"read _ < {gate.path}")
-    (view,) = await watch.all("select pg_get_viewdef('pgcoord.assignment'::regclass) as text")
+    (view,) = await watch.all(
+        "select pg_get_viewdef('pgcoord_private.assignment'::regclass) as text"
+    )
     async with running(make_coordinator(dsn, tmp_path)) as coordinator:
         await watch.until_statuses("running")
         (assignment,) = coordinator.running
         # What a pooler's stand-by answers that lags behind.
         await watch.conn.execute(
-            f"create or replace view pgcoord.assignment as"
+            f"create or replace view pgcoord_private.assignment as"
             f" {view['text'].rstrip().rstrip(';')} and false".encode()
         )
         await watch.submit("true")
@@ -227,7 +227,7 @@ async def test_a_process_is_not_ended_because_a_stand_by_does_not_know_it_yet(
         pid = (await watch.one("select pid from pgcoord.attempt where id = %s", 1))["pid"]
         assert is_alive(pid)
         await watch.conn.execute(
-            f"create or replace view pgcoord.assignment as {view['text']}".encode()
+            f"create or replace view pgcoord_private.assignment as {view['text']}".encode()
         )
         gate.open()
         await watch.until_statuses("completed", "completed")

@@ -41,7 +41,7 @@ def running_phase(conn: Connection, epoch: int) -> str:
     conn.execute(
         "insert into pgcoord.issue (queue_id, repository) values (%s, %s)", [queue_id, REPOSITORY]
     )
-    conn.execute("select pgcoord.store_issue(key, 7, %s, true) from pgcoord.issue", [LOGIN])
+    conn.execute("select pgcoord_private.store_issue(key, 7, %s, true) from pgcoord.issue", [LOGIN])
     start(conn, epoch, queue_id)
     return queue_id
 
@@ -162,7 +162,7 @@ async def test_a_closed_issue_may_cancel_its_phase(
 async def test_a_reopened_issue_may_retry_its_phase(
     dsn: str, tmp_path: Path, conn: Connection, running_phase: str
 ) -> None:
-    conn.execute("select pgcoord.end_attempt(id, 1) from pgcoord.attempt")
+    conn.execute("select pgcoord_private.end_attempt(id, 1) from pgcoord.attempt")
     assert statuses(conn) == {1: "failed"}
     async with site_with(dsn, tmp_path, on_issue_reopened="retry") as site:
         await send(site, "issues", issue_event("reopened"))

@@ -160,7 +160,7 @@ async def test_a_late_repeat_without_an_adw_id_does_not_end_the_next_attempt(
     message = signed({"queue_id": running, "status": "failed"}, SECRET, message_id="msg_1")
     first = await site.client.post("/workflow-complete", **message)
     assert first.json()["outcome"] == "failed"
-    conn.execute("select pgcoord.end_attempt(id, 1) from pgcoord.attempt")
+    conn.execute("select pgcoord_private.end_attempt(id, 1) from pgcoord.attempt")
     conn.execute("select pgcoord.retry_phase(%s)", [running])
     assert claim(conn, epoch) == [running]
     again = await site.client.post("/workflow-complete", **message)

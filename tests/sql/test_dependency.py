@@ -40,7 +40,8 @@ def become(conn: Connection, number: int, status: str) -> None:
 def fail(conn: Connection, epoch: int, number: int) -> None:
     """Fail the attempt of a claimed phase."""
     conn.execute(
-        "select pgcoord.end_attempt(id, 1) from pgcoord.attempt join phase_queue using (queue_id)"
+        "select pgcoord_private.end_attempt(id, 1)"
+        " from pgcoord.attempt join phase_queue using (queue_id)"
         " where phase_number = %s and ended_at is null",
         [number],
     )
@@ -522,7 +523,7 @@ def test_the_obstacle_of_a_blocked_phase_is_the_nearest(
     feature = add_feature(conn, graph)
     for each in cancelled:
         become(conn, each, "cancelled")
-    found = conn.execute("select * from pgcoord.obstacles(%s)", [feature]).fetchall()
+    found = conn.execute("select * from pgcoord_private.obstacles(%s)", [feature]).fetchall()
     assert {row["phase_number"]: row["obstacle"] for row in found} == obstacles
     assert {row["status"] for row in found} <= {"cancelled"}
 

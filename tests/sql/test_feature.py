@@ -298,7 +298,7 @@ def test_a_feature_is_what_its_phases_are(conn: Connection, epoch: int) -> None:
     assert (row["status"], row["total_phases"], row["phases_running"]) == ("in_progress", 3, 1)
     assert row["started_at"]
     start(conn, epoch, queue_id)
-    conn.execute("select pgcoord.end_attempt(id, 1) from pgcoord.attempt")
+    conn.execute("select pgcoord_private.end_attempt(id, 1) from pgcoord.attempt")
     row = shown(conn, feature)
     assert (row["status"], row["phases_failed"], row["phases_blocked"]) == ("in_progress", 1, 2)
     complete(conn, feature)
@@ -343,7 +343,7 @@ def test_a_cancelled_feature_gives_up_all_that_is_not_over(
 ) -> None:
     feature = add_feature(conn, {1: [], 2: [], 3: [], 4: [1], 5: [3], 6: [5]})
     start(conn, epoch, claim(conn, epoch)[0])
-    conn.execute("select pgcoord.end_attempt(id, 1) from pgcoord.attempt where slot = 3")
+    conn.execute("select pgcoord_private.end_attempt(id, 1) from pgcoord.attempt where slot = 3")
     add_phase(conn, feature, 7, status="completed")
     other = add_feature(conn, {1: []})
     assert statuses(conn, feature)[6] == "blocked"
@@ -374,7 +374,9 @@ def test_a_cancelled_feature_gives_up_all_that_is_not_over(
         ("cancelled", "no need"),
         (None, None),
     ]
-    conn.execute("select pgcoord.end_attempt(id, 143) from pgcoord.attempt where ended_at is null")
+    conn.execute(
+        "select pgcoord_private.end_attempt(id, 143) from pgcoord.attempt where ended_at is null"
+    )
     assert [statuses(conn, feature)[n] for n in (1, 2)] == ["cancelled", "cancelled"]
     assert statuses(conn, other) == {1: "queued"}
     reasons = conn.execute(
@@ -478,7 +480,7 @@ def test_prune_keeps_a_cancelled_feature_until_its_processes_have_ended(
     claim(conn, epoch)
     cancel(conn, feature)
     assert prune(conn, "0") == 0
-    conn.execute("select pgcoord.end_attempt(id, 143) from pgcoord.attempt")
+    conn.execute("select pgcoord_private.end_attempt(id, 143) from pgcoord.attempt")
     assert prune(conn, "0") == 1
 
 
@@ -487,7 +489,7 @@ def test_prune_removes_a_cancelled_feature_of_which_a_phase_had_failed(
 ) -> None:
     feature = add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
-    conn.execute("select pgcoord.end_attempt(id, 1) from pgcoord.attempt")
+    conn.execute("select pgcoord_private.end_attempt(id, 1) from pgcoord.attempt")
     assert prune(conn, "0") == 0
     cancel(conn, feature)
     assert statuses(conn) == {1: "failed", 2: "cancelled"}

@@ -120,7 +120,7 @@ def phase_in(conn: Connection, epoch: int, status: str) -> str:
 def end(conn: Connection, queue_id: str, exit_code: int) -> None:
     """Say that the process of the current attempt is gone."""
     conn.execute(
-        "select pgcoord.end_attempt(id, %s) from pgcoord.attempt"
+        "select pgcoord_private.end_attempt(id, %s) from pgcoord.attempt"
         " where queue_id = %s order by id desc limit 1",
         [exit_code, queue_id],
     )
@@ -346,7 +346,7 @@ def test_texts_come_out_as_they_went_in(conn: Connection, epoch: int, text: str)
     data = {"title": text, "prompt_content": text}
     queue_id = add_phase(conn, add_feature(conn, {}), 1, phase_data=Jsonb(data))
     assert phase(conn, queue_id)["phase_data"] == data
-    row = one(conn, "select title, prompt from pgcoord.claim_phases(%s)", epoch)
+    row = one(conn, "select title, prompt from pgcoord_private.claim_phases(%s)", epoch)
     assert row == {"title": text, "prompt": text}
 
 
@@ -378,7 +378,7 @@ def test_20000_phases_go_in_with_one_statement(conn: Connection) -> None:
 def test_a_phase_may_move_as_the_design_says(conn: Connection) -> None:
     rows = conn.execute(
         "select before, after from unnest(%(states)s::text[]) as before,"
-        " unnest(%(states)s::text[]) as after where pgcoord.may_move(before, after)",
+        " unnest(%(states)s::text[]) as after where pgcoord_private.may_move(before, after)",
         {"states": list(STATES)},
     ).fetchall()
     found = {(row["before"], row["after"]) for row in rows}

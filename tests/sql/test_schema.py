@@ -25,6 +25,8 @@ from pgcoord.errors import DatabaseUnusable, WrongSchema
 
 ROOT = Path(__file__).parents[2]
 FUNCTION_FILES = sorted((assets.SQL / "functions").glob("*.sql"))
+EVERYTHING = [*sorted(path.stem for path in (assets.SQL / "migrations").iterdir()), "functions"]
+OURS = "('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace, 'public'::regnamespace)"
 
 
 @pytest.fixture
@@ -52,27 +54,27 @@ def catalog(dsn: str) -> list[Any]:
     """Everything that upgrades make, with the transaction that wrote it."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         return conn.execute(
-            """
+            f"""
             select 'class', oid::regclass::text, xmin::text from pg_class
-            where relnamespace in ('pgcoord'::regnamespace, 'public'::regnamespace)
+            where relnamespace in {OURS}
             union all
             select 'type', oid::regtype::text, xmin::text from pg_type
-            where typnamespace in ('pgcoord'::regnamespace, 'public'::regnamespace)
+            where typnamespace in {OURS}
             union all
             select 'proc', oid::regprocedure::text, xmin::text from pg_proc
-            where pronamespace in ('pgcoord'::regnamespace, 'public'::regnamespace)
+            where pronamespace in {OURS}
             union all
             select 'trigger', tgrelid::regclass || ' ' || tgname, xmin::text from pg_trigger
             union all
             select 'constraint', conname, xmin::text from pg_constraint where connamespace
-                in ('pgcoord'::regnamespace, 'public'::regnamespace)
+                in {OURS}
             union all
             select 'description', description, xmin::text from pg_description where classoid
                 in ('pg_class'::regclass, 'pg_proc'::regclass) and objoid >= 16384
             union all
             select 'migration', name || digest || release, xmin::text from pgcoord.migration
             order by 1, 2, 3
-            """
+            """.encode()
         ).fetchall()
 
 
@@ -80,7 +82,7 @@ def catalog(dsn: str) -> list[Any]:
 
 
 def test_an_upgrade_of_an_empty_database_runs_everything(empty: str) -> None:
-    assert upgrade(empty) == ["0001_tables", "0002_issues", "0003_unrecorded", "functions"]
+    assert upgrade(empty) == EVERYTHING
     check(empty)
 
 
@@ -95,16 +97,14 @@ def test_a_second_upgrade_changes_nothing(empty: str) -> None:
 def test_upgrades_at_once_take_turns(empty: str) -> None:
     with ThreadPoolExecutor(12) as pool:
         ran = list(pool.map(upgrade, [empty] * 12))
-    assert sorted(ran) == [[]] * 11 + [
-        ["0001_tables", "0002_issues", "0003_unrecorded", "functions"]
-    ]
+    assert sorted(ran) == [[]] * 11 + [EVERYTHING]
     check(empty)
 
 
 def test_an_upgrade_renews_functions_that_another_release_wrote(dsn: str) -> None:
     change(
         dsn,
-        "create or replace function pgcoord.ordinal(p_number bigint) returns text"
+        "create or replace function pgcoord_private.ordinal(p_number bigint) returns text"
         " language sql immutable return 'broken'",
         "update pgcoord.migration set digest = 'of another release' where name = 'functions'",
     )
@@ -114,7 +114,7 @@ def test_an_upgrade_renews_functions_that_another_release_wrote(dsn: str) -> Non
     assert upgrade(dsn) == ["functions"]
     check(dsn)
     with psycopg.connect(dsn) as conn:
-        assert conn.execute("select pgcoord.ordinal(2)").fetchone() == ("2nd",)
+        assert conn.execute("select pgcoord_private.ordinal(2)").fetchone() == ("2nd",)
 
 
 def test_an_upgrade_that_fails_leaves_nothing(empty: str) -> None:
@@ -234,17 +234,23 @@ def test_a_server_that_is_too_old_is_refused(postgres_13: str) -> None:
 
 def test_every_function_and_trigger_comes_from_a_file(conn: Connection) -> None:
     text = "\n".join(path.read_text() for path in FUNCTION_FILES)
-    written = re.findall(r"^create or replace function pgcoord\.(\w+)\(", text, re.MULTILINE)
+    written = re.findall(
+        r"^create or replace function pgcoord(?:_private)?\.(\w+)\(", text, re.MULTILINE
+    )
     found = conn.execute(
         "select proname from pg_proc where pronamespace in"
-        " ('pgcoord'::regnamespace, 'public'::regnamespace)"
+        " ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace, 'public'::regnamespace)"
     )
     assert sorted(written) == sorted(row["proname"] for row in found)
     written = re.findall(r"^create or replace trigger (\w+) ", text, re.MULTILINE)
     found = conn.execute("select tgname from pg_trigger where not tgisinternal")
     assert sorted(written) == sorted(row["tgname"] for row in found)
-    written = re.findall(r"^create or replace view pgcoord\.(\w+) ", text, re.MULTILINE)
-    found = conn.execute("select viewname from pg_views where schemaname = 'pgcoord'")
+    written = re.findall(
+        r"^create or replace view pgcoord(?:_private)?\.(\w+) ", text, re.MULTILINE
+    )
+    found = conn.execute(
+        "select viewname from pg_views where schemaname in ('pgcoord', 'pgcoord_private')"
+    )
     assert sorted(written) == sorted(row["viewname"] for row in found)
 
 
@@ -255,7 +261,7 @@ def test_the_bodies_of_functions_parse(conn: Connection, path: Path) -> None:
 
 
 def test_every_object_has_a_comment(conn: Connection) -> None:
-    ours = "in ('pgcoord'::regnamespace, 'public'::regnamespace)"
+    ours = f"in {OURS}"
     bare = conn.execute(
         f"""
         select 'schema' as kind, 'pgcoord' as name

@@ -7,13 +7,17 @@ import os
 import pty
 import re
 import select
+import socket
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 import psycopg
+
+from support.forks import run_forked
 
 PATIENCE = 30  # seconds, for anything that happens within one
 
@@ -34,13 +38,8 @@ class Program:
         self.said = ""
         ours, theirs = pty.openpty() if tty else os.pipe()
         self._output = ours
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pgcoord", *arguments],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=theirs,
-            stderr=theirs,
+        self._process = run_forked(
+            list(arguments), folder=folder, environment=environment, stdout=theirs, stderr=theirs
         )
         os.close(theirs)
         self.pid = self._process.pid
@@ -63,8 +62,7 @@ class Program:
         return self._process.wait(PATIENCE)
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait(PATIENCE)
+        self._process.end()
         os.close(self._output)
 
     def _read(self) -> bool:
@@ -78,9 +76,20 @@ class Program:
         return bool(some)
 
 
+def _content(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
 def address_of(program: Program) -> str:
     """Where a `pgcoord serve` is found: host and port."""
     return program.until(r"serving on http://(\S+)")[1]
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
 class Desk:
@@ -124,15 +133,29 @@ class Desk:
         return program
 
     def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "pgcoord", *arguments],
-            cwd=self.folder,
-            env=self.environment | environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
+        done = self.call_for_bytes(*arguments, **environment)
+        return subprocess.CompletedProcess(
+            arguments, done.returncode, done.stdout.decode(), done.stderr.decode()
         )
+
+    def call_for_bytes(
+        self, *arguments: str, **environment: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        with TemporaryFile() as stdout, TemporaryFile() as stderr:
+            program = run_forked(
+                list(arguments),
+                folder=self.folder,
+                environment=self.environment | environment,
+                stdout=stdout.fileno(),
+                stderr=stderr.fileno(),
+            )
+            try:
+                status = program.wait(PATIENCE)
+            finally:
+                program.end()
+            return subprocess.CompletedProcess(
+                arguments, status, _content(stdout), _content(stderr)
+            )
 
     def say(self, *arguments: str, **environment: str) -> str:
         """Call what is to succeed without a word on stderr; return what it printed."""

@@ -941,7 +941,7 @@ def test_a_database_that_is_ours_with_work_in_it_takes_no_other(dsn: str, file: 
         migrate(dsn, source=file)
 
 
-@pytest.mark.parametrize("name", ["pgcoord", "pgcoord_v1"])
+@pytest.mark.parametrize("name", ["pgcoord", "pgcoord_private", "pgcoord_v1"])
 def test_a_schema_of_somebody_else_s_is_left_alone(empty: str, name: str) -> None:
     build(empty, "chain")
     run(empty, f"create schema {name}")

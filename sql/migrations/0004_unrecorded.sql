@@ -15,4 +15,4 @@ comment on column pgcoord.unrecorded.lock is 'What somebody has locked: feature 
 comment on column pgcoord.unrecorded.since is 'Since when it waits.';
 
 -- Replaced by next_work, which names every lock.
-drop function if exists pgcoord.agenda(text[]);
+drop function if exists pgcoord_private.agenda(text[]);
