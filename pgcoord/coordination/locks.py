@@ -21,6 +21,9 @@ _MOST_CONNECTIONS = 8
 # Seconds of a turn, after which the log says who holds the lock.
 _TURN = 2.0
 
+# Seconds after which the one that waits tries once more, whether the lock is free or not.
+_ASK_AGAIN = 30.0
+
 # Seconds after which a lock is taken for free that could not be waited for.
 _AFTER_ERROR = 1.0
 
@@ -54,11 +57,14 @@ class LockWaits:
         return self._holders[name]
 
     async def until_free(self, name: str) -> None:
-        """Wait until nobody else holds the lock called *name*, or until `close`."""
+        """Wait until nobody else holds the lock called *name*, half a minute at most.
+
+        Whoever waits asks again then, since it may need something else by now.
+        """
         task = self._tasks.get(name)
         if task is None:
             task = self._tasks[name] = asyncio.create_task(self._until_free(name))
-        await asyncio.wait({task})
+        await asyncio.wait({task}, timeout=_ASK_AGAIN)
 
     async def close(self) -> None:
         """End all waits."""

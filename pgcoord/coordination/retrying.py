@@ -120,7 +120,7 @@ class Retrying:
         first: whoever starts next finds the same in the folder of the run.
         """
         backoff = Backoff()
-        noted = False
+        noted = missed = False
         while True:
             await self.unless_stopped(self._connected.wait())
             try:
@@ -132,7 +132,8 @@ class Retrying:
                         )
                     return result
             except Locked as error:
-                lock = await self._find_lock(fact)
+                lock = await self._find_lock(fact, far=missed)
+                missed = lock is None
                 if lock:
                     noted = True
                     await self._await_lock(lock, fact)
@@ -141,12 +142,12 @@ class Retrying:
             except (DatabaseUnusable, *LOST_CONNECTION) as error:
                 await self._pause_unless_stopping(backoff, error, fact)
 
-    async def _find_lock(self, fact: Fact | None) -> str | None:
+    async def _find_lock(self, fact: Fact | None, *, far: bool) -> str | None:
         """What keeps a statement from being executed; note it where that is a *fact*."""
         try:
             # One at a time, or they would find each other's locks.
             async with self._finding, self._pool.connection() as conn:
-                lock = await claims.find_lock(conn, fact.attempt_id if fact else None)
+                lock = await claims.find_lock(conn, fact.attempt_id if fact else None, far=far)
                 if lock and fact:
                     await claims.note_unrecorded(conn, fact.attempt_id, fact.words, lock)
                 return lock

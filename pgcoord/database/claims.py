@@ -264,12 +264,15 @@ async def gone_attempts(conn: Connection, attempt_ids: Collection[int]) -> froze
     )
 
 
-async def find_lock(conn: Connection, attempt_id: int | None) -> str | None:
+async def find_lock(conn: Connection, attempt_id: int | None, *, far: bool) -> str | None:
     """The name of a row that somebody has locked and that a statement about an attempt needs.
 
     Never waits. None when there is none any more; without an attempt, only the control row counts.
+    *far*: look at the dependents of dependents of its phase, too, which change when it fails.
     """
-    name: str | None = await fetch_value(conn, "select pgcoord_private.find_lock(%s)", attempt_id)
+    name: str | None = await fetch_value(
+        conn, "select pgcoord_private.find_lock(%s, %s)", attempt_id, far
+    )
     return name
 
 

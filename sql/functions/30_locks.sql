@@ -92,9 +92,9 @@ end $$;
 comment on function pgcoord_private.lock_attempt(bigint) is 'Lock an attempt, its feature and its phase first, and return it.';
 
 -- What a statement about an attempt could not lock in time: the first row, in lock order, that somebody has locked; null
--- when it is free again. Never waits. The phases are all of the feature, since the end of one concerns its dependents;
+-- when it is free again. Never waits. The end of a phase changes its dependents, and blocks theirs where it failed (far);
 -- slots are the draining ones, which an end deletes. The control row is for what concerns no attempt (null).
-create or replace function pgcoord_private.find_lock(p_attempt_id bigint default null) returns text
+create or replace function pgcoord_private.find_lock(p_attempt_id bigint, p_far boolean) returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
@@ -105,7 +105,7 @@ begin
         perform 1 from pgcoord.control for no key update skip locked;
         return case when not found then 'pgcoord.control' end;
     end if;
-    select p.queue_id, p.feature_id into v_phase
+    select p.feature_id, p.phase_number into v_phase
     from pgcoord.attempt as a join public.phase_queue as p using (queue_id) where a.id = p_attempt_id;
     if not found then
         return null;
@@ -114,7 +114,7 @@ begin
     if not found then
         return 'feature ' || v_phase.feature_id;
     end if;
-    v_found := pgcoord_private.find_locked_phase(v_phase.feature_id, v_phase.queue_id);
+    v_found := pgcoord_private.find_locked_phase(v_phase.feature_id, v_phase.phase_number, p_far);
     if v_found is not null then
         return 'phase ' || v_found;
     end if;
@@ -124,28 +124,41 @@ begin
     end if;
     return 'slot ' || pgcoord_private.find_locked_slot();
 end $$;
-comment on function pgcoord_private.find_lock(bigint) is
+comment on function pgcoord_private.find_lock(bigint, boolean) is
     'For the coordinator: the name of a row that somebody has locked and that a statement about this attempt needs; null when there is none.';
 
-create or replace function pgcoord_private.find_locked_phase(p_feature_id integer, p_first text) returns text
+create or replace function pgcoord_private.find_locked_phase(p_feature_id integer, p_phase_number integer, p_far boolean)
+returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
-    v_free text[];
+    v_needed integer[];
+    v_free integer[];
 begin
-    with free as (
-        select queue_id from public.phase_queue where feature_id = p_feature_id for no key update skip locked
+    with recursive needed (phase_number) as (
+        select p_phase_number
+        union
+        select d.dependent
+        from needed as n
+            join pgcoord.dependency as d on d.feature_id = p_feature_id and d.prerequisite = n.phase_number
+        where p_far or n.phase_number = p_phase_number
     )
-    select array_agg(queue_id) into v_free from free;
+    select array_agg(phase_number) into v_needed from needed;
+    with free as (
+        select phase_number from public.phase_queue
+        where feature_id = p_feature_id and phase_number = any (v_needed)
+        for no key update skip locked
+    )
+    select array_agg(phase_number) into v_free from free;
     return (
         select queue_id from public.phase_queue
-        where feature_id = p_feature_id and queue_id <> all (coalesce(v_free, '{}'))
-        order by queue_id <> p_first, phase_number
+        where feature_id = p_feature_id and phase_number = any (v_needed) and phase_number <> all (coalesce(v_free, '{}'))
+        order by phase_number <> p_phase_number, phase_number
         limit 1
     );
 end $$;
-comment on function pgcoord_private.find_locked_phase(integer, text) is
-    'A phase of a feature that somebody has locked, by preference this one; null when there is none.';
+comment on function pgcoord_private.find_locked_phase(integer, integer, boolean) is
+    'The phase, or a dependent of it, that somebody has locked; null when there is none. Far: dependents of dependents, too.';
 
 create or replace function pgcoord_private.find_locked_slot() returns integer
 language plpgsql

@@ -115,6 +115,22 @@ async def test_a_locked_phase_holds_up_no_other_phase_of_its_feature(
         await watch.until_statuses("completed", "completed", "completed")
 
 
+@pytest.mark.parametrize("locked", ["queue-1-1", "queue-1-2", "queue-1-3"])
+async def test_an_end_waits_for_what_it_changes_and_shows_it(
+    locked: str, dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    await watch.submit(f"read _ < {gate.path}; exit 1", ("true", [1]), ("true", [2]))
+    async with running(make_coordinator(dsn, tmp_path)):
+        await watch.until_statuses("running", "queued", "queued")
+        async with holding(dsn, lock_phase(locked)):
+            gate.open()
+            await watch.until_found(f"select from pgcoord.lock_waits where lock = 'phase {locked}'")
+            (row,) = await watch.all("select lock from pgcoord.unrecorded")
+            assert row["lock"] == f"phase {locked}"
+        await watch.until_statuses("failed", "blocked", "blocked")
+
+
 @pytest.mark.parametrize("sessions", [1, 8])
 async def test_the_ninth_locked_phase_is_claimed_when_its_lock_goes(
     sessions: int, dsn: str, watch: Watch, tmp_path: Path
