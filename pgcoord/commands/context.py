@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from pgcoord.commands.options import HIGHEST_ID, Surroundings, surroundings_of
+from pgcoord.commands.terminal import say
 from pgcoord.errors import CannotStart, DatabaseUnusable, InvalidInput, WrongSchema
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":
     new = not server.server.data.exists()
     server.start()
     if new:
-        typer.echo(f"pgcoord: made an embedded Postgres in {state}", err=True)
+        say(f"pgcoord: made an embedded Postgres in {state}", err=True)
     with connected_to(server.dsn) as conn:
         schema.upgrade(conn)
     return server
@@ -111,7 +112,7 @@ def make_runs_folder(place: Place, configuration: "Configuration") -> Path:
     try:
         if place.state in folder.parents and not place.state.is_dir():
             place.state.mkdir(mode=0o700)
-            (place.state / ".gitignore").write_text("*\n")
+            (place.state / ".gitignore").write_text("*\n", encoding="utf-8")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
@@ -183,7 +184,7 @@ def act(
         async with session(surroundings, found) as conn:
             return await change(conn)
 
-    typer.echo(complete(found, work()))
+    say(complete(found, work()))
 
 
 async def find_phase(conn: "Connection", name: str) -> str:

@@ -1,6 +1,5 @@
 """The command that plans: a feature of the database, or one that a file describes."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +8,7 @@ import typer
 
 from pgcoord.commands.context import complete, existing_dsn, session
 from pgcoord.commands.options import HIGHEST_ID, Config, Dsn, Surroundings, surroundings_of
+from pgcoord.commands.terminal import say, say_json
 from pgcoord.errors import CannotStart, InvalidInput
 
 if TYPE_CHECKING:
@@ -94,13 +94,13 @@ def plan(
             "phases": planned.phases,
             "planning": planning,
         }
-        typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        say_json(told)
         return
     from pgcoord.commands.progress import console
 
     name = f"feature {number}, {feature.title}" if number else feature.title
     console().print(_shown(name, planned, analysis))
-    typer.echo(_what_next(number, output, execute))
+    say(_what_next(number, output, execute))
 
 
 _Found = tuple[int | None, "Feature", "Planned", int]
@@ -197,7 +197,7 @@ def _write(path: Path, feature: "Feature", planned: "Planned") -> None:
     from pgcoord.planner.planning import as_markdown
 
     try:
-        path.write_text(as_markdown(feature, planned.phases))
+        path.write_text(as_markdown(feature, planned.phases), encoding="utf-8")
     except OSError as error:
         raise CannotStart(f"{path}: {(error.strerror or str(error)).lower()}") from error
 

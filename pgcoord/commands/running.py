@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 
 import psycopg
-import typer
 
 from pgcoord.backoff import Backoff
 from pgcoord.commands.context import check_schema, session
@@ -25,6 +24,7 @@ from pgcoord.commands.progress import (
     read_snapshot,
     summary,
 )
+from pgcoord.commands.terminal import say
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.database import actions, claims, reads
 from pgcoord.database import connect as database
@@ -84,7 +84,7 @@ class Runner:
             )
         state = _app_state(self._dsn, self._coordinator, self._access, self._planner)
         state.obstacle = None
-        typer.echo(f"panel: {url_of(self._taken)}/features/{feature_id}")
+        say(f"panel: {url_of(self._taken)}/features/{feature_id}")
         with progress() as shown, _interruptible(self._stop) as came:
             async with serving(state, self._taken), asyncio.TaskGroup() as tasks:
                 leading = tasks.create_task(self._lead())
@@ -134,7 +134,7 @@ class Runner:
     async def _sum_up(self, end: Snapshot) -> None:
         async with session(self._surroundings, self._dsn) as conn:
             reasons = await reads.last_reasons(conn, end.feature.id)
-        typer.echo(summary(end, reasons))
+        say(summary(end, reasons))
 
 
 async def _watched(dsn: str, feature_id: int, shown: Progress) -> Snapshot:

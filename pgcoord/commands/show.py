@@ -1,6 +1,5 @@
 """Commands that show what is in the database, and change nothing: status, why."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,8 @@ import typer
 
 from pgcoord.commands.context import act, complete, existing_dsn, find_phase, session
 from pgcoord.commands.options import Dsn, FeatureOrAll, Phase, surroundings_of
+from pgcoord.commands.terminal import say_json
+from pgcoord.text import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -103,7 +104,7 @@ def status(
         return
     standing = complete(found, once())
     if as_json:
-        typer.echo(json.dumps(standing.as_json(), indent=2, default=datetime.isoformat))
+        say_json(standing.as_json())
         return
     from pgcoord.commands.progress import console
 
@@ -144,11 +145,11 @@ def _shown(standing: _Standing, *, in_full: bool = False) -> "RenderableType":
 def _header(standing: _Standing) -> list[Any]:
     from rich.text import Text
 
-    held = [f"{each.slot} {each.queue_id or 'free'}" for each in standing.slots]
+    held = [f"{each.slot} {printable(each.queue_id or 'free')}" for each in standing.slots]
     lines = [f"slots: {', '.join(held) or 'none'}"]
     leads = standing.coordinator
     lines.append(
-        f"coordinator: process {leads.pid} on {leads.host}, since {_time(leads.lead_at)}"
+        f"coordinator: process {leads.pid} on {printable(leads.host)}, since {_time(leads.lead_at)}"
         if leads
         else "coordinator: none runs ('pgcoord serve' starts one)"
     )

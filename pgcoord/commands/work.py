@@ -1,6 +1,5 @@
 """Commands that bring work in and run it: run, serve, submit."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +22,7 @@ from pgcoord.commands.options import (
     Surroundings,
     surroundings_of,
 )
+from pgcoord.commands.terminal import say, say_json
 from pgcoord.errors import InvalidConfiguration
 
 if TYPE_CHECKING:
@@ -165,11 +165,11 @@ def submit(
     feature_id, led = complete(place.dsn, work())
     total = len(read.phases)
     if as_json:
-        typer.echo(json.dumps({"id": feature_id, "title": read.title, "total_phases": total}))
+        say_json({"id": feature_id, "title": read.title, "total_phases": total})
         return
     waits = "" if led else "; no coordinator runs: 'pgcoord serve' starts one"
     phases = "1 phase is" if total == 1 else f"{total} phases are"
-    typer.echo(f"feature {feature_id}: {phases} queued{waits}")
+    say(f"feature {feature_id}: {phases} queued{waits}")
 
 
 def _find_configuration(surroundings: Surroundings, config: Path | None) -> "Configuration | None":

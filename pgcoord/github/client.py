@@ -92,7 +92,7 @@ def read_credentials(settings: GitHub, environment: Mapping[str, str]) -> Creden
     assert settings.installation_id is not None
     assert settings.private_key_file is not None
     try:
-        private_key = settings.private_key_file.read_text()
+        private_key = settings.private_key_file.read_text(encoding="utf-8")
         apps.get_jwt(app_id=settings.app_id, private_key=private_key)
     except OSError as error:
         why = (error.strerror or str(error)).lower()

@@ -120,7 +120,7 @@ begin
     else
         perform pgcoord_private.conclude_attempt(v_attempt, 'failed', concat_ws(e'\n',
             case when p_exit_code = 0 then 'exited 0 without reporting'
-                when p_exit_code > 128 then format('exited with status %s (signal %s)', p_exit_code, p_exit_code - 128)
+                when p_exit_code between 129 and 192 then format('exited with status %s (signal %s)', p_exit_code, p_exit_code - 128)
                 else format('exited with status %s', p_exit_code) end,
             nullif(p_log_tail, '')));
     end if;

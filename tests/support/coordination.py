@@ -213,6 +213,16 @@ class Gate:
     def open(self, scripts: int = 1) -> None:
         os.write(self._descriptor, b"\n" * scripts)
 
+    async def wait(self) -> None:
+        """Wait until a script has written a line there."""
+        loop, written = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._descriptor, written.set)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await written.wait()
+        finally:
+            loop.remove_reader(self._descriptor)
+
 
 async def until_it_ends(file: Path, text: str) -> None:
     """Wait until a process has written a file that ends with `text`."""
