@@ -96,7 +96,7 @@ class Retrying:
             timeout=5,
             open=False,
             kwargs={"autocommit": True},
-            configure=_bound_locks,
+            configure=_bound_session,
         )
         self.locks = LockWaits(server)
         try:
@@ -194,7 +194,8 @@ class Retrying:
             await asyncio.gather(awaited, stopping, return_exceptions=True)
 
 
-async def _bound_locks(conn: Connection) -> None:
+async def _bound_session(conn: Connection) -> None:
+    await database.own_session(conn)
     await conn.execute(f"set lock_timeout = {_LOCK_TIMEOUT}".encode())
 
 

@@ -42,6 +42,8 @@ KINDS = {
     "fill_disk": 2,
 }
 
+MOST_SLOTS = 4
+
 # What people call, with {phase} and {feature} for what they call it on.
 CALLS = (
     ["retry_phase('{phase}', 'again')"] * 4
@@ -328,7 +330,7 @@ class Faults:
             "phase": row["queue_id"],
             "feature": row["feature_id"],
             "number": dice.randint(1, 99),
-            "slots": dice.randint(1, 4),
+            "slots": dice.randint(1, MOST_SLOTS),
         }
 
     def _hand(self, dice: random.Random) -> str:
