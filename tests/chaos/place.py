@@ -68,7 +68,7 @@ ODD_ENVIRONMENTS: tuple[dict[str, str], ...] = (
     {"PGCLIENTENCODING": "LATIN1"},
     {"PGOPTIONS": "-c IntervalStyle=iso_8601 -c bytea_output=escape -c extra_float_digits=-15"},
     {"PGOPTIONS": "-c default_transaction_isolation=serializable -c statement_timeout=2s"},
-    {"PGOPTIONS": "-c default_transaction_read_only=on -c lock_timeout=1s"},
+    {"PGOPTIONS": "-c lock_timeout=1s -c idle_in_transaction_session_timeout=1s"},
     {"PGOPTIONS": "-c search_path=nowhere -c standard_conforming_strings=off"},
 )
 
