@@ -1,8 +1,8 @@
 """The real database against a model of it: hypothesis does anything in any order, and after every
 step the tables must say what the model says.
 
-The model is written from docs/design.md, section 4, not from the SQL. It keeps only what people decide;
-what follows (blocked, eligible) is worked out from scratch whenever it is asked for.
+The model is written from docs/design.md, section 4, not from the SQL. It keeps only what people
+decide; what follows (blocked, eligible) is worked out from scratch whenever it is asked for.
 """
 
 from collections.abc import Iterable, Sequence
