@@ -183,9 +183,27 @@ def test_a_user_who_may_not_create_is_told_who_can(empty: str, nobody: str) -> N
 def test_a_database_that_only_reads_is_refused(dsn: str, use: Any) -> None:
     name = conninfo_to_dict(dsn)["dbname"]
     change(dsn, f"alter database {name} set default_transaction_read_only = on")
-    with pytest.raises(DatabaseUnusable, match="stand-by or read-only") as caught:
+    with pytest.raises(DatabaseUnusable, match="default_transaction_read_only is on") as caught:
         use(dsn)
-    assert "target_session_attrs=read-write" in str(caught.value.hint)
+    assert "set default_transaction_read_only = off overrules it" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("use", [upgrade, check])
+def test_a_database_of_another_encoding_is_refused(server: str, use: Any) -> None:
+    name = "pgcoord_test_latin1"
+    with psycopg.connect(server) as conn:
+        provider = "locale_provider libc" if conn.info.server_version >= 150000 else ""
+    change(
+        server,
+        f"drop database if exists {name}",
+        f"create database {name} encoding 'LATIN1' {provider} locale 'C' template template0",
+    )
+    try:
+        with pytest.raises(DatabaseUnusable, match="has the encoding LATIN1") as caught:
+            use(make_conninfo(server, dbname=name))
+        assert "encoding 'UTF8' template template0" in str(caught.value.hint)
+    finally:
+        change(server, f"drop database {name}")
 
 
 @pytest.fixture
