@@ -16,6 +16,7 @@ declare
     v_control pgcoord.control;
     v_free record;
     v_phase record;
+    v_due text[];    -- phases whose retry time has come with this claim
     v_id bigint;
     v_attempts bigint[];
     v_next integer := 0;
@@ -42,10 +43,14 @@ begin
         perform pgcoord_private.check_epoch(p_epoch);
     end if;
     if v_leader.finds_retry then
-        update public.phase_queue set retry_at = null
-        where queue_id in (
-            select queue_id from public.phase_queue where retry_at <= clock_timestamp() for no key update skip locked
-        );
+        with due as (
+            update public.phase_queue set retry_at = null
+            where queue_id in (
+                select queue_id from public.phase_queue where retry_at <= clock_timestamp() for no key update skip locked
+            )
+            returning queue_id
+        )
+        select array_agg(queue_id) into v_due from due;
     end if;
     if v_control.paused_at is not null then
         return;
@@ -64,7 +69,7 @@ begin
         );
     end if;
     for v_phase in
-        select p.queue_id, p.attempt, w.name, w.reports, w.retry_delay, w.retry_lost,
+        select p.queue_id, p.feature_id, p.attempt, w.name, w.reports, w.retry_delay, w.retry_lost,
             coalesce((p.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts) as max_attempts,
             coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::float8), w.timeout) as timeout
         from public.phase_queue as p
@@ -75,6 +80,12 @@ begin
         limit coalesce(cardinality(v_free.slots), 0)
         for no key update of p skip locked
     loop
+        if v_phase.queue_id = any (v_due) then
+            -- Of a row that its own transaction has changed Postgres checks the foreign key once more. A feature that
+            -- somebody has locked must not hold up the others: then the next claim takes this phase.
+            perform 1 from public.planned_features where id = v_phase.feature_id for key share skip locked;
+            continue when not found;
+        end if;
         loop    -- to the next free slot that nobody has locked
             v_next := v_next + 1;
             perform 1 from pgcoord.slot where number = v_free.slots[v_next] for key share skip locked;

@@ -150,6 +150,20 @@ async def test_the_ninth_locked_phase_is_claimed_when_its_lock_goes(
         await watch.until_statuses(*["queued"] * 8, "completed")
 
 
+async def test_a_retry_in_a_locked_feature_holds_up_no_other_feature(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    locked = await watch.submit("true")
+    await watch.submit("true")
+    await watch.all("update phase_queue set retry_at = now() returning true")
+    held = f"select from planned_features where id = {locked} for update"
+    async with contextlib.AsyncExitStack() as coordinator:
+        async with holding(dsn, held):
+            await coordinator.enter_async_context(running(make_coordinator(dsn, tmp_path)))
+            await watch.until_statuses("running", "completed")
+        await watch.until_statuses("completed", "completed")
+
+
 async def test_a_locked_slot_is_passed_over(dsn: str, watch: Watch, tmp_path: Path) -> None:
     held = "select from pgcoord.slot where number < 3 for update"
     async with running(make_coordinator(dsn, tmp_path)), holding(dsn, held):
