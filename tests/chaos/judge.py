@@ -17,10 +17,13 @@ from chaos.place import PEOPLE, Site
 
 Row = dict[str, Any]
 
-# Seconds: an eligible phase beside a free slot; a phase that has a slot, and no process; a process
+# Seconds that a phase may be eligible beside a free slot; that it may run or have no process while
+# it holds a slot; that it may wait for one (phases run for six, twice); that a process may be left
 # whose attempt is over.
 PATIENCE_CLAIM = 30
 PATIENCE_PROCESS = 60
+PATIENCE_SLOT = 300
+PATIENCE_LEFT = 30
 
 # SQLSTATEs of errors in the server's log that the faults themselves make: shutdown and crash,
 # cancelled and terminated statements, locks that were not had in time, a read-only session.
@@ -104,18 +107,18 @@ class Judge:
             if phase["feature_id"] == spared or phase["external"]:
                 continue
             if phase["status"] == "queued":
+                # What waits for others moves with them, or never (they were deleted).
                 if phase["eligible_at"] and free and not phase["held"]:
                     found.append((name, "is eligible beside a free slot", PATIENCE_CLAIM))
-                elif phase["eligible_at"] or not spared:
-                    # Behind others, which are looked at themselves.
-                    found.append((name, "waits", 300))
+                elif phase["eligible_at"] and not spared:
+                    found.append((name, "waits for a slot", PATIENCE_SLOT))
             elif phase["adw_id"] in processes:
                 found.append((name, f"runs as {phase['adw_id']}", PATIENCE_PROCESS))
             else:
                 found.append((name, f"is {phase['status']} without a process", PATIENCE_PROCESS))
         if not spared:
             found += [
-                (names[adw_id], f"has processes {pids} although its attempt is over", 30)
+                (names[adw_id], f"has processes {pids} although its attempt is over", PATIENCE_LEFT)
                 for adw_id, pids in processes.items()
                 if adw_id in names
             ]

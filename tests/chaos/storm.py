@@ -10,6 +10,7 @@ each with the next seed, until the minutes are over. The folder of one with a vi
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -120,6 +121,7 @@ def main() -> int:
     parser.add_argument("--coordinators", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="for what is kept; else a temporary one")
     wanted = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
     folder = wanted.folder or Path(tempfile.mkdtemp(prefix="pgcoord-chaos-"))
     begin, total, violations = time.monotonic(), Outcome(wanted.seed), 0
     storms = 0
