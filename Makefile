@@ -31,7 +31,7 @@ types: install ## check types (mypy, strict)
 	$(BIN)/mypy
 
 test: install browser prism ## run the tests (under five minutes)
-	$(BIN)/pytest -q -n 3 -m 'not scale'
+	$(BIN)/pytest -q -n 3 --dist worksteal --durations 20 -m 'not scale'
 
 # The panel is tested in Debian's Chromium. Elsewhere PGCOORD_TEST_CHROMIUM names one; without any, those tests are
 # skipped, and say so.

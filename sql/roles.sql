@@ -3,7 +3,7 @@
 -- changes anything: what is made new has no rights until it is named here. Without roles, all is the owner's alone.
 --
 -- pgcoord_reader       sees everything but the secrets that sign reports.
--- pgcoord_client       brings work in and steers it: INSERT, the functions of design section 8, and UPDATE of what a
+-- pgcoord_client       brings work in and steers it: INSERT, the functions of docs/design.md, section 8, and UPDATE of what a
 --                      person words or orders. Not the status of a phase, nothing derived, no DELETE, no prune.
 -- pgcoord_coordinator  runs `pgcoord serve`: claims, starts and ends, and whatever people ask of it.
 --
@@ -59,7 +59,7 @@ begin
 end $$;
 grant execute on function pgcoord_private.checkup_notifications() to pgcoord_reader, pgcoord_client;
 
--- Bringing work in. A phase may be inserted in any state that the design allows, as the spec's own example does: the
+-- Bringing work in. A phase may be inserted in any state that docs/design.md, section 4, allows: the
 -- triggers see to it that it is true. Whatever is derived they fill themselves.
 grant insert (id, title, description, item_type, priority, estimated_hours, tags, plan, github_issue_number)
     on public.planned_features to pgcoord_client, pgcoord_coordinator;

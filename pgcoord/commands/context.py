@@ -148,13 +148,25 @@ def connected_to(dsn: str) -> "closing[Any]":
 
 
 @asynccontextmanager
-async def session(surroundings: Surroundings, dsn: str) -> AsyncIterator["Connection"]:
-    """A connection on which what is done is logged as done by who called the program."""
+async def session(dsn: str) -> AsyncIterator["Connection"]:
+    """A connection to read by."""
     from pgcoord.database import connect as database
-    from pgcoord.database import session
 
     async with await database.connect(dsn) as conn:
-        await session.act_as(conn, f"{surroundings.user} (command line)")
+        yield conn
+
+
+@asynccontextmanager
+async def changing(surroundings: Surroundings, dsn: str) -> AsyncIterator["Connection"]:
+    """A transaction whose changes are logged as done by who called the program.
+
+    It says itself how it is isolated and for whom it acts: what a session keeps may be another
+    client's, through a pool that changes the session with each transaction.
+    """
+    from pgcoord.database import session as statements
+
+    async with session(dsn) as conn, conn.transaction():
+        await statements.act_as(conn, f"{surroundings.user} (command line)", for_transaction=True)
         yield conn
 
 
@@ -184,7 +196,7 @@ def act(
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
 
     async def work() -> str:
-        async with session(surroundings, found) as conn:
+        async with changing(surroundings, found) as conn:
             return await change(conn)
 
     say(complete(found, work()))

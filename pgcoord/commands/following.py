@@ -54,7 +54,7 @@ async def follow_log(
     Of the first one, only the last `lines` where they are given. Raises `NotFound` or `Refused`
     when it cannot be printed here; of those that follow, it says so and waits for the next.
     """
-    async with session(surroundings, dsn) as conn:
+    async with session(dsn) as conn:
         queue_id = await find_phase(conn, phase)
         course = await _read(conn, queue_id)
     if course.attempts or number:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgcoord.commands.context import complete, existing_dsn, session
+from pgcoord.commands.context import changing, complete, existing_dsn
 from pgcoord.commands.options import HIGHEST_ID, Config, Dsn, Surroundings, surroundings_of
 from pgcoord.commands.terminal import say, say_json
 from pgcoord.errors import CannotStart, InvalidInput
@@ -138,7 +138,7 @@ def _plan_stored(
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
 
     async def take(path: Path) -> Planned:
-        async with session(surroundings, found) as conn:
+        async with changing(surroundings, found) as conn:
             workflows = await declared_workflows(conn)
             read = read_plan(path, workflows=workflows.names, has_default=workflows.has_default)
             rows = [each.row() for each in read.phases]
@@ -149,9 +149,9 @@ def _plan_stored(
         if source is not None:
             planned = await take(surroundings.folder / source)
         else:
-            connect = lambda: session(surroundings, found)  # noqa: E731
+            connect = lambda: changing(surroundings, found)  # noqa: E731
             planned = await plan_stored(planner, connect, feature_id)
-        async with session(surroundings, found) as conn:
+        async with changing(surroundings, found) as conn:
             row = await reads.feature_to_plan(conn, feature_id)
             slots = await reads.slot_count(conn)
             if execute:

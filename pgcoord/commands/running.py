@@ -14,7 +14,7 @@ from contextlib import aclosing, contextmanager, suppress
 import psycopg
 
 from pgcoord.backoff import Backoff
-from pgcoord.commands.context import check_schema, session
+from pgcoord.commands.context import changing, check_schema, session
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.progress import (
     Progress,
@@ -72,7 +72,7 @@ class Runner:
     async def run(self, plan: Plan) -> int:
         """Submit the plan, see it through, and return the exit status."""
         await check_wake_ups(self._dsn)
-        async with session(self._surroundings, self._dsn) as conn:
+        async with changing(self._surroundings, self._dsn) as conn:
             leader = await reads.leader(conn)
             feature_id = await actions.submit_feature(conn, plan.feature())
         if leader:
@@ -132,7 +132,7 @@ class Runner:
             self._coordinator.stop()
 
     async def _sum_up(self, end: Snapshot) -> None:
-        async with session(self._surroundings, self._dsn) as conn:
+        async with session(self._dsn) as conn:
             reasons = await reads.last_reasons(conn, end.feature.id)
         say(summary(end, reasons))
 

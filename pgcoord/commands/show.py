@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pgcoord.commands.context import act, complete, existing_dsn, find_phase, session
-from pgcoord.commands.options import Dsn, FeatureOrAll, Phase, surroundings_of
+from pgcoord.commands.options import Dsn, FeatureOrAll, Phase
 from pgcoord.commands.terminal import say_json
 from pgcoord.text import printable
 
@@ -90,13 +90,13 @@ def status(
     """
     if watch and (as_json or not sys.stdout.isatty()):
         raise typer.BadParameter("it draws on a terminal.", param_hint="--watch")
-    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    found = existing_dsn(ctx, dsn)
 
     async def read(conn: "Connection") -> _Standing:
         return await _read(conn, feature, finished)
 
     async def once() -> _Standing:
-        async with session(surroundings, found) as conn:
+        async with session(found) as conn:
             return await read(conn)
 
     if watch:

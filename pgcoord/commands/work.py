@@ -7,11 +7,11 @@ import typer
 
 from pgcoord.commands.context import (
     Place,
+    changing,
     check_schema,
     complete,
     make_place,
     make_runs_folder,
-    session,
 )
 from pgcoord.commands.options import (
     Config,
@@ -163,7 +163,7 @@ def submit(
     from pgcoord.database import actions, reads
 
     async def work() -> tuple[int, bool]:
-        async with session(surroundings, place.dsn) as conn:
+        async with changing(surroundings, place.dsn) as conn:
             feature_id = await actions.submit_feature(conn, read.feature())
             return feature_id, await reads.leader(conn) is not None
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import psycopg
+
 from pgcoord.database import _sql, session
 from pgcoord.database import connect as database
 from pgcoord.errors import DatabaseUnusable
@@ -103,7 +105,17 @@ async def check_wake_ups(dsn: str) -> None:
 
 
 async def round_trip(dsn: str) -> float | None:
-    """Notify from one connection to another; return the seconds it takes, None when it is lost."""
+    """Notify from one connection to another; return the seconds it takes, None when it is lost.
+
+    Raises `DatabaseUnusable` where the server cannot be reached, or is lost meanwhile.
+    """
+    try:
+        return await _round_trip(dsn)
+    except psycopg.OperationalError as error:  # cut off in the middle of it
+        raise database.unusable(error) from error
+
+
+async def _round_trip(dsn: str) -> float | None:
     async with (
         await database.connect(dsn) as hears,
         await database.connect(dsn) as tells,

@@ -8,7 +8,6 @@ import hashlib
 from pathlib import Path
 
 import psycopg
-from psycopg.rows import scalar_row
 
 from pgcoord import __version__, assets
 from pgcoord.errors import DatabaseUnusable, WrongSchema
@@ -147,20 +146,39 @@ def _check_schema(conn: psycopg.Connection) -> None:
 
 
 def check_server(conn: psycopg.Connection) -> None:
-    """Raise `DatabaseUnusable` when the server is too old or only reads."""
+    """Raise `DatabaseUnusable` when the server is too old, only reads, or is not UTF8."""
     version = conn.info.server_version // 10000
     if version < OLDEST_POSTGRES:
         raise DatabaseUnusable(
             f"the server is PostgreSQL {version}",
             hint=f"pgcoord needs PostgreSQL {OLDEST_POSTGRES} or newer.",
         )
-    reads_only = conn.cursor(row_factory=scalar_row).execute(
-        "select pg_is_in_recovery() or current_setting('default_transaction_read_only')::boolean"
-    )
-    if reads_only.fetchone():
+    encoding = conn.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
         raise DatabaseUnusable(
-            "the server is a stand-by or read-only: nothing can be coordinated there",
+            f"database {conn.info.dbname!r} has the encoding {encoding}: it cannot store all text",
+            hint="Use another: create database … encoding 'UTF8' template template0.",
+        )
+    found = conn.execute(
+        "select pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean,"
+        " pg_backend_pid()"
+    ).fetchone()
+    assert found is not None
+    is_stand_by, reads_only, pid = found
+    if is_stand_by:
+        raise DatabaseUnusable(
+            "the server is a stand-by: nothing can be coordinated there",
             hint="Give the primary's address, or several with target_session_attrs=read-write.",
+        )
+    if reads_only:
+        pooled = pid != conn.info.backend_pid
+        raise DatabaseUnusable(
+            "default_transaction_read_only is on: nothing can be written"
+            + (", perhaps by another client of the pool that this DSN leads to" if pooled else ""),
+            hint="Give the address of the server itself."
+            if pooled
+            else "It is set for the server, the database, the role, in PGOPTIONS or in the DSN:"
+            f" alter role {conn.info.user} set default_transaction_read_only = off overrules it.",
         )
 
 

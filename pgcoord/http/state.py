@@ -31,6 +31,7 @@ class Database:
         self.dsn = dsn
         self.pool = AsyncConnectionPool(
             database.with_defaults(dsn),
+            configure=database.own_session,
             min_size=1,
             max_size=10,
             timeout=5,

@@ -1,6 +1,6 @@
 -- The table of states: which may follow which, and how an attempt ended.
 
--- Which states may follow which: design section 4.
+-- Which states may follow which: docs/design.md, section 4.
 create or replace function pgcoord_private.may_move(p_from text, p_to text) returns boolean
 language sql immutable
 return p_from || ' → ' || p_to in (

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from support import mixed_load
 
-from chaos.faults import Faults
+from chaos.faults import MOST_SLOTS, Faults
 from chaos.place import PEOPLE, Site
 
 Row = dict[str, Any]
@@ -42,20 +42,31 @@ class Judge:
         self._since: dict[tuple[str, str], float] = {}
 
     def look(self) -> None:
-        """Judge the moment, if the server answers: the limit of slots, by tables and processes."""
+        """Judge the moment, if the server answers: slots, and that no phase runs twice at once."""
+        before = self.site.processes()
         try:
             with self.site.session() as conn:
                 slots = conn.execute("select number from pgcoord.slot").fetchall()
                 held = conn.execute(
                     "select slot from phase_queue where slot is not null"
                 ).fetchall()
+                phases = conn.execute("select adw_id, queue_id from pgcoord.attempt").fetchall()
         except psycopg.Error:
             return
         counts = Counter(row["slot"] for row in held)
         if max(counts.values(), default=0) > 1:
             self.wrong.append(f"slots are held twice: {counts}")
-        if len(counts) > max(len(slots), 4):  # the two were not read at one moment
+        if len(counts) > max(len(slots), MOST_SLOTS):  # the two were not read at one moment
             self.wrong.append(f"{len(counts)} phases hold slots, of {len(slots)}")
+        running: dict[str, list[str]] = defaultdict(list)
+        for row in phases:
+            if row["adw_id"] in before:
+                running[row["queue_id"]].append(row["adw_id"])
+        for name, attempts in running.items():
+            if len(attempts) > 1:
+                now = self.site.processes()
+                if all(set(before[each]) & set(now.get(each, ())) for each in attempts):
+                    self.wrong.append(f"{name} runs as {attempts} at once")
 
     def wait_for_rest(self, spared: int | None) -> bool:
         """Wait until every phase is at rest but those of feature `spared`, which somebody locks.
@@ -195,10 +206,13 @@ class Judge:
                     self.wrong.append(f"{name} exited with {status}, and nobody signalled it")
             elif said != status:
                 self.wrong.append(f"{name} exited with {status}, it said {said}")
-        for name in starts:
-            if name in attempts and attempts[name]["started_at"] is None:
-                outcome = attempts[name]["outcome"]
-                self.wrong.append(f"{name} started, and its start is not recorded ({outcome})")
+        for name in starts.keys() & attempts.keys():
+            attempt = attempts[name]
+            # Where its wrapper was killed before its start was recorded it is lost; and an end that
+            # was asked for counts first.
+            known = attempt["started_at"] or attempt["ending"]
+            if not known and attempt["outcome"] not in ("lost", "completed"):
+                self.wrong.append(f"{name} started, and is taken as not ({attempt['outcome']})")
 
     def _judge_logs(self) -> None:
         for seat in self.site.seats:

@@ -26,7 +26,7 @@ from chaos.judge import Judge
 from chaos.place import PEOPLE, Site
 
 # Seconds between two faults, at most.
-_PACE = 0.6
+_PACE = 0.35
 
 
 @dataclass

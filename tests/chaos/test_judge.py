@@ -43,7 +43,7 @@ def test_the_judge_sees_what_marks_logs_and_tables_tell(site: Site) -> None:
     for found in (
         f"{first} started 2 times",
         f"{first} exited with 0, it said 3",
-        f"{second} started, and its start is not recorded (None)",
+        f"{second} started, and is taken as not (None)",
         f"{second} was acknowledged as completed, and is None",
         "queue-1-2 (attempt 1) was claimed before phase 1 was completed",
         "coordinator-0-1: a traceback: KeyError: 1",

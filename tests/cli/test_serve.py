@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -13,7 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support.database import Connection, statuses
+from support.database import Connection, add_feature, statuses
 from support.desk import PATIENCE, Desk, address_of, free_port, until
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -253,6 +254,39 @@ def test_a_stop_closes_streams_within_seconds(desk: Desk) -> None:
             pass
         assert program.wait() == 0
         assert time.monotonic() - begin < 3
+
+
+def test_a_request_that_waits_when_the_server_is_stopped_is_answered(
+    desk: Desk, dsn: str, conn: Connection
+) -> None:
+    add_feature(conn, {1: []})
+    serving = desk.start("serve")
+    address = address_of(serving)
+    serving.until("leading")
+    conn.execute("select pgcoord.pause()")
+    answers: list[tuple[int, Any]] = []
+    with conn.transaction():
+        conn.execute("select from phase_queue for update")
+
+        def ask() -> None:
+            answers.append(get(address, "/api/v1/queue/queue-1-1/cancel", "POST", {}))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        waits = (
+            "select from pg_stat_activity where wait_event_type = 'Lock'"
+            " and datname = current_database() and query like '%cancel_phase%'"
+        )
+        deadline = time.monotonic() + PATIENCE
+        with psycopg.connect(dsn, autocommit=True) as watch:
+            while watch.execute(waits).fetchone() is None:
+                assert time.monotonic() < deadline
+        serving.send(signal.SIGTERM)
+        assert serving.wait() == 0
+        asking.join()
+    ((status, answer),) = answers
+    assert (status, answer["error"]) == (503, "unavailable")
+    assert "Traceback" not in serving.said
 
 
 def test_the_script_of_the_specification_works(desk: Desk, dsn: str, conn: Connection) -> None:

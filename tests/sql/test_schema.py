@@ -17,6 +17,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.cases import case
 from support.database import Connection, add_feature, add_phase, claim, upgrade
 
 from pgcoord import __version__, assets
@@ -182,9 +183,27 @@ def test_a_user_who_may_not_create_is_told_who_can(empty: str, nobody: str) -> N
 def test_a_database_that_only_reads_is_refused(dsn: str, use: Any) -> None:
     name = conninfo_to_dict(dsn)["dbname"]
     change(dsn, f"alter database {name} set default_transaction_read_only = on")
-    with pytest.raises(DatabaseUnusable, match="stand-by or read-only") as caught:
+    with pytest.raises(DatabaseUnusable, match="default_transaction_read_only is on") as caught:
         use(dsn)
-    assert "target_session_attrs=read-write" in str(caught.value.hint)
+    assert "set default_transaction_read_only = off overrules it" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("use", [upgrade, check])
+def test_a_database_of_another_encoding_is_refused(server: str, use: Any) -> None:
+    name = "pgcoord_test_latin1"
+    with psycopg.connect(server) as conn:
+        provider = "locale_provider libc" if conn.info.server_version >= 150000 else ""
+    change(
+        server,
+        f"drop database if exists {name}",
+        f"create database {name} encoding 'LATIN1' {provider} locale 'C' template template0",
+    )
+    try:
+        with pytest.raises(DatabaseUnusable, match="has the encoding LATIN1") as caught:
+            use(make_conninfo(server, dbname=name))
+        assert "encoding 'UTF8' template template0" in str(caught.value.hint)
+    finally:
+        change(server, f"drop database {name}")
 
 
 @pytest.fixture
@@ -375,28 +394,27 @@ def test_a_slot_that_does_not_exist_cannot_be_held_without_our_triggers(
         conn.execute(statement.encode())
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "update phase_queue set slot = 1 where slot = 2",
-        "update phase_queue set slot = 4 where slot = 2",
-        "update phase_queue set slot = null where slot = 2",
-        "update phase_queue set slot = 3, status = 'running' where slot is null",
-        "update phase_queue set status = 'queued' where slot = 2",
-        "insert into pgcoord.slot (number) values (0)",
-        "insert into pgcoord.slot (number) values (3)",
-        "delete from pgcoord.slot",
-        "insert into pgcoord.control (only_row) values (false)",
-        "insert into pgcoord.control (only_row) values (true)",
-        "update pgcoord.attempt set outcome = 'completed'",
-        "update pgcoord.attempt set outcome = 'splendid', ended_at = now()",
-        "update pgcoord.workflow set max_attempts = 0",
-        "insert into pgcoord.dependency values (1, 1, 1)",
-        "insert into pgcoord.dependency values (1, 1, 99)",
-    ],
-)
+WRONG_BY_HAND: Any = [
+    "update phase_queue set slot = 1 where slot = 2",
+    "update phase_queue set slot = 4 where slot = 2",
+    "update phase_queue set slot = null where slot = 2",
+    "update phase_queue set slot = 3, status = 'running' where slot is null",
+    "update phase_queue set status = 'queued' where slot = 2",
+    "insert into pgcoord.slot (number) values (0)",
+    "insert into pgcoord.slot (number) values (3)",
+    "delete from pgcoord.slot",
+    "insert into pgcoord.control (only_row) values (false)",
+    "insert into pgcoord.control (only_row) values (true)",
+    "update pgcoord.attempt set outcome = 'completed'",
+    "update pgcoord.attempt set outcome = 'splendid', ended_at = now()",
+    "update pgcoord.workflow set max_attempts = 0",
+    "insert into pgcoord.dependency values (1, 1, 1)",
+    "insert into pgcoord.dependency values (1, 1, 99)",
+]
+
+
 def test_what_a_superuser_writes_by_hand_is_refused_all_the_same(
-    conn: Connection, epoch: int, statement: str
+    conn: Connection, epoch: int
 ) -> None:
     add_feature(conn, {1: [], 2: [], 3: [], 4: []})
     assert len(claim(conn, epoch)) == 3
@@ -406,10 +424,12 @@ def test_what_a_superuser_writes_by_hand_is_refused_all_the_same(
         return [conn.execute(f"select * from {each}".encode()).fetchall() for each in tables]
 
     was = stored()
-    with pytest.raises(psycopg.Error) as caught:
-        conn.execute(statement.encode())
-    assert str(caught.value.sqlstate)[:2] in ("PC", "23"), caught.value
-    assert stored() == was
+    for statement in WRONG_BY_HAND:
+        with case(statement):
+            with pytest.raises(psycopg.Error) as caught:
+                conn.execute(statement.encode())
+            assert str(caught.value.sqlstate)[:2] in ("PC", "23"), caught.value
+            assert stored() == was
 
 
 # --- What is shipped
