@@ -133,11 +133,20 @@ def would_be_runs_folder(surroundings: Surroundings, configuration: "Configurati
 
 
 def check_schema(dsn: str) -> None:
-    """Raise `WrongSchema`, with what to run, unless the database is of this release."""
+    """Raise `WrongSchema`, with what to run, unless the database is of this release.
+
+    Raises `DatabaseUnusable` where the server cannot be reached, or is lost meanwhile.
+    """
+    import psycopg
+
+    from pgcoord.database import connect as database
     from pgcoord.database import schema
 
-    with connected_to(dsn) as conn:
-        schema.check_schema(conn)
+    try:
+        with connected_to(dsn) as conn:
+            schema.check_schema(conn)
+    except psycopg.OperationalError as error:  # cut off in the middle of it
+        raise database.unusable(error) from error
 
 
 def connected_to(dsn: str) -> "closing[Any]":
