@@ -3,10 +3,12 @@
 The one rule: only what is called `make_…` makes anything; every other command takes what is there.
 """
 
+import os
+import pwd
 import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +18,7 @@ import typer
 from pgcoord.commands.options import HIGHEST_ID, Surroundings, surroundings_of
 from pgcoord.commands.terminal import say
 from pgcoord.errors import CannotStart, DatabaseUnusable, InvalidInput, WrongSchema
+from pgcoord.ownership import remedy, trusted_owners, why_not_ours
 
 if TYPE_CHECKING:
     from pgcoord.configuration import Configuration
@@ -43,7 +46,7 @@ def make_place(surroundings: Surroundings, dsn: str | None) -> Place:
 
     A database that was named is neither connected to nor changed.
     """
-    state = _find_state(surroundings.folder) or surroundings.folder / STATE
+    state = _find_state(surroundings) or surroundings.folder / STATE
     given = named_dsn(surroundings, dsn)
     if given is not None:
         return Place(given, state)
@@ -55,7 +58,7 @@ def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":
     from pgcoord.database import schema
     from pgcoord.database.embedded import EmbeddedPostgres
 
-    state = _find_state(surroundings.folder) or surroundings.folder / STATE
+    state = _find_state(surroundings) or surroundings.folder / STATE
     server = EmbeddedPostgres(state)
     new = not server.server.data.exists()
     server.start()
@@ -70,7 +73,7 @@ def existing_server(surroundings: Surroundings) -> "EmbeddedPostgres":
     """Find the embedded Postgres, running or not. Raises `DatabaseUnusable` when there is none."""
     from pgcoord.database.embedded import EmbeddedPostgres
 
-    state = _find_state(surroundings.folder)
+    state = _find_state(surroundings)
     if state is None or not EmbeddedPostgres(state).server.data.exists():
         raise DatabaseUnusable(
             f"no database: no {STATE}/ with an embedded Postgres in {surroundings.folder} or above",
@@ -125,16 +128,25 @@ def make_runs_folder(place: Place, configuration: "Configuration") -> Path:
 
 def would_be_runs_folder(surroundings: Surroundings, configuration: "Configuration | None") -> Path:
     """The folder of the runs of a coordinator that would be started here."""
-    state = _find_state(surroundings.folder) or surroundings.folder / STATE
+    state = _find_state(surroundings) or surroundings.folder / STATE
     return _runs_folder(state, configuration)
 
 
 def check_schema(dsn: str) -> None:
-    """Raise `WrongSchema`, with what to run, unless the database is of this release."""
+    """Raise `WrongSchema`, with what to run, unless the database is of this release.
+
+    Raises `DatabaseUnusable` where the server cannot be reached, or is lost meanwhile.
+    """
+    import psycopg
+
+    from pgcoord.database import connect as database
     from pgcoord.database import schema
 
-    with connected_to(dsn) as conn:
-        schema.check_schema(conn)
+    try:
+        with connected_to(dsn) as conn:
+            schema.check_schema(conn)
+    except psycopg.OperationalError as error:  # cut off in the middle of it
+        raise database.unusable(error) from error
 
 
 def connected_to(dsn: str) -> "closing[Any]":
@@ -216,6 +228,24 @@ def _runs_folder(state: Path, configuration: "Configuration | None") -> Path:
     return (configuration and configuration.log_folder) or state / "runs"
 
 
-def _find_state(start: Path) -> Path | None:
+def _find_state(surroundings: Surroundings) -> Path | None:
+    """The state folder, here or above. Raises `DatabaseUnusable` when it is of somebody else."""
+    start = surroundings.folder
     folders = (folder / STATE for folder in (start, *start.parents))
-    return next((folder for folder in folders if folder.is_dir()), None)
+    found = next((folder for folder in folders if folder.is_dir()), None)
+    if found and (reason := why_not_ours(found, _owners_of_state(surroundings))):
+        raise DatabaseUnusable(
+            f"{reason}, so it is not used",
+            hint=f"Give --dsn or DATABASE_URL, or work in another folder. To make it yours:"
+            f" {remedy(found)}",
+        )
+    return found
+
+
+def _owners_of_state(surroundings: Surroundings) -> set[int]:
+    """Those of files of ours, and whom root runs Postgres as."""
+    owners = set(trusted_owners(surroundings.environment))
+    if os.geteuid() == 0:
+        with suppress(KeyError):
+            owners.add(pwd.getpwnam("postgres").pw_uid)
+    return owners

@@ -57,8 +57,9 @@ def _machine(surroundings: Surroundings, config: Path | None) -> "Machine":
     from pgcoord.configuration import find_configuration, read_configuration
     from pgcoord.doctor import Machine
 
-    path, read, faults = config or find_configuration(surroundings.folder), None, None
+    read, faults = None, None
     try:
+        path = config or find_configuration(surroundings.folder, surroundings.environment)
         read = read_configuration(path) if path else None
     except InvalidConfiguration as error:
         faults = error

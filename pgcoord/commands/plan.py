@@ -117,7 +117,7 @@ def _planner(surroundings: Surroundings, config: Path | None) -> "FeaturePlanner
     from pgcoord.configuration import Planner, find_configuration, read_configuration
     from pgcoord.planner.planning import FeaturePlanner
 
-    path = config or find_configuration(surroundings.folder)
+    path = config or find_configuration(surroundings.folder, surroundings.environment)
     settings = read_configuration(path).planner if path else Planner()
     return FeaturePlanner(settings, surroundings.environment, surroundings.folder)
 

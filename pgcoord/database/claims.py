@@ -15,6 +15,7 @@ from pgcoord.database._sql import (
     fetch_row,
     fetch_rows,
     fetch_value,
+    fetch_values,
     refusals,
 )
 from pgcoord.database.rows import Assignment, Lead, Move, NextWork, OpenAttempt, ServerTimeline
@@ -205,13 +206,13 @@ async def give_up_attempt(
 async def _ended(
     conn: Connection, attempt: Assignment, statement: str, *values: object
 ) -> Move | None:
-    """End an attempt and read the move, in one round trip: what follows is logged after it."""
-    with refusals():
-        async with conn.pipeline():
-            await conn.execute(statement.encode(), values)
-            moves = conn.cursor(row_factory=class_row(Move))
-            await moves.execute(_LAST_MOVE, _names(attempt))
-        return await moves.fetchone()
+    """End an attempt, and read the move.
+
+    Not in a pipeline: it would commit the end after the reading only, and psycopg 3.3.9 takes a
+    statement for prepared that the server skips since the one before it failed.
+    """
+    await fetch_value(conn, statement, *values)
+    return await last_move(conn, attempt)
 
 
 async def return_attempt(
@@ -244,25 +245,55 @@ async def expire_attempts(conn: Connection) -> None:
     await fetch_value(conn, "select pgcoord_private.expire_attempts()")
 
 
-async def agenda(conn: Connection, awaited: Collection[str]) -> NextWork:
-    """When to look next, and what is locked besides `awaited`; for after a claim of nothing."""
+async def next_work(conn: Connection, awaited: Collection[str]) -> NextWork:
+    """When to look next, and what is locked besides *awaited*; for after a claim of nothing."""
     found = await fetch_row(
         conn,
         NextWork,
-        f"select {columns_of(NextWork)} from pgcoord_private.agenda(%s)",
+        f"select {columns_of(NextWork)} from pgcoord_private.next_work(%s)",
         list(awaited),
     )
     assert found is not None
     return found
 
 
-async def await_phase(conn: Connection, queue_id: str) -> None:
-    """Wait until nobody has the phase locked."""
-    await conn.execute(
-        b"select from public.phase_queue where queue_id = %s for no key update", [queue_id]
+async def gone_attempts(conn: Connection, attempt_ids: Collection[int]) -> frozenset[int]:
+    """Which of these attempts the primary does not know, or knows to have no process any more."""
+    return frozenset(
+        await fetch_values(conn, "select pgcoord_private.gone_attempts(%s)", list(attempt_ids))
     )
 
 
-async def await_control(conn: Connection) -> None:
-    """Wait until nobody has the control row locked."""
-    await conn.execute(b"select from pgcoord.control for no key update")
+async def find_lock(conn: Connection, attempt_id: int | None, *, far: bool) -> str | None:
+    """The name of a row that somebody has locked and that a statement about an attempt needs.
+
+    Never waits. None when there is none any more; without an attempt, only the control row counts.
+    *far*: look at the dependents of dependents of its phase, too, which change when it fails.
+    """
+    name: str | None = await fetch_value(
+        conn, "select pgcoord_private.find_lock(%s, %s)", attempt_id, far
+    )
+    return name
+
+
+async def await_lock(conn: Connection, name: str) -> None:
+    """Wait until nobody else has the row called *name* locked. Names the session accordingly."""
+    await fetch_value(conn, "select pgcoord_private.await_lock(%s)", name)
+
+
+async def held_by(conn: Connection, name: str) -> str | None:
+    """Who holds a lock that some session waits for, in words; None when no holder is seen."""
+    words: str | None = await fetch_value(conn, "select pgcoord_private.held_by(%s)", name)
+    return words
+
+
+async def note_unrecorded(conn: Connection, attempt_id: int, words: str, lock: str) -> None:
+    """Show that what happened to an attempt (*words*) cannot be recorded because of *lock*."""
+    await fetch_value(
+        conn, "select pgcoord_private.note_unrecorded(%s, %s, %s)", attempt_id, words, lock
+    )
+
+
+async def forget_unrecorded(conn: Connection, attempt_id: int) -> None:
+    """Show no longer that something about an attempt is not recorded."""
+    await fetch_value(conn, "select pgcoord_private.forget_unrecorded(%s)", attempt_id)

@@ -74,7 +74,7 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Attention:
-    """A phase that needs somebody: `kind` is failed, missing, workflow or slow."""
+    """A phase that needs somebody: `kind` is failed, missing, workflow, slow or locked."""
 
     kind: str
     queue_id: str

@@ -121,12 +121,12 @@ class NextWork:
     """What is left when there is nothing to claim.
 
     When to look next unwoken (seconds, None: never), attempts of hosts of which nothing is heard
-    any more, and a claimable phase that is locked.
+    any more, and the locks that keep something from being claimed or ended.
     """
 
     due_in: float | None
     abandoned: list[int]
-    locked_phase: str | None
+    locked: list[str]
 
 
 @dataclass(frozen=True)

@@ -45,3 +45,70 @@ where a.exited_at is null    -- follows from the next, and has an index
     and a.ended_at is null and not a.external and a.host <> c.host;
 comment on view pgcoord.elsewhere is
     'Attempts on other hosts than the one that leads (or led last), and until when they are left alone; then they are lost.';
+
+-- Locks that coordinators wait for, with the sessions that hold them up. A session waits for one lock: its name tells
+-- which (await_lock). Who holds it is known only while it waits; what that session does, only to those who may see it
+-- (pg_read_all_stats). A prepared transaction has no session: its holder is 0.
+create or replace function pgcoord_private.find_lock_waits() returns table (
+    lock text, holder integer, usename name, application_name text, since timestamptz, state text, query text
+)
+language plpgsql stable rows 1 as $$
+#variable_conflict use_column
+begin
+    return query
+    select substr(w.application_name, length('pgcoord waits for ') + 1), b.pid, s.usename, s.application_name, s.xact_start,
+        s.state, s.query
+    from pg_stat_activity as w
+        cross join lateral unnest(pg_blocking_pids(w.pid)) as b (pid)
+        left join pg_stat_activity as s on s.pid = b.pid
+    where w.datname = current_database() and w.application_name like 'pgcoord waits for %'
+    order by s.xact_start;
+end $$;
+comment on function pgcoord_private.find_lock_waits() is
+    'The locks that coordinators wait for, each with the session that holds it: who that is, since when it is in its transaction, and its last query.';
+
+create or replace view pgcoord.lock_waits as
+select w.lock, w.holder, w.usename, w.application_name, w.since, w.state, w.query
+from pgcoord_private.find_lock_waits() as w;
+comment on view pgcoord.lock_waits is
+    'Locks that coordinators wait for, each with the session that holds it.';
+
+create or replace function pgcoord_private.held_by(p_lock text) returns text
+language sql stable as $$
+    select case
+        when holder = 0 then 'a prepared transaction (select * from pg_prepared_xacts)'
+        else format('process %s (user %s%s)%s%s', holder, usename, ', ' || nullif(application_name, ''),
+            ', in its transaction since ' || pgcoord_private.clock(since),
+            ', ' || state || ': ' || left(regexp_replace(query, '\s+', ' ', 'g'), 200))
+        end
+    from pgcoord_private.find_lock_waits()
+    where lock = left(p_lock, 63 - length('pgcoord waits for '))    -- as long as the name of a session may be
+    limit 1;
+$$;
+comment on function pgcoord_private.held_by(text) is
+    'The session that holds a lock that a coordinator waits for, in words; null when none is seen.';
+
+-- What happened to attempts and is not recorded yet, since somebody has locked what that would change.
+create or replace view pgcoord_private.unrecorded_now as
+select u.attempt_id, a.queue_id, u.since, u.lock,
+    format('%s, which is not recorded yet: it needs %s, which is held by %s', u.words, u.lock,
+        coalesce(pgcoord_private.held_by(u.lock), 'somebody')) as words
+from pgcoord.unrecorded as u
+    join pgcoord.attempt as a on a.id = u.attempt_id
+where a.exited_at is null;
+comment on view pgcoord_private.unrecorded_now is
+    'What happened to attempts and cannot be recorded yet, and who holds it up.';
+
+-- Claimable phases that a coordinator cannot claim: those that the same transaction has locked as the one that it waits
+-- for, or all, where it waits for the control row or for slots.
+create or replace view pgcoord_private.locked_phase as
+select p.queue_id, p.feature_id, p.phase_number, p.eligible_at, w.lock,
+    format('cannot be claimed: %s is held by %s', w.lock, pgcoord_private.held_by(w.lock)) as words
+from pgcoord_private.find_lock_waits() as w
+    join public.phase_queue as p on p.status = 'queued' and p.eligible_at is not null and not p.held
+        and (p.retry_at is null or p.retry_at <= clock_timestamp())
+        and (w.lock = 'pgcoord.control' or w.lock like 'slot %' or p.xmax::text = (
+            select awaited.xmax::text from public.phase_queue as awaited
+            where w.lock like 'phase %' and awaited.queue_id = substr(w.lock, length('phase ') + 1) and awaited.xmax <> '0'
+        ));
+comment on view pgcoord_private.locked_phase is 'Claimable phases that cannot be claimed because of a lock, and who holds it.';

@@ -64,6 +64,13 @@ from public.phase_queue as p
     join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
 where p.slot is not null and a.ended_at is null and a.ending is not null
 union all
+select p.queue_id, p.feature_id, p.phase_number, -1, 'unrecorded', 'its process ' || u.words, u.lock
+from pgcoord_private.unrecorded_now as u
+    join public.phase_queue as p using (queue_id)
+union all
+select l.queue_id, l.feature_id, l.phase_number, 9, 'locked', l.words, l.lock
+from pgcoord_private.locked_phase as l
+union all
 select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
     case p.status
         when 'completed' then format('completed at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'))

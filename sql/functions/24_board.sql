@@ -101,12 +101,21 @@ from (
         from public.phase_queue as p
             join pgcoord.usual as u on u.workflow = pgcoord_private.workflow_of(p)
         where p.status = 'running' and u.runs >= 3 and p.started_timestamp < now() - 2 * u.high - interval '1 minute'
+        union all
+        select 'locked' as kind, u.queue_id, u.since, 'its process ' || u.words,
+            null::integer as attempt, null::integer as exit_code, null::integer[] as blocks
+        from pgcoord_private.unrecorded_now as u
+        union all
+        (select distinct on (l.queue_id) 'locked' as kind, l.queue_id, l.eligible_at, l.words,
+            null::integer as attempt, null::integer as exit_code, null::integer[] as blocks
+        from pgcoord_private.locked_phase as l
+        order by l.queue_id, l.lock)
     ) as n
     join public.phase_queue as p using (queue_id)
     join public.planned_features as f on f.id = p.feature_id
 where f.cancelled_at is null;
 comment on view pgcoord.attention is
-    'Phases that need somebody: failed ones, such as cannot start, and such as run much longer than usual.';
+    'Phases that need somebody: failed ones, such as cannot start, such as run much longer than usual, and such as a lock of somebody''s holds up.';
 
 -- In the order in which claims take them.
 create or replace view pgcoord.line as

@@ -71,8 +71,10 @@ end $$;
 comment on function pgcoord_private.resign() is
     'For the leading coordinator, on its LISTEN connection: give the lead back, and tell those who stand by.';
 
+-- Errors: 55P03 when somebody has the lease locked for more than a second.
 create or replace function pgcoord_private.renew_lease(p_host text) returns void
-language sql as $$
+language sql
+set lock_timeout = '1s' as $$
     insert into pgcoord.host (name, lease_until) values (p_host, clock_timestamp() + pgcoord_private.lease_length())
     on conflict (name) do update set lease_until = excluded.lease_until;
 $$;

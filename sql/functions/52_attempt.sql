@@ -57,7 +57,7 @@ begin
     update public.phase_queue set status = 'running', started_timestamp = clock_timestamp()
     where queue_id = v_attempt.queue_id and attempt = v_attempt.number and status = 'ready';
     if v_attempt.deadline is not null then
-        notify pgcoord_wake;    -- the agenda has a new entry
+        notify pgcoord_wake;    -- a new deadline
     end if;
 end $$;
 comment on function pgcoord_private.start_phase(bigint, bigint, integer, text) is
@@ -193,7 +193,7 @@ comment on function pgcoord_private.return_attempt(bigint, interval, text) is
     'For the coordinator: give a claimed attempt back unused; its phase waits for that long and keeps its attempts.';
 
 -- Ask for the end of attempts that have run longer than they may. One that somebody has locked is passed over, so that
--- no transaction of a person's holds the coordinator up; the agenda has it looked at again.
+-- no transaction of a person's holds the coordinator up; next_work names it.
 create or replace function pgcoord_private.expire_attempts() returns void
 language sql as $$
     update pgcoord.attempt as a
@@ -232,3 +232,23 @@ begin
 end $$;
 comment on function pgcoord_private.tell_deleted() is
     'Trigger: wake the coordinators, as a phase was deleted whose reported process lingers.';
+
+-- Which of these attempts there are no more, or whose process is known to be gone. The answer is the primary's, also
+-- behind a pooler that spreads what only reads over stand-bys: the function is volatile, and refuses a stand-by.
+-- Errors: 25006 on a stand-by.
+create or replace function pgcoord_private.gone_attempts(p_attempt_ids bigint[]) returns setof bigint
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp as $$
+begin
+    if pg_is_in_recovery() then
+        raise exception using
+            errcode = '25006',
+            message = 'a stand-by was asked which attempts there are',
+            hint = 'Something between here and the server spreads statements over stand-bys: have the sessions of pgcoord go to the primary.';
+    end if;
+    return query
+    select given.id from unnest(p_attempt_ids) as given (id)
+    where not exists (select from pgcoord.attempt as a where a.id = given.id and a.exited_at is null);
+end $$;
+comment on function pgcoord_private.gone_attempts(bigint[]) is
+    'For the coordinator, before it ends processes: which of these attempts are gone, by the primary.';

@@ -140,7 +140,7 @@ begin
     elsif not p_grows then
         update pgcoord.control set issues_held_until = greatest(issues_held_until, clock_timestamp() + p_wait);
     end if;
-    notify pgcoord_wake;    -- the agenda has a new entry
+    notify pgcoord_wake;    -- a new time to look at
     select extract(epoch from issues_held_until - clock_timestamp()), coalesce(issues_held_since + issues_optional_after <= clock_timestamp(), false)
     into wait_seconds, optional from pgcoord.control;
 end $$;

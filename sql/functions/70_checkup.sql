@@ -264,6 +264,33 @@ language sql stable as $$
 $$;
 comment on function pgcoord_private.checkup_transactions() is 'Checkup: are there transactions that lock phases, or hold vacuum back?';
 
+create or replace function pgcoord_private.checkup_locks() returns setof pgcoord.finding
+language sql stable as $$
+    with holder as (
+        select w.holder, min(w.since) as since, min(pgcoord_private.held_by(w.lock)) as words, array_agg(distinct w.lock) as locks
+        from pgcoord_private.find_lock_waits() as w
+        group by w.holder
+    )
+    select 'locks', case when h.words is null and u.n = 0 then 'ok' else 'warn' end,
+        case when h.words is null and u.n = 0 then 'no coordinator waits for a lock'
+            else concat_ws('; ',
+                case when u.n > 0 then format('what the process did cannot be recorded yet: %s', pgcoord_private.some_of(u.names)) end,
+                h.words)
+        end,
+        case when h.words is not null then 'end that transaction, or: ' || h.ending
+            when u.n > 0 then 'a coordinator on the same machine records it once it runs: ''pgcoord serve''' end
+    from (
+            select string_agg(format('%s is held by %s', pgcoord_private.some_of(locks), words), '; ' order by since) as words,
+                (array_agg(case when holder = 0 then 'rollback prepared …' else format('select pg_terminate_backend(%s)', holder) end
+                    order by since))[1] as ending
+            from holder
+        ) as h
+        cross join (
+            select count(*) as n, array_agg(queue_id order by since) as names from pgcoord_private.unrecorded_now
+        ) as u;
+$$;
+comment on function pgcoord_private.checkup_locks() is 'Checkup: does a coordinator wait for locks that somebody holds?';
+
 create or replace function pgcoord_private.checkup_notifications() returns setof pgcoord.finding
 language sql volatile as $$
     select 'notifications', case when usage < 0.1 then 'ok' when usage < 0.5 then 'warn' else 'fail' end,
@@ -309,6 +336,7 @@ begin
     return query select * from pgcoord_private.checkup_attempts();
     return query select * from pgcoord_private.checkup_external();
     return query select * from pgcoord_private.checkup_issues();
+    return query select * from pgcoord_private.checkup_locks();
     return query select * from pgcoord_private.checkup_transactions();
     return query select * from pgcoord_private.checkup_notifications();
 end $$;

@@ -45,7 +45,7 @@ comment on column pgcoord.reasons.feature_id is 'Its feature.';
 comment on column pgcoord.reasons.phase_number is 'Its number within the feature.';
 comment on column pgcoord.reasons.rank is 'The lower, the more decisive.';
 comment on column pgcoord.reasons.kind is
-    'Kind of the reason: ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow, github or slot.';
+    'Kind of the reason: unrecorded, ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked or slot.';
 comment on column pgcoord.reasons.words is 'The reason in words.';
 comment on column pgcoord.reasons.refers_to is 'What it refers to: a phase, an adw_id, a feature, a workflow.';
 
@@ -56,7 +56,7 @@ comment on column pgcoord_private.first_reason.words is 'The most decisive reaso
 
 comment on column pgcoord.waiting.title is 'What the phase is called.';
 comment on column pgcoord.waiting.kind is
-    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow, github or slot.';
+    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked or slot.';
 comment on column pgcoord.waiting.words is 'The reason in words.';
 
 comment on column pgcoord.slots.slot is 'Number of the slot.';
@@ -76,6 +76,20 @@ comment on column pgcoord_private.assignment.ended_seconds_ago is 'How long ago 
 
 comment on column pgcoord.elsewhere.attempt_id is 'Number over all attempts.';
 comment on column pgcoord.elsewhere.left_alone_until is 'When its lease ends, unless its host is heard of before.';
+
+comment on column pgcoord.lock_waits.lock is 'What is locked: feature 5, phase queue-5-1, attempt 12, slot 2, pgcoord.control.';
+comment on column pgcoord.lock_waits.holder is 'The process (pid) of the session that has it locked; 0 for a prepared transaction.';
+comment on column pgcoord.lock_waits.usename is 'The user of that session.';
+comment on column pgcoord.lock_waits.application_name is 'What that session calls itself.';
+comment on column pgcoord.lock_waits.since is 'When its transaction began.';
+comment on column pgcoord.lock_waits.state is 'What it does, such as idle in transaction.';
+comment on column pgcoord.lock_waits.query is 'Its last statement.';
+
+comment on column pgcoord_private.unrecorded_now.queue_id is 'Name of the phase.';
+comment on column pgcoord_private.unrecorded_now.words is 'What happened, and who holds it up.';
+
+comment on column pgcoord_private.locked_phase.lock is 'What is locked.';
+comment on column pgcoord_private.locked_phase.words is 'Why it cannot be claimed: what is locked, and by whom.';
 
 comment on column pgcoord.changed_definition.missing is 'Whether it is gone, not only changed.';
 
@@ -101,7 +115,7 @@ comment on column pgcoord_private.stranded.words is 'What is wrong.';
 comment on column pgcoord_private.stranded.refers_to is 'Number of the phase, or name of the workflow, that does not exist.';
 
 comment on column pgcoord.attention.kind is
-    'failed, missing (a prerequisite does not exist), workflow (nobody knows it) or slow (runs much longer than usual).';
+    'failed, missing (a prerequisite does not exist), workflow (nobody knows it), slow (runs much longer than usual) or locked (a lock of somebody''s holds it up).';
 comment on column pgcoord.attention.feature is 'What the feature is called.';
 comment on column pgcoord.attention.title is 'What the phase is called.';
 comment on column pgcoord.attention.since is 'Since when it is so.';

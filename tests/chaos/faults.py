@@ -39,6 +39,7 @@ KINDS = {
     "hand": 24,
     "write": 6,
     "hold_row": 10,
+    "set_database": 2,
     "fill_disk": 2,
 }
 
@@ -112,7 +113,7 @@ class Faults:
     def _judged(self, error: psycopg.Error) -> str:
         """Note an error that nobody may be shown; say it in a line."""
         state = error.sqlstate or "connection"
-        expected = ("PC", "57", "55P03", "08", "25006", "40001", "53300", "connection")
+        expected = ("PC", "57", "55P03", "08", "25006", "40001", "53300", "connection", "42P01")
         line = f"{state} {' '.join(str(error).split())}"
         if not state.startswith(expected):
             self.wrong.append(f"a person was shown {line}")
@@ -136,6 +137,8 @@ class Faults:
         self._messages.clear()
         if not self.site.is_server_up():
             self.site.postgres.start()
+        with self.site.session() as conn:
+            conn.execute("alter database postgres reset all")
         dice = random.Random(0)
         for seat in self.site.seats:
             seat.send(signal.SIGCONT)
@@ -223,6 +226,21 @@ class Faults:
             time.sleep(0.05)
         self.later(seconds, self.site.postgres.start)
         return f"{signal.Signals(number).name}, down for {seconds} s"
+
+    def _set_database(self, dice: random.Random) -> str:
+        """Set something for all sessions that begin from now on, for a while."""
+        # Read-only is refused when a coordinator starts, as it should be.
+        possible = [each for each in ODD_SETTINGS if "default_transaction_read_only" not in each]
+        name, value = dice.choice(list(dice.choice(possible).items()))
+        with self.site.session() as conn:
+            conn.execute(f"alter database postgres set {name} = '{value}'".encode())
+
+        def reset() -> None:
+            with self.site.session() as conn:
+                conn.execute(f"alter database postgres reset {name}".encode())
+
+        self.later(dice.choice([1.0, 5.0]), reset)
+        return f"{name} = {value}"
 
     # What phases run.
 

@@ -62,6 +62,16 @@ echo "end $PGCOORD_ADW_ID $2" >> '{marks}'
 exit $2
 """
 
+# What the environment of a coordinator may set for its sessions, beside nothing.
+ODD_ENVIRONMENTS: tuple[dict[str, str], ...] = (
+    {"PGDATESTYLE": "German", "PGTZ": "Asia/Kolkata"},
+    {"PGCLIENTENCODING": "LATIN1"},
+    {"PGOPTIONS": "-c IntervalStyle=iso_8601 -c bytea_output=escape -c extra_float_digits=-15"},
+    {"PGOPTIONS": "-c default_transaction_isolation=serializable -c statement_timeout=2s"},
+    {"PGOPTIONS": "-c lock_timeout=1s -c idle_in_transaction_session_timeout=1s"},
+    {"PGOPTIONS": "-c search_path=nowhere -c standard_conforming_strings=off"},
+)
+
 # How a coordinator ends that is stopped: by SIGTERM, by SIGINT, at once, killed.
 _TOLD = (0, 130, 143, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
 
@@ -159,6 +169,7 @@ class Site:
     def start(self, seat: Seat, dice: random.Random) -> None:
         """Start a coordinator, drained or not, in one environment or another."""
         drains = dice.random() < 0.3
+        odd = dice.choice(ODD_ENVIRONMENTS) if dice.random() < 0.3 else {}
         if seat.is_up:
             return
         self.note_end(seat)
@@ -173,6 +184,7 @@ class Site:
                     "HOME": str(self.folder),
                     "DATABASE_URL": self.postgres.dsn,
                     "STORM_SECRET": SECRET,
+                    **odd,
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=log,

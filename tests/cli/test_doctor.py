@@ -34,7 +34,7 @@ KINDS = [
         "slots",
     ),
     *("line", "retries", "workflows", "prerequisites", "attempts", "external", "issues"),
-    *("transactions", "notifications", "configuration", "reports", "disk"),
+    *("locks", "transactions", "notifications", "configuration", "reports", "disk"),
 ]
 
 

@@ -256,6 +256,24 @@ def test_a_stop_closes_streams_within_seconds(desk: Desk) -> None:
         assert time.monotonic() - begin < 3
 
 
+def test_a_connection_that_is_lost_as_the_schema_is_checked_is_tried_again(
+    desk: Desk, dsn: str, conn: Connection
+) -> None:
+    with conn.transaction():
+        conn.execute("lock table pgcoord.migration")
+        serving = desk.start("serve")
+        deadline = time.monotonic() + PATIENCE
+        ends = (
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and wait_event_type = 'Lock'"
+        )
+        with psycopg.connect(dsn, autocommit=True) as other:
+            while other.execute(ends).fetchone() is None:
+                assert time.monotonic() < deadline
+        serving.until("trying again")
+    serving.until("leading")
+
+
 def test_a_request_that_waits_when_the_server_is_stopped_is_answered(
     desk: Desk, dsn: str, conn: Connection
 ) -> None:

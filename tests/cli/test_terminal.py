@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.database import Connection, add_feature
@@ -51,17 +52,17 @@ def test_a_plan_is_written_in_utf8_in_any_locale(desk: Desk, locale: str) -> Non
     desk.write("idea.md", "x")
     (desk.folder / "idea.md").write_text("# Grüße an Łódź ✗\n\nEin Ding\n", encoding="utf-8")
     # Python follows the locale only where it is told not to prefer UTF-8.
-    odd = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = desk.call("plan", "idea.md", "--output", "plan.md", **odd)
-    assert (done.returncode, done.stderr) == (0, ""), done
+    odd: dict[str, Any] = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    plan = desk.execute("plan", "idea.md", "--output", "plan.md", **odd)
+    assert plan.wait() == 0, plan.said
     assert "Grüße an Łódź" in (desk.folder / "plan.md").read_text(encoding="utf-8")
-    submitted = desk.call("submit", "plan.md", **odd)
-    assert submitted.returncode == 0, submitted
-    for command in (["status"], ["status", "--json"], ["why", "1.1"], ["doctor"]):
-        shown = desk.call(*command, **odd)
-        assert "Traceback" not in shown.stderr
-        assert shown.returncode in (0, 8, 9), shown
-    title = json.loads(desk.call("status", "--json", **odd).stdout)["features"][0]["title"]
+    for command in (["submit", "plan.md"], ["status"], ["why", "1.1"], ["doctor"]):
+        shown = desk.execute(*command, **odd)
+        assert shown.wait() in (0, 8, 9), shown.said
+        assert "Traceback" not in shown.said
+    status = desk.execute("status", "--json", **odd)
+    status.wait()
+    title = json.loads(status.said)["features"][0]["title"]
     assert title == "Grüße an Łódź ✗"
 
 

@@ -222,12 +222,10 @@ def test_a_claim_skips_a_phase_that_somebody_has_locked(
     with psycopg.connect(dsn) as other:
         other.execute("select from phase_queue where phase_number = 1 for update")
         assert claim(conn, epoch) == [f"queue-{feature}-2"]
-        assert (
-            one(conn, "select * from pgcoord_private.agenda()")["locked_phase"]
-            == f"queue-{feature}-1"
-        )
+        locked = one(conn, "select * from pgcoord_private.next_work()")["locked"]
+        assert locked == [f"phase queue-{feature}-1"]
     assert claim(conn, epoch) == [f"queue-{feature}-1"]
-    assert one(conn, "select * from pgcoord_private.agenda()")["locked_phase"] is None
+    assert one(conn, "select * from pgcoord_private.next_work()")["locked"] == []
 
 
 def test_every_attempt_gets_an_adw_id_of_its_own(conn: Connection) -> None:
@@ -487,7 +485,7 @@ def abandon(conn: Connection, epoch: int, queue_id: str) -> None:
 def test_an_attempt_of_another_host_is_left_alone_for_a_lease_after_the_lead_was_taken(
     conn: Connection, epoch: int, abroad: str
 ) -> None:
-    agenda = one(conn, "select * from pgcoord_private.agenda()")
+    agenda = one(conn, "select * from pgcoord_private.next_work()")
     assert agenda["abandoned"] == []
     assert agenda["due_in"] == pytest.approx(60, abs=5)
     abandon(conn, epoch, abroad)
@@ -498,11 +496,11 @@ def test_an_attempt_of_another_host_is_left_alone_while_its_lease_is_renewed(
     conn: Connection, epoch: int, abroad: str
 ) -> None:
     let_leases_run_out(conn)
-    assert one(conn, "select * from pgcoord_private.agenda()")["abandoned"] == [
+    assert one(conn, "select * from pgcoord_private.next_work()")["abandoned"] == [
         attempt_of(conn, abroad)["id"]
     ]
     conn.execute("select pgcoord_private.renew_lease('there')")
-    assert one(conn, "select * from pgcoord_private.agenda()")["abandoned"] == []
+    assert one(conn, "select * from pgcoord_private.next_work()")["abandoned"] == []
     abandon(conn, epoch, abroad)
     assert phase(conn, abroad)["status"] == "running"
 
@@ -668,7 +666,7 @@ def test_the_agenda_names_the_nearest_deadline(conn: Connection) -> None:
     epoch = take_lead(conn, WORKFLOW | {"timeout_seconds": 500, "max_attempts": 2})
 
     def due_in() -> Any:
-        return one(conn, "select due_in from pgcoord_private.agenda()")["due_in"]
+        return one(conn, "select due_in from pgcoord_private.next_work()")["due_in"]
 
     assert due_in() is None
     first = running(conn, epoch)

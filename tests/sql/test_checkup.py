@@ -13,7 +13,7 @@ from pgcoord.database import schema
 
 KINDS = [
     *("definitions", "rights", "coordinator", "slots", "line", "retries", "workflows"),
-    *("prerequisites", "attempts", "external", "issues", "transactions"),
+    *("prerequisites", "attempts", "external", "issues", "locks", "transactions"),
     "notifications",
 ]
 

@@ -194,8 +194,8 @@ def test_a_phase_held_by_a_transaction_that_is_rolled_back_is_on_the_agenda(
     first.do("begin")
     first.do("select from phase_queue where queue_id = 'queue-1-1' for update")
     assert claim(conn, epoch) == []
-    row = conn.execute("select locked_phase from pgcoord_private.agenda()").fetchone()
-    assert row == {"locked_phase": "queue-1-1"}
+    row = conn.execute("select locked from pgcoord_private.next_work()").fetchone()
+    assert row == {"locked": ["phase queue-1-1"]}
     first.do("rollback")
     assert claim(conn, epoch) == ["queue-1-1"]
 
@@ -439,9 +439,9 @@ def test_a_locked_attempt_past_its_deadline_holds_nobody_up_and_is_looked_at_aga
     second.do("select pgcoord_private.expire_attempts()")
     assert attempt_of(conn, "queue-1-1")["ending"] is None
     assert attempt_of(conn, "queue-1-2")["ending"] == "timed_out"
-    agenda = conn.execute("select due_in from pgcoord_private.agenda()").fetchone()
-    assert agenda
-    assert agenda["due_in"] == pytest.approx(1, abs=0.5)
+    work = conn.execute("select due_in, locked from pgcoord_private.next_work()").fetchone()
+    late = attempt_of(conn, "queue-1-1")["id"]
+    assert work == {"due_in": None, "locked": [f"attempt {late}"]}
     first.do("rollback")  # which notifies nobody
     second.do("select pgcoord_private.expire_attempts()")
     assert attempt_of(conn, "queue-1-1")["ending"] == "timed_out"

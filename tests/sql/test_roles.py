@@ -175,7 +175,7 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("select pgcoord.give_up_attempt(1, 'lost', 'gone')", COORDINATOR),
     ("select pgcoord_private.return_attempt(1, '1 s', 'limit')", COORDINATOR),
     ("select pgcoord_private.expire_attempts()", COORDINATOR),
-    ("select * from pgcoord_private.agenda()", COORDINATOR),
+    ("select * from pgcoord_private.next_work()", COORDINATOR),
     ("select from phase_queue where queue_id = 'queue-1-4' for no key update", CLIENT),
     # what is behind the doors
     ("insert into pgcoord.event (kind, actor) values ('made up', 'another')", COORDINATOR),

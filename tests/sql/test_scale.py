@@ -101,7 +101,7 @@ def test_the_database_is_as_large_as_it_claims_to_be(conn: Connection) -> None:
         ),
         ("select pgcoord.skip_phase('queue-1002-1', 'done')", 1_000),
         ("select pgcoord.pause(1002)", 5_000),  # a hundred phases are held
-        ("select * from pgcoord_private.agenda()", 1_000),
+        ("select * from pgcoord_private.next_work()", 1_000),
         ("select * from pgcoord.why('queue-1000001-5')", 1_000),
         ("select * from pgcoord.why('queue-1002-2')", 1_000),
         ("select * from pgcoord.why('queue-1001-2')", 1_000),

@@ -9,6 +9,7 @@ import re
 import select
 import socket
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -31,15 +32,45 @@ default = true
 """
 
 
+class _Executed(subprocess.Popen[bytes]):
+    """A process that is ended as those of `run_forked` are."""
+
+    def end(self) -> None:
+        self.kill()
+        self.wait(PATIENCE)
+
+
 class Program:
     """A running pgcoord; `said` is what it has printed so far, stdout and stderr as one."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], *arguments: str, tty: bool):
+    def __init__(
+        self,
+        folder: Path,
+        environment: dict[str, str],
+        *arguments: str,
+        tty: bool,
+        prefix: tuple[str, ...] | None = None,
+    ) -> None:
         self.said = ""
         ours, theirs = pty.openpty() if tty else os.pipe()
         self._output = ours
-        self._process = run_forked(
-            list(arguments), folder=folder, environment=environment, stdout=theirs, stderr=theirs
+        self._process = (
+            run_forked(
+                list(arguments),
+                folder=folder,
+                environment=environment,
+                stdout=theirs,
+                stderr=theirs,
+            )
+            if prefix is None
+            else _Executed(
+                [*prefix, sys.executable, "-m", "pgcoord", *arguments],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=theirs,
+                stderr=theirs,
+            )
         )
         os.close(theirs)
         self.pid = self._process.pid
@@ -129,6 +160,16 @@ class Desk:
 
     def start(self, *arguments: str, tty: bool = False, **environment: str) -> Program:
         program = Program(self.folder, self.environment | environment, *arguments, tty=tty)
+        self._programs.append(program)
+        return program
+
+    def execute(self, *arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> Program:
+        """Start it with an interpreter of its own, by the command `prefix` if there is one.
+
+        For what a fork does not have: an environment in its memory, a locale from its start.
+        """
+        given = self.environment | environment
+        program = Program(self.folder, given, *arguments, tty=False, prefix=prefix)
         self._programs.append(program)
         return program
 
