@@ -760,6 +760,8 @@ def scratch_databases(admin: Connection, dsn: str) -> Iterator[Callable[..., str
 def _connected(dsn: str) -> Iterator[Connection]:
     conn = database.connect_blocking(dsn)
     try:
+        # The statements of sql/bench are a client's, and name its tables as clients do.
+        conn.execute("set search_path = public")
         yield conn
     finally:
         conn.close()
