@@ -198,11 +198,13 @@ class Judge:
         self.wrong += [f"{name} started {many} times" for name, many in starts.items() if many > 1]
         for name, attempt in attempts.items():
             status, said = attempt["exit_code"], ends.get(name)
-            if status is None or status > 128 or name in self.faults.killed:
+            if status is None:
+                continue
+            if status > 128 or name in self.faults.killed:
                 # Ended by a signal: what it had said by then is not asked.
                 signalled = attempt["ending"] or name in self.faults.killed
-                reported = attempt["ended_at"] and attempt["ended_at"] < attempt["exited_at"]
-                if status is not None and status > 128 and not (signalled or reported):
+                reported = attempt["ended_at"] < attempt["exited_at"]
+                if not (signalled or reported):
                     self.wrong.append(f"{name} exited with {status}, and nobody signalled it")
             elif said != status:
                 self.wrong.append(f"{name} exited with {status}, it said {said}")
