@@ -4,7 +4,7 @@
 -- Refuse JSON of more than p_bytes, of 100 levels or more, or with a number beyond what a double holds.
 -- Errors: PC005.
 create or replace function pgcoord_private.check_json(p_what text, p_value jsonb, p_bytes integer) returns void
-language plpgsql
+language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
 declare
     v_fault text := case
@@ -27,7 +27,7 @@ end $$;
 -- Refuse a text of more than p_length characters.
 -- Errors: PC005.
 create or replace function pgcoord_private.check_text(p_what text, p_value text, p_length integer) returns void
-language plpgsql
+language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
 begin
     if length(p_value) > p_length then
@@ -42,7 +42,7 @@ end $$;
 -- takes version 1 over keeps its names (setting pgcoord.takes_over, heeded of the owner alone).
 -- Errors: PC005.
 create or replace function pgcoord_private.check_queue_id(p_queue_id text, p_feature_id integer, p_phase_number integer) returns void
-language plpgsql
+language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
 begin
     if p_queue_id !~ '^[^[:space:][:cntrl:]/?#%\\<>"]{1,200}$' or p_queue_id in ('.', '..') then
@@ -71,10 +71,16 @@ return case when length(p_text) <= 16000 then p_text
 -- What a phase is about, whenever it is given.
 -- Errors: PC005.
 create or replace function pgcoord_private.check_phase_data(p_queue_id text, p_data jsonb) returns void
-language plpgsql
+language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
 begin
     perform pgcoord_private.check_json('phase_data of phase ' || p_queue_id, p_data, 20 * 1024 * 1024);
     perform pgcoord_private.check_text('the title of phase ' || p_queue_id, p_data ->> 'title', 1000);
     perform pgcoord_private.check_text('workflow_type of phase ' || p_queue_id, p_data ->> 'workflow_type', 200);
 end $$;
+
+comment on function pgcoord_private.check_json(text, jsonb, integer) is 'Refuse (PC005) JSON that is too long, too deep, or has a number too large.';
+comment on function pgcoord_private.check_text(text, text, integer) is 'Refuse (PC005) a text that is too long.';
+comment on function pgcoord_private.check_queue_id(text, integer, integer) is 'Refuse (PC005) a name that cannot be one, or is that of another phase.';
+comment on function pgcoord_private.without_middle(text) is 'A long text without its middle.';
+comment on function pgcoord_private.check_phase_data(text, jsonb) is 'Refuse (PC005) phase_data that no reader could take.';

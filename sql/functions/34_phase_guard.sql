@@ -213,7 +213,7 @@ begin
             -- Not when a claim clears a retry time: that never waits.
             perform pgcoord_private.hold_feature(old.feature_id);
         end if;
-        if new.retry_at <> coalesce(old.retry_at, '-infinity') then    -- also by somebody's trigger
+        if new.retry_at is distinct from old.retry_at and new.retry_at is not null then    -- by a trigger, too
             perform pgcoord_private.check_times(old.queue_id, new.retry_at);
         end if;
         return new;

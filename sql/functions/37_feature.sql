@@ -85,7 +85,7 @@ begin
             errcode = 'PC005',
             message = format('%s cannot take %s hours', v_name, new.estimated_hours),
             hint = 'estimated_hours lies between 0 and 1000000, or is null.';
-    elsif jsonb_path_exists(new.plan, 'strict $[*] ? (@.type() != "object")') then
+    elsif jsonb_typeof(new.plan) = 'array' and jsonb_path_exists(new.plan, '$[*] ? (@.type() != "object")') then
         raise exception using
             errcode = 'PC005',
             message = format('the plan of %s holds something that is no phase', v_name),
@@ -100,6 +100,8 @@ begin
     new.cancelled_reason := pgcoord_private.without_middle(new.cancelled_reason);
     return new;
 end $$;
+
+comment on function pgcoord_private.check_feature_values() is 'Trigger: refuse (PC005) what no page and no reader can take.';
 
 create or replace function pgcoord_private.stamp_feature() returns trigger
 language plpgsql as $$
