@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psycopg
+
 from pgcoord import __version__
 from pgcoord.configuration import Workflow
 from pgcoord.coordination.retrying import Retrying
@@ -22,6 +24,9 @@ from pgcoord.database.rows import Lead, ServerTimeline
 from pgcoord.errors import DatabaseUnusable
 
 logger = logging.getLogger(__name__)
+
+# Idle times that differ by less than this part are taken for the same time-out.
+_SAME = 0.1
 
 # The lead while no coordinator has it.
 _NOBODY = Lead(led=False, epoch=None, host=None, pid=None)
@@ -54,6 +59,7 @@ class Leadership:
         self._retrying = retrying
         self.listener: Listener | None = None
         self._timeline = ServerTimeline(None, None)
+        self._cuts: list[float] = []
 
     @property
     def conn(self) -> Connection:
@@ -78,13 +84,29 @@ class Leadership:
         async with listening(self._dsn, session.STAND_BY) as listener:
             self._refuse_the_past(await claims.lineage(listener.conn))
             server = database.same_server(self._dsn, listener.conn)
+            if balancer := await session.balancer(listener.conn):
+                logger.warning("%s is between here and the server: see 'pgcoord doctor'", balancer)
             async with self._retrying.connected(server):
                 try:
                     self.listener = listener
                     yield
+                except psycopg.OperationalError:
+                    self._note_cut(listener.idle_seconds)
+                    raise
                 finally:
                     self.listener = None
                     self.leads.clear()
+
+    def _note_cut(self, idle_seconds: float) -> None:
+        """Name what cuts idle connections, once three in a row were lost after the same time."""
+        self._cuts = [*self._cuts[-2:], idle_seconds]
+        if len(self._cuts) == 3 and max(self._cuts) - min(self._cuts) < _SAME * max(self._cuts):
+            logger.warning(
+                "something between here and the server cuts idle connections after %.1f s:"
+                " give it a time-out of more than 10 s, which is how often we send",
+                idle_seconds,
+            )
+            self._cuts = []
 
     def _refuse_the_past(self, found: ServerTimeline) -> None:
         """Refuse a primary that was replaced by one seen before: what is written there is lost."""
