@@ -1,10 +1,11 @@
-"""What people and workflows do: submit, steer, report. One function for each SQL function."""
+"""What people and workflows do: submit, steer, report."""
 
 from collections.abc import Mapping
 from datetime import timedelta
 
 from psycopg.types.json import Jsonb
 
+from pgcoord.actions import Action
 from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_value, refusals
 from pgcoord.database.rows import TakenReport
 
@@ -14,50 +15,32 @@ async def submit_feature(conn: Connection, feature: Mapping[str, object]) -> int
     return int(await fetch_value(conn, "select pgcoord.submit_feature(%s)", Jsonb(feature)))
 
 
-async def retry_phase(conn: Connection, queue_id: str, reason: str | None) -> str:
-    """Queue a failed or cancelled phase again; return its status."""
-    return str(
-        await fetch_value(conn, "select status from pgcoord.retry_phase(%s, %s)", queue_id, reason)
+async def perform(
+    conn: Connection,
+    action: Action,
+    target: str | int | None,
+    *,
+    reason: str | None = None,
+    number: int | None = None,
+) -> str | int | None:
+    """Call the SQL function of `action` on a queue_id, the id of a feature, or None for all.
+
+    Return the status of the phase, or a count, as the row of the action says. Raises a `CoordError`
+    with the reason where it is refused.
+    """
+    values = {
+        "queue_id": target,
+        "feature_id": target,
+        "reason": reason,
+        "priority": number,
+        "slots": number,
+    }
+    what = "status from " if action.returns == "status" else ""
+    call = action.statement(*("%s" for _ in action.arguments))
+    done: str | int | None = await fetch_value(
+        conn, f"select {what}{call}", *(values[each] for each in action.arguments)
     )
-
-
-async def skip_phase(conn: Connection, queue_id: str, reason: str | None) -> str:
-    """Take a phase that does not run as completed; return its status."""
-    return str(
-        await fetch_value(conn, "select status from pgcoord.skip_phase(%s, %s)", queue_id, reason)
-    )
-
-
-async def cancel_phase(conn: Connection, queue_id: str, reason: str | None) -> str:
-    """Give a phase up; return its status, ready or running while its process is being ended."""
-    return str(
-        await fetch_value(conn, "select status from pgcoord.cancel_phase(%s, %s)", queue_id, reason)
-    )
-
-
-async def cancel_feature(conn: Connection, feature_id: int, reason: str | None) -> int:
-    """Give a feature up; return how many phases that concerns."""
-    return int(await fetch_value(conn, "select pgcoord.cancel_feature(%s, %s)", feature_id, reason))
-
-
-async def pause(conn: Connection, feature_id: int | None, reason: str | None) -> None:
-    """Claim nothing new, of one feature or of all."""
-    await fetch_value(conn, "select pgcoord.pause(%s, %s)", feature_id, reason)
-
-
-async def resume(conn: Connection, feature_id: int | None) -> None:
-    """Claim again, of one feature or of all that were paused as a whole."""
-    await fetch_value(conn, "select pgcoord.resume(%s)", feature_id)
-
-
-async def set_slots(conn: Connection, slots: int) -> None:
-    """Let so many phases run at once."""
-    await fetch_value(conn, "select pgcoord.set_slots(%s)", slots)
-
-
-async def set_priority(conn: Connection, queue_id: str, priority: int) -> None:
-    """Change the place in line of a phase; lower runs earlier."""
-    await fetch_value(conn, "select pgcoord.set_priority(%s, %s)", queue_id, priority)
+    return done
 
 
 async def prune(conn: Connection, older_than: timedelta) -> int:

@@ -488,11 +488,6 @@ async def preview(
     )
 
 
-async def cancel_branch(conn: Connection, queue_id: str, reason: str | None) -> int:
-    """Give up a phase and all that depends on it; return how many that are."""
-    return int(await fetch_value(conn, "select pgcoord.cancel_branch(%s, %s)", queue_id, reason))
-
-
 async def workflows(conn: Connection) -> tuple[list[str], bool]:
     """The workflows that the leading coordinator declares, and whether one is the default."""
     names: list[str] = await fetch_value(
