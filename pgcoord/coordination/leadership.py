@@ -20,8 +20,9 @@ from pgcoord.database import claims, reads, session
 from pgcoord.database import connect as database
 from pgcoord.database._sql import Connection
 from pgcoord.database.listener import Listener, listening
-from pgcoord.database.rows import Lead, ServerTimeline
+from pgcoord.database.rows import Lead, LeadBlocker, ServerTimeline
 from pgcoord.errors import DatabaseUnusable
+from pgcoord.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Leadership:
         self.led = False
         self.leader: Lead | None = None
         self.epoch = 0
+        self._blocker: LeadBlocker | None = None
         self._dsn = dsn
         self._host = host
         self._runs_folder = runs_folder
@@ -124,17 +126,24 @@ class Leadership:
 
         Waits up to 2 s. SQL: pgcoord.lead.
         """
-        return self._note(
-            await claims.lead(
-                self.conn,
-                host=self._host,
-                pid=os.getpid(),
-                version=__version__,
-                runs_folder=str(self._runs_folder),
-                workflows=self._workflows,
-                after=self.epoch,
-            )
+        leader = await claims.lead(
+            self.conn,
+            host=self._host,
+            pid=os.getpid(),
+            version=__version__,
+            runs_folder=str(self._runs_folder),
+            workflows=self._workflows,
+            after=self.epoch,
         )
+        await self._warn_of_blocker(leader)
+        return self._note(leader)
+
+    async def _warn_of_blocker(self, leader: Lead) -> None:
+        """Name the session that holds the lock of the lead though nobody leads, once."""
+        blocker = await reads.lead_blocker(self.conn) if leader.pid is None else None
+        if blocker and blocker != self._blocker:
+            logger.warning("cannot lead: %s; end it: %s", printable(blocker.words), blocker.remedy)
+        self._blocker = blocker
 
     async def look(self) -> bool:
         """Learn which coordinator leads, not asking for the lead; return whether that is news."""
