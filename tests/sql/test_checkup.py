@@ -67,6 +67,7 @@ def test_a_schema_public_in_which_anybody_may_create_is_warned_of(conn: Connecti
     conn.execute("grant create on schema public to public")
     level, words, remedy = checkup(conn)["rights"]
     assert (level, words.endswith("anybody may create in the schema public")) == ("warn", True)
+    assert remedy is not None
     assert remedy.startswith("revoke create on schema public from public")
     conn.execute("revoke create on schema public from public")
     assert checkup(conn)["rights"][0] == "ok"
