@@ -124,7 +124,7 @@ def look(conn: Connection, feature: int) -> dict[str, Any]:
                 from pgcoord.event as e where e.feature_id = f.id) as events,
             f.paused_reason, f.paused_at is not null as paused, f.cancelled_at is not null as over,
             (select count(*) from pgcoord.slot) as slots,
-            (select array[(paused_at is not null)::text, paused_reason] from pgcoord.control) as all_
+            (select (paused_at is not null, paused_reason)::text from pgcoord.control) as control
         from planned_features as f where f.id = %s
         """,
         feature,
