@@ -36,8 +36,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pgcoord import __version__, assets
-from pgcoord.database import connect as database
 from pgcoord.database import schema
+from pgcoord.database.connect import connect, connect_blocking
 from pgcoord.errors import CannotStart, DatabaseUnusable
 from pgcoord.report import sign
 
@@ -445,8 +445,8 @@ def _claim_from_floor(dsn: str) -> None:
 
     async def claim() -> None:
         async with (
-            await database.connect(dsn) as ears,
-            await database.connect(dsn) as conn,
+            await connect(dsn) as ears,
+            await connect(dsn) as conn,
         ):
             await ears.execute(_sql("floor_wake"))
             await conn.execute(_sql("floor_claim"))
@@ -758,7 +758,7 @@ def scratch_databases(admin: Connection, dsn: str) -> Iterator[Callable[..., str
 
 @contextmanager
 def _connected(dsn: str) -> Iterator[Connection]:
-    conn = database.connect_blocking(dsn)
+    conn = connect_blocking(dsn)
     try:
         # The statements of sql/bench are a client's, and name its tables as clients do.
         conn.execute("set search_path = public")

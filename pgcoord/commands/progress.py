@@ -19,9 +19,9 @@ from rich.live import Live
 from rich.text import Text
 from rich.tree import Tree
 
-from pgcoord.database import connect as database
 from pgcoord.database import reads, session
 from pgcoord.database._sql import Connection
+from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import Listener
 from pgcoord.database.rows import BoardPhase, Feature
 from pgcoord.errors import DatabaseUnusable
@@ -90,7 +90,7 @@ async def follow(
 
     Raises `psycopg.OperationalError` when the connection is lost.
     """
-    async with await database.connect(dsn) as conn:
+    async with await connect(dsn) as conn:
         await session.listen(conn, session.EVENT)
         listener = Listener(conn)
         while True:
@@ -111,7 +111,7 @@ async def follow_through(
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             logger.warning("the database is lost: %s", " ".join(str(error).split()))
         except DatabaseUnusable as error:
-            if not database.may_pass(error):
+            if not may_pass(error):
                 raise
             logger.debug("the database is still lost: %s", error)
         await asyncio.sleep(_PATIENCE)

@@ -28,8 +28,8 @@ from pgcoord.coordination.leadership import Leadership
 from pgcoord.coordination.retrying import Fact, Retrying, Stopped
 from pgcoord.coordination.supervision import Supervision, log_move
 from pgcoord.database import claims, issues
-from pgcoord.database import connect as database
 from pgcoord.database._sql import Connection
+from pgcoord.database.connect import refused_for_good
 from pgcoord.database.rows import Assignment
 from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked, StaleAttempt
 from pgcoord.runs.local import LocalLauncher
@@ -180,7 +180,7 @@ class Coordinator:
                             await self._lead()
                     await asyncio.gather(*(taken.task for taken in self._supervised.values()))
             except DatabaseUnusable as error:
-                if not self._leadership.leader and database.refused_for_good(error):
+                if not self._leadership.leader and refused_for_good(error):
                     raise
                 await self._retrying.pause(self._backoff, error)
             except (AnotherLeads, psycopg.Error) as error:

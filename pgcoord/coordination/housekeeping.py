@@ -9,7 +9,7 @@ import psycopg
 
 from pgcoord.coordination.retrying import Retrying, one_line
 from pgcoord.database import claims
-from pgcoord.database import connect as database
+from pgcoord.database.connect import connect
 from pgcoord.errors import CoordError
 from pgcoord.runs.retention import remove_old_runs
 
@@ -32,7 +32,7 @@ async def keep_house(
 
 
 async def _remove_old_runs(dsn: str, runs_folder: Path, retention: timedelta) -> None:
-    async with await database.connect(dsn) as conn:
+    async with await connect(dsn) as conn:
         folder = runs_folder / await claims.installation(conn)
         spared = {Path(each) for each in await claims.open_folders(conn)}
     removed = await asyncio.to_thread(remove_old_runs, folder, retention, spared=spared)

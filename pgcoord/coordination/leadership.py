@@ -15,8 +15,8 @@ from pgcoord import __version__
 from pgcoord.configuration import Workflow
 from pgcoord.coordination.retrying import Retrying
 from pgcoord.database import claims, reads, session
-from pgcoord.database import connect as database
 from pgcoord.database._sql import Connection
+from pgcoord.database.connect import in_any_order, same_server
 from pgcoord.database.listener import Listener, listening
 from pgcoord.database.rows import Lead, ServerTimeline
 from pgcoord.errors import DatabaseUnusable
@@ -77,7 +77,7 @@ class Leadership:
         """
         async with listening(self._dsn, session.STAND_BY) as listener:
             self._refuse_the_past(await claims.lineage(listener.conn))
-            server = database.same_server(self._dsn, listener.conn)
+            server = same_server(self._dsn, listener.conn)
             async with self._retrying.connected(server):
                 try:
                     self.listener = listener
@@ -90,7 +90,7 @@ class Leadership:
         """Refuse a primary that was replaced by one seen before: what is written there is lost."""
         seen = self._timeline
         if found.system == seen.system and (found.timeline or 0) < (seen.timeline or 0):
-            self._dsn = database.in_any_order(self._dsn)  # the next may be the right one
+            self._dsn = in_any_order(self._dsn)  # the next may be the right one
             raise DatabaseUnusable(
                 f"the server writes timeline {found.timeline}, and {seen.timeline} was seen before:"
                 " it is a primary that was replaced",

@@ -10,7 +10,7 @@ import logging
 import psycopg
 
 from pgcoord.database import claims
-from pgcoord.database import connect as database
+from pgcoord.database.connect import connect
 from pgcoord.errors import DatabaseUnusable
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class LockWaits:
         """The session that holds a lock that is waited for, in words."""
         if name not in self._holders:
             try:
-                async with await database.connect(self._server) as conn:
+                async with await connect(self._server) as conn:
                     holder = await claims.held_by(conn, name)
             except (psycopg.Error, DatabaseUnusable) as error:
                 logger.debug("the holder of %s is not found: %s", name, error)
@@ -86,7 +86,7 @@ class LockWaits:
 
     async def _take_turn(self, name: str) -> bool:
         """Wait on a connection, others' turn permitting; return whether the lock is free."""
-        async with self._turns, await database.connect(self._server) as conn:
+        async with self._turns, await connect(self._server) as conn:
             waiting = asyncio.ensure_future(claims.await_lock(conn, name))
             try:
                 await asyncio.wait({waiting}, timeout=_TURN)

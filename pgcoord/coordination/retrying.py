@@ -19,8 +19,8 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from pgcoord.backoff import Backoff
 from pgcoord.coordination.locks import LockWaits
 from pgcoord.database import claims
-from pgcoord.database import connect as database
 from pgcoord.database._sql import Connection
+from pgcoord.database.connect import own_session, with_defaults
 from pgcoord.database.rows import Assignment
 from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked
 
@@ -89,7 +89,7 @@ class Retrying:
         # Without a check at check-out, which would cost a round trip each: a statement that finds
         # its connection dead is executed again.
         self._pool = AsyncConnectionPool(
-            database.with_defaults(server),
+            with_defaults(server),
             name="pgcoord",
             min_size=1,
             max_size=8,
@@ -195,7 +195,7 @@ class Retrying:
 
 
 async def _bound_session(conn: Connection) -> None:
-    await database.own_session(conn)
+    await own_session(conn)
     await conn.execute(f"set lock_timeout = {_LOCK_TIMEOUT}".encode())
 
 

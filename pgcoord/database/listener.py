@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import psycopg
 
 from pgcoord.database import _sql, session
-from pgcoord.database import connect as database
+from pgcoord.database.connect import connect, unusable
 from pgcoord.errors import DatabaseUnusable
 
 # Seconds between signs of life asked of an idle server: 6 statements a minute.
@@ -90,7 +90,7 @@ async def listening(dsn: str, channel: str) -> AsyncIterator[Listener]:
 
     LISTEN comes before anything is read from the tables.
     """
-    async with await database.connect(dsn, leads=True) as conn:
+    async with await connect(dsn, leads=True) as conn:
         await session.listen(conn, channel)
         yield Listener(conn)
 
@@ -112,13 +112,13 @@ async def round_trip(dsn: str) -> float | None:
     try:
         return await _round_trip(dsn)
     except psycopg.OperationalError as error:  # cut off in the middle of it
-        raise database.unusable(error) from error
+        raise unusable(error) from error
 
 
 async def _round_trip(dsn: str) -> float | None:
     async with (
-        await database.connect(dsn) as hears,
-        await database.connect(dsn) as tells,
+        await connect(dsn) as hears,
+        await connect(dsn) as tells,
     ):
         await session.listen(hears, session.PROBE)
         began = time.monotonic()
