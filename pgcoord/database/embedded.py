@@ -77,7 +77,7 @@ def find_binaries(
     path: str | None = None,
     debian: Path = Path("/usr/lib/postgresql"),
 ) -> Binaries:
-    """Find Postgres: in the wheel `package`, else on `path` (default: PATH), else under `debian`.
+    """Find Postgres: in the wheel *package*, else on *path* (default: PATH), else under *debian*.
 
     The package is never imported. Raises `CannotStart` when there is none of version 14 or newer.
     """
@@ -341,7 +341,7 @@ class EmbeddedPostgres:
             return file.read().decode(errors="replace")
 
     def _failure(self, what: str, said: str) -> CannotStart:
-        """Make the error with the last lines of `said`, a program's output or the log."""
+        """Make the error with the last lines of *said*, a program's output or the log."""
         lines = "\n".join(said.strip().splitlines()[-8:])
         return CannotStart(
             f"the embedded Postgres in {self._folder} {what}:\n{lines}",
@@ -375,7 +375,7 @@ def _namespace() -> tuple[str, ...]:
 
 
 def _make_folder(folder: Path, identity: _Identity) -> bool:
-    """Make `folder` with mode 0700 for whom the server runs as; False when there is one."""
+    """Make *folder* with mode 0700 for whom the server runs as; False when there is one."""
     try:
         folder.mkdir(mode=0o700, parents=True)
     except FileExistsError:
@@ -413,7 +413,7 @@ def _check_reach(folder: Path, program: Path, identity: _Identity) -> None:
 
 
 def _fits(folder: Path) -> bool:
-    """Tell whether libpq can name the socket in `folder`: a comma would part two hosts."""
+    """Tell whether libpq can name the socket in *folder*: a comma would part two hosts."""
     return len(os.fsencode(folder / SOCKET)) <= LONGEST_SOCKET and "," not in str(folder)
 
 

@@ -21,7 +21,7 @@ GROUPS = ("pgcoord_reader", "pgcoord_client", "pgcoord_coordinator")
 def upgrade(conn: psycopg.Connection, *, roles: bool = False) -> list[str]:
     """Bring the database to this release's schema in one transaction; return what was run.
 
-    Nothing is run when it is there already, as it was shipped. With `roles`, the roles are made
+    Nothing is run when it is there already, as it was shipped. With *roles*, the roles are made
     where there are none, and their rights set anew; later upgrades keep them right. Waits for an
     upgrade that runs elsewhere. Raises `WrongSchema` when a newer release wrote the database or a
     phase_queue of another make is in it, `DatabaseUnusable` when the server is too old or reads
@@ -183,7 +183,7 @@ def check_server(conn: psycopg.Connection) -> None:
 
 
 def exists(conn: psycopg.Connection, table: str) -> bool:
-    """Whether there is such a table or view; `table` names its schema, too."""
+    """Whether there is such a table or view; *table* names its schema, too."""
     found = conn.execute("select to_regclass(%s) is not null", [table]).fetchone()
     return bool(found and found[0])
 
