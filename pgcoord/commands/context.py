@@ -180,7 +180,7 @@ async def changing(surroundings: Surroundings, dsn: str) -> AsyncIterator["Conne
 
 
 def complete(dsn: str, work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work` to its end; what goes wrong with the database comes out as a `CoordError`."""
+    """Run *work* to its end; what goes wrong with the database comes out as a `CoordError`."""
     import asyncio
 
     import psycopg
@@ -201,7 +201,7 @@ def complete(dsn: str, work: Coroutine[Any, Any, Result]) -> Result:
 def act(
     ctx: typer.Context, dsn: str | None, change: Callable[["Connection"], Awaitable[str]]
 ) -> None:
-    """Do `change` in the database, as who called the program, and print what it returns."""
+    """Do *change* in the database, as who called the program, and print what it returns."""
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
 
     async def work() -> str:

@@ -159,7 +159,7 @@ async def serve(
 ) -> int:
     """Run a coordinator, and serve on a socket, until stopped by a signal; return the exit status.
 
-    What cannot be coordinated yet is served all the same, as not being ready. With `drain` the
+    What cannot be coordinated yet is served all the same, as not being ready. With *drain* the
     first signal has it wait until nothing runs here.
     """
     stopping = asyncio.Event()

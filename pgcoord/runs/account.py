@@ -32,7 +32,7 @@ class Account:
         return {"HOME": self.home, "USER": self.name}
 
     def share(self, folder: Path, prompt: str) -> None:
-        """Let this account read `prompt` in the folder of a run, and add files there.
+        """Let this account read *prompt* in the folder of a run, and add files there.
 
         It is not the owner of the folder, which is sticky: so it can neither replace nor remove
         our files. The two folders above are opened for passing through, not for looking around.
@@ -58,7 +58,7 @@ class Account:
 
 
 def find_account(name: str) -> Account | None:
-    """Look up the account called `name`; None when it is our own, which needs no change.
+    """Look up the account called *name*; None when it is our own, which needs no change.
 
     Raises `CannotStart` when there is none of that name, or when only root could change to it.
     """

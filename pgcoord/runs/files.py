@@ -25,9 +25,9 @@ class NotPlain(OSError):
 
 
 def open_plain(folder: Path, name: str, flags: int) -> int:
-    """Return a descriptor of the plain file `name` in `folder`, opened with `flags`; never waits.
+    """Return a descriptor of the plain file *name* in *folder*, opened with *flags*; never waits.
 
-    A file that `flags` create is for its owner only. Raises `NotPlain`, or another `OSError`.
+    A file that *flags* create is for its owner only. Raises `NotPlain`, or another `OSError`.
     """
     place = open_folder(folder)
     try:
@@ -57,7 +57,7 @@ def opened(folder: Path, name: str, flags: int = os.O_RDONLY) -> Iterator[int]:
 
 
 def open_folder(folder: Path) -> int:
-    """Return a descriptor of `folder` itself, never of what a link in its place leads to.
+    """Return a descriptor of *folder* itself, never of what a link in its place leads to.
 
     Raises `NotPlain` or another `OSError`.
     """
@@ -72,7 +72,7 @@ def open_folder(folder: Path) -> int:
 
 
 def read_plain(folder: Path, name: str, most: int) -> bytes:
-    """Return the first `most` bytes of a plain file at most. Raises `NotPlain`, `OSError`."""
+    """Return the first *most* bytes of a plain file at most. Raises `NotPlain`, `OSError`."""
     with opened(folder, name) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
         return file.read(most)
 

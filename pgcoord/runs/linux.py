@@ -38,7 +38,7 @@ def watched(pid: int) -> Iterator[int]:
 
 
 def started_since(started: str, marker: str) -> list[Process]:
-    """Find the processes that started at `started` or later; blocks for milliseconds."""
+    """Find the processes that started at *started* or later; blocks for milliseconds."""
     first = int(started.split()[-1])
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):

@@ -22,11 +22,11 @@ class LocalLauncher:
     """Runs jobs as processes of this machine; keeps `coordination.launching.Launcher`."""
 
     def __init__(self, log_max_size: int) -> None:
-        """Cut logs that have grown larger than `log_max_size` bytes."""
+        """Cut logs that have grown larger than *log_max_size* bytes."""
         self._log_max_size = log_max_size
 
     def adopt(self, assignment: Assignment) -> "LocalJob":
-        """Return the job of an attempt, whose folder and process are in `assignment`."""
+        """Return the job of an attempt, whose folder and process are in *assignment*."""
         run = Run(Path(assignment.folder), assignment.pid, assignment.process_started)
         return LocalJob(run, self._log_max_size)
 

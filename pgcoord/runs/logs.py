@@ -143,7 +143,7 @@ class Log:
         return self.read_from(None)
 
     def read_from(self, start: int | None) -> Part:
-        """Return `PART` bytes from the line that begins at or after `start`, None: of the end.
+        """Return `PART` bytes from the line that begins at or after *start*, None: of the end.
 
         Raises `OSError`.
         """
@@ -163,7 +163,7 @@ class Log:
         return Part(start, start + len(data), size, readable(data.decode(errors="replace")), at)
 
     def search(self, text: str) -> tuple[list[Found], bool]:
-        """Find the lines that contain `text`, in any case; return them, and whether more may be.
+        """Find the lines that contain *text*, in any case; return them, and whether more may be.
 
         Reads 1 GB at most, which takes seconds; in blocks, since the log may shrink meanwhile, and
         other threads want to work. Raises `OSError`.
@@ -192,7 +192,7 @@ class Log:
                     return found, True
 
     def bound(self, most: int) -> None:
-        """Cut a log of more than `most` bytes down to its first half and its end.
+        """Cut a log of more than *most* bytes down to its first half and its end.
 
         A line in between says how much was left out. The command never notices: it appends. What
         it writes while the log is cut may be left out, too. Raises `OSError`.
@@ -249,9 +249,9 @@ class LogTail:
 def log_of(
     queue_id: str, attempts: Sequence[Attempt], number: int | None, *, host: str
 ) -> tuple[Attempt, Log]:
-    """Find the log of attempt `number`, None: the latest, of `attempts`, in their order.
+    """Find the log of attempt *number*, None: the latest, of *attempts*, in their order.
 
-    `host` is the name of this machine. Raises `NotFound` when there is no such attempt, `Refused`
+    *host* is the name of this machine. Raises `NotFound` when there is no such attempt, `Refused`
     when its log is not on this machine. Does not look whether anything was written.
     """
     if not attempts:
@@ -274,7 +274,7 @@ def log_of(
 
 
 def seek_last_lines(log: IO[bytes], lines: int) -> None:
-    """Go to where the last `lines` lines begin; a last one without an end is one too.
+    """Go to where the last *lines* lines begin; a last one without an end is one too.
 
     Looks back 1 GB at most.
     """
@@ -292,7 +292,7 @@ def seek_last_lines(log: IO[bytes], lines: int) -> None:
 
 
 def reopened(log: IO[bytes]) -> str:
-    """A path that opens the file behind `log` itself, for as long as that is open.
+    """A path that opens the file behind *log* itself, for as long as that is open.
 
     Whatever lies at its name by then is not opened.
     """
@@ -307,7 +307,7 @@ def readable(data: str) -> str:
 
 
 def _found_line(data: bytes, match: re.Match[bytes], offset: int) -> tuple[Found, int]:
-    """The line around `match` in `data`, which begins at `offset`; and where the next begins."""
+    """The line around *match* in *data*, which begins at *offset*; and where the next begins."""
     start = data.rfind(b"\n", 0, match.start()) + 1
     end = data.find(b"\n", match.end())
     end = len(data) if end < 0 else end

@@ -21,9 +21,9 @@ _NAME = re.compile("[0-9]+-[0-9a-f]{8}")
 
 
 def remove_old_runs(folder: Path, retention: timedelta, *, spared: Collection[Path]) -> int:
-    """Remove the runs in `folder` that ended longer ago; return how many. Blocks.
+    """Remove the runs in *folder* that ended longer ago; return how many. Blocks.
 
-    `spared` are the folders of runs that may still be asked about.
+    *spared* are the folders of runs that may still be asked about.
     """
     before = (datetime.now() - retention).timestamp()
     removed = 0
@@ -38,7 +38,7 @@ def remove_old_runs(folder: Path, retention: timedelta, *, spared: Collection[Pa
 
 
 def _is_old_run(folder: Path, before: float) -> bool:
-    """Whether it is a run in which nothing has happened since `before`, and nothing will."""
+    """Whether it is a run in which nothing has happened since *before*, and nothing will."""
     if not _NAME.fullmatch(folder.name) or not folder.is_dir():
         return False
     run = Run(folder)

@@ -93,7 +93,7 @@ class Run:
     """One attempt at a phase: the processes of one command, and the folder that tells of them."""
 
     def __init__(self, folder: Path, pid: int | None = None, started: str | None = None) -> None:
-        """Name the run in `folder`, with its wrapper where that is known from elsewhere, too."""
+        """Name the run in *folder*, with its wrapper where that is known from elsewhere, too."""
         # Resolved, for the path is also what marks the processes: it has to be the same each time.
         # But for the last part, which the phase could make a link to another folder.
         self.folder = folder.parent.resolve() / folder.name
@@ -105,7 +105,7 @@ class Run:
     def prepare(self, prompt: str, account: Account | None = None) -> None:
         """Make the folder and the prompt file in it; once more does no harm. Blocks.
 
-        With an `account` its processes can read the prompt, and add files to the folder, but not
+        With an *account* its processes can read the prompt, and add files to the folder, but not
         replace ours. Raises `CannotStart` when it could not come there, `OSError`.
         """
         _make_private(self.folder)
@@ -121,12 +121,12 @@ class Run:
         environment: Mapping[str, str],
         account: Account | None = None,
     ) -> None:
-        """Start `command` in `directory`; once in the folder's life, whoever tries, however often.
+        """Start *command* in *directory*; once in the folder's life, whoever tries, however often.
 
         Blocks for 1-2 ms, until the wrapper runs. The command gets its arguments as they are, in a
-        session of its own, with no input, its output in `log`, and `environment` with the path
+        session of its own, with no input, its output in `log`, and *environment* with the path
         of the prompt file (PWD, OLDPWD, SHLVL and _ belong to shells and are not passed on). With
-        an `account` it runs as that one, else as ourselves.
+        an *account* it runs as that one, else as ourselves.
         Raises `CannotStart` when the run was started before, and for everything about the
         command that can be known before; nothing counts as started then.
         """
@@ -225,7 +225,7 @@ class Run:
         return (await asyncio.to_thread(self._look))[0].exit_status
 
     async def end(self, grace: timedelta) -> list[LeftBehind]:
-        """TERM the run's process group, KILL what is left of its session after `grace`.
+        """TERM the run's process group, KILL what is left of its session after *grace*.
 
         The wrapper is spared, so that it still writes the status of the command that was killed.
         Returns once they are gone, at the latest 5 s after the KILL, with the processes left
@@ -238,7 +238,7 @@ class Run:
         return await asyncio.to_thread(self.left_behind)
 
     async def end_left_behind(self, grace: timedelta) -> list[LeftBehind]:
-        """TERM what the run left behind, KILL what stays after `grace`; return what there was."""
+        """TERM what the run left behind, KILL what stays after *grace*; return what there was."""
         found = await asyncio.to_thread(self.left_behind)
         if found:
             await self._end(self._others, grace)
@@ -375,7 +375,7 @@ class Run:
         return [one for one in self._living() if one.pid != self.pid]
 
     async def _end(self, find: Callable[[], list[Process]], grace: timedelta) -> None:
-        """Send TERM, after `grace` KILL, to what `find` finds, until it finds nothing.
+        """Send TERM, after *grace* KILL, to what *find* finds, until it finds nothing.
 
         Each signal is sent once to each process.
         """
@@ -404,7 +404,7 @@ class Run:
         )
 
     def _targets(self, found: Sequence[Process], sent: signal.Signals) -> Iterator[int]:
-        """What kill(2) is to be given to reach all of `found`.
+        """What kill(2) is to be given to reach all of *found*.
 
         TERM goes to the wrapper's group as one, so that no child forked meanwhile is missed, and
         the wrapper survives it. It would not survive KILL, and has a status to write.
@@ -419,7 +419,7 @@ class Run:
 def _resolve(
     command: Sequence[str], directory: Path, environment: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """Return `command` with its program as a full path, found as it will be in `directory`.
+    """Return *command* with its program as a full path, found as it will be in *directory*.
 
     With a slash in it no shell takes it for a builtin: `exit` and `eval` are arguments here.
     """
@@ -445,7 +445,7 @@ def _resolve(
 
 
 def _make_private(folder: Path) -> None:
-    """Make `folder` with its parents, those too for us only (Path.mkdir does so for the last)."""
+    """Make *folder* with its parents, those too for us only (Path.mkdir does so for the last)."""
     if not folder.is_dir():
         _make_private(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -503,7 +503,7 @@ async def _readable(descriptor: int) -> None:
 
 
 async def _all_gone(processes: Sequence[Process], seconds: float) -> None:
-    """Wait until all are gone, but no longer than `seconds`."""
+    """Wait until all are gone, but no longer than *seconds*."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             for process in processes:
