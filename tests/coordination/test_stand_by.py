@@ -22,7 +22,7 @@ from support.coordination import (
 
 # The server gives up a leader of which it hears nothing for so long.
 SOON = """
-database._OF_LEAD["idle_session_timeout"] = "400ms"
+connect._OF_LEAD["idle_session_timeout"] = "400ms"
 listener.PING_EVERY = 0.1
 """
 
