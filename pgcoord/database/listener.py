@@ -28,6 +28,12 @@ class Listener:
     def __init__(self, conn: _sql.Connection) -> None:
         self.conn = conn
         self._woken = asyncio.Event()
+        self._idle_since = 0.0
+
+    @property
+    def idle_seconds(self) -> float:
+        """The seconds since `wait` last sent or began to wait on the connection."""
+        return asyncio.get_running_loop().time() - self._idle_since
 
     def wake(self) -> None:
         """End the current `wait`, or the next one, from another task of this process."""
@@ -40,7 +46,8 @@ class Listener:
         once. Pings the server meanwhile. Raises `psycopg.OperationalError` when the connection is
         lost; on a silent network that takes as long as the keepalive parameters say.
         """
-        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        self._idle_since = asyncio.get_running_loop().time()
+        deadline = None if seconds is None else self._idle_since + seconds
         while not self._woken.is_set():
             left = None if deadline is None else deadline - asyncio.get_running_loop().time()
             if left is not None and left <= 0:
@@ -49,6 +56,7 @@ class Listener:
                 return True
             if left is None or left > PING_EVERY:
                 await session.ping(self.conn)
+                self._idle_since = asyncio.get_running_loop().time()
         self._woken.clear()
         return True
 

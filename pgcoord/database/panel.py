@@ -23,6 +23,7 @@ class Installation:
     paused_reason: str | None
     paused_by: str | None
     leader: str | None  # process and host
+    lead_blocker: str | None  # why no coordinator can lead, and the remedy
     limit: int  # phases that may run at once
 
 
@@ -268,6 +269,8 @@ async def installation(conn: Connection) -> Installation:
         " and e.phase_number is null and e.kind = 'paused' order by e.id desc limit 1)"
         " end as paused_by,"
         " (select format('process %%s on %%s', l.pid, l.host) from pgcoord.leader as l) as leader,"
+        " (select format('%%s. To end it: %%s', b.words, b.remedy) from pgcoord.lead_blocker as b)"
+        " as lead_blocker,"
         " (select count(*)::integer from pgcoord.slot where not draining) as limit"
         " from pgcoord.control as c",
     )

@@ -27,6 +27,7 @@ from pgcoord.database.rows import (
     FeatureToPlan,
     Finding,
     HistoryEvent,
+    LeadBlocker,
     Leader,
     Measures,
     Reason,
@@ -38,6 +39,13 @@ from pgcoord.errors import NotFound
 async def leader(conn: Connection) -> Leader | None:
     """Return the coordinator that leads, None when none does. SQL: view pgcoord.leader."""
     return await fetch_row(conn, Leader, f"select {columns_of(Leader)} from pgcoord.leader")
+
+
+async def lead_blocker(conn: Connection) -> LeadBlocker | None:
+    """What keeps every coordinator from the lead, None when nothing does or one leads."""
+    return await fetch_row(
+        conn, LeadBlocker, f"select {columns_of(LeadBlocker)} from pgcoord.lead_blocker"
+    )
 
 
 async def checkup(conn: Connection) -> list[Finding]:

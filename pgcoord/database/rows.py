@@ -154,6 +154,17 @@ class Leader:
 
 
 @dataclass(frozen=True)
+class LeadBlocker:
+    """A session that holds the lock of the lead without leading, and the SQL that ends it."""
+
+    words: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.words} (end it: {self.remedy})"
+
+
+@dataclass(frozen=True)
 class Feature:
     """A feature, with its state and counts derived from its phases."""
 

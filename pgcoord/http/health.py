@@ -31,8 +31,10 @@ async def readyz(request: Request) -> Response:
         return Json({"ready": True, "role": "leading"})
     async with state.database.connection() as conn:
         leader = await reads.leader(conn)
+        blocker = None if leader else await reads.lead_blocker(conn)
     if leader is None:
-        return Json({"ready": False, "reason": "no coordinator leads"}, 503)
+        reason = f"no coordinator leads: {blocker}" if blocker else "no coordinator leads"
+        return Json({"ready": False, "reason": reason}, 503)
     return Json({"ready": True, "role": "standing by", "leader": f"{leader.host}:{leader.pid}"})
 
 

@@ -12,18 +12,47 @@ where a.exited_at is null and not a.external;
 comment on view pgcoord_private.assignment is
     'Attempts whose process is not known to be gone, with all a coordinator needs to run them or take them over (secrets too).';
 
--- Who leads holds the advisory lock (7405, 1) of this database on its LISTEN connection (7405: any number that
--- nobody else uses). The lock goes with the connection, so a dead coordinator never seems to lead.
+-- Sessions that hold the advisory lock (7405, 1) of this database (7405: any number that nobody else uses). Any login
+-- can take it, and a share of it, too, which keeps everybody else from the whole.
+create or replace view pgcoord_private.lead_lock as
+select l.pid, l.mode, l.virtualtransaction
+from pg_locks as l
+where l.locktype = 'advisory' and l.classid = 7405 and l.objid = 1 and l.objsubid = 2 and l.granted
+    and l.database = (select oid from pg_database where datname = current_database());
+comment on view pgcoord_private.lead_lock is 'Sessions and prepared transactions that hold the lock of the lead, coordinators or not.';
+
+-- Who leads holds that lock on its LISTEN connection, and has recorded which session of the server that is. The lock
+-- goes with the connection, so a dead coordinator never seems to lead, whoever takes the lock afterwards. (When a session
+-- of another user started is shown only to those who have pg_read_all_stats.)
 create or replace view pgcoord.leader as
 select c.epoch, c.host, c.pid, c.version, c.lead_at
 from pgcoord.coordinator as c
     join pgcoord.control as k on k.epoch = c.epoch
 where exists (
-    select from pg_locks as l
-    where l.locktype = 'advisory' and l.classid = 7405 and l.objid = 1 and l.granted
-        and l.database = (select oid from pg_database where datname = current_database())
+    select from pgcoord_private.lead_lock as l
+        cross join lateral pg_stat_get_activity(l.pid) as s
+    where l.pid = c.backend_pid and l.mode = 'ExclusiveLock' and coalesce(s.backend_start = c.backend_start, true)
 );
 comment on view pgcoord.leader is 'The coordinator that leads; no row when none does.';
+
+-- Not of the leader itself: that has recorded its session.
+create or replace view pgcoord.lead_blocker as
+select l.pid, s.usename, s.application_name,
+    case when l.pid is null then format('the prepared transaction %L', x.gid)
+        else format('process %s (user %s%s)', l.pid, s.usename, ', ' || nullif(s.application_name, '')) end
+        || ' holds the lock of the lead, and is no coordinator that leads' as words,
+    case when l.pid is null then format('rollback prepared %L', x.gid)
+        else format('select pg_terminate_backend(%s)', l.pid) end as remedy
+from pgcoord_private.lead_lock as l
+    left join pg_stat_activity as s on s.pid = l.pid
+    left join pg_locks as t on l.pid is null and t.pid is null and t.virtualtransaction = l.virtualtransaction
+        and t.locktype = 'transactionid'    -- a prepared transaction's own number
+    left join pg_prepared_xacts as x on x.transaction = t.transactionid
+where not exists (select from pgcoord.leader)
+order by l.pid
+limit 1;
+comment on view pgcoord.lead_blocker is
+    'Where no coordinator leads: the session that keeps them from it by holding the lock of the lead; no row when none does.';
 
 -- How long a coordinator may be out of touch with the database before the attempts of its host are lost. Who stands by
 -- asks for the lead every six seconds at most, which renews the lease; a silent network is noticed within fifteen, and a

@@ -49,11 +49,15 @@ comment on function pgcoord_private.slot_for_inserted(text) is
 create or replace function pgcoord_private.fill_phase() returns trigger
 language plpgsql as $$
 declare
+    v_name text := format('queue-%s-%s', new.feature_id, new.phase_number);
     v_times timestamptz[] := array[
         new.created_at, new.updated_at, new.ready_timestamp, new.started_timestamp, new.finished_timestamp, new.retry_at
     ];
 begin
-    new.queue_id := coalesce(new.queue_id, format('queue-%s-%s', new.feature_id, new.phase_number));
+    new.queue_id := coalesce(nullif(new.queue_id, ''), v_name);
+    if new.queue_id <> v_name then
+        perform pgcoord_private.check_queue_id(new.queue_id, new.feature_id, new.phase_number);
+    end if;
     if num_nonnulls(variadic v_times) > 0 then
         perform pgcoord_private.check_times(new.queue_id, variadic v_times);
     end if;
@@ -62,7 +66,16 @@ begin
         perform pgcoord_private.check_prerequisites(new.queue_id, new.phase_number, new.depends_on_phases);
     end if;
     new.phase_data := coalesce(new.phase_data, '{}');
+    if new.phase_data <> '{}' then
+        perform pgcoord_private.check_phase_data(new.queue_id, new.phase_data);
+    end if;
     new.workflow_type := new.phase_data ->> 'workflow_type';
+    if new.error_message is not null then
+        new.error_message := pgcoord_private.without_middle(new.error_message);
+    end if;
+    if new.adw_id is not null then
+        perform pgcoord_private.check_text('adw_id of phase ' || new.queue_id, new.adw_id, 200);
+    end if;
     new.priority := coalesce(new.priority, 50);
     new.queue_position := coalesce(new.queue_position, nextval('pgcoord.queue_position'));
     new.created_at := coalesce(new.created_at, now());

@@ -200,6 +200,9 @@ begin
         perform pgcoord_private.check_new_prerequisites(old, new.depends_on_phases);
     end if;
     new.updated_at := now();
+    if new.error_message is distinct from old.error_message then
+        new.error_message := pgcoord_private.without_middle(new.error_message);
+    end if;
     if new.status = old.status then
         if v_by_hand and (new.slot, new.attempt, new.attempts_used, new.unmet, new.eligible_at, new.held, new.adw_id)
             is distinct from (old.slot, old.attempt, old.attempts_used, old.unmet, old.eligible_at, old.held, old.adw_id)
@@ -209,9 +212,9 @@ begin
             -- Nothing follows from it, but a statement over many phases would deadlock with what completes one of them.
             -- Not when a claim clears a retry time: that never waits.
             perform pgcoord_private.hold_feature(old.feature_id);
-            if new.retry_at is not null then
-                perform pgcoord_private.check_times(old.queue_id, new.retry_at);
-            end if;
+        end if;
+        if new.retry_at is distinct from old.retry_at and new.retry_at is not null then    -- by a trigger, too
+            perform pgcoord_private.check_times(old.queue_id, new.retry_at);
         end if;
         return new;
     end if;
@@ -265,6 +268,9 @@ comment on function pgcoord_private.guard_phase_update() is
 create or replace function pgcoord_private.copy_workflow() returns trigger
 language plpgsql as $$
 begin
+    if new.phase_data is distinct from old.phase_data then
+        perform pgcoord_private.check_phase_data(new.queue_id, new.phase_data);
+    end if;
     new.workflow_type := new.phase_data ->> 'workflow_type';
     return new;
 end $$;

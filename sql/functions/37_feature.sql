@@ -21,6 +21,16 @@ declare
     v_sequence regclass := pg_get_serial_sequence('public.planned_features', 'id');
     v_highest integer;
 begin
+    -- Who owns the table may restore any; from others an id far ahead would soon leave none to generate.
+    select max(id) into v_highest from new_rows;
+    if v_highest > coalesce(pg_sequence_last_value(v_sequence), 0) + 10000
+        and not pg_has_role(coalesce(nullif(current_setting('role'), 'none'), session_user)::name, current_user, 'usage')
+    then
+        raise exception using
+            errcode = 'PC005',
+            message = format('feature %s cannot be inserted: the next one is %s', v_highest, coalesce(pg_sequence_last_value(v_sequence), 0) + 1),
+            hint = 'Leave the id out; one of your own lies at most 10000 ahead.';
+    end if;
     -- The last ids of all would leave none to generate.
     select max(id) into v_highest from new_rows where id < 2000000000;
     if v_highest > coalesce(pg_sequence_last_value(v_sequence), 0) then
@@ -59,6 +69,39 @@ begin
 end $$;
 comment on function pgcoord_private.follow_feature() is
     'Trigger: hold or release the phases of a feature that was paused or resumed, cancel those of a cancelled one; log it.';
+
+-- Refuse what no page and no reader can take. Errors: PC005.
+create or replace function pgcoord_private.check_feature_values() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_name text := 'feature ' || new.id;
+begin
+    if new.id < 1 then
+        raise exception using
+            errcode = 'PC005', message = format('there can be no feature %s', new.id), hint = 'Leave the id out.';
+    elsif new.estimated_hours = 'NaN' or new.estimated_hours > 1000000 then
+        raise exception using
+            errcode = 'PC005',
+            message = format('%s cannot take %s hours', v_name, new.estimated_hours),
+            hint = 'estimated_hours lies between 0 and 1000000, or is null.';
+    elsif jsonb_typeof(new.plan) = 'array' and jsonb_path_exists(new.plan, '$[*] ? (@.type() != "object")') then
+        raise exception using
+            errcode = 'PC005',
+            message = format('the plan of %s holds something that is no phase', v_name),
+            hint = 'Each element is an object with phase_number, title, prompt_content, depends_on …';
+    end if;
+    perform pgcoord_private.check_text('the title of ' || v_name, new.title, 1000);
+    perform pgcoord_private.check_text('the description of ' || v_name, new.description, 1000000);
+    perform pgcoord_private.check_text('item_type of ' || v_name, new.item_type, 100);
+    perform pgcoord_private.check_json('tags of ' || v_name, new.tags, 64 * 1024);
+    perform pgcoord_private.check_json('the plan of ' || v_name, new.plan, 64 * 1024 * 1024);
+    new.paused_reason := pgcoord_private.without_middle(new.paused_reason);
+    new.cancelled_reason := pgcoord_private.without_middle(new.cancelled_reason);
+    return new;
+end $$;
+
+comment on function pgcoord_private.check_feature_values() is 'Trigger: refuse (PC005) what no page and no reader can take.';
 
 create or replace function pgcoord_private.stamp_feature() returns trigger
 language plpgsql as $$

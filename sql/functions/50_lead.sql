@@ -48,8 +48,9 @@ begin
     end if;
 
     update pgcoord.control set epoch = greatest(control.epoch, p_after) + 1;
-    insert into pgcoord.coordinator (epoch, host, pid, version, runs_folder)
-    select c.epoch, p_host, p_pid, p_version, p_runs_folder from pgcoord.control as c;
+    insert into pgcoord.coordinator (epoch, host, pid, version, runs_folder, backend_pid, backend_start)
+    select c.epoch, p_host, p_pid, p_version, p_runs_folder, s.pid, s.backend_start
+    from pgcoord.control as c, pg_stat_get_activity(pg_backend_pid()) as s;
     delete from pgcoord.workflow;
     insert into pgcoord.workflow (name, is_default, reports, max_attempts, retry_delay, retry_lost, timeout)
     select w ->> 'name', (w ->> 'default')::boolean, (w ->> 'reports')::boolean, (w ->> 'max_attempts')::integer,

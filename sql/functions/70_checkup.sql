@@ -79,13 +79,15 @@ comment on function pgcoord_private.checkup_rights() is 'Checkup: what may the c
 create or replace function pgcoord_private.checkup_coordinator() returns setof pgcoord.finding
 language sql stable as $$
     select 'coordinator',
-        case when l.epoch is null and work.waits then 'fail' when l.epoch is null or l.outdated then 'warn' else 'ok' end,
-        case when l.epoch is null then 'no coordinator runs' || case when work.waits then ', and there is work' else '' end
+        case when l.epoch is null and (work.waits or b.words is not null) then 'fail' when l.epoch is null or l.outdated then 'warn' else 'ok' end,
+        case when b.words is not null then 'no coordinator leads: ' || b.words
+            when l.epoch is null then 'no coordinator runs' || case when work.waits then ', and there is work' else '' end
             else format('process %s on %s leads since %s, %s', l.pid, l.host, to_char(l.lead_at, 'YYYY-MM-DD HH24:MI:SS'),
                     pgcoord_private.counted(sessions.n - 1, 'stands by', 'stand by'))
                 || case when l.outdated then format('; it is of release %s, the schema is of another', l.version) else '' end
         end,
-        case when l.epoch is null then 'start one: ''pgcoord serve''' when l.outdated then 'restart it with the release of the schema' end
+        case when b.words is not null then 'end it: ' || b.remedy
+            when l.epoch is null then 'start one: ''pgcoord serve''' when l.outdated then 'restart it with the release of the schema' end
     from (
             select exists (
                     select from public.phase_queue where status = 'queued' and eligible_at is not null and retry_at is null and not held
@@ -100,7 +102,8 @@ language sql stable as $$
             select l.*, m.at > l.lead_at and m.release <> l.version as outdated
             from pgcoord.leader as l
                 join pgcoord.migration as m on m.name = 'functions'
-        ) as l on true;
+        ) as l on true
+        left join pgcoord.lead_blocker as b on l.epoch is null;
 $$;
 comment on function pgcoord_private.checkup_coordinator() is 'Checkup: does a coordinator lead, and is it of the schema''s release?';
 

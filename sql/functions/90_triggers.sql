@@ -54,12 +54,30 @@ comment on trigger phase_queue_delete_settles on public.phase_queue is 'Log dele
 
 -- --- public.planned_features: INSERT
 
+create or replace trigger planned_features_insert_checks before insert on public.planned_features
+    for each row execute function pgcoord_private.check_feature_values();
+comment on trigger planned_features_insert_checks on public.planned_features is 'Refuse what no reader can take.';
+
 create or replace trigger planned_features_insert_follows after insert on public.planned_features
     referencing new table as new_rows
     for each statement execute function pgcoord_private.follow_inserted_ids();
 comment on trigger planned_features_insert_follows on public.planned_features is 'Move the sequence past ids given by hand; log.';
 
 -- --- public.planned_features: UPDATE
+
+create or replace trigger planned_features_update_checks before update on public.planned_features
+    for each row when (
+        old.title is distinct from new.title
+        or old.description is distinct from new.description
+        or old.item_type is distinct from new.item_type
+        or old.estimated_hours is distinct from new.estimated_hours
+        or old.tags is distinct from new.tags
+        or old.plan is distinct from new.plan
+        or old.paused_reason is distinct from new.paused_reason
+        or old.cancelled_reason is distinct from new.cancelled_reason
+    )
+    execute function pgcoord_private.check_feature_values();
+comment on trigger planned_features_update_checks on public.planned_features is 'Refuse what no reader can take.';
 
 create or replace trigger planned_features_update_stamps before update on public.planned_features
     for each row execute function pgcoord_private.stamp_feature();

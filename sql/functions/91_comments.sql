@@ -101,6 +101,15 @@ comment on column pgcoord.history.queue_id is 'Phase concerned, by name.';
 
 comment on column pgcoord.leader.epoch is 'The lead in force: claims and starts of any other are refused.';
 
+comment on column pgcoord_private.lead_lock.pid is 'Process of the server; null for a prepared transaction.';
+comment on column pgcoord_private.lead_lock.mode is 'ExclusiveLock for the whole, ShareLock for a share.';
+comment on column pgcoord_private.lead_lock.virtualtransaction is 'Transaction that holds it, as pg_locks writes it.';
+comment on column pgcoord.lead_blocker.pid is 'Process of the server; null for a prepared transaction.';
+comment on column pgcoord.lead_blocker.usename is 'Its user.';
+comment on column pgcoord.lead_blocker.application_name is 'What it calls itself.';
+comment on column pgcoord.lead_blocker.words is 'All that in words.';
+comment on column pgcoord.lead_blocker.remedy is 'The statement that ends it.';
+
 comment on column pgcoord_private.next_errand.queue_id is 'The phase whose issue it concerns.';
 comment on column pgcoord_private.next_errand.repository is 'Where its issue is: owner/name.';
 

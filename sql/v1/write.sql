@@ -1,6 +1,7 @@
 -- Features and phases, by the INSERTs of any client: the triggers see to everything that follows from them. A feature
 -- that version 1 cancelled takes phases no more, so it is cancelled last.
 select pgcoord_private.set_reason('migrated from version 1');
+select set_config('pgcoord.takes_over', 'v1', true);    -- names of version 1 are kept
 
 insert into public.planned_features (
     id, title, description, item_type, priority, estimated_hours, tags, plan, github_issue_number, created_at, updated_at

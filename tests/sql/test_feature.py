@@ -221,7 +221,7 @@ def test_the_table_refuses_what_is_no_feature(conn: Connection, column: str, val
 
 
 @pytest.mark.parametrize(
-    "plan", [[1], [{}], [{"phase_number": "1"}], [{"phase_number": 1, "priority": "x"}]]
+    "plan", [[{}], [{"phase_number": "1"}], [{"phase_number": 1, "priority": "x"}]]
 )
 def test_a_stored_plan_that_is_malformed_is_refused_when_it_is_executed(
     conn: Connection, plan: object
