@@ -168,7 +168,8 @@ class Forecast:
 class TreePhase:
     """A phase in the tree of its feature.
 
-    `reasons`: why it waits, in words. `ending`: why its process has to be ended, None if not.
+    `reasons`: some of the `all_reasons` why it waits, in words. `ending`: why its process has to be
+    ended, None if not.
     """
 
     queue_id: str
@@ -186,6 +187,7 @@ class TreePhase:
     finished_timestamp: datetime | None
     ending: str | None
     reasons: list[str] | None
+    all_reasons: int
 
 
 @dataclass(frozen=True)
@@ -388,9 +390,11 @@ async def tree(conn: Connection, feature_id: int) -> list[TreePhase]:
         TreePhase,
         "select b.queue_id, b.phase_number, b.title, b.status, b.slot, b.attempt, b.priority,"
         " b.depends_on_phases, b.issue_number, b.error_message, b.since, b.started_timestamp,"
-        " b.finished_timestamp, s.ending, w.reasons from pgcoord.board as b"
+        " b.finished_timestamp, s.ending, w.reasons, coalesce(w.all_reasons, 0) as all_reasons"
+        " from pgcoord.board as b"
         " left join pgcoord.slots as s on s.queue_id = b.queue_id"
-        " left join (select queue_id, array_agg(words) as reasons from pgcoord.waiting"
+        " left join (select queue_id, (array_agg(words))[:3] as reasons, count(*) as all_reasons"
+        " from pgcoord.waiting"
         " where feature_id = %s group by queue_id) as w on w.queue_id = b.queue_id"
         " where b.feature_id = %s order by b.phase_number",
         feature_id,

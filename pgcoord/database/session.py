@@ -57,9 +57,11 @@ async def balancer(conn: Connection) -> str | None:
     if known or (known is None and address is None):
         return None
     try:
-        return f"pgpool-II {await fetch_value(conn, 'show pool_version')}"
+        # Its version is left out: pgpool answers with an empty result before the one that has it.
+        await conn.execute(b"show pool_version")
     except psycopg.errors.UndefinedObject:
         return None
+    return "pgpool-II"
 
 
 async def now(conn: Connection) -> datetime:

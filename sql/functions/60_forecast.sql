@@ -9,6 +9,7 @@ returns table (
     low double precision, mid double precision, high double precision, not_before double precision
 )
 language sql stable
+set search_path = pg_catalog, pg_temp
 set jit = off as $$
     with
     usual as materialized (select * from pgcoord.usual),
@@ -45,6 +46,30 @@ return date_trunc('minute', case when p_seconds is not null    -- (of a null, `l
 comment on function pgcoord_private.in_minutes(double precision) is
     'The time in so many seconds, to the minute: an expectation says no more, and stays the same while nothing changes.';
 
+-- The planner takes an array for a few rows, and would go through all pairs of phases for each edge: so no nested loops,
+-- and one join after the other.
+create or replace function pgcoord_private.edges_between(
+    p_features integer[], p_numbers integer[], out froms integer[], out tos integer[]
+)
+language sql stable
+set enable_nestloop = off set jit = off as $$
+    with place as materialized (
+        select p.feature_id, p.number, p.place::integer
+        from unnest(p_features, p_numbers) with ordinality as p (feature_id, number, place)
+    ),
+    begun as materialized (
+        select d.feature_id, d.dependent, up.place
+        from pgcoord.dependency as d
+            join place as up on up.feature_id = d.feature_id and up.number = d.prerequisite
+        where d.feature_id = any (p_features)
+    )
+    select array_agg(b.place order by b.place), array_agg(down.place order by b.place)
+    from begun as b
+        join place as down on down.feature_id = b.feature_id and down.number = b.dependent;
+$$;
+comment on function pgcoord_private.edges_between(integer[], integer[]) is
+    'The edges between these phases, each named by its place in the arrays: prerequisites in ascending order, and their dependents.';
+
 -- Phases are gone through after all their prerequisites (arrays and one pass: a recursive query would walk each path,
 -- and there may be more of them than can be counted). Slots are not looked at here; see expected_finish.
 create or replace function pgcoord.forecast(p_feature_ids integer[])
@@ -53,6 +78,7 @@ returns table (
     starts_at timestamptz, ends_at timestamptz, earliest timestamptz, latest timestamptz
 )
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 set jit = off as $$
 declare
     v_features integer[];
@@ -90,16 +116,7 @@ begin
     if v_count = 0 then
         return;
     end if;
-    with place as materialized (
-        select p.feature_id, p.number, p.place
-        from unnest(v_features, v_numbers) with ordinality as p (feature_id, number, place)
-    )
-    select array_agg(up.place::integer order by up.place), array_agg(down.place::integer order by up.place)
-    into v_from, v_to
-    from pgcoord.dependency as d
-        join place as up on up.feature_id = d.feature_id and up.number = d.prerequisite
-        join place as down on down.feature_id = d.feature_id and down.number = d.dependent
-    where d.feature_id = any (p_feature_ids);
+    select e.froms, e.tos into v_from, v_to from pgcoord_private.edges_between(v_features, v_numbers) as e;
 
     v_open := array_fill(0, array[v_count]);
     v_first := array_fill(null::integer, array[v_count]);
@@ -172,6 +189,7 @@ returns table (
     ends_at timestamptz, earliest timestamptz, latest timestamptz
 )
 language sql stable
+set search_path = pg_catalog, pg_temp
 set jit = off as $$
     with work as (
         select r.feature_id,

@@ -15,6 +15,10 @@ from pgcoord.database.panel import Forecast, TreePhase
 # More phases than this are a list, not a picture.
 MOST_PHASES = 400
 
+# From column to column, edges that pass several count for each: more of them than this are a grey
+# area, and megabytes of a page.
+MOST_STRETCHES = 10_000
+
 # With more phases than this, each is one line of text.
 _ROOMY = 40
 
@@ -83,22 +87,33 @@ class Graph:
     forecast: dict[int, Forecast]
 
     @property
-    def too_large(self) -> bool:
-        """Whether it is not drawn."""
-        return len(self.phases) > MOST_PHASES
+    def too_large(self) -> str | None:
+        """What there is too much of to draw it; None when it is drawn."""
+        if len(self.phases) > MOST_PHASES:
+            return f"{len(self.phases)} phases are"
+        layer = self._layer
+        if sum(layer[down] - layer[up] for up, down in self._pairs) > MOST_STRETCHES:
+            return f"{len(self._pairs)} dependencies of {len(self.phases)} phases are"
+        return None
 
     @cached_property
     def layout(self) -> Layout:
         """Where everything stands."""
+        return _lay_out(tuple(self._layer.items()), self._pairs)
+
+    @cached_property
+    def _layer(self) -> dict[int, int]:
         numbers = {each.phase_number for each in self.phases}
-        layers = tuple((n, self.forecast[n].layer if n in self.forecast else 0) for n in numbers)
-        edges = tuple(
+        return {n: self.forecast[n].layer if n in self.forecast else 0 for n in numbers}
+
+    @cached_property
+    def _pairs(self) -> _Edges:
+        return tuple(
             (up, phase.phase_number)
             for phase in self.phases
             for up in phase.depends_on_phases
-            if up in numbers
+            if up in self._layer
         )
-        return _lay_out(layers, edges)
 
     @cached_property
     def edges(self) -> list[Edge]:

@@ -226,7 +226,14 @@ def _lane(
         if expected.latest and expected.latest > expected.ends_at:
             bar("spread", ends, expected.latest, phase.status)
         told.append(f"expected to end at {expected.ends_at:%H:%M}")
-    return Lane(phase, bars, "; ".join([phase.status, *(phase.reasons or []), *told]))
+    return Lane(phase, bars, "; ".join([phase.status, *_waits(phase), *told]))
+
+
+def _waits(phase: TreePhase) -> list[str]:
+    """Why a phase waits: some of the reasons, and how many more there are."""
+    shown = phase.reasons or []
+    more = phase.all_reasons - len(shown)
+    return [*shown, f"and {more} more"] if more else shown
 
 
 def _state(span: Span) -> str:
