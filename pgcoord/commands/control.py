@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
+    """Add the commands to *app*."""
     for verb, words in COMMANDS.items():
         app.command(verb, help=words)(slots if verb == "slots" else _command(verb))
     app.command()(prune)

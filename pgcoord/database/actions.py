@@ -1,4 +1,8 @@
-"""What people and workflows do: submit, steer, report."""
+"""The statements of people and workflows: submit, control, report.
+
+The one rule: a function in SQL decides and logs. All raise `NotFound` for an unknown phase or
+feature and `Refused` when its state does not allow the action.
+"""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -23,10 +27,11 @@ async def perform(
     reason: str | None = None,
     number: int | None = None,
 ) -> str | int | None:
-    """Call the SQL function of `action` on a queue_id, the id of a feature, or None for all.
+    """Call the SQL function of *action*.
 
-    Return the status of the phase, or a count, as the row of the action says. Raises a `CoordError`
-    with the reason where it is refused.
+    *target*: a queue_id, the id of a feature, or None for all, as the scope of *action* says.
+    *number*: the priority or the number of slots. Return the status of the phase, the number of
+    phases, or None, as `action.returns` says.
     """
     values = {
         "queue_id": target,
@@ -44,12 +49,12 @@ async def perform(
 
 
 async def prune(conn: Connection, older_than: timedelta) -> int:
-    """Remove features that were finished that long ago, with their history; return how many."""
+    """Delete features that ended before *older_than* ago, with their history; return how many."""
     return int(await fetch_value(conn, "select pgcoord.prune(%s)", older_than))
 
 
 async def report_secrets(conn: Connection, report: object) -> list[tuple[str, str]]:
-    """The attempts that a report may be of, by adw_id, latest first, each with its secret."""
+    """Return (adw_id, secret) of each attempt that may have sent *report*, latest first."""
     with refusals():
         cursor = await conn.execute(
             b"select adw_id, secret from pgcoord_private.report_secrets(%s)", [Jsonb(report)]
@@ -65,7 +70,11 @@ async def take_report(
     actor: str,
     adw_id: str | None,
 ) -> TakenReport:
-    """Take a report, as of the attempt `adw_id` where its secret signed it; log the delivery."""
+    """Apply a report to its phase, and log the delivery; return the result, even a refusal.
+
+    *adw_id*: the attempt whose secret signed the report; None for an unsigned one. A *message_id*
+    that was delivered before changes nothing. SQL: pgcoord_private.take_report.
+    """
     taken = await fetch_row(
         conn,
         TakenReport,
@@ -80,19 +89,22 @@ async def take_report(
 
 
 async def store_feature(conn: Connection, feature: Mapping[str, object]) -> int:
-    """Store a feature with its plan, and run nothing; return its id. Raises `InvalidInput`."""
+    """Store a feature with its plan, without queueing it; return its id. Raises `InvalidInput`."""
     return int(await fetch_value(conn, "select pgcoord.store_feature(%s)", Jsonb(feature)))
 
 
 async def change_feature(
     conn: Connection, feature_id: int, changes: Mapping[str, object], version: str | None
 ) -> None:
-    """Change what is given; with `version` only if that is the one in force."""
+    """Change the members of a feature that are in *changes*.
+
+    With a *version*, raise `ChangedMeanwhile` unless that is the current one.
+    """
     await fetch_value(
         conn, "select pgcoord.change_feature(%s, %s, %s)", feature_id, Jsonb(changes), version
     )
 
 
 async def execute_feature(conn: Connection, feature_id: int) -> int:
-    """Queue the planned phases; return how many, 0 when they were queued before."""
+    """Queue the planned phases of a feature; return how many, 0 if they were queued before."""
     return int(await fetch_value(conn, "select pgcoord.execute_feature(%s)", feature_id))
