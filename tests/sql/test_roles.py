@@ -489,7 +489,9 @@ def test_a_user_who_may_make_no_roles_is_told_what_to_do(
         sql.SQL("set local session authorization {}").format(sql.Identifier(logins["coordinator"]))
     )
     without_roles.execute("savepoint before")
-    with pytest.raises(DatabaseUnusable, match="the roles cannot be made: permission denied") as e:
+    with pytest.raises(
+        DatabaseUnusable, match="the roles cannot be created: permission denied"
+    ) as e:
         schema.upgrade(without_roles, roles=True)
     assert "with CREATEROLE" in str(e.value.hint)
     assert "pgcoord_reader, pgcoord_client, pgcoord_coordinator" in str(e.value.hint)
