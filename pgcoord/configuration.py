@@ -5,6 +5,7 @@ misspelt `timeout` must not become a job without one.
 """
 
 import difflib
+import ipaddress
 import os.path
 import re
 import tomllib
@@ -90,13 +91,15 @@ class Server:
     """Where and how `pgcoord serve` is reached, `[server]`.
 
     `public_url` is where processes and people elsewhere find it; `webhook_secrets` are the names
-    of environment variables, each with a secret that signs reports of any phase.
+    of environment variables, each with a secret that signs reports of any phase. The
+    `trusted_proxies`, addresses or networks, are believed when they say for whom they ask.
     """
 
     host: str = "127.0.0.1"
     port: int = 8002
     public_url: str | None = None
     webhook_secrets: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,7 @@ def read_configuration(path: Path) -> Configuration:
             "port": _port,
             "public_url": _url,
             "webhook_secrets": _environment,
+            "trusted_proxies": _networks,
         },
         key="server",
         problems=problems,
@@ -445,6 +449,18 @@ def _user(value: object) -> str:
 
 def _variable(value: object) -> str:
     return _environment([value])[0]
+
+
+def _networks(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError(f'expected a list such as ["127.0.0.1"], not {value!r:.60}')
+    for each in value:
+        try:
+            ipaddress.ip_network(each)
+        except ValueError as error:
+            expected = 'expected addresses or networks such as "127.0.0.1" or "10.0.0.0/8"'
+            raise ValueError(f"{expected}, not {each!r:.60}") from error
+    return tuple(value)
 
 
 def _choice(words: tuple[str, ...], value: object) -> str:

@@ -27,6 +27,10 @@ from pgcoord.errors import InvalidPlan
 
 MOST_PHASES = 200
 
+# What a Markdown parser takes a second for. The second counts headings, items and quotations.
+MOST_LINES = 100_000
+MOST_BLOCKS = 20_000
+
 # What the attempt counter of the database, an integer, holds with room to spare.
 _MOST_ATTEMPTS = 1_000_000
 
@@ -56,6 +60,8 @@ _PHASE_LIKE = re.compile(
 _HEADING_LIKE = re.compile(rf"##\s*{_PHASE_LIKE.pattern}", re.IGNORECASE)
 
 _DEPENDENCY = re.compile(rf"(?:phases?\s+)?({_NUMBER})", re.IGNORECASE)
+
+_BLOCK = re.compile(r"\s*(?:#|[-+*>]|[0-9]{1,9}[.)])")
 
 _KEY_LINE = re.compile(
     r" {0,3}(?P<markup>(?:[-+*][ \t]+)?\**)"
@@ -191,7 +197,7 @@ def parse_plan(
     order of lines.
     """
     lines = _lines(text)
-    problems = list(_unusable_characters(lines))
+    problems = [*_unusable_characters(lines), *_excess(lines)]
     if not problems:
         tokens = [token for token in _markdown.parse(text) if token.level <= 1]
         headings = list(_headings(tokens))
@@ -265,6 +271,16 @@ def _unusable_characters(lines: list[str]) -> Iterator[_Problem]:
     for number, line in enumerate(lines, 1):
         if match := re.search("[\0\ud800-\udfff]", line):
             yield number, f"unusable character U+{ord(match[0]):04X}: a plan is plain text"
+
+
+def _excess(lines: list[str]) -> Iterator[_Problem]:
+    """Find where the plan is too long to be parsed."""
+    if len(lines) > MOST_LINES:
+        yield MOST_LINES + 1, f"too many lines: a plan has at most {MOST_LINES}"
+    blocks = (number for number, line in enumerate(lines, 1) if _BLOCK.match(line))
+    if excess := next(islice(blocks, MOST_BLOCKS, None), None):
+        kinds = "headings, list items and quotations"
+        yield excess, f"too many {kinds}: a plan has at most {MOST_BLOCKS}"
 
 
 def _extent(token: Token) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord.http.responses import read_bytes
-from pgcoord.http.security import COOKIE, SESSION_SECONDS
+from pgcoord.http.security import COOKIE, SESSION_SECONDS, client_of
 from pgcoord.http.state import state_of
 
 # Bytes of the form.
@@ -24,12 +24,14 @@ async def log_in(request: Request) -> Response:
     sessions = state_of(request).sessions
     form = parse_qs((await read_bytes(request, _LIMIT)).decode(errors="replace"))
     token, name, wanted = (form.get(each, [""])[0].strip() for each in ("token", "name", "next"))
-    client = request.client.host if request.client else "unknown"
-    if sessions.has_to_wait(client):
-        return _page(request, wanted, "Too many log-ins have failed. Try again in a minute.", 429)
     cookie = sessions.log_in(token, name.replace("\0", "")[:60])
     if cookie is None:
+        # The right token passes always: others may share the address, and could lock its owner out.
+        client = client_of(request)
+        waits = sessions.has_to_wait(client)
         sessions.failed(client)
+        if waits:
+            return _page(request, wanted, "Too many wrong tokens. Try again in a minute.", 429)
         return _page(request, wanted, "This is not the token.", 403)
     answer = RedirectResponse(_local(wanted), 303)
     answer.set_cookie(

@@ -25,6 +25,7 @@ _REASONS = {
     415: "The body is not said to be JSON.",
     416: "There is no such part of it.",
     422: "Something in it is not as expected: every fault is named.",
+    429: "Too many wrong tokens came from this address: wait a minute.",
     502: "The planner command did not answer with a plan.",
     503: "The database cannot be reached; the request may be repeated.",
 }
@@ -70,7 +71,7 @@ def _operation(operation: api.Operation) -> dict[str, Any]:
         {"name": name, "in": "query", "schema": schema, "style": "form", "explode": False}
         for name, schema in operation.query.items()
     ]
-    refusals = {401, 403, 503, *operation.refusals}
+    refusals = {401, 403, 429, 503, *operation.refusals}
     refusals |= {404} if names else set()
     refusals |= {422} if operation.query or operation.body else set()
     refusals |= {400, 413, 415} if operation.body else set()

@@ -5,7 +5,7 @@ import os
 from typing import IO, Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -17,6 +17,7 @@ _DISCARDED = 1_000_000
 _HEADERS = {
     401: {"www_authenticate": "Bearer"},
     413: {"connection": "close"},  # the rest of the body is not read
+    429: {"retry_after": "60"},
     503: {"retry_after": "1"},
 }
 
@@ -49,12 +50,15 @@ async def read_body(request: Request, limit: int) -> bytes:
 async def read_bytes(request: Request, limit: int) -> bytes:
     """The body of a request; 413 when it has more than `limit` bytes, of which no more are kept."""
     body, length = bytearray(), 0
-    async for chunk in request.stream():
-        length += len(chunk)
-        if length <= limit:
-            body += chunk
-        elif length > limit + _DISCARDED:
-            break
+    try:
+        async for chunk in request.stream():
+            length += len(chunk)
+            if length <= limit:
+                body += chunk
+            elif length > limit + _DISCARDED:
+                break
+    except ClientDisconnect as error:  # nobody hears the answer, but it is no fault of ours either
+        raise HTTPException(400, "the body ends before its length") from error
     if length > limit:
         raise HTTPException(413, f"the body may have {limit} bytes at most")
     return bytes(body)

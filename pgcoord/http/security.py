@@ -30,7 +30,7 @@ SESSION_SECONDS = 7 * 24 * 3600
 # A token of fewer characters could be guessed.
 _SHORTEST_TOKEN = 16
 
-# Failed log-ins from one address within a minute, after which it has to wait.
+# Wrong tokens from one address within a minute, after which it is told to wait.
 _MOST_FAILURES = 5
 _MINUTE = 60.0
 
@@ -63,6 +63,7 @@ class Access:
     webhook_secrets: Mapping[str, str]
     unsigned_webhooks: bool = False
     github_secret: str | None = None
+    trusted_proxies: tuple[str, ...] = ()  # believed when they say for whom they ask
 
     def risks(self) -> Iterator[str]:
         """What whoever serves so has to know."""
@@ -109,6 +110,7 @@ def read_access(
         webhook_secrets={each: _secret(environment, each) for each in server.webhook_secrets},
         unsigned_webhooks=unsigned_webhooks,
         github_secret=_github_secret(environment, github),
+        trusted_proxies=server.trusted_proxies,
     )
 
 
@@ -149,6 +151,11 @@ def actor_of(request: HTTPConnection) -> str:
     """Who sent a request, as the history shall name them."""
     entrant: _Entrant = request.scope[_ENTRANT]
     return entrant.actor
+
+
+def client_of(request: HTTPConnection) -> str:
+    """The address that a request comes from; a trusted proxy has said it where there is one."""
+    return request.client.host if request.client else "unknown"
 
 
 def may_change(request: HTTPConnection) -> bool:
@@ -210,12 +217,12 @@ class Sessions:
         return None
 
     def has_to_wait(self, client: str) -> bool:
-        """Whether too many log-ins from an address have failed within the last minute."""
+        """Whether too many wrong tokens came from the address *client* within the last minute."""
         failures = self._failures.get(client, deque())
         return len(failures) == _MOST_FAILURES and failures[0] > time.monotonic() - _MINUTE
 
     def failed(self, client: str) -> None:
-        """Count a failed log-in."""
+        """Count a wrong token from the address *client*."""
         now = time.monotonic()
         for each in [one for one, at in self._failures.items() if at[-1] < now - _MINUTE]:
             del self._failures[each]
@@ -273,6 +280,8 @@ class Guard:
         if path in _OPEN or path.startswith("/static/"):
             return None
         if entrant is None:
+            if _bearer(request) is not None and self._is_guessing(request):
+                return refusal(429, "too_many_attempts", "too many wrong tokens: wait a minute")
             if method == "GET" and "text/html" in request.headers.get("accept", ""):
                 query = f"?{request.url.query}" if request.url.query else ""
                 return RedirectResponse(f"/login?next={quote(path + query)}", 303)
@@ -285,15 +294,22 @@ class Guard:
 
     def _entrant(self, request: HTTPConnection) -> _Entrant | None:
         """Who sent a request, where that is known."""
-        client = request.client.host if request.client else "unknown"
+        client = client_of(request)
         if self._access.token is None:
             return _Entrant(f"http ({client})", True)
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            steers = self._sessions.steers(token.strip())
+        token = _bearer(request)
+        if token is not None:
+            steers = self._sessions.steers(token)
             return None if steers is None else _Entrant(f"http ({client})", steers)
         cookie = request.cookies.get(COOKIE)
         return self._sessions.entrant(cookie) if cookie else None
+
+    def _is_guessing(self, request: HTTPConnection) -> bool:
+        """Count the wrong token of a request; whether too many came before it."""
+        client = client_of(request)
+        waits = self._sessions.has_to_wait(client)
+        self._sessions.failed(client)
+        return waits
 
     def _is_our_host(self, host: str) -> bool:
         """Whether a Host names us: by an address, which cannot be rebound, or by a name of ours."""
@@ -312,6 +328,12 @@ class Guard:
             return request.headers.get("sec-fetch-site", "none") in ("same-origin", "none")
         ours = f"//{request.headers.get('host', '')}".lower()
         return origin.lower() in (f"http:{ours}", f"https:{ours}", self._access.origin)
+
+
+def _bearer(request: HTTPConnection) -> str | None:
+    """The token that a program sends, right or wrong."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
 
 
 def _is_loopback(host: str | None) -> bool:

@@ -6,11 +6,13 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 import uvicorn
 
 from pgcoord.errors import CannotStart
 from pgcoord.http.app import make_app
+from pgcoord.http.connections import BoundedProtocol, Limits
 from pgcoord.http.state import AppState
 
 # Seconds that streams and requests are given to end.
@@ -55,10 +57,20 @@ def url_of(taken: socket.socket) -> str:
 
 
 @asynccontextmanager
-async def serving(state: AppState, taken: socket.socket) -> AsyncIterator[None]:
-    """Serve on a socket until the block ends; then end all streams, and return within seconds."""
+async def serving(
+    state: AppState, taken: socket.socket, *, limits: Limits | None = None
+) -> AsyncIterator[None]:
+    """Serve on the socket *taken* until the block ends; then end all streams.
+
+    Returns within seconds. Clients that go past *limits* are refused.
+    """
+    trusted = state.access.trusted_proxies
     config = uvicorn.Config(
         make_app(state),
+        http=partial(BoundedProtocol, limits or Limits()),  # type: ignore[arg-type]
+        # Else uvicorn believes whoever connects from this machine, or what its variable names.
+        proxy_headers=bool(trusted),
+        forwarded_allow_ips=list(trusted),
         lifespan="on",
         log_config=None,
         access_log=False,

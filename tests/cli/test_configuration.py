@@ -194,6 +194,12 @@ def test_folders_are_relative_to_the_file_wherever_it_is_read_from(
         ('[server]\nhost = "http://x"', "server.host: expected an address such as"),
         ('[server]\npublic_url = "build"', "server.public_url: expected a URL such as"),
         ('[server]\nwebhook_secrets = "X"', "server.webhook_secrets: expected a list of variable"),
+        ('[server]\ntrusted_proxies = "127.0.0.1"', "server.trusted_proxies: expected a list such"),
+        ('[server]\ntrusted_proxies = ["proxy"]', "server.trusted_proxies: expected addresses or"),
+        (
+            '[server]\ntrusted_proxies = ["10.0.0.1/8"]',
+            "server.trusted_proxies: expected addresses",
+        ),
         ("[github]", 'github.repository: missing; expected "owner/name"'),
         ("[github]\nrepository = 'work'", 'github.repository: expected "owner/name", not'),
         ("[github]\nrepository = 'a/b'\ntoken = 'x'", "github.token: unknown key; expected one of"),

@@ -131,19 +131,33 @@ async def test_a_name_with_nul_in_it_does_what_others_do(locked: Site, conn: Con
     assert event == {"actor": "Ann (panel)"}
 
 
-async def test_a_proxy_on_this_machine_says_who_asks_and_how(locked: Site) -> None:
-    form = {"token": TOKEN}
-    plain = await locked.client.post("/login", data=form)
-    assert "Secure" not in plain.headers["set-cookie"]
+async def test_a_trusted_proxy_says_who_asks_and_how(dsn: str, tmp_path: Path) -> None:
+    async with served(
+        dsn, tmp_path, leads=False, environment=TOKENS, trusted_proxies=("127.0.0.0/8",)
+    ) as site:
+        form = {"token": TOKEN}
+        plain = await site.client.post("/login", data=form)
+        assert "Secure" not in plain.headers["set-cookie"]
+        forwarded = {"x-forwarded-for": "192.0.2.7", "x-forwarded-proto": "https"}
+        done = await site.client.post("/login", data=form, headers=forwarded)
+        assert "Secure" in done.headers["set-cookie"]
+        for _ in range(5):
+            await site.client.post("/login", data={"token": "x"}, headers=forwarded)
+        for client, status in (("192.0.2.7", 429), ("192.0.2.8", 403)):
+            headers = {"x-forwarded-for": client}
+            answer = await site.client.post("/login", data={"token": "x"}, headers=headers)
+            assert answer.status_code == status, client
+
+
+async def test_no_other_client_says_who_asks_and_how(locked: Site, conn: Connection) -> None:
+    add_feature(conn, {1: []})
     forwarded = {"x-forwarded-for": "192.0.2.7", "x-forwarded-proto": "https"}
-    done = await locked.client.post("/login", data=form, headers=forwarded)
-    assert "Secure" in done.headers["set-cookie"]
-    for _ in range(5):
-        await locked.client.post("/login", data={"token": "x"}, headers=forwarded)
-    for client, status in (("192.0.2.7", 429), ("192.0.2.8", 303)):
-        headers = {"x-forwarded-for": client}
-        answer = await locked.client.post("/login", data=form, headers=headers)
-        assert answer.status_code == status, client
+    done = await locked.client.post("/login", data={"token": TOKEN}, headers=forwarded)
+    assert "Secure" not in done.headers["set-cookie"]
+    skip = "/api/v1/queue/queue-1-1/skip"
+    assert (await locked.client.post(skip, headers=STEER | forwarded)).status_code == 200
+    event = conn.execute("select actor from pgcoord.event where kind = 'phase_moved'").fetchone()
+    assert event == {"actor": "http (127.0.0.1)"}
 
 
 async def test_a_login_leads_to_no_other_site(locked: Site) -> None:
@@ -156,9 +170,20 @@ async def test_a_login_leads_to_no_other_site(locked: Site) -> None:
 async def test_failed_log_ins_have_to_wait(locked: Site) -> None:
     for _ in range(5):
         assert (await locked.client.post("/login", data={"token": "x"})).status_code == 403
-    late = await locked.client.post("/login", data={"token": TOKEN})
-    assert late.status_code == 429
-    assert late.headers["retry-after"] == "60"
+    late = await locked.client.post("/login", data={"token": "x"})
+    assert (late.status_code, late.headers["retry-after"]) == (429, "60")
+    assert (await locked.client.post("/login", data={"token": TOKEN})).status_code == 303
+
+
+async def test_wrong_tokens_of_programs_have_to_wait_and_no_right_one(locked: Site) -> None:
+    wrong = {"authorization": "Bearer x", "accept": "text/html"}
+    for _ in range(5):
+        assert (await locked.client.get("/api/v1/queue", headers=wrong)).status_code != 429
+    late = await locked.client.get("/api/v1/queue", headers=wrong)
+    assert (late.status_code, late.headers["retry-after"]) == (429, "60")
+    with pytest.raises(InvalidStatus) as caught:
+        await connect(f"{locked.socket_url}/ws/queue", additional_headers=wrong)
+    assert caught.value.response.status_code == 429
     assert (await locked.client.get("/api/v1/queue", headers=STEER)).status_code == 200
 
 
@@ -224,7 +249,7 @@ async def test_a_form_is_read_whatever_its_headers_are(site: Site, conn: Connect
         )
         return answer.status_code
 
-    assert await post("content-disposition: form-data; name*\r\ndate: (") == 422
+    assert await post("content-disposition: form-data; name*\r\ndate: (") == 400
     named = "content-disposition: form-data; name"
     assert await post(f'{named}=title; filename="日本.md"', f'{named}="description"') == 303
     row = conn.execute("select title, description from planned_features").fetchone()

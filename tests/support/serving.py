@@ -14,6 +14,7 @@ import httpx2
 
 from pgcoord import report
 from pgcoord.configuration import GitHub, Planner, Server, Workflow
+from pgcoord.http.connections import Limits
 from pgcoord.http.feed import Feed
 from pgcoord.http.security import read_access
 from pgcoord.http.server import bind, serving, url_of
@@ -71,12 +72,14 @@ async def served(
     planner: Planner | None = None,
     unsigned_webhooks: bool = False,
     github: GitHub | None = None,
+    trusted_proxies: tuple[str, ...] = (),
+    limits: Limits | None = None,
 ) -> AsyncIterator[Site]:
     """Serve on a free port, beside a coordinator (which may not run), until the block ends."""
     with bind("127.0.0.1", 0) as taken:
         url = url_of(taken)
         access = read_access(
-            Server(webhook_secrets=("TEST_SECRET",)),
+            Server(webhook_secrets=("TEST_SECRET",), trusted_proxies=trusted_proxies),
             {"TEST_SECRET": SECRET, **(environment or {})},
             address="127.0.0.1",
             name="127.0.0.1",
@@ -100,7 +103,7 @@ async def served(
             repository=github.page if github else None,
             obstacle=None,
         )
-        async with asyncio.timeout(2 * PATIENCE), serving(state, taken):
+        async with asyncio.timeout(2 * PATIENCE), serving(state, taken, limits=limits):
             running = asyncio.create_task(coordinator.run()) if leads else None
             async with httpx2.AsyncClient(base_url=url, timeout=PATIENCE) as client:
                 try:

@@ -156,7 +156,8 @@ async def plan(request: Request) -> Response:
         feature = await reads.feature_to_plan(conn, feature_id)
         rows = (await panel.described(conn, feature_id)).plan
     text = write_plan(feature.title, None, rows)
-    return _plan_form(request, feature.title, text, feature.version, None, _faithful(text, rows))
+    faithful = await asyncio.to_thread(_faithful, text, rows)
+    return _plan_form(request, feature.title, text, feature.version, None, faithful)
 
 
 def _faithful(text: str, rows: list[Any]) -> bool:

@@ -3,16 +3,17 @@
 What goes wrong is a page, too, and says it in the words of whoever refused.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from email.parser import BytesParser
 from functools import wraps
 from typing import Any
 from urllib.parse import parse_qs, quote
 
 import psycopg
 from psycopg_pool import PoolTimeout
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
@@ -26,6 +27,9 @@ from pgcoord.http.state import state_of
 
 # Bytes of a form without a plan in it.
 _FORM = 16_384
+
+# The largest form of the panel has a handful.
+_MOST_FIELDS = 50
 
 Handler = Callable[[Request], Awaitable[Response]]
 Form = dict[str, str]
@@ -170,18 +174,43 @@ async def read_form(request: Request, limit: int = _FORM) -> Form:
     """The fields of a form; a file is a field with its text."""
     body = await read_bytes(request, limit)
     kind = request.headers.get("content-type", "")
-    if not kind.startswith("multipart/form-data"):
-        fields = parse_qs(body.decode(errors="replace"), keep_blank_values=True)
-        return {name: values[-1] for name, values in fields.items()}
-    head = f"content-type: {kind}\r\n\r\n".encode(errors="replace")
-    form = {}
-    # With the default policy: the newer ones stumble over some malformed headers.
-    for part in BytesParser().parsebytes(head + body).walk():
-        name = part.get_param("name", header="content-disposition")
-        content = part.get_payload(decode=True)
-        if isinstance(name, str) and isinstance(content, bytes):
-            form[name] = content.decode(errors="replace").removeprefix("\ufeff")
-    return form
+    if kind.startswith("multipart/form-data"):
+        return await _read_parts(request.headers, body)
+    try:
+        fields = parse_qs(
+            body.decode(errors="replace"), keep_blank_values=True, max_num_fields=_MOST_FIELDS
+        )
+    except ValueError as error:
+        raise HTTPException(400, f"a form may have {_MOST_FIELDS} fields at most") from error
+    return {name: values[-1] for name, values in fields.items()}
+
+
+async def _read_parts(headers: Headers, body: bytes) -> Form:
+    """The parts of a form; parts within one are its text."""
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(
+        headers,
+        stream(),
+        max_files=_MOST_FIELDS,
+        max_fields=_MOST_FIELDS,
+        max_part_size=len(body),
+    )
+    try:
+        parts = await parser.parse()
+    except (MultiPartException, ValueError, LookupError) as error:  # or a charset that is none
+        raise HTTPException(400, f"not a form: {error!s:.200}") from error
+    try:
+        return {name: await _text_of(part) for name, part in parts.multi_items()}
+    finally:
+        await parts.close()
+
+
+async def _text_of(part: UploadFile | str) -> str:
+    text = part if isinstance(part, str) else (await part.read()).decode(errors="replace")
+    return text.removeprefix("\ufeff")
 
 
 def reason_of(form: Form) -> str | None:
