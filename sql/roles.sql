@@ -1,6 +1,6 @@
 -- Who may do what: three group roles without login, each with the rights of the one before it. A login becomes a member
 -- of one (grant pgcoord_client to …). Applied by `pgcoord upgrade --roles`, and from then on with every upgrade that
--- changes anything: what is made new has no rights until it is named here. Without roles, all is the owner's alone.
+-- changes anything: a new table or view is seen by all three, the rest has no rights until it is named here. Without roles, all is the owner's alone.
 --
 -- pgcoord_reader       sees everything but the secrets that sign reports.
 -- pgcoord_client       brings work in and steers it: INSERT, the functions of docs/design.md, section 8, and UPDATE of what a

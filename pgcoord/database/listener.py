@@ -28,7 +28,7 @@ class Listener:
     def __init__(self, conn: _sql.Connection) -> None:
         self.conn = conn
         self._woken = asyncio.Event()
-        self._idle_since = 0.0
+        self._idle_since = asyncio.get_running_loop().time()
 
     @property
     def idle_seconds(self) -> float:

@@ -1,15 +1,21 @@
 -- Words for people: what the views, the checkup and the errors are made of.
 
+-- What a phase with this phase_data and number is called.
+create or replace function pgcoord_private.title_of(p_phase_data jsonb, p_phase_number integer) returns text
+language sql immutable
+return coalesce(p_phase_data ->> 'title', 'Phase ' || p_phase_number);
+
+-- What a phase is called.
 create or replace function pgcoord_private.title_of(p_phase public.phase_queue) returns text
 language sql immutable
-return coalesce(p_phase.phase_data ->> 'title', 'Phase ' || p_phase.phase_number);
-comment on function pgcoord_private.title_of(public.phase_queue) is 'What a phase is called.';
+return pgcoord_private.title_of(p_phase.phase_data, p_phase.phase_number);
 
+-- A time in words, with its date unless that is today.
 create or replace function pgcoord_private.clock(p_at timestamptz) returns text
 language sql stable
 return to_char(p_at, case when p_at::date = current_date then '' else 'YYYY-MM-DD ' end || 'HH24:MI:SS');
-comment on function pgcoord_private.clock(timestamptz) is 'A time in words, with its date unless that is today.';
 
+-- 1st, 2nd, 3rd …
 create or replace function pgcoord_private.ordinal(p_number bigint) returns text
 language sql immutable
 return p_number || case
@@ -17,13 +23,13 @@ return p_number || case
     when p_number % 10 = 1 then 'st' when p_number % 10 = 2 then 'nd' when p_number % 10 = 3 then 'rd'
     else 'th'
 end;
-comment on function pgcoord_private.ordinal(bigint) is '1st, 2nd, 3rd …';
 
+-- A number with what it counts: 1 phase waits, 2 phases wait.
 create or replace function pgcoord_private.counted(p_number bigint, p_one text, p_many text) returns text
 language sql immutable
 return p_number || ' ' || case when p_number = 1 then p_one else p_many end;
-comment on function pgcoord_private.counted(bigint, text, text) is 'A number with what it counts: 1 phase waits, 2 phases wait.';
 
+-- A length of time in one unit: 40 s, 5 min, 3 h, 4 days.
 create or replace function pgcoord_private.in_words(p_length interval) returns text
 language sql immutable
 return case
@@ -32,10 +38,9 @@ return case
     when p_length < interval '2 d' then floor(extract(epoch from p_length) / 3600) || ' h'
     else floor(extract(epoch from p_length) / 86400) || ' days'
 end;
-comment on function pgcoord_private.in_words(interval) is 'A length of time in one unit: 40 s, 5 min, 3 h, 4 days.';
 
+-- The first three names, and how many more there are.
 create or replace function pgcoord_private.some_of(p_names text[]) returns text
 language sql immutable
 return concat_ws(' and ', array_to_string(p_names[1:3], ', '),
     case when cardinality(p_names) > 3 then cardinality(p_names) - 3 || ' more' end);
-comment on function pgcoord_private.some_of(text[]) is 'The first three names, and how many more there are.';

@@ -68,7 +68,7 @@ language sql immutable
 return case when length(p_text) <= 16000 then p_text
     else left(p_text, 4000) || format(E'\n… %s characters left out …\n', length(p_text) - 16000) || right(p_text, 12000) end;
 
--- What a phase is about, whenever it is given.
+-- Refuse phase_data that no reader could take.
 -- Errors: PC005.
 create or replace function pgcoord_private.check_phase_data(p_queue_id text, p_data jsonb) returns void
 language plpgsql stable
@@ -78,9 +78,3 @@ begin
     perform pgcoord_private.check_text('the title of phase ' || p_queue_id, p_data ->> 'title', 1000);
     perform pgcoord_private.check_text('workflow_type of phase ' || p_queue_id, p_data ->> 'workflow_type', 200);
 end $$;
-
-comment on function pgcoord_private.check_json(text, jsonb, integer) is 'Refuse (PC005) JSON that is too long, too deep, or has a number too large.';
-comment on function pgcoord_private.check_text(text, text, integer) is 'Refuse (PC005) a text that is too long.';
-comment on function pgcoord_private.check_queue_id(text, integer, integer) is 'Refuse (PC005) a name that cannot be one, or is that of another phase.';
-comment on function pgcoord_private.without_middle(text) is 'A long text without its middle.';
-comment on function pgcoord_private.check_phase_data(text, jsonb) is 'Refuse (PC005) phase_data that no reader could take.';

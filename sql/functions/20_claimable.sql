@@ -1,17 +1,33 @@
 -- What may run, and what no waiting alone will help.
 
+-- The rule, for the claim and for all who show the line. phase_queue_claim_idx has the same condition, so it is read in
+-- the order of the line, and nothing else is.
+create or replace view pgcoord_private.claimable as
+-- (locker: the transaction that has the phase locked, or had. Columns that phase_queue is given come last.)
+select p.xmax::text as locker, p.*
+from public.phase_queue as p
+where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held;
+comment on view pgcoord_private.claimable is
+    'Phases that can be claimed: their prerequisites are completed, they wait for no retry time, and their feature is not paused.';
+
+-- The workflow that runs a phase: the one it names, else the default.
+-- Claimable as soon as the next claim has cleared its retry time.
+create or replace view pgcoord_private.due_retry as
+select p.xmax::text as locker, p.*
+from public.phase_queue as p
+where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held;
+comment on view pgcoord_private.due_retry is 'Phases whose retry time has come, and that wait for nothing else.';
+
 create or replace function pgcoord_private.workflow_of(p_phase public.phase_queue) returns text
 language sql stable
 return coalesce((p_phase).workflow_type, (select name from pgcoord.workflow where is_default));
-comment on function pgcoord_private.workflow_of(public.phase_queue) is 'The workflow that runs a phase: the one it names, else the default.';
 
--- Until when phases that have no issue yet are not claimed; null when they are.
+-- Until when no phase is claimed that has no issue yet, because GitHub makes none; null when there is nothing to
+-- wait for.
 create or replace function pgcoord_private.issues_held_until(p_control pgcoord.control) returns timestamptz
 language sql stable
 return case when least(p_control.issues_held_until, p_control.issues_held_since + p_control.issues_optional_after) > clock_timestamp()
     then least(p_control.issues_held_until, p_control.issues_held_since + p_control.issues_optional_after) end;
-comment on function pgcoord_private.issues_held_until(pgcoord.control) is
-    'Until when no phase is claimed that has no issue yet, because GitHub makes none; null when there is nothing to wait for.';
 
 -- What no waiting alone will help: the one place that says which phases these are. (The workflows are those of the last
 -- lead, whether it still lasts or not.)

@@ -60,7 +60,6 @@ comment on view pgcoord.lead_blocker is
 create or replace function pgcoord_private.lease_length() returns interval
 language sql immutable
 return interval '60 seconds';
-comment on function pgcoord_private.lease_length() is 'How long a lease on the attempts of a host holds.';
 
 -- The leader needs no lease: while it leads nobody declares anything of its host lost, and from when another one leads
 -- every host has a whole lease to be heard of again, however long the database or the network was away before.
@@ -94,8 +93,6 @@ begin
     where w.datname = current_database() and w.application_name like 'pgcoord waits for %'
     order by s.xact_start;
 end $$;
-comment on function pgcoord_private.find_lock_waits() is
-    'The locks that coordinators wait for, each with the session that holds it: who that is, since when it is in its transaction, and its last query.';
 
 create or replace view pgcoord.lock_waits as
 select w.lock, w.holder, w.usename, w.application_name, w.since, w.state, w.query
@@ -103,6 +100,7 @@ from pgcoord_private.find_lock_waits() as w;
 comment on view pgcoord.lock_waits is
     'Locks that coordinators wait for, each with the session that holds it.';
 
+-- The session that holds a lock that a coordinator waits for, in words; null when none is seen.
 create or replace function pgcoord_private.held_by(p_lock text) returns text
 language sql stable
 begin atomic
@@ -116,8 +114,6 @@ begin atomic
     where lock = left(p_lock, 63 - length('pgcoord waits for '))    -- as long as the name of a session may be
     limit 1;
 end;
-comment on function pgcoord_private.held_by(text) is
-    'The session that holds a lock that a coordinator waits for, in words; null when none is seen.';
 
 -- What happened to attempts and is not recorded yet, since somebody has locked what that would change.
 create or replace view pgcoord_private.unrecorded_now as
@@ -136,9 +132,8 @@ create or replace view pgcoord_private.locked_phase as
 select p.queue_id, p.feature_id, p.phase_number, p.eligible_at, w.lock,
     format('cannot be claimed: %s is held by %s', w.lock, pgcoord_private.held_by(w.lock)) as words
 from pgcoord_private.find_lock_waits() as w
-    join public.phase_queue as p on p.status = 'queued' and p.eligible_at is not null and not p.held
-        and (p.retry_at is null or p.retry_at <= clock_timestamp())
-        and (w.lock = 'pgcoord.control' or w.lock like 'slot %' or p.xmax::text = (
+    join (select * from pgcoord_private.claimable union all select * from pgcoord_private.due_retry) as p
+        on (w.lock = 'pgcoord.control' or w.lock like 'slot %' or p.locker = (
             select awaited.xmax::text from public.phase_queue as awaited
             where w.lock like 'phase %' and awaited.queue_id = substr(w.lock, length('phase ') + 1) and awaited.xmax <> '0'
         ));

@@ -52,8 +52,6 @@ begin
     select v_phases[r], v_phases[v_nearest[r]], v_states[v_nearest[r]] from generate_subscripts(v_phases, 1) as r
     where v_states[r] = 'blocked';
 end $$;
-comment on function pgcoord_private.obstacles(integer) is
-    'The nearest failed or cancelled phase upstream of each blocked phase of a feature, and its status.';
 
 -- Each kind of reason is one branch over all phases, so that one phase, a feature of thousands or everything is asked for
 -- by the same words, and each costs what it shows. The lower the rank, the more decisive.
@@ -149,8 +147,7 @@ from (
         -- Of columns that the index of the line has, so that the table need not be read.
         select q.feature_id, q.phase_number,
             row_number() over (order by q.priority, q.queue_position, q.feature_id, q.phase_number) as place
-        from public.phase_queue as q
-        where q.status = 'queued' and q.eligible_at is not null and q.retry_at is null and not q.held
+        from pgcoord_private.claimable as q
     ) as line
     join public.phase_queue as p using (feature_id, phase_number)
 where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0);
@@ -187,6 +184,7 @@ where p.status in ('queued', 'blocked')
 order by p.feature_id, p.phase_number, r.rank, r.refers_to;
 comment on view pgcoord.waiting is 'Phases that wait, with every reason of each.';
 
+-- What a phase waits for, in words; null when it does not wait.
 -- Of high cost, so that a query which shows some phases of many asks it for those alone.
 create or replace function pgcoord_private.waiting_for(p_phase public.phase_queue) returns text
 language sql stable cost 10000
@@ -194,7 +192,6 @@ begin atomic
     select case when p_phase.status in ('queued', 'blocked', 'ready', 'running')
         then (select y.words from pgcoord.why(p_phase.queue_id) as y where y.kind not in ('ready', 'running') limit 1) end;
 end;
-comment on function pgcoord_private.waiting_for(public.phase_queue) is 'What a phase waits for, in words; null when it does not wait.';
 
 create or replace view pgcoord_private.first_reason as
 select distinct on (feature_id, phase_number, queue_id) feature_id, phase_number, queue_id, words

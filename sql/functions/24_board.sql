@@ -119,21 +119,20 @@ comment on view pgcoord.attention is
 
 -- In the order in which claims take them.
 create or replace view pgcoord.line as
-select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_private.title_of(p) as title, p.priority, p.eligible_at
-from public.phase_queue as p
+select p.queue_id, p.feature_id, f.title as feature, p.phase_number,
+    pgcoord_private.title_of(p.phase_data, p.phase_number) as title, p.priority, p.eligible_at
+from pgcoord_private.claimable as p
     join public.planned_features as f on f.id = p.feature_id
-where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
-    and not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0)
+where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0)
 order by p.priority, p.queue_position, p.feature_id, p.phase_number;
 comment on view pgcoord.line is 'Phases that wait for nothing but a slot, next first.';
 
 -- How much waits: in line for a slot, for other phases, because it is paused, for a time.
 create or replace view pgcoord.backlog as
-select count(*) filter (where p.eligible_at is not null and p.retry_at is null and not p.held and s.queue_id is null) as in_line,
+select (select count(*) from pgcoord.line) as in_line,
     count(*) filter (where p.eligible_at is null and not p.held) as for_phases,
     count(*) filter (where p.held) as paused,
     count(*) filter (where p.retry_at is not null and not p.held) as for_retry
 from public.phase_queue as p
-    left join pgcoord_private.stranded as s on s.queue_id = p.queue_id and s.kind = 'workflow'
 where p.status = 'queued';
 comment on view pgcoord.backlog is 'How many queued phases wait for a slot, for other phases, for their feature to be resumed, for a retry time.';

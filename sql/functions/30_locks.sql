@@ -5,12 +5,13 @@
 -- (hold_feature). A claim takes the control row and phases that nobody else has locked, and never waits for a feature or a
 -- phase.
 
+-- Whether each statement of this transaction sees what others have committed until then.
 -- Errors: PC009 under a snapshot that would not see what others commit meanwhile.
 create or replace function pgcoord_private.sees_others() returns boolean
 language sql stable
 return current_setting('transaction_isolation') in ('read committed', 'read uncommitted');
-comment on function pgcoord_private.sees_others() is 'Whether each statement of this transaction sees what others have committed until then.';
 
+-- Refuse (PC009) a transaction that would not see what others commit meanwhile.
 create or replace function pgcoord_private.check_isolation() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -23,7 +24,6 @@ begin
             hint = 'An older snapshot would miss a prerequisite that ends meanwhile. Use the default isolation level.';
     end if;
 end $$;
-comment on function pgcoord_private.check_isolation() is 'Refuse (PC009) a transaction that would not see what others commit meanwhile.';
 
 -- Lock a feature from within a row trigger, that is, holding a phase already. Never waits for another's lock for
 -- long, since its holder may be waiting for our phase: tries for a tenth of a second, then gives up. Returns the id, so
@@ -50,8 +50,6 @@ begin
         message = format('feature %s is being changed by somebody else', p_feature_id),
         hint = 'Try again, or use the functions of the schema pgcoord (complete_phase, skip_phase …): they wait in the right order.';
 end $$;
-comment on function pgcoord_private.hold_feature(integer) is
-    'Lock a feature from a trigger that holds one of its phases; gives up (55P03) after a tenth of a second.';
 
 -- Lock a phase in the right order, its feature first, and return it. Waits.
 -- Errors: PC001 when there is none.
@@ -73,7 +71,6 @@ begin
     end if;
     return v_phase;
 end $$;
-comment on function pgcoord_private.lock_phase(text) is 'Lock a phase, its feature first, and return it; PC001 when there is none.';
 
 -- Lock an attempt, its feature and its phase first, and return it; no row when it is gone.
 create or replace function pgcoord_private.lock_attempt(p_attempt_id bigint) returns pgcoord.attempt
@@ -93,7 +90,6 @@ begin
     select * into v_attempt from pgcoord.attempt where id = p_attempt_id for no key update;
     return v_attempt;
 end $$;
-comment on function pgcoord_private.lock_attempt(bigint) is 'Lock an attempt, its feature and its phase first, and return it.';
 
 -- What a statement about an attempt could not lock in time: the first row, in lock order, that somebody has locked; null
 -- when it is free again. Never waits. The end of a phase changes its dependents, and blocks theirs where it failed (far);
@@ -128,9 +124,9 @@ begin
     end if;
     return 'slot ' || pgcoord_private.find_locked_slot();
 end $$;
-comment on function pgcoord_private.find_lock(bigint, boolean) is
-    'For the coordinator: the name of a row that somebody has locked and that a statement about this attempt needs; null when there is none.';
 
+-- The phase, or a dependent of it, that somebody has locked; null when there is none. Far: dependents of
+-- dependents, too.
 create or replace function pgcoord_private.find_locked_phase(p_feature_id integer, p_phase_number integer, p_far boolean)
 returns text
 language plpgsql
@@ -161,9 +157,8 @@ begin
         limit 1
     );
 end $$;
-comment on function pgcoord_private.find_locked_phase(integer, integer, boolean) is
-    'The phase, or a dependent of it, that somebody has locked; null when there is none. Far: dependents of dependents, too.';
 
+-- A draining slot that somebody has locked; null when there is none.
 create or replace function pgcoord_private.find_locked_slot() returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -174,7 +169,6 @@ begin
     select array_agg(number) into v_free from free;
     return (select min(number) from pgcoord.slot where draining and number <> all (coalesce(v_free, '{}')));
 end $$;
-comment on function pgcoord_private.find_locked_slot() is 'A draining slot that somebody has locked; null when there is none.';
 
 -- Wait until nobody else has a row locked, which is named as find_lock and next_work do. The row is not changed and, as the
 -- caller has no transaction, not held. The session takes a name by which lock_waits finds it.
@@ -194,9 +188,8 @@ begin
         when 'slot' then perform 1 from pgcoord.slot where number = v_key::smallint for update;
     end case;
 end $$;
-comment on function pgcoord_private.await_lock(text) is
-    'For the coordinator: wait until nobody else has this row locked (feature 5, phase queue-5-1, attempt 12, slot 2, pgcoord.control).';
 
+-- For the coordinator: what happened to an attempt cannot be recorded before this lock is gone.
 create or replace function pgcoord_private.note_unrecorded(p_attempt_id bigint, p_words text, p_lock text) returns void
 language sql
 begin atomic
@@ -205,13 +198,10 @@ begin atomic
     insert into pgcoord.unrecorded (attempt_id, words, lock) values (p_attempt_id, p_words, p_lock)
     on conflict (attempt_id) do update set words = excluded.words, lock = excluded.lock;
 end;
-comment on function pgcoord_private.note_unrecorded(bigint, text, text) is
-    'For the coordinator: what happened to an attempt cannot be recorded before this lock is gone.';
 
+-- For the coordinator: what happened to an attempt is recorded.
 create or replace function pgcoord_private.forget_unrecorded(p_attempt_id bigint) returns void
 language sql
 begin atomic
     delete from pgcoord.unrecorded where attempt_id = p_attempt_id;
 end;
-comment on function pgcoord_private.forget_unrecorded(bigint) is
-    'For the coordinator: what happened to an attempt is recorded.';

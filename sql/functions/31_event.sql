@@ -1,25 +1,23 @@
 -- Events: who did what. Rows of pgcoord.event are written by the triggers of the tables they tell about, through
 -- these functions; nothing else writes there.
 
+-- Who acts: the setting pgcoord_private.actor (set it for people behind a shared login), else the database user.
 create or replace function pgcoord_private.actor() returns text
 language sql stable
 return coalesce(nullif(current_setting('pgcoord.actor', true), ''), session_user);
-comment on function pgcoord_private.actor() is
-    'Who acts: the setting pgcoord_private.actor (set it for people behind a shared login), else the database user.';
 
+-- Why: the setting pgcoord.reason, which the control functions set for their statement and people may set for
+-- theirs.
 create or replace function pgcoord_private.reason() returns text
 language sql stable
 return nullif(current_setting('pgcoord.reason', true), '');
-comment on function pgcoord_private.reason() is
-    'Why: the setting pgcoord.reason, which the control functions set for their statement and people may set for theirs.';
 
+-- Give the reason that the next changes of this transaction are logged with; null ends it.
 create or replace function pgcoord_private.set_reason(p_reason text) returns void
 language sql
 return set_config('pgcoord.reason', coalesce(p_reason, ''), true);
-comment on function pgcoord_private.set_reason(text) is
-    'Give the reason that the next changes of this transaction are logged with; null ends it.';
 
--- An event that is not the move of a phase.
+-- Write an event that is not the move of a phase, and notify those who watch.
 create or replace function pgcoord_private.log_event(
     p_kind text, p_reason text, p_feature_id integer default null,
     p_phase_number integer default null, p_queue_id text default null, p_attempt integer default null
@@ -30,9 +28,8 @@ begin atomic
     values (p_kind, p_feature_id, p_phase_number, p_queue_id, p_attempt, pgcoord_private.actor(), p_reason);
     select pg_notify('pgcoord_event', coalesce(p_feature_id::text, ''));
 end;
-comment on function pgcoord_private.log_event(text, text, integer, integer, text, integer) is
-    'Write an event about something else than the move of a phase, and tell those who watch.';
 
+-- Refuse (PC008) to change events, or to delete those of a feature that exists.
 -- History stays as it was written; that of a feature goes when the feature has gone (prune).
 create or replace function pgcoord_private.guard_event() returns trigger
 language plpgsql
@@ -46,8 +43,8 @@ begin
         message = format('event %s is history and stays as it is', old.id),
         hint = 'pgcoord.prune(older_than) removes finished features with their history.';
 end $$;
-comment on function pgcoord_private.guard_event() is 'Trigger: refuse (PC008) to change events, or to delete those of a feature that exists.';
 
+-- Events with a higher id than the first argument, or with one in the ranges given, in order of their ids.
 -- Ids are not the order of commits: a slow transaction commits a lower one after a higher was read. Whoever follows
 -- the events keeps the highest id it has read and the ranges of ids below it that it has not, and asks for both.
 create or replace function pgcoord_private.events_after(p_after bigint, p_lows bigint[], p_highs bigint[], p_limit integer)
@@ -69,8 +66,6 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off se
     ))
     order by h.id;
 $$;
-comment on function pgcoord_private.events_after(bigint, bigint[], bigint[], integer) is
-    'Events with a higher id than the first argument, or with one in the ranges given, in order of their ids.';
 
 -- Where somebody stands who has read all that is there: the highest id, and the ids missing among the last p_back
 -- events (of which some may be of transactions that go on).
@@ -87,9 +82,8 @@ begin atomic
         ) as counted
     ) as pairs;
 end;
-comment on function pgcoord_private.last_event(integer) is
-    'The highest id of an event, and the ranges of ids that are missing among the last so many events.';
 
+-- Transactions under way that may have written events.
 -- Whoever writes an event locks the table until the end of the transaction.
 create or replace function pgcoord_private.event_writers() returns setof text
 language sql stable
@@ -98,4 +92,3 @@ begin atomic
     where locktype = 'relation' and relation = 'pgcoord.event'::regclass and mode = 'RowExclusiveLock' and granted
         and database = (select oid from pg_database where datname = current_database());
 end;
-comment on function pgcoord_private.event_writers() is 'Transactions under way that may have written events.';

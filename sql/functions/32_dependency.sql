@@ -6,7 +6,7 @@
 -- A session keeps the plan it once made, when the tables were perhaps empty: the functions that run with every change
 -- leave the planner index look-ups only, which cost the same for one phase whether a hundred or a million are stored.
 
--- Refuse an array of prerequisites that cannot be meant.
+-- Refuse (PC005) an array of prerequisites that is not one of distinct positive numbers of other phases.
 -- Errors: PC005, naming the phase and the element.
 create or replace function pgcoord_private.check_prerequisites(
     p_queue_id text, p_phase_number integer, p_depends_on jsonb
@@ -36,13 +36,11 @@ begin
             hint = 'It is a JSON array of distinct phase numbers of the same feature, such as [1, 3].';
     end if;
 end $$;
-comment on function pgcoord_private.check_prerequisites(text, integer, jsonb) is
-    'Refuse (PC005) an array of prerequisites that is not one of distinct positive numbers of other phases.';
 
 -- Return the phase numbers of one cycle of the feature, the first one repeated at the end, or null when there is none.
 -- Takes phases without open prerequisites away until nothing moves (Kahn); in what is left, each phase has a
 -- prerequisite that is left too, so walking from one to the next must come back. Linear in phases and edges.
--- It reads a whole feature, so it may hash and sort where its callers may not.
+-- It reads a whole feature, so it may hash and sort where its callers may not. (Long: a call would copy the arrays.)
 create or replace function pgcoord_private.find_cycle(p_feature_id integer) returns integer[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -110,9 +108,8 @@ begin
     end loop;
     return v_path[1:array_position(v_path[2:], v_rank) + 1];
 end $$;
-comment on function pgcoord_private.find_cycle(integer) is
-    'The phase numbers of one cycle of the feature, the first repeated at the end; null when there is none.';
 
+-- The phases with these numbers, each of the feature at the same place.
 -- One look-up for each (`offset 0`), whatever statistics say of tables that were empty once: a join may then be of
 -- every phase with every other.
 create or replace function pgcoord_private.phases_at(p_features integer[], p_phases integer[]) returns setof public.phase_queue
@@ -126,9 +123,9 @@ begin atomic
             offset 0
         ) as p;
 end;
-comment on function pgcoord_private.phases_at(integer[], integer[]) is 'The phases with these numbers, each of the feature at the same place.';
 
--- Store the edges that the given phases name now, in place of those they named before.
+-- Keep pgcoord.dependency in step with depends_on_phases of the given phases; refuse (PC005) what is malformed or a
+-- cycle.
 -- Errors: PC005 when an array is malformed or a cycle would close.
 create or replace function pgcoord_private.store_edges(p_features integer[], p_phases integer[]) returns void
 language plpgsql
@@ -169,8 +166,6 @@ begin
         end if;
     end loop;
 end $$;
-comment on function pgcoord_private.store_edges(integer[], integer[]) is
-    'Keep pgcoord.dependency in step with depends_on_phases of the given phases; refuse (PC005) what is malformed or a cycle.';
 
 -- Count again what the given phases wait for, as far as they wait, and stamp or clear their eligible_at.
 create or replace function pgcoord_private.recount_unmet(p_features integer[], p_phases integer[]) returns void
@@ -195,12 +190,10 @@ begin
         ) as counted
         where p.queue_id = counted.queue_id and p.unmet <> counted.unmet and p.status in ('queued', 'blocked');
 end $$;
-comment on function pgcoord_private.recount_unmet(integer[], integer[]) is
-    'Count the open prerequisites of the given phases again, as far as they wait.';
 
 -- Block what waits, directly or not, for a failed or cancelled phase, and unblock what no longer does. Looks at the
 -- given phases and everything downstream of them that waits: upstream of those nothing has changed.
--- One statement however long the chain is; `offset 0` keeps the planner at index look-ups inside the recursion.
+-- Long, as it is one statement, however long the chain is; `offset 0` keeps the planner at index look-ups inside the recursion.
 create or replace function pgcoord_private.settle_blocked(p_features integer[], p_phases integer[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -265,8 +258,6 @@ begin
         from settled
         where p.queue_id = settled.queue_id and p.status <> settled.status and p.status in ('queued', 'blocked');
 end $$;
-comment on function pgcoord_private.settle_blocked(integer[], integer[]) is
-    'Block or unblock the given phases and what is downstream of them, as their prerequisites now stand.';
 
 -- Follow a change of the dependencies of the given phases. What a client's own UPDATE brings about is written here with
 -- the rights of the owner; since a client may then call it, it takes the locks itself and finds out everything anew.
@@ -279,8 +270,6 @@ begin
     perform pgcoord_private.recount_unmet(p_features, p_phases);
     perform pgcoord_private.settle_blocked(p_features, p_phases);
 end $$;
-comment on function pgcoord_private.settle_edges(integer[], integer[]) is
-    'Store the edges that the given phases name now, and find out anew what they wait for.';
 
 -- Block or unblock with the cause as the logged reason, then go back to the reason of the statement itself.
 create or replace function pgcoord_private.settle_because(p_features integer[], p_phases integer[], p_cause text) returns void
@@ -293,5 +282,3 @@ begin
     perform pgcoord_private.settle_blocked(p_features, p_phases);
     perform pgcoord_private.set_reason(v_reason);
 end $$;
-comment on function pgcoord_private.settle_because(integer[], integer[], text) is
-    'settle_blocked with the given words as the reason of what it logs.';

@@ -18,8 +18,6 @@ begin
         end if;
     end loop;
 end $$;
-comment on function pgcoord_private.check_times(text, timestamptz[]) is
-    'Refuse (PC005) a phase with a time that nobody can count with, such as infinity.';
 
 -- Refuse the insertion of a running phase when no slot is free, else return the slot it gets: the lowest.
 -- Takes the control row's lock, as a claim does, so that both see the same free slots.
@@ -44,9 +42,8 @@ begin
     end if;
     return v_slot;
 end $$;
-comment on function pgcoord_private.slot_for_inserted(text) is
-    'The lowest free slot, for a phase inserted as running by hand; PC006 when there is none.';
 
+-- Complete an inserted phase; a running one gets a slot or is refused.
 create or replace function pgcoord_private.fill_phase() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -101,7 +98,6 @@ begin
     end if;
     return new;
 end $$;
-comment on function pgcoord_private.fill_phase() is 'Trigger: complete an inserted phase; a running one gets a slot or is refused.';
 
 -- Refuse phases of a cancelled feature, and running ones whose prerequisites are not completed.
 create or replace function pgcoord_private.check_inserted(p_queue_ids text[]) returns void
@@ -136,9 +132,9 @@ begin
             else 'Insert it as queued: it is claimed when its prerequisites are completed.'
         end;
 end $$;
-comment on function pgcoord_private.check_inserted(text[]) is
-    'Refuse (PC002) inserted phases of a cancelled feature, or running before their prerequisites.';
 
+-- Store the edges of inserted phases, find out what waits, log, and wake the coordinator when one can start.
+-- Long, since only the trigger's own function sees new_rows, and many phases are to cost a look-up each.
 create or replace function pgcoord_private.settle_inserted_phases() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp
@@ -203,7 +199,7 @@ begin
                 where feature_id = n.feature_id and prerequisite = n.phase_number
                 offset 0
             ) as d
-        where n.status in ('completed', 'failed', 'cancelled') and exists (
+        where pgcoord_private.ended(n.status) and exists (
             select from public.phase_queue as down
             where down.feature_id = n.feature_id and down.phase_number = d.dependent and down.status in ('queued', 'blocked')
             offset 0
@@ -220,5 +216,3 @@ begin
     perform pg_notify('pgcoord_event', feature_id::text) from (select distinct feature_id from new_rows) as touched;
     return null;
 end $$;
-comment on function pgcoord_private.settle_inserted_phases() is
-    'Trigger: store the edges of inserted phases, find out what waits, log, and wake the coordinator when one can start.';

@@ -17,10 +17,8 @@ begin
             else 'They follow from the status of phases, depends_on_phases and pauses: change those.'
         end;
 end $$;
-comment on function pgcoord_private.refuse_change(text, boolean) is
-    'Refuse (PC008) a change of identity, or of a derived column, by hand.';
 
--- Errors: PC002 for a phase that does not wait, PC005 for what cannot be meant.
+-- Refuse other prerequisites for a phase that does not wait (PC002), or malformed ones (PC005); lock the feature.
 create or replace function pgcoord_private.check_new_prerequisites(p_old public.phase_queue, p_depends_on jsonb) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -34,10 +32,8 @@ begin
     perform pgcoord_private.check_prerequisites(p_old.queue_id, p_old.phase_number, p_depends_on);
     perform pgcoord_private.hold_feature(p_old.feature_id);
 end $$;
-comment on function pgcoord_private.check_new_prerequisites(public.phase_queue, jsonb) is
-    'Refuse other prerequisites for a phase that does not wait (PC002), or malformed ones (PC005); lock the feature.';
 
--- Errors: PC002.
+-- Refuse (PC002) ready without the attempt of a claim, and running without a started one.
 create or replace function pgcoord_private.refuse_start(p_queue_id text, p_from text, p_to text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -47,10 +43,8 @@ begin
         message = format('phase %s is %s and cannot be set to %s by hand', p_queue_id, p_from, p_to),
         hint = 'A coordinator claims and starts it; pgcoord.set_priority(queue_id, n) brings it forward.';
 end $$;
-comment on function pgcoord_private.refuse_start(text, text, text) is
-    'Refuse (PC002) ready without the attempt of a claim, and running without a started one.';
 
--- Errors: PC002.
+-- Refuse (PC002) to block or unblock a phase by hand: that follows from its prerequisites.
 create or replace function pgcoord_private.refuse_blocking(p_queue_id text, p_from text, p_to text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -60,10 +54,8 @@ begin
         message = format('phase %s is %s and cannot be set to %s by hand', p_queue_id, p_from, p_to),
         hint = 'A phase is blocked exactly as long as a prerequisite is failed or cancelled: retry or skip that one.';
 end $$;
-comment on function pgcoord_private.refuse_blocking(text, text, text) is
-    'Refuse (PC002) to block or unblock a phase by hand: that follows from its prerequisites.';
 
--- Errors: PC004.
+-- Refuse (PC004) an end of a phase when another one was asked for already.
 create or replace function pgcoord_private.refuse_end(p_queue_id text, p_ending text, p_to text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -73,8 +65,6 @@ begin
         message = format('phase %s is being ended (%s): it cannot become %s any more', p_queue_id, p_ending, p_to),
         hint = 'Wait until it has ended; then retry it, or pgcoord.skip_phase(queue_id, reason) takes it as done.';
 end $$;
-comment on function pgcoord_private.refuse_end(text, text, text) is
-    'Refuse (PC004) an end of a phase when another one was asked for already.';
 
 -- Queue a phase again: recount what it waits for (a prerequisite may have been deleted meanwhile).
 create or replace function pgcoord_private.requeue(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
@@ -97,8 +87,6 @@ begin
     );
     return p_new;
 end $$;
-comment on function pgcoord_private.requeue(public.phase_queue, public.phase_queue) is
-    'The row of a phase that is queued again: what it waits for counted anew.';
 
 -- An attempt of the phase failed: queue it again while attempts are left, later each time; else it stays failed.
 -- Three losses since a person queued it are enough, even where losses do not count: something about the phase brings
@@ -128,8 +116,6 @@ begin
         + least(p_attempt.retry_delay * 2 ^ least(p_new.attempts_used - 1, 30), greatest(p_attempt.retry_delay, '1 hour'));
     return pgcoord_private.requeue(p_old, p_new);
 end $$;
-comment on function pgcoord_private.retry_or_fail(public.phase_queue, public.phase_queue, pgcoord.attempt) is
-    'The row of a phase whose attempt failed: queued again while attempts are left (the wait doubles, up to an hour), else failed.';
 
 -- The row of a phase that leaves its slot. While its process lives it keeps the slot: failed and cancelled then
 -- become a request to the coordinator, which ends the process first (attempt.ending) and comes back. Whether completed
@@ -174,8 +160,6 @@ begin
     end if;
     return p_new;
 end $$;
-comment on function pgcoord_private.leave_slot(public.phase_queue, public.phase_queue) is
-    'The row of a phase that is to leave its slot; unchanged, with the end asked for, while its process lives.';
 
 -- The row of a waiting or ended phase that moves: skipped, cancelled, retried. Blocked and back is found out from
 -- the prerequisites (settle_blocked), never set by hand.
@@ -193,9 +177,9 @@ begin
     p_new.finished_timestamp := clock_timestamp();
     return p_new;
 end $$;
-comment on function pgcoord_private.leave_rest(public.phase_queue, public.phase_queue) is
-    'The row of a waiting or ended phase that is skipped, cancelled or retried.';
 
+-- Refuse what may not change, refuse (PC002) a move that the states do not allow, and derive the rest of the row.
+-- Long, since it runs with every row: a call that took the row would read its prompt, which may be long.
 create or replace function pgcoord_private.guard_phase_update() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -272,9 +256,8 @@ begin
     end if;
     return pgcoord_private.leave_rest(old, new);
 end $$;
-comment on function pgcoord_private.guard_phase_update() is
-    'Trigger: refuse what may not change, refuse (PC002) a move that the states do not allow, and derive the rest of the row.';
 
+-- Keep workflow_type in step with phase_data.
 create or replace function pgcoord_private.copy_workflow() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -285,4 +268,3 @@ begin
     new.workflow_type := new.phase_data ->> 'workflow_type';
     return new;
 end $$;
-comment on function pgcoord_private.copy_workflow() is 'Trigger: keep workflow_type in step with phase_data.';

@@ -1,10 +1,64 @@
 -- Phases that were updated: one AFTER trigger on the statement writes the events, ends attempts, frees slots, resolves
 -- dependents and notifies.
 
+-- The attempt of a phase that has left its slot ends with it; a slot that was to go is deleted. Returns
+-- true, so that it can stand in an assignment, which costs half of a PERFORM.
+-- Errors: PC004 for completed when another end of the attempt was asked for already.
+create or replace function pgcoord_private.end_left_attempt(
+    p_queue_id text, p_attempt integer, p_status text, p_error text, p_slot smallint
+) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    update pgcoord.attempt
+    set ended_at = clock_timestamp(),
+        outcome = case when p_status in ('completed', 'cancelled') then p_status else 'failed' end,
+        error = p_error,
+        exited_at = case when external then clock_timestamp() else exited_at end
+    where queue_id = p_queue_id and number = p_attempt and ended_at is null and (ending is null or p_status <> 'completed');
+    if not found and p_status = 'completed' then    -- it was ended before, or is to end in another way
+        perform pgcoord_private.refuse_end(queue_id, ending, p_status) from pgcoord.attempt
+        where queue_id = p_queue_id and number = p_attempt and ended_at is null;
+    end if;
+    delete from pgcoord.slot where number = p_slot and draining;
+    return true;
+end $$;
+
+-- Its direct dependents only, however long the queue is. The last prerequisite is looked for rather than counted off:
+-- where one statement does several things (MERGE, WITH), the count may have been made when the phase was completed
+-- already. (`offset 0`: a look-up for each, never a join.) Returns true, as end_left_attempt does.
+create or replace function pgcoord_private.release_dependents(p_feature_id integer, p_phase_number integer) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_dependents integer[];
+begin
+    select array_agg(dependent) into v_dependents from pgcoord.dependency
+    where feature_id = p_feature_id and prerequisite = p_phase_number;
+    if v_dependents is null then
+        return true;
+    end if;
+    update public.phase_queue as p
+    set unmet = unmet - 1, eligible_at = case when unmet = 1 then clock_timestamp() end
+    where feature_id = p_feature_id and phase_number = any (v_dependents) and status in ('queued', 'blocked')
+        and unmet > 0    -- 0: queued again by this very statement, and counted again afterwards
+        and (unmet > 1 or not exists (
+            select from jsonb_array_elements(p.depends_on_phases) as e
+            where not exists (
+                select from public.phase_queue as up
+                where up.feature_id = p.feature_id and up.phase_number = e::integer and up.status = 'completed'
+                offset 0
+            )
+        ));
+    return true;
+end $$;
+
+-- Log what moved, end attempts, free slots, release or block dependents, wake the coordinator.
 -- The phases are gone through one by one: almost always it is one, and a loop over fifty thousand takes no second.
 -- Old and new rows are joined by a full join, which can only be done by hashing or sorting: a plan kept from an update
 -- of one row would otherwise compare each with each when the same session updates fifty thousand. (`is distinct from`:
 -- a condition that no row of nulls fulfils would let the planner make it a plain join again.)
+-- (Long, since only the trigger's own function sees new_rows and old_rows.)
 create or replace function pgcoord_private.settle_updated_phases() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -17,7 +71,6 @@ declare
     v_again_features integer[];    -- of phases queued again: counted while the statement was still completing others
     v_again_phases integer[];
     v_completes boolean := false;
-    v_dependents integer[];
     v_features integer[];    -- of phases whose dependents are to be blocked or unblocked
     v_phases integer[];
     v_cause text;
@@ -44,39 +97,10 @@ begin
                     then v.error_message end));
         perform pg_notify('pgcoord_event', v.feature_id::text);
         if v.left_slot is not null then
-            update pgcoord.attempt
-            set ended_at = clock_timestamp(),
-                outcome = case when v.status in ('completed', 'cancelled') then v.status else 'failed' end,
-                error = v.error_message,
-                exited_at = case when external then clock_timestamp() else exited_at end
-            where queue_id = v.queue_id and number = v.attempt and ended_at is null and (ending is null or v.status <> 'completed');
-            if not found and v.status = 'completed' then    -- it was ended before, or is to end in another way
-                perform pgcoord_private.refuse_end(queue_id, ending, v.status) from pgcoord.attempt
-                where queue_id = v.queue_id and number = v.attempt and ended_at is null;
-            end if;
-            delete from pgcoord.slot where number = v.left_slot and draining;
+            v_wakes := pgcoord_private.end_left_attempt(v.queue_id, v.attempt, v.status, v.error_message, v.left_slot);
         end if;
         if v.status = 'completed' then
-            v_completes := true;
-            select array_agg(dependent) into v_dependents from pgcoord.dependency
-            where feature_id = v.feature_id and prerequisite = v.phase_number;
-            if v_dependents is not null then
-                -- Its direct dependents only, however long the queue is. The last prerequisite is looked for rather than
-                -- counted off: where one statement does several things (MERGE, WITH), the count may have been made when
-                -- the phase was completed already. (`offset 0`: a look-up for each, never a join.)
-                update public.phase_queue as p
-                set unmet = unmet - 1, eligible_at = case when unmet = 1 then clock_timestamp() end
-                where feature_id = v.feature_id and phase_number = any (v_dependents) and status in ('queued', 'blocked')
-                    and unmet > 0    -- 0: queued again by this very statement, and counted again below
-                    and (unmet > 1 or not exists (
-                        select from jsonb_array_elements(p.depends_on_phases) as e
-                        where not exists (
-                            select from public.phase_queue as up
-                            where up.feature_id = p.feature_id and up.phase_number = e::integer and up.status = 'completed'
-                            offset 0
-                        )
-                    ));
-            end if;
+            v_completes := pgcoord_private.release_dependents(v.feature_id, v.phase_number);
         elsif v.status = 'queued' and v.was <> 'blocked' then
             v_again_features := v_again_features || v.feature_id;
             v_again_phases := v_again_phases || v.phase_number;
@@ -104,9 +128,8 @@ begin
     end if;
     return null;
 end $$;
-comment on function pgcoord_private.settle_updated_phases() is
-    'Trigger: log what moved, end attempts, free slots, release or block dependents, wake the coordinator.';
 
+-- Log that a phase has another priority.
 create or replace function pgcoord_private.log_priority() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -115,4 +138,3 @@ begin
         || coalesce(': ' || pgcoord_private.reason(), ''), new.feature_id, new.phase_number, new.queue_id);
     return null;
 end $$;
-comment on function pgcoord_private.log_priority() is 'Trigger: log that a phase has another priority.';

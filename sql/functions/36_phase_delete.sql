@@ -1,5 +1,6 @@
 -- Phases that are deleted: not while they hold a slot; what depended on them waits.
 
+-- Refuse (PC002) to delete a phase that holds a slot.
 create or replace function pgcoord_private.guard_phase_delete() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -13,8 +14,8 @@ begin
     perform pgcoord_private.hold_feature(old.feature_id);
     return old;
 end $$;
-comment on function pgcoord_private.guard_phase_delete() is 'Trigger: refuse (PC002) to delete a phase that holds a slot.';
 
+-- Log deleted phases and make their dependents wait.
 create or replace function pgcoord_private.settle_deleted_phases() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -37,4 +38,3 @@ begin
     end if;
     return null;
 end $$;
-comment on function pgcoord_private.settle_deleted_phases() is 'Trigger: log deleted phases and make their dependents wait.';

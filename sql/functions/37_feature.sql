@@ -1,6 +1,6 @@
 -- Triggers of planned_features. What a feature's state is follows from its phases (view pgcoord.feature).
 
--- Errors: PC001.
+-- Refuse (PC001) a feature that does not exist.
 create or replace function pgcoord_private.check_feature(p_feature_id integer) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -13,8 +13,8 @@ begin
             hint = 'select * from pgcoord.feature shows those that exist.';
     end if;
 end $$;
-comment on function pgcoord_private.check_feature(integer) is 'Refuse (PC001) a feature that does not exist.';
 
+-- An id given by hand moves the sequence on, so that the next generated one is free; log the feature.
 create or replace function pgcoord_private.follow_inserted_ids() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -42,8 +42,6 @@ begin
     perform pg_notify('pgcoord_event', id::text) from new_rows;
     return null;
 end $$;
-comment on function pgcoord_private.follow_inserted_ids() is
-    'Trigger: an id given by hand moves the sequence on, so that the next generated one is free; log the feature.';
 
 -- Copy a pause onto the phases that wait, cancel the phases of a cancelled feature, and log what happened to it.
 create or replace function pgcoord_private.follow_feature() returns trigger
@@ -69,8 +67,6 @@ begin
     end if;
     return null;
 end $$;
-comment on function pgcoord_private.follow_feature() is
-    'Trigger: hold or release the phases of a feature that was paused or resumed, cancel those of a cancelled one; log it.';
 
 -- Refuse what no page and no reader can take. Errors: PC005.
 create or replace function pgcoord_private.check_feature_values() returns trigger
@@ -103,8 +99,7 @@ begin
     return new;
 end $$;
 
-comment on function pgcoord_private.check_feature_values() is 'Trigger: refuse (PC005) what no page and no reader can take.';
-
+-- Stamp updated_at; refuse (PC008) another id.
 create or replace function pgcoord_private.stamp_feature() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -118,8 +113,8 @@ begin
     new.updated_at := now();
     return new;
 end $$;
-comment on function pgcoord_private.stamp_feature() is 'Trigger: stamp updated_at; refuse (PC008) another id.';
 
+-- Log that a feature was described or planned anew.
 create or replace function pgcoord_private.log_changed_feature() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -127,8 +122,8 @@ begin
     perform pgcoord_private.log_event('feature_changed', null, new.id);
     return null;
 end $$;
-comment on function pgcoord_private.log_changed_feature() is 'Trigger: log that a feature was described or planned anew.';
 
+-- Log deleted features.
 create or replace function pgcoord_private.log_deleted_features() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -138,4 +133,3 @@ begin
     perform pg_notify('pgcoord_event', id::text) from old_rows;
     return null;
 end $$;
-comment on function pgcoord_private.log_deleted_features() is 'Trigger: log deleted features.';

@@ -40,7 +40,6 @@ begin
             hint = '{"title": …, "description": …, "phases": [{"phase_number": 1, "title": …, "prompt_content": …, "depends_on_phases": []}]}';
     end if;
 end $$;
-comment on function pgcoord_private.check_feature_object(jsonb) is 'Refuse (PC005) a JSON value that is no feature with phases.';
 
 create or replace function pgcoord.store_feature(p_feature jsonb) returns integer
 language plpgsql
@@ -75,6 +74,7 @@ end $$;
 comment on function pgcoord.submit_feature(jsonb) is
     'Store a feature, given as one JSON object, and queue its phases at once; returns its id. A phase without depends_on_phases waits for nothing.';
 
+-- Refuse (PC002) to change the plan of a feature whose phases are queued.
 create or replace function pgcoord_private.refuse_queued(p_feature_id integer) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -86,7 +86,6 @@ begin
             hint = 'Change the phases themselves (phase_queue), or add some.';
     end if;
 end $$;
-comment on function pgcoord_private.refuse_queued(integer) is 'Refuse (PC002) to change the plan of a feature whose phases are queued.';
 
 -- Change what is given of a feature; the rest stays. With p_version, only if it is still as it was then.
 -- Errors: PC001, PC002 for the plan of a feature whose phases are queued, PC005, PC010 when it was changed meanwhile.
@@ -124,6 +123,8 @@ end $$;
 comment on function pgcoord.change_feature(integer, jsonb, text) is
     'Change what is given of a feature: title, description, item_type, priority, estimated_hours, tags, phases (the plan, while none is queued).';
 
+-- What a feature is planned from, with its version, for change_feature to store the plan; refuse (PC002) one whose
+-- phases are queued.
 create or replace function pgcoord_private.feature_to_plan(p_feature_id integer)
 returns table (title text, description text, item_type text, estimated_hours double precision, version text)
 language plpgsql stable
@@ -136,8 +137,6 @@ begin
     from pgcoord.feature as f
     where f.id = p_feature_id;
 end $$;
-comment on function pgcoord_private.feature_to_plan(integer) is
-    'What a feature is planned from, with its version, for change_feature to store the plan; refuse (PC002) one whose phases are queued.';
 
 create or replace function pgcoord.execute_feature(p_feature_id integer) returns integer
 language plpgsql

@@ -206,6 +206,7 @@ end $$;
 comment on function pgcoord.set_slots(integer) is
     'Let n phases run at once. Lowering ends nothing: surplus phases run to their end and are not replaced.';
 
+-- Features that were finished (completed or cancelled) that long ago.
 create or replace function pgcoord_private.finished_features(p_older_than interval) returns setof integer
 language sql
 begin atomic
@@ -220,7 +221,6 @@ begin atomic
         )
         and coalesce(f.cancelled_at, '-infinity') <= now() - p_older_than;
 end;
-comment on function pgcoord_private.finished_features(interval) is 'Features that were finished (completed or cancelled) that long ago.';
 
 create or replace function pgcoord.prune(p_older_than interval) returns integer
 language plpgsql

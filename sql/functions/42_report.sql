@@ -29,8 +29,6 @@ begin
     end if;
     return v_attempt;
 end $$;
-comment on function pgcoord_private.reported_attempt(public.phase_queue, text, text) is
-    'The attempt that a report is about; PC003 when it was given up or is of another phase.';
 
 -- Answer a report that moves nothing: the phase does not hold a slot, or the report names another attempt. A repeat is
 -- answered with what is stored.
@@ -45,7 +43,7 @@ declare
 begin
     if v_stored = p_outcome then
         return v_phase;
-    elsif v_attempt.id is null and v_phase.status not in ('completed', 'failed', 'cancelled') then
+    elsif v_attempt.id is null and not pgcoord_private.ended(v_phase.status) then
         raise exception using
             errcode = 'PC002',
             message = format('phase %s is %s and never started: it cannot be reported %s', p_queue_id, v_phase.status, p_outcome),
@@ -56,8 +54,6 @@ begin
         message = format('phase %s has ended %s: it cannot be reported %s any more', p_queue_id, v_stored, p_outcome),
         hint = 'The first end of an attempt counts. Retry the phase, or skip it if the work is done.';
 end $$;
-comment on function pgcoord_private.answer_report(text, text, text) is
-    'Answer a report that moves nothing: what is stored for a repeat, else refuse it.';
 
 -- Take a report: the first one decides. Nearly always the phase holds its slot and the attempt is the current one, so
 -- that is tried, and looked into only when it was not so.
@@ -81,8 +77,6 @@ begin
     end if;
     return pgcoord_private.answer_report(p_queue_id, p_outcome, p_adw_id);
 end $$;
-comment on function pgcoord_private.report_phase(text, text, text, text) is
-    'Take the report of an attempt; what complete_phase and fail_phase share.';
 
 create or replace function pgcoord.complete_phase(p_queue_id text, p_adw_id text default null) returns public.phase_queue
 language plpgsql
@@ -103,6 +97,7 @@ end $$;
 comment on function pgcoord.fail_phase(text, text, text) is
     'Report a ready or running phase as failed: its process is ended first, then it is queued again while attempts are left, else failed.';
 
+-- The name of the phase that a report is about: by queue_id, else by adw_id, else by feature_id and phase_number.
 create or replace function pgcoord_private.named_by_report(p_report jsonb) returns text
 language sql stable
 return coalesce(
@@ -111,8 +106,6 @@ return coalesce(
     (select queue_id from public.phase_queue
         where feature_id = (p_report ->> 'feature_id')::integer and phase_number = (p_report ->> 'phase_number')::integer)
 );
-comment on function pgcoord_private.named_by_report(jsonb) is
-    'The name of the phase that a report is about: by queue_id, else by adw_id, else by feature_id and phase_number.';
 
 -- The phase that a report is about; all that it says of the phase has to fit.
 -- Errors: PC001 when there is none, PC005 when the report names none, or contradicts itself.
@@ -150,9 +143,8 @@ begin
     end if;
     return v_phase;
 end $$;
-comment on function pgcoord_private.phase_of_report(jsonb) is
-    'The phase that a report is about; PC001 when there is none, PC005 when what the report says does not fit together.';
 
+-- For the coordinator: the secrets by which a report may be signed, each of one attempt, for which alone it speaks.
 create or replace function pgcoord_private.report_secrets(p_report jsonb, out adw_id text, out secret text) returns setof record
 language sql stable
 begin atomic
@@ -162,14 +154,13 @@ begin atomic
     order by a.number desc
     limit 100;
 end;
-comment on function pgcoord_private.report_secrets(jsonb) is
-    'For the coordinator: the secrets by which a report may be signed, each of one attempt, for which alone it speaks.';
 
 -- Take a report, given as the body of a webhook: {"status": "completed" or "failed", and "queue_id", or "adw_id", or
 -- "feature_id" with "phase_number"; "error_message", "pr_number"}. p_adw_id is the attempt whose secret signed it, null
 -- for another secret. One that names no attempt is about the attempt which the first delivery of the same message was
 -- about, so that it does not end the next attempt when it is repeated late.
 -- Never raises PC001 to PC005: code, reason and hint say why it was refused, and the refusal is logged.
+-- (Long: each of its eleven results is a variable of it.)
 create or replace function pgcoord_private.take_report(
     p_report jsonb, p_message_id text, p_actor text, p_adw_id text default null,
     out code text, out reason text, out hint text, out repeated boolean, out queue_id text, out feature_id integer,
@@ -231,5 +222,3 @@ begin
     outcome := coalesce(v_attempt.outcome, v_attempt.ending);
     status := v_phase.status;
 end $$;
-comment on function pgcoord_private.take_report(jsonb, text, text, text) is
-    'For the coordinator: take the report of a workflow as a webhook brings it, and log the delivery; says what became of it rather than raising.';

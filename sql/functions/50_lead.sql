@@ -15,7 +15,6 @@ begin
             hint = 'Another coordinator has taken over; this one must claim and start nothing.';
     end if;
 end $$;
-comment on function pgcoord_private.check_epoch(bigint) is 'Refuse (PC007) a coordinator whose lead is over.';
 
 -- Take the lead on this connection: a new epoch, and the workflows that can be run from now on. The epoch is higher
 -- than p_after, too, the last one that the coordinator heard of: a failover may have lost it, and none may come twice.
@@ -61,9 +60,8 @@ begin
     from jsonb_array_elements(p_workflows) as w;
     select c.epoch, p_host, p_pid into epoch, host, pid from pgcoord.control as c;
 end $$;
-comment on function pgcoord_private.lead(text, integer, text, text, jsonb, bigint) is
-    'For a coordinator, on its LISTEN connection: take the lead with these workflows; where led is false, another one leads, which is named.';
 
+-- For the leading coordinator, on its LISTEN connection: give the lead back, and tell those who stand by.
 -- Give the lead back. The epoch stays in force until somebody else leads: what was being started is still recorded.
 create or replace function pgcoord_private.resign() returns void
 language plpgsql
@@ -72,9 +70,9 @@ begin
     perform pg_advisory_unlock(7405, 1);
     notify pgcoord_stand_by;
 end $$;
-comment on function pgcoord_private.resign() is
-    'For the leading coordinator, on its LISTEN connection: give the lead back, and tell those who stand by.';
 
+-- For a coordinator that stands by and has processes: a leader on another host leaves them alone for another
+-- minute.
 -- Errors: 55P03 when somebody has the lease locked for more than a second.
 create or replace function pgcoord_private.renew_lease(p_host text) returns void
 language sql
@@ -83,8 +81,6 @@ set lock_timeout = '1s' as $$
     insert into pgcoord.host (name, lease_until) values (p_host, clock_timestamp() + pgcoord_private.lease_length())
     on conflict (name) do update set lease_until = excluded.lease_until;
 $$;
-comment on function pgcoord_private.renew_lease(text) is
-    'For a coordinator that stands by and has processes: a leader on another host leaves them alone for another minute.';
 
 -- Which line of history this server writes: of the same system, the one with the higher timeline is the one that was
 -- promoted later. Nulls where a server does not tell.
@@ -97,5 +93,3 @@ begin
 exception when insufficient_privilege or feature_not_supported or undefined_function then
     system := null;
 end $$;
-comment on function pgcoord_private.lineage() is
-    'The system and timeline of this server, by which a coordinator knows a primary that was replaced; null where it does not tell.';

@@ -1,10 +1,29 @@
 -- The leading coordinator takes phases, and learns when to look again.
 
+-- Retry times that have come are over. Phases that somebody has locked stay for the next claim.
+create or replace function pgcoord_private.take_due_retries() returns text[]
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_due text[];
+begin
+    with due as (
+        update public.phase_queue set retry_at = null
+        where queue_id in (
+            select queue_id from public.phase_queue where retry_at <= clock_timestamp() for no key update skip locked
+        )
+        returning queue_id
+    )
+    select array_agg(queue_id) into v_due from due;
+    return v_due;
+end $$;
+
 -- Claim eligible phases in total order over all features, one for each free slot; phases that somebody else has
 -- locked are skipped, never waited for. Where no slot is free (and no retry time has come) it locks nothing: who frees one
 -- wakes the coordinator anew, and a transaction that has written nothing has nothing to wait for at its commit. The
 -- control row is locked in a statement of its own: the statements after it see all that earlier claims have committed.
 -- The lock of a phase is NO KEY, so that an edge being stored to it (a foreign key's share lock) does not hide it.
+-- Long, since it is one pass: each step decides on the rows and locks of the step before.
 -- Errors: PC007 when the lead is over; PC009 under a snapshot that would not see other claims; 55P03 when somebody holds
 -- the control row for more than a second.
 create or replace function pgcoord_private.claim_phases(p_epoch bigint) returns setof pgcoord_private.assignment
@@ -14,7 +33,8 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off se
 declare
     v_leader record;
     v_control pgcoord.control;
-    v_free record;
+    v_slots smallint[];    -- free ones, lowest first
+    v_surplus boolean;
     v_phase record;
     v_due text[];    -- phases whose retry time has come with this claim
     v_id bigint;
@@ -43,24 +63,16 @@ begin
         perform pgcoord_private.check_epoch(p_epoch);
     end if;
     if v_leader.finds_retry then
-        with due as (
-            update public.phase_queue set retry_at = null
-            where queue_id in (
-                select queue_id from public.phase_queue where retry_at <= clock_timestamp() for no key update skip locked
-            )
-            returning queue_id
-        )
-        select array_agg(queue_id) into v_due from due;
+        v_due := pgcoord_private.take_due_retries();
     end if;
     if v_control.paused_at is not null then
         return;
     end if;
     v_no_issues := v_control.issues_held_until is not null and pgcoord_private.issues_held_until(v_control) is not null;
-    select array_agg(s.number order by s.number) filter (where not s.draining) as slots, bool_or(s.draining) as surplus
-    into v_free
+    select array_agg(s.number order by s.number) filter (where not s.draining), bool_or(s.draining) into v_slots, v_surplus
     from pgcoord.slot as s
     where not exists (select from public.phase_queue as p where p.slot = s.number);
-    if v_free.surplus then    -- released while set_slots was lowering the limit: neither saw what the other did
+    if v_surplus then    -- released while set_slots was lowering the limit: neither saw what the other did
         delete from pgcoord.slot as s
         where s.number in (
             select f.number from pgcoord.slot as f
@@ -72,12 +84,11 @@ begin
         select p.queue_id, p.feature_id, p.attempt, w.name, w.reports, w.retry_delay, w.retry_lost,
             coalesce((p.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts) as max_attempts,
             coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::float8), w.timeout) as timeout
-        from public.phase_queue as p
+        from pgcoord_private.claimable as p
             join pgcoord.workflow as w on w.name = coalesce(p.workflow_type, v_leader.workflow)
-        where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
-            and (p.issue_number is not null or not v_no_issues)
+        where (p.issue_number is not null or not v_no_issues)
         order by p.priority, p.queue_position, p.feature_id, p.phase_number
-        limit coalesce(cardinality(v_free.slots), 0)
+        limit coalesce(cardinality(v_slots), 0)
         for no key update of p skip locked
     loop
         if v_phase.queue_id = any (v_due) then
@@ -88,10 +99,10 @@ begin
         end if;
         loop    -- to the next free slot that nobody has locked
             v_next := v_next + 1;
-            perform 1 from pgcoord.slot where number = v_free.slots[v_next] for key share skip locked;
-            exit when found or v_next > cardinality(v_free.slots);
+            perform 1 from pgcoord.slot where number = v_slots[v_next] for key share skip locked;
+            exit when found or v_next > cardinality(v_slots);
         end loop;
-        exit when v_next > cardinality(v_free.slots);
+        exit when v_next > cardinality(v_slots);
         loop
             v_id := nextval('pgcoord.attempt_id');
             insert into pgcoord.attempt (
@@ -100,7 +111,7 @@ begin
             )
             values (
                 v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord_private.adw_id(v_id, v_control.adw_offset), pgcoord_private.new_secret(),
-                v_free.slots[v_next], p_epoch, v_leader.host,
+                v_slots[v_next], p_epoch, v_leader.host,
                 -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
                 format('%s/%s/%s-%s', v_leader.runs_folder, v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
                 v_phase.name, v_phase.reports, v_phase.max_attempts, v_phase.retry_delay, v_phase.retry_lost, v_phase.timeout
@@ -122,14 +133,13 @@ begin
             null::integer, null::text, false, false, null::pgcoord.attempt_outcome, 0::float8, a.slot;
     end if;
 end $$;
-comment on function pgcoord_private.claim_phases(bigint) is
-    'For the leading coordinator: claim eligible phases, one for each free slot, in order of priority and place in line, and return what it needs to run them.';
 
 -- When to look next, in seconds, though nobody notifies: the nearest retry time, deadline or end of a lease, and when
 -- GitHub is asked again. Attempts whose host's lease has run out. And the locks, other than those in p_awaited, that keep
 -- phases from being claimed and attempts from being ended in time: the coordinator waits for them, since a transaction
 -- that ends by rollback notifies nobody. Rows with the same xmax are locked by the same transaction: one of them is
 -- enough. What is named may have been free all along, and only just have become due: then waiting for it ends at once.
+-- (Long: one list of all that the coordinator waits for.)
 create or replace function pgcoord_private.next_work(
     p_awaited text[] default '{}', out due_in float8, out abandoned bigint[], out locked text[]
 )
@@ -174,20 +184,18 @@ begin
     select array_agg(name), min(name) filter (where is_default) into v_workflows, v_default from pgcoord.workflow;
     -- Two look-ups, each by its own index: one over both conditions would read the whole table.
     v_found := array(
-        select distinct on (p.xmax::text) 'phase ' || p.queue_id
-        from public.phase_queue as p
-        where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
-            and coalesce(p.workflow_type, v_default) = any (v_workflows)
+        select distinct on (p.locker) 'phase ' || p.queue_id
+        from pgcoord_private.claimable as p
+        where coalesce(p.workflow_type, v_default) = any (v_workflows)
             and (p.issue_number is not null or v_no_issues_until is null)
-        order by p.xmax::text, p.priority, p.queue_position, p.feature_id, p.phase_number
+        order by p.locker, p.priority, p.queue_position, p.feature_id, p.phase_number
         limit 100
     ) || array(
-        select distinct on (p.xmax::text) 'phase ' || p.queue_id
-        from public.phase_queue as p
-        where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held
-            and coalesce(p.workflow_type, v_default) = any (v_workflows)
+        select distinct on (p.locker) 'phase ' || p.queue_id
+        from pgcoord_private.due_retry as p
+        where coalesce(p.workflow_type, v_default) = any (v_workflows)
             and (p.issue_number is not null or v_no_issues_until is null)
-        order by p.xmax::text, p.retry_at
+        order by p.locker, p.retry_at
         limit 100
     );
     if v_found = '{}' then
@@ -199,5 +207,3 @@ begin
     end if;
     locked := locked || array(select name from unnest(v_found) as name where name <> all (p_awaited));
 end $$;
-comment on function pgcoord_private.next_work(text[]) is
-    'For the coordinator, after a claim that returned nothing: seconds until the next deadline (null: none), attempts whose host''s lease has run out, and the locks, other than those given, that keep something from being claimed or ended.';

@@ -1,12 +1,13 @@
 -- Attempts: how a coordinator says what became of their processes. Only a coordinator calls the functions here; reports of
 -- workflows and people come through 42_report.sql.
 
+-- The adw_id of the attempt with this number: adw- and 8 hex digits.
 -- A bijection on 32 bits (the multiplier is odd), so that ids look random and never repeat within 4 billion attempts.
 create or replace function pgcoord_private.adw_id(p_number bigint, p_offset bigint) returns text
 language sql immutable
 return 'adw-' || lpad(to_hex((p_number * 2654435761 + p_offset) & 4294967295), 8, '0');
-comment on function pgcoord_private.adw_id(bigint, bigint) is 'The adw_id of the attempt with this number: adw- and 8 hex digits.';
 
+-- An adw_id that no attempt has, for a phase inserted as running without one.
 create or replace function pgcoord_private.new_adw_id() returns text
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -19,12 +20,11 @@ begin
     end loop;
     return v_adw_id;
 end $$;
-comment on function pgcoord_private.new_adw_id() is 'An adw_id that no attempt has, for a phase inserted as running without one.';
 
+-- A signing secret as Standard Webhooks writes them: 32 random bytes.
 create or replace function pgcoord_private.new_secret() returns text
 language sql volatile
 return 'whsec_' || encode(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())), 'base64');
-comment on function pgcoord_private.new_secret() is 'A signing secret as Standard Webhooks writes them: 32 random bytes.';
 
 -- Record that the process of an attempt was started. An attempt that has been reported on already keeps its end; its
 -- process is recorded all the same, so that it can be ended. Locks the phase before the attempt, as reports do.
@@ -60,17 +60,14 @@ begin
         notify pgcoord_wake;    -- a new deadline
     end if;
 end $$;
-comment on function pgcoord_private.start_phase(bigint, bigint, integer, text) is
-    'For the coordinator: the process of a claimed attempt was started; the phase is running and its timeout runs.';
 
+-- Write an event about an attempt that is not the move of its phase.
 create or replace function pgcoord_private.log_attempt(p_attempt pgcoord.attempt, p_kind text, p_reason text) returns void
 language sql
 begin atomic
     select pgcoord_private.log_event(p_kind, p_reason, feature_id, phase_number, queue_id, p_attempt.number)
     from public.phase_queue where queue_id = p_attempt.queue_id;
 end;
-comment on function pgcoord_private.log_attempt(pgcoord.attempt, text, text) is
-    'Write an event about an attempt that is not the move of its phase.';
 
 -- End a locked attempt, and move its phase accordingly.
 create or replace function pgcoord_private.conclude_attempt(
@@ -93,8 +90,6 @@ begin
     where queue_id = p_attempt.queue_id;
     perform pgcoord_private.set_reason(null);
 end $$;
-comment on function pgcoord_private.conclude_attempt(pgcoord.attempt, text, text, text) is
-    'End an attempt with the given outcome, and move its phase accordingly.';
 
 -- The process of an attempt is gone. An end that was asked for counts before the exit status, and an end that was
 -- reported before counts for good: the exit status is then only recorded.
@@ -127,8 +122,6 @@ begin
             nullif(p_log_tail, '')));
     end if;
 end $$;
-comment on function pgcoord_private.end_attempt(bigint, integer, text, text) is
-    'For the coordinator: the process of an attempt is gone with this exit status; decides what that makes of the phase.';
 
 -- An attempt has no process and never will: it could not be started, or the process vanished without an exit status.
 -- An end that was asked for meanwhile counts first.
@@ -178,8 +171,6 @@ begin
     end if;
     perform pgcoord_private.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
 end $$;
-comment on function pgcoord_private.abandon_attempt(bigint, bigint) is
-    'For the leading coordinator: an attempt of another host is lost, if that host''s lease has run out.';
 
 -- Give a claimed attempt back unused: its phase is queued again, not before p_wait from now, and no attempt counts.
 create or replace function pgcoord_private.return_attempt(p_attempt_id bigint, p_wait interval, p_reason text) returns void
@@ -191,8 +182,6 @@ begin
     from pgcoord.attempt as a
     where a.id = p_attempt_id and a.outcome = 'returned' and p.queue_id = a.queue_id and p.status = 'queued';
 end $$;
-comment on function pgcoord_private.return_attempt(bigint, interval, text) is
-    'For the coordinator: give a claimed attempt back unused; its phase waits for that long and keeps its attempts.';
 
 -- Ask for the end of attempts that have run longer than they may. One that somebody has locked is passed over, so that
 -- no transaction of a person's holds the coordinator up; next_work names it.
@@ -210,8 +199,8 @@ begin atomic
         for no key update of late skip locked
     );
 end;
-comment on function pgcoord_private.expire_attempts() is 'For the coordinator: ask for the end of attempts past their deadline.';
 
+-- Log that the end of an attempt was asked for, and wake the coordinators: its process may be on any host.
 create or replace function pgcoord_private.tell_ending() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -224,9 +213,8 @@ begin
     notify pgcoord_stand_by;
     return null;
 end $$;
-comment on function pgcoord_private.tell_ending() is
-    'Trigger: log that the end of an attempt was asked for, and wake the coordinators: its process may be on any host.';
 
+-- Wake the coordinators, as a phase was deleted whose reported process lingers.
 create or replace function pgcoord_private.tell_deleted() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -235,8 +223,6 @@ begin
     notify pgcoord_stand_by;
     return null;
 end $$;
-comment on function pgcoord_private.tell_deleted() is
-    'Trigger: wake the coordinators, as a phase was deleted whose reported process lingers.';
 
 -- Which of these attempts there are no more, or whose process is known to be gone. The answer is the primary's, also
 -- behind a pooler that spreads what only reads over stand-bys: the function is volatile, and refuses a stand-by.
@@ -255,5 +241,3 @@ begin
     select given.id from unnest(p_attempt_ids) as given (id)
     where not exists (select from pgcoord.attempt as a where a.id = given.id and a.exited_at is null);
 end $$;
-comment on function pgcoord_private.gone_attempts(bigint[]) is
-    'For the coordinator, before it ends processes: which of these attempts are gone, by the primary.';

@@ -4,13 +4,13 @@
 -- the intent is committed (intend_issue), and its number afterwards (store_issue). Whoever finds an intent without a
 -- number looks for the issue by the marker in its body before posting again: GitHub has no other way to ask.
 
+-- After what time an issue that was made is listed.
 -- Between a post and the moment from which its issue can be relied upon to be listed.
 create or replace function pgcoord_private.issue_settles() returns interval
 language sql immutable
 return interval '20 seconds';
-comment on function pgcoord_private.issue_settles() is 'After what time an issue that was made is listed.';
 
--- The prerequisites and dependents of a phase as people name them, nearest number first.
+-- Phases of a feature as JSON: number, title, status, issue, and whether nothing of the feature holds it back.
 create or replace function pgcoord_private.named_phases(p_feature_id integer, p_numbers integer[]) returns jsonb
 language sql stable
 begin atomic
@@ -19,10 +19,8 @@ begin atomic
     from public.phase_queue as p
     where p.feature_id = p_feature_id and p.phase_number = any (p_numbers);
 end;
-comment on function pgcoord_private.named_phases(integer, integer[]) is
-    'Phases of a feature as JSON: number, title, status, issue, and whether nothing of the feature holds it back.';
 
--- What the issue of a phase says, but for the prompt.
+-- What the issue of a phase says besides its prompt, and whether its labels have been made before.
 create or replace function pgcoord_private.issue_facts(p_queue_id text, p_repository text) returns jsonb
 language sql stable
 begin atomic
@@ -42,8 +40,6 @@ begin atomic
         join public.planned_features as f on f.id = p.feature_id
     where p.queue_id = p_queue_id;
 end;
-comment on function pgcoord_private.issue_facts(text, text) is
-    'What the issue of a phase says besides its prompt, and whether its labels have been made before.';
 
 -- Say that the issue of a claimed phase is about to be made. With `posts` the caller posts it now. Without, and without a
 -- number, it may have been made before: the caller looks for the marker, and comes again with p_looked when there is
@@ -84,8 +80,6 @@ begin
     intended_at := v_issue.intended_at;
     wait_seconds := extract(epoch from v_settles_at - clock_timestamp());
 end $$;
-comment on function pgcoord_private.intend_issue(bigint, bigint, text, boolean) is
-    'For the leading coordinator: the issue of a claimed phase is about to be made; says whether to post it, or to look for it first.';
 
 -- Keep the number of an issue. Where it was just made (p_made, not found), whatever held others back is over. A phase that
 -- has ended meanwhile has something to tell it.
@@ -113,7 +107,7 @@ begin
     if v_issue.posts <= 1 then
         delete from pgcoord.errand where queue_id = v_phase.queue_id and kind = 'check';
     end if;
-    if v_issue.number is null and v_phase.status in ('completed', 'failed', 'cancelled') then
+    if v_issue.number is null and pgcoord_private.ended(v_phase.status) then
         insert into pgcoord.errand (queue_id, kind, status, attempt)
         values (v_phase.queue_id, 'tell', v_phase.status, nullif(v_phase.attempt, 0));
         notify pgcoord_wake;
@@ -121,8 +115,6 @@ begin
     perform pgcoord_private.log_event('issue_made', format('issue #%s', p_number), v_phase.feature_id, v_phase.phase_number,
         v_phase.queue_id, nullif(v_phase.attempt, 0));
 end $$;
-comment on function pgcoord_private.store_issue(uuid, integer, text, boolean) is
-    'For the coordinator: the issue with this marker has this number; of two the lower one is kept.';
 
 -- GitHub cannot be asked before p_wait from now, twice as long with each further failure where p_grows: until then no
 -- phase is claimed that has no issue yet. Says when it is asked again, and whether phases have waited long enough to start
@@ -149,8 +141,6 @@ begin
     select extract(epoch from issues_held_until - clock_timestamp()), coalesce(issues_held_since + issues_optional_after <= clock_timestamp(), false)
     into wait_seconds, optional from pgcoord.control;
 end $$;
-comment on function pgcoord_private.hold_issues(interval, boolean, text, interval) is
-    'For the coordinator: GitHub cannot be asked for a while; phases that have no issue yet are not claimed until then.';
 
 -- The issue that was about to be posted certainly was not: nobody has to look for it.
 create or replace function pgcoord_private.unpost_issue(p_key uuid) returns void
@@ -162,7 +152,6 @@ begin atomic
     )
     delete from pgcoord.errand where kind = 'check' and queue_id = (select queue_id from issue where posts = 0);
 end;
-comment on function pgcoord_private.unpost_issue(uuid) is 'For the coordinator: an issue that was about to be posted certainly was not made.';
 
 create or replace function pgcoord.release_issues() returns void
 language plpgsql
@@ -184,4 +173,3 @@ language sql
 begin atomic
     select pgcoord_private.log_attempt(a, 'issue_missing', 'starts without an issue: ' || p_reason) from pgcoord.attempt as a where a.id = p_attempt_id;
 end;
-comment on function pgcoord_private.do_without_issue(bigint, text) is 'For the coordinator: log that an attempt starts without an issue, and why.';

@@ -1,10 +1,11 @@
 -- What is to be said or looked for on GitHub: errands, begun one by one, and tried again when GitHub refuses.
 
+-- The issue of a phase that ended, or was taken up again, is to be told so.
 create or replace function pgcoord_private.leave_errand() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    if new.status = old.status or not (new.status in ('completed', 'failed', 'cancelled') or old.status in ('failed', 'cancelled')) then
+    if new.status = old.status or not (pgcoord_private.ended(new.status) or old.status in ('failed', 'cancelled')) then
         return null;
     end if;
     insert into pgcoord.errand (queue_id, kind, status, attempt)
@@ -15,8 +16,6 @@ begin
     end if;
     return null;
 end $$;
-comment on function pgcoord_private.leave_errand() is
-    'Trigger: the issue of a phase that ended, or was taken up again, is to be told so.';
 
 -- Of an issue the errands are done in their order: those that none of the same kind comes before.
 create or replace view pgcoord_private.next_errand as
@@ -62,8 +61,6 @@ begin
         facts := pgcoord_private.errand_facts(id);
     end if;
 end $$;
-comment on function pgcoord_private.begin_errand(text) is
-    'For the coordinator: begin what is due on GitHub; without anything, says in how many seconds there is (null: nothing to do).';
 
 -- What there is to say about the end of a phase.
 create or replace function pgcoord_private.errand_facts(p_errand_id bigint) returns jsonb
@@ -83,7 +80,6 @@ begin atomic
         left join pgcoord.attempt as a on a.queue_id = e.queue_id and a.number = e.attempt
     where e.id = p_errand_id;
 end;
-comment on function pgcoord_private.errand_facts(bigint) is 'What a comment says about the end of a phase.';
 
 -- An errand is done, or given up: p_done says what was done, p_error why it never will be.
 create or replace function pgcoord_private.finish_errand(p_errand_id bigint, p_done text, p_error text default null) returns void
@@ -102,14 +98,11 @@ begin
         from public.phase_queue as p where p.queue_id = v_errand.queue_id;
     end if;
 end $$;
-comment on function pgcoord_private.finish_errand(bigint, text, text) is
-    'For the coordinator: an errand is done (what was done there), or is given up (why).';
 
+-- For the coordinator: an errand is tried again after that long, doubled with each try.
 create or replace function pgcoord_private.postpone_errand(p_errand_id bigint, p_wait interval, p_error text) returns void
 language sql
 begin atomic
     update pgcoord.errand set due_at = clock_timestamp() + least(p_wait * 2 ^ least(tries - 1, 20), interval '6 hours'), error = p_error
     where id = p_errand_id;
 end;
-comment on function pgcoord_private.postpone_errand(bigint, interval, text) is
-    'For the coordinator: an errand is tried again after that long, doubled with each try.';

@@ -1,5 +1,6 @@
 -- What people do on GitHub, told by a webhook.
 
+-- The phases with one of these issues, or named by one of these words.
 -- What somebody did on GitHub concerns the phases whose issue it was, and for a pull request those that it names: by
 -- queue_id, adw_id or issue. Issues that people gave their phases themselves count, too.
 create or replace function pgcoord_private.phases_on_github(p_repository text, p_numbers integer[], p_words text[]) returns setof text
@@ -15,20 +16,16 @@ begin atomic
     select queue_id from pgcoord.attempt where adw_id = any (p_words)
     order by 1;
 end;
-comment on function pgcoord_private.phases_on_github(text, integer[], text[]) is
-    'The phases with one of these issues, or named by one of these words.';
 
 -- Whether it was the coordinator itself who closed or opened an issue, because of what became of the phase.
 create or replace function pgcoord_private.is_our_doing(p_phase public.phase_queue, p_kind text, p_sender text) returns boolean
 language sql stable
 return exists (select from pgcoord.issue where queue_id = p_phase.queue_id and author = p_sender)
     and case p_kind
-        when 'issue_closed' then p_phase.status in ('completed', 'failed', 'cancelled')
-        when 'issue_reopened' then p_phase.status not in ('completed', 'failed', 'cancelled')
+        when 'issue_closed' then pgcoord_private.ended(p_phase.status)
+        when 'issue_reopened' then not pgcoord_private.ended(p_phase.status)
         else false
     end;
-comment on function pgcoord_private.is_our_doing(public.phase_queue, text, text) is
-    'Whether an issue was closed or opened by the coordinator itself.';
 
 -- Do to a phase what the configuration says: nothing, cancel, complete or retry. What its state does not allow, or needs
 -- no more, is left; returns why, in words.
@@ -40,7 +37,7 @@ declare
 begin
     case p_action
         when 'cancel' then
-            if p_phase.status not in ('completed', 'failed', 'cancelled') then
+            if not pgcoord_private.ended(p_phase.status) then
                 perform pgcoord.cancel_phase(p_phase.queue_id, p_reason);
             end if;
         when 'complete' then
@@ -61,8 +58,6 @@ exception when sqlstate 'PC002' or sqlstate 'PC003' or sqlstate 'PC004' then
     get stacked diagnostics v_refused = message_text;
     return v_refused;
 end $$;
-comment on function pgcoord_private.act_on_phase(public.phase_queue, text, text) is
-    'Cancel, complete or retry a phase where its state allows it; says why not, else null.';
 
 -- Take what happened on GitHub, told by a webhook whose signature was checked: {"delivery", "kind": issue_closed,
 -- issue_reopened, pull_request_opened or pull_request_merged, "repository", "numbers", "words", "pr_number", "sender",
@@ -105,5 +100,3 @@ begin
     end loop;
     perform set_config('pgcoord.actor', '', true);
 end $$;
-comment on function pgcoord_private.take_github_event(jsonb, text) is
-    'For the coordinator: record what happened on GitHub for each phase that it concerns, and do what the configuration says.';

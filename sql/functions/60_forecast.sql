@@ -36,16 +36,16 @@ set jit = off as $$
         case when status = 'queued' then greatest(extract(epoch from retry_at - now())::double precision, 0) end
     from phase;
 $$;
-comment on function pgcoord_private.remaining(integer[]) is
-    'How many seconds each phase of these features will yet take: low, most likely, high; null where nothing tells.';
 
+-- The time in so many seconds, to the minute: an expectation says no more, and stays the same while nothing
+-- changes.
 create or replace function pgcoord_private.in_minutes(p_seconds double precision) returns timestamptz
 language sql stable
 return date_trunc('minute', case when p_seconds is not null    -- (of a null, `least` would make the other)
     then least(now() + make_interval(secs => p_seconds + 30), '9999-12-31 00:00+00') end);
-comment on function pgcoord_private.in_minutes(double precision) is
-    'The time in so many seconds, to the minute: an expectation says no more, and stays the same while nothing changes.';
 
+-- The edges between these phases, each named by its place in the arrays: prerequisites in ascending order, and
+-- their dependents.
 -- The planner takes an array for a few rows, and would go through all pairs of phases for each edge: so no nested loops,
 -- and one join after the other.
 create or replace function pgcoord_private.edges_between(
@@ -68,11 +68,10 @@ set enable_nestloop = off set jit = off as $$
     from begun as b
         join place as down on down.feature_id = b.feature_id and down.number = b.dependent;
 $$;
-comment on function pgcoord_private.edges_between(integer[], integer[]) is
-    'The edges between these phases, each named by its place in the arrays: prerequisites in ascending order, and their dependents.';
 
 -- Phases are gone through after all their prerequisites (arrays and one pass: a recursive query would walk each path,
 -- and there may be more of them than can be counted). Slots are not looked at here; see expected_finish.
+-- (Long: a call would copy the arrays.)
 create or replace function pgcoord.forecast(p_feature_ids integer[])
 returns table (
     feature_id integer, phase_number integer, layer integer, critical boolean, runs bigint, usual interval,

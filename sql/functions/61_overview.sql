@@ -1,5 +1,6 @@
 -- What the panel, the API and a monitor read at once. Read only.
 
+-- Phases as JSON objects, each as pgcoord.queue has it, in the order they are named.
 -- The reasons are read feature by feature: asked for one by one, those of 500 phases would take a second.
 create or replace function pgcoord_private.phase_objects(p_queue_ids text[]) returns setof jsonb
 language sql stable
@@ -14,8 +15,9 @@ begin atomic
         ) as first using (queue_id)
     order by named.place;
 end;
-comment on function pgcoord_private.phase_objects(text[]) is 'Phases as JSON objects, each as pgcoord.queue has it, in the order they are named.';
 
+-- Features to show: all, attention, in_progress, planned, finished, or with a phase in a state; found by title, id,
+-- queue_id, adw_id or issue, and by titles of phases while they are not finished.
 -- Features that are not finished, then the latest of those that are: what a page of features shows. It reads the phases
 -- that are open and an index entry of every feature, not the phases that are done, however many these are.
 create or replace function pgcoord_private.list_features(p_show text, p_search text, p_limit integer)
@@ -62,9 +64,8 @@ set jit = off as $$
     union all
     (select id from found where not open order by id desc limit case when p_show = 'all' and p_search is null then 10 else p_limit end);
 $$;
-comment on function pgcoord_private.list_features(text, text, integer) is
-    'Features to show: all, attention, in_progress, planned, finished, or with a phase in a state; found by title, id, queue_id, adw_id or issue, and by titles of phases while they are not finished.';
 
+-- What the list of features shows of each: its counts, the state of each phase where there are few, who paused it.
 create or replace function pgcoord_private.feature_rows(p_ids integer[])
 returns table (
     id integer, title text, status text, total bigint, counts jsonb, strip text[], running integer[], failed integer[],
@@ -92,15 +93,14 @@ set jit = off as $$
                     where p.feature_id = f.id and p.slot is not null) as running,
                 (select array_agg(p.phase_number order by p.phase_number) from public.phase_queue as p
                     where p.feature_id = f.id and p.status = 'failed') as failed,
-                (select count(*) from public.phase_queue as p
-                    where p.feature_id = f.id and p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held) as in_line
+                (select count(*) from pgcoord_private.claimable as p where p.feature_id = f.id) as in_line
             from (select p.status, count(*) as n from public.phase_queue as p where p.feature_id = f.id group by p.status) as s
         ) as n
     order by wanted.place;
 $$;
-comment on function pgcoord_private.feature_rows(integer[]) is 'What the list of features shows of each: its counts, the state of each phase where there are few, who paused it.';
 
--- What a monitor wants to know of the moment.
+-- How many phases there are in each state, slots in all and in use, since when the oldest eligible phase waits, how
+-- full the queue of notifications is.
 create or replace function pgcoord_private.measures(
     out phases jsonb, out slots bigint, out slots_held bigint, out slots_draining bigint, out paused boolean,
     out oldest_eligible_seconds float8, out notification_queue_usage float8
@@ -113,13 +113,12 @@ begin atomic
         (select count(*) from public.phase_queue where slot is not null),
         (select count(*) from pgcoord.slot where draining),
         (select paused_at is not null from pgcoord.control),
-        (select extract(epoch from clock_timestamp() - min(eligible_at)) from public.phase_queue
-            where status = 'queued' and eligible_at is not null and retry_at is null and not held),
+        (select extract(epoch from clock_timestamp() - min(eligible_at)) from pgcoord_private.claimable),
         pg_notification_queue_usage();
 end;
-comment on function pgcoord_private.measures() is
-    'How many phases there are in each state, slots in all and in use, since when the oldest eligible phase waits, how full the queue of notifications is.';
 
+-- The attempts that ended with the given events: how, after what time, and how long the first one of a phase was
+-- waited for.
 create or replace function pgcoord_private.ended_attempts(
     p_events bigint[], out workflow text, out outcome text, out waited_seconds float8, out ran_seconds float8
 ) returns setof record
@@ -131,5 +130,3 @@ begin atomic
         join public.phase_queue as p on p.queue_id = a.queue_id
     where e.id = any (p_events) and a.ended_at is not null;
 end;
-comment on function pgcoord_private.ended_attempts(bigint[]) is
-    'The attempts that ended with the given events: how, after what time, and how long the first one of a phase was waited for.';

@@ -2,6 +2,7 @@
 -- cannot: whether notifications arrive, the clock and the disk of a machine. One function a kind of trouble, each of
 -- one row; fail means that work stands still or a rule is off, warn that somebody should look.
 
+-- Functions, views and triggers of pgcoord as they are now, each with the digest of its definition.
 -- The definitions that upgrades write. The search path is fixed, for the server qualifies names by it.
 create or replace function pgcoord_private.definitions() returns table (name text, digest text)
 language sql stable
@@ -20,15 +21,14 @@ set search_path = pg_catalog, pg_temp as $$
         join pg_proc as p on p.oid = t.tgfoid
     where p.pronamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace);
 $$;
-comment on function pgcoord_private.definitions() is 'Functions, views and triggers of pgcoord as they are now, each with the digest of its definition.';
 
+-- For upgrade: take the definitions of now as those that were shipped.
 create or replace function pgcoord_private.record_definitions() returns void
 language sql
 set search_path = pg_catalog, pg_temp as $$
     delete from pgcoord.shipped;
     insert into pgcoord.shipped (name, digest) select name, digest from pgcoord_private.definitions();
 $$;
-comment on function pgcoord_private.record_definitions() is 'For upgrade: take the definitions of now as those that were shipped.';
 
 create or replace view pgcoord.changed_definition as
 select s.name, d.name is null as missing
@@ -39,6 +39,7 @@ order by s.name;
 comment on view pgcoord.changed_definition is
     'Functions, views and triggers that are not as the last upgrade left them: changed, switched off, or missing.';
 
+-- Checkup: are the rules those that were shipped?
 create or replace function pgcoord_private.checkup_definitions() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -52,8 +53,8 @@ set search_path = pg_catalog, pg_temp as $$
         left join pgcoord.changed_definition as c on true
     where m.name = 'functions';
 $$;
-comment on function pgcoord_private.checkup_definitions() is 'Checkup: are the rules those that were shipped?';
 
+-- Checkup: what may the current user do, and may anybody create in public?
 create or replace function pgcoord_private.checkup_rights() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -86,8 +87,8 @@ set search_path = pg_catalog, pg_temp as $$
         ) as open
     group by open.to_all;
 $$;
-comment on function pgcoord_private.checkup_rights() is 'Checkup: what may the current user do, and may anybody create in public?';
 
+-- Checkup: does a coordinator lead, and is it of the schema's release?
 create or replace function pgcoord_private.checkup_coordinator() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -102,9 +103,7 @@ set search_path = pg_catalog, pg_temp as $$
         case when b.words is not null then 'end it: ' || b.remedy
             when l.epoch is null then 'start one: ''pgcoord serve''' when l.outdated then 'restart it with the release of the schema' end
     from (
-            select exists (
-                    select from public.phase_queue where status = 'queued' and eligible_at is not null and retry_at is null and not held
-                )
+            select exists (select from pgcoord_private.claimable)
                 or exists (select from pgcoord.attempt where ended_at is null and not external) as waits
         ) as work
         cross join (
@@ -118,8 +117,8 @@ set search_path = pg_catalog, pg_temp as $$
         ) as l on true
         left join pgcoord.lead_blocker as b on l.epoch is null;
 $$;
-comment on function pgcoord_private.checkup_coordinator() is 'Checkup: does a coordinator lead, and is it of the schema''s release?';
 
+-- Checkup: is there a slot at all, and is everything paused?
 create or replace function pgcoord_private.checkup_slots() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -133,8 +132,8 @@ set search_path = pg_catalog, pg_temp as $$
     from pgcoord.control as c,
         (select count(*) filter (where not draining) as total, count(queue_id) as held from pgcoord.slots) as s;
 $$;
-comment on function pgcoord_private.checkup_slots() is 'Checkup: is there a slot at all, and is everything paused?';
 
+-- Checkup: is everything claimed that could be?
 -- What is eligible while a slot is free is claimed within milliseconds, or it is stuck.
 create or replace function pgcoord_private.checkup_line() returns setof pgcoord.finding
 language sql stable
@@ -152,14 +151,13 @@ set search_path = pg_catalog, pg_temp as $$
                 and exists (select from pgcoord.leader)
                 and exists (select from pgcoord.control where paused_at is null)
                 and exists (select from pgcoord.slots where queue_id is null and not draining) as stuck
-        from public.phase_queue as p
+        from pgcoord_private.claimable as p
             left join pgcoord.leader as l on true
-        where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
-            and not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow')
+        where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow')
     ) as line;
 $$;
-comment on function pgcoord_private.checkup_line() is 'Checkup: is everything claimed that could be?';
 
+-- Checkup: are failed phases tried again in time?
 create or replace function pgcoord_private.checkup_retries() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -177,8 +175,8 @@ set search_path = pg_catalog, pg_temp as $$
         from public.phase_queue as p where p.retry_at is not null
     ) as r;
 $$;
-comment on function pgcoord_private.checkup_retries() is 'Checkup: are failed phases tried again in time?';
 
+-- Checkup: are there phases whose workflow no coordinator knows?
 create or replace function pgcoord_private.checkup_workflows() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -195,8 +193,8 @@ set search_path = pg_catalog, pg_temp as $$
         where kind = 'workflow'
     ) as unknown;
 $$;
-comment on function pgcoord_private.checkup_workflows() is 'Checkup: are there phases whose workflow no coordinator knows?';
 
+-- Checkup: do phases wait for others that do not exist?
 create or replace function pgcoord_private.checkup_prerequisites() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -212,8 +210,8 @@ set search_path = pg_catalog, pg_temp as $$
         where kind = 'missing'
     ) as missing;
 $$;
-comment on function pgcoord_private.checkup_prerequisites() is 'Checkup: do phases wait for others that do not exist?';
 
+-- Checkup: are there processes that no coordinator looks after?
 -- An attempt is looked after by a coordinator on its own machine, which alone sees the process: the one that leads, or
 -- one that stands by and renews a lease. Without either it is lost after a while, its process perhaps not.
 create or replace function pgcoord_private.checkup_attempts() returns setof pgcoord.finding
@@ -236,8 +234,8 @@ set search_path = pg_catalog, pg_temp as $$
             and not exists (select from pgcoord.host as h where h.name = a.host and h.lease_until > clock_timestamp())
     ) as orphaned;
 $$;
-comment on function pgcoord_private.checkup_attempts() is 'Checkup: are there processes that no coordinator looks after?';
 
+-- Checkup: are there phases that were inserted as running, which only a report ends?
 create or replace function pgcoord_private.checkup_external() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -253,8 +251,8 @@ set search_path = pg_catalog, pg_temp as $$
         where a.ended_at is null and a.external
     ) as external;
 $$;
-comment on function pgcoord_private.checkup_external() is 'Checkup: are there phases that were inserted as running, which only a report ends?';
 
+-- Checkup: are there transactions that lock phases, or hold vacuum back?
 -- A minute with a lock on our rows holds up claims; ten minutes of any kind keep vacuum from removing dead rows.
 create or replace function pgcoord_private.checkup_transactions() returns setof pgcoord.finding
 language sql stable
@@ -286,8 +284,8 @@ set search_path = pg_catalog, pg_temp as $$
             on t.since < clock_timestamp() - case when t.locks then interval '1 min' else interval '10 min' end
     group by r.sees_all;
 $$;
-comment on function pgcoord_private.checkup_transactions() is 'Checkup: are there transactions that lock phases, or hold vacuum back?';
 
+-- Checkup: does a coordinator wait for locks that somebody holds?
 create or replace function pgcoord_private.checkup_locks() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -314,8 +312,8 @@ set search_path = pg_catalog, pg_temp as $$
             select count(*) as n, array_agg(queue_id order by since) as names from pgcoord_private.unrecorded_now
         ) as u;
 $$;
-comment on function pgcoord_private.checkup_locks() is 'Checkup: does a coordinator wait for locks that somebody holds?';
 
+-- Checkup: is the queue of notifications emptied? When it is full, no change can be committed.
 create or replace function pgcoord_private.checkup_notifications() returns setof pgcoord.finding
 language sql volatile
 set search_path = pg_catalog, pg_temp as $$
@@ -324,8 +322,8 @@ set search_path = pg_catalog, pg_temp as $$
         case when usage >= 0.1 then 'a session that listens is in a transaction for long: end it (see transactions, of all databases)' end
     from (select pg_notification_queue_usage()::numeric as usage) as queue;
 $$;
-comment on function pgcoord_private.checkup_notifications() is 'Checkup: is the queue of notifications emptied? When it is full, no change can be committed.';
 
+-- Checkup: does GitHub make issues, and are they told how their phases ended?
 create or replace function pgcoord_private.checkup_issues() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -344,7 +342,6 @@ set search_path = pg_catalog, pg_temp as $$
             from pgcoord.errand where error is not null
         ) as late;
 $$;
-comment on function pgcoord_private.checkup_issues() is 'Checkup: does GitHub make issues, and are they told how their phases ended?';
 
 create or replace function pgcoord.checkup() returns setof pgcoord.finding
 language plpgsql

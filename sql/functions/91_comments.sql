@@ -5,23 +5,25 @@ do $$
 declare
     v record;
 begin
-    for v in
-        select distinct on (shown.attrelid, shown.attnum)
-            format('comment on column %s.%I is %L', shown.attrelid::regclass, shown.attname,
-                col_description(stored.attrelid, stored.attnum)) as statement
-        from pg_attribute as shown
-            join pg_class as view on view.oid = shown.attrelid
-            join pg_rewrite as rule on rule.ev_class = view.oid
-            join pg_depend as uses on uses.classid = 'pg_rewrite'::regclass and uses.objid = rule.oid
-                and uses.refclassid = 'pg_class'::regclass
-            join pg_attribute as stored on stored.attrelid = uses.refobjid and stored.attnum = uses.refobjsubid
-        where view.relnamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace) and view.relkind = 'v' and shown.attnum > 0
-            and stored.attnum > 0 and stored.attrelid <> view.oid and stored.attname = shown.attname
-            and stored.atttypid = shown.atttypid
-        order by shown.attrelid, shown.attnum, stored.attrelid = 'public.phase_queue'::regclass desc,
-            stored.attrelid::regclass::text
-    loop
-        execute v.statement;
+    for i in 1 .. 2 loop    -- a view of a view of a table
+        for v in
+            select distinct on (shown.attrelid, shown.attnum)
+                format('comment on column %s.%I is %L', shown.attrelid::regclass, shown.attname,
+                    col_description(stored.attrelid, stored.attnum)) as statement
+            from pg_attribute as shown
+                join pg_class as view on view.oid = shown.attrelid
+                join pg_rewrite as rule on rule.ev_class = view.oid
+                join pg_depend as uses on uses.classid = 'pg_rewrite'::regclass and uses.objid = rule.oid
+                    and uses.refclassid = 'pg_class'::regclass
+                join pg_attribute as stored on stored.attrelid = uses.refobjid and stored.attnum = uses.refobjsubid
+            where view.relnamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace) and view.relkind = 'v' and shown.attnum > 0
+                and stored.attnum > 0 and stored.attrelid <> view.oid and stored.attname = shown.attname
+                and stored.atttypid = shown.atttypid
+            order by shown.attrelid, shown.attnum, stored.attrelid = 'public.phase_queue'::regclass desc,
+                stored.attrelid::regclass::text
+        loop
+            execute v.statement;
+        end loop;
     end loop;
 end $$;
 

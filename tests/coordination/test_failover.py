@@ -226,7 +226,7 @@ async def test_a_primary_that_was_replaced_is_never_led_again(
         async with watching(pair.primary.dsn) as past:
             await past.submit("true")
             async with watching(pair.standby.dsn) as present:
-                while "timeline 1, and 2 was seen" not in caplog.text:
+                while "timeline 1, but 2 was seen" not in caplog.text:
                     coordinator.leads.clear()
                     await present.all(
                         "select pg_terminate_backend(pid) from pg_stat_activity"

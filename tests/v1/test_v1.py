@@ -649,7 +649,12 @@ def test_a_dry_run_changes_nothing_and_tells_the_same(empty: str) -> None:
 
 def statements(script: str) -> list[str]:
     """The statements of a file, as the server tells them apart."""
-    tokens = re.findall(r"--[^\n]*\n|'(?:[^']|'')*'|\$\$.*?\$\$|[^;'$-]+|.", script, re.DOTALL)
+    tokens = re.findall(
+        r"--[^\n]*\n|'(?:[^']|'')*'|\$\$.*?\$\$|begin atomic\b.*?\nend(?=;)"
+        r"|(?:(?!begin atomic\b)[^;'$-])+|.",
+        script,
+        re.DOTALL,
+    )
     found, now = [], ""
     for token in tokens:
         if token == ";":
