@@ -10,7 +10,6 @@ the next reads both and continues.
 """
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -186,7 +185,7 @@ class Coordinator:
                 if not self._leadership.leader and refused_for_good(error):
                     raise
                 await self._retrying.pause(self._backoff, error)
-            except (AnotherLeads, psycopg.Error) as error:
+            except (CoordError, psycopg.Error) as error:  # also what one row's triggers refuse
                 await self._retrying.pause(self._backoff, error)
 
     async def _stand_by(self) -> bool:
@@ -242,8 +241,15 @@ class Coordinator:
 
     async def _release_issues(self) -> None:
         """Release the phases that wait for GitHub, since it is not configured here (any more)."""
-        with contextlib.suppress(Stopped):
-            await self.execute_with_retry(issues.release_issues)
+        while not self.is_stopping:
+            try:
+                await self.execute_with_retry(issues.release_issues)
+                return
+            except Stopped:
+                return
+            except Exception:
+                logger.exception("phases that wait for GitHub are released in %d s", _RETRY_AFTER)
+                await self.unless_stopped(asyncio.sleep(_RETRY_AFTER))
 
     async def _claim(self) -> bool:
         """Claim eligible phases and supervise their attempts; return whether there were any."""
@@ -345,6 +351,9 @@ class Coordinator:
             )
         except (AnotherLeads, Stopped) as error:
             logger.info("attempt %d of another host: %s", attempt_id, error)
+        except Exception:
+            logger.exception("attempt %d is given up in %d s", attempt_id, _RETRY_AFTER)
+            await self.unless_stopped(asyncio.sleep(_RETRY_AFTER))
         finally:
             self._abandoned.discard(attempt_id)
             self._leadership.wake()

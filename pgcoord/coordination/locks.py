@@ -11,7 +11,7 @@ import psycopg
 
 from pgcoord.database import claims
 from pgcoord.database.connect import connect
-from pgcoord.errors import DatabaseUnusable
+from pgcoord.errors import CoordError
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class LockWaits:
             try:
                 async with await connect(self._server) as conn:
                     holder = await claims.held_by(conn, name)
-            except (psycopg.Error, DatabaseUnusable) as error:
+            except (psycopg.Error, CoordError) as error:
                 logger.debug("the holder of %s is not found: %s", name, error)
                 holder = None
             if holder is None:
@@ -77,7 +77,7 @@ class LockWaits:
         try:
             while not await self._take_turn(name):
                 pass
-        except (psycopg.Error, DatabaseUnusable) as error:
+        except (psycopg.Error, CoordError) as error:
             logger.debug("waiting for %s: %s", name, error)
             await asyncio.sleep(_AFTER_ERROR)
         finally:

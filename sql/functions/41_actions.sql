@@ -100,6 +100,12 @@ security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
 begin
+    if p_priority is null then
+        raise exception using
+            errcode = 'PC005',
+            message = format('the priority of phase %s cannot be null', p_queue_id),
+            hint = 'Give a number: lower runs earlier (10 urgent, 50 usual, 90 background).';
+    end if;
     update public.phase_queue set priority = p_priority where queue_id = p_queue_id returning * into v_phase;
     return v_phase;
 end $$;
@@ -228,6 +234,12 @@ security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_ids integer[];
 begin
+    if p_older_than is null or p_older_than < '0' or p_older_than > '1000 years' then
+        raise exception using
+            errcode = 'PC005',
+            message = format('%s is no age of a feature', coalesce(p_older_than::text, 'null')),
+            hint = 'Give an interval from 0 to 1000 years, such as 90 days.';
+    end if;
     select array_agg(id) into v_ids
     from (
         select id from public.planned_features
@@ -265,6 +277,10 @@ begin
             when 'cancel' then perform pgcoord.cancel_phase(p_queue_id, null);
             when 'cancel_branch' then perform pgcoord.cancel_branch(p_queue_id, null);
             when 'cancel_feature' then perform pgcoord.cancel_feature(p_feature_id, null);
+            else raise exception using
+                errcode = 'PC005',
+                message = format('%L cannot be previewed', left(p_action, 100)),
+                hint = 'What can: retry, skip, cancel, cancel_branch, cancel_feature.';
         end case;
         select jsonb_agg(jsonb_build_object(
                 'queue_id', p.queue_id, 'phase_number', p.phase_number, 'title', pgcoord_private.title_of(p),

@@ -131,6 +131,12 @@ set search_path = pg_catalog, pg_temp as $$
 declare
     v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
 begin
+    if (p_outcome in ('failed', 'lost', 'returned')) is not true then
+        raise exception using
+            errcode = 'PC005',
+            message = format('attempt %s cannot be given up as %L', p_attempt_id, left(p_outcome, 100)),
+            hint = 'Give failed (could not start), lost (vanished) or returned (unused).';
+    end if;
     if v_attempt.id is null or v_attempt.exited_at is not null then
         return;
     end if;
