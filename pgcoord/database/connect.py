@@ -13,7 +13,10 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from pgcoord.database import loaders
 from pgcoord.errors import CoordError, DatabaseUnusable
+
+loaders.register()
 
 # A dead peer is noticed by the kernel, not by a timer of ours: after 5 + 3 x 2 s of silence, and 5
 # s with data in flight.
