@@ -66,7 +66,7 @@ class Workflow:
     default: bool = False
 
     def arguments(self, values: Mapping[str, str | None]) -> list[str]:
-        """Fill the placeholders of `command` from `values`.
+        """Fill the placeholders of `command` from *values*.
 
         A value stays inside its argument, whatever it contains, and is never filled itself.
         Raises InvalidConfiguration when the value of a placeholder is None.
@@ -179,10 +179,10 @@ class Configuration:
 
 
 def find_configuration(start: Path, environment: Mapping[str, str] | None = None) -> Path | None:
-    """Look for pgcoord.toml in `start`, then upward, as git looks for its folder.
+    """Look for pgcoord.toml in *start*, then upward, as git looks for its folder.
 
     Raises `InvalidConfiguration` when the nearest one is of somebody else, or could be changed by
-    others; `environment` may name who called us by sudo.
+    others; *environment* may name who called us by sudo.
     """
     start = start.resolve()
     candidates = (folder / NAME for folder in (start, *start.parents))
@@ -197,7 +197,7 @@ def find_configuration(start: Path, environment: Mapping[str, str] | None = None
 
 
 def read_configuration(path: Path) -> Configuration:
-    """Read the file at `path`.
+    """Read the file at *path*.
 
     Relative folders in it are relative to where it lies. Raises InvalidConfiguration with
     everything that is wrong, one line each: `file: key: what is expected`.
@@ -248,7 +248,7 @@ def read_configuration(path: Path) -> Configuration:
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
-    """End an error about an unknown `word`: with the known one nearest to it, else with all."""
+    """End an error about an unknown *word*: with the known one nearest to it, else with all."""
     spellings = {each.lower(): each for each in known}
     near = difflib.get_close_matches(word.lower(), spellings, n=1)
     if near:
@@ -367,7 +367,7 @@ def _read_github(
 def _read_table(
     table: Mapping[str, object], readers: Mapping[str, _Reader], *, key: str, problems: list[str]
 ) -> dict[str, Any]:
-    """Read each value of `table` by its reader, and add what cannot be read to `problems`."""
+    """Read each value of *table* by its reader, and add what cannot be read to *problems*."""
     values = {}
     for name, value in table.items():
         where = f"{key}.{_bare(name)}".removeprefix(".")

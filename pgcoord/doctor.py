@@ -22,8 +22,8 @@ import psycopg
 from pgcoord import __version__
 from pgcoord.configuration import Configuration, GitHub
 from pgcoord.database import claims, reads, schema, session
-from pgcoord.database import connect as database
 from pgcoord.database._sql import Connection
+from pgcoord.database.connect import connect, connect_blocking, differing_settings
 from pgcoord.database.listener import round_trip
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CoordError, DatabaseUnusable, InvalidConfiguration, NotNow, WrongSchema
@@ -73,7 +73,7 @@ async def examine(dsn: str, machine: Machine) -> list[Finding]:
 
 async def _examine_database(dsn: str) -> list[Finding]:
     try:
-        async with await database.connect(dsn) as conn:
+        async with await connect(dsn) as conn:
             wake_ups = await _wake_ups(dsn, conn)
             # Through a pool in transaction mode they would be set for its other clients.
             settings = [] if wake_ups.level == "fail" else [await _settings(dsn)]
@@ -116,8 +116,8 @@ async def _wake_ups(dsn: str, conn: Connection) -> Finding:
 
 async def _settings(dsn: str) -> Finding:
     """Whether the settings of a session that leads stay in force."""
-    async with await database.connect(dsn, leads=True) as conn:
-        differing = await database.differing_settings(conn, leads=True)
+    async with await connect(dsn, leads=True) as conn:
+        differing = await differing_settings(conn, leads=True)
         balancer = await session.balancer(conn)
     if balancer:
         return Finding(
@@ -170,7 +170,7 @@ async def _schema(dsn: str) -> Finding:
 
 
 def _check_schema(dsn: str) -> None:
-    with closing(database.connect_blocking(dsn)) as conn:
+    with closing(connect_blocking(dsn)) as conn:
         schema.check_schema(conn)
 
 
@@ -254,7 +254,7 @@ def _reports(configuration: Configuration | None) -> Finding:
 async def _runs_folder(dsn: str, machine: Machine) -> Path:
     """Where a coordinator of this machine has kept its runs last, or would keep them."""
     try:
-        async with await database.connect(dsn) as conn:
+        async with await connect(dsn) as conn:
             return Path(await claims.runs_folder(conn, socket.gethostname()) or machine.runs_folder)
     except CoordError:
         return machine.runs_folder

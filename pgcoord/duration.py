@@ -24,10 +24,10 @@ _DURATION = re.compile(
 
 
 def parse_duration(value: object, *, zero: bool = False) -> timedelta:
-    """Read `value`, a text such as "1h 30m" or a number of seconds.
+    """Read *value*, a text such as "1h 30m" or a number of seconds.
 
     A text of digits alone is a number of seconds too. Raises ValueError, which says what is
-    expected, for anything else, for more than `LONGEST`, and for nothing at all unless `zero`.
+    expected, for anything else, for more than `LONGEST`, and for nothing at all unless *zero*.
     """
     length = _from_text(value) if isinstance(value, str) else _from_number(value)
     if length is None:

@@ -30,7 +30,7 @@ class Fault(NamedTuple):
 
 
 def faults(value: object, schema: Schema, field: str = "", depth: int = 0) -> Iterator[Fault]:
-    """Find what keeps `value`, which lies `depth` levels deep, from fitting `schema`."""
+    """Find what keeps *value*, which lies *depth* levels deep, from fitting *schema*."""
     if depth > _DEEPEST:
         yield Fault(field, None, f"nothing that is nested more than {_DEEPEST} levels deep")
     elif not _fits(value, schema):

@@ -20,7 +20,7 @@ def trusted_owners(environment: Mapping[str, str]) -> frozenset[int]:
 
 
 def why_not_ours(path: Path, owners: Collection[int]) -> str | None:
-    """Say why `path`, a file or folder that was found, is not to be used; None if it may be.
+    """Say why *path*, a file or folder that was found, is not to be used; None if it may be.
 
     Looks at a link as well as at what it leads to. Raises OSError.
     """
@@ -37,7 +37,7 @@ def why_not_ours(path: Path, owners: Collection[int]) -> str | None:
 
 
 def remedy(path: Path) -> str:
-    """How to make `path` ours."""
+    """How to make *path* ours."""
     recursively = "-R " if path.is_dir() else ""
     return f"sudo chown {recursively}{_name(os.geteuid())} {path}; chmod {recursively}go-w {path}"
 

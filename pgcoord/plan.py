@@ -156,7 +156,7 @@ class _Section:
 def read_plan(
     path: Path, *, workflows: Collection[str] | None = None, has_default: bool = True
 ) -> Plan:
-    """Read the plan at `path`, a UTF-8 file; for the rest see `parse_plan`."""
+    """Read the plan at *path*, a UTF-8 file; for the rest see `parse_plan`."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -172,7 +172,7 @@ def read_plan(
 
 
 def looks_like_plan(text: str) -> bool:
-    """Whether `text` has a phase of a plan in it, well-formed or not, rather than a description."""
+    """Whether *text* has a phase of a plan in it, well-formed or not, rather than a description."""
     return any(_HEADING_LIKE.match(line) for line in _lines(text))
 
 
@@ -184,9 +184,9 @@ def parse_plan(
     workflows: Collection[str] | None = None,
     has_default: bool = True,
 ) -> Plan:
-    """Read the plan `text`; `name` stands for its file in errors.
+    """Read the plan *text*; *name* stands for its file in errors.
 
-    Where the text has no title, it is `title`. With `workflows`, a phase may name only one of
+    Where the text has no title, it is *title*. With *workflows*, a phase may name only one of
     these, and must name one unless there is a default. Raises InvalidPlan with every fault, in the
     order of lines.
     """
@@ -256,7 +256,7 @@ class _Heading:
 
 
 def _lines(text: str) -> list[str]:
-    """Split `text` where Markdown does (str.splitlines knows more line ends), keeping the ends."""
+    """Split *text* where Markdown does (str.splitlines knows more line ends), keeping the ends."""
     return io.StringIO(text, newline="").readlines()
 
 
@@ -375,7 +375,7 @@ def _is_blank(line: str) -> bool:
 
 
 def _text(lines: list[str]) -> str:
-    """Join `lines` to the letter, but for the blank ones around and the last one's end."""
+    """Join *lines* to the letter, but for the blank ones around and the last one's end."""
     filled = [i for i, line in enumerate(lines) if not _is_blank(line)]
     if not filled:
         return ""
@@ -383,7 +383,7 @@ def _text(lines: list[str]) -> str:
 
 
 def _key_lines(body: list[str]) -> tuple[int, list[re.Match[str]]]:
-    """Find the lines of keys at the head of `body`, and where they begin.
+    """Find the lines of keys at the head of *body*, and where they begin.
 
     They end at the first other line. Below a blank line they need a key that is known among
     them, else they are prose, which may well begin with `Note: `.
@@ -538,7 +538,7 @@ def _cycles(sections: list[_Section]) -> Iterator[_Problem]:
 
 
 def _paths_of_cycles(graph: dict[int, set[int]]) -> Iterator[list[int]]:
-    """Yield cycles, each from its lowest number back to it, and take them out of `graph`."""
+    """Yield cycles, each from its lowest number back to it, and take them out of *graph*."""
     while True:
         try:
             TopologicalSorter(graph).prepare()

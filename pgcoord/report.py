@@ -83,7 +83,7 @@ class Signed:
         return any(name in self.headers for name in ("webhook-signature", "x-hub-signature-256"))
 
     def is_by(self, secret: str) -> bool:
-        """Whether `secret` signed it, not five minutes ago. Raises `NotSigned` if none can have."""
+        """Whether *secret* signed it, not five minutes ago. Raises `NotSigned` if none can have."""
         try:
             if "webhook-signature" in self.headers:
                 Webhook(secret).verify(self.body, dict(self.headers), json_parse=False)
@@ -158,9 +158,9 @@ async def take(
     secrets: Mapping[str, str],
     unsigned: bool = False,
 ) -> TakenReport:
-    """Take a report, if one of `secrets` (by their names) or the attempt's own signed it.
+    """Take a report, if one of *secrets* (by their names) or the attempt's own signed it.
 
-    With `unsigned`, one that claims no signature is taken as well. Raises `NotSigned`, `NotJson`,
+    With *unsigned*, one that claims no signature is taken as well. Raises `NotSigned`, `NotJson`,
     `WrongShape`; what the database refuses is in the result.
     """
     if signed.is_signed():
@@ -222,7 +222,7 @@ def remove_spooled(folder: Path) -> None:
 
 
 def spooled(folder: Path, secret: str) -> Kept | None:
-    """The report that is kept in the folder of a run, when `secret` signed it, however long ago.
+    """The report that is kept in the folder of a run, when *secret* signed it, however long ago.
 
     Raises `NotSigned` when it did not, or `NotJson`, `WrongShape`, whatever lies there instead.
     """

@@ -7,17 +7,17 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    r"""Return `text` with each control character as Python writes it, such as \x1b."""
+    r"""Return *text* with each control character as Python writes it, such as \x1b."""
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def one_line(text: str) -> str:
-    """Return `text` as `printable` does, with its tabs and line feeds written so, too."""
+    """Return *text* as `printable` does, with its tabs and line feeds written so, too."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def shortened(text: str, most: int) -> str:
-    """Return `text` itself, or its head and its tail, `most` characters at most without the note.
+    """Return *text* itself, or its head and its tail, *most* characters at most without the note.
 
     The note between them says how many characters were left out. The tail gets two thirds: what
     went wrong is mostly said last.

@@ -98,10 +98,10 @@ def migrate(
     adopt: bool = False,
     dry_run: bool = False,
 ) -> Report | None:
-    """Take over version 1, from this database or the SQLite file `source`, in one transaction.
+    """Take over version 1, from this database or the SQLite file *source*, in one transaction.
 
-    With `dry_run` it is rolled back. Returns None when it was done before. Times without a zone are
-    read in `time_zone`; without one in the server's, those of SQLite in UTC. With `adopt`, running
+    With *dry_run* it is rolled back. Returns None when it was done before. Times without a zone are
+    read in *time_zone*; without one in the server's, those of SQLite in UTC. With *adopt*, running
     phases keep a slot and wait for a report, else they are failed. Raises `Refused` while somebody
     else is connected or something is in the way, `NotFound` when nothing of version 1 is there,
     `InvalidInput` for a file or zone that is none, `DatabaseUnusable` without the rights.

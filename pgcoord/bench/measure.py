@@ -36,8 +36,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pgcoord import __version__, assets
-from pgcoord.database import connect as database
 from pgcoord.database import schema
+from pgcoord.database.connect import connect, connect_blocking
 from pgcoord.errors import CannotStart, DatabaseUnusable
 from pgcoord.report import sign
 
@@ -181,7 +181,7 @@ class Report:
 
 
 def measure(dsn: str, extent: Extent, environment: Mapping[str, str], tell: Tell) -> Report:
-    """Measure in databases of our own on the server of `dsn`; `tell` hears what is being done.
+    """Measure in databases of our own on the server of *dsn*; *tell* hears what is being done.
 
     Raises `DatabaseUnusable` when the user may not create databases, and `CannotStart` when a
     coordinator does not do its work. Whatever happens, what was made is dropped.
@@ -445,8 +445,8 @@ def _claim_from_floor(dsn: str) -> None:
 
     async def claim() -> None:
         async with (
-            await database.connect(dsn) as ears,
-            await database.connect(dsn) as conn,
+            await connect(dsn) as ears,
+            await connect(dsn) as conn,
         ):
             await ears.execute(_sql("floor_wake"))
             await conn.execute(_sql("floor_claim"))
@@ -498,8 +498,8 @@ def drain(dsn: str, bare: str, phases: int) -> list[Figure]:
 def _drained(dsn: str, claim: tuple[str, list[Any]], complete: str, wake: str, total: int) -> float:
     """Claim on wake and complete, each in a commit of its own; return the seconds it took.
 
-    A thread claims, three complete, each on its own connection. `claim` (a statement with its
-    arguments) returns the ids that `complete` takes; `wake` listens for what is freed.
+    A thread claims, three complete, each on its own connection. *claim* (a statement with its
+    arguments) returns the ids that *complete* takes; *wake* listens for what is freed.
     """
     waiting: SimpleQueue[Any] = SimpleQueue()
 
@@ -758,7 +758,7 @@ def scratch_databases(admin: Connection, dsn: str) -> Iterator[Callable[..., str
 
 @contextmanager
 def _connected(dsn: str) -> Iterator[Connection]:
-    conn = database.connect_blocking(dsn)
+    conn = connect_blocking(dsn)
     try:
         # The statements of sql/bench are a client's, and name its tables as clients do.
         conn.execute("set search_path = public")
@@ -783,7 +783,7 @@ def _row(conn: Connection, name: str, *values: object) -> tuple[Any, ...]:
 
 
 def _await_another(ears: Connection, pid: int) -> None:
-    """Wait until another session than `pid` notifies."""
+    """Wait until another session than *pid* notifies."""
     deadline = time.monotonic() + PATIENCE
     while (left := deadline - time.monotonic()) > 0:
         if any(notice.pid != pid for notice in ears.notifies(timeout=left, stop_after=1)):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
+    """Add the command to *app*."""
     app.command(epilog=_JSON)(bench)
 
 
@@ -45,7 +45,7 @@ def bench(
     import psycopg
 
     from pgcoord.bench.measure import FULL, QUICK, USUAL, measure
-    from pgcoord.database import connect as database
+    from pgcoord.database.connect import unusable
 
     if quick and full:
         raise InvalidInput("--quick and --full exclude each other")
@@ -55,7 +55,7 @@ def bench(
     try:
         report = measure(existing_dsn(ctx, dsn), extent, surroundings_of(ctx).environment, _tell)
     except psycopg.OperationalError as error:
-        raise database.unusable(error) from error
+        raise unusable(error) from error
     if as_json:
         say_json(report.as_json())
     else:

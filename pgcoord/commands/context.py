@@ -139,29 +139,29 @@ def check_schema(dsn: str) -> None:
     """
     import psycopg
 
-    from pgcoord.database import connect as database
     from pgcoord.database import schema
+    from pgcoord.database.connect import unusable
 
     try:
         with connected_to(dsn) as conn:
             schema.check_schema(conn)
     except psycopg.OperationalError as error:  # cut off in the middle of it
-        raise database.unusable(error) from error
+        raise unusable(error) from error
 
 
 def connected_to(dsn: str) -> "closing[Any]":
     """A connection for the functions of `schema`."""
-    from pgcoord.database import connect as database
+    from pgcoord.database.connect import connect_blocking
 
-    return closing(database.connect_blocking(dsn))
+    return closing(connect_blocking(dsn))
 
 
 @asynccontextmanager
 async def session(dsn: str) -> AsyncIterator["Connection"]:
     """A connection to read by."""
-    from pgcoord.database import connect as database
+    from pgcoord.database.connect import connect
 
-    async with await database.connect(dsn) as conn:
+    async with await connect(dsn) as conn:
         yield conn
 
 
@@ -180,12 +180,12 @@ async def changing(surroundings: Surroundings, dsn: str) -> AsyncIterator["Conne
 
 
 def complete(dsn: str, work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work` to its end; what goes wrong with the database comes out as a `CoordError`."""
+    """Run *work* to its end; what goes wrong with the database comes out as a `CoordError`."""
     import asyncio
 
     import psycopg
 
-    from pgcoord.database import connect as database
+    from pgcoord.database.connect import unusable
 
     try:
         return asyncio.run(work)
@@ -193,7 +193,7 @@ def complete(dsn: str, work: Coroutine[Any, Any, Result]) -> Result:
         check_schema(dsn)  # says what is wrong with it, and what to run
         raise
     except psycopg.OperationalError as error:
-        raise database.unusable(error) from error
+        raise unusable(error) from error
     except UnicodeEncodeError as error:
         raise InvalidInput(f"{error.object!r:.60} is not text in UTF-8") from error
 
@@ -201,7 +201,7 @@ def complete(dsn: str, work: Coroutine[Any, Any, Result]) -> Result:
 def act(
     ctx: typer.Context, dsn: str | None, change: Callable[["Connection"], Awaitable[str]]
 ) -> None:
-    """Do `change` in the database, as who called the program, and print what it returns."""
+    """Do *change* in the database, as who called the program, and print what it returns."""
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
 
     async def work() -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
+    """Add the commands to *app*."""
     for command in (retry, skip, cancel, pause, resume, slots, priority, prune):
         app.command()(command)
 

@@ -26,7 +26,7 @@ fail, remedy null where it is ok. Later releases may add keys and kinds."""
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
+    """Add the command to *app*."""
     app.command(epilog=_EPILOG)(doctor)
 
 

@@ -49,9 +49,9 @@ class _Course:
 async def follow_log(
     surroundings: Surroundings, dsn: str, phase: str, number: int | None, lines: int | None
 ) -> None:
-    """Print the log of attempt `number`, else of the latest and those that follow, to the end.
+    """Print the log of attempt *number*, else of the latest and those that follow, to the end.
 
-    Of the first one, only the last `lines` where they are given. Raises `NotFound` or `Refused`
+    Of the first one, only the last *lines* where they are given. Raises `NotFound` or `Refused`
     when it cannot be printed here; of those that follow, it says so and waits for the next.
     """
     async with session(dsn) as conn:

@@ -30,7 +30,7 @@ nothing is stored, for a file."""
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
+    """Add the command to *app*."""
     app.command(epilog=_JSON)(plan)
 
 

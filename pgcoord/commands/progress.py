@@ -19,9 +19,9 @@ from rich.live import Live
 from rich.text import Text
 from rich.tree import Tree
 
-from pgcoord.database import connect as database
 from pgcoord.database import reads, session
 from pgcoord.database._sql import Connection
+from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import Listener
 from pgcoord.database.rows import BoardPhase, Feature
 from pgcoord.errors import DatabaseUnusable
@@ -86,11 +86,11 @@ async def read_snapshot(conn: Connection, feature_id: int) -> Snapshot:
 async def follow(
     dsn: str, read: Callable[[Connection], Awaitable[Found]]
 ) -> AsyncGenerator[Found, None]:
-    """Yield what `read` finds, now and each time that something has happened, without end.
+    """Yield what *read* finds, now and each time that something has happened, without end.
 
     Raises `psycopg.OperationalError` when the connection is lost.
     """
-    async with await database.connect(dsn) as conn:
+    async with await connect(dsn) as conn:
         await session.listen(conn, session.EVENT)
         listener = Listener(conn)
         while True:
@@ -111,7 +111,7 @@ async def follow_through(
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             logger.warning("the database is lost: %s", " ".join(str(error).split()))
         except DatabaseUnusable as error:
-            if not database.may_pass(error):
+            if not may_pass(error):
                 raise
             logger.debug("the database is still lost: %s", error)
         await asyncio.sleep(_PATIENCE)
@@ -153,7 +153,7 @@ def console() -> Console:
 
 @contextmanager
 def live(render: Callable[[], RenderableType]) -> Iterator[Live]:
-    """Draw what `render` returns once a second, and on `refresh`; nothing is left of it."""
+    """Draw what *render* returns once a second, and on `refresh`; nothing is left of it."""
     with Live(
         console=console(),
         get_renderable=render,
@@ -265,7 +265,7 @@ def _line(at: datetime, words: str) -> None:
 def feature_tree(snapshot: Snapshot, *, rows: int | None = None) -> Tree:
     """A feature with a line for each phase.
 
-    Where they are more than `rows`, one line stands for those completed, and one for the last.
+    Where they are more than *rows*, one line stands for those completed, and one for the last.
     """
     tree = Tree(feature_line(snapshot.feature), guide_style="dim")
     phases = list(snapshot.phases)
@@ -303,7 +303,7 @@ def _phase_line(phase: BoardPhase, width: int) -> Text:
 
 
 def _fitting(title: Text, end: Text, width: int) -> Text:
-    """Both in one line of `width`: a long title is cut, rather than what follows it."""
+    """Both in one line of *width*: a long title is cut, rather than what follows it."""
     title.truncate(max(width - end.cell_len, _LEAST_TITLE), overflow="ellipsis")
     return _one_line(title, end)
 
@@ -357,7 +357,7 @@ def _took(phases: Sequence[BoardPhase]) -> str:
 
 
 def words_for(length: timedelta, *, fine: bool = True) -> str:
-    """A length of time for people; `fine` gives tenths of the first ten seconds."""
+    """A length of time for people; *fine* gives tenths of the first ten seconds."""
     seconds = length.total_seconds()
     if seconds < 10 and fine:
         return f"{seconds:.1f} s"
@@ -381,7 +381,7 @@ def _quoted(line: str) -> str:
 
 
 def clean(text: str) -> str:
-    """The first line of `text`, without what would move a terminal's cursor."""
+    """The first line of *text*, without what would move a terminal's cursor."""
     line = next(iter(text.strip().splitlines()), "")
     return "".join(each if each.isprintable() else " " for each in line)
 

@@ -17,7 +17,7 @@ from pgcoord.errors import CannotStart
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
+    """Add the command to *app*."""
     # What psql knows it is given as it stands, --help and all but our own --dsn.
     app.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})(
         psql

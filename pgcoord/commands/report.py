@@ -44,7 +44,7 @@ class _NotDelivered(Exception):
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
+    """Add the command to *app*."""
     app.command()(report)
 
 

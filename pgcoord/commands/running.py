@@ -27,7 +27,7 @@ from pgcoord.commands.progress import (
 from pgcoord.commands.terminal import say
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.database import actions, claims, reads
-from pgcoord.database import connect as database
+from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import check_wake_ups
 from pgcoord.errors import CoordError, DatabaseUnusable
 from pgcoord.http.feed import Feed
@@ -159,7 +159,7 @@ async def serve(
 ) -> int:
     """Run a coordinator, and serve on a socket, until stopped by a signal; return the exit status.
 
-    What cannot be coordinated yet is served all the same, as not being ready. With `drain` the
+    What cannot be coordinated yet is served all the same, as not being ready. With *drain* the
     first signal has it wait until nothing runs here.
     """
     stopping = asyncio.Event()
@@ -219,7 +219,7 @@ async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> N
             state.obstacle = None
             return
         except DatabaseUnusable as error:
-            if not database.may_pass(error):
+            if not may_pass(error):
                 raise
             state.obstacle = str(error)
             seconds = backoff.next()
@@ -232,7 +232,7 @@ async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> N
 async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:
     """Say which processes a coordinator that has stopped leaves running, and what takes them."""
     try:
-        async with await database.connect(dsn) as conn:
+        async with await connect(dsn) as conn:
             attempts = await claims.open_attempts(conn, coordinator.host)
             found = [await claims.assignment(conn, each.attempt_id) for each in attempts]
     except (psycopg.Error, CoordError):

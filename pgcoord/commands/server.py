@@ -16,7 +16,7 @@ from pgcoord.commands.terminal import say
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
+    """Add the commands to *app*."""
     app.command()(upgrade)
     embedded = typer.Typer(
         help="The embedded Postgres in .pgcoord/: start, stop, status.", no_args_is_help=True

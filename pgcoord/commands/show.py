@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
+    """Add the commands to *app*."""
     app.command(epilog=_JSON)(status)
     app.command()(why)
 

@@ -9,10 +9,10 @@ from pgcoord.text import printable
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print `text` to stdout, or to stderr with `err`, with its control characters escaped."""
+    """Print *text* to stdout, or to stderr with *err*, with its control characters escaped."""
     typer.echo(printable(text), err=err)
 
 
 def say_json(value: object) -> None:
-    """Print `value` as JSON; times as ISO 8601, and ASCII only, so that no locale changes it."""
+    """Print *value* as JSON; times as ISO 8601, and ASCII only, so that no locale changes it."""
     typer.echo(json.dumps(value, indent=2, default=datetime.isoformat))

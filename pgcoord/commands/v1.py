@@ -18,7 +18,7 @@ WIDTH = 80
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
+    """Add the command to *app*."""
     app.command("migrate-v1")(migrate_v1)
 
 

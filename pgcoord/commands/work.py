@@ -42,7 +42,7 @@ _EXAMPLE = """Make one, for example:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
+    """Add the commands to *app*."""
     for command in (run, serve, submit):
         app.command()(command)
 
@@ -205,7 +205,7 @@ def _coordinator(
 ) -> "Coordinator":
     """A coordinator that has claimed nothing yet, and a folder for what it will run.
 
-    Its processes report to what is served at `url`.
+    Its processes report to what is served at *url*.
     """
     runs_folder = make_runs_folder(place, configuration)
     from pgcoord.coordination.coordinator import Coordinator

@@ -1,12 +1,12 @@
-"""The coordinator: waits for wake-ups, claims what is eligible, runs it, records how it went.
+"""The coordinator: waits for wake-ups, claims eligible phases, runs them, records the outcomes.
 
-Data flows one way: a notification wakes the loop, the database says what may run (claim) and what
-shall end (attend), a task for each attempt (supervision.py) runs its process and records how it
-went (retrying.py), and that may wake the loop again. Of the coordinators of a database one leads
-(leadership.py); the others stand by: they claim nothing, and attend to the processes of their own
-host unless the leader is on it. The one rule: nothing is remembered here that is not in the
-database or in the folder of a run; a coordinator that is killed at any point is replaced by one
-that reads both and goes on.
+Data flows one way: a notification wakes the loop, the database returns the phases to run (claim)
+and the attempts to end (attend), a task for each attempt (supervision.py) runs its process and
+records its end (retrying.py), and that record may wake the loop again. One coordinator of a
+database leads (leadership.py); the others stand by: they claim nothing, and attend to the
+processes of their own host unless the leader is on it. The one rule: the coordinator keeps nothing
+in memory that is not in the database or in the folder of a run, so when one is killed at any point,
+the next reads both and continues.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ from pgcoord.coordination.leadership import Leadership
 from pgcoord.coordination.retrying import Fact, Retrying, Stopped
 from pgcoord.coordination.supervision import Supervision, log_move
 from pgcoord.database import claims, issues
-from pgcoord.database import connect as database
 from pgcoord.database._sql import Connection
+from pgcoord.database.connect import refused_for_good
 from pgcoord.database.rows import Assignment
 from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked, StaleAttempt
 from pgcoord.runs.local import LocalLauncher
@@ -41,20 +41,20 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Seconds until an attempt is looked at again whose supervision failed by an error of ours.
-_SECOND_LOOK = 5
+# Seconds until the supervision of an attempt restarts after an unexpected error.
+_RETRY_AFTER = 5
 
-# Seconds between questions for the lead, each of which waits two more: ten statements a minute.
-_ASK_EVERY = 4.0
+# Seconds between two calls of pgcoord.lead, each of which waits two more: ten statements a minute.
+_LEAD_EVERY = 4.0
 
-# The lock that all claims take.
+# The name of the lock that every claim takes.
 _CONTROL = "pgcoord.control"
 
 
 class Coordinator:
-    """One coordinator of one database. `run` it once."""
+    """One coordinator of one database. Call `run` once."""
 
-    supervision = Supervision  # how one attempt is seen through
+    supervision = Supervision  # the class that supervises one attempt
 
     def __init__(
         self,
@@ -66,9 +66,10 @@ class Coordinator:
         host: str | None = None,
         report_url: str | None = None,
     ) -> None:
-        """Launch into folders below `runs_folder`, on the machine called `host` (None: as it is).
+        """Launch into folders below *runs_folder*, on the machine *host* (None: its host name).
 
-        Processes get what the workflows let through of `environment`, and report to `report_url`.
+        A process gets the variables of *environment* that its workflow lists, and reports to
+        *report_url*. Raises `InvalidConfiguration` when the credentials for GitHub are missing.
         """
         self.host = host or socket.gethostname()
         self.configuration = configuration
@@ -94,10 +95,10 @@ class Coordinator:
         self._abandoned: set[int] = set()
 
     async def run(self) -> None:
-        """Lead or stand by until `stop`; processes that run then are left running.
+        """Lead or stand by until `stop`, which leaves running processes alone.
 
-        Goes on through the loss of any connection, however long. Raises `DatabaseUnusable` when
-        the server refuses us for good before it was ever reached.
+        Reconnects after the loss of any connection, for as long as it takes. Raises
+        `DatabaseUnusable` when the server refuses the first connection permanently.
         """
         refusal: CoordError | None = None
         retention = self.configuration.log_retention
@@ -112,7 +113,7 @@ class Coordinator:
                         tasks.create_task(self.issues.run())
                     await self._coordinate()
                 except CoordError as error:
-                    refusal = error  # raised outside, where no group of exceptions is made of it
+                    refusal = error  # raised below: the task group would wrap it in a group
                 finally:
                     self._stopping.set()
         finally:
@@ -122,7 +123,7 @@ class Coordinator:
             raise refusal
 
     def stop(self) -> None:
-        """Claim nothing more; `run` returns once what is being started now has been recorded."""
+        """Claim nothing more; `run` returns once the starts in progress are recorded."""
         self._stopping.set()
 
     def drain(self) -> None:
@@ -132,31 +133,31 @@ class Coordinator:
 
     @property
     def led(self) -> bool:
-        """Whether it ever led."""
+        """Whether this coordinator ever led."""
         return self._leadership.led
 
     @property
     def interruptions(self) -> int:
-        """How often something failed and was tried again, such as connecting."""
+        """How many operations, such as connecting, failed and were retried."""
         return self._retrying.interruptions
 
     @property
     def running(self) -> list[Assignment]:
-        """The attempts that are supervised."""
-        return [each.assignment for each in self._supervised.values()]
+        """The attempts that this coordinator supervises."""
+        return [supervised.assignment for supervised in self._supervised.values()]
 
     @property
     def is_stopping(self) -> bool:
-        """Whether nothing more is to be begun."""
+        """Whether `stop` was called, so that nothing new may begin."""
         return self._stopping.is_set()
 
     def page_of(self, queue_id: str) -> str | None:
-        """Where people see a phase, if they can from anywhere."""
+        """The public address of a phase's page; None without a configured public_url."""
         url = self.configuration.server.public_url
         return f"{url}/phases/{quote(queue_id)}" if url else None
 
     def _make_issues(self) -> "Issues | None":
-        """Imported where it is configured: it takes a client of HTTP, and that takes memory."""
+        """Import it only where GitHub is configured: its HTTP client takes memory."""
         if self.configuration.github is None:
             return None
         from pgcoord.coordination.issues import Issues
@@ -178,16 +179,18 @@ class Coordinator:
                     while not self._done:
                         if await self._stand_by():
                             await self._lead()
-                    await asyncio.gather(*(taken.task for taken in self._supervised.values()))
+                    await asyncio.gather(
+                        *(supervised.task for supervised in self._supervised.values())
+                    )
             except DatabaseUnusable as error:
-                if not self._leadership.leader and database.refused_for_good(error):
+                if not self._leadership.leader and refused_for_good(error):
                     raise
                 await self._retrying.pause(self._backoff, error)
             except (AnotherLeads, psycopg.Error) as error:
                 await self._retrying.pause(self._backoff, error)
 
     async def _stand_by(self) -> bool:
-        """Ask for the lead until we have it, which is True, or there is nothing left to do.
+        """Ask for the lead; return True once we lead, False when this coordinator is done.
 
         Meanwhile attend to the processes of this host, unless the leader is on it.
         """
@@ -203,113 +206,119 @@ class Coordinator:
             if lead.leader.led:
                 return True
             self._backoff.reset()
-            news = answered or bool(await self.unless_stopped(lead.wait(_ASK_EVERY)))
+            news = answered or bool(await self.unless_stopped(lead.wait(_LEAD_EVERY)))
         return False
 
     async def _renew_lease(self) -> None:
-        """Have a leader on another host leave our attempts alone for another minute."""
+        """Renew the lease of this host, so that a leader elsewhere leaves our attempts alone."""
         try:
             await claims.renew_lease(self._leadership.conn, self.host)
         except Locked:
-            logger.info("somebody holds a lock on pgcoord.host: the lease is renewed later")
+            logger.info("another session has locked pgcoord.host: the lease is renewed later")
 
     async def _lead(self) -> None:
-        """Go round until stopped or drained, then give the lead back.
+        """Claim and attend until stopped or drained, then give the lead back.
 
-        A notification at any point of the round ends the next wait at once.
+        A notification at any point ends the next wait at once.
         """
         await self._leadership.begin()
         if self.issues is None:
             self._tasks.create_task(self._release_issues())
         disowned = await self.unless_stopped(self._attend())
-        if disowned:  # their phases may be claimable: not before these are gone
+        if disowned:  # their phases may be claimable: end the old processes before the next claim
             await self.unless_stopped(asyncio.wait(disowned))
         while not self._is_ending:
             claimed = await self.unless_stopped(self._claim())
             await self.unless_stopped(self._attend())
             if self.issues:
                 self.issues.wake()
-            self._backoff.reset()  # not before: a server may let us in, and take nothing we write
+            self._backoff.reset()  # only now: a server may accept connections but refuse to write
             if not claimed:
                 await self.unless_stopped(self._rest())
         self.leads.clear()
-        while not all(taken.recorded for taken in self._supervised.values()):
+        while not all(supervised.recorded for supervised in self._supervised.values()):
             await self._leadership.wait(None)
         await self._leadership.resign()
 
     async def _release_issues(self) -> None:
-        """Have no phase wait for GitHub, which is not configured here (any more)."""
+        """Release the phases that wait for GitHub, since it is not configured here (any more)."""
         with contextlib.suppress(Stopped):
             await self.execute_with_retry(issues.release_issues)
 
     async def _claim(self) -> bool:
-        """Claim what is eligible and take it on; whether there was anything."""
+        """Claim eligible phases and supervise their attempts; return whether there were any."""
         if _CONTROL in self._retrying.locks.names:
             return False
         lead_checked_at = _now()
         try:
             assignments = await claims.claim_phases(self._leadership.conn, self._leadership.epoch)
         except Locked:
-            logger.info("claiming waits: somebody holds a lock on pgcoord.control")
+            logger.info("claiming waits: another session has locked pgcoord.control")
             self._wake_when_free(_CONTROL)
             return False
         for assignment in assignments:
             log_move(assignment, "queued", "ready", f"claimed as {assignment.adw_id}")
-            self._take(assignment, self.supervision.launch_and_supervise, lead_checked_at)
+            self._start_supervising(
+                assignment, self.supervision.launch_and_supervise, lead_checked_at
+            )
         return bool(assignments)
 
     async def _attend(self) -> list[asyncio.Task[None]]:
-        """Take on attempts of this host that nobody supervises; end those that shall end.
+        """Supervise the open attempts of this host; end those that have to end.
 
-        Returns what ends the processes of which the database does not know any more.
+        Return the tasks that end the processes whose attempts are gone from the database.
         """
         lead_checked_at = _now()
         await claims.expire_attempts(self._leadership.conn)
         attempts = await claims.open_attempts(self._leadership.conn, self.host)
         known = {attempt.folder for attempt in attempts}
         unknown = [
-            taken.assignment
-            for folder, taken in self._supervised.items()
-            # Under this lead an end has just been recorded; under an older one it may be about to
-            # be, and of another attempt, if a failover made numbers come again.
-            if folder not in known and not (taken.over and taken.epoch == self._leadership.epoch)
+            supervised.assignment
+            for folder, supervised in self._supervised.items()
+            # A process that is gone under this lead has just been recorded. Under an older lead,
+            # the record may still be missing, or be of another attempt: a failover reuses numbers.
+            if folder not in known
+            and not (supervised.process_gone and supervised.epoch == self._leadership.epoch)
         ]
         disowned = [
-            self._take(assignment, self.supervision.disown, lead_checked_at).task
+            self._start_supervising(assignment, self.supervision.disown, lead_checked_at).task
             for assignment in await self._confirm_gone(unknown)
         ]
         for attempt in attempts:
-            taken = self._supervised.get(attempt.folder)
-            # What was being started under another lead is refused, and a failover may have lost
-            # a start that was recorded.
-            if taken is None or (taken.epoch != self._leadership.epoch and not attempt.started):
+            supervised = self._supervised.get(attempt.folder)
+            # The database refuses a start that began under another lead, and a failover may have
+            # lost the record of a start.
+            if supervised is None or (
+                supervised.epoch != self._leadership.epoch and not attempt.started
+            ):
                 assignment = await claims.assignment(self._leadership.conn, attempt.attempt_id)
                 if assignment is None:
                     continue
-                taken = self._take(assignment, self.supervision.go_on, lead_checked_at)
-            taken.heed(attempt)
-            if attempt.ended and not taken.end_is_logged:
-                taken.log_end(
-                    await claims.last_move(self._leadership.conn, taken.assignment), "reported"
+                supervised = self._start_supervising(
+                    assignment, self.supervision.go_on, lead_checked_at
+                )
+            supervised.update(attempt)
+            if attempt.ended and not supervised.end_is_logged:
+                supervised.log_end(
+                    await claims.last_move(self._leadership.conn, supervised.assignment), "reported"
                 )
         return disowned
 
     async def _confirm_gone(self, assignments: list[Assignment]) -> list[Assignment]:
-        """Those of *assignments* that the primary does not know either.
+        """Return the *assignments* whose attempts are gone from the primary as well.
 
-        A pooler may have had a stand-by answer that lags behind.
+        A pooler may have sent the first query to a stand-by that lags behind.
         """
         if not assignments:
             return []
         gone = await claims.gone_attempts(
-            self._leadership.conn, [each.attempt_id for each in assignments]
+            self._leadership.conn, [assignment.attempt_id for assignment in assignments]
         )
-        return [each for each in assignments if each.attempt_id in gone]
+        return [assignment for assignment in assignments if assignment.attempt_id in gone]
 
     async def _rest(self) -> None:
-        """Wait until there may be something to do."""
-        awaited = self._retrying.locks.names
-        work = await claims.next_work(self._leadership.conn, awaited)
+        """Wait for a notification, the next deadline or a lock, whichever comes first."""
+        work = await claims.next_work(self._leadership.conn, self._retrying.locks.names)
         for lock in work.locked:
             self._wake_when_free(lock)
         for attempt_id in set(work.abandoned) - self._abandoned:
@@ -318,7 +327,7 @@ class Coordinator:
         await self._leadership.wait(work.due_in)
 
     def _wake_when_free(self, lock: str) -> None:
-        """Wake the loop when a lock is gone that keeps it from claiming: no rollback notifies."""
+        """Wake the loop when *lock*, which prevents a claim, is free: a rollback never notifies."""
 
         async def wait() -> None:
             await self.unless_stopped(self._retrying.locks.until_free(lock))
@@ -327,7 +336,7 @@ class Coordinator:
         self._tasks.create_task(wait())
 
     async def _abandon(self, attempt_id: int) -> None:
-        """Give up an attempt of another host, of which nothing is heard any more."""
+        """Give up an attempt whose host has let its lease expire."""
         epoch = self._leadership.epoch
         logger.warning("nothing is heard of the host of attempt %d: it is lost", attempt_id)
         try:
@@ -341,62 +350,64 @@ class Coordinator:
             self._leadership.wake()
 
     async def unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
-        """Await, but no longer than until `stop`; return None then."""
+        """Await *awaitable*; return None when the coordinator is stopped first."""
         return await self._retrying.unless_stopped(awaitable)
 
     async def execute_with_retry(
         self, statement: Callable[[Connection], Awaitable[Result]], fact: Fact | None = None
     ) -> Result:
-        """Run *statement* until the database has executed it; it must be idempotent.
+        """Run *statement*, retrying with back-off while the connection is lost.
 
-        While a lock keeps a *fact* from being recorded, that is shown to people. Raises `Stopped`
-        when the coordinator is stopped first.
+        *statement* must be idempotent. While a lock prevents the record of *fact*, the panel shows
+        that. Raises `Stopped` when the coordinator is stopped first.
         """
         return await self._retrying.execute(statement, fact)
 
-    def _take(
+    def _start_supervising(
         self,
         assignment: Assignment,
         supervise: Callable[[Any], Awaitable[None]],
         lead_checked_at: float,
     ) -> Supervision:
-        """Supervise an attempt from now on, instead of whatever did until now.
+        """Start the task *supervise* for an attempt, replacing its supervision so far, if any.
 
         *lead_checked_at*: loop time of the last statement that proved that this coordinator leads.
         """
         before = self._supervised.get(assignment.folder)
         if before:
             before.task.cancel()
-        taken = self.supervision(assignment, self, self._leadership.epoch, lead_checked_at)
-        self._supervised[assignment.folder] = taken
-        taken.task = self._tasks.create_task(self._supervise(taken, supervise))
-        return taken
+        supervised = self.supervision(assignment, self, self._leadership.epoch, lead_checked_at)
+        self._supervised[assignment.folder] = supervised
+        supervised.task = self._tasks.create_task(self._supervise(supervised, supervise))
+        return supervised
 
     async def _supervise(
-        self, taken: Supervision, supervise: Callable[[Any], Awaitable[None]]
+        self, supervised: Supervision, supervise: Callable[[Any], Awaitable[None]]
     ) -> None:
-        """See one attempt through; an error of its own must not take the others down with it."""
+        """Supervise one attempt; its unexpected errors must not cancel the other attempts."""
         try:
-            await supervise(taken)
+            await supervise(supervised)
         except StaleAttempt:
-            self._take(taken.assignment, self.supervision.disown, taken.lead_checked_at)
+            self._start_supervising(
+                supervised.assignment, self.supervision.disown, supervised.lead_checked_at
+            )
         except AnotherLeads as error:
-            logger.warning("%s is left to whoever leads now: %s", taken.assignment, error)
-            self._leadership.wake()  # it may be ourselves, with a new lead
+            logger.warning("%s is left to whoever leads now: %s", supervised.assignment, error)
+            self._leadership.wake()  # this coordinator may lead again, with a new epoch
         except Stopped as error:
             logger.warning(
                 "%s is left to the next coordinator, stopped before what happened was recorded: %s",
-                taken.assignment,
+                supervised.assignment,
                 error,
             )
         except Exception:
-            logger.exception("%s is looked at again in %d s", taken.assignment, _SECOND_LOOK)
-            await self.unless_stopped(asyncio.sleep(_SECOND_LOOK))
+            logger.exception("%s is looked at again in %d s", supervised.assignment, _RETRY_AFTER)
+            await self.unless_stopped(asyncio.sleep(_RETRY_AFTER))
             self._leadership.wake()
         finally:
-            if self._supervised.get(taken.assignment.folder) is taken:
-                del self._supervised[taken.assignment.folder]
-            taken.recorded = True
+            if self._supervised.get(supervised.assignment.folder) is supervised:
+                del self._supervised[supervised.assignment.folder]
+            supervised.recorded = True
             self.note_recorded()
 
     def note_recorded(self) -> None:

@@ -1,4 +1,7 @@
-"""Removes the folders of runs that ended longer ago than they are to be kept."""
+"""Housekeeping: removes the folders of runs that ended longer ago than the retention period.
+
+The one rule: never remove the folder of a run whose process the database does not know to be gone.
+"""
 
 import asyncio
 import logging
@@ -9,20 +12,23 @@ import psycopg
 
 from pgcoord.coordination.retrying import Retrying, one_line
 from pgcoord.database import claims
-from pgcoord.database import connect as database
+from pgcoord.database.connect import connect
 from pgcoord.errors import CoordError
 from pgcoord.runs.retention import remove_old_runs
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two looks for old runs.
+# Seconds between two removals.
 _DAY = 24 * 60 * 60
 
 
 async def keep_house(
     dsn: str, runs_folder: Path, retention: timedelta | None, retrying: Retrying
 ) -> None:
-    """Remove old runs below *runs_folder* now, and once a day until stopped; None: keep all."""
+    """Remove old runs below *runs_folder* now and once a day, until the coordinator is stopped.
+
+    *retention*: how long the folder of a run is kept after its end; None keeps all of them.
+    """
     while retention and not retrying.is_stopping:
         try:
             await retrying.unless_stopped(_remove_old_runs(dsn, runs_folder, retention))
@@ -32,9 +38,9 @@ async def keep_house(
 
 
 async def _remove_old_runs(dsn: str, runs_folder: Path, retention: timedelta) -> None:
-    async with await database.connect(dsn) as conn:
+    async with await connect(dsn) as conn:
         folder = runs_folder / await claims.installation(conn)
-        spared = {Path(each) for each in await claims.open_folders(conn)}
+        spared = {Path(name) for name in await claims.open_folders(conn)}
     removed = await asyncio.to_thread(remove_old_runs, folder, retention, spared=spared)
     if removed:
         logger.info("runs removed that ended longer ago than %s: %d", retention, removed)

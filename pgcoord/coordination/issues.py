@@ -1,8 +1,8 @@
-"""The issues of phases: made just in time, and told how their phases ended.
+"""The issues of phases on GitHub: created before the job starts, commented when the phase ends.
 
-The database says what is to be done and keeps how far it came; GitHub is asked in between, with no
-transaction open. The one rule: an issue is posted only when the database has said so just now, so
-that whoever is killed, or hears nothing, leaves behind that there may be one.
+The database decides and stores the progress; requests to GitHub happen in between, with no
+transaction open. The one rule: commit the intent before the POST, so that a crash, or a lost
+response, leaves a row that says an issue may exist.
 """
 
 import asyncio
@@ -26,28 +26,28 @@ logger = logging.getLogger(__name__)
 
 _ENDS = ("completed", "failed", "cancelled")
 
-# Tries of an errand; with a wait that doubles, the last ones are hours apart.
-_MOST_TRIES = 12
+# Tries of a GitHub task; as the wait doubles, the last ones are hours apart.
+_MAX_TRIES = 12
 
-# How long credentials that are refused are left alone, at first.
-_MENDED = timedelta(minutes=5)
+# The first wait after GitHub refused the credentials.
+_CREDENTIALS_RETRY = timedelta(minutes=5)
 
-# Seconds that errands may take when everything else is done.
-_SETTLING = 30
+# Seconds that `settle` may take.
+_SETTLE_SECONDS = 30
 
-# Seconds until errands are looked at again after an error of ours.
-_SECOND_LOOK = 5
+# Seconds until the next GitHub task after an unexpected error.
+_RETRY_AFTER = 5
 
 _FEATURE_COLOR, _PHASE_COLOR = "1d76db", "c5def5"
 
 
 class Issues:
-    """What a coordinator does on GitHub."""
+    """Creates issues, and executes GitHub tasks, for one coordinator."""
 
     def __init__(
         self, settings: GitHub, environment: Mapping[str, str], coordinator: Coordination
     ) -> None:
-        """Raises `InvalidConfiguration` where there are no credentials."""
+        """Raise `InvalidConfiguration` when *environment* holds no credentials."""
         self._settings = settings
         self._coordinator = coordinator
         self._repository = Repository(settings, read_credentials(settings, environment))
@@ -55,9 +55,10 @@ class Issues:
         self._busy = asyncio.Lock()
 
     async def issue_for(self, assignment: Assignment, epoch: int) -> int | None:
-        """The issue of a claimed phase, made now unless there is one; None: it does without.
+        """Return the number of the phase's issue, creating it if there is none.
 
-        Raises `NotNow` when the phase has to wait for it, `Refusal` when it will never have one.
+        None if the phase starts without one. Raises `NotNow` when the phase has to wait for its
+        issue, `Refusal` when GitHub refuses to create it.
         """
         try:
             return await self._issue_for(assignment, epoch)
@@ -96,19 +97,19 @@ class Issues:
             return intent.number
         if not intent.posts:
             raise _MayExist(
-                "its issue may have been made, and is looked for again",
+                "its issue may exist already, and is searched for again",
                 timedelta(seconds=intent.wait_seconds or 0),
             )
         return await self._post(assignment, intent, facts)
 
     async def _find(self, intent: Intent) -> int | None:
-        """The number of the issue, if it was made before."""
-        found = await self._repository.find_issues(marker(intent.key), intent.intended_at)
-        if not found:
+        """Return the number of the issue with the marker of *intent*; None if there is none."""
+        matches = await self._repository.find_issues(marker(intent.key), intent.intended_at)
+        if not matches:
             return None
-        logger.info("issue #%d was made before", found[0].number)
-        await self._store(intent.key, found[0], made=False)
-        return found[0].number
+        logger.info("issue #%d was made before", matches[0].number)
+        await self._store(intent.key, matches[0], made=False)
+        return matches[0].number
 
     async def _post(self, assignment: Assignment, intent: Intent, facts: Mapping[str, Any]) -> int:
         title = assignment.title or f"Phase {assignment.phase_number}"
@@ -142,14 +143,14 @@ class Issues:
         )
 
     async def _make_labels(self, assignment: Assignment, facts: Mapping[str, Any]) -> None:
-        """Make the labels that no issue has had yet, where we may."""
+        """Create the labels of the issue that no issue had before, if GitHub permits it."""
         labels = []
         if not facts["feature_is_labelled"]:
-            what = f"Phases of planned feature {assignment.feature_id}: {short(facts['feature'])}"
-            labels.append((f"feature-{assignment.feature_id}", _FEATURE_COLOR, what))
+            text = f"Phases of planned feature {assignment.feature_id}: {short(facts['feature'])}"
+            labels.append((f"feature-{assignment.feature_id}", _FEATURE_COLOR, text))
         if not facts["phase_is_labelled"]:
-            what = f"Phase {assignment.phase_number} of its feature"
-            labels.append((f"phase-{assignment.phase_number}", _PHASE_COLOR, what))
+            text = f"Phase {assignment.phase_number} of its feature"
+            labels.append((f"phase-{assignment.phase_number}", _PHASE_COLOR, text))
         try:
             for name, color, description in labels:
                 await self._repository.make_label(name, color, description)
@@ -163,7 +164,7 @@ class Issues:
         )
 
     async def _hold(self, error: NotNow) -> Hold:
-        """Have nobody ask GitHub for a while."""
+        """Suspend all requests to GitHub for a while; return for how long."""
         after = None if self._settings.required else self._settings.wait
         hold = await self._coordinator.execute_with_retry(
             lambda conn: issues.hold_issues(conn, error.wait, error.grows, str(error), after)
@@ -172,102 +173,106 @@ class Issues:
         return hold
 
     def wake(self) -> None:
-        """Look for errands: there may be some."""
+        """Make `run` look for GitHub tasks at once."""
         self._woken.set()
 
     async def run(self) -> None:
-        """Do what is to be done on GitHub, one thing at a time, while the coordinator leads."""
+        """Execute GitHub tasks, one at a time, while the coordinator leads, until it is stopped."""
         while not self._coordinator.is_stopping:
             self._woken.clear()
             try:
-                due_in = await self._do_what_is_due()
+                due_in = await self._do_due_tasks()
             except Stopped:
                 return
             except Exception:
-                logger.exception("errands are looked at again in %d s", _SECOND_LOOK)
-                due_in = _SECOND_LOOK
+                logger.exception("GitHub tasks are looked at again in %d s", _RETRY_AFTER)
+                due_in = _RETRY_AFTER
             await self._coordinator.unless_stopped(self._sleep(due_in))
 
     async def close(self) -> None:
-        """Close the connections, once nothing is being made any more."""
+        """Close the connections to GitHub. Call it when no request is in progress."""
         await self._repository.disconnect()
 
     async def settle(self) -> None:
-        """Do what is due now, for half a minute at most: whoever comes next does the rest."""
+        """Execute the due tasks for half a minute at most; the next coordinator does the rest."""
         with contextlib.suppress(TimeoutError, Stopped):
-            async with asyncio.timeout(_SETTLING):
-                await self._do_what_is_due()
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                await self._do_due_tasks()
 
     async def _sleep(self, seconds: float | None) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
 
-    async def _do_what_is_due(self) -> float | None:
-        """Do errands until none is due; return in how many seconds one is."""
+    async def _do_due_tasks(self) -> float | None:
+        """Execute the due GitHub tasks; return the seconds until the next (None: there is none)."""
         async with self._busy:
             while self._coordinator.leads.is_set() and not self._coordinator.is_stopping:
-                errand = await self._coordinator.execute_with_retry(
-                    lambda conn: issues.begin_errand(conn, self._repository.name)
+                task = await self._coordinator.execute_with_retry(
+                    lambda conn: issues.begin_github_task(conn, self._repository.name)
                 )
-                if errand.id is None:
-                    return errand.due_in
-                await self._do(errand, errand.id)
+                if task.id is None:
+                    return task.due_in
+                await self._do(task, task.id)
             return None
 
-    async def _do(self, errand: GitHubTask, errand_id: int) -> None:
-        """Do an errand, or have it tried again, or give it up; what became of it is recorded."""
+    async def _do(self, task: GitHubTask, task_id: int) -> None:
+        """Execute *task*; record that it is done, postponed or given up."""
         execute = self._coordinator.execute_with_retry
         try:
-            done = await (self._check if errand.kind == "check" else self._say)(errand)
-            await execute(lambda conn: issues.finish_errand(conn, errand_id, done, None))
+            done = await (self._close_duplicates if task.kind == "check" else self._comment)(task)
+            await execute(lambda conn: issues.finish_github_task(conn, task_id, done, None))
             return
         except NotNow as error:
             await self._hold(error)
             words, wait = str(error), error.wait or None
         except Refusal as error:
-            words, wait = str(error), _MENDED if error.status in (401, 403) else None
-        logger.warning("%s: its issue is not told: %s", errand.queue_id, words)
-        if wait and errand.tries < _MOST_TRIES:
-            await execute(lambda conn: issues.postpone_errand(conn, errand_id, wait, words))
+            words, wait = str(error), _CREDENTIALS_RETRY if error.status in (401, 403) else None
+        logger.warning("%s: its issue is not told: %s", task.queue_id, words)
+        if wait and task.tries < _MAX_TRIES:
+            await execute(lambda conn: issues.postpone_github_task(conn, task_id, wait, words))
         else:
-            await execute(lambda conn: issues.finish_errand(conn, errand_id, None, words))
+            await execute(lambda conn: issues.finish_github_task(conn, task_id, None, words))
 
-    async def _say(self, errand: GitHubTask) -> str:
-        """Comment on the end of a phase, once; close or reopen its issue as the phase is now."""
-        number, words = errand.number, marker(errand.key)
+    async def _comment(self, task: GitHubTask) -> str:
+        """Comment once on the end of a phase; close or reopen its issue according to its state.
+
+        Return the steps done, in words.
+        """
+        number, mark = task.number, marker(task.key)
         assert number is not None
         done = []
-        if errand.status in _ENDS and not (
-            errand.tries > 1 and await self._repository.has_comment(number, words)
+        if task.status in _ENDS and not (
+            task.tries > 1 and await self._repository.has_comment(number, mark)
         ):
-            await self._repository.comment(
-                number, comment_body(errand.status, errand.facts, errand.key)
-            )
+            await self._repository.comment(number, comment_body(task.status, task.facts, task.key))
             done.append("commented")
         issue = await self._repository.issue(number)
-        if errand.phase_status in _ENDS and issue.is_open:
-            reason = "completed" if errand.phase_status == "completed" else "not_planned"
+        if task.phase_status in _ENDS and issue.is_open:
+            reason = "completed" if task.phase_status == "completed" else "not_planned"
             await self._repository.close(number, reason)
             done.append(f"closed as {reason.replace('_', ' ')}")
-        elif errand.phase_status not in _ENDS and not issue.is_open:
+        elif task.phase_status not in _ENDS and not issue.is_open:
             await self._repository.reopen(number)
             done.append("reopened")
         return f"issue #{number}: {', '.join(done) or 'it is as it should be'}"
 
-    async def _check(self, errand: GitHubTask) -> str | None:
-        """Find an issue that may have been made; of several, keep the lowest number."""
-        found = await self._repository.find_issues(marker(errand.issue_key), errand.intended_at)
-        if not found:
+    async def _close_duplicates(self, task: GitHubTask) -> str | None:
+        """Close duplicates of the issue with the lowest number; return the steps done, in words.
+
+        None if there was no duplicate.
+        """
+        matches = await self._repository.find_issues(marker(task.issue_key), task.intended_at)
+        if not matches:
             return None
-        first, *others = found
-        await self._store(errand.issue_key, first, made=False)
-        for each in others:
-            if each.is_open:
-                await self._repository.close_duplicate(each.number, first)
-        second = ", ".join(f"#{each.number}" for each in others)
-        return f"issue #{first.number}: closed its duplicate {second}" if others else None
+        first, *others = matches
+        await self._store(task.issue_key, first, made=False)
+        for issue in others:
+            if issue.is_open:
+                await self._repository.close_duplicate(issue.number, first)
+        numbers = ", ".join(f"#{issue.number}" for issue in others)
+        return f"issue #{first.number}: closed its duplicate {numbers}" if others else None
 
 
 class _MayExist(NotNow):
-    """An issue may have been made; it is looked for again before another is."""
+    """The issue may exist already; search again before creating another."""

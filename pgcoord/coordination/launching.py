@@ -1,4 +1,4 @@
-"""What a launcher promises: the seam between the supervision of attempts and what runs them.
+"""The contract of a launcher: the interface between supervision and the system that runs jobs.
 
 A launcher starts the job of an attempt, on this machine (runs/local.py) or on an engine, watches
 it and ends it. Supervision decides when, and writes to the database; it knows no file, process or
@@ -6,16 +6,16 @@ folder. A new launcher is one class that keeps `Launcher`, with one for its jobs
 
 What an engine has to keep in mind (docs/design.md, section 13):
 
-- Its `start` may fail without saying whether the job was submitted. That is no `CannotStart`:
-  submit again under the same name. Of two jobs of one attempt the database lets one begin, so a
-  copy that was requeued or submitted twice does nothing.
+- A submission may fail without saying whether the job was submitted. Do not raise `CannotStart`
+  then: submit again under the same name. Of two jobs of one attempt the database lets one begin,
+  so a copy that was requeued or submitted twice does nothing.
 - A job that waits in the engine is `ALIVE`: it was submitted, and it holds its slot. `Identity` is
   where the id of a job and its node go, beside pid and start time.
-- `wait` learns the end from the job's own last word where there is one, and asks the engine only
-  whether the job is still there: one question for all jobs, so the `Launcher` asks, not each `Job`.
+- `wait` reads the end from the exit status that the job itself wrote, if there is one, and queries
+  the engine only for the jobs that exist: one query for all jobs, by the `Launcher`.
 
-The one rule: every call can be repeated, by any coordinator that may adopt the job, after a crash
-of another at any point; nothing is kept only in memory.
+The one rule: any coordinator that adopts the job can repeat every call, after a crash of another at
+any point; no state is kept only in memory.
 """
 
 import enum
@@ -30,9 +30,9 @@ from pgcoord.report import Kept
 
 
 class JobState(enum.Enum):
-    """How a job stands.
+    """The state of a job.
 
-    GIVEN_UP was never started and never will be; LOST is gone and left no exit status.
+    GIVEN_UP: it was never started and never will be. LOST: it is gone and left no exit status.
     """
 
     NEVER_STARTED = "never started"
@@ -43,9 +43,9 @@ class JobState(enum.Enum):
 
 
 class Identity(NamedTuple):
-    """What finds a job again, as it is stored with the attempt: a process, by pid and start time.
+    """The identity of a job, stored with the attempt: the pid and the start time of its process.
 
-    `process_started` is a text to compare; no other process has it together with this pid.
+    `process_started` is an opaque text; no other process has both the same pid and the same text.
     """
 
     pid: int
@@ -57,10 +57,10 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True)
 class Command:
-    """What a job runs: arguments as they are, without a shell.
+    """The command of a job: arguments, passed unchanged, without a shell.
 
-    `environment` is all that it gets, but for the variable that names the prompt file. `user` is
-    the account that it runs as, None: the launcher's own.
+    `environment` is the whole environment, apart from the variable that names the prompt file.
+    `user` is the account of the process; None: that of the launcher.
     """
 
     arguments: Sequence[str]
@@ -74,23 +74,23 @@ class Job(Protocol):
 
     @property
     def prompt_file(self) -> str:
-        """Where the command will find its prompt, as it is named where the job runs."""
+        """The path of the prompt file, on the machine where the job runs."""
         ...
 
     @property
     def identity(self) -> Identity | None:
-        """What finds the job again; None as long as it was not started."""
+        """The identity of the job; None before it was started."""
         ...
 
     async def prepare(self, prompt: str, user: str | None) -> None:
-        """Make what a start needs, such as the prompt file; starts nothing.
+        """Create the prompt file and whatever else a start needs; start nothing.
 
-        Raises `CannotStart` or `OSError` when that cannot be made, or not for `user`.
+        Raises `CannotStart` or `OSError` when that fails, or when *user* could not read it.
         """
         ...
 
     async def start(self, command: Command) -> None:
-        """Start the job: once for ever, whichever coordinator tries, and however often.
+        """Start the job; it starts at most once, however many coordinators call this.
 
         Returns when the job is known to be started (engine: submitted). Raises `CannotStart` only
         when this call has certainly started nothing: the job was started before, was given up, or
@@ -99,58 +99,58 @@ class Job(Protocol):
         ...
 
     async def give_up(self) -> bool:
-        """Have the job never started, whoever tries from now on.
+        """Prevent every later start of the job, by any coordinator.
 
         Return False when it was started, or given up, before.
         """
         ...
 
     async def state(self) -> JobState:
-        """Tell how the job stands; waits until a start that is under way is over."""
+        """Return the state of the job; waits until a start in progress is over."""
         ...
 
     async def wait(self) -> int | None:
         """Wait until the job is gone; return its exit status, 128 + n after signal n.
 
-        None when it left none: it is lost. Returns at once when there is nothing to wait for. Any
-        number of callers may wait; cancelling one leaves the job alone. The launcher keeps the
-        job's log within its size meanwhile.
+        None when it left none: it is lost. Returns at once when the job is gone. Any number of
+        callers may wait; cancelling one does not affect the job. Meanwhile the launcher limits the
+        size of the job's log.
         """
         ...
 
     async def end(self, grace: timedelta) -> None:
-        """TERM all processes of the job, KILL what is left after `grace`; return once it is gone.
+        """Send SIGTERM to all processes of the job, SIGKILL after *grace*; return once it is gone.
 
-        A job that has not begun is removed. Never raises for a job that has ended or was never
-        started. Its exit status is kept, as when it ends by itself.
+        Removes a job that waits in an engine. Never raises for a job that has ended or was never
+        started. Keeps the exit status, as if the job had ended by itself.
         """
         ...
 
     async def end_left_behind(self, grace: timedelta) -> Sequence[str]:
-        """End, as `end` does, the processes that outlive the job; return them in words."""
+        """End, as `end` does, the processes that outlived the job; return them in words."""
         ...
 
     async def log_tail(self) -> str:
-        """Return the last lines of the job's output, fit for a text column; may be empty."""
+        """Return the last lines of the job's output, valid as a Postgres text; may be empty."""
         ...
 
     async def spooled_report(self, secret: str) -> Kept | None:
-        """Return the report that the job could not send, if it left one signed by `secret`.
+        """Return the report that the job could not send, if it left one signed by *secret*.
 
-        Raises `NotSigned`, or `InvalidInput` when what it left is no report.
+        Raises `NotSigned`, or `InvalidInput` when the file is not a report.
         """
         ...
 
     async def remove_spooled_report(self) -> None:
-        """Remove that report: it was answered. Never raises."""
+        """Remove the spooled report, once it was answered. Never raises."""
         ...
 
 
 class Launcher(Protocol):
-    """Starts jobs of attempts in one way."""
+    """Starts the jobs of attempts: as local processes, or in an engine."""
 
     def adopt(self, assignment: Assignment) -> Job:
-        """Return the job of an attempt, started or not, by this coordinator or another before it.
+        """Return the job of *assignment*, whether or not any coordinator has started it.
 
         Neither blocks nor starts anything.
         """

@@ -1,7 +1,7 @@
-"""Who leads: the session that asks for the lead, holds it and gives it back.
+"""Leadership: the session that asks for the lead, holds it and gives it back.
 
-The lead belongs to one connection, which listens for wake-ups, too. The one rule: statements go to
-the server on which that connection is, and never to a primary that was replaced by one seen before.
+The lead belongs to one connection, which listens for wake-ups, too. The one rule: all statements
+go to the server of that connection, and never to a primary that a newer one has replaced.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from pgcoord import __version__
 from pgcoord.configuration import Workflow
 from pgcoord.coordination.retrying import Retrying
 from pgcoord.database import claims, reads, session
-from pgcoord.database import connect as database
 from pgcoord.database._sql import Connection
+from pgcoord.database.connect import in_any_order, same_server
 from pgcoord.database.listener import Listener, listening
 from pgcoord.database.rows import Lead, LeadBlocker, ServerTimeline
 from pgcoord.errors import DatabaseUnusable
@@ -26,18 +26,18 @@ from pgcoord.text import printable
 
 logger = logging.getLogger(__name__)
 
-# Idle times that differ by less than this part are taken for the same time-out.
+# Idle times that differ by less than this part count as the same time-out.
 _SAME = 0.1
 
-# The lead while no coordinator has it.
+# The value of a lead that no coordinator has.
 _NOBODY = Lead(led=False, epoch=None, host=None, pid=None)
 
 
 class Leadership:
-    """The session of one coordinator, and its knowledge of the lead.
+    """The session of one coordinator, and the state of the lead as it was last read.
 
-    `leads` is set while this coordinator leads, `led` says whether it ever did; `leader` is the
-    last answer to `ask` (None: never asked) and `epoch` the highest number of a lead seen.
+    `leads` is set while this coordinator leads, `led` is true once it has led; `leader` is the
+    last result of `ask` (None before the first) and `epoch` the highest epoch seen.
     """
 
     def __init__(
@@ -65,27 +65,27 @@ class Leadership:
 
     @property
     def conn(self) -> Connection:
-        """The connection that holds the lead, to be used by the loop while it does not wait.
+        """The connection that holds the lead. Only the loop may use it, and not during `wait`.
 
-        So a claim cannot outlive the lead, nor wait for connections that reports are using.
+        A claim on it cannot outlive the lead, and never waits for a pooled connection.
         """
         assert self.listener is not None
         return self.listener.conn
 
     @property
     def is_on_another_host(self) -> bool:
-        """Whether the leader is known, and on another machine."""
+        """Whether a coordinator on another machine leads, as far as known."""
         return self.leader is not None and self.leader.host != self._host
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[None]:
-        """Connect to one server: by the connection that listens and leads, and a pool beside it.
+        """Connect to one server: open the connection that listens and leads, and a pool.
 
-        Raises `DatabaseUnusable`, for a replaced primary, too.
+        Raises `DatabaseUnusable`, also for a primary that a newer one has replaced.
         """
         async with listening(self._dsn, session.STAND_BY) as listener:
-            self._refuse_the_past(await claims.lineage(listener.conn))
-            server = database.same_server(self._dsn, listener.conn)
+            self._refuse_replaced_primary(await claims.server_timeline(listener.conn))
+            server = same_server(self._dsn, listener.conn)
             if balancer := await session.balancer(listener.conn):
                 logger.warning("%s is between here and the server: see 'pgcoord doctor'", balancer)
             async with self._retrying.connected(server):
@@ -100,7 +100,7 @@ class Leadership:
                     self.leads.clear()
 
     def _note_cut(self, idle_seconds: float) -> None:
-        """Name what cuts idle connections, once three in a row were lost after the same time."""
+        """Warn once three connections in a row were lost after the same idle time."""
         self._cuts = [*self._cuts[-2:], idle_seconds]
         if len(self._cuts) == 3 and max(self._cuts) - min(self._cuts) < _SAME * max(self._cuts):
             logger.warning(
@@ -110,21 +110,21 @@ class Leadership:
             )
             self._cuts = []
 
-    def _refuse_the_past(self, found: ServerTimeline) -> None:
-        """Refuse a primary that was replaced by one seen before: what is written there is lost."""
+    def _refuse_replaced_primary(self, server: ServerTimeline) -> None:
+        """Raise `DatabaseUnusable` for an older timeline than before: its writes would be lost."""
         seen = self._timeline
-        if found.system == seen.system and (found.timeline or 0) < (seen.timeline or 0):
-            self._dsn = database.in_any_order(self._dsn)  # the next may be the right one
+        if server.system == seen.system and (server.timeline or 0) < (seen.timeline or 0):
+            self._dsn = in_any_order(self._dsn)  # the next attempt may reach the new primary
             raise DatabaseUnusable(
-                f"the server writes timeline {found.timeline}, and {seen.timeline} was seen before:"
-                " it is a primary that was replaced",
+                f"the server writes timeline {server.timeline}, but {seen.timeline} was seen"
+                " before: this primary was replaced",
             )
-        self._timeline = found
+        self._timeline = server
 
     async def ask(self) -> bool:
-        """Take the lead or learn which coordinator has it; return whether that is news.
+        """Take the lead, or read which coordinator has it; return whether `leader` changed.
 
-        Waits up to 2 s. SQL: pgcoord.lead.
+        Waits up to 2 s. SQL: pgcoord_private.lead.
         """
         leader = await claims.lead(
             self.conn,
@@ -139,14 +139,14 @@ class Leadership:
         return self._note(leader)
 
     async def _warn_of_blocker(self, leader: Lead) -> None:
-        """Name the session that holds the lock of the lead though nobody leads, once."""
+        """Warn once of a session that holds the lock of the lead while no coordinator leads."""
         blocker = await reads.lead_blocker(self.conn) if leader.pid is None else None
         if blocker and blocker != self._blocker:
             logger.warning("cannot lead: %s; end it: %s", printable(blocker.words), blocker.remedy)
         self._blocker = blocker
 
     async def look(self) -> bool:
-        """Learn which coordinator leads, not asking for the lead; return whether that is news."""
+        """Read which coordinator leads, without taking the lead; return whether that changed."""
         found = await reads.leader(self.conn)
         return self._note(Lead(False, found.epoch, found.host, found.pid) if found else _NOBODY)
 
@@ -163,7 +163,7 @@ class Leadership:
         return True
 
     async def begin(self) -> None:
-        """Have wake-ups come in on the connection that has just got the lead."""
+        """Listen for wake-ups on the connection that has just taken the lead."""
         await session.listen(self.conn, session.WAKE)
         self.leads.set()
         self.led = True
@@ -183,11 +183,11 @@ class Leadership:
     def wake(self) -> None:
         """End the current `wait`, or the next one, at once."""
         if self.listener:
-            self.listener.tell()
+            self.listener.wake()
 
 
 def _declared(workflow: Workflow) -> dict[str, object]:
-    """The members of pgcoord.lead's `workflows` for one of them."""
+    """Return *workflow* as an element of the argument p_workflows of pgcoord_private.lead."""
     return {
         "name": workflow.name,
         "default": workflow.default,

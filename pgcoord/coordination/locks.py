@@ -1,7 +1,7 @@
-"""Waits until others let go of rows that they have locked.
+"""Waits for row locks that other sessions hold.
 
-The one rule: a wait without a bound has a connection of its own, so that it holds up nothing but
-itself; and it locks one row at a time, so that it holds nothing meanwhile that others need.
+The one rule: an unbounded wait has a connection of its own, so that it delays nothing else; and it
+locks one row at a time, so that it holds no other lock meanwhile.
 """
 
 import asyncio
@@ -10,26 +10,26 @@ import logging
 import psycopg
 
 from pgcoord.database import claims
-from pgcoord.database import connect as database
+from pgcoord.database.connect import connect
 from pgcoord.errors import DatabaseUnusable
 
 logger = logging.getLogger(__name__)
 
-# Connections that wait at once. Where more locks are waited for, they take turns.
+# Connections that wait at once. Waits for more locks than that take turns.
 _MOST_CONNECTIONS = 8
 
-# Seconds of a turn, after which the log says who holds the lock.
+# Seconds of a turn, after which the log names the holder of the lock.
 _TURN = 2.0
 
-# Seconds after which the one that waits tries once more, whether the lock is free or not.
+# Seconds after which `until_free` returns, whether the lock is free or not.
 _ASK_AGAIN = 30.0
 
-# Seconds after which a lock is taken for free that could not be waited for.
+# Seconds after which a lock counts as free when waiting for it failed.
 _AFTER_ERROR = 1.0
 
 
 class LockWaits:
-    """The locks of *server* (a DSN) that are waited for, each once, by name (SQL: await_lock)."""
+    """Waits for locks on *server* (a DSN), by name; SQL: pgcoord_private.await_lock."""
 
     def __init__(self, server: str) -> None:
         self._server = server
@@ -39,14 +39,14 @@ class LockWaits:
 
     @property
     def names(self) -> list[str]:
-        """The names of the locks that are waited for."""
+        """The names of the locks with a wait in progress."""
         return list(self._tasks)
 
     async def holder_of(self, name: str) -> str:
-        """The session that holds a lock that is waited for, in words."""
+        """Return the session that holds the lock *name*, in words, or "somebody" if unknown."""
         if name not in self._holders:
             try:
-                async with await database.connect(self._server) as conn:
+                async with await connect(self._server) as conn:
                     holder = await claims.held_by(conn, name)
             except (psycopg.Error, DatabaseUnusable) as error:
                 logger.debug("the holder of %s is not found: %s", name, error)
@@ -57,9 +57,9 @@ class LockWaits:
         return self._holders[name]
 
     async def until_free(self, name: str) -> None:
-        """Wait until nobody else holds the lock called *name*, half a minute at most.
+        """Wait until the lock *name* is free, half a minute at most.
 
-        Whoever waits asks again then, since it may need something else by now.
+        The caller repeats its statement then, which may need another lock by now.
         """
         task = self._tasks.get(name)
         if task is None:
@@ -85,14 +85,16 @@ class LockWaits:
             self._holders.pop(name, None)
 
     async def _take_turn(self, name: str) -> bool:
-        """Wait on a connection, others' turn permitting; return whether the lock is free."""
-        async with self._turns, await database.connect(self._server) as conn:
+        """Wait for a turn, then on a connection; return whether the lock is free."""
+        async with self._turns, await connect(self._server) as conn:
             waiting = asyncio.ensure_future(claims.await_lock(conn, name))
             try:
                 await asyncio.wait({waiting}, timeout=_TURN)
                 if not waiting.done() and name not in self._holders:
                     logger.warning(
-                        "%s is held by %s: what needs it waits", name, await self.holder_of(name)
+                        "%s is held by %s: statements that need it wait",
+                        name,
+                        await self.holder_of(name),
                     )
                 while not waiting.done():
                     if len(self._tasks) > _MOST_CONNECTIONS:
@@ -101,5 +103,5 @@ class LockWaits:
                 waiting.result()
                 return True
             finally:
-                waiting.cancel()  # which psycopg passes on to the server
+                waiting.cancel()  # psycopg cancels the statement on the server, too
                 await asyncio.gather(waiting, return_exceptions=True)

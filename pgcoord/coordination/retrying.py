@@ -1,8 +1,8 @@
-"""Statements that are repeated until the database has executed them, on pooled connections.
+"""Executes statements on pooled connections, retrying until the database has executed them.
 
-Two rules. A connection on which a statement failed unexpectedly is closed, never given back: what
-psycopg believes of it (which statements the server has prepared) may be wrong from then on. And
-nobody waits long for a lock on a pooled connection: who must wait does so elsewhere (locks.py).
+Two rules. After an unexpected error, close the connection instead of returning it to the pool:
+psycopg's record of which statements the server has prepared may be wrong from then on. And never
+wait long for a lock on a pooled connection: locks.py waits on connections of its own.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from pgcoord.backoff import Backoff
 from pgcoord.coordination.locks import LockWaits
 from pgcoord.database import claims
-from pgcoord.database import connect as database
 from pgcoord.database._sql import Connection
+from pgcoord.database.connect import own_session, with_defaults
 from pgcoord.database.rows import Assignment
 from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked
 
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# What goes with its connection: on another one the same statement may succeed. The last two mean
-# that psycopg and the server disagree on which statements are prepared.
+# Errors of the connection: on another one the same statement may succeed. The last two mean that
+# psycopg and the server disagree on which statements are prepared.
 LOST_CONNECTION = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
@@ -49,14 +49,14 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that happened to an attempt and is to be recorded."""
+    """An occurrence in an attempt, still to be recorded; *words* complete "attempt …"."""
 
     attempt: Assignment
     words: str
 
     @property
     def attempt_id(self) -> int:
-        """The attempt."""
+        """The attempt's id."""
         return self.attempt.attempt_id
 
     def __str__(self) -> str:
@@ -66,8 +66,8 @@ class Fact:
 class Retrying:
     """Executes statements on the server of the current session, until the coordinator is stopped.
 
-    `interruptions` counts the failures after which something was tried again, `locks` are the waits
-    for locks of others on the current session's server.
+    `interruptions` counts the failures that led to a retry; `locks` are the waits for locks that
+    other sessions hold on that server.
     """
 
     def __init__(self, stopping: asyncio.Event) -> None:
@@ -86,10 +86,10 @@ class Retrying:
     @asynccontextmanager
     async def connected(self, server: str) -> AsyncIterator[None]:
         """Execute statements on *server* (a DSN) until the block ends."""
-        # Without a check at check-out, which would cost a round trip each: a statement that finds
-        # its connection dead is executed again.
+        # No check at check-out, which would cost a round trip each: a statement that fails on a
+        # dead connection is executed again.
         self._pool = AsyncConnectionPool(
-            database.with_defaults(server),
+            with_defaults(server),
             name="pgcoord",
             min_size=1,
             max_size=8,
@@ -113,11 +113,11 @@ class Retrying:
         statement: Callable[[Connection], Awaitable[Result]],
         fact: Fact | None = None,
     ) -> Result:
-        """Run *statement*, retrying with back-off while it fails for reasons that may pass.
+        """Run *statement*, retrying with back-off while the connection is lost or a row locked.
 
-        *statement* must be idempotent. Where it records a *fact* that somebody's lock keeps from
-        being recorded, that is shown to people. Raises `Stopped` when the coordinator is stopped
-        first: whoever starts next finds the same in the folder of the run.
+        *statement* must be idempotent. While another session's lock prevents the record of *fact*,
+        the panel shows that. Raises `Stopped` when the coordinator is stopped first: the next
+        coordinator finds the same facts in the folder of the run.
         """
         backoff = Backoff()
         noted = missed = False
@@ -143,20 +143,23 @@ class Retrying:
                 await self._pause_unless_stopping(backoff, error, fact)
 
     async def _find_lock(self, fact: Fact | None, *, far: bool) -> str | None:
-        """What keeps a statement from being executed; note it where that is a *fact*."""
+        """Return the name of the lock that prevents a statement; note it if it is for *fact*.
+
+        None when no such lock is found. *far*: see `claims.find_lock`.
+        """
         try:
-            # One at a time, or they would find each other's locks.
+            # One at a time: concurrent searches would find each other's locks.
             async with self._finding, self._pool.connection() as conn:
                 lock = await claims.find_lock(conn, fact.attempt_id if fact else None, far=far)
                 if lock and fact:
                     await claims.note_unrecorded(conn, fact.attempt_id, fact.words, lock)
                 return lock
         except (CoordError, psycopg.Error) as error:
-            logger.debug("what is locked is not found out: %s", error)
+            logger.debug("the lock was not identified: %s", error)
             return None
 
     async def _await_lock(self, lock: str, fact: Fact | None) -> None:
-        """Wait until nobody holds *lock*. Raises `Stopped`."""
+        """Wait until *lock* is free. Raises `Stopped` when the coordinator is stopped first."""
         if not self.is_stopping:
             logger.info("%swaiting for %s", f"{fact}: " if fact else "", lock)
             await self.unless_stopped(self.locks.until_free(lock))
@@ -171,9 +174,9 @@ class Retrying:
         await self.pause(backoff, error, f"{fact}, not recorded yet: " if fact else "")
 
     async def pause(self, backoff: Backoff, error: Exception, subject: str = "") -> None:
-        """Log *error*, and wait as long as *backoff* says.
+        """Log *error*, and wait for the next delay of *backoff*, or until stopped.
 
-        A repeated one is logged at DEBUG, with a *subject* every one but the first.
+        Logs a repeated error at DEBUG; with *subject*, every error but the first.
         """
         self.interruptions += not isinstance(error, AnotherLeads)
         seconds = backoff.next()
@@ -182,7 +185,7 @@ class Retrying:
         await self.unless_stopped(asyncio.sleep(seconds))
 
     async def unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
-        """Await *awaitable* until the coordinator is stopped; return None then."""
+        """Await *awaitable*; return None when the coordinator is stopped first."""
         awaited = asyncio.ensure_future(awaitable)
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
@@ -195,7 +198,7 @@ class Retrying:
 
 
 async def _bound_session(conn: Connection) -> None:
-    await database.own_session(conn)
+    await own_session(conn)
     await conn.execute(f"set lock_timeout = {_LOCK_TIMEOUT}".encode())
 
 
@@ -204,11 +207,11 @@ async def _closing_on_error(
 ) -> Result:
     try:
         return await statement(conn)
-    except psycopg.Error:  # what the database refuses by intention is a CoordError
+    except psycopg.Error:  # unexpected: the refusals of pgcoord's functions are CoordErrors
         await conn.close()
         raise
 
 
 def one_line(error: Exception) -> str:
-    """The message of *error* without line breaks."""
+    """Return the message of *error* without line breaks."""
     return " ".join(str(error).split())

@@ -1,8 +1,7 @@
-"""One attempt, from its claim to its end: started once, watched, and the database told of it.
+"""Supervision of one attempt: start its job once, watch it, record its start and its end.
 
-What is decided about it (that it is to end, that its lead is over) comes from the coordinator. The
-one rule: each step can be repeated by another coordinator, which finds in the database and from
-the launcher how far this one came.
+The coordinator decides (that the attempt has to end, that its lead is over). The one rule: another
+coordinator can repeat each step, since the database and the launcher know how far this one came.
 """
 
 import asyncio
@@ -24,28 +23,31 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# What a process group is given between TERM and KILL.
+# The time that a job has between SIGTERM and SIGKILL.
 GRACE = timedelta(seconds=5)
 
-# The status of a process that was ended with its wrapper: by KILL.
+# The exit status of a job whose wrapper was killed with it: 128 + SIGKILL.
 _KILLED = 128 + 9
 
-# Seconds since we knew that we lead after which we ask once more before a process is started.
-_KNOWN_TO_LEAD = 1.0
+# Seconds for which a proof of our lead is good enough to start a job without a new one.
+_TRUSTED_FOR = 1.0
 
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
 
 class IssueMaker(Protocol):
-    """What makes the issue of a phase before its process starts."""
+    """Makes the issue of a phase before its job starts."""
 
     async def issue_for(self, assignment: Assignment, epoch: int) -> int | None:
-        """The number of its issue; None where it does without. Raises `NotNow`, `CannotStart`."""
+        """Return the number of its issue; None if the phase starts without one.
+
+        Raises `NotNow` when the phase has to wait for its issue, `CannotStart` when it fails.
+        """
         ...
 
 
 class Coordination(Protocol):
-    """What an attempt needs of its coordinator."""
+    """The part of a coordinator that supervision uses."""
 
     host: str
     leads: asyncio.Event
@@ -56,16 +58,16 @@ class Coordination(Protocol):
 
     @property
     def issues(self) -> IssueMaker | None:
-        """What makes issues on GitHub, where that is configured."""
+        """The maker of issues; None if GitHub is not configured."""
         ...
 
     @property
     def is_stopping(self) -> bool:
-        """Whether nothing more is to be begun."""
+        """Whether the coordinator is being stopped, so that nothing new may begin."""
         ...
 
     def page_of(self, queue_id: str) -> str | None:
-        """Where people see a phase, if they can from anywhere."""
+        """The public address of a phase's page; None without a configured public_url."""
         ...
 
     async def execute_with_retry(
@@ -73,15 +75,15 @@ class Coordination(Protocol):
         statement: Callable[[_sql.Connection], Awaitable[Result]],
         fact: Fact | None = None,
     ) -> Result:
-        """Run *statement*, which must be idempotent, until the database has executed it.
+        """Run *statement*, retrying with back-off while the connection is lost.
 
-        While a lock keeps a *fact* from being recorded, that is shown to people. Raises `Stopped`
-        when the coordinator is stopped first.
+        *statement* must be idempotent. While a lock prevents the record of *fact*, the panel shows
+        that. Raises `Stopped` when the coordinator is stopped first.
         """
         ...
 
     async def unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
-        """Await, but no longer than until the coordinator is stopped; return None then."""
+        """Await *awaitable*; return None when the coordinator is stopped first."""
         ...
 
     def note_recorded(self) -> None:
@@ -91,13 +93,17 @@ class Coordination(Protocol):
 
 @dataclass(frozen=True)
 class _Gone:
-    """The end of a process; without an `exit_status` it is lost."""
+    """The end of a job; `exit_status` is None if it left none."""
 
     exit_status: int | None
 
 
 class Supervision:
-    """An attempt that is supervised here: its job, and whether its process is to be ended."""
+    """One attempt that this coordinator supervises.
+
+    `recorded`: the start is in the database, or will never be. `is_ending`: the job was sent
+    SIGTERM. `process_gone`: the job has ended. `end_is_logged`: so was the move of its phase.
+    """
 
     task: asyncio.Task[None]
 
@@ -110,27 +116,27 @@ class Supervision:
         self.lead_checked_at = lead_checked_at
         self.job: Job = coordinator.launcher.adopt(assignment)
         self.recorded = False
-        self.told = False
-        self.over = False
+        self.is_ending = False
+        self.process_gone = False
         self.end_is_logged = False
         self._coordinator = coordinator
         self._end_in: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     def log_end(self, move: Move | None, reason: str) -> None:
-        """Log, once, the move that the attempt ended with; `reason` where it has none itself."""
+        """Log, once, the *move* that ended the attempt, with *reason* if the move has none."""
         if move and not self.end_is_logged:
             self.end_is_logged = True
             first_line = (move.reason or reason).partition("\n")[0]
             log_move(self.assignment, move.from_status, move.to_status, first_line)
 
-    def heed(self, attempt: OpenAttempt) -> None:
-        """End the process: at once when that was asked for, after the linger when it reported."""
+    def update(self, attempt: OpenAttempt) -> None:
+        """End the job if *attempt* requires it: at once on request, else after the linger."""
         if not self._end_in.done() and (attempt.ending or attempt.ended):
             lingers = max(0.0, self._linger.total_seconds() - (attempt.ended_seconds_ago or 0.0))
             self._end_in.set_result(0.0 if attempt.ending else lingers)
 
     async def launch_and_supervise(self) -> None:
-        """Start the process of an attempt that was just claimed, and see to its end."""
+        """Start the job of an attempt that was just claimed, and supervise it to its end."""
         try:
             await self._prepare()
             await self._launch()
@@ -142,14 +148,14 @@ class Supervision:
                 logger.warning("%s could not be started: %s", self.assignment, error)
                 await self._give_up("failed", str(error))
                 return
-            # Another coordinator of this host was faster.
+            # Another coordinator of this host has started it.
             await self.go_on()
             return
         await self._record_start()
         await self._see_to_its_end()
 
     async def go_on(self) -> None:
-        """Take over an attempt from wherever its last coordinator left it."""
+        """Continue an attempt at the point where its last coordinator left it."""
         state = await self.job.state()
         assignment = self.assignment
         if state in (JobState.ALIVE, JobState.ENDED):
@@ -161,7 +167,7 @@ class Supervision:
         elif assignment.started or state is JobState.LOST:
             await self._take_spooled_report()
             logger.warning("%s is lost: its process left no exit status", assignment)
-            await self.job.end(GRACE)  # it may live where what is kept of it was deleted
+            await self.job.end(GRACE)  # it may be alive, with its folder deleted
             await self._end_what_it_left()
             await self._give_up("lost", "its process is gone and left no exit status")
         elif state is JobState.GIVEN_UP:
@@ -172,9 +178,9 @@ class Supervision:
             await self._give_back()
 
     async def _return(self, error: NotNow) -> None:
-        """Give back an attempt that cannot be started now; its phase waits."""
+        """Return an attempt that cannot start now; its phase waits for `error.wait`."""
         if not await self.job.give_up():
-            await self.go_on()  # another coordinator of this host was faster
+            await self.go_on()  # another coordinator of this host has started it
             return
         logger.info("%s is given back: %s", self.assignment, error)
         await self._conclude(
@@ -183,7 +189,7 @@ class Supervision:
         )
 
     async def _give_back(self) -> None:
-        """Return an attempt that was not started here, by whatever time this reaches its folder."""
+        """Return an attempt that never started, unless another coordinator starts it first."""
         await self._coordinator.execute_with_retry(
             lambda conn: claims.check_epoch(conn, self.epoch)
         )
@@ -193,11 +199,11 @@ class Supervision:
             await self.go_on()
 
     async def disown(self) -> None:
-        """End what runs here and the database knows nothing of.
+        """End the job of an attempt that is not in the database any more.
 
         Its phase was deleted, or a failover lost its claim, or another host's leader gave it up.
         """
-        self.over = True
+        self.process_gone = True
         if await self.job.state() is JobState.ALIVE:
             logger.warning(
                 "%s is ended, %s: its attempt is not in the database any more",
@@ -208,7 +214,7 @@ class Supervision:
         await self._end_what_it_left()
 
     async def _prepare(self) -> None:
-        """Make what the process needs before it starts: its prompt file, and its issue."""
+        """Create the prompt file and the issue, which the job needs before it starts."""
         await self.job.prepare(self.assignment.prompt or "", self._workflow().user)
         issues = self._coordinator.issues
         if issues and self.assignment.issue_number is None:
@@ -217,7 +223,7 @@ class Supervision:
 
     async def _launch(self) -> None:
         workflow = self._workflow()
-        if _now() - self.lead_checked_at > _KNOWN_TO_LEAD:
+        if _now() - self.lead_checked_at > _TRUSTED_FOR:
             await self._coordinator.execute_with_retry(
                 lambda conn: claims.check_epoch(conn, self.epoch)
             )
@@ -239,17 +245,17 @@ class Supervision:
         log_move(self.assignment, "ready", "running", f"started, {identity}")
 
     async def _see_to_its_end(self) -> None:
-        """Wait until the process is gone, ending it when told to, and say how it went."""
+        """Wait until the job is gone, ending it if necessary, and record its end."""
         self.recorded = True
         self._coordinator.note_recorded()
         gone = await self._coordinator.unless_stopped(self._gone())
         if gone is None:
             logger.info("%s is left running, %s", self.assignment, self.job.identity)
             return
-        self.over = True
+        self.process_gone = True
         left = await self._end_what_it_left()
         await self._take_spooled_report()
-        if gone.exit_status is None and not self.told:
+        if gone.exit_status is None and not self.is_ending:
             await self._give_up("lost", "its process is gone and left no exit status")
             return
         status = _KILLED if gone.exit_status is None else gone.exit_status
@@ -260,7 +266,7 @@ class Supervision:
         )
 
     async def _take_spooled_report(self) -> None:
-        """Take the report that the workflow could not send, if there is one."""
+        """Submit the report that the workflow could not send, if there is one."""
         assignment = self.assignment
         refused: CoordError | None = None
         try:
@@ -288,8 +294,8 @@ class Supervision:
 
     async def _end_what_it_left(self) -> Sequence[str]:
         left = await self.job.end_left_behind(GRACE)
-        for each in left:
-            logger.warning("%s left behind %s", self.assignment, each)
+        for process in left:
+            logger.warning("%s left behind %s", self.assignment, process)
         return left
 
     async def _give_up(self, outcome: str, error: str) -> None:
@@ -303,7 +309,7 @@ class Supervision:
         reason: str,
         statement: Callable[[_sql.Connection], Awaitable[Move | None]],
     ) -> None:
-        """Record by *statement* how an attempt ended, and log what that made of its phase."""
+        """Record the end of an attempt by *statement*, and log the move of its phase."""
 
         async def execute_and_log(conn: _sql.Connection) -> None:
             self.log_end(await statement(conn), reason)
@@ -311,17 +317,17 @@ class Supervision:
         await self._coordinator.execute_with_retry(execute_and_log, Fact(self.assignment, reason))
 
     async def _gone(self) -> _Gone:
-        """Wait until the process is gone, ending its group when it is time."""
+        """Wait until the job is gone, and end it when `update` says so."""
         async with asyncio.TaskGroup() as tasks:
             ender = tasks.create_task(self._end_in_time())
             exit_status = await self.job.wait()
-            if not self.told:
+            if not self.is_ending:
                 ender.cancel()
         return _Gone(exit_status)
 
     async def _end_in_time(self) -> None:
         await asyncio.sleep(await self._end_in)
-        self.told = True
+        self.is_ending = True
         logger.info("%s is being ended", self.assignment)
         await self.job.end(GRACE)
 
@@ -358,7 +364,7 @@ class Supervision:
 
 
 def log_move(assignment: Assignment, was: str, now: str, reason: str) -> None:
-    """Log a transition of a phase; `reason` is a line, with nothing that a process has written."""
+    """Log a transition of a phase; *reason* is one line that contains no output of a process."""
     logger.info(
         "%s %s → %s: attempt %d, slot %d, %s",
         assignment.queue_id,
@@ -382,7 +388,7 @@ def log_move(assignment: Assignment, was: str, now: str, reason: str) -> None:
 
 
 def _values(assignment: Assignment, prompt_file: str) -> dict[str, str | None]:
-    """What the placeholders of a command stand for."""
+    """Return the values of the placeholders in a workflow's command."""
     issue = assignment.issue_number
     return {
         "queue_id": assignment.queue_id,

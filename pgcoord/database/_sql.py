@@ -1,4 +1,7 @@
-"""How a statement of pgcoord runs: its rows as dataclasses, what it refuses as a `CoordError`."""
+"""Runs the statements of this package.
+
+The one rule: rows come back as dataclasses, refusals of the database as a `CoordError`.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,10 +41,10 @@ ERRORS: Mapping[str, type[CoordError]] = {
     "PC008": Refused,
     "PC009": Refused,
     "PC010": ChangedMeanwhile,
-    "22P02": InvalidInput,  # a number or JSON that is none
+    "22P02": InvalidInput,  # a text that is not a number, or not JSON
     "22P05": InvalidInput,  # a NUL in JSON
     "23505": InvalidInput,  # a phase that exists already
-    "23514": InvalidInput,  # a check of the tables
+    "23514": InvalidInput,  # a check constraint
     "3F000": WrongSchema,
     "42501": DatabaseUnusable,
     "42P01": WrongSchema,
@@ -59,9 +62,9 @@ _RIGHTS = (
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turn what the database refuses into `CoordError`.
+    """Raise the refusals of the database as `CoordError`, by their SQLSTATE.
 
-    A lost connection stays `psycopg.OperationalError`.
+    A lost connection stays a `psycopg.OperationalError`.
     """
     try:
         yield

@@ -1,4 +1,8 @@
-"""What people and workflows do: submit, steer, report. One function for each SQL function."""
+"""The statements of people and workflows: submit, control, report.
+
+The one rule: one Python function for each SQL function, which decides and logs. All raise
+`NotFound` for an unknown phase or feature and `Refused` when its state does not allow the action.
+"""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -22,51 +26,51 @@ async def retry_phase(conn: Connection, queue_id: str, reason: str | None) -> st
 
 
 async def skip_phase(conn: Connection, queue_id: str, reason: str | None) -> str:
-    """Take a phase that does not run as completed; return its status."""
+    """Mark a phase that does not run as completed; return its status."""
     return str(
         await fetch_value(conn, "select status from pgcoord.skip_phase(%s, %s)", queue_id, reason)
     )
 
 
 async def cancel_phase(conn: Connection, queue_id: str, reason: str | None) -> str:
-    """Give a phase up; return its status, ready or running while its process is being ended."""
+    """Cancel a phase; return its status, ready or running until its process has ended."""
     return str(
         await fetch_value(conn, "select status from pgcoord.cancel_phase(%s, %s)", queue_id, reason)
     )
 
 
 async def cancel_feature(conn: Connection, feature_id: int, reason: str | None) -> int:
-    """Give a feature up; return how many phases that concerns."""
+    """Cancel all open phases of a feature; return their number."""
     return int(await fetch_value(conn, "select pgcoord.cancel_feature(%s, %s)", feature_id, reason))
 
 
 async def pause(conn: Connection, feature_id: int | None, reason: str | None) -> None:
-    """Claim nothing new, of one feature or of all."""
+    """Stop claiming phases, of one feature or (*feature_id* None) of all."""
     await fetch_value(conn, "select pgcoord.pause(%s, %s)", feature_id, reason)
 
 
 async def resume(conn: Connection, feature_id: int | None) -> None:
-    """Claim again, of one feature or of all that were paused as a whole."""
+    """End the pause of one feature or (*feature_id* None) of the whole installation."""
     await fetch_value(conn, "select pgcoord.resume(%s)", feature_id)
 
 
 async def set_slots(conn: Connection, slots: int) -> None:
-    """Let so many phases run at once."""
+    """Set the number of phases that may run at once."""
     await fetch_value(conn, "select pgcoord.set_slots(%s)", slots)
 
 
 async def set_priority(conn: Connection, queue_id: str, priority: int) -> None:
-    """Change the place in line of a phase; lower runs earlier."""
+    """Change the priority of a phase; a lower number runs earlier."""
     await fetch_value(conn, "select pgcoord.set_priority(%s, %s)", queue_id, priority)
 
 
 async def prune(conn: Connection, older_than: timedelta) -> int:
-    """Remove features that were finished that long ago, with their history; return how many."""
+    """Delete features that ended before *older_than* ago, with their history; return how many."""
     return int(await fetch_value(conn, "select pgcoord.prune(%s)", older_than))
 
 
 async def report_secrets(conn: Connection, report: object) -> list[tuple[str, str]]:
-    """The attempts that a report may be of, by adw_id, latest first, each with its secret."""
+    """Return (adw_id, secret) of each attempt that may have sent *report*, latest first."""
     with refusals():
         cursor = await conn.execute(
             b"select adw_id, secret from pgcoord_private.report_secrets(%s)", [Jsonb(report)]
@@ -82,7 +86,11 @@ async def take_report(
     actor: str,
     adw_id: str | None,
 ) -> TakenReport:
-    """Take a report, as of the attempt `adw_id` where its secret signed it; log the delivery."""
+    """Apply a report to its phase, and log the delivery; return the result, even a refusal.
+
+    *adw_id*: the attempt whose secret signed the report; None for an unsigned one. A *message_id*
+    that was delivered before changes nothing. SQL: pgcoord_private.take_report.
+    """
     taken = await fetch_row(
         conn,
         TakenReport,
@@ -97,19 +105,22 @@ async def take_report(
 
 
 async def store_feature(conn: Connection, feature: Mapping[str, object]) -> int:
-    """Store a feature with its plan, and run nothing; return its id. Raises `InvalidInput`."""
+    """Store a feature with its plan, without queueing it; return its id. Raises `InvalidInput`."""
     return int(await fetch_value(conn, "select pgcoord.store_feature(%s)", Jsonb(feature)))
 
 
 async def change_feature(
     conn: Connection, feature_id: int, changes: Mapping[str, object], version: str | None
 ) -> None:
-    """Change what is given; with `version` only if that is the one in force."""
+    """Change the members of a feature that are in *changes*.
+
+    With a *version*, raise `ChangedMeanwhile` unless that is the current one.
+    """
     await fetch_value(
         conn, "select pgcoord.change_feature(%s, %s, %s)", feature_id, Jsonb(changes), version
     )
 
 
 async def execute_feature(conn: Connection, feature_id: int) -> int:
-    """Queue the planned phases; return how many, 0 when they were queued before."""
+    """Queue the planned phases of a feature; return how many, 0 if they were queued before."""
     return int(await fetch_value(conn, "select pgcoord.execute_feature(%s)", feature_id))

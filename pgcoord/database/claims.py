@@ -1,6 +1,7 @@
-"""What a coordinator calls: to lead, to claim, to start and end attempts, to find its next work.
+"""The statements of a coordinator: lead, claim, start and end attempts, find the next work.
 
-One function for each function or view of the database; no decision is made here.
+The one rule: one Python function for each SQL function or view; the SQL decides. All raise
+`psycopg.OperationalError` when the connection is lost.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -31,9 +32,9 @@ async def lead(
     workflows: Sequence[Mapping[str, object]],
     after: int,
 ) -> Lead:
-    """Take the lead on `conn`, which keeps it as long as it lives, or learn who has it.
+    """Take the lead on *conn*, which holds it until it closes, or return who has it.
 
-    Waits up to 2 s. The new lead's epoch is higher than `after`.
+    Waits up to 2 s. A new lead has an epoch higher than *after*. SQL: pgcoord_private.lead.
     """
     found = await fetch_row(
         conn,
@@ -51,22 +52,25 @@ async def lead(
 
 
 async def resign(conn: Connection) -> None:
-    """Give the lead back, and tell those who stand by."""
+    """Give the lead back, and wake the coordinators that stand by. SQL: pgcoord_private.resign."""
     await fetch_value(conn, "select pgcoord_private.resign()")
 
 
 async def check_epoch(conn: Connection, epoch: int) -> None:
-    """Raise `AnotherLeads` when that lead is over."""
+    """Raise `AnotherLeads` when the lead *epoch* is over."""
     await fetch_value(conn, "select pgcoord_private.check_epoch(%s)", epoch)
 
 
 async def renew_lease(conn: Connection, host: str) -> None:
-    """Have a leader on another host leave the attempts of `host` alone for another minute."""
+    """Renew the lease of *host* for a minute: a leader elsewhere leaves its attempts alone.
+
+    Raises `Locked` when another session has locked the row of the host.
+    """
     await fetch_value(conn, "select pgcoord_private.renew_lease(%s)", host)
 
 
-async def lineage(conn: Connection) -> ServerTimeline:
-    """Which line of history the server writes."""
+async def server_timeline(conn: Connection) -> ServerTimeline:
+    """Return the system identifier and the WAL timeline of the server. SQL: lineage."""
     found = await fetch_row(
         conn, ServerTimeline, "select system, timeline from pgcoord_private.lineage()"
     )
@@ -75,7 +79,7 @@ async def lineage(conn: Connection) -> ServerTimeline:
 
 
 async def runs_folder(conn: Connection, host: str) -> str | None:
-    """Where the last coordinator of `host` that led keeps its runs; None when there was none."""
+    """Return the runs folder of the last coordinator on *host* that led; None if none did."""
     folder: str | None = await fetch_value(
         conn,
         "select runs_folder from pgcoord.coordinator where host = %s order by epoch desc limit 1",
@@ -85,9 +89,10 @@ async def runs_folder(conn: Connection, host: str) -> str | None:
 
 
 async def claim_phases(conn: Connection, epoch: int) -> list[Assignment]:
-    """Claim what is eligible, one phase for each free slot.
+    """Claim eligible phases, one for each free slot. SQL: pgcoord_private.claim_phases.
 
-    Raises `AnotherLeads` when the lead is over, `Locked` when somebody holds the control row.
+    Raises `AnotherLeads` when the lead *epoch* is over, `Locked` when another session has locked
+    the control row.
     """
     return await fetch_rows(
         conn,
@@ -98,7 +103,7 @@ async def claim_phases(conn: Connection, epoch: int) -> list[Assignment]:
 
 
 async def open_attempts(conn: Connection, host: str) -> list[OpenAttempt]:
-    """The attempts of `host` whose process is not known to be gone."""
+    """Return the attempts of *host* whose process may be alive. SQL: view assignment."""
     return await fetch_rows(
         conn,
         OpenAttempt,
@@ -109,7 +114,7 @@ async def open_attempts(conn: Connection, host: str) -> list[OpenAttempt]:
 
 
 async def assignment(conn: Connection, attempt_id: int) -> Assignment | None:
-    """All that is needed to take over an attempt; None when its process is gone."""
+    """Return an attempt with the columns for its supervision; None if its process is gone."""
     return await fetch_row(
         conn,
         Assignment,
@@ -119,7 +124,7 @@ async def assignment(conn: Connection, attempt_id: int) -> Assignment | None:
 
 
 async def last_move(conn: Connection, attempt: Assignment) -> Move | None:
-    """How an attempt has ended its phase's turn; None while it has not."""
+    """Return the move that took the phase out of ready or running; None if it has not moved."""
     with refusals():
         moves = conn.cursor(row_factory=class_row(Move))
         await moves.execute(_LAST_MOVE, _names(attempt))
@@ -138,12 +143,12 @@ def _names(attempt: Assignment) -> tuple[int, int, int]:
 
 
 async def installation(conn: Connection) -> str:
-    """The name of this database to the machines that run its processes."""
+    """Return the installation's name, the folder of this database's runs on each machine."""
     return str(await fetch_value(conn, "select installation from pgcoord.control"))
 
 
 async def open_folders(conn: Connection) -> list[str]:
-    """The folders of all runs whose process is not known to be gone, on any machine."""
+    """Return the folders of all runs, on any machine, whose process may be alive."""
     with refusals():
         cursor = await conn.cursor(row_factory=scalar_row).execute(
             b"select folder from pgcoord.attempt where exited_at is null and folder is not null"
@@ -154,9 +159,11 @@ async def open_folders(conn: Connection) -> list[str]:
 async def start_phase(
     conn: Connection, epoch: int, attempt_id: int, pid: int, process_started: str
 ) -> None:
-    """Record the process of an attempt: its phase is running.
+    """Record the process of an attempt, which makes its phase running.
 
-    Raises `AnotherLeads` when the lead is over, `StaleAttempt` when the attempt was given up.
+    *process_started*: an opaque text that, with *pid*, identifies the process. Raises
+    `AnotherLeads` when the lead *epoch* is over, `StaleAttempt` when the attempt was given up.
+    SQL: pgcoord_private.start_phase.
     """
     await fetch_value(
         conn,
@@ -171,9 +178,10 @@ async def start_phase(
 async def end_attempt(
     conn: Connection, attempt: Assignment, exit_code: int, log_tail: str, left_behind: str
 ) -> Move | None:
-    """Say that the process of an attempt is gone with `exit_code`.
+    """Record that the process of an attempt exited with *exit_code*.
 
-    The database decides what that makes of the phase; return its move, whoever made it.
+    *left_behind* names the processes that outlived it. The database decides the state of the phase;
+    return its move, even if an earlier report made it. SQL: pgcoord_private.end_attempt.
     """
     return await _ended(
         conn,
@@ -189,9 +197,9 @@ async def end_attempt(
 async def give_up_attempt(
     conn: Connection, attempt: Assignment, outcome: str, error: str
 ) -> Move | None:
-    """Say that an attempt has no process: `outcome` is failed, lost or returned.
+    """Record that an attempt has no process; *outcome* is failed, lost or returned.
 
-    Return the move that this makes its phase do.
+    Return the move of its phase. SQL: pgcoord.give_up_attempt.
     """
     return await _ended(
         conn,
@@ -206,10 +214,10 @@ async def give_up_attempt(
 async def _ended(
     conn: Connection, attempt: Assignment, statement: str, *values: object
 ) -> Move | None:
-    """End an attempt, and read the move.
+    """Execute *statement*, which ends an attempt, and return the move of its phase.
 
-    Not in a pipeline: it would commit the end after the reading only, and psycopg 3.3.9 takes a
-    statement for prepared that the server skips since the one before it failed.
+    Not in a pipeline, which would commit the end after the second statement only. Also, psycopg
+    3.3.9 marks a statement as prepared that the server skipped because the one before it failed.
     """
     await fetch_value(conn, statement, *values)
     return await last_move(conn, attempt)
@@ -218,9 +226,9 @@ async def _ended(
 async def return_attempt(
     conn: Connection, attempt: Assignment, wait: timedelta, reason: str
 ) -> Move | None:
-    """Give a claimed attempt back unused; its phase waits for `wait`, and no attempt counts.
+    """Return a claimed attempt unused; its phase waits for *wait*, and its tries stay as they were.
 
-    Return the move that this makes its phase do.
+    Return the move of its phase. SQL: pgcoord_private.return_attempt.
     """
     return await _ended(
         conn,
@@ -233,20 +241,24 @@ async def return_attempt(
 
 
 async def abandon_attempt(conn: Connection, epoch: int, attempt_id: int) -> None:
-    """Give an attempt of another host up as lost, if that host's lease has run out.
+    """Give up an attempt of another host as lost, if the lease of that host has expired.
 
-    Raises `AnotherLeads` when the lead is over.
+    Raises `AnotherLeads` when the lead *epoch* is over. SQL: pgcoord_private.abandon_attempt.
     """
     await fetch_value(conn, "select pgcoord_private.abandon_attempt(%s, %s)", epoch, attempt_id)
 
 
 async def expire_attempts(conn: Connection) -> None:
-    """Ask for the end of attempts past their deadline."""
+    """Request the end of attempts past their deadline. SQL: pgcoord_private.expire_attempts."""
     await fetch_value(conn, "select pgcoord_private.expire_attempts()")
 
 
 async def next_work(conn: Connection, awaited: Collection[str]) -> NextWork:
-    """When to look next, and what is locked besides *awaited*; for after a claim of nothing."""
+    """Return the next deadline, the lost attempts, and the locks that prevent progress.
+
+    Call it after a claim that returned nothing. *awaited*: names of locks to leave out, since the
+    coordinator waits for them already. SQL: pgcoord_private.next_work.
+    """
     found = await fetch_row(
         conn,
         NextWork,
@@ -258,17 +270,21 @@ async def next_work(conn: Connection, awaited: Collection[str]) -> NextWork:
 
 
 async def gone_attempts(conn: Connection, attempt_ids: Collection[int]) -> frozenset[int]:
-    """Which of these attempts the primary does not know, or knows to have no process any more."""
+    """Return the ids of attempts that are gone from the primary, or whose process is.
+
+    Raises an error on a stand-by. SQL: pgcoord_private.gone_attempts.
+    """
     return frozenset(
         await fetch_values(conn, "select pgcoord_private.gone_attempts(%s)", list(attempt_ids))
     )
 
 
 async def find_lock(conn: Connection, attempt_id: int | None, *, far: bool) -> str | None:
-    """The name of a row that somebody has locked and that a statement about an attempt needs.
+    """Return the name of a row that another session has locked and an attempt's end needs.
 
-    Never waits. None when there is none any more; without an attempt, only the control row counts.
-    *far*: look at the dependents of dependents of its phase, too, which change when it fails.
+    Never waits. None when no such row is locked (any more). With *attempt_id* None, look only at
+    the control row. *far*: look at the dependents of dependents of its phase as well, which change
+    when it fails. SQL: pgcoord_private.find_lock.
     """
     name: str | None = await fetch_value(
         conn, "select pgcoord_private.find_lock(%s, %s)", attempt_id, far
@@ -277,23 +293,29 @@ async def find_lock(conn: Connection, attempt_id: int | None, *, far: bool) -> s
 
 
 async def await_lock(conn: Connection, name: str) -> None:
-    """Wait until nobody else has the row called *name* locked. Names the session accordingly."""
+    """Wait without limit until no other session has locked the row *name*.
+
+    Sets the session's application_name to say so. SQL: pgcoord_private.await_lock.
+    """
     await fetch_value(conn, "select pgcoord_private.await_lock(%s)", name)
 
 
 async def held_by(conn: Connection, name: str) -> str | None:
-    """Who holds a lock that some session waits for, in words; None when no holder is seen."""
+    """Return the session that holds the lock *name*, in words; None if no holder is visible.
+
+    Finds a holder only while some session waits for the lock. SQL: pgcoord_private.held_by.
+    """
     words: str | None = await fetch_value(conn, "select pgcoord_private.held_by(%s)", name)
     return words
 
 
 async def note_unrecorded(conn: Connection, attempt_id: int, words: str, lock: str) -> None:
-    """Show that what happened to an attempt (*words*) cannot be recorded because of *lock*."""
+    """Note for the panel that *lock* prevents the record of an event (*words*) of an attempt."""
     await fetch_value(
         conn, "select pgcoord_private.note_unrecorded(%s, %s, %s)", attempt_id, words, lock
     )
 
 
 async def forget_unrecorded(conn: Connection, attempt_id: int) -> None:
-    """Show no longer that something about an attempt is not recorded."""
+    """Remove the note of `note_unrecorded`."""
     await fetch_value(conn, "select pgcoord_private.forget_unrecorded(%s)", attempt_id)

@@ -1,4 +1,7 @@
-"""Connections: which database, with which parameters, and what to say when it cannot be reached."""
+"""Connections: which database, with which settings, and the error when it cannot be reached.
+
+The one rule: every connection of pgcoord's is made here, or made ready by `make_ready`.
+"""
 
 import asyncio
 import os
@@ -18,8 +21,8 @@ from pgcoord.errors import CoordError, DatabaseUnusable
 
 loaders.register()
 
-# A dead peer is noticed by the kernel, not by a timer of ours: after 5 + 3 x 2 s of silence, and 5
-# s with data in flight.
+# The kernel detects a dead peer, without a timer of ours: after 5 + 3 x 2 s of silence, or 5 s with
+# data in flight.
 _KEEPALIVE = {
     "connect_timeout": 5,
     "keepalives_idle": 5,
@@ -27,11 +30,11 @@ _KEEPALIVE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 5000,
 }
-# What psycopg's reading and our statements depend on, whatever role, database or environment say.
-# A pool between us and the server keeps these for each client.
+# psycopg's parsing and our statements depend on these, whatever role, database or environment set.
+# A pooler keeps these two for each client.
 _OF_CLIENT = {"DateStyle": "ISO, MDY", "standard_conforming_strings": "on"}
-# These stay with the server's session: they would be handed to the next client of a pool that
-# changes the session with each transaction. So they are set where the session is ours.
+# These belong to the server's session. A pooler in transaction mode would pass them on to its next
+# client, so we set them only on a session that is ours alone.
 _OF_SESSION = {
     "IntervalStyle": "postgres",
     "search_path": "pg_catalog, pg_temp",
@@ -39,7 +42,7 @@ _OF_SESSION = {
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
     "row_security": "on",
-    "jit": "off",  # of no use to short statements, and slow where sequential scans are disabled
+    "jit": "off",  # useless for short statements, and slow where sequential scans are disabled
     "statement_timeout": "0",
     "lock_timeout": "0",
     "transaction_timeout": "0",
@@ -47,8 +50,8 @@ _OF_SESSION = {
     "idle_session_timeout": "0",
     "session_replication_role": "origin",
 }
-# The lead goes with its connection: also when our machine has vanished, and, three pings later,
-# when our process is frozen.
+# The server ends the lead's connection when our machine has vanished, and, three pings later, when
+# our process is frozen.
 _OF_LEAD = {
     "idle_session_timeout": "30s",
     "tcp_keepalives_idle": "5",
@@ -56,22 +59,23 @@ _OF_LEAD = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
-# From PostgreSQL 17 on; and one that only superusers may set, so it is only where it has to be.
+# The conditions of two settings: one exists from PostgreSQL 17 on; the other needs a superuser, so
+# set it only where its value is wrong.
 _ONLY_WHERE = {
     "transaction_timeout": "current_setting('transaction_timeout', true) is not null",
     "session_replication_role": (
         "pg_catalog.current_setting('session_replication_role') operator(pg_catalog.<>) 'origin'"
     ),
 }
-# Classes of SQLSTATE that end or refuse a connection for a while: of the connection, out of
-# resources, operator intervention (starting up, shutting down), the system, the server's faults.
+# Classes of SQLSTATE after which a later connection may succeed: connection exception, insufficient
+# resources, operator intervention (starting up, shutting down), system error, internal error.
 _PASSING = ("08", "53", "57", "58", "XX")
-# Seconds for which a refused connection is repeated to learn the SQLSTATE of its refusal.
+# Seconds that the second connection may take that reads the SQLSTATE of a refusal.
 _TRACED_FOR = 2.0
-# An @ or a / that libpq takes for the end of a password: what follows would be a host to it, which
-# it names when it cannot find it.
+# An unquoted @ or / in a password: libpq would read the rest of the password as a host name, and
+# print it in its error message.
 _UNQUOTED = re.compile(r"postgres(?:ql)?://[^/?#]*(?:@[^/?#]*|/[^?#]*)@")
-# Words of a pooler that refuses the `options` of somebody's own DSN.
+# The advice when a pooler refuses the `options` of the user's DSN.
 _POOLED = (
     "That is a pooler. Leave out the options of the DSN and PGOPTIONS, or give the address of the"
     " server itself."
@@ -79,29 +83,32 @@ _POOLED = (
 
 
 def parameters_of(dsn: str) -> dict[str, Any]:
-    """The parameters that a DSN sets, by libpq's names. Raises `DatabaseUnusable`."""
+    """Return the parameters that *dsn* sets, by libpq's names.
+
+    Raises `DatabaseUnusable` when *dsn* is not a DSN; the message never contains its password.
+    """
     if _UNQUOTED.match(dsn):
         raise _no_dsn("an @ or a / before the host is written as it is")
     try:
         return conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as error:
-        # What libpq quotes of it may be the password, in whole or in part; an option never is.
+        # A value that libpq quotes may be (part of) the password; an option's name never is.
         fault = re.sub(r'(after|:) ".*"', r"\1 …", str(error).strip(), flags=re.DOTALL)
         raise _no_dsn(fault) from None
 
 
 def _no_dsn(fault: str) -> DatabaseUnusable:
     return DatabaseUnusable(
-        f"this is no DSN: {fault}",
+        f"this is not a DSN: {fault}",
         hint="For example postgresql://user@host:5432/name, or host=… dbname=…; in the first"
         " form a % is written %25, a / %2F, an @ %40.",
     )
 
 
 def with_defaults(dsn: str, *, name: str = "pgcoord") -> str:
-    """The DSN in UTF-8, with our timeouts and the name where it does not set them itself.
+    """Return *dsn* with UTF-8, and with our timeouts and *name* unless it sets them itself.
 
-    Raises `DatabaseUnusable` when it is no DSN.
+    Raises `DatabaseUnusable` when *dsn* is not a DSN.
     """
     given = parameters_of(dsn)
     extra: dict[str, Any] = {"application_name": name, **_KEEPALIVE}
@@ -114,8 +121,8 @@ async def connect(
 ) -> psycopg.AsyncConnection[Any]:
     """Connect in autocommit mode, with our settings in force.
 
-    A connection that `leads` is given up by the server when nothing is heard of us for long.
-    Raises `DatabaseUnusable` with what to check; waits 5 s at most.
+    *leads*: the server closes the connection when this process does not respond for 30 s. Waits 5 s
+    at most for a server. Raises `DatabaseUnusable`, with a hint what to check.
     """
     conninfo = with_defaults(dsn, name="pgcoord listener" if leads else name)
     try:
@@ -133,13 +140,13 @@ async def connect(
 async def make_ready(
     conn: psycopg.AsyncConnection[Any], *, leads: bool = False, owns_session: bool = False
 ) -> None:
-    """Set in one statement what our statements and their reading depend on.
+    """Apply our settings to *conn*, in one statement.
 
-    With `owns_session` the server's session is known to be this client's alone, as notifications
-    arrive; else that is so where no pool is between. Raises `DatabaseUnusable` where a setting is
-    not ours to set.
+    *owns_session*: the server's session is known to be ours alone, since notifications arrive;
+    otherwise the statement finds out whether a pooler is between. Raises `DatabaseUnusable` when
+    the role may not change a setting.
     """
-    # For transactions that are begun by name, since those of the session may be a pool's.
+    # In each BEGIN, since the default of the session may be that of another client of a pooler.
     await conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
     try:
         pid = None if leads or owns_session else conn.info.backend_pid
@@ -149,15 +156,15 @@ async def make_ready(
 
 
 def own_session(conn: psycopg.AsyncConnection[Any]) -> Awaitable[None]:
-    """Make a connection ready whose session is its own: `configure` of a coordinator's pools."""
+    """Apply our settings to *conn*, whose session is ours alone; the `configure` of our pools."""
     return make_ready(conn, owns_session=True)
 
 
 def _set_all(pid: int | None, *, leads: bool) -> bytes:
-    """The statement that sets everything.
+    """Return the statement that applies all settings.
 
-    `pid` is the server's process as the client knows it: where it is another, there is a pool, and
-    what belongs to the server's session is left alone.
+    *pid*: the server process according to the client. If the statement runs in another process,
+    a pooler is between, and the settings of the session stay as they are. None: skip that test.
     """
     is_ours = "true" if pid is None else f"pg_catalog.pg_backend_pid() operator(pg_catalog.=) {pid}"
     settings = {**_OF_SESSION, **(_OF_LEAD if leads else {})}
@@ -175,8 +182,8 @@ def _set(name: str, value: str) -> str:
 def _not_ready(error: psycopg.Error) -> DatabaseUnusable:
     if error.sqlstate == "42501":
         return DatabaseUnusable(
-            f"a setting of this role or database is not ours to change: {error}",
-            hint="Its owner can take it back: alter role … reset session_replication_role,"
+            f"this role may not change a setting that pgcoord needs: {error}",
+            hint="Its owner can remove it: alter role … reset session_replication_role,"
             " or alter database … reset session_replication_role.",
         )
     return DatabaseUnusable(f"the connection cannot be prepared: {' '.join(str(error).split())}")
@@ -185,40 +192,40 @@ def _not_ready(error: psycopg.Error) -> DatabaseUnusable:
 async def differing_settings(
     conn: psycopg.AsyncConnection[Any], *, leads: bool
 ) -> list[tuple[str, str, str]]:
-    """The settings that are not in force on `conn` as we asked: name, asked, in force."""
-    asked = {**_OF_CLIENT, **_OF_SESSION, **(_OF_LEAD if leads else {})}
-    # What comes to the server by a Unix socket has no timeouts of TCP.
+    """Return (name, requested value, actual value) of each of our settings that *conn* lacks."""
+    requested = {**_OF_CLIENT, **_OF_SESSION, **(_OF_LEAD if leads else {})}
+    # A connection by Unix socket has no TCP timeouts.
     cursor = await conn.execute(
         "select name, current_setting(name, true) from unnest(%s::text[]) as name"
         " where inet_server_addr() is not null or name not like 'tcp\\_%%'",
-        [list(asked)],
+        [list(requested)],
     )
     return [
-        (name, asked[name], value)
+        (name, requested[name], value)
         for name, value in await cursor.fetchall()
-        if value is not None and value != asked[name]
+        if value is not None and value != requested[name]
     ]
 
 
 def same_server(dsn: str, conn: psycopg.AsyncConnection[Any]) -> str:
-    """The DSN narrowed to the server that `conn` is connected to, out of those it may name."""
-    place: dict[str, Any] = {"host": conn.info.host, "port": conn.info.port}
+    """Return *dsn* with only the server that *conn* is connected to, of those it may list."""
+    address: dict[str, Any] = {"host": conn.info.host, "port": conn.info.port}
     if conn.info.hostaddr:
-        place["hostaddr"] = conn.info.hostaddr
-    return make_conninfo(dsn, **place)
+        address["hostaddr"] = conn.info.hostaddr
+    return make_conninfo(dsn, **address)
 
 
 def in_any_order(dsn: str) -> str:
-    """The DSN with the servers that it names tried in another order each time."""
+    """Return *dsn* such that libpq tries its servers in random order (before libpq 16: *dsn*)."""
     if psycopg.pq.version() < 160000:
         return dsn
     return make_conninfo(dsn, load_balance_hosts="random")
 
 
 def connect_blocking(dsn: str) -> psycopg.Connection[Any]:
-    """Connect in autocommit mode, with our settings in force, for the schema's functions.
+    """Connect in autocommit mode, with our settings in force; the synchronous `connect`.
 
-    Raises `DatabaseUnusable` with what to check; waits 5 s at most.
+    Waits 5 s at most for a server. Raises `DatabaseUnusable`, with a hint what to check.
     """
     conninfo = with_defaults(dsn)
     try:
@@ -234,9 +241,10 @@ def connect_blocking(dsn: str) -> psycopg.Connection[Any]:
 
 
 def unusable(error: psycopg.OperationalError, conninfo: str | None = None) -> DatabaseUnusable:
-    """What a failed connection means, as one line; blocks for 2 s at most.
+    """Return a failed connection as `DatabaseUnusable`, with a message of one line.
 
-    With `conninfo` it learns the SQLSTATE of a refusal, which libpq keeps to itself.
+    With *conninfo*, connect once more to read the SQLSTATE, which libpq does not return; blocks
+    for 2 s at most.
     """
     message = " ".join(str(error).split())
     sqlstate = error.sqlstate or (sqlstate_of_refusal(conninfo) if conninfo else None)
@@ -250,10 +258,10 @@ def unusable(error: psycopg.OperationalError, conninfo: str | None = None) -> Da
 
 
 def sqlstate_of_refusal(conninfo: str) -> str | None:
-    """The SQLSTATE with which a server refuses to connect; None when it does not refuse.
+    """Return the SQLSTATE with which a server refuses a connection; None if it does not refuse.
 
-    libpq tells only the words, in the server's language: so the connection is tried once more, and
-    its messages are traced. None, too, where libpq cannot trace (macOS).
+    libpq returns only the message, in the server's language, so connect with a trace of the
+    protocol and read that. None also where libpq cannot trace (macOS). Blocks for 2 s at most.
     """
     if sys.platform != "linux":
         return None
@@ -271,7 +279,7 @@ def sqlstate_of_refusal(conninfo: str) -> str | None:
 
 
 def _poll(conn: pq.abc.PGconn, deadline: float) -> None:
-    """Go on with a connection that was started, until it is there, refused, or late."""
+    """Continue the connection *conn* until it is established, refused, or past *deadline*."""
     while (left := deadline - time.monotonic()) > 0 and conn.status != pq.ConnStatus.BAD:
         status = conn.connect_poll()
         if status in (pq.PollingStatus.OK, pq.PollingStatus.FAILED):
@@ -281,15 +289,15 @@ def _poll(conn: pq.abc.PGconn, deadline: float) -> None:
 
 
 def may_pass(error: DatabaseUnusable) -> bool:
-    """Whether the server could not be reached, rather than reached and found unusable."""
+    """Return whether *error* is that the server was not reached, so that a retry may succeed."""
     unreached = isinstance(error.__cause__, psycopg.OperationalError)
     return unreached and not refused_for_good(error)
 
 
 def refused_for_good(error: CoordError) -> bool:
-    """Whether the server answered and refused, so that trying again is no use.
+    """Return whether the server answered and refused permanently, so that a retry is useless.
 
-    08P01 is a pooler's, which refuses what it is asked for.
+    SQLSTATE 08P01 comes from a pooler that refuses a startup parameter.
     """
     sqlstate = error.sqlstate if isinstance(error, DatabaseUnusable) else None
     return sqlstate is not None and (sqlstate == "08P01" or sqlstate[:2] not in _PASSING)

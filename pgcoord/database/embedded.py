@@ -1,7 +1,7 @@
-"""The embedded Postgres: a server of our own in the state folder, reached by a unix socket only.
+"""The embedded Postgres: a server of our own in the state folder, reached by a Unix socket only.
 
-Its one rule: the server is what answers on the socket. Whether it runs is asked by connecting, and
-no process is waited for, or signalled, because of a pid in a file alone. Everything here blocks.
+Its one rule: the server runs if it answers on the socket. Never wait for, or signal, a process only
+because its pid is in a file. Everything here blocks.
 """
 
 import fcntl
@@ -30,8 +30,8 @@ OLDEST = 14
 PORT = 5432  # only names the socket: a folder of its own keeps two servers apart
 SOCKET = f".s.PGSQL.{PORT}"
 LONGEST_SOCKET = 103  # bytes: what macOS allows; Linux allows 107
-PATIENCE = 120  # seconds: a server may have much to recover, or to write when it stops
-PAUSE = 0.1  # seconds between two looks, as pg_ctl does it
+PATIENCE = 120  # seconds: recovery, or the checkpoint of a shutdown, may take long
+PAUSE = 0.1  # seconds between two checks, as in pg_ctl
 
 CONFIGURATION = """
 # pgcoord: clients come by the unix socket, from whoever may enter its folder (mode 0700).
@@ -42,7 +42,7 @@ max_connections = 100
 
 @dataclass(frozen=True)
 class Binaries:
-    """A folder with postgres, initdb and pg_ctl in it, and their major version."""
+    """A folder that contains postgres, initdb and pg_ctl, and their major version."""
 
     directory: Path
     version: int
@@ -50,7 +50,7 @@ class Binaries:
 
 @dataclass(frozen=True)
 class Server:
-    """Where a server is: `socket` is a folder, `log` a file, `dsn` in libpq's keyword form."""
+    """The location of a server: `socket` is a folder, `log` a file."""
 
     data: Path
     log: Path
@@ -58,14 +58,14 @@ class Server:
 
     @property
     def dsn(self) -> str:
-        """Name the maintenance database, as the superuser, quoted as libpq wants it."""
+        """The DSN, in libpq's keyword form, of the maintenance database as the superuser."""
         host = str(self.socket).replace("\\", "\\\\").replace("'", "\\'")
         return f"host='{host}' port={PORT} dbname=postgres user=postgres"
 
 
 @dataclass(frozen=True)
 class _Identity:
-    """As whom the programs run: behind a command, or as an ordinary user, or as we are."""
+    """The user that the programs run as: by a command in front, as an ordinary user, or as we."""
 
     prefix: tuple[str, ...] = ()
     user: int | None = None
@@ -77,9 +77,9 @@ def find_binaries(
     path: str | None = None,
     debian: Path = Path("/usr/lib/postgresql"),
 ) -> Binaries:
-    """Find Postgres: in the wheel `package`, else on `path` (default: PATH), else under `debian`.
+    """Find Postgres: in the wheel *package*, else on *path* (default: PATH), else under *debian*.
 
-    The package is never imported. Raises `CannotStart` when there is none of version 14 or newer.
+    Does not import the package. Raises `CannotStart` when there is no version 14 or newer.
     """
     spec = importlib.util.find_spec(package)
     for place in (spec and spec.submodule_search_locations) or ():
@@ -110,7 +110,7 @@ def _version(directory: Path) -> int:
 
 
 class EmbeddedPostgres:
-    """The server of one state folder, which any number of processes may start, stop and use."""
+    """The server of one state folder. Any number of processes may start, stop and use it."""
 
     def __init__(self, state: Path, binaries: Binaries | None = None) -> None:
         self.state = state.resolve()
@@ -123,34 +123,35 @@ class EmbeddedPostgres:
 
     @cached_property
     def binaries(self) -> Binaries:
-        """The Postgres that start and stop use; raises `CannotStart` when there is none."""
+        """The binaries that `start` and `stop` run. Raises `CannotStart` when there are none."""
         return self._given or find_binaries()
 
     @property
     def server(self) -> Server:
-        """Where the server is, or would be if it were started now."""
+        """The location of the server, or the one that `start` would choose now."""
         place = self._socket_place()
         if place != self._folder:
-            # It was another process's environment that chose the folder of a server that is up.
+            # A server that runs was started with another environment, which decided its socket.
             place = _socket_in_use(self._data) or place
         return Server(self._data, self._log, place)
 
     @property
     def dsn(self) -> str:
-        """The server's DSN, known without starting it."""
+        """The server's DSN, even if it does not run."""
         return self.server.dsn
 
     def running(self) -> bool:
-        """Tell whether the server takes connections, by asking it; waits 5 seconds at most."""
-        from psycopg import pq  # 0.1 s, which a command that needs no database should not pay
+        """Return whether the server accepts connections; blocks for 5 seconds at most."""
+        from psycopg import pq  # the import takes 0.1 s, too much for commands without a database
 
         return pq.PGconn.ping(f"{self.dsn} connect_timeout=5".encode()) == pq.Ping.OK
 
     def start(self) -> bool:
-        """Start the server, after making its cluster where there is none; False when it was up.
+        """Start the server, creating its cluster if necessary; return False if it was running.
 
-        Return when it takes connections. Processes that call at once take turns. The server lives
-        on when the caller ends. Raises `CannotStart`, with the end of the server's log.
+        Returns when it accepts connections, within `PATIENCE` s. Concurrent calls, also of other
+        processes, take turns. The server outlives the caller. Raises `CannotStart`, with the end of
+        the server's log.
         """
         with _explained(self.state):
             identity = self._identity()
@@ -167,9 +168,9 @@ class EmbeddedPostgres:
         return True
 
     def stop(self) -> bool:
-        """Stop the server by a fast shutdown, and wait until it is gone; False when it was not up.
+        """Stop the server by a fast shutdown; return False if it was not running.
 
-        Raises `DatabaseUnusable` when it still runs after 120 seconds.
+        Blocks until it is gone. Raises `DatabaseUnusable` when it still runs after 120 seconds.
         """
         with _explained(self.state):
             if not self._data.exists():
@@ -186,7 +187,7 @@ class EmbeddedPostgres:
         return True
 
     def _identity(self) -> _Identity:
-        """Say as whom Postgres, which refuses to run as root, is run."""
+        """Choose the user to run Postgres as, which refuses to run as root."""
         if os.geteuid() != 0:
             return _Identity()
         nearest = next((each for each in (self._folder, self.state) if each.exists()), None)
@@ -222,14 +223,14 @@ class EmbeddedPostgres:
             yield file.fileno()
 
     def _create(self, identity: _Identity, lock: int) -> None:
-        """Make the cluster beside its place, so that there is a whole one or none.
+        """Create the cluster in a temporary folder and rename it, so that it is never partial.
 
-        initdb holds the lock too: were the caller killed, the next would else delete under it.
+        initdb inherits the lock: if the caller is killed, the next one must not delete its files.
         """
         new = self._folder / "data.new"
         if new.exists():
             shutil.rmtree(new)
-        # trust: only who may enter the socket's folder, of mode 0700, gets as far as a login
+        # trust: the mode 0700 of the socket's folder already limits access to our user
         arguments = ["-D", new.name, "-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C"]
         if self.binaries.version >= 17:  # the first with a C.UTF-8 that no system has to bring
             arguments += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
@@ -250,7 +251,7 @@ class EmbeddedPostgres:
             )
 
     def _launch(self, identity: _Identity) -> None:
-        """Start the server, waiting for what is left of an earlier one, within `PATIENCE`."""
+        """Start the server, within `PATIENCE` s, waiting for remains of an earlier one."""
         deadline = time.monotonic() + PATIENCE
         while True:
             start_of_log = self._log.stat().st_size if self._log.exists() else 0
@@ -268,10 +269,10 @@ class EmbeddedPostgres:
             time.sleep(PAUSE)
 
     def _start_arguments(self) -> tuple[str, ...]:
-        """Give pg_ctl's arguments: what it puts into a shell command unquoted, we quote.
+        """Return the arguments for pg_ctl, quoted, as it inserts them unquoted in a shell command.
 
-        The folders are relative, for it has no way to quote them. What depends on the place of
-        the state folder, which may be moved, is not in postgresql.conf but here.
+        The folders are relative, since pg_ctl cannot quote them. Settings that depend on the path
+        of the state folder, which may be moved, are here and not in postgresql.conf.
         """
         folder = str(self._socket_place()).replace('"', '""')
         settings = (
@@ -304,10 +305,10 @@ class EmbeddedPostgres:
         )
 
     def _occupied(self) -> bool:
-        """Tell whether a living server has the data folder.
+        """Return whether a server runs in the data folder; remove lock files of another process.
 
-        Postgres takes any process with the pid of its lock files for itself, as after a reboot:
-        the files are removed when that process is another. Those of a dead one it removes itself.
+        Postgres takes any process with the pid in its lock files, as after a reboot, for a server.
+        It removes the files itself if no process has that pid.
         """
         for file in (self._data / "postmaster.pid", self._socket_place() / f"{SOCKET}.lock"):
             pid = _pid_in(file)
@@ -320,13 +321,13 @@ class EmbeddedPostgres:
 
     def _is_ours(self, pid: int) -> bool:
         try:
-            # Each process of a server works in its data folder, wherever that was moved.
+            # The working directory of each server process is its data folder, even if moved.
             return Path(f"/proc/{pid}/cwd").samefile(self._data)
         except OSError:  # no /proc, or a zombie, or not for us to see
             return self._name in _command(pid)
 
     def _socket_place(self) -> Path:
-        """Choose the socket's folder: in the state folder, or where its path is fit."""
+        """Choose the socket's folder: in the state folder, or elsewhere if that path is unfit."""
         bases = (os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("TMPDIR"))
         usable = [Path(each) for each in bases if each and os.access(each, os.W_OK | os.X_OK)]
         short = [each / self._name for each in usable]
@@ -341,7 +342,7 @@ class EmbeddedPostgres:
             return file.read().decode(errors="replace")
 
     def _failure(self, what: str, said: str) -> CannotStart:
-        """Make the error with the last lines of `said`, a program's output or the log."""
+        """Return an error with the last lines of *said*, a program's output or the log."""
         lines = "\n".join(said.strip().splitlines()[-8:])
         return CannotStart(
             f"the embedded Postgres in {self._folder} {what}:\n{lines}",
@@ -351,7 +352,7 @@ class EmbeddedPostgres:
 
 @contextmanager
 def _explained(state: Path) -> Iterator[None]:
-    """Turn what the system refuses into an error that names the state folder."""
+    """Raise an OSError as `CannotStart`, with a message that names the state folder."""
     try:
         yield
     except OSError as error:
@@ -362,9 +363,9 @@ def _explained(state: Path) -> Iterator[None]:
 
 
 def _namespace() -> tuple[str, ...]:
-    """Give the command that runs another in a user namespace, () where none is allowed.
+    """Return the command that runs another in a user namespace, () if none is allowed.
 
-    In it root has an ordinary user's name, which initdb looks up, and no folder changes its owner.
+    There root has the name of an ordinary user, as initdb requires, and files keep their owners.
     """
     user = next((str(each.pw_uid) for each in pwd.getpwall() if each.pw_uid), None)
     if user is None or shutil.which("unshare") is None:
@@ -375,7 +376,7 @@ def _namespace() -> tuple[str, ...]:
 
 
 def _make_folder(folder: Path, identity: _Identity) -> bool:
-    """Make `folder` with mode 0700 for whom the server runs as; False when there is one."""
+    """Create *folder* with mode 0700 for the server's user; return False if it exists."""
     try:
         folder.mkdir(mode=0o700, parents=True)
     except FileExistsError:
@@ -386,7 +387,7 @@ def _make_folder(folder: Path, identity: _Identity) -> bool:
 
 
 def _check_owner(folder: Path, identity: _Identity) -> None:
-    """Refuse a folder of another user, who could pose as the server; else make it private."""
+    """Make *folder* private. Refuse that of another user, who could impersonate the server."""
     found = folder.lstat()
     owner = os.geteuid() if identity.user is None else identity.user
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner:
@@ -398,7 +399,7 @@ def _check_owner(folder: Path, identity: _Identity) -> None:
 
 
 def _check_reach(folder: Path, program: Path, identity: _Identity) -> None:
-    """See that an ordinary user, where root becomes one, reaches all that the server needs."""
+    """Raise `CannotStart` if root runs as *identity* and that user cannot reach the files."""
     if identity.user is None:
         return
     test = ["/bin/sh", "-c", 'test -w "$1" && test -x "$2"', "sh", str(folder), str(program)]
@@ -407,18 +408,18 @@ def _check_reach(folder: Path, program: Path, identity: _Identity) -> None:
     )
     if as_user.returncode != 0:
         raise CannotStart(
-            f"user {identity.user}, as whom root runs Postgres, cannot use {folder} or {program}",
+            f"root runs Postgres as user {identity.user}, who cannot use {folder} or {program}",
             hint="run as an ordinary user, or move the state folder, or give --dsn",
         )
 
 
 def _fits(folder: Path) -> bool:
-    """Tell whether libpq can name the socket in `folder`: a comma would part two hosts."""
+    """Return whether libpq can use the socket in *folder*: to it, a comma separates two hosts."""
     return len(os.fsencode(folder / SOCKET)) <= LONGEST_SOCKET and "," not in str(folder)
 
 
 def _socket_in_use(data: Path) -> Path | None:
-    """Read the socket's folder from the server's lock file, where it is the fifth line."""
+    """Return the socket's folder: the fifth line of the server's lock file; None without one."""
     try:
         lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
     except OSError:

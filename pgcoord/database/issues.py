@@ -1,4 +1,7 @@
-"""What a coordinator calls about the issues on GitHub: intents, numbers, tasks, events."""
+"""The statements about issues on GitHub: intents, numbers, tasks (SQL: errand), events.
+
+The one rule: one Python function for each SQL function, which decides.
+"""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -12,7 +15,7 @@ from pgcoord.database.rows import GitHubTask, Hold, Intent
 
 
 async def issue_facts(conn: Connection, queue_id: str, repository: str) -> dict[str, Any]:
-    """What the issue of a phase says besides its prompt. SQL: pgcoord_private.issue_facts."""
+    """Return the facts for the text of a phase's issue. SQL: pgcoord_private.issue_facts."""
     found: dict[str, Any] = await fetch_value(
         conn, "select pgcoord_private.issue_facts(%s, %s)", queue_id, repository
     )
@@ -22,9 +25,10 @@ async def issue_facts(conn: Connection, queue_id: str, repository: str) -> dict[
 async def intend_issue(
     conn: Connection, epoch: int, attempt_id: int, repository: str, *, looked: bool
 ) -> Intent:
-    """Say that the issue of an attempt is about to be posted, or looked for; learn which.
+    """Record the intent to create the issue of an attempt; return whether to create or search.
 
-    Raises `AnotherLeads` when the lead is over, `StaleAttempt` when the attempt was given up.
+    *looked*: a search for the issue found nothing. Raises `AnotherLeads` when the lead *epoch* is
+    over, `StaleAttempt` when the attempt was given up. SQL: pgcoord_private.intend_issue.
     """
     found = await fetch_row(
         conn,
@@ -40,14 +44,14 @@ async def intend_issue(
 
 
 async def store_issue(conn: Connection, key: UUID, number: int, author: str, *, made: bool) -> None:
-    """Keep the number of the issue with this marker, which was made just now, or found."""
+    """Store the number of the issue with the marker *key*, created just now (*made*) or found."""
     await fetch_value(
         conn, "select pgcoord_private.store_issue(%s, %s, %s, %s)", key, number, author, made
     )
 
 
 async def unpost_issue(conn: Connection, key: UUID) -> None:
-    """Say that an issue that was about to be posted certainly was not made."""
+    """Withdraw the intent *key*, since GitHub has certainly not created the issue."""
     await fetch_value(conn, "select pgcoord_private.unpost_issue(%s)", key)
 
 
@@ -59,7 +63,11 @@ async def do_without_issue(conn: Connection, attempt_id: int, reason: str) -> No
 async def hold_issues(
     conn: Connection, wait: timedelta, grows: bool, reason: str, optional_after: timedelta | None
 ) -> Hold:
-    """Have no phase claimed that has no issue yet, until GitHub is asked again."""
+    """Stop claiming phases that have no issue yet, for *wait*, doubled each time if it *grows*.
+
+    After *optional_after*, phases start without an issue (None: never).
+    SQL: pgcoord_private.hold_issues.
+    """
     found = await fetch_row(
         conn,
         Hold,
@@ -74,12 +82,12 @@ async def hold_issues(
 
 
 async def release_issues(conn: Connection) -> None:
-    """Have no phase wait for GitHub."""
+    """Let all phases start without an issue that wait for GitHub. SQL: pgcoord.release_issues."""
     await fetch_value(conn, "select pgcoord.release_issues()")
 
 
-async def begin_errand(conn: Connection, repository: str) -> GitHubTask:
-    """Begin what is due on GitHub; without anything, its id is None."""
+async def begin_github_task(conn: Connection, repository: str) -> GitHubTask:
+    """Begin the next due GitHub task; if there is none, its id is None. SQL: begin_errand."""
     found = await fetch_row(
         conn,
         GitHubTask,
@@ -90,26 +98,29 @@ async def begin_errand(conn: Connection, repository: str) -> GitHubTask:
     return found
 
 
-async def finish_errand(
-    conn: Connection, errand_id: int, done: str | None, error: str | None
+async def finish_github_task(
+    conn: Connection, task_id: int, done: str | None, error: str | None
 ) -> None:
-    """Say that an errand is done (what was done), or is given up (why)."""
+    """Record that a GitHub task is done (*done*: the steps), or given up (*error*: the reason).
+
+    SQL: pgcoord_private.finish_errand.
+    """
     await fetch_value(
-        conn, "select pgcoord_private.finish_errand(%s, %s, %s)", errand_id, done, error
+        conn, "select pgcoord_private.finish_errand(%s, %s, %s)", task_id, done, error
     )
 
 
-async def postpone_errand(conn: Connection, errand_id: int, wait: timedelta, error: str) -> None:
-    """Have an errand tried again after `wait`, doubled with each try."""
+async def postpone_github_task(conn: Connection, task_id: int, wait: timedelta, error: str) -> None:
+    """Retry a GitHub task after *wait*, doubled with each try. SQL: postpone_errand."""
     await fetch_value(
-        conn, "select pgcoord_private.postpone_errand(%s, %s, %s)", errand_id, wait, error
+        conn, "select pgcoord_private.postpone_errand(%s, %s, %s)", task_id, wait, error
     )
 
 
 async def take_github_event(
     conn: Connection, event: Mapping[str, object], action: str
 ) -> tuple[str, list[str]]:
-    """Record what happened on GitHub; return what became of it, and the phases it concerns."""
+    """Record an event from GitHub; return its result and the queue ids of the phases concerned."""
     with refusals():
         cursor = await conn.execute(
             b"select result, queue_ids from pgcoord_private.take_github_event(%s, %s)",

@@ -1,7 +1,7 @@
-"""The coordinator's own connection: holds the lead, brings wake-ups, notices a dead server.
+"""A connection that listens: it holds the lead, receives wake-ups, and notices a dead server.
 
-The one rule: notifications are hints. Whoever waits here looks at the tables afterwards, so that
-one that is lost, or arrives twice, costs time and nothing else.
+The one rule: notifications are hints. The caller of `wait` reads the tables afterwards, so a
+notification that is lost, or arrives twice, costs time and nothing else.
 """
 
 import asyncio
@@ -12,13 +12,13 @@ from contextlib import asynccontextmanager
 import psycopg
 
 from pgcoord.database import _sql, session
-from pgcoord.database import connect as database
+from pgcoord.database.connect import connect, unusable
 from pgcoord.errors import DatabaseUnusable
 
-# Seconds between signs of life asked of an idle server: 6 statements a minute.
+# Seconds between pings of an idle server: 6 statements a minute.
 PING_EVERY = 10.0
 
-# Seconds after which a notification is taken for lost: a direct one takes milliseconds.
+# Seconds after which a notification counts as lost: without a pooler, one takes milliseconds.
 _LOST_AFTER = 1.0
 
 
@@ -27,28 +27,28 @@ class Listener:
 
     def __init__(self, conn: _sql.Connection) -> None:
         self.conn = conn
-        self._told = asyncio.Event()
+        self._woken = asyncio.Event()
         self._idle_since = 0.0
 
     @property
     def idle_seconds(self) -> float:
-        """How long nothing has been sent on the connection, as far as `wait` knows."""
+        """The seconds since `wait` last sent or began to wait on the connection."""
         return asyncio.get_running_loop().time() - self._idle_since
 
-    def tell(self) -> None:
-        """Wake the one who waits, from within this process."""
-        self._told.set()
+    def wake(self) -> None:
+        """End the current `wait`, or the next one, from another task of this process."""
+        self._woken.set()
 
     async def wait(self, seconds: float | None) -> bool:
-        """Wait for a notification, for `tell`, or `seconds` (None: for ever), pinging meanwhile.
+        """Wait for a notification, for `wake`, or *seconds* (None: without limit).
 
-        Returns whether it was one of the first two. What was notified since the last wait ends this
-        one at once. Raises `psycopg.OperationalError` when the connection is lost, which a silent
-        network takes as long as the connection's keepalive parameters say.
+        Return False after *seconds*, else True. A notification since the last wait ends this one at
+        once. Pings the server meanwhile. Raises `psycopg.OperationalError` when the connection is
+        lost; on a silent network that takes as long as the keepalive parameters say.
         """
         self._idle_since = asyncio.get_running_loop().time()
         deadline = None if seconds is None else self._idle_since + seconds
-        while not self._told.is_set():
+        while not self._woken.is_set():
             left = None if deadline is None else deadline - asyncio.get_running_loop().time()
             if left is not None and left <= 0:
                 return False
@@ -57,31 +57,32 @@ class Listener:
             if left is None or left > PING_EVERY:
                 await session.ping(self.conn)
                 self._idle_since = asyncio.get_running_loop().time()
-        self._told.clear()
+        self._woken.clear()
         return True
 
     async def _notified(self, seconds: float) -> bool:
-        """Whether a notification came within `seconds`, or somebody told.
+        """Wait for a notification or `wake`; return whether a notification came within *seconds*.
 
-        `notifies` is left between packets only.
+        The generator `notifies` is closed between two packets only.
         """
         if self._arrived():
             return True
-        heard = asyncio.ensure_future(self._next(seconds))
-        told = asyncio.ensure_future(self._told.wait())
+        notified = asyncio.ensure_future(self._next(seconds))
+        woken = asyncio.ensure_future(self._woken.wait())
         try:
-            await asyncio.wait({heard, told}, return_when=asyncio.FIRST_COMPLETED)
-            return heard.done() and heard.result()
+            await asyncio.wait({notified, woken}, return_when=asyncio.FIRST_COMPLETED)
+            return notified.done() and notified.result()
         finally:
-            told.cancel()
-            heard.cancel()
-            # The connection is free again only when the generator has let go of it.
-            await asyncio.gather(heard, told, return_exceptions=True)
+            woken.cancel()
+            notified.cancel()
+            # The connection is free again only once the generator has released its lock.
+            await asyncio.gather(notified, woken, return_exceptions=True)
 
     def _arrived(self) -> bool:
-        """Whether notifications lie in libpq's buffer: they came with the end of a statement.
+        """Empty libpq's buffer of notifications; return whether there were any.
 
-        `notifies` would not see them before the socket is readable again.
+        They came with the result of a statement. The generator `notifies` would not return them
+        before the socket is readable again.
         """
         arrived = False
         while self.conn.pgconn.notifies():
@@ -94,17 +95,17 @@ class Listener:
 
 @asynccontextmanager
 async def listening(dsn: str, channel: str) -> AsyncIterator[Listener]:
-    """A connection of its own that listens, and may lead.
+    """Open a connection that listens to *channel* and may hold the lead; close it at the end.
 
-    LISTEN comes before anything is read from the tables.
+    LISTEN comes before any query, so that no change falls between the two.
     """
-    async with await database.connect(dsn, leads=True) as conn:
+    async with await connect(dsn, leads=True) as conn:
         await session.listen(conn, channel)
         yield Listener(conn)
 
 
 async def check_wake_ups(dsn: str) -> None:
-    """Raise `DatabaseUnusable` where notifications do not arrive."""
+    """Raise `DatabaseUnusable` if no notification arrives through *dsn* within a second."""
     if await round_trip(dsn) is None:
         raise DatabaseUnusable(
             "notifications do not arrive through this DSN: no work would be started in time",
@@ -113,24 +114,24 @@ async def check_wake_ups(dsn: str) -> None:
 
 
 async def round_trip(dsn: str) -> float | None:
-    """Notify from one connection to another; return the seconds it takes, None when it is lost.
+    """Send a notification between two connections; return its seconds, None if it is lost.
 
-    Raises `DatabaseUnusable` where the server cannot be reached, or is lost meanwhile.
+    Raises `DatabaseUnusable` when the server cannot be reached, or the connection is lost.
     """
     try:
         return await _round_trip(dsn)
-    except psycopg.OperationalError as error:  # cut off in the middle of it
-        raise database.unusable(error) from error
+    except psycopg.OperationalError as error:  # the connection was lost meanwhile
+        raise unusable(error) from error
 
 
 async def _round_trip(dsn: str) -> float | None:
     async with (
-        await database.connect(dsn) as hears,
-        await database.connect(dsn) as tells,
+        await connect(dsn) as receiver,
+        await connect(dsn) as sender,
     ):
-        await session.listen(hears, session.PROBE)
+        await session.listen(receiver, session.PROBE)
         began = time.monotonic()
-        await session.notify(tells, session.PROBE)
-        async for _ in hears.notifies(timeout=_LOST_AFTER, stop_after=1):
+        await session.notify(sender, session.PROBE)
+        async for _ in receiver.notifies(timeout=_LOST_AFTER, stop_after=1):
             return time.monotonic() - began
     return None

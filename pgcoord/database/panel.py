@@ -1,7 +1,7 @@
-"""What the pages of the panel read; its SQL is in 24_board.sql, 60_forecast.sql, 61_overview.sql.
+"""The queries of the panel's pages; SQL: 24_board.sql, 60_forecast.sql, 61_overview.sql.
 
-The one rule: what is read says when things happened, never how long ago. So two readings are equal
-as long as nothing has happened, and a page is only drawn again when something has.
+The one rule: rows contain times, never ages. So two queries return equal rows until an event
+changes them, and the panel renders a page again only then.
 """
 
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ NO_SUCH_PHASE = "'pgcoord status' and the overview show those that exist."
 
 @dataclass(frozen=True)
 class Installation:
-    """What holds for the whole installation."""
+    """The state of the whole installation: pause, leader, slots."""
 
     paused_at: datetime | None
     paused_reason: str | None
     paused_by: str | None
     leader: str | None  # process and host
-    lead_blocker: str | None  # what keeps every coordinator from the lead, and how to end it
-    limit: int  # slots that are given out
+    lead_blocker: str | None  # why no coordinator can lead, and the remedy
+    limit: int  # phases that may run at once
 
 
 @dataclass(frozen=True)
 class HeldSlot:
-    """A slot, what holds it, and how long such a thing usually takes."""
+    """A slot, the attempt that holds it, if any, and the usual durations of its workflow."""
 
     slot: int
     draining: bool
@@ -52,7 +52,7 @@ class HeldSlot:
 
 @dataclass(frozen=True)
 class InLine:
-    """A phase that waits for nothing but a slot."""
+    """A phase that waits only for a free slot."""
 
     queue_id: str
     feature_id: int
@@ -65,7 +65,7 @@ class InLine:
 
 @dataclass(frozen=True)
 class Backlog:
-    """How many queued phases wait for what."""
+    """Numbers of queued phases: waiting for a slot, for other phases, a pause, a retry."""
 
     in_line: int
     for_phases: int
@@ -75,7 +75,10 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Attention:
-    """A phase that needs somebody: `kind` is failed, missing, workflow, slow or locked."""
+    """A phase that needs attention: `kind` is failed, missing, workflow, slow or locked.
+
+    `words`: the reason; `blocks`: numbers of the phases that it blocks.
+    """
 
     kind: str
     queue_id: str
@@ -93,7 +96,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class FeatureRow:
-    """A line of the list of features; `strip` has the state of each phase, where there are few."""
+    """A row of the list of features.
+
+    `counts`: {state: number of phases}. `strip`: the state of each phase, None if there are many.
+    """
 
     id: int
     title: str
@@ -116,13 +122,13 @@ class FeatureRow:
     cancelled_reason: str | None
 
     def count(self, status: str) -> int:
-        """How many of its phases are in a state."""
+        """Return the number of its phases in the state *status*."""
         return (self.counts or {}).get(status, 0)
 
 
 @dataclass(frozen=True)
 class Described:
-    """What a feature is about, and the phases of its plan, as submit_feature takes them."""
+    """A feature's description, and the phases of its plan, as submit_feature accepts them."""
 
     description: str | None
     plan: list[dict[str, Any]]
@@ -130,7 +136,10 @@ class Described:
 
 @dataclass(frozen=True)
 class Finish:
-    """When a feature is expected to end, and the phases that decide it."""
+    """The forecast of a feature's end, and its critical path (phase numbers).
+
+    `runs`: the number of past attempts that the forecast is based on.
+    """
 
     feature_id: int
     path: list[int] | None
@@ -143,7 +152,7 @@ class Finish:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Where a phase stands in its feature's graph, and when it is expected to run."""
+    """The layer of a phase in its feature's graph, and the forecast of its start and end."""
 
     phase_number: int
     layer: int
@@ -157,9 +166,10 @@ class Forecast:
 
 @dataclass(frozen=True)
 class TreePhase:
-    """A phase in the tree of its feature, and how it shall end (`ending`).
+    """A phase in the tree of its feature.
 
-    `reasons` are some of the `all_reasons` why it waits.
+    `reasons`: some of the `all_reasons` why it waits, in words. `ending`: why its process has to be
+    ended, None if not.
     """
 
     queue_id: str
@@ -182,7 +192,7 @@ class TreePhase:
 
 @dataclass(frozen=True)
 class Span:
-    """One attempt on the timeline; a phase without any has one span without times."""
+    """One attempt on the timeline; a phase without an attempt has one span without its times."""
 
     phase_number: int
     queue_id: str
@@ -197,7 +207,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Phase:
-    """All of a phase, for its own page."""
+    """A phase with all columns of its page."""
 
     queue_id: str
     feature_id: int
@@ -230,7 +240,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A phase that another one needs, or that needs it; `status` is None for one that is not."""
+    """A prerequisite, or a dependent, of a phase; `status` is None if it does not exist."""
 
     phase_number: int
     queue_id: str | None
@@ -241,7 +251,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Change:
-    """What an action would make of a phase."""
+    """The change that an action would make to a phase."""
 
     queue_id: str
     phase_number: int
@@ -252,7 +262,7 @@ class Change:
 
 
 async def installation(conn: Connection) -> Installation:
-    """Whether everything is paused, by whom, who leads, and how many slots there are."""
+    """Return the state of the whole installation."""
     found = await fetch_row(
         conn,
         Installation,
@@ -271,8 +281,8 @@ async def installation(conn: Connection) -> Installation:
 
 
 async def held_slots(conn: Connection) -> list[HeldSlot]:
-    """The slots, free ones too."""
-    # Lateral, for the planner takes the slots for thousands, and would read all attempts for them.
+    """Return all slots by number, the free ones too."""
+    # Lateral, since the planner expects thousands of slots, and would scan all attempts for them.
     return await fetch_rows(
         conn,
         HeldSlot,
@@ -294,14 +304,14 @@ async def line(conn: Connection, limit: int) -> list[InLine]:
 
 
 async def backlog(conn: Connection) -> Backlog:
-    """How much waits for what."""
+    """Return the numbers of waiting phases. SQL: view pgcoord.backlog."""
     found = await fetch_row(conn, Backlog, f"select {columns_of(Backlog)} from pgcoord.backlog")
     assert found is not None
     return found
 
 
 async def attention(conn: Connection, feature_id: int | None = None) -> list[Attention]:
-    """What needs somebody, in one feature or in all; the latest trouble first."""
+    """Return the phases that need attention, of one feature or of all, by kind, latest first."""
     return await fetch_rows(
         conn,
         Attention,
@@ -315,7 +325,7 @@ async def attention(conn: Connection, feature_id: int | None = None) -> list[Att
 async def feature_rows(
     conn: Connection, show: str, search: str | None, limit: int
 ) -> list[FeatureRow]:
-    """Features, open ones first: all, attention, in_progress, planned, finished, or by state."""
+    """Return features, open ones first; *kind*: all, attention, in_progress, … or a state."""
     return await fetch_rows(
         conn,
         FeatureRow,
@@ -328,7 +338,7 @@ async def feature_rows(
 
 
 async def feature_row(conn: Connection, feature_id: int) -> FeatureRow:
-    """One feature. Raises `NotFound`."""
+    """Return one feature. Raises `NotFound`."""
     found = await fetch_row(
         conn,
         FeatureRow,
@@ -343,7 +353,7 @@ async def feature_row(conn: Connection, feature_id: int) -> FeatureRow:
 
 
 async def described(conn: Connection, feature_id: int) -> Described:
-    """What a feature is about, and the phases of its plan."""
+    """Return the description and the plan of a feature."""
     found = await fetch_row(
         conn,
         Described,
@@ -355,7 +365,7 @@ async def described(conn: Connection, feature_id: int) -> Described:
 
 
 async def finishes(conn: Connection, feature_ids: list[int]) -> dict[int, Finish]:
-    """When features are expected to end."""
+    """Return the forecasts of the ends of features, by feature id. SQL: expected_finish."""
     rows = await fetch_rows(
         conn, Finish, f"select {columns_of(Finish)} from pgcoord.expected_finish(%s)", feature_ids
     )
@@ -363,7 +373,7 @@ async def finishes(conn: Connection, feature_ids: list[int]) -> dict[int, Finish
 
 
 async def forecast(conn: Connection, feature_id: int) -> dict[int, Forecast]:
-    """The layer and the expected times of each phase of a feature."""
+    """Return layer and forecast of each phase of a feature, by phase number."""
     rows = await fetch_rows(
         conn,
         Forecast,
@@ -374,7 +384,7 @@ async def forecast(conn: Connection, feature_id: int) -> dict[int, Forecast]:
 
 
 async def tree(conn: Connection, feature_id: int) -> list[TreePhase]:
-    """The phases of a feature in order of their number."""
+    """Return the phases of a feature by number."""
     return await fetch_rows(
         conn,
         TreePhase,
@@ -393,7 +403,7 @@ async def tree(conn: Connection, feature_id: int) -> list[TreePhase]:
 
 
 async def spans(conn: Connection, feature_id: int) -> list[Span]:
-    """The timeline of a feature."""
+    """Return the timeline of a feature, by phase and attempt. SQL: view pgcoord.timeline."""
     return await fetch_rows(
         conn,
         Span,
@@ -404,7 +414,7 @@ async def spans(conn: Connection, feature_id: int) -> list[Span]:
 
 
 async def phase(conn: Connection, queue_id: str) -> Phase:
-    """A phase. Raises `NotFound`."""
+    """Return one phase. Raises `NotFound`."""
     found = await fetch_row(
         conn,
         Phase,
@@ -436,7 +446,7 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
 async def neighbours(
     conn: Connection, feature_id: int, phase_number: int
 ) -> tuple[list[Neighbour], list[Neighbour]]:
-    """What a phase needs, and what needs it."""
+    """Return (prerequisites, dependents) of a phase."""
     found = [
         await fetch_rows(
             conn,
@@ -461,7 +471,7 @@ async def history(
     before: int | None,
     limit: int,
 ) -> list[HistoryEvent]:
-    """Events of all, of a feature or of a phase, latest first, from below an id."""
+    """Return events, latest first: of all, of a feature, or of a phase; only ids below *before*."""
     condition = "true"
     values: list[object] = []
     for column, value in (("feature_id", feature_id), ("phase_number", phase_number)):
@@ -484,7 +494,7 @@ async def history(
 async def preview(
     conn: Connection, action: str, *, feature_id: int | None = None, queue_id: str | None = None
 ) -> list[Change]:
-    """What an action would change; raises what the action itself would."""
+    """Return the changes that an action would make. Raises the same errors as the action."""
     return await fetch_rows(
         conn,
         Change,
@@ -496,12 +506,12 @@ async def preview(
 
 
 async def cancel_branch(conn: Connection, queue_id: str, reason: str | None) -> int:
-    """Give up a phase and all that depends on it; return how many that are."""
+    """Cancel a phase and all its dependents; return their number. SQL: pgcoord.cancel_branch."""
     return int(await fetch_value(conn, "select pgcoord.cancel_branch(%s, %s)", queue_id, reason))
 
 
 async def workflows(conn: Connection) -> tuple[list[str], bool]:
-    """The workflows that the leading coordinator declares, and whether one is the default."""
+    """Return (names, has_default) of the workflows that the leading coordinator declares."""
     names: list[str] = await fetch_value(
         conn, "select coalesce(array_agg(name order by name), '{}') from pgcoord.workflow"
     )

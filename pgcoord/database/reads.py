@@ -1,4 +1,7 @@
-"""What the command line, the API and the streams read. One function for each view or function."""
+"""The queries of the command line, the API and the streams.
+
+The one rule: one function for each view or SQL function; nothing here changes a row.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +37,7 @@ from pgcoord.errors import NotFound
 
 
 async def leader(conn: Connection) -> Leader | None:
-    """The coordinator that leads, None when none does. SQL: view pgcoord.leader."""
+    """Return the coordinator that leads, None when none does. SQL: view pgcoord.leader."""
     return await fetch_row(conn, Leader, f"select {columns_of(Leader)} from pgcoord.leader")
 
 
@@ -46,12 +49,12 @@ async def lead_blocker(conn: Connection) -> LeadBlocker | None:
 
 
 async def checkup(conn: Connection) -> list[Finding]:
-    """What the database finds wrong with the installation, a finding a kind."""
+    """Check the installation; return one finding of each kind. SQL: pgcoord.checkup."""
     return await fetch_rows(conn, Finding, f"select {columns_of(Finding)} from pgcoord.checkup()")
 
 
 async def features(conn: Connection, *, unfinished: bool) -> list[Feature]:
-    """All features in order of their id, or those that are planned or in progress."""
+    """Return all features by id; with *unfinished*, those planned or in progress only."""
     return await fetch_rows(
         conn,
         Feature,
@@ -62,7 +65,7 @@ async def features(conn: Connection, *, unfinished: bool) -> list[Feature]:
 
 
 async def feature(conn: Connection, feature_id: int) -> Feature:
-    """One feature. Raises `NotFound`."""
+    """Return one feature. Raises `NotFound`."""
     found = await fetch_row(
         conn,
         Feature,
@@ -78,7 +81,7 @@ async def feature(conn: Connection, feature_id: int) -> Feature:
 
 
 async def board(conn: Connection, feature_id: int) -> list[BoardPhase]:
-    """The phases of a feature in order of their number."""
+    """Return the phases of a feature by number. SQL: view pgcoord.board."""
     return await fetch_rows(
         conn,
         BoardPhase,
@@ -89,32 +92,32 @@ async def board(conn: Connection, feature_id: int) -> list[BoardPhase]:
 
 
 async def slots(conn: Connection) -> list[Slot]:
-    """The slots, free ones too."""
+    """Return all slots by number, the free ones too. SQL: view pgcoord.slots."""
     return await fetch_rows(
         conn, Slot, f"select {columns_of(Slot)} from pgcoord.slots order by slot"
     )
 
 
 async def slot_count(conn: Connection) -> int:
-    """How many phases may run at once."""
+    """Return the number of phases that may run at once."""
     return int(await fetch_value(conn, "select count(*) from pgcoord.slot where not draining"))
 
 
 async def paused(conn: Connection) -> datetime | None:
-    """Since when everything is paused; None when it is not."""
+    """Return the time at which the whole installation was paused; None if it is not."""
     since: datetime | None = await fetch_value(conn, "select paused_at from pgcoord.control")
     return since
 
 
 async def why(conn: Connection, queue_id: str) -> list[Reason]:
-    """Why a phase is where it is, most decisive reason first. Raises `NotFound`."""
+    """Return the reasons for the state of a phase, most decisive first. Raises `NotFound`."""
     return await fetch_rows(
         conn, Reason, "select kind, words, refers_to from pgcoord.why(%s)", queue_id
     )
 
 
 async def attempts(conn: Connection, queue_id: str) -> list[Attempt]:
-    """The attempts of a phase, first to last. Raises `NotFound`."""
+    """Return the attempts of a phase, first to last. Raises `NotFound`."""
     await why(conn, queue_id)
     return await fetch_rows(
         conn,
@@ -125,7 +128,7 @@ async def attempts(conn: Connection, queue_id: str) -> list[Attempt]:
 
 
 async def status_of(conn: Connection, queue_id: str) -> str:
-    """The status of a phase. Raises `NotFound`."""
+    """Return the status of a phase. Raises `NotFound`."""
     status = await fetch_value(
         conn, "select status from public.phase_queue where queue_id = %s", queue_id
     )
@@ -137,7 +140,7 @@ async def status_of(conn: Connection, queue_id: str) -> str:
 
 
 async def queue_id_of(conn: Connection, feature_id: int, phase_number: int) -> str | None:
-    """The name of a phase by its number in its feature; None when there is none."""
+    """Return the queue id of a phase, by its number in its feature; None if there is none."""
     name: str | None = await fetch_value(
         conn,
         "select queue_id from public.phase_queue where feature_id = %s and phase_number = %s",
@@ -148,7 +151,7 @@ async def queue_id_of(conn: Connection, feature_id: int, phase_number: int) -> s
 
 
 async def last_reasons(conn: Connection, feature_id: int) -> dict[int, str]:
-    """The reason logged with the last move of each phase of a feature, where one was."""
+    """Return {phase_number: reason of the last move}, without phases whose move had no reason."""
     with refusals():
         cursor = await conn.execute(
             b"select distinct on (phase_number) phase_number, reason from pgcoord.event"
@@ -161,7 +164,10 @@ async def last_reasons(conn: Connection, feature_id: int) -> dict[int, str]:
 async def events_after(
     conn: Connection, last: int, gaps: Sequence[tuple[int, int]], limit: int
 ) -> list[HistoryEvent]:
-    """Events with an id above `last` or within one of `gaps`, lowest ids first."""
+    """Return at most *limit* events with an id above *last* or within *gaps*, lowest id first.
+
+    *gaps*: (low, high) pairs, both inclusive.
+    """
     return await fetch_rows(
         conn,
         HistoryEvent,
@@ -174,7 +180,10 @@ async def events_after(
 
 
 async def last_event(conn: Connection, back: int) -> tuple[int, tuple[tuple[int, int], ...]]:
-    """The highest id of an event, and the ranges missing among the last `back` events."""
+    """Return (last, gaps): the highest event id, and the ids missing among the *back* before it.
+
+    *gaps* are (low, high) pairs, both inclusive.
+    """
     with refusals():
         cursor = await conn.execute(
             b"select last, lows, highs from pgcoord_private.last_event(%s)", [back]
@@ -186,7 +195,7 @@ async def last_event(conn: Connection, back: int) -> tuple[int, tuple[tuple[int,
 
 
 async def event_writers(conn: Connection) -> frozenset[str]:
-    """The transactions under way that may have written events."""
+    """Return the ids of the open transactions that may have written events."""
     with refusals():
         cursor = conn.cursor(row_factory=scalar_row)
         await cursor.execute(b"select pgcoord_private.event_writers()")
@@ -194,7 +203,10 @@ async def event_writers(conn: Connection) -> frozenset[str]:
 
 
 async def feature_to_plan(conn: Connection, feature_id: int) -> FeatureToPlan:
-    """What a feature is planned from. Raises `NotFound`; `Refused` once its phases are queued."""
+    """Return the columns that a plan is made from.
+
+    Raises `NotFound`, and `Refused` once the phases of the feature are queued.
+    """
     found = await fetch_row(
         conn,
         FeatureToPlan,
@@ -206,13 +218,13 @@ async def feature_to_plan(conn: Connection, feature_id: int) -> FeatureToPlan:
 
 
 async def feature_object(conn: Connection, feature_id: int) -> dict[str, Any]:
-    """A feature with its phases, as JSON. Raises `NotFound`."""
+    """Return a feature with its phases, as http/schemas.py describes it. Raises `NotFound`."""
     found: dict[str, Any] = await fetch_value(conn, "select pgcoord.feature_object(%s)", feature_id)
     return found
 
 
 async def measures(conn: Connection) -> Measures:
-    """What a monitor wants to know of the moment; counts all phases."""
+    """Return the gauges of /metrics. Counts all phases: the time grows with their number."""
     found = await fetch_row(
         conn, Measures, f"select {columns_of(Measures)} from pgcoord_private.measures()"
     )
@@ -221,7 +233,7 @@ async def measures(conn: Connection) -> Measures:
 
 
 async def ended_attempts(conn: Connection, events: Collection[int]) -> list[EndedAttempt]:
-    """The attempts that ended with these events."""
+    """Return the attempts that ended with *events* (ids). SQL: pgcoord_private.ended_attempts."""
     columns = columns_of(EndedAttempt)
     statement = f"select {columns} from pgcoord_private.ended_attempts(%s)"
     return await fetch_rows(conn, EndedAttempt, statement, list(events))
@@ -229,7 +241,7 @@ async def ended_attempts(conn: Connection, events: Collection[int]) -> list[Ende
 
 @dataclass(frozen=True)
 class Listing:
-    """What is wanted of a list: columns and the values they may have, the order, and which part."""
+    """A query for a list: filters ({column: permitted values}), order, limit and offset."""
 
     filters: Mapping[str, Collection[object]]
     order: str
@@ -237,7 +249,7 @@ class Listing:
     offset: int = 0
 
     def sql(self, orders: Mapping[str, str]) -> tuple[str, list[object]]:
-        """The clauses, and their values; `order` is a key of `orders`."""
+        """Return (clauses, values). *orders*: {a value of `order`: the columns to order by}."""
         tests = " and ".join(f"{column} = any(%s)" for column in self.filters) or "true"
         clauses = f"where {tests} order by {orders[self.order]} limit %s offset %s"
         return clauses, [*map(list, self.filters.values()), self.limit, self.offset]
@@ -259,7 +271,7 @@ FEATURE_ORDERS = {
 
 
 async def queue_objects(conn: Connection, listing: Listing) -> list[dict[str, Any]]:
-    """Phases with what they wait for, as JSON."""
+    """Return phases with what they wait for, as http/schemas.py describes them."""
     clauses, values = listing.sql(QUEUE_ORDERS)
     names = f"select queue_id from public.phase_queue {clauses}"
     return await fetch_values(
@@ -268,7 +280,7 @@ async def queue_objects(conn: Connection, listing: Listing) -> list[dict[str, An
 
 
 async def feature_objects(conn: Connection, listing: Listing) -> list[dict[str, Any]]:
-    """Features without their phases, as JSON. SQL: view pgcoord.feature."""
+    """Return features without their phases, as http/schemas.py describes them."""
     clauses, values = listing.sql(FEATURE_ORDERS)
     return await fetch_values(
         conn,
@@ -278,7 +290,10 @@ async def feature_objects(conn: Connection, listing: Listing) -> list[dict[str, 
 
 
 async def phase_object(conn: Connection, queue_id: str) -> dict[str, Any]:
-    """A phase with what it waits for, as JSON. Raises `NotFound`. SQL: view pgcoord.queue."""
+    """Return a phase with what it waits for, as http/schemas.py describes it.
+
+    Raises `NotFound`. SQL: view pgcoord.queue.
+    """
     found: dict[str, Any] | None = await fetch_value(
         conn, "select to_jsonb(q) from pgcoord.queue as q where queue_id = %s", queue_id
     )
@@ -290,12 +305,15 @@ async def phase_object(conn: Connection, queue_id: str) -> dict[str, Any]:
 
 
 async def slot_objects(conn: Connection) -> list[dict[str, Any]]:
-    """The slots and what holds each, as JSON."""
+    """Return the slots, each with the phase that holds it, as http/schemas.py describes them."""
     return await fetch_values(conn, "select to_jsonb(s) from pgcoord.slots as s order by s.slot")
 
 
 async def queue_snapshot(conn: Connection, limit: int) -> dict[str, Any]:
-    """What a watcher of the queue sees first: phases that have not ended, those in slots first."""
+    """Return the first message of a stream of the queue, as http/schemas.py describes it.
+
+    Its queue has at most *limit* of the phases that have not ended, those in slots first.
+    """
     waiting = ["queued", "ready", "running", "blocked"]
     since = await paused(conn)
     return {

@@ -1,4 +1,7 @@
-"""What the database's functions and views return: one dataclass for each type of row."""
+"""The rows that the SQL functions and views return.
+
+The one rule: one dataclass for each type of row, its fields named and ordered as the columns.
+"""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,7 +14,7 @@ from pgcoord.errors import CoordError
 
 @dataclass(frozen=True)
 class Lead:
-    """Who leads: we (`led`), or another; None where nobody does yet, or any more."""
+    """The coordinator that leads: this one (`led`) or another; all None if none does."""
 
     led: bool
     epoch: int | None
@@ -24,7 +27,7 @@ class Lead:
 
 @dataclass(frozen=True)
 class ServerTimeline:
-    """The history that a server writes; the later of a system is the one of the higher timeline."""
+    """The WAL timeline of a server; of two with the same `system`, the higher one is newer."""
 
     system: int | None
     timeline: int | None
@@ -32,7 +35,7 @@ class ServerTimeline:
 
 @dataclass(frozen=True)
 class Assignment:
-    """An attempt whose process is not known to be gone, with all it takes to run it."""
+    """An attempt whose process may be alive, with all columns that its supervision needs."""
 
     attempt_id: int
     queue_id: str
@@ -60,7 +63,11 @@ class Assignment:
 
 @dataclass(frozen=True)
 class OpenAttempt:
-    """What has become of an attempt since it was taken: reported as ended, or to be ended."""
+    """The changing part of an `Assignment`.
+
+    `ended`: the workflow has reported the end. `ending`: why the process has to be ended (None: it
+    need not). `ended_seconds_ago`: seconds since that report.
+    """
 
     attempt_id: int
     folder: str
@@ -72,7 +79,7 @@ class OpenAttempt:
 
 @dataclass(frozen=True)
 class Move:
-    """A transition of a phase, as it was logged, and why."""
+    """A transition of a phase, as the event log has it."""
 
     from_status: str
     to_status: str
@@ -81,7 +88,10 @@ class Move:
 
 @dataclass(frozen=True)
 class Intent:
-    """An issue that is to be made: posted now, or looked for by its key, if it has no number."""
+    """Whether to create the issue now (`posts`), search for it by `key`, or use `number`.
+
+    `wait_seconds`: repeat the search after that.
+    """
 
     number: int | None
     key: UUID
@@ -92,7 +102,7 @@ class Intent:
 
 @dataclass(frozen=True)
 class Hold:
-    """In how many seconds GitHub is asked again, and whether phases start without it meanwhile."""
+    """A suspension of requests to GitHub: its seconds, and whether phases start meanwhile."""
 
     wait_seconds: float
     optional: bool
@@ -100,7 +110,10 @@ class Hold:
 
 @dataclass(frozen=True)
 class GitHubTask:
-    """What is to be done on GitHub about a phase; without an `id`, when there is something."""
+    """The next GitHub task. If none is due, `id` is None and `due_in` holds the seconds until it.
+
+    `due_in` is None if there is none at all.
+    """
 
     id: int | None
     queue_id: str
@@ -118,10 +131,10 @@ class GitHubTask:
 
 @dataclass(frozen=True)
 class NextWork:
-    """What is left when there is nothing to claim.
+    """The reasons for a coordinator to act before the next notification.
 
-    When to look next unwoken (seconds, None: never), attempts of hosts of which nothing is heard
-    any more, and the locks that keep something from being claimed or ended.
+    `due_in`: seconds until the next deadline (None: there is none). `abandoned`: ids of attempts on
+    hosts whose lease has expired. `locked`: names of locks that prevent a claim or an end.
     """
 
     due_in: float | None
@@ -153,7 +166,7 @@ class LeadBlocker:
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature with what follows from its phases."""
+    """A feature, with its state and counts derived from its phases."""
 
     id: int
     title: str
@@ -168,9 +181,9 @@ class Feature:
 
 @dataclass(frozen=True)
 class BoardPhase:
-    """A phase as people see it.
+    """A phase as the board shows it.
 
-    `since` is when its state began, `waiting_for` says why it does not run.
+    `since`: the time at which its state began. `waiting_for`: why it does not run, in words.
     """
 
     queue_id: str
@@ -191,7 +204,7 @@ class BoardPhase:
 
 @dataclass(frozen=True)
 class Slot:
-    """A slot and what holds it."""
+    """A slot and the phase that holds it, if any."""
 
     slot: int
     draining: bool
@@ -203,7 +216,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Reason:
-    """One reason for a phase to be where it is."""
+    """One reason for the state of a phase; `refers_to` names what it depends on, if anything."""
 
     kind: str
     words: str
@@ -235,7 +248,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one kind; `level` is ok, warn or fail, `remedy` what to do if not ok."""
+    """One result of the checkup; `level` is ok, warn or fail, `remedy` the advice unless ok."""
 
     kind: str
     level: str
@@ -245,7 +258,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class HistoryEvent:
-    """Something that happened."""
+    """One event of the log."""
 
     id: int
     at: datetime
@@ -263,7 +276,7 @@ class HistoryEvent:
 
 @dataclass(frozen=True)
 class Measures:
-    """What a monitor wants to know of the moment."""
+    """The gauges of /metrics. `phases` counts by state; `notification_queue_usage` is 0 to 1."""
 
     phases: dict[str, int] | None
     slots: int
@@ -276,7 +289,7 @@ class Measures:
 
 @dataclass(frozen=True)
 class EndedAttempt:
-    """An attempt that has ended; waited for is the first attempt of a phase alone."""
+    """The durations of an ended attempt; only a phase's first attempt has `waited_seconds`."""
 
     workflow: str | None
     outcome: str
@@ -286,7 +299,7 @@ class EndedAttempt:
 
 @dataclass(frozen=True)
 class TakenReport:
-    """What became of a report: taken, or refused for `reason` with the SQLSTATE `code`."""
+    """The result of a report: accepted, or refused for `reason` with the SQLSTATE `code`."""
 
     code: str | None
     reason: str | None
@@ -301,7 +314,7 @@ class TakenReport:
     status: str | None
 
     def refusal(self) -> CoordError | None:
-        """The refusal as an error."""
+        """Return the refusal as an error; None if the report was accepted."""
         if self.code is None:
             return None
         return ERRORS[self.code](self.reason or self.code, hint=self.hint)
@@ -309,7 +322,7 @@ class TakenReport:
 
 @dataclass(frozen=True)
 class FeatureToPlan:
-    """What a feature is planned from."""
+    """The columns of a feature that its plan is made from."""
 
     title: str
     description: str | None

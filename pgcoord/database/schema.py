@@ -1,4 +1,4 @@
-"""Bring a database to this release's schema, and tell whether one is there already.
+"""Upgrades a database to this release's schema, and checks the schema of a database.
 
 The one rule: sql/migrations run once, in order; sql/functions whenever one of them has changed, in
 the files or in the database; and sql/roles.sql after them, in a database that was once given roles.
@@ -19,20 +19,19 @@ GROUPS = ("pgcoord_reader", "pgcoord_client", "pgcoord_coordinator")
 
 
 def upgrade(conn: psycopg.Connection, *, roles: bool = False) -> list[str]:
-    """Bring the database to this release's schema in one transaction; return what was run.
+    """Upgrade the database to this release's schema, in one transaction; return the files run.
 
-    Nothing is run when it is there already, as it was shipped. With `roles`, the roles are made
-    where there are none, and their rights set anew; later upgrades keep them right. Waits for an
-    upgrade that runs elsewhere. Raises `WrongSchema` when a newer release wrote the database or a
-    phase_queue of another make is in it, `DatabaseUnusable` when the server is too old or reads
-    only, or the user may not create.
+    Run nothing if the schema is this release's, unchanged. *roles*: create the missing roles, and
+    set the rights of all; later upgrades maintain them. Waits for a concurrent upgrade. Raises
+    `WrongSchema` when a newer release wrote the database, or it has a foreign phase_queue;
+    `DatabaseUnusable` when the server is too old or read-only, or the user may not create.
     """
     check_server(conn)
     try:
         with conn.transaction():
-            # Upgrades take turns: a second one sees what the first has done.
+            # Upgrades take turns: the second one sees the changes of the first.
             conn.execute("select pg_advisory_xact_lock(hashtext('pgcoord.upgrade'))")
-            # What is created keeps the meaning that its names have now.
+            # A fixed search_path, so that the names in the files mean the same in each session.
             [path] = conn.execute("select current_setting('search_path')").fetchone() or [""]
             conn.execute("set local search_path = pg_catalog, pg_temp")
             ran = _upgrade(conn, roles=roles)
@@ -64,7 +63,7 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
             ran.append(path.stem)
     functions = _files("functions")
     if done.get("functions") != _digest(functions) or _was_changed(conn):
-        # In the order in which everybody else locks: an upgrade waits, and never deadlocks.
+        # In the lock order of sql/functions/30_locks.sql: an upgrade waits, and never deadlocks.
         conn.execute(
             "lock table pgcoord.control, public.planned_features, public.phase_queue,"
             " pgcoord.attempt, pgcoord.slot, pgcoord.event in share row exclusive mode"
@@ -73,7 +72,7 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
         conn.execute("set local check_function_bodies = off")
         for path in functions:
             run_file(conn, path)
-        # What is new is everybody's to execute, unless somebody says otherwise.
+        # Postgres grants EXECUTE on a new function to everybody.
         conn.execute(
             "revoke execute on all functions in schema pgcoord, pgcoord_private from public"
         )
@@ -83,7 +82,7 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
     if "roles" in done and not roles:
         roles = bool(ran) or done["roles"] != _digest([ROLES])
         if roles and not _have_roles(conn):
-            # Restored on a server that has none: they are not to be made there unasked.
+            # A dump restored on a server without the roles: create them only on request.
             conn.execute("delete from pgcoord.migration where name = 'roles'")
             roles = False
     if roles:
@@ -98,8 +97,8 @@ def _grant(conn: psycopg.Connection) -> None:
             run_file(conn, ROLES)
     except psycopg.errors.InsufficientPrivilege as error:
         raise DatabaseUnusable(
-            f"the roles cannot be made: {error.diag.message_primary}",
-            hint="Run it as the owner of the database with CREATEROLE; or have somebody who may"
+            f"the roles cannot be created: {error.diag.message_primary}",
+            hint="Run it as the owner of the database with CREATEROLE; or have an administrator"
             f" run 'create role' for {', '.join(GROUPS)}, then run it again.",
         ) from error
     _record(conn, "roles", _digest([ROLES]))
@@ -113,7 +112,7 @@ def _have_roles(conn: psycopg.Connection) -> bool:
 
 
 def check_schema(conn: psycopg.Connection) -> None:
-    """Raise `WrongSchema`, with what to run, unless the schema is exactly this release's."""
+    """Raise `WrongSchema`, with the command to run, unless the schema is exactly this release's."""
     check_server(conn)
     try:
         _check_schema(conn)
@@ -183,13 +182,13 @@ def check_server(conn: psycopg.Connection) -> None:
 
 
 def exists(conn: psycopg.Connection, table: str) -> bool:
-    """Whether there is such a table or view; `table` names its schema, too."""
+    """Return whether the table or view *table*, a qualified name, exists."""
     found = conn.execute("select to_regclass(%s) is not null", [table]).fetchone()
     return bool(found and found[0])
 
 
 def _was_changed(conn: psycopg.Connection) -> bool:
-    """Whether somebody has changed what the last upgrade wrote."""
+    """Return whether a definition differs from the one that the last upgrade created."""
     if not exists(conn, "pgcoord.changed_definition"):
         return True
     return conn.execute("select from pgcoord.changed_definition limit 1").fetchone() is not None
@@ -233,7 +232,7 @@ def _record(conn: psycopg.Connection, name: str, digest: str) -> None:
 
 
 def run_file(conn: psycopg.Connection, path: Path) -> None:
-    """Run all statements of a file; its name is a note to what fails."""
+    """Run all statements of a file; add its name as a note to an error."""
     try:
         conn.execute(path.read_bytes())
     except psycopg.Error as error:

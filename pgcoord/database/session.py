@@ -1,4 +1,7 @@
-"""Statements about the session itself: its actor, its channels, its snapshot, its clock."""
+"""Statements about the session itself: its actor, its channels, its snapshot, its clock.
+
+The one rule: none of them reads or writes a table of pgcoord's.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,31 +24,31 @@ PROBE = "pgcoord_probe"
 
 
 async def act_as(conn: Connection, actor: str, *, for_transaction: bool = False) -> None:
-    """Have what is done on *conn* logged as done by *actor*, from now on or in this transaction."""
+    """Log the changes made on *conn* as made by *actor*, until the session or transaction ends."""
     await fetch_value(conn, "select set_config('pgcoord.actor', %s, %s)", actor, for_transaction)
 
 
 async def listen(conn: Connection, channel: str) -> None:
-    """Have notifications of `channel` come in on `conn`. A server that only reads refuses."""
+    """Receive notifications of *channel* on *conn*. Raises `DatabaseUnusable` on a stand-by."""
     with refusals():
         await conn.execute(f"listen {channel}".encode())
 
 
 async def notify(conn: Connection, channel: str) -> None:
-    """Notify whoever listens to `channel`."""
+    """Notify the sessions that listen to *channel*, with an empty payload."""
     await conn.execute(f"notify {channel}".encode())
 
 
 async def is_pooled(conn: Connection) -> bool:
-    """Whether something between us and the server gives out its connections in turn."""
+    """Return whether a pooler between us and the server shares its connections among clients."""
     return bool(await fetch_value(conn, "select pg_backend_pid() <> %s", conn.info.backend_pid))
 
 
 async def balancer(conn: Connection) -> str | None:
-    """The name of pgpool-II where it answers on `conn`; None elsewhere.
+    """Return the name and version of pgpool-II if it is at the other end of *conn*, else None.
 
-    Asked only where the server knows itself by another address, for a server that is asked logs an
-    error: Postgres has no `pool_version`.
+    Ask only where the server reports another address than ours: Postgres has no `pool_version`,
+    and would log an error.
     """
     address, port = conn.info.hostaddr or None, conn.info.port
     known = await fetch_value(
@@ -54,28 +57,30 @@ async def balancer(conn: Connection) -> str | None:
     if known or (known is None and address is None):
         return None
     try:
-        return f"pgpool-II {await fetch_value(conn, 'show pool_version')}"
+        # Its version is left out: pgpool answers with an empty result before the one that has it.
+        await conn.execute(b"show pool_version")
     except psycopg.errors.UndefinedObject:
         return None
+    return "pgpool-II"
 
 
 async def now(conn: Connection) -> datetime:
-    """The database's clock."""
+    """Return the time of the database's clock."""
     at: datetime = await fetch_value(conn, "select clock_timestamp()")
     return at
 
 
 async def ping(conn: Connection) -> None:
-    """Ask the server for a sign of life.
+    """Execute an empty query, to detect a dead server.
 
-    How long that may take is in the connection's own parameters.
+    Blocks as long as the keepalive parameters of the connection allow.
     """
     await conn.execute(b"select")
 
 
 @asynccontextmanager
 async def one_snapshot(conn: Connection) -> AsyncIterator[None]:
-    """Have all statements of the block see the database as it is at the first of them."""
+    """Execute all statements of the block in one read-only snapshot, taken at the first."""
     async with conn.transaction():
         await conn.execute(b"set transaction isolation level repeatable read, read only")
         yield

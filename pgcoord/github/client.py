@@ -133,7 +133,7 @@ class Repository:
             return Issue.read(await self._post("/issues", issue))
 
     async def find_issues(self, words: str, since: datetime) -> list[Issue]:
-        """The issues of our own with `words` in their body, made after `since`; lowest first.
+        """The issues of our own with *words* in their body, made after *since*; lowest first.
 
         Every issue is listed and looked at: what filters or searches lags minutes behind.
         """
@@ -165,7 +165,7 @@ class Repository:
                 raise
 
     async def has_comment(self, number: int, words: str) -> bool:
-        """Whether an issue has a comment with `words` in it."""
+        """Whether an issue has a comment with *words* in it."""
         async with aclosing(self._listed(f"/issues/{number}/comments?per_page=100")) as comments:
             async for comment in comments:
                 if words in (comment.get("body") or ""):
@@ -269,7 +269,7 @@ class Repository:
 
     @contextmanager
     def _meanings(self, missing: str, *, changes: bool = True) -> Iterator[None]:
-        """Say what a failure means, 404 that `missing`. What `changes` may have been done."""
+        """Say what a failure means, 404 that *missing*. What *changes* may have been done."""
         try:
             yield
         except HTTPException as error:

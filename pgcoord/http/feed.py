@@ -322,7 +322,7 @@ class Feed:
         self._joining.append(subscription)
         self._wanted.set()
         if self._listener:
-            self._listener.tell()
+            self._listener.wake()
         elif self.state:
             subscription.put(self.state)
 

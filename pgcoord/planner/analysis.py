@@ -81,7 +81,7 @@ class Analysis:
         return needed_by
 
     def _met(self, number: int, left: dict[int, int]) -> Iterator[int]:
-        """Count `number` off in what is left to wait for; yield those that wait no longer."""
+        """Count *number* off in what is left to wait for; yield those that wait no longer."""
         for each in self._needed_by[number]:
             left[each] -= 1
             if not left[each]:

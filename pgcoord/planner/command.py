@@ -80,7 +80,7 @@ def request(feature: Feature, files: Sequence[str], most_phases: int) -> str:
 
 
 async def ask(settings: Planner, folder: Path, environment: Mapping[str, str], text: str) -> str:
-    """Give the command `text`; return what it answers.
+    """Give the command *text*; return what it answers.
 
     Raises `PlannerFailed` when it cannot be started, fails, takes too long, or answers too much.
     All its processes are ended by then, also when this is cancelled.

@@ -96,7 +96,7 @@ def stage(name: str) -> int:
 def layer_of(text: str, files: Collection[str] = (), *, surely: bool = False) -> str | None:
     """The layer that a text is about, by its words and the files it names; None if it says none.
 
-    `surely` leaves out what only hints at one.
+    *surely* leaves out what only hints at one.
     """
     points = {each.name: each.points(text[:_TELLING], files) for each in LAYERS}
     best = max(points.values())

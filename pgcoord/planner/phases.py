@@ -120,7 +120,7 @@ def phases_by_hours(hours: float) -> int:
 
 
 def split(feature: Feature, structure: Structure, most: int = MOST_PHASES) -> tuple[Draft, ...]:
-    """Split a feature into phases, at most `most`, in an order in which they could be done."""
+    """Split a feature into phases, at most *most*, in an order in which they could be done."""
     items = list(structure.items)
     natural = _natural(items, structure.in_prose)
     wanted = _count(feature, items, natural, most)
@@ -242,7 +242,7 @@ def _without_cycles(said: _Needs) -> _Needs:
 
 
 def _leads(needed: _Needs, start: int, end: int) -> bool:
-    """Whether `start` is `end` or needs it, directly or not."""
+    """Whether *start* is *end* or needs it, directly or not."""
     seen: set[int] = set()
     open_ones = [start]
     while open_ones:
@@ -350,7 +350,7 @@ def _connect(
 
 
 def _nearest(needed: _Needs, numbers: set[int]) -> set[int]:
-    """Those of `numbers` that none of the others needs already."""
+    """Those of *numbers* that none of the others needs already."""
     return {
         each
         for each in numbers

@@ -94,7 +94,7 @@ Connect = Callable[[], AbstractAsyncContextManager[Connection]]
 
 
 async def plan_stored(planner: FeaturePlanner, connect: Connect, feature_id: int) -> Planned:
-    """Plan the feature `feature_id`, and store its plan in place of the one that it had.
+    """Plan the feature *feature_id*, and store its plan in place of the one that it had.
 
     No connection is held meanwhile. What was there stays when anything goes wrong. Raises what
     `FeaturePlanner.plan` does; `NotFound`; `Refused` once its phases are queued;

@@ -57,7 +57,7 @@ class Neighbour:
 
 
 def load_template(path: Path | None) -> jinja2.Template:
-    """The template at `path`, else ours. Raises `InvalidConfiguration` with its line."""
+    """The template at *path*, else ours. Raises `InvalidConfiguration` with its line."""
     return _parse(TEMPLATE.read_text(encoding="utf-8") if path is None else _text(path), path)
 
 

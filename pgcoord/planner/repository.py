@@ -24,7 +24,7 @@ _GIT = ("git", "--no-pager", "-c", "core.fsmonitor=false", "-c", "core.quotePath
 
 
 def list_files(folder: Path, environment: dict[str, str]) -> tuple[str, ...]:
-    """The tracked files below `folder`; none where that is in no repository."""
+    """The tracked files below *folder*; none where that is in no repository."""
     found = _git(folder, environment, "ls-files", "-z", "--cached")
     return tuple(sorted(set(found.split("\0")[:-1]))) if found else ()
 

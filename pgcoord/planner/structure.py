@@ -330,7 +330,7 @@ _DETAILS = re.compile(
 
 
 def _elements(tokens: list[Token], place: int) -> Iterator[tuple[Token, str]]:
-    """The elements of the list that begins at `place`, each with its first paragraph."""
+    """The elements of the list that begins at *place*, each with its first paragraph."""
     for at in range(place + 1, len(tokens)):
         token = tokens[at]
         if token.level == 0:
@@ -513,7 +513,7 @@ def _read_prose(text: str, feature: Feature) -> tuple[tuple[Item, ...], str]:
 
 
 def _clauses(sentence: str, before: int = 0, sequence: int = 0) -> list[Item]:
-    """A sentence as the pieces of work that its clauses name; `before` are those just before it."""
+    """A sentence as the pieces of work that its clauses name; *before* are those just before it."""
     begins_later = bool(_THEN.match(sentence)) and bool(before)
     ends_all = bool(_FINALLY.match(sentence))
     items: list[Item] = []

@@ -1,4 +1,7 @@
-"""The account that a workflow runs as: another than the coordinator's, where root started that."""
+"""The account that a workflow runs as.
+
+The one rule: only a coordinator that runs as root may use another account than its own.
+"""
 
 import os
 import pwd
@@ -23,7 +26,7 @@ class Account:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What `subprocess.Popen` needs to start a process as this account."""
+        """The arguments of `subprocess.Popen` that start a process as this account."""
         return {"user": self.uid, "group": self.gid, "extra_groups": list(self.groups)}
 
     @property
@@ -32,11 +35,11 @@ class Account:
         return {"HOME": self.home, "USER": self.name}
 
     def share(self, folder: Path, prompt: str) -> None:
-        """Let this account read `prompt` in the folder of a run, and add files there.
+        """Let this account read *prompt* in the folder of a run, and add files there.
 
-        It is not the owner of the folder, which is sticky: so it can neither replace nor remove
-        our files. The two folders above are opened for passing through, not for looking around.
-        Raises `CannotStart` when it still could not come there.
+        The account does not own the folder, which is sticky, so it can neither replace nor remove
+        our files. The two folders above get permission x, not r, for all. Raises `CannotStart` when
+        the account still has no access.
         """
         os.chown(folder / prompt, self.uid, self.gid)
         os.chown(folder, -1, self.gid)
@@ -58,9 +61,9 @@ class Account:
 
 
 def find_account(name: str) -> Account | None:
-    """Look up the account called `name`; None when it is our own, which needs no change.
+    """Return the account *name*; None if it is our own.
 
-    Raises `CannotStart` when there is none of that name, or when only root could change to it.
+    Raises `CannotStart` when there is no such account, or when only root may use it.
     """
     try:
         found = pwd.getpwnam(name)
@@ -78,7 +81,7 @@ def find_account(name: str) -> Account | None:
 
 
 def check_accounts(workflows: Iterable[Workflow]) -> None:
-    """Raise `CannotStart` for a workflow that names a user whom we cannot change to."""
+    """Raise `CannotStart` if the account of a workflow does not exist or is not ours to use."""
     for workflow in workflows:
         if workflow.user is not None:
             try:

@@ -1,9 +1,8 @@
 """Opens files in the folder of a run, where the phase's own process may have put anything.
 
-The one rule: what is opened is a plain file with this one name. No symbolic link is followed, not
-even one in place of the folder; a second name (a hard link) is refused, because it may be that of
-a file elsewhere; and opening never waits, as it would for the other side of a FIFO. How much of a
-file is read is for its reader to bound.
+The one rule: open only a plain file with one name. Follow no symbolic link, not even one in place
+of the folder; refuse a file with a second name (a hard link), which may be a file elsewhere; and
+never block, as opening a FIFO would. The caller limits how much of a file it reads.
 """
 
 import errno
@@ -13,21 +12,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What open(2) says of a link, a socket or FIFO without a reader, and a directory.
+# The errors of open(2) for a link, for a socket or a FIFO without a reader, and for a directory.
 _NOT_PLAIN = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EMLINK)
 
 
 class NotPlain(OSError):
-    """Something else than a plain file, or one that has another name, lies where a file should."""
+    """The path is not a plain file, or the file has a second name."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(errno.EINVAL, "it is not a plain file of its run", str(path))
 
 
 def open_plain(folder: Path, name: str, flags: int) -> int:
-    """Return a descriptor of the plain file `name` in `folder`, opened with `flags`; never waits.
+    """Return a descriptor of the plain file *name* in *folder*, opened with *flags*.
 
-    A file that `flags` create is for its owner only. Raises `NotPlain`, or another `OSError`.
+    Never blocks. A file that *flags* create has mode 0600. Raises `NotPlain`, or another `OSError`.
     """
     place = open_folder(folder)
     try:
@@ -42,7 +41,7 @@ def open_plain(folder: Path, name: str, flags: int) -> int:
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(descriptor)
         raise NotPlain(folder / name)
-    os.set_blocking(descriptor, True)  # a command inherits its log, and some look at this flag
+    os.set_blocking(descriptor, True)  # a command inherits this descriptor of its log
     return descriptor
 
 
@@ -57,13 +56,10 @@ def opened(folder: Path, name: str, flags: int = os.O_RDONLY) -> Iterator[int]:
 
 
 def open_folder(folder: Path) -> int:
-    """Return a descriptor of `folder` itself, never of what a link in its place leads to.
-
-    Raises `NotPlain` or another `OSError`.
-    """
+    """Return a descriptor of *folder*. Raises `NotPlain` for a link, or another `OSError`."""
     try:
         return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except NotADirectoryError as error:  # what Linux says of a link, too
+    except NotADirectoryError as error:  # on Linux, also for a link
         raise NotPlain(folder) from error
     except OSError as error:
         if error.errno in _NOT_PLAIN:
@@ -72,13 +68,13 @@ def open_folder(folder: Path) -> int:
 
 
 def read_plain(folder: Path, name: str, most: int) -> bytes:
-    """Return the first `most` bytes of a plain file at most. Raises `NotPlain`, `OSError`."""
+    """Return at most the first *most* bytes of a plain file. Raises `NotPlain`, `OSError`."""
     with opened(folder, name) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
         return file.read(most)
 
 
 def write_plain(folder: Path, name: str, content: bytes) -> None:
-    """Write a plain file anew, for its owner only; a process that is killed leaves no half of it.
+    """Replace a plain file by one with *content* and mode 0600, atomically.
 
     Raises `NotPlain`, `OSError`.
     """

@@ -1,4 +1,4 @@
-"""What Linux shows of processes, in /proc; the same names as in macos.py."""
+"""Processes on Linux, read from /proc; the same interface as macos.py."""
 
 import os
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ from pgcoord.runs.process import Process
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
-# Has a shell write its pid and its start time to its standard input. Field 22 of stat is in clock
-# ticks since boot; field 2, the name, is "(sh)": no spaces in it.
+# Shell commands that write the shell's pid and start time to its standard input. Field 22 of stat
+# is in clock ticks since boot; field 2, the name, is "(sh)", without spaces.
 RECORD = f"""
 read -r {"_ " * 21}pgcoord _ </proc/$$/stat
 echo $$ {_BOOT} $pgcoord >&0 || exit 125"""
 
 
 def start_time(pid: int) -> str | None:
-    """Return the start time of a process, as `RECORD` writes it; None when there is none."""
+    """Return the start time of a process, as `RECORD` writes it; None if it does not exist."""
     try:
         return f"{_BOOT} {_stat(pid)[19].decode()}"
     except OSError:
@@ -26,7 +26,7 @@ def start_time(pid: int) -> str | None:
 
 @contextmanager
 def watched(pid: int) -> Iterator[int]:
-    """Give a descriptor that becomes readable when a process ends.
+    """Yield a descriptor that becomes readable when a process ends.
 
     Raises `ProcessLookupError` when there is no such process.
     """
@@ -38,11 +38,11 @@ def watched(pid: int) -> Iterator[int]:
 
 
 def started_since(started: str, marker: str) -> list[Process]:
-    """Find the processes that started at `started` or later; blocks for milliseconds."""
+    """Return the processes that started at *started* or later; blocks for milliseconds."""
     first = int(started.split()[-1])
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):  # gone since
+        with suppress(OSError):  # it has ended
             stat = _stat(name)
             if int(stat[19]) >= first:
                 found.append(_process(int(name), stat, marker))
@@ -50,7 +50,7 @@ def started_since(started: str, marker: str) -> list[Process]:
 
 
 def command_line(pid: int) -> str:
-    """Return the command line of a process; empty when it shows none, or there is none."""
+    """Return the command line of a process; empty if it has none, or does not exist."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -70,7 +70,7 @@ def _process(pid: int, stat: list[bytes], marker: str) -> Process:
 
 
 def _stat(pid: int | str) -> list[bytes]:
-    """Return the fields of stat from the third on: the second, a name, may hold anything."""
+    """Return the fields of stat from the third on: the second, a name, may contain anything."""
     with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
         return stat.read().rpartition(b")")[2].split()
 

@@ -1,4 +1,7 @@
-"""The launcher of this machine: each job is a run (run.py), a process with a folder on its disk."""
+"""The launcher of this machine: each job is a run (run.py), a process with a folder on its disk.
+
+The one rule: it keeps the contract of coordination/launching.py, whose docstrings apply here.
+"""
 
 import asyncio
 import logging
@@ -14,25 +17,25 @@ from pgcoord.runs.run import Run
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two looks at a log that grows: that is as far as it can outgrow its size.
+# Seconds between two checks of a log's size, which it may exceed meanwhile.
 _LOOK = 1.0
 
 
 class LocalLauncher:
-    """Runs jobs as processes of this machine; keeps `coordination.launching.Launcher`."""
+    """Runs jobs as processes of this machine; a `coordination.launching.Launcher`."""
 
     def __init__(self, log_max_size: int) -> None:
-        """Cut logs that have grown larger than `log_max_size` bytes."""
+        """Limit each log to *log_max_size* bytes."""
         self._log_max_size = log_max_size
 
     def adopt(self, assignment: Assignment) -> "LocalJob":
-        """Return the job of an attempt, whose folder and process are in `assignment`."""
+        """Return the job of *assignment*, which has its folder and its process."""
         run = Run(Path(assignment.folder), assignment.pid, assignment.process_started)
         return LocalJob(run, self._log_max_size)
 
 
 class LocalJob:
-    """One job of this machine; keeps `coordination.launching.Job`, which says what each does."""
+    """One job of this machine; a `coordination.launching.Job`."""
 
     def __init__(self, run: Run, log_max_size: int) -> None:
         self._run = run
@@ -51,11 +54,11 @@ class LocalJob:
         return None if pid is None else Identity(pid, self._run.process_started or "")
 
     async def prepare(self, prompt: str, user: str | None) -> None:
-        """Make the folder of the run, and the prompt file in it."""
+        """Create the folder of the run, and the prompt file in it."""
         await asyncio.to_thread(self._run.prepare, prompt, _account(user))
 
     async def start(self, command: Command) -> None:
-        """Start the command; blocks for 1-2 ms, which is less than a thread would cost."""
+        """Start the command; blocks for 1-2 ms, less than a thread would cost."""
         account = _account(command.user)
         environment = dict(command.environment)
         if account:
@@ -68,15 +71,15 @@ class LocalJob:
         )
 
     async def give_up(self) -> bool:
-        """Have the run never started."""
+        """Prevent every later start of the run."""
         return await asyncio.to_thread(self._run.give_up)
 
     async def state(self) -> JobState:
-        """Look at the folder of the run."""
+        """Return the state, read from the folder of the run."""
         return await asyncio.to_thread(self._run.state)
 
     async def wait(self) -> int | None:
-        """Wait for the process, and cut its log meanwhile."""
+        """Wait for the process; limit the size of its log meanwhile."""
         bounding = asyncio.create_task(self._bound_log_while_it_grows())
         try:
             exit_status = await self._run.wait()
@@ -87,23 +90,23 @@ class LocalJob:
         return exit_status
 
     async def end(self, grace: timedelta) -> None:
-        """End the process group, and what is left of its session."""
+        """End the process group, and then the rest of its session."""
         await self._run.end(grace)
 
     async def end_left_behind(self, grace: timedelta) -> Sequence[str]:
-        """End what is found by its session or its environment."""
+        """End the processes found by their session or their environment."""
         return [str(each) for each in await self._run.end_left_behind(grace)]
 
     async def log_tail(self) -> str:
-        """Read the end of the log."""
+        """Return the end of the log."""
         return await asyncio.to_thread(self._run.log.tail)
 
     async def spooled_report(self, secret: str) -> Kept | None:
-        """Read the report that lies in the folder of the run."""
+        """Return the report in the folder of the run."""
         return await asyncio.to_thread(spooled, self._run.folder, secret)
 
     async def remove_spooled_report(self) -> None:
-        """Remove what lies in its place, unless that is a folder."""
+        """Remove the file of the report, of any type but a folder."""
         try:
             await asyncio.to_thread(remove_spooled, self._run.folder)
         except OSError as error:
@@ -120,7 +123,7 @@ class LocalJob:
             await asyncio.to_thread(log.bound, self._log_max_size)
         except OSError as error:
             trouble = error.strerror or str(error)
-            if trouble != self._log_trouble:  # said once, not each second
+            if trouble != self._log_trouble:  # log it once, not each second
                 logger.warning("the log %s cannot be cut: %s", log.path, trouble)
             self._log_trouble = trouble
 

@@ -1,8 +1,8 @@
-"""The log of an attempt: where it is, and how it is read, searched, followed and bounded.
+"""The log of an attempt: find, read, search, follow and truncate it.
 
-A log may be of any size and may grow, shrink or be replaced at any time by the process that writes
-it. The one rule: each call reads a bounded part, and only of a plain file in the run's own folder
-(files.py). All calls that touch the file block, for milliseconds unless something else is said.
+A log may have any size, and its process may append to, truncate or replace it at any time. The one
+rule: each call reads a bounded part, and only of a plain file in the run's own folder (files.py).
+All calls that open the file block, for milliseconds unless their docstring says more.
 """
 
 import codecs
@@ -22,32 +22,31 @@ from pgcoord.runs import files
 # The name of a log in the folder of its run.
 NAME = "log"
 
-# What a terminal would take as a command (colours, movements, titles), not as text.
+# Escape sequences of terminals: colours, cursor movements, titles.
 ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
-# Bytes that are shown at once.
+# Bytes of a `Part`.
 PART = 64_000
 
-# Bytes in which the last line is looked for.
+# Bytes at the end that are searched for the last line.
 _LINE = 2_000
 
-# What a search does at most: lines found, bytes read at once and in all, and the bytes that a match
-# may have at most.
+# Limits of a search: lines found, bytes read at once and in all, and bytes of a match.
 _MOST_FOUND = 200
 _BLOCK = 1_000_000
 _MOST_SEARCHED = 1_000_000_000
 _OVERLAP = 1_000
 
-# What stands in a log instead of its middle, and the bytes of its end that are kept at most.
+# The text that replaces the middle of a log, and the bytes at its end that stay at most.
 _LEFT_OUT = b"\n-- pgcoord: %d bytes were left out here --\n"
 _KEPT_END = 1_000_000
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a log: bytes `start` to `end` of `size`, as text; `at` is when it last grew."""
+    """A part of a log: bytes `start` to `end` of `size`, as text; `at`: time of the last write."""
 
     start: int
     end: int
@@ -61,7 +60,7 @@ NOTHING = Part(0, 0, 0, "")
 
 @dataclass(frozen=True)
 class Found:
-    """A line that a search has found, in three parts around what was looked for."""
+    """A line that a search has found, in three parts: before the match, the match, after it."""
 
     offset: int
     before: str
@@ -71,7 +70,7 @@ class Found:
 
 @dataclass(frozen=True)
 class LastLine:
-    """The last line of a log, and when it was written, in seconds since 1970."""
+    """The last line of a log, and the time of the last write, in seconds since 1970."""
 
     text: str
     at: float
@@ -79,26 +78,26 @@ class LastLine:
 
 @dataclass(frozen=True)
 class Log:
-    """The log in the folder of a run on this machine; it may not be there (yet)."""
+    """The log in the folder of a run on this machine. The file may not exist (yet)."""
 
     folder: Path
 
     @property
     def path(self) -> Path:
-        """Where it is, to name it; only this class opens it."""
+        """The path, for messages only: only this class opens the file."""
         return self.folder / NAME
 
     def open(self) -> IO[bytes]:
-        """Open it for reading. Raises `OSError`; `files.NotPlain` where something else lies."""
+        """Open the log for reading. Raises `OSError`, or its subclass `files.NotPlain`."""
         return os.fdopen(files.open_plain(self.folder, NAME, os.O_RDONLY), "rb")
 
     def open_for_command(self) -> IO[bytes]:
-        """Open it for a command's output, which is appended. Raises `OSError` as `open` does."""
+        """Open the log for appending a command's output. Raises `OSError` as `open` does."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         return os.fdopen(files.open_plain(self.folder, NAME, flags), "ab")
 
     def open_for_people(self) -> IO[bytes]:
-        """Open it as `open` does; raise `NotFound` or `CannotStart` with the reason for people."""
+        """Open the log as `open` does; raise `NotFound` or `CannotStart` with the reason."""
         try:
             return self.open()
         except FileNotFoundError as error:
@@ -108,14 +107,14 @@ class Log:
             raise CannotStart(f"the log {self.path} cannot be read: {reason.lower()}") from error
 
     def tail(self, lines: int = 20, characters: int = 4000) -> str:
-        """Return the last lines, fit for a text column; empty when there are none.
+        """Return the last lines, valid as a Postgres text; empty if there are none.
 
-        What is not UTF-8, and NUL, which Postgres refuses, become U+FFFD; colours and the like are
-        left out. Where it cannot be read, say so in the text.
+        Invalid UTF-8 and NUL become U+FFFD; escape sequences are removed. If the log is unreadable,
+        return the reason instead. Never raises.
         """
         try:
             with self.open() as log:
-                # Four bytes make the longest character, and one more may have been cut in two.
+                # A character has at most four bytes, and the first may be cut in two.
                 log.seek(max(0, log.seek(0, os.SEEK_END) - 4 * (characters + 1)))
                 end = log.read(4 * (characters + 1))
         except FileNotFoundError:
@@ -126,7 +125,7 @@ class Log:
         return "\n".join(text[-characters:].split("\n")[-lines:])
 
     def last_line(self) -> LastLine | None:
-        """Return the last line with something in it; None if there is none or it is unreadable."""
+        """Return the last line that is not blank; None if there is none or it is unreadable."""
         try:
             with self.open() as log:
                 size = log.seek(0, os.SEEK_END)
@@ -139,11 +138,11 @@ class Log:
         return next((LastLine(each.strip(), at) for each in reversed(lines) if each.strip()), None)
 
     def read_end(self) -> Part:
-        """Return the last `PART` bytes, from where a line begins. Raises `OSError`."""
+        """Return the last `PART` bytes, from the beginning of a line on. Raises `OSError`."""
         return self.read_from(None)
 
     def read_from(self, start: int | None) -> Part:
-        """Return `PART` bytes from the line that begins at or after `start`, None: of the end.
+        """Return `PART` bytes from the line that begins at or after *start* (None: the last ones).
 
         Raises `OSError`.
         """
@@ -163,10 +162,10 @@ class Log:
         return Part(start, start + len(data), size, readable(data.decode(errors="replace")), at)
 
     def search(self, text: str) -> tuple[list[Found], bool]:
-        """Find the lines that contain `text`, in any case; return them, and whether more may be.
+        """Return (lines that contain *text*, in upper or lower case; whether there may be more).
 
         Reads 1 GB at most, which takes seconds; in blocks, since the log may shrink meanwhile, and
-        other threads want to work. Raises `OSError`.
+        other threads need the GIL. Raises `OSError`.
         """
         pattern = re.compile(re.escape(text.encode()), re.IGNORECASE)
         found: list[Found] = []
@@ -175,7 +174,7 @@ class Log:
             while True:
                 block = log.read(_BLOCK)
                 data += block
-                # Up to where lines are whole; of a very long one, but for what may be half a match.
+                # Keep an incomplete line for the next block; of a very long one, half a match.
                 upto = data.rfind(b"\n") + 1 or max(0, len(data) - _OVERLAP)
                 if not block:
                     upto = len(data)
@@ -192,10 +191,10 @@ class Log:
                     return found, True
 
     def bound(self, most: int) -> None:
-        """Cut a log of more than `most` bytes down to its first half and its end.
+        """Reduce a log of more than *most* bytes to its first half and its end.
 
-        A line in between says how much was left out. The command never notices: it appends. What
-        it writes while the log is cut may be left out, too. Raises `OSError`.
+        A line in between states how many bytes were left out. The command does not notice, since it
+        appends; the bytes that it writes during the cut may be left out, too. Raises `OSError`.
         """
         with suppress(FileNotFoundError):
             descriptor = files.open_plain(self.folder, NAME, os.O_RDWR)
@@ -204,7 +203,7 @@ class Log:
 
 
 class LogTail:
-    """What is written to a log from an offset on."""
+    """Reads the bytes that are appended to a log after an offset."""
 
     def __init__(self, log: Log, attempt: int, offset: int) -> None:
         self._log = log
@@ -214,16 +213,16 @@ class LogTail:
         self._kept = ""
 
     def news(self) -> dict[str, Any] | None:
-        """What has been written since: attempt, at, skipped, text, written; of much only the end.
+        """Return the text appended since the last call: attempt, at, skipped, text, written.
 
-        None where nothing was, or the log cannot be read.
+        If it is long, only its end. None if there is none, or the log cannot be read.
         """
         try:
             with self._log.open() as log:
                 size = log.seek(0, os.SEEK_END)
                 if size == self._offset:
                     return None
-                if size < self._offset:  # its middle was taken out: it had grown too large
+                if size < self._offset:  # `bound` has reduced the log
                     self._offset = 0
                 skipped = max(0, size - self._offset - PART)
                 log.seek(self._offset + skipped)
@@ -233,7 +232,7 @@ class LogTail:
             return None
         self._offset += skipped + len(data)
         text = self._kept + self._decoder.decode(data)
-        # An escape sequence that has only begun is kept for the next time.
+        # Keep an incomplete escape sequence for the next call.
         cut = text.rfind("\x1b", -40)
         whole = cut < 0 or ESCAPE.match(text, cut)
         self._kept, text = ("", text) if whole else (text[cut:], text[:cut])
@@ -249,10 +248,10 @@ class LogTail:
 def log_of(
     queue_id: str, attempts: Sequence[Attempt], number: int | None, *, host: str
 ) -> tuple[Attempt, Log]:
-    """Find the log of attempt `number`, None: the latest, of `attempts`, in their order.
+    """Return the log of attempt *number* (None: of the latest) of *attempts*, which are in order.
 
-    `host` is the name of this machine. Raises `NotFound` when there is no such attempt, `Refused`
-    when its log is not on this machine. Does not look whether anything was written.
+    *host*: the name of this machine. Raises `NotFound` when there is no such attempt, `Refused`
+    when its log is on another machine. Does not check that the file exists.
     """
     if not attempts:
         raise NotFound(f"{queue_id} has not started, so it has no log")
@@ -274,9 +273,9 @@ def log_of(
 
 
 def seek_last_lines(log: IO[bytes], lines: int) -> None:
-    """Go to where the last `lines` lines begin; a last one without an end is one too.
+    """Seek to the beginning of the last *lines* lines; a last one without a newline counts.
 
-    Looks back 1 GB at most.
+    Reads 1 GB at most.
     """
     end = start = log.seek(0, os.SEEK_END)
     while start and lines and end - start < _MOST_SEARCHED:
@@ -284,7 +283,7 @@ def seek_last_lines(log: IO[bytes], lines: int) -> None:
         start = log.seek(start - size)
         block = log.read(size)
         while lines and (size := block.rfind(b"\n", 0, size)) >= 0:
-            # Behind the last line's end no line begins.
+            # No line begins after the last newline.
             lines -= start + size + 1 < end
         if not lines:
             start += size + 1
@@ -292,22 +291,25 @@ def seek_last_lines(log: IO[bytes], lines: int) -> None:
 
 
 def reopened(log: IO[bytes]) -> str:
-    """A path that opens the file behind `log` itself, for as long as that is open.
+    """Return a path that opens the file of *log* itself, even if its name has another file now.
 
-    Whatever lies at its name by then is not opened.
+    The path is valid while *log* is open.
     """
     folder = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
     return f"{folder}/{log.fileno()}"
 
 
 def readable(data: str) -> str:
-    """Text of a log without what only a terminal understands."""
+    """Return *data* without escape sequences."""
     text = ESCAPE.sub("", data).replace("\r\n", "\n").replace("\r", "\n")
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _found_line(data: bytes, match: re.Match[bytes], offset: int) -> tuple[Found, int]:
-    """The line around `match` in `data`, which begins at `offset`; and where the next begins."""
+    """Return (the line around *match*, the index in *data* of the next line).
+
+    *offset*: the position of *data* in the log.
+    """
     start = data.rfind(b"\n", 0, match.start()) + 1
     end = data.find(b"\n", match.end())
     end = len(data) if end < 0 else end
@@ -328,7 +330,7 @@ def _bound(log: IO[bytes], most: int) -> None:
     end = log.read(_KEPT_END)
     left_out = size - half - len(end)
     left_out += int(before[1]) - len(before[0]) if before else 0
-    # In place, and then cut: nothing that is appended meanwhile gets in between.
+    # Write in place, then truncate, so that an append during the cut cannot land in between.
     log.seek(half)
     log.write(_LEFT_OUT % left_out + end)
     log.truncate()

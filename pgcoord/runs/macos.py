@@ -1,4 +1,4 @@
-"""What macOS shows of processes, by ps and kqueue; the same names as in linux.py."""
+"""Processes on macOS, by ps and kqueue; the same interface as linux.py."""
 
 import select
 import subprocess
@@ -10,20 +10,20 @@ from pgcoord.runs.process import Process
 
 assert sys.platform != "linux"
 
-# Has a shell write its pid and its start time to its standard input. One text wherever it is made:
-# lstart follows locale and time zone.
+# Shell commands that write the shell's pid and start time to its standard input, with a fixed
+# locale and time zone, on which lstart depends.
 RECORD = """
 echo $$ $(LC_ALL=C TZ=UTC0 /bin/ps -o lstart= -p $$) >&0 || exit 125"""
 
 
 def start_time(pid: int) -> str | None:
-    """Return the start time of a process, as `RECORD` writes it; None when there is none."""
+    """Return the start time of a process, as `RECORD` writes it; None if it does not exist."""
     return next((" ".join(line.split()) for line in _ps("-o", "lstart=", "-p", str(pid))), None)
 
 
 @contextmanager
 def watched(pid: int) -> Iterator[int]:
-    """Give a descriptor that becomes readable when a process ends.
+    """Yield a descriptor that becomes readable when a process ends.
 
     Raises `ProcessLookupError` when there is no such process.
     """
@@ -34,7 +34,7 @@ def watched(pid: int) -> Iterator[int]:
 
 
 def started_since(started: str, marker: str) -> list[Process]:
-    """Find all processes (ps cannot tell which started since); blocks for some 10 ms."""
+    """Return all processes, whenever they *started*; blocks for some 10 ms."""
     found = []
     # -E adds the environment to the command; there is no session here, so the group is taken.
     for line in _ps("-AEww", "-o", "pid=,pgid=,stat=,lstart=,command="):
@@ -46,7 +46,7 @@ def started_since(started: str, marker: str) -> list[Process]:
 
 
 def command_line(pid: int) -> str:
-    """Return the command line of a process; empty when there is none."""
+    """Return the command line of a process; empty if it does not exist."""
     return " ".join(_ps("-ww", "-o", "command=", "-p", str(pid)))
 
 

@@ -1,7 +1,7 @@
 """Removes the folders of runs that ended long ago; their attempts stay in the database.
 
-The one rule: what is removed is named as a run, holds one, is untouched for long, belongs to no
-attempt that the database counts as alive, and has no living process.
+The one rule: remove a folder only if it is named like a run, contains one, has not changed for the
+retention period, belongs to no attempt that is alive in the database, and has no living process.
 """
 
 import logging
@@ -16,14 +16,14 @@ from pgcoord.runs.run import Run
 
 logger = logging.getLogger(__name__)
 
-# As pgcoord_private.claim_phases names them: the attempt's number, and a random end.
+# The names that pgcoord_private.claim_phases gives: the attempt's number, and a random suffix.
 _NAME = re.compile("[0-9]+-[0-9a-f]{8}")
 
 
 def remove_old_runs(folder: Path, retention: timedelta, *, spared: Collection[Path]) -> int:
-    """Remove the runs in `folder` that ended longer ago; return how many. Blocks.
+    """Remove the runs in *folder* that ended more than *retention* ago; return how many. Blocks.
 
-    `spared` are the folders of runs that may still be asked about.
+    *spared*: the folders of runs whose process may be alive.
     """
     before = (datetime.now() - retention).timestamp()
     removed = 0
@@ -38,7 +38,7 @@ def remove_old_runs(folder: Path, retention: timedelta, *, spared: Collection[Pa
 
 
 def _is_old_run(folder: Path, before: float) -> bool:
-    """Whether it is a run in which nothing has happened since `before`, and nothing will."""
+    """Return whether *folder* is a run that has ended, and has not changed since *before*."""
     if not _NAME.fullmatch(folder.name) or not folder.is_dir():
         return False
     run = Run(folder)

@@ -1,16 +1,16 @@
-"""Starts a command once, watches it, ends it; the exit status is kept, whatever is killed when.
+"""Starts a command once, watches it, ends it; keeps the exit status, whichever process is killed.
 
-A run is one attempt and one folder on a local disk. What is known of it is one file, `status`.
-The wrapper, a few lines of shell, holds it open as its standard input, and writes two lines to it:
-its pid and start time, then the command's exit status. Two locks (flock: the kernel drops one when
-the last who holds it is gone) leave no moment at which a kill would raise a doubt:
+A run is one attempt and one folder on a local disk. Its state is one file, `status`. The wrapper, a
+few lines of shell, has it open as its standard input, and writes two lines to it: its pid and start
+time, then the command's exit status. Two locks (flock, which the kernel releases when the last
+holder is gone) make the state unambiguous, at whichever moment a process is killed:
 
-- on `status`: held by the wrapper for its life, and not by its command. Held means alive;
-- on the folder: held by a starter until its wrapper has written its pid, or both are dead. Who
-  looks at a run waits for it, about a millisecond, and so never sees half a start.
+- on `status`: the wrapper holds it until its end, and its command does not. Held means alive;
+- on the folder: a starter holds it until its wrapper has written its pid, or both are dead. A
+  reader waits for it, about a millisecond, and so never sees half a start.
 
-The one rule: what this run did not start is never signalled. There is no database here, nothing
-kept in memory that is not in the folder, and no process ends because this program does.
+The one rule: never signal a process that this run did not start. This module uses no database,
+keeps no state in memory that is not in the folder, and no process ends because this program does.
 """
 
 import asyncio
@@ -42,22 +42,22 @@ if sys.platform == "linux":
 else:
     from pgcoord.runs import macos as system
 
-# Bytes that `status` gets before anything is started: written over in place later, an exit status
-# needs no room on a disk that is full by then (but for file systems that always copy, as btrfs).
+# Bytes that `status` gets before the start. The exit status overwrites them in place, so it needs
+# no space on a disk that is full by then (except on copy-on-write file systems such as btrfs).
 _ROOM = 128
 
-# What `status` holds instead of the wrapper's lines where there is never to be one.
+# The content of `status` when the run was given up, instead of the wrapper's lines.
 _GIVEN_UP = b"given up\n"
 
-# After KILL only a process inside an uninterruptible system call stays; none is waited for longer.
+# Seconds to wait after SIGKILL, which only a process in an uninterruptible system call survives.
 _DEATH = timedelta(seconds=5)
 
-# Seconds that a start may take, which takes a millisecond: whoever holds the folder's lock for
-# longer is frozen, or is the phase itself.
+# Seconds that a start may take, which takes a millisecond: a process that holds the folder's lock
+# for longer is frozen, or is the phase itself.
 _START = 10.0
 
-# While ending: how long after it was forked a process is noticed at the latest, in seconds; and
-# after what time a command is signalled again that was not yet running when it was signalled.
+# While ending, in seconds: the longest time to detect a new process; and the time after which to
+# repeat a signal to a command that was not running yet when the first was sent.
 _ROUND = 1.0
 _BEGINNING = 0.01
 
@@ -81,7 +81,7 @@ class LeftBehind:
 
 
 class _Record(NamedTuple):
-    """What a wrapper wrote so far."""
+    """The lines that a wrapper has written so far."""
 
     pid: int | None = None
     started: str = ""
@@ -90,12 +90,15 @@ class _Record(NamedTuple):
 
 
 class Run:
-    """One attempt at a phase: the processes of one command, and the folder that tells of them."""
+    """One attempt at a phase: the processes of one command, and the folder with their state."""
 
     def __init__(self, folder: Path, pid: int | None = None, started: str | None = None) -> None:
-        """Name the run in `folder`, with its wrapper where that is known from elsewhere, too."""
-        # Resolved, for the path is also what marks the processes: it has to be the same each time.
-        # But for the last part, which the phase could make a link to another folder.
+        """Refer to the run in *folder*; *pid* and *started* of its wrapper, if known.
+
+        Neither opens nor creates anything.
+        """
+        # Resolved, since the path also marks the processes and has to be the same each time; except
+        # its last part, which the phase could replace by a link to another folder.
         self.folder = folder.parent.resolve() / folder.name
         self.log = Log(self.folder)
         self.prompt_file = self.folder / _PROMPT
@@ -103,10 +106,10 @@ class Run:
         self._stayed: set[tuple[int, str]] = set()
 
     def prepare(self, prompt: str, account: Account | None = None) -> None:
-        """Make the folder and the prompt file in it; once more does no harm. Blocks.
+        """Create the folder and the prompt file in it; idempotent. Blocks.
 
-        With an `account` its processes can read the prompt, and add files to the folder, but not
-        replace ours. Raises `CannotStart` when it could not come there, `OSError`.
+        Processes of *account* can read the prompt, and add files to the folder, but not replace
+        ours. Raises `CannotStart` when the account has no access, and `OSError`.
         """
         _make_private(self.folder)
         files.write_plain(self.folder, _PROMPT, prompt.encode())
@@ -121,14 +124,14 @@ class Run:
         environment: Mapping[str, str],
         account: Account | None = None,
     ) -> None:
-        """Start `command` in `directory`; once in the folder's life, whoever tries, however often.
+        """Start *command* in *directory*; at most once for a folder, however often it is called.
 
-        Blocks for 1-2 ms, until the wrapper runs. The command gets its arguments as they are, in a
-        session of its own, with no input, its output in `log`, and `environment` with the path
-        of the prompt file (PWD, OLDPWD, SHLVL and _ belong to shells and are not passed on). With
-        an `account` it runs as that one, else as ourselves.
-        Raises `CannotStart` when the run was started before, and for everything about the
-        command that can be known before; nothing counts as started then.
+        Blocks for 1-2 ms, until the wrapper runs. The command gets its arguments unchanged, in a
+        session of its own, with no input, its output in `log`, and *environment* with the path
+        of the prompt file (PWD, OLDPWD, SHLVL and _ belong to shells and are not passed on). It
+        runs as *account*, None: as this process.
+        Raises `CannotStart` when the run was started before, or the command cannot be executed;
+        nothing was started then.
         """
         words = _resolve(command, directory, environment)
         try:
@@ -159,7 +162,7 @@ class Run:
         self._known = _Record(wrapper.pid, system.start_time(wrapper.pid) or "")
 
     def give_up(self) -> bool:
-        """Have it never started, whoever tries from now on; False where it was, or was given up.
+        """Prevent every later start; return False if it was started, or given up, before.
 
         Blocks like `start`.
         """
@@ -175,11 +178,11 @@ class Run:
                 return True
         except CannotStart:
             return False
-        except OSError:  # where nothing can be written, nothing can be started either
+        except OSError:  # if we cannot write, no process can start the run either
             return self.state() is JobState.NEVER_STARTED
 
     def state(self) -> JobState:
-        """Tell how the run stands; blocks while a start of it is under way, about a millisecond."""
+        """Return the state of the run; blocks during a start, about a millisecond."""
         record, alive = self._look()
         if self._exit_status(record) is not None:
             return JobState.ENDED
@@ -191,33 +194,33 @@ class Run:
 
     @property
     def pid(self) -> int | None:
-        """The wrapper's pid, which is also its process group and session; None if never started."""
+        """The wrapper's pid, also the id of its process group and session; None if not started."""
         return self._identity().pid
 
     @property
     def process_started(self) -> str | None:
-        """The wrapper's start time, as a text to compare: no other process has it with this pid."""
+        """The wrapper's start time, an opaque text: unique together with the pid."""
         return self._identity().started or None
 
     @property
     def exit_status(self) -> int | None:
-        """The command's exit status, 128 + n after signal n; None while there is none, or lost."""
+        """The command's exit status, 128 + n after signal n; None before its end, or if lost."""
         known = self._known.exit_status
         return self._look()[0].exit_status if known is None else known
 
     async def wait(self) -> int | None:
         """Wait until the wrapper is gone, and return the exit status; None when it is lost.
 
-        Costs nothing while it waits; any number may wait, in any process. Cancelling it leaves the
-        run alone. Returns None at once when there is nothing to wait for.
+        Uses no CPU while it waits; any number of callers, in any process, may wait. Cancelling does
+        not affect the run. Returns None at once if the run was never started.
         """
         known = self._identity()
         if known.pid is not None:
             with suppress(ProcessLookupError), system.watched(known.pid) as watch:
                 if self._is_visible():
                     await _readable(watch)
-        # Alive, and not to be seen: it is in another container on the same folder. Only its lock
-        # tells of it here, and a lock can only be asked.
+        # Alive, but invisible here: in another container on the same folder. Its lock is the only
+        # sign of it, and a lock can only be polled.
         while not self._reap() and await self._is_alive_elsewhere():  # noqa: ASYNC110
             await asyncio.sleep(1)
         if self._known.exit_status is not None:
@@ -225,12 +228,11 @@ class Run:
         return (await asyncio.to_thread(self._look))[0].exit_status
 
     async def end(self, grace: timedelta) -> list[LeftBehind]:
-        """TERM the run's process group, KILL what is left of its session after `grace`.
+        """Send SIGTERM to the process group; after *grace*, SIGKILL to the rest of the session.
 
-        The wrapper is spared, so that it still writes the status of the command that was killed.
-        Returns once they are gone, at the latest 5 s after the KILL, with the processes left
-        behind: those which put themselves into a session of their own. Never raises for a run that
-        has ended or never started.
+        The wrapper gets no SIGKILL, so that it writes the exit status. Returns once they are gone,
+        at the latest 5 s after SIGKILL, with the processes left behind, which have moved to a
+        session of their own. Never raises for a run that has ended or never started.
         """
         await asyncio.to_thread(self._look)  # a wrapper that has written its pid has set its traps
         await self._end(self._session, grace)
@@ -238,26 +240,23 @@ class Run:
         return await asyncio.to_thread(self.left_behind)
 
     async def end_left_behind(self, grace: timedelta) -> list[LeftBehind]:
-        """TERM what the run left behind, KILL what stays after `grace`; return what there was."""
+        """Send SIGTERM, after *grace* SIGKILL, to the processes left behind; return them."""
         found = await asyncio.to_thread(self.left_behind)
         if found:
             await self._end(self._others, grace)
         return found
 
     def left_behind(self) -> list[LeftBehind]:
-        """Find the living processes of this run, besides its wrapper; blocks a few milliseconds.
+        """Return the living processes of this run, except its wrapper; blocks some milliseconds.
 
-        They are those of its session, and where the system shows environments, those with its
-        prompt file in theirs, wherever they put themselves.
+        These are the processes of its session and, where the system shows environments, those in
+        any session whose environment has its prompt file.
         """
         return [LeftBehind(found.pid, system.command_line(found.pid)) for found in self._others()]
 
     @contextmanager
     def _starting(self) -> Iterator[int]:
-        """Hold the folder's lock, once nobody is in the middle of a start.
-
-        Raises `CannotStart` when somebody is for too long.
-        """
+        """Hold the folder's lock. Raises `CannotStart` when another process holds it too long."""
         folder = files.open_folder(self.folder)
         try:
             deadline = time.monotonic() + _START
@@ -273,7 +272,10 @@ class Run:
             os.close(folder)
 
     def _claim(self, status: int) -> None:
-        """Take the lock that the wrapper will hold; raise if the run was started, or given up."""
+        """Take the lock that the wrapper will inherit.
+
+        Raises `CannotStart` if the run was started, or given up, before.
+        """
         with suppress(BlockingIOError):
             fcntl.flock(status, fcntl.LOCK_EX | fcntl.LOCK_NB)
             record = _read(status)
@@ -284,10 +286,10 @@ class Run:
         raise CannotStart(f"the run in {self.folder} was started before")
 
     def _look(self) -> tuple[_Record, bool]:
-        """Read the record, and whether the wrapper lives; what is no plain file tells nothing.
+        """Return (the record, whether the wrapper is alive); empty if `status` is not a plain file.
 
-        Waits until a start that is under way is over. Raises `CannotStart` when that takes too
-        long, unless the wrapper is known: then it is the phase that holds the lock.
+        Waits until a start in progress is over. Raises `CannotStart` when that takes too long,
+        unless the wrapper is known: then the phase itself holds the lock.
         """
         try:
             record, alive = self._read_status()
@@ -308,7 +310,7 @@ class Run:
         try:
             with files.opened(self.folder, _STATUS) as status:
                 record = _read(status)
-                # To look at the lock is to hold it for a moment, at which a starter would fail.
+                # Testing the lock means holding it for a moment, in which a start would fail.
                 alive = (is_starting or record.pid is not None) and _is_locked(status)
                 return (_read(status) if record.pid else record), alive
         except FileNotFoundError:
@@ -320,7 +322,7 @@ class Run:
         return self._known
 
     def _exit_status(self, record: _Record) -> int | None:
-        """The status that the kernel has given us, else the one in the folder."""
+        """Return the status that waitpid returned, else the one in the folder."""
         known = self._known.exit_status
         return record.exit_status if known is None else known
 
@@ -332,7 +334,7 @@ class Run:
         return await asyncio.to_thread(self.state) is JobState.ALIVE
 
     def _reap(self) -> bool:
-        """Take the wrapper off the process table if it ended as our child; tell whether it did."""
+        """Reap the wrapper if it is our child and has ended; return whether it was reaped."""
         known = self._identity()
         if known.pid is None or not self._is_visible():
             return False
@@ -347,11 +349,11 @@ class Run:
         return bool(pid)
 
     def _living(self) -> list[Process]:
-        """Find all that lives of this run, its wrapper included.
+        """Return all living processes of this run, including its wrapper.
 
-        A session keeps its number while anyone is in it, so one process known to be ours makes all
-        of it ours: one marked, the wrapper itself, even as a zombie, or one that was there when
-        the wrapper was reaped. Without one it may be a stranger's.
+        The id of a session is not reused while it has a member. So the whole session is ours if one
+        member is: one that is marked, the wrapper itself, even as a zombie, or one that was there
+        when the wrapper was reaped. Without one it may be another program's.
         """
         known = self._identity()
         if not known.started:
@@ -375,7 +377,7 @@ class Run:
         return [one for one in self._living() if one.pid != self.pid]
 
     async def _end(self, find: Callable[[], list[Process]], grace: timedelta) -> None:
-        """Send TERM, after `grace` KILL, to what `find` finds, until it finds nothing.
+        """Send SIGTERM, after *grace* SIGKILL, to the processes of *find*, until it returns none.
 
         Each signal is sent once to each process.
         """
@@ -394,9 +396,9 @@ class Run:
                     return
 
     def _has_begun(self, found: Sequence[Process]) -> bool:
-        """Tell whether the command runs; until it does, its wrapper has ended what it was sent.
+        """Return whether the command was executed: before that, its signals reach the wrapper only.
 
-        Forked and not yet executed, it shows the wrapper's own command line, and then none.
+        Between fork and exec it has the wrapper's command line, and then none.
         """
         wrapper = system.command_line(self.pid or 0)
         return not wrapper or any(
@@ -404,10 +406,10 @@ class Run:
         )
 
     def _targets(self, found: Sequence[Process], sent: signal.Signals) -> Iterator[int]:
-        """What kill(2) is to be given to reach all of `found`.
+        """Yield the arguments of kill(2) that reach all of *found*.
 
-        TERM goes to the wrapper's group as one, so that no child forked meanwhile is missed, and
-        the wrapper survives it. It would not survive KILL, and has a status to write.
+        SIGTERM goes to the wrapper's whole group, so that a child forked meanwhile is not missed;
+        the wrapper survives it. SIGKILL must not reach the wrapper, which has a status to write.
         """
         for one in found:
             if sent == signal.SIGTERM and one.group == self.pid:
@@ -419,9 +421,9 @@ class Run:
 def _resolve(
     command: Sequence[str], directory: Path, environment: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """Return `command` with its program as a full path, found as it will be in `directory`.
+    """Return *command* with the full path of its program, resolved in *directory*.
 
-    With a slash in it no shell takes it for a builtin: `exit` and `eval` are arguments here.
+    A path with a slash is never a builtin of the shell, such as `exit` or `eval`.
     """
     if not os.path.isdir(directory):
         raise CannotStart(f"cannot start in {directory}: no such directory")
@@ -445,14 +447,14 @@ def _resolve(
 
 
 def _make_private(folder: Path) -> None:
-    """Make `folder` with its parents, those too for us only (Path.mkdir does so for the last)."""
+    """Create *folder* and its missing parents with mode 0700 (Path.mkdir: only the last one)."""
     if not folder.is_dir():
         _make_private(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _lock(descriptor: int) -> bool:
-    """Take the lock on an open folder, if it is free now."""
+    """Take the lock on an open folder; return False if it is not free."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -480,7 +482,7 @@ def _read(status: int) -> _Record:
 
 
 def _members(session: int, started: str) -> set[tuple[int, str]]:
-    """Who is in the session of a wrapper reaped just now, before its number can be used again."""
+    """Return the members of the session of a wrapper that was reaped just now."""
     try:
         os.killpg(session, 0)
     except OSError:  # almost always: nobody is
@@ -503,7 +505,7 @@ async def _readable(descriptor: int) -> None:
 
 
 async def _all_gone(processes: Sequence[Process], seconds: float) -> None:
-    """Wait until all are gone, but no longer than `seconds`."""
+    """Wait until all *processes* are gone, at most *seconds*."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             for process in processes:
@@ -513,15 +515,15 @@ async def _all_gone(processes: Sequence[Process], seconds: float) -> None:
 
 def _signal(targets: set[int], sent: signal.Signals) -> None:
     for target in targets:
-        # Gone since, or by now another user's: either way it is found again, or is not.
+        # Gone, or by now another user's: the next search decides.
         with suppress(ProcessLookupError, PermissionError):
             os.kill(target, sent)
-            os.kill(target, signal.SIGCONT)  # a stopped process would not hear of it
+            os.kill(target, signal.SIGCONT)  # a stopped process does not handle signals
 
 
-# The traps let the wrapper outlive what its group is sent; as they are handlers, the command gets
-# the default of each signal. `exec 2>&1` lets go of the folder's lock: the pid is written. Where it
-# could not be, nothing is run.
+# The traps let the wrapper survive the signals to its group; as they are handlers, the command gets
+# the default of each signal. `exec 2>&1` releases the folder's lock once the pid is written. If it
+# could not be written, the wrapper exits without running the command.
 _WRAPPER = f"""trap : HUP INT QUIT TERM USR1 USR2{system.RECORD}
 exec 2>&1
 unset PWD OLDPWD SHLVL _ pgcoord

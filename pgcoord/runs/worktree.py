@@ -84,7 +84,7 @@ class Git:
         return done.stdout.rstrip("\n")
 
     def commit_of(self, name: str) -> str | None:
-        """The commit that `name` means; None if there is none."""
+        """The commit that *name* means; None if there is none."""
         found = self.attempt("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
         return found.stdout.strip() or None
 
@@ -186,7 +186,7 @@ class Repository:
                 raise Unfit(f"commit {commit} of branch {branch} is not in this repository")
 
     def start_of(self, base: str | None) -> str:
-        """The commit to start from: of `base`, else of what is checked out."""
+        """The commit to start from: of *base*, else of what is checked out."""
         commit = self.git.commit_of(base or "HEAD")
         if commit is None:
             raise Unfit(f"there is no branch or commit {base!r} to start from")
@@ -222,7 +222,7 @@ class Worktree:
         return name
 
     def make(self, start: str) -> None:
-        """Check the branch out, new from `start`, or as the last attempt has left it."""
+        """Check the branch out, new from *start*, or as the last attempt has left it."""
         git = self.repository.git
         git("worktree", "prune")
         if self.folder.exists() and not self._whole():
@@ -245,7 +245,7 @@ class Worktree:
     def merge(self, prerequisites: Sequence[tuple[str, str]], resolve: str | None) -> None:
         """Merge the commits of the prerequisites that are not in the branch yet.
 
-        On a conflict the shell command `resolve` has a try; without it, or when conflicts are left,
+        On a conflict the shell command *resolve* has a try; without it, or when conflicts are left,
         raise `Unfit` with the files and the branches.
         """
         for branch, commit in prerequisites:
@@ -372,7 +372,7 @@ class Worktree:
 
 
 def environment_for(given: dict[str, str], folder: Path) -> dict[str, str]:
-    """The environment of git and of the command: `given`, and a name where git knows none."""
+    """The environment of git and of the command: *given*, and a name where git knows none."""
     environment = {name: value for name, value in given.items() if name not in _GIT_PLACES}
     git = Git(folder, environment)
     if git.attempt("-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT").returncode:

@@ -81,7 +81,8 @@ comment on view pgcoord.elsewhere is
 create or replace function pgcoord_private.find_lock_waits() returns table (
     lock text, holder integer, usename name, application_name text, since timestamptz, state text, query text
 )
-language plpgsql stable rows 1 as $$
+language plpgsql stable rows 1
+set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
     return query
@@ -103,7 +104,8 @@ comment on view pgcoord.lock_waits is
     'Locks that coordinators wait for, each with the session that holds it.';
 
 create or replace function pgcoord_private.held_by(p_lock text) returns text
-language sql stable as $$
+language sql stable
+begin atomic
     select case
         when holder = 0 then 'a prepared transaction (select * from pg_prepared_xacts)'
         else format('process %s (user %s%s)%s%s', holder, usename, ', ' || nullif(application_name, ''),
@@ -113,7 +115,7 @@ language sql stable as $$
     from pgcoord_private.find_lock_waits()
     where lock = left(p_lock, 63 - length('pgcoord waits for '))    -- as long as the name of a session may be
     limit 1;
-$$;
+end;
 comment on function pgcoord_private.held_by(text) is
     'The session that holds a lock that a coordinator waits for, in words; null when none is seen.';
 

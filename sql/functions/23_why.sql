@@ -5,6 +5,7 @@
 create or replace function pgcoord_private.obstacles(p_feature_id integer)
 returns table (phase_number integer, obstacle integer, status text)
 language plpgsql stable cost 10000 rows 100
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_nestloop = off set jit = off as $$
 declare
     v_phases integer[];       -- phase numbers, by rank
@@ -156,7 +157,8 @@ where not exists (select from pgcoord_private.stranded as s where s.queue_id = p
 comment on view pgcoord.reasons is 'Why each phase is where it is: a row for each reason.';
 
 create or replace function pgcoord.why(p_queue_id text) returns table (kind text, words text, refers_to text)
-language plpgsql stable as $$
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_phase public.phase_queue;
 begin
@@ -187,10 +189,11 @@ comment on view pgcoord.waiting is 'Phases that wait, with every reason of each.
 
 -- Of high cost, so that a query which shows some phases of many asks it for those alone.
 create or replace function pgcoord_private.waiting_for(p_phase public.phase_queue) returns text
-language sql stable cost 10000 as $$
+language sql stable cost 10000
+begin atomic
     select case when p_phase.status in ('queued', 'blocked', 'ready', 'running')
         then (select y.words from pgcoord.why(p_phase.queue_id) as y where y.kind not in ('ready', 'running') limit 1) end;
-$$;
+end;
 comment on function pgcoord_private.waiting_for(public.phase_queue) is 'What a phase waits for, in words; null when it does not wait.';
 
 create or replace view pgcoord_private.first_reason as

@@ -12,7 +12,8 @@ return current_setting('transaction_isolation') in ('read committed', 'read unco
 comment on function pgcoord_private.sees_others() is 'Whether each statement of this transaction sees what others have committed until then.';
 
 create or replace function pgcoord_private.check_isolation() returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     if not pgcoord_private.sees_others() then
         raise exception using
@@ -29,7 +30,8 @@ comment on function pgcoord_private.check_isolation() is 'Refuse (PC009) a trans
 -- that it can stand in an assignment, which costs half of a PERFORM.
 -- Errors: 55P03 when somebody else holds the feature; PC009 under a snapshot that would not see what they did.
 create or replace function pgcoord_private.hold_feature(p_feature_id integer) returns integer
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     if not pgcoord_private.sees_others() then
         perform pgcoord_private.check_isolation();
@@ -54,7 +56,8 @@ comment on function pgcoord_private.hold_feature(integer) is
 -- Lock a phase in the right order, its feature first, and return it. Waits.
 -- Errors: PC001 when there is none.
 create or replace function pgcoord_private.lock_phase(p_queue_id text) returns public.phase_queue
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_phase public.phase_queue;
 begin
@@ -74,7 +77,8 @@ comment on function pgcoord_private.lock_phase(text) is 'Lock a phase, its featu
 
 -- Lock an attempt, its feature and its phase first, and return it; no row when it is gone.
 create or replace function pgcoord_private.lock_attempt(p_attempt_id bigint) returns pgcoord.attempt
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_attempt pgcoord.attempt;
 begin
@@ -194,18 +198,20 @@ comment on function pgcoord_private.await_lock(text) is
     'For the coordinator: wait until nobody else has this row locked (feature 5, phase queue-5-1, attempt 12, slot 2, pgcoord.control).';
 
 create or replace function pgcoord_private.note_unrecorded(p_attempt_id bigint, p_words text, p_lock text) returns void
-language sql as $$
+language sql
+begin atomic
     delete from pgcoord.unrecorded as u
     where not exists (select from pgcoord.attempt as a where a.id = u.attempt_id and a.exited_at is null);
     insert into pgcoord.unrecorded (attempt_id, words, lock) values (p_attempt_id, p_words, p_lock)
     on conflict (attempt_id) do update set words = excluded.words, lock = excluded.lock;
-$$;
+end;
 comment on function pgcoord_private.note_unrecorded(bigint, text, text) is
     'For the coordinator: what happened to an attempt cannot be recorded before this lock is gone.';
 
 create or replace function pgcoord_private.forget_unrecorded(p_attempt_id bigint) returns void
-language sql as $$
+language sql
+begin atomic
     delete from pgcoord.unrecorded where attempt_id = p_attempt_id;
-$$;
+end;
 comment on function pgcoord_private.forget_unrecorded(bigint) is
     'For the coordinator: what happened to an attempt is recorded.';

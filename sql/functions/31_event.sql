@@ -24,17 +24,19 @@ create or replace function pgcoord_private.log_event(
     p_kind text, p_reason text, p_feature_id integer default null,
     p_phase_number integer default null, p_queue_id text default null, p_attempt integer default null
 ) returns void
-language sql as $$
+language sql
+begin atomic
     insert into pgcoord.event (kind, feature_id, phase_number, queue_id, attempt, actor, reason)
     values (p_kind, p_feature_id, p_phase_number, p_queue_id, p_attempt, pgcoord_private.actor(), p_reason);
     select pg_notify('pgcoord_event', coalesce(p_feature_id::text, ''));
-$$;
+end;
 comment on function pgcoord_private.log_event(text, text, integer, integer, text, integer) is
     'Write an event about something else than the move of a phase, and tell those who watch.';
 
 -- History stays as it was written; that of a feature goes when the feature has gone (prune).
 create or replace function pgcoord_private.guard_event() returns trigger
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     if tg_op = 'DELETE' and old.feature_id is not null and not exists (select from public.planned_features where id = old.feature_id) then
         return old;
@@ -51,6 +53,7 @@ comment on function pgcoord_private.guard_event() is 'Trigger: refuse (PC008) to
 create or replace function pgcoord_private.events_after(p_after bigint, p_lows bigint[], p_highs bigint[], p_limit integer)
 returns setof pgcoord.history
 language sql stable
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
     select h.*
     from pgcoord.history as h
@@ -72,7 +75,8 @@ comment on function pgcoord_private.events_after(bigint, bigint[], bigint[], int
 -- Where somebody stands who has read all that is there: the highest id, and the ids missing among the last p_back
 -- events (of which some may be of transactions that go on).
 create or replace function pgcoord_private.last_event(p_back integer, out last bigint, out lows bigint[], out highs bigint[])
-language sql stable as $$
+language sql stable
+begin atomic
     select coalesce(max(id), 0), coalesce(array_agg(before + 1 order by id) filter (where before + 1 < id), '{}'),
         coalesce(array_agg(id - 1 order by id) filter (where before + 1 < id), '{}')
     from (
@@ -82,15 +86,16 @@ language sql stable as $$
             from (select id from pgcoord.event order by id desc limit p_back) as latest
         ) as counted
     ) as pairs;
-$$;
+end;
 comment on function pgcoord_private.last_event(integer) is
     'The highest id of an event, and the ranges of ids that are missing among the last so many events.';
 
 -- Whoever writes an event locks the table until the end of the transaction.
 create or replace function pgcoord_private.event_writers() returns setof text
-language sql stable as $$
+language sql stable
+begin atomic
     select virtualtransaction from pg_locks
     where locktype = 'relation' and relation = 'pgcoord.event'::regclass and mode = 'RowExclusiveLock' and granted
         and database = (select oid from pg_database where datname = current_database());
-$$;
+end;
 comment on function pgcoord_private.event_writers() is 'Transactions under way that may have written events.';

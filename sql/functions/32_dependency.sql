@@ -11,7 +11,8 @@
 create or replace function pgcoord_private.check_prerequisites(
     p_queue_id text, p_phase_number integer, p_depends_on jsonb
 ) returns void
-language plpgsql immutable as $$
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_fault text;
 begin
@@ -44,6 +45,7 @@ comment on function pgcoord_private.check_prerequisites(text, integer, jsonb) is
 -- It reads a whole feature, so it may hash and sort where its callers may not.
 create or replace function pgcoord_private.find_cycle(p_feature_id integer) returns integer[]
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 set enable_hashjoin = on set enable_mergejoin = on as $$
 declare
     v_phases integer[];       -- phase numbers, by rank
@@ -114,21 +116,23 @@ comment on function pgcoord_private.find_cycle(integer) is
 -- One look-up for each (`offset 0`), whatever statistics say of tables that were empty once: a join may then be of
 -- every phase with every other.
 create or replace function pgcoord_private.phases_at(p_features integer[], p_phases integer[]) returns setof public.phase_queue
-language sql stable as $$
+language sql stable
+begin atomic
     select p.*
     from unnest(p_features, p_phases) as given (feature_id, phase_number)
         cross join lateral (
             select * from public.phase_queue as p
             where p.feature_id = given.feature_id and p.phase_number = given.phase_number
             offset 0
-        ) as p
-$$;
+        ) as p;
+end;
 comment on function pgcoord_private.phases_at(integer[], integer[]) is 'The phases with these numbers, each of the feature at the same place.';
 
 -- Store the edges that the given phases name now, in place of those they named before.
 -- Errors: PC005 when an array is malformed or a cycle would close.
 create or replace function pgcoord_private.store_edges(p_features integer[], p_phases integer[]) returns void
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_feature integer;
@@ -171,6 +175,7 @@ comment on function pgcoord_private.store_edges(integer[], integer[]) is
 -- Count again what the given phases wait for, as far as they wait, and stamp or clear their eligible_at.
 create or replace function pgcoord_private.recount_unmet(p_features integer[], p_phases integer[]) returns void
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 begin
         update public.phase_queue as p
@@ -198,6 +203,7 @@ comment on function pgcoord_private.recount_unmet(integer[], integer[]) is
 -- One statement however long the chain is; `offset 0` keeps the planner at index look-ups inside the recursion.
 create or replace function pgcoord_private.settle_blocked(p_features integer[], p_phases integer[]) returns void
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set jit = off as $$
 begin
         with recursive waiting (feature_id, phase_number) as (
@@ -278,7 +284,8 @@ comment on function pgcoord_private.settle_edges(integer[], integer[]) is
 
 -- Block or unblock with the cause as the logged reason, then go back to the reason of the statement itself.
 create or replace function pgcoord_private.settle_because(p_features integer[], p_phases integer[], p_cause text) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_reason text := pgcoord_private.reason();
 begin

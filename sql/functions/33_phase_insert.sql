@@ -4,7 +4,8 @@
 -- Refuse a time that nobody can count with, such as infinity.
 -- Errors: PC005.
 create or replace function pgcoord_private.check_times(p_queue_id text, variadic p_times timestamptz[]) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_time timestamptz;
 begin
@@ -47,7 +48,8 @@ comment on function pgcoord_private.slot_for_inserted(text) is
     'The lowest free slot, for a phase inserted as running by hand; PC006 when there is none.';
 
 create or replace function pgcoord_private.fill_phase() returns trigger
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_name text := format('queue-%s-%s', new.feature_id, new.phase_number);
     v_times timestamptz[] := array[
@@ -103,7 +105,8 @@ comment on function pgcoord_private.fill_phase() is 'Trigger: complete an insert
 
 -- Refuse phases of a cancelled feature, and running ones whose prerequisites are not completed.
 create or replace function pgcoord_private.check_inserted(p_queue_ids text[]) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_fault record;
 begin

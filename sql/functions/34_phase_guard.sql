@@ -3,7 +3,8 @@
 
 -- Refuse a change that no update by hand may make: of identity, or of a column that is derived.
 create or replace function pgcoord_private.refuse_change(p_queue_id text, p_identity boolean) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     raise exception using
         errcode = 'PC008',
@@ -21,7 +22,8 @@ comment on function pgcoord_private.refuse_change(text, boolean) is
 
 -- Errors: PC002 for a phase that does not wait, PC005 for what cannot be meant.
 create or replace function pgcoord_private.check_new_prerequisites(p_old public.phase_queue, p_depends_on jsonb) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     if p_old.status not in ('queued', 'blocked') then
         raise exception using
@@ -37,7 +39,8 @@ comment on function pgcoord_private.check_new_prerequisites(public.phase_queue, 
 
 -- Errors: PC002.
 create or replace function pgcoord_private.refuse_start(p_queue_id text, p_from text, p_to text) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     raise exception using
         errcode = 'PC002',
@@ -49,7 +52,8 @@ comment on function pgcoord_private.refuse_start(text, text, text) is
 
 -- Errors: PC002.
 create or replace function pgcoord_private.refuse_blocking(p_queue_id text, p_from text, p_to text) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     raise exception using
         errcode = 'PC002',
@@ -61,7 +65,8 @@ comment on function pgcoord_private.refuse_blocking(text, text, text) is
 
 -- Errors: PC004.
 create or replace function pgcoord_private.refuse_end(p_queue_id text, p_ending text, p_to text) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     raise exception using
         errcode = 'PC004',
@@ -73,7 +78,8 @@ comment on function pgcoord_private.refuse_end(text, text, text) is
 
 -- Queue a phase again: recount what it waits for (a prerequisite may have been deleted meanwhile).
 create or replace function pgcoord_private.requeue(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     p_new.status := 'queued';
     p_new.finished_timestamp := null;
@@ -100,7 +106,8 @@ comment on function pgcoord_private.requeue(public.phase_queue, public.phase_que
 create or replace function pgcoord_private.retry_or_fail(
     p_old public.phase_queue, p_new public.phase_queue, p_attempt pgcoord.attempt
 ) returns public.phase_queue
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     if p_attempt.outcome = 'lost' and p_attempt.retry_lost and (
         select count(*) < 3 from pgcoord.attempt
@@ -129,7 +136,8 @@ comment on function pgcoord_private.retry_or_fail(public.phase_queue, public.pha
 -- comes too late is seen when its attempt is ended (settle_updated_phases).
 -- Errors: PC002 for queued while the attempt lives; PC004 for failed when another end was asked for already.
 create or replace function pgcoord_private.leave_slot(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_attempt pgcoord.attempt;
 begin
@@ -172,7 +180,8 @@ comment on function pgcoord_private.leave_slot(public.phase_queue, public.phase_
 -- The row of a waiting or ended phase that moves: skipped, cancelled, retried. Blocked and back is found out from
 -- the prerequisites (settle_blocked), never set by hand.
 create or replace function pgcoord_private.leave_rest(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     if p_new.status = 'queued' then
         update public.planned_features set cancelled_at = null, cancelled_reason = null
@@ -188,7 +197,8 @@ comment on function pgcoord_private.leave_rest(public.phase_queue, public.phase_
     'The row of a waiting or ended phase that is skipped, cancelled or retried.';
 
 create or replace function pgcoord_private.guard_phase_update() returns trigger
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_by_hand boolean := pg_trigger_depth() = 1;    -- a statement of a person or of our functions, not of a trigger
 begin
@@ -266,7 +276,8 @@ comment on function pgcoord_private.guard_phase_update() is
     'Trigger: refuse what may not change, refuse (PC002) a move that the states do not allow, and derive the rest of the row.';
 
 create or replace function pgcoord_private.copy_workflow() returns trigger
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     if new.phase_data is distinct from old.phase_data then
         perform pgcoord_private.check_phase_data(new.queue_id, new.phase_data);

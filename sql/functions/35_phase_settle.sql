@@ -7,6 +7,7 @@
 -- a condition that no row of nulls fulfils would let the planner make it a plain join again.)
 create or replace function pgcoord_private.settle_updated_phases() returns trigger
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v record;

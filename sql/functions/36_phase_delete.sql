@@ -1,7 +1,8 @@
 -- Phases that are deleted: not while they hold a slot; what depended on them waits.
 
 create or replace function pgcoord_private.guard_phase_delete() returns trigger
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     if old.slot is not null then
         raise exception using
@@ -16,6 +17,7 @@ comment on function pgcoord_private.guard_phase_delete() is 'Trigger: refuse (PC
 
 create or replace function pgcoord_private.settle_deleted_phases() returns trigger
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_features integer[];

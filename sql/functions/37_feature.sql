@@ -2,7 +2,8 @@
 
 -- Errors: PC001.
 create or replace function pgcoord_private.check_feature(p_feature_id integer) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     perform 1 from public.planned_features where id = p_feature_id;
     if not found then
@@ -46,7 +47,8 @@ comment on function pgcoord_private.follow_inserted_ids() is
 
 -- Copy a pause onto the phases that wait, cancel the phases of a cancelled feature, and log what happened to it.
 create or replace function pgcoord_private.follow_feature() returns trigger
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     perform pgcoord_private.check_isolation();
     if (new.paused_at is null) <> (old.paused_at is null) then
@@ -104,7 +106,8 @@ end $$;
 comment on function pgcoord_private.check_feature_values() is 'Trigger: refuse (PC005) what no page and no reader can take.';
 
 create or replace function pgcoord_private.stamp_feature() returns trigger
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     if new.id <> old.id then
         raise exception using
@@ -127,7 +130,8 @@ end $$;
 comment on function pgcoord_private.log_changed_feature() is 'Trigger: log that a feature was described or planned anew.';
 
 create or replace function pgcoord_private.log_deleted_features() returns trigger
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     insert into pgcoord.event (kind, feature_id, actor, reason)
     select 'feature_deleted', id, pgcoord_private.actor(), pgcoord_private.reason() from old_rows order by id;

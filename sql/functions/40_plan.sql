@@ -3,7 +3,8 @@
 -- Refuse what cannot be a feature with its phases. The phases' own rules are checked when they are inserted.
 -- Errors: PC005, naming the member.
 create or replace function pgcoord_private.check_feature_object(p_feature jsonb) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_fault text;
 begin
@@ -75,7 +76,8 @@ comment on function pgcoord.submit_feature(jsonb) is
     'Store a feature, given as one JSON object, and queue its phases at once; returns its id. A phase without depends_on_phases waits for nothing.';
 
 create or replace function pgcoord_private.refuse_queued(p_feature_id integer) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     if exists (select from public.phase_queue where feature_id = p_feature_id) then
         raise exception using

@@ -207,7 +207,8 @@ comment on function pgcoord.set_slots(integer) is
     'Let n phases run at once. Lowering ends nothing: surplus phases run to their end and are not replaced.';
 
 create or replace function pgcoord_private.finished_features(p_older_than interval) returns setof integer
-language sql as $$
+language sql
+begin atomic
     select f.id
     from public.planned_features as f
     where (f.cancelled_at is not null or exists (select from public.phase_queue where feature_id = f.id))
@@ -218,7 +219,7 @@ language sql as $$
                     or coalesce(p.finished_timestamp, p.updated_at) > now() - p_older_than)
         )
         and coalesce(f.cancelled_at, '-infinity') <= now() - p_older_than;
-$$;
+end;
 comment on function pgcoord_private.finished_features(interval) is 'Features that were finished (completed or cancelled) that long ago.';
 
 create or replace function pgcoord.prune(p_older_than interval) returns integer

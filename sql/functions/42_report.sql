@@ -7,7 +7,8 @@
 -- Errors: PC003 when the named one was given up, or is none of this phase.
 create or replace function pgcoord_private.reported_attempt(p_phase public.phase_queue, p_adw_id text, p_outcome text)
 returns pgcoord.attempt
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_attempt pgcoord.attempt;
 begin
@@ -35,7 +36,8 @@ comment on function pgcoord_private.reported_attempt(public.phase_queue, text, t
 -- answered with what is stored.
 -- Errors: PC001 no such phase; PC002 never started; PC003 stale attempt; PC004 it ended another way.
 create or replace function pgcoord_private.answer_report(p_queue_id text, p_outcome text, p_adw_id text) returns public.phase_queue
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
     v_attempt pgcoord.attempt := pgcoord_private.reported_attempt(v_phase, p_adw_id, p_outcome);
@@ -63,6 +65,7 @@ comment on function pgcoord_private.answer_report(text, text, text) is
 create or replace function pgcoord_private.report_phase(p_queue_id text, p_outcome text, p_error text, p_adw_id text)
 returns public.phase_queue
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_phase public.phase_queue;
@@ -114,7 +117,8 @@ comment on function pgcoord_private.named_by_report(jsonb) is
 -- The phase that a report is about; all that it says of the phase has to fit.
 -- Errors: PC001 when there is none, PC005 when the report names none, or contradicts itself.
 create or replace function pgcoord_private.phase_of_report(p_report jsonb) returns public.phase_queue
-language plpgsql stable as $$
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_phase public.phase_queue;
     v_adw_phase text;
@@ -150,13 +154,14 @@ comment on function pgcoord_private.phase_of_report(jsonb) is
     'The phase that a report is about; PC001 when there is none, PC005 when what the report says does not fit together.';
 
 create or replace function pgcoord_private.report_secrets(p_report jsonb, out adw_id text, out secret text) returns setof record
-language sql stable as $$
+language sql stable
+begin atomic
     select a.adw_id, a.secret
     from pgcoord.attempt as a
     where a.queue_id = pgcoord_private.named_by_report(p_report) and a.adw_id = coalesce(p_report ->> 'adw_id', a.adw_id)
     order by a.number desc
     limit 100;
-$$;
+end;
 comment on function pgcoord_private.report_secrets(jsonb) is
     'For the coordinator: the secrets by which a report may be signed, each of one attempt, for which alone it speaks.';
 
@@ -170,7 +175,8 @@ create or replace function pgcoord_private.take_report(
     out code text, out reason text, out hint text, out repeated boolean, out queue_id text, out feature_id integer,
     out phase_number integer, out adw_id text, out attempt integer, out outcome text, out status text
 )
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     v_phase public.phase_queue;

@@ -3,7 +3,8 @@
 
 -- Refuse a coordinator that does not lead any more.
 create or replace function pgcoord_private.check_epoch(p_epoch bigint) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     if p_epoch is distinct from (select epoch from pgcoord.control) then
         raise exception using
@@ -24,7 +25,8 @@ create or replace function pgcoord_private.lead(
     p_host text, p_pid integer, p_version text, p_runs_folder text, p_workflows jsonb, p_after bigint default 0,
     out led boolean, out epoch bigint, out host text, out pid integer
 )
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     v_timeout text := current_setting('lock_timeout');
@@ -64,7 +66,8 @@ comment on function pgcoord_private.lead(text, integer, text, text, jsonb, bigin
 
 -- Give the lead back. The epoch stays in force until somebody else leads: what was being started is still recorded.
 create or replace function pgcoord_private.resign() returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     perform pg_advisory_unlock(7405, 1);
     notify pgcoord_stand_by;
@@ -75,6 +78,7 @@ comment on function pgcoord_private.resign() is
 -- Errors: 55P03 when somebody has the lease locked for more than a second.
 create or replace function pgcoord_private.renew_lease(p_host text) returns void
 language sql
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '1s' as $$
     insert into pgcoord.host (name, lease_until) values (p_host, clock_timestamp() + pgcoord_private.lease_length())
     on conflict (name) do update set lease_until = excluded.lease_until;
@@ -85,7 +89,8 @@ comment on function pgcoord_private.renew_lease(text) is
 -- Which line of history this server writes: of the same system, the one with the higher timeline is the one that was
 -- promoted later. Nulls where a server does not tell.
 create or replace function pgcoord_private.lineage(out system bigint, out timeline integer)
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     select system_identifier into system from pg_control_system();
     timeline := ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer;

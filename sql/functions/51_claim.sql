@@ -134,6 +134,7 @@ create or replace function pgcoord_private.next_work(
     p_awaited text[] default '{}', out due_in float8, out abandoned bigint[], out locked text[]
 )
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_workflows text[];

@@ -64,10 +64,11 @@ comment on function pgcoord_private.start_phase(bigint, bigint, integer, text) i
     'For the coordinator: the process of a claimed attempt was started; the phase is running and its timeout runs.';
 
 create or replace function pgcoord_private.log_attempt(p_attempt pgcoord.attempt, p_kind text, p_reason text) returns void
-language sql as $$
+language sql
+begin atomic
     select pgcoord_private.log_event(p_kind, p_reason, feature_id, phase_number, queue_id, p_attempt.number)
     from public.phase_queue where queue_id = p_attempt.queue_id;
-$$;
+end;
 comment on function pgcoord_private.log_attempt(pgcoord.attempt, text, text) is
     'Write an event about an attempt that is not the move of its phase.';
 
@@ -75,7 +76,8 @@ comment on function pgcoord_private.log_attempt(pgcoord.attempt, text, text) is
 create or replace function pgcoord_private.conclude_attempt(
     p_attempt pgcoord.attempt, p_outcome text, p_error text, p_reason text default null
 ) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     update pgcoord.attempt
     set ended_at = clock_timestamp(), outcome = p_outcome, error = p_error
@@ -195,7 +197,8 @@ comment on function pgcoord_private.return_attempt(bigint, interval, text) is
 -- Ask for the end of attempts that have run longer than they may. One that somebody has locked is passed over, so that
 -- no transaction of a person's holds the coordinator up; next_work names it.
 create or replace function pgcoord_private.expire_attempts() returns void
-language sql as $$
+language sql
+begin atomic
     update pgcoord.attempt as a
     set ending = 'timed_out', ending_at = clock_timestamp(),
         ending_reason = format('ran longer than its timeout of %s', timeout)
@@ -206,11 +209,12 @@ language sql as $$
         where p.slot is not null and late.deadline <= clock_timestamp() and late.ended_at is null and late.ending is null
         for no key update of late skip locked
     );
-$$;
+end;
 comment on function pgcoord_private.expire_attempts() is 'For the coordinator: ask for the end of attempts past their deadline.';
 
 create or replace function pgcoord_private.tell_ending() returns trigger
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     if new.ending is null or new.ending is not distinct from old.ending then
         return null;
@@ -224,7 +228,8 @@ comment on function pgcoord_private.tell_ending() is
     'Trigger: log that the end of an attempt was asked for, and wake the coordinators: its process may be on any host.';
 
 create or replace function pgcoord_private.tell_deleted() returns trigger
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     notify pgcoord_wake;
     notify pgcoord_stand_by;

@@ -12,18 +12,20 @@ comment on function pgcoord_private.issue_settles() is 'After what time an issue
 
 -- The prerequisites and dependents of a phase as people name them, nearest number first.
 create or replace function pgcoord_private.named_phases(p_feature_id integer, p_numbers integer[]) returns jsonb
-language sql stable as $$
+language sql stable
+begin atomic
     select coalesce(jsonb_agg(jsonb_build_object('phase_number', p.phase_number, 'title', pgcoord_private.title_of(p),
         'status', p.status, 'issue_number', p.issue_number, 'eligible', p.eligible_at is not null) order by p.phase_number), '[]')
     from public.phase_queue as p
     where p.feature_id = p_feature_id and p.phase_number = any (p_numbers);
-$$;
+end;
 comment on function pgcoord_private.named_phases(integer, integer[]) is
     'Phases of a feature as JSON: number, title, status, issue, and whether nothing of the feature holds it back.';
 
 -- What the issue of a phase says, but for the prompt.
 create or replace function pgcoord_private.issue_facts(p_queue_id text, p_repository text) returns jsonb
-language sql stable as $$
+language sql stable
+begin atomic
     select jsonb_build_object(
         'feature', f.title,
         'total_phases', (select count(*) from public.phase_queue where feature_id = f.id),
@@ -39,7 +41,7 @@ language sql stable as $$
     from public.phase_queue as p
         join public.planned_features as f on f.id = p.feature_id
     where p.queue_id = p_queue_id;
-$$;
+end;
 comment on function pgcoord_private.issue_facts(text, text) is
     'What the issue of a phase says besides its prompt, and whether its labels have been made before.';
 
@@ -51,7 +53,8 @@ create or replace function pgcoord_private.intend_issue(
     p_epoch bigint, p_attempt_id bigint, p_repository text, p_looked boolean default false,
     out number integer, out key uuid, out intended_at timestamptz, out posts boolean, out wait_seconds float8
 )
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     v_queue_id text;
@@ -87,7 +90,8 @@ comment on function pgcoord_private.intend_issue(bigint, bigint, text, boolean) 
 -- Keep the number of an issue. Where it was just made (p_made, not found), whatever held others back is over. A phase that
 -- has ended meanwhile has something to tell it.
 create or replace function pgcoord_private.store_issue(p_key uuid, p_number integer, p_author text, p_made boolean) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_issue pgcoord.issue;
     v_phase public.phase_queue;
@@ -126,7 +130,8 @@ comment on function pgcoord_private.store_issue(uuid, integer, text, boolean) is
 create or replace function pgcoord_private.hold_issues(
     p_wait interval, p_grows boolean, p_reason text, p_optional_after interval, out wait_seconds float8, out optional boolean
 )
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     perform 1 from pgcoord.control for no key update;
     update pgcoord.control
@@ -149,17 +154,19 @@ comment on function pgcoord_private.hold_issues(interval, boolean, text, interva
 
 -- The issue that was about to be posted certainly was not: nobody has to look for it.
 create or replace function pgcoord_private.unpost_issue(p_key uuid) returns void
-language sql as $$
+language sql
+begin atomic
     with issue as (
         update pgcoord.issue set posted_at = null, posts = posts - 1 where key = p_key and number is null and posts > 0
         returning queue_id, posts
     )
     delete from pgcoord.errand where kind = 'check' and queue_id = (select queue_id from issue where posts = 0);
-$$;
+end;
 comment on function pgcoord_private.unpost_issue(uuid) is 'For the coordinator: an issue that was about to be posted certainly was not made.';
 
 create or replace function pgcoord.release_issues() returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     if exists (select from pgcoord.control where issues_held_since is not null) then
         update pgcoord.control
@@ -173,7 +180,8 @@ comment on function pgcoord.release_issues() is
 
 -- A phase starts without an issue, since GitHub will make none for it.
 create or replace function pgcoord_private.do_without_issue(p_attempt_id bigint, p_reason text) returns void
-language sql as $$
+language sql
+begin atomic
     select pgcoord_private.log_attempt(a, 'issue_missing', 'starts without an issue: ' || p_reason) from pgcoord.attempt as a where a.id = p_attempt_id;
-$$;
+end;
 comment on function pgcoord_private.do_without_issue(bigint, text) is 'For the coordinator: log that an attempt starts without an issue, and why.';

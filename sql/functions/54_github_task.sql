@@ -35,7 +35,8 @@ create or replace function pgcoord_private.begin_errand(
     p_repository text, out id bigint, out queue_id text, out kind text, out key uuid, out issue_key uuid, out number integer,
     out intended_at timestamptz, out tries integer, out status text, out phase_status text, out facts jsonb, out due_in float8
 )
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     v_held_until timestamptz := (select issues_held_until from pgcoord.control);
@@ -66,7 +67,8 @@ comment on function pgcoord_private.begin_errand(text) is
 
 -- What there is to say about the end of a phase.
 create or replace function pgcoord_private.errand_facts(p_errand_id bigint) returns jsonb
-language sql stable as $$
+language sql stable
+begin atomic
     select jsonb_build_object(
         'queue_id', p.queue_id, 'attempt', a.number, 'adw_id', a.adw_id, 'outcome', a.outcome, 'pr_number', p.pr_number,
         'ran_seconds', extract(epoch from coalesce(a.exited_at, a.ended_at) - a.started_at),
@@ -80,12 +82,13 @@ language sql stable as $$
         join public.phase_queue as p using (queue_id)
         left join pgcoord.attempt as a on a.queue_id = e.queue_id and a.number = e.attempt
     where e.id = p_errand_id;
-$$;
+end;
 comment on function pgcoord_private.errand_facts(bigint) is 'What a comment says about the end of a phase.';
 
 -- An errand is done, or given up: p_done says what was done, p_error why it never will be.
 create or replace function pgcoord_private.finish_errand(p_errand_id bigint, p_done text, p_error text default null) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_errand pgcoord.errand;
 begin
@@ -103,9 +106,10 @@ comment on function pgcoord_private.finish_errand(bigint, text, text) is
     'For the coordinator: an errand is done (what was done there), or is given up (why).';
 
 create or replace function pgcoord_private.postpone_errand(p_errand_id bigint, p_wait interval, p_error text) returns void
-language sql as $$
+language sql
+begin atomic
     update pgcoord.errand set due_at = clock_timestamp() + least(p_wait * 2 ^ least(tries - 1, 20), interval '6 hours'), error = p_error
     where id = p_errand_id;
-$$;
+end;
 comment on function pgcoord_private.postpone_errand(bigint, interval, text) is
     'For the coordinator: an errand is tried again after that long, doubled with each try.';

@@ -3,7 +3,8 @@
 -- What somebody did on GitHub concerns the phases whose issue it was, and for a pull request those that it names: by
 -- queue_id, adw_id or issue. Issues that people gave their phases themselves count, too.
 create or replace function pgcoord_private.phases_on_github(p_repository text, p_numbers integer[], p_words text[]) returns setof text
-language sql stable as $$
+language sql stable
+begin atomic
     select p.queue_id
     from public.phase_queue as p
         left join pgcoord.issue as i using (queue_id)
@@ -13,7 +14,7 @@ language sql stable as $$
     union
     select queue_id from pgcoord.attempt where adw_id = any (p_words)
     order by 1;
-$$;
+end;
 comment on function pgcoord_private.phases_on_github(text, integer[], text[]) is
     'The phases with one of these issues, or named by one of these words.';
 
@@ -32,7 +33,8 @@ comment on function pgcoord_private.is_our_doing(public.phase_queue, text, text)
 -- Do to a phase what the configuration says: nothing, cancel, complete or retry. What its state does not allow, or needs
 -- no more, is left; returns why, in words.
 create or replace function pgcoord_private.act_on_phase(p_phase public.phase_queue, p_action text, p_reason text) returns text
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 declare
     v_refused text;
 begin

@@ -9,6 +9,7 @@ returns table (
     low double precision, mid double precision, high double precision, not_before double precision
 )
 language sql stable
+set search_path = pg_catalog, pg_temp
 set jit = off as $$
     with
     usual as materialized (select * from pgcoord.usual),
@@ -78,6 +79,7 @@ returns table (
     starts_at timestamptz, ends_at timestamptz, earliest timestamptz, latest timestamptz
 )
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 set jit = off as $$
 declare
     v_features integer[];
@@ -188,6 +190,7 @@ returns table (
     ends_at timestamptz, earliest timestamptz, latest timestamptz
 )
 language sql stable
+set search_path = pg_catalog, pg_temp
 set jit = off as $$
     with work as (
         select r.feature_id,

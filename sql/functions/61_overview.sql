@@ -2,7 +2,8 @@
 
 -- The reasons are read feature by feature: asked for one by one, those of 500 phases would take a second.
 create or replace function pgcoord_private.phase_objects(p_queue_ids text[]) returns setof jsonb
-language sql stable as $$
+language sql stable
+begin atomic
     select to_jsonb(p) - '{attempts_used,unmet,held}'::text[] || jsonb_build_object('waiting_for', first.words)
     from unnest(p_queue_ids) with ordinality as named (queue_id, place)
         join public.phase_queue as p using (queue_id)
@@ -12,7 +13,7 @@ language sql stable as $$
             offset 0    -- or the planner would look for the obstacle of each phase by itself
         ) as first using (queue_id)
     order by named.place;
-$$;
+end;
 comment on function pgcoord_private.phase_objects(text[]) is 'Phases as JSON objects, each as pgcoord.queue has it, in the order they are named.';
 
 -- Features that are not finished, then the latest of those that are: what a page of features shows. It reads the phases
@@ -20,6 +21,7 @@ comment on function pgcoord_private.phase_objects(text[]) is 'Phases as JSON obj
 create or replace function pgcoord_private.list_features(p_show text, p_search text, p_limit integer)
 returns setof integer
 language sql stable
+set search_path = pg_catalog, pg_temp
 set jit = off as $$
     with
     working as materialized (select distinct feature_id as id from public.phase_queue where status <> 'completed'),
@@ -70,6 +72,7 @@ returns table (
     paused_at timestamptz, paused_reason text, paused_by text, cancelled_at timestamptz, cancelled_reason text
 )
 language sql stable
+set search_path = pg_catalog, pg_temp
 set jit = off as $$
     select f.id, f.title, f.status, f.total_phases, n.counts, n.strip, n.running, n.failed, f.phases_blocked,
         (select a.phase_number from pgcoord.attention as a where a.feature_id = f.id and a.kind = 'missing' order by 1 limit 1),
@@ -102,7 +105,8 @@ create or replace function pgcoord_private.measures(
     out phases jsonb, out slots bigint, out slots_held bigint, out slots_draining bigint, out paused boolean,
     out oldest_eligible_seconds float8, out notification_queue_usage float8
 )
-language sql stable as $$
+language sql stable
+begin atomic
     select
         (select jsonb_object_agg(status, n) from (select status, count(*) as n from public.phase_queue group by status) as counted),
         (select count(*) from pgcoord.slot where not draining),
@@ -112,19 +116,20 @@ language sql stable as $$
         (select extract(epoch from clock_timestamp() - min(eligible_at)) from public.phase_queue
             where status = 'queued' and eligible_at is not null and retry_at is null and not held),
         pg_notification_queue_usage();
-$$;
+end;
 comment on function pgcoord_private.measures() is
     'How many phases there are in each state, slots in all and in use, since when the oldest eligible phase waits, how full the queue of notifications is.';
 
 create or replace function pgcoord_private.ended_attempts(
     p_events bigint[], out workflow text, out outcome text, out waited_seconds float8, out ran_seconds float8
 ) returns setof record
-language sql stable as $$
+language sql stable
+begin atomic
     select a.workflow, a.outcome, case when a.number = 1 then extract(epoch from a.claimed_at - p.eligible_at) end, extract(epoch from a.ended_at - a.started_at)
     from pgcoord.event as e
         join pgcoord.attempt as a on a.queue_id = e.queue_id and a.number = e.attempt
         join public.phase_queue as p on p.queue_id = a.queue_id
     where e.id = any (p_events) and a.ended_at is not null;
-$$;
+end;
 comment on function pgcoord_private.ended_attempts(bigint[]) is
     'The attempts that ended with the given events: how, after what time, and how long the first one of a phase was waited for.';

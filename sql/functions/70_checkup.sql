@@ -5,7 +5,7 @@
 -- The definitions that upgrades write. The search path is fixed, for the server qualifies names by it.
 create or replace function pgcoord_private.definitions() returns table (name text, digest text)
 language sql stable
-set search_path = pg_catalog as $$
+set search_path = pg_catalog, pg_temp as $$
     select 'function ' || p.oid::regprocedure, md5(pg_get_functiondef(p.oid))
     from pg_proc as p
     where p.pronamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace) and p.prokind = 'f'
@@ -23,7 +23,8 @@ $$;
 comment on function pgcoord_private.definitions() is 'Functions, views and triggers of pgcoord as they are now, each with the digest of its definition.';
 
 create or replace function pgcoord_private.record_definitions() returns void
-language sql as $$
+language sql
+set search_path = pg_catalog, pg_temp as $$
     delete from pgcoord.shipped;
     insert into pgcoord.shipped (name, digest) select name, digest from pgcoord_private.definitions();
 $$;
@@ -39,7 +40,8 @@ comment on view pgcoord.changed_definition is
     'Functions, views and triggers that are not as the last upgrade left them: changed, switched off, or missing.';
 
 create or replace function pgcoord_private.checkup_definitions() returns setof pgcoord.finding
-language sql stable as $$
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
     select 'definitions', case when count(c.name) = 0 then 'ok' else 'fail' end,
         case when count(c.name) = 0
             then format('functions, views and triggers are as the upgrade to %s left them', max(m.release))
@@ -53,7 +55,8 @@ $$;
 comment on function pgcoord_private.checkup_definitions() is 'Checkup: are the rules those that were shipped?';
 
 create or replace function pgcoord_private.checkup_rights() returns setof pgcoord.finding
-language sql stable as $$
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
     with door (ordinal, may, allowed) as (
         values
             (1, 'watch', has_table_privilege('pgcoord.board', 'select') and has_table_privilege('pgcoord.event', 'select')),
@@ -68,16 +71,26 @@ language sql stable as $$
                 where pronamespace = 'pgcoord_private'::regnamespace and proname in ('lead', 'claim_phases', 'start_phase', 'end_attempt')
             ))
     )
-    select 'rights', case when bool_or(allowed) then 'ok' else 'fail' end,
+    select 'rights', case when not bool_or(allowed) then 'fail' when open.to_all then 'warn' else 'ok' end,
         concat(current_user, coalesce(' may ' || string_agg(may, ', ' order by ordinal) filter (where allowed), ''),
-            '; may not ' || string_agg(may, ', ' order by ordinal) filter (where not allowed)),
-        case when not bool_or(allowed) then 'grant it pgcoord_reader, pgcoord_client or pgcoord_coordinator' end
-    from door;
+            '; may not ' || string_agg(may, ', ' order by ordinal) filter (where not allowed),
+            case when open.to_all then '; anybody may create in the schema public' end),
+        case when not bool_or(allowed) then 'grant it pgcoord_reader, pgcoord_client or pgcoord_coordinator'
+            when open.to_all then 'revoke create on schema public from public: what is created there may pass for something else' end
+    from door,
+        (
+            select exists (
+                select from pg_namespace as n, aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) as a
+                where n.nspname = 'public' and a.grantee = 0 and a.privilege_type = 'CREATE'
+            ) as to_all
+        ) as open
+    group by open.to_all;
 $$;
-comment on function pgcoord_private.checkup_rights() is 'Checkup: what may the current user do?';
+comment on function pgcoord_private.checkup_rights() is 'Checkup: what may the current user do, and may anybody create in public?';
 
 create or replace function pgcoord_private.checkup_coordinator() returns setof pgcoord.finding
-language sql stable as $$
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
     select 'coordinator',
         case when l.epoch is null and (work.waits or b.words is not null) then 'fail' when l.epoch is null or l.outdated then 'warn' else 'ok' end,
         case when b.words is not null then 'no coordinator leads: ' || b.words
@@ -108,7 +121,8 @@ $$;
 comment on function pgcoord_private.checkup_coordinator() is 'Checkup: does a coordinator lead, and is it of the schema''s release?';
 
 create or replace function pgcoord_private.checkup_slots() returns setof pgcoord.finding
-language sql stable as $$
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
     select 'slots', case when c.paused_at is not null or s.total = 0 then 'warn' else 'ok' end,
         case when c.paused_at is not null
             then format('everything is paused since %s%s', to_char(c.paused_at, 'YYYY-MM-DD HH24:MI:SS'), ': ' || c.paused_reason)
@@ -123,7 +137,8 @@ comment on function pgcoord_private.checkup_slots() is 'Checkup: is there a slot
 
 -- What is eligible while a slot is free is claimed within milliseconds, or it is stuck.
 create or replace function pgcoord_private.checkup_line() returns setof pgcoord.finding
-language sql stable as $$
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
     select 'line', case when line.stuck then 'fail' else 'ok' end,
         case when line.stuck then format('%s, the first since %s, though a slot is free',
                 pgcoord_private.counted(line.n, 'phase waits', 'phases wait'), pgcoord_private.in_words(line.longest))
@@ -146,7 +161,8 @@ $$;
 comment on function pgcoord_private.checkup_line() is 'Checkup: is everything claimed that could be?';
 
 create or replace function pgcoord_private.checkup_retries() returns setof pgcoord.finding
-language sql stable as $$
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
     select 'retries', case when r.late then 'fail' else 'ok' end,
         case when r.n = 0 then 'no phase waits for its next attempt'
             else format('%s for another attempt, the first %s', pgcoord_private.counted(r.n, 'phase waits', 'phases wait'),
@@ -164,7 +180,8 @@ $$;
 comment on function pgcoord_private.checkup_retries() is 'Checkup: are failed phases tried again in time?';
 
 create or replace function pgcoord_private.checkup_workflows() returns setof pgcoord.finding
-language sql stable as $$
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
     select 'workflows', case when n = 0 then 'ok' else 'warn' end,
         case when n = 0 then 'every phase has one that a coordinator can run'
             else format('%s one that no coordinator knows: %s', pgcoord_private.counted(n, 'phase has', 'phases have'), pgcoord_private.some_of(names))
@@ -181,7 +198,8 @@ $$;
 comment on function pgcoord_private.checkup_workflows() is 'Checkup: are there phases whose workflow no coordinator knows?';
 
 create or replace function pgcoord_private.checkup_prerequisites() returns setof pgcoord.finding
-language sql stable as $$
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
     select 'prerequisites', case when n = 0 then 'ok' else 'warn' end,
         case when n = 0 then 'every phase that another one waits for exists'
             else format('%s for a phase that does not exist: %s', pgcoord_private.counted(n, 'phase waits', 'phases wait'), pgcoord_private.some_of(names))
@@ -199,7 +217,8 @@ comment on function pgcoord_private.checkup_prerequisites() is 'Checkup: do phas
 -- An attempt is looked after by a coordinator on its own machine, which alone sees the process: the one that leads, or
 -- one that stands by and renews a lease. Without either it is lost after a while, its process perhaps not.
 create or replace function pgcoord_private.checkup_attempts() returns setof pgcoord.finding
-language sql stable as $$
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
     select 'attempts', case when n = 0 then 'ok' when holds_slot then 'fail' else 'warn' end,
         case when n = 0 then 'every process has a coordinator on its machine'
             else format('%s no coordinator on the same machine: %s',
@@ -220,7 +239,8 @@ $$;
 comment on function pgcoord_private.checkup_attempts() is 'Checkup: are there processes that no coordinator looks after?';
 
 create or replace function pgcoord_private.checkup_external() returns setof pgcoord.finding
-language sql stable as $$
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
     select 'external', case when n = 0 then 'ok' else 'warn' end,
         case when n = 0 then 'no phase runs unsupervised'
             else format('%s unsupervised, as it was inserted: %s', pgcoord_private.counted(n, 'phase runs', 'phases run'), pgcoord_private.some_of(names))
@@ -237,7 +257,8 @@ comment on function pgcoord_private.checkup_external() is 'Checkup: are there ph
 
 -- A minute with a lock on our rows holds up claims; ten minutes of any kind keep vacuum from removing dead rows.
 create or replace function pgcoord_private.checkup_transactions() returns setof pgcoord.finding
-language sql stable as $$
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
     with open_transaction (name, since, locks, ending) as (
         select format('process %s of %s', a.pid, a.usename), a.xact_start, exists (
                 select from pg_locks as l
@@ -268,7 +289,8 @@ $$;
 comment on function pgcoord_private.checkup_transactions() is 'Checkup: are there transactions that lock phases, or hold vacuum back?';
 
 create or replace function pgcoord_private.checkup_locks() returns setof pgcoord.finding
-language sql stable as $$
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
     with holder as (
         select w.holder, min(w.since) as since, min(pgcoord_private.held_by(w.lock)) as words, array_agg(distinct w.lock) as locks
         from pgcoord_private.find_lock_waits() as w
@@ -295,7 +317,8 @@ $$;
 comment on function pgcoord_private.checkup_locks() is 'Checkup: does a coordinator wait for locks that somebody holds?';
 
 create or replace function pgcoord_private.checkup_notifications() returns setof pgcoord.finding
-language sql volatile as $$
+language sql volatile
+set search_path = pg_catalog, pg_temp as $$
     select 'notifications', case when usage < 0.1 then 'ok' when usage < 0.5 then 'warn' else 'fail' end,
         format('the server''s queue of notifications is %s %% full', round(100 * usage)),
         case when usage >= 0.1 then 'a session that listens is in a transaction for long: end it (see transactions, of all databases)' end
@@ -304,7 +327,8 @@ $$;
 comment on function pgcoord_private.checkup_notifications() is 'Checkup: is the queue of notifications emptied? When it is full, no change can be committed.';
 
 create or replace function pgcoord_private.checkup_issues() returns setof pgcoord.finding
-language sql stable as $$
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
     select 'issues', case when c.issues_held_since is not null or failing > 0 then 'warn' else 'ok' end,
         case when c.issues_held_since is not null then format('GitHub makes no issues for %s: %s',
                 pgcoord_private.in_words(clock_timestamp() - c.issues_held_since), c.issues_held_reason)
@@ -323,7 +347,8 @@ $$;
 comment on function pgcoord_private.checkup_issues() is 'Checkup: does GitHub make issues, and are they told how their phases ended?';
 
 create or replace function pgcoord.checkup() returns setof pgcoord.finding
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
 begin
     return query select * from pgcoord_private.checkup_definitions();
     if exists (select from pgcoord.changed_definition where missing) then

@@ -577,7 +577,7 @@ def test_each_mistake_has_an_exit_status_and_a_line(desk: Desk, conn: Connection
         (["run", plan, "--config", "no"], 5, f"{desk.folder}/no: no such file or directory"),
         (["serve", "--config", "odd.toml"], 5, f"{desk.folder}/odd.toml: workflow.sh.tmeout: unkn"),
         (["serve", "--config", "empty.toml"], 5, f"{desk.folder}/empty.toml: no workflow is decl"),
-        (["status", "--dsn", "foo bar"], 6, 'this is no DSN: missing "="'),
+        (["status", "--dsn", "foo bar"], 6, 'this is not a DSN: missing "="'),
         (["status", "--dsn", f"{dsn} dbname=nosuch"], 6, "the database cannot be used: "),
         (["serve", "--dsn", f"{dsn} dbname=nosuch"], 6, "the database cannot be used: "),
         (["run", plan, "--dsn", "host=/nowhere"], 6, "the database cannot be used: "),
@@ -617,7 +617,7 @@ def test_a_dsn_with_a_fault_is_refused_without_its_password(desk: Desk) -> None:
         with case(command, wrong):
             done = desk.call(*command, "--dsn", wrong)
             assert done.returncode == 6, done
-            assert "pgcoord: this is no DSN: " in done.stderr
+            assert "pgcoord: this is not a DSN: " in done.stderr
             assert "hunter" not in done.stderr + done.stdout
 
 

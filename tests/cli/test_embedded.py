@@ -491,7 +491,7 @@ def test_root_is_told_where_that_user_cannot_reach_the_data(
 ) -> None:
     (short / "closed").mkdir(mode=0o700)
     embedded = make(short / "closed" / ".pgcoord", no_namespace)
-    with pytest.raises(CannotStart, match="as whom root runs Postgres") as caught:
+    with pytest.raises(CannotStart, match="root runs Postgres as user") as caught:
         embedded.start()
     assert str(embedded.state) in str(caught.value)
 

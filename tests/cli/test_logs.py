@@ -402,22 +402,6 @@ def test_a_coordinator_logs_a_line_a_transition(desk: Desk, dsn: str, conn: Conn
     assert_no_secret(serve, conn)
 
 
-def test_a_name_with_a_line_break_begins_no_line_of_the_log(desk: Desk, conn: Connection) -> None:
-    serve = desk.start("serve")
-    serve.until("leading")
-    conn.execute("insert into planned_features (title) values ('a')")
-    conn.execute(
-        "insert into phase_queue (feature_id, phase_number, queue_id, phase_data) values"
-        """ (1, 1, e'x\n12:00:00  INFO     forged', '{"prompt_content": "exit 3"}')"""
-    )
-    serve.until("running → failed")
-    serve.send(signal.SIGTERM)
-    assert serve.wait() == 0
-    assert r"x\n12:00:00" in serve.said
-    assert not [line for line in serve.said.splitlines() if line.endswith("forged")]
-    assert not [line for line in serve.said.splitlines() if line.startswith("12:00:00")]
-
-
 def test_a_coordinator_logs_json_where_that_is_asked_for(desk: Desk, conn: Connection) -> None:
     serve = desk.start("serve", "--log-format", "json")
     serve.until("leading")

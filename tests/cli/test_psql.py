@@ -60,7 +60,7 @@ def test_what_the_shortcuts_show_fits_eighty_columns(conn: Connection, terminal:
     conn.execute(
         "insert into phase_queue (queue_id, feature_id, phase_number, status, adw_id, phase_data)"
         " values (%(name)s, 3, 2147483647, 'completed', %(name)s, %(data)s)",
-        {"name": LONG, "data": Jsonb({"title": LONG})},
+        {"name": LONG.replace(" ", "-"), "data": Jsonb({"title": LONG})},
     )
     shown = {shortcut: terminal.type(shortcut) for shortcut in SHORTCUTS}
     for feature in (1, 2, 3):

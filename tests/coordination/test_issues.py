@@ -189,7 +189,7 @@ async def test_an_issue_that_is_not_listed_yet_is_waited_for_and_not_made_twice(
         )
         assert row["status"] == "queued"
         assert row["slot"] is None
-        assert "may have been made, and is looked for again" in (await reasons(watch))[0]
+        assert "may exist already, and is searched for again" in (await reasons(watch))[0]
         await let_time_pass(watch, github, timedelta(seconds=20))
         (row,) = await watch.until_statuses("completed")
     assert row["issue_number"] == 1

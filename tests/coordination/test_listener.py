@@ -144,7 +144,7 @@ async def test_waiting_ends_when_told_from_within(dsn: str) -> None:
     async with asyncio.timeout(PATIENCE), listening(dsn, session.WAKE) as listener:
         waiting = asyncio.ensure_future(listener.wait(None))
         await asyncio.sleep(0)
-        listener.tell()
+        listener.wake()
         await waiting
 
 

@@ -22,7 +22,7 @@ from support.coordination import (
 
 # The server gives up a leader of which it hears nothing for so long.
 SOON = """
-database._OF_LEAD["idle_session_timeout"] = "400ms"
+connect._OF_LEAD["idle_session_timeout"] = "400ms"
 listener.PING_EVERY = 0.1
 """
 
@@ -55,7 +55,7 @@ async def test_a_stand_by_takes_over_at_once_when_the_leader_stops_in_order(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr("pgcoord.coordination.coordinator._ASK_EVERY", 2 * PATIENCE)
+    monkeypatch.setattr("pgcoord.coordination.coordinator._LEAD_EVERY", 2 * PATIENCE)
     second = make_coordinator(dsn, tmp_path)
     async with (
         running(make_coordinator(dsn, tmp_path)) as first,
@@ -121,7 +121,7 @@ async def test_what_a_frozen_leader_was_about_to_start_was_given_up_by_its_host(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit(f"echo >> {tmp_path}/starts")
-    setting = SOON + "supervision._KNOWN_TO_LEAD = 1000"
+    setting = SOON + "supervision._TRUSTED_FOR = 1000"
     async with coordinator_process(dsn, tmp_path, step="_launch", setting=setting) as frozen:
         await frozen.until("queue-1-1 queued → ready")
         await watch.one("select pgcoord.cancel_phase('queue-1-1', 'enough')")
@@ -138,7 +138,7 @@ async def test_a_frozen_leader_asks_whether_it_still_leads_before_it_starts_a_pr
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit(f"echo $PGCOORD_ATTEMPT >> {tmp_path}/starts")
-    setting = SOON + "supervision._KNOWN_TO_LEAD = 0.1"
+    setting = SOON + "supervision._TRUSTED_FOR = 0.1"
     work = scripts(retry_lost=True, retry_delay=timedelta(0))
     async with coordinator_process(
         dsn,

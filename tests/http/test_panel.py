@@ -833,10 +833,10 @@ async def test_no_text_becomes_a_script(
         [SCRIPT, SCRIPT, SCRIPT, Jsonb([SCRIPT])],
     )
     data = {"title": SCRIPT, "prompt_content": SCRIPT, "files": [SCRIPT]}
-    add_phase(conn, 1, 1, phase_data=Jsonb(data), queue_id=SCRIPT)
+    add_phase(conn, 1, 1, phase_data=Jsonb(data))
     add_phase(conn, 1, 2, [1], phase_data=Jsonb({**data, "workflow_type": SCRIPT}))
     add_phase(conn, 1, 3, [], phase_data=Jsonb({**data, "workflow_type": SCRIPT}))
-    fail(conn, epoch, SCRIPT, SCRIPT)
+    fail(conn, epoch, "queue-1-1", SCRIPT)
     conn.execute("update pgcoord.attempt set folder = %s, adw_id = %s", [str(tmp_path), SCRIPT])
     (tmp_path / "log").write_text(SCRIPT)
     add_phase(conn, 1, 4, phase_data=Jsonb({"title": SCRIPT}), priority=1)

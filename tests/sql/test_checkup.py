@@ -63,6 +63,16 @@ def test_all_is_ok_where_a_coordinator_leads(conn: Connection, epoch: int) -> No
     assert found["slots"][1] == "1 of 3 slots are held"
 
 
+def test_a_schema_public_in_which_anybody_may_create_is_warned_of(conn: Connection) -> None:
+    conn.execute("grant create on schema public to public")
+    level, words, remedy = checkup(conn)["rights"]
+    assert (level, words.endswith("anybody may create in the schema public")) == ("warn", True)
+    assert remedy is not None
+    assert remedy.startswith("revoke create on schema public from public")
+    conn.execute("revoke create on schema public from public")
+    assert checkup(conn)["rights"][0] == "ok"
+
+
 @pytest.mark.parametrize(
     ("statement", "name"),
     [

@@ -363,9 +363,11 @@ def test_no_function_of_a_client_is_called_with_the_rights_of_the_owner(
             """.encode()
         )
     client.execute("set search_path = trap, pg_catalog, public")
+    client.execute("select clock_timestamp()")
+    by_hand = client.execute("select distinct by from trap.caught").fetchall()
+    assert [row["by"] for row in by_hand] == [logins["client"]], "the trap does not work"
+    client.execute("truncate trap.caught")
     feature = add_feature(client, {1: [], 2: [1], 3: [2]})
-    by_insert = client.execute("select distinct by from trap.caught").fetchall()
-    assert [row["by"] for row in by_insert] == [logins["client"]], "the trap does not work"
     add_phase_that_runs = (
         "insert into phase_queue (feature_id, phase_number, status) values (%s, 4, 'running')"
     )
@@ -377,8 +379,7 @@ def test_no_function_of_a_client_is_called_with_the_rights_of_the_owner(
     client.execute("select pgcoord.skip_phase('queue-1-1', 'no')")
     client.execute("select pgcoord.pause(1), pgcoord.resume(1), pgcoord.set_slots(2)")
     client.execute("select pgcoord.cancel_feature(1, 'no')")
-    caught = client.execute("select distinct by from trap.caught").fetchall()
-    assert [row["by"] for row in caught] == [logins["client"]]
+    assert client.execute("select distinct by from trap.caught").fetchall() == []
 
 
 def test_functions_with_the_rights_of_the_owner_have_a_fixed_search_path(
@@ -488,7 +489,9 @@ def test_a_user_who_may_make_no_roles_is_told_what_to_do(
         sql.SQL("set local session authorization {}").format(sql.Identifier(logins["coordinator"]))
     )
     without_roles.execute("savepoint before")
-    with pytest.raises(DatabaseUnusable, match="the roles cannot be made: permission denied") as e:
+    with pytest.raises(
+        DatabaseUnusable, match="the roles cannot be created: permission denied"
+    ) as e:
         schema.upgrade(without_roles, roles=True)
     assert "with CREATEROLE" in str(e.value.hint)
     assert "pgcoord_reader, pgcoord_client, pgcoord_coordinator" in str(e.value.hint)

@@ -82,7 +82,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from support.coordination import make_coordinator, scripts
 from pgcoord.coordination import coordinator, supervision
-from pgcoord.database import connect as database, listener
+from pgcoord.database import connect, listener
 from pgcoord.configuration import GitHub
 from pgcoord.coordination.coordinator import Coordinator
 
