@@ -27,6 +27,7 @@ from support.database import (
     upgrade,
 )
 from support.desk import Desk
+from support.pooler import Pooler
 
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
@@ -143,3 +144,14 @@ def bare_desk(tmp_path: Path) -> Iterator[Desk]:
         yield desk
     if (tmp_path / ".pgcoord").is_dir():
         EmbeddedPostgres(tmp_path / ".pgcoord").stop()
+
+
+@pytest.fixture
+def pooler(tmp_path: Path, dsn: str) -> Iterator[Pooler]:
+    if shutil.which("pgbouncer") is None:
+        pytest.skip("pgbouncer is not installed (Debian: apt-get install pgbouncer)")
+    pooler = Pooler(tmp_path, dsn)
+    try:
+        yield pooler
+    finally:
+        pooler.stop()

@@ -1,10 +1,16 @@
-"""Commands that change what is in the database: a line says what is the case afterwards."""
+"""Commands that change what is in the database: a line says what is the case afterwards.
 
+Those on phases and features are made from `pgcoord.actions`.
+"""
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pgcoord.actions import ACTIONS, BY_NAME, COMMANDS, OPTIONS, Action
 from pgcoord.commands.context import act, find_phase
 from pgcoord.commands.options import HIGHEST_ID, Dsn, FeatureOrAll, Phase, Reason
 from pgcoord.duration import parse_duration
@@ -15,8 +21,9 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to *app*."""
-    for command in (retry, skip, cancel, pause, resume, slots, priority, prune):
-        app.command()(command)
+    for verb, words in COMMANDS.items():
+        app.command(verb, help=words)(slots if verb == "slots" else _command(verb))
+    app.command()(prune)
 
 
 def _parse_age(text: str) -> timedelta:
@@ -26,107 +33,151 @@ def _parse_age(text: str) -> timedelta:
         raise typer.BadParameter(str(error)) from error
 
 
-def retry(ctx: typer.Context, phase: Phase, reason: Reason = None, dsn: Dsn = None) -> None:
-    """Queue a failed or cancelled phase again, with all its attempts."""
-    from pgcoord.database import actions, reads
+_PhaseOrFeature = Annotated[
+    str,
+    typer.Argument(
+        metavar="PHASE|FEATURE",
+        help="A phase (queue-104-2 or 104.2), or a feature by its number alone (104).",
+    ),
+]
 
-    async def change(conn: "Connection") -> str:
-        queue_id = await find_phase(conn, phase)
-        status = await actions.retry_phase(conn, queue_id, reason)
-        waits = await reads.why(conn, queue_id) if status in ("queued", "blocked") else []
-        return f"{queue_id} is {status}" + "".join(f": {each.words}" for each in waits[:1])
-
-    act(ctx, dsn, change)
+_Number = Annotated[
+    int,
+    typer.Argument(metavar="N", min=0, max=100, help="10 is urgent, 50 usual, 90 background work."),
+]
 
 
-def skip(ctx: typer.Context, phase: Phase, reason: Reason = None, dsn: Dsn = None) -> None:
-    """Take a phase as completed without running it."""
+def _command(verb: str) -> Callable[..., None]:
+    """Make the command of the actions that have a verb, with the arguments that they take."""
+    of_verb = [each for each in ACTIONS if each.verb == verb]
+
+    def command(
+        ctx: typer.Context,
+        target: str | int | None,
+        number: int | None = None,
+        reason: str | None = None,
+        dsn: str | None = None,
+        **options: bool,
+    ) -> None:
+        option = next((name for name, given in options.items() if given), None)
+        action, meant = _meant(of_verb, target, option)
+
+        async def change(conn: "Connection") -> str:
+            return await _perform(conn, action, meant, reason, number)
+
+        act(ctx, dsn, change)
+
+    # Typer reads off the signature what a command takes.
+    parameters = _parameters(of_verb)
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _parameters(of_verb: list[Action]) -> list[inspect.Parameter]:
+    scopes = {each.scope for each in of_verb}
+    target = Phase if scopes == {"phase"} else _PhaseOrFeature
+    taken: list[tuple[str, Any, Any]] = [
+        ("ctx", typer.Context, inspect.Parameter.empty),
+        ("target", FeatureOrAll, None)
+        if "all" in scopes
+        else ("target", target, inspect.Parameter.empty),
+    ]
+    if any(each.number for each in of_verb):
+        taken.append(("number", _Number, inspect.Parameter.empty))
+    for option in (each.option for each in of_verb if each.option):
+        flag = typer.Option(f"--{option}", help=OPTIONS[option])
+        taken.append((option, Annotated[bool, flag], False))
+    if any("reason" in each.arguments for each in of_verb):
+        taken.append(("reason", Reason, None))
+    return [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+        for name, kind, default in (*taken, ("dsn", Dsn, None))
+    ]
+
+
+def _meant(
+    of_verb: list[Action], target: str | int | None, option: str | None
+) -> tuple[Action, str | int | None]:
+    """The action of a verb that is meant, and its target. Raises `typer.BadParameter`."""
+    scope = "all" if target is None else "phase"
+    if any(each.scope == "feature" for each in of_verb):
+        number = str(target)
+        if number.isascii() and number.isdecimal():
+            scope, target = "feature", int(number)
+            if not 1 <= target <= HIGHEST_ID:
+                raise typer.BadParameter(
+                    f"{number} is no number of a feature.", param_hint="PHASE|FEATURE"
+                )
+    for action in of_verb:
+        if (action.scope, action.option) == (scope, option):
+            return action, target
+    raise typer.BadParameter(
+        f"{target} is a feature; name one of its phases, such as {target}.1.",
+        param_hint=f"--{option}",
+    )
+
+
+async def _perform(
+    conn: "Connection",
+    action: Action,
+    target: str | int | None,
+    reason: str | None,
+    number: int | None,
+) -> str:
+    """Do an action; return what is the case afterwards."""
     from pgcoord.database import actions
 
-    async def change(conn: "Connection") -> str:
-        queue_id = await find_phase(conn, phase)
-        status = await actions.skip_phase(conn, queue_id, reason)
-        return f"{queue_id} is {status}: what depends on it goes on"
-
-    act(ctx, dsn, change)
-
-
-def cancel(
-    ctx: typer.Context,
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="PHASE|FEATURE",
-            help="A phase (queue-104-2 or 104.2), or a feature by its number alone (104).",
-        ),
-    ],
-    reason: Reason = None,
-    dsn: Dsn = None,
-) -> None:
-    """Give up a phase, or a whole feature; what runs is ended."""
-    number = int(target) if target.isascii() and target.isdecimal() else None
-    if number is not None and not 1 <= number <= HIGHEST_ID:
-        raise typer.BadParameter(f"{target} is no number of a feature.", param_hint="PHASE|FEATURE")
-
-    async def change(conn: "Connection") -> str:
-        if number is not None:
-            return await _cancel_feature(conn, number, reason)
-        return await _cancel_phase(conn, await find_phase(conn, target), reason)
-
-    act(ctx, dsn, change)
+    if action.scope == "phase":
+        target = await find_phase(conn, str(target))
+    result = await actions.perform(conn, action, target, reason=reason, number=number)
+    names = {"phase": str(target), "feature": f"feature {target}", "all": "everything"}
+    said = _count(int(result or 0), "phase") if action.returns == "count" else result
+    line = action.said.format(target=names[action.scope], result=said, number=number)
+    further = _FURTHER.get(action.name)
+    return await further(conn, target, result, line) if further else line
 
 
-async def _cancel_phase(conn: "Connection", queue_id: str, reason: str | None) -> str:
-    from pgcoord.database import actions
+async def _after_retry(conn: "Connection", queue_id: Any, status: Any, line: str) -> str:
+    from pgcoord.database import reads
 
-    status = await actions.cancel_phase(conn, queue_id, reason)
+    waits = await reads.why(conn, queue_id) if status in ("queued", "blocked") else []
+    return line + "".join(f": {each.words}" for each in waits[:1])
+
+
+async def _after_cancel_phase(conn: "Connection", queue_id: Any, status: Any, line: str) -> str:
     if status not in ("ready", "running"):
-        return f"{queue_id} is {status}"
+        return line
     line = f"{queue_id} is being cancelled: its process is ended first"
     return line + await _unless_led(conn, ", once a coordinator runs ('pgcoord serve')")
 
 
-async def _cancel_feature(conn: "Connection", number: int, reason: str | None) -> str:
-    from pgcoord.database import actions, reads
+async def _after_cancel_feature(conn: "Connection", feature: Any, count: Any, line: str) -> str:
+    from pgcoord.database import reads
 
-    given_up = await actions.cancel_feature(conn, number, reason)
-    running = (await reads.feature(conn, number)).phases_running
-    line = f"feature {number} is cancelled: {_count(given_up, 'phase')} given up"
+    running = (await reads.feature(conn, feature)).phases_running
     if not running:
         return line
     line += f", of which {_count(running, 'process', 'processes')} must be ended first"
     return line + await _unless_led(conn, ", once a coordinator runs ('pgcoord serve')")
 
 
-def pause(
-    ctx: typer.Context, feature: FeatureOrAll = None, reason: Reason = None, dsn: Dsn = None
-) -> None:
-    """Start nothing new, of one feature or of all; what runs goes on."""
-    from pgcoord.database import actions
+async def _after_resume(conn: "Connection", feature: Any, result: Any, line: str) -> str:
+    from pgcoord.database import reads
 
-    async def change(conn: "Connection") -> str:
-        await actions.pause(conn, feature, reason)
-        return f"{_name(feature)} is paused: nothing new starts, what runs goes on"
-
-    act(ctx, dsn, change)
+    if feature is not None and await reads.paused(conn):
+        return f"feature {feature} is resumed, but everything is paused: 'pgcoord resume'"
+    return line + await _unless_led(conn, "; no coordinator runs: 'pgcoord serve' starts one")
 
 
-def resume(ctx: typer.Context, feature: FeatureOrAll = None, dsn: Dsn = None) -> None:
-    """Start again what was paused.
-
-    Features that were paused by themselves stay so until they are named.
-    """
-    from pgcoord.database import actions, reads
-
-    async def change(conn: "Connection") -> str:
-        await actions.resume(conn, feature)
-        if feature is not None and await reads.paused(conn):
-            return f"feature {feature} is resumed, but everything is paused: 'pgcoord resume'"
-        return f"{_name(feature)} is resumed" + await _unless_led(
-            conn, "; no coordinator runs: 'pgcoord serve' starts one"
-        )
-
-    act(ctx, dsn, change)
+# What more is to be said after an action: of its target, what it returned, and the line so far.
+_FURTHER: Mapping[str, Callable[["Connection", Any, Any, str], Awaitable[str]]] = {
+    "retry_phase": _after_retry,
+    "cancel_phase": _after_cancel_phase,
+    "cancel_feature": _after_cancel_feature,
+    "resume_feature": _after_resume,
+    "resume": _after_resume,
+}
 
 
 def slots(
@@ -139,42 +190,17 @@ def slots(
     ] = None,
     dsn: Dsn = None,
 ) -> None:
-    """Show, or set, how many phases run at once.
-
-    Setting fewer ends none: those beyond the limit run to their end.
-    """
+    """Show, or set, how many phases run at once."""
     from pgcoord.database import actions, reads
 
     async def change(conn: "Connection") -> str:
         if number is not None:
-            await actions.set_slots(conn, number)
+            await actions.perform(conn, BY_NAME["set_slots"], None, number=number)
         found = await reads.slots(conn)
         draining = [each.queue_id or "" for each in found if each.draining]
         held = sum(each.queue_id is not None for each in found)
         line = f"{_count(len(found) - len(draining), 'slot')}, {held - len(draining)} held"
         return f"{line}; {', '.join(draining)} runs to its end beyond them" if draining else line
-
-    act(ctx, dsn, change)
-
-
-def priority(
-    ctx: typer.Context,
-    phase: Phase,
-    number: Annotated[
-        int,
-        typer.Argument(
-            metavar="N", min=0, max=100, help="10 is urgent, 50 usual, 90 background work."
-        ),
-    ],
-    dsn: Dsn = None,
-) -> None:
-    """Change the place in line of a phase: lower runs earlier."""
-    from pgcoord.database import actions
-
-    async def change(conn: "Connection") -> str:
-        queue_id = await find_phase(conn, phase)
-        await actions.set_priority(conn, queue_id, number)
-        return f"{queue_id} has priority {number}"
 
     act(ctx, dsn, change)
 
@@ -207,10 +233,6 @@ async def _unless_led(conn: "Connection", words: str) -> str:
     from pgcoord.database import reads
 
     return "" if await reads.leader(conn) else words
-
-
-def _name(feature: int | None) -> str:
-    return "everything" if feature is None else f"feature {feature}"
 
 
 def _count(number: int, noun: str, nouns: str | None = None) -> str:

@@ -1,7 +1,7 @@
 """The statements of people and workflows: submit, control, report.
 
-The one rule: one Python function for each SQL function, which decides and logs. All raise
-`NotFound` for an unknown phase or feature and `Refused` when its state does not allow the action.
+The one rule: a function in SQL decides and logs. All raise `NotFound` for an unknown phase or
+feature and `Refused` when its state does not allow the action.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from psycopg.types.json import Jsonb
 
+from pgcoord.actions import Action
 from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_value, refusals
 from pgcoord.database.rows import TakenReport
 
@@ -18,50 +19,33 @@ async def submit_feature(conn: Connection, feature: Mapping[str, object]) -> int
     return int(await fetch_value(conn, "select pgcoord.submit_feature(%s)", Jsonb(feature)))
 
 
-async def retry_phase(conn: Connection, queue_id: str, reason: str | None) -> str:
-    """Queue a failed or cancelled phase again; return its status."""
-    return str(
-        await fetch_value(conn, "select status from pgcoord.retry_phase(%s, %s)", queue_id, reason)
+async def perform(
+    conn: Connection,
+    action: Action,
+    target: str | int | None,
+    *,
+    reason: str | None = None,
+    number: int | None = None,
+) -> str | int | None:
+    """Call the SQL function of *action*.
+
+    *target*: a queue_id, the id of a feature, or None for all, as the scope of *action* says.
+    *number*: the priority or the number of slots. Return the status of the phase, the number of
+    phases, or None, as `action.returns` says.
+    """
+    values = {
+        "queue_id": target,
+        "feature_id": target,
+        "reason": reason,
+        "priority": number,
+        "slots": number,
+    }
+    what = "status from " if action.returns == "status" else ""
+    call = action.statement(*("%s" for _ in action.arguments))
+    done: str | int | None = await fetch_value(
+        conn, f"select {what}{call}", *(values[each] for each in action.arguments)
     )
-
-
-async def skip_phase(conn: Connection, queue_id: str, reason: str | None) -> str:
-    """Mark a phase that does not run as completed; return its status."""
-    return str(
-        await fetch_value(conn, "select status from pgcoord.skip_phase(%s, %s)", queue_id, reason)
-    )
-
-
-async def cancel_phase(conn: Connection, queue_id: str, reason: str | None) -> str:
-    """Cancel a phase; return its status, ready or running until its process has ended."""
-    return str(
-        await fetch_value(conn, "select status from pgcoord.cancel_phase(%s, %s)", queue_id, reason)
-    )
-
-
-async def cancel_feature(conn: Connection, feature_id: int, reason: str | None) -> int:
-    """Cancel all open phases of a feature; return their number."""
-    return int(await fetch_value(conn, "select pgcoord.cancel_feature(%s, %s)", feature_id, reason))
-
-
-async def pause(conn: Connection, feature_id: int | None, reason: str | None) -> None:
-    """Stop claiming phases, of one feature or (*feature_id* None) of all."""
-    await fetch_value(conn, "select pgcoord.pause(%s, %s)", feature_id, reason)
-
-
-async def resume(conn: Connection, feature_id: int | None) -> None:
-    """End the pause of one feature or (*feature_id* None) of the whole installation."""
-    await fetch_value(conn, "select pgcoord.resume(%s)", feature_id)
-
-
-async def set_slots(conn: Connection, slots: int) -> None:
-    """Set the number of phases that may run at once."""
-    await fetch_value(conn, "select pgcoord.set_slots(%s)", slots)
-
-
-async def set_priority(conn: Connection, queue_id: str, priority: int) -> None:
-    """Change the priority of a phase; a lower number runs earlier."""
-    await fetch_value(conn, "select pgcoord.set_priority(%s, %s)", queue_id, priority)
+    return done
 
 
 async def prune(conn: Connection, older_than: timedelta) -> int:

@@ -505,11 +505,6 @@ async def preview(
     )
 
 
-async def cancel_branch(conn: Connection, queue_id: str, reason: str | None) -> int:
-    """Cancel a phase and all its dependents; return their number. SQL: pgcoord.cancel_branch."""
-    return int(await fetch_value(conn, "select pgcoord.cancel_branch(%s, %s)", queue_id, reason))
-
-
 async def workflows(conn: Connection) -> tuple[list[str], bool]:
     """Return (names, has_default) of the workflows that the leading coordinator declares."""
     names: list[str] = await fetch_value(

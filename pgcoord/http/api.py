@@ -1,10 +1,11 @@
 """The REST API under /api/v1: each operation calls a function of the schema pgcoord.
 
-The one rule: an operation stands in one place, `OPERATIONS`, with all that is to be known of it.
-Routing, the checks of what comes in, and /openapi.json are made from that.
+The one rule: an operation stands in one place, `OPERATIONS`, with all that is to be known of it;
+those that are actions are made from `pgcoord.actions`. Routing, the checks of what comes in, and
+/openapi.json are made from that.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from pgcoord.actions import Action, Scope, of_scope
 from pgcoord.database import actions, reads
 from pgcoord.database._sql import Connection
 from pgcoord.database.reads import Listing
@@ -42,11 +44,6 @@ class Call:
     query: Mapping[str, Any] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
     planned: Planned | None = None
-
-    @property
-    def reason(self) -> str | None:
-        """Why, in the words of who asks."""
-        return self.body.get("reason")
 
 
 @dataclass(frozen=True)
@@ -119,48 +116,13 @@ async def execute_feature(call: Call) -> Response:
     return Json({"queued": queued, "message": message, "feature": feature})
 
 
-async def cancel_feature(call: Call) -> Response:
-    await actions.cancel_feature(call.conn, call.feature_id, call.reason)
-    return await _feature(call, call.feature_id)
-
-
-async def pause_feature(call: Call) -> Response:
-    await actions.pause(call.conn, call.feature_id, call.reason)
-    return await _feature(call, call.feature_id)
-
-
-async def resume_feature(call: Call) -> Response:
-    await actions.resume(call.conn, call.feature_id)
-    return await _feature(call, call.feature_id)
-
-
 async def list_queue(call: Call) -> Response:
     columns = {each: each for each in ("feature_id", "status", "workflow_type", "adw_id", "slot")}
     return _listed(call, await reads.queue_objects(call.conn, _listing(call, columns)))
 
 
 async def show_phase(call: Call) -> Response:
-    return await _phase(call)
-
-
-async def retry_phase(call: Call) -> Response:
-    await actions.retry_phase(call.conn, call.queue_id, call.reason)
-    return await _phase(call)
-
-
-async def skip_phase(call: Call) -> Response:
-    await actions.skip_phase(call.conn, call.queue_id, call.reason)
-    return await _phase(call)
-
-
-async def cancel_phase(call: Call) -> Response:
-    await actions.cancel_phase(call.conn, call.queue_id, call.reason)
-    return await _phase(call)
-
-
-async def set_priority(call: Call) -> Response:
-    await actions.set_priority(call.conn, call.queue_id, call.body["priority"])
-    return await _phase(call)
+    return Json(await reads.phase_object(call.conn, call.queue_id))
 
 
 async def why(call: Call) -> Response:
@@ -178,16 +140,6 @@ async def log(call: Call) -> Response:
     return LogFile(log.open_for_people())
 
 
-async def pause(call: Call) -> Response:
-    await actions.pause(call.conn, None, call.reason)
-    return await _paused(call)
-
-
-async def resume(call: Call) -> Response:
-    await actions.resume(call.conn, None)
-    return await _paused(call)
-
-
 async def show_slots(call: Call) -> Response:
     slots = await reads.slot_objects(call.conn)
     draining = sum(each["draining"] for each in slots)
@@ -201,11 +153,6 @@ async def show_slots(call: Call) -> Response:
     )
 
 
-async def set_slots(call: Call) -> Response:
-    await actions.set_slots(call.conn, call.body["slots"])
-    return await show_slots(call)
-
-
 async def _feature(
     call: Call,
     feature_id: int,
@@ -217,10 +164,6 @@ async def _feature(
     feature = await reads.feature_object(call.conn, feature_id)
     headers = {"location": location} if location else {}
     return Json({**feature, **more}, status, etag=f'"{feature["version"]}"', **headers)
-
-
-async def _phase(call: Call) -> Response:
-    return Json(await reads.phase_object(call.conn, call.queue_id))
 
 
 async def _paused(call: Call) -> Response:
@@ -247,6 +190,59 @@ def _listed(call: Call, rows: list[dict[str, Any]]) -> Response:
 _ETAG = {"ETag": "The version of the feature, for If-Match."}
 _FEATURE = "/planned-features/{feature_id}"
 _PHASE = "/queue/{queue_id}"
+
+_PATHS: Mapping[Scope, str] = {"phase": _PHASE, "feature": _FEATURE, "all": "/queue"}
+
+
+def _operations(scope: Scope) -> Iterator[Operation]:
+    """Make the operations of the actions on a phase, on a feature, or on all."""
+    for action in of_scope(scope):
+        method, path = (action.operation or f"POST {_PATHS[scope]}/{action.slug}").split()
+        call, answer = _act(action)
+        yield Operation(
+            method,
+            path,
+            action.summary,
+            call,
+            answer,
+            body=_body_of(action),
+            refusals=(409,) if action.refused else (),
+        )
+
+
+def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]:
+    """Make what does an action and answers with what it was done to; and the answer's schema."""
+    answer, schema = _ANSWERS["slots" if action.number == "slots" else action.scope]
+
+    async def act(call: Call) -> Response:
+        targets: dict[Scope, str | int | None] = {
+            "phase": call.queue_id,
+            "feature": call.feature_id,
+            "all": None,
+        }
+        number = call.body[action.number] if action.number else None
+        reason = call.body.get("reason")
+        await actions.perform(
+            call.conn, action, targets[action.scope], reason=reason, number=number
+        )
+        return await answer(call)
+
+    act.__name__ = action.name  # the operationId
+    return act, schema
+
+
+def _body_of(action: Action) -> Schema | None:
+    if action.number:
+        return {"priority": schemas.PRIORITY, "slots": schemas.SET_SLOTS}[action.number]
+    return schemas.REASON if "reason" in action.arguments else None
+
+
+_ANSWERS: Mapping[str, tuple[Callable[[Call], Awaitable[Response]], Schema]] = {
+    "phase": (show_phase, schemas.PHASE),
+    "feature": (show_feature, schemas.FEATURE),
+    "all": (_paused, schemas.PAUSED),
+    "slots": (show_slots, schemas.SLOTS),
+}
 
 OPERATIONS = (
     Operation(
@@ -302,32 +298,7 @@ OPERATIONS = (
         refusals=(409, 412, 422, 502),
         prepare=_plan_unless_planned,
     ),
-    Operation(
-        "POST",
-        f"{_FEATURE}/cancel",
-        "Give a feature up",
-        cancel_feature,
-        schemas.FEATURE,
-        body=schemas.REASON,
-        refusals=(409,),
-    ),
-    Operation(
-        "POST",
-        f"{_FEATURE}/pause",
-        "Start none of its phases any more",
-        pause_feature,
-        schemas.FEATURE,
-        body=schemas.REASON,
-        refusals=(409,),
-    ),
-    Operation(
-        "POST",
-        f"{_FEATURE}/resume",
-        "Start its phases again",
-        resume_feature,
-        schemas.FEATURE,
-        refusals=(409,),
-    ),
+    *_operations("feature"),
     Operation(
         "GET",
         "/queue",
@@ -337,47 +308,9 @@ OPERATIONS = (
         query=schemas.QUEUE_QUERY,
         headers={"Link": "The next part of the list."},
     ),
-    Operation(
-        "POST", "/queue/pause", "Start nothing any more", pause, schemas.PAUSED, body=schemas.REASON
-    ),
-    Operation("POST", "/queue/resume", "Start phases again", resume, schemas.PAUSED),
+    *_operations("all"),
     Operation("GET", _PHASE, "A phase", show_phase, schemas.PHASE),
-    Operation(
-        "POST",
-        f"{_PHASE}/retry",
-        "Queue a failed or cancelled phase again",
-        retry_phase,
-        schemas.PHASE,
-        body=schemas.REASON,
-        refusals=(409,),
-    ),
-    Operation(
-        "POST",
-        f"{_PHASE}/skip",
-        "Take a phase as completed without running it",
-        skip_phase,
-        schemas.PHASE,
-        body=schemas.REASON,
-        refusals=(409,),
-    ),
-    Operation(
-        "POST",
-        f"{_PHASE}/cancel",
-        "Give a phase up; the process of a running one is ended first",
-        cancel_phase,
-        schemas.PHASE,
-        body=schemas.REASON,
-        refusals=(409,),
-    ),
-    Operation(
-        "POST",
-        f"{_PHASE}/priority",
-        "Change its place in line: lower runs earlier",
-        set_priority,
-        schemas.PHASE,
-        body=schemas.PRIORITY,
-        refusals=(409,),
-    ),
+    *_operations("phase"),
     Operation(
         "GET",
         f"{_PHASE}/why",
@@ -397,15 +330,6 @@ OPERATIONS = (
     ),
     Operation(
         "GET", "/slots", "How many phases may run at once, and what runs", show_slots, schemas.SLOTS
-    ),
-    Operation(
-        "PUT",
-        "/slots",
-        "Let so many run at once; fewer ends nothing",
-        set_slots,
-        schemas.SLOTS,
-        body=schemas.SET_SLOTS,
-        refusals=(409,),
     ),
 )
 

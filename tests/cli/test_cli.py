@@ -300,6 +300,19 @@ def test_cancel_gives_up_a_phase_or_a_feature(desk: Desk, conn: Connection) -> N
     assert set(statuses(conn).values()) == {"cancelled"}
 
 
+def test_cancel_gives_up_a_phase_and_what_depends_on_it(desk: Desk, conn: Connection) -> None:
+    add_feature(conn, {1: [], 2: [1], 3: [2], 4: []})
+    said = desk.say("cancel", "1.1", "--branch", "--reason", "no")
+    assert said == "queue-1-1 and what depends on it: 3 phases given up, what runs is ended first"
+    assert statuses(conn) == {1: "cancelled", 2: "cancelled", 3: "cancelled", 4: "queued"}
+    refused = desk.call("cancel", "1", "--branch")
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1] == (
+        "Error: Invalid value for --branch: 1 is a feature; name one of its phases, such as 1.1."
+    )
+    assert statuses(conn)[4] == "queued"
+
+
 def test_cancel_of_a_running_phase_ends_its_process_first(
     desk: Desk, conn: Connection, dsn: str
 ) -> None:

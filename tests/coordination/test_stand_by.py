@@ -19,6 +19,7 @@ from support.coordination import (
     scripts,
     watching,
 )
+from support.pooler import Pooler
 
 # The server gives up a leader of which it hears nothing for so long.
 SOON = """
@@ -115,6 +116,19 @@ async def test_a_frozen_leader_is_replaced_and_when_it_goes_on_starts_nothing_tw
         {"number": 1, "epoch": 1, "exit_code": 3},
         {"number": 1, "epoch": 2, "exit_code": 0},
     ]
+
+
+async def test_a_frozen_leader_behind_a_pool_in_session_mode_is_replaced(
+    dsn: str, watch: Watch, tmp_path: Path, pooler: Pooler
+) -> None:
+    """A pool drops what is sent as `options`, and with them the fence would go."""
+    pooler.start(pool_mode="session")
+    await watch.submit("true")
+    async with coordinator_process(pooler.dsn, tmp_path, step="_launch", setting=SOON) as frozen:
+        await frozen.until("queue-1-1 queued → ready")
+        async with coordinator_process(dsn, tmp_path) as second:
+            await second.until("leading (lead 2)")
+            await watch.until_statuses("completed")
 
 
 async def test_what_a_frozen_leader_was_about_to_start_was_given_up_by_its_host(

@@ -21,6 +21,7 @@ from support.database import (
     upgrade,
 )
 
+from pgcoord.actions import BY_NAME
 from pgcoord.database import actions, schema
 from pgcoord.errors import DatabaseUnusable, WrongSchema
 
@@ -500,5 +501,5 @@ def test_a_user_who_may_make_no_roles_is_told_what_to_do(
 async def test_who_lacks_a_right_is_told_who_can_give_it(dsn: str, logins: dict[str, str]) -> None:
     async with await psycopg.AsyncConnection.connect(as_user(dsn, logins["reader"])) as conn:
         with pytest.raises(DatabaseUnusable, match="permission denied for function") as caught:
-            await actions.set_slots(conn, 4)
+            await actions.perform(conn, BY_NAME["set_slots"], None, number=4)
     assert "can grant you pgcoord_client" in str(caught.value.hint)

@@ -1,9 +1,10 @@
-"""What is asked before work is destroyed or held up, and what would change then.
+"""The actions of `pgcoord.actions` in the panel: a form that is posted to where it acts.
 
-A question is a page with a form; the script of the panel shows it as a dialog.
+Before one that destroys or holds up work comes a question: a page with the form, which shows what
+would change. The script of the panel shows it as a dialog.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -11,41 +12,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord.database import panel
+from pgcoord.actions import ACTIONS, Action, Question, Scope
+from pgcoord.database import actions, panel
 from pgcoord.database._sql import Connection
 from pgcoord.errors import CoordError
 from pgcoord.http.panel.responses import (
     ErrorView,
     Handler,
+    done,
     error_page,
     error_view,
     feature_id_of,
     queue_id_of,
+    read_form,
+    read_number,
+    reason_of,
     render_page,
 )
 from pgcoord.http.state import state_of
-
-
-@dataclass(frozen=True)
-class _Other:
-    """The question that may be meant instead."""
-
-    words: str
-    name: str
-    link: str
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What is asked before an action on `{}`; `preview` is what the database calls the action."""
-
-    question: str
-    verb: str
-    statement: str
-    leave: str = "Leave it"
-    words: str | None = None
-    preview: str | None = None
-    other: _Other | None = None
 
 
 @dataclass(frozen=True)
@@ -53,64 +37,11 @@ class _Subject:
     """What a question is about: in words, as an argument of SQL, and where its page is."""
 
     words: str = ""
-    argument: str = ""
+    argument: str = "null"
     url: str = ""
     feature_id: int | None = None
     queue_id: str | None = None
 
-
-_PHASE = {
-    "retry": _Question(
-        "Retry {}?", "Retry", "select pgcoord.retry_phase('{}', reason)", preview="retry"
-    ),
-    "skip": _Question(
-        "Skip {}?", "Skip", "select pgcoord.skip_phase('{}', reason)", preview="skip"
-    ),
-    "cancel": _Question(
-        "Cancel {}?",
-        "Cancel phase",
-        "select pgcoord.cancel_phase('{}', reason)",
-        preview="cancel",
-        other=_Other(
-            "What depends on it is blocked until it is retried or skipped.",
-            "cancel-branch",
-            "Cancel that, too",
-        ),
-    ),
-    "cancel-branch": _Question(
-        "Cancel {} and what depends on it?",
-        "Cancel them all",
-        "select pgcoord.cancel_branch('{}', reason)",
-        leave="Leave them",
-        preview="cancel_branch",
-        other=_Other("", "cancel", "Cancel this phase only"),
-    ),
-}
-
-_FEATURE = {
-    "cancel": _Question(
-        "Cancel {}?",
-        "Cancel feature",
-        "select pgcoord.cancel_feature({}, reason)",
-        preview="cancel_feature",
-    ),
-    "pause": _Question(
-        "Pause {}?",
-        "Pause",
-        "select pgcoord.pause({}, reason)",
-        words="Nothing new of it starts until it is resumed; what runs goes on.",
-    ),
-}
-
-_ALL = {
-    "pause": _Question(
-        "Pause everything?",
-        "Pause all",
-        "select pgcoord.pause(null, reason)",
-        leave="Go on",
-        words="Nothing new starts until it is resumed; what runs goes on.",
-    ),
-}
 
 _Finding = Callable[[Connection, Request], Awaitable[_Subject]]
 
@@ -119,7 +50,7 @@ async def _phase(conn: Connection, request: Request) -> _Subject:
     phase = await panel.phase(conn, queue_id_of(request))
     return _Subject(
         f"phase {phase.phase_number}, {phase.title}",
-        phase.queue_id.replace("'", "''"),
+        "'{}'".format(phase.queue_id.replace("'", "''")),
         f"/phases/{quote(phase.queue_id, safe='')}",
         queue_id=phase.queue_id,
     )
@@ -135,7 +66,7 @@ async def _everything(conn: Connection, request: Request) -> _Subject:
     return _Subject()
 
 
-def _asks(name: str, asked: _Question, find: _Finding) -> Handler:
+def _asks(action: Action, asked: Question, find: _Finding) -> Handler:
     @error_page
     async def ask(request: Request) -> Response:
         changes: list[panel.Change] | None = None
@@ -160,8 +91,8 @@ def _asks(name: str, asked: _Question, find: _Finding) -> Handler:
             title=f"{question} · pgcoord",
             question=question,
             asked=asked,
-            action=f"{subject.url}/{name}",
-            statement=asked.statement.format(subject.argument),
+            action=f"{subject.url}/{action.slug}",
+            statement=f"select {action.statement(subject.argument, *action.arguments[1:])}",
             changes=changes,
             error=refusal,
             url=subject.url,
@@ -170,12 +101,38 @@ def _asks(name: str, asked: _Question, find: _Finding) -> Handler:
     return ask
 
 
+def _acts(action: Action) -> Handler:
+    """Make the handler that does an action, then goes back to the page it was done on."""
+
+    @error_page
+    async def act(request: Request) -> Response:
+        form = await read_form(request)
+        async with state_of(request).acting(request) as conn:
+            target = _TARGETS[action.scope](request)
+            number = None
+            if action.number:
+                number = read_number(form.get(action.number, ""), 2**31 - 1)
+            reason = reason_of(form) if "reason" in action.arguments else None
+            await actions.perform(conn, action, target, reason=reason, number=number)
+        return done(request)
+
+    return act
+
+
+_FINDING: Mapping[Scope, _Finding] = {"phase": _phase, "feature": _feature, "all": _everything}
+
+_TARGETS: Mapping[Scope, Callable[[Request], str | int | None]] = {
+    "phase": queue_id_of,
+    "feature": feature_id_of,
+    "all": lambda request: None,
+}
+
+
 def routes(feature: str, phase: str) -> Iterator[BaseRoute]:
-    """The questions about everything, and about features and phases, which are at these paths."""
-    for path, questions, find in (
-        ("", _ALL, _everything),
-        (feature, _FEATURE, _feature),
-        (phase, _PHASE, _phase),
-    ):
-        for name, asked in questions.items():
-            yield Route(f"{path}/{name}", _asks(name, asked, find))
+    """The questions and actions; those on features and phases are at these paths."""
+    paths: Mapping[Scope, str] = {"phase": phase, "feature": feature, "all": ""}
+    for action in ACTIONS:
+        path = f"{paths[action.scope]}/{action.slug}"
+        if action.question:
+            yield Route(path, _asks(action, action.question, _FINDING[action.scope]))
+        yield Route(path, _acts(action), methods=["POST"])

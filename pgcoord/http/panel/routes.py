@@ -6,7 +6,6 @@ first a page that asks, and shows what it would change.
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable
 
 from markupsafe import Markup
 from starlette.requests import Request
@@ -14,25 +13,16 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import assets
-from pgcoord.database import actions, panel
-from pgcoord.database._sql import Connection
 from pgcoord.errors import NotFound
-from pgcoord.http.panel import actions as questions
-from pgcoord.http.panel import format
+from pgcoord.http.panel import actions, format
 from pgcoord.http.panel import phase as phase_pages
 from pgcoord.http.panel import plan as plan_pages
 from pgcoord.http.panel.live import Live
 from pgcoord.http.panel.pages import FeaturePage, History, Overview
 from pgcoord.http.panel.responses import (
-    Form,
-    Handler,
-    done,
     error_page,
     feature_id_of,
-    queue_id_of,
-    read_form,
     read_number,
-    reason_of,
     show,
 )
 from pgcoord.http.state import AppState, state_of
@@ -68,9 +58,6 @@ def _assets_version() -> str:
     return hashlib.sha256(b"".join(each.read_bytes() for each in files)).hexdigest()[:10]
 
 
-# --- Pages
-
-
 @error_page
 async def overview(request: Request) -> Response:
     """Show what needs somebody, the slots, the features."""
@@ -97,62 +84,6 @@ async def history(request: Request) -> Response:
     return await show(request, History(first, feature_id))
 
 
-# --- Actions
-
-
-Deed = Callable[[Connection, Request, Form], Awaitable[object]]
-
-
-def _action(deed: Deed) -> Handler:
-    """A handler that does something, then goes back to the page it was done on."""
-
-    @error_page
-    async def act(request: Request) -> Response:
-        form = await read_form(request)
-        async with state_of(request).acting(request) as conn:
-            await deed(conn, request, form)
-        return done(request)
-
-    return act
-
-
-_FEATURE_DEEDS: dict[str, Deed] = {
-    "pause": lambda conn, request, form: actions.pause(
-        conn, feature_id_of(request), reason_of(form)
-    ),
-    "resume": lambda conn, request, form: actions.resume(conn, feature_id_of(request)),
-    "cancel": lambda conn, request, form: actions.cancel_feature(
-        conn, feature_id_of(request), reason_of(form)
-    ),
-}
-
-_PHASE_DEEDS: dict[str, Deed] = {
-    "retry": lambda conn, request, form: actions.retry_phase(
-        conn, queue_id_of(request), reason_of(form)
-    ),
-    "skip": lambda conn, request, form: actions.skip_phase(
-        conn, queue_id_of(request), reason_of(form)
-    ),
-    "cancel": lambda conn, request, form: actions.cancel_phase(
-        conn, queue_id_of(request), reason_of(form)
-    ),
-    "cancel-branch": lambda conn, request, form: panel.cancel_branch(
-        conn, queue_id_of(request), reason_of(form)
-    ),
-    "priority": lambda conn, request, form: actions.set_priority(
-        conn, queue_id_of(request), read_number(form.get("priority", ""), 2**31 - 1)
-    ),
-}
-
-_DEEDS: dict[str, Deed] = {
-    "pause": lambda conn, request, form: actions.pause(conn, None, reason_of(form)),
-    "resume": lambda conn, request, form: actions.resume(conn, None),
-    "slots": lambda conn, request, form: actions.set_slots(
-        conn, read_number(form.get("slots", ""), 2**31 - 1)
-    ),
-}
-
-
 _PHASE = "/phases/{queue_id:path}"
 _FEATURE = "/features/{feature_id}"
 
@@ -160,12 +91,7 @@ routes: list[BaseRoute] = [
     Route("/", overview),
     Route("/history", history),
     *plan_pages.routes(_FEATURE),
-    *questions.routes(_FEATURE, _PHASE),
-    *(
-        Route(f"{path}/{name}", _action(deed), methods=["POST"])
-        for path, deeds in (("", _DEEDS), (_FEATURE, _FEATURE_DEEDS), (_PHASE, _PHASE_DEEDS))
-        for name, deed in deeds.items()
-    ),
+    *actions.routes(_FEATURE, _PHASE),
     Route(_FEATURE, feature),
     Route(f"{_PHASE}/log", phase_pages.send_log),
     Route(_PHASE, phase_pages.phase),
