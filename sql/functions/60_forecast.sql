@@ -53,7 +53,7 @@ create or replace function pgcoord_private.edges_between(
     p_features integer[], p_numbers integer[], out froms integer[], out tos integer[]
 )
 language sql stable
-set enable_nestloop = off set jit = off as $$
+set search_path = pg_catalog, pg_temp set enable_nestloop = off set jit = off as $$
     with place as materialized (
         select p.feature_id, p.number, p.place::integer
         from unnest(p_features, p_numbers) with ordinality as p (feature_id, number, place)
