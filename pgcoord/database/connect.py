@@ -16,7 +16,10 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from pgcoord.database import loaders
 from pgcoord.errors import CoordError, DatabaseUnusable
+
+loaders.register()
 
 # The kernel detects a dead peer, without a timer of ours: after 5 + 3 x 2 s of silence, or 5 s with
 # data in flight.

@@ -153,7 +153,8 @@ declare
     v_found text[];
     v_no_issues_until timestamptz := (select pgcoord_private.issues_held_until(c) from pgcoord.control as c);
 begin
-    due_in := extract(epoch from least(
+    -- (Infinite is never: an older release stored a retry time like that.)
+    due_in := extract(epoch from nullif(least(
         (select min(retry_at) from public.phase_queue where retry_at > clock_timestamp()),
         (select min(a.deadline)
             from public.phase_queue as p
@@ -161,7 +162,7 @@ begin
             where p.slot is not null and a.deadline > clock_timestamp() and a.ended_at is null and a.ending is null),
         (select min(left_alone_until) from pgcoord.elsewhere where left_alone_until > clock_timestamp()),
         v_no_issues_until
-    ) - clock_timestamp());
+    ), 'infinity') - clock_timestamp());
     abandoned := array(select attempt_id from pgcoord.elsewhere where left_alone_until <= clock_timestamp());
     locked := array(
         select 'attempt ' || a.id

@@ -33,7 +33,8 @@ set jit = off as $$
         case when status = 'completed' then 0 when mid is not null then greatest(low - elapsed, 0) end,
         case when status = 'completed' then 0 when elapsed < mid then mid - elapsed when mid is not null then greatest(high - elapsed, 0) / 2 end,
         case when status = 'completed' then 0 when mid is not null then greatest(high - elapsed, 0) end,
-        case when status = 'queued' then greatest(extract(epoch from retry_at - now())::double precision, 0) end
+        case when status = 'queued' and retry_at is not null    -- which may be infinite, as an older release stored it
+            then greatest(extract(epoch from least(retry_at, '9999-12-31 00:00+00') - now())::double precision, 0) end
     from phase;
 $$;
 
@@ -42,7 +43,7 @@ $$;
 create or replace function pgcoord_private.in_minutes(p_seconds double precision) returns timestamptz
 language sql stable
 return date_trunc('minute', case when p_seconds is not null    -- (of a null, `least` would make the other)
-    then least(now() + make_interval(secs => p_seconds + 30), '9999-12-31 00:00+00') end);
+    then least(now() + make_interval(secs => least(p_seconds + 30, 3e11)), '9999-12-31 00:00+00') end);
 
 -- The edges between these phases, each named by its place in the arrays: prerequisites in ascending order, and
 -- their dependents.

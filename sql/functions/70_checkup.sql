@@ -169,7 +169,7 @@ set search_path = pg_catalog, pg_temp as $$
         end,
         case when r.late then 'end what locks it (see transactions); else restart the coordinator, and keep its log' end
     from (
-        select count(*) as n, min(p.retry_at) - clock_timestamp() as due_in,
+        select count(*) as n, min(p.retry_at) filter (where isfinite(p.retry_at)) - clock_timestamp() as due_in,
             coalesce(min(p.retry_at) < clock_timestamp() - interval '10 s', false)
                 and exists (select from pgcoord.leader where lead_at < clock_timestamp() - interval '10 s') as late
         from public.phase_queue as p where p.retry_at is not null
