@@ -31,9 +31,10 @@ from pgcoord.database import connect as database
 from pgcoord.database.listener import check_wake_ups
 from pgcoord.errors import CoordError, DatabaseUnusable
 from pgcoord.http.feed import Feed
+from pgcoord.http.pool import Database
 from pgcoord.http.security import Access
 from pgcoord.http.server import serving, url_of
-from pgcoord.http.state import AppState, Database
+from pgcoord.http.state import AppState
 from pgcoord.plan import Plan
 from pgcoord.planner.planning import FeaturePlanner
 

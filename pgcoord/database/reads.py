@@ -25,6 +25,7 @@ from pgcoord.database.rows import (
     Finding,
     HistoryEvent,
     Leader,
+    LockHolder,
     Measures,
     Reason,
     Slot,
@@ -294,3 +295,18 @@ async def queue_snapshot(conn: Connection, limit: int) -> dict[str, Any]:
         "slots": await slot_objects(conn),
         "paused_at": since and since.isoformat(),
     }
+
+
+async def lock_holders(conn: Connection, pid: int) -> list[LockHolder]:
+    """The sessions that the session *pid* waits for, through others that wait themselves."""
+    return await fetch_rows(
+        conn,
+        LockHolder,
+        "with recursive blocking (pid) as (select unnest(pg_blocking_pids(%s)) union"
+        " select unnest(pg_blocking_pids(blocking.pid)) from blocking)"
+        " select s.pid, s.usename as user, s.application_name as application,"
+        " s.xact_start as since,"
+        " left(s.query, 200) as query from blocking join pg_stat_activity as s using (pid)"
+        " where cardinality(pg_blocking_pids(s.pid)) = 0 order by s.xact_start",
+        pid,
+    )

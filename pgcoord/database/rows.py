@@ -305,3 +305,21 @@ class FeatureToPlan:
     item_type: str
     estimated_hours: float | None
     version: str
+
+
+@dataclass(frozen=True)
+class LockHolder:
+    """A session that holds a lock which others wait for; without *since* it has no transaction."""
+
+    pid: int
+    user: str | None
+    application: str | None
+    since: datetime | None
+    query: str | None
+
+    def words(self) -> str:
+        """The session as one phrase for people."""
+        who = ", ".join(each for each in (f"user {self.user}", self.application) if each)
+        since = f" since {self.since:%H:%M:%S %Z}" if self.since else ""
+        query = f" ({self.query})" if self.query else ""
+        return f"process {self.pid} of the server ({who}), in its transaction{since}{query}"

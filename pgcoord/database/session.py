@@ -23,6 +23,11 @@ async def act_as(conn: Connection, actor: str) -> None:
     await fetch_value(conn, "select set_config('pgcoord.actor', %s, false)", actor)
 
 
+async def set_lock_timeout(conn: Connection, seconds: float) -> None:
+    """Have statements on *conn* fail (55P03) when they have waited so long for a lock."""
+    await fetch_value(conn, "select set_config('lock_timeout', %s, false)", f"{seconds * 1000:.0f}")
+
+
 async def listen(conn: Connection, channel: str) -> None:
     """Have notifications of `channel` come in on `conn`. A server that only reads refuses."""
     with refusals():

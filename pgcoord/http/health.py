@@ -27,10 +27,10 @@ async def readyz(request: Request) -> Response:
     obstacle = state.obstacle or await _check_database(state)
     if obstacle:
         return Json({"ready": False, "reason": obstacle}, 503)
+    async with state.database.connection() as conn:  # those who wait for a lock may have them all
+        leader = await reads.leader(conn)
     if state.coordinator.leads.is_set():
         return Json({"ready": True, "role": "leading"})
-    async with state.database.connection() as conn:
-        leader = await reads.leader(conn)
     if leader is None:
         return Json({"ready": False, "reason": "no coordinator leads"}, 503)
     return Json({"ready": True, "role": "standing by", "leader": f"{leader.host}:{leader.pid}"})

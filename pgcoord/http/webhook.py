@@ -13,6 +13,7 @@ from pgcoord import report
 from pgcoord.database.rows import TakenReport
 from pgcoord.errors import CoordError
 from pgcoord.http.errors import status_of
+from pgcoord.http.pool import until_disconnected
 from pgcoord.http.responses import Json, read_body
 from pgcoord.http.state import state_of
 from pgcoord.report import Signed
@@ -56,7 +57,10 @@ async def _take(request: Request) -> TakenReport:
     state = state_of(request)
     body = await read_body(request, report.LIMIT)
     headers = {name: request.headers[name] for name in _HEADERS if name in request.headers}
-    async with state.database.connection() as conn:
+    async with (
+        until_disconnected(request),
+        state.database.connection(kind="report") as conn,
+    ):
         taken = await report.take(
             conn,
             Signed(body, headers),

@@ -140,7 +140,7 @@ def _asks(name: str, asked: _Question, find: _Finding) -> Handler:
     async def ask(request: Request) -> Response:
         changes: list[panel.Change] | None = None
         refusal: ErrorView | None = None
-        async with state_of(request).acting(request) as conn:
+        async with state_of(request).acting(request, kind="change") as conn:
             subject = await find(conn, request)
             if asked.preview:
                 try:
