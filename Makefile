@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install browser prism fmt lint types test test-system test-matrix test-scale check run bench wheel screenshots clean
+.PHONY: help install browser prism fmt lint types test test-system test-matrix test-scale chaos check run bench wheel screenshots clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,8 +30,8 @@ lint: install ## check format and style
 types: install ## check types (mypy, strict)
 	$(BIN)/mypy
 
-test: install browser prism ## run the tests (under five minutes)
-	$(BIN)/pytest -q -n 3 -m 'not scale'
+test: install browser prism ## run the tests (4 to 10 minutes on two cores)
+	$(BIN)/pytest -q -n 3 --dist worksteal --durations 20 -m 'not scale'
 
 # The panel is tested in Debian's Chromium. Elsewhere PGCOORD_TEST_CHROMIUM names one; without any, those tests are
 # skipped, and say so.
@@ -64,6 +64,17 @@ test-matrix: install ## run the tests on PostgreSQL 14 to 18, where a Docker eng
 
 test-scale: install prism ## run the tests that take minutes
 	$(BIN)/pytest -q -n 2 -m scale
+
+# The options of tests/chaos/storm.py, as in `make chaos SEED=7 STORMS=1`.
+SEED ?= $(shell date +%s)
+FAULTS ?= 250
+MINUTES ?= 10
+STORMS ?= 1000
+COORDINATORS ?= 3
+
+chaos: install ## let random faults loose on coordinators, phases and a server, and judge what becomes of them
+	PYTHONPATH=tests $(BIN)/python -m chaos.storm --seed $(SEED) --faults $(FAULTS) --minutes $(MINUTES) \
+	    --storms $(STORMS) --coordinators $(COORDINATORS)
 
 check: lint types test ## what has to be right before a commit
 

@@ -30,7 +30,8 @@ from pgcoord.commands import (
     worktree,
 )
 from pgcoord.commands.options import Config, Dsn, Surroundings
-from pgcoord.errors import CannotStart, CoordError
+from pgcoord.commands.terminal import say
+from pgcoord.errors import CoordError
 
 _EXIT_STATUSES = """Exit status: 0 all went well; 1 a phase did not complete; 2 wrong usage;
 3 refused in this state; 4 no such feature or phase; 5 a plan or pgcoord.toml has faults;
@@ -61,9 +62,9 @@ def main() -> None:
         app(prog_name="pgcoord", obj=Surroundings(dict(os.environ), _folder(), _user()))
     except CoordError as error:
         for line in str(error).splitlines():
-            typer.echo(f"pgcoord: {line}", err=True)
+            say(f"pgcoord: {line}", err=True)
         if error.hint:
-            typer.echo(f"  {error.hint}", err=True)
+            say(f"  {error.hint}", err=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -80,11 +81,11 @@ def _flush() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _folder() -> Path:
+def _folder() -> Path | None:
     try:
         return Path.cwd()
-    except FileNotFoundError as error:
-        raise CannotStart("the current folder was removed") from error
+    except FileNotFoundError:
+        return None
 
 
 def _user() -> str:
@@ -96,7 +97,7 @@ def _user() -> str:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"pgcoord {__version__}")
+        say(f"pgcoord {__version__}")
         raise typer.Exit
 
 

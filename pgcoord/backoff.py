@@ -16,7 +16,7 @@ class Backoff:
     def reset(self) -> None:
         """Begin again: it worked."""
         self._seconds = 0.05
-        self._said = ""
+        self._said: set[str] = set()
 
     def next(self) -> float:
         """Seconds to wait now."""
@@ -24,6 +24,7 @@ class Backoff:
         return seconds * random.uniform(0.5, 1.0)
 
     def repeats(self, reason: str) -> bool:
-        """Whether that was the reason of the last try, too."""
-        before, self._said = self._said, reason
-        return reason == before
+        """Whether that was the reason of an earlier try, too."""
+        repeated = reason in self._said
+        self._said.add(reason)
+        return repeated

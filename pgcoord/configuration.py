@@ -17,6 +17,7 @@ from typing import Any
 
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
+from pgcoord.ownership import remedy, trusted_owners, why_not_ours
 
 NAME = "pgcoord.toml"
 
@@ -145,6 +146,10 @@ class GitHub:
         return f"{site}/{self.repository}"
 
 
+# Variables that hold secrets of the coordinator, whatever the configuration says.
+_SECRETS = ("PGCOORD_TOKEN", "PGCOORD_READ_TOKEN", "GITHUB_TOKEN", "GH_TOKEN", "DATABASE_URL")
+
+
 @dataclass(frozen=True)
 class Configuration:
     """What pgcoord.toml says; `path` is None where there is no such file.
@@ -162,16 +167,33 @@ class Configuration:
     github: GitHub | None = None
 
     @property
+    def secret_variables(self) -> tuple[str, ...]:
+        """The environment variables that hold secrets which only the coordinator needs."""
+        of_github = (self.github.webhook_secret,) if self.github else ()
+        return (*_SECRETS, *self.server.webhook_secrets, *filter(None, of_github))
+
+    @property
     def default_workflow(self) -> Workflow | None:
         """The workflow of a phase that names none."""
         return next((each for each in self.workflows.values() if each.default), None)
 
 
-def find_configuration(start: Path) -> Path | None:
-    """Look for pgcoord.toml in `start`, then upward, as git looks for its folder."""
+def find_configuration(start: Path, environment: Mapping[str, str] | None = None) -> Path | None:
+    """Look for pgcoord.toml in `start`, then upward, as git looks for its folder.
+
+    Raises `InvalidConfiguration` when the nearest one is of somebody else, or could be changed by
+    others; `environment` may name who called us by sudo.
+    """
     start = start.resolve()
     candidates = (folder / NAME for folder in (start, *start.parents))
-    return next((path for path in candidates if os.path.isfile(path)), None)
+    found = next((path for path in candidates if os.path.isfile(path)), None)
+    if found and (reason := why_not_ours(found, trusted_owners(environment or {}))):
+        raise InvalidConfiguration(
+            f"{reason}, so it is not used",
+            hint=f"To use it all the same, name it: --config {found}. To make it yours:"
+            f" {remedy(found)}",
+        )
+    return found
 
 
 def read_configuration(path: Path) -> Configuration:

@@ -74,9 +74,13 @@ async def examine(dsn: str, machine: Machine) -> list[Finding]:
 async def _examine_database(dsn: str) -> list[Finding]:
     try:
         async with await database.connect(dsn) as conn:
+            wake_ups = await _wake_ups(dsn, conn)
+            # Through a pool in transaction mode they would be set for its other clients.
+            settings = [] if wake_ups.level == "fail" else [await _settings(dsn)]
             return [
                 await _connection(conn),
-                await _wake_ups(dsn, conn),
+                wake_ups,
+                *settings,
                 _clock(*await _clocks(conn)),
                 await _schema(dsn),
                 *await _checkup(conn),
@@ -108,6 +112,27 @@ async def _wake_ups(dsn: str, conn: Connection) -> Finding:
     if seconds > _SLOW:
         return Finding("wake-ups", "warn", words, "run the coordinator nearer to the database")
     return Finding("wake-ups", "ok", words, None)
+
+
+async def _settings(dsn: str) -> Finding:
+    """Whether the settings of a session that leads stay in force."""
+    async with await database.connect(dsn, leads=True) as conn:
+        differing = await database.differing_settings(conn, leads=True)
+        balancer = await session.balancer(conn)
+    if balancer:
+        return Finding(
+            "settings",
+            "fail",
+            f"{balancer} is between here and the server: it may send readings to a stand-by that"
+            " is behind",
+            "app_name_redirect_preference_list = 'pgcoord.*:primary' in pgpool.conf, or the address"
+            " of the server itself",
+        )
+    if differing:
+        words = "; ".join(f"{name} is {found}, not {asked}" for name, asked, found in differing)
+        remedy = "what is between here and the server does not keep them: give its own address"
+        return Finding("settings", "fail", words, remedy)
+    return Finding("settings", "ok", "those that the coordinator depends on are in force", None)
 
 
 async def _clocks(conn: Connection) -> tuple[timedelta, timedelta]:

@@ -94,9 +94,18 @@ class NotNow(CoordError):
 
 
 class DatabaseUnusable(CoordError):
-    """No connection, no rights, a version too old, or a server that only reads."""
+    """No connection, no rights, a version too old, or a server that only reads.
+
+    `sqlstate` is the server's own where it refused the connection.
+    """
 
     exit_status = 6
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, sqlstate: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.sqlstate = sqlstate
 
 
 class WrongSchema(DatabaseUnusable):

@@ -6,18 +6,17 @@ same to people, and neither ever holds a secret, a prompt or what a process has 
 
 import json
 import logging
-import re
 import sys
 from datetime import datetime
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+from pgcoord.text import one_line
 
 
 class _Line(logging.Formatter):
     """One line for people: names that clients have chosen begin none, and colour none."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], super().formatMessage(record))
+        return one_line(super().formatMessage(record))
 
 
 _PLAIN = _Line("pgcoord: %(message)s")

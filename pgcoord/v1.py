@@ -195,7 +195,8 @@ def _refuse_leftovers(conn: Connection, *, was_ours: bool) -> None:
                 f"database {conn.info.dbname!r} is pgcoord's already, with {row[0]} features in it",
                 hint="Numbers of features would clash: migrate into a database of its own.",
             )
-    for name in ("pgcoord_v1",) if was_ours else ("pgcoord_v1", "pgcoord"):
+    ours = () if was_ours else ("pgcoord", "pgcoord_private")
+    for name in ("pgcoord_v1", *ours):
         row = conn.execute("select to_regnamespace(%s) is not null", [name]).fetchone()
         if row and row[0]:
             raise Refused(

@@ -3,7 +3,7 @@
 -- changes anything: what is made new has no rights until it is named here. Without roles, all is the owner's alone.
 --
 -- pgcoord_reader       sees everything but the secrets that sign reports.
--- pgcoord_client       brings work in and steers it: INSERT, the functions of design section 8, and UPDATE of what a
+-- pgcoord_client       brings work in and steers it: INSERT, the functions of docs/design.md, section 8, and UPDATE of what a
 --                      person words or orders. Not the status of a phase, nothing derived, no DELETE, no prune.
 -- pgcoord_coordinator  runs `pgcoord serve`: claims, starts and ends, and whatever people ask of it.
 --
@@ -25,46 +25,41 @@ begin
 end $$;
 
 -- What an earlier release, or somebody by hand, has given them is taken back: this file is all they have.
-revoke all on all tables in schema pgcoord from pgcoord_reader, pgcoord_client, pgcoord_coordinator;
+revoke all on all tables in schema pgcoord, pgcoord_private from pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 revoke all on all sequences in schema pgcoord from pgcoord_reader, pgcoord_client, pgcoord_coordinator;
-revoke all on all functions in schema pgcoord from pgcoord_reader, pgcoord_client, pgcoord_coordinator;
+revoke all on all functions in schema pgcoord, pgcoord_private from pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 revoke all on public.planned_features, public.phase_queue from pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 
-grant usage on schema public, pgcoord to pgcoord_reader, pgcoord_client, pgcoord_coordinator;
+grant usage on schema public, pgcoord, pgcoord_private to pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 
--- Seeing.
-grant select on
-    public.planned_features, public.phase_queue,
-    pgcoord.feature, pgcoord.board, pgcoord.queue, pgcoord.waiting, pgcoord.reasons, pgcoord.first_reason, pgcoord.stranded,
-    pgcoord.slots, pgcoord.timeline,
-    pgcoord.history, pgcoord.webhook_delivery, pgcoord.leader, pgcoord.elsewhere, pgcoord.slot, pgcoord.dependency,
-    pgcoord.event, pgcoord.control, pgcoord.coordinator, pgcoord.host, pgcoord.workflow, pgcoord.migration, pgcoord.shipped,
-    pgcoord.changed_definition, pgcoord.usual, pgcoord.attention, pgcoord.line, pgcoord.backlog,
-    pgcoord.issue, pgcoord.errand, pgcoord.next_errand
-to pgcoord_reader, pgcoord_client, pgcoord_coordinator;
+-- Seeing: all but the secrets of attempts, and the view that shows them (pgcoord_private.assignment).
+grant select on public.planned_features, public.phase_queue to pgcoord_reader, pgcoord_client, pgcoord_coordinator;
+grant select on all tables in schema pgcoord, pgcoord_private to pgcoord_reader, pgcoord_client;
+revoke select on pgcoord.attempt, pgcoord_private.assignment from pgcoord_reader, pgcoord_client;
 grant select (
     id, queue_id, number, adw_id, slot, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,
     retry_lost, timeout, claimed_at, started_at, deadline, pid, process_started, ending, ending_at, ending_reason,
     ended_at, outcome, error, exited_at, exit_code    -- all but the secret
 ) on pgcoord.attempt to pgcoord_reader, pgcoord_client;
 grant execute on function
-    pgcoord.why(text), pgcoord.obstacles(integer), pgcoord.phase_objects(text[]),
-    pgcoord.title_of(public.phase_queue), pgcoord.ordinal(bigint), pgcoord.clock(timestamptz), pgcoord.actor(),
-    pgcoord.reason(), pgcoord.lease_length(),
-    pgcoord.checkup(), pgcoord.checkup_definitions(), pgcoord.checkup_rights(), pgcoord.checkup_coordinator(),
-    pgcoord.checkup_slots(), pgcoord.checkup_line(), pgcoord.checkup_retries(), pgcoord.checkup_workflows(),
-    pgcoord.checkup_prerequisites(), pgcoord.checkup_attempts(), pgcoord.checkup_external(), pgcoord.checkup_issues(),
-    pgcoord.checkup_transactions(), pgcoord.checkup_notifications(), pgcoord.definitions(), pgcoord.some_of(text[]),
-    pgcoord.counted(bigint, text, text), pgcoord.in_words(interval),
-    pgcoord.waiting_for(public.phase_queue), pgcoord.feature_object(integer), pgcoord.last_event(integer),
-    pgcoord.events_after(bigint, bigint[], bigint[], integer), pgcoord.event_writers(),
-    pgcoord.measures(), pgcoord.ended_attempts(bigint[]),
-    pgcoord.workflow_of(public.phase_queue), pgcoord.remaining(integer[]), pgcoord.in_minutes(double precision),
-    pgcoord.forecast(integer[]), pgcoord.expected_finish(integer[]), pgcoord.list_features(text, text, integer),
-    pgcoord.feature_rows(integer[]), pgcoord.issues_held_until(pgcoord.control)
-to pgcoord_reader, pgcoord_client;
+    pgcoord.why(text), pgcoord.feature_object(integer), pgcoord.checkup(),
+    pgcoord.forecast(integer[]), pgcoord.expected_finish(integer[])
+to pgcoord_reader;
+-- What views and these functions call. A function that only reads, with the rights of the caller, gives nobody anything.
+do $$
+declare
+    v_function regprocedure;
+begin
+    for v_function in
+        select oid from pg_catalog.pg_proc
+        where pronamespace = 'pgcoord_private'::regnamespace and provolatile in ('i', 's') and not prosecdef
+    loop
+        execute format('grant execute on function %s to pgcoord_reader, pgcoord_client', v_function);
+    end loop;
+end $$;
+grant execute on function pgcoord_private.checkup_notifications() to pgcoord_reader, pgcoord_client;
 
--- Bringing work in. A phase may be inserted in any state that the design allows, as the spec's own example does: the
+-- Bringing work in. A phase may be inserted in any state that docs/design.md, section 4, allows: the
 -- triggers see to it that it is true. Whatever is derived they fill themselves.
 grant insert (id, title, description, item_type, priority, estimated_hours, tags, plan, github_issue_number)
     on public.planned_features to pgcoord_client, pgcoord_coordinator;
@@ -80,27 +75,22 @@ grant update (title, description, item_type, priority, estimated_hours, tags, pl
     on public.planned_features to pgcoord_client;
 grant update (issue_number, depends_on_phases, phase_data, pr_number, priority, queue_position, retry_at)
     on public.phase_queue to pgcoord_client;
-grant execute on function
-    pgcoord.submit_feature(jsonb), pgcoord.store_feature(jsonb), pgcoord.change_feature(integer, jsonb, text),
-    pgcoord.feature_to_plan(integer), pgcoord.execute_feature(integer), pgcoord.cancel_feature(integer, text),
-    pgcoord.complete_phase(text, text), pgcoord.fail_phase(text, text, text), pgcoord.retry_phase(text, text),
-    pgcoord.skip_phase(text, text), pgcoord.cancel_phase(text, text), pgcoord.set_priority(text, integer),
-    pgcoord.pause(integer, text), pgcoord.resume(integer), pgcoord.set_slots(integer),
-    pgcoord.cancel_branch(text, text), pgcoord.preview(text, integer, text)
-to pgcoord_client;
+grant execute on all functions in schema pgcoord to pgcoord_client;
+revoke execute on function pgcoord.prune(interval), pgcoord.give_up_attempt(bigint, text, text), pgcoord.release_issues()
+from pgcoord_client;
+grant execute on function pgcoord_private.feature_to_plan(integer) to pgcoord_client;
 -- What the triggers call for the client who inserts or updates; called by hand, they do no more than a lock would.
 grant execute on function
-    pgcoord.check_prerequisites(text, integer, jsonb), pgcoord.check_times(text, timestamptz[]),
-    pgcoord.slot_for_inserted(text), pgcoord.new_adw_id(),
-    pgcoord.refuse_change(text, boolean), pgcoord.check_new_prerequisites(public.phase_queue, jsonb),
-    pgcoord.hold_feature(integer), pgcoord.sees_others(), pgcoord.check_isolation(),
-    pgcoord.settle_edges(integer[], integer[]), pgcoord.set_reason(text)
+    pgcoord_private.check_times(text, timestamptz[]), pgcoord_private.slot_for_inserted(text), pgcoord_private.new_adw_id(),
+    pgcoord_private.refuse_change(text, boolean), pgcoord_private.check_new_prerequisites(public.phase_queue, jsonb),
+    pgcoord_private.hold_feature(integer), pgcoord_private.check_isolation(),
+    pgcoord_private.settle_edges(integer[], integer[]), pgcoord_private.set_reason(text)
 to pgcoord_client;
 
 -- Coordinating. History and the schema's own record stay as they are written.
-grant execute on all functions in schema pgcoord to pgcoord_coordinator;
+grant execute on all functions in schema pgcoord, pgcoord_private to pgcoord_coordinator;
 grant usage on all sequences in schema pgcoord to pgcoord_coordinator;
-grant select, insert, update, delete on all tables in schema pgcoord to pgcoord_coordinator;
+grant select, insert, update, delete on all tables in schema pgcoord, pgcoord_private to pgcoord_coordinator;
 revoke update, delete on pgcoord.event, pgcoord.webhook_delivery from pgcoord_coordinator;
 revoke insert, update, delete on pgcoord.migration, pgcoord.shipped from pgcoord_coordinator;
 grant update on public.planned_features, public.phase_queue to pgcoord_coordinator;

@@ -31,6 +31,8 @@ from support.desk import Desk
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
 
+pytest_plugins = ["support.timeouts"]
+
 # A job in the background of a script ignores these, and what it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

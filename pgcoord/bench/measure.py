@@ -577,14 +577,14 @@ class _Coordinator:
         raise CannotStart(f"the coordinator serves nothing: {self.last_words()}")
 
     def _said(self) -> str:
-        return (self.folder / "serve.log").read_text(errors="replace")
+        return (self.folder / "serve.log").read_text(encoding="utf-8", errors="replace")
 
 
 @contextmanager
 def serving(dsn: str, folder: Path, environment: Mapping[str, str]) -> Iterator[_Coordinator]:
     """Have a coordinator run, in a folder of its own; return it at once."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pgcoord.toml").write_text(_configuration(folder))
+    (folder / "pgcoord.toml").write_text(_configuration(folder), encoding="utf-8")
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "pgcoord", "serve", "--config", "pgcoord.toml"],
@@ -663,7 +663,7 @@ def memory(coordinator: _Coordinator) -> Figure:
 
 def _resident(pid: int) -> int:
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1])
     shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, check=True)
@@ -760,6 +760,8 @@ def scratch_databases(admin: Connection, dsn: str) -> Iterator[Callable[..., str
 def _connected(dsn: str) -> Iterator[Connection]:
     conn = database.connect_blocking(dsn)
     try:
+        # The statements of sql/bench are a client's, and name its tables as clients do.
+        conn.execute("set search_path = public")
         yield conn
     finally:
         conn.close()
@@ -859,7 +861,7 @@ def _machine(admin: Connection) -> Machine:
 
 def _processor() -> str:
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

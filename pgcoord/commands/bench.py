@@ -1,6 +1,5 @@
 """The command that measures: bench."""
 
-import json
 import signal
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from pgcoord.commands.context import existing_dsn
 from pgcoord.commands.options import Dsn, surroundings_of
+from pgcoord.commands.terminal import say, say_json
 from pgcoord.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def bench(
     except psycopg.OperationalError as error:
         raise database.unusable(error) from error
     if as_json:
-        typer.echo(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+        say_json(report.as_json())
     else:
         print_report(report)
     if check and any(each.misses_limit for each in report.figures):
@@ -65,7 +65,7 @@ def bench(
 
 
 def _tell(doing: str) -> None:
-    typer.echo(f"{doing} …", err=True)
+    say(f"{doing} …", err=True)
 
 
 def print_report(report: "Report") -> None:

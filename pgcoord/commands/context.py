@@ -3,10 +3,12 @@
 The one rule: only what is called `make_…` makes anything; every other command takes what is there.
 """
 
+import os
+import pwd
 import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from pgcoord.commands.options import HIGHEST_ID, Surroundings, surroundings_of
+from pgcoord.commands.terminal import say
 from pgcoord.errors import CannotStart, DatabaseUnusable, InvalidInput, WrongSchema
+from pgcoord.ownership import remedy, trusted_owners, why_not_ours
 
 if TYPE_CHECKING:
     from pgcoord.configuration import Configuration
@@ -42,7 +46,7 @@ def make_place(surroundings: Surroundings, dsn: str | None) -> Place:
 
     A database that was named is neither connected to nor changed.
     """
-    state = _find_state(surroundings.folder) or surroundings.folder / STATE
+    state = _find_state(surroundings) or surroundings.folder / STATE
     given = named_dsn(surroundings, dsn)
     if given is not None:
         return Place(given, state)
@@ -54,12 +58,12 @@ def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":
     from pgcoord.database import schema
     from pgcoord.database.embedded import EmbeddedPostgres
 
-    state = _find_state(surroundings.folder) or surroundings.folder / STATE
+    state = _find_state(surroundings) or surroundings.folder / STATE
     server = EmbeddedPostgres(state)
     new = not server.server.data.exists()
     server.start()
     if new:
-        typer.echo(f"pgcoord: made an embedded Postgres in {state}", err=True)
+        say(f"pgcoord: made an embedded Postgres in {state}", err=True)
     with connected_to(server.dsn) as conn:
         schema.upgrade(conn)
     return server
@@ -69,7 +73,7 @@ def existing_server(surroundings: Surroundings) -> "EmbeddedPostgres":
     """Find the embedded Postgres, running or not. Raises `DatabaseUnusable` when there is none."""
     from pgcoord.database.embedded import EmbeddedPostgres
 
-    state = _find_state(surroundings.folder)
+    state = _find_state(surroundings)
     if state is None or not EmbeddedPostgres(state).server.data.exists():
         raise DatabaseUnusable(
             f"no database: no {STATE}/ with an embedded Postgres in {surroundings.folder} or above",
@@ -111,7 +115,7 @@ def make_runs_folder(place: Place, configuration: "Configuration") -> Path:
     try:
         if place.state in folder.parents and not place.state.is_dir():
             place.state.mkdir(mode=0o700)
-            (place.state / ".gitignore").write_text("*\n")
+            (place.state / ".gitignore").write_text("*\n", encoding="utf-8")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
@@ -124,16 +128,25 @@ def make_runs_folder(place: Place, configuration: "Configuration") -> Path:
 
 def would_be_runs_folder(surroundings: Surroundings, configuration: "Configuration | None") -> Path:
     """The folder of the runs of a coordinator that would be started here."""
-    state = _find_state(surroundings.folder) or surroundings.folder / STATE
+    state = _find_state(surroundings) or surroundings.folder / STATE
     return _runs_folder(state, configuration)
 
 
 def check_schema(dsn: str) -> None:
-    """Raise `WrongSchema`, with what to run, unless the database is of this release."""
+    """Raise `WrongSchema`, with what to run, unless the database is of this release.
+
+    Raises `DatabaseUnusable` where the server cannot be reached, or is lost meanwhile.
+    """
+    import psycopg
+
+    from pgcoord.database import connect as database
     from pgcoord.database import schema
 
-    with connected_to(dsn) as conn:
-        schema.check_schema(conn)
+    try:
+        with connected_to(dsn) as conn:
+            schema.check_schema(conn)
+    except psycopg.OperationalError as error:  # cut off in the middle of it
+        raise database.unusable(error) from error
 
 
 def connected_to(dsn: str) -> "closing[Any]":
@@ -144,13 +157,25 @@ def connected_to(dsn: str) -> "closing[Any]":
 
 
 @asynccontextmanager
-async def session(surroundings: Surroundings, dsn: str) -> AsyncIterator["Connection"]:
-    """A connection on which what is done is logged as done by who called the program."""
+async def session(dsn: str) -> AsyncIterator["Connection"]:
+    """A connection to read by."""
     from pgcoord.database import connect as database
-    from pgcoord.database import session
 
     async with await database.connect(dsn) as conn:
-        await session.act_as(conn, f"{surroundings.user} (command line)")
+        yield conn
+
+
+@asynccontextmanager
+async def changing(surroundings: Surroundings, dsn: str) -> AsyncIterator["Connection"]:
+    """A transaction whose changes are logged as done by who called the program.
+
+    It says itself how it is isolated and for whom it acts: what a session keeps may be another
+    client's, through a pool that changes the session with each transaction.
+    """
+    from pgcoord.database import session as statements
+
+    async with session(dsn) as conn, conn.transaction():
+        await statements.act_as(conn, f"{surroundings.user} (command line)", for_transaction=True)
         yield conn
 
 
@@ -180,10 +205,10 @@ def act(
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
 
     async def work() -> str:
-        async with session(surroundings, found) as conn:
+        async with changing(surroundings, found) as conn:
             return await change(conn)
 
-    typer.echo(complete(found, work()))
+    say(complete(found, work()))
 
 
 async def find_phase(conn: "Connection", name: str) -> str:
@@ -203,6 +228,24 @@ def _runs_folder(state: Path, configuration: "Configuration | None") -> Path:
     return (configuration and configuration.log_folder) or state / "runs"
 
 
-def _find_state(start: Path) -> Path | None:
+def _find_state(surroundings: Surroundings) -> Path | None:
+    """The state folder, here or above. Raises `DatabaseUnusable` when it is of somebody else."""
+    start = surroundings.folder
     folders = (folder / STATE for folder in (start, *start.parents))
-    return next((folder for folder in folders if folder.is_dir()), None)
+    found = next((folder for folder in folders if folder.is_dir()), None)
+    if found and (reason := why_not_ours(found, _owners_of_state(surroundings))):
+        raise DatabaseUnusable(
+            f"{reason}, so it is not used",
+            hint=f"Give --dsn or DATABASE_URL, or work in another folder. To make it yours:"
+            f" {remedy(found)}",
+        )
+    return found
+
+
+def _owners_of_state(surroundings: Surroundings) -> set[int]:
+    """Those of files of ours, and whom root runs Postgres as."""
+    owners = set(trusted_owners(surroundings.environment))
+    if os.geteuid() == 0:
+        with suppress(KeyError):
+            owners.add(pwd.getpwnam("postgres").pw_uid)
+    return owners

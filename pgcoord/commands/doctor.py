@@ -1,6 +1,5 @@
 """The command that says what is wrong: doctor."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +8,7 @@ import typer
 
 from pgcoord.commands.context import complete, existing_dsn, would_be_runs_folder
 from pgcoord.commands.options import Config, Dsn, Surroundings, surroundings_of
+from pgcoord.commands.terminal import say_json
 from pgcoord.errors import InvalidConfiguration
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def doctor(
     worst = max((each.level for each in findings), key=list(_EXIT_STATUSES).index)
     if as_json:
         shown = {"level": worst, "findings": [asdict(each) for each in findings]}
-        typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        say_json(shown)
     else:
         _print(findings)
     raise typer.Exit(_EXIT_STATUSES[worst])
@@ -57,8 +57,9 @@ def _machine(surroundings: Surroundings, config: Path | None) -> "Machine":
     from pgcoord.configuration import find_configuration, read_configuration
     from pgcoord.doctor import Machine
 
-    path, read, faults = config or find_configuration(surroundings.folder), None, None
+    read, faults = None, None
     try:
+        path = config or find_configuration(surroundings.folder, surroundings.environment)
         read = read_configuration(path) if path else None
     except InvalidConfiguration as error:
         faults = error

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from socket import gethostname
 from typing import IO
 
-import typer
-
 from pgcoord.commands.context import find_phase, session
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.progress import UNFINISHED, clean, follow_through
+from pgcoord.commands.terminal import say
 from pgcoord.database import reads
 from pgcoord.database._sql import Connection
 from pgcoord.database.rows import Attempt
@@ -55,7 +54,7 @@ async def follow_log(
     Of the first one, only the last `lines` where they are given. Raises `NotFound` or `Refused`
     when it cannot be printed here; of those that follow, it says so and waits for the next.
     """
-    async with session(surroundings, dsn) as conn:
+    async with session(dsn) as conn:
         queue_id = await find_phase(conn, phase)
         course = await _read(conn, queue_id)
     if course.attempts or number:
@@ -135,7 +134,7 @@ class _Printer:
         """Say something on stderr, but not twice in a row."""
         if words != self._told:
             sys.stdout.flush()
-            typer.echo(f"pgcoord: {self._queue_id}: {clean(words)}", err=True)
+            say(f"pgcoord: {self._queue_id}: {clean(words)}", err=True)
         self._told = words
 
 

@@ -65,7 +65,7 @@ async def _find(ctx: typer.Context, dsn: str, phase: str, number: int | None) ->
     from pgcoord.database import reads
     from pgcoord.runs.logs import log_of
 
-    async with session(surroundings_of(ctx), dsn) as conn:
+    async with session(dsn) as conn:
         queue_id = await find_phase(conn, phase)
         attempts = await reads.attempts(conn, queue_id)
         if not attempts:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pgcoord import logs as journal
+from pgcoord.errors import CannotStart
 
 HIGHEST_ID = 2**31 - 1  # of Postgres' integer
 
@@ -18,8 +19,17 @@ class Surroundings:
     """What the process was started with; `main` alone reads it from the system."""
 
     environment: Mapping[str, str]
-    folder: Path
+    current_folder: Path | None
     user: str
+
+    @property
+    def folder(self) -> Path:
+        """The current folder; raises `CannotStart` when it was removed."""
+        if self.current_folder is None:
+            raise CannotStart(
+                "the current folder was removed", hint="This command needs one: change to another."
+            )
+        return self.current_folder
 
 
 def surroundings_of(ctx: typer.Context) -> Surroundings:

@@ -1,14 +1,14 @@
 """The command that plans: a feature of the database, or one that a file describes."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgcoord.commands.context import complete, existing_dsn, session
+from pgcoord.commands.context import changing, complete, existing_dsn
 from pgcoord.commands.options import HIGHEST_ID, Config, Dsn, Surroundings, surroundings_of
+from pgcoord.commands.terminal import say, say_json
 from pgcoord.errors import CannotStart, InvalidInput
 
 if TYPE_CHECKING:
@@ -94,13 +94,13 @@ def plan(
             "phases": planned.phases,
             "planning": planning,
         }
-        typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        say_json(told)
         return
     from pgcoord.commands.progress import console
 
     name = f"feature {number}, {feature.title}" if number else feature.title
     console().print(_shown(name, planned, analysis))
-    typer.echo(_what_next(number, output, execute))
+    say(_what_next(number, output, execute))
 
 
 _Found = tuple[int | None, "Feature", "Planned", int]
@@ -117,7 +117,7 @@ def _planner(surroundings: Surroundings, config: Path | None) -> "FeaturePlanner
     from pgcoord.configuration import Planner, find_configuration, read_configuration
     from pgcoord.planner.planning import FeaturePlanner
 
-    path = config or find_configuration(surroundings.folder)
+    path = config or find_configuration(surroundings.folder, surroundings.environment)
     settings = read_configuration(path).planner if path else Planner()
     return FeaturePlanner(settings, surroundings.environment, surroundings.folder)
 
@@ -138,7 +138,7 @@ def _plan_stored(
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
 
     async def take(path: Path) -> Planned:
-        async with session(surroundings, found) as conn:
+        async with changing(surroundings, found) as conn:
             workflows = await declared_workflows(conn)
             read = read_plan(path, workflows=workflows.names, has_default=workflows.has_default)
             rows = [each.row() for each in read.phases]
@@ -149,9 +149,9 @@ def _plan_stored(
         if source is not None:
             planned = await take(surroundings.folder / source)
         else:
-            connect = lambda: session(surroundings, found)  # noqa: E731
+            connect = lambda: changing(surroundings, found)  # noqa: E731
             planned = await plan_stored(planner, connect, feature_id)
-        async with session(surroundings, found) as conn:
+        async with changing(surroundings, found) as conn:
             row = await reads.feature_to_plan(conn, feature_id)
             slots = await reads.slot_count(conn)
             if execute:
@@ -197,7 +197,7 @@ def _write(path: Path, feature: "Feature", planned: "Planned") -> None:
     from pgcoord.planner.planning import as_markdown
 
     try:
-        path.write_text(as_markdown(feature, planned.phases))
+        path.write_text(as_markdown(feature, planned.phases), encoding="utf-8")
     except OSError as error:
         raise CannotStart(f"{path}: {(error.strerror or str(error)).lower()}") from error
 

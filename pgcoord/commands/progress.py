@@ -44,6 +44,9 @@ _LEAST_TITLE = 24
 # Seconds after which a feature of which nothing runs is said to wait, and for what.
 _STANDSTILL = 1.0
 
+# Characters that are shown of the last line of a log.
+_QUOTED = 200
+
 UNFINISHED = ("queued", "ready", "running")
 
 _LOOKS = {
@@ -368,7 +371,13 @@ def words_for(length: timedelta, *, fine: bool = True) -> str:
 def _fault(error: str) -> str:
     """What went wrong: how the process ended, and the last line that it wrote."""
     how, *log = error.strip().splitlines() or [""]
-    return f"{clean(how)}: {clean(log[-1])}" if log else clean(how)
+    return f"{clean(how)}: {_quoted(log[-1])}" if log else clean(how)
+
+
+def _quoted(line: str) -> str:
+    """A line of a log, which may be of any length; `pgcoord logs` prints all of it."""
+    quoted = clean(line)
+    return quoted if len(quoted) <= _QUOTED else f"{quoted[: _QUOTED - 1]}…"
 
 
 def clean(text: str) -> str:

@@ -12,6 +12,7 @@ import typer
 from pgcoord import assets
 from pgcoord.commands.context import existing_dsn, named_dsn
 from pgcoord.commands.options import Dsn, Surroundings, surroundings_of
+from pgcoord.commands.terminal import say
 from pgcoord.errors import CannotStart
 
 
@@ -46,7 +47,7 @@ def psql(
     if not arguments and sys.stdin.isatty():
         # What is too long for the terminal is broken within its column, not across the screen.
         options += ["-P", "format=wrapped"]
-        typer.echo("pgcoord: :board shows the work, :help the other shortcuts", err=True)
+        say("pgcoord: :board shows the work, :help the other shortcuts", err=True)
     sys.stdout.flush()
     os.execve(program, ["psql", *options, *(arguments or [])], environment)
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import typer
 
 from pgcoord.commands.options import surroundings_of
+from pgcoord.commands.terminal import say
 from pgcoord.errors import CannotStart, CoordError, InvalidInput, NotFound, Refused
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def report(
     told = _tell(
         {key: value for key, value in body.items() if value is not None}, environment, patience
     )
-    typer.echo(f"{queue_id} is reported {outcome.value}{told}")
+    say(f"{queue_id} is reported {outcome.value}{told}")
 
 
 def _tell(body: Mapping[str, object], environment: Mapping[str, str], patience: float) -> str:
@@ -93,9 +94,7 @@ def _tell(body: Mapping[str, object], environment: Mapping[str, str], patience: 
     )
     if not reports.is_secret(secret):
         raise InvalidInput("PGCOORD_WEBHOOK_SECRET is no secret: expected whsec_…")
-    signed = reports.sign(secret, body)
-    if len(signed.body) > reports.LIMIT:
-        raise InvalidInput(f"the report is too long: {reports.LIMIT} bytes at most")
+    signed = _sign(secret, body)
     # Kept first, so that it is there whatever happens to this process while it tries.
     folder = _keep(_folder_of_run(environment), signed)
     deadline, backoff = time.monotonic() + patience, Backoff(most=5.0)
@@ -113,6 +112,21 @@ def _tell(body: Mapping[str, object], environment: Mapping[str, str], patience: 
             raise
         _forget(folder)
         return ", as it was before" if answer.get("repeated") else ""
+
+
+def _sign(secret: str, body: Mapping[str, object]) -> "Signed":
+    """Sign a report, with head and tail of its error message where all of it would be too much."""
+    from pgcoord import report as reports
+    from pgcoord.text import shortened
+
+    error, most = str(body.get("error_message", "")), reports.LIMIT
+    signed = reports.sign(secret, body)
+    while len(signed.body) > reports.LIMIT and most:  # a character takes up to twelve bytes
+        most = most * 3 // 4
+        signed = reports.sign(secret, {**body, "error_message": shortened(error, most)})
+    if not most:
+        raise InvalidInput(f"the report is too long: {reports.LIMIT} bytes at most")
+    return signed
 
 
 def _given(environment: Mapping[str, str], name: str) -> str:
@@ -139,9 +153,7 @@ def _keep(folder: Path | None, signed: "Signed") -> Path | None:
             reports.spool(folder, signed)
         except OSError as error:
             reason = error.strerror or error
-            typer.echo(
-                f"pgcoord: the report is only sent, not kept in {folder}: {reason}", err=True
-            )
+            say(f"pgcoord: the report is only sent, not kept in {folder}: {reason}", err=True)
             return None
     return folder
 

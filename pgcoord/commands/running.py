@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 
 import psycopg
-import typer
 
 from pgcoord.backoff import Backoff
-from pgcoord.commands.context import check_schema, session
+from pgcoord.commands.context import changing, check_schema, session
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.progress import (
     Progress,
@@ -25,6 +24,7 @@ from pgcoord.commands.progress import (
     read_snapshot,
     summary,
 )
+from pgcoord.commands.terminal import say
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.database import actions, claims, reads
 from pgcoord.database import connect as database
@@ -73,7 +73,7 @@ class Runner:
     async def run(self, plan: Plan) -> int:
         """Submit the plan, see it through, and return the exit status."""
         await check_wake_ups(self._dsn)
-        async with session(self._surroundings, self._dsn) as conn:
+        async with changing(self._surroundings, self._dsn) as conn:
             leader = await reads.leader(conn)
             feature_id = await actions.submit_feature(conn, plan.feature())
         if leader:
@@ -85,7 +85,7 @@ class Runner:
             )
         state = _app_state(self._dsn, self._coordinator, self._access, self._planner)
         state.obstacle = None
-        typer.echo(f"panel: {url_of(self._taken)}/features/{feature_id}")
+        say(f"panel: {url_of(self._taken)}/features/{feature_id}")
         with progress() as shown, _interruptible(self._stop) as came:
             async with serving(state, self._taken), asyncio.TaskGroup() as tasks:
                 leading = tasks.create_task(self._lead())
@@ -133,9 +133,9 @@ class Runner:
             self._coordinator.stop()
 
     async def _sum_up(self, end: Snapshot) -> None:
-        async with session(self._surroundings, self._dsn) as conn:
+        async with session(self._dsn) as conn:
             reasons = await reads.last_reasons(conn, end.feature.id)
-        typer.echo(summary(end, reasons))
+        say(summary(end, reasons))
 
 
 async def _watched(dsn: str, feature_id: int, shown: Progress) -> Snapshot:

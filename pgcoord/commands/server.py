@@ -12,6 +12,7 @@ from pgcoord.commands.context import (
     running_server,
 )
 from pgcoord.commands.options import Dsn, surroundings_of
+from pgcoord.commands.terminal import say
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +45,7 @@ def upgrade(
     with connected_to(existing_dsn(ctx, dsn)) as conn:
         ran = schema.upgrade(conn, roles=roles)
         name = f"database {conn.info.dbname!r}"
-    typer.echo(f"{name}: ran {', '.join(ran)}" if ran else f"{name} is up to date")
+    say(f"{name}: ran {', '.join(ran)}" if ran else f"{name} is up to date")
 
 
 def start(ctx: typer.Context) -> None:
@@ -53,7 +54,7 @@ def start(ctx: typer.Context) -> None:
     Where there is none here or above, it is made in the current folder.
     """
     server = make_server(surroundings_of(ctx))
-    typer.echo(f"the embedded Postgres in {server.state} runs: {server.dsn}")
+    say(f"the embedded Postgres in {server.state} runs: {server.dsn}")
 
 
 def stop(ctx: typer.Context) -> None:
@@ -63,10 +64,10 @@ def stop(ctx: typer.Context) -> None:
     """
     server = existing_server(surroundings_of(ctx))
     how = "is stopped" if server.stop() else "was stopped already"
-    typer.echo(f"the embedded Postgres in {server.state} {how}")
+    say(f"the embedded Postgres in {server.state} {how}")
 
 
 def status(ctx: typer.Context) -> None:
     """Say whether it runs, and how to connect to it."""
     server = running_server(surroundings_of(ctx))
-    typer.echo(f"the embedded Postgres in {server.state} runs: {server.dsn}")
+    say(f"the embedded Postgres in {server.state} runs: {server.dsn}")

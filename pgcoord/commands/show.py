@@ -1,6 +1,5 @@
 """Commands that show what is in the database, and change nothing: status, why."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pgcoord.commands.context import act, complete, existing_dsn, find_phase, session
-from pgcoord.commands.options import Dsn, FeatureOrAll, Phase, surroundings_of
+from pgcoord.commands.options import Dsn, FeatureOrAll, Phase
+from pgcoord.commands.terminal import say_json
+from pgcoord.text import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pgcoord.commands.progress import Snapshot
     from pgcoord.database._sql import Connection
-    from pgcoord.database.rows import Leader, Slot
+    from pgcoord.database.rows import LeadBlocker, Leader, Slot
 
 
 def register(app: typer.Typer) -> None:
@@ -26,13 +27,14 @@ def register(app: typer.Typer) -> None:
     app.command()(why)
 
 
-_JSON = """--json prints {"slots": […], "paused_at", "coordinator", "features": […]}.
+_JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_blocker", "features": […]}
 
 A slot: slot, draining, queue_id, title, status, since. The coordinator: epoch, host, pid, version,
-lead_at; null when none leads. A feature: id, title, status, total_phases, phases_completed,
-phases_running, phases_failed, phases_blocked, paused_at, phases. A phase: queue_id, feature_id,
-phase_number, title, status, slot, attempt, priority, depends_on_phases, error_message, since,
-started_timestamp, finished_timestamp, waiting_for.
+lead_at; null when none leads. The lead_blocker: words, remedy; null unless a session that is no
+coordinator holds the lock of the lead. A feature: id, title, status, total_phases,
+phases_completed, phases_running, phases_failed, phases_blocked, paused_at, phases. A phase:
+queue_id, feature_id, phase_number, title, status, slot, attempt, priority, depends_on_phases,
+error_message, since, started_timestamp, finished_timestamp, waiting_for.
 
 Times are ISO 8601 with their offset, or null. Later releases may add keys."""
 
@@ -44,6 +46,7 @@ class _Standing:
     slots: "Sequence[Slot]"
     paused_at: datetime | None
     coordinator: "Leader | None"
+    lead_blocker: "LeadBlocker | None"
     features: "Sequence[Snapshot]"
 
     def as_json(self) -> dict[str, Any]:
@@ -52,6 +55,7 @@ class _Standing:
             "slots": [asdict(slot) for slot in self.slots],
             "paused_at": self.paused_at,
             "coordinator": self.coordinator and asdict(self.coordinator),
+            "lead_blocker": self.lead_blocker and asdict(self.lead_blocker),
             "features": [
                 {**asdict(each.feature), "phases": [asdict(phase) for phase in each.phases]}
                 for each in self.features
@@ -70,9 +74,9 @@ async def _read(conn: "Connection", feature: int | None, finished: bool) -> _Sta
             Snapshot(each, await reads.board(conn, each.id))
             for each in await reads.features(conn, unfinished=not finished)
         ]
-    return _Standing(
-        await reads.slots(conn), await reads.paused(conn), await reads.leader(conn), features
-    )
+    leader = await reads.leader(conn)
+    blocker = None if leader else await reads.lead_blocker(conn)
+    return _Standing(await reads.slots(conn), await reads.paused(conn), leader, blocker, features)
 
 
 def status(
@@ -89,13 +93,13 @@ def status(
     """
     if watch and (as_json or not sys.stdout.isatty()):
         raise typer.BadParameter("it draws on a terminal.", param_hint="--watch")
-    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    found = existing_dsn(ctx, dsn)
 
     async def read(conn: "Connection") -> _Standing:
         return await _read(conn, feature, finished)
 
     async def once() -> _Standing:
-        async with session(surroundings, found) as conn:
+        async with session(found) as conn:
             return await read(conn)
 
     if watch:
@@ -103,7 +107,7 @@ def status(
         return
     standing = complete(found, once())
     if as_json:
-        typer.echo(json.dumps(standing.as_json(), indent=2, default=datetime.isoformat))
+        say_json(standing.as_json())
         return
     from pgcoord.commands.progress import console
 
@@ -144,14 +148,17 @@ def _shown(standing: _Standing, *, in_full: bool = False) -> "RenderableType":
 def _header(standing: _Standing) -> list[Any]:
     from rich.text import Text
 
-    held = [f"{each.slot} {each.queue_id or 'free'}" for each in standing.slots]
+    held = [f"{each.slot} {printable(each.queue_id or 'free')}" for each in standing.slots]
     lines = [f"slots: {', '.join(held) or 'none'}"]
     leads = standing.coordinator
-    lines.append(
-        f"coordinator: process {leads.pid} on {leads.host}, since {_time(leads.lead_at)}"
-        if leads
-        else "coordinator: none runs ('pgcoord serve' starts one)"
-    )
+    if leads:
+        since = _time(leads.lead_at)
+        lines.append(f"coordinator: process {leads.pid} on {printable(leads.host)}, since {since}")
+    elif standing.lead_blocker:
+        lines.append(f"coordinator: none leads: {printable(standing.lead_blocker.words)}")
+        lines.append(f"  end it: {printable(standing.lead_blocker.remedy)}")
+    else:
+        lines.append("coordinator: none runs ('pgcoord serve' starts one)")
     if standing.paused_at:
         lines.append(f"everything is paused since {_time(standing.paused_at)} ('pgcoord resume')")
     return [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]

@@ -9,6 +9,7 @@ import typer
 
 from pgcoord.commands.context import connected_to, existing_dsn
 from pgcoord.commands.options import Dsn, surroundings_of
+from pgcoord.commands.terminal import say
 
 if TYPE_CHECKING:
     from pgcoord.v1 import Decision, Report
@@ -81,7 +82,7 @@ def migrate_v1(
             dry_run=dry_run,
         )
     if report is None:
-        typer.echo(f"{name} was migrated already: nothing to do")
+        say(f"{name} was migrated already: nothing to do")
     else:
         _show(name, report, stated=time_zone is not None, dry_run=dry_run)
 
@@ -109,7 +110,7 @@ def _show(name: str, report: "Report", *, stated: bool, dry_run: bool) -> None:
 
 def _show_undone(name: str, lost: list[str] | None, *, dry_run: bool) -> None:
     if lost is None:
-        typer.echo(f"{name} is as version 1 has left it: nothing to undo")
+        say(f"{name} is as version 1 has left it: nothing to undo")
         return
     _say(f"{name} {'would be' if dry_run else 'is'} as it was before the migration")
     if lost:
@@ -133,4 +134,4 @@ def _say(text: str, indent: str = "") -> None:
         subsequent_indent=lead + "    ",
         break_on_hyphens=False,
     ):
-        typer.echo(line)
+        say(line)

@@ -1,6 +1,5 @@
 """Commands that bring work in and run it: run, serve, submit."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,11 +7,11 @@ import typer
 
 from pgcoord.commands.context import (
     Place,
+    changing,
     check_schema,
     complete,
     make_place,
     make_runs_folder,
-    session,
 )
 from pgcoord.commands.options import (
     Config,
@@ -23,7 +22,9 @@ from pgcoord.commands.options import (
     Surroundings,
     surroundings_of,
 )
+from pgcoord.commands.terminal import say, say_json
 from pgcoord.errors import InvalidConfiguration
+from pgcoord.secrecy import close_memory, forget_variables
 
 if TYPE_CHECKING:
     from pgcoord.configuration import Configuration
@@ -58,6 +59,7 @@ def run(
     The exit status is 0 only if every phase completed. Where a coordinator runs already (pgcoord
     serve), it does the work and this one watches.
     """
+    close_memory()
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
     read = _plan(plan, configuration)
@@ -77,6 +79,7 @@ def run(
             github=configuration.github,
         )
         coordinator = _coordinator(surroundings, configuration, place, url=url_of(taken))
+        forget_variables(configuration.secret_variables)
         planner = _planner(surroundings, configuration)
         runner = Runner(surroundings, place.dsn, coordinator, taken, access, planner)
         raise typer.Exit(complete(place.dsn, runner.run(read)))
@@ -115,6 +118,7 @@ def serve(
     takes them over. Any number may serve a database, on any machine: one leads and runs what is
     queued, the others stand by, and one of them takes over when it ends.
     """
+    close_memory()
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
     place = make_place(surroundings, dsn)
@@ -135,6 +139,7 @@ def serve(
         )
         url = server.public_url or url_of(taken)
         coordinator = _coordinator(surroundings, configuration, place, url=url)
+        forget_variables(configuration.secret_variables)
         planner = _planner(surroundings, configuration)
         service = running.serve(place.dsn, coordinator, taken, access, planner, drain=drain)
         raise typer.Exit(complete(place.dsn, service))
@@ -158,24 +163,24 @@ def submit(
     from pgcoord.database import actions, reads
 
     async def work() -> tuple[int, bool]:
-        async with session(surroundings, place.dsn) as conn:
+        async with changing(surroundings, place.dsn) as conn:
             feature_id = await actions.submit_feature(conn, read.feature())
             return feature_id, await reads.leader(conn) is not None
 
     feature_id, led = complete(place.dsn, work())
     total = len(read.phases)
     if as_json:
-        typer.echo(json.dumps({"id": feature_id, "title": read.title, "total_phases": total}))
+        say_json({"id": feature_id, "title": read.title, "total_phases": total})
         return
     waits = "" if led else "; no coordinator runs: 'pgcoord serve' starts one"
     phases = "1 phase is" if total == 1 else f"{total} phases are"
-    typer.echo(f"feature {feature_id}: {phases} queued{waits}")
+    say(f"feature {feature_id}: {phases} queued{waits}")
 
 
 def _find_configuration(surroundings: Surroundings, config: Path | None) -> "Configuration | None":
     from pgcoord.configuration import find_configuration, read_configuration
 
-    path = config or find_configuration(surroundings.folder)
+    path = config or find_configuration(surroundings.folder, surroundings.environment)
     return read_configuration(path) if path else None
 
 
@@ -204,6 +209,9 @@ def _coordinator(
     """
     runs_folder = make_runs_folder(place, configuration)
     from pgcoord.coordination.coordinator import Coordinator
+    from pgcoord.runs.account import check_accounts
+
+    check_accounts(configuration.workflows.values())
 
     return Coordinator(
         place.dsn,

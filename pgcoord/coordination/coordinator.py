@@ -10,10 +10,10 @@ that reads both and goes on.
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -25,7 +25,7 @@ from pgcoord.configuration import Configuration
 from pgcoord.coordination.housekeeping import keep_house
 from pgcoord.coordination.launching import Launcher
 from pgcoord.coordination.leadership import Leadership
-from pgcoord.coordination.retrying import LOST_CONNECTION, Retrying, Stopped
+from pgcoord.coordination.retrying import Fact, Retrying, Stopped
 from pgcoord.coordination.supervision import Supervision, log_move
 from pgcoord.database import claims, issues
 from pgcoord.database import connect as database
@@ -41,16 +41,13 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Locks on claimable phases that are waited for at once, each on a connection of its own.
-_MOST_AWAITED = 8
-
 # Seconds until an attempt is looked at again whose supervision failed by an error of ours.
 _SECOND_LOOK = 5
 
 # Seconds between questions for the lead, each of which waits two more: ten statements a minute.
 _ASK_EVERY = 4.0
 
-# Among the locks that are awaited: the one that all claims take.
+# The lock that all claims take.
 _CONTROL = "pgcoord.control"
 
 
@@ -94,7 +91,6 @@ class Coordinator:
         )
         self.leads = self._leadership.leads
         self._supervised: dict[str, Supervision] = {}
-        self._locks_awaited: set[str] = set()
         self._abandoned: set[int] = set()
 
     async def run(self) -> None:
@@ -200,7 +196,7 @@ class Coordinator:
             if lead.is_on_another_host and (news or self._supervised):
                 await self.unless_stopped(self._attend())
                 if self._supervised:
-                    await claims.renew_lease(lead.conn, self.host)
+                    await self._renew_lease()
             answered = await self.unless_stopped(lead.look() if self._draining else lead.ask())
             if answered is None or lead.leader is None:
                 return False
@@ -210,6 +206,13 @@ class Coordinator:
             news = answered or bool(await self.unless_stopped(lead.wait(_ASK_EVERY)))
         return False
 
+    async def _renew_lease(self) -> None:
+        """Have a leader on another host leave our attempts alone for another minute."""
+        try:
+            await claims.renew_lease(self._leadership.conn, self.host)
+        except Locked:
+            logger.info("somebody holds a lock on pgcoord.host: the lease is renewed later")
+
     async def _lead(self) -> None:
         """Go round until stopped or drained, then give the lead back.
 
@@ -217,7 +220,7 @@ class Coordinator:
         """
         await self._leadership.begin()
         if self.issues is None:
-            await issues.release_issues(self._leadership.conn)
+            self._tasks.create_task(self._release_issues())
         disowned = await self.unless_stopped(self._attend())
         if disowned:  # their phases may be claimable: not before these are gone
             await self.unless_stopped(asyncio.wait(disowned))
@@ -234,16 +237,21 @@ class Coordinator:
             await self._leadership.wait(None)
         await self._leadership.resign()
 
+    async def _release_issues(self) -> None:
+        """Have no phase wait for GitHub, which is not configured here (any more)."""
+        with contextlib.suppress(Stopped):
+            await self.execute_with_retry(issues.release_issues)
+
     async def _claim(self) -> bool:
         """Claim what is eligible and take it on; whether there was anything."""
-        if _CONTROL in self._locks_awaited:
+        if _CONTROL in self._retrying.locks.names:
             return False
         lead_checked_at = _now()
         try:
             assignments = await claims.claim_phases(self._leadership.conn, self._leadership.epoch)
         except Locked:
             logger.info("claiming waits: somebody holds a lock on pgcoord.control")
-            self._await_lock(_CONTROL, claims.await_control)
+            self._wake_when_free(_CONTROL)
             return False
         for assignment in assignments:
             log_move(assignment, "queued", "ready", f"claimed as {assignment.adw_id}")
@@ -259,12 +267,16 @@ class Coordinator:
         await claims.expire_attempts(self._leadership.conn)
         attempts = await claims.open_attempts(self._leadership.conn, self.host)
         known = {attempt.folder for attempt in attempts}
-        disowned = [
-            self._take(taken.assignment, self.supervision.disown, lead_checked_at).task
-            for folder, taken in list(self._supervised.items())
+        unknown = [
+            taken.assignment
+            for folder, taken in self._supervised.items()
             # Under this lead an end has just been recorded; under an older one it may be about to
             # be, and of another attempt, if a failover made numbers come again.
             if folder not in known and not (taken.over and taken.epoch == self._leadership.epoch)
+        ]
+        disowned = [
+            self._take(assignment, self.supervision.disown, lead_checked_at).task
+            for assignment in await self._confirm_gone(unknown)
         ]
         for attempt in attempts:
             taken = self._supervised.get(attempt.folder)
@@ -282,21 +294,37 @@ class Coordinator:
                 )
         return disowned
 
+    async def _confirm_gone(self, assignments: list[Assignment]) -> list[Assignment]:
+        """Those of *assignments* that the primary does not know either.
+
+        A pooler may have had a stand-by answer that lags behind.
+        """
+        if not assignments:
+            return []
+        gone = await claims.gone_attempts(
+            self._leadership.conn, [each.attempt_id for each in assignments]
+        )
+        return [each for each in assignments if each.attempt_id in gone]
+
     async def _rest(self) -> None:
         """Wait until there may be something to do."""
-        seen = set(self._locks_awaited)
-        agenda = await claims.agenda(self._leadership.conn, seen)
-        while agenda.locked_phase and len(seen) < _MOST_AWAITED:
-            # Perhaps it has just become claimable: then its lock is had at once, and wakes us.
-            seen.add(agenda.locked_phase)
-            self._await_lock(
-                agenda.locked_phase, partial(claims.await_phase, queue_id=agenda.locked_phase)
-            )
-            agenda = await claims.agenda(self._leadership.conn, seen)
-        for attempt_id in set(agenda.abandoned) - self._abandoned:
+        awaited = self._retrying.locks.names
+        work = await claims.next_work(self._leadership.conn, awaited)
+        for lock in work.locked:
+            self._wake_when_free(lock)
+        for attempt_id in set(work.abandoned) - self._abandoned:
             self._abandoned.add(attempt_id)
             self._tasks.create_task(self._abandon(attempt_id))
-        await self._leadership.wait(agenda.due_in)
+        await self._leadership.wait(work.due_in)
+
+    def _wake_when_free(self, lock: str) -> None:
+        """Wake the loop when a lock is gone that keeps it from claiming: no rollback notifies."""
+
+        async def wait() -> None:
+            await self.unless_stopped(self._retrying.locks.until_free(lock))
+            self._leadership.wake()
+
+        self._tasks.create_task(wait())
 
     async def _abandon(self, attempt_id: int) -> None:
         """Give up an attempt of another host, of which nothing is heard any more."""
@@ -312,35 +340,19 @@ class Coordinator:
             self._abandoned.discard(attempt_id)
             self._leadership.wake()
 
-    def _await_lock(self, name: str, wait: Callable[[Connection], Awaitable[None]]) -> None:
-        self._locks_awaited.add(name)
-        self._tasks.create_task(self._wake_when_unlocked(name, wait))
-
-    async def _wake_when_unlocked(
-        self, name: str, wait: Callable[[Connection], Awaitable[None]]
-    ) -> None:
-        """Wake the loop when a lock that keeps it from claiming is gone: no rollback notifies."""
-        try:
-            async with await database.connect(self._retrying.server) as conn:
-                await self.unless_stopped(wait(conn))
-        except (*LOST_CONNECTION, DatabaseUnusable) as error:
-            logger.debug("waiting for the lock on %s: %s", name, error)
-        finally:
-            self._locks_awaited.discard(name)
-            self._leadership.wake()
-
     async def unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
         """Await, but no longer than until `stop`; return None then."""
         return await self._retrying.unless_stopped(awaitable)
 
     async def execute_with_retry(
-        self, statement: Callable[[Connection], Awaitable[Result]]
+        self, statement: Callable[[Connection], Awaitable[Result]], fact: Fact | None = None
     ) -> Result:
         """Run *statement* until the database has executed it; it must be idempotent.
 
-        Raises `Stopped` when the coordinator is stopped first.
+        While a lock keeps a *fact* from being recorded, that is shown to people. Raises `Stopped`
+        when the coordinator is stopped first.
         """
-        return await self._retrying.execute(statement)
+        return await self._retrying.execute(statement, fact)
 
     def _take(
         self,
@@ -372,7 +384,11 @@ class Coordinator:
             logger.warning("%s is left to whoever leads now: %s", taken.assignment, error)
             self._leadership.wake()  # it may be ourselves, with a new lead
         except Stopped as error:
-            logger.warning("%s: stopped before its end was recorded: %s", taken.assignment, error)
+            logger.warning(
+                "%s is left to the next coordinator, stopped before what happened was recorded: %s",
+                taken.assignment,
+                error,
+            )
         except Exception:
             logger.exception("%s is looked at again in %d s", taken.assignment, _SECOND_LOOK)
             await self.unless_stopped(asyncio.sleep(_SECOND_LOOK))

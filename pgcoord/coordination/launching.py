@@ -4,7 +4,7 @@ A launcher starts the job of an attempt, on this machine (runs/local.py) or on a
 it and ends it. Supervision decides when, and writes to the database; it knows no file, process or
 folder. A new launcher is one class that keeps `Launcher`, with one for its jobs that keeps `Job`.
 
-What an engine has to keep in mind (design, section 13):
+What an engine has to keep in mind (docs/design.md, section 13):
 
 - Its `start` may fail without saying whether the job was submitted. That is no `CannotStart`:
   submit again under the same name. Of two jobs of one attempt the database lets one begin, so a

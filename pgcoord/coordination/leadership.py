@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psycopg
+
 from pgcoord import __version__
 from pgcoord.configuration import Workflow
 from pgcoord.coordination.retrying import Retrying
@@ -18,10 +20,14 @@ from pgcoord.database import claims, reads, session
 from pgcoord.database import connect as database
 from pgcoord.database._sql import Connection
 from pgcoord.database.listener import Listener, listening
-from pgcoord.database.rows import Lead, ServerTimeline
+from pgcoord.database.rows import Lead, LeadBlocker, ServerTimeline
 from pgcoord.errors import DatabaseUnusable
+from pgcoord.text import printable
 
 logger = logging.getLogger(__name__)
+
+# Idle times that differ by less than this part are taken for the same time-out.
+_SAME = 0.1
 
 # The lead while no coordinator has it.
 _NOBODY = Lead(led=False, epoch=None, host=None, pid=None)
@@ -47,6 +53,7 @@ class Leadership:
         self.led = False
         self.leader: Lead | None = None
         self.epoch = 0
+        self._blocker: LeadBlocker | None = None
         self._dsn = dsn
         self._host = host
         self._runs_folder = runs_folder
@@ -54,6 +61,7 @@ class Leadership:
         self._retrying = retrying
         self.listener: Listener | None = None
         self._timeline = ServerTimeline(None, None)
+        self._cuts: list[float] = []
 
     @property
     def conn(self) -> Connection:
@@ -78,13 +86,29 @@ class Leadership:
         async with listening(self._dsn, session.STAND_BY) as listener:
             self._refuse_the_past(await claims.lineage(listener.conn))
             server = database.same_server(self._dsn, listener.conn)
+            if balancer := await session.balancer(listener.conn):
+                logger.warning("%s is between here and the server: see 'pgcoord doctor'", balancer)
             async with self._retrying.connected(server):
                 try:
                     self.listener = listener
                     yield
+                except psycopg.OperationalError:
+                    self._note_cut(listener.idle_seconds)
+                    raise
                 finally:
                     self.listener = None
                     self.leads.clear()
+
+    def _note_cut(self, idle_seconds: float) -> None:
+        """Name what cuts idle connections, once three in a row were lost after the same time."""
+        self._cuts = [*self._cuts[-2:], idle_seconds]
+        if len(self._cuts) == 3 and max(self._cuts) - min(self._cuts) < _SAME * max(self._cuts):
+            logger.warning(
+                "something between here and the server cuts idle connections after %.1f s:"
+                " give it a time-out of more than 10 s, which is how often we send",
+                idle_seconds,
+            )
+            self._cuts = []
 
     def _refuse_the_past(self, found: ServerTimeline) -> None:
         """Refuse a primary that was replaced by one seen before: what is written there is lost."""
@@ -102,17 +126,24 @@ class Leadership:
 
         Waits up to 2 s. SQL: pgcoord.lead.
         """
-        return self._note(
-            await claims.lead(
-                self.conn,
-                host=self._host,
-                pid=os.getpid(),
-                version=__version__,
-                runs_folder=str(self._runs_folder),
-                workflows=self._workflows,
-                after=self.epoch,
-            )
+        leader = await claims.lead(
+            self.conn,
+            host=self._host,
+            pid=os.getpid(),
+            version=__version__,
+            runs_folder=str(self._runs_folder),
+            workflows=self._workflows,
+            after=self.epoch,
         )
+        await self._warn_of_blocker(leader)
+        return self._note(leader)
+
+    async def _warn_of_blocker(self, leader: Lead) -> None:
+        """Name the session that holds the lock of the lead though nobody leads, once."""
+        blocker = await reads.lead_blocker(self.conn) if leader.pid is None else None
+        if blocker and blocker != self._blocker:
+            logger.warning("cannot lead: %s; end it: %s", printable(blocker.words), blocker.remedy)
+        self._blocker = blocker
 
     async def look(self) -> bool:
         """Learn which coordinator leads, not asking for the lead; return whether that is news."""
@@ -138,7 +169,10 @@ class Leadership:
         self.led = True
 
     async def resign(self) -> None:
-        """Give the lead back, and wake the coordinators that stand by. SQL: pgcoord.resign."""
+        """Give the lead back, and wake the coordinators that stand by.
+
+        SQL: `pgcoord_private.resign`.
+        """
         await claims.resign(self.conn)
 
     async def wait(self, seconds: float | None) -> bool:

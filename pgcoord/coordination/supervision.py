@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 from pgcoord.configuration import Configuration, Workflow
 from pgcoord.coordination.launching import Command, Job, JobState, Launcher
+from pgcoord.coordination.retrying import Fact
 from pgcoord.database import _sql, actions, claims
 from pgcoord.database.rows import Assignment, Move, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
@@ -68,11 +69,14 @@ class Coordination(Protocol):
         ...
 
     async def execute_with_retry(
-        self, statement: Callable[[_sql.Connection], Awaitable[Result]]
+        self,
+        statement: Callable[[_sql.Connection], Awaitable[Result]],
+        fact: Fact | None = None,
     ) -> Result:
         """Run *statement*, which must be idempotent, until the database has executed it.
 
-        Raises `Stopped` when the coordinator is stopped first.
+        While a lock keeps a *fact* from being recorded, that is shown to people. Raises `Stopped`
+        when the coordinator is stopped first.
         """
         ...
 
@@ -270,7 +274,8 @@ class Supervision:
                     message_id=kept.message_id,
                     actor=f"{assignment.adw_id} (spooled report)",
                     adw_id=assignment.adw_id,
-                )
+                ),
+                Fact(assignment, "left a report"),
             )
             refused = answer.refusal()
         except (NotSigned, InvalidInput) as error:
@@ -303,7 +308,7 @@ class Supervision:
         async def execute_and_log(conn: _sql.Connection) -> None:
             self.log_end(await statement(conn), reason)
 
-        await self._coordinator.execute_with_retry(execute_and_log)
+        await self._coordinator.execute_with_retry(execute_and_log, Fact(self.assignment, reason))
 
     async def _gone(self) -> _Gone:
         """Wait until the process is gone, ending its group when it is time."""

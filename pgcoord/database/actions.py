@@ -69,7 +69,7 @@ async def report_secrets(conn: Connection, report: object) -> list[tuple[str, st
     """The attempts that a report may be of, by adw_id, latest first, each with its secret."""
     with refusals():
         cursor = await conn.execute(
-            b"select adw_id, secret from pgcoord.report_secrets(%s)", [Jsonb(report)]
+            b"select adw_id, secret from pgcoord_private.report_secrets(%s)", [Jsonb(report)]
         )
         return await cursor.fetchall()
 
@@ -86,7 +86,7 @@ async def take_report(
     taken = await fetch_row(
         conn,
         TakenReport,
-        f"select {columns_of(TakenReport)} from pgcoord.take_report(%s, %s, %s, %s)",
+        f"select {columns_of(TakenReport)} from pgcoord_private.take_report(%s, %s, %s, %s)",
         Jsonb(report),
         message_id,
         actor,

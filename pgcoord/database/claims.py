@@ -15,6 +15,7 @@ from pgcoord.database._sql import (
     fetch_row,
     fetch_rows,
     fetch_value,
+    fetch_values,
     refusals,
 )
 from pgcoord.database.rows import Assignment, Lead, Move, NextWork, OpenAttempt, ServerTimeline
@@ -37,7 +38,7 @@ async def lead(
     found = await fetch_row(
         conn,
         Lead,
-        f"select {columns_of(Lead)} from pgcoord.lead(%s, %s, %s, %s, %s, %s)",
+        f"select {columns_of(Lead)} from pgcoord_private.lead(%s, %s, %s, %s, %s, %s)",
         host,
         pid,
         version,
@@ -51,22 +52,24 @@ async def lead(
 
 async def resign(conn: Connection) -> None:
     """Give the lead back, and tell those who stand by."""
-    await fetch_value(conn, "select pgcoord.resign()")
+    await fetch_value(conn, "select pgcoord_private.resign()")
 
 
 async def check_epoch(conn: Connection, epoch: int) -> None:
     """Raise `AnotherLeads` when that lead is over."""
-    await fetch_value(conn, "select pgcoord.check_epoch(%s)", epoch)
+    await fetch_value(conn, "select pgcoord_private.check_epoch(%s)", epoch)
 
 
 async def renew_lease(conn: Connection, host: str) -> None:
     """Have a leader on another host leave the attempts of `host` alone for another minute."""
-    await fetch_value(conn, "select pgcoord.renew_lease(%s)", host)
+    await fetch_value(conn, "select pgcoord_private.renew_lease(%s)", host)
 
 
 async def lineage(conn: Connection) -> ServerTimeline:
     """Which line of history the server writes."""
-    found = await fetch_row(conn, ServerTimeline, "select system, timeline from pgcoord.lineage()")
+    found = await fetch_row(
+        conn, ServerTimeline, "select system, timeline from pgcoord_private.lineage()"
+    )
     assert found is not None
     return found
 
@@ -87,7 +90,10 @@ async def claim_phases(conn: Connection, epoch: int) -> list[Assignment]:
     Raises `AnotherLeads` when the lead is over, `Locked` when somebody holds the control row.
     """
     return await fetch_rows(
-        conn, Assignment, f"select {columns_of(Assignment)} from pgcoord.claim_phases(%s)", epoch
+        conn,
+        Assignment,
+        f"select {columns_of(Assignment)} from pgcoord_private.claim_phases(%s)",
+        epoch,
     )
 
 
@@ -96,7 +102,7 @@ async def open_attempts(conn: Connection, host: str) -> list[OpenAttempt]:
     return await fetch_rows(
         conn,
         OpenAttempt,
-        f"select {columns_of(OpenAttempt)} from pgcoord.assignment where host = %s"
+        f"select {columns_of(OpenAttempt)} from pgcoord_private.assignment where host = %s"
         " order by attempt_id",
         host,
     )
@@ -107,7 +113,7 @@ async def assignment(conn: Connection, attempt_id: int) -> Assignment | None:
     return await fetch_row(
         conn,
         Assignment,
-        f"select {columns_of(Assignment)} from pgcoord.assignment where attempt_id = %s",
+        f"select {columns_of(Assignment)} from pgcoord_private.assignment where attempt_id = %s",
         attempt_id,
     )
 
@@ -154,7 +160,7 @@ async def start_phase(
     """
     await fetch_value(
         conn,
-        "select pgcoord.start_phase(%s, %s, %s, %s)",
+        "select pgcoord_private.start_phase(%s, %s, %s, %s)",
         epoch,
         attempt_id,
         pid,
@@ -172,7 +178,7 @@ async def end_attempt(
     return await _ended(
         conn,
         attempt,
-        "select pgcoord.end_attempt(%s, %s, %s, %s)",
+        "select pgcoord_private.end_attempt(%s, %s, %s, %s)",
         attempt.attempt_id,
         exit_code,
         log_tail,
@@ -200,13 +206,13 @@ async def give_up_attempt(
 async def _ended(
     conn: Connection, attempt: Assignment, statement: str, *values: object
 ) -> Move | None:
-    """End an attempt and read the move, in one round trip: what follows is logged after it."""
-    with refusals():
-        async with conn.pipeline():
-            await conn.execute(statement.encode(), values)
-            moves = conn.cursor(row_factory=class_row(Move))
-            await moves.execute(_LAST_MOVE, _names(attempt))
-        return await moves.fetchone()
+    """End an attempt, and read the move.
+
+    Not in a pipeline: it would commit the end after the reading only, and psycopg 3.3.9 takes a
+    statement for prepared that the server skips since the one before it failed.
+    """
+    await fetch_value(conn, statement, *values)
+    return await last_move(conn, attempt)
 
 
 async def return_attempt(
@@ -219,7 +225,7 @@ async def return_attempt(
     return await _ended(
         conn,
         attempt,
-        "select pgcoord.return_attempt(%s, %s, %s)",
+        "select pgcoord_private.return_attempt(%s, %s, %s)",
         attempt.attempt_id,
         wait,
         reason,
@@ -231,30 +237,63 @@ async def abandon_attempt(conn: Connection, epoch: int, attempt_id: int) -> None
 
     Raises `AnotherLeads` when the lead is over.
     """
-    await fetch_value(conn, "select pgcoord.abandon_attempt(%s, %s)", epoch, attempt_id)
+    await fetch_value(conn, "select pgcoord_private.abandon_attempt(%s, %s)", epoch, attempt_id)
 
 
 async def expire_attempts(conn: Connection) -> None:
     """Ask for the end of attempts past their deadline."""
-    await fetch_value(conn, "select pgcoord.expire_attempts()")
+    await fetch_value(conn, "select pgcoord_private.expire_attempts()")
 
 
-async def agenda(conn: Connection, awaited: Collection[str]) -> NextWork:
-    """When to look next, and what is locked besides `awaited`; for after a claim of nothing."""
+async def next_work(conn: Connection, awaited: Collection[str]) -> NextWork:
+    """When to look next, and what is locked besides *awaited*; for after a claim of nothing."""
     found = await fetch_row(
-        conn, NextWork, f"select {columns_of(NextWork)} from pgcoord.agenda(%s)", list(awaited)
+        conn,
+        NextWork,
+        f"select {columns_of(NextWork)} from pgcoord_private.next_work(%s)",
+        list(awaited),
     )
     assert found is not None
     return found
 
 
-async def await_phase(conn: Connection, queue_id: str) -> None:
-    """Wait until nobody has the phase locked."""
-    await conn.execute(
-        b"select from public.phase_queue where queue_id = %s for no key update", [queue_id]
+async def gone_attempts(conn: Connection, attempt_ids: Collection[int]) -> frozenset[int]:
+    """Which of these attempts the primary does not know, or knows to have no process any more."""
+    return frozenset(
+        await fetch_values(conn, "select pgcoord_private.gone_attempts(%s)", list(attempt_ids))
     )
 
 
-async def await_control(conn: Connection) -> None:
-    """Wait until nobody has the control row locked."""
-    await conn.execute(b"select from pgcoord.control for no key update")
+async def find_lock(conn: Connection, attempt_id: int | None, *, far: bool) -> str | None:
+    """The name of a row that somebody has locked and that a statement about an attempt needs.
+
+    Never waits. None when there is none any more; without an attempt, only the control row counts.
+    *far*: look at the dependents of dependents of its phase, too, which change when it fails.
+    """
+    name: str | None = await fetch_value(
+        conn, "select pgcoord_private.find_lock(%s, %s)", attempt_id, far
+    )
+    return name
+
+
+async def await_lock(conn: Connection, name: str) -> None:
+    """Wait until nobody else has the row called *name* locked. Names the session accordingly."""
+    await fetch_value(conn, "select pgcoord_private.await_lock(%s)", name)
+
+
+async def held_by(conn: Connection, name: str) -> str | None:
+    """Who holds a lock that some session waits for, in words; None when no holder is seen."""
+    words: str | None = await fetch_value(conn, "select pgcoord_private.held_by(%s)", name)
+    return words
+
+
+async def note_unrecorded(conn: Connection, attempt_id: int, words: str, lock: str) -> None:
+    """Show that what happened to an attempt (*words*) cannot be recorded because of *lock*."""
+    await fetch_value(
+        conn, "select pgcoord_private.note_unrecorded(%s, %s, %s)", attempt_id, words, lock
+    )
+
+
+async def forget_unrecorded(conn: Connection, attempt_id: int) -> None:
+    """Show no longer that something about an attempt is not recorded."""
+    await fetch_value(conn, "select pgcoord_private.forget_unrecorded(%s)", attempt_id)

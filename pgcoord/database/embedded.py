@@ -104,7 +104,7 @@ def _complete(directory: Path) -> bool:
 
 def _version(directory: Path) -> int:
     command = [str(directory / "postgres"), "--version"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    said = _output_of(*command)
     number = re.search(r"\(PostgreSQL\) (\d+)", said)
     return int(number[1]) if number else 0
 
@@ -206,7 +206,7 @@ class EmbeddedPostgres:
 
     def _make_folders(self, identity: _Identity) -> None:
         if _make_folder(self.state, identity):
-            (self.state / ".gitignore").write_text("*\n")
+            (self.state / ".gitignore").write_text("*\n", encoding="utf-8")
         self._make_private(self._folder, identity)
 
     def _make_private(self, folder: Path, identity: _Identity) -> None:
@@ -217,7 +217,7 @@ class EmbeddedPostgres:
     @contextmanager
     def _turn(self) -> Iterator[int]:
         """Wait until no other process starts or stops this server; yield the lock's descriptor."""
-        with (self._folder / "lock").open("w") as file:
+        with (self._folder / "lock").open("w", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file.fileno()
 
@@ -236,12 +236,12 @@ class EmbeddedPostgres:
         done = self._run(identity, "initdb", *arguments, keep=(lock,))
         if done.returncode != 0:
             raise self._failure("cannot be made", done.stdout)
-        with (new / "postgresql.conf").open("a") as file:
+        with (new / "postgresql.conf").open("a", encoding="utf-8") as file:
             file.write(CONFIGURATION)
         new.rename(self._data)
 
     def _check_version(self) -> None:
-        made_by = int((self._data / "PG_VERSION").read_text().split(".")[0])
+        made_by = int((self._data / "PG_VERSION").read_text(encoding="utf-8").split(".")[0])
         if made_by != self.binaries.version:
             raise CannotStart(
                 f"the cluster in {self._data} is of PostgreSQL {made_by}, and the binaries in "
@@ -294,7 +294,7 @@ class EmbeddedPostgres:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             check=False,
             pass_fds=keep,
@@ -420,7 +420,7 @@ def _fits(folder: Path) -> bool:
 def _socket_in_use(data: Path) -> Path | None:
     """Read the socket's folder from the server's lock file, where it is the fifth line."""
     try:
-        lines = (data / "postmaster.pid").read_text().splitlines()
+        lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return Path(lines[4]) if len(lines) > 4 and lines[4] else None
@@ -428,7 +428,7 @@ def _socket_in_use(data: Path) -> Path | None:
 
 def _pid_in(file: Path) -> int | None:
     try:
-        return abs(int(file.read_text().split("\n")[0]))
+        return abs(int(file.read_text(encoding="utf-8").split("\n")[0]))
     except (OSError, ValueError):
         return None
 
@@ -445,7 +445,14 @@ def _alive(pid: int) -> bool:
 
 def _command(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
     except OSError:  # no /proc
         ps = ("ps", "-ww", "-o", "command=", "-p", str(pid))
-        return subprocess.run(ps, capture_output=True, text=True, check=False).stdout
+        return _output_of(*ps)
+
+
+def _output_of(*command: str) -> str:
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
+    return done.stdout

@@ -12,9 +12,9 @@ from pgcoord.database.rows import GitHubTask, Hold, Intent
 
 
 async def issue_facts(conn: Connection, queue_id: str, repository: str) -> dict[str, Any]:
-    """What the issue of a phase says besides its prompt. SQL: pgcoord.issue_facts."""
+    """What the issue of a phase says besides its prompt. SQL: pgcoord_private.issue_facts."""
     found: dict[str, Any] = await fetch_value(
-        conn, "select pgcoord.issue_facts(%s, %s)", queue_id, repository
+        conn, "select pgcoord_private.issue_facts(%s, %s)", queue_id, repository
     )
     return found
 
@@ -29,7 +29,7 @@ async def intend_issue(
     found = await fetch_row(
         conn,
         Intent,
-        f"select {columns_of(Intent)} from pgcoord.intend_issue(%s, %s, %s, %s)",
+        f"select {columns_of(Intent)} from pgcoord_private.intend_issue(%s, %s, %s, %s)",
         epoch,
         attempt_id,
         repository,
@@ -41,17 +41,19 @@ async def intend_issue(
 
 async def store_issue(conn: Connection, key: UUID, number: int, author: str, *, made: bool) -> None:
     """Keep the number of the issue with this marker, which was made just now, or found."""
-    await fetch_value(conn, "select pgcoord.store_issue(%s, %s, %s, %s)", key, number, author, made)
+    await fetch_value(
+        conn, "select pgcoord_private.store_issue(%s, %s, %s, %s)", key, number, author, made
+    )
 
 
 async def unpost_issue(conn: Connection, key: UUID) -> None:
     """Say that an issue that was about to be posted certainly was not made."""
-    await fetch_value(conn, "select pgcoord.unpost_issue(%s)", key)
+    await fetch_value(conn, "select pgcoord_private.unpost_issue(%s)", key)
 
 
 async def do_without_issue(conn: Connection, attempt_id: int, reason: str) -> None:
     """Log that an attempt starts without an issue, and why."""
-    await fetch_value(conn, "select pgcoord.do_without_issue(%s, %s)", attempt_id, reason)
+    await fetch_value(conn, "select pgcoord_private.do_without_issue(%s, %s)", attempt_id, reason)
 
 
 async def hold_issues(
@@ -61,7 +63,7 @@ async def hold_issues(
     found = await fetch_row(
         conn,
         Hold,
-        f"select {columns_of(Hold)} from pgcoord.hold_issues(%s, %s, %s, %s)",
+        f"select {columns_of(Hold)} from pgcoord_private.hold_issues(%s, %s, %s, %s)",
         wait,
         grows,
         reason,
@@ -81,7 +83,7 @@ async def begin_errand(conn: Connection, repository: str) -> GitHubTask:
     found = await fetch_row(
         conn,
         GitHubTask,
-        f"select {columns_of(GitHubTask)} from pgcoord.begin_errand(%s)",
+        f"select {columns_of(GitHubTask)} from pgcoord_private.begin_errand(%s)",
         repository,
     )
     assert found is not None
@@ -92,12 +94,16 @@ async def finish_errand(
     conn: Connection, errand_id: int, done: str | None, error: str | None
 ) -> None:
     """Say that an errand is done (what was done), or is given up (why)."""
-    await fetch_value(conn, "select pgcoord.finish_errand(%s, %s, %s)", errand_id, done, error)
+    await fetch_value(
+        conn, "select pgcoord_private.finish_errand(%s, %s, %s)", errand_id, done, error
+    )
 
 
 async def postpone_errand(conn: Connection, errand_id: int, wait: timedelta, error: str) -> None:
     """Have an errand tried again after `wait`, doubled with each try."""
-    await fetch_value(conn, "select pgcoord.postpone_errand(%s, %s, %s)", errand_id, wait, error)
+    await fetch_value(
+        conn, "select pgcoord_private.postpone_errand(%s, %s, %s)", errand_id, wait, error
+    )
 
 
 async def take_github_event(
@@ -106,7 +112,7 @@ async def take_github_event(
     """Record what happened on GitHub; return what became of it, and the phases it concerns."""
     with refusals():
         cursor = await conn.execute(
-            b"select result, queue_ids from pgcoord.take_github_event(%s, %s)",
+            b"select result, queue_ids from pgcoord_private.take_github_event(%s, %s)",
             [Jsonb(event), action],
         )
         row = await cursor.fetchone()

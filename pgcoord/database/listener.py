@@ -9,6 +9,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import psycopg
+
 from pgcoord.database import _sql, session
 from pgcoord.database import connect as database
 from pgcoord.errors import DatabaseUnusable
@@ -26,6 +28,12 @@ class Listener:
     def __init__(self, conn: _sql.Connection) -> None:
         self.conn = conn
         self._told = asyncio.Event()
+        self._idle_since = 0.0
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long nothing has been sent on the connection, as far as `wait` knows."""
+        return asyncio.get_running_loop().time() - self._idle_since
 
     def tell(self) -> None:
         """Wake the one who waits, from within this process."""
@@ -38,7 +46,8 @@ class Listener:
         one at once. Raises `psycopg.OperationalError` when the connection is lost, which a silent
         network takes as long as the connection's keepalive parameters say.
         """
-        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        self._idle_since = asyncio.get_running_loop().time()
+        deadline = None if seconds is None else self._idle_since + seconds
         while not self._told.is_set():
             left = None if deadline is None else deadline - asyncio.get_running_loop().time()
             if left is not None and left <= 0:
@@ -47,6 +56,7 @@ class Listener:
                 return True
             if left is None or left > PING_EVERY:
                 await session.ping(self.conn)
+                self._idle_since = asyncio.get_running_loop().time()
         self._told.clear()
         return True
 
@@ -103,7 +113,17 @@ async def check_wake_ups(dsn: str) -> None:
 
 
 async def round_trip(dsn: str) -> float | None:
-    """Notify from one connection to another; return the seconds it takes, None when it is lost."""
+    """Notify from one connection to another; return the seconds it takes, None when it is lost.
+
+    Raises `DatabaseUnusable` where the server cannot be reached, or is lost meanwhile.
+    """
+    try:
+        return await _round_trip(dsn)
+    except psycopg.OperationalError as error:  # cut off in the middle of it
+        raise database.unusable(error) from error
+
+
+async def _round_trip(dsn: str) -> float | None:
     async with (
         await database.connect(dsn) as hears,
         await database.connect(dsn) as tells,

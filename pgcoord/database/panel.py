@@ -1,4 +1,4 @@
-"""What the pages of the panel read, most of it from sql/functions/window.sql.
+"""What the pages of the panel read; its SQL is in 24_board.sql, 60_forecast.sql, 61_overview.sql.
 
 The one rule: what is read says when things happened, never how long ago. So two readings are equal
 as long as nothing has happened, and a page is only drawn again when something has.
@@ -23,6 +23,7 @@ class Installation:
     paused_reason: str | None
     paused_by: str | None
     leader: str | None  # process and host
+    lead_blocker: str | None  # what keeps every coordinator from the lead, and how to end it
     limit: int  # slots that are given out
 
 
@@ -74,7 +75,7 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Attention:
-    """A phase that needs somebody: `kind` is failed, missing, workflow or slow."""
+    """A phase that needs somebody: `kind` is failed, missing, workflow, slow or locked."""
 
     kind: str
     queue_id: str
@@ -256,6 +257,8 @@ async def installation(conn: Connection) -> Installation:
         " and e.phase_number is null and e.kind = 'paused' order by e.id desc limit 1)"
         " end as paused_by,"
         " (select format('process %%s on %%s', l.pid, l.host) from pgcoord.leader as l) as leader,"
+        " (select format('%%s. To end it: %%s', b.words, b.remedy) from pgcoord.lead_blocker as b)"
+        " as lead_blocker,"
         " (select count(*)::integer from pgcoord.slot where not draining) as limit"
         " from pgcoord.control as c",
     )
@@ -312,8 +315,8 @@ async def feature_rows(
     return await fetch_rows(
         conn,
         FeatureRow,
-        f"select {columns_of(FeatureRow)} from pgcoord.feature_rows("
-        "array(select pgcoord.list_features(%s, %s, %s)))",
+        f"select {columns_of(FeatureRow)} from pgcoord_private.feature_rows("
+        "array(select pgcoord_private.list_features(%s, %s, %s)))",
         show,
         search,
         limit,
@@ -325,7 +328,7 @@ async def feature_row(conn: Connection, feature_id: int) -> FeatureRow:
     found = await fetch_row(
         conn,
         FeatureRow,
-        f"select {columns_of(FeatureRow)} from pgcoord.feature_rows(array[%s])",
+        f"select {columns_of(FeatureRow)} from pgcoord_private.feature_rows(array[%s])",
         feature_id,
     )
     if found is None:
@@ -401,8 +404,9 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
         Phase,
         "select p.queue_id, p.feature_id, f.title as feature, (select count(*) from"
         " public.phase_queue as o where o.feature_id = p.feature_id) as phases, p.phase_number,"
-        " pgcoord.title_of(p) as title, p.status, p.slot, p.attempt, p.priority, p.queue_position,"
-        " pgcoord.workflow_of(p) as workflow, p.issue_number, p.pr_number, p.error_message,"
+        " pgcoord_private.title_of(p) as title, p.status, p.slot, p.attempt, p.priority,"
+        " p.queue_position,"
+        " pgcoord_private.workflow_of(p) as workflow, p.issue_number, p.pr_number, p.error_message,"
         " p.phase_data ->> 'prompt_content' as prompt, case jsonb_typeof(p.phase_data -> 'files')"
         " when 'array' then p.phase_data -> 'files' end as files,"
         " case jsonb_typeof(p.phase_data -> 'estimated_hours') when 'number'"
@@ -412,8 +416,8 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
         " w.timeout) as timeout, p.retry_at, p.created_at, b.since, u.runs, u.low, u.median, u.high"
         " from public.phase_queue as p join public.planned_features as f on f.id = p.feature_id"
         " join pgcoord.board as b on b.queue_id = p.queue_id"
-        " left join pgcoord.workflow as w on w.name = pgcoord.workflow_of(p)"
-        " left join pgcoord.usual as u on u.workflow = pgcoord.workflow_of(p)"
+        " left join pgcoord.workflow as w on w.name = pgcoord_private.workflow_of(p)"
+        " left join pgcoord.usual as u on u.workflow = pgcoord_private.workflow_of(p)"
         " where p.queue_id = %s",
         queue_id,
     )
@@ -430,8 +434,9 @@ async def neighbours(
         await fetch_rows(
             conn,
             Neighbour,
-            f"select d.{there} as phase_number, p.queue_id, pgcoord.title_of(p) as title, p.status,"
-            " p.finished_timestamp from pgcoord.dependency as d left join public.phase_queue as p"
+            f"select d.{there} as phase_number, p.queue_id, pgcoord_private.title_of(p) as title,"
+            " p.status, p.finished_timestamp from pgcoord.dependency as d"
+            " left join public.phase_queue as p"
             f" on p.feature_id = d.feature_id and p.phase_number = d.{there}"
             f" where d.feature_id = %s and d.{here} = %s order by 1",
             feature_id,

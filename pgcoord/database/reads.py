@@ -24,8 +24,8 @@ from pgcoord.database.rows import (
     FeatureToPlan,
     Finding,
     HistoryEvent,
+    LeadBlocker,
     Leader,
-    LockHolder,
     Measures,
     Reason,
     Slot,
@@ -36,6 +36,13 @@ from pgcoord.errors import NotFound
 async def leader(conn: Connection) -> Leader | None:
     """The coordinator that leads, None when none does. SQL: view pgcoord.leader."""
     return await fetch_row(conn, Leader, f"select {columns_of(Leader)} from pgcoord.leader")
+
+
+async def lead_blocker(conn: Connection) -> LeadBlocker | None:
+    """What keeps every coordinator from the lead, None when nothing does or one leads."""
+    return await fetch_row(
+        conn, LeadBlocker, f"select {columns_of(LeadBlocker)} from pgcoord.lead_blocker"
+    )
 
 
 async def checkup(conn: Connection) -> list[Finding]:
@@ -158,7 +165,7 @@ async def events_after(
     return await fetch_rows(
         conn,
         HistoryEvent,
-        f"select {columns_of(HistoryEvent)} from pgcoord.events_after(%s, %s, %s, %s)",
+        f"select {columns_of(HistoryEvent)} from pgcoord_private.events_after(%s, %s, %s, %s)",
         last,
         [low for low, _ in gaps],
         [high for _, high in gaps],
@@ -169,7 +176,9 @@ async def events_after(
 async def last_event(conn: Connection, back: int) -> tuple[int, tuple[tuple[int, int], ...]]:
     """The highest id of an event, and the ranges missing among the last `back` events."""
     with refusals():
-        cursor = await conn.execute(b"select last, lows, highs from pgcoord.last_event(%s)", [back])
+        cursor = await conn.execute(
+            b"select last, lows, highs from pgcoord_private.last_event(%s)", [back]
+        )
         row = await cursor.fetchone()
     assert row is not None
     last, lows, highs = row
@@ -180,7 +189,7 @@ async def event_writers(conn: Connection) -> frozenset[str]:
     """The transactions under way that may have written events."""
     with refusals():
         cursor = conn.cursor(row_factory=scalar_row)
-        await cursor.execute(b"select pgcoord.event_writers()")
+        await cursor.execute(b"select pgcoord_private.event_writers()")
         return frozenset(await cursor.fetchall())
 
 
@@ -189,7 +198,7 @@ async def feature_to_plan(conn: Connection, feature_id: int) -> FeatureToPlan:
     found = await fetch_row(
         conn,
         FeatureToPlan,
-        f"select {columns_of(FeatureToPlan)} from pgcoord.feature_to_plan(%s)",
+        f"select {columns_of(FeatureToPlan)} from pgcoord_private.feature_to_plan(%s)",
         feature_id,
     )
     assert found is not None
@@ -205,7 +214,7 @@ async def feature_object(conn: Connection, feature_id: int) -> dict[str, Any]:
 async def measures(conn: Connection) -> Measures:
     """What a monitor wants to know of the moment; counts all phases."""
     found = await fetch_row(
-        conn, Measures, f"select {columns_of(Measures)} from pgcoord.measures()"
+        conn, Measures, f"select {columns_of(Measures)} from pgcoord_private.measures()"
     )
     assert found is not None
     return found
@@ -214,7 +223,7 @@ async def measures(conn: Connection) -> Measures:
 async def ended_attempts(conn: Connection, events: Collection[int]) -> list[EndedAttempt]:
     """The attempts that ended with these events."""
     columns = columns_of(EndedAttempt)
-    statement = f"select {columns} from pgcoord.ended_attempts(%s)"
+    statement = f"select {columns} from pgcoord_private.ended_attempts(%s)"
     return await fetch_rows(conn, EndedAttempt, statement, list(events))
 
 
@@ -253,7 +262,9 @@ async def queue_objects(conn: Connection, listing: Listing) -> list[dict[str, An
     """Phases with what they wait for, as JSON."""
     clauses, values = listing.sql(QUEUE_ORDERS)
     names = f"select queue_id from public.phase_queue {clauses}"
-    return await fetch_values(conn, f"select pgcoord.phase_objects(array({names}))", *values)
+    return await fetch_values(
+        conn, f"select pgcoord_private.phase_objects(array({names}))", *values
+    )
 
 
 async def feature_objects(conn: Connection, listing: Listing) -> list[dict[str, Any]]:
@@ -297,16 +308,10 @@ async def queue_snapshot(conn: Connection, limit: int) -> dict[str, Any]:
     }
 
 
-async def lock_holders(conn: Connection, pid: int) -> list[LockHolder]:
-    """The sessions that the session *pid* waits for, through others that wait themselves."""
-    return await fetch_rows(
-        conn,
-        LockHolder,
-        "with recursive blocking (pid) as (select unnest(pg_blocking_pids(%s)) union"
-        " select unnest(pg_blocking_pids(blocking.pid)) from blocking)"
-        " select s.pid, s.usename as user, s.application_name as application,"
-        " s.xact_start as since,"
-        " left(s.query, 200) as query from blocking join pg_stat_activity as s using (pid)"
-        " where cardinality(pg_blocking_pids(s.pid)) = 0 order by s.xact_start",
-        pid,
-    )
+async def blocked_by(conn: Connection, pid: int) -> str | None:
+    """The session that holds the lock which the session *pid* waits for, in words; None: no wait.
+
+    SQL: pgcoord_private.blocked_by.
+    """
+    words: str | None = await fetch_value(conn, "select pgcoord_private.blocked_by(%s)", pid)
+    return words

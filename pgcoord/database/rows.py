@@ -121,12 +121,12 @@ class NextWork:
     """What is left when there is nothing to claim.
 
     When to look next unwoken (seconds, None: never), attempts of hosts of which nothing is heard
-    any more, and a claimable phase that is locked.
+    any more, and the locks that keep something from being claimed or ended.
     """
 
     due_in: float | None
     abandoned: list[int]
-    locked_phase: str | None
+    locked: list[str]
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,17 @@ class Leader:
     pid: int
     version: str
     lead_at: datetime
+
+
+@dataclass(frozen=True)
+class LeadBlocker:
+    """A session that holds the lock of the lead without leading, and the SQL that ends it."""
+
+    words: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.words} (end it: {self.remedy})"
 
 
 @dataclass(frozen=True)
@@ -305,21 +316,3 @@ class FeatureToPlan:
     item_type: str
     estimated_hours: float | None
     version: str
-
-
-@dataclass(frozen=True)
-class LockHolder:
-    """A session that holds a lock which others wait for; without *since* it has no transaction."""
-
-    pid: int
-    user: str | None
-    application: str | None
-    since: datetime | None
-    query: str | None
-
-    def words(self) -> str:
-        """The session as one phrase for people."""
-        who = ", ".join(each for each in (f"user {self.user}", self.application) if each)
-        since = f" since {self.since:%H:%M:%S %Z}" if self.since else ""
-        query = f" ({self.query})" if self.query else ""
-        return f"process {self.pid} of the server ({who}), in its transaction{since}{query}"

@@ -8,7 +8,6 @@ import hashlib
 from pathlib import Path
 
 import psycopg
-from psycopg.rows import scalar_row
 
 from pgcoord import __version__, assets
 from pgcoord.errors import DatabaseUnusable, WrongSchema
@@ -33,7 +32,17 @@ def upgrade(conn: psycopg.Connection, *, roles: bool = False) -> list[str]:
         with conn.transaction():
             # Upgrades take turns: a second one sees what the first has done.
             conn.execute("select pg_advisory_xact_lock(hashtext('pgcoord.upgrade'))")
-            return _upgrade(conn, roles=roles)
+            # What is created keeps the meaning that its names have now.
+            [path] = conn.execute("select current_setting('search_path')").fetchone() or [""]
+            conn.execute("set local search_path = pg_catalog, pg_temp")
+            ran = _upgrade(conn, roles=roles)
+            conn.execute("select set_config('search_path', %s, true)", [path])
+            return ran
+    except psycopg.errors.DependentObjectsStillExist as error:
+        raise WrongSchema(
+            f"the schema cannot be upgraded: {error.diag.message_primary}",
+            hint=error.diag.message_hint or "",
+        ) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise DatabaseUnusable(
             f"the schema cannot be created: {error.diag.message_primary}",
@@ -65,8 +74,10 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
         for path in functions:
             run_file(conn, path)
         # What is new is everybody's to execute, unless somebody says otherwise.
-        conn.execute("revoke execute on all functions in schema pgcoord from public")
-        conn.execute("select pgcoord.record_definitions()")
+        conn.execute(
+            "revoke execute on all functions in schema pgcoord, pgcoord_private from public"
+        )
+        conn.execute("select pgcoord_private.record_definitions()")
         _record(conn, "functions", _digest(functions))
         ran.append("functions")
     if "roles" in done and not roles:
@@ -135,20 +146,39 @@ def _check_schema(conn: psycopg.Connection) -> None:
 
 
 def check_server(conn: psycopg.Connection) -> None:
-    """Raise `DatabaseUnusable` when the server is too old or only reads."""
+    """Raise `DatabaseUnusable` when the server is too old, only reads, or is not UTF8."""
     version = conn.info.server_version // 10000
     if version < OLDEST_POSTGRES:
         raise DatabaseUnusable(
             f"the server is PostgreSQL {version}",
             hint=f"pgcoord needs PostgreSQL {OLDEST_POSTGRES} or newer.",
         )
-    reads_only = conn.cursor(row_factory=scalar_row).execute(
-        "select pg_is_in_recovery() or current_setting('default_transaction_read_only')::boolean"
-    )
-    if reads_only.fetchone():
+    encoding = conn.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
         raise DatabaseUnusable(
-            "the server is a stand-by or read-only: nothing can be coordinated there",
+            f"database {conn.info.dbname!r} has the encoding {encoding}: it cannot store all text",
+            hint="Use another: create database … encoding 'UTF8' template template0.",
+        )
+    found = conn.execute(
+        "select pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean,"
+        " pg_backend_pid()"
+    ).fetchone()
+    assert found is not None
+    is_stand_by, reads_only, pid = found
+    if is_stand_by:
+        raise DatabaseUnusable(
+            "the server is a stand-by: nothing can be coordinated there",
             hint="Give the primary's address, or several with target_session_attrs=read-write.",
+        )
+    if reads_only:
+        pooled = pid != conn.info.backend_pid
+        raise DatabaseUnusable(
+            "default_transaction_read_only is on: nothing can be written"
+            + (", perhaps by another client of the pool that this DSN leads to" if pooled else ""),
+            hint="Give the address of the server itself."
+            if pooled
+            else "It is set for the server, the database, the role, in PGOPTIONS or in the DSN:"
+            f" alter role {conn.info.user} set default_transaction_read_only = off overrules it.",
         )
 
 

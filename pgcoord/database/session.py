@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 
+import psycopg
+
 from pgcoord.database._sql import Connection, fetch_value, refusals
 
 WAKE = "pgcoord_wake"
@@ -18,9 +20,9 @@ STAND_BY = "pgcoord_stand_by"
 PROBE = "pgcoord_probe"
 
 
-async def act_as(conn: Connection, actor: str) -> None:
-    """Have what is done on `conn` logged as done by `actor`."""
-    await fetch_value(conn, "select set_config('pgcoord.actor', %s, false)", actor)
+async def act_as(conn: Connection, actor: str, *, for_transaction: bool = False) -> None:
+    """Have what is done on *conn* logged as done by *actor*, from now on or in this transaction."""
+    await fetch_value(conn, "select set_config('pgcoord.actor', %s, %s)", actor, for_transaction)
 
 
 async def set_lock_timeout(conn: Connection, seconds: float) -> None:
@@ -42,6 +44,24 @@ async def notify(conn: Connection, channel: str) -> None:
 async def is_pooled(conn: Connection) -> bool:
     """Whether something between us and the server gives out its connections in turn."""
     return bool(await fetch_value(conn, "select pg_backend_pid() <> %s", conn.info.backend_pid))
+
+
+async def balancer(conn: Connection) -> str | None:
+    """The name of pgpool-II where it answers on `conn`; None elsewhere.
+
+    Asked only where the server knows itself by another address, for a server that is asked logs an
+    error: Postgres has no `pool_version`.
+    """
+    address, port = conn.info.hostaddr or None, conn.info.port
+    known = await fetch_value(
+        conn, "select inet_server_port() = %s and host(inet_server_addr()) = %s", port, address
+    )
+    if known or (known is None and address is None):
+        return None
+    try:
+        return f"pgpool-II {await fetch_value(conn, 'show pool_version')}"
+    except psycopg.errors.UndefinedObject:
+        return None
 
 
 async def now(conn: Connection) -> datetime:

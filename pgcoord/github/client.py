@@ -32,7 +32,7 @@ _RENEWED = timedelta(minutes=5)
 _SKEW = timedelta(minutes=5)
 
 # How long GitHub is left alone where it does not say; each further time twice as long. Where an
-# issue may have been made, until it is listed: pgcoord.issue_settles().
+# issue may have been made, until it is listed: pgcoord_private.issue_settles().
 _LIMITED = timedelta(seconds=60)
 _AWAY = timedelta(seconds=5)
 _UNKNOWN = timedelta(seconds=20)
@@ -92,7 +92,7 @@ def read_credentials(settings: GitHub, environment: Mapping[str, str]) -> Creden
     assert settings.installation_id is not None
     assert settings.private_key_file is not None
     try:
-        private_key = settings.private_key_file.read_text()
+        private_key = settings.private_key_file.read_text(encoding="utf-8")
         apps.get_jwt(app_id=settings.app_id, private_key=private_key)
     except OSError as error:
         why = (error.strerror or str(error)).lower()

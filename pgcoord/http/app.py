@@ -8,13 +8,14 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pgcoord import assets
 from pgcoord.http import api, errors, health, login, openapi, streams, webhook
 from pgcoord.http import github_webhook as github
 from pgcoord.http.panel import routes as panel
 from pgcoord.http.panel.responses import answer_http_error
+from pgcoord.http.responses import refusal
 from pgcoord.http.security import Guard
 from pgcoord.http.state import AppState
 
@@ -51,7 +52,28 @@ def make_app(state: AppState) -> ASGIApp:
     app.state.shared = state
     app.state.live = panel.make_live(state)
     app.router.redirect_slashes = False
-    return _without_trailing_slash(Guard(app, state.access, state.sessions))
+    return _without_trailing_slash(_answering_at_the_end(Guard(app, state.access, state.sessions)))
+
+
+def _answering_at_the_end(app: ASGIApp) -> ASGIApp:
+    """Answer 503 to a request that the end of the server cancels, which nobody else answers."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        began = False
+
+        async def noted(message: Message) -> None:
+            nonlocal began
+            began = True
+            await send(message)
+
+        try:
+            await app(scope, receive, noted)
+        except asyncio.CancelledError:
+            if scope["type"] == "http" and not began:
+                reason = "the server is stopping; the request may be repeated"
+                await refusal(503, "unavailable", reason)(scope, receive, send)
+
+    return answer
 
 
 def _without_trailing_slash(app: ASGIApp) -> ASGIApp:

@@ -8,7 +8,7 @@ always there for reading.
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import psycopg
@@ -18,7 +18,6 @@ from starlette.requests import ClientDisconnect, Request
 from pgcoord.database import connect as database
 from pgcoord.database import reads, session
 from pgcoord.database._sql import Connection
-from pgcoord.database.rows import LockHolder
 from pgcoord.errors import CoordError, Locked
 
 Kind = Literal["read", "change", "report"]
@@ -62,7 +61,7 @@ class Database:
         """A connection for a request of *kind*; the history names *actor* for its changes.
 
         Waits 5 s at most. Raises `PoolTimeout` or `TooManyRequests` when none is free, and `Locked`
-        when a statement of the block has waited too long for a lock, with the session that holds
+        when a statement of the block has waited too long for a lock, naming the session that holds
         it.
         """
         async with self._turn(kind), self.pool.connection() as conn:
@@ -72,7 +71,7 @@ class Database:
                 yield conn
                 return
             seconds = _LOCK_SECONDS_BUSY if self._writing[kind].locked() else _LOCK_SECONDS
-            async with _lock_timeout(conn, seconds), self._naming_holders(conn, seconds):
+            async with _lock_timeout(conn, seconds), self._naming_holder(conn, seconds):
                 yield conn
 
     @asynccontextmanager
@@ -94,29 +93,32 @@ class Database:
             self._writing[kind].release()
 
     @asynccontextmanager
-    async def _naming_holders(self, conn: Connection, seconds: float) -> AsyncIterator[None]:
+    async def _naming_holder(self, conn: Connection, seconds: float) -> AsyncIterator[None]:
         """Raise a `Locked` of the block with the session that held the lock.
 
-        The server tells only while a session waits: so it is asked before the time-out.
+        The server knows only while a session waits: so it is asked before the time-out.
         """
-        found: list[LockHolder] = []
-        looking = asyncio.create_task(self._look(conn.info.backend_pid, seconds / 2, found))
+        looking = asyncio.create_task(self._find_holder(conn.info.backend_pid, seconds / 2))
         try:
             yield
-        except (Locked, psycopg.errors.LockNotAvailable) as error:
-            raise _locked(found, seconds) from error
+        except Locked as error:
+            found = looking.result() if looking.done() else None
+            raise (error if error.hint else _locked(found, seconds)) from error
         finally:
             looking.cancel()
 
-    async def _look(self, pid: int, after: float, found: list[LockHolder]) -> None:
-        """Find, after so many seconds, which session holds what the session *pid* waits for."""
+    async def _find_holder(self, pid: int, after: float) -> str | None:
+        """After so many seconds: the session that holds what *pid* waits for, in words."""
         await asyncio.sleep(after)
-        with suppress(psycopg.Error, CoordError):  # then it is not named
+        try:
             async with self._looking, await database.connect(self.dsn) as conn:
-                found += await reads.lock_holders(conn, pid)
+                return await reads.blocked_by(conn, pid)
+        except (psycopg.Error, CoordError):
+            return None  # the server may have no connection left: the lock is refused all the same
 
 
 async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
+    await database.own_session(conn)
     await session.set_lock_timeout(conn, _LOCK_SECONDS)
 
 
@@ -134,17 +136,12 @@ async def _lock_timeout(conn: Connection, seconds: float) -> AsyncIterator[None]
             await session.set_lock_timeout(conn, _LOCK_SECONDS)
 
 
-def _locked(found: list[LockHolder], seconds: float) -> Locked:
-    if not found:
-        return Locked(
-            f"a row that this would change was locked for {seconds:g} s; nothing was changed",
-            hint="Repeat the request. 'pgcoord doctor' names the sessions that hold locks.",
-        )
-    holder = found[0]
+def _locked(holder: str | None, seconds: float) -> Locked:
+    """The refusal after so many seconds of waiting; a statement of pgcoord itself has a hint."""
     return Locked(
-        f"a row that this would change is locked by {holder.words()}; nothing was changed",
-        hint="End that transaction, or repeat the request later:"
-        f" select pg_terminate_backend({holder.pid}) ends its session.",
+        f"somebody has locked what this would change, for over {seconds:g} s:"
+        f" {holder or 'who is not known'}; nothing was changed",
+        hint="Repeat it later, or end that transaction: select pg_terminate_backend(PROCESS);",
     )
 
 

@@ -29,6 +29,7 @@ class Json(JSONResponse):
         super().__init__(content, status_code, {"cache-control": "no-store"} | named)
 
     def render(self, content: Any) -> bytes:
+        """Encode *content* as one line of JSON, in UTF-8."""
         return (json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
 
@@ -76,5 +77,6 @@ class LogFile(FileResponse):
         self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file, then close it."""
         with self._log:
             await super().__call__(scope, receive, send)

@@ -74,6 +74,8 @@ class EventStream(Response, Generic[Item]):
         self._encode = encode
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send each item of the mailbox, until the client or the server ends."""
+
         async def send_text(text: str, *, more: bool = True) -> None:
             body = {"type": "http.response.body", "body": text.encode(), "more_body": more}
             await send(body)

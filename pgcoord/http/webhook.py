@@ -3,7 +3,7 @@
 import logging
 
 import psycopg
-from psycopg_pool import PoolTimeout
+from psycopg_pool import PoolTimeout, TooManyRequests
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -34,7 +34,7 @@ async def workflow_complete(request: Request) -> Response:
     webhooks = state_of(request).metrics.webhooks
     try:
         taken = await _take(request)
-    except (CoordError, HTTPException, psycopg.Error, PoolTimeout) as error:
+    except (CoordError, HTTPException, psycopg.Error, PoolTimeout, TooManyRequests) as error:
         _, result = status_of(error)
         logger.warning("a report was refused: %s", error)
         webhooks.labels(result).inc()

@@ -52,7 +52,7 @@ def _pattern(words: Collection[str]) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w-])(?:{'|'.join(parts) or '(?!)'})(?!\w)", re.IGNORECASE)
 
 
-WORDS = tomllib.loads(Path(__file__).with_name("words.toml").read_text())
+WORDS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 
 LAYERS = tuple(
     Layer(

@@ -58,12 +58,12 @@ class Neighbour:
 
 def load_template(path: Path | None) -> jinja2.Template:
     """The template at `path`, else ours. Raises `InvalidConfiguration` with its line."""
-    return _parse(TEMPLATE.read_text() if path is None else _text(path), path)
+    return _parse(TEMPLATE.read_text(encoding="utf-8") if path is None else _text(path), path)
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InvalidConfiguration(f"{path}: not UTF-8 at byte {error.start}") from error
     except OSError as error:

@@ -2,11 +2,12 @@
 
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pgcoord.configuration import Workflow
 from pgcoord.errors import CannotStart
 
 
@@ -74,3 +75,13 @@ def find_account(name: str) -> Account | None:
         )
     groups = os.getgrouplist(name, found.pw_gid)
     return Account(name, found.pw_uid, found.pw_gid, tuple(groups), found.pw_dir)
+
+
+def check_accounts(workflows: Iterable[Workflow]) -> None:
+    """Raise `CannotStart` for a workflow that names a user whom we cannot change to."""
+    for workflow in workflows:
+        if workflow.user is not None:
+            try:
+                find_account(workflow.user)
+            except CannotStart as error:
+                raise CannotStart(f"workflow {workflow.name}: {error}", hint=error.hint) from error

@@ -16,7 +16,7 @@ from pgcoord.runs.run import Run
 
 logger = logging.getLogger(__name__)
 
-# As pgcoord.claim_phases names them: the attempt's number, and a random end.
+# As pgcoord_private.claim_phases names them: the attempt's number, and a random end.
 _NAME = re.compile("[0-9]+-[0-9a-f]{8}")
 
 

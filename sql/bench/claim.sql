@@ -1,1 +1,1 @@
-select queue_id from pgcoord.claim_phases(%s)
+select queue_id from pgcoord_private.claim_phases(%s)

@@ -1,1 +1,1 @@
-insert into planned_features (title) values ('bench') returning id
+insert into public.planned_features (title) values ('bench') returning id

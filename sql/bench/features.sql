@@ -1,1 +1,1 @@
-insert into planned_features (title) select 'bench' from generate_series(1, %s)
+insert into public.planned_features (title) select 'bench' from generate_series(1, %s)

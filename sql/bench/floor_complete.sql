@@ -1,4 +1,4 @@
 with completed as (
-    update job set status = 'completed' where id = %s returning id
+    update public.job set status = 'completed' where id = %s returning id
 )
 select pg_notify('job_completed', '') from completed

@@ -1,1 +1,1 @@
-create index job_ready_idx on job (id) where status = 'ready'
+create index job_ready_idx on public.job (id) where status = 'ready'

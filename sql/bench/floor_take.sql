@@ -1,8 +1,8 @@
 with taken as (
-    update job set status = 'ready'
+    update public.job set status = 'ready'
     where id = any (array(
-        select id from job where status = 'queued' order by id
-        limit 3 - (select count(*) from job where status = 'ready')
+        select id from public.job where status = 'queued' order by id
+        limit 3 - (select count(*) from public.job where status = 'ready')
         for update skip locked
     ))
     returning id

@@ -1,30 +1,30 @@
 -- Words for people: what the views, the checkup and the errors are made of.
 
-create or replace function pgcoord.title_of(p_phase public.phase_queue) returns text
+create or replace function pgcoord_private.title_of(p_phase public.phase_queue) returns text
 language sql immutable
 return coalesce(p_phase.phase_data ->> 'title', 'Phase ' || p_phase.phase_number);
-comment on function pgcoord.title_of(public.phase_queue) is 'What a phase is called.';
+comment on function pgcoord_private.title_of(public.phase_queue) is 'What a phase is called.';
 
-create or replace function pgcoord.clock(p_at timestamptz) returns text
+create or replace function pgcoord_private.clock(p_at timestamptz) returns text
 language sql stable
 return to_char(p_at, case when p_at::date = current_date then '' else 'YYYY-MM-DD ' end || 'HH24:MI:SS');
-comment on function pgcoord.clock(timestamptz) is 'A time in words, with its date unless that is today.';
+comment on function pgcoord_private.clock(timestamptz) is 'A time in words, with its date unless that is today.';
 
-create or replace function pgcoord.ordinal(p_number bigint) returns text
+create or replace function pgcoord_private.ordinal(p_number bigint) returns text
 language sql immutable
 return p_number || case
     when p_number % 100 between 11 and 13 then 'th'
     when p_number % 10 = 1 then 'st' when p_number % 10 = 2 then 'nd' when p_number % 10 = 3 then 'rd'
     else 'th'
 end;
-comment on function pgcoord.ordinal(bigint) is '1st, 2nd, 3rd …';
+comment on function pgcoord_private.ordinal(bigint) is '1st, 2nd, 3rd …';
 
-create or replace function pgcoord.counted(p_number bigint, p_one text, p_many text) returns text
+create or replace function pgcoord_private.counted(p_number bigint, p_one text, p_many text) returns text
 language sql immutable
 return p_number || ' ' || case when p_number = 1 then p_one else p_many end;
-comment on function pgcoord.counted(bigint, text, text) is 'A number with what it counts: 1 phase waits, 2 phases wait.';
+comment on function pgcoord_private.counted(bigint, text, text) is 'A number with what it counts: 1 phase waits, 2 phases wait.';
 
-create or replace function pgcoord.in_words(p_length interval) returns text
+create or replace function pgcoord_private.in_words(p_length interval) returns text
 language sql immutable
 return case
     when p_length < interval '2 min' then floor(extract(epoch from p_length)) || ' s'
@@ -32,10 +32,10 @@ return case
     when p_length < interval '2 d' then floor(extract(epoch from p_length) / 3600) || ' h'
     else floor(extract(epoch from p_length) / 86400) || ' days'
 end;
-comment on function pgcoord.in_words(interval) is 'A length of time in one unit: 40 s, 5 min, 3 h, 4 days.';
+comment on function pgcoord_private.in_words(interval) is 'A length of time in one unit: 40 s, 5 min, 3 h, 4 days.';
 
-create or replace function pgcoord.some_of(p_names text[]) returns text
+create or replace function pgcoord_private.some_of(p_names text[]) returns text
 language sql immutable
 return concat_ws(' and ', array_to_string(p_names[1:3], ', '),
     case when cardinality(p_names) > 3 then cardinality(p_names) - 3 || ' more' end);
-comment on function pgcoord.some_of(text[]) is 'The first three names, and how many more there are.';
+comment on function pgcoord_private.some_of(text[]) is 'The first three names, and how many more there are.';

@@ -1,21 +1,21 @@
 -- What may run, and what no waiting alone will help.
 
-create or replace function pgcoord.workflow_of(p_phase public.phase_queue) returns text
+create or replace function pgcoord_private.workflow_of(p_phase public.phase_queue) returns text
 language sql stable
 return coalesce((p_phase).workflow_type, (select name from pgcoord.workflow where is_default));
-comment on function pgcoord.workflow_of(public.phase_queue) is 'The workflow that runs a phase: the one it names, else the default.';
+comment on function pgcoord_private.workflow_of(public.phase_queue) is 'The workflow that runs a phase: the one it names, else the default.';
 
 -- Until when phases that have no issue yet are not claimed; null when they are.
-create or replace function pgcoord.issues_held_until(p_control pgcoord.control) returns timestamptz
+create or replace function pgcoord_private.issues_held_until(p_control pgcoord.control) returns timestamptz
 language sql stable
 return case when least(p_control.issues_held_until, p_control.issues_held_since + p_control.issues_optional_after) > clock_timestamp()
     then least(p_control.issues_held_until, p_control.issues_held_since + p_control.issues_optional_after) end;
-comment on function pgcoord.issues_held_until(pgcoord.control) is
+comment on function pgcoord_private.issues_held_until(pgcoord.control) is
     'Until when no phase is claimed that has no issue yet, because GitHub makes none; null when there is nothing to wait for.';
 
 -- What no waiting alone will help: the one place that says which phases these are. (The workflows are those of the last
 -- lead, whether it still lasts or not.)
-create or replace view pgcoord.stranded as
+create or replace view pgcoord_private.stranded as
 select p.queue_id, p.feature_id, p.phase_number, p.status, p.eligible_at, 'missing' as kind,
     format('waits for phase %s, which does not exist', d.prerequisite) as words, d.prerequisite::text as refers_to
 from public.phase_queue as p
@@ -32,5 +32,5 @@ from public.phase_queue as p
 where p.status in ('queued', 'blocked') and exists (select from pgcoord.coordinator) and not exists (
     select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default
 );
-comment on view pgcoord.stranded is
+comment on view pgcoord_private.stranded is
     'Phases that cannot start until somebody changes something: a prerequisite that does not exist, a workflow that no coordinator knows.';

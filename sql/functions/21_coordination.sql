@@ -1,7 +1,7 @@
 -- Who leads, what a coordinator has to run, and whose processes are on another host.
 
 -- What a coordinator needs of an attempt to run it, or to take it over.
-create or replace view pgcoord.assignment as
+create or replace view pgcoord_private.assignment as
 select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as attempt, a.adw_id, a.secret, a.host, a.folder,
     a.workflow, p.issue_number, p.phase_data ->> 'title' as title, p.phase_data ->> 'prompt_content' as prompt,
     a.pid, a.process_started, a.started_at is not null as started, a.ended_at is not null as ended, a.ending,
@@ -9,34 +9,63 @@ select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as
 from pgcoord.attempt as a
     join public.phase_queue as p using (queue_id)
 where a.exited_at is null and not a.external;
-comment on view pgcoord.assignment is
+comment on view pgcoord_private.assignment is
     'Attempts whose process is not known to be gone, with all a coordinator needs to run them or take them over (secrets too).';
 
--- Who leads holds the advisory lock (7405, 1) of this database on its LISTEN connection (7405: any number that
--- nobody else uses). The lock goes with the connection, so a dead coordinator never seems to lead.
+-- Sessions that hold the advisory lock (7405, 1) of this database (7405: any number that nobody else uses). Any login
+-- can take it, and a share of it, too, which keeps everybody else from the whole.
+create or replace view pgcoord_private.lead_lock as
+select l.pid, l.mode, l.virtualtransaction
+from pg_locks as l
+where l.locktype = 'advisory' and l.classid = 7405 and l.objid = 1 and l.objsubid = 2 and l.granted
+    and l.database = (select oid from pg_database where datname = current_database());
+comment on view pgcoord_private.lead_lock is 'Sessions and prepared transactions that hold the lock of the lead, coordinators or not.';
+
+-- Who leads holds that lock on its LISTEN connection, and has recorded which session of the server that is. The lock
+-- goes with the connection, so a dead coordinator never seems to lead, whoever takes the lock afterwards. (When a session
+-- of another user started is shown only to those who have pg_read_all_stats.)
 create or replace view pgcoord.leader as
 select c.epoch, c.host, c.pid, c.version, c.lead_at
 from pgcoord.coordinator as c
     join pgcoord.control as k on k.epoch = c.epoch
 where exists (
-    select from pg_locks as l
-    where l.locktype = 'advisory' and l.classid = 7405 and l.objid = 1 and l.granted
-        and l.database = (select oid from pg_database where datname = current_database())
+    select from pgcoord_private.lead_lock as l
+        cross join lateral pg_stat_get_activity(l.pid) as s
+    where l.pid = c.backend_pid and l.mode = 'ExclusiveLock' and coalesce(s.backend_start = c.backend_start, true)
 );
 comment on view pgcoord.leader is 'The coordinator that leads; no row when none does.';
+
+-- Not of the leader itself: that has recorded its session.
+create or replace view pgcoord.lead_blocker as
+select l.pid, s.usename, s.application_name,
+    case when l.pid is null then format('the prepared transaction %L', x.gid)
+        else format('process %s (user %s%s)', l.pid, s.usename, ', ' || nullif(s.application_name, '')) end
+        || ' holds the lock of the lead, and is no coordinator that leads' as words,
+    case when l.pid is null then format('rollback prepared %L', x.gid)
+        else format('select pg_terminate_backend(%s)', l.pid) end as remedy
+from pgcoord_private.lead_lock as l
+    left join pg_stat_activity as s on s.pid = l.pid
+    left join pg_locks as t on l.pid is null and t.pid is null and t.virtualtransaction = l.virtualtransaction
+        and t.locktype = 'transactionid'    -- a prepared transaction's own number
+    left join pg_prepared_xacts as x on x.transaction = t.transactionid
+where not exists (select from pgcoord.leader)
+order by l.pid
+limit 1;
+comment on view pgcoord.lead_blocker is
+    'Where no coordinator leads: the session that keeps them from it by holding the lock of the lead; no row when none does.';
 
 -- How long a coordinator may be out of touch with the database before the attempts of its host are lost. Who stands by
 -- asks for the lead every six seconds at most, which renews the lease; a silent network is noticed within fifteen, and a
 -- leader that is frozen loses its lead after thirty. This is twice that.
-create or replace function pgcoord.lease_length() returns interval
+create or replace function pgcoord_private.lease_length() returns interval
 language sql immutable
 return interval '60 seconds';
-comment on function pgcoord.lease_length() is 'How long a lease on the attempts of a host holds.';
+comment on function pgcoord_private.lease_length() is 'How long a lease on the attempts of a host holds.';
 
 -- The leader needs no lease: while it leads nobody declares anything of its host lost, and from when another one leads
 -- every host has a whole lease to be heard of again, however long the database or the network was away before.
 create or replace view pgcoord.elsewhere as
-select a.id as attempt_id, a.queue_id, a.host, greatest(h.lease_until, c.lead_at + pgcoord.lease_length()) as left_alone_until
+select a.id as attempt_id, a.queue_id, a.host, greatest(h.lease_until, c.lead_at + pgcoord_private.lease_length()) as left_alone_until
 from pgcoord.attempt as a
     cross join pgcoord.control as k
     join pgcoord.coordinator as c on c.epoch = k.epoch
@@ -45,3 +74,96 @@ where a.exited_at is null    -- follows from the next, and has an index
     and a.ended_at is null and not a.external and a.host <> c.host;
 comment on view pgcoord.elsewhere is
     'Attempts on other hosts than the one that leads (or led last), and until when they are left alone; then they are lost.';
+
+-- Locks that coordinators wait for, with the sessions that hold them up. A session waits for one lock: its name tells
+-- which (await_lock). Who holds it is known only while it waits; what that session does, only to those who may see it
+-- (pg_read_all_stats). A prepared transaction has no session: its holder is 0.
+create or replace function pgcoord_private.find_lock_waits() returns table (
+    lock text, holder integer, usename name, application_name text, since timestamptz, state text, query text
+)
+language plpgsql stable rows 1 as $$
+#variable_conflict use_column
+begin
+    return query
+    select substr(w.application_name, length('pgcoord waits for ') + 1), b.pid, s.usename, s.application_name, s.xact_start,
+        s.state, s.query
+    from pg_stat_activity as w
+        cross join lateral unnest(pg_blocking_pids(w.pid)) as b (pid)
+        left join pg_stat_activity as s on s.pid = b.pid
+    where w.datname = current_database() and w.application_name like 'pgcoord waits for %'
+    order by s.xact_start;
+end $$;
+comment on function pgcoord_private.find_lock_waits() is
+    'The locks that coordinators wait for, each with the session that holds it: who that is, since when it is in its transaction, and its last query.';
+
+create or replace view pgcoord.lock_waits as
+select w.lock, w.holder, w.usename, w.application_name, w.since, w.state, w.query
+from pgcoord_private.find_lock_waits() as w;
+comment on view pgcoord.lock_waits is
+    'Locks that coordinators wait for, each with the session that holds it.';
+
+create or replace function pgcoord_private.holder_words(
+    p_holder integer, p_user name, p_application text, p_since timestamptz, p_state text, p_query text
+) returns text
+language sql stable as $$
+    select case
+        when p_holder = 0 then 'a prepared transaction (select * from pg_prepared_xacts)'
+        else format('process %s (user %s%s)%s%s', p_holder, p_user, ', ' || nullif(p_application, ''),
+            ', in its transaction since ' || pgcoord_private.clock(p_since),
+            ', ' || p_state || ': ' || left(regexp_replace(p_query, '\s+', ' ', 'g'), 200))
+        end;
+$$;
+comment on function pgcoord_private.holder_words(integer, name, text, timestamptz, text, text) is
+    'A session that holds a lock, in words.';
+
+create or replace function pgcoord_private.held_by(p_lock text) returns text
+language sql stable as $$
+    select pgcoord_private.holder_words(holder, usename, application_name, since, state, query)
+    from pgcoord_private.find_lock_waits()
+    where lock = left(p_lock, 63 - length('pgcoord waits for '))    -- as long as the name of a session may be
+    limit 1;
+$$;
+comment on function pgcoord_private.held_by(text) is
+    'The session that holds a lock that a coordinator waits for, in words; null when none is seen.';
+
+-- Sessions that wait in turn are no answer: the first that does not wait itself is.
+create or replace function pgcoord_private.blocked_by(p_pid integer) returns text
+language sql stable as $$
+    with recursive blocking (pid) as (
+        select unnest(pg_blocking_pids(p_pid))
+        union
+        select unnest(pg_blocking_pids(b.pid)) from blocking as b
+    )
+    select pgcoord_private.holder_words(b.pid, s.usename, s.application_name, s.xact_start, s.state, s.query)
+    from blocking as b left join pg_stat_activity as s on s.pid = b.pid
+    where cardinality(pg_blocking_pids(b.pid)) = 0
+    order by s.xact_start
+    limit 1;
+$$;
+comment on function pgcoord_private.blocked_by(integer) is
+    'The session that holds a lock for which the session of this process (pid) waits, in words; null when it waits for none.';
+
+-- What happened to attempts and is not recorded yet, since somebody has locked what that would change.
+create or replace view pgcoord_private.unrecorded_now as
+select u.attempt_id, a.queue_id, u.since, u.lock,
+    format('%s, which is not recorded yet: it needs %s, which is held by %s', u.words, u.lock,
+        coalesce(pgcoord_private.held_by(u.lock), 'somebody')) as words
+from pgcoord.unrecorded as u
+    join pgcoord.attempt as a on a.id = u.attempt_id
+where a.exited_at is null;
+comment on view pgcoord_private.unrecorded_now is
+    'What happened to attempts and cannot be recorded yet, and who holds it up.';
+
+-- Claimable phases that a coordinator cannot claim: those that the same transaction has locked as the one that it waits
+-- for, or all, where it waits for the control row or for slots.
+create or replace view pgcoord_private.locked_phase as
+select p.queue_id, p.feature_id, p.phase_number, p.eligible_at, w.lock,
+    format('cannot be claimed: %s is held by %s', w.lock, pgcoord_private.held_by(w.lock)) as words
+from pgcoord_private.find_lock_waits() as w
+    join public.phase_queue as p on p.status = 'queued' and p.eligible_at is not null and not p.held
+        and (p.retry_at is null or p.retry_at <= clock_timestamp())
+        and (w.lock = 'pgcoord.control' or w.lock like 'slot %' or p.xmax::text = (
+            select awaited.xmax::text from public.phase_queue as awaited
+            where w.lock like 'phase %' and awaited.queue_id = substr(w.lock, length('phase ') + 1) and awaited.xmax <> '0'
+        ));
+comment on view pgcoord_private.locked_phase is 'Claimable phases that cannot be claimed because of a lock, and who holds it.';

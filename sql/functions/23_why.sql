@@ -2,7 +2,7 @@
 
 -- The nearest failed or cancelled phase upstream of each blocked phase of a feature: fewest steps, then lowest number.
 -- Goes from the failed and cancelled ones down, all at once, and to each phase once: linear in phases and edges.
-create or replace function pgcoord.obstacles(p_feature_id integer)
+create or replace function pgcoord_private.obstacles(p_feature_id integer)
 returns table (phase_number integer, obstacle integer, status text)
 language plpgsql stable cost 10000 rows 100
 set enable_seqscan = off set enable_nestloop = off set jit = off as $$
@@ -51,18 +51,25 @@ begin
     select v_phases[r], v_phases[v_nearest[r]], v_states[v_nearest[r]] from generate_subscripts(v_phases, 1) as r
     where v_states[r] = 'blocked';
 end $$;
-comment on function pgcoord.obstacles(integer) is
+comment on function pgcoord_private.obstacles(integer) is
     'The nearest failed or cancelled phase upstream of each blocked phase of a feature, and its status.';
 
 -- Each kind of reason is one branch over all phases, so that one phase, a feature of thousands or everything is asked for
 -- by the same words, and each costs what it shows. The lower the rank, the more decisive.
 create or replace view pgcoord.reasons as
 select p.queue_id, p.feature_id, p.phase_number, 0 as rank, 'ending' as kind,
-    format('is being ended (%s) since %s%s', a.ending, pgcoord.clock(a.ending_at), ': ' || a.ending_reason) as words,
+    format('is being ended (%s) since %s%s', a.ending, pgcoord_private.clock(a.ending_at), ': ' || a.ending_reason) as words,
     a.adw_id as refers_to
 from public.phase_queue as p
     join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
 where p.slot is not null and a.ended_at is null and a.ending is not null
+union all
+select p.queue_id, p.feature_id, p.phase_number, -1, 'unrecorded', 'its process ' || u.words, u.lock
+from pgcoord_private.unrecorded_now as u
+    join public.phase_queue as p using (queue_id)
+union all
+select l.queue_id, l.feature_id, l.phase_number, 9, 'locked', l.words, l.lock
+from pgcoord_private.locked_phase as l
 union all
 select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
     case p.status
@@ -71,8 +78,8 @@ select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
         when 'failed' then format('failed at %s: %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'),
             coalesce(split_part(p.error_message, e'\n', 1), 'no reason was given'))
         when 'ready' then format('claimed at %s, slot %s; its process is not started yet',
-            pgcoord.clock(p.ready_timestamp), p.slot)
-        when 'running' then format('runs since %s in slot %s, attempt %s%s', pgcoord.clock(p.started_timestamp), p.slot,
+            pgcoord_private.clock(p.ready_timestamp), p.slot)
+        when 'running' then format('runs since %s in slot %s, attempt %s%s', pgcoord_private.clock(p.started_timestamp), p.slot,
             p.attempt, (select ', unsupervised: it was inserted as running' as words from pgcoord.attempt as a
                 where a.queue_id = p.queue_id and a.number = p.attempt and a.external))
     end,
@@ -90,14 +97,14 @@ from public.phase_queue as p
 where p.status in ('queued', 'blocked') and up.status not in ('completed', 'blocked')
 union all    -- or missing; or its workflow is, which matters once the prerequisites are completed
 select s.queue_id, s.feature_id, s.phase_number, case s.kind when 'missing' then 3 else 9 end, s.kind, s.words, s.refers_to
-from pgcoord.stranded as s
+from pgcoord_private.stranded as s
 where s.kind = 'missing' or s.status = 'queued' and s.eligible_at is not null and exists (select from pgcoord.leader)
 union all    -- (A case: knowing little of new tables, the planner would expect one phase, and call obstacles for each. And
 -- f.id, so that it is the features which a list of them leaves out.)
 select p.queue_id, f.id, p.phase_number, 2, 'blocked',
     format('waits for phase %s, which waits for phase %s, %s', d.prerequisite, o.obstacle, o.status), up.queue_id
 from public.planned_features as f
-    cross join lateral pgcoord.obstacles(f.id) as o
+    cross join lateral pgcoord_private.obstacles(f.id) as o
     join public.phase_queue as up on up.feature_id = f.id and up.phase_number = o.phase_number
     join pgcoord.dependency as d on d.feature_id = f.id and d.prerequisite = up.phase_number
     join public.phase_queue as p on p.feature_id = f.id and p.phase_number = d.dependent
@@ -105,7 +112,7 @@ where case p.status when 'queued' then true when 'blocked' then true else false 
 union all    -- what holds back one whose prerequisites are completed: its retry time, a pause, nobody to run it, the line
 select p.queue_id, p.feature_id, p.phase_number, 5, 'retry',
     format('is tried again at %s%s',
-        pgcoord.clock(p.retry_at),
+        pgcoord_private.clock(p.retry_at),
         ', after: ' || split_part(p.error_message, e'\n', 1)), null
 from public.phase_queue as p
 where p.status = 'queued' and p.eligible_at is not null and p.retry_at > clock_timestamp()
@@ -126,15 +133,15 @@ from public.phase_queue as p
 where p.status = 'queued' and p.eligible_at is not null and not exists (select from pgcoord.leader)
 union all
 select p.queue_id, p.feature_id, p.phase_number, 9, 'github',
-    format('GitHub makes no issues since %s, and is asked again at %s: %s', pgcoord.clock(c.issues_held_since),
-        pgcoord.clock(pgcoord.issues_held_until(c)), c.issues_held_reason), null
+    format('GitHub makes no issues since %s, and is asked again at %s: %s', pgcoord_private.clock(c.issues_held_since),
+        pgcoord_private.clock(pgcoord_private.issues_held_until(c)), c.issues_held_reason), null
 from public.phase_queue as p, pgcoord.control as c
-where p.status = 'queued' and p.eligible_at is not null and p.issue_number is null and pgcoord.issues_held_until(c) is not null
+where p.status = 'queued' and p.eligible_at is not null and p.issue_number is null and pgcoord_private.issues_held_until(c) is not null
 union all
 select p.queue_id, p.feature_id, p.phase_number, 10, 'slot',
     case when (select count(*) from public.phase_queue where slot is not null) < (select count(*) from pgcoord.slot where not draining)
-        then format('is %s in line; a slot is free', pgcoord.ordinal(line.place))
-        else format('waits for a slot, %s in line; %s of %s are held', pgcoord.ordinal(line.place),
+        then format('is %s in line; a slot is free', pgcoord_private.ordinal(line.place))
+        else format('waits for a slot, %s in line; %s of %s are held', pgcoord_private.ordinal(line.place),
             (select count(*) from public.phase_queue where slot is not null), (select count(*) from pgcoord.slot where not draining))
     end, null
 from (
@@ -145,7 +152,7 @@ from (
         where q.status = 'queued' and q.eligible_at is not null and q.retry_at is null and not q.held
     ) as line
     join public.phase_queue as p using (feature_id, phase_number)
-where not exists (select from pgcoord.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0);
+where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0);
 comment on view pgcoord.reasons is 'Why each phase is where it is: a row for each reason.';
 
 create or replace function pgcoord.why(p_queue_id text) returns table (kind text, words text, refers_to text)
@@ -171,7 +178,7 @@ comment on function pgcoord.why(text) is
     'Why a phase is where it is: a row for each reason, most decisive first, with its kind, the words, and what it refers to.';
 
 create or replace view pgcoord.waiting as
-select p.queue_id, p.feature_id, p.phase_number, pgcoord.title_of(p) as title, p.status, r.kind, r.words
+select p.queue_id, p.feature_id, p.phase_number, pgcoord_private.title_of(p) as title, p.status, r.kind, r.words
 from public.phase_queue as p
     join pgcoord.reasons as r using (queue_id, feature_id)
 where p.status in ('queued', 'blocked')
@@ -179,16 +186,16 @@ order by p.feature_id, p.phase_number, r.rank, r.refers_to;
 comment on view pgcoord.waiting is 'Phases that wait, with every reason of each.';
 
 -- Of high cost, so that a query which shows some phases of many asks it for those alone.
-create or replace function pgcoord.waiting_for(p_phase public.phase_queue) returns text
+create or replace function pgcoord_private.waiting_for(p_phase public.phase_queue) returns text
 language sql stable cost 10000 as $$
     select case when p_phase.status in ('queued', 'blocked', 'ready', 'running')
         then (select y.words from pgcoord.why(p_phase.queue_id) as y where y.kind not in ('ready', 'running') limit 1) end;
 $$;
-comment on function pgcoord.waiting_for(public.phase_queue) is 'What a phase waits for, in words; null when it does not wait.';
+comment on function pgcoord_private.waiting_for(public.phase_queue) is 'What a phase waits for, in words; null when it does not wait.';
 
-create or replace view pgcoord.first_reason as
+create or replace view pgcoord_private.first_reason as
 select distinct on (feature_id, phase_number, queue_id) feature_id, phase_number, queue_id, words
 from pgcoord.reasons
 where kind not in ('ready', 'running', 'completed', 'failed', 'cancelled')
 order by feature_id, phase_number, queue_id, rank, refers_to;
-comment on view pgcoord.first_reason is 'What each phase waits for that does: the most decisive reason alone.';
+comment on view pgcoord_private.first_reason is 'What each phase waits for that does: the most decisive reason alone.';

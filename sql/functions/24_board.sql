@@ -29,7 +29,7 @@ comment on view pgcoord.feature is
     'Features with what follows from their phases: status (planned, in_progress, completed, cancelled) and counts.';
 
 create or replace view pgcoord.board as
-select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.title_of(p) as title, p.status, p.slot,
+select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_private.title_of(p) as title, p.status, p.slot,
     p.attempt, p.priority, p.depends_on_phases, p.issue_number, p.error_message,
     case p.status
         when 'ready' then p.ready_timestamp
@@ -41,7 +41,7 @@ select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.tit
     p.started_timestamp, p.finished_timestamp, first.words as waiting_for
 from public.phase_queue as p
     join public.planned_features as f on f.id = p.feature_id
-    left join pgcoord.first_reason as first
+    left join pgcoord_private.first_reason as first
         on first.queue_id = p.queue_id and first.feature_id = p.feature_id and first.phase_number = p.phase_number
 order by p.feature_id, p.phase_number;
 comment on view pgcoord.board is 'Every phase with its state, since when, and what it waits for.';
@@ -50,12 +50,12 @@ create or replace view pgcoord.queue as
 select p.queue_id, p.feature_id, p.phase_number, p.issue_number, p.status, p.depends_on_phases, p.phase_data, p.adw_id,
     p.pr_number, p.error_message, p.priority, p.queue_position, p.created_at, p.updated_at, p.ready_timestamp,
     p.started_timestamp, p.finished_timestamp, p.eligible_at, p.retry_at, p.slot, p.attempt, p.workflow_type,
-    pgcoord.waiting_for(p) as waiting_for
+    pgcoord_private.waiting_for(p) as waiting_for
 from public.phase_queue as p;
 comment on view pgcoord.queue is 'Every phase with the columns of phase_queue that concern people, and what it waits for.';
 
 create or replace view pgcoord.slots as
-select s.number as slot, s.draining, p.queue_id, p.feature_id, p.phase_number, pgcoord.title_of(p) as title, p.status,
+select s.number as slot, s.draining, p.queue_id, p.feature_id, p.phase_number, pgcoord_private.title_of(p) as title, p.status,
     coalesce(p.started_timestamp, p.ready_timestamp) as since, a.adw_id, a.host, a.pid, a.external, a.ending, a.deadline
 from pgcoord.slot as s
     left join public.phase_queue as p on p.slot = s.number
@@ -76,7 +76,7 @@ comment on view pgcoord.usual is
     'How long each workflow takes: half of the runs took the median or less, eight of ten between low and high.';
 
 create or replace view pgcoord.attention as
-select n.kind, p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.title_of(p) as title, p.status, n.since,
+select n.kind, p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_private.title_of(p) as title, p.status, n.since,
     n.words, n.attempt, n.exit_code, n.blocks
 from (
         select 'failed' as kind, p.queue_id, p.finished_timestamp as since, split_part(p.error_message, e'\n', 1) as words,
@@ -91,7 +91,7 @@ from (
         union all
         select s.kind, s.queue_id, s.eligible_at, string_agg(s.words, '; ' order by s.refers_to),
             null::integer as attempt, null::integer as exit_code, null::integer[] as blocks    -- as a dump writes them
-        from pgcoord.stranded as s
+        from pgcoord_private.stranded as s
         where s.status = 'queued'
         group by s.kind, s.queue_id, s.eligible_at
         union all
@@ -99,22 +99,31 @@ from (
             format('runs more than twice as long as its workflow usually does at most (%s)', date_trunc('second', u.high)),
             p.attempt, null::integer as exit_code, null::integer[] as blocks
         from public.phase_queue as p
-            join pgcoord.usual as u on u.workflow = pgcoord.workflow_of(p)
+            join pgcoord.usual as u on u.workflow = pgcoord_private.workflow_of(p)
         where p.status = 'running' and u.runs >= 3 and p.started_timestamp < now() - 2 * u.high - interval '1 minute'
+        union all
+        select 'locked' as kind, u.queue_id, u.since, 'its process ' || u.words,
+            null::integer as attempt, null::integer as exit_code, null::integer[] as blocks
+        from pgcoord_private.unrecorded_now as u
+        union all
+        (select distinct on (l.queue_id) 'locked' as kind, l.queue_id, l.eligible_at, l.words,
+            null::integer as attempt, null::integer as exit_code, null::integer[] as blocks
+        from pgcoord_private.locked_phase as l
+        order by l.queue_id, l.lock)
     ) as n
     join public.phase_queue as p using (queue_id)
     join public.planned_features as f on f.id = p.feature_id
 where f.cancelled_at is null;
 comment on view pgcoord.attention is
-    'Phases that need somebody: failed ones, such as cannot start, and such as run much longer than usual.';
+    'Phases that need somebody: failed ones, such as cannot start, such as run much longer than usual, and such as a lock of somebody''s holds up.';
 
 -- In the order in which claims take them.
 create or replace view pgcoord.line as
-select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord.title_of(p) as title, p.priority, p.eligible_at
+select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_private.title_of(p) as title, p.priority, p.eligible_at
 from public.phase_queue as p
     join public.planned_features as f on f.id = p.feature_id
 where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
-    and not exists (select from pgcoord.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0)
+    and not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0)
 order by p.priority, p.queue_position, p.feature_id, p.phase_number;
 comment on view pgcoord.line is 'Phases that wait for nothing but a slot, next first.';
 
@@ -125,6 +134,6 @@ select count(*) filter (where p.eligible_at is not null and p.retry_at is null a
     count(*) filter (where p.held) as paused,
     count(*) filter (where p.retry_at is not null and not p.held) as for_retry
 from public.phase_queue as p
-    left join pgcoord.stranded as s on s.queue_id = p.queue_id and s.kind = 'workflow'
+    left join pgcoord_private.stranded as s on s.queue_id = p.queue_id and s.kind = 'workflow'
 where p.status = 'queued';
 comment on view pgcoord.backlog is 'How many queued phases wait for a slot, for other phases, for their feature to be resumed, for a retry time.';

@@ -1,4 +1,4 @@
--- The lock order, and the functions that lock.
+-- The lock order, and the functions that lock, find out what is locked and wait for it.
 --
 -- Lock order, for everybody: control, then features by id, then phases, then attempts, then slots, then issues, then errands.
 -- A hand-written UPDATE holds its phase before any trigger runs; that is why the trigger does not wait for the feature
@@ -6,15 +6,15 @@
 -- phase.
 
 -- Errors: PC009 under a snapshot that would not see what others commit meanwhile.
-create or replace function pgcoord.sees_others() returns boolean
+create or replace function pgcoord_private.sees_others() returns boolean
 language sql stable
 return current_setting('transaction_isolation') in ('read committed', 'read uncommitted');
-comment on function pgcoord.sees_others() is 'Whether each statement of this transaction sees what others have committed until then.';
+comment on function pgcoord_private.sees_others() is 'Whether each statement of this transaction sees what others have committed until then.';
 
-create or replace function pgcoord.check_isolation() returns void
+create or replace function pgcoord_private.check_isolation() returns void
 language plpgsql as $$
 begin
-    if not pgcoord.sees_others() then
+    if not pgcoord_private.sees_others() then
         raise exception using
             errcode = 'PC009',
             message = format('phases change under READ COMMITTED only, this transaction is %s',
@@ -22,17 +22,17 @@ begin
             hint = 'An older snapshot would miss a prerequisite that ends meanwhile. Use the default isolation level.';
     end if;
 end $$;
-comment on function pgcoord.check_isolation() is 'Refuse (PC009) a transaction that would not see what others commit meanwhile.';
+comment on function pgcoord_private.check_isolation() is 'Refuse (PC009) a transaction that would not see what others commit meanwhile.';
 
 -- Lock a feature from within a row trigger, that is, holding a phase already. Never waits for another's lock for
 -- long, since its holder may be waiting for our phase: tries for a tenth of a second, then gives up. Returns the id, so
 -- that it can stand in an assignment, which costs half of a PERFORM.
 -- Errors: 55P03 when somebody else holds the feature; PC009 under a snapshot that would not see what they did.
-create or replace function pgcoord.hold_feature(p_feature_id integer) returns integer
+create or replace function pgcoord_private.hold_feature(p_feature_id integer) returns integer
 language plpgsql as $$
 begin
-    if not pgcoord.sees_others() then
-        perform pgcoord.check_isolation();
+    if not pgcoord_private.sees_others() then
+        perform pgcoord_private.check_isolation();
     end if;
     for i in 1 .. 20 loop
         perform 1 from public.planned_features where id = p_feature_id for no key update skip locked;
@@ -48,12 +48,12 @@ begin
         message = format('feature %s is being changed by somebody else', p_feature_id),
         hint = 'Try again, or use the functions of the schema pgcoord (complete_phase, skip_phase …): they wait in the right order.';
 end $$;
-comment on function pgcoord.hold_feature(integer) is
+comment on function pgcoord_private.hold_feature(integer) is
     'Lock a feature from a trigger that holds one of its phases; gives up (55P03) after a tenth of a second.';
 
 -- Lock a phase in the right order, its feature first, and return it. Waits.
 -- Errors: PC001 when there is none.
-create or replace function pgcoord.lock_phase(p_queue_id text) returns public.phase_queue
+create or replace function pgcoord_private.lock_phase(p_queue_id text) returns public.phase_queue
 language plpgsql as $$
 declare
     v_phase public.phase_queue;
@@ -70,10 +70,10 @@ begin
     end if;
     return v_phase;
 end $$;
-comment on function pgcoord.lock_phase(text) is 'Lock a phase, its feature first, and return it; PC001 when there is none.';
+comment on function pgcoord_private.lock_phase(text) is 'Lock a phase, its feature first, and return it; PC001 when there is none.';
 
 -- Lock an attempt, its feature and its phase first, and return it; no row when it is gone.
-create or replace function pgcoord.lock_attempt(p_attempt_id bigint) returns pgcoord.attempt
+create or replace function pgcoord_private.lock_attempt(p_attempt_id bigint) returns pgcoord.attempt
 language plpgsql as $$
 declare
     v_attempt pgcoord.attempt;
@@ -89,4 +89,123 @@ begin
     select * into v_attempt from pgcoord.attempt where id = p_attempt_id for no key update;
     return v_attempt;
 end $$;
-comment on function pgcoord.lock_attempt(bigint) is 'Lock an attempt, its feature and its phase first, and return it.';
+comment on function pgcoord_private.lock_attempt(bigint) is 'Lock an attempt, its feature and its phase first, and return it.';
+
+-- What a statement about an attempt could not lock in time: the first row, in lock order, that somebody has locked; null
+-- when it is free again. Never waits. The end of a phase changes its dependents, and blocks theirs where it failed (far);
+-- slots are the draining ones, which an end deletes. The control row is for what concerns no attempt (null).
+create or replace function pgcoord_private.find_lock(p_attempt_id bigint, p_far boolean) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_phase record;
+    v_found text;
+begin
+    if p_attempt_id is null then
+        perform 1 from pgcoord.control for no key update skip locked;
+        return case when not found then 'pgcoord.control' end;
+    end if;
+    select p.feature_id, p.phase_number into v_phase
+    from pgcoord.attempt as a join public.phase_queue as p using (queue_id) where a.id = p_attempt_id;
+    if not found then
+        return null;
+    end if;
+    perform 1 from public.planned_features where id = v_phase.feature_id for no key update skip locked;
+    if not found then
+        return 'feature ' || v_phase.feature_id;
+    end if;
+    v_found := pgcoord_private.find_locked_phase(v_phase.feature_id, v_phase.phase_number, p_far);
+    if v_found is not null then
+        return 'phase ' || v_found;
+    end if;
+    perform 1 from pgcoord.attempt where id = p_attempt_id for no key update skip locked;
+    if not found then
+        return 'attempt ' || p_attempt_id;
+    end if;
+    return 'slot ' || pgcoord_private.find_locked_slot();
+end $$;
+comment on function pgcoord_private.find_lock(bigint, boolean) is
+    'For the coordinator: the name of a row that somebody has locked and that a statement about this attempt needs; null when there is none.';
+
+create or replace function pgcoord_private.find_locked_phase(p_feature_id integer, p_phase_number integer, p_far boolean)
+returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_needed integer[];
+    v_free integer[];
+begin
+    with recursive needed (phase_number) as (
+        select p_phase_number
+        union
+        select d.dependent
+        from needed as n
+            join pgcoord.dependency as d on d.feature_id = p_feature_id and d.prerequisite = n.phase_number
+        where p_far or n.phase_number = p_phase_number
+    )
+    select array_agg(phase_number) into v_needed from needed;
+    with free as (
+        select phase_number from public.phase_queue
+        where feature_id = p_feature_id and phase_number = any (v_needed)
+        for no key update skip locked
+    )
+    select array_agg(phase_number) into v_free from free;
+    return (
+        select queue_id from public.phase_queue
+        where feature_id = p_feature_id and phase_number = any (v_needed) and phase_number <> all (coalesce(v_free, '{}'))
+        order by phase_number <> p_phase_number, phase_number
+        limit 1
+    );
+end $$;
+comment on function pgcoord_private.find_locked_phase(integer, integer, boolean) is
+    'The phase, or a dependent of it, that somebody has locked; null when there is none. Far: dependents of dependents, too.';
+
+create or replace function pgcoord_private.find_locked_slot() returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_free smallint[];
+begin
+    with free as (select number from pgcoord.slot where draining for update skip locked)
+    select array_agg(number) into v_free from free;
+    return (select min(number) from pgcoord.slot where draining and number <> all (coalesce(v_free, '{}')));
+end $$;
+comment on function pgcoord_private.find_locked_slot() is 'A draining slot that somebody has locked; null when there is none.';
+
+-- Wait until nobody else has a row locked, which is named as find_lock and next_work do. The row is not changed and, as the
+-- caller has no transaction, not held. The session takes a name by which lock_waits finds it.
+create or replace function pgcoord_private.await_lock(p_lock text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_kind text := split_part(p_lock, ' ', 1);
+    v_key text := substr(p_lock, length(v_kind) + 2);
+begin
+    perform set_config('application_name', 'pgcoord waits for ' || p_lock, false);
+    case v_kind
+        when 'pgcoord.control' then perform 1 from pgcoord.control for no key update;
+        when 'feature' then perform 1 from public.planned_features where id = v_key::integer for no key update;
+        when 'phase' then perform 1 from public.phase_queue where queue_id = v_key for no key update;
+        when 'attempt' then perform 1 from pgcoord.attempt where id = v_key::bigint for no key update;
+        when 'slot' then perform 1 from pgcoord.slot where number = v_key::smallint for update;
+    end case;
+end $$;
+comment on function pgcoord_private.await_lock(text) is
+    'For the coordinator: wait until nobody else has this row locked (feature 5, phase queue-5-1, attempt 12, slot 2, pgcoord.control).';
+
+create or replace function pgcoord_private.note_unrecorded(p_attempt_id bigint, p_words text, p_lock text) returns void
+language sql as $$
+    delete from pgcoord.unrecorded as u
+    where not exists (select from pgcoord.attempt as a where a.id = u.attempt_id and a.exited_at is null);
+    insert into pgcoord.unrecorded (attempt_id, words, lock) values (p_attempt_id, p_words, p_lock)
+    on conflict (attempt_id) do update set words = excluded.words, lock = excluded.lock;
+$$;
+comment on function pgcoord_private.note_unrecorded(bigint, text, text) is
+    'For the coordinator: what happened to an attempt cannot be recorded before this lock is gone.';
+
+create or replace function pgcoord_private.forget_unrecorded(p_attempt_id bigint) returns void
+language sql as $$
+    delete from pgcoord.unrecorded where attempt_id = p_attempt_id;
+$$;
+comment on function pgcoord_private.forget_unrecorded(bigint) is
+    'For the coordinator: what happened to an attempt is recorded.';

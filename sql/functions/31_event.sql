@@ -1,39 +1,39 @@
 -- Events: who did what. Rows of pgcoord.event are written by the triggers of the tables they tell about, through
 -- these functions; nothing else writes there.
 
-create or replace function pgcoord.actor() returns text
+create or replace function pgcoord_private.actor() returns text
 language sql stable
 return coalesce(nullif(current_setting('pgcoord.actor', true), ''), session_user);
-comment on function pgcoord.actor() is
-    'Who acts: the setting pgcoord.actor (set it for people behind a shared login), else the database user.';
+comment on function pgcoord_private.actor() is
+    'Who acts: the setting pgcoord_private.actor (set it for people behind a shared login), else the database user.';
 
-create or replace function pgcoord.reason() returns text
+create or replace function pgcoord_private.reason() returns text
 language sql stable
 return nullif(current_setting('pgcoord.reason', true), '');
-comment on function pgcoord.reason() is
+comment on function pgcoord_private.reason() is
     'Why: the setting pgcoord.reason, which the control functions set for their statement and people may set for theirs.';
 
-create or replace function pgcoord.set_reason(p_reason text) returns void
+create or replace function pgcoord_private.set_reason(p_reason text) returns void
 language sql
 return set_config('pgcoord.reason', coalesce(p_reason, ''), true);
-comment on function pgcoord.set_reason(text) is
+comment on function pgcoord_private.set_reason(text) is
     'Give the reason that the next changes of this transaction are logged with; null ends it.';
 
 -- An event that is not the move of a phase.
-create or replace function pgcoord.log_event(
+create or replace function pgcoord_private.log_event(
     p_kind text, p_reason text, p_feature_id integer default null,
     p_phase_number integer default null, p_queue_id text default null, p_attempt integer default null
 ) returns void
 language sql as $$
     insert into pgcoord.event (kind, feature_id, phase_number, queue_id, attempt, actor, reason)
-    values (p_kind, p_feature_id, p_phase_number, p_queue_id, p_attempt, pgcoord.actor(), p_reason);
+    values (p_kind, p_feature_id, p_phase_number, p_queue_id, p_attempt, pgcoord_private.actor(), p_reason);
     select pg_notify('pgcoord_event', coalesce(p_feature_id::text, ''));
 $$;
-comment on function pgcoord.log_event(text, text, integer, integer, text, integer) is
+comment on function pgcoord_private.log_event(text, text, integer, integer, text, integer) is
     'Write an event about something else than the move of a phase, and tell those who watch.';
 
 -- History stays as it was written; that of a feature goes when the feature has gone (prune).
-create or replace function pgcoord.guard_event() returns trigger
+create or replace function pgcoord_private.guard_event() returns trigger
 language plpgsql as $$
 begin
     if tg_op = 'DELETE' and old.feature_id is not null and not exists (select from public.planned_features where id = old.feature_id) then
@@ -44,11 +44,11 @@ begin
         message = format('event %s is history and stays as it is', old.id),
         hint = 'pgcoord.prune(older_than) removes finished features with their history.';
 end $$;
-comment on function pgcoord.guard_event() is 'Trigger: refuse (PC008) to change events, or to delete those of a feature that exists.';
+comment on function pgcoord_private.guard_event() is 'Trigger: refuse (PC008) to change events, or to delete those of a feature that exists.';
 
 -- Ids are not the order of commits: a slow transaction commits a lower one after a higher was read. Whoever follows
 -- the events keeps the highest id it has read and the ranges of ids below it that it has not, and asks for both.
-create or replace function pgcoord.events_after(p_after bigint, p_lows bigint[], p_highs bigint[], p_limit integer)
+create or replace function pgcoord_private.events_after(p_after bigint, p_lows bigint[], p_highs bigint[], p_limit integer)
 returns setof pgcoord.history
 language sql stable
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
@@ -66,12 +66,12 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off se
     ))
     order by h.id;
 $$;
-comment on function pgcoord.events_after(bigint, bigint[], bigint[], integer) is
+comment on function pgcoord_private.events_after(bigint, bigint[], bigint[], integer) is
     'Events with a higher id than the first argument, or with one in the ranges given, in order of their ids.';
 
 -- Where somebody stands who has read all that is there: the highest id, and the ids missing among the last p_back
 -- events (of which some may be of transactions that go on).
-create or replace function pgcoord.last_event(p_back integer, out last bigint, out lows bigint[], out highs bigint[])
+create or replace function pgcoord_private.last_event(p_back integer, out last bigint, out lows bigint[], out highs bigint[])
 language sql stable as $$
     select coalesce(max(id), 0), coalesce(array_agg(before + 1 order by id) filter (where before + 1 < id), '{}'),
         coalesce(array_agg(id - 1 order by id) filter (where before + 1 < id), '{}')
@@ -83,14 +83,14 @@ language sql stable as $$
         ) as counted
     ) as pairs;
 $$;
-comment on function pgcoord.last_event(integer) is
+comment on function pgcoord_private.last_event(integer) is
     'The highest id of an event, and the ranges of ids that are missing among the last so many events.';
 
 -- Whoever writes an event locks the table until the end of the transaction.
-create or replace function pgcoord.event_writers() returns setof text
+create or replace function pgcoord_private.event_writers() returns setof text
 language sql stable as $$
     select virtualtransaction from pg_locks
     where locktype = 'relation' and relation = 'pgcoord.event'::regclass and mode = 'RowExclusiveLock' and granted
         and database = (select oid from pg_database where datname = current_database());
 $$;
-comment on function pgcoord.event_writers() is 'Transactions under way that may have written events.';
+comment on function pgcoord_private.event_writers() is 'Transactions under way that may have written events.';

@@ -8,7 +8,7 @@
 
 -- Refuse an array of prerequisites that cannot be meant.
 -- Errors: PC005, naming the phase and the element.
-create or replace function pgcoord.check_prerequisites(
+create or replace function pgcoord_private.check_prerequisites(
     p_queue_id text, p_phase_number integer, p_depends_on jsonb
 ) returns void
 language plpgsql immutable as $$
@@ -35,14 +35,14 @@ begin
             hint = 'It is a JSON array of distinct phase numbers of the same feature, such as [1, 3].';
     end if;
 end $$;
-comment on function pgcoord.check_prerequisites(text, integer, jsonb) is
+comment on function pgcoord_private.check_prerequisites(text, integer, jsonb) is
     'Refuse (PC005) an array of prerequisites that is not one of distinct positive numbers of other phases.';
 
 -- Return the phase numbers of one cycle of the feature, the first one repeated at the end, or null when there is none.
 -- Takes phases without open prerequisites away until nothing moves (Kahn); in what is left, each phase has a
 -- prerequisite that is left too, so walking from one to the next must come back. Linear in phases and edges.
 -- It reads a whole feature, so it may hash and sort where its callers may not.
-create or replace function pgcoord.find_cycle(p_feature_id integer) returns integer[]
+create or replace function pgcoord_private.find_cycle(p_feature_id integer) returns integer[]
 language plpgsql stable
 set enable_hashjoin = on set enable_mergejoin = on as $$
 declare
@@ -108,12 +108,12 @@ begin
     end loop;
     return v_path[1:array_position(v_path[2:], v_rank) + 1];
 end $$;
-comment on function pgcoord.find_cycle(integer) is
+comment on function pgcoord_private.find_cycle(integer) is
     'The phase numbers of one cycle of the feature, the first repeated at the end; null when there is none.';
 
 -- One look-up for each (`offset 0`), whatever statistics say of tables that were empty once: a join may then be of
 -- every phase with every other.
-create or replace function pgcoord.phases_at(p_features integer[], p_phases integer[]) returns setof public.phase_queue
+create or replace function pgcoord_private.phases_at(p_features integer[], p_phases integer[]) returns setof public.phase_queue
 language sql stable as $$
     select p.*
     from unnest(p_features, p_phases) as given (feature_id, phase_number)
@@ -123,29 +123,29 @@ language sql stable as $$
             offset 0
         ) as p
 $$;
-comment on function pgcoord.phases_at(integer[], integer[]) is 'The phases with these numbers, each of the feature at the same place.';
+comment on function pgcoord_private.phases_at(integer[], integer[]) is 'The phases with these numbers, each of the feature at the same place.';
 
 -- Store the edges that the given phases name now, in place of those they named before.
 -- Errors: PC005 when an array is malformed or a cycle would close.
-create or replace function pgcoord.store_edges(p_features integer[], p_phases integer[]) returns void
+create or replace function pgcoord_private.store_edges(p_features integer[], p_phases integer[]) returns void
 language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_feature integer;
     v_cycle integer[];
 begin
-    perform pgcoord.check_prerequisites(p.queue_id, p.phase_number, p.depends_on_phases)
-    from pgcoord.phases_at(p_features, p_phases) as p
+    perform pgcoord_private.check_prerequisites(p.queue_id, p.phase_number, p.depends_on_phases)
+    from pgcoord_private.phases_at(p_features, p_phases) as p
     where p.depends_on_phases <> '[]';
 
     delete from pgcoord.dependency as d
-    using pgcoord.phases_at(p_features, p_phases) as p
+    using pgcoord_private.phases_at(p_features, p_phases) as p
     where d.feature_id = p.feature_id and d.dependent = p.phase_number
         and not p.depends_on_phases @> to_jsonb(d.prerequisite);
 
     insert into pgcoord.dependency (feature_id, prerequisite, dependent)
     select p.feature_id, element.e::integer, p.phase_number
-    from pgcoord.phases_at(p_features, p_phases) as p
+    from pgcoord_private.phases_at(p_features, p_phases) as p
         cross join lateral jsonb_array_elements(p.depends_on_phases) as element (e)
     where p.depends_on_phases <> '[]'
     on conflict do nothing;
@@ -154,7 +154,7 @@ begin
         select distinct feature_id from pgcoord.dependency
         where prerequisite > dependent and feature_id = any (p_features)
     loop
-        v_cycle := pgcoord.find_cycle(v_feature);
+        v_cycle := pgcoord_private.find_cycle(v_feature);
         if v_cycle is not null then
             raise exception using
                 errcode = 'PC005',
@@ -165,11 +165,11 @@ begin
         end if;
     end loop;
 end $$;
-comment on function pgcoord.store_edges(integer[], integer[]) is
+comment on function pgcoord_private.store_edges(integer[], integer[]) is
     'Keep pgcoord.dependency in step with depends_on_phases of the given phases; refuse (PC005) what is malformed or a cycle.';
 
 -- Count again what the given phases wait for, as far as they wait, and stamp or clear their eligible_at.
-create or replace function pgcoord.recount_unmet(p_features integer[], p_phases integer[]) returns void
+create or replace function pgcoord_private.recount_unmet(p_features integer[], p_phases integer[]) returns void
 language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 begin
@@ -185,18 +185,18 @@ begin
                             where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
                                 and up.status = 'completed'
                         ))::integer as unmet
-            from pgcoord.phases_at(p_features, p_phases) as waiting
+            from pgcoord_private.phases_at(p_features, p_phases) as waiting
             where waiting.status in ('queued', 'blocked')
         ) as counted
         where p.queue_id = counted.queue_id and p.unmet <> counted.unmet and p.status in ('queued', 'blocked');
 end $$;
-comment on function pgcoord.recount_unmet(integer[], integer[]) is
+comment on function pgcoord_private.recount_unmet(integer[], integer[]) is
     'Count the open prerequisites of the given phases again, as far as they wait.';
 
 -- Block what waits, directly or not, for a failed or cancelled phase, and unblock what no longer does. Looks at the
 -- given phases and everything downstream of them that waits: upstream of those nothing has changed.
 -- One statement however long the chain is; `offset 0` keeps the planner at index look-ups inside the recursion.
-create or replace function pgcoord.settle_blocked(p_features integer[], p_phases integer[]) returns void
+create or replace function pgcoord_private.settle_blocked(p_features integer[], p_phases integer[]) returns void
 language plpgsql
 set enable_seqscan = off set jit = off as $$
 begin
@@ -259,32 +259,32 @@ begin
         from settled
         where p.queue_id = settled.queue_id and p.status <> settled.status and p.status in ('queued', 'blocked');
 end $$;
-comment on function pgcoord.settle_blocked(integer[], integer[]) is
+comment on function pgcoord_private.settle_blocked(integer[], integer[]) is
     'Block or unblock the given phases and what is downstream of them, as their prerequisites now stand.';
 
 -- Follow a change of the dependencies of the given phases. What a client's own UPDATE brings about is written here with
 -- the rights of the owner; since a client may then call it, it takes the locks itself and finds out everything anew.
-create or replace function pgcoord.settle_edges(p_features integer[], p_phases integer[]) returns void
+create or replace function pgcoord_private.settle_edges(p_features integer[], p_phases integer[]) returns void
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
     perform 1 from public.planned_features where id = any (p_features) order by id for no key update;
-    perform pgcoord.store_edges(p_features, p_phases);
-    perform pgcoord.recount_unmet(p_features, p_phases);
-    perform pgcoord.settle_blocked(p_features, p_phases);
+    perform pgcoord_private.store_edges(p_features, p_phases);
+    perform pgcoord_private.recount_unmet(p_features, p_phases);
+    perform pgcoord_private.settle_blocked(p_features, p_phases);
 end $$;
-comment on function pgcoord.settle_edges(integer[], integer[]) is
+comment on function pgcoord_private.settle_edges(integer[], integer[]) is
     'Store the edges that the given phases name now, and find out anew what they wait for.';
 
 -- Block or unblock with the cause as the logged reason, then go back to the reason of the statement itself.
-create or replace function pgcoord.settle_because(p_features integer[], p_phases integer[], p_cause text) returns void
+create or replace function pgcoord_private.settle_because(p_features integer[], p_phases integer[], p_cause text) returns void
 language plpgsql as $$
 declare
-    v_reason text := pgcoord.reason();
+    v_reason text := pgcoord_private.reason();
 begin
-    perform pgcoord.set_reason(p_cause);
-    perform pgcoord.settle_blocked(p_features, p_phases);
-    perform pgcoord.set_reason(v_reason);
+    perform pgcoord_private.set_reason(p_cause);
+    perform pgcoord_private.settle_blocked(p_features, p_phases);
+    perform pgcoord_private.set_reason(v_reason);
 end $$;
-comment on function pgcoord.settle_because(integer[], integer[], text) is
+comment on function pgcoord_private.settle_because(integer[], integer[], text) is
     'settle_blocked with the given words as the reason of what it logs.';

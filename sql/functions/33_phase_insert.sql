@@ -3,7 +3,7 @@
 
 -- Refuse a time that nobody can count with, such as infinity.
 -- Errors: PC005.
-create or replace function pgcoord.check_times(p_queue_id text, variadic p_times timestamptz[]) returns void
+create or replace function pgcoord_private.check_times(p_queue_id text, variadic p_times timestamptz[]) returns void
 language plpgsql as $$
 declare
     v_time timestamptz;
@@ -17,12 +17,12 @@ begin
         end if;
     end loop;
 end $$;
-comment on function pgcoord.check_times(text, timestamptz[]) is
+comment on function pgcoord_private.check_times(text, timestamptz[]) is
     'Refuse (PC005) a phase with a time that nobody can count with, such as infinity.';
 
 -- Refuse the insertion of a running phase when no slot is free, else return the slot it gets: the lowest.
 -- Takes the control row's lock, as a claim does, so that both see the same free slots.
-create or replace function pgcoord.slot_for_inserted(p_queue_id text) returns smallint
+create or replace function pgcoord_private.slot_for_inserted(p_queue_id text) returns smallint
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -43,26 +43,39 @@ begin
     end if;
     return v_slot;
 end $$;
-comment on function pgcoord.slot_for_inserted(text) is
+comment on function pgcoord_private.slot_for_inserted(text) is
     'The lowest free slot, for a phase inserted as running by hand; PC006 when there is none.';
 
-create or replace function pgcoord.fill_phase() returns trigger
+create or replace function pgcoord_private.fill_phase() returns trigger
 language plpgsql as $$
 declare
+    v_name text := format('queue-%s-%s', new.feature_id, new.phase_number);
     v_times timestamptz[] := array[
         new.created_at, new.updated_at, new.ready_timestamp, new.started_timestamp, new.finished_timestamp, new.retry_at
     ];
 begin
-    new.queue_id := coalesce(new.queue_id, format('queue-%s-%s', new.feature_id, new.phase_number));
+    new.queue_id := coalesce(nullif(new.queue_id, ''), v_name);
+    if new.queue_id <> v_name then
+        perform pgcoord_private.check_queue_id(new.queue_id, new.feature_id, new.phase_number);
+    end if;
     if num_nonnulls(variadic v_times) > 0 then
-        perform pgcoord.check_times(new.queue_id, variadic v_times);
+        perform pgcoord_private.check_times(new.queue_id, variadic v_times);
     end if;
     new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
     if jsonb_typeof(new.depends_on_phases) <> 'array' then
-        perform pgcoord.check_prerequisites(new.queue_id, new.phase_number, new.depends_on_phases);
+        perform pgcoord_private.check_prerequisites(new.queue_id, new.phase_number, new.depends_on_phases);
     end if;
     new.phase_data := coalesce(new.phase_data, '{}');
+    if new.phase_data <> '{}' then
+        perform pgcoord_private.check_phase_data(new.queue_id, new.phase_data);
+    end if;
     new.workflow_type := new.phase_data ->> 'workflow_type';
+    if new.error_message is not null then
+        new.error_message := pgcoord_private.without_middle(new.error_message);
+    end if;
+    if new.adw_id is not null then
+        perform pgcoord_private.check_text('adw_id of phase ' || new.queue_id, new.adw_id, 200);
+    end if;
     new.priority := coalesce(new.priority, 50);
     new.queue_position := coalesce(new.queue_position, nextval('pgcoord.queue_position'));
     new.created_at := coalesce(new.created_at, now());
@@ -76,9 +89,9 @@ begin
     new.unmet := case when new.status = 'queued' then jsonb_array_length(new.depends_on_phases) else 0 end;
     new.eligible_at := case when new.unmet = 0 then clock_timestamp() end;
     if new.status = 'running' then
-        new.slot := pgcoord.slot_for_inserted(new.queue_id);
+        new.slot := pgcoord_private.slot_for_inserted(new.queue_id);
         new.attempt := 1;
-        new.adw_id := coalesce(new.adw_id, pgcoord.new_adw_id());
+        new.adw_id := coalesce(new.adw_id, pgcoord_private.new_adw_id());
         new.ready_timestamp := coalesce(new.ready_timestamp, clock_timestamp());    -- the slot may have been waited for
         new.started_timestamp := coalesce(new.started_timestamp, clock_timestamp());
     elsif new.status <> 'queued' then
@@ -86,10 +99,10 @@ begin
     end if;
     return new;
 end $$;
-comment on function pgcoord.fill_phase() is 'Trigger: complete an inserted phase; a running one gets a slot or is refused.';
+comment on function pgcoord_private.fill_phase() is 'Trigger: complete an inserted phase; a running one gets a slot or is refused.';
 
 -- Refuse phases of a cancelled feature, and running ones whose prerequisites are not completed.
-create or replace function pgcoord.check_inserted(p_queue_ids text[]) returns void
+create or replace function pgcoord_private.check_inserted(p_queue_ids text[]) returns void
 language plpgsql as $$
 declare
     v_fault record;
@@ -120,10 +133,10 @@ begin
             else 'Insert it as queued: it is claimed when its prerequisites are completed.'
         end;
 end $$;
-comment on function pgcoord.check_inserted(text[]) is
+comment on function pgcoord_private.check_inserted(text[]) is
     'Refuse (PC002) inserted phases of a cancelled feature, or running before their prerequisites.';
 
-create or replace function pgcoord.settle_inserted_phases() returns trigger
+create or replace function pgcoord_private.settle_inserted_phases() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
@@ -134,25 +147,25 @@ begin
     if not exists (select from new_rows) then
         return null;
     end if;
-    perform pgcoord.check_isolation();
+    perform pgcoord_private.check_isolation();
     perform 1 from public.planned_features
     where id in (select feature_id from new_rows) order by id for no key update;
 
     insert into pgcoord.event (kind, feature_id, phase_number, queue_id, to_status, attempt, actor, reason)
-    select 'phase_inserted', feature_id, phase_number, queue_id, status, nullif(attempt, 0), pgcoord.actor(), pgcoord.reason()
+    select 'phase_inserted', feature_id, phase_number, queue_id, status, nullif(attempt, 0), pgcoord_private.actor(), pgcoord_private.reason()
     from new_rows order by feature_id, phase_number;
 
     insert into pgcoord.attempt (queue_id, number, adw_id, secret, slot, external, workflow, claimed_at, started_at)
-    select queue_id, 1, adw_id, pgcoord.new_secret(), slot, true, workflow_type, ready_timestamp, started_timestamp
+    select queue_id, 1, adw_id, pgcoord_private.new_secret(), slot, true, workflow_type, ready_timestamp, started_timestamp
     from new_rows where status = 'running';
 
     select array_agg(feature_id), array_agg(phase_number) into v_features, v_phases
     from new_rows where depends_on_phases <> '[]';
     if v_features is not null then
-        perform pgcoord.store_edges(v_features, v_phases);
+        perform pgcoord_private.store_edges(v_features, v_phases);
     end if;
 
-    perform pgcoord.check_inserted(array_agg(n.queue_id))
+    perform pgcoord_private.check_inserted(array_agg(n.queue_id))
     from new_rows as n join public.planned_features as f on f.id = n.feature_id
     where n.status = 'running' or f.cancelled_at is not null;
 
@@ -194,8 +207,8 @@ begin
         )
     ) as touched;
     if v_features is not null then
-        perform pgcoord.recount_unmet(v_features, v_phases);
-        perform pgcoord.settle_because(v_features, v_phases, 'a prerequisite is failed or cancelled');
+        perform pgcoord_private.recount_unmet(v_features, v_phases);
+        perform pgcoord_private.settle_because(v_features, v_phases, 'a prerequisite is failed or cancelled');
     end if;
 
     if exists (select from new_rows where status = 'queued' and eligible_at is not null) then
@@ -204,5 +217,5 @@ begin
     perform pg_notify('pgcoord_event', feature_id::text) from (select distinct feature_id from new_rows) as touched;
     return null;
 end $$;
-comment on function pgcoord.settle_inserted_phases() is
+comment on function pgcoord_private.settle_inserted_phases() is
     'Trigger: store the edges of inserted phases, find out what waits, log, and wake the coordinator when one can start.';

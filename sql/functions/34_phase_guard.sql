@@ -2,7 +2,7 @@
 -- hand and the functions of the schema go through the same trigger; it refuses what the table of states does not allow.
 
 -- Refuse a change that no update by hand may make: of identity, or of a column that is derived.
-create or replace function pgcoord.refuse_change(p_queue_id text, p_identity boolean) returns void
+create or replace function pgcoord_private.refuse_change(p_queue_id text, p_identity boolean) returns void
 language plpgsql as $$
 begin
     raise exception using
@@ -16,11 +16,11 @@ begin
             else 'They follow from the status of phases, depends_on_phases and pauses: change those.'
         end;
 end $$;
-comment on function pgcoord.refuse_change(text, boolean) is
+comment on function pgcoord_private.refuse_change(text, boolean) is
     'Refuse (PC008) a change of identity, or of a derived column, by hand.';
 
 -- Errors: PC002 for a phase that does not wait, PC005 for what cannot be meant.
-create or replace function pgcoord.check_new_prerequisites(p_old public.phase_queue, p_depends_on jsonb) returns void
+create or replace function pgcoord_private.check_new_prerequisites(p_old public.phase_queue, p_depends_on jsonb) returns void
 language plpgsql as $$
 begin
     if p_old.status not in ('queued', 'blocked') then
@@ -29,14 +29,14 @@ begin
             message = format('phase %s is %s: its dependencies cannot change any more', p_old.queue_id, p_old.status),
             hint = 'Only a phase that waits (queued or blocked) can be given other prerequisites.';
     end if;
-    perform pgcoord.check_prerequisites(p_old.queue_id, p_old.phase_number, p_depends_on);
-    perform pgcoord.hold_feature(p_old.feature_id);
+    perform pgcoord_private.check_prerequisites(p_old.queue_id, p_old.phase_number, p_depends_on);
+    perform pgcoord_private.hold_feature(p_old.feature_id);
 end $$;
-comment on function pgcoord.check_new_prerequisites(public.phase_queue, jsonb) is
+comment on function pgcoord_private.check_new_prerequisites(public.phase_queue, jsonb) is
     'Refuse other prerequisites for a phase that does not wait (PC002), or malformed ones (PC005); lock the feature.';
 
 -- Errors: PC002.
-create or replace function pgcoord.refuse_start(p_queue_id text, p_from text, p_to text) returns void
+create or replace function pgcoord_private.refuse_start(p_queue_id text, p_from text, p_to text) returns void
 language plpgsql as $$
 begin
     raise exception using
@@ -44,11 +44,11 @@ begin
         message = format('phase %s is %s and cannot be set to %s by hand', p_queue_id, p_from, p_to),
         hint = 'A coordinator claims and starts it; pgcoord.set_priority(queue_id, n) brings it forward.';
 end $$;
-comment on function pgcoord.refuse_start(text, text, text) is
+comment on function pgcoord_private.refuse_start(text, text, text) is
     'Refuse (PC002) ready without the attempt of a claim, and running without a started one.';
 
 -- Errors: PC002.
-create or replace function pgcoord.refuse_blocking(p_queue_id text, p_from text, p_to text) returns void
+create or replace function pgcoord_private.refuse_blocking(p_queue_id text, p_from text, p_to text) returns void
 language plpgsql as $$
 begin
     raise exception using
@@ -56,11 +56,11 @@ begin
         message = format('phase %s is %s and cannot be set to %s by hand', p_queue_id, p_from, p_to),
         hint = 'A phase is blocked exactly as long as a prerequisite is failed or cancelled: retry or skip that one.';
 end $$;
-comment on function pgcoord.refuse_blocking(text, text, text) is
+comment on function pgcoord_private.refuse_blocking(text, text, text) is
     'Refuse (PC002) to block or unblock a phase by hand: that follows from its prerequisites.';
 
 -- Errors: PC004.
-create or replace function pgcoord.refuse_end(p_queue_id text, p_ending text, p_to text) returns void
+create or replace function pgcoord_private.refuse_end(p_queue_id text, p_ending text, p_to text) returns void
 language plpgsql as $$
 begin
     raise exception using
@@ -68,11 +68,11 @@ begin
         message = format('phase %s is being ended (%s): it cannot become %s any more', p_queue_id, p_ending, p_to),
         hint = 'Wait until it has ended; then retry it, or pgcoord.skip_phase(queue_id, reason) takes it as done.';
 end $$;
-comment on function pgcoord.refuse_end(text, text, text) is
+comment on function pgcoord_private.refuse_end(text, text, text) is
     'Refuse (PC004) an end of a phase when another one was asked for already.';
 
 -- Queue a phase again: recount what it waits for (a prerequisite may have been deleted meanwhile).
-create or replace function pgcoord.requeue(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
+create or replace function pgcoord_private.requeue(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
 language plpgsql as $$
 begin
     p_new.status := 'queued';
@@ -91,13 +91,13 @@ begin
     );
     return p_new;
 end $$;
-comment on function pgcoord.requeue(public.phase_queue, public.phase_queue) is
+comment on function pgcoord_private.requeue(public.phase_queue, public.phase_queue) is
     'The row of a phase that is queued again: what it waits for counted anew.';
 
 -- An attempt of the phase failed: queue it again while attempts are left, later each time; else it stays failed.
 -- Three losses since a person queued it are enough, even where losses do not count: something about the phase brings
 -- the machine down.
-create or replace function pgcoord.retry_or_fail(
+create or replace function pgcoord_private.retry_or_fail(
     p_old public.phase_queue, p_new public.phase_queue, p_attempt pgcoord.attempt
 ) returns public.phase_queue
 language plpgsql as $$
@@ -111,7 +111,7 @@ begin
         ), 0)
     ) then
         p_new.retry_at := clock_timestamp() + p_attempt.retry_delay;
-        return pgcoord.requeue(p_old, p_new);
+        return pgcoord_private.requeue(p_old, p_new);
     end if;
     p_new.attempts_used := p_old.attempts_used + 1;
     if p_new.attempts_used >= p_attempt.max_attempts then
@@ -119,16 +119,16 @@ begin
     end if;
     p_new.retry_at := clock_timestamp()
         + least(p_attempt.retry_delay * 2 ^ least(p_new.attempts_used - 1, 30), greatest(p_attempt.retry_delay, '1 hour'));
-    return pgcoord.requeue(p_old, p_new);
+    return pgcoord_private.requeue(p_old, p_new);
 end $$;
-comment on function pgcoord.retry_or_fail(public.phase_queue, public.phase_queue, pgcoord.attempt) is
+comment on function pgcoord_private.retry_or_fail(public.phase_queue, public.phase_queue, pgcoord.attempt) is
     'The row of a phase whose attempt failed: queued again while attempts are left (the wait doubles, up to an hour), else failed.';
 
 -- The row of a phase that leaves its slot. While its process lives it keeps the slot: failed and cancelled then
 -- become a request to the coordinator, which ends the process first (attempt.ending) and comes back. Whether completed
 -- comes too late is seen when its attempt is ended (settle_updated_phases).
 -- Errors: PC002 for queued while the attempt lives; PC004 for failed when another end was asked for already.
-create or replace function pgcoord.leave_slot(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
+create or replace function pgcoord_private.leave_slot(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
 language plpgsql as $$
 declare
     v_attempt pgcoord.attempt;
@@ -147,31 +147,31 @@ begin
             message = format('phase %s is %s: it cannot be queued again while its attempt lives', p_old.queue_id, p_old.status),
             hint = 'Cancel it first: pgcoord.cancel_phase(queue_id, reason), then pgcoord.retry_phase(queue_id).';
     elsif v_attempt.ended_at is null and v_attempt.ending <> p_new.status and p_new.status <> 'cancelled' then
-        perform pgcoord.refuse_end(p_old.queue_id, v_attempt.ending, p_new.status);
+        perform pgcoord_private.refuse_end(p_old.queue_id, v_attempt.ending, p_new.status);
     elsif v_attempt.ended_at is null and v_attempt.exited_at is null and not v_attempt.external then
         update pgcoord.attempt
         set ending = p_new.status, ending_at = clock_timestamp(),
-            ending_reason = coalesce(case when p_new.status = 'failed' then p_new.error_message end, pgcoord.reason())
+            ending_reason = coalesce(case when p_new.status = 'failed' then p_new.error_message end, pgcoord_private.reason())
         where id = v_attempt.id and (ending is null or p_new.status = 'cancelled' and ending <> 'cancelled');
         return p_old;
     end if;
 
     p_new.slot := null;
     if p_new.status = 'queued' then
-        return pgcoord.requeue(p_old, p_new);
+        return pgcoord_private.requeue(p_old, p_new);
     end if;
     p_new.finished_timestamp := clock_timestamp();
     if p_new.status = 'failed' then
-        return pgcoord.retry_or_fail(p_old, p_new, v_attempt);
+        return pgcoord_private.retry_or_fail(p_old, p_new, v_attempt);
     end if;
     return p_new;
 end $$;
-comment on function pgcoord.leave_slot(public.phase_queue, public.phase_queue) is
+comment on function pgcoord_private.leave_slot(public.phase_queue, public.phase_queue) is
     'The row of a phase that is to leave its slot; unchanged, with the end asked for, while its process lives.';
 
 -- The row of a waiting or ended phase that moves: skipped, cancelled, retried. Blocked and back is found out from
 -- the prerequisites (settle_blocked), never set by hand.
-create or replace function pgcoord.leave_rest(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
+create or replace function pgcoord_private.leave_rest(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
 language plpgsql as $$
 begin
     if p_new.status = 'queued' then
@@ -179,43 +179,46 @@ begin
         where id = p_old.feature_id and cancelled_at is not null;
         p_new.attempts_used := 0;
         p_new.error_message := null;
-        return pgcoord.requeue(p_old, p_new);
+        return pgcoord_private.requeue(p_old, p_new);
     end if;
     p_new.finished_timestamp := clock_timestamp();
     return p_new;
 end $$;
-comment on function pgcoord.leave_rest(public.phase_queue, public.phase_queue) is
+comment on function pgcoord_private.leave_rest(public.phase_queue, public.phase_queue) is
     'The row of a waiting or ended phase that is skipped, cancelled or retried.';
 
-create or replace function pgcoord.guard_phase_update() returns trigger
+create or replace function pgcoord_private.guard_phase_update() returns trigger
 language plpgsql as $$
 declare
     v_by_hand boolean := pg_trigger_depth() = 1;    -- a statement of a person or of our functions, not of a trigger
 begin
     if (new.queue_id, new.feature_id, new.phase_number) is distinct from (old.queue_id, old.feature_id, old.phase_number) then
-        perform pgcoord.refuse_change(old.queue_id, true);
+        perform pgcoord_private.refuse_change(old.queue_id, true);
     end if;
     new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
     if new.depends_on_phases <> old.depends_on_phases then
-        perform pgcoord.check_new_prerequisites(old, new.depends_on_phases);
+        perform pgcoord_private.check_new_prerequisites(old, new.depends_on_phases);
     end if;
     new.updated_at := now();
+    if new.error_message is distinct from old.error_message then
+        new.error_message := pgcoord_private.without_middle(new.error_message);
+    end if;
     if new.status = old.status then
         if v_by_hand and (new.slot, new.attempt, new.attempts_used, new.unmet, new.eligible_at, new.held, new.adw_id)
             is distinct from (old.slot, old.attempt, old.attempts_used, old.unmet, old.eligible_at, old.held, old.adw_id)
         then
-            perform pgcoord.refuse_change(old.queue_id, false);
+            perform pgcoord_private.refuse_change(old.queue_id, false);
         elsif v_by_hand and (new.retry_at is not null or old.retry_at is null) then
             -- Nothing follows from it, but a statement over many phases would deadlock with what completes one of them.
             -- Not when a claim clears a retry time: that never waits.
-            perform pgcoord.hold_feature(old.feature_id);
-            if new.retry_at is not null then
-                perform pgcoord.check_times(old.queue_id, new.retry_at);
-            end if;
+            perform pgcoord_private.hold_feature(old.feature_id);
+        end if;
+        if new.retry_at is distinct from old.retry_at and new.retry_at is not null then    -- by a trigger, too
+            perform pgcoord_private.check_times(old.queue_id, new.retry_at);
         end if;
         return new;
     end if;
-    if not pgcoord.may_move(old.status, new.status) then
+    if not pgcoord_private.may_move(old.status, new.status) then
         raise exception using
             errcode = 'PC002',
             message = format('phase %s is %s and cannot become %s', old.queue_id, old.status, new.status),
@@ -229,7 +232,7 @@ begin
             where queue_id = new.queue_id and number = new.attempt and adw_id = new.adw_id and slot = new.slot
                 and ended_at is null and (new.status = 'ready' or started_at is not null)
         ) then
-            perform pgcoord.refuse_start(old.queue_id, old.status, new.status);
+            perform pgcoord_private.refuse_start(old.queue_id, old.status, new.status);
         end if;
         return new;
     end if;
@@ -249,23 +252,26 @@ begin
     new.held := old.held;
     if old.status in ('queued', 'blocked') and new.status in ('queued', 'blocked') then
         if v_by_hand then
-            perform pgcoord.refuse_blocking(old.queue_id, old.status, new.status);
+            perform pgcoord_private.refuse_blocking(old.queue_id, old.status, new.status);
         end if;
         return new;
     end if;
-    new.feature_id := pgcoord.hold_feature(old.feature_id);
+    new.feature_id := pgcoord_private.hold_feature(old.feature_id);
     if old.slot is not null then
-        return pgcoord.leave_slot(old, new);
+        return pgcoord_private.leave_slot(old, new);
     end if;
-    return pgcoord.leave_rest(old, new);
+    return pgcoord_private.leave_rest(old, new);
 end $$;
-comment on function pgcoord.guard_phase_update() is
+comment on function pgcoord_private.guard_phase_update() is
     'Trigger: refuse what may not change, refuse (PC002) a move that the states do not allow, and derive the rest of the row.';
 
-create or replace function pgcoord.copy_workflow() returns trigger
+create or replace function pgcoord_private.copy_workflow() returns trigger
 language plpgsql as $$
 begin
+    if new.phase_data is distinct from old.phase_data then
+        perform pgcoord_private.check_phase_data(new.queue_id, new.phase_data);
+    end if;
     new.workflow_type := new.phase_data ->> 'workflow_type';
     return new;
 end $$;
-comment on function pgcoord.copy_workflow() is 'Trigger: keep workflow_type in step with phase_data.';
+comment on function pgcoord_private.copy_workflow() is 'Trigger: keep workflow_type in step with phase_data.';

@@ -5,7 +5,7 @@
 -- Old and new rows are joined by a full join, which can only be done by hashing or sorting: a plan kept from an update
 -- of one row would otherwise compare each with each when the same session updates fifty thousand. (`is distinct from`:
 -- a condition that no row of nulls fulfils would let the planner make it a plain join again.)
-create or replace function pgcoord.settle_updated_phases() returns trigger
+create or replace function pgcoord_private.settle_updated_phases() returns trigger
 language plpgsql
 set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
@@ -37,8 +37,8 @@ begin
         continue when v.status = v.was;
 
         insert into pgcoord.event (kind, feature_id, phase_number, queue_id, from_status, to_status, attempt, actor, reason)
-        values ('phase_moved', v.feature_id, v.phase_number, v.queue_id, v.was, v.status, nullif(v.attempt, 0), pgcoord.actor(),
-            coalesce(pgcoord.reason(), case
+        values ('phase_moved', v.feature_id, v.phase_number, v.queue_id, v.was, v.status, nullif(v.attempt, 0), pgcoord_private.actor(),
+            coalesce(pgcoord_private.reason(), case
                 when v.left_slot is not null and v.status <> 'completed' or v.error_message is distinct from v.old_error
                     then v.error_message end));
         perform pg_notify('pgcoord_event', v.feature_id::text);
@@ -50,7 +50,7 @@ begin
                 exited_at = case when external then clock_timestamp() else exited_at end
             where queue_id = v.queue_id and number = v.attempt and ended_at is null and (ending is null or v.status <> 'completed');
             if not found and v.status = 'completed' then    -- it was ended before, or is to end in another way
-                perform pgcoord.refuse_end(queue_id, ending, v.status) from pgcoord.attempt
+                perform pgcoord_private.refuse_end(queue_id, ending, v.status) from pgcoord.attempt
                 where queue_id = v.queue_id and number = v.attempt and ended_at is null;
             end if;
             delete from pgcoord.slot where number = v.left_slot and draining;
@@ -90,28 +90,28 @@ begin
         end if;
     end loop;
     if v_completes and v_again_features is not null then
-        perform pgcoord.recount_unmet(v_again_features, v_again_phases);
+        perform pgcoord_private.recount_unmet(v_again_features, v_again_phases);
     end if;
     if v_edge_features is not null then
-        perform pgcoord.settle_edges(v_edge_features, v_edge_phases);
+        perform pgcoord_private.settle_edges(v_edge_features, v_edge_phases);
     end if;
     if v_features is not null then
-        perform pgcoord.settle_because(v_features, v_phases, v_cause);
+        perform pgcoord_private.settle_because(v_features, v_phases, v_cause);
     end if;
     if v_wakes then
         notify pgcoord_wake;
     end if;
     return null;
 end $$;
-comment on function pgcoord.settle_updated_phases() is
+comment on function pgcoord_private.settle_updated_phases() is
     'Trigger: log what moved, end attempts, free slots, release or block dependents, wake the coordinator.';
 
-create or replace function pgcoord.log_priority() returns trigger
+create or replace function pgcoord_private.log_priority() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    perform pgcoord.log_event('phase_reprioritised', format('priority %s → %s', old.priority, new.priority)
-        || coalesce(': ' || pgcoord.reason(), ''), new.feature_id, new.phase_number, new.queue_id);
+    perform pgcoord_private.log_event('phase_reprioritised', format('priority %s → %s', old.priority, new.priority)
+        || coalesce(': ' || pgcoord_private.reason(), ''), new.feature_id, new.phase_number, new.queue_id);
     return null;
 end $$;
-comment on function pgcoord.log_priority() is 'Trigger: log that a phase has another priority.';
+comment on function pgcoord_private.log_priority() is 'Trigger: log that a phase has another priority.';

@@ -1,6 +1,6 @@
 -- Phases that are deleted: not while they hold a slot; what depended on them waits.
 
-create or replace function pgcoord.guard_phase_delete() returns trigger
+create or replace function pgcoord_private.guard_phase_delete() returns trigger
 language plpgsql as $$
 begin
     if old.slot is not null then
@@ -9,12 +9,12 @@ begin
             message = format('phase %s is %s and holds slot %s: it cannot be deleted', old.queue_id, old.status, old.slot),
             hint = 'Cancel it first: pgcoord.cancel_phase(queue_id, reason).';
     end if;
-    perform pgcoord.hold_feature(old.feature_id);
+    perform pgcoord_private.hold_feature(old.feature_id);
     return old;
 end $$;
-comment on function pgcoord.guard_phase_delete() is 'Trigger: refuse (PC002) to delete a phase that holds a slot.';
+comment on function pgcoord_private.guard_phase_delete() is 'Trigger: refuse (PC002) to delete a phase that holds a slot.';
 
-create or replace function pgcoord.settle_deleted_phases() returns trigger
+create or replace function pgcoord_private.settle_deleted_phases() returns trigger
 language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
@@ -22,7 +22,7 @@ declare
     v_phases integer[];
 begin
     insert into pgcoord.event (kind, feature_id, phase_number, queue_id, from_status, actor, reason)
-    select 'phase_deleted', feature_id, phase_number, queue_id, status, pgcoord.actor(), pgcoord.reason()
+    select 'phase_deleted', feature_id, phase_number, queue_id, status, pgcoord_private.actor(), pgcoord_private.reason()
     from old_rows order by feature_id, phase_number;
     perform pg_notify('pgcoord_event', feature_id::text) from (select distinct feature_id from old_rows) as touched;
 
@@ -30,9 +30,9 @@ begin
     from old_rows as o
         join pgcoord.dependency as d on d.feature_id = o.feature_id and d.prerequisite = o.phase_number;
     if v_features is not null then
-        perform pgcoord.recount_unmet(v_features, v_phases);
-        perform pgcoord.settle_because(v_features, v_phases, 'a prerequisite was deleted');
+        perform pgcoord_private.recount_unmet(v_features, v_phases);
+        perform pgcoord_private.settle_because(v_features, v_phases, 'a prerequisite was deleted');
     end if;
     return null;
 end $$;
-comment on function pgcoord.settle_deleted_phases() is 'Trigger: log deleted phases and make their dependents wait.';
+comment on function pgcoord_private.settle_deleted_phases() is 'Trigger: log deleted phases and make their dependents wait.';

@@ -2,7 +2,7 @@
 
 -- Refuse what cannot be a feature with its phases. The phases' own rules are checked when they are inserted.
 -- Errors: PC005, naming the member.
-create or replace function pgcoord.check_feature_object(p_feature jsonb) returns void
+create or replace function pgcoord_private.check_feature_object(p_feature jsonb) returns void
 language plpgsql as $$
 declare
     v_fault text;
@@ -39,7 +39,7 @@ begin
             hint = '{"title": …, "description": …, "phases": [{"phase_number": 1, "title": …, "prompt_content": …, "depends_on_phases": []}]}';
     end if;
 end $$;
-comment on function pgcoord.check_feature_object(jsonb) is 'Refuse (PC005) a JSON value that is no feature with phases.';
+comment on function pgcoord_private.check_feature_object(jsonb) is 'Refuse (PC005) a JSON value that is no feature with phases.';
 
 create or replace function pgcoord.store_feature(p_feature jsonb) returns integer
 language plpgsql
@@ -47,7 +47,7 @@ security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_id integer;
 begin
-    perform pgcoord.check_feature_object(p_feature);
+    perform pgcoord_private.check_feature_object(p_feature);
     insert into public.planned_features (title, description, item_type, priority, estimated_hours, tags, plan)
     values (
         p_feature ->> 'title', p_feature ->> 'description', coalesce(p_feature ->> 'item_type', 'feature'),
@@ -74,7 +74,7 @@ end $$;
 comment on function pgcoord.submit_feature(jsonb) is
     'Store a feature, given as one JSON object, and queue its phases at once; returns its id. A phase without depends_on_phases waits for nothing.';
 
-create or replace function pgcoord.refuse_queued(p_feature_id integer) returns void
+create or replace function pgcoord_private.refuse_queued(p_feature_id integer) returns void
 language plpgsql as $$
 begin
     if exists (select from public.phase_queue where feature_id = p_feature_id) then
@@ -84,7 +84,7 @@ begin
             hint = 'Change the phases themselves (phase_queue), or add some.';
     end if;
 end $$;
-comment on function pgcoord.refuse_queued(integer) is 'Refuse (PC002) to change the plan of a feature whose phases are queued.';
+comment on function pgcoord_private.refuse_queued(integer) is 'Refuse (PC002) to change the plan of a feature whose phases are queued.';
 
 -- Change what is given of a feature; the rest stays. With p_version, only if it is still as it was then.
 -- Errors: PC001, PC002 for the plan of a feature whose phases are queued, PC005, PC010 when it was changed meanwhile.
@@ -97,7 +97,7 @@ declare
     v_version text;
 begin
     select * into v_feature from public.planned_features where id = p_feature_id for no key update;
-    perform pgcoord.check_feature(p_feature_id);
+    perform pgcoord_private.check_feature(p_feature_id);
     select version into v_version from pgcoord.feature where id = p_feature_id;
     if p_version <> v_version then
         raise exception using
@@ -105,9 +105,9 @@ begin
             message = format('feature %s was changed meanwhile', p_feature_id),
             hint = 'Read it again, and decide anew.';
     end if;
-    perform pgcoord.check_feature_object(jsonb_build_object('title', v_feature.title) || p_changes);
+    perform pgcoord_private.check_feature_object(jsonb_build_object('title', v_feature.title) || p_changes);
     if p_changes ? 'phases' then
-        perform pgcoord.refuse_queued(p_feature_id);
+        perform pgcoord_private.refuse_queued(p_feature_id);
     end if;
     update public.planned_features
     set title = coalesce(p_changes ->> 'title', title),
@@ -122,19 +122,19 @@ end $$;
 comment on function pgcoord.change_feature(integer, jsonb, text) is
     'Change what is given of a feature: title, description, item_type, priority, estimated_hours, tags, phases (the plan, while none is queued).';
 
-create or replace function pgcoord.feature_to_plan(p_feature_id integer)
+create or replace function pgcoord_private.feature_to_plan(p_feature_id integer)
 returns table (title text, description text, item_type text, estimated_hours double precision, version text)
 language plpgsql stable
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    perform pgcoord.check_feature(p_feature_id);
-    perform pgcoord.refuse_queued(p_feature_id);
+    perform pgcoord_private.check_feature(p_feature_id);
+    perform pgcoord_private.refuse_queued(p_feature_id);
     return query
     select f.title, f.description, f.item_type, f.estimated_hours::double precision, f.version
     from pgcoord.feature as f
     where f.id = p_feature_id;
 end $$;
-comment on function pgcoord.feature_to_plan(integer) is
+comment on function pgcoord_private.feature_to_plan(integer) is
     'What a feature is planned from, with its version, for change_feature to store the plan; refuse (PC002) one whose phases are queued.';
 
 create or replace function pgcoord.execute_feature(p_feature_id integer) returns integer
@@ -146,7 +146,7 @@ declare
     v_inserted integer;
 begin
     select * into v_feature from public.planned_features where id = p_feature_id for no key update;
-    perform pgcoord.check_feature(p_feature_id);
+    perform pgcoord_private.check_feature(p_feature_id);
     if v_feature.plan is null
         or v_feature.plan = '[]' and not exists (select from public.phase_queue where feature_id = p_feature_id)
     then
@@ -157,7 +157,7 @@ begin
     elsif exists (select from public.phase_queue where feature_id = p_feature_id) then
         return 0;
     end if;
-    perform pgcoord.check_feature_object(jsonb_build_object('title', v_feature.title, 'phases', v_feature.plan));
+    perform pgcoord_private.check_feature_object(jsonb_build_object('title', v_feature.title, 'phases', v_feature.plan));
     select phase -> 'phase_number' into v_twice
     from jsonb_array_elements(v_feature.plan) as phase
     group by phase -> 'phase_number' having count(*) > 1
@@ -192,11 +192,12 @@ declare
     v_feature jsonb;
     v_phases jsonb;
 begin
-    perform pgcoord.check_feature(p_feature_id);
+    perform pgcoord_private.check_feature(p_feature_id);
     select to_jsonb(f) - 'plan', coalesce(f.plan, '[]') into v_feature, v_phases from pgcoord.feature as f where f.id = p_feature_id;
     if (v_feature -> 'total_phases')::integer > 0 then
-        select jsonb_agg(phase - 'phase_data' || (phase -> 'phase_data')) into v_phases
-        from pgcoord.phase_objects(array(
+        -- Of two members of one name the column counts: phase_data may say anything.
+        select jsonb_agg((phase -> 'phase_data') || (phase - 'phase_data')) into v_phases
+        from pgcoord_private.phase_objects(array(
             select queue_id from public.phase_queue where feature_id = p_feature_id order by phase_number
         )) as phase;
     end if;

@@ -4,7 +4,7 @@ create or replace function pgcoord.retry_phase(p_queue_id text, p_reason text de
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+    v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
 begin
     if v_phase.status not in ('failed', 'cancelled') and v_phase.retry_at is null then
         raise exception using
@@ -14,15 +14,15 @@ begin
                 when v_phase.slot is not null then 'Cancel it first: pgcoord.cancel_phase(queue_id, reason).'
                 when v_phase.status = 'blocked' then (
                     select format('Retry phase %s, which it waits for.', obstacle)
-                    from pgcoord.obstacles(v_phase.feature_id) where phase_number = v_phase.phase_number
+                    from pgcoord_private.obstacles(v_phase.feature_id) where phase_number = v_phase.phase_number
                 )
                 when v_phase.status = 'completed' then 'A completed one stays so: insert another for what is still to be done.'
                 else format('pgcoord.why(%L) says what it waits for.', p_queue_id)
             end;
     end if;
-    perform pgcoord.set_reason(p_reason);
+    perform pgcoord_private.set_reason(p_reason);
     update public.phase_queue set status = 'queued', retry_at = null where queue_id = p_queue_id returning * into v_phase;
-    perform pgcoord.set_reason(null);
+    perform pgcoord_private.set_reason(null);
     return v_phase;
 end $$;
 comment on function pgcoord.retry_phase(text, text) is
@@ -32,7 +32,7 @@ create or replace function pgcoord.skip_phase(p_queue_id text, p_reason text) re
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+    v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
 begin
     if v_phase.slot is not null then
         raise exception using
@@ -43,9 +43,9 @@ begin
     if v_phase.status = 'completed' then
         return v_phase;
     end if;
-    perform pgcoord.set_reason(coalesce(p_reason, 'skipped'));
+    perform pgcoord_private.set_reason(coalesce(p_reason, 'skipped'));
     update public.phase_queue set status = 'completed' where queue_id = p_queue_id returning * into v_phase;
-    perform pgcoord.set_reason(null);
+    perform pgcoord_private.set_reason(null);
     return v_phase;
 end $$;
 comment on function pgcoord.skip_phase(text, text) is
@@ -55,14 +55,14 @@ create or replace function pgcoord.cancel_phase(p_queue_id text, p_reason text) 
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+    v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
 begin
     if v_phase.status = 'cancelled' then
         return v_phase;
     end if;
-    perform pgcoord.set_reason(coalesce(p_reason, 'cancelled'));
+    perform pgcoord_private.set_reason(coalesce(p_reason, 'cancelled'));
     update public.phase_queue set status = 'cancelled' where queue_id = p_queue_id returning * into v_phase;
-    perform pgcoord.set_reason(null);
+    perform pgcoord_private.set_reason(null);
     return v_phase;
 end $$;
 comment on function pgcoord.cancel_phase(text, text) is
@@ -74,10 +74,10 @@ create or replace function pgcoord.cancel_branch(p_queue_id text, p_reason text)
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+    v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
     v_cancelled integer;
 begin
-    perform pgcoord.set_reason(coalesce(p_reason, 'cancelled'));
+    perform pgcoord_private.set_reason(coalesce(p_reason, 'cancelled'));
     with recursive branch as (
         select v_phase.phase_number as phase_number
         union
@@ -88,7 +88,7 @@ begin
     where p.feature_id = v_phase.feature_id and p.status not in ('completed', 'cancelled')
         and p.phase_number in (select phase_number from branch);
     get diagnostics v_cancelled = row_count;
-    perform pgcoord.set_reason(null);
+    perform pgcoord_private.set_reason(null);
     return v_cancelled;
 end $$;
 comment on function pgcoord.cancel_branch(text, text) is
@@ -98,7 +98,7 @@ create or replace function pgcoord.set_priority(p_queue_id text, p_priority inte
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
+    v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
 begin
     update public.phase_queue set priority = p_priority where queue_id = p_queue_id returning * into v_phase;
     return v_phase;
@@ -113,7 +113,7 @@ declare
     v_phases integer;
 begin
     perform 1 from public.planned_features where id = p_feature_id for no key update;
-    perform pgcoord.check_feature(p_feature_id);
+    perform pgcoord_private.check_feature(p_feature_id);
     select count(*) into v_phases from public.phase_queue
     where feature_id = p_feature_id and status in ('queued', 'blocked', 'ready', 'running');
     update public.planned_features set cancelled_at = now(), cancelled_reason = p_reason
@@ -129,14 +129,14 @@ language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
     if p_feature_id is not null then
-        perform pgcoord.check_feature(p_feature_id);
+        perform pgcoord_private.check_feature(p_feature_id);
         update public.planned_features set paused_at = now(), paused_reason = p_reason
         where id = p_feature_id and paused_at is null;
         return;
     end if;
     update pgcoord.control set paused_at = now(), paused_reason = p_reason where paused_at is null;
     if found then
-        perform pgcoord.log_event('paused', p_reason);
+        perform pgcoord_private.log_event('paused', p_reason);
     end if;
 end $$;
 comment on function pgcoord.pause(integer, text) is
@@ -147,14 +147,14 @@ language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
     if p_feature_id is not null then
-        perform pgcoord.check_feature(p_feature_id);
+        perform pgcoord_private.check_feature(p_feature_id);
         update public.planned_features set paused_at = null, paused_reason = null
         where id = p_feature_id and paused_at is not null;
         return;
     end if;
     update pgcoord.control set paused_at = null, paused_reason = null where paused_at is not null;
     if found then
-        perform pgcoord.log_event('resumed', null);
+        perform pgcoord_private.log_event('resumed', null);
         notify pgcoord_wake;
     end if;
 end $$;
@@ -175,7 +175,7 @@ begin
             message = format('%s is no number of slots', coalesce(p_slots::text, 'null')),
             hint = 'Between 0 (start nothing new) and 1000.';
     end if;
-    perform pgcoord.check_isolation();
+    perform pgcoord_private.check_isolation();
     perform 1 from pgcoord.control for no key update;
     select count(*) into v_before from pgcoord.slot where not draining;
 
@@ -198,7 +198,7 @@ begin
     where s.draining and not exists (select from public.phase_queue as p where p.slot = s.number);
 
     if v_before <> p_slots then
-        perform pgcoord.log_event('slots_changed', format('%s → %s', v_before, p_slots));
+        perform pgcoord_private.log_event('slots_changed', format('%s → %s', v_before, p_slots));
     end if;
     notify pgcoord_wake;
     return p_slots;
@@ -206,7 +206,7 @@ end $$;
 comment on function pgcoord.set_slots(integer) is
     'Let n phases run at once. Lowering ends nothing: surplus phases run to their end and are not replaced.';
 
-create or replace function pgcoord.finished_features(p_older_than interval) returns setof integer
+create or replace function pgcoord_private.finished_features(p_older_than interval) returns setof integer
 language sql as $$
     select f.id
     from public.planned_features as f
@@ -219,7 +219,7 @@ language sql as $$
         )
         and coalesce(f.cancelled_at, '-infinity') <= now() - p_older_than;
 $$;
-comment on function pgcoord.finished_features(interval) is 'Features that were finished (completed or cancelled) that long ago.';
+comment on function pgcoord_private.finished_features(interval) is 'Features that were finished (completed or cancelled) that long ago.';
 
 create or replace function pgcoord.prune(p_older_than interval) returns integer
 language plpgsql
@@ -230,10 +230,10 @@ begin
     select array_agg(id) into v_ids
     from (
         select id from public.planned_features
-        where id in (select pgcoord.finished_features(p_older_than)) order by id for update
+        where id in (select pgcoord_private.finished_features(p_older_than)) order by id for update
     ) as locked;
     -- Looked at again under the locks: one may have been taken up, or added to, meanwhile.
-    select array_agg(id) into v_ids from pgcoord.finished_features(p_older_than) as id where id = any (v_ids);
+    select array_agg(id) into v_ids from pgcoord_private.finished_features(p_older_than) as id where id = any (v_ids);
     delete from public.planned_features where id = any (v_ids);
     delete from pgcoord.event where feature_id = any (v_ids);
     delete from pgcoord.webhook_delivery where feature_id = any (v_ids) or feature_id is null and at < now() - p_older_than;
@@ -266,7 +266,7 @@ begin
             when 'cancel_feature' then perform pgcoord.cancel_feature(p_feature_id, null);
         end case;
         select jsonb_agg(jsonb_build_object(
-                'queue_id', p.queue_id, 'phase_number', p.phase_number, 'title', pgcoord.title_of(p),
+                'queue_id', p.queue_id, 'phase_number', p.phase_number, 'title', pgcoord_private.title_of(p),
                 'from_status', split_part(v_before ->> p.queue_id, ' ', 1), 'to_status', coalesce(a.ending, p.status),
                 'words', case when a.ending is not null then 'its process is ended first'
                     else (select y.words from pgcoord.why(p.queue_id) as y where p.status in ('queued', 'blocked') limit 1) end)

@@ -5,7 +5,7 @@
 -- The attempt that a report is about: the named one, else the latest. No row for a phase that never had one. An
 -- earlier one is taken when it ended just so: its sender did not hear the answer.
 -- Errors: PC003 when the named one was given up, or is none of this phase.
-create or replace function pgcoord.reported_attempt(p_phase public.phase_queue, p_adw_id text, p_outcome text)
+create or replace function pgcoord_private.reported_attempt(p_phase public.phase_queue, p_adw_id text, p_outcome text)
 returns pgcoord.attempt
 language plpgsql as $$
 declare
@@ -28,18 +28,18 @@ begin
     end if;
     return v_attempt;
 end $$;
-comment on function pgcoord.reported_attempt(public.phase_queue, text, text) is
+comment on function pgcoord_private.reported_attempt(public.phase_queue, text, text) is
     'The attempt that a report is about; PC003 when it was given up or is of another phase.';
 
 -- Answer a report that moves nothing: the phase does not hold a slot, or the report names another attempt. A repeat is
 -- answered with what is stored.
 -- Errors: PC001 no such phase; PC002 never started; PC003 stale attempt; PC004 it ended another way.
-create or replace function pgcoord.answer_report(p_queue_id text, p_outcome text, p_adw_id text) returns public.phase_queue
+create or replace function pgcoord_private.answer_report(p_queue_id text, p_outcome text, p_adw_id text) returns public.phase_queue
 language plpgsql as $$
 declare
-    v_phase public.phase_queue := pgcoord.lock_phase(p_queue_id);
-    v_attempt pgcoord.attempt := pgcoord.reported_attempt(v_phase, p_adw_id, p_outcome);
-    v_stored text := pgcoord.stored_outcome(v_phase, v_attempt);
+    v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
+    v_attempt pgcoord.attempt := pgcoord_private.reported_attempt(v_phase, p_adw_id, p_outcome);
+    v_stored text := pgcoord_private.stored_outcome(v_phase, v_attempt);
 begin
     if v_stored = p_outcome then
         return v_phase;
@@ -54,13 +54,13 @@ begin
         message = format('phase %s has ended %s: it cannot be reported %s any more', p_queue_id, v_stored, p_outcome),
         hint = 'The first end of an attempt counts. Retry the phase, or skip it if the work is done.';
 end $$;
-comment on function pgcoord.answer_report(text, text, text) is
+comment on function pgcoord_private.answer_report(text, text, text) is
     'Answer a report that moves nothing: what is stored for a repeat, else refuse it.';
 
 -- Take a report: the first one decides. Nearly always the phase holds its slot and the attempt is the current one, so
 -- that is tried, and looked into only when it was not so.
 -- Errors: those of answer_report, and PC004 when another end was asked for already.
-create or replace function pgcoord.report_phase(p_queue_id text, p_outcome text, p_error text, p_adw_id text)
+create or replace function pgcoord_private.report_phase(p_queue_id text, p_outcome text, p_error text, p_adw_id text)
 returns public.phase_queue
 language plpgsql
 set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
@@ -76,16 +76,16 @@ begin
     if found then
         return v_phase;
     end if;
-    return pgcoord.answer_report(p_queue_id, p_outcome, p_adw_id);
+    return pgcoord_private.answer_report(p_queue_id, p_outcome, p_adw_id);
 end $$;
-comment on function pgcoord.report_phase(text, text, text, text) is
+comment on function pgcoord_private.report_phase(text, text, text, text) is
     'Take the report of an attempt; what complete_phase and fail_phase share.';
 
 create or replace function pgcoord.complete_phase(p_queue_id text, p_adw_id text default null) returns public.phase_queue
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    return pgcoord.report_phase(p_queue_id, 'completed', null, p_adw_id);
+    return pgcoord_private.report_phase(p_queue_id, 'completed', null, p_adw_id);
 end $$;
 comment on function pgcoord.complete_phase(text, text) is
     'Report a ready or running phase as completed: its slot is free and its dependents go on at once. A repeat changes nothing. With adw_id only if that attempt is the current one.';
@@ -95,12 +95,12 @@ returns public.phase_queue
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    return pgcoord.report_phase(p_queue_id, 'failed', coalesce(p_error, 'reported as failed'), p_adw_id);
+    return pgcoord_private.report_phase(p_queue_id, 'failed', coalesce(p_error, 'reported as failed'), p_adw_id);
 end $$;
 comment on function pgcoord.fail_phase(text, text, text) is
     'Report a ready or running phase as failed: its process is ended first, then it is queued again while attempts are left, else failed.';
 
-create or replace function pgcoord.named_by_report(p_report jsonb) returns text
+create or replace function pgcoord_private.named_by_report(p_report jsonb) returns text
 language sql stable
 return coalesce(
     p_report ->> 'queue_id',
@@ -108,12 +108,12 @@ return coalesce(
     (select queue_id from public.phase_queue
         where feature_id = (p_report ->> 'feature_id')::integer and phase_number = (p_report ->> 'phase_number')::integer)
 );
-comment on function pgcoord.named_by_report(jsonb) is
+comment on function pgcoord_private.named_by_report(jsonb) is
     'The name of the phase that a report is about: by queue_id, else by adw_id, else by feature_id and phase_number.';
 
 -- The phase that a report is about; all that it says of the phase has to fit.
 -- Errors: PC001 when there is none, PC005 when the report names none, or contradicts itself.
-create or replace function pgcoord.phase_of_report(p_report jsonb) returns public.phase_queue
+create or replace function pgcoord_private.phase_of_report(p_report jsonb) returns public.phase_queue
 language plpgsql stable as $$
 declare
     v_phase public.phase_queue;
@@ -121,7 +121,7 @@ declare
     v_names boolean := p_report ?| array['queue_id', 'adw_id'] or p_report ?& array['feature_id', 'phase_number'];
 begin
     select queue_id into v_adw_phase from pgcoord.attempt where adw_id = p_report ->> 'adw_id';
-    select * into v_phase from public.phase_queue where queue_id = pgcoord.named_by_report(p_report);
+    select * into v_phase from public.phase_queue where queue_id = pgcoord_private.named_by_report(p_report);
     if not found then
         raise exception using
             errcode = case when v_names then 'PC001' else 'PC005' end,
@@ -146,18 +146,18 @@ begin
     end if;
     return v_phase;
 end $$;
-comment on function pgcoord.phase_of_report(jsonb) is
+comment on function pgcoord_private.phase_of_report(jsonb) is
     'The phase that a report is about; PC001 when there is none, PC005 when what the report says does not fit together.';
 
-create or replace function pgcoord.report_secrets(p_report jsonb, out adw_id text, out secret text) returns setof record
+create or replace function pgcoord_private.report_secrets(p_report jsonb, out adw_id text, out secret text) returns setof record
 language sql stable as $$
     select a.adw_id, a.secret
     from pgcoord.attempt as a
-    where a.queue_id = pgcoord.named_by_report(p_report) and a.adw_id = coalesce(p_report ->> 'adw_id', a.adw_id)
+    where a.queue_id = pgcoord_private.named_by_report(p_report) and a.adw_id = coalesce(p_report ->> 'adw_id', a.adw_id)
     order by a.number desc
     limit 100;
 $$;
-comment on function pgcoord.report_secrets(jsonb) is
+comment on function pgcoord_private.report_secrets(jsonb) is
     'For the coordinator: the secrets by which a report may be signed, each of one attempt, for which alone it speaks.';
 
 -- Take a report, given as the body of a webhook: {"status": "completed" or "failed", and "queue_id", or "adw_id", or
@@ -165,7 +165,7 @@ comment on function pgcoord.report_secrets(jsonb) is
 -- for another secret. One that names no attempt is about the attempt which the first delivery of the same message was
 -- about, so that it does not end the next attempt when it is repeated late.
 -- Never raises PC001 to PC005: code, reason and hint say why it was refused, and the refusal is logged.
-create or replace function pgcoord.take_report(
+create or replace function pgcoord_private.take_report(
     p_report jsonb, p_message_id text, p_actor text, p_adw_id text default null,
     out code text, out reason text, out hint text, out repeated boolean, out queue_id text, out feature_id integer,
     out phase_number integer, out adw_id text, out attempt integer, out outcome text, out status text
@@ -181,14 +181,14 @@ begin
     perform set_config('pgcoord.actor', p_actor, true);
     repeated := false;
     begin
-        v_phase := pgcoord.phase_of_report(p_report);
-        v_phase := pgcoord.lock_phase(v_phase.queue_id);
+        v_phase := pgcoord_private.phase_of_report(p_report);
+        v_phase := pgcoord_private.lock_phase(v_phase.queue_id);
         if v_adw_id is null then
             select d.adw_id into v_adw_id from pgcoord.webhook_delivery as d
             where d.message_id = p_message_id and d.queue_id = v_phase.queue_id order by d.id limit 1;
         end if;
-        v_attempt := pgcoord.reported_attempt(v_phase, v_adw_id, v_wanted);
-        repeated := v_wanted is not distinct from pgcoord.stored_outcome(v_phase, v_attempt);
+        v_attempt := pgcoord_private.reported_attempt(v_phase, v_adw_id, v_wanted);
+        repeated := v_wanted is not distinct from pgcoord_private.stored_outcome(v_phase, v_attempt);
         if not repeated and p_report ->> 'pr_number' is not null then
             update public.phase_queue as p set pr_number = (p_report ->> 'pr_number')::integer where p.queue_id = v_phase.queue_id;
         end if;
@@ -212,7 +212,7 @@ begin
         case when code is not null then 'refused' when repeated then 'repeated' else 'taken' end, code, reason
     );
     if code in ('PC002', 'PC003', 'PC004') then
-        perform pgcoord.log_event('report_refused', format('reported %s: %s', v_wanted, reason),
+        perform pgcoord_private.log_event('report_refused', format('reported %s: %s', v_wanted, reason),
             v_phase.feature_id, v_phase.phase_number, v_phase.queue_id, v_attempt.number);
     end if;
     perform set_config('pgcoord.actor', '', true);
@@ -225,5 +225,5 @@ begin
     outcome := coalesce(v_attempt.outcome, v_attempt.ending);
     status := v_phase.status;
 end $$;
-comment on function pgcoord.take_report(jsonb, text, text, text) is
+comment on function pgcoord_private.take_report(jsonb, text, text, text) is
     'For the coordinator: take the report of a workflow as a webhook brings it, and log the delivery; says what became of it rather than raising.';

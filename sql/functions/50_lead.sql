@@ -2,7 +2,7 @@
 -- claims take too.
 
 -- Refuse a coordinator that does not lead any more.
-create or replace function pgcoord.check_epoch(p_epoch bigint) returns void
+create or replace function pgcoord_private.check_epoch(p_epoch bigint) returns void
 language plpgsql as $$
 begin
     if p_epoch is distinct from (select epoch from pgcoord.control) then
@@ -14,13 +14,13 @@ begin
             hint = 'Another coordinator has taken over; this one must claim and start nothing.';
     end if;
 end $$;
-comment on function pgcoord.check_epoch(bigint) is 'Refuse (PC007) a coordinator whose lead is over.';
+comment on function pgcoord_private.check_epoch(bigint) is 'Refuse (PC007) a coordinator whose lead is over.';
 
 -- Take the lead on this connection: a new epoch, and the workflows that can be run from now on. The epoch is higher
 -- than p_after, too, the last one that the coordinator heard of: a failover may have lost it, and none may come twice.
 -- Waits up to two seconds for the lock, as its holder may be just going away, and as long for the control row. Where
 -- another one leads that is no error but a row that names it: who stands by asks again every few seconds.
-create or replace function pgcoord.lead(
+create or replace function pgcoord_private.lead(
     p_host text, p_pid integer, p_version text, p_runs_folder text, p_workflows jsonb, p_after bigint default 0,
     out led boolean, out epoch bigint, out host text, out pid integer
 )
@@ -48,8 +48,9 @@ begin
     end if;
 
     update pgcoord.control set epoch = greatest(control.epoch, p_after) + 1;
-    insert into pgcoord.coordinator (epoch, host, pid, version, runs_folder)
-    select c.epoch, p_host, p_pid, p_version, p_runs_folder from pgcoord.control as c;
+    insert into pgcoord.coordinator (epoch, host, pid, version, runs_folder, backend_pid, backend_start)
+    select c.epoch, p_host, p_pid, p_version, p_runs_folder, s.pid, s.backend_start
+    from pgcoord.control as c, pg_stat_get_activity(pg_backend_pid()) as s;
     delete from pgcoord.workflow;
     insert into pgcoord.workflow (name, is_default, reports, max_attempts, retry_delay, retry_lost, timeout)
     select w ->> 'name', (w ->> 'default')::boolean, (w ->> 'reports')::boolean, (w ->> 'max_attempts')::integer,
@@ -58,30 +59,32 @@ begin
     from jsonb_array_elements(p_workflows) as w;
     select c.epoch, p_host, p_pid into epoch, host, pid from pgcoord.control as c;
 end $$;
-comment on function pgcoord.lead(text, integer, text, text, jsonb, bigint) is
+comment on function pgcoord_private.lead(text, integer, text, text, jsonb, bigint) is
     'For a coordinator, on its LISTEN connection: take the lead with these workflows; where led is false, another one leads, which is named.';
 
 -- Give the lead back. The epoch stays in force until somebody else leads: what was being started is still recorded.
-create or replace function pgcoord.resign() returns void
+create or replace function pgcoord_private.resign() returns void
 language plpgsql as $$
 begin
     perform pg_advisory_unlock(7405, 1);
     notify pgcoord_stand_by;
 end $$;
-comment on function pgcoord.resign() is
+comment on function pgcoord_private.resign() is
     'For the leading coordinator, on its LISTEN connection: give the lead back, and tell those who stand by.';
 
-create or replace function pgcoord.renew_lease(p_host text) returns void
-language sql as $$
-    insert into pgcoord.host (name, lease_until) values (p_host, clock_timestamp() + pgcoord.lease_length())
+-- Errors: 55P03 when somebody has the lease locked for more than a second.
+create or replace function pgcoord_private.renew_lease(p_host text) returns void
+language sql
+set lock_timeout = '1s' as $$
+    insert into pgcoord.host (name, lease_until) values (p_host, clock_timestamp() + pgcoord_private.lease_length())
     on conflict (name) do update set lease_until = excluded.lease_until;
 $$;
-comment on function pgcoord.renew_lease(text) is
+comment on function pgcoord_private.renew_lease(text) is
     'For a coordinator that stands by and has processes: a leader on another host leaves them alone for another minute.';
 
 -- Which line of history this server writes: of the same system, the one with the higher timeline is the one that was
 -- promoted later. Nulls where a server does not tell.
-create or replace function pgcoord.lineage(out system bigint, out timeline integer)
+create or replace function pgcoord_private.lineage(out system bigint, out timeline integer)
 language plpgsql as $$
 begin
     select system_identifier into system from pg_control_system();
@@ -89,5 +92,5 @@ begin
 exception when insufficient_privilege or feature_not_supported or undefined_function then
     system := null;
 end $$;
-comment on function pgcoord.lineage() is
+comment on function pgcoord_private.lineage() is
     'The system and timeline of this server, by which a coordinator knows a primary that was replaced; null where it does not tell.';

@@ -7,7 +7,7 @@
 -- The lock of a phase is NO KEY, so that an edge being stored to it (a foreign key's share lock) does not hide it.
 -- Errors: PC007 when the lead is over; PC009 under a snapshot that would not see other claims; 55P03 when somebody holds
 -- the control row for more than a second.
-create or replace function pgcoord.claim_phases(p_epoch bigint) returns setof pgcoord.assignment
+create or replace function pgcoord_private.claim_phases(p_epoch bigint) returns setof pgcoord_private.assignment
 language plpgsql
 set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
@@ -16,12 +16,14 @@ declare
     v_control pgcoord.control;
     v_free record;
     v_phase record;
+    v_due text[];    -- phases whose retry time has come with this claim
     v_id bigint;
     v_attempts bigint[];
+    v_next integer := 0;
     v_no_issues boolean;    -- GitHub makes none for the moment: only phases that have one are claimed
 begin
-    if not pgcoord.sees_others() then
-        perform pgcoord.check_isolation();
+    if not pgcoord_private.sees_others() then
+        perform pgcoord_private.check_isolation();
     end if;
     select c.host, c.runs_folder, (select name from pgcoord.workflow where is_default) as workflow,
         exists (select from public.phase_queue where retry_at <= clock_timestamp()) as finds_retry,
@@ -32,34 +34,42 @@ begin
     from pgcoord.control as k join pgcoord.coordinator as c using (epoch)
     where k.epoch = p_epoch;
     if not found then
-        perform pgcoord.check_epoch(p_epoch);
+        perform pgcoord_private.check_epoch(p_epoch);
     elsif not (v_leader.finds_slot or v_leader.finds_retry) then
         return;
     end if;
     select * into v_control from pgcoord.control for no key update;
     if v_control.epoch <> p_epoch then
-        perform pgcoord.check_epoch(p_epoch);
+        perform pgcoord_private.check_epoch(p_epoch);
     end if;
     if v_leader.finds_retry then
-        update public.phase_queue set retry_at = null
-        where queue_id in (
-            select queue_id from public.phase_queue where retry_at <= clock_timestamp() for no key update skip locked
-        );
+        with due as (
+            update public.phase_queue set retry_at = null
+            where queue_id in (
+                select queue_id from public.phase_queue where retry_at <= clock_timestamp() for no key update skip locked
+            )
+            returning queue_id
+        )
+        select array_agg(queue_id) into v_due from due;
     end if;
     if v_control.paused_at is not null then
         return;
     end if;
-    v_no_issues := v_control.issues_held_until is not null and pgcoord.issues_held_until(v_control) is not null;
+    v_no_issues := v_control.issues_held_until is not null and pgcoord_private.issues_held_until(v_control) is not null;
     select array_agg(s.number order by s.number) filter (where not s.draining) as slots, bool_or(s.draining) as surplus
     into v_free
     from pgcoord.slot as s
     where not exists (select from public.phase_queue as p where p.slot = s.number);
     if v_free.surplus then    -- released while set_slots was lowering the limit: neither saw what the other did
         delete from pgcoord.slot as s
-        where s.draining and not exists (select from public.phase_queue as p where p.slot = s.number);
+        where s.number in (
+            select f.number from pgcoord.slot as f
+            where f.draining and not exists (select from public.phase_queue as p where p.slot = f.number)
+            for update of f skip locked
+        );
     end if;
     for v_phase in
-        select p.queue_id, p.attempt, w.name, w.reports, w.retry_delay, w.retry_lost,
+        select p.queue_id, p.feature_id, p.attempt, w.name, w.reports, w.retry_delay, w.retry_lost,
             coalesce((p.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts) as max_attempts,
             coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::float8), w.timeout) as timeout
         from public.phase_queue as p
@@ -70,6 +80,18 @@ begin
         limit coalesce(cardinality(v_free.slots), 0)
         for no key update of p skip locked
     loop
+        if v_phase.queue_id = any (v_due) then
+            -- Of a row that its own transaction has changed Postgres checks the foreign key once more. A feature that
+            -- somebody has locked must not hold up the others: then the next claim takes this phase.
+            perform 1 from public.planned_features where id = v_phase.feature_id for key share skip locked;
+            continue when not found;
+        end if;
+        loop    -- to the next free slot that nobody has locked
+            v_next := v_next + 1;
+            perform 1 from pgcoord.slot where number = v_free.slots[v_next] for key share skip locked;
+            exit when found or v_next > cardinality(v_free.slots);
+        end loop;
+        exit when v_next > cardinality(v_free.slots);
         loop
             v_id := nextval('pgcoord.attempt_id');
             insert into pgcoord.attempt (
@@ -77,8 +99,8 @@ begin
                 workflow, reports, max_attempts, retry_delay, retry_lost, timeout
             )
             values (
-                v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord.adw_id(v_id, v_control.adw_offset), pgcoord.new_secret(),
-                v_free.slots[1 + coalesce(cardinality(v_attempts), 0)], p_epoch, v_leader.host,
+                v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord_private.adw_id(v_id, v_control.adw_offset), pgcoord_private.new_secret(),
+                v_free.slots[v_next], p_epoch, v_leader.host,
                 -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
                 format('%s/%s/%s-%s', v_leader.runs_folder, v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
                 v_phase.name, v_phase.reports, v_phase.max_attempts, v_phase.retry_delay, v_phase.retry_lost, v_phase.timeout
@@ -89,7 +111,7 @@ begin
         v_attempts := v_attempts || v_id;
     end loop;
     if v_attempts is not null then
-        return query    -- what pgcoord.assignment shows of them
+        return query    -- what pgcoord_private.assignment shows of them
         update public.phase_queue as p
         set status = 'ready', slot = a.slot, attempt = a.number, adw_id = a.adw_id, ready_timestamp = clock_timestamp(),
             started_timestamp = null, finished_timestamp = null
@@ -100,54 +122,81 @@ begin
             null::integer, null::text, false, false, null::pgcoord.attempt_outcome, 0::float8, a.slot;
     end if;
 end $$;
-comment on function pgcoord.claim_phases(bigint) is
+comment on function pgcoord_private.claim_phases(bigint) is
     'For the leading coordinator: claim eligible phases, one for each free slot, in order of priority and place in line, and return what it needs to run them.';
 
 -- When to look next, in seconds, though nobody notifies: the nearest retry time, deadline or end of a lease, and when
--- GitHub is asked again. Attempts whose host's lease has run out. And a phase that could be claimed but was skipped
--- because somebody has it locked, other than those in p_awaited: the coordinator waits for that lock, since a
--- transaction that ends by rollback notifies nobody.
-create or replace function pgcoord.agenda(
-    p_awaited text[] default '{}', out due_in float8, out abandoned bigint[], out locked_phase text
+-- GitHub is asked again. Attempts whose host's lease has run out. And the locks, other than those in p_awaited, that keep
+-- phases from being claimed and attempts from being ended in time: the coordinator waits for them, since a transaction
+-- that ends by rollback notifies nobody. Rows with the same xmax are locked by the same transaction: one of them is
+-- enough. What is named may have been free all along, and only just have become due: then waiting for it ends at once.
+create or replace function pgcoord_private.next_work(
+    p_awaited text[] default '{}', out due_in float8, out abandoned bigint[], out locked text[]
 )
 language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_workflows text[];
     v_default text;
-    v_no_issues_until timestamptz := (select pgcoord.issues_held_until(c) from pgcoord.control as c);
+    v_slots smallint[];
+    v_found text[];
+    v_no_issues_until timestamptz := (select pgcoord_private.issues_held_until(c) from pgcoord.control as c);
 begin
     due_in := extract(epoch from least(
         (select min(retry_at) from public.phase_queue where retry_at > clock_timestamp()),
-        -- One that has passed: it has only just, or somebody has the attempt locked.
-        (select min(case when a.deadline > clock_timestamp() then a.deadline else clock_timestamp() + interval '1 second' end)
+        (select min(a.deadline)
             from public.phase_queue as p
                 join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
-            where p.slot is not null and a.deadline is not null and a.ended_at is null and a.ending is null),
+            where p.slot is not null and a.deadline > clock_timestamp() and a.ended_at is null and a.ending is null),
         (select min(left_alone_until) from pgcoord.elsewhere where left_alone_until > clock_timestamp()),
         v_no_issues_until
     ) - clock_timestamp());
     abandoned := array(select attempt_id from pgcoord.elsewhere where left_alone_until <= clock_timestamp());
-    if exists (select from pgcoord.control where paused_at is not null) or not exists (
-        select from pgcoord.slot as s
+    locked := array(
+        select 'attempt ' || a.id
+        from public.phase_queue as p
+            join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
+        where p.slot is not null and a.deadline <= clock_timestamp() and a.ended_at is null and a.ending is null
+            and 'attempt ' || a.id <> all (p_awaited)
+    );
+    if exists (select from pgcoord.control where paused_at is not null) then
+        return;
+    end if;
+    v_slots := array(
+        select s.number from pgcoord.slot as s
         where not s.draining and not exists (select from public.phase_queue as live where live.slot = s.number)
-    ) then
+        order by s.number
+    );
+    if v_slots = '{}' then
         return;
     end if;
     select array_agg(name), min(name) filter (where is_default) into v_workflows, v_default from pgcoord.workflow;
     -- Two look-ups, each by its own index: one over both conditions would read the whole table.
-    locked_phase := coalesce(
-        (select p.queue_id from public.phase_queue as p
-            where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
-                and coalesce(p.workflow_type, v_default) = any (v_workflows) and p.queue_id <> all (p_awaited)
-                and (p.issue_number is not null or v_no_issues_until is null)
-            order by p.priority, p.queue_position, p.feature_id, p.phase_number limit 1),
-        (select p.queue_id from public.phase_queue as p
-            where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held
-                and coalesce(p.workflow_type, v_default) = any (v_workflows) and p.queue_id <> all (p_awaited)
-                and (p.issue_number is not null or v_no_issues_until is null)
-            order by p.retry_at limit 1)
+    v_found := array(
+        select distinct on (p.xmax::text) 'phase ' || p.queue_id
+        from public.phase_queue as p
+        where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
+            and coalesce(p.workflow_type, v_default) = any (v_workflows)
+            and (p.issue_number is not null or v_no_issues_until is null)
+        order by p.xmax::text, p.priority, p.queue_position, p.feature_id, p.phase_number
+        limit 100
+    ) || array(
+        select distinct on (p.xmax::text) 'phase ' || p.queue_id
+        from public.phase_queue as p
+        where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held
+            and coalesce(p.workflow_type, v_default) = any (v_workflows)
+            and (p.issue_number is not null or v_no_issues_until is null)
+        order by p.xmax::text, p.retry_at
+        limit 100
     );
+    if v_found = '{}' then
+        return;
+    end if;
+    perform 1 from pgcoord.slot where number = any (v_slots) order by number limit 1 for key share skip locked;
+    if not found then
+        select array_agg('slot ' || number) into v_found from unnest(v_slots) as number;
+    end if;
+    locked := locked || array(select name from unnest(v_found) as name where name <> all (p_awaited));
 end $$;
-comment on function pgcoord.agenda(text[]) is
-    'For the coordinator, after a claim that returned nothing: seconds until the next deadline (null: none), attempts whose host''s lease has run out, and a claimable phase that somebody has locked, other than those given.';
+comment on function pgcoord_private.next_work(text[]) is
+    'For the coordinator, after a claim that returned nothing: seconds until the next deadline (null: none), attempts whose host''s lease has run out, and the locks, other than those given, that keep something from being claimed or ended.';

@@ -2,34 +2,34 @@
 -- workflows and people come through 42_report.sql.
 
 -- A bijection on 32 bits (the multiplier is odd), so that ids look random and never repeat within 4 billion attempts.
-create or replace function pgcoord.adw_id(p_number bigint, p_offset bigint) returns text
+create or replace function pgcoord_private.adw_id(p_number bigint, p_offset bigint) returns text
 language sql immutable
 return 'adw-' || lpad(to_hex((p_number * 2654435761 + p_offset) & 4294967295), 8, '0');
-comment on function pgcoord.adw_id(bigint, bigint) is 'The adw_id of the attempt with this number: adw- and 8 hex digits.';
+comment on function pgcoord_private.adw_id(bigint, bigint) is 'The adw_id of the attempt with this number: adw- and 8 hex digits.';
 
-create or replace function pgcoord.new_adw_id() returns text
+create or replace function pgcoord_private.new_adw_id() returns text
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_adw_id text;
 begin
     loop
-        select pgcoord.adw_id(nextval('pgcoord.attempt_id'), adw_offset) into v_adw_id from pgcoord.control;
+        select pgcoord_private.adw_id(nextval('pgcoord.attempt_id'), adw_offset) into v_adw_id from pgcoord.control;
         exit when not exists (select from pgcoord.attempt where adw_id = v_adw_id);
     end loop;
     return v_adw_id;
 end $$;
-comment on function pgcoord.new_adw_id() is 'An adw_id that no attempt has, for a phase inserted as running without one.';
+comment on function pgcoord_private.new_adw_id() is 'An adw_id that no attempt has, for a phase inserted as running without one.';
 
-create or replace function pgcoord.new_secret() returns text
+create or replace function pgcoord_private.new_secret() returns text
 language sql volatile
 return 'whsec_' || encode(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())), 'base64');
-comment on function pgcoord.new_secret() is 'A signing secret as Standard Webhooks writes them: 32 random bytes.';
+comment on function pgcoord_private.new_secret() is 'A signing secret as Standard Webhooks writes them: 32 random bytes.';
 
 -- Record that the process of an attempt was started. An attempt that has been reported on already keeps its end; its
 -- process is recorded all the same, so that it can be ended. Locks the phase before the attempt, as reports do.
 -- Errors: PC007 when the lead is over; PC003 when the attempt was given up, or is gone with its phase.
-create or replace function pgcoord.start_phase(p_epoch bigint, p_attempt_id bigint, p_pid integer, p_process_started text)
+create or replace function pgcoord_private.start_phase(p_epoch bigint, p_attempt_id bigint, p_pid integer, p_process_started text)
 returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -38,7 +38,7 @@ declare
     v_attempt pgcoord.attempt;
 begin
     if p_epoch is distinct from (select epoch from pgcoord.control) then
-        perform pgcoord.check_epoch(p_epoch);
+        perform pgcoord_private.check_epoch(p_epoch);
     end if;
     perform 1 from public.phase_queue
     where queue_id = (select queue_id from pgcoord.attempt where id = p_attempt_id)
@@ -57,22 +57,22 @@ begin
     update public.phase_queue set status = 'running', started_timestamp = clock_timestamp()
     where queue_id = v_attempt.queue_id and attempt = v_attempt.number and status = 'ready';
     if v_attempt.deadline is not null then
-        notify pgcoord_wake;    -- the agenda has a new entry
+        notify pgcoord_wake;    -- a new deadline
     end if;
 end $$;
-comment on function pgcoord.start_phase(bigint, bigint, integer, text) is
+comment on function pgcoord_private.start_phase(bigint, bigint, integer, text) is
     'For the coordinator: the process of a claimed attempt was started; the phase is running and its timeout runs.';
 
-create or replace function pgcoord.log_attempt(p_attempt pgcoord.attempt, p_kind text, p_reason text) returns void
+create or replace function pgcoord_private.log_attempt(p_attempt pgcoord.attempt, p_kind text, p_reason text) returns void
 language sql as $$
-    select pgcoord.log_event(p_kind, p_reason, feature_id, phase_number, queue_id, p_attempt.number)
+    select pgcoord_private.log_event(p_kind, p_reason, feature_id, phase_number, queue_id, p_attempt.number)
     from public.phase_queue where queue_id = p_attempt.queue_id;
 $$;
-comment on function pgcoord.log_attempt(pgcoord.attempt, text, text) is
+comment on function pgcoord_private.log_attempt(pgcoord.attempt, text, text) is
     'Write an event about an attempt that is not the move of its phase.';
 
 -- End a locked attempt, and move its phase accordingly.
-create or replace function pgcoord.conclude_attempt(
+create or replace function pgcoord_private.conclude_attempt(
     p_attempt pgcoord.attempt, p_outcome text, p_error text, p_reason text default null
 ) returns void
 language plpgsql as $$
@@ -80,7 +80,7 @@ begin
     update pgcoord.attempt
     set ended_at = clock_timestamp(), outcome = p_outcome, error = p_error
     where id = p_attempt.id;
-    perform pgcoord.set_reason(p_reason);
+    perform pgcoord_private.set_reason(p_reason);
     update public.phase_queue
     set error_message = p_error,
         status = case
@@ -89,43 +89,43 @@ begin
             else 'failed'
         end
     where queue_id = p_attempt.queue_id;
-    perform pgcoord.set_reason(null);
+    perform pgcoord_private.set_reason(null);
 end $$;
-comment on function pgcoord.conclude_attempt(pgcoord.attempt, text, text, text) is
+comment on function pgcoord_private.conclude_attempt(pgcoord.attempt, text, text, text) is
     'End an attempt with the given outcome, and move its phase accordingly.';
 
 -- The process of an attempt is gone. An end that was asked for counts before the exit status, and an end that was
 -- reported before counts for good: the exit status is then only recorded.
-create or replace function pgcoord.end_attempt(
+create or replace function pgcoord_private.end_attempt(
     p_attempt_id bigint, p_exit_code integer, p_log_tail text default null, p_left_behind text default null
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
-    v_attempt pgcoord.attempt := pgcoord.lock_attempt(p_attempt_id);
+    v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
 begin
     if v_attempt.id is null or v_attempt.exited_at is not null then
         return;
     end if;
     update pgcoord.attempt set exited_at = clock_timestamp(), exit_code = p_exit_code where id = p_attempt_id;
     if p_left_behind <> '' then
-        perform pgcoord.log_attempt(v_attempt, 'attempt_left_behind', 'ended what its process left behind: ' || p_left_behind);
+        perform pgcoord_private.log_attempt(v_attempt, 'attempt_left_behind', 'ended what its process left behind: ' || p_left_behind);
     end if;
     if v_attempt.ended_at is not null then
-        perform pgcoord.log_attempt(v_attempt, 'attempt_exited', format('exited with status %s', p_exit_code));
+        perform pgcoord_private.log_attempt(v_attempt, 'attempt_exited', format('exited with status %s', p_exit_code));
     elsif v_attempt.ending is not null then
-        perform pgcoord.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
+        perform pgcoord_private.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
     elsif p_exit_code = 0 and not v_attempt.reports then
-        perform pgcoord.conclude_attempt(v_attempt, 'completed', null, 'exited with status 0');
+        perform pgcoord_private.conclude_attempt(v_attempt, 'completed', null, 'exited with status 0');
     else
-        perform pgcoord.conclude_attempt(v_attempt, 'failed', concat_ws(e'\n',
+        perform pgcoord_private.conclude_attempt(v_attempt, 'failed', concat_ws(e'\n',
             case when p_exit_code = 0 then 'exited 0 without reporting'
-                when p_exit_code > 128 then format('exited with status %s (signal %s)', p_exit_code, p_exit_code - 128)
+                when p_exit_code between 129 and 192 then format('exited with status %s (signal %s)', p_exit_code, p_exit_code - 128)
                 else format('exited with status %s', p_exit_code) end,
             nullif(p_log_tail, '')));
     end if;
 end $$;
-comment on function pgcoord.end_attempt(bigint, integer, text, text) is
+comment on function pgcoord_private.end_attempt(bigint, integer, text, text) is
     'For the coordinator: the process of an attempt is gone with this exit status; decides what that makes of the phase.';
 
 -- An attempt has no process and never will: it could not be started, or the process vanished without an exit status.
@@ -134,7 +134,7 @@ create or replace function pgcoord.give_up_attempt(p_attempt_id bigint, p_outcom
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
-    v_attempt pgcoord.attempt := pgcoord.lock_attempt(p_attempt_id);
+    v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
 begin
     if v_attempt.id is null or v_attempt.exited_at is not null then
         return;
@@ -143,9 +143,9 @@ begin
     if v_attempt.ended_at is not null then
         return;
     elsif v_attempt.ending is not null then
-        perform pgcoord.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
+        perform pgcoord_private.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
     else
-        perform pgcoord.conclude_attempt(v_attempt, p_outcome, p_error);
+        perform pgcoord_private.conclude_attempt(v_attempt, p_outcome, p_error);
     end if;
 end $$;
 comment on function pgcoord.give_up_attempt(bigint, text, text) is
@@ -155,13 +155,13 @@ comment on function pgcoord.give_up_attempt(bigint, text, text) is
 -- meanwhile counts first. Whether its process is gone nobody here can know: that stays open, and a coordinator that
 -- comes to life there ends it.
 -- Errors: PC007 when the lead is over.
-create or replace function pgcoord.abandon_attempt(p_epoch bigint, p_attempt_id bigint) returns void
+create or replace function pgcoord_private.abandon_attempt(p_epoch bigint, p_attempt_id bigint) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
-    v_attempt pgcoord.attempt := pgcoord.lock_attempt(p_attempt_id);
+    v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
 begin
-    perform pgcoord.check_epoch(p_epoch);
+    perform pgcoord_private.check_epoch(p_epoch);
     if not exists (
         select from pgcoord.elsewhere where attempt_id = p_attempt_id and left_alone_until <= clock_timestamp()
     ) then
@@ -170,17 +170,17 @@ begin
     if v_attempt.ending is null then
         update pgcoord.attempt
         set ending = 'lost', ending_at = clock_timestamp(),
-            ending_reason = format('nothing was heard of its host %s for %s', host, pgcoord.lease_length())
+            ending_reason = format('nothing was heard of its host %s for %s', host, pgcoord_private.lease_length())
         where id = p_attempt_id
         returning * into v_attempt;
     end if;
-    perform pgcoord.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
+    perform pgcoord_private.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
 end $$;
-comment on function pgcoord.abandon_attempt(bigint, bigint) is
+comment on function pgcoord_private.abandon_attempt(bigint, bigint) is
     'For the leading coordinator: an attempt of another host is lost, if that host''s lease has run out.';
 
 -- Give a claimed attempt back unused: its phase is queued again, not before p_wait from now, and no attempt counts.
-create or replace function pgcoord.return_attempt(p_attempt_id bigint, p_wait interval, p_reason text) returns void
+create or replace function pgcoord_private.return_attempt(p_attempt_id bigint, p_wait interval, p_reason text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 begin
@@ -189,12 +189,12 @@ begin
     from pgcoord.attempt as a
     where a.id = p_attempt_id and a.outcome = 'returned' and p.queue_id = a.queue_id and p.status = 'queued';
 end $$;
-comment on function pgcoord.return_attempt(bigint, interval, text) is
+comment on function pgcoord_private.return_attempt(bigint, interval, text) is
     'For the coordinator: give a claimed attempt back unused; its phase waits for that long and keeps its attempts.';
 
 -- Ask for the end of attempts that have run longer than they may. One that somebody has locked is passed over, so that
--- no transaction of a person's holds the coordinator up; the agenda has it looked at again.
-create or replace function pgcoord.expire_attempts() returns void
+-- no transaction of a person's holds the coordinator up; next_work names it.
+create or replace function pgcoord_private.expire_attempts() returns void
 language sql as $$
     update pgcoord.attempt as a
     set ending = 'timed_out', ending_at = clock_timestamp(),
@@ -207,28 +207,48 @@ language sql as $$
         for no key update of late skip locked
     );
 $$;
-comment on function pgcoord.expire_attempts() is 'For the coordinator: ask for the end of attempts past their deadline.';
+comment on function pgcoord_private.expire_attempts() is 'For the coordinator: ask for the end of attempts past their deadline.';
 
-create or replace function pgcoord.tell_ending() returns trigger
+create or replace function pgcoord_private.tell_ending() returns trigger
 language plpgsql as $$
 begin
     if new.ending is null or new.ending is not distinct from old.ending then
         return null;
     end if;
-    perform pgcoord.log_attempt(new, 'attempt_ending', concat_ws(': ', new.ending, new.ending_reason));
+    perform pgcoord_private.log_attempt(new, 'attempt_ending', concat_ws(': ', new.ending, new.ending_reason));
     notify pgcoord_wake;
     notify pgcoord_stand_by;
     return null;
 end $$;
-comment on function pgcoord.tell_ending() is
+comment on function pgcoord_private.tell_ending() is
     'Trigger: log that the end of an attempt was asked for, and wake the coordinators: its process may be on any host.';
 
-create or replace function pgcoord.tell_deleted() returns trigger
+create or replace function pgcoord_private.tell_deleted() returns trigger
 language plpgsql as $$
 begin
     notify pgcoord_wake;
     notify pgcoord_stand_by;
     return null;
 end $$;
-comment on function pgcoord.tell_deleted() is
+comment on function pgcoord_private.tell_deleted() is
     'Trigger: wake the coordinators, as a phase was deleted whose reported process lingers.';
+
+-- Which of these attempts there are no more, or whose process is known to be gone. The answer is the primary's, also
+-- behind a pooler that spreads what only reads over stand-bys: the function is volatile, and refuses a stand-by.
+-- Errors: 25006 on a stand-by.
+create or replace function pgcoord_private.gone_attempts(p_attempt_ids bigint[]) returns setof bigint
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp as $$
+begin
+    if pg_is_in_recovery() then
+        raise exception using
+            errcode = '25006',
+            message = 'a stand-by was asked which attempts there are',
+            hint = 'Something between here and the server spreads statements over stand-bys: have the sessions of pgcoord go to the primary.';
+    end if;
+    return query
+    select given.id from unnest(p_attempt_ids) as given (id)
+    where not exists (select from pgcoord.attempt as a where a.id = given.id and a.exited_at is null);
+end $$;
+comment on function pgcoord_private.gone_attempts(bigint[]) is
+    'For the coordinator, before it ends processes: which of these attempts are gone, by the primary.';

@@ -5,29 +5,29 @@
 -- number looks for the issue by the marker in its body before posting again: GitHub has no other way to ask.
 
 -- Between a post and the moment from which its issue can be relied upon to be listed.
-create or replace function pgcoord.issue_settles() returns interval
+create or replace function pgcoord_private.issue_settles() returns interval
 language sql immutable
 return interval '20 seconds';
-comment on function pgcoord.issue_settles() is 'After what time an issue that was made is listed.';
+comment on function pgcoord_private.issue_settles() is 'After what time an issue that was made is listed.';
 
 -- The prerequisites and dependents of a phase as people name them, nearest number first.
-create or replace function pgcoord.named_phases(p_feature_id integer, p_numbers integer[]) returns jsonb
+create or replace function pgcoord_private.named_phases(p_feature_id integer, p_numbers integer[]) returns jsonb
 language sql stable as $$
-    select coalesce(jsonb_agg(jsonb_build_object('phase_number', p.phase_number, 'title', pgcoord.title_of(p),
+    select coalesce(jsonb_agg(jsonb_build_object('phase_number', p.phase_number, 'title', pgcoord_private.title_of(p),
         'status', p.status, 'issue_number', p.issue_number, 'eligible', p.eligible_at is not null) order by p.phase_number), '[]')
     from public.phase_queue as p
     where p.feature_id = p_feature_id and p.phase_number = any (p_numbers);
 $$;
-comment on function pgcoord.named_phases(integer, integer[]) is
+comment on function pgcoord_private.named_phases(integer, integer[]) is
     'Phases of a feature as JSON: number, title, status, issue, and whether nothing of the feature holds it back.';
 
 -- What the issue of a phase says, but for the prompt.
-create or replace function pgcoord.issue_facts(p_queue_id text, p_repository text) returns jsonb
+create or replace function pgcoord_private.issue_facts(p_queue_id text, p_repository text) returns jsonb
 language sql stable as $$
     select jsonb_build_object(
         'feature', f.title,
         'total_phases', (select count(*) from public.phase_queue where feature_id = f.id),
-        'prerequisites', pgcoord.named_phases(f.id, array(
+        'prerequisites', pgcoord_private.named_phases(f.id, array(
             select prerequisite from pgcoord.dependency where feature_id = f.id and dependent = p.phase_number)),
         'feature_is_labelled', exists (
             select from public.phase_queue as q join pgcoord.issue as i using (queue_id)
@@ -40,14 +40,14 @@ language sql stable as $$
         join public.planned_features as f on f.id = p.feature_id
     where p.queue_id = p_queue_id;
 $$;
-comment on function pgcoord.issue_facts(text, text) is
+comment on function pgcoord_private.issue_facts(text, text) is
     'What the issue of a phase says besides its prompt, and whether its labels have been made before.';
 
 -- Say that the issue of a claimed phase is about to be made. With `posts` the caller posts it now. Without, and without a
 -- number, it may have been made before: the caller looks for the marker, and comes again with p_looked when there is
 -- none; then it is told to post, or how long the list of issues may still lag behind.
 -- Errors: PC007 when the lead is over; PC003 when the attempt was given up.
-create or replace function pgcoord.intend_issue(
+create or replace function pgcoord_private.intend_issue(
     p_epoch bigint, p_attempt_id bigint, p_repository text, p_looked boolean default false,
     out number integer, out key uuid, out intended_at timestamptz, out posts boolean, out wait_seconds float8
 )
@@ -58,7 +58,7 @@ declare
     v_issue pgcoord.issue;
     v_settles_at timestamptz;
 begin
-    perform pgcoord.check_epoch(p_epoch);
+    perform pgcoord_private.check_epoch(p_epoch);
     select queue_id into v_queue_id from pgcoord.attempt where id = p_attempt_id and exited_at is null;
     if v_queue_id is null then
         raise exception using
@@ -68,7 +68,7 @@ begin
     end if;
     insert into pgcoord.issue (queue_id, repository) values (v_queue_id, p_repository) on conflict (queue_id) do nothing;
     select * into v_issue from pgcoord.issue where queue_id = v_queue_id for no key update;
-    v_settles_at := v_issue.posted_at + pgcoord.issue_settles();
+    v_settles_at := v_issue.posted_at + pgcoord_private.issue_settles();
     posts := v_issue.number is null and (v_issue.posted_at is null or p_looked and v_settles_at <= clock_timestamp());
     if posts then
         update pgcoord.issue as i set posted_at = clock_timestamp(), posts = i.posts + 1, repository = p_repository
@@ -81,12 +81,12 @@ begin
     intended_at := v_issue.intended_at;
     wait_seconds := extract(epoch from v_settles_at - clock_timestamp());
 end $$;
-comment on function pgcoord.intend_issue(bigint, bigint, text, boolean) is
+comment on function pgcoord_private.intend_issue(bigint, bigint, text, boolean) is
     'For the leading coordinator: the issue of a claimed phase is about to be made; says whether to post it, or to look for it first.';
 
 -- Keep the number of an issue. Where it was just made (p_made, not found), whatever held others back is over. A phase that
 -- has ended meanwhile has something to tell it.
-create or replace function pgcoord.store_issue(p_key uuid, p_number integer, p_author text, p_made boolean) returns void
+create or replace function pgcoord_private.store_issue(p_key uuid, p_number integer, p_author text, p_made boolean) returns void
 language plpgsql as $$
 declare
     v_issue pgcoord.issue;
@@ -99,7 +99,7 @@ begin
     if not found then
         return;    -- the phase was deleted meanwhile
     end if;
-    v_phase := pgcoord.lock_phase(v_issue.queue_id);
+    v_phase := pgcoord_private.lock_phase(v_issue.queue_id);
     select * into v_issue from pgcoord.issue where key = p_key for no key update;
     if v_issue.number <= p_number then
         return;    -- known already, or the second one: of two the lower number is kept
@@ -114,16 +114,16 @@ begin
         values (v_phase.queue_id, 'tell', v_phase.status, nullif(v_phase.attempt, 0));
         notify pgcoord_wake;
     end if;
-    perform pgcoord.log_event('issue_made', format('issue #%s', p_number), v_phase.feature_id, v_phase.phase_number,
+    perform pgcoord_private.log_event('issue_made', format('issue #%s', p_number), v_phase.feature_id, v_phase.phase_number,
         v_phase.queue_id, nullif(v_phase.attempt, 0));
 end $$;
-comment on function pgcoord.store_issue(uuid, integer, text, boolean) is
+comment on function pgcoord_private.store_issue(uuid, integer, text, boolean) is
     'For the coordinator: the issue with this marker has this number; of two the lower one is kept.';
 
 -- GitHub cannot be asked before p_wait from now, twice as long with each further failure where p_grows: until then no
 -- phase is claimed that has no issue yet. Says when it is asked again, and whether phases have waited long enough to start
 -- without an issue. What others have found out already is not counted again.
-create or replace function pgcoord.hold_issues(
+create or replace function pgcoord_private.hold_issues(
     p_wait interval, p_grows boolean, p_reason text, p_optional_after interval, out wait_seconds float8, out optional boolean
 )
 language plpgsql as $$
@@ -136,19 +136,19 @@ begin
         issues_held_reason = p_reason, issues_optional_after = p_optional_after, issues_failures = issues_failures + 1
     where issues_held_until is null or issues_held_until <= clock_timestamp();
     if found then
-        perform pgcoord.log_event('issues_held', p_reason);
+        perform pgcoord_private.log_event('issues_held', p_reason);
     elsif not p_grows then
         update pgcoord.control set issues_held_until = greatest(issues_held_until, clock_timestamp() + p_wait);
     end if;
-    notify pgcoord_wake;    -- the agenda has a new entry
+    notify pgcoord_wake;    -- a new time to look at
     select extract(epoch from issues_held_until - clock_timestamp()), coalesce(issues_held_since + issues_optional_after <= clock_timestamp(), false)
     into wait_seconds, optional from pgcoord.control;
 end $$;
-comment on function pgcoord.hold_issues(interval, boolean, text, interval) is
+comment on function pgcoord_private.hold_issues(interval, boolean, text, interval) is
     'For the coordinator: GitHub cannot be asked for a while; phases that have no issue yet are not claimed until then.';
 
 -- The issue that was about to be posted certainly was not: nobody has to look for it.
-create or replace function pgcoord.unpost_issue(p_key uuid) returns void
+create or replace function pgcoord_private.unpost_issue(p_key uuid) returns void
 language sql as $$
     with issue as (
         update pgcoord.issue set posted_at = null, posts = posts - 1 where key = p_key and number is null and posts > 0
@@ -156,7 +156,7 @@ language sql as $$
     )
     delete from pgcoord.errand where kind = 'check' and queue_id = (select queue_id from issue where posts = 0);
 $$;
-comment on function pgcoord.unpost_issue(uuid) is 'For the coordinator: an issue that was about to be posted certainly was not made.';
+comment on function pgcoord_private.unpost_issue(uuid) is 'For the coordinator: an issue that was about to be posted certainly was not made.';
 
 create or replace function pgcoord.release_issues() returns void
 language plpgsql as $$
@@ -164,7 +164,7 @@ begin
     if exists (select from pgcoord.control where issues_held_since is not null) then
         update pgcoord.control
         set issues_held_since = null, issues_held_until = null, issues_held_reason = null, issues_failures = 0;
-        perform pgcoord.log_event('issues_released', null);
+        perform pgcoord_private.log_event('issues_released', null);
         notify pgcoord_wake;
     end if;
 end $$;
@@ -172,8 +172,8 @@ comment on function pgcoord.release_issues() is
     'For the coordinator: GitHub answers, or is not asked any more; phases need not wait for it.';
 
 -- A phase starts without an issue, since GitHub will make none for it.
-create or replace function pgcoord.do_without_issue(p_attempt_id bigint, p_reason text) returns void
+create or replace function pgcoord_private.do_without_issue(p_attempt_id bigint, p_reason text) returns void
 language sql as $$
-    select pgcoord.log_attempt(a, 'issue_missing', 'starts without an issue: ' || p_reason) from pgcoord.attempt as a where a.id = p_attempt_id;
+    select pgcoord_private.log_attempt(a, 'issue_missing', 'starts without an issue: ' || p_reason) from pgcoord.attempt as a where a.id = p_attempt_id;
 $$;
-comment on function pgcoord.do_without_issue(bigint, text) is 'For the coordinator: log that an attempt starts without an issue, and why.';
+comment on function pgcoord_private.do_without_issue(bigint, text) is 'For the coordinator: log that an attempt starts without an issue, and why.';

@@ -1,6 +1,6 @@
 -- What is to be said or looked for on GitHub: errands, begun one by one, and tried again when GitHub refuses.
 
-create or replace function pgcoord.leave_errand() returns trigger
+create or replace function pgcoord_private.leave_errand() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -15,11 +15,11 @@ begin
     end if;
     return null;
 end $$;
-comment on function pgcoord.leave_errand() is
+comment on function pgcoord_private.leave_errand() is
     'Trigger: the issue of a phase that ended, or was taken up again, is to be told so.';
 
 -- Of an issue the errands are done in their order: those that none of the same kind comes before.
-create or replace view pgcoord.next_errand as
+create or replace view pgcoord_private.next_errand as
 select e.id, e.queue_id, e.kind, e.due_at, i.repository
 from pgcoord.errand as e
     join pgcoord.issue as i using (queue_id)
@@ -27,11 +27,11 @@ where not exists (
         select from pgcoord.errand as earlier
         where earlier.queue_id = e.queue_id and earlier.kind = e.kind and earlier.id < e.id
     );
-comment on view pgcoord.next_errand is 'What is to be done next on GitHub for each issue.';
+comment on view pgcoord_private.next_errand is 'What is to be done next on GitHub for each issue.';
 
 -- Begin the oldest errand that is due in this repository; the number of tries is committed before GitHub is asked.
 -- Without one, id is null, and due_in says when there is.
-create or replace function pgcoord.begin_errand(
+create or replace function pgcoord_private.begin_errand(
     p_repository text, out id bigint, out queue_id text, out kind text, out key uuid, out issue_key uuid, out number integer,
     out intended_at timestamptz, out tries integer, out status text, out phase_status text, out facts jsonb, out due_in float8
 )
@@ -42,7 +42,7 @@ declare
 begin
     update pgcoord.errand as e set tries = e.tries + 1
     where e.id = (
-        select n.id from pgcoord.next_errand as n
+        select n.id from pgcoord_private.next_errand as n
         where n.due_at <= clock_timestamp() and n.repository = p_repository and coalesce(v_held_until <= clock_timestamp(), true)
         order by n.due_at, n.id
         limit 1
@@ -50,7 +50,7 @@ begin
     returning e.id, e.queue_id, e.kind, e.key, e.tries, e.status into id, queue_id, kind, key, tries, status;
     if id is null then
         select extract(epoch from greatest(v_held_until, min(due_at)) - clock_timestamp()) into due_in
-        from pgcoord.next_errand where repository = p_repository
+        from pgcoord_private.next_errand where repository = p_repository
         having count(*) > 0;
         return;
     end if;
@@ -58,14 +58,14 @@ begin
     from pgcoord.issue as i join public.phase_queue as p using (queue_id)
     where i.queue_id = begin_errand.queue_id;
     if kind = 'tell' then
-        facts := pgcoord.errand_facts(id);
+        facts := pgcoord_private.errand_facts(id);
     end if;
 end $$;
-comment on function pgcoord.begin_errand(text) is
+comment on function pgcoord_private.begin_errand(text) is
     'For the coordinator: begin what is due on GitHub; without anything, says in how many seconds there is (null: nothing to do).';
 
 -- What there is to say about the end of a phase.
-create or replace function pgcoord.errand_facts(p_errand_id bigint) returns jsonb
+create or replace function pgcoord_private.errand_facts(p_errand_id bigint) returns jsonb
 language sql stable as $$
     select jsonb_build_object(
         'queue_id', p.queue_id, 'attempt', a.number, 'adw_id', a.adw_id, 'outcome', a.outcome, 'pr_number', p.pr_number,
@@ -74,17 +74,17 @@ language sql stable as $$
         'reason', (select v.reason from pgcoord.event as v
             where v.feature_id = p.feature_id and v.phase_number = p.phase_number and v.to_status = e.status
             order by v.id desc limit 1),
-        'dependents', pgcoord.named_phases(p.feature_id, array(
+        'dependents', pgcoord_private.named_phases(p.feature_id, array(
             select dependent from pgcoord.dependency where feature_id = p.feature_id and prerequisite = p.phase_number)))
     from pgcoord.errand as e
         join public.phase_queue as p using (queue_id)
         left join pgcoord.attempt as a on a.queue_id = e.queue_id and a.number = e.attempt
     where e.id = p_errand_id;
 $$;
-comment on function pgcoord.errand_facts(bigint) is 'What a comment says about the end of a phase.';
+comment on function pgcoord_private.errand_facts(bigint) is 'What a comment says about the end of a phase.';
 
 -- An errand is done, or given up: p_done says what was done, p_error why it never will be.
-create or replace function pgcoord.finish_errand(p_errand_id bigint, p_done text, p_error text default null) returns void
+create or replace function pgcoord_private.finish_errand(p_errand_id bigint, p_done text, p_error text default null) returns void
 language plpgsql as $$
 declare
     v_errand pgcoord.errand;
@@ -94,18 +94,18 @@ begin
         perform pgcoord.release_issues();    -- GitHub takes what we write
     end if;
     if found and (p_done is not null or p_error is not null) then
-        perform pgcoord.log_event(case when p_error is null then 'issue_told' else 'issue_untold' end,
+        perform pgcoord_private.log_event(case when p_error is null then 'issue_told' else 'issue_untold' end,
             coalesce(p_error, p_done), p.feature_id, p.phase_number, p.queue_id, v_errand.attempt)
         from public.phase_queue as p where p.queue_id = v_errand.queue_id;
     end if;
 end $$;
-comment on function pgcoord.finish_errand(bigint, text, text) is
+comment on function pgcoord_private.finish_errand(bigint, text, text) is
     'For the coordinator: an errand is done (what was done there), or is given up (why).';
 
-create or replace function pgcoord.postpone_errand(p_errand_id bigint, p_wait interval, p_error text) returns void
+create or replace function pgcoord_private.postpone_errand(p_errand_id bigint, p_wait interval, p_error text) returns void
 language sql as $$
     update pgcoord.errand set due_at = clock_timestamp() + least(p_wait * 2 ^ least(tries - 1, 20), interval '6 hours'), error = p_error
     where id = p_errand_id;
 $$;
-comment on function pgcoord.postpone_errand(bigint, interval, text) is
+comment on function pgcoord_private.postpone_errand(bigint, interval, text) is
     'For the coordinator: an errand is tried again after that long, doubled with each try.';

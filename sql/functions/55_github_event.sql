@@ -2,7 +2,7 @@
 
 -- What somebody did on GitHub concerns the phases whose issue it was, and for a pull request those that it names: by
 -- queue_id, adw_id or issue. Issues that people gave their phases themselves count, too.
-create or replace function pgcoord.phases_on_github(p_repository text, p_numbers integer[], p_words text[]) returns setof text
+create or replace function pgcoord_private.phases_on_github(p_repository text, p_numbers integer[], p_words text[]) returns setof text
 language sql stable as $$
     select p.queue_id
     from public.phase_queue as p
@@ -14,11 +14,11 @@ language sql stable as $$
     select queue_id from pgcoord.attempt where adw_id = any (p_words)
     order by 1;
 $$;
-comment on function pgcoord.phases_on_github(text, integer[], text[]) is
+comment on function pgcoord_private.phases_on_github(text, integer[], text[]) is
     'The phases with one of these issues, or named by one of these words.';
 
 -- Whether it was the coordinator itself who closed or opened an issue, because of what became of the phase.
-create or replace function pgcoord.is_our_doing(p_phase public.phase_queue, p_kind text, p_sender text) returns boolean
+create or replace function pgcoord_private.is_our_doing(p_phase public.phase_queue, p_kind text, p_sender text) returns boolean
 language sql stable
 return exists (select from pgcoord.issue where queue_id = p_phase.queue_id and author = p_sender)
     and case p_kind
@@ -26,12 +26,12 @@ return exists (select from pgcoord.issue where queue_id = p_phase.queue_id and a
         when 'issue_reopened' then p_phase.status not in ('completed', 'failed', 'cancelled')
         else false
     end;
-comment on function pgcoord.is_our_doing(public.phase_queue, text, text) is
+comment on function pgcoord_private.is_our_doing(public.phase_queue, text, text) is
     'Whether an issue was closed or opened by the coordinator itself.';
 
 -- Do to a phase what the configuration says: nothing, cancel, complete or retry. What its state does not allow, or needs
 -- no more, is left; returns why, in words.
-create or replace function pgcoord.act_on_phase(p_phase public.phase_queue, p_action text, p_reason text) returns text
+create or replace function pgcoord_private.act_on_phase(p_phase public.phase_queue, p_action text, p_reason text) returns text
 language plpgsql as $$
 declare
     v_refused text;
@@ -59,13 +59,13 @@ exception when sqlstate 'PC002' or sqlstate 'PC003' or sqlstate 'PC004' then
     get stacked diagnostics v_refused = message_text;
     return v_refused;
 end $$;
-comment on function pgcoord.act_on_phase(public.phase_queue, text, text) is
+comment on function pgcoord_private.act_on_phase(public.phase_queue, text, text) is
     'Cancel, complete or retry a phase where its state allows it; says why not, else null.';
 
 -- Take what happened on GitHub, told by a webhook whose signature was checked: {"delivery", "kind": issue_closed,
 -- issue_reopened, pull_request_opened or pull_request_merged, "repository", "numbers", "words", "pr_number", "sender",
 -- "said"}. It is recorded for every phase that it concerns; a delivery that comes again changes nothing.
-create or replace function pgcoord.take_github_event(p_event jsonb, p_action text, out result text, out queue_ids text[])
+create or replace function pgcoord_private.take_github_event(p_event jsonb, p_action text, out result text, out queue_ids text[])
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
@@ -75,26 +75,26 @@ declare
     v_phase public.phase_queue;
     v_not_done text;
 begin
-    queue_ids := array(select * from pgcoord.phases_on_github(p_event ->> 'repository',
+    queue_ids := array(select * from pgcoord_private.phases_on_github(p_event ->> 'repository',
         array(select jsonb_array_elements_text(p_event -> 'numbers')::integer),
         array(select jsonb_array_elements_text(p_event -> 'words'))));
     result := 'ignored';
     perform set_config('pgcoord.actor', v_sender || ' (GitHub)', true);
     foreach v_queue_id in array queue_ids loop
-        v_phase := pgcoord.lock_phase(v_queue_id);
+        v_phase := pgcoord_private.lock_phase(v_queue_id);
         if exists (select from pgcoord.webhook_delivery as d
             where d.message_id = p_event ->> 'delivery' and d.queue_id = v_queue_id)
         then
             result := 'repeated';
             continue;
         end if;
-        continue when pgcoord.is_our_doing(v_phase, v_kind, v_sender);
+        continue when pgcoord_private.is_our_doing(v_phase, v_kind, v_sender);
         if v_kind like 'pull_request%' then
             update public.phase_queue set pr_number = (p_event ->> 'pr_number')::integer
             where queue_id = v_queue_id and pr_number is distinct from (p_event ->> 'pr_number')::integer;
         end if;
-        v_not_done := pgcoord.act_on_phase(v_phase, p_action, p_event ->> 'said');
-        perform pgcoord.log_event(v_kind, concat_ws('; ', p_event ->> 'said', v_not_done), v_phase.feature_id,
+        v_not_done := pgcoord_private.act_on_phase(v_phase, p_action, p_event ->> 'said');
+        perform pgcoord_private.log_event(v_kind, concat_ws('; ', p_event ->> 'said', v_not_done), v_phase.feature_id,
             v_phase.phase_number, v_queue_id, nullif(v_phase.attempt, 0));
         insert into pgcoord.webhook_delivery (message_id, sender, feature_id, queue_id, reported, result, reason)
         values (p_event ->> 'delivery', v_sender || ' (GitHub)', v_phase.feature_id, v_queue_id, v_kind,
@@ -103,5 +103,5 @@ begin
     end loop;
     perform set_config('pgcoord.actor', '', true);
 end $$;
-comment on function pgcoord.take_github_event(jsonb, text) is
+comment on function pgcoord_private.take_github_event(jsonb, text) is
     'For the coordinator: record what happened on GitHub for each phase that it concerns, and do what the configuration says.';

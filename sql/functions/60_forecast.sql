@@ -3,7 +3,7 @@
 -- How long each phase of some features will yet take: nothing for a completed one, what is left of the usual for a
 -- running one, all of it for the rest, also the failed and blocked, as if they were retried now. Where there is no
 -- history of its workflow, its own estimate counts, from half to twice; where there is none either, it is null.
-create or replace function pgcoord.remaining(p_feature_ids integer[])
+create or replace function pgcoord_private.remaining(p_feature_ids integer[])
 returns table (
     feature_id integer, phase_number integer, runs bigint, usual interval,
     low double precision, mid double precision, high double precision, not_before double precision
@@ -19,7 +19,7 @@ set jit = off as $$
             extract(epoch from coalesce(u.high, e.estimate * 2))::double precision as high,
             case when p.status = 'running' then extract(epoch from now() - p.started_timestamp)::double precision else 0 end as elapsed
         from public.phase_queue as p
-            left join usual as u on u.workflow = pgcoord.workflow_of(p)
+            left join usual as u on u.workflow = pgcoord_private.workflow_of(p)
             cross join lateral (
                 select case jsonb_typeof(p.phase_data -> 'estimated_hours') when 'number'
                     -- As a numeric, for a JSON number may be too large, or too near to 0, for any other type.
@@ -35,14 +35,14 @@ set jit = off as $$
         case when status = 'queued' then greatest(extract(epoch from retry_at - now())::double precision, 0) end
     from phase;
 $$;
-comment on function pgcoord.remaining(integer[]) is
+comment on function pgcoord_private.remaining(integer[]) is
     'How many seconds each phase of these features will yet take: low, most likely, high; null where nothing tells.';
 
-create or replace function pgcoord.in_minutes(p_seconds double precision) returns timestamptz
+create or replace function pgcoord_private.in_minutes(p_seconds double precision) returns timestamptz
 language sql stable
 return date_trunc('minute', case when p_seconds is not null    -- (of a null, `least` would make the other)
     then least(now() + make_interval(secs => p_seconds + 30), '9999-12-31 00:00+00') end);
-comment on function pgcoord.in_minutes(double precision) is
+comment on function pgcoord_private.in_minutes(double precision) is
     'The time in so many seconds, to the minute: an expectation says no more, and stays the same while nothing changes.';
 
 -- Phases are gone through after all their prerequisites (arrays and one pass: a recursive query would walk each path,
@@ -86,7 +86,7 @@ begin
         array_agg(r.high order by r.feature_id, r.phase_number), array_agg(coalesce(r.not_before, 0) order by r.feature_id, r.phase_number),
         count(*)
     into v_features, v_numbers, v_runs, v_usual, v_low, v_mid, v_high, v_start, v_count
-    from pgcoord.remaining(p_feature_ids) as r;
+    from pgcoord_private.remaining(p_feature_ids) as r;
     if v_count = 0 then
         return;
     end if;
@@ -158,8 +158,8 @@ begin
     end loop;
     return query
     select v_features[n], v_numbers[n], v_layer[n], v_critical[n], v_runs[n], v_usual[n],
-        pgcoord.in_minutes(v_start[n]), pgcoord.in_minutes(v_end[n]),
-        pgcoord.in_minutes(greatest(v_end[n] - sqrt(v_down[n]), 0)), pgcoord.in_minutes(v_end[n] + sqrt(v_up[n]))
+        pgcoord_private.in_minutes(v_start[n]), pgcoord_private.in_minutes(v_end[n]),
+        pgcoord_private.in_minutes(greatest(v_end[n] - sqrt(v_down[n]), 0)), pgcoord_private.in_minutes(v_end[n] + sqrt(v_up[n]))
     from generate_series(1, v_count) as n;
 end $$;
 comment on function pgcoord.forecast(integer[]) is
@@ -176,14 +176,14 @@ set jit = off as $$
     with work as (
         select r.feature_id,
             sum(r.mid) / greatest((select count(*) from pgcoord.slot where not draining), 1) as takes
-        from pgcoord.remaining(p_feature_ids) as r
+        from pgcoord_private.remaining(p_feature_ids) as r
         group by r.feature_id
     )
     select f.feature_id, array_agg(f.phase_number order by f.layer) filter (where f.critical), max(f.runs),
-        max(f.ends_at) filter (where f.critical) - pgcoord.in_minutes(0),
-        case when bool_and(f.ends_at is not null) then greatest(max(f.ends_at), pgcoord.in_minutes(w.takes)) end,
-        case when bool_and(f.ends_at is not null) then greatest(max(f.earliest), pgcoord.in_minutes(w.takes)) end,
-        case when bool_and(f.ends_at is not null) then greatest(max(f.latest), pgcoord.in_minutes(w.takes)) end
+        max(f.ends_at) filter (where f.critical) - pgcoord_private.in_minutes(0),
+        case when bool_and(f.ends_at is not null) then greatest(max(f.ends_at), pgcoord_private.in_minutes(w.takes)) end,
+        case when bool_and(f.ends_at is not null) then greatest(max(f.earliest), pgcoord_private.in_minutes(w.takes)) end,
+        case when bool_and(f.ends_at is not null) then greatest(max(f.latest), pgcoord_private.in_minutes(w.takes)) end
     from pgcoord.forecast(p_feature_ids) as f
         join work as w using (feature_id)
     group by f.feature_id, w.takes;

@@ -1,23 +1,23 @@
 -- What the panel, the API and a monitor read at once. Read only.
 
 -- The reasons are read feature by feature: asked for one by one, those of 500 phases would take a second.
-create or replace function pgcoord.phase_objects(p_queue_ids text[]) returns setof jsonb
+create or replace function pgcoord_private.phase_objects(p_queue_ids text[]) returns setof jsonb
 language sql stable as $$
     select to_jsonb(p) - '{attempts_used,unmet,held}'::text[] || jsonb_build_object('waiting_for', first.words)
     from unnest(p_queue_ids) with ordinality as named (queue_id, place)
         join public.phase_queue as p using (queue_id)
         left join (
-            select queue_id, words from pgcoord.first_reason
+            select queue_id, words from pgcoord_private.first_reason
             where feature_id = any (array(select distinct feature_id from public.phase_queue where queue_id = any (p_queue_ids)))
             offset 0    -- or the planner would look for the obstacle of each phase by itself
         ) as first using (queue_id)
     order by named.place;
 $$;
-comment on function pgcoord.phase_objects(text[]) is 'Phases as JSON objects, each as pgcoord.queue has it, in the order they are named.';
+comment on function pgcoord_private.phase_objects(text[]) is 'Phases as JSON objects, each as pgcoord.queue has it, in the order they are named.';
 
 -- Features that are not finished, then the latest of those that are: what a page of features shows. It reads the phases
 -- that are open and an index entry of every feature, not the phases that are done, however many these are.
-create or replace function pgcoord.list_features(p_show text, p_search text, p_limit integer)
+create or replace function pgcoord_private.list_features(p_show text, p_search text, p_limit integer)
 returns setof integer
 language sql stable
 set jit = off as $$
@@ -41,7 +41,7 @@ set jit = off as $$
         select p.feature_id from pgcoord.attempt as a join public.phase_queue as p using (queue_id) where a.adw_id = p_search
         union all
         select p.feature_id from public.phase_queue as p join working as w on w.id = p.feature_id
-        where strpos(lower(pgcoord.title_of(p)), lower(p_search)) > 0
+        where strpos(lower(pgcoord_private.title_of(p)), lower(p_search)) > 0
     ),
     found as materialized (
         select id, open from feature as f
@@ -60,10 +60,10 @@ set jit = off as $$
     union all
     (select id from found where not open order by id desc limit case when p_show = 'all' and p_search is null then 10 else p_limit end);
 $$;
-comment on function pgcoord.list_features(text, text, integer) is
+comment on function pgcoord_private.list_features(text, text, integer) is
     'Features to show: all, attention, in_progress, planned, finished, or with a phase in a state; found by title, id, queue_id, adw_id or issue, and by titles of phases while they are not finished.';
 
-create or replace function pgcoord.feature_rows(p_ids integer[])
+create or replace function pgcoord_private.feature_rows(p_ids integer[])
 returns table (
     id integer, title text, status text, total bigint, counts jsonb, strip text[], running integer[], failed integer[],
     blocked bigint, missing integer, in_line bigint, planned integer, since timestamptz, finished_at timestamptz,
@@ -95,10 +95,10 @@ set jit = off as $$
         ) as n
     order by wanted.place;
 $$;
-comment on function pgcoord.feature_rows(integer[]) is 'What the list of features shows of each: its counts, the state of each phase where there are few, who paused it.';
+comment on function pgcoord_private.feature_rows(integer[]) is 'What the list of features shows of each: its counts, the state of each phase where there are few, who paused it.';
 
 -- What a monitor wants to know of the moment.
-create or replace function pgcoord.measures(
+create or replace function pgcoord_private.measures(
     out phases jsonb, out slots bigint, out slots_held bigint, out slots_draining bigint, out paused boolean,
     out oldest_eligible_seconds float8, out notification_queue_usage float8
 )
@@ -113,10 +113,10 @@ language sql stable as $$
             where status = 'queued' and eligible_at is not null and retry_at is null and not held),
         pg_notification_queue_usage();
 $$;
-comment on function pgcoord.measures() is
+comment on function pgcoord_private.measures() is
     'How many phases there are in each state, slots in all and in use, since when the oldest eligible phase waits, how full the queue of notifications is.';
 
-create or replace function pgcoord.ended_attempts(
+create or replace function pgcoord_private.ended_attempts(
     p_events bigint[], out workflow text, out outcome text, out waited_seconds float8, out ran_seconds float8
 ) returns setof record
 language sql stable as $$
@@ -126,5 +126,5 @@ language sql stable as $$
         join public.phase_queue as p on p.queue_id = a.queue_id
     where e.id = any (p_events) and a.ended_at is not null;
 $$;
-comment on function pgcoord.ended_attempts(bigint[]) is
+comment on function pgcoord_private.ended_attempts(bigint[]) is
     'The attempts that ended with the given events: how, after what time, and how long the first one of a phase was waited for.';

@@ -3,56 +3,56 @@
 -- one row; fail means that work stands still or a rule is off, warn that somebody should look.
 
 -- The definitions that upgrades write. The search path is fixed, for the server qualifies names by it.
-create or replace function pgcoord.definitions() returns table (name text, digest text)
+create or replace function pgcoord_private.definitions() returns table (name text, digest text)
 language sql stable
 set search_path = pg_catalog as $$
     select 'function ' || p.oid::regprocedure, md5(pg_get_functiondef(p.oid))
     from pg_proc as p
-    where p.pronamespace = 'pgcoord'::regnamespace and p.prokind = 'f'
+    where p.pronamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace) and p.prokind = 'f'
     union all
     select 'view ' || c.oid::regclass, md5(pg_get_viewdef(c.oid))
     from pg_class as c
-    where c.relnamespace = 'pgcoord'::regnamespace and c.relkind = 'v'
+    where c.relnamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace) and c.relkind = 'v'
     union all
     -- tgenabled: a trigger that was switched off is changed, too.
     select format('trigger %s on %s', t.tgname, t.tgrelid::regclass), md5(t.tgenabled::text || pg_get_triggerdef(t.oid))
     from pg_trigger as t
         join pg_proc as p on p.oid = t.tgfoid
-    where p.pronamespace = 'pgcoord'::regnamespace;
+    where p.pronamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace);
 $$;
-comment on function pgcoord.definitions() is 'Functions, views and triggers of pgcoord as they are now, each with the digest of its definition.';
+comment on function pgcoord_private.definitions() is 'Functions, views and triggers of pgcoord as they are now, each with the digest of its definition.';
 
-create or replace function pgcoord.record_definitions() returns void
+create or replace function pgcoord_private.record_definitions() returns void
 language sql as $$
     delete from pgcoord.shipped;
-    insert into pgcoord.shipped (name, digest) select name, digest from pgcoord.definitions();
+    insert into pgcoord.shipped (name, digest) select name, digest from pgcoord_private.definitions();
 $$;
-comment on function pgcoord.record_definitions() is 'For upgrade: take the definitions of now as those that were shipped.';
+comment on function pgcoord_private.record_definitions() is 'For upgrade: take the definitions of now as those that were shipped.';
 
 create or replace view pgcoord.changed_definition as
 select s.name, d.name is null as missing
 from pgcoord.shipped as s
-    left join pgcoord.definitions() as d using (name)
+    left join pgcoord_private.definitions() as d using (name)
 where d.digest is distinct from s.digest
 order by s.name;
 comment on view pgcoord.changed_definition is
     'Functions, views and triggers that are not as the last upgrade left them: changed, switched off, or missing.';
 
-create or replace function pgcoord.checkup_definitions() returns setof pgcoord.finding
+create or replace function pgcoord_private.checkup_definitions() returns setof pgcoord.finding
 language sql stable as $$
     select 'definitions', case when count(c.name) = 0 then 'ok' else 'fail' end,
         case when count(c.name) = 0
             then format('functions, views and triggers are as the upgrade to %s left them', max(m.release))
-            else format('changed since the upgrade to %s: %s', max(m.release), pgcoord.some_of(array_agg(c.name order by c.name)))
+            else format('changed since the upgrade to %s: %s', max(m.release), pgcoord_private.some_of(array_agg(c.name order by c.name)))
         end,
         case when count(c.name) > 0 then '''pgcoord upgrade'' writes them anew' end
     from pgcoord.migration as m
         left join pgcoord.changed_definition as c on true
     where m.name = 'functions';
 $$;
-comment on function pgcoord.checkup_definitions() is 'Checkup: are the rules those that were shipped?';
+comment on function pgcoord_private.checkup_definitions() is 'Checkup: are the rules those that were shipped?';
 
-create or replace function pgcoord.checkup_rights() returns setof pgcoord.finding
+create or replace function pgcoord_private.checkup_rights() returns setof pgcoord.finding
 language sql stable as $$
     with door (ordinal, may, allowed) as (
         values
@@ -63,9 +63,9 @@ language sql stable as $$
                 select bool_and(has_function_privilege(oid, 'execute')) from pg_proc
                 where pronamespace = 'pgcoord'::regnamespace and proname in ('retry_phase', 'cancel_phase', 'pause', 'set_slots')
             )),
-            (4, 'coordinate', has_table_privilege('pgcoord.assignment', 'select') and (
+            (4, 'coordinate', has_table_privilege('pgcoord_private.assignment', 'select') and (
                 select bool_and(has_function_privilege(oid, 'execute')) from pg_proc
-                where pronamespace = 'pgcoord'::regnamespace and proname in ('lead', 'claim_phases', 'start_phase', 'end_attempt')
+                where pronamespace = 'pgcoord_private'::regnamespace and proname in ('lead', 'claim_phases', 'start_phase', 'end_attempt')
             ))
     )
     select 'rights', case when bool_or(allowed) then 'ok' else 'fail' end,
@@ -74,18 +74,20 @@ language sql stable as $$
         case when not bool_or(allowed) then 'grant it pgcoord_reader, pgcoord_client or pgcoord_coordinator' end
     from door;
 $$;
-comment on function pgcoord.checkup_rights() is 'Checkup: what may the current user do?';
+comment on function pgcoord_private.checkup_rights() is 'Checkup: what may the current user do?';
 
-create or replace function pgcoord.checkup_coordinator() returns setof pgcoord.finding
+create or replace function pgcoord_private.checkup_coordinator() returns setof pgcoord.finding
 language sql stable as $$
     select 'coordinator',
-        case when l.epoch is null and work.waits then 'fail' when l.epoch is null or l.outdated then 'warn' else 'ok' end,
-        case when l.epoch is null then 'no coordinator runs' || case when work.waits then ', and there is work' else '' end
+        case when l.epoch is null and (work.waits or b.words is not null) then 'fail' when l.epoch is null or l.outdated then 'warn' else 'ok' end,
+        case when b.words is not null then 'no coordinator leads: ' || b.words
+            when l.epoch is null then 'no coordinator runs' || case when work.waits then ', and there is work' else '' end
             else format('process %s on %s leads since %s, %s', l.pid, l.host, to_char(l.lead_at, 'YYYY-MM-DD HH24:MI:SS'),
-                    pgcoord.counted(sessions.n - 1, 'stands by', 'stand by'))
+                    pgcoord_private.counted(sessions.n - 1, 'stands by', 'stand by'))
                 || case when l.outdated then format('; it is of release %s, the schema is of another', l.version) else '' end
         end,
-        case when l.epoch is null then 'start one: ''pgcoord serve''' when l.outdated then 'restart it with the release of the schema' end
+        case when b.words is not null then 'end it: ' || b.remedy
+            when l.epoch is null then 'start one: ''pgcoord serve''' when l.outdated then 'restart it with the release of the schema' end
     from (
             select exists (
                     select from public.phase_queue where status = 'queued' and eligible_at is not null and retry_at is null and not held
@@ -100,31 +102,32 @@ language sql stable as $$
             select l.*, m.at > l.lead_at and m.release <> l.version as outdated
             from pgcoord.leader as l
                 join pgcoord.migration as m on m.name = 'functions'
-        ) as l on true;
+        ) as l on true
+        left join pgcoord.lead_blocker as b on l.epoch is null;
 $$;
-comment on function pgcoord.checkup_coordinator() is 'Checkup: does a coordinator lead, and is it of the schema''s release?';
+comment on function pgcoord_private.checkup_coordinator() is 'Checkup: does a coordinator lead, and is it of the schema''s release?';
 
-create or replace function pgcoord.checkup_slots() returns setof pgcoord.finding
+create or replace function pgcoord_private.checkup_slots() returns setof pgcoord.finding
 language sql stable as $$
     select 'slots', case when c.paused_at is not null or s.total = 0 then 'warn' else 'ok' end,
         case when c.paused_at is not null
             then format('everything is paused since %s%s', to_char(c.paused_at, 'YYYY-MM-DD HH24:MI:SS'), ': ' || c.paused_reason)
             when s.total = 0 then 'there is none: nothing new starts'
-            else format('%s of %s', s.held, pgcoord.counted(s.total, 'slot is held', 'slots are held'))
+            else format('%s of %s', s.held, pgcoord_private.counted(s.total, 'slot is held', 'slots are held'))
         end,
         case when c.paused_at is not null then '''pgcoord resume''' when s.total = 0 then '''pgcoord slots 3''' end
     from pgcoord.control as c,
         (select count(*) filter (where not draining) as total, count(queue_id) as held from pgcoord.slots) as s;
 $$;
-comment on function pgcoord.checkup_slots() is 'Checkup: is there a slot at all, and is everything paused?';
+comment on function pgcoord_private.checkup_slots() is 'Checkup: is there a slot at all, and is everything paused?';
 
 -- What is eligible while a slot is free is claimed within milliseconds, or it is stuck.
-create or replace function pgcoord.checkup_line() returns setof pgcoord.finding
+create or replace function pgcoord_private.checkup_line() returns setof pgcoord.finding
 language sql stable as $$
     select 'line', case when line.stuck then 'fail' else 'ok' end,
         case when line.stuck then format('%s, the first since %s, though a slot is free',
-                pgcoord.counted(line.n, 'phase waits', 'phases wait'), pgcoord.in_words(line.longest))
-            when line.n > 0 then pgcoord.counted(line.n, 'phase waits', 'phases wait') || ' for a slot'
+                pgcoord_private.counted(line.n, 'phase waits', 'phases wait'), pgcoord_private.in_words(line.longest))
+            when line.n > 0 then pgcoord_private.counted(line.n, 'phase waits', 'phases wait') || ' for a slot'
             else 'no phase waits for a slot'
         end,
         case when line.stuck then 'end what locks it (see transactions); else restart the coordinator, and keep its log' end
@@ -137,18 +140,18 @@ language sql stable as $$
         from public.phase_queue as p
             left join pgcoord.leader as l on true
         where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held
-            and not exists (select from pgcoord.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow')
+            and not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow')
     ) as line;
 $$;
-comment on function pgcoord.checkup_line() is 'Checkup: is everything claimed that could be?';
+comment on function pgcoord_private.checkup_line() is 'Checkup: is everything claimed that could be?';
 
-create or replace function pgcoord.checkup_retries() returns setof pgcoord.finding
+create or replace function pgcoord_private.checkup_retries() returns setof pgcoord.finding
 language sql stable as $$
     select 'retries', case when r.late then 'fail' else 'ok' end,
         case when r.n = 0 then 'no phase waits for its next attempt'
-            else format('%s for another attempt, the first %s', pgcoord.counted(r.n, 'phase waits', 'phases wait'),
-                case when r.due_in > interval '0' then 'in ' || pgcoord.in_words(r.due_in)
-                    else 'due since ' || pgcoord.in_words(-r.due_in) end)
+            else format('%s for another attempt, the first %s', pgcoord_private.counted(r.n, 'phase waits', 'phases wait'),
+                case when r.due_in > interval '0' then 'in ' || pgcoord_private.in_words(r.due_in)
+                    else 'due since ' || pgcoord_private.in_words(-r.due_in) end)
         end,
         case when r.late then 'end what locks it (see transactions); else restart the coordinator, and keep its log' end
     from (
@@ -158,49 +161,49 @@ language sql stable as $$
         from public.phase_queue as p where p.retry_at is not null
     ) as r;
 $$;
-comment on function pgcoord.checkup_retries() is 'Checkup: are failed phases tried again in time?';
+comment on function pgcoord_private.checkup_retries() is 'Checkup: are failed phases tried again in time?';
 
-create or replace function pgcoord.checkup_workflows() returns setof pgcoord.finding
+create or replace function pgcoord_private.checkup_workflows() returns setof pgcoord.finding
 language sql stable as $$
     select 'workflows', case when n = 0 then 'ok' else 'warn' end,
         case when n = 0 then 'every phase has one that a coordinator can run'
-            else format('%s one that no coordinator knows: %s', pgcoord.counted(n, 'phase has', 'phases have'), pgcoord.some_of(names))
+            else format('%s one that no coordinator knows: %s', pgcoord_private.counted(n, 'phase has', 'phases have'), pgcoord_private.some_of(names))
         end,
         case when n > 0 then 'declare it in pgcoord.toml and restart the coordinator, or ''pgcoord cancel'' the phase' end
     from (
         select count(*) as n, array_agg(
                 format('%s (%s)', queue_id, coalesce(refers_to, 'none, and there is no default'))
                 order by feature_id, phase_number) as names
-        from pgcoord.stranded
+        from pgcoord_private.stranded
         where kind = 'workflow'
     ) as unknown;
 $$;
-comment on function pgcoord.checkup_workflows() is 'Checkup: are there phases whose workflow no coordinator knows?';
+comment on function pgcoord_private.checkup_workflows() is 'Checkup: are there phases whose workflow no coordinator knows?';
 
-create or replace function pgcoord.checkup_prerequisites() returns setof pgcoord.finding
+create or replace function pgcoord_private.checkup_prerequisites() returns setof pgcoord.finding
 language sql stable as $$
     select 'prerequisites', case when n = 0 then 'ok' else 'warn' end,
         case when n = 0 then 'every phase that another one waits for exists'
-            else format('%s for a phase that does not exist: %s', pgcoord.counted(n, 'phase waits', 'phases wait'), pgcoord.some_of(names))
+            else format('%s for a phase that does not exist: %s', pgcoord_private.counted(n, 'phase waits', 'phases wait'), pgcoord_private.some_of(names))
         end,
         case when n > 0 then 'insert the missing phase, or take its number out of depends_on_phases' end
     from (
         select count(*) as n, array_agg(
                 format('%s (for phase %s)', queue_id, refers_to) order by feature_id, phase_number, refers_to::integer) as names
-        from pgcoord.stranded
+        from pgcoord_private.stranded
         where kind = 'missing'
     ) as missing;
 $$;
-comment on function pgcoord.checkup_prerequisites() is 'Checkup: do phases wait for others that do not exist?';
+comment on function pgcoord_private.checkup_prerequisites() is 'Checkup: do phases wait for others that do not exist?';
 
 -- An attempt is looked after by a coordinator on its own machine, which alone sees the process: the one that leads, or
 -- one that stands by and renews a lease. Without either it is lost after a while, its process perhaps not.
-create or replace function pgcoord.checkup_attempts() returns setof pgcoord.finding
+create or replace function pgcoord_private.checkup_attempts() returns setof pgcoord.finding
 language sql stable as $$
     select 'attempts', case when n = 0 then 'ok' when holds_slot then 'fail' else 'warn' end,
         case when n = 0 then 'every process has a coordinator on its machine'
             else format('%s no coordinator on the same machine: %s',
-                pgcoord.counted(n, 'process has', 'processes have'), pgcoord.some_of(names))
+                pgcoord_private.counted(n, 'process has', 'processes have'), pgcoord_private.some_of(names))
         end,
         case when n > 0 then format(
             'start ''pgcoord serve'' there; where it is gone for good: select pgcoord.give_up_attempt(%s, ''lost'', ''its machine is gone'')',
@@ -214,26 +217,26 @@ language sql stable as $$
             and not exists (select from pgcoord.host as h where h.name = a.host and h.lease_until > clock_timestamp())
     ) as orphaned;
 $$;
-comment on function pgcoord.checkup_attempts() is 'Checkup: are there processes that no coordinator looks after?';
+comment on function pgcoord_private.checkup_attempts() is 'Checkup: are there processes that no coordinator looks after?';
 
-create or replace function pgcoord.checkup_external() returns setof pgcoord.finding
+create or replace function pgcoord_private.checkup_external() returns setof pgcoord.finding
 language sql stable as $$
     select 'external', case when n = 0 then 'ok' else 'warn' end,
         case when n = 0 then 'no phase runs unsupervised'
-            else format('%s unsupervised, as it was inserted: %s', pgcoord.counted(n, 'phase runs', 'phases run'), pgcoord.some_of(names))
+            else format('%s unsupervised, as it was inserted: %s', pgcoord_private.counted(n, 'phase runs', 'phases run'), pgcoord_private.some_of(names))
         end,
         case when n > 0 then format('only a report ends it, such as: select pgcoord.complete_phase(%L)', first_id) end
     from (
         select count(*) as n, min(a.queue_id) as first_id, array_agg(
-                format('%s since %s', a.queue_id, pgcoord.in_words(clock_timestamp() - a.claimed_at)) order by a.id) as names
+                format('%s since %s', a.queue_id, pgcoord_private.in_words(clock_timestamp() - a.claimed_at)) order by a.id) as names
         from pgcoord.attempt as a
         where a.ended_at is null and a.external
     ) as external;
 $$;
-comment on function pgcoord.checkup_external() is 'Checkup: are there phases that were inserted as running, which only a report ends?';
+comment on function pgcoord_private.checkup_external() is 'Checkup: are there phases that were inserted as running, which only a report ends?';
 
 -- A minute with a lock on our rows holds up claims; ten minutes of any kind keep vacuum from removing dead rows.
-create or replace function pgcoord.checkup_transactions() returns setof pgcoord.finding
+create or replace function pgcoord_private.checkup_transactions() returns setof pgcoord.finding
 language sql stable as $$
     with open_transaction (name, since, locks, ending) as (
         select format('process %s of %s', a.pid, a.usename), a.xact_start, exists (
@@ -249,8 +252,8 @@ language sql stable as $$
         where x.database = current_database()
     )
     select 'transactions', case when count(t.name) = 0 and r.sees_all then 'ok' else 'warn' end,
-        case when count(t.name) > 0 then pgcoord.some_of(array_agg(format('%s is in a transaction for %s%s', t.name,
-                    pgcoord.in_words(clock_timestamp() - t.since), case when t.locks then ', with locks on the queue' else '' end)
+        case when count(t.name) > 0 then pgcoord_private.some_of(array_agg(format('%s is in a transaction for %s%s', t.name,
+                    pgcoord_private.in_words(clock_timestamp() - t.since), case when t.locks then ', with locks on the queue' else '' end)
                 order by t.since))
             when r.sees_all then 'none is open for long'
             else format('%s cannot see those of other users', current_user)
@@ -262,24 +265,51 @@ language sql stable as $$
             on t.since < clock_timestamp() - case when t.locks then interval '1 min' else interval '10 min' end
     group by r.sees_all;
 $$;
-comment on function pgcoord.checkup_transactions() is 'Checkup: are there transactions that lock phases, or hold vacuum back?';
+comment on function pgcoord_private.checkup_transactions() is 'Checkup: are there transactions that lock phases, or hold vacuum back?';
 
-create or replace function pgcoord.checkup_notifications() returns setof pgcoord.finding
+create or replace function pgcoord_private.checkup_locks() returns setof pgcoord.finding
+language sql stable as $$
+    with holder as (
+        select w.holder, min(w.since) as since, min(pgcoord_private.held_by(w.lock)) as words, array_agg(distinct w.lock) as locks
+        from pgcoord_private.find_lock_waits() as w
+        group by w.holder
+    )
+    select 'locks', case when h.words is null and u.n = 0 then 'ok' else 'warn' end,
+        case when h.words is null and u.n = 0 then 'no coordinator waits for a lock'
+            else concat_ws('; ',
+                case when u.n > 0 then format('what the process did cannot be recorded yet: %s', pgcoord_private.some_of(u.names)) end,
+                h.words)
+        end,
+        case when h.words is not null then 'end that transaction, or: ' || h.ending
+            when u.n > 0 then 'a coordinator on the same machine records it once it runs: ''pgcoord serve''' end
+    from (
+            select string_agg(format('%s is held by %s', pgcoord_private.some_of(locks), words), '; ' order by since) as words,
+                (array_agg(case when holder = 0 then 'rollback prepared …' else format('select pg_terminate_backend(%s)', holder) end
+                    order by since))[1] as ending
+            from holder
+        ) as h
+        cross join (
+            select count(*) as n, array_agg(queue_id order by since) as names from pgcoord_private.unrecorded_now
+        ) as u;
+$$;
+comment on function pgcoord_private.checkup_locks() is 'Checkup: does a coordinator wait for locks that somebody holds?';
+
+create or replace function pgcoord_private.checkup_notifications() returns setof pgcoord.finding
 language sql volatile as $$
     select 'notifications', case when usage < 0.1 then 'ok' when usage < 0.5 then 'warn' else 'fail' end,
         format('the server''s queue of notifications is %s %% full', round(100 * usage)),
         case when usage >= 0.1 then 'a session that listens is in a transaction for long: end it (see transactions, of all databases)' end
     from (select pg_notification_queue_usage()::numeric as usage) as queue;
 $$;
-comment on function pgcoord.checkup_notifications() is 'Checkup: is the queue of notifications emptied? When it is full, no change can be committed.';
+comment on function pgcoord_private.checkup_notifications() is 'Checkup: is the queue of notifications emptied? When it is full, no change can be committed.';
 
-create or replace function pgcoord.checkup_issues() returns setof pgcoord.finding
+create or replace function pgcoord_private.checkup_issues() returns setof pgcoord.finding
 language sql stable as $$
     select 'issues', case when c.issues_held_since is not null or failing > 0 then 'warn' else 'ok' end,
         case when c.issues_held_since is not null then format('GitHub makes no issues for %s: %s',
-                pgcoord.in_words(clock_timestamp() - c.issues_held_since), c.issues_held_reason)
+                pgcoord_private.in_words(clock_timestamp() - c.issues_held_since), c.issues_held_reason)
             when failing > 0 then format('%s not be told that its phase ended: %s',
-                pgcoord.counted(failing, 'issue could', 'issues could'), pgcoord.some_of(names))
+                pgcoord_private.counted(failing, 'issue could', 'issues could'), pgcoord_private.some_of(names))
             else 'nothing that concerns GitHub is late'
         end,
         case when c.issues_held_since is not null then 'phases that have no issue yet wait; it is asked again by itself'
@@ -290,27 +320,28 @@ language sql stable as $$
             from pgcoord.errand where error is not null
         ) as late;
 $$;
-comment on function pgcoord.checkup_issues() is 'Checkup: does GitHub make issues, and are they told how their phases ended?';
+comment on function pgcoord_private.checkup_issues() is 'Checkup: does GitHub make issues, and are they told how their phases ended?';
 
 create or replace function pgcoord.checkup() returns setof pgcoord.finding
 language plpgsql as $$
 begin
-    return query select * from pgcoord.checkup_definitions();
+    return query select * from pgcoord_private.checkup_definitions();
     if exists (select from pgcoord.changed_definition where missing) then
         return;    -- the other questions may be put to what is not there
     end if;
-    return query select * from pgcoord.checkup_rights();
-    return query select * from pgcoord.checkup_coordinator();
-    return query select * from pgcoord.checkup_slots();
-    return query select * from pgcoord.checkup_line();
-    return query select * from pgcoord.checkup_retries();
-    return query select * from pgcoord.checkup_workflows();
-    return query select * from pgcoord.checkup_prerequisites();
-    return query select * from pgcoord.checkup_attempts();
-    return query select * from pgcoord.checkup_external();
-    return query select * from pgcoord.checkup_issues();
-    return query select * from pgcoord.checkup_transactions();
-    return query select * from pgcoord.checkup_notifications();
+    return query select * from pgcoord_private.checkup_rights();
+    return query select * from pgcoord_private.checkup_coordinator();
+    return query select * from pgcoord_private.checkup_slots();
+    return query select * from pgcoord_private.checkup_line();
+    return query select * from pgcoord_private.checkup_retries();
+    return query select * from pgcoord_private.checkup_workflows();
+    return query select * from pgcoord_private.checkup_prerequisites();
+    return query select * from pgcoord_private.checkup_attempts();
+    return query select * from pgcoord_private.checkup_external();
+    return query select * from pgcoord_private.checkup_issues();
+    return query select * from pgcoord_private.checkup_locks();
+    return query select * from pgcoord_private.checkup_transactions();
+    return query select * from pgcoord_private.checkup_notifications();
 end $$;
 comment on function pgcoord.checkup() is
     'What is wrong with this installation: a row a kind, with its level (ok, warn, fail), in words, and what to do. pgcoord doctor shows it, and what the database cannot see.';

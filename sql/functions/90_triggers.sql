@@ -6,68 +6,86 @@
 -- --- public.phase_queue: INSERT
 
 create or replace trigger phase_queue_insert_fills before insert on public.phase_queue
-    for each row execute function pgcoord.fill_phase();
+    for each row execute function pgcoord_private.fill_phase();
 comment on trigger phase_queue_insert_fills on public.phase_queue is 'Complete an inserted phase.';
 
 create or replace trigger phase_queue_insert_settles after insert on public.phase_queue
     referencing new table as new_rows
-    for each statement execute function pgcoord.settle_inserted_phases();
+    for each statement execute function pgcoord_private.settle_inserted_phases();
 comment on trigger phase_queue_insert_settles on public.phase_queue is 'Store edges, find out what waits, log, wake.';
 
 -- --- public.phase_queue: UPDATE
 
 -- Of these columns alone: the prompt in phase_data, which may be long, is then not read with every move of the phase.
 create or replace trigger phase_queue_update_copies before update of phase_data, workflow_type on public.phase_queue
-    for each row execute function pgcoord.copy_workflow();
+    for each row execute function pgcoord_private.copy_workflow();
 comment on trigger phase_queue_update_copies on public.phase_queue is 'Keep workflow_type in step with phase_data.';
 
 create or replace trigger phase_queue_update_guards before update on public.phase_queue
-    for each row execute function pgcoord.guard_phase_update();
+    for each row execute function pgcoord_private.guard_phase_update();
 comment on trigger phase_queue_update_guards on public.phase_queue is 'Refuse what may not change; derive the rest of the row.';
 
 -- The condition says no more than keeps phases without an issue out: Postgres reads it back from its stored form with
 -- every statement that moves a phase, at the price of its length.
 create or replace trigger phase_queue_end_leaves_errand after update of status on public.phase_queue
-    for each row when (new.issue_number is not null) execute function pgcoord.leave_errand();
+    for each row when (new.issue_number is not null) execute function pgcoord_private.leave_errand();
 comment on trigger phase_queue_end_leaves_errand on public.phase_queue is
     'Leave word for the issue of a phase that ended, or was taken up again.';
 
 create or replace trigger phase_queue_priority_logs after update of priority on public.phase_queue
-    for each row when (old.priority <> new.priority) execute function pgcoord.log_priority();
+    for each row when (old.priority <> new.priority) execute function pgcoord_private.log_priority();
 comment on trigger phase_queue_priority_logs on public.phase_queue is 'Log that a phase has another priority.';
 
 create or replace trigger phase_queue_update_settles after update on public.phase_queue
     referencing old table as old_rows new table as new_rows
-    for each statement execute function pgcoord.settle_updated_phases();
+    for each statement execute function pgcoord_private.settle_updated_phases();
 comment on trigger phase_queue_update_settles on public.phase_queue is 'Log moves, end attempts, free slots, resolve dependents, wake.';
 
 -- --- public.phase_queue: DELETE
 
 create or replace trigger phase_queue_delete_guards before delete on public.phase_queue
-    for each row execute function pgcoord.guard_phase_delete();
+    for each row execute function pgcoord_private.guard_phase_delete();
 comment on trigger phase_queue_delete_guards on public.phase_queue is 'Refuse to delete a phase that holds a slot.';
 
 create or replace trigger phase_queue_delete_settles after delete on public.phase_queue
     referencing old table as old_rows
-    for each statement execute function pgcoord.settle_deleted_phases();
+    for each statement execute function pgcoord_private.settle_deleted_phases();
 comment on trigger phase_queue_delete_settles on public.phase_queue is 'Log deleted phases; make their dependents wait.';
 
 -- --- public.planned_features: INSERT
 
+create or replace trigger planned_features_insert_checks before insert on public.planned_features
+    for each row execute function pgcoord_private.check_feature_values();
+comment on trigger planned_features_insert_checks on public.planned_features is 'Refuse what no reader can take.';
+
 create or replace trigger planned_features_insert_follows after insert on public.planned_features
     referencing new table as new_rows
-    for each statement execute function pgcoord.follow_inserted_ids();
+    for each statement execute function pgcoord_private.follow_inserted_ids();
 comment on trigger planned_features_insert_follows on public.planned_features is 'Move the sequence past ids given by hand; log.';
 
 -- --- public.planned_features: UPDATE
 
+create or replace trigger planned_features_update_checks before update on public.planned_features
+    for each row when (
+        old.title is distinct from new.title
+        or old.description is distinct from new.description
+        or old.item_type is distinct from new.item_type
+        or old.estimated_hours is distinct from new.estimated_hours
+        or old.tags is distinct from new.tags
+        or old.plan is distinct from new.plan
+        or old.paused_reason is distinct from new.paused_reason
+        or old.cancelled_reason is distinct from new.cancelled_reason
+    )
+    execute function pgcoord_private.check_feature_values();
+comment on trigger planned_features_update_checks on public.planned_features is 'Refuse what no reader can take.';
+
 create or replace trigger planned_features_update_stamps before update on public.planned_features
-    for each row execute function pgcoord.stamp_feature();
+    for each row execute function pgcoord_private.stamp_feature();
 comment on trigger planned_features_update_stamps on public.planned_features is 'Stamp updated_at; keep the id.';
 
 create or replace trigger planned_features_update_follows after update on public.planned_features
     for each row when (old.paused_at is distinct from new.paused_at or old.cancelled_at is distinct from new.cancelled_at)
-    execute function pgcoord.follow_feature();
+    execute function pgcoord_private.follow_feature();
 comment on trigger planned_features_update_follows on public.planned_features is 'Hold or release the phases of a paused or resumed feature; log.';
 
 create or replace trigger planned_features_update_logs after update on public.planned_features
@@ -75,30 +93,30 @@ create or replace trigger planned_features_update_logs after update on public.pl
         old.title is distinct from new.title or old.description is distinct from new.description
         or old.plan is distinct from new.plan or old.priority is distinct from new.priority
     )
-    execute function pgcoord.log_changed_feature();
+    execute function pgcoord_private.log_changed_feature();
 comment on trigger planned_features_update_logs on public.planned_features is 'Log what a feature is about, when that changes.';
 
 -- --- public.planned_features: DELETE
 
 create or replace trigger planned_features_delete_logs after delete on public.planned_features
     referencing old table as old_rows
-    for each statement execute function pgcoord.log_deleted_features();
+    for each statement execute function pgcoord_private.log_deleted_features();
 comment on trigger planned_features_delete_logs on public.planned_features is 'Log deleted features.';
 
 -- --- pgcoord.attempt: UPDATE, DELETE
 
 create or replace trigger attempt_ending_tells after update of ending on pgcoord.attempt
-    for each row execute function pgcoord.tell_ending();
+    for each row execute function pgcoord_private.tell_ending();
 comment on trigger attempt_ending_tells on pgcoord.attempt is 'Tell the coordinators that a process is to be ended.';
 
 create or replace trigger attempt_delete_tells after delete on pgcoord.attempt
     for each row when (old.exited_at is null and not old.external)
-    execute function pgcoord.tell_deleted();
+    execute function pgcoord_private.tell_deleted();
 comment on trigger attempt_delete_tells on pgcoord.attempt is
     'Tell the coordinators that a process is to be ended whose attempt is gone.';
 
 -- --- pgcoord.event: UPDATE, DELETE
 
 create or replace trigger event_change_refuses before update or delete on pgcoord.event
-    for each row execute function pgcoord.guard_event();
+    for each row execute function pgcoord_private.guard_event();
 comment on trigger event_change_refuses on pgcoord.event is 'Events are append-only.';

@@ -15,7 +15,7 @@ begin
             join pg_depend as uses on uses.classid = 'pg_rewrite'::regclass and uses.objid = rule.oid
                 and uses.refclassid = 'pg_class'::regclass
             join pg_attribute as stored on stored.attrelid = uses.refobjid and stored.attnum = uses.refobjsubid
-        where view.relnamespace = 'pgcoord'::regnamespace and view.relkind = 'v' and shown.attnum > 0
+        where view.relnamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace) and view.relkind = 'v' and shown.attnum > 0
             and stored.attnum > 0 and stored.attrelid <> view.oid and stored.attname = shown.attname
             and stored.atttypid = shown.atttypid
         order by shown.attrelid, shown.attnum, stored.attrelid = 'public.phase_queue'::regclass desc,
@@ -45,18 +45,18 @@ comment on column pgcoord.reasons.feature_id is 'Its feature.';
 comment on column pgcoord.reasons.phase_number is 'Its number within the feature.';
 comment on column pgcoord.reasons.rank is 'The lower, the more decisive.';
 comment on column pgcoord.reasons.kind is
-    'Kind of the reason: ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow, github or slot.';
+    'Kind of the reason: unrecorded, ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked or slot.';
 comment on column pgcoord.reasons.words is 'The reason in words.';
 comment on column pgcoord.reasons.refers_to is 'What it refers to: a phase, an adw_id, a feature, a workflow.';
 
-comment on column pgcoord.first_reason.queue_id is 'Name of the phase.';
-comment on column pgcoord.first_reason.feature_id is 'Its feature.';
-comment on column pgcoord.first_reason.phase_number is 'Its number within the feature.';
-comment on column pgcoord.first_reason.words is 'The most decisive reason in words.';
+comment on column pgcoord_private.first_reason.queue_id is 'Name of the phase.';
+comment on column pgcoord_private.first_reason.feature_id is 'Its feature.';
+comment on column pgcoord_private.first_reason.phase_number is 'Its number within the feature.';
+comment on column pgcoord_private.first_reason.words is 'The most decisive reason in words.';
 
 comment on column pgcoord.waiting.title is 'What the phase is called.';
 comment on column pgcoord.waiting.kind is
-    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow, github or slot.';
+    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked or slot.';
 comment on column pgcoord.waiting.words is 'The reason in words.';
 
 comment on column pgcoord.slots.slot is 'Number of the slot.';
@@ -66,16 +66,30 @@ comment on column pgcoord.slots.since is 'When that phase was started, or claime
 comment on column pgcoord.timeline.attempt is 'First, second … try; null while there was none.';
 comment on column pgcoord.timeline.queued_at is 'When the phase was inserted.';
 
-comment on column pgcoord.assignment.attempt_id is 'Number over all attempts.';
-comment on column pgcoord.assignment.attempt is 'First, second … try at this phase.';
-comment on column pgcoord.assignment.title is 'What the phase is called; null where it has no title.';
-comment on column pgcoord.assignment.prompt is 'What its process reads.';
-comment on column pgcoord.assignment.started is 'Whether its process was recorded as started.';
-comment on column pgcoord.assignment.ended is 'Whether its outcome is decided: its process may still be there.';
-comment on column pgcoord.assignment.ended_seconds_ago is 'How long ago it was decided.';
+comment on column pgcoord_private.assignment.attempt_id is 'Number over all attempts.';
+comment on column pgcoord_private.assignment.attempt is 'First, second … try at this phase.';
+comment on column pgcoord_private.assignment.title is 'What the phase is called; null where it has no title.';
+comment on column pgcoord_private.assignment.prompt is 'What its process reads.';
+comment on column pgcoord_private.assignment.started is 'Whether its process was recorded as started.';
+comment on column pgcoord_private.assignment.ended is 'Whether its outcome is decided: its process may still be there.';
+comment on column pgcoord_private.assignment.ended_seconds_ago is 'How long ago it was decided.';
 
 comment on column pgcoord.elsewhere.attempt_id is 'Number over all attempts.';
 comment on column pgcoord.elsewhere.left_alone_until is 'When its lease ends, unless its host is heard of before.';
+
+comment on column pgcoord.lock_waits.lock is 'What is locked: feature 5, phase queue-5-1, attempt 12, slot 2, pgcoord.control.';
+comment on column pgcoord.lock_waits.holder is 'The process (pid) of the session that has it locked; 0 for a prepared transaction.';
+comment on column pgcoord.lock_waits.usename is 'The user of that session.';
+comment on column pgcoord.lock_waits.application_name is 'What that session calls itself.';
+comment on column pgcoord.lock_waits.since is 'When its transaction began.';
+comment on column pgcoord.lock_waits.state is 'What it does, such as idle in transaction.';
+comment on column pgcoord.lock_waits.query is 'Its last statement.';
+
+comment on column pgcoord_private.unrecorded_now.queue_id is 'Name of the phase.';
+comment on column pgcoord_private.unrecorded_now.words is 'What happened, and who holds it up.';
+
+comment on column pgcoord_private.locked_phase.lock is 'What is locked.';
+comment on column pgcoord_private.locked_phase.words is 'Why it cannot be claimed: what is locked, and by whom.';
 
 comment on column pgcoord.changed_definition.missing is 'Whether it is gone, not only changed.';
 
@@ -87,8 +101,17 @@ comment on column pgcoord.history.queue_id is 'Phase concerned, by name.';
 
 comment on column pgcoord.leader.epoch is 'The lead in force: claims and starts of any other are refused.';
 
-comment on column pgcoord.next_errand.queue_id is 'The phase whose issue it concerns.';
-comment on column pgcoord.next_errand.repository is 'Where its issue is: owner/name.';
+comment on column pgcoord_private.lead_lock.pid is 'Process of the server; null for a prepared transaction.';
+comment on column pgcoord_private.lead_lock.mode is 'ExclusiveLock for the whole, ShareLock for a share.';
+comment on column pgcoord_private.lead_lock.virtualtransaction is 'Transaction that holds it, as pg_locks writes it.';
+comment on column pgcoord.lead_blocker.pid is 'Process of the server; null for a prepared transaction.';
+comment on column pgcoord.lead_blocker.usename is 'Its user.';
+comment on column pgcoord.lead_blocker.application_name is 'What it calls itself.';
+comment on column pgcoord.lead_blocker.words is 'All that in words.';
+comment on column pgcoord.lead_blocker.remedy is 'The statement that ends it.';
+
+comment on column pgcoord_private.next_errand.queue_id is 'The phase whose issue it concerns.';
+comment on column pgcoord_private.next_errand.repository is 'Where its issue is: owner/name.';
 
 comment on column pgcoord.usual.workflow is 'The workflow.';
 comment on column pgcoord.usual.runs is 'How many of the last thousand attempts were runs of it that completed.';
@@ -96,12 +119,12 @@ comment on column pgcoord.usual.low is 'One run in ten took less.';
 comment on column pgcoord.usual.median is 'Half of the runs took less.';
 comment on column pgcoord.usual.high is 'One run in ten took more.';
 
-comment on column pgcoord.stranded.kind is 'missing (a prerequisite does not exist) or workflow (no coordinator knows it).';
-comment on column pgcoord.stranded.words is 'What is wrong.';
-comment on column pgcoord.stranded.refers_to is 'Number of the phase, or name of the workflow, that does not exist.';
+comment on column pgcoord_private.stranded.kind is 'missing (a prerequisite does not exist) or workflow (no coordinator knows it).';
+comment on column pgcoord_private.stranded.words is 'What is wrong.';
+comment on column pgcoord_private.stranded.refers_to is 'Number of the phase, or name of the workflow, that does not exist.';
 
 comment on column pgcoord.attention.kind is
-    'failed, missing (a prerequisite does not exist), workflow (nobody knows it) or slow (runs much longer than usual).';
+    'failed, missing (a prerequisite does not exist), workflow (nobody knows it), slow (runs much longer than usual) or locked (a lock of somebody''s holds it up).';
 comment on column pgcoord.attention.feature is 'What the feature is called.';
 comment on column pgcoord.attention.title is 'What the phase is called.';
 comment on column pgcoord.attention.since is 'Since when it is so.';

@@ -49,8 +49,8 @@ from pgcoord_v1.feature as f
         ('feature status', f.id::text, case
             when f.repeated or f.id is null then null
             when f.status = 'completed' and own.phases = 0 then 'was completed without phases: got one, completed, that stands for what was done'
-            when f.status = 'completed' and own.open > 0 then format('was completed, but %s not: is in progress', pgcoord.counted(own.open, 'phase is', 'phases are'))
-            when f.status = 'cancelled' and own.open > 0 then format('was cancelled: %s too', pgcoord.counted(own.open, 'waiting phase is', 'waiting phases are'))
+            when f.status = 'completed' and own.open > 0 then format('was completed, but %s not: is in progress', pgcoord_private.counted(own.open, 'phase is', 'phases are'))
+            when f.status = 'cancelled' and own.open > 0 then format('was cancelled: %s too', pgcoord_private.counted(own.open, 'waiting phase is', 'waiting phases are'))
             when f.status = 'in_progress' and own.phases = 0 then 'was in progress without phases: is planned'
         end)
     ) as d (kind, name, words)
@@ -58,7 +58,7 @@ where d.words is not null
 order by f.id, d.kind;
 
 insert into pgcoord_v1.decision (kind, name, words)
-select 'request', r.feature_id::text, format('%s with %s%s: phases of %s', pgcoord.counted(r.rows, 'row', 'rows'), p.parent_words,
+select 'request', r.feature_id::text, format('%s with %s%s: phases of %s', pgcoord_private.counted(r.rows, 'row', 'rows'), p.parent_words,
     to_char(p.created_at, '", first queued "YYYY-MM-DD HH24:MI'),
     case when r.is_new then 'a feature made for them' when r.names_feature and r.feature_id = r.parent then 'that feature'
         else 'the feature of that issue' end)

@@ -17,7 +17,7 @@ from pg_class as c
     ) as t
 where c.relname in ('phase_queue', 'planned_features', 'queue_config', 'webhook_events', 'adw_locks')
     and c.relkind in ('r', 'p', 'v', 'm', 'f')
-    and n.nspname not in ('pgcoord', 'pgcoord_v1', 'information_schema') and n.nspname !~ '^pg_'
+    and n.nspname not in ('pgcoord', 'pgcoord_private', 'pgcoord_v1', 'information_schema') and n.nspname !~ '^pg_'
     and not (
         n.nspname = 'public' and c.relname in ('phase_queue', 'planned_features')
         and to_regclass('pgcoord.migration') is not null

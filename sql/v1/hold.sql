@@ -1,7 +1,8 @@
 -- What others have made that would go with the tables and views of pgcoord: it is theirs to remove, or to keep.
 with ours as (
     select oid, oid::regclass as name from pg_class
-    where relnamespace = 'pgcoord'::regnamespace or oid in ('public.phase_queue'::regclass, 'public.planned_features'::regclass)
+    where relnamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace)
+        or oid in ('public.phase_queue'::regclass, 'public.planned_features'::regclass)
 )
 select format('view %s, on %s', r.ev_class::regclass, string_agg(distinct o.name::text, ', ')) as words
 from ours as o

@@ -61,7 +61,8 @@ from pgcoord_v1.planned_features_text as t;
 create unlogged table pgcoord_v1.phase as
 with again as (select queue_id from pgcoord_v1.phase_queue_text where queue_id is not null group by queue_id having count(*) > 1)
 select t.place, t.queue_id as old_queue_id,
-    case when t.queue_id is null then 'v1-row' || translate(t.place::text, '(,)', '--')
+    -- A name that no page or log can carry is none (see pgcoord_private.check_queue_id).
+    case when t.queue_id is null or t.queue_id !~ '^[^[:space:][:cntrl:]/?#%\\<>"]{1,200}$' then 'v1-row' || translate(t.place::text, '(,)', '--')
         when t.queue_id in (select queue_id from again) then t.queue_id || translate(t.place::text, '(,)', '--')
         else t.queue_id end as queue_id,
     case when t.feature_id is not null then 'feature_id ' || t.feature_id else 'parent_issue ' || coalesce(t.parent_issue, 'null') end as parent_words,

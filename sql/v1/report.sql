@@ -4,11 +4,11 @@ from (
     select 1 as part, 0 as place, format('times without a zone are read in %s', time_zone) as words from pgcoord_v1.migration
     union all
     select 2, 0, format('planned_features: %s, %s carried over; %s made for phases',
-        pgcoord.counted((select count(*) from pgcoord_v1.feature), 'row', 'rows'),
+        pgcoord_private.counted((select count(*) from pgcoord_v1.feature), 'row', 'rows'),
         (select count(*) from pgcoord_v1.feature where id is not null and not repeated),
-        pgcoord.counted((select count(*) from pgcoord_v1.request where is_new), 'more feature', 'more features'))
+        pgcoord_private.counted((select count(*) from pgcoord_v1.request where is_new), 'more feature', 'more features'))
     union all
-    select 3, 0, format('phase_queue: %s, %s carried over', pgcoord.counted((select count(*) from pgcoord_v1.phase), 'row', 'rows'),
+    select 3, 0, format('phase_queue: %s, %s carried over', pgcoord_private.counted((select count(*) from pgcoord_v1.phase), 'row', 'rows'),
         (select count(*) from pgcoord_v1.carried))
     union all
     select 4, row_number() over (order by count(*) desc, c.old_status, q.status),

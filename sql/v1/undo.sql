@@ -7,7 +7,7 @@ begin
     if exists (select from pgcoord.migration where name = 'roles') then
         revoke usage on schema public from pgcoord_reader, pgcoord_client, pgcoord_coordinator;
     end if;
-    drop schema pgcoord cascade;
+    drop schema pgcoord, pgcoord_private cascade;
     drop table public.phase_queue, public.planned_features;
     for v_relation in select * from pgcoord_v1.old_relation order by kind, name loop
         if v_relation.came_from is null then

@@ -113,7 +113,7 @@ begin
         )) order by place)
     into v_phases
     from jsonb_array_elements(v_phases) with ordinality as element (phase, place);
-    perform pgcoord.check_feature_object(jsonb_build_object('title', 'A plan', 'phases', v_phases));
+    perform pgcoord_private.check_feature_object(jsonb_build_object('title', 'A plan', 'phases', v_phases));
     return v_phases;
 exception when sqlstate 'PC005' then
     return null;

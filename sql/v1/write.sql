@@ -1,6 +1,7 @@
 -- Features and phases, by the INSERTs of any client: the triggers see to everything that follows from them. A feature
 -- that version 1 cancelled takes phases no more, so it is cancelled last.
-select pgcoord.set_reason('migrated from version 1');
+select pgcoord_private.set_reason('migrated from version 1');
+select set_config('pgcoord.takes_over', 'v1', true);    -- names of version 1 are kept
 
 insert into public.planned_features (
     id, title, description, item_type, priority, estimated_hours, tags, plan, github_issue_number, created_at, updated_at
@@ -86,21 +87,21 @@ where exists (
     select from pgcoord_v1.queue_config_text
     where lower(btrim(config_key)) = 'queue_paused' and lower(btrim(config_value)) in ('true', 't', '1', 'yes', 'on')
 );
-select pgcoord.set_reason(null);
+select pgcoord_private.set_reason(null);
 
 -- Where each came from, in its history.
 insert into pgcoord.event (kind, feature_id, actor, reason)
-select 'feature_migrated', f.id, pgcoord.actor(),
+select 'feature_migrated', f.id, pgcoord_private.actor(),
     format('row %s of planned_features of version 1%s', f.id, ', ' || f.status)
 from pgcoord_v1.feature as f where f.id is not null and not f.repeated
 union all
-select 'feature_migrated', r.feature_id, pgcoord.actor(),
-    format('made for %s of phase_queue of version 1 with %s', pgcoord.counted(r.rows, 'row', 'rows'), p.parent_words)
+select 'feature_migrated', r.feature_id, pgcoord_private.actor(),
+    format('made for %s of phase_queue of version 1 with %s', pgcoord_private.counted(r.rows, 'row', 'rows'), p.parent_words)
 from pgcoord_v1.request as r join pgcoord_v1.phase as p on p.place = r.first_place
 where r.is_new;
 
 insert into pgcoord.event (kind, feature_id, phase_number, queue_id, actor, reason)
-select 'phase_migrated', c.feature_id, c.phase_number, p.queue_id, pgcoord.actor(),
+select 'phase_migrated', c.feature_id, c.phase_number, p.queue_id, pgcoord_private.actor(),
     format('row %s of phase_queue of version 1: %s, phase %s, %s', coalesce(p.old_queue_id, p.queue_id), p.parent_words, p.phase_number,
         coalesce(c.old_status, 'without a status'))
 from pgcoord_v1.carried as c join pgcoord_v1.phase as p using (place);

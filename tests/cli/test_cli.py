@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.cases import case
 from support.database import Connection, add_feature, claim, statuses, take_lead
 from support.desk import CONFIGURATION, PATIENCE, Desk, until
 
@@ -597,53 +599,52 @@ def test_each_mistake_has_an_exit_status_and_a_line(desk: Desk, conn: Connection
 MALFORMED = "postgresql://ada:%zhunter@here/db"
 
 
-@pytest.mark.parametrize(
-    ("command", "wrong"),
-    [
-        (["status"], MALFORMED),
-        (["psql"], MALFORMED),
-        (["serve", "--port", "0"], MALFORMED),
-        (["status"], "postgresql//ada:hunter@here/db"),
-        (["status"], "postgresql://ada:hunter@[::1/db"),
-        (["status"], "postgresql://ada:p/hunter@here/db"),
-        (["status"], "postgres://ada:p@hunter@here/db"),
-        (["status"], "host=here password=the hunter"),
-    ],
-)
-def test_a_dsn_with_a_fault_is_refused_without_its_password(
-    desk: Desk, command: list[str], wrong: str
-) -> None:
+FAULTY_DSNS: Any = [
+    (["status"], MALFORMED),
+    (["psql"], MALFORMED),
+    (["serve", "--port", "0"], MALFORMED),
+    (["status"], "postgresql//ada:hunter@here/db"),
+    (["status"], "postgresql://ada:hunter@[::1/db"),
+    (["status"], "postgresql://ada:p/hunter@here/db"),
+    (["status"], "postgres://ada:p@hunter@here/db"),
+    (["status"], "host=here password=the hunter"),
+]
+
+
+def test_a_dsn_with_a_fault_is_refused_without_its_password(desk: Desk) -> None:
     desk.write("pgcoord.toml", "[workflow.work]\ncommand = ['true']")
-    done = desk.call(*command, "--dsn", wrong)
-    assert done.returncode == 6, done
-    assert "pgcoord: this is no DSN: " in done.stderr
-    assert "hunter" not in done.stderr + done.stdout
+    for command, wrong in FAULTY_DSNS:
+        with case(command, wrong):
+            done = desk.call(*command, "--dsn", wrong)
+            assert done.returncode == 6, done
+            assert "pgcoord: this is no DSN: " in done.stderr
+            assert "hunter" not in done.stderr + done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["status", "0"],
-        ["status", "one"],
-        ["status", "99999999999"],
-        ["status", "--watch"],
-        ["cancel", "0"],
-        ["slots", "-1"],
-        ["slots", "many"],
-        ["priority", "1.1", "first"],
-        ["logs", "1.1", "--attempt", "0"],
-        ["run"],
-        ["statsu"],
-    ],
-    ids=" ".join,
-)
-def test_wrong_usage_ends_with_2(desk: Desk, arguments: list[str]) -> None:
-    done = desk.call(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    usage, _, *rest = done.stderr.splitlines()
-    assert usage.startswith("Usage: pgcoord")
-    assert any(line.startswith("Error: ") for line in rest)
-    assert "Traceback" not in done.stderr
+WRONG_USAGE: Any = [
+    ["status", "0"],
+    ["status", "one"],
+    ["status", "99999999999"],
+    ["status", "--watch"],
+    ["cancel", "0"],
+    ["slots", "-1"],
+    ["slots", "many"],
+    ["priority", "1.1", "first"],
+    ["logs", "1.1", "--attempt", "0"],
+    ["run"],
+    ["statsu"],
+]
+
+
+def test_wrong_usage_ends_with_2(desk: Desk) -> None:
+    for arguments in WRONG_USAGE:
+        with case(arguments):
+            done = desk.call(*arguments)
+            assert (done.returncode, done.stdout) == (2, "")
+            usage, _, *rest = done.stderr.splitlines()
+            assert usage.startswith("Usage: pgcoord")
+            assert any(line.startswith("Error: ") for line in rest)
+            assert "Traceback" not in done.stderr
 
 
 def test_without_any_database_it_says_how_to_get_one(bare_desk: Desk) -> None:

@@ -22,9 +22,19 @@ from pgcoord import doctor
 WORKFLOW = '[workflow.sh]\ncommand = ["true"]\n'
 
 KINDS = [
-    *("connection", "wake-ups", "clock", "schema", "definitions", "rights", "coordinator", "slots"),
+    *(
+        "connection",
+        "wake-ups",
+        "settings",
+        "clock",
+        "schema",
+        "definitions",
+        "rights",
+        "coordinator",
+        "slots",
+    ),
     *("line", "retries", "workflows", "prerequisites", "attempts", "external", "issues"),
-    *("transactions", "notifications", "configuration", "reports", "disk"),
+    *("locks", "transactions", "notifications", "configuration", "reports", "disk"),
 ]
 
 
@@ -66,7 +76,15 @@ def test_a_database_of_another_schema_is_told_by_what_it_lacks(desk: Desk, dsn: 
     assert status == 9
     assert found.pop("schema") == "fail"
     assert set(found.values()) == {"ok"}
-    assert list(found) == ["connection", "wake-ups", "clock", "configuration", "reports", "disk"]
+    assert list(found) == [
+        "connection",
+        "wake-ups",
+        "settings",
+        "clock",
+        "configuration",
+        "reports",
+        "disk",
+    ]
 
 
 def test_a_database_that_does_not_answer_is_a_finding_too(desk: Desk) -> None:
@@ -208,7 +226,7 @@ def pooler(tmp_path: Path, dsn: str) -> Iterator[Pooler]:
 
 
 def test_a_pooler_in_transaction_mode_is_named_with_its_remedy(desk: Desk, pooler: Pooler) -> None:
-    pooler.start(pool_mode="transaction", ignore_startup_parameters="options")
+    pooler.start(pool_mode="transaction")
     done = desk.call("doctor", "--dsn", pooler.dsn)
     assert done.returncode == 9
     lines = done.stdout.splitlines()
@@ -222,7 +240,7 @@ def test_a_pooler_in_transaction_mode_is_named_with_its_remedy(desk: Desk, poole
 def test_a_coordinator_does_not_start_where_nothing_would_wake_it(
     desk: Desk, pooler: Pooler
 ) -> None:
-    pooler.start(pool_mode="transaction", ignore_startup_parameters="options")
+    pooler.start(pool_mode="transaction")
     for arguments in (["serve"], ["run", desk.plan("true")]):
         done = desk.call(*arguments, "--dsn", pooler.dsn)
         assert done.returncode == 6
@@ -233,18 +251,21 @@ def test_a_coordinator_does_not_start_where_nothing_would_wake_it(
         ]
 
 
-def test_a_pooler_that_refuses_what_we_set_is_named(desk: Desk, pooler: Pooler) -> None:
-    pooler.start(pool_mode="transaction")
-    done = desk.call("doctor", "--dsn", pooler.dsn)
+def test_a_pooler_that_refuses_what_a_dsn_sets_is_named(desk: Desk, pooler: Pooler) -> None:
+    pooler.start(pool_mode="session")
+    done = desk.call("doctor", "--dsn", make_conninfo(pooler.dsn, options="-c work_mem=8MB"))
     assert done.returncode == 9
     assert "unsupported startup parameter" in done.stdout
-    assert "→ That is a pooler. Give the address of the server itself;" in done.stdout
+    assert "→ That is a pooler. Leave out the options of the DSN" in done.stdout
 
 
 def test_a_pooler_in_session_mode_is_fine(desk: Desk, pooler: Pooler) -> None:
-    pooler.start(pool_mode="session", ignore_startup_parameters="options")
+    pooler.start(pool_mode="session")
     done = desk.call("doctor", "--dsn", pooler.dsn)
     assert "✓ ok    wake-ups" in done.stdout
+    assert (
+        "✓ ok    settings       those that the coordinator depends on are in force" in done.stdout
+    )
     assert "ms through a pooler in session mode" in done.stdout
     with psycopg.connect(pooler.dsn) as conn:
         assert conn.execute("select status from pgcoord.board").fetchall() == []
@@ -318,3 +339,30 @@ def test_a_missing_token_is_found_by_doctor_and_refuses_serve(
     assert done.returncode == 5
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_transaction_pool_is_left_as_it_is_for_its_other_clients(
+    desk: Desk, pooler: Pooler
+) -> None:
+    pooler.start(pool_mode="transaction", default_pool_size="1")
+    desk.say("submit", desk.plan("true"), "--dsn", pooler.dsn)
+    desk.call("doctor", "--dsn", pooler.dsn)
+    with psycopg.connect(pooler.dsn, autocommit=True) as conn:
+        found = conn.execute(
+            "select current_setting('search_path'), current_setting('idle_session_timeout'),"
+            " current_setting('jit')"
+        ).fetchone()
+    assert found == ('"$user", public', "0", "on")
+
+
+def test_what_another_client_of_the_pool_has_set_does_not_count_or_is_named(
+    desk: Desk, pooler: Pooler
+) -> None:
+    pooler.start(pool_mode="transaction", default_pool_size="1")
+    with psycopg.connect(pooler.dsn, autocommit=True) as conn:
+        conn.execute("set default_transaction_isolation = 'serializable'")
+        desk.say("submit", desk.plan("true"), "--dsn", pooler.dsn)
+        conn.execute("set default_transaction_read_only = on")
+    done = desk.call("submit", desk.plan("true"), "--dsn", pooler.dsn)
+    assert done.returncode == 6
+    assert "by another client of the pool that this DSN leads to" in done.stderr

@@ -32,8 +32,7 @@ def test_logs_prints_what_was_written_byte_for_byte(desk: Desk) -> None:
     expected = b"".join(b"%d\n" % n for n in range(1, 30001)) + b"oops\n\xff\0 no end"
 
     def logs(*arguments: str) -> bytes:
-        command = [sys.executable, "-m", "pgcoord", "logs", "1.1", *arguments]
-        return subprocess.check_output(command, cwd=desk.folder, env=desk.environment)
+        return desk.call_for_bytes("logs", "1.1", *arguments).stdout
 
     assert logs() == expected
     assert logs("--attempt", "1") == b"first\n"

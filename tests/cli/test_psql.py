@@ -42,7 +42,7 @@ def work(conn: Connection) -> None:
     assert claim(conn, epoch) == ["queue-1-1", "queue-1-2"]
     start(conn, epoch, "queue-1-1")
     start(conn, epoch, "queue-1-2")
-    conn.execute("select pgcoord.end_attempt(2, 1, %s)", [LONG * 3])
+    conn.execute("select pgcoord_private.end_attempt(2, 1, %s)", [LONG * 3])
     conn.execute("select pgcoord.cancel_phase('queue-1-1', %s)", [LONG])
     add_feature(conn, {1: [], 2: [1], 3: [2, 9]}, phase_data=Jsonb({"title": LONG}))
     conn.execute("select pgcoord.cancel_phase('queue-2-1', %s)", [LONG])

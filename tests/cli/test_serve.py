@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -13,8 +14,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from support.database import Connection, statuses
-from support.desk import PATIENCE, Desk, address_of, until
+from support.database import Connection, add_feature, statuses
+from support.desk import PATIENCE, Desk, address_of, free_port, until
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -122,12 +123,6 @@ def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def test_a_kept_report_is_taken_by_the_next_coordinator(
@@ -259,6 +254,57 @@ def test_a_stop_closes_streams_within_seconds(desk: Desk) -> None:
             pass
         assert program.wait() == 0
         assert time.monotonic() - begin < 3
+
+
+def test_a_connection_that_is_lost_as_the_schema_is_checked_is_tried_again(
+    desk: Desk, dsn: str, conn: Connection
+) -> None:
+    with conn.transaction():
+        conn.execute("lock table pgcoord.migration")
+        serving = desk.start("serve")
+        deadline = time.monotonic() + PATIENCE
+        ends = (
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and wait_event_type = 'Lock'"
+        )
+        with psycopg.connect(dsn, autocommit=True) as other:
+            while other.execute(ends).fetchone() is None:
+                assert time.monotonic() < deadline
+        serving.until("trying again")
+    serving.until("leading")
+
+
+def test_a_request_that_waits_when_the_server_is_stopped_is_answered(
+    desk: Desk, dsn: str, conn: Connection
+) -> None:
+    add_feature(conn, {1: []})
+    serving = desk.start("serve")
+    address = address_of(serving)
+    serving.until("leading")
+    conn.execute("select pgcoord.pause()")
+    answers: list[tuple[int, Any]] = []
+    with conn.transaction():
+        conn.execute("select from phase_queue for update")
+
+        def ask() -> None:
+            answers.append(get(address, "/api/v1/queue/queue-1-1/cancel", "POST", {}))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        waits = (
+            "select from pg_stat_activity where wait_event_type = 'Lock'"
+            " and datname = current_database() and query like '%cancel_phase%'"
+        )
+        deadline = time.monotonic() + PATIENCE
+        with psycopg.connect(dsn, autocommit=True) as watch:
+            while watch.execute(waits).fetchone() is None:
+                assert time.monotonic() < deadline
+        serving.send(signal.SIGTERM)
+        assert serving.wait() == 0
+        asking.join()
+    ((status, answer),) = answers
+    assert (status, answer["error"]) == (503, "unavailable")
+    assert "Traceback" not in serving.said
 
 
 def test_the_script_of_the_specification_works(desk: Desk, dsn: str, conn: Connection) -> None:

@@ -162,7 +162,7 @@ def test_failed_phases_need_somebody_until_they_are_retried(conn: Connection, ep
     [queue_id] = claim(conn, epoch)
     start(conn, epoch, queue_id)
     conn.execute("select pgcoord.fail_phase(%s, %s)", [queue_id, "it broke\nin two lines"])
-    conn.execute("select pgcoord.end_attempt(id, 1, '') from pgcoord.attempt")
+    conn.execute("select pgcoord_private.end_attempt(id, 1, '') from pgcoord.attempt")
     [need] = rows(conn, "select * from pgcoord.attention")
     assert (need["kind"], need["words"], need["blocks"]) == ("failed", "it broke", [2])
     conn.execute("select pgcoord.cancel_feature(%s, 'x')", [feature])
@@ -259,7 +259,7 @@ def test_a_branch_is_cancelled_down_to_its_ends(conn: Connection) -> None:
 
 
 def listed(conn: Connection, show: str, search: str | None = None) -> list[int]:
-    found = rows(conn, "select pgcoord.list_features(%s, %s, 50) as id", show, search)
+    found = rows(conn, "select pgcoord_private.list_features(%s, %s, 50) as id", show, search)
     return [row["id"] for row in found]
 
 

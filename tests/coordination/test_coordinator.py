@@ -286,7 +286,7 @@ async def test_a_phase_that_somebody_has_locked_is_claimed_when_they_let_go(
             "update phase_queue set priority = 10 where queue_id = 'queue-2-1'"
         )
         await watch.one("select pgcoord.resume()")
-        await waits_for_lock(watch)
+        await waits_for_lock(watch, "phase queue-2-1")
         await other.conn.execute(end.encode())
         await watch.until_statuses("completed", "completed")
 
@@ -301,7 +301,7 @@ async def test_a_lock_that_keeps_it_from_claiming_does_not_keep_it_from_ending_p
         await other.conn.execute("begin")
         await other.conn.execute("update pgcoord.control set paused_reason = 'tea'")
         await watch.submit("true")
-        await waits_for_lock(watch, "pgcoord.control for no key update")
+        await waits_for_lock(watch, "pgcoord.control")
         await watch.one("select pgcoord.cancel_phase('queue-1-1', 'enough')")
         await watch.until_statuses("cancelled", "queued")
         await other.conn.execute(end.encode())
@@ -386,12 +386,6 @@ async def end(watch: Watch, queue_id: str) -> None:
     os.killpg(await pid_of(watch, queue_id), 9)
 
 
-async def waits_for_lock(watch: Watch, what: str = "phase_queue") -> None:
+async def waits_for_lock(watch: Watch, lock: str) -> None:
     """Wait until a session of the coordinator waits for a lock that somebody holds."""
-    async with asyncio.timeout(30):
-        while not await watch.all(  # noqa: ASYNC110
-            "select from pg_stat_activity where datname = current_database()"
-            " and wait_event_type = 'Lock' and position(%s in query) > 0",
-            what,
-        ):
-            await asyncio.sleep(0)
+    await watch.until_found(f"select from pgcoord.lock_waits where lock = '{lock}'")

@@ -547,7 +547,7 @@ async def test_a_cancelled_phase_that_waits_for_github_is_cancelled(
 async def test_a_coordinator_without_github_waits_for_nothing(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
-    await watch.one("select pgcoord.hold_issues('1 hour', false, 'a limit', null) as held")
+    await watch.one("select pgcoord_private.hold_issues('1 hour', false, 'a limit', null) as held")
     await watch.submit("true")
     async with running(make_coordinator(dsn, tmp_path)):
         (row,) = await watch.until_statuses("completed")

@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.coordination import PATIENCE, Gate, Watch, make_coordinator, running, scripts, watching
 
 from pgcoord.coordination.coordinator import Coordinator
@@ -306,3 +308,55 @@ async def test_a_server_that_refuses_for_good_ends_the_coordinator_at_once(
     async with asyncio.timeout(PATIENCE):
         with pytest.raises(DatabaseUnusable, match="no_such_database"):
             await coordinator.run()
+
+
+@asynccontextmanager
+async def cutting_when_idle(dsn: str, seconds: float) -> AsyncIterator[str]:
+    """A way to the server on which a connection is cut once nothing has passed for *seconds*."""
+    given = conninfo_to_dict(dsn)
+    host, port = str(given["host"]), int(given.get("port") or 5432)
+
+    async def pump(
+        source: asyncio.StreamReader, sink: asyncio.StreamWriter, moved: list[float]
+    ) -> None:
+        while data := await source.read(65536):
+            moved[0] = asyncio.get_running_loop().time()
+            sink.write(data)
+            await sink.drain()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if host.startswith("/"):
+            back = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        else:
+            back = await asyncio.open_connection(host, port)
+        moved = [asyncio.get_running_loop().time()]
+        pumps = [
+            asyncio.create_task(pump(reader, back[1], moved)),
+            asyncio.create_task(pump(back[0], writer, moved)),
+        ]
+        while not any(each.done() for each in pumps):
+            left = moved[0] + seconds - asyncio.get_running_loop().time()
+            if left <= 0:
+                break
+            await asyncio.wait(pumps, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        for each in pumps:
+            each.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        for end in (writer, back[1]):
+            end.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        address = server.sockets[0].getsockname()
+        yield make_conninfo(dsn, host="127.0.0.1", port=address[1], sslmode="disable")
+
+
+async def test_what_cuts_idle_connections_is_named_with_its_time(
+    dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cutting_when_idle(dsn, 1.0) as way, running(make_coordinator(way, tmp_path)):
+        async with asyncio.timeout(PATIENCE):
+            while "cuts idle connections after 1." not in caplog.text:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await watch.submit("true")
+        await watch.until_statuses("completed")

@@ -5,14 +5,13 @@ import fcntl
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from support.coordination import (
+    PATIENCE,
     Gate,
     Watch,
     is_alive,
@@ -22,6 +21,7 @@ from support.coordination import (
     until_it_ends,
     watching,
 )
+from support.forks import run_forked_source
 
 # A coordinator that kills itself as `kill -9` would, at one point of an attempt's way.
 DYING = """
@@ -69,10 +69,8 @@ async def kill_coordinator_at(point: str, dsn: str, folder: Path) -> None:
     source = DYING.format(
         tests=str(Path(__file__).parents[1]), point=point, dsn=dsn, folder=str(folder)
     )
-    died = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", source], timeout=60, check=False
-    )
-    assert died.returncode == -signal.SIGKILL
+    died = run_forked_source(source, stdout=2)
+    assert await asyncio.to_thread(died.wait, PATIENCE) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("point", ["claimed", "prepared", "spawned", "running"])

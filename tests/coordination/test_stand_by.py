@@ -22,7 +22,7 @@ from support.coordination import (
 
 # The server gives up a leader of which it hears nothing for so long.
 SOON = """
-database._LEAD = "-c idle_session_timeout=400ms"
+database._OF_LEAD["idle_session_timeout"] = "400ms"
 listener.PING_EVERY = 0.1
 """
 
@@ -65,7 +65,7 @@ async def test_a_stand_by_takes_over_at_once_when_the_leader_stops_in_order(
         # Not while it asks: it would be answered as soon as the first one is gone.
         await watch.until_found(
             "select from pg_stat_activity where datname = current_database() and state = 'idle'"
-            " and position('pgcoord.lead(' in query) > 0"
+            " and position('pgcoord_private.lead(' in query) > 0"
         )
         first.stop()
         await second.leads.wait()
@@ -191,7 +191,7 @@ async def test_a_lease_that_ends_while_the_leader_rests_wakes_it(
     try:
         # The lease is over in a second, and nothing but the timer tells of it.
         await watch.conn.execute(
-            "create or replace function pgcoord.lease_length() returns interval"
+            "create or replace function pgcoord_private.lease_length() returns interval"
             " language sql immutable return interval '1 second'"
         )
         async with running(make_coordinator(dsn, tmp_path, host="b")):
@@ -294,7 +294,7 @@ async def end_all(watch: Watch) -> None:
 async def let_leases_run_out(watch: Watch) -> None:
     """Have a lease's length go by."""
     await watch.conn.execute(
-        "update pgcoord.coordinator set lead_at = lead_at - pgcoord.lease_length()"
+        "update pgcoord.coordinator set lead_at = lead_at - pgcoord_private.lease_length()"
     )
     await watch.conn.execute("update pgcoord.host set lease_until = clock_timestamp()")
     await watch.conn.execute("notify pgcoord_wake")

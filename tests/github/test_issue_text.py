@@ -180,7 +180,7 @@ def test_an_issue_is_its_prompt_and_at_most_400_tokens() -> None:
 
 
 def test_five_phases_take_a_fifth_of_the_tokens_of_a_parent_issue() -> None:
-    """The sizes are those of the spec's 5.1: a parent of 5,000 tokens, children of 2,000."""
+    """Sizes: a parent of 5,000 tokens, children of 2,000."""
     prompts = ["Do this. " * 889 for _ in range(5)]
     children = [body(prompt, prerequisites=[phase(1, "Schema", 200)]) for prompt in prompts]
     parent = "Implement this. " * 1_250

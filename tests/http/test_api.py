@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from support.cases import case
 from support.coordination import watching
 from support.database import Connection, add_feature, claim, start, statuses
 from support.serving import Site, served
@@ -220,59 +221,60 @@ async def test_a_log_that_grows_while_it_is_sent_arrives_to_its_end(
         assert last.endswith(b"the end")
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body", "status", "words"),
-    [
-        ("GET", "/planned-features/9", None, 404, "there is no feature 9"),
-        ("GET", "/planned-features/x", None, 404, "there is no feature x"),
-        ("GET", "/planned-features/99999999999", None, 404, "there is no feature 99999999999"),
-        ("GET", "/queue/none", None, 404, "there is no phase none"),
-        ("GET", "/nothing", None, 404, "there is nothing at /api/v1/nothing"),
-        ("DELETE", "/queue", None, 405, "there is no DELETE for /api/v1/queue"),
-        ("GET", "/queue?statsu=running", None, 422, "statsu: expected one of the parameters"),
-        ("GET", "/queue?status=ready&status=running", None, 422, "status: expected given once"),
-        ("GET", "/queue?status=done", None, 422, "status[0]: expected one of queued, ready"),
-        ("GET", "/queue?limit=0", None, 422, "limit: expected a whole number from 1 to 10000"),
-        ("POST", "/queue/queue-1-1/priority", {}, 422, "priority: expected a whole number from 0"),
-        ("POST", "/queue/queue-1-1/priority", {"priority": "high"}, 422, "not 'high'"),
-        ("POST", "/queue/queue-1-1/retry", None, 409, "phase queue-1-1 is queued"),
-        ("POST", "/queue/queue-1-1/skip", {"why": "x"}, 422, "why: expected one of reason"),
-        ("PUT", "/slots", {"slots": 9999}, 422, "slots: expected a whole number from 0 to 1000"),
-        ("POST", "/planned-features", {"title": " "}, 422, "title: expected text that is not"),
-        ("POST", "/planned-features", {"title": "a\0"}, 422, "title: expected text"),
-        (
-            "POST",
-            "/planned-features",
-            {"title": "a", "phases": [{"phase_number": 1}, {"phase_number": "2"}]},
-            422,
-            "phases[1].phase_number: expected a whole number from 1",
-        ),
-        (
-            "POST",
-            "/planned-features",
-            {"title": "a", "phases": [{"phase_number": 1, "prompt": "Add the tables."}]},
-            422,
-            "phases[0].prompt: expected one of phase_number, title, prompt_content",
-        ),
-        (
-            "POST",
-            "/planned-features?execute=true",
-            {"title": "a", "phases": [{"phase_number": 1, "depends_on_phases": [1]}]},
-            422,
-            "itself",
-        ),
-    ],
-)
+REFUSALS: Any = [
+    ("GET", "/planned-features/9", None, 404, "there is no feature 9"),
+    ("GET", "/planned-features/x", None, 404, "there is no feature x"),
+    ("GET", "/planned-features/99999999999", None, 404, "there is no feature 99999999999"),
+    ("GET", "/queue/none", None, 404, "there is no phase none"),
+    ("GET", "/nothing", None, 404, "there is nothing at /api/v1/nothing"),
+    ("DELETE", "/queue", None, 405, "there is no DELETE for /api/v1/queue"),
+    ("GET", "/queue?statsu=running", None, 422, "statsu: expected one of the parameters"),
+    ("GET", "/queue?status=ready&status=running", None, 422, "status: expected given once"),
+    ("GET", "/queue?status=done", None, 422, "status[0]: expected one of queued, ready"),
+    ("GET", "/queue?limit=0", None, 422, "limit: expected a whole number from 1 to 10000"),
+    ("POST", "/queue/queue-1-1/priority", {}, 422, "priority: expected a whole number from 0"),
+    ("POST", "/queue/queue-1-1/priority", {"priority": "high"}, 422, "not 'high'"),
+    ("POST", "/queue/queue-1-1/retry", None, 409, "phase queue-1-1 is queued"),
+    ("POST", "/queue/queue-1-1/skip", {"why": "x"}, 422, "why: expected one of reason"),
+    ("PUT", "/slots", {"slots": 9999}, 422, "slots: expected a whole number from 0 to 1000"),
+    ("POST", "/planned-features", {"title": " "}, 422, "title: expected text that is not"),
+    ("POST", "/planned-features", {"title": "a\0"}, 422, "title: expected text"),
+    (
+        "POST",
+        "/planned-features",
+        {"title": "a", "phases": [{"phase_number": 1}, {"phase_number": "2"}]},
+        422,
+        "phases[1].phase_number: expected a whole number from 1",
+    ),
+    (
+        "POST",
+        "/planned-features",
+        {"title": "a", "phases": [{"phase_number": 1, "prompt": "Add the tables."}]},
+        422,
+        "phases[0].prompt: expected one of phase_number, title, prompt_content",
+    ),
+    (
+        "POST",
+        "/planned-features?execute=true",
+        {"title": "a", "phases": [{"phase_number": 1, "depends_on_phases": [1]}]},
+        422,
+        "itself",
+    ),
+]
+
+
 async def test_what_cannot_be_done_is_answered_with_the_reason(
-    site: Site, conn: Connection, method: str, path: str, body: Any, status: int, words: str
+    site: Site, conn: Connection
 ) -> None:
     add_feature(conn, {1: []})
-    answer = await site.client.request(
-        method, API + path, **({} if body is None else {"json": body})
-    )
-    assert answer.status_code == status, answer.text
-    assert words in answer.json()["reason"]
-    assert statuses(conn) == {1: "queued"}
+    for method, path, body, status, words in REFUSALS:
+        with case(method, path, body, status, words):
+            answer = await site.client.request(
+                method, API + path, **({} if body is None else {"json": body})
+            )
+            assert answer.status_code == status, answer.text
+            assert words in answer.json()["reason"]
+            assert statuses(conn) == {1: "queued"}
 
 
 async def test_every_fault_of_a_body_is_named(site: Site) -> None:
@@ -287,22 +289,21 @@ async def test_every_fault_of_a_body_is_named(site: Site) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("content", "kind", "status"),
-    [
-        (b"{", "application/json", 400),
-        (b"{}", "text/plain", 415),
-        (b" " * 4_200_000, "application/json", 413),
-    ],
-)
-async def test_a_body_that_is_no_json_is_refused(
-    site: Site, content: bytes, kind: str, status: int
-) -> None:
-    answer = await site.client.post(
-        f"{API}/planned-features", content=content, headers={"content-type": kind}
-    )
-    assert answer.status_code == status
-    assert set(answer.json()) >= {"error", "reason"}
+NO_JSON: Any = [
+    (b"{", "application/json", 400),
+    (b"{}", "text/plain", 415),
+    (b" " * 4_200_000, "application/json", 413),
+]
+
+
+async def test_a_body_that_is_no_json_is_refused(site: Site) -> None:
+    for content, kind, status in NO_JSON:
+        with case(content, kind, status):
+            answer = await site.client.post(
+                f"{API}/planned-features", content=content, headers={"content-type": kind}
+            )
+            assert answer.status_code == status
+            assert set(answer.json()) >= {"error", "reason"}
 
 
 async def test_paths_answer_with_a_slash_at_their_end_too(site: Site) -> None:
@@ -318,8 +319,15 @@ checks.positive_data_acceptance.enabled = false
 """
 
 
+@pytest.mark.parametrize(
+    ("stages", "mode"),
+    [
+        ("examples,coverage", "positive"),
+        pytest.param("examples,coverage,fuzzing", "all", marks=pytest.mark.scale),
+    ],
+)
 async def test_the_api_does_what_its_description_says(
-    site: Site, conn: Connection, epoch: int, tmp_path: Path
+    site: Site, conn: Connection, epoch: int, tmp_path: Path, stages: str, mode: str
 ) -> None:
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
@@ -329,7 +337,8 @@ async def test_the_api_does_what_its_description_says(
         f"--config-file={tmp_path / 'schemathesis.toml'}",
         "run",
         f"{site.url}/openapi.json",
-        "--phases=examples,coverage,fuzzing",
+        f"--phases={stages}",
+        f"--mode={mode}",
         "--max-examples=10",
         "--generation-allow-x00=false",  # no text of Postgres holds it
         "--seed=1",

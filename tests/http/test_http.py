@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
+from support.cases import case
 from support.database import Connection, add_feature, claim, start, statuses
 from support.serving import Site, served
 from websockets.asyncio.client import connect
@@ -161,36 +162,36 @@ async def test_failed_log_ins_have_to_wait(locked: Site) -> None:
     assert (await locked.client.get("/api/v1/queue", headers=STEER)).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("127.0.0.1", 200),
-        ("localhost:8002", 200),
-        ("[::1]:80", 200),
-        ("evil.example", 403),
-        ("127.0.0.1.evil.example", 403),
-        ("", 403),
-        ("[", 403),
-    ],
-)
-async def test_a_name_that_is_not_ours_is_refused(site: Site, host: str, status: int) -> None:
-    assert (await site.client.get("/healthz", headers={"host": host})).status_code == status
+HOST_NAMES: Any = [
+    ("127.0.0.1", 200),
+    ("localhost:8002", 200),
+    ("[::1]:80", 200),
+    ("evil.example", 403),
+    ("127.0.0.1.evil.example", 403),
+    ("", 403),
+    ("[", 403),
+]
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
-async def test_pages_of_other_sites_can_do_nothing(
-    site: Site, conn: Connection, origin: str
-) -> None:
+async def test_a_name_that_is_not_ours_is_refused(site: Site) -> None:
+    for host, status in HOST_NAMES:
+        with case(host, status):
+            assert (await site.client.get("/healthz", headers={"host": host})).status_code == status
+
+
+async def test_pages_of_other_sites_can_do_nothing(site: Site, conn: Connection) -> None:
     add_feature(conn, {1: []})
     skip = "/api/v1/queue/queue-1-1/skip"
-    refused = await site.client.post(skip, headers={"origin": origin})
-    assert (refused.status_code, refused.json()["error"]) == (403, "forbidden")
-    crossed = await site.client.post(skip, headers={"sec-fetch-site": "cross-site"})
-    assert crossed.status_code == 403
-    with pytest.raises(InvalidStatus) as caught:
-        await connect(f"{site.socket_url}/ws/queue", additional_headers={"origin": origin})
-    assert caught.value.response.status_code == 403
-    assert statuses(conn) == {1: "queued"}
+    for origin in ["https://evil.example", "null", "http://127.0.0.1:1"]:
+        with case(origin):
+            refused = await site.client.post(skip, headers={"origin": origin})
+            assert (refused.status_code, refused.json()["error"]) == (403, "forbidden")
+            crossed = await site.client.post(skip, headers={"sec-fetch-site": "cross-site"})
+            assert crossed.status_code == 403
+            with pytest.raises(InvalidStatus) as caught:
+                await connect(f"{site.socket_url}/ws/queue", additional_headers={"origin": origin})
+            assert caught.value.response.status_code == 403
+            assert statuses(conn) == {1: "queued"}
     assert (await site.client.post(skip, headers={"origin": site.url})).status_code == 200
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from standardwebhooks import Webhook
+from support.cases import case
 from support.database import Connection, add_feature, add_phase, claim, start, statuses
 from support.serving import SECRET, Site, served, signed
 
@@ -160,7 +161,7 @@ async def test_a_late_repeat_without_an_adw_id_does_not_end_the_next_attempt(
     message = signed({"queue_id": running, "status": "failed"}, SECRET, message_id="msg_1")
     first = await site.client.post("/workflow-complete", **message)
     assert first.json()["outcome"] == "failed"
-    conn.execute("select pgcoord.end_attempt(id, 1) from pgcoord.attempt")
+    conn.execute("select pgcoord_private.end_attempt(id, 1) from pgcoord.attempt")
     conn.execute("select pgcoord.retry_phase(%s)", [running])
     assert claim(conn, epoch) == [running]
     again = await site.client.post("/workflow-complete", **message)
@@ -176,44 +177,45 @@ def nested(shell: Any, levels: int) -> bytes:
     return f'{{"queue_id": "queue-1-1", "status": "completed", "x": {inner}}}'.encode()
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "reason"),
-    [
-        ({"queue_id": "queue-9-9", "status": "completed"}, 404, "queue_id queue-9-9"),
-        ({"adw_id": "adw-none", "status": "completed"}, 404, "adw_id adw-none"),
-        ({"feature_id": 9, "phase_number": 1, "status": "failed"}, 404, "feature_id 9"),
-        ({"queue_id": "queue-1-2", "status": "completed"}, 409, "never started"),
-        ({"queue_id": "queue-1-1", "adw_id": "adw-no", "status": "completed"}, 409, "adw-no"),
-        ({"queue_id": "queue-1-1", "feature_id": 2, "status": "completed"}, 422, "contradicts"),
-        ({"queue_id": "queue-1-1", "phase_number": 2, "status": "failed"}, 422, "contradicts"),
-        ({"status": "completed"}, 422, "a report with no name names no phase"),
-        (
-            {"feature_id": 1, "status": "completed"},
-            422,
-            "a report with feature_id 1 names no phase",
-        ),
-        ({"queue_id": "queue-1-1"}, 422, "status: expected one of completed, failed; it is missi"),
-        ({"queue_id": "queue-1-1", "status": "done"}, 422, "status: expected one of"),
-        ({"queue_id": 1, "status": "completed"}, 422, "queue_id: expected text, not 1"),
-        ({"queue_id": "a\0", "status": "completed"}, 422, "queue_id: expected text"),
-        ({"queue_id": "\ud800", "status": "completed"}, 422, "queue_id: expected text"),
-        ({"feature_id": 2**40, "status": "failed"}, 422, "feature_id: expected a whole number"),
-        ([], 422, "the body: expected an object"),
-        (nested({"a": 0}, 600), 422, "nothing that is nested more than 100 levels deep"),
-        (nested([0], 600), 422, "nothing that is nested more than 100 levels deep"),
-        (b"not json", 400, "not JSON"),
-        (b"", 400, "not JSON"),
-        (b"NaN", 400, "not JSON"),
-        (b"[" * 60_000, 400, "not JSON"),
-    ],
-)
+REFUSED_REPORTS: Any = [
+    ({"queue_id": "queue-9-9", "status": "completed"}, 404, "queue_id queue-9-9"),
+    ({"adw_id": "adw-none", "status": "completed"}, 404, "adw_id adw-none"),
+    ({"feature_id": 9, "phase_number": 1, "status": "failed"}, 404, "feature_id 9"),
+    ({"queue_id": "queue-1-2", "status": "completed"}, 409, "never started"),
+    ({"queue_id": "queue-1-1", "adw_id": "adw-no", "status": "completed"}, 409, "adw-no"),
+    ({"queue_id": "queue-1-1", "feature_id": 2, "status": "completed"}, 422, "contradicts"),
+    ({"queue_id": "queue-1-1", "phase_number": 2, "status": "failed"}, 422, "contradicts"),
+    ({"status": "completed"}, 422, "a report with no name names no phase"),
+    (
+        {"feature_id": 1, "status": "completed"},
+        422,
+        "a report with feature_id 1 names no phase",
+    ),
+    ({"queue_id": "queue-1-1"}, 422, "status: expected one of completed, failed; it is missi"),
+    ({"queue_id": "queue-1-1", "status": "done"}, 422, "status: expected one of"),
+    ({"queue_id": 1, "status": "completed"}, 422, "queue_id: expected text, not 1"),
+    ({"queue_id": "a\0", "status": "completed"}, 422, "queue_id: expected text"),
+    ({"queue_id": "\ud800", "status": "completed"}, 422, "queue_id: expected text"),
+    ({"feature_id": 2**40, "status": "failed"}, 422, "feature_id: expected a whole number"),
+    ([], 422, "the body: expected an object"),
+    (nested({"a": 0}, 600), 422, "nothing that is nested more than 100 levels deep"),
+    (nested([0], 600), 422, "nothing that is nested more than 100 levels deep"),
+    (b"not json", 400, "not JSON"),
+    (b"", 400, "not JSON"),
+    (b"NaN", 400, "not JSON"),
+    (b"[" * 60_000, 400, "not JSON"),
+]
+
+
 async def test_what_cannot_be_taken_is_refused_with_the_reason(
-    site: Site, conn: Connection, running: str, body: object, status: int, reason: str
+    site: Site, conn: Connection, running: str
 ) -> None:
-    answer = await site.report(body)
-    assert answer.status_code == status, answer.text
-    assert reason in answer.json()["reason"]
-    assert statuses(conn) == {1: "running", 2: "queued"}
+    for body, status, reason in REFUSED_REPORTS:
+        with case(body, status, reason):
+            answer = await site.report(body)
+            assert answer.status_code == status, answer.text
+            assert reason in answer.json()["reason"]
+            assert statuses(conn) == {1: "running", 2: "queued"}
 
 
 async def test_an_id_that_is_too_long_to_be_kept_is_no_lost_connection(
@@ -235,11 +237,41 @@ def hub(body: bytes, secret: str = SECRET) -> dict[str, str]:
 async def test_a_signature_as_github_makes_them_is_accepted(
     site: Site, conn: Connection, running: str
 ) -> None:
-    body = json.dumps({"queue_id": running, "status": "completed"}).encode()
+    adw_id = attempt(conn, running)["adw_id"]
+    body = json.dumps({"adw_id": adw_id, "status": "completed"}).encode()
     wrong = await site.report(body, None, **hub(body, OTHER))
     assert (wrong.status_code, statuses(conn)[1]) == (401, "running")
     assert (await site.report(body, None, **hub(body))).status_code == 200
     assert statuses(conn)[1] == "completed"
+
+
+async def test_a_report_signed_as_github_does_names_its_attempt(
+    site: Site, conn: Connection, running: str
+) -> None:
+    for name in ({}, {"adw_id": None}):
+        body = json.dumps({"queue_id": running, "status": "failed", **name}).encode()
+        answer = await site.report(body, None, **hub(body))
+        assert answer.status_code == 422
+        assert answer.json()["faults"][0]["field"] == "adw_id"
+        assert (statuses(conn)[1], deliveries(conn)) == ("running", [])
+
+
+async def test_a_report_sent_again_under_another_delivery_ends_no_later_attempt(
+    site: Site, conn: Connection, epoch: int, running: str
+) -> None:
+    names = {"queue_id": running, "adw_id": attempt(conn, running)["adw_id"]}
+    body = json.dumps({**names, "status": "failed"}).encode()
+    for delivery in ("one", "two"):
+        headers = {**hub(body), "x-github-delivery": delivery}
+        answer = await site.report(body, None, **headers)
+        assert (answer.status_code, answer.json()["outcome"]) == (200, "failed")
+        if delivery == "one":
+            conn.execute("select pgcoord_private.end_attempt(id, 1, now()) from pgcoord.attempt")
+            conn.execute("select pgcoord.retry_phase(%s)", [running])
+            assert claim(conn, epoch) == [running]
+            start(conn, epoch, running)
+    assert statuses(conn)[1] == "running"
+    assert attempt(conn, running, 2)["outcome"] is None
 
 
 def signed_at(body: bytes, at: datetime) -> dict[str, str]:
@@ -255,36 +287,37 @@ NOW = datetime.now(UTC)
 GOOD = signed_at(BODY, NOW)
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"webhook-signature": ""},
-        GOOD | {"webhook-signature": "garbage"},
-        GOOD | {"webhook-signature": "v1"},
-        GOOD | {"webhook-signature": "v1,a"},
-        GOOD | {"webhook-signature": "v1,é"},
-        GOOD | {"webhook-signature": "v2" + GOOD["webhook-signature"][2:]},
-        GOOD | {"webhook-id": "msg_2"},
-        GOOD | {"webhook-timestamp": "nan"},
-        GOOD | {"webhook-timestamp": "1e400"},
-        GOOD | {"webhook-timestamp": str(int(NOW.timestamp()) + 1)},
-        signed_at(BODY, NOW - timedelta(hours=1)),
-        signed_at(BODY, NOW + timedelta(hours=1)),
-        signed_at(BODY + b" ", NOW),
-        {"x-hub-signature-256": "sha256=é"},
-        {"x-hub-signature-256": "sha1=00"},
-    ],
-)
+INVALID_SIGNATURES: Any = [
+    {},
+    {"webhook-signature": ""},
+    GOOD | {"webhook-signature": "garbage"},
+    GOOD | {"webhook-signature": "v1"},
+    GOOD | {"webhook-signature": "v1,a"},
+    GOOD | {"webhook-signature": "v1,é"},
+    GOOD | {"webhook-signature": "v2" + GOOD["webhook-signature"][2:]},
+    GOOD | {"webhook-id": "msg_2"},
+    GOOD | {"webhook-timestamp": "nan"},
+    GOOD | {"webhook-timestamp": "1e400"},
+    GOOD | {"webhook-timestamp": str(int(NOW.timestamp()) + 1)},
+    signed_at(BODY, NOW - timedelta(hours=1)),
+    signed_at(BODY, NOW + timedelta(hours=1)),
+    signed_at(BODY + b" ", NOW),
+    {"x-hub-signature-256": "sha256=é"},
+    {"x-hub-signature-256": "sha1=00"},
+]
+
+
 async def test_a_signature_that_is_not_valid_is_401(
-    site: Site, conn: Connection, running: str, headers: dict[str, str]
+    site: Site, conn: Connection, running: str
 ) -> None:
-    raw = latin({"content-type": "application/json", **headers})
-    answer = await site.client.post("/workflow-complete", content=BODY, headers=raw)
-    assert answer.status_code == 401
-    assert answer.json()["error"] == "not_signed"
-    assert statuses(conn)[1] == "running"
-    assert deliveries(conn) == []
+    for headers in INVALID_SIGNATURES:
+        with case(headers):
+            raw = latin({"content-type": "application/json", **headers})
+            answer = await site.client.post("/workflow-complete", content=BODY, headers=raw)
+            assert answer.status_code == 401
+            assert answer.json()["error"] == "not_signed"
+            assert statuses(conn)[1] == "running"
+            assert deliveries(conn) == []
 
 
 async def test_one_of_several_signatures_is_enough(
@@ -313,10 +346,11 @@ async def test_a_body_of_more_than_64_kib_is_refused_while_it_is_read(
     assert (await site.report(long)).status_code == 413
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
-async def test_another_kind_of_body_is_415(site: Site, running: str, kind: str) -> None:
-    answer = await site.report(BODY, None, **{"content-type": kind})
-    assert (answer.status_code, answer.json()["error"]) == (415, "unsupported_media_type")
+async def test_another_kind_of_body_is_415(site: Site, running: str) -> None:
+    for kind in ["text/plain", "application/x-www-form-urlencoded", ""]:
+        with case(kind):
+            answer = await site.report(BODY, None, **{"content-type": kind})
+            assert (answer.status_code, answer.json()["error"]) == (415, "unsupported_media_type")
 
 
 async def test_unsigned_reports_are_taken_only_when_asked_for(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgcoord.errors import InvalidPlan
@@ -602,6 +602,7 @@ def written(plan: Plan) -> tuple[str, list[int]]:
     return text, lines
 
 
+@settings(max_examples=40)
 @given(plans())
 def test_a_plan_that_is_written_reads_back(plan: Plan) -> None:
     text, lines = written(plan)
@@ -613,6 +614,14 @@ def test_a_plan_that_is_written_reads_back(plan: Plan) -> None:
 
 
 @pytest.mark.timeout(15)
-@pytest.mark.parametrize("prompt", [("- " + "x y " * 20 + "\n") * 60_000, "x" * 5_000_000])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        ("- " + "x y " * 20 + "\n") * 6_000,
+        pytest.param(("- " + "x y " * 20 + "\n") * 60_000, marks=pytest.mark.scale),
+        "x" * 5_000_000,
+    ],
+    ids=["many items", "very many items", "one word"],
+)
 def test_a_prompt_of_megabytes_is_read(prompt: str) -> None:
     assert phase(f"\n{prompt}").prompt == prompt.rstrip("\n")

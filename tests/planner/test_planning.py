@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cases import case
 from support.database import Connection, statuses
 from support.desk import Desk
 from support.serving import Site, served
@@ -229,27 +230,28 @@ def test_a_plan_fits_a_terminal_of_eighty_columns(bare_desk: Desk) -> None:
     assert "Documentation of the WebSocket API" in plain
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "words"),
-    [
-        (["99"], 4, "there is no feature 99"),
-        (["99999999999"], 2, "there is no feature 99999999999"),
-        (["no.md"], 5, "no.md: no such file or directory"),
-        (["empty.md"], 5, "empty.md: it is empty"),
-        (["binary.md"], 5, "binary.md: not UTF-8 at byte 0"),
-        (["nul.md"], 5, "nul.md: it has a NUL in it"),
-        (["faulty.md"], 5, "faulty.md:3: phase 1 is empty"),
-        (["idea.md", "--execute"], 2, "--execute"),
-        (["idea.md", "--output", "no/where.md"], 7, "no/where.md: no such file or directory"),
-        (["7", "--hours", "3"], 2, "--hours"),
-    ],
-)
-def test_wrong_use_is_said(desk: Desk, arguments: list[str], status: int, words: str) -> None:
+WRONG_USE: Any = [
+    (["99"], 4, "there is no feature 99"),
+    (["99999999999"], 2, "there is no feature 99999999999"),
+    (["no.md"], 5, "no.md: no such file or directory"),
+    (["empty.md"], 5, "empty.md: it is empty"),
+    (["binary.md"], 5, "binary.md: not UTF-8 at byte 0"),
+    (["nul.md"], 5, "nul.md: it has a NUL in it"),
+    (["faulty.md"], 5, "faulty.md:3: phase 1 is empty"),
+    (["idea.md", "--execute"], 2, "--execute"),
+    (["idea.md", "--output", "no/where.md"], 7, "no/where.md: no such file or directory"),
+    (["7", "--hours", "3"], 2, "--hours"),
+]
+
+
+def test_wrong_use_is_said(desk: Desk) -> None:
     desk.write("empty.md", "\n")
     (desk.folder / "binary.md").write_bytes(b"\xff\xfe")
     desk.write("nul.md", "a\0b")
     desk.write("faulty.md", "# T\n\n## Phase 1: A\n")
     desk.write("idea.md", "Add a table")
-    done = desk.call("plan", *arguments)
-    assert (done.returncode, done.stdout) == (status, "")
-    assert words in re.sub(r"[\s│]+", " ", done.stderr)
+    for arguments, status, words in WRONG_USE:
+        with case(arguments, status, words):
+            done = desk.call("plan", *arguments)
+            assert (done.returncode, done.stdout) == (status, "")
+            assert words in re.sub(r"[\s│]+", " ", done.stderr)

@@ -24,7 +24,7 @@ from support.database import (
 
 def end(conn: Connection, queue_id: str, exit_code: int, log_tail: str = "") -> None:
     conn.execute(
-        "select pgcoord.end_attempt(%s, %s, %s)",
+        "select pgcoord_private.end_attempt(%s, %s, %s)",
         [attempt_of(conn, queue_id)["id"], exit_code, log_tail],
     )
 
@@ -71,7 +71,7 @@ def test_a_claim_gives_number_adw_id_slot_and_all_that_is_needed_to_run(
 ) -> None:
     data = {"title": "T", "prompt_content": "P"}
     queue_id = add_phase(conn, add_feature(conn, {}), 1, phase_data=Jsonb(data), issue_number=7)
-    given = one(conn, "select * from pgcoord.claim_phases(%s)", epoch)
+    given = one(conn, "select * from pgcoord_private.claim_phases(%s)", epoch)
     row = phase(conn, queue_id)
     assert (row["status"], row["slot"], row["attempt"]) == ("ready", 1, 1)
     assert row["adw_id"] == given["adw_id"]
@@ -94,8 +94,8 @@ def test_a_claim_gives_number_adw_id_slot_and_all_that_is_needed_to_run(
 def test_a_claim_returns_what_the_view_of_assignments_shows(conn: Connection, epoch: int) -> None:
     feature = add_feature(conn, {1: [], 2: [], 3: []})
     conn.execute("select pgcoord.set_slots(2)")
-    claimed = conn.execute("select * from pgcoord.claim_phases(%s)", [epoch]).fetchall()
-    shown = conn.execute("select * from pgcoord.assignment order by attempt_id").fetchall()
+    claimed = conn.execute("select * from pgcoord_private.claim_phases(%s)", [epoch]).fetchall()
+    shown = conn.execute("select * from pgcoord_private.assignment order by attempt_id").fetchall()
     assert claimed == shown
     assert [each["queue_id"] for each in claimed] == [f"queue-{feature}-{n}" for n in (1, 2)]
 
@@ -206,10 +206,10 @@ def test_a_lead_that_is_over_can_neither_claim_nor_start(conn: Connection, epoch
     was = statuses(conn), attempt_of(conn, queue_id)
     for stale in (epoch, epoch + 2, None):
         with refused("PC007", "is over"):
-            conn.execute("select pgcoord.claim_phases(%s::bigint)", [stale])
+            conn.execute("select pgcoord_private.claim_phases(%s::bigint)", [stale])
         with refused("PC007", "is over"):
             conn.execute(
-                "select pgcoord.start_phase(%s, %s, 2, 'now')",
+                "select pgcoord_private.start_phase(%s, %s, 2, 'now')",
                 [stale, attempt_of(conn, queue_id)["id"]],
             )
     assert (statuses(conn), attempt_of(conn, queue_id)) == was
@@ -222,16 +222,17 @@ def test_a_claim_skips_a_phase_that_somebody_has_locked(
     with psycopg.connect(dsn) as other:
         other.execute("select from phase_queue where phase_number = 1 for update")
         assert claim(conn, epoch) == [f"queue-{feature}-2"]
-        assert one(conn, "select * from pgcoord.agenda()")["locked_phase"] == f"queue-{feature}-1"
+        locked = one(conn, "select * from pgcoord_private.next_work()")["locked"]
+        assert locked == [f"phase queue-{feature}-1"]
     assert claim(conn, epoch) == [f"queue-{feature}-1"]
-    assert one(conn, "select * from pgcoord.agenda()")["locked_phase"] is None
+    assert one(conn, "select * from pgcoord_private.next_work()")["locked"] == []
 
 
 def test_every_attempt_gets_an_adw_id_of_its_own(conn: Connection) -> None:
     row = one(
         conn,
-        "select count(distinct pgcoord.adw_id(n, 77)) as different,"
-        " bool_and(pgcoord.adw_id(n, 77) ~ '^adw-[0-9a-f]{8}$') as well_formed"
+        "select count(distinct pgcoord_private.adw_id(n, 77)) as different,"
+        " bool_and(pgcoord_private.adw_id(n, 77) ~ '^adw-[0-9a-f]{8}$') as well_formed"
         " from generate_series(1, 20000) as n",
     )
     assert row == {"different": 20000, "well_formed": True}
@@ -242,7 +243,7 @@ def test_an_adw_id_that_a_client_used_is_not_given_again(conn: Connection, epoch
     # The id that the next attempt would get: the running phase's own attempt takes a number first.
     coming = one(
         conn,
-        "select pgcoord.adw_id(nextval('pgcoord.attempt_id') + 2, adw_offset) as adw_id"
+        "select pgcoord_private.adw_id(nextval('pgcoord.attempt_id') + 2, adw_offset) as adw_id"
         " from pgcoord.control",
     )["adw_id"]
     add_phase(conn, feature, 2, status="running", adw_id=coming)
@@ -274,13 +275,13 @@ def test_a_report_before_the_start_was_recorded_stands(conn: Connection, epoch: 
     [queue_id] = claim(conn, epoch)
     conn.execute("select pgcoord.complete_phase(%s)", [queue_id])
     conn.execute(
-        "select pgcoord.start_phase(%s, %s, 5, 'now')",
+        "select pgcoord_private.start_phase(%s, %s, 5, 'now')",
         [epoch, attempt_of(conn, queue_id)["id"]],
     )
     assert statuses(conn, feature) == {1: "completed"}
     tried = attempt_of(conn, queue_id)
     assert (tried["pid"], tried["outcome"], tried["exited_at"]) == (5, "completed", None)
-    left = one(conn, "select pid, ended from pgcoord.assignment")
+    left = one(conn, "select pid, ended from pgcoord_private.assignment")
     assert left == {"pid": 5, "ended": True}
 
 
@@ -306,7 +307,7 @@ def test_an_exit_without_a_report_decides(
     assert (tried["outcome"], tried["error"], tried["exit_code"]) == (status, error, exit_code)
     assert tried["ended_at"]
     assert tried["exited_at"]
-    assert conn.execute("select from pgcoord.assignment").fetchall() == []
+    assert conn.execute("select from pgcoord_private.assignment").fetchall() == []
 
 
 def test_an_exit_counts_once(conn: Connection, epoch: int) -> None:
@@ -323,7 +324,7 @@ def test_an_attempt_that_was_deleted_can_be_ended(conn: Connection, epoch: int) 
     number = attempt_of(conn, queue_id)["id"]
     conn.execute("select pgcoord.complete_phase(%s)", [queue_id])
     conn.execute("delete from planned_features")
-    conn.execute("select pgcoord.end_attempt(%s, 0)", [number])
+    conn.execute("select pgcoord_private.end_attempt(%s, 0)", [number])
     conn.execute("select pgcoord.give_up_attempt(%s, 'lost', 'x')", [number])
     assert statuses(conn) == {}
 
@@ -331,7 +332,7 @@ def test_an_attempt_that_was_deleted_can_be_ended(conn: Connection, epoch: int) 
 def test_what_a_process_left_behind_is_in_the_history(conn: Connection, epoch: int) -> None:
     queue_id = running(conn, epoch)
     conn.execute(
-        "select pgcoord.end_attempt(%s, 0, '', 'sleep (4711)')",
+        "select pgcoord_private.end_attempt(%s, 0, '', 'sleep (4711)')",
         [attempt_of(conn, queue_id)["id"]],
     )
     event = one(conn, "select * from pgcoord.event where kind = 'attempt_left_behind'")
@@ -469,20 +470,22 @@ def abroad(conn: Connection, epoch: int) -> str:
 
 
 def let_leases_run_out(conn: Connection) -> None:
-    conn.execute("update pgcoord.coordinator set lead_at = lead_at - pgcoord.lease_length()")
+    conn.execute(
+        "update pgcoord.coordinator set lead_at = lead_at - pgcoord_private.lease_length()"
+    )
     conn.execute("update pgcoord.host set lease_until = clock_timestamp()")
 
 
 def abandon(conn: Connection, epoch: int, queue_id: str) -> None:
     conn.execute(
-        "select pgcoord.abandon_attempt(%s, %s)", [epoch, attempt_of(conn, queue_id)["id"]]
+        "select pgcoord_private.abandon_attempt(%s, %s)", [epoch, attempt_of(conn, queue_id)["id"]]
     )
 
 
 def test_an_attempt_of_another_host_is_left_alone_for_a_lease_after_the_lead_was_taken(
     conn: Connection, epoch: int, abroad: str
 ) -> None:
-    agenda = one(conn, "select * from pgcoord.agenda()")
+    agenda = one(conn, "select * from pgcoord_private.next_work()")
     assert agenda["abandoned"] == []
     assert agenda["due_in"] == pytest.approx(60, abs=5)
     abandon(conn, epoch, abroad)
@@ -493,11 +496,11 @@ def test_an_attempt_of_another_host_is_left_alone_while_its_lease_is_renewed(
     conn: Connection, epoch: int, abroad: str
 ) -> None:
     let_leases_run_out(conn)
-    assert one(conn, "select * from pgcoord.agenda()")["abandoned"] == [
+    assert one(conn, "select * from pgcoord_private.next_work()")["abandoned"] == [
         attempt_of(conn, abroad)["id"]
     ]
-    conn.execute("select pgcoord.renew_lease('there')")
-    assert one(conn, "select * from pgcoord.agenda()")["abandoned"] == []
+    conn.execute("select pgcoord_private.renew_lease('there')")
+    assert one(conn, "select * from pgcoord_private.next_work()")["abandoned"] == []
     abandon(conn, epoch, abroad)
     assert phase(conn, abroad)["status"] == "running"
 
@@ -513,11 +516,11 @@ def test_an_attempt_whose_hosts_lease_has_run_out_is_lost_and_its_process_not_kn
     assert (lost["outcome"], lost["exited_at"]) == ("lost", None)
     assert lost["error"] == "nothing was heard of its host there for 00:01:00"
     # Its process is to be ended at once by whoever comes to life there, and that is recorded.
-    found = one(conn, "select * from pgcoord.assignment where host = 'there'")
+    found = one(conn, "select * from pgcoord_private.assignment where host = 'there'")
     assert (found["ended"], found["ending"]) == (True, "lost")
     end(conn, abroad, 143)
     assert attempt_of(conn, abroad)["exit_code"] == 143
-    assert conn.execute("select from pgcoord.assignment").fetchall() == []
+    assert conn.execute("select from pgcoord_private.assignment").fetchall() == []
     assert phase(conn, abroad)["status"] == "failed"
 
 
@@ -551,7 +554,7 @@ def test_the_start_of_an_attempt_that_was_given_up_is_refused(
     if gone == "deleted":
         conn.execute("delete from phase_queue")
     with refused("PC003", f"attempt {number} was given up"):
-        conn.execute("select pgcoord.start_phase(%s, %s, 1, 'then')", [epoch, number])
+        conn.execute("select pgcoord_private.start_phase(%s, %s, 1, 'then')", [epoch, number])
 
 
 def test_a_claim_waits_a_second_for_who_holds_the_control_row(
@@ -585,7 +588,7 @@ def test_an_attempt_given_back_costs_nothing(conn: Connection, epoch: int) -> No
     for number in (1, 2):
         assert claim(conn, epoch) == [queue_id]
         conn.execute(
-            "select pgcoord.return_attempt(%s, interval '90 s', 'rate limit')",
+            "select pgcoord_private.return_attempt(%s, interval '90 s', 'rate limit')",
             [attempt_of(conn, queue_id)["id"]],
         )
         row = phase(conn, queue_id)
@@ -607,7 +610,7 @@ def test_an_end_that_was_asked_for_counts_before_how_the_attempt_is_given_up(
     conn.execute("select pgcoord.cancel_phase(%s, 'not wanted')", [queue_id])
     if how == "returned":
         conn.execute(
-            "select pgcoord.return_attempt(%s, '1 min', 'x')",
+            "select pgcoord_private.return_attempt(%s, '1 min', 'x')",
             [attempt_of(conn, queue_id)["id"]],
         )
     else:
@@ -622,13 +625,13 @@ def test_an_end_that_was_asked_for_counts_before_how_the_attempt_is_given_up(
 def test_an_attempt_past_its_deadline_is_to_be_ended(conn: Connection) -> None:
     epoch = take_lead(conn, WORKFLOW | {"timeout_seconds": 60})
     queue_id = running(conn, epoch)
-    conn.execute("select pgcoord.expire_attempts()")
+    conn.execute("select pgcoord_private.expire_attempts()")
     assert attempt_of(conn, queue_id)["ending"] is None
     conn.execute("update pgcoord.attempt set deadline = now() - interval '1 s'")
-    conn.execute("select pgcoord.expire_attempts()")
+    conn.execute("select pgcoord_private.expire_attempts()")
     asked = attempt_of(conn, queue_id)
     assert (asked["ending"], asked["outcome"]) == ("timed_out", None)
-    conn.execute("select pgcoord.expire_attempts()")
+    conn.execute("select pgcoord_private.expire_attempts()")
     assert attempt_of(conn, queue_id) == asked
     assert phase(conn, queue_id)["status"] == "running"
     end(conn, queue_id, 143)
@@ -641,7 +644,7 @@ def test_an_attempt_that_timed_out_counts_and_is_tried_again(conn: Connection) -
     epoch = take_lead(conn, WORKFLOW | {"timeout_seconds": 60, "max_attempts": 2})
     queue_id = running(conn, epoch)
     conn.execute("update pgcoord.attempt set deadline = now() - interval '1 s'")
-    conn.execute("select pgcoord.expire_attempts()")
+    conn.execute("select pgcoord_private.expire_attempts()")
     end(conn, queue_id, 143)
     row = phase(conn, queue_id)
     assert (row["status"], row["attempts_used"]) == ("queued", 1)
@@ -655,7 +658,7 @@ def test_an_attempt_that_has_ended_or_is_being_ended_does_not_time_out(
     queue_id = running(conn, epoch)
     conn.execute("update phase_queue set status = %s", [status])
     conn.execute("update pgcoord.attempt set deadline = now() - interval '1 s'")
-    conn.execute("select pgcoord.expire_attempts()")
+    conn.execute("select pgcoord_private.expire_attempts()")
     assert attempt_of(conn, queue_id)["ending"] == (None if status == "completed" else "cancelled")
 
 
@@ -663,7 +666,7 @@ def test_the_agenda_names_the_nearest_deadline(conn: Connection) -> None:
     epoch = take_lead(conn, WORKFLOW | {"timeout_seconds": 500, "max_attempts": 2})
 
     def due_in() -> Any:
-        return one(conn, "select due_in from pgcoord.agenda()")["due_in"]
+        return one(conn, "select due_in from pgcoord_private.next_work()")["due_in"]
 
     assert due_in() is None
     first = running(conn, epoch)
@@ -684,7 +687,7 @@ def test_external_attempts_are_no_business_of_a_coordinator(
         add_phase(conn, add_feature(conn, {}), 1, status="running")
     else:
         running(conn, epoch)
-    found = one(conn, "select count(*) as n from pgcoord.assignment")["n"]
+    found = one(conn, "select count(*) as n from pgcoord_private.assignment")["n"]
     assert found == (0 if external else 1)
 
 

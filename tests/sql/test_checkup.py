@@ -13,7 +13,7 @@ from pgcoord.database import schema
 
 KINDS = [
     *("definitions", "rights", "coordinator", "slots", "line", "retries", "workflows"),
-    *("prerequisites", "attempts", "external", "issues", "transactions"),
+    *("prerequisites", "attempts", "external", "issues", "locks", "transactions"),
     "notifications",
 ]
 
@@ -67,11 +67,14 @@ def test_all_is_ok_where_a_coordinator_leads(conn: Connection, epoch: int) -> No
     ("statement", "name"),
     [
         (
-            "create or replace function pgcoord.ordinal(p_number bigint) returns text"
+            "create or replace function pgcoord_private.ordinal(p_number bigint) returns text"
             " language sql immutable return 'any'",
-            "function pgcoord.ordinal(bigint)",
+            "function pgcoord_private.ordinal(bigint)",
         ),
-        ("drop function pgcoord.ordinal(bigint) cascade", "function pgcoord.ordinal(bigint)"),
+        (
+            "drop function pgcoord_private.ordinal(bigint) cascade",
+            "function pgcoord_private.ordinal(bigint)",
+        ),
         ("alter function pgcoord.why(text) set jit = on", "function pgcoord.why(text)"),
         (
             "create or replace view pgcoord.leader as"
@@ -199,7 +202,7 @@ def test_processes_without_a_coordinator_on_their_machine_are_named(
     level, words, remedy = not_ok(conn)["attempts"]
     assert level == "fail"
     assert words == "1 process has no coordinator on the same machine: queue-1-2 on elsewhere"
-    conn.execute("select pgcoord.renew_lease('elsewhere')")
+    conn.execute("select pgcoord_private.renew_lease('elsewhere')")
     assert checkup(conn)["attempts"][0] == "ok"
     conn.execute("update pgcoord.host set lease_until = now() - interval '1 s'")
     assert checkup(conn)["attempts"][0] == "fail"
@@ -216,7 +219,7 @@ def test_a_lost_process_that_may_still_run_is_something_to_look_at(
     claim(conn, epoch)
     conn.execute("update pgcoord.attempt set host = 'elsewhere'")
     conn.execute("update pgcoord.coordinator set lead_at = lead_at - interval '1 hour'")
-    conn.execute("select pgcoord.abandon_attempt(%s, id) from pgcoord.attempt", [epoch])
+    conn.execute("select pgcoord_private.abandon_attempt(%s, id) from pgcoord.attempt", [epoch])
     level, words, remedy = not_ok(conn)["attempts"]
     assert level == "warn"
     assert words == "1 process has no coordinator on the same machine: queue-1-1 on elsewhere"
@@ -240,7 +243,7 @@ def test_transactions_that_are_open_for_long_are_named_with_how_to_end_them(
 ) -> None:
     # How long a transaction is open cannot be moved, so the limits are.
     definition = conn.execute(
-        "select pg_get_functiondef('pgcoord.checkup_transactions()'::regprocedure) as text"
+        "select pg_get_functiondef('pgcoord_private.checkup_transactions()'::regprocedure) as text"
     ).fetchone()
     assert definition
     text = definition["text"]

@@ -121,7 +121,7 @@ def test_a_draining_slot_goes_however_its_phase_ends(
     elif end == "cancelled":
         conn.execute("select pgcoord.cancel_phase(%s, 'x')", [f"queue-{feature}-1"])
         assert slots(conn) == {1: True}
-        conn.execute("select pgcoord.end_attempt(%s, 143)", [number])
+        conn.execute("select pgcoord_private.end_attempt(%s, 143)", [number])
     else:
         conn.execute("select pgcoord.give_up_attempt(%s, %s, 'x')", [number, end])
     assert slots(conn) == {}
@@ -232,9 +232,9 @@ def test_whatever_comes_back_to_a_paused_feature_is_held(conn: Connection, epoch
     feature = add_feature(conn, {1: [], 2: [], 3: [], 4: [3]})
     claim(conn, epoch)
     conn.execute("select pgcoord.cancel_phase(%s, 'x')", [f"queue-{feature}-3"])
-    conn.execute("select pgcoord.end_attempt(id, 1) from pgcoord.attempt where slot <> 2")
+    conn.execute("select pgcoord_private.end_attempt(id, 1) from pgcoord.attempt where slot <> 2")
     conn.execute("select pgcoord.pause(%s)", [feature])
-    conn.execute("select pgcoord.end_attempt(id, 1) from pgcoord.attempt where slot = 2")
+    conn.execute("select pgcoord_private.end_attempt(id, 1) from pgcoord.attempt where slot = 2")
     conn.execute("select pgcoord.retry_phase(%s)", [f"queue-{feature}-3"])
     assert statuses(conn) == {1: "queued", 2: "queued", 3: "queued", 4: "queued"}
     assert claim(conn, epoch) == []
@@ -270,7 +270,7 @@ def test_a_lead_replaces_the_workflows_and_grows(conn: Connection) -> None:
 
 def ask_for_lead(conn: Connection, after: int = 0) -> dict[str, Any]:
     """Ask as a coordinator on `there` would."""
-    asked = "select * from pgcoord.lead('there', 2, '0', '/runs', %s, %s)"
+    asked = "select * from pgcoord_private.lead('there', 2, '0', '/runs', %s, %s)"
     answer = conn.execute(asked, [Jsonb([WORKFLOW]), after]).fetchone()
     assert answer
     return answer
@@ -316,14 +316,14 @@ def test_a_lead_given_back_wakes_those_who_stand_by(conn: Connection, dsn: str) 
     take_lead(conn)
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as other:
         other.execute("listen pgcoord_stand_by")
-        conn.execute("select pgcoord.resign()")
+        conn.execute("select pgcoord_private.resign()")
         assert [note.channel for note in other.notifies(timeout=30, stop_after=1)]
         assert other.execute("select from pgcoord.leader").fetchall() == []
         assert ask_for_lead(other)["led"]
 
 
 def test_the_line_of_history_of_a_server_is_told(conn: Connection) -> None:
-    lineage = one(conn, "select * from pgcoord.lineage()")
+    lineage = one(conn, "select * from pgcoord_private.lineage()")
     assert lineage["system"] == one(conn, "select * from pg_control_system()")["system_identifier"]
     assert lineage["timeline"] == one(conn, "select * from pg_control_checkpoint()")["timeline_id"]
 
@@ -367,7 +367,7 @@ def test_two_default_workflows_are_refused(conn: Connection) -> None:
         ("select pgcoord.cancel_phase(queue_id, 'x') from phase_queue where slot = 1", True),
         ("select pgcoord.cancel_phase(queue_id, 'x') from phase_queue where slot is null", False),
         ("select pgcoord.skip_phase(queue_id, 'x') from phase_queue where slot is null", False),
-        ("select pgcoord.end_attempt(id, 1) from pgcoord.attempt", True),
+        ("select pgcoord_private.end_attempt(id, 1) from pgcoord.attempt", True),
         ("update phase_queue set depends_on_phases = '[]' where phase_number = 2", True),
         ("update phase_queue set priority = 1 where slot = 1", False),
         ("select pgcoord.set_slots(4)", True),

@@ -65,7 +65,7 @@ def work(conn: Connection) -> None:
     for queue_id in claim(conn, epoch):
         start(conn, epoch, queue_id)
     conn.execute("select pgcoord.complete_phase('queue-1-1')")
-    conn.execute("select pgcoord.end_attempt(2, 1)")  # waits for its retry
+    conn.execute("select pgcoord_private.end_attempt(2, 1)")  # waits for its retry
     conn.execute("select pgcoord.cancel_phase('queue-1-3', 'no')")  # is being ended
     add_phase(conn, feature, 5, [2, 4])
     add_phase(conn, feature, 6, status="running", adw_id="by hand")
@@ -100,7 +100,7 @@ def test_a_restored_database_goes_on_where_the_other_was(
         new = "insert into planned_features (title) values ('c') returning id"
         assert conn.execute(new).fetchone() == (3,)
         conn.execute("select pgcoord.skip_phase('queue-2-1', 'done')")
-        conn.execute("select pgcoord.end_attempt(3, 143)")
+        conn.execute("select pgcoord_private.end_attempt(3, 143)")
         rows = conn.execute("select queue_id, status from phase_queue order by 1").fetchall()
         with pytest.raises(psycopg.Error, match="no slot is free"):
             conn.execute(

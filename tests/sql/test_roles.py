@@ -39,13 +39,13 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("select * from pgcoord.history", READER),
     ("select * from pgcoord.webhook_delivery", READER),
     ("select pgcoord.feature_object(1)", READER),
-    ("select * from pgcoord.events_after(0, '{1}', '{2}', 10)", READER),
-    ("select * from pgcoord.last_event(10), pgcoord.event_writers()", READER),
-    ("select * from pgcoord.measures()", READER),
-    ("select * from pgcoord.ended_attempts('{1}')", READER),
+    ("select * from pgcoord_private.events_after(0, '{1}', '{2}', 10)", READER),
+    ("select * from pgcoord_private.last_event(10), pgcoord_private.event_writers()", READER),
+    ("select * from pgcoord_private.measures()", READER),
+    ("select * from pgcoord_private.ended_attempts('{1}')", READER),
     ("select * from pgcoord.waiting", READER),
-    ("select * from pgcoord.first_reason", READER),
-    ("select pgcoord.phase_objects('{queue-1-1}')", READER),
+    ("select * from pgcoord_private.first_reason", READER),
+    ("select pgcoord_private.phase_objects('{queue-1-1}')", READER),
     ("select * from pgcoord.slots", READER),
     ("select * from pgcoord.timeline", READER),
     ("select * from pgcoord.leader", READER),
@@ -63,8 +63,8 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("select * from pgcoord.line", READER),
     ("select * from pgcoord.backlog", READER),
     ("select * from pgcoord.elsewhere", READER),
-    ("select * from pgcoord.list_features('all', null, 10)", READER),
-    ("select * from pgcoord.feature_rows('{1, 2}')", READER),
+    ("select * from pgcoord_private.list_features('all', null, 10)", READER),
+    ("select * from pgcoord_private.feature_rows('{1, 2}')", READER),
     ("select * from pgcoord.forecast('{1}')", READER),
     ("select * from pgcoord.expected_finish('{1}')", READER),
     ("select pgcoord.feature_object(1)", READER),
@@ -73,11 +73,11 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     # secrets
     ("select secret from pgcoord.attempt", COORDINATOR),
     ("select * from pgcoord.attempt", COORDINATOR),
-    ("select * from pgcoord.assignment", COORDINATOR),
-    ("select pgcoord.new_secret()", COORDINATOR),
-    ('select * from pgcoord.report_secrets(\'{"queue_id": "queue-1-1"}\')', COORDINATOR),
+    ("select * from pgcoord_private.assignment", COORDINATOR),
+    ("select pgcoord_private.new_secret()", COORDINATOR),
+    ('select * from pgcoord_private.report_secrets(\'{"queue_id": "queue-1-1"}\')', COORDINATOR),
     (
-        "select * from pgcoord.take_report("
+        "select * from pgcoord_private.take_report("
         '\'{"queue_id": "queue-1-1", "status": "completed"}\', \'m\', \'a\')',
         COORDINATOR,
     ),
@@ -113,7 +113,7 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ('select pgcoord.submit_feature(\'{"title": "a", "phases": [{"phase_number": 1}]}\')', CLIENT),
     ('select pgcoord.store_feature(\'{"title": "a", "phases": [{"phase_number": 1}]}\')', CLIENT),
     ('select pgcoord.change_feature(1, \'{"title": "b"}\')', CLIENT),
-    ("select pgcoord.feature_to_plan(2)", CLIENT),
+    ("select pgcoord_private.feature_to_plan(2)", CLIENT),
     ("select pgcoord.execute_feature(2)", CLIENT),
     # steering
     ("select pgcoord.complete_phase('queue-1-1')", CLIENT),
@@ -161,18 +161,21 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("delete from planned_features where id = 2", NOBODY),
     ("truncate phase_queue cascade", NOBODY),
     # the coordinator's own
-    ("select * from pgcoord.lead('here', 1, '0', '/runs', '[]')", COORDINATOR),
-    ("select * from pgcoord.claim_phases((select epoch from pgcoord.control))", COORDINATOR),
+    ("select * from pgcoord_private.lead('here', 1, '0', '/runs', '[]')", COORDINATOR),
     (
-        "select pgcoord.start_phase(epoch, 1, 1, 'then') from pgcoord.control",
+        "select * from pgcoord_private.claim_phases((select epoch from pgcoord.control))",
         COORDINATOR,
     ),
-    ("select pgcoord.end_attempt(1, 0)", COORDINATOR),
-    ("select pgcoord.end_attempt(1, 1, 'the log', 'sleep (pid 2)')", COORDINATOR),
+    (
+        "select pgcoord_private.start_phase(epoch, 1, 1, 'then') from pgcoord.control",
+        COORDINATOR,
+    ),
+    ("select pgcoord_private.end_attempt(1, 0)", COORDINATOR),
+    ("select pgcoord_private.end_attempt(1, 1, 'the log', 'sleep (pid 2)')", COORDINATOR),
     ("select pgcoord.give_up_attempt(1, 'lost', 'gone')", COORDINATOR),
-    ("select pgcoord.return_attempt(1, '1 s', 'limit')", COORDINATOR),
-    ("select pgcoord.expire_attempts()", COORDINATOR),
-    ("select * from pgcoord.agenda()", COORDINATOR),
+    ("select pgcoord_private.return_attempt(1, '1 s', 'limit')", COORDINATOR),
+    ("select pgcoord_private.expire_attempts()", COORDINATOR),
+    ("select * from pgcoord_private.next_work()", COORDINATOR),
     ("select from phase_queue where queue_id = 'queue-1-4' for no key update", CLIENT),
     # what is behind the doors
     ("insert into pgcoord.event (kind, actor) values ('made up', 'another')", COORDINATOR),
@@ -184,12 +187,12 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("update pgcoord.attempt set deadline = now()", COORDINATOR),
     ("delete from pgcoord.dependency", COORDINATOR),
     ("delete from pgcoord.migration", NOBODY),
-    ("select pgcoord.record_definitions()", NOBODY),
-    ("select pgcoord.report_phase('queue-1-1', 'completed', null, null)", COORDINATOR),
-    ("select pgcoord.log_event('made up', 'reason')", COORDINATOR),
+    ("select pgcoord_private.record_definitions()", NOBODY),
+    ("select pgcoord_private.report_phase('queue-1-1', 'completed', null, null)", COORDINATOR),
+    ("select pgcoord_private.log_event('made up', 'reason')", COORDINATOR),
     ("select nextval('pgcoord.attempt_id')", COORDINATOR),
     ("create table pgcoord.mine ()", NOBODY),
-    ("create or replace function pgcoord.ordinal(bigint) returns text return ''", NOBODY),
+    ("create or replace function pgcoord_private.ordinal(bigint) returns text return ''", NOBODY),
     ("drop trigger phase_queue_update_guards on phase_queue", NOBODY),
     ("alter table phase_queue disable trigger user", NOBODY),
 ]
@@ -203,7 +206,7 @@ def house(conn: Connection) -> Connection:
     assert claim(conn, epoch) == ["queue-1-1", "queue-1-3"]
     for queue_id in ("queue-1-1", "queue-1-3"):
         start(conn, epoch, queue_id)
-    conn.execute("select pgcoord.end_attempt(2, 1)")
+    conn.execute("select pgcoord_private.end_attempt(2, 1)")
     conn.execute(
         "insert into phase_queue (feature_id, phase_number, depends_on_phases)"
         " values (1, 2, '[1]'), (1, 4, '[]'), (1, 5, '[]')"
@@ -383,7 +386,8 @@ def test_functions_with_the_rights_of_the_owner_have_a_fixed_search_path(
 ) -> None:
     found = conn.execute(
         "select proname, proconfig from pg_proc"
-        " where pronamespace = 'pgcoord'::regnamespace and prosecdef"
+        " where pronamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace)"
+        " and prosecdef"
     ).fetchall()
     assert len(found) > 10
     for row in found:
@@ -394,7 +398,8 @@ def test_nobody_else_may_execute_anything(conn: Connection) -> None:
     found = conn.execute(
         "select p.oid::regprocedure::text as name from pg_proc as p,"
         " aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) as given"
-        " where p.pronamespace = 'pgcoord'::regnamespace and given.grantee = 0"
+        " where p.pronamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace)"
+        " and given.grantee = 0"
     ).fetchall()
     assert found == []
 
@@ -404,9 +409,9 @@ def test_a_reader_sees_all_but_secrets(conn: Connection, logins: dict[str, str])
         """
         select c.oid::regclass || '.' || a.attname as name
         from pg_class as c join pg_attribute as a on a.attrelid = c.oid
-        where c.relnamespace in ('pgcoord'::regnamespace, 'public'::regnamespace)
+        where c.relnamespace::regnamespace::text in ('pgcoord', 'pgcoord_private', 'public')
             and c.relkind in ('r', 'v') and a.attnum > 0 and not a.attisdropped
-            and c.oid <> 'pgcoord.assignment'::regclass
+            and c.oid <> 'pgcoord_private.assignment'::regclass
             and not has_column_privilege(%s, c.oid, a.attnum, 'select')
         """,
         [logins["reader"]],

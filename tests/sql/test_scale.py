@@ -90,7 +90,7 @@ def test_the_database_is_as_large_as_it_claims_to_be(conn: Connection) -> None:
 @pytest.mark.parametrize(
     ("statement", "most"),
     [
-        ("select * from pgcoord.claim_phases((select epoch from pgcoord.control))", 1_000),
+        ("select * from pgcoord_private.claim_phases((select epoch from pgcoord.control))", 1_000),
         ("select pgcoord.complete_phase('queue-1001-1')", 1_000),
         ("select pgcoord.fail_phase('queue-1001-1', 'broken')", 1_000),
         ("update phase_queue set status = 'completed' where queue_id = 'queue-1001-1'", 1_000),
@@ -101,13 +101,13 @@ def test_the_database_is_as_large_as_it_claims_to_be(conn: Connection) -> None:
         ),
         ("select pgcoord.skip_phase('queue-1002-1', 'done')", 1_000),
         ("select pgcoord.pause(1002)", 5_000),  # a hundred phases are held
-        ("select * from pgcoord.agenda()", 1_000),
+        ("select * from pgcoord_private.next_work()", 1_000),
         ("select * from pgcoord.why('queue-1000001-5')", 1_000),
         ("select * from pgcoord.why('queue-1002-2')", 1_000),
         ("select * from pgcoord.why('queue-1001-2')", 1_000),
         ("select * from pgcoord.board where feature_id = 1002", 5_000),
         (
-            "select count(*) from pgcoord.phase_objects(array("
+            "select count(*) from pgcoord_private.phase_objects(array("
             "select queue_id from phase_queue where feature_id in (1002, 1003)))",
             10_000,  # of two hundred phases
         ),

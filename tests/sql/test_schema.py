@@ -17,6 +17,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.cases import case
 from support.database import Connection, add_feature, add_phase, claim, upgrade
 
 from pgcoord import __version__, assets
@@ -25,6 +26,8 @@ from pgcoord.errors import DatabaseUnusable, WrongSchema
 
 ROOT = Path(__file__).parents[2]
 FUNCTION_FILES = sorted((assets.SQL / "functions").glob("*.sql"))
+EVERYTHING = [*sorted(path.stem for path in (assets.SQL / "migrations").iterdir()), "functions"]
+OURS = "('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace, 'public'::regnamespace)"
 
 
 @pytest.fixture
@@ -52,27 +55,27 @@ def catalog(dsn: str) -> list[Any]:
     """Everything that upgrades make, with the transaction that wrote it."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         return conn.execute(
-            """
+            f"""
             select 'class', oid::regclass::text, xmin::text from pg_class
-            where relnamespace in ('pgcoord'::regnamespace, 'public'::regnamespace)
+            where relnamespace in {OURS}
             union all
             select 'type', oid::regtype::text, xmin::text from pg_type
-            where typnamespace in ('pgcoord'::regnamespace, 'public'::regnamespace)
+            where typnamespace in {OURS}
             union all
             select 'proc', oid::regprocedure::text, xmin::text from pg_proc
-            where pronamespace in ('pgcoord'::regnamespace, 'public'::regnamespace)
+            where pronamespace in {OURS}
             union all
             select 'trigger', tgrelid::regclass || ' ' || tgname, xmin::text from pg_trigger
             union all
             select 'constraint', conname, xmin::text from pg_constraint where connamespace
-                in ('pgcoord'::regnamespace, 'public'::regnamespace)
+                in {OURS}
             union all
             select 'description', description, xmin::text from pg_description where classoid
                 in ('pg_class'::regclass, 'pg_proc'::regclass) and objoid >= 16384
             union all
             select 'migration', name || digest || release, xmin::text from pgcoord.migration
             order by 1, 2, 3
-            """
+            """.encode()
         ).fetchall()
 
 
@@ -80,7 +83,7 @@ def catalog(dsn: str) -> list[Any]:
 
 
 def test_an_upgrade_of_an_empty_database_runs_everything(empty: str) -> None:
-    assert upgrade(empty) == ["0001_tables", "0002_issues", "functions"]
+    assert upgrade(empty) == EVERYTHING
     check(empty)
 
 
@@ -95,14 +98,14 @@ def test_a_second_upgrade_changes_nothing(empty: str) -> None:
 def test_upgrades_at_once_take_turns(empty: str) -> None:
     with ThreadPoolExecutor(12) as pool:
         ran = list(pool.map(upgrade, [empty] * 12))
-    assert sorted(ran) == [[]] * 11 + [["0001_tables", "0002_issues", "functions"]]
+    assert sorted(ran) == [[]] * 11 + [EVERYTHING]
     check(empty)
 
 
 def test_an_upgrade_renews_functions_that_another_release_wrote(dsn: str) -> None:
     change(
         dsn,
-        "create or replace function pgcoord.ordinal(p_number bigint) returns text"
+        "create or replace function pgcoord_private.ordinal(p_number bigint) returns text"
         " language sql immutable return 'broken'",
         "update pgcoord.migration set digest = 'of another release' where name = 'functions'",
     )
@@ -112,7 +115,7 @@ def test_an_upgrade_renews_functions_that_another_release_wrote(dsn: str) -> Non
     assert upgrade(dsn) == ["functions"]
     check(dsn)
     with psycopg.connect(dsn) as conn:
-        assert conn.execute("select pgcoord.ordinal(2)").fetchone() == ("2nd",)
+        assert conn.execute("select pgcoord_private.ordinal(2)").fetchone() == ("2nd",)
 
 
 def test_an_upgrade_that_fails_leaves_nothing(empty: str) -> None:
@@ -180,9 +183,27 @@ def test_a_user_who_may_not_create_is_told_who_can(empty: str, nobody: str) -> N
 def test_a_database_that_only_reads_is_refused(dsn: str, use: Any) -> None:
     name = conninfo_to_dict(dsn)["dbname"]
     change(dsn, f"alter database {name} set default_transaction_read_only = on")
-    with pytest.raises(DatabaseUnusable, match="stand-by or read-only") as caught:
+    with pytest.raises(DatabaseUnusable, match="default_transaction_read_only is on") as caught:
         use(dsn)
-    assert "target_session_attrs=read-write" in str(caught.value.hint)
+    assert "set default_transaction_read_only = off overrules it" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("use", [upgrade, check])
+def test_a_database_of_another_encoding_is_refused(server: str, use: Any) -> None:
+    name = "pgcoord_test_latin1"
+    with psycopg.connect(server) as conn:
+        provider = "locale_provider libc" if conn.info.server_version >= 150000 else ""
+    change(
+        server,
+        f"drop database if exists {name}",
+        f"create database {name} encoding 'LATIN1' {provider} locale 'C' template template0",
+    )
+    try:
+        with pytest.raises(DatabaseUnusable, match="has the encoding LATIN1") as caught:
+            use(make_conninfo(server, dbname=name))
+        assert "encoding 'UTF8' template template0" in str(caught.value.hint)
+    finally:
+        change(server, f"drop database {name}")
 
 
 @pytest.fixture
@@ -232,17 +253,23 @@ def test_a_server_that_is_too_old_is_refused(postgres_13: str) -> None:
 
 def test_every_function_and_trigger_comes_from_a_file(conn: Connection) -> None:
     text = "\n".join(path.read_text() for path in FUNCTION_FILES)
-    written = re.findall(r"^create or replace function pgcoord\.(\w+)\(", text, re.MULTILINE)
+    written = re.findall(
+        r"^create or replace function pgcoord(?:_private)?\.(\w+)\(", text, re.MULTILINE
+    )
     found = conn.execute(
         "select proname from pg_proc where pronamespace in"
-        " ('pgcoord'::regnamespace, 'public'::regnamespace)"
+        " ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace, 'public'::regnamespace)"
     )
     assert sorted(written) == sorted(row["proname"] for row in found)
     written = re.findall(r"^create or replace trigger (\w+) ", text, re.MULTILINE)
     found = conn.execute("select tgname from pg_trigger where not tgisinternal")
     assert sorted(written) == sorted(row["tgname"] for row in found)
-    written = re.findall(r"^create or replace view pgcoord\.(\w+) ", text, re.MULTILINE)
-    found = conn.execute("select viewname from pg_views where schemaname = 'pgcoord'")
+    written = re.findall(
+        r"^create or replace view pgcoord(?:_private)?\.(\w+) ", text, re.MULTILINE
+    )
+    found = conn.execute(
+        "select viewname from pg_views where schemaname in ('pgcoord', 'pgcoord_private')"
+    )
     assert sorted(written) == sorted(row["viewname"] for row in found)
 
 
@@ -253,7 +280,7 @@ def test_the_bodies_of_functions_parse(conn: Connection, path: Path) -> None:
 
 
 def test_every_object_has_a_comment(conn: Connection) -> None:
-    ours = "in ('pgcoord'::regnamespace, 'public'::regnamespace)"
+    ours = f"in {OURS}"
     bare = conn.execute(
         f"""
         select 'schema' as kind, 'pgcoord' as name
@@ -367,28 +394,27 @@ def test_a_slot_that_does_not_exist_cannot_be_held_without_our_triggers(
         conn.execute(statement.encode())
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "update phase_queue set slot = 1 where slot = 2",
-        "update phase_queue set slot = 4 where slot = 2",
-        "update phase_queue set slot = null where slot = 2",
-        "update phase_queue set slot = 3, status = 'running' where slot is null",
-        "update phase_queue set status = 'queued' where slot = 2",
-        "insert into pgcoord.slot (number) values (0)",
-        "insert into pgcoord.slot (number) values (3)",
-        "delete from pgcoord.slot",
-        "insert into pgcoord.control (only_row) values (false)",
-        "insert into pgcoord.control (only_row) values (true)",
-        "update pgcoord.attempt set outcome = 'completed'",
-        "update pgcoord.attempt set outcome = 'splendid', ended_at = now()",
-        "update pgcoord.workflow set max_attempts = 0",
-        "insert into pgcoord.dependency values (1, 1, 1)",
-        "insert into pgcoord.dependency values (1, 1, 99)",
-    ],
-)
+WRONG_BY_HAND: Any = [
+    "update phase_queue set slot = 1 where slot = 2",
+    "update phase_queue set slot = 4 where slot = 2",
+    "update phase_queue set slot = null where slot = 2",
+    "update phase_queue set slot = 3, status = 'running' where slot is null",
+    "update phase_queue set status = 'queued' where slot = 2",
+    "insert into pgcoord.slot (number) values (0)",
+    "insert into pgcoord.slot (number) values (3)",
+    "delete from pgcoord.slot",
+    "insert into pgcoord.control (only_row) values (false)",
+    "insert into pgcoord.control (only_row) values (true)",
+    "update pgcoord.attempt set outcome = 'completed'",
+    "update pgcoord.attempt set outcome = 'splendid', ended_at = now()",
+    "update pgcoord.workflow set max_attempts = 0",
+    "insert into pgcoord.dependency values (1, 1, 1)",
+    "insert into pgcoord.dependency values (1, 1, 99)",
+]
+
+
 def test_what_a_superuser_writes_by_hand_is_refused_all_the_same(
-    conn: Connection, epoch: int, statement: str
+    conn: Connection, epoch: int
 ) -> None:
     add_feature(conn, {1: [], 2: [], 3: [], 4: []})
     assert len(claim(conn, epoch)) == 3
@@ -398,10 +424,12 @@ def test_what_a_superuser_writes_by_hand_is_refused_all_the_same(
         return [conn.execute(f"select * from {each}".encode()).fetchall() for each in tables]
 
     was = stored()
-    with pytest.raises(psycopg.Error) as caught:
-        conn.execute(statement.encode())
-    assert str(caught.value.sqlstate)[:2] in ("PC", "23"), caught.value
-    assert stored() == was
+    for statement in WRONG_BY_HAND:
+        with case(statement):
+            with pytest.raises(psycopg.Error) as caught:
+                conn.execute(statement.encode())
+            assert str(caught.value.sqlstate)[:2] in ("PC", "23"), caught.value
+            assert stored() == was
 
 
 # --- What is shipped

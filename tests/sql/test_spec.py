@@ -1,4 +1,4 @@
-"""The spec's own material, as far as it does not contradict itself (design, section 12)."""
+"""Examples of the description that pgcoord began with (docs/design.md, section 12)."""
 
 import psycopg
 import pytest

@@ -34,7 +34,7 @@ class Stage:
             gone = re.fullmatch(r"the process of (\S+) is gone", direction)
             assert gone, direction
             ended = self._conn.execute(
-                "select pgcoord.end_attempt(id, 143) from pgcoord.attempt"
+                "select pgcoord_private.end_attempt(id, 143) from pgcoord.attempt"
                 " where queue_id = %s and exited_at is null",
                 [gone[1]],
             )

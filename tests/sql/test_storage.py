@@ -69,7 +69,7 @@ def test_a_start_is_recorded_in_place(conn: Connection) -> None:
     updates = Updates()
     for attempt in range(1, FEATURES + 1):
         with counting(conn, "attempt", updates):
-            conn.execute("select pgcoord.start_phase(%s, %s, 1, 'then')", [epoch, attempt])
+            conn.execute("select pgcoord_private.start_phase(%s, %s, 1, 'then')", [epoch, attempt])
     assert (updates.all, updates.in_place) == (FEATURES, FEATURES)
 
 

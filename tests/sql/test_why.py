@@ -39,7 +39,7 @@ def only(conn: Connection, queue_id: str, kind: str, words: str) -> None:
 
 def end(conn: Connection, queue_id: str, exit_code: int) -> None:
     conn.execute(
-        "select pgcoord.end_attempt(id, %s, 'last words') from pgcoord.attempt"
+        "select pgcoord_private.end_attempt(id, %s, 'last words') from pgcoord.attempt"
         " where queue_id = %s and ended_at is null",
         [exit_code, queue_id],
     )
@@ -210,7 +210,7 @@ def test_ordinals(conn: Connection) -> None:
     expected = "1st 2nd 3rd 4th 10th 11th 12th 13th 21st 22nd 101st 111th 1013th"
     found = rows(
         conn,
-        "select string_agg(pgcoord.ordinal(n), ' ' order by n) as words"
+        "select string_agg(pgcoord_private.ordinal(n), ' ' order by n) as words"
         " from unnest(array[1, 2, 3, 4, 10, 11, 12, 13, 21, 22, 101, 111, 1013]) as n",
     )
     assert found == [{"words": expected}]
@@ -284,7 +284,7 @@ def test_phases_as_objects_are_as_the_view_has_them_in_the_order_asked_for(
     other = add_feature(conn, {1: [9], 2: []})
     cancel(conn, f"queue-{work}-2")
     names = [f"queue-{other}-1", *(f"queue-{work}-{n}" for n in (5, 4, 1, 3, 2)), "queue-9-9"]
-    objects = rows(conn, "select pgcoord.phase_objects(%s) as phase", names)
+    objects = rows(conn, "select pgcoord_private.phase_objects(%s) as phase", names)
     phases = {
         row["queue_id"]: row["phase"]
         for row in rows(conn, "select queue_id, to_jsonb(q) as phase from pgcoord.queue as q")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from psycopg.types.json import Jsonb
 from pgcoord.configuration import Configuration, GitHub, Workflow
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.database import session
+from support.forks import Fork, run_forked_source
 
 PATIENCE = 30.0  # seconds until a test that waits gives up
 
@@ -111,17 +113,24 @@ asyncio.run(
 class CoordinatorProcess:
     """A coordinator in a process of its own; `said` are the lines that it has logged so far."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: Fork | subprocess.Popen[bytes], output: int) -> None:
         self._process = process
+        self._output = os.fdopen(output, "rb")
+        self._lines = asyncio.StreamReader()
         self.pid = process.pid
         self.said: list[str] = []
 
+    async def connect(self) -> None:
+        """Begin to read what it logs."""
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(self._lines), self._output
+        )
+
     async def until(self, words: str) -> str:
         """Wait until it has logged a line with these words, and return that."""
-        assert self._process.stdout
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
-                while line := (await self._process.stdout.readline()).decode():
+                while line := (await self._lines.readline()).decode():
                     self.said.append(line)
                     if words in line:
                         return line
@@ -133,14 +142,25 @@ class CoordinatorProcess:
     async def wait(self) -> int:
         """Wait until it has ended, and return its exit status."""
         async with asyncio.timeout(PATIENCE):
-            await self._process.communicate()
-        assert self._process.returncode is not None
-        return self._process.returncode
+            await self._lines.read()
+        return await asyncio.to_thread(self._process.wait, PATIENCE)
 
     async def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.communicate()
+        if self._process.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+        await self.wait()
+        self._output.close()
+
+
+def _start(source: str, prefix: tuple[str, ...]) -> CoordinatorProcess:
+    ours, theirs = os.pipe()
+    try:
+        if prefix:
+            command = [*prefix, sys.executable, "-c", source]
+            return CoordinatorProcess(subprocess.Popen(command, stdout=theirs), ours)
+        return CoordinatorProcess(run_forked_source(source, stdout=theirs), ours)
+    finally:
+        os.close(theirs)
 
 
 @contextlib.asynccontextmanager
@@ -173,11 +193,8 @@ async def coordinator_process(
         setting=setting,
         github=github,
     )
-    process = CoordinatorProcess(
-        await asyncio.create_subprocess_exec(
-            *prefix, sys.executable, "-c", source, stdout=asyncio.subprocess.PIPE
-        )
-    )
+    process = _start(source, prefix)
+    await process.connect()
     try:
         yield process
     finally:
@@ -195,6 +212,16 @@ class Gate:
 
     def open(self, scripts: int = 1) -> None:
         os.write(self._descriptor, b"\n" * scripts)
+
+    async def wait(self) -> None:
+        """Wait until a script has written a line there."""
+        loop, written = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._descriptor, written.set)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await written.wait()
+        finally:
+            loop.remove_reader(self._descriptor)
 
 
 async def until_it_ends(file: Path, text: str) -> None:

@@ -94,7 +94,7 @@ def as_user(dsn: str, login: str) -> str:
 def take_lead(conn: Connection, *workflows: dict[str, Any]) -> int:
     """Lead on `conn` as a coordinator would, and return the epoch."""
     row = conn.execute(
-        "select epoch from pgcoord.lead('here', 1, '0', '/runs', %s)",
+        "select epoch from pgcoord_private.lead('here', 1, '0', '/runs', %s)",
         [Jsonb(list(workflows) or [WORKFLOW])],
     ).fetchone()
     assert row
@@ -133,14 +133,14 @@ def add_phase(
 
 def claim(conn: Connection, epoch: int) -> list[str]:
     """Claim what can be claimed; return the queue_ids."""
-    rows = conn.execute("select queue_id from pgcoord.claim_phases(%s)", [epoch]).fetchall()
+    rows = conn.execute("select queue_id from pgcoord_private.claim_phases(%s)", [epoch]).fetchall()
     return [row["queue_id"] for row in rows]
 
 
 def start(conn: Connection, epoch: int, queue_id: str) -> None:
     """Record that the process of a claimed phase was started."""
     conn.execute(
-        "select pgcoord.start_phase(%s, id, 1, 'then') from pgcoord.attempt"
+        "select pgcoord_private.start_phase(%s, id, 1, 'then') from pgcoord.attempt"
         " where queue_id = %s and ended_at is null",
         [epoch, queue_id],
     )

@@ -7,13 +7,18 @@ import os
 import pty
 import re
 import select
+import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 import psycopg
+
+from support.forks import run_forked
 
 PATIENCE = 30  # seconds, for anything that happens within one
 
@@ -27,20 +32,45 @@ default = true
 """
 
 
+class _Executed(subprocess.Popen[bytes]):
+    """A process that is ended as those of `run_forked` are."""
+
+    def end(self) -> None:
+        self.kill()
+        self.wait(PATIENCE)
+
+
 class Program:
     """A running pgcoord; `said` is what it has printed so far, stdout and stderr as one."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], *arguments: str, tty: bool):
+    def __init__(
+        self,
+        folder: Path,
+        environment: dict[str, str],
+        *arguments: str,
+        tty: bool,
+        prefix: tuple[str, ...] | None = None,
+    ) -> None:
         self.said = ""
         ours, theirs = pty.openpty() if tty else os.pipe()
         self._output = ours
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pgcoord", *arguments],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=theirs,
-            stderr=theirs,
+        self._process = (
+            run_forked(
+                list(arguments),
+                folder=folder,
+                environment=environment,
+                stdout=theirs,
+                stderr=theirs,
+            )
+            if prefix is None
+            else _Executed(
+                [*prefix, sys.executable, "-m", "pgcoord", *arguments],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=theirs,
+                stderr=theirs,
+            )
         )
         os.close(theirs)
         self.pid = self._process.pid
@@ -63,8 +93,7 @@ class Program:
         return self._process.wait(PATIENCE)
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait(PATIENCE)
+        self._process.end()
         os.close(self._output)
 
     def _read(self) -> bool:
@@ -78,9 +107,20 @@ class Program:
         return bool(some)
 
 
+def _content(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
 def address_of(program: Program) -> str:
     """Where a `pgcoord serve` is found: host and port."""
     return program.until(r"serving on http://(\S+)")[1]
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
 class Desk:
@@ -123,16 +163,40 @@ class Desk:
         self._programs.append(program)
         return program
 
+    def execute(self, *arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> Program:
+        """Start it with an interpreter of its own, by the command `prefix` if there is one.
+
+        For what a fork does not have: an environment in its memory, a locale from its start.
+        """
+        given = self.environment | environment
+        program = Program(self.folder, given, *arguments, tty=False, prefix=prefix)
+        self._programs.append(program)
+        return program
+
     def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "pgcoord", *arguments],
-            cwd=self.folder,
-            env=self.environment | environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
+        done = self.call_for_bytes(*arguments, **environment)
+        return subprocess.CompletedProcess(
+            arguments, done.returncode, done.stdout.decode(), done.stderr.decode()
         )
+
+    def call_for_bytes(
+        self, *arguments: str, **environment: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        with TemporaryFile() as stdout, TemporaryFile() as stderr:
+            program = run_forked(
+                list(arguments),
+                folder=self.folder,
+                environment=self.environment | environment,
+                stdout=stdout.fileno(),
+                stderr=stderr.fileno(),
+            )
+            try:
+                status = program.wait(PATIENCE)
+            finally:
+                program.end()
+            return subprocess.CompletedProcess(
+                arguments, status, _content(stdout), _content(stderr)
+            )
 
     def say(self, *arguments: str, **environment: str) -> str:
         """Call what is to succeed without a word on stderr; return what it printed."""

@@ -83,7 +83,7 @@ class Load:
     def coordinator(self, conn: Connection, dice: random.Random) -> None:
         """Claim, start and end what was claimed, as a coordinator and its processes would."""
         claimed = conn.execute(
-            "select attempt_id from pgcoord.claim_phases(%s)", [self.epoch]
+            "select attempt_id from pgcoord_private.claim_phases(%s)", [self.epoch]
         ).fetchall()
         for row in claimed:
             if dice.random() < 0.9:
@@ -93,21 +93,21 @@ class Load:
     def _run_attempt(self, conn: Connection, dice: random.Random, attempt: int) -> None:
         end = dice.random()
         if end < 0.1:
-            conn.execute("select pgcoord.return_attempt(%s, '0 s', 'limit')", [attempt])
+            conn.execute("select pgcoord_private.return_attempt(%s, '0 s', 'limit')", [attempt])
             return
-        conn.execute("select pgcoord.start_phase(%s, %s, 1, 'then')", [self.epoch, attempt])
+        conn.execute("select pgcoord_private.start_phase(%s, %s, 1, 'then')", [self.epoch, attempt])
         if end < 0.15:
             conn.execute("select pgcoord.give_up_attempt(%s, 'lost', 'gone')", [attempt])
         elif end < 0.8:
-            conn.execute("select pgcoord.end_attempt(%s, %s)", [attempt, int(end > 0.6)])
+            conn.execute("select pgcoord_private.end_attempt(%s, %s)", [attempt, int(end > 0.6)])
 
     def _sweep(self, conn: Connection, dice: random.Random) -> None:
         """End a process whose end was asked for, or that is still there though it has reported."""
-        conn.execute("select pgcoord.expire_attempts()")
+        conn.execute("select pgcoord_private.expire_attempts()")
         conn.execute(
-            "select pgcoord.end_attempt(attempt_id, 143) from ("
-            " select attempt_id from pgcoord.assignment where ending is not null or ended or %s"
-            " order by random() limit 1) as found",
+            "select pgcoord_private.end_attempt(attempt_id, 143) from ("
+            " select attempt_id from pgcoord_private.assignment"
+            " where ending is not null or ended or %s order by random() limit 1) as found",
             [dice.random() < 0.1],
         )
 

@@ -62,7 +62,7 @@ class Scene:
         self._conn = psycopg.connect(dsn, autocommit=True, row_factory=dict_row)
         self._runs = runs
         [row] = self.sql(
-            "select epoch from pgcoord.lead(%s, 4100, '0.1', %s, %s)",
+            "select epoch from pgcoord_private.lead(%s, 4100, '0.1', %s, %s)",
             host,
             str(runs),
             Jsonb(WORKFLOWS),
@@ -99,7 +99,7 @@ class Scene:
             "update phase_queue set priority = 0, retry_at = null where queue_id = %s", queue_id
         )
         self.sql("select pgcoord.set_slots(%s)", held + 1)
-        rows = self.sql("select queue_id from pgcoord.claim_phases(%s)", self._epoch)
+        rows = self.sql("select queue_id from pgcoord_private.claim_phases(%s)", self._epoch)
         assert [row["queue_id"] for row in rows] == [queue_id]
         self.sql("update phase_queue set priority = 50 where queue_id = %s", queue_id)
         return queue_id
@@ -108,7 +108,7 @@ class Scene:
         """Have a phase run since so many minutes ago."""
         queue_id = self.claim(feature, phase)
         self.sql(
-            "select pgcoord.start_phase(%s, id, 48213, 'then') from pgcoord.attempt"
+            "select pgcoord_private.start_phase(%s, id, 48213, 'then') from pgcoord.attempt"
             " where queue_id = %s and ended_at is null",
             self._epoch,
             queue_id,
@@ -140,7 +140,7 @@ class Scene:
         else:
             self.sql("select pgcoord.complete_phase(%s)", queue_id)
         self.sql(
-            "select pgcoord.end_attempt(id, %s, '') from pgcoord.attempt"
+            "select pgcoord_private.end_attempt(id, %s, '') from pgcoord.attempt"
             " where queue_id = %s and exited_at is null",
             1 if error else 0,
             queue_id,

@@ -374,15 +374,15 @@ def test_no_more_are_adopted_than_there_are_slots_and_only_what_can_be_running(e
         " from generate_series(1, 5) as n",
         "insert into phase_queue (queue_id, parent_issue, phase_number, status, adw_id, phase_data,"
         " depends_on_phase, started_timestamp) values"
-        " ('no id', 6, 1, 'running', null, '{\"a\": 1}', null, '2026-01-01'),"
-        " ('same id', 7, 1, 'running', 'adw-5', '{\"a\": 1}', null, '2024-01-01'),"
-        " ('too early', 8, 2, 'running', 'adw-8', '{\"a\": 1}', 1, '2026-01-01')",
+        " ('no-id', 6, 1, 'running', null, '{\"a\": 1}', null, '2026-01-01'),"
+        " ('same-id', 7, 1, 'running', 'adw-5', '{\"a\": 1}', null, '2024-01-01'),"
+        " ('too-early', 8, 2, 'running', 'adw-8', '{\"a\": 1}', 1, '2026-01-01')",
     )
     migrate(empty, adopt=True)
     found = {name: row["status"] for name, row in phases(empty).items()}
     running = {name for name, status in found.items() if status == "running"}
     assert len(running) == 3
-    assert not running & {"no id", "too early", "q1"}
+    assert not running & {"no-id", "too-early", "q1"}
     assert set(found.values()) == {"running", "failed"}
 
 
@@ -941,7 +941,7 @@ def test_a_database_that_is_ours_with_work_in_it_takes_no_other(dsn: str, file: 
         migrate(dsn, source=file)
 
 
-@pytest.mark.parametrize("name", ["pgcoord", "pgcoord_v1"])
+@pytest.mark.parametrize("name", ["pgcoord", "pgcoord_private", "pgcoord_v1"])
 def test_a_schema_of_somebody_else_s_is_left_alone(empty: str, name: str) -> None:
     build(empty, "chain")
     run(empty, f"create schema {name}")

@@ -1,0 +1,86 @@
+-- What may be stored: names, sizes, depths and numbers that every reader can take. docs/sql.md states them. The
+-- triggers of the two public tables call these functions, at any depth: a client's own trigger gets past none.
+
+-- Refuse JSON of more than p_bytes, of 100 levels or more, or with a number beyond what a double holds.
+-- Errors: PC005.
+create or replace function pgcoord_private.check_json(p_what text, p_value jsonb, p_bytes integer) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_fault text := case
+        -- The first is how much is stored, perhaps compressed: it spares most values the second.
+        when pg_column_size(p_value) > 8192 and octet_length(p_value::text) > p_bytes
+            then format('has %s of JSON: %s at most', pg_size_pretty(octet_length(p_value::text)::bigint), pg_size_pretty(p_bytes::bigint))
+        when jsonb_path_exists(p_value, 'strict $.**{100}') then 'is nested 100 levels deep or more'
+        when jsonb_path_exists(p_value, 'strict $.** ? (@.type() == "number" && (@ > 1e308 || @ < -1e308))')
+            then 'holds a number beyond 1e308'
+    end;
+begin
+    if v_fault is not null then
+        raise exception using
+            errcode = 'PC005',
+            message = format('%s %s', p_what, v_fault),
+            hint = 'Keep what is long in a file, and name the file.';
+    end if;
+end $$;
+
+-- Refuse a text of more than p_length characters.
+-- Errors: PC005.
+create or replace function pgcoord_private.check_text(p_what text, p_value text, p_length integer) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+begin
+    if length(p_value) > p_length then
+        raise exception using
+            errcode = 'PC005',
+            message = format('%s has %s characters: %s at most', p_what, length(p_value), p_length),
+            hint = 'Keep it short; what is long belongs into a prompt or a description.';
+    end if;
+end $$;
+
+-- Refuse a name that no address of a page and no line of a log can carry, or that is made for another phase. What
+-- takes version 1 over keeps its names (setting pgcoord.takes_over, heeded of the owner alone).
+-- Errors: PC005.
+create or replace function pgcoord_private.check_queue_id(p_queue_id text, p_feature_id integer, p_phase_number integer) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+begin
+    if p_queue_id !~ '^[^[:space:][:cntrl:]/?#%\\<>"]{1,200}$' or p_queue_id in ('.', '..') then
+        raise exception using
+            errcode = 'PC005',
+            message = format('phase %s of feature %s cannot be called %L', p_phase_number, p_feature_id, left(p_queue_id, 210)),
+            hint = format('A name has 1 to 200 characters, without blanks, line breaks and / ? # %% \ < > ". Leave it out for queue-%s-%s.',
+                p_feature_id, p_phase_number);
+    elsif p_queue_id ~ '^queue-[0-9]+-[0-9]+$' and not (
+        coalesce(current_setting('pgcoord.takes_over', true), '') = 'v1'
+        and pg_has_role(session_user, (select relowner from pg_class where oid = 'public.phase_queue'::regclass), 'usage')
+    ) then
+        raise exception using
+            errcode = 'PC005',
+            message = format('phase %s of feature %s cannot be called %s: that is the name of another phase', p_phase_number, p_feature_id, p_queue_id),
+            hint = format('Leave the name out for queue-%s-%s.', p_feature_id, p_phase_number);
+    end if;
+end $$;
+
+-- A long text without its middle: what failed is said at its head or at its end.
+create or replace function pgcoord_private.without_middle(p_text text) returns text
+language sql immutable
+return case when length(p_text) <= 16000 then p_text
+    else left(p_text, 4000) || format(E'\n… %s characters left out …\n', length(p_text) - 16000) || right(p_text, 12000) end;
+
+-- What a phase is about, whenever it is given.
+-- Errors: PC005.
+create or replace function pgcoord_private.check_phase_data(p_queue_id text, p_data jsonb) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord_private.check_json('phase_data of phase ' || p_queue_id, p_data, 20 * 1024 * 1024);
+    perform pgcoord_private.check_text('the title of phase ' || p_queue_id, p_data ->> 'title', 1000);
+    perform pgcoord_private.check_text('workflow_type of phase ' || p_queue_id, p_data ->> 'workflow_type', 200);
+end $$;
+
+comment on function pgcoord_private.check_json(text, jsonb, integer) is 'Refuse (PC005) JSON that is too long, too deep, or has a number too large.';
+comment on function pgcoord_private.check_text(text, text, integer) is 'Refuse (PC005) a text that is too long.';
+comment on function pgcoord_private.check_queue_id(text, integer, integer) is 'Refuse (PC005) a name that cannot be one, or is that of another phase.';
+comment on function pgcoord_private.without_middle(text) is 'A long text without its middle.';
+comment on function pgcoord_private.check_phase_data(text, jsonb) is 'Refuse (PC005) phase_data that no reader could take.';

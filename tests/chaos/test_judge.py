@@ -1,0 +1,83 @@
+"""The judge of a storm sees what is wrong, and the storm knows all that people can do."""
+
+import random
+from collections.abc import Iterator
+from contextlib import closing
+
+import psycopg
+import pytest
+from support.database import Connection, add_feature, claim, start, take_lead
+
+from chaos.faults import CALLS, Faults
+from chaos.judge import Judge
+from chaos.place import Site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with closing(Site(tmp_path_factory.mktemp("chaos") / "storm", 1)) as site:
+        site.open()
+        yield site
+
+
+def test_the_judge_sees_what_marks_logs_and_tables_tell(site: Site) -> None:
+    judge = Judge(site, Faults(site, 1))
+    with site.session() as conn:
+        epoch = take_lead(conn)
+        add_feature(conn, {1: [], 2: [1]})
+        claim(conn, epoch)
+        start(conn, epoch, "queue-1-1")
+        conn.execute("select pgcoord_private.end_attempt(id, 0) from pgcoord.attempt")
+        claim(conn, epoch)
+        # As nothing but a fault could.
+        conn.execute("set session_replication_role = replica")
+        conn.execute("delete from pgcoord.event where to_status = 'completed'")
+        first, second = (
+            row["adw_id"]
+            for row in conn.execute("select adw_id from pgcoord.attempt order by id").fetchall()
+        )
+    judge.faults.acknowledged.append((second, "completed"))
+    site.marks.write_text(f"start {first} 1\nstart {first} 2\nend {first} 3\nstart {second} 1\n")
+    (site.logs / "coordinator-0-1").write_text('Traceback\n  File "a"\nKeyError: 1\n')
+    judge.judge_history()
+    for found in (
+        f"{first} started 2 times",
+        f"{first} exited with 0, it said 3",
+        f"{second} started, and is taken as not (None)",
+        f"{second} was acknowledged as completed, and is None",
+        "queue-1-2 (attempt 1) was claimed before phase 1 was completed",
+        "coordinator-0-1: a traceback: KeyError: 1",
+    ):
+        assert found in judge.wrong
+    assert any(each.startswith("events replayed and tables") for each in judge.wrong)
+
+
+def test_the_judge_sees_an_unexpected_error_in_the_log_of_the_server(site: Site) -> None:
+    judge = Judge(site, Faults(site, 1))
+    with psycopg.connect(site.postgres.dsn, application_name="pgcoord") as conn:
+        for statement in ("select 1/0", "select pg_cancel_backend(pg_backend_pid())"):
+            with pytest.raises(psycopg.Error):
+                conn.execute(statement.encode())
+            conn.rollback()
+    judge.judge_history()
+    logged = [each for each in judge.wrong if each.startswith("server's log")]
+    assert logged == ["server's log: ERROR 22012 of 'pgcoord': division by zero (1 times)"]
+
+
+def test_a_plan_of_faults_follows_from_its_seed(site: Site) -> None:
+    def plan() -> list[str]:
+        faults = Faults(site, 7)
+        return [str(faults.feature(random.Random(f"7 {number}"))) for number in range(20)]
+
+    assert plan() == plan()
+
+
+def test_the_storm_calls_every_function_that_people_change_something_with(
+    conn: Connection,
+) -> None:
+    rows = conn.execute(
+        "select distinct proname from pg_proc where pronamespace = 'pgcoord'::regnamespace"
+        " and provolatile = 'v' and prosecdef"
+    ).fetchall()
+    called = {call.partition("(")[0] for call in CALLS} | {"submit_feature"}
+    assert {row["proname"] for row in rows} <= called

@@ -1,0 +1,15 @@
+"""A short storm (tests/chaos/storm.py) finds nothing, and its judge finds what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from chaos.storm import rage
+
+
+@pytest.mark.scale
+@pytest.mark.timeout(600)
+def test_a_short_storm_breaks_no_promise(tmp_path: Path) -> None:
+    outcome = rage(tmp_path / "storm", seed=1, faults=60)
+    assert outcome.wrong == []
+    assert outcome.attempts > 0

@@ -1,0 +1,135 @@
+"""Sessions depend on no setting of a role, a database, the environment, a DSN or a service file."""
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.desk import Desk
+
+# What somebody may have set for people at a prompt or for another program, each to our harm.
+HOSTILE = {
+    "DateStyle": "German",
+    "IntervalStyle": "sql_standard",
+    "TimeZone": "<+03>-3",
+    "bytea_output": "escape",
+    "extra_float_digits": "-15",
+    "search_path": "hostile",
+    "standard_conforming_strings": "off",
+    "default_transaction_isolation": "serializable",
+    "default_transaction_deferrable": "on",
+    "statement_timeout": "250ms",
+    "lock_timeout": "1ms",
+    "idle_in_transaction_session_timeout": "1ms",
+    "idle_session_timeout": "250ms",
+    "row_security": "off",
+    "client_encoding": "LATIN1",
+    "quote_all_identifiers": "on",
+    "backslash_quote": "off",
+    "xmloption": "document",
+    "array_nulls": "off",
+    "lc_messages": "C",
+}
+
+PROMPT = "printf 'h\\303\\251llo \\342\\234\\227\\n'"
+OPTIONS = " ".join(f"-c {name}={value}" for name, value in HOSTILE.items())
+
+
+def set_for_database(desk: Desk, dsn: str) -> list[str]:
+    """Set all of it on the database, where a schema of its owner's imitates what we call."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("create schema hostile")
+        conn.execute("create function hostile.now() returns int return 1")
+        for name, value in HOSTILE.items():
+            conn.execute(f"alter database {conn.info.dbname} set {name} = '{value}'".encode())
+    return ["--dsn", dsn]
+
+
+def set_for_role(desk: Desk, dsn: str) -> list[str]:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        role = f"role_of_{conn.info.dbname}"
+        conn.execute(f"create role {role} superuser login".encode())
+        for name, value in HOSTILE.items():
+            conn.execute(f"alter role {role} set {name} = '{value}'".encode())
+    return ["--dsn", make_conninfo(dsn, user=role)]
+
+
+def set_in_environment(desk: Desk, dsn: str) -> list[str]:
+    desk.environment |= {
+        "PGOPTIONS": OPTIONS,
+        "PGDATESTYLE": "SQL, DMY",
+        "PGTZ": "Asia/Kathmandu",
+        "PGCLIENTENCODING": "no such encoding",
+    }
+    return ["--dsn", dsn]
+
+
+def set_in_dsn(desk: Desk, dsn: str) -> list[str]:
+    return ["--dsn", make_conninfo(dsn, options=OPTIONS, client_encoding="SQL_ASCII")]
+
+
+def set_in_service_file(desk: Desk, dsn: str) -> list[str]:
+    given = conninfo_to_dict(dsn) | {"options": OPTIONS, "client_encoding": "LATIN1"}
+    desk.write("services", "[ours]\n" + "".join(f"{key}={value}\n" for key, value in given.items()))
+    desk.environment["PGSERVICEFILE"] = str(desk.folder / "services")
+    return ["--dsn", "service=ours"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [set_for_database, set_for_role, set_in_environment, set_in_dsn, set_in_service_file],
+)
+def test_a_plan_runs_to_its_end_whatever_is_set(
+    settings: Callable[[Desk, str], list[str]], desk: Desk, dsn: str
+) -> None:
+    to = settings(desk, dsn)
+    plan = desk.plan(PROMPT, "exit 3")
+    done = desk.call("run", plan, *to)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert "1 of 2 phases" in done.stdout or "failed" in done.stdout
+    assert "exited with status 3" in desk.say("why", "1.2", *to)
+    assert "failed" in desk.say("status", "--all", *to)
+    assert desk.call("retry", "1.2", *to).returncode == 0
+    found = desk.call("doctor", *to)
+    assert "settings       those that the coordinator depends on are in force" in found.stdout
+
+
+def test_triggers_that_are_switched_off_for_the_session_are_refused_or_switched_on(
+    desk: Desk, dsn: str
+) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            f"alter database {conn.info.dbname} set session_replication_role = 'replica'".encode()
+        )
+        conn.execute(f"create role user_of_{conn.info.dbname} login".encode())
+        user = f"user_of_{conn.info.dbname}"
+    assert desk.call("run", desk.plan("true"), "--dsn", dsn).returncode == 0
+    done = desk.call("status", "--dsn", make_conninfo(dsn, user=user))
+    assert done.returncode == 6
+    assert "session_replication_role" in done.stderr
+    assert "alter role … reset session_replication_role" in done.stderr
+
+
+@pytest.fixture
+def few_connections(dsn: str) -> str:
+    """A DSN of a role that may have one connection, which is taken."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        role = f"one_of_{conn.info.dbname}"
+        conn.execute(f"create role {role} login superuser connection limit 0".encode())
+        conn.execute(f"alter role {role} nosuperuser".encode())
+        conn.execute(f"grant pg_read_all_data, pg_write_all_data to {role}".encode())
+        conn.execute(f"alter database {conn.info.dbname} owner to {role}".encode())
+    return make_conninfo(dsn, user=role)
+
+
+def test_a_server_without_a_free_connection_is_waited_for(
+    desk: Desk, dsn: str, few_connections: str
+) -> None:
+    """It answers 53300, in words that differ by the kind of limit and by language."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        serving = desk.start("serve", "--dsn", few_connections)
+        serving.until("trying again")
+        role = conninfo_to_dict(few_connections)["user"]
+        conn.execute(f"alter role {role} superuser connection limit -1".encode())
+        serving.until("leading")

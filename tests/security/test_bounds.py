@@ -1,0 +1,147 @@
+"""What may be stored is bounded, by whatever statement and from whatever trigger it comes."""
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+from support.database import Connection, add_feature, add_phase, as_user
+
+LEVELS = 1_500
+DIGITS = "9" * 5_000
+
+
+def refusal(conn: Connection, statement: str, *values: object) -> str:
+    """Run a statement that the database must refuse; return the message and the hint."""
+    with pytest.raises(psycopg.Error) as caught:
+        conn.execute(statement.encode(), values)
+    assert caught.value.sqlstate == "PC005", caught.value
+    assert caught.value.diag.message_hint
+    return f"{caught.value.diag.message_primary} {caught.value.diag.message_hint}"
+
+
+INSERT = (
+    "insert into public.phase_queue (feature_id, phase_number, queue_id, phase_data)"
+    " values (%s, %s, %s, %s)"
+)
+
+
+@pytest.mark.parametrize("name", [" ", "a b", "a\nb", "../../x", "..", "a/b", "a?b", "x" * 201])
+def test_a_name_that_no_page_and_no_log_can_carry_is_refused(conn: Connection, name: str) -> None:
+    feature = add_feature(conn, {})
+    assert "cannot be called" in refusal(conn, INSERT, feature, 3, name, "{}")
+
+
+def test_a_phase_without_a_name_gets_its_own_and_no_phase_that_of_another(conn: Connection) -> None:
+    feature = add_feature(conn, {})
+    conn.execute(INSERT, [feature, 1, "", "{}"])
+    conn.execute(INSERT, [feature, 2, f"queue-{feature}-2", "{}"])
+    conn.execute(INSERT, [feature, 3, "of-my-own:3", "{}"])
+    found = conn.execute("select queue_id from phase_queue order by phase_number").fetchall()
+    names = [row["queue_id"] for row in found]
+    assert names == [f"queue-{feature}-1", f"queue-{feature}-2", "of-my-own:3"]
+    words = refusal(conn, INSERT, feature, 4, "queue-630-9", "{}")
+    assert "that is the name of another phase" in words
+    assert f"queue-{feature}-4" in words
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (f'{{"a": {DIGITS}}}', "holds a number beyond 1e308"),
+        (f'{{"a": [{{"b": -{DIGITS}}}]}}', "holds a number beyond 1e308"),
+        ('{"a": ' + "[" * LEVELS + "]" * LEVELS + "}", "is nested 100 levels deep"),
+        ('{"title": "' + "x" * 1_001 + '"}', "has 1001 characters: 1000 at most"),
+        ('{"workflow_type": "' + "x" * 201 + '"}', "has 201 characters: 200 at most"),
+        ('{"prompt_content": "' + "x" * 21_000_000 + '"}', "of JSON: 20 MB at most"),
+    ],
+)
+@pytest.mark.parametrize("how", ["insert", "update"])
+def test_a_phase_that_no_reader_could_take_is_refused(
+    conn: Connection, how: str, data: str, words: str
+) -> None:
+    feature = add_feature(conn, {1: []})
+    if how == "insert":
+        assert words in refusal(conn, INSERT, feature, 2, None, data)
+    else:
+        assert words in refusal(conn, "update public.phase_queue set phase_data = %s", data)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("title", "x" * 1_001, "has 1001 characters"),
+        ("description", "x" * 1_000_001, "has 1000001 characters"),
+        ("estimated_hours", "NaN", "cannot take NaN hours"),
+        ("tags", f"[{DIGITS}]", "holds a number beyond 1e308"),
+        ("plan", "[5]", "holds something that is no phase"),
+        ("plan", '[{"a": ' + "[" * LEVELS + "]" * LEVELS + "}]", "is nested 100 levels deep"),
+    ],
+)
+@pytest.mark.parametrize("how", ["insert", "update"])
+def test_a_feature_that_no_page_could_show_is_refused(
+    conn: Connection, how: str, column: str, value: str, words: str
+) -> None:
+    add_feature(conn, {1: []})
+    if how == "insert":
+        columns = "title" if column == "title" else f"title, {column}"
+        values = [value] if column == "title" else ["t", value]
+        marks = ", ".join(["%s"] * len(values))
+        statement = f"insert into public.planned_features ({columns}) values ({marks})"
+        assert words in refusal(conn, statement, *values)
+    else:
+        assert words in refusal(conn, f"update public.planned_features set {column} = %s", value)
+
+
+@pytest.fixture
+def client(dsn: str, logins: dict[str, str]) -> Iterator[Connection]:
+    """A connection of a member of pgcoord_client."""
+    with psycopg.connect(
+        as_user(dsn, logins["client"]), autocommit=True, row_factory=dict_row
+    ) as conn:
+        yield conn
+
+
+def test_a_time_that_nobody_can_count_with_is_refused_from_a_clients_trigger(
+    conn: Connection, client: Connection
+) -> None:
+    """Guards that looked at the depth of triggers were passed that way."""
+    add_feature(conn, {1: []})
+    conn.execute(f"create schema mine authorization {client.info.user}".encode())
+    client.execute("create table mine.own (a integer)")
+    client.execute(
+        "create function mine.passes() returns trigger language plpgsql as $$ begin"
+        " update public.phase_queue set retry_at = 'infinity'; return null; end $$"
+    )
+    client.execute(
+        "create trigger passes after insert on mine.own for each row execute function mine.passes()"
+    )
+    words = refusal(client, "insert into mine.own values (1)")
+    assert "cannot have a time of infinity" in words
+
+
+def test_ids_far_ahead_are_the_owners_alone(conn: Connection, client: Connection) -> None:
+    statement = "insert into public.planned_features (id, title) values (%s, 't')"
+    assert "there can be no feature -1" in refusal(conn, statement, -1)
+    client.execute(statement.encode(), [50])
+    words = refusal(client, statement, 2_000_000)
+    assert "one of your own lies at most 10000 ahead" in words
+    conn.execute(statement.encode(), [2_000_000])
+    assert add_feature(conn, {}) == 2_000_001
+
+
+def test_a_long_reason_loses_its_middle(conn: Connection) -> None:
+    feature = add_feature(conn, {})
+    add_phase(conn, feature, 1, status="failed", error_message="a" * 10_000 + "b" * 40_000 + "end")
+    found = conn.execute("select error_message as text from phase_queue").fetchone()
+    assert found
+    assert found["text"].startswith("aaaa")
+    assert found["text"].endswith("bend")
+    assert "34003 characters left out" in found["text"]
+
+
+def test_what_is_long_but_can_be_read_is_taken(conn: Connection) -> None:
+    feature = add_feature(conn, {})
+    data = {"title": "t", "prompt_content": "p" * 5_000_000, "deep": [[[[1e300]]]]}
+    conn.execute(INSERT, [feature, 1, None, Jsonb(data)])

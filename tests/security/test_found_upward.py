@@ -1,0 +1,102 @@
+"""A configuration or a state folder that was found upward is used only when it is ours."""
+
+import grp
+import os
+import pwd
+import stat
+from pathlib import Path
+
+import pytest
+from support.desk import Desk
+
+from pgcoord.configuration import find_configuration
+from pgcoord.errors import InvalidConfiguration
+from pgcoord.ownership import trusted_owners, why_not_ours
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+STRANGER = 12345
+
+
+@root_only
+def test_a_configuration_of_somebody_else_is_refused_but_when_it_is_named(desk: Desk) -> None:
+    plan = desk.plan("echo ran")
+    configuration = desk.folder / "pgcoord.toml"
+    os.chown(configuration, STRANGER, STRANGER)
+    refused = desk.call("run", plan)
+    assert refused.returncode == 5
+    assert refused.stderr.startswith(
+        f"pgcoord: {configuration} belongs to user {STRANGER}, so it is not used\n"
+        f"  To use it all the same, name it: --config {configuration}."
+    )
+    examined = desk.call("doctor")
+    assert f"belongs to user {STRANGER}" in examined.stdout
+    assert desk.call("run", plan, "--config", str(configuration)).returncode == 0
+
+
+@root_only
+def test_a_link_of_somebody_else_to_a_configuration_of_ours_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ours.toml").write_text("")
+    (tmp_path / "pgcoord.toml").symlink_to("ours.toml")
+    assert find_configuration(tmp_path) == tmp_path / "pgcoord.toml"
+    os.chown(tmp_path / "pgcoord.toml", STRANGER, STRANGER, follow_symlinks=False)
+    with pytest.raises(InvalidConfiguration, match=f"belongs to user {STRANGER}"):
+        find_configuration(tmp_path)
+
+
+def test_a_configuration_that_everybody_can_change_is_refused(desk: Desk) -> None:
+    (desk.folder / "pgcoord.toml").chmod(0o666)
+    done = desk.call("serve")
+    assert (done.returncode, "can be changed by every user" in done.stderr) == (5, True)
+    assert "chmod go-w" in done.stderr
+
+
+@root_only
+def test_a_group_may_change_it_only_when_it_is_its_owners_own(tmp_path: Path) -> None:
+    """As with a umask of 002, where each user has a group of the same name."""
+    path = tmp_path / "pgcoord.toml"
+    path.write_text("")
+    path.chmod(0o664)
+    for user in pwd.getpwall():
+        os.chown(path, user.pw_uid, user.pw_gid)
+        group = grp.getgrgid(user.pw_gid)
+        own = user.pw_gid == 0 or (
+            group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
+        )
+        assert (why_not_ours(path, {user.pw_uid}) is None) == own, user.pw_name
+    os.chown(path, 0, STRANGER)
+    assert "those of group 12345" in str(why_not_ours(path, {0}))
+
+
+@root_only
+def test_what_called_root_by_sudo_is_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "pgcoord.toml"
+    path.write_text("")
+    os.chown(path, STRANGER, STRANGER)
+    assert find_configuration(tmp_path, {"SUDO_UID": str(STRANGER)}) == path
+    assert trusted_owners({"SUDO_UID": "x"}) == {0}
+
+
+@root_only
+def test_a_state_folder_of_somebody_else_is_refused(desk: Desk) -> None:
+    state = desk.folder / ".pgcoord"
+    state.mkdir(mode=0o700)
+    os.chown(state, STRANGER, STRANGER)
+    environment = {"DATABASE_URL": ""}
+    for command in (["status"], ["db", "start"], ["run", desk.plan("true")]):
+        done = desk.call(*command, **environment)
+        assert done.returncode == 6, done
+        assert done.stderr.startswith(
+            f"pgcoord: {state} belongs to user {STRANGER}, so it is not used\n"
+        )
+        assert "Give --dsn or DATABASE_URL" in done.stderr
+    assert not list(state.iterdir())
+
+
+def test_a_state_folder_that_everybody_can_change_is_refused(desk: Desk) -> None:
+    state = desk.folder / ".pgcoord"
+    state.mkdir()
+    state.chmod(0o777)
+    done = desk.call("db", "start", DATABASE_URL="")
+    assert (done.returncode, "can be changed by every user" in done.stderr) == (6, True)
+    assert stat.S_IMODE(state.stat().st_mode) == 0o777

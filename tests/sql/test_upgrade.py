@@ -1,0 +1,104 @@
+"""A database of the first release, with work in every state, is upgraded in place and goes on.
+
+`release_1.sql.gz` is what pg_dump wrote of such a database: a clone without history has no other
+way to it.
+"""
+
+import gzip
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+from support.database import Connection, claim, start, take_lead, tool, upgrade
+
+from pgcoord.errors import WrongSchema
+
+RELEASE_1 = Path(__file__).parent / "release_1.sql.gz"
+
+
+@pytest.fixture
+def old(empty: str) -> str:
+    """The DSN of a database of the first release."""
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute(gzip.decompress(RELEASE_1.read_bytes()))
+    return empty
+
+
+def definitions(dsn: str) -> list[str]:
+    """All that is defined in a database, as pg_dump writes it: comments and rights too."""
+    lines = tool("pg_dump", "--schema-only", "-d", dsn).splitlines()
+    return sorted(line for line in lines if not line.startswith(("\\restrict", "\\unrestrict")))
+
+
+def rows(conn: Connection) -> list[object]:
+    tables = ("public.phase_queue", "pgcoord.attempt", "pgcoord.slot", "pgcoord.event")
+    return [conn.execute(f"select * from {name} order by 1".encode()).fetchall() for name in tables]
+
+
+def test_an_upgraded_database_is_defined_like_a_new_one(old: str, dsn: str) -> None:
+    upgrade(dsn, roles=True)
+    assert upgrade(old)[-2:] == ["functions", "roles"]
+    assert definitions(old) == definitions(dsn)
+    assert upgrade(old) == []
+
+
+def test_an_upgrade_changes_no_row(old: str) -> None:
+    with psycopg.connect(old, autocommit=True, row_factory=dict_row) as conn:
+        before = rows(conn)
+        upgrade(old)
+        assert rows(conn) == before
+
+
+def test_work_of_the_first_release_goes_on(old: str) -> None:
+    upgrade(old)
+    with psycopg.connect(old, autocommit=True, row_factory=dict_row) as conn:
+
+        def states(feature: int) -> list[str]:
+            found = conn.execute(
+                "select status::text from phase_queue where feature_id = %s order by phase_number",
+                [feature],
+            )
+            return [row["status"] for row in found]
+
+        def finish(*names: str) -> None:
+            for name in names:
+                conn.execute("select pgcoord.complete_phase(%s)", [name])
+
+        checks = conn.execute("select kind, level from pgcoord.checkup()").fetchall()
+        assert {"kind": "definitions", "level": "ok"} in checks
+        epoch = take_lead(conn)
+        assert states(1) == ["completed", "running", "ready", "queued"]
+        finish("queue-1-2", "queue-1-3", "queue-9-1", "queue-9-2", "queue-8-1")
+        # The process of the cancelled one is gone; two of the slots were to go.
+        conn.execute(
+            "select pgcoord.give_up_attempt(id, 'lost', 'gone') from pgcoord.attempt"
+            " where queue_id = 'queue-4-1'"
+        )
+        assert states(4) == ["cancelled", "cancelled"]
+        assert conn.execute("select from pgcoord.slot").rowcount == 4
+        conn.execute("select pgcoord.retry_phase('queue-2-1'), pgcoord.retry_phase('queue-3-1')")
+        assert states(3) == ["queued", "queued", "queued"]
+        conn.execute("select pgcoord.resume(5)")
+        conn.execute("select pgcoord.execute_feature(7)")
+        conn.execute("insert into phase_queue (feature_id, phase_number) values (8, 9)")
+        while claimed := claim(conn, epoch):
+            for name in claimed:
+                start(conn, epoch, name)
+            finish(*claimed)
+        assert {feature: set(states(feature)) for feature in range(1, 11) if feature != 4} == {
+            feature: {"completed"} for feature in range(1, 11) if feature != 4
+        }
+
+
+def test_a_view_of_somebody_else_s_is_not_dropped(old: str) -> None:
+    with psycopg.connect(old, autocommit=True) as conn:
+        conn.execute("create view public.mine as select queue_id from pgcoord.board")
+        with pytest.raises(
+            WrongSchema, match=r"view public\.mine depends on view pgcoord\.board"
+        ) as caught:
+            upgrade(old)
+        assert caught.value.hint == "Drop it, upgrade, then create it again."
+        assert conn.execute("select from public.mine").rowcount > 0
+        conn.execute("drop view public.mine")
+    upgrade(old)

@@ -1,0 +1,66 @@
+"""The floors of the house (docs/design.md, section 3): a module imports downward only."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+# Lowest first. A module belongs to the longest of these names that begins its own.
+FLOORS = (
+    ("errors", "text", "assets", "backoff", "duration", "ownership", "secrecy", "__init__"),
+    ("configuration", "json_schema", "logs", "runs.files"),
+    ("database", "github", "plan"),
+    ("report", "planner"),
+    ("coordination.launching",),  # what a launcher promises; those in runs keep it
+    ("runs",),
+    ("coordination",),
+    ("http", "bench", "doctor", "v1"),
+    ("commands",),
+    ("__main__",),
+)
+HEIGHTS = {name: height for height, names in enumerate(FLOORS) for name in names}
+
+
+def room_of(module: str) -> str:
+    """The entry of FLOORS to which a module belongs, such as `http` for `http.panel.live`."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        if (name := ".".join(parts[:length])) in HEIGHTS:
+            return name
+    raise AssertionError(f"pgcoord.{module} is on no floor: add it to FLOORS")
+
+
+def imported_by(source: str) -> Iterator[str]:
+    """The modules of ours that a source imports, anywhere in it, without `pgcoord.`"""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "pgcoord":
+            names = [
+                "pgcoord.__init__" if alias.name.startswith("__") else f"pgcoord.{alias.name}"
+                for alias in node.names
+            ]
+        elif isinstance(node, ast.ImportFrom):
+            # What is imported from a package may be a module of its own.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name.removeprefix("pgcoord.") for name in names if name.startswith("pgcoord."))
+
+
+def test_every_module_imports_downward_only() -> None:
+    upward = []
+    for path in sorted((ROOT / "pgcoord").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT / "pgcoord").with_suffix("").parts)
+        room = room_of(module)
+        for name in imported_by(path.read_text()):
+            other = room_of(name)
+            if other != room and HEIGHTS[other] >= HEIGHTS[room]:
+                upward.append(f"{module} ({room}) imports {name} ({other})")
+    assert upward == []
+
+
+def test_an_import_against_the_floors_is_found() -> None:
+    assert list(imported_by("def f():\n    from pgcoord.http import api\n")) == ["http.api"]
+    assert HEIGHTS[room_of("http.api")] > HEIGHTS[room_of("coordination.supervision")]
