@@ -266,7 +266,7 @@ async def test_a_report_sent_again_under_another_delivery_ends_no_later_attempt(
         answer = await site.report(body, None, **headers)
         assert (answer.status_code, answer.json()["outcome"]) == (200, "failed")
         if delivery == "one":
-            conn.execute("select pgcoord_private.end_attempt(id, 1, now()) from pgcoord.attempt")
+            conn.execute("select pgcoord_private.end_attempt(id, 1) from pgcoord.attempt")
             conn.execute("select pgcoord.retry_phase(%s)", [running])
             assert claim(conn, epoch) == [running]
             start(conn, epoch, running)
