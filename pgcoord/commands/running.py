@@ -189,7 +189,7 @@ async def serve(
             if not stopping.is_set():
                 await coordinator.run()
     await _tell_what_goes_on(dsn, coordinator, interrupted=True)
-    # What manages services stops them by SIGTERM: that is no failure. After SIGHUP it starts us anew.
+    # What manages services stops them by SIGTERM: no failure. After SIGHUP it starts us anew.
     return next((128 + each for each in came if each != signal.SIGTERM), 0)
 
 
