@@ -168,12 +168,24 @@ async def take(
         sender = next((name for name, each in secrets.items() if signed.is_by(each)), None)
         report = parse_json(signed.body)
         if sender is not None:
+            if "webhook-signature" not in signed.headers:
+                _check_names_attempt(report)
             return await _take(conn, report, signed, f"{sender} (webhook)", None)
         adw_id = await _attempt_that_signed(conn, report, signed)
         return await _take(conn, report, signed, f"{adw_id} (webhook)", adw_id)
     if not unsigned:
         raise NotSigned("the report is not signed")
     return await _take(conn, parse_json(signed.body), signed, "unsigned webhook", None)
+
+
+def _check_names_attempt(report: object) -> None:
+    """Refuse a report that is signed without a time and could be sent again for another attempt.
+
+    `X-Hub-Signature-256` signs the body alone. Raises `WrongShape`.
+    """
+    if isinstance(report, dict) and not isinstance(report.get("adw_id"), str):
+        expected = "the adw_id of the attempt, where the report is signed by X-Hub-Signature-256"
+        raise WrongShape([Fault("adw_id", report.get("adw_id"), expected)])
 
 
 async def _attempt_that_signed(conn: Connection, report: object, signed: Signed) -> str:

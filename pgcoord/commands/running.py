@@ -31,9 +31,10 @@ from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import check_wake_ups
 from pgcoord.errors import CoordError, DatabaseUnusable
 from pgcoord.http.feed import Feed
+from pgcoord.http.pool import Database
 from pgcoord.http.security import Access
 from pgcoord.http.server import serving, url_of
-from pgcoord.http.state import AppState, Database
+from pgcoord.http.state import AppState
 from pgcoord.plan import Plan
 from pgcoord.planner.planning import FeaturePlanner
 
@@ -45,7 +46,7 @@ _SETTLED = 1.0
 # Seconds between tries at most while the database does not answer.
 _PATIENCE = 1.0
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Runner:
@@ -188,8 +189,8 @@ async def serve(
             if not stopping.is_set():
                 await coordinator.run()
     await _tell_what_goes_on(dsn, coordinator, interrupted=True)
-    # What manages services stops them by SIGTERM: that is no failure.
-    return 128 + signal.SIGINT if signal.SIGINT in came else 0
+    # What manages services stops them by SIGTERM: no failure. After SIGHUP it starts us anew.
+    return next((128 + each for each in came if each != signal.SIGTERM), 0)
 
 
 def _app_state(
@@ -251,9 +252,9 @@ async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted:
 
 @contextmanager
 def _interruptible(*steps: Callable[[], None]) -> Iterator[list[int]]:
-    """Have each SIGINT or SIGTERM call the next of `steps`; one more ends the process at once.
+    """Have each SIGINT, SIGTERM or SIGHUP call the next of `steps`; one more ends the process.
 
-    Yields the list that tells which came.
+    A signal that is ignored (nohup) stays so. Yields the list that tells which came.
     """
     loop = asyncio.get_running_loop()
     came: list[int] = []
@@ -262,12 +263,15 @@ def _interruptible(*steps: Callable[[], None]) -> Iterator[list[int]]:
         if len(came) == len(steps):
             os._exit(128 + number)
         came.append(number)
+        if number == signal.SIGHUP:
+            logger.warning("SIGHUP: this one stops; the configuration is read at start alone")
         steps[len(came) - 1]()
 
-    for each in _SIGNALS:
+    heeded = [each for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+    for each in heeded:
         loop.add_signal_handler(each, interrupt, each)
     try:
         yield came
     finally:
-        for each in _SIGNALS:
+        for each in heeded:
             loop.remove_signal_handler(each)

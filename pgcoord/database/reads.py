@@ -324,3 +324,12 @@ async def queue_snapshot(conn: Connection, limit: int) -> dict[str, Any]:
         "slots": await slot_objects(conn),
         "paused_at": since and since.isoformat(),
     }
+
+
+async def blocked_by(conn: Connection, pid: int) -> str | None:
+    """The session that holds the lock which the session *pid* waits for, in words; None: no wait.
+
+    SQL: pgcoord_private.blocked_by.
+    """
+    words: str | None = await fetch_value(conn, "select pgcoord_private.blocked_by(%s)", pid)
+    return words

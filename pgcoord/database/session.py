@@ -28,6 +28,11 @@ async def act_as(conn: Connection, actor: str, *, for_transaction: bool = False)
     await fetch_value(conn, "select set_config('pgcoord.actor', %s, %s)", actor, for_transaction)
 
 
+async def set_lock_timeout(conn: Connection, seconds: float) -> None:
+    """Have statements on *conn* fail (55P03) when they have waited so long for a lock."""
+    await fetch_value(conn, "select set_config('lock_timeout', %s, false)", f"{seconds * 1000:.0f}")
+
+
 async def listen(conn: Connection, channel: str) -> None:
     """Receive notifications of *channel* on *conn*. Raises `DatabaseUnusable` on a stand-by."""
     with refusals():

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 from psycopg_pool import PoolTimeout, TooManyRequests
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pgcoord.errors import (
@@ -17,6 +17,7 @@ from pgcoord.errors import (
     DatabaseUnusable,
     InvalidInput,
     InvalidPlan,
+    Locked,
     NotFound,
     PlannerFailed,
     Refused,
@@ -32,6 +33,7 @@ _STATUSES: tuple[tuple[type[Exception], int, str], ...] = (
     (NotFound, 404, "not_found"),
     (ChangedMeanwhile, 412, "changed_meanwhile"),
     (StaleAttempt, 409, "stale_attempt"),
+    (Locked, 503, "locked"),
     (Refused, 409, "refused"),
     (InvalidInput, 422, "invalid"),
     (PlannerFailed, 502, "planner_failed"),
@@ -90,6 +92,11 @@ def http_reason(request: Request, error: HTTPException) -> str:
     }.get(error.status_code, error.detail)
 
 
+async def answer_nobody(request: Request, error: Exception) -> Response:
+    """End a request whose client has gone: nobody reads this, and it is no fault."""
+    return Response(status_code=400)
+
+
 async def answer_fault(request: Request, error: Exception) -> Response:
     """Say that it is our fault; the traceback is in the log."""
     return refusal(500, "fault", "an error of the program; it is in the log of the server")
@@ -102,6 +109,7 @@ handlers: Mapping[Any, Any] = {
     psycopg.Error: answer_error,
     PoolTimeout: answer_error,
     TooManyRequests: answer_error,
+    ClientDisconnect: answer_nobody,
 }
 
 

@@ -1,5 +1,6 @@
 """POST /webhooks/github: what people do on GitHub is recorded, and acted upon where wanted."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from pgcoord.configuration import GitHub
 from pgcoord.database import issues
+from pgcoord.http.pool import until_disconnected
 from pgcoord.http.responses import Json, read_body
 from pgcoord.http.state import state_of
 from pgcoord.json_schema import HIGHEST_INTEGER, Schema, faults
@@ -101,11 +103,15 @@ async def github_event(request: Request) -> Response:
     happening = _happening(request.headers.get("x-github-event", ""), event)
     if happening is None or not _is_ours(event, settings):
         return Json({"result": "ignored", "phases": []})
-    async with state.database.connection() as conn:
+    async with (
+        until_disconnected(request),
+        state.database.connection(kind="report") as conn,
+    ):
         result, phases = await issues.take_github_event(
             conn,
             {
-                "delivery": request.headers.get("x-github-delivery"),
+                # The header that names the delivery is not signed.
+                "delivery": f"sha256:{hashlib.sha256(body).hexdigest()}",
                 "kind": happening.kind,
                 "repository": event["repository"]["full_name"],
                 "sender": event["sender"]["login"],

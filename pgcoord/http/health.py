@@ -27,11 +27,12 @@ async def readyz(request: Request) -> Response:
     obstacle = state.obstacle or await _check_database(state)
     if obstacle:
         return Json({"ready": False, "reason": obstacle}, 503)
-    if state.coordinator.leads.is_set():
-        return Json({"ready": True, "role": "leading"})
+    # Requests that wait for the database may have all its connections: then this fails, too.
     async with state.database.connection() as conn:
         leader = await reads.leader(conn)
         blocker = None if leader else await reads.lead_blocker(conn)
+    if state.coordinator.leads.is_set():
+        return Json({"ready": True, "role": "leading"})
     if leader is None:
         reason = f"no coordinator leads: {blocker}" if blocker else "no coordinator leads"
         return Json({"ready": False, "reason": reason}, 503)

@@ -10,47 +10,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import jinja2
-from psycopg_pool import AsyncConnectionPool
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 
 from pgcoord import assets
 from pgcoord.coordination.coordinator import Coordinator
-from pgcoord.database import connect as database
-from pgcoord.database import session
 from pgcoord.database._sql import Connection
 from pgcoord.http.feed import Feed
 from pgcoord.http.metrics import Metrics
+from pgcoord.http.pool import Database, Kind, until_disconnected
 from pgcoord.http.security import Access, Sessions, actor_of
 from pgcoord.planner.planning import FeaturePlanner, Planned, plan_stored, plan_unless_planned
-
-
-class Database:
-    """The connections on which requests are done; a dead one is never given out."""
-
-    def __init__(self, dsn: str) -> None:
-        self.dsn = dsn
-        self.pool = AsyncConnectionPool(
-            database.with_defaults(dsn),
-            configure=database.own_session,
-            min_size=1,
-            max_size=10,
-            timeout=5,
-            reconnect_timeout=1,  # then it is tried anew when next asked for, not ever more seldom
-            open=False,
-            check=AsyncConnectionPool.check_connection,
-            kwargs={"autocommit": True},
-        )
-
-    @asynccontextmanager
-    async def connection(self, actor: str | None = None) -> AsyncIterator[Connection]:
-        """A connection; what is done on it is logged as done by `actor`.
-
-        Waits 5 s for one at most. Raises `psycopg_pool.PoolTimeout`.
-        """
-        async with self.pool.connection() as conn:
-            if actor is not None:
-                await session.act_as(conn, actor)
-            yield conn
 
 
 @dataclass
@@ -90,16 +59,26 @@ class AppState:
         )
 
     @asynccontextmanager
-    async def acting(self, request: HTTPConnection) -> AsyncIterator[Connection]:
-        """A connection on which what is done is logged as done by who sent the request."""
-        async with self.database.connection(actor_of(request)) as conn:
+    async def acting(
+        self, request: Request, *, kind: Kind | None = None
+    ) -> AsyncIterator[Connection]:
+        """A connection for a request whose body was read; the history names its sender.
+
+        The *kind* is that of the method where none is given. The block is cancelled when the client
+        disconnects. Raises as `Database.connection` does.
+        """
+        kind = kind or ("read" if request.method in ("GET", "HEAD") else "change")
+        async with (
+            until_disconnected(request),
+            self.database.connection(actor_of(request), kind=kind) as conn,
+        ):
             yield conn
 
-    async def plan(self, request: HTTPConnection, feature_id: int) -> Planned:
+    async def plan(self, request: Request, feature_id: int) -> Planned:
         """Plan a feature, and store its plan, as who sent the request; see `plan_stored`."""
         return await plan_stored(self.planner, lambda: self.acting(request), feature_id)
 
-    async def plan_unless_planned(self, request: HTTPConnection, feature_id: int) -> Planned | None:
+    async def plan_unless_planned(self, request: Request, feature_id: int) -> Planned | None:
         """As `plan`, for a feature that has neither a plan nor phases."""
         return await plan_unless_planned(self.planner, lambda: self.acting(request), feature_id)
 

@@ -3,7 +3,7 @@
 import logging
 
 import psycopg
-from psycopg_pool import PoolTimeout
+from psycopg_pool import PoolTimeout, TooManyRequests
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,6 +13,7 @@ from pgcoord import report
 from pgcoord.database.rows import TakenReport
 from pgcoord.errors import CoordError
 from pgcoord.http.errors import status_of
+from pgcoord.http.pool import until_disconnected
 from pgcoord.http.responses import Json, read_body
 from pgcoord.http.state import state_of
 from pgcoord.report import Signed
@@ -33,7 +34,7 @@ async def workflow_complete(request: Request) -> Response:
     webhooks = state_of(request).metrics.webhooks
     try:
         taken = await _take(request)
-    except (CoordError, HTTPException, psycopg.Error, PoolTimeout) as error:
+    except (CoordError, HTTPException, psycopg.Error, PoolTimeout, TooManyRequests) as error:
         _, result = status_of(error)
         logger.warning("a report was refused: %s", error)
         webhooks.labels(result).inc()
@@ -56,7 +57,10 @@ async def _take(request: Request) -> TakenReport:
     state = state_of(request)
     body = await read_body(request, report.LIMIT)
     headers = {name: request.headers[name] for name in _HEADERS if name in request.headers}
-    async with state.database.connection() as conn:
+    async with (
+        until_disconnected(request),
+        state.database.connection(kind="report") as conn,
+    ):
         taken = await report.take(
             conn,
             Signed(body, headers),

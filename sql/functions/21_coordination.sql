@@ -100,18 +100,42 @@ from pgcoord_private.find_lock_waits() as w;
 comment on view pgcoord.lock_waits is
     'Locks that coordinators wait for, each with the session that holds it.';
 
+-- A session that holds a lock, in words.
+create or replace function pgcoord_private.holder_words(
+    p_holder integer, p_user name, p_application text, p_since timestamptz, p_state text, p_query text
+) returns text
+language sql stable
+return case
+    when p_holder = 0 then 'a prepared transaction (select * from pg_prepared_xacts)'
+    else format('process %s (user %s%s)%s%s', p_holder, p_user, ', ' || nullif(p_application, ''),
+        ', in its transaction since ' || pgcoord_private.clock(p_since),
+        ', ' || p_state || ': ' || left(regexp_replace(p_query, '\s+', ' ', 'g'), 200))
+end;
+
 -- The session that holds a lock that a coordinator waits for, in words; null when none is seen.
 create or replace function pgcoord_private.held_by(p_lock text) returns text
 language sql stable
 begin atomic
-    select case
-        when holder = 0 then 'a prepared transaction (select * from pg_prepared_xacts)'
-        else format('process %s (user %s%s)%s%s', holder, usename, ', ' || nullif(application_name, ''),
-            ', in its transaction since ' || pgcoord_private.clock(since),
-            ', ' || state || ': ' || left(regexp_replace(query, '\s+', ' ', 'g'), 200))
-        end
+    select pgcoord_private.holder_words(holder, usename, application_name, since, state, query)
     from pgcoord_private.find_lock_waits()
     where lock = left(p_lock, 63 - length('pgcoord waits for '))    -- as long as the name of a session may be
+    limit 1;
+end;
+
+-- The session that holds a lock for which the session of process p_pid waits, in words; null when it waits for none.
+-- Sessions that wait in turn are no answer: the first that does not wait itself is.
+create or replace function pgcoord_private.blocked_by(p_pid integer) returns text
+language sql stable
+begin atomic
+    with recursive blocking (pid) as (
+        select unnest(pg_blocking_pids(p_pid)) as pid
+        union
+        select unnest(pg_blocking_pids(b.pid)) as pid from blocking as b
+    )
+    select pgcoord_private.holder_words(b.pid, s.usename, s.application_name, s.xact_start, s.state, s.query)
+    from blocking as b left join pg_stat_activity as s on s.pid = b.pid
+    where cardinality(pg_blocking_pids(b.pid)) = 0
+    order by s.xact_start
     limit 1;
 end;
 

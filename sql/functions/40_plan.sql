@@ -196,7 +196,8 @@ begin
     perform pgcoord_private.check_feature(p_feature_id);
     select to_jsonb(f) - 'plan', coalesce(f.plan, '[]') into v_feature, v_phases from pgcoord.feature as f where f.id = p_feature_id;
     if (v_feature -> 'total_phases')::integer > 0 then
-        select jsonb_agg(phase - 'phase_data' || (phase -> 'phase_data')) into v_phases
+        -- Of two members of one name the column counts: phase_data may say anything.
+        select jsonb_agg((phase -> 'phase_data') || (phase - 'phase_data')) into v_phases
         from pgcoord_private.phase_objects(array(
             select queue_id from public.phase_queue where feature_id = p_feature_id order by phase_number
         )) as phase;

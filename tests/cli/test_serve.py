@@ -234,6 +234,24 @@ def test_health_is_answered_before_the_database_is_up(bare_desk: Desk) -> None:
     assert program.wait() == 0
 
 
+def test_a_hang_up_stops_in_order_for_a_service_manager_to_start_it_again(
+    desk: Desk, dsn: str, conn: Connection
+) -> None:
+    program = desk.start("serve")
+    program.until("leading")
+    gate = desk.gate()
+    desk.say("submit", desk.plan(f"cat {gate}"))
+    program.until("started, pid")
+    program.send(signal.SIGHUP)
+    assert program.wait() == 128 + signal.SIGHUP
+    assert "SIGHUP: this one stops; the configuration is read at start alone" in program.said
+    assert "left running: queue-1-1" in program.said
+    again = desk.start("serve")
+    again.until("taken over")
+    gate.write_text("")
+    until(dsn, "count(*) = 1 from phase_queue where status <> 'running'")
+
+
 def test_a_stop_closes_streams_within_seconds(desk: Desk) -> None:
     program = desk.start("serve")
     program.until("leading")

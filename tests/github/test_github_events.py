@@ -118,6 +118,15 @@ async def test_a_delivery_that_comes_again_is_recorded_once(
     assert len(conn.execute("select from pgcoord.webhook_delivery").fetchall()) == 1
 
 
+async def test_an_event_sent_again_under_another_delivery_changes_nothing(
+    site: Site, conn: Connection, running_phase: str
+) -> None:
+    await send(site, "issues", issue_event("closed"), "d-1")
+    answer = await send(site, "issues", issue_event("closed"), "d-2")
+    assert answer.json() == {"result": "repeated", "phases": [running_phase]}
+    assert len(told(conn)) == 1
+
+
 async def test_what_the_coordinator_did_itself_is_no_event(
     site: Site, conn: Connection, running_phase: str
 ) -> None:

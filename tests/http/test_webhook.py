@@ -237,11 +237,41 @@ def hub(body: bytes, secret: str = SECRET) -> dict[str, str]:
 async def test_a_signature_as_github_makes_them_is_accepted(
     site: Site, conn: Connection, running: str
 ) -> None:
-    body = json.dumps({"queue_id": running, "status": "completed"}).encode()
+    adw_id = attempt(conn, running)["adw_id"]
+    body = json.dumps({"adw_id": adw_id, "status": "completed"}).encode()
     wrong = await site.report(body, None, **hub(body, OTHER))
     assert (wrong.status_code, statuses(conn)[1]) == (401, "running")
     assert (await site.report(body, None, **hub(body))).status_code == 200
     assert statuses(conn)[1] == "completed"
+
+
+async def test_a_report_signed_as_github_does_names_its_attempt(
+    site: Site, conn: Connection, running: str
+) -> None:
+    for name in ({}, {"adw_id": None}):
+        body = json.dumps({"queue_id": running, "status": "failed", **name}).encode()
+        answer = await site.report(body, None, **hub(body))
+        assert answer.status_code == 422
+        assert answer.json()["faults"][0]["field"] == "adw_id"
+        assert (statuses(conn)[1], deliveries(conn)) == ("running", [])
+
+
+async def test_a_report_sent_again_under_another_delivery_ends_no_later_attempt(
+    site: Site, conn: Connection, epoch: int, running: str
+) -> None:
+    names = {"queue_id": running, "adw_id": attempt(conn, running)["adw_id"]}
+    body = json.dumps({**names, "status": "failed"}).encode()
+    for delivery in ("one", "two"):
+        headers = {**hub(body), "x-github-delivery": delivery}
+        answer = await site.report(body, None, **headers)
+        assert (answer.status_code, answer.json()["outcome"]) == (200, "failed")
+        if delivery == "one":
+            conn.execute("select pgcoord_private.end_attempt(id, 1) from pgcoord.attempt")
+            conn.execute("select pgcoord.retry_phase(%s)", [running])
+            assert claim(conn, epoch) == [running]
+            start(conn, epoch, running)
+    assert statuses(conn)[1] == "running"
+    assert attempt(conn, running, 2)["outcome"] is None
 
 
 def signed_at(body: bytes, at: datetime) -> dict[str, str]:

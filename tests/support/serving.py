@@ -16,9 +16,10 @@ from pgcoord import report
 from pgcoord.configuration import GitHub, Planner, Server, Workflow
 from pgcoord.http.connections import Limits
 from pgcoord.http.feed import Feed
+from pgcoord.http.pool import Database
 from pgcoord.http.security import read_access
 from pgcoord.http.server import bind, serving, url_of
-from pgcoord.http.state import AppState, Database
+from pgcoord.http.state import AppState
 from pgcoord.planner.planning import FeaturePlanner
 from support.coordination import PATIENCE, make_coordinator, scripts
 

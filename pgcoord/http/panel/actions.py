@@ -71,7 +71,7 @@ def _asks(action: Action, asked: Question, find: _Finding) -> Handler:
     async def ask(request: Request) -> Response:
         changes: list[panel.Change] | None = None
         refusal: ErrorView | None = None
-        async with state_of(request).acting(request) as conn:
+        async with state_of(request).acting(request, kind="change") as conn:
             subject = await find(conn, request)
             if asked.preview:
                 try:

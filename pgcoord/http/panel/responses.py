@@ -10,14 +10,14 @@ from typing import Any
 from urllib.parse import parse_qs, quote
 
 import psycopg
-from psycopg_pool import PoolTimeout
+from psycopg_pool import PoolTimeout, TooManyRequests
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
-from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, NotFound
+from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, Locked, NotFound
 from pgcoord.http.errors import answer_error, answer_http, http_reason
 from pgcoord.http.panel import format
 from pgcoord.http.panel.live import Live, Tail, View
@@ -45,7 +45,7 @@ class ErrorView:
     lines: list[tuple[str, str]] | None = None
 
 
-_ERRORS = (CoordError, psycopg.Error, PoolTimeout)
+_ERRORS = (CoordError, psycopg.Error, PoolTimeout, TooManyRequests)
 
 
 def error_page(handler: Handler) -> Handler:
@@ -60,6 +60,8 @@ def error_page(handler: Handler) -> Handler:
             context = {"error": error_view(error), "back": back_of(request), "title": "Refused"}
             if plain.status_code == 404:
                 context["title"] = "There is no such thing"
+            elif isinstance(error, Locked):
+                context["title"] = "Somebody has it locked"
             elif plain.status_code == 503:
                 context["title"] = "The database does not answer"
             page = render_page(request, "error.html", plain.status_code, **context)
