@@ -10,7 +10,6 @@ where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null a
 comment on view pgcoord_private.claimable is
     'Phases that can be claimed: their prerequisites are completed, they wait for no retry time, and their feature is not paused.';
 
--- The workflow that runs a phase: the one it names, else the default.
 -- Claimable as soon as the next claim has cleared its retry time.
 create or replace view pgcoord_private.due_retry as
 select p.xmax::text as locker, p.*
@@ -18,6 +17,7 @@ from public.phase_queue as p
 where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held;
 comment on view pgcoord_private.due_retry is 'Phases whose retry time has come, and that wait for nothing else.';
 
+-- The workflow that runs a phase: the one it names, else the default.
 create or replace function pgcoord_private.workflow_of(p_phase public.phase_queue) returns text
 language sql stable
 return coalesce((p_phase).workflow_type, (select name from pgcoord.workflow where is_default));

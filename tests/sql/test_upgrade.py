@@ -5,6 +5,7 @@ way to it.
 """
 
 import gzip
+import hashlib
 from pathlib import Path
 
 import psycopg
@@ -12,9 +13,20 @@ import pytest
 from psycopg.rows import dict_row
 from support.database import Connection, claim, start, take_lead, tool, upgrade
 
+from pgcoord import assets
 from pgcoord.errors import WrongSchema
 
 RELEASE_1 = Path(__file__).parent / "release_1.sql.gz"
+
+# Never edit a migration, nor its line here: databases that have run it would differ from new ones.
+# Add a migration with the next number, and a line for it.
+MIGRATIONS = """
+c92130b2bb4bdd710df32b815dd1bc2a54b8f1ff30d4ed85eb5057d96c235f06  0001_tables.sql
+3f31df5635c50a79f5421ca2f582d9eecd008d2d0841bd8b9360939bb9c93e96  0002_issues.sql
+1859c1412cb132b06bc175d2da5521bbfb126de49aacad1815c876393585ff54  0003_private.sql
+6ef8592673b8b6930ab5e577da5bc5ce48c2a3aba5fe1db78f05230e364925f2  0004_unrecorded.sql
+68832e3248986b7f6c0257cee578bc74e0a5779cc318004c35280ff0f3b7a5ad  0005_lead.sql
+"""
 
 
 @pytest.fixture
@@ -32,8 +44,27 @@ def definitions(dsn: str) -> list[str]:
 
 
 def rows(conn: Connection) -> list[object]:
-    tables = ("public.phase_queue", "pgcoord.attempt", "pgcoord.slot", "pgcoord.event")
-    return [conn.execute(f"select * from {name} order by 1".encode()).fetchall() for name in tables]
+    tables = (
+        "public.planned_features",
+        "public.phase_queue",
+        "pgcoord.attempt",
+        "pgcoord.control",
+        "pgcoord.dependency",
+        "pgcoord.event",
+        "pgcoord.issue",
+        "pgcoord.slot",
+        "pgcoord.webhook_delivery",
+        "pgcoord.workflow",
+    )
+    return [
+        conn.execute(f"select * from {n} as t order by t::text".encode()).fetchall() for n in tables
+    ]
+
+
+def test_no_migration_was_edited() -> None:
+    files = sorted((assets.SQL / "migrations").glob("*.sql"))
+    found = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in files]
+    assert found == MIGRATIONS.split("\n")[1:-1]
 
 
 def test_an_upgraded_database_is_defined_like_a_new_one(old: str, dsn: str) -> None:
