@@ -31,6 +31,7 @@ from pathlib import Path
 
 sys.path.insert(0, {tests!r})
 from support.coordination import make_coordinator
+from pgcoord.runs.run import system
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.supervision import Supervision
 
@@ -201,10 +202,15 @@ async def test_a_stranger_with_the_pid_of_a_lost_process_is_left_alone(
     await watch.submit("exec sleep 1000")
     async with running(make_coordinator(dsn, tmp_path)):
         await watch.until_statuses("running")
-    attempt = await watch.one("select pid, folder from pgcoord.attempt")
+    attempt = await watch.one("select pid, process_started, folder from pgcoord.attempt")
     os.killpg(attempt["pid"], signal.SIGKILL)
     shutil.rmtree(attempt["folder"])
     stranger = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
+    # A pid comes again much later than within the 10 ms that start times tell apart.
+    while system.start_time(stranger.pid) == attempt["process_started"]:
+        stranger.kill()
+        await stranger.wait()
+        stranger = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
     try:
         await watch.conn.execute("update pgcoord.attempt set pid = %s", [stranger.pid])
         async with running(make_coordinator(dsn, tmp_path)):
