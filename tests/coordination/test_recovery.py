@@ -23,6 +23,8 @@ from support.coordination import (
 )
 from support.forks import run_forked_source
 
+from pgcoord.runs.run import system
+
 # A coordinator that kills itself as `kill -9` would, at one point of an attempt's way.
 DYING = """
 import asyncio, os, signal, sys
@@ -31,7 +33,6 @@ from pathlib import Path
 
 sys.path.insert(0, {tests!r})
 from support.coordination import make_coordinator
-from pgcoord.runs.run import system
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.supervision import Supervision
 
