@@ -23,7 +23,7 @@ from support.coordination import (
 )
 from support.forks import run_forked_source
 
-from pgcoord.runs.run import system
+from pgcoord.runs import linux
 
 # A coordinator that kills itself as `kill -9` would, at one point of an attempt's way.
 DYING = """
@@ -208,7 +208,7 @@ async def test_a_stranger_with_the_pid_of_a_lost_process_is_left_alone(
     shutil.rmtree(attempt["folder"])
     stranger = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
     # A pid comes again much later than within the 10 ms that start times tell apart.
-    while system.start_time(stranger.pid) == attempt["process_started"]:
+    while linux.start_time(stranger.pid) == attempt["process_started"]:
         stranger.kill()
         await stranger.wait()
         stranger = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
