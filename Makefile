@@ -30,7 +30,7 @@ lint: install ## check format and style
 types: install ## check types (mypy, strict)
 	$(BIN)/mypy
 
-test: install browser prism ## run the tests (4 to 10 minutes on two cores)
+test: install browser prism ## run the tests (4 to 7 minutes on two cores)
 	$(BIN)/pytest -q -n 3 --dist worksteal --durations 20 -m 'not scale'
 
 # The panel is tested in Debian's Chromium. Elsewhere PGCOORD_TEST_CHROMIUM names one; without any, those tests are

@@ -145,7 +145,7 @@ create or replace function pgcoord_private.next_work(
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
+set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_workflows text[];
     v_default text;
@@ -183,20 +183,29 @@ begin
         return;
     end if;
     select array_agg(name), min(name) filter (where is_default) into v_workflows, v_default from pgcoord.workflow;
-    -- Two look-ups, each by its own index: one over both conditions would read the whole table.
+    -- Two look-ups, each by its own index: one over both conditions would read the whole table. Of five hundred that are
+    -- first in line: what lies behind so many locked phases is tried again half a minute later at most.
     v_found := array(
-        select distinct on (p.locker) 'phase ' || p.queue_id
-        from pgcoord_private.claimable as p
-        where coalesce(p.workflow_type, v_default) = any (v_workflows)
-            and (p.issue_number is not null or v_no_issues_until is null)
-        order by p.locker, p.priority, p.queue_position, p.feature_id, p.phase_number
+        select distinct on (first.locker) 'phase ' || first.queue_id
+        from (
+            select p.* from pgcoord_private.claimable as p
+            where coalesce(p.workflow_type, v_default) = any (v_workflows)
+                and (p.issue_number is not null or v_no_issues_until is null)
+            order by p.priority, p.queue_position, p.feature_id, p.phase_number
+            limit 500
+        ) as first
+        order by first.locker, first.priority, first.queue_position, first.feature_id, first.phase_number
         limit 100
     ) || array(
-        select distinct on (p.locker) 'phase ' || p.queue_id
-        from pgcoord_private.due_retry as p
-        where coalesce(p.workflow_type, v_default) = any (v_workflows)
-            and (p.issue_number is not null or v_no_issues_until is null)
-        order by p.locker, p.retry_at
+        select distinct on (first.locker) 'phase ' || first.queue_id
+        from (
+            select p.* from pgcoord_private.due_retry as p
+            where coalesce(p.workflow_type, v_default) = any (v_workflows)
+                and (p.issue_number is not null or v_no_issues_until is null)
+            order by p.retry_at
+            limit 500
+        ) as first
+        order by first.locker, first.retry_at
         limit 100
     );
     if v_found = '{}' then
