@@ -109,3 +109,10 @@ def test_every_kind_of_finding_is_explained() -> None:
     source = (ROOT / "pgcoord" / "doctor.py").read_text()
     found |= set(re.findall(r'Finding\(\s*"([\w-]+)"', source))
     assert found == explained
+
+
+def test_the_example_names_tests_that_are_there() -> None:
+    workflows = read_configuration(ROOT / "examples" / "pgcoord.toml").workflows
+    named = [word for word in workflows["tests"].command if word.startswith("tests/")]
+    assert named
+    assert [word for word in named if not (ROOT / word).exists()] == []
