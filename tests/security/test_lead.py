@@ -48,6 +48,8 @@ def end_lead(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as dead:
         take_lead(dead)
         assert leader_of(dead)
+    with psycopg.connect(dsn) as after:  # its session ends a little later than its connection
+        after.execute("select pg_advisory_xact_lock(7405, 1)")
 
 
 @pytest.mark.parametrize("lock", ["pg_advisory_lock", "pg_advisory_lock_shared"])
