@@ -62,7 +62,7 @@ _OF_LEAD = {
 # The conditions of two settings: one exists from PostgreSQL 17 on; the other needs a superuser, so
 # set it only where its value is wrong.
 _ONLY_WHERE = {
-    "transaction_timeout": "current_setting('transaction_timeout', true) is not null",
+    "transaction_timeout": "pg_catalog.current_setting('transaction_timeout', true) is not null",
     "session_replication_role": (
         "pg_catalog.current_setting('session_replication_role') operator(pg_catalog.<>) 'origin'"
     ),

@@ -14,7 +14,7 @@ HOSTILE = {
     "TimeZone": "<+03>-3",
     "bytea_output": "escape",
     "extra_float_digits": "-15",
-    "search_path": "hostile",
+    "search_path": "hostile, pg_catalog",
     "standard_conforming_strings": "off",
     "default_transaction_isolation": "serializable",
     "default_transaction_deferrable": "on",
@@ -31,16 +31,40 @@ HOSTILE = {
 }
 
 PROMPT = "printf 'h\\303\\251llo \\342\\234\\227\\n'"
-OPTIONS = " ".join(f"-c {name}={value}" for name, value in HOSTILE.items())
+OPTIONS = " ".join(f"-c {name}={value}".replace(", ", ",") for name, value in HOSTILE.items())
+
+
+@pytest.fixture(autouse=True)
+def hostile(dsn: str) -> None:
+    """A schema that comes first in the search path, and imitates what a session begins with."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("create schema hostile")
+        for signature, kind in (
+            ("now()", "timestamptz"),
+            ("current_setting(text, boolean)", "text"),
+            ("current_setting(text)", "text"),
+            ("set_config(text, text, boolean)", "text"),
+            ("pg_backend_pid()", "integer"),
+        ):
+            body = "begin raise exception 'a function of the hostile schema ran'; end"
+            conn.execute(
+                f"create function hostile.{signature} returns {kind} language plpgsql"
+                f" as $$ {body} $$".encode()
+            )
+
+
+def literal(value: str) -> str:
+    """*value* for SET: a list stays one, which in quotes would be one name."""
+    return value if "," in value else f"'{value}'"
 
 
 def set_for_database(desk: Desk, dsn: str) -> list[str]:
-    """Set all of it on the database, where a schema of its owner's imitates what we call."""
+    """Set all of it on the database."""
     with psycopg.connect(dsn, autocommit=True) as conn:
-        conn.execute("create schema hostile")
-        conn.execute("create function hostile.now() returns int return 1")
         for name, value in HOSTILE.items():
-            conn.execute(f"alter database {conn.info.dbname} set {name} = '{value}'".encode())
+            conn.execute(
+                f"alter database {conn.info.dbname} set {name} = {literal(value)}".encode()
+            )
     return ["--dsn", dsn]
 
 
@@ -49,7 +73,7 @@ def set_for_role(desk: Desk, dsn: str) -> list[str]:
         role = f"role_of_{conn.info.dbname}"
         conn.execute(f"create role {role} superuser login".encode())
         for name, value in HOSTILE.items():
-            conn.execute(f"alter role {role} set {name} = '{value}'".encode())
+            conn.execute(f"alter role {role} set {name} = {literal(value)}".encode())
     return ["--dsn", make_conninfo(dsn, user=role)]
 
 
