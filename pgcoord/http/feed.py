@@ -24,9 +24,9 @@ from typing import Any, Generic, TypeVar
 import psycopg
 
 from pgcoord.backoff import Backoff
-from pgcoord.database import connect as database
 from pgcoord.database import reads, session
 from pgcoord.database._sql import Connection
+from pgcoord.database.connect import connect
 from pgcoord.database.listener import PING_EVERY, Listener
 from pgcoord.database.rows import HistoryEvent
 from pgcoord.errors import DatabaseUnusable
@@ -295,7 +295,7 @@ class Feed:
         while True:
             await self._wanted.wait()
             try:
-                async with await database.connect(self._dsn, name="pgcoord events") as conn:
+                async with await connect(self._dsn, name="pgcoord events") as conn:
                     await session.listen(conn, session.EVENT)
                     self._listener = Listener(conn)
                     await self._follow(self._listener, backoff)

@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from pgcoord.database import connect as database
 from pgcoord.database import reads, schema
+from pgcoord.database.connect import connect_blocking
 from pgcoord.errors import DatabaseUnusable
 from pgcoord.http.metrics import MEDIA_TYPE
 from pgcoord.http.responses import Json
@@ -51,7 +51,7 @@ async def _check_database(state: AppState) -> str | None:
 def _fault_of(dsn: str) -> str | None:
     """Why the database cannot be used, if it cannot; blocks for as long as a connection takes."""
     try:
-        with closing(database.connect_blocking(dsn)) as conn:
+        with closing(connect_blocking(dsn)) as conn:
             schema.check_schema(conn)
     except (DatabaseUnusable, psycopg.Error) as error:
         return " ".join(str(error).split())

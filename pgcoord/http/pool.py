@@ -15,9 +15,9 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, TooManyRequests
 from starlette.requests import ClientDisconnect, Request
 
-from pgcoord.database import connect as database
 from pgcoord.database import reads, session
 from pgcoord.database._sql import Connection
+from pgcoord.database.connect import connect, own_session, with_defaults
 from pgcoord.errors import CoordError, Locked
 
 Kind = Literal["read", "change", "report"]
@@ -41,7 +41,7 @@ class Database:
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
         self.pool = AsyncConnectionPool(
-            database.with_defaults(dsn),
+            with_defaults(dsn),
             min_size=1,
             max_size=_SIZE,
             timeout=_PATIENCE,
@@ -111,14 +111,14 @@ class Database:
         """After so many seconds: the session that holds what *pid* waits for, in words."""
         await asyncio.sleep(after)
         try:
-            async with self._looking, await database.connect(self.dsn) as conn:
+            async with self._looking, await connect(self.dsn) as conn:
                 return await reads.blocked_by(conn, pid)
         except (psycopg.Error, CoordError):
             return None  # the server may have no connection left: the lock is refused all the same
 
 
 async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
-    await database.own_session(conn)
+    await own_session(conn)
     await session.set_lock_timeout(conn, _LOCK_SECONDS)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ import pytest
 from pgcoord.configuration import PLACEHOLDERS, read_configuration
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SCRIPT = EXAMPLES / "in_worktree.sh"
 
 
 def test_every_workflow_is_read_and_every_placeholder_filled() -> None:
@@ -26,83 +26,36 @@ def test_every_workflow_is_read_and_every_placeholder_filled() -> None:
     assert adw.arguments(values)[-2:] == ["<issue_number>", "<adw_id>"]
 
 
-def test_the_script_that_the_workflows_name_is_there() -> None:
-    for workflow in read_configuration(EXAMPLES / "agents.toml").workflows.values():
-        if workflow.command[1].endswith(".sh"):
-            assert (workflow.directory / workflow.command[1]).resolve() == SCRIPT
+@pytest.mark.parametrize("name", ["claude", "codex"])
+def test_the_work_of_an_agent_is_on_a_branch_of_its_own(name: str, tmp_path: Path) -> None:
+    """With a program of the agent's name that keeps its prompt and its arguments."""
+    programs, project = tmp_path / "bin", tmp_path / "project"
+    programs.mkdir()
+    project.mkdir()
+    agent = programs / name
+    agent.write_text('#!/bin/sh\ncat >prompt\nprintf "%s\\n" "$@" >arguments\n')
+    agent.chmod(0o755)
+    (tmp_path / "prompt.md").write_text("Do it; $(x)")
+    environment = {
+        "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "PGCOORD_QUEUE_ID": "queue-1-2",
+        "PGCOORD_PROMPT_FILE": str(tmp_path / "prompt.md"),
+    }
 
-
-class Repository:
-    """A git repository, and phases that work on it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "project"
-        self.worktree = folder / "project.worktrees" / "queue-1-2"
-        self._prompt = folder / "prompt.md"
-        self._environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(folder),
-            "PGCOORD_QUEUE_ID": "queue-1-2",
-            "PGCOORD_PROMPT_FILE": str(self._prompt),
-            **{
-                f"GIT_{who}_{what}": "x"
-                for who in ("AUTHOR", "COMMITTER")
-                for what in ("NAME", "EMAIL")
-            },
-        }
-        self.folder.mkdir()
-        self.git("init", "--quiet", "--initial-branch", "main")
-        (self.folder / "file").write_text("as it was\n")
-        self.git("add", "--all")
-        self.git("commit", "--quiet", "--message", "first")
-
-    def git(self, *arguments: str) -> str:
+    def run(*command: str) -> str:
         done = subprocess.run(
-            ["git", *arguments],
-            cwd=self.folder,
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            check=True,
+            command, cwd=project, env=environment, capture_output=True, text=True, check=True
         )
         return done.stdout.strip()
 
-    def run(self, prompt: str, *command: str) -> int:
-        """Run a phase whose agent is `command`; return its exit status."""
-        self._prompt.write_text(prompt)
-        script = ["sh", str(SCRIPT), "The title; $(x)", *command]
-        return subprocess.run(script, cwd=self.folder, env=self._environment).returncode
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    return Repository(tmp_path)
-
-
-def test_a_phase_commits_to_a_branch_of_its_own(repository: Repository) -> None:
-    assert repository.run("echo 'as it is' > file; echo new > other", "sh") == 0
-    assert repository.git("show", "pgcoord/queue-1-2:file") == "as it is"
-    assert repository.git("show", "pgcoord/queue-1-2:other") == "new"
-    assert repository.git("log", "-1", "--format=%s", "pgcoord/queue-1-2") == "The title; $(x)"
-    assert (repository.folder / "file").read_text() == "as it was\n"
-    assert repository.git("status", "--porcelain") == ""
-    assert not repository.worktree.exists()
-
-
-def test_a_failed_attempt_leaves_what_it_did_to_the_next(repository: Repository) -> None:
-    assert repository.run("echo half > file; exit 7", "sh") == 7
-    assert (repository.worktree / "file").read_text() == "half\n"
-    assert repository.run("echo whole >> file", "sh") == 0
-    assert repository.git("show", "pgcoord/queue-1-2:file") == "half\nwhole"
-    assert not repository.worktree.exists()
-
-
-def test_a_phase_that_is_run_again_goes_on_in_its_branch(repository: Repository) -> None:
-    assert repository.run("echo one > one", "sh") == 0
-    assert repository.run("cat one; echo two > two", "sh") == 0
-    assert repository.git("ls-tree", "--name-only", "pgcoord/queue-1-2") == "file\none\ntwo"
-
-
-def test_a_phase_without_changes_makes_no_commit(repository: Repository) -> None:
-    assert repository.run("true", "sh") == 0
-    assert repository.git("rev-list", "--count", "pgcoord/queue-1-2") == "1"
+    run("git", "init", "--quiet", "--initial-branch", "main")
+    identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+    run("git", *identity, "commit", "--quiet", "--allow-empty", "--message", "first")
+    workflow = read_configuration(EXAMPLES / "agents.toml").workflows[name]
+    values = {each: f"<{each}>" for each in PLACEHOLDERS} | {"title": "--title; $(x)"}
+    run(*workflow.arguments(values))
+    assert run("git", "log", "-1", "--format=%s", "pgcoord/queue-1-2") == "--title; $(x)"
+    assert run("git", "show", "pgcoord/queue-1-2:prompt") == "Do it; $(x)"
+    arguments = run("git", "show", "pgcoord/queue-1-2:arguments").splitlines()
+    assert arguments == [*workflow.command[workflow.command.index(name) + 1 :]]
