@@ -256,18 +256,21 @@ def main() -> None:
         stack.callback(server.stop)
         admin = stack.enter_context(psycopg.connect(server.dsn, autocommit=True))
         make = stack.enter_context(measure.scratch_databases(admin, server.dsn))
-        peers = {name: _peer(name, folder, make) for name in given.only}
+        peers: dict[str, Peer] = {}
         for number in range(given.rounds):
             work = state / f"round-{number}"
             work.mkdir()
             print(f"round {number + 1} of {given.rounds}", file=sys.stderr, flush=True)
             pgcoord_round(make, work, given.hops // given.rounds, given.jobs, results["pgcoord"])
+            # Each round anew: jobs that a round has left would be the first of the next.
+            peers = {name: _peer(name, folder, make) for name in given.only}
             for name, peer in peers.items():
                 results[name].hops += hops_of(peer, given.hops // given.rounds)
                 inserted, drained = drain_of(peer, given.jobs)
                 results[name].inserts.append(inserted)
                 results[name].drains.append(drained)
-        for name, peer in peers.items():
+        for name in peers:
+            peer = _peer(name, folder, make)
             with working(peer):
                 results[name].idle = transactions_a_minute(admin, peer.dsn)
         dsn = make()
