@@ -330,7 +330,7 @@ def test_the_script_of_the_specification_works(desk: Desk, dsn: str, conn: Conne
     gate = desk.gate()
     desk.write("pgcoord.toml", configuration().replace("{prompt}", f"cat {gate}"))
     program = desk.start("serve", "--insecure-webhooks")
-    program.until("reports that nobody has signed are taken")
+    program.until("unsigned reports are accepted")
     program.until("leading")
     url = f"http://{address_of(program)}"
 

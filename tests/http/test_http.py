@@ -262,7 +262,7 @@ def access(server: Server | None = None, address: str = "127.0.0.1", **environme
 
 def test_nothing_is_served_to_others_without_a_token() -> None:
     for address in ("0.0.0.0", "192.0.2.1", "::"):
-        with pytest.raises(CannotStart, match="not served without PGCOORD_TOKEN"):
+        with pytest.raises(CannotStart, match="PGCOORD_TOKEN, the secret"):
             access(address=address)
         assert access(address=address, PGCOORD_TOKEN=TOKEN).token == TOKEN
     assert access(address="::1").token is None
