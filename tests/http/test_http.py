@@ -285,10 +285,10 @@ def test_the_public_url_is_a_name_of_ours() -> None:
     assert found.origin == "https://build.example"
 
 
-def test_what_lets_in_more_than_one_may_think_is_said() -> None:
+def test_a_public_url_without_a_token_is_warned_of() -> None:
     proxied = Server(public_url="https://build.example/x")
     [risk] = access(proxied).risks()
-    assert "https://build.example, and there is no PGCOORD_TOKEN" in risk
+    assert "https://build.example, and PGCOORD_TOKEN is not set" in risk
     assert not [*access(proxied, PGCOORD_TOKEN=TOKEN).risks()]
     for here in ("http://localhost:80", "http://127.0.0.1", "http://[::1]:8"):
         assert not [*access(Server(public_url=here)).risks()]
