@@ -261,6 +261,13 @@ def stand(conn: Connection, epoch: int, shape: str, state: str) -> tuple[int, st
     return feature, phase
 
 
+def rows_or_error(conn: Connection, statement: str, *values: object) -> list[dict[str, Any]] | str:
+    try:
+        return rows(conn, statement, *values)
+    except psycopg.Error as error:
+        return error.sqlstate or ""
+
+
 def end_processes(conn: Connection, feature: int) -> None:
     """What a coordinator does when the end of processes was asked for."""
     conn.execute(
@@ -279,22 +286,16 @@ def test_a_preview_shows_what_the_action_then_does(conn: Connection, epoch: int)
             feature, phase = stand(conn, epoch, shape, state)
             before = statuses(conn, feature)
             of = (action, feature if action == "cancel_feature" else None, phase)
-            shown: Any = None
-            done = False
-            try:
-                shown = rows(conn, "select * from pgcoord.preview(%s, %s, %s)", *of)
-            except psycopg.Error as error:
-                shown = error.sqlstate
+            shown = rows_or_error(conn, "select * from pgcoord.preview(%s, %s, %s)", *of)
             assert statuses(conn, feature) == before
-            try:
-                conn.execute(ACTIONS[action].format(feature=feature, phase=phase).encode())
-                done = True
-            except psycopg.Error as error:
-                assert shown == error.sqlstate
-            if not done:
+            act = ACTIONS[action].format(feature=feature, phase=phase)
+            done = rows_or_error(conn, act)
+            if isinstance(done, str):
+                assert shown == done
                 continue
             end_processes(conn, feature)
             after = statuses(conn, feature)
+            assert not isinstance(shown, str)
             assert [
                 (each["phase_number"], each["from_status"], each["to_status"]) for each in shown
             ] == [(n, before[n], after[n]) for n in before if before[n] != after[n]]
