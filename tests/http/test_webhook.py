@@ -71,7 +71,6 @@ async def test_a_signed_report_completes_the_phase(
         "repeated": False,
     }
     assert deliveries(conn) == [("taken", None)]
-
     row = conn.execute("select pr_number from phase_queue where phase_number = 1").fetchone()
     assert row == {"pr_number": 7}
     event = conn.execute("select actor from pgcoord.event where to_status = 'completed'").fetchone()
