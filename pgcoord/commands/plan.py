@@ -83,7 +83,7 @@ def plan(
     else:
         found = _plan_file(surroundings, planner, surroundings.folder / what, hours)
     number, feature, planned, usual = found
-    analysis = planner.weigh(planned.phases, slots or usual)
+    analysis = planner.analyse(planned.phases, slots or usual)
     if output is not None:
         _write(surroundings.folder / output, feature, planned)
     if as_json:

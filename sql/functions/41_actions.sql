@@ -320,7 +320,18 @@ end $$;
 comment on function pgcoord.prune(interval) is
     'Remove features that were finished (completed or cancelled) that long ago, with their phases, attempts and events; returns how many.';
 
--- Does it, looks, and takes it back: so what is shown is what will happen, whatever the rules are.
+-- The living attempts of a feature whose end was asked for.
+create or replace function pgcoord_private.endings_of(p_feature_id integer) returns table (id bigint, ending text)
+language sql stable
+begin atomic
+    select a.id, a.ending
+    from public.phase_queue as p
+        join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
+    where p.feature_id = p_feature_id and p.slot is not null and a.ended_at is null and a.ending is not null;
+end;
+
+-- Does it, has the processes end that it asks to end, looks, and takes it all back: so what is shown is what will
+-- happen, whatever the rules are.
 -- Errors: those of the action.
 create or replace function pgcoord.preview(p_action text, p_feature_id integer, p_queue_id text)
 returns table (queue_id text, phase_number integer, title text, from_status text, to_status text, words text)
@@ -329,12 +340,14 @@ security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_feature_id integer := coalesce(p_feature_id, (select p.feature_id from public.phase_queue as p where p.queue_id = p_queue_id));
     v_before jsonb;
+    v_endings jsonb;
+    v_ended bigint[];
     v_after jsonb;
 begin
-    select jsonb_object_agg(p.queue_id, concat_ws(' ', p.status, p.gated, a.ending)) into v_before
+    select jsonb_object_agg(p.queue_id, concat_ws(' ', p.status, p.gated)) into v_before
     from public.phase_queue as p
-        left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt and a.ended_at is null
     where p.feature_id = v_feature_id;
+    select jsonb_object_agg(e.id, e.ending) into v_endings from pgcoord_private.endings_of(v_feature_id) as e;
     begin
         case p_action
             when 'retry' then perform pgcoord.retry_phase(p_queue_id, null);
@@ -349,16 +362,20 @@ begin
                 message = format('%L cannot be previewed', left(p_action, 100)),
                 hint = 'What can: retry, skip, cancel, approve, reject, cancel_branch, cancel_feature.';
         end case;
+        select array_agg(e.id) into v_ended from pgcoord_private.endings_of(v_feature_id) as e
+        where e.ending is distinct from v_endings ->> e.id::text;
+        perform pgcoord_private.end_attempt(id, 143) from unnest(v_ended) as id;
         select jsonb_agg(jsonb_build_object(
                 'queue_id', p.queue_id, 'phase_number', p.phase_number, 'title', pgcoord_private.title_of(p),
-                'from_status', split_part(v_before ->> p.queue_id, ' ', 1), 'to_status', coalesce(a.ending, p.status),
-                'words', case when a.ending is not null then 'its process is ended first'
-                    else (select y.words from pgcoord.why(p.queue_id) as y where p.status in ('queued', 'blocked') limit 1) end)
+                'from_status', split_part(v_before ->> p.queue_id, ' ', 1), 'to_status', p.status,
+                'words', case when a.id is not null then 'its process is ended first' else first.words end)
             order by p.phase_number)
         into v_after
         from public.phase_queue as p
-            left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt and a.ended_at is null
-        where p.feature_id = v_feature_id and concat_ws(' ', p.status, p.gated, a.ending) <> v_before ->> p.queue_id;
+            left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.id = any (v_ended)
+            left join pgcoord_private.first_reason as first
+                on first.feature_id = v_feature_id and first.queue_id = p.queue_id and p.status in ('queued', 'blocked')
+        where p.feature_id = v_feature_id and concat_ws(' ', p.status, p.gated) <> v_before ->> p.queue_id;
         raise exception using errcode = 'PC099', message = 'taken back';
     exception when sqlstate 'PC099' then    -- (PC000 would be all of class PC)
         null;

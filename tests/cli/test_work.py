@@ -1,11 +1,13 @@
 """The work as people look at it: what is usual and expected, what needs somebody, previews."""
 
+import itertools
 from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
+from support.cases import case
 from support.database import Connection, add_feature, add_phase, claim, start, statuses
 
 
@@ -212,31 +214,105 @@ def test_a_preview_changes_nothing_and_tells_nobody(conn: Connection, epoch: int
     assert rows(conn, "select * from pgcoord.event where kind = 'phase_moved'") == []
 
 
-@pytest.mark.parametrize("action", ["retry", "skip", "cancel", "cancel_branch"])
-def test_a_preview_shows_what_the_action_then_does(
-    conn: Connection, epoch: int, action: str
-) -> None:
-    feature = add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3], 5: []})
-    conn.execute("select pgcoord.cancel_phase(%s, 'x')", [f"queue-{feature}-2"])
-    queue_id = f"queue-{feature}-{2 if action in ('retry', 'skip') else 3}"
-    before = statuses(conn, feature)
-    shown = preview(conn, action, queue_id)
-    arguments = "%s" if action == "retry" else "%s, 'x'"
-    function = action if action == "cancel_branch" else f"{action}_phase"
-    conn.execute(f"select pgcoord.{function}({arguments})".encode(), [queue_id])
-    after = statuses(conn, feature)
-    assert shown == [(n, before[n], after[n]) for n in before if before[n] != after[n]]
+# How a phase gets into each state; it is claimed before, where that is needed.
+STANDS: dict[str, str] = {
+    "queued": "",
+    "paused": "select pgcoord.pause({feature})",
+    "retried later": "update phase_queue set retry_at = now() + interval '1 h'"
+    " where queue_id = '{phase}'",
+    "ready": "claim",
+    "running": "claim | start",
+    "timing out": "claim | start | update pgcoord.attempt set ending = 'timed_out',"
+    " ending_at = now() where queue_id = '{phase}'",
+    "failed": "claim | start | select pgcoord_private.end_attempt(id, 1) from pgcoord.attempt"
+    " where queue_id = '{phase}'",
+    "cancelled": "select pgcoord.cancel_phase('{phase}', 'x')",
+    "completed": "select pgcoord.skip_phase('{phase}', 'x')",
+    "blocked": "select pgcoord.cancel_phase('queue-{feature}-1', 'x')",
+}
+SHAPES: dict[str, dict[int, list[int]]] = {
+    "alone": {1: [], 2: []},
+    "in the middle": {1: [], 2: [1], 3: [2], 4: [2], 5: [3, 4], 6: []},
+}
+ACTIONS = {
+    "retry": "select pgcoord.retry_phase('{phase}')",
+    "skip": "select pgcoord.skip_phase('{phase}', 'x')",
+    "cancel": "select pgcoord.cancel_phase('{phase}', 'x')",
+    "cancel_branch": "select pgcoord.cancel_branch('{phase}', 'x')",
+    "cancel_feature": "select pgcoord.cancel_feature({feature}, 'x')",
+}
 
 
-def test_a_preview_of_cancelling_what_runs_says_that_it_is_ended_first(
+def stand(conn: Connection, epoch: int, shape: str, state: str) -> tuple[int, str]:
+    """A feature whose phase 2 is in a state: its id, and the phase."""
+    conn.execute("update planned_features set paused_at = now() where paused_at is null")
+    feature = add_feature(conn, SHAPES[shape], priority=1)
+    phase = f"queue-{feature}-2"
+    if shape != "alone" and state != "blocked":
+        conn.execute(f"select pgcoord.skip_phase('queue-{feature}-1', 'x')".encode())
+    for step in STANDS[state].split(" | "):
+        if step == "claim":
+            conn.execute("select pgcoord.set_slots(1000)")
+            assert phase in claim(conn, epoch)
+        elif step == "start":
+            start(conn, epoch, phase)
+        elif step:
+            conn.execute(step.format(feature=feature, phase=phase).encode())
+    return feature, phase
+
+
+def rows_or_error(conn: Connection, statement: str, *values: object) -> list[dict[str, Any]] | str:
+    try:
+        return rows(conn, statement, *values)
+    except psycopg.Error as error:
+        return error.sqlstate or ""
+
+
+def end_processes(conn: Connection, feature: int) -> None:
+    """What a coordinator does when the end of processes was asked for."""
+    conn.execute(
+        "select pgcoord_private.end_attempt(id, 143) from pgcoord.attempt"
+        " where queue_id like %s and ending is not null and exited_at is null",
+        [f"queue-{feature}-%"],
+    )
+
+
+def test_a_preview_shows_what_the_action_then_does(conn: Connection, epoch: int) -> None:
+    """Every action on a phase in every state, alone and with phases around it."""
+    for action, shape, state in itertools.product(ACTIONS, SHAPES, STANDS):
+        if (shape, state) == ("alone", "blocked"):
+            continue
+        with case(action, shape, state):
+            feature, phase = stand(conn, epoch, shape, state)
+            before = statuses(conn, feature)
+            of = (action, feature if action == "cancel_feature" else None, phase)
+            shown = rows_or_error(conn, "select * from pgcoord.preview(%s, %s, %s)", *of)
+            assert statuses(conn, feature) == before
+            act = ACTIONS[action].format(feature=feature, phase=phase)
+            done = rows_or_error(conn, act)
+            if isinstance(done, str):
+                assert shown == done
+                continue
+            end_processes(conn, feature)
+            after = statuses(conn, feature)
+            assert not isinstance(shown, str)
+            assert [
+                (each["phase_number"], each["from_status"], each["to_status"]) for each in shown
+            ] == [(n, before[n], after[n]) for n in before if before[n] != after[n]]
+
+
+def test_a_preview_of_cancelling_what_runs_says_that_it_is_ended_first_and_what_is_blocked_then(
     conn: Connection, epoch: int
 ) -> None:
-    feature = add_feature(conn, {1: []})
+    feature = add_feature(conn, {1: [], 2: [1]})
     [queue_id] = claim(conn, epoch)
     start(conn, epoch, queue_id)
-    [row] = rows(conn, "select * from pgcoord.preview('cancel', null, %s)", queue_id)
-    assert (row["to_status"], row["words"]) == ("cancelled", "its process is ended first")
-    assert statuses(conn, feature) == {1: "running"}
+    found = rows(conn, "select * from pgcoord.preview('cancel', null, %s)", queue_id)
+    assert [(row["to_status"], row["words"]) for row in found] == [
+        ("cancelled", "its process is ended first"),
+        ("blocked", "waits for phase 1, cancelled"),
+    ]
+    assert statuses(conn, feature) == {1: "running", 2: "queued"}
 
 
 def test_a_preview_is_refused_as_the_action_is(conn: Connection) -> None:

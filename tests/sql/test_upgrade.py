@@ -7,6 +7,7 @@ way to it.
 import gzip
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
