@@ -138,6 +138,21 @@ begin
     where f.id = p_feature_id;
 end $$;
 
+-- The phases of a feature as submit_feature takes them: the queued ones as they are now, else the stored plan.
+create or replace function pgcoord_private.plan_of(p_feature_id integer) returns jsonb
+language sql stable
+begin atomic
+    select coalesce(
+        (select jsonb_agg(
+            p.phase_data || jsonb_build_object(
+                'phase_number', p.phase_number, 'depends_on_phases', p.depends_on_phases, 'priority', p.priority)
+            order by p.phase_number)
+        from public.phase_queue as p
+        where p.feature_id = p_feature_id),
+        (select f.plan from public.planned_features as f where f.id = p_feature_id),
+        '[]');
+end;
+
 create or replace function pgcoord.execute_feature(p_feature_id integer) returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$

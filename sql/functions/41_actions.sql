@@ -185,6 +185,12 @@ declare
 begin
     perform 1 from public.planned_features where id = p_feature_id for no key update;
     perform pgcoord_private.check_feature(p_feature_id);
+    if exists (select from pgcoord.feature where id = p_feature_id and status = 'completed') then
+        raise exception using
+            errcode = 'PC002',
+            message = format('feature %s is completed: there is nothing left to cancel', p_feature_id),
+            hint = 'It stays as it is; pgcoord.prune(older_than) removes finished features.';
+    end if;
     select count(*) into v_phases from public.phase_queue
     where feature_id = p_feature_id and status in ('queued', 'blocked', 'ready', 'running');
     update public.planned_features set cancelled_at = now(), cancelled_reason = p_reason

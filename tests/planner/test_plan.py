@@ -625,7 +625,7 @@ def written(plan: Plan) -> tuple[str, list[int]]:
             "Priority": phase.priority,
             "Files": ", ".join(phase.files) or None,
             "Max attempts": phase.max_attempts,
-            "Timeout": seconds,
+            "Timeout": seconds and f"{seconds:.0f}s",
         }
         block = [f"{key}: {value}\n" for key, value in keys.items() if value is not None]
         random.shuffle(block)

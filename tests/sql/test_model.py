@@ -727,7 +727,12 @@ class Coordination(RuleBasedStateMachine):
             self.delete_feature(self.pick_feature(pick))
 
     def cancel_feature(self, feature: int) -> None:
-        self.send(set(), "select pgcoord.cancel_feature(%s, 'given up')", feature)
+        phases = self.model.of_feature(feature)
+        done = bool(phases) and all(phase.status == "completed" for phase in phases)
+        faults = {"PC002"} if done and not self.model.features[feature].cancelled else set[str]()
+        self.send(faults, "select pgcoord.cancel_feature(%s, 'given up')", feature)
+        if faults:
+            return
         self.model.features[feature].cancelled = True
         for phase in self.model.of_feature(feature):
             if phase.status in (*LIVE, *WAITING):
