@@ -69,17 +69,18 @@ class InLine:
 
 @dataclass(frozen=True)
 class Backlog:
-    """Numbers of queued phases: waiting for a slot, for other phases, a pause, a retry."""
+    """Numbers of queued phases: waiting for a slot, for other phases, a pause, a retry, a yes."""
 
     in_line: int
     for_phases: int
     paused: int
     for_retry: int
+    for_approval: int
 
 
 @dataclass(frozen=True)
 class Attention:
-    """A phase that needs attention: `kind` is failed, missing, workflow, slow or locked.
+    """A phase that needs attention: `kind` is failed, missing, workflow, gate, slow or locked.
 
     `words`: the reason; `blocks`: numbers of the phases that it blocks.
     """
@@ -234,6 +235,7 @@ class Phase:
     max_attempts: int | None
     timeout: timedelta | None
     retry_at: datetime | None
+    gate: str | None
     created_at: datetime
     since: datetime | None
     runs: int | None
@@ -445,7 +447,8 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
         " as estimated_hours,"
         " coalesce((p.phase_data ->> 'max_attempts')::integer, w.max_attempts) as max_attempts,"
         " coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::double precision),"
-        " w.timeout) as timeout, p.retry_at, p.created_at, b.since, u.runs, l.low, l.median, l.high"
+        " w.timeout) as timeout, p.retry_at, p.phase_data ->> 'gate' as gate, p.created_at,"
+        " b.since, u.runs, l.low, l.median, l.high"
         " from public.phase_queue as p join public.planned_features as f on f.id = p.feature_id"
         " join pgcoord.board as b on b.queue_id = p.queue_id"
         " left join pgcoord.workflow as w on w.name = pgcoord_private.workflow_of(p)"

@@ -99,7 +99,7 @@ async def _plan_unless_planned(request: Request, feature_id: int) -> Planned | N
 async def generate_implementation(call: Call) -> Response:
     assert call.planned is not None
     slots = await reads.slot_count(call.conn)
-    analysis = state_of(call.request).planner.weigh(call.planned.phases, slots)
+    analysis = state_of(call.request).planner.analyse(call.planned.phases, slots)
     planning = {
         "source": call.planned.source,
         "notes": list(call.planned.notes),

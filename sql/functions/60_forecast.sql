@@ -2,7 +2,7 @@
 
 -- The open phases, in the order in which they are claimed, at most p_most of them; and all phases of some features. How
 -- long each will yet take (nothing where it is completed, null where nothing tells, or too many are before it), and whether it will go by itself: not what is failed, blocked
--- or cancelled, paused with its feature, or waits for what nobody has.
+-- or cancelled, paused with its feature, or waits for an approval or for what nobody has.
 create or replace function pgcoord_private.open_work(p_feature_ids integer[], p_most integer)
 returns table (
     feature_id integer, phase_number integer, status text, goes boolean, draining boolean, pool text, runs bigint, usual interval,
@@ -26,7 +26,7 @@ set jit = off as $$
     usual as materialized (select * from pgcoord.usual),
     stranded as materialized (select s.queue_id from pgcoord_private.stranded as s),
     estimated as materialized (
-        select p.queue_id, p.feature_id, p.phase_number, p.status::text, p.slot, p.held, p.priority, p.queue_position, p.retry_at,
+        select p.queue_id, p.feature_id, p.phase_number, p.status::text, p.slot, p.held, p.gated, p.priority, p.queue_position, p.retry_at,
             c.beyond, coalesce(pgcoord_private.workflow_of(p), '') as workflow,
             coalesce(case when p.status <> 'completed' then pgcoord_private.estimate_of(p.phase_data) end, '-1 s') as estimate,
             case when p.status = 'running' then extract(epoch from now() - p.started_timestamp)::double precision else 0 end as elapsed
@@ -51,7 +51,7 @@ set jit = off as $$
         from phase as p
     )
     select p.feature_id, p.phase_number, p.status,
-        p.slot is not null or p.status = 'queued' and not p.held and not exists (select from stranded as s where s.queue_id = p.queue_id),
+        p.slot is not null or p.status = 'queued' and not p.held and not p.gated and not exists (select from stranded as s where s.queue_id = p.queue_id),
         coalesce((select s.draining from pgcoord.slot as s where s.number = p.slot), false),
         'local', coalesce(p.runs, 0), p.s_median,
         case when p.status = 'completed' then 0 else greatest(p.low - p.elapsed, 0) end,
