@@ -12,6 +12,7 @@ FLOORS = (
     ("actions", "configuration", "json_schema", "logs", "runs.files"),
     ("database", "github", "plan"),
     ("report", "planner"),
+    ("jobs",),
     ("coordination.launching",),  # what a launcher promises; those in runs keep it
     ("runs",),
     ("coordination",),

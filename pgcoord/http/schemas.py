@@ -204,6 +204,14 @@ ERROR = _object(
     ["error", "reason"],
 )
 
+JOB_ANSWER = _object(
+    {
+        "attempt": {"type": "integer"},
+        "prompt": {**_TEXT, "description": "The prompt of the phase, if it was asked for."},
+    },
+    ["attempt"],
+)
+
 REPORTED = _object(
     {
         "queue_id": _TEXT,
