@@ -91,6 +91,14 @@ select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
     p.adw_id
 from public.phase_queue as p
 where p.status not in ('queued', 'blocked')
+union all    -- it may be over by now: nobody would know
+select p.queue_id, p.feature_id, p.phase_number, -2, 'unwatched',
+    u.words || ': nobody watches its process, and it is shown as it was left', null
+from pgcoord_private.unwatched as u
+    cross join public.phase_queue as p
+where p.slot is not null and not exists (
+    select from pgcoord.attempt as a where a.queue_id = p.queue_id and a.number = p.attempt and a.external
+)
 union all    -- prerequisites that are open, or will never complete
 select p.queue_id, p.feature_id, p.phase_number,
     case when up.status in ('failed', 'cancelled') then 2 else 4 end,
