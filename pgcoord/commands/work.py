@@ -98,7 +98,7 @@ def serve(
         ),
     ] = None,
     insecure_webhooks: Annotated[
-        bool, typer.Option("--insecure-webhooks", help="Take reports that nobody has signed.")
+        bool, typer.Option("--insecure-webhooks", help="Accept unsigned reports.")
     ] = False,
     drain: Annotated[
         bool,

@@ -1,4 +1,4 @@
-"""The application: its routes, what surrounds each request, and what lives as long as it does."""
+"""The Starlette application: routes, middleware and background tasks."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ from pgcoord.http.state import AppState
 
 
 def make_app(state: AppState) -> ASGIApp:
-    """The application of one database; it connects when it starts, and starts without one."""
+    """Return the application of one database; it starts even if the database is down."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -56,7 +56,7 @@ def make_app(state: AppState) -> ASGIApp:
 
 
 def _answering_at_the_end(app: ASGIApp) -> ASGIApp:
-    """Answer 503 to a request that the end of the server cancels, which nobody else answers."""
+    """Answer 503 to a request that is cancelled because the server stops."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         began = False
@@ -77,7 +77,7 @@ def _answering_at_the_end(app: ASGIApp) -> ASGIApp:
 
 
 def _without_trailing_slash(app: ASGIApp) -> ASGIApp:
-    """Have every path answer with a slash at its end, too."""
+    """Accept every path with a trailing slash as well."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket") and scope["path"] != "/":

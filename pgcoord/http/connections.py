@@ -1,7 +1,7 @@
-"""Bounds of what a client may hold open without asking for anything: connections, and waits.
+"""Limits on connections and on slow requests.
 
-uvicorn waits for the rest of a request for ever. Only waits for the client are limited: streams and
-WebSockets, where the client waits for the server, stay open.
+uvicorn waits for the rest of a request without limit. Only waits for the client are limited here:
+streams and WebSockets, where the client waits for the server, stay open.
 """
 
 import asyncio
@@ -15,16 +15,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server bears; lengths of time in seconds."""
+    """The limits of one server; times in seconds."""
 
-    connections: int = 500  # with the files of phases, well below the usual 1,024 of a process
-    headers: float = 10  # from the connection, or the first byte of a further request, to their end
-    body: float = 30  # between two pieces of a body
+    connections: int = 500  # with log files, well below the usual limit of 1,024 open files
+    headers: float = 10  # from the connection, or the first byte of a later request, to their end
+    body: float = 30  # between two parts of a body
     refusal: float = 2  # until a connection that was refused is closed
 
 
 class BoundedProtocol(H11Protocol):
-    """uvicorn's connection, refused with 503 when there are too many and 408 when it is too slow.
+    """uvicorn's connection, refused with 503 when there are too many, with 408 when it is too slow.
 
     Every instance made with the same `uvicorn.Config` counts towards the same bound.
     """
@@ -38,7 +38,7 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a request on the new connection, or refuse it."""
         super().connection_made(transport)
-        # WebSockets are among them, too.
+        # WebSockets are counted as well.
         if len(self.connections) > 2 * self._limits.connections:
             transport.abort()
         elif len(self.connections) > self._limits.connections:
@@ -47,24 +47,24 @@ class BoundedProtocol(H11Protocol):
             self._start_timer(self._limits.headers)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client sends, and wait for the rest of its request."""
+        """Process data of the client, and limit the wait for the rest of its request."""
         if not self._refused:
             super().data_received(data)
             self._wait_for_client()
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, of which a part may be here already."""
+        """Continue with the next request, which may have arrived in part."""
         super().on_response_complete()
-        if self.conn.their_state is not h11.IDLE:  # then uvicorn's limit of an idle one holds
+        if self.conn.their_state is not h11.IDLE:  # else uvicorn's own limit applies
             self._wait_for_client()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
+        """Stop the timer."""
         self._stop_timer()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """Close the connection once its request is answered."""
+        """Close the connection after the response."""
         if self._refused:
             self.transport.abort()
         else:
@@ -77,7 +77,7 @@ class BoundedProtocol(H11Protocol):
             self._start_timer(self._limits.body)
         elif self.conn.their_state is not h11.IDLE:
             self._stop_timer()
-        elif self._timer is None:  # however many pieces the headers come in
+        elif self._timer is None:  # once, however many parts the headers arrive in
             self._start_timer(self._limits.headers)
 
     def _start_timer(self, seconds: float) -> None:
@@ -101,7 +101,7 @@ class BoundedProtocol(H11Protocol):
             self._refuse(408, "timeout", "the rest of the request did not come in time")
 
     def _refuse(self, status: int, error: str, reason: str) -> None:
-        """Answer without a request; leave a moment to read that, for a reset would take it away."""
+        """Send an error without a request; close later, as a reset could discard the answer."""
         self._refused = True
         body = json.dumps({"error": error, "reason": reason}) + "\n"
         phrase = {408: "Request Timeout", 503: "Service Unavailable"}[status]

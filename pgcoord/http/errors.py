@@ -1,4 +1,4 @@
-"""Which status and which body each error gets: the only table of them."""
+"""The HTTP status and body of each error: the only table of them."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -26,7 +26,7 @@ from pgcoord.errors import (
 from pgcoord.http.responses import refusal
 from pgcoord.report import NotJson, NotSigned, WrongShape
 
-# The first that an error is an instance of.
+# An error gets the first row of which it is an instance.
 _STATUSES: tuple[tuple[type[Exception], int, str], ...] = (
     (NotSigned, 401, "not_signed"),
     (NotJson, 400, "not_json"),
@@ -60,7 +60,7 @@ _WORDS = {
 
 
 def status_of(error: Exception) -> tuple[int, str]:
-    """The status of an answer, and the word for programs; raises an error that nobody foresaw."""
+    """Return the HTTP status and the error code of *error*; raise an unexpected one again."""
     if isinstance(error, HTTPException):
         return error.status_code, _WORDS.get(error.status_code, "refused")
     for kind, status, name in _STATUSES:
@@ -70,12 +70,12 @@ def status_of(error: Exception) -> tuple[int, str]:
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
-    """Say what went wrong."""
+    """Answer with the status, reason and hint of *error*."""
     return refusal(*status_of(error), _reason(error), **_details(error))
 
 
 async def answer_http(request: Request, error: Exception) -> Response:
-    """Say what Starlette found wrong: no such path, another method, too large a body."""
+    """Answer an error of Starlette: unknown path, wrong method, body too large."""
     assert isinstance(error, HTTPException)
     answer = refusal(*status_of(error), http_reason(request, error))
     answer.headers.update(error.headers or {})
@@ -83,23 +83,23 @@ async def answer_http(request: Request, error: Exception) -> Response:
 
 
 def http_reason(request: Request, error: HTTPException) -> str:
-    """What Starlette found wrong, in words."""
+    """Return the reason of an error of Starlette."""
     if error.detail != HTTPStatus(error.status_code).phrase:
         return error.detail
-    return {  # the phrase says no more than the number
+    return {  # the phrase repeats the status
         404: f"there is nothing at {request.url.path}",
         405: f"there is no {request.method} for {request.url.path}",
     }.get(error.status_code, error.detail)
 
 
 async def answer_nobody(request: Request, error: Exception) -> Response:
-    """End a request whose client has gone: nobody reads this, and it is no fault."""
+    """End a request whose client has disconnected; nobody reads this answer."""
     return Response(status_code=400)
 
 
 async def answer_fault(request: Request, error: Exception) -> Response:
-    """Say that it is our fault; the traceback is in the log."""
-    return refusal(500, "fault", "an error of the program; it is in the log of the server")
+    """Answer an unexpected error with 500; its traceback is in the log."""
+    return refusal(500, "fault", "a fault of pgcoord; the log of the server has the details")
 
 
 handlers: Mapping[Any, Any] = {
@@ -138,7 +138,7 @@ def _details(error: Exception) -> dict[str, Any]:
 
 
 def _shown(given: Any) -> Any:
-    """What was given, short, and in characters that can be sent."""
+    """Return a short form of a given value, of characters that JSON can hold."""
     if given is None or isinstance(given, bool | int | float):
         return given
     return f"{given!r:.200}" if not isinstance(given, str) else ascii(given)[1:-1][:200]

@@ -1,12 +1,12 @@
-"""What happens, as it happens: one LISTEN connection for any number of subscribers.
+"""The event feed: one LISTEN connection for any number of subscribers.
 
-Events are told in the order of their commits. The ids of `pgcoord.event` are not that order: a slow
-transaction commits a lower id after a higher one was told. Of one phase they are, for who writes an
-event holds the lock of its phase until the end. So each reading takes what has become visible since
-the one before, in order of the ids, and where somebody stands is a `Cursor`: the highest id that
-was told, and the ids below it that were not and may yet come.
+The feed sends events in the order of their commits. The ids of `pgcoord.event` are not in that
+order: a slow transaction commits a lower id after the feed has sent a higher one. The ids of one
+phase are, because the writer of an event holds the lock of its phase until its commit. So each read
+returns the events that became visible since the last read, in order of their ids. The position of a
+subscriber is a `Cursor`: the highest id that was sent, and the lower ids that may still appear.
 
-The one rule: nobody waits for anybody. A subscriber that does not keep up is dropped.
+The one rule: no subscriber waits for another. A subscriber that does not keep up is dropped.
 """
 
 import asyncio
@@ -33,27 +33,27 @@ from pgcoord.errors import DatabaseUnusable
 
 logger = logging.getLogger(__name__)
 
-# Messages that may wait for a subscriber: at fifty a second, it may stall for twenty seconds.
+# Messages queued for one subscriber: at fifty a second, it may stall for twenty seconds.
 _MOST_WAITING = 1_000
 
-# Phases in a snapshot; what each waits for takes time to find out.
+# Phases in a snapshot; finding what each waits for takes time.
 _MOST_SHOWN = 500
 
-# Events that are read at once.
+# Events of one read.
 _PAGE = 1_000
 
-# Seconds between two readings while much happens.
+# Seconds between two reads while there are many events.
 _ROUND = 0.02
 
-# Seconds for which the connection is kept when the last subscriber has gone.
+# Seconds until the connection is closed after the last subscriber has left.
 _KEPT = 10.0
 
-# Events back from the last among which a starting feed looks for ids that may yet come.
+# A starting feed looks for ids that may still appear among this many last events.
 _LOOK_BACK = 10_000
 
 _INFINITE = 2**63
 
-# What the streams call an event, where it is not phase_changed, feature_changed, attempt_changed …
+# Message types of events, other than phase_changed, feature_changed, attempt_changed …
 _TYPES = {"paused": "queue_paused", "resumed": "queue_resumed"}
 
 _CURSOR = re.compile(r"(\d{1,18})((?:\.\d{1,18}(?:-\d{1,18})?)*)", re.ASCII)
@@ -61,9 +61,9 @@ _CURSOR = re.compile(r"(\d{1,18})((?:\.\d{1,18}(?:-\d{1,18})?)*)", re.ASCII)
 
 @dataclass(frozen=True)
 class Cursor:
-    """A position in the stream: sent are the ids up to `last`, but for those in `gaps`.
+    """A position in the stream: the ids up to `last` were sent, except those in `gaps`.
 
-    As text, `1042`, or `1042.1037.1039-1041` where ids are left out.
+    As text: `1042`, or `1042.1037.1039-1041` with gaps.
     """
 
     last: int
@@ -71,7 +71,7 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str) -> "Cursor":
-        """Read what `str` wrote. Raises ValueError."""
+        """Parse the text of a cursor, as `str` writes it. Raises ValueError."""
         match = _CURSOR.fullmatch(text)
         if not match:
             raise ValueError(f"{text!r:.60} is not a position in the event stream")
@@ -83,11 +83,11 @@ class Cursor:
         return ".".join([str(self.last), *gaps])
 
     def has(self, number: int) -> bool:
-        """Whether the event with this id was told."""
+        """Whether the event with the id *number* was sent."""
         return number <= self.last and not any(low <= number <= high for low, high in self.gaps)
 
     def past(self, number: int) -> "Cursor":
-        """The position after the event with this id was told, too."""
+        """Return the position after the event with the id *number* was sent as well."""
         if number > self.last:
             skipped = ((self.last + 1, number - 1),) if number > self.last + 1 else ()
             return Cursor(number, self.gaps + skipped)
@@ -101,7 +101,7 @@ class Cursor:
         return Cursor(self.last, tuple(parts))
 
     def settled_by(self, other: "Cursor") -> "Cursor":
-        """The same position without the gaps of which `other` knows that nothing will come."""
+        """Return this position without the gaps that *other* knows to stay empty."""
         open_ends = (*other.gaps, (other.last + 1, _INFINITE))
         return Cursor(
             self.last,
@@ -119,42 +119,42 @@ FROM_NOW_ON = Cursor(_INFINITE)
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened, and the position in the stream after it."""
+    """An event, and the position in the stream after it."""
 
     row: HistoryEvent
     cursor: Cursor
 
     @cached_property
     def text(self) -> str:
-        """As a message of the streams: rendered once, whoever gets it."""
+        """The event as JSON, rendered once for all subscribers."""
         return _message(_type(self.row), _data(self.row), self.cursor)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How things stand, at a position in the stream."""
+    """The state of the queue at a position in the stream."""
 
     data: dict[str, Any]
     cursor: Cursor
 
     @cached_property
     def text(self) -> str:
-        """As a message of the streams."""
+        """The message as JSON."""
         return _message("snapshot", self.data, self.cursor)
 
 
 @dataclass(frozen=True)
 class Connected:
-    """Whether what is told is live; `as_of` is when it last was, by our clock."""
+    """Whether the feed is live; `as_of` is when it last was, by the clock of this machine."""
 
     live: bool
     as_of: datetime
     reason: str | None = None
-    cursor: None = None  # it moves no position
+    cursor: None = None  # does not move the position
 
     @cached_property
     def text(self) -> str:
-        """As a message of the streams."""
+        """The message as JSON."""
         data = {"live": self.live, "as_of": self.as_of.isoformat(), "reason": self.reason}
         return _message("connection", data, None)
 
@@ -195,7 +195,7 @@ def _message(kind: str, data: dict[str, Any], cursor: Cursor | None) -> str:
 
 
 class Mailbox(Generic[Item]):
-    """What waits to be taken by one reader, in order: iterate over it."""
+    """A bounded queue of items for one reader, who iterates over it."""
 
     def __init__(self) -> None:
         self.ended = False
@@ -204,7 +204,7 @@ class Mailbox(Generic[Item]):
         self._news = asyncio.Event()
 
     async def __aiter__(self) -> AsyncIterator[Item]:
-        """Yield what comes, until the end, or until too much waited to be taken."""
+        """Yield items until `end`, or until too many items were waiting."""
         while not self.ended and not self.overflowed.is_set():
             while self._waiting:
                 yield self._waiting.popleft()
@@ -213,7 +213,7 @@ class Mailbox(Generic[Item]):
             await self._news.wait()
 
     def put(self, item: Item) -> bool:
-        """Have it taken; False when too much waits already: the reader gets nothing any more."""
+        """Append *item*; return False when the mailbox overflowed, which ends the iteration."""
         if len(self._waiting) < _MOST_WAITING:
             self._waiting.append(item)
         else:
@@ -223,18 +223,18 @@ class Mailbox(Generic[Item]):
         return not self.overflowed.is_set()
 
     def end(self) -> None:
-        """Let the iteration end."""
+        """End the iteration."""
         self.ended = True
         self._news.set()
 
     def _emptied(self) -> None:
-        """Do what is to be done when all has been taken."""
+        """Called when the reader has taken all items."""
 
 
 class Subscription(Mailbox[Message]):
-    """What one subscriber of a feed is told.
+    """The messages for one subscriber of a feed.
 
-    That is what it missed since `after`, or a snapshot, then what happens.
+    First the events since `after`, or a snapshot without it; then new events.
     """
 
     def __init__(self, feed: "Feed", after: Cursor | None) -> None:
@@ -244,7 +244,7 @@ class Subscription(Mailbox[Message]):
         self._behind = False
 
     def put_missed(self, events: Sequence[Event], after: Cursor, *, more: bool) -> None:
-        """Have it told what it missed; when there is `more`, it comes back for that."""
+        """Append missed *events*, which end at *after*; with *more*, join again for the rest."""
         self.after, self._behind = after, more
         for event in events:
             self.put(event)
@@ -257,11 +257,11 @@ class Subscription(Mailbox[Message]):
 
 
 class Feed:
-    """The events of one database. `run` it once; it connects while somebody subscribes."""
+    """The event feed of one database. Call `run` once; it connects while there are subscribers."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
-        self.state: Connected | None = None  # None while nobody watches
+        self.state: Connected | None = None  # None without subscribers
         self._position: Position | None = None
         self._snapshot: Snapshot | None = None
         self._receiving: set[Subscription] = set()
@@ -286,11 +286,11 @@ class Feed:
 
     @property
     def subscribers(self) -> int:
-        """How many there are."""
+        """The number of subscribers."""
         return len(self._receiving) + len(self._joining)
 
     async def run(self) -> None:
-        """Tell the subscribers what happens, until cancelled; no lost connection ends it."""
+        """Send events to the subscribers until cancelled; reconnects after a lost connection."""
         backoff = Backoff()
         while True:
             await self._wanted.wait()
@@ -312,13 +312,13 @@ class Feed:
                 self._listener = None
 
     def close(self) -> None:
-        """End all subscriptions, those to come too."""
+        """End all subscriptions, and every later one at once."""
         self._closed = True
         for subscription in (*self._receiving, *self._joining):
             subscription.end()
 
     def join(self, subscription: Subscription) -> None:
-        """Have a subscriber told from where it stands."""
+        """Send messages to *subscription* from its own position on."""
         self._joining.append(subscription)
         self._wanted.set()
         if self._listener:
@@ -327,7 +327,7 @@ class Feed:
             subscription.put(self.state)
 
     async def _follow(self, listener: Listener, backoff: Backoff) -> None:
-        """Read and tell after each notification, as long as somebody is there."""
+        """Read and send after each notification, while there are subscribers."""
         loop = asyncio.get_running_loop()
         left_at = loop.time()
         while self.subscribers or loop.time() < left_at + _KEPT:
@@ -343,7 +343,7 @@ class Feed:
         self._position = self._snapshot = self.state = None
 
     async def _round(self, conn: Connection) -> None:
-        """Tell what is new, and take those on who have come."""
+        """Send new events, and bring the subscribers that joined up to date."""
         joining, self._joining = self._joining, []
         try:
             if self._position is None:
@@ -363,7 +363,7 @@ class Feed:
         finally:
             self._joining = joining + self._joining
             if self._closed:
-                self.close()  # those too that were just being taken on
+                self.close()  # also the subscribers that were just joining
 
     async def _publish_news(self, conn: Connection, position: "Position") -> None:
         while events := await position.read(conn):
@@ -374,7 +374,7 @@ class Feed:
                 break
 
     async def _catch_up(self, conn: Connection, subscription: Subscription, upto: Cursor) -> None:
-        """Tell a subscriber what it has missed up to where all others stand."""
+        """Send a subscriber the events that it missed, up to the position *upto* of the others."""
         after = subscription.after
         if subscription.ended:
             return
@@ -382,7 +382,7 @@ class Feed:
             self._receiving.add(subscription)
             return
         if after is not None and after.last > upto.last:
-            subscription.after = None  # of another database, or of this one before a restore
+            subscription.after = None  # a position of another database, or from before a restore
             self.join(subscription)
             return
         if after is None:
@@ -406,7 +406,7 @@ class Feed:
             self._receiving.discard(subscription)
 
     def _set_connected(self, *, live: bool, reason: str | None = None) -> None:
-        """Keep whether what is told is live, and tell when that has changed."""
+        """Store whether the feed is live; send a message when that changed."""
         was = self.state
         self.interruptions += not live
         self.state = Connected(live, was.as_of if was and not live else _now(), reason)
@@ -416,7 +416,7 @@ class Feed:
 
 
 class Position:
-    """Where a feed stands, and which transactions may still fill each of its gaps."""
+    """The position of a feed, with the transactions that may still fill each of its gaps."""
 
     def __init__(self, cursor: Cursor) -> None:
         self.cursor = cursor
@@ -424,13 +424,13 @@ class Position:
 
     @classmethod
     async def now(cls, conn: Connection) -> "Position":
-        """The position after all that is there."""
+        """Return the position after all visible events."""
         position = cls(Cursor(*await reads.last_event(conn, _LOOK_BACK)))
         await position.settle(conn)
         return position
 
     async def read(self, conn: Connection) -> list[Event]:
-        """Read what has come, at most `_PAGE` events, and go on past it."""
+        """Read new events, at most `_PAGE`, and advance the position."""
         settled = [gap for gap, writers in self._writers.items() if not writers]
         events = []
         for row in await reads.events_after(conn, self.cursor.last, self.cursor.gaps, _PAGE):
@@ -442,7 +442,7 @@ class Position:
         return events
 
     async def settle(self, conn: Connection) -> None:
-        """Find out who may still fill the gaps: nobody who was not writing when they were seen."""
+        """Update which transactions may fill each gap: those that wrote when it appeared."""
         if not self.cursor.gaps:
             self._writers = {}
             return

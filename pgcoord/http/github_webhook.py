@@ -1,4 +1,4 @@
-"""POST /webhooks/github: what people do on GitHub is recorded, and acted upon where wanted."""
+"""POST /webhooks/github: records events of GitHub, and acts on them where configured."""
 
 import hashlib
 import re
@@ -19,22 +19,22 @@ from pgcoord.http.state import state_of
 from pgcoord.json_schema import HIGHEST_INTEGER, Schema, faults
 from pgcoord.report import NotSigned, WrongShape, parse_json
 
-# Bytes of a body: issues and pull requests come whole, with all their labels and people.
+# Bytes of a body: an event contains the whole issue or pull request.
 _LIMIT = 4_194_304
 
-# Words of a pull request among which the name of a phase is looked for.
+# The name of a phase is looked for among this many words of a pull request.
 _MOST_WORDS = 2_000
 
 _TEXT = {"type": ["string", "null"]}
 _NUMBER = {"type": "integer", "minimum": 1, "maximum": HIGHEST_INTEGER}
 _REPOSITORY = {
-    "type": ["object", "null"],  # the one that a pull request came from may be gone
+    "type": ["object", "null"],  # the fork of a pull request may have been deleted
     "required": ["full_name"],
     "properties": {"full_name": {"type": "string"}},
 }
 _NAMED = {"type": "object", "required": ["login"], "properties": {"login": {"type": "string"}}}
 
-# What is read of the events that concern phases; GitHub sends much more.
+# The fields that are read; GitHub sends many more.
 SCHEMA: Schema = {
     "type": "object",
     "description": "An event as GitHub sends it; `issues` and `pull_request` are of interest.",
@@ -70,17 +70,21 @@ _WORD = re.compile(r"[A-Za-z0-9][\w.-]*[A-Za-z0-9]")
 
 
 @dataclass(frozen=True)
-class Happening:
-    """Something that may concern phases: what it is called, what was said, how it names them."""
+class GitHubEvent:
+    """An event that may concern phases.
+
+    `summary` is its text for the history; `numbers` are the issues and `words` the words by
+    which it may name phases.
+    """
 
     kind: str
-    said: str
+    summary: str
     numbers: list[int]
     words: list[str]
     pr_number: int | None = None
 
     def action(self, settings: GitHub) -> str:
-        """What it does to a phase."""
+        """The configured action on its phases."""
         return {
             "issue_closed": settings.on_issue_closed,
             "issue_reopened": settings.on_issue_reopened,
@@ -89,7 +93,7 @@ class Happening:
 
 
 async def github_event(request: Request) -> Response:
-    """Take an event; answer after the commit. What concerns no phase is answered, and forgotten."""
+    """Record an event and answer after the commit; an event that concerns no phase is ignored."""
     state = state_of(request)
     settings = state.coordinator.configuration.github
     secret = state.access.github_secret
@@ -100,8 +104,8 @@ async def github_event(request: Request) -> Response:
     event = parse_json(body)
     if found := list(faults(event, SCHEMA)):
         raise WrongShape(found)
-    happening = _happening(request.headers.get("x-github-event", ""), event)
-    if happening is None or not _is_ours(event, settings):
+    change = _event_of(request.headers.get("x-github-event", ""), event)
+    if change is None or not _is_ours(event, settings):
         return Json({"result": "ignored", "phases": []})
     async with (
         until_disconnected(request),
@@ -110,17 +114,17 @@ async def github_event(request: Request) -> Response:
         result, phases = await issues.take_github_event(
             conn,
             {
-                # The header that names the delivery is not signed.
+                # The delivery's own header is not signed.
                 "delivery": f"sha256:{hashlib.sha256(body).hexdigest()}",
-                "kind": happening.kind,
+                "kind": change.kind,
                 "repository": event["repository"]["full_name"],
                 "sender": event["sender"]["login"],
-                "said": happening.said,
-                "numbers": happening.numbers,
-                "words": happening.words,
-                "pr_number": happening.pr_number,
+                "said": change.summary,
+                "numbers": change.numbers,
+                "words": change.words,
+                "pr_number": change.pr_number,
             },
-            happening.action(settings),
+            change.action(settings),
         )
     return Json({"result": result, "phases": phases})
 
@@ -136,22 +140,25 @@ def _check_signature(body: bytes, signature: str, secret: str) -> None:
         raise NotSigned("the signature is not of the secret of [github]") from error
 
 
-def _happening(name: str, event: dict[str, Any]) -> Happening | None:
-    """What an event means; None for those that concern no phase."""
+def _event_of(name: str, event: dict[str, Any]) -> GitHubEvent | None:
+    """Return what a GitHub event means for phases; None when it concerns none."""
     action = event.get("action")
     if not event.get("repository") or not event.get("sender"):
         return None
     if name == "issues" and action in ("closed", "reopened") and "issue" in event:
         number, reason = event["issue"]["number"], event["issue"].get("state_reason")
         how = f" as {reason.replace('_', ' ')}" if reason and action == "closed" else ""
-        return Happening(f"issue_{action}", f"issue #{number} was {action}{how}", [number], [])
+        return GitHubEvent(f"issue_{action}", f"issue #{number} was {action}{how}", [number], [])
     if name == "pull_request" and "pull_request" in event:
         return _pull_request(event)
     return None
 
 
-def _pull_request(event: dict[str, Any]) -> Happening | None:
-    """One that was merged, or opened from a branch of the repository: anybody may open others."""
+def _pull_request(event: dict[str, Any]) -> GitHubEvent | None:
+    """Return a pull request that was merged, or opened from a branch of the repository itself.
+
+    Anybody may open one from a fork: those are ignored.
+    """
     action, pull = event.get("action"), event["pull_request"]
     merged = action == "closed" and bool(pull.get("merged"))
     ours = _name(pull["head"].get("repo")) == _name(event["repository"])
@@ -162,7 +169,7 @@ def _pull_request(event: dict[str, Any]) -> Happening | None:
     done = "merged" if merged else "opened"
     said = f"pull request #{pull['number']} was {done}"
     words = sorted(set(_words(text)))
-    return Happening(f"pull_request_{done}", said, numbers, words, pull["number"])
+    return GitHubEvent(f"pull_request_{done}", said, numbers, words, pull["number"])
 
 
 def _is_ours(event: dict[str, Any], settings: GitHub) -> bool:
@@ -174,7 +181,7 @@ def _name(repository: dict[str, Any] | None) -> str | None:
 
 
 def _words(text: str) -> Iterator[str]:
-    """Words that may name a phase or an attempt: those with a hyphen, as queue-104-2."""
+    """Yield the words of *text* that may name a phase or an attempt, such as queue-104-2."""
     for number, match in enumerate(_WORD.finditer(text)):
         if number == _MOST_WORDS:
             return

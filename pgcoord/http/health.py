@@ -1,4 +1,4 @@
-"""For machines that look after the program: whether it lives, can do its work, and how it goes."""
+"""Endpoints for monitoring: /healthz, /readyz and /metrics."""
 
 import asyncio
 from contextlib import closing
@@ -17,17 +17,17 @@ from pgcoord.http.state import AppState, state_of
 
 
 async def healthz(request: Request) -> Response:
-    """Answer: the program lives."""
+    """Answer 200: the process is alive."""
     return PlainTextResponse("ok\n")
 
 
 async def readyz(request: Request) -> Response:
-    """Answer whether work is coordinated, and if not, why."""
+    """Answer 200 when a coordinator leads and the database works, else 503 with the reason."""
     state = state_of(request)
     obstacle = state.obstacle or await _check_database(state)
     if obstacle:
         return Json({"ready": False, "reason": obstacle}, 503)
-    # Requests that wait for the database may have all its connections: then this fails, too.
+    # Fails as well when other requests hold all connections.
     async with state.database.connection() as conn:
         leader = await reads.leader(conn)
         blocker = None if leader else await reads.lead_blocker(conn)
@@ -40,7 +40,7 @@ async def readyz(request: Request) -> Response:
 
 
 async def _check_database(state: AppState) -> str | None:
-    """Look at the database, once for all who ask meanwhile: anybody may, as often as they like."""
+    """Check the database; concurrent requests, which need no token, share one check."""
     if state.readiness_check is None or state.readiness_check.done():
         state.readiness_check = asyncio.create_task(
             asyncio.to_thread(_fault_of, state.database.dsn)
@@ -49,7 +49,7 @@ async def _check_database(state: AppState) -> str | None:
 
 
 def _fault_of(dsn: str) -> str | None:
-    """Why the database cannot be used, if it cannot; blocks for as long as a connection takes."""
+    """Return why the database cannot be used, or None. Blocks while it connects."""
     try:
         with closing(connect_blocking(dsn)) as conn:
             schema.check_schema(conn)
@@ -59,7 +59,7 @@ def _fault_of(dsn: str) -> str | None:
 
 
 async def metrics(request: Request) -> Response:
-    """Answer with figures for a monitor."""
+    """Answer with the metrics in the format of Prometheus."""
     state = state_of(request)
     async with state.database.connection() as conn:
         return Response(await state.metrics.read(conn), media_type=MEDIA_TYPE)

@@ -1,4 +1,4 @@
-"""The page where people give the token, and get a cookie for it."""
+"""The login page: people enter the token and get a cookie."""
 
 from urllib.parse import parse_qs
 
@@ -20,13 +20,13 @@ async def show(request: Request) -> Response:
 
 
 async def log_in(request: Request) -> Response:
-    """Take the form; whoever knows a token is sent to where they wanted to go."""
+    """Check the token of the form; set the cookie and redirect to the page of `next`."""
     sessions = state_of(request).sessions
     form = parse_qs((await read_bytes(request, _LIMIT)).decode(errors="replace"))
     token, name, wanted = (form.get(each, [""])[0].strip() for each in ("token", "name", "next"))
     cookie = sessions.log_in(token, name.replace("\0", "")[:60])
     if cookie is None:
-        # The right token passes always: others may share the address, and could lock its owner out.
+        # The right token is always accepted: another client of the same address could lock it out.
         client = client_of(request)
         waits = sessions.has_to_wait(client)
         sessions.failed(client)
@@ -62,7 +62,7 @@ def _page(request: Request, wanted: str, fault: str = "", status: int = 200) -> 
 
 
 def _local(wanted: str) -> str:
-    """A path on this server, whatever was asked for."""
+    """Return *wanted* if it is a path on this server, else /."""
     local = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))
     return wanted if local and wanted.isprintable() else "/"
 

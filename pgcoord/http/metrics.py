@@ -1,7 +1,7 @@
-"""GET /metrics: figures for a monitor, in the format of Prometheus.
+"""GET /metrics: metrics in the format of Prometheus.
 
-What holds at the moment is read when it is asked for. What is counted over time is counted then
-too, from the events since it was last asked for: whoever asks for nothing pays nothing.
+Each request reads the gauges and counts the events since the last request. Without requests there
+is no cost.
 """
 
 import asyncio
@@ -17,26 +17,26 @@ from pgcoord.http.feed import Event, Feed, Position
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# Pages of a thousand events that are counted at once; what is beyond is counted next time.
+# Pages of a thousand events that one request counts; the next counts the rest.
 _MOST_PAGES = 50
 
-# Seconds.
+# Buckets of the histograms, in seconds.
 _HOPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _LENGTHS = (0.1, 1, 5, 15, 60, 300, 900, 1_800, 3_600, 7_200, 14_400, 28_800, 86_400)
 
-# After these a phase may be claimable that was not before.
+# Kinds of events that may make a phase claimable.
 _WAKING = ("phase_inserted", "phase_moved", "resumed", "feature_resumed", "slots_changed")
 
 
 class Metrics:
-    """What is counted, since the program was first asked for it."""
+    """The metrics of one process; counters start with its first request."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._phases = self._gauge("pgcoord_phases", "Phases by state.", "status")
         self._slots = self._gauge("pgcoord_slots", "Phases that may run at once.")
         self._held = self._gauge("pgcoord_slots_held", "Slots in use.")
-        self._draining = self._gauge("pgcoord_slots_draining", "Slots that go when released.")
+        self._draining = self._gauge("pgcoord_slots_draining", "Slots removed on release.")
         self._paused = self._gauge("pgcoord_paused", "1 while everything is paused.")
         self._oldest = self._gauge(
             "pgcoord_oldest_eligible_seconds", "How long the oldest eligible phase has waited."
@@ -46,7 +46,7 @@ class Metrics:
         )
         self.webhooks = Counter(
             "pgcoord_webhooks",
-            "Reports by what became of them.",
+            "Reports by result.",
             ["result"],
             registry=self.registry,
         )
@@ -57,7 +57,7 @@ class Metrics:
             registry=self.registry,
         )
         self._hop = self._histogram(
-            "pgcoord_hop_seconds", "From what made a phase claimable to its claim.", _HOPS
+            "pgcoord_hop_seconds", "From the event that made a phase claimable to its claim.", _HOPS
         )
         self._wait = self._histogram(
             "pgcoord_wait_seconds", "From eligible to claimed, first attempts.", _LENGTHS
@@ -68,21 +68,19 @@ class Metrics:
         self._reading = asyncio.Lock()
 
     def watch(self, coordinator: Coordinator, feed: Feed) -> None:
-        """Tell of these two whenever asked."""
+        """Include the state of *coordinator* and *feed*."""
         self._gauge("pgcoord_leads", "1 while this process leads.").set_function(
             lambda: coordinator.leads.is_set()
         )
         self._gauge("pgcoord_stream_clients", "Clients of the streams.").set_function(
             lambda: feed.subscribers
         )
-        interruptions = self._gauge(
-            "pgcoord_reconnects", "Times that a connection had to be made again.", "connection"
-        )
+        interruptions = self._gauge("pgcoord_reconnects", "Reconnects.", "connection")
         interruptions.labels("coordinator").set_function(lambda: coordinator.interruptions)
         interruptions.labels("feed").set_function(lambda: feed.interruptions)
 
     async def read(self, conn: Connection) -> bytes:
-        """All figures, as of now."""
+        """Return all metrics, as of now, in the text format."""
         async with self._reading:
             self._show(await reads.measures(conn))
             if self._position is None:

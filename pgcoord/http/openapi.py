@@ -1,4 +1,4 @@
-"""/openapi.json: what can be asked for, told from the operations themselves."""
+"""/openapi.json, generated from the table of operations."""
 
 import re
 from functools import cache
@@ -18,13 +18,13 @@ _REASONS = {
     400: "The body is not JSON.",
     401: "There is no valid token or signature.",
     403: "The token is for reading only, or the request comes from another site.",
-    404: "There is no such thing.",
-    409: "The state things are in does not allow it.",
-    412: "Somebody else has changed it meanwhile.",
+    404: "It does not exist.",
+    409: "The present state does not permit it.",
+    412: "It was changed meanwhile.",
     413: "The body is too large.",
-    415: "The body is not said to be JSON.",
-    416: "There is no such part of it.",
-    422: "Something in it is not as expected: every fault is named.",
+    415: "The content type is not application/json.",
+    416: "The requested range does not exist.",
+    422: "It is invalid: `faults` lists every fault.",
     429: "Too many wrong tokens came from this address: wait a minute.",
     502: "The planner command did not answer with a plan.",
     503: "The database cannot be reached; the request may be repeated.",
@@ -38,7 +38,7 @@ _PARAMETERS: dict[str, Schema] = {
 
 @cache
 def document() -> dict[str, Any]:
-    """The description of the API."""
+    """Return the OpenAPI description."""
     paths: dict[str, Any] = {}
     for operation in api.OPERATIONS:
         path = paths.setdefault(api.PREFIX + operation.path, {})
@@ -75,7 +75,7 @@ def _operation(operation: api.Operation) -> dict[str, Any]:
     refusals |= {404} if names else set()
     refusals |= {422} if operation.query or operation.body else set()
     refusals |= {400, 413, 415} if operation.body else set()
-    told: dict[str, Any] = {
+    described: dict[str, Any] = {
         "summary": operation.summary,
         "operationId": operation.call.__name__,
         "parameters": parameters,
@@ -92,8 +92,10 @@ def _operation(operation: api.Operation) -> dict[str, Any]:
         },
     }
     if operation.body is not None:
-        told["requestBody"] = _body(operation.body, required=bool(operation.body.get("required")))
-    return told
+        described["requestBody"] = _body(
+            operation.body, required=bool(operation.body.get("required"))
+        )
+    return described
 
 
 def _body(schema: Schema, *, required: bool) -> dict[str, Any]:
@@ -109,13 +111,13 @@ def _refusals(statuses: set[int]) -> dict[str, Any]:
 
 
 _WEBHOOK: dict[str, Any] = {
-    "summary": "Report what became of a phase, signed as Standard Webhooks prescribes",
+    "summary": "Report the end of a phase, signed as Standard Webhooks prescribes",
     "operationId": "workflow_complete",
     "security": [{}],
     "requestBody": _body(report.SCHEMA, required=True),
     "responses": {
         "200": {
-            "description": "Taken, now or before.",
+            "description": "Accepted, now or before.",
             "content": {"application/json": {"schema": schemas.REPORTED}},
         },
         **_refusals({400, 401, 404, 409, 413, 415, 422, 503}),
@@ -124,13 +126,13 @@ _WEBHOOK: dict[str, Any] = {
 
 
 _GITHUB: dict[str, Any] = {
-    "summary": "Take an event of GitHub, signed by the secret of its webhook",
+    "summary": "Receive an event of GitHub, signed with the secret of its webhook",
     "operationId": "github_event",
     "security": [{}],
     "requestBody": _body(github.SCHEMA, required=True),
     "responses": {
         "200": {
-            "description": "Recorded, now or before, or ignored, as it concerns no phase.",
+            "description": "Recorded now or before, or ignored because it concerns no phase.",
             "content": {"application/json": {"schema": schemas.GITHUB_EVENT}},
         },
         **_refusals({400, 401, 404, 413, 415, 422, 503}),
@@ -139,7 +141,7 @@ _GITHUB: dict[str, Any] = {
 
 
 async def show(request: Request) -> Response:
-    """Send the description."""
+    """Return the OpenAPI description."""
     return Json(document())
 
 

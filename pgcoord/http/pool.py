@@ -1,9 +1,8 @@
-"""The connections of requests, with a bound on every wait.
+"""The connection pool of the HTTP server, with a limit on every wait.
 
-The one rule: a lock that somebody holds costs the requests that need it a refusal, and all others
-nothing. So a statement waits for a lock for `_LOCK_SECONDS` at most, a client that has gone gives
-its connection back, and requests that write share a part of the pool by kind, so that the rest is
-always there for reading.
+The one rule: a locked row refuses the requests that need it and affects no others. So a statement
+waits at most `_LOCK_SECONDS` for a lock, the connection of a client that disconnected is returned,
+and requests that write may use only a part of the pool, so that the rest remains for reading.
 """
 
 import asyncio
@@ -22,21 +21,21 @@ from pgcoord.errors import CoordError, Locked
 
 Kind = Literal["read", "change", "report"]
 
-# Connections in all, and how many of them requests of one kind may have that write.
+# Connections of the pool, and how many of them one kind of writing requests may use.
 _SIZE = 10
 _MOST_WRITING = 4
 
-# Seconds for a connection to become free.
+# Seconds to wait for a free connection.
 _PATIENCE = 5
 
-# Seconds that a statement waits for a lock; and while others of its kind are at work, which may
-# wait for the same lock.
+# Seconds that a statement waits for a lock; the second while all places of its kind are taken,
+# perhaps by requests that wait for the same lock.
 _LOCK_SECONDS = 2.0
 _LOCK_SECONDS_BUSY = 0.5
 
 
 class Database:
-    """The connection pool of the requests; a dead connection is never given out."""
+    """The connection pool of the requests; checks each connection before use."""
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
@@ -45,7 +44,7 @@ class Database:
             min_size=1,
             max_size=_SIZE,
             timeout=_PATIENCE,
-            reconnect_timeout=1,  # then it is tried anew when next asked for, not ever more seldom
+            reconnect_timeout=1,  # then the next request tries again, instead of a growing back-off
             open=False,
             configure=_configure,
             check=AsyncConnectionPool.check_connection,
@@ -76,7 +75,7 @@ class Database:
 
     @asynccontextmanager
     async def _turn(self, kind: Kind) -> AsyncIterator[None]:
-        """Wait until few enough requests of *kind* are at work."""
+        """Wait for one of the places of *kind*."""
         if kind == "read":
             yield
             return
@@ -85,7 +84,7 @@ class Database:
                 await self._writing[kind].acquire()
         except TimeoutError:
             raise TooManyRequests(
-                f"{_MOST_WRITING} requests of the same kind ({kind}) wait for the database"
+                f"{_MOST_WRITING} requests of the same kind ({kind}) are waiting for the database"
             ) from None
         try:
             yield
@@ -94,9 +93,9 @@ class Database:
 
     @asynccontextmanager
     async def _naming_holder(self, conn: Connection, seconds: float) -> AsyncIterator[None]:
-        """Raise a `Locked` of the block with the session that held the lock.
+        """Add the session that holds the lock to a `Locked` raised by the block.
 
-        The server knows only while a session waits: so it is asked before the time-out.
+        The server knows the holder only while a session waits, so query it before the time-out.
         """
         looking = asyncio.create_task(self._find_holder(conn.info.backend_pid, seconds / 2))
         try:
@@ -108,13 +107,13 @@ class Database:
             looking.cancel()
 
     async def _find_holder(self, pid: int, after: float) -> str | None:
-        """After so many seconds: the session that holds what *pid* waits for, in words."""
+        """After *after* seconds, return the session that blocks the backend *pid*, in words."""
         await asyncio.sleep(after)
         try:
             async with self._looking, await connect(self.dsn) as conn:
                 return await reads.blocked_by(conn, pid)
         except (psycopg.Error, CoordError):
-            return None  # the server may have no connection left: the lock is refused all the same
+            return None  # no connection left, for example: refuse without the holder
 
 
 async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -124,7 +123,7 @@ async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
 
 @asynccontextmanager
 async def _lock_timeout(conn: Connection, seconds: float) -> AsyncIterator[None]:
-    """Have the statements of the block wait so long for a lock."""
+    """Set the lock time-out of the statements in the block."""
     if seconds == _LOCK_SECONDS:
         yield
         return
@@ -137,10 +136,10 @@ async def _lock_timeout(conn: Connection, seconds: float) -> AsyncIterator[None]
 
 
 def _locked(holder: str | None, seconds: float) -> Locked:
-    """The refusal after so many seconds of waiting; a statement of pgcoord itself has a hint."""
+    """Return the error for a lock that was not free within *seconds*."""
     return Locked(
-        f"somebody has locked what this would change, for over {seconds:g} s:"
-        f" {holder or 'who is not known'}; nothing was changed",
+        f"another session has locked a row that this changes, for over {seconds:g} s:"
+        f" {holder or 'its holder is not known'}; nothing was changed",
         hint="Repeat it later, or end that transaction: select pg_terminate_backend(PROCESS);",
     )
 

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from pgcoord.runs import logs
 
-# Bytes beyond the limit that are read all the same: most senders hear an answer only after the end.
+# Bytes beyond the limit that are still read: most clients read the answer only after sending all.
 _DISCARDED = 1_000_000
 
 _HEADERS = {
@@ -23,7 +23,7 @@ _HEADERS = {
 
 
 class Json(JSONResponse):
-    """JSON as people read it, that nobody keeps a copy of."""
+    """A JSON response with readable characters that is never cached."""
 
     def __init__(self, content: Any, status_code: int = 200, **headers: str) -> None:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -35,12 +35,12 @@ class Json(JSONResponse):
 
 
 def refusal(status: int, error: str, reason: str, **more: Any) -> Response:
-    """An answer that refuses: `error` for programs, `reason` for people."""
+    """Return an error response: *error* is a code for programs, *reason* a text for people."""
     return Json({"error": error, "reason": reason, **more}, status, **_HEADERS.get(status, {}))
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body of a request that says it is JSON, of `limit` bytes at most."""
+    """Return a body of type application/json, at most *limit* bytes; else raise 415 or 413."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, f"expected application/json, not {kind or 'nothing'!r:.60}")
@@ -48,7 +48,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 async def read_bytes(request: Request, limit: int) -> bytes:
-    """The body of a request; 413 when it has more than `limit` bytes, of which no more are kept."""
+    """Return the body of a request; raise 413 when it has more than *limit* bytes."""
     body, length = bytearray(), 0
     try:
         async for chunk in request.stream():
@@ -57,7 +57,7 @@ async def read_bytes(request: Request, limit: int) -> bytes:
                 body += chunk
             elif length > limit + _DISCARDED:
                 break
-    except ClientDisconnect as error:  # nobody hears the answer, but it is no fault of ours either
+    except ClientDisconnect as error:  # nobody reads the answer, but it is no fault of pgcoord
         raise HTTPException(400, "the body ends before its length") from error
     if length > limit:
         raise HTTPException(413, f"the body may have {limit} bytes at most")
@@ -65,9 +65,9 @@ async def read_bytes(request: Request, limit: int) -> bytes:
 
 
 class LogFile(FileResponse):
-    """A log to its end, or the part that a Range asks for; `log` is closed when it was sent.
+    """A response with a log file, or the part that a Range header requests; closes *log*.
 
-    The whole is sent without a length, which would be wrong once the process writes on.
+    It has no length, which would be wrong when the process writes more.
     """
 
     def __init__(self, log: IO[bytes], filename: str | None = None) -> None:

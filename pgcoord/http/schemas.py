@@ -1,4 +1,4 @@
-"""What goes in and out of the REST API, as JSON Schema."""
+"""JSON Schemas of the requests and responses of the REST API."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ STATUSES = ["queued", "ready", "running", "completed", "failed", "blocked", "can
 
 
 def array(items: Schema, **more: Any) -> dict[str, Any]:
-    """A list of these."""
+    """Return the schema of a list of *items*."""
     return {"type": "array", "items": items, **more}
 
 
@@ -54,6 +54,7 @@ _PHASE_MEMBERS = {
     "attempt": {"type": "integer"},
     "workflow_type": _MAYBE_TEXT,
     "waiting_for": _MAYBE_TEXT,
+    "gated": {"type": "boolean", "description": "It has a gate that nobody has approved."},
 }
 
 _PLANNED = {
@@ -65,15 +66,21 @@ _PLANNED = {
     "estimated_hours": _HOURS,
     "priority": {**_PRIORITY, "type": ["integer", "null"]},
     "files": {"type": ["array", "null"], "items": _TEXT},
+    "gate": {
+        **_MAYBE_TEXT,
+        "pattern": NOT_BLANK,
+        "maxLength": 1_000,
+        "description": "What somebody is asked, who approves, before the phase starts.",
+    },
     "max_attempts": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000},
     "timeout_seconds": {"type": ["integer", "null"], "minimum": 1, "maximum": 315_360_000},
 }
 
-# A phase as it is shown may be sent back. What is neither is a fault: a prompt under another name
-# would be a phase without one.
+# A phase may be sent back as the API returned it. Any other property is an error: a prompt under a
+# wrong name would be ignored.
 PLANNED_PHASE = _object(
     _PLANNED
-    | {name: {"description": "Not heeded."} for name in _PHASE_MEMBERS if name not in _PLANNED},
+    | {name: {"description": "Ignored."} for name in _PHASE_MEMBERS if name not in _PLANNED},
     ["phase_number"],
     additionalProperties=False,
 )
@@ -131,7 +138,7 @@ FEATURE = _object(
         "phases": {
             "type": "array",
             "items": {"type": "object"},
-            "description": "The planned phases; once they are queued, with how each stands.",
+            "description": "The planned phases; once queued, with their states.",
         },
     },
     ["id", "title", "status", "total_phases", "version"],
@@ -145,23 +152,26 @@ PLANNING = _object(
         "source": {
             "type": "string",
             "enum": ["description", "command", "built-in"],
-            "description": "Who planned: people, in the description; the planner command; pgcoord.",
+            "description": "The planner: the description, the planner command, or pgcoord.",
         },
-        "notes": array(_TEXT, description="What would make for a better plan."),
+        "notes": array(_TEXT, description="How the plan could be improved."),
         "waves": array(
-            _NUMBERS, description="Phases by when they could start, were there slots for all."
+            _NUMBERS, description="Phases that could start together with unlimited slots."
         ),
-        "critical_path": {**_NUMBERS, "description": "The phases that decide how long it takes."},
+        "critical_path": {
+            **_NUMBERS,
+            "description": "The chain of phases that determines the duration.",
+        },
         "critical_path_hours": _MAYBE_HOURS,
-        "hours": {**_MAYBE_HOURS, "description": "All work; null where a phase has no estimate."},
+        "hours": {**_MAYBE_HOURS, "description": "Sum of all estimates; null if one is missing."},
         "slots": _COUNT,
-        "hours_with_slots": {**_MAYBE_HOURS, "description": "How long it takes with the slots."},
+        "hours_with_slots": {**_MAYBE_HOURS, "description": "Duration with the present slots."},
         "estimated_tokens": {
             "type": "object",
             "additionalProperties": _COUNT,
-            "description": "Of the prompt of each phase: a token is taken as four characters.",
+            "description": "Tokens of the prompt of each phase, at four characters a token.",
         },
-        "warnings": array(_TEXT, description="What somebody should look at."),
+        "warnings": array(_TEXT, description="Findings to check before execution."),
     },
     ["source", "notes", "waves", "critical_path", "slots", "estimated_tokens", "warnings"],
 )
@@ -181,14 +191,14 @@ SLOTS = _object(
 
 ERROR = _object(
     {
-        "error": {"type": "string", "description": "What it is, for programs."},
-        "reason": {"type": "string", "description": "Why, for people."},
+        "error": {"type": "string", "description": "A code for programs."},
+        "reason": {"type": "string", "description": "The reason, for people."},
         "hint": {"type": "string", "description": "What can be done."},
         "faults": array(
             _object({"field": _TEXT, "given": {}, "expected": _TEXT}, ["field", "expected"])
         ),
         "problems": array(
-            _TEXT, description="What is wrong with a plan, each as `where:line: what is expected`."
+            _TEXT, description="Errors of a plan, each as `where:line: what is expected`."
         ),
     },
     ["error", "reason"],

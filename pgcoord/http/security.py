@@ -1,7 +1,7 @@
-"""Who may enter: names of hosts, origins, tokens, and what browsers are told to refuse.
+"""Access to the server: host names, origins, tokens, and security headers for browsers.
 
-Whoever is on this machine may do all, unless there is a token; from elsewhere nobody comes in
-without one. Reports of workflows carry their own signature (webhook.py).
+Without a token, every client on this machine may do everything, and the server listens on loopback
+only. Reports of workflows have a signature of their own (webhook.py).
 """
 
 import base64
@@ -30,7 +30,7 @@ SESSION_SECONDS = 7 * 24 * 3600
 # A token of fewer characters could be guessed.
 _SHORTEST_TOKEN = 16
 
-# Wrong tokens from one address within a minute, after which it is told to wait.
+# Wrong tokens from one address within a minute, before further ones are answered with 429.
 _MOST_FAILURES = 5
 _MINUTE = 60.0
 
@@ -54,25 +54,25 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Access:
-    """Who may do what, as the configuration and the environment say."""
+    """The permissions that the configuration and the environment define."""
 
     token: str | None
     read_token: str | None
-    names: frozenset[str]  # of hosts, besides addresses
-    origin: str | None  # of the public URL
+    names: frozenset[str]  # host names of this server, besides addresses
+    origin: str | None  # origin of the public URL
     webhook_secrets: Mapping[str, str]
     unsigned_webhooks: bool = False
     github_secret: str | None = None
-    trusted_proxies: tuple[str, ...] = ()  # believed when they say for whom they ask
+    trusted_proxies: tuple[str, ...] = ()  # their X-Forwarded-For is believed
 
     def risks(self) -> Iterator[str]:
-        """What whoever serves so has to know."""
+        """Yield warnings for the person who starts the server."""
         if self.unsigned_webhooks:
-            yield "reports that nobody has signed are taken: whoever comes here can end any phase"
+            yield "unsigned reports are accepted: every client that connects can end any phase"
         if self.token is None and self.origin and not _is_loopback(urlsplit(self.origin).hostname):
             yield (
-                f"public_url is {self.origin}, and there is no PGCOORD_TOKEN: whoever is let in"
-                " there can steer everything"
+                f"public_url is {self.origin}, and PGCOORD_TOKEN is not set: every client that"
+                " reaches it can change everything"
             )
 
 
@@ -85,10 +85,10 @@ def read_access(
     unsigned_webhooks: bool = False,
     github: GitHub | None = None,
 ) -> Access:
-    """Who may do what where `address`, which was given as `name`, is served.
+    """Return the permissions of a server on *address*, which the user gave as *name*.
 
-    Raises `CannotStart` when that would let in everybody, `InvalidConfiguration` for secrets that
-    are missing or too weak.
+    Raises `CannotStart` when every machine could connect without a token, `InvalidConfiguration`
+    for secrets that are missing or too weak.
     """
     token, read_token = (
         _token(environment, each) for each in ("PGCOORD_TOKEN", "PGCOORD_READ_TOKEN")
@@ -96,7 +96,7 @@ def read_access(
     if token is None and (read_token or not _is_loopback(address)):
         why = "PGCOORD_READ_TOKEN alone" if read_token else f"{address} can be reached by others"
         raise CannotStart(
-            f"{why}: not served without PGCOORD_TOKEN, which only who may steer pgcoord knows",
+            f"{why}: PGCOORD_TOKEN, the secret of those who may change things, has to be set",
             hint='For example: export PGCOORD_TOKEN="$(openssl rand -hex 32)"',
         )
     public = urlsplit(server.public_url) if server.public_url else None
@@ -115,7 +115,7 @@ def read_access(
 
 
 def _github_secret(environment: Mapping[str, str], github: GitHub | None) -> str | None:
-    """The secret that GitHub signs its events with: any text, as somebody has entered it there."""
+    """Return the secret with which GitHub signs its events: any text entered on GitHub."""
     if github is None or github.webhook_secret is None:
         return None
     secret = _token(environment, github.webhook_secret)
@@ -148,40 +148,40 @@ def _secret(environment: Mapping[str, str], name: str) -> str:
 
 
 def actor_of(request: HTTPConnection) -> str:
-    """Who sent a request, as the history shall name them."""
-    entrant: _Entrant = request.scope[_ENTRANT]
-    return entrant.actor
+    """Return the sender of a request, as the history names it."""
+    sender: _Sender = request.scope[_SENDER]
+    return sender.actor
 
 
 def client_of(request: HTTPConnection) -> str:
-    """The address that a request comes from; a trusted proxy has said it where there is one."""
+    """Return the address of the client, as given by a trusted proxy if there is one."""
     return request.client.host if request.client else "unknown"
 
 
 def may_change(request: HTTPConnection) -> bool:
-    """Whether who sent a request may change things, too."""
-    entrant: _Entrant | None = request.scope[_ENTRANT]
-    return entrant is not None and entrant.steers
+    """Whether the sender of a request may change things."""
+    sender: _Sender | None = request.scope[_SENDER]
+    return sender is not None and sender.steers
 
 
 def has_logged_in(request: HTTPConnection) -> bool:
-    """Whether who sent a request came in by the page for that, and so may leave again."""
-    entrant: _Entrant | None = request.scope[_ENTRANT]
-    return entrant is not None and entrant.has_cookie
+    """Whether the sender of a request logged in on the login page, and so can log out."""
+    sender: _Sender | None = request.scope[_SENDER]
+    return sender is not None and sender.has_cookie
 
 
-_ENTRANT = "pgcoord.entrant"
+_SENDER = "pgcoord.sender"
 
 
 @dataclass(frozen=True)
-class _Entrant:
+class _Sender:
     actor: str
     steers: bool
     has_cookie: bool = False
 
 
 class Sessions:
-    """Log-ins of people: a cookie that only who knows the tokens can have made."""
+    """Sessions of people: a cookie, signed with a key derived from the tokens."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
@@ -190,7 +190,7 @@ class Sessions:
         self._failures: dict[str, deque[float]] = {}
 
     def log_in(self, token: str, name: str) -> str | None:
-        """The cookie for a person who knows a token; None when it is not one."""
+        """Return the cookie for the person *name*; None when *token* is wrong."""
         steers = self.steers(token)
         if steers is None:
             return None
@@ -198,8 +198,8 @@ class Sessions:
         said = base64.urlsafe_b64encode(name.encode(errors="replace")).decode().rstrip("=")
         return self._seal(f"{'steer' if steers else 'read'}.{until}.{said}")
 
-    def entrant(self, cookie: str) -> _Entrant | None:
-        """Who holds a cookie; None when it was not made here, or has run out."""
+    def sender(self, cookie: str) -> _Sender | None:
+        """Return the holder of a cookie; None when its signature is wrong or it has expired."""
         text, _, _ = cookie.rpartition(".")
         if not hmac.compare_digest(self._seal(text).encode(), cookie.encode()):
             return None
@@ -207,10 +207,10 @@ class Sessions:
         if int(until) < time.time():
             return None
         name = base64.urlsafe_b64decode(said + "==").decode()
-        return _Entrant(f"{name or 'somebody'} (panel)", level == "steer", has_cookie=True)
+        return _Sender(f"{name or 'somebody'} (panel)", level == "steer", has_cookie=True)
 
     def steers(self, token: str) -> bool | None:
-        """Whether who knows a token may steer, or read only; None when it is none."""
+        """Whether *token* permits changes, or reading only; None when it is wrong."""
         for known, steers in ((self._access.token, True), (self._access.read_token, False)):
             if known and hmac.compare_digest(known.encode(), token.encode()):
                 return steers
@@ -254,19 +254,19 @@ class Guard:
             await send(message)
 
         request = HTTPConnection(scope)
-        entrant = self._entrant(request)
-        answer = self._refuse(request, entrant)
+        sender = self._sender(request)
+        answer = self._refuse(request, sender)
         if answer is None:
-            scope[_ENTRANT] = entrant
+            scope[_SENDER] = sender
             await self._app(scope, receive, send_protected)
         elif scope["type"] == "websocket":
-            await receive()  # the server waits for its request to be taken
+            await receive()  # the server waits until the handshake is read
             await _deny(answer, scope, receive, send_protected)
         else:
             await answer(scope, receive, send_protected)
 
-    def _refuse(self, request: HTTPConnection, entrant: _Entrant | None) -> Response | None:
-        """The answer to a request that may not enter."""
+    def _refuse(self, request: HTTPConnection, sender: _Sender | None) -> Response | None:
+        """Return the refusal of a request; None when it is permitted."""
         scope = request.scope
         method = scope.get("method", "GET")
         unsafe = scope["type"] == "websocket" or method not in _SAFE
@@ -279,7 +279,7 @@ class Guard:
         path = scope["path"]
         if path in _OPEN or path.startswith("/static/"):
             return None
-        if entrant is None:
+        if sender is None:
             if _bearer(request) is not None and self._is_guessing(request):
                 return refusal(429, "too_many_attempts", "too many wrong tokens: wait a minute")
             if method == "GET" and "text/html" in request.headers.get("accept", ""):
@@ -288,31 +288,31 @@ class Guard:
             tried = "authorization" in request.headers
             reason = "this is not the token" if tried else "a token is needed"
             return refusal(401, "not_authenticated", f"{reason}: Authorization: Bearer …")
-        if not entrant.steers and method not in _SAFE:
+        if not sender.steers and method not in _SAFE:
             return refusal(403, "forbidden", "this token is for reading only")
         return None
 
-    def _entrant(self, request: HTTPConnection) -> _Entrant | None:
-        """Who sent a request, where that is known."""
+    def _sender(self, request: HTTPConnection) -> _Sender | None:
+        """Return the sender of a request; None when it has neither a valid token nor a cookie."""
         client = client_of(request)
         if self._access.token is None:
-            return _Entrant(f"http ({client})", True)
+            return _Sender(f"http ({client})", True)
         token = _bearer(request)
         if token is not None:
             steers = self._sessions.steers(token)
-            return None if steers is None else _Entrant(f"http ({client})", steers)
+            return None if steers is None else _Sender(f"http ({client})", steers)
         cookie = request.cookies.get(COOKIE)
-        return self._sessions.entrant(cookie) if cookie else None
+        return self._sessions.sender(cookie) if cookie else None
 
     def _is_guessing(self, request: HTTPConnection) -> bool:
-        """Count the wrong token of a request; whether too many came before it."""
+        """Count a wrong token of this client; return whether there were too many before."""
         client = client_of(request)
         waits = self._sessions.has_to_wait(client)
         self._sessions.failed(client)
         return waits
 
     def _is_our_host(self, host: str) -> bool:
-        """Whether a Host names us: by an address, which cannot be rebound, or by a name of ours."""
+        """Whether *host* is an address, which DNS cannot rebind, or a name of this server."""
         name = _hostname(f"//{host}")
         if name is None:
             return False
@@ -331,7 +331,7 @@ class Guard:
 
 
 def _bearer(request: HTTPConnection) -> str | None:
-    """The token that a program sends, right or wrong."""
+    """Return the bearer token of a request, right or wrong."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
 
@@ -351,7 +351,7 @@ def _hostname(url: str) -> str | None:
 
 
 async def _deny(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer the request of a WebSocket with a response of HTTP."""
+    """Answer a WebSocket handshake with an HTTP response."""
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008})
         return

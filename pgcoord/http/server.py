@@ -1,4 +1,4 @@
-"""Serves the application from within a running event loop, until told to stop."""
+"""Serves the application in a running event loop, until stopped."""
 
 import asyncio
 import errno
@@ -15,12 +15,12 @@ from pgcoord.http.app import make_app
 from pgcoord.http.connections import BoundedProtocol, Limits
 from pgcoord.http.state import AppState
 
-# Seconds that streams and requests are given to end.
+# Seconds for streams and requests to end.
 _GRACE = 2
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the address, so that nobody else can; port 0 takes any. Raises `CannotStart`."""
+    """Bind *host* and *port*; port 0 binds any free port. Raises `CannotStart`."""
     name = f"[{host}]" if ":" in host else host
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -29,7 +29,7 @@ def bind(host: str, port: int) -> socket.socket:
         taken = socket.socket(family, kind, protocol)
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
-        # From here on, whoever connects waits for an answer rather than being refused.
+        # From here on, a client that connects waits for an answer instead of being refused.
         taken.listen(2048)
     except OSError as error:
         raise CannotStart(
@@ -42,7 +42,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def bind_free(host: str, port: int) -> socket.socket:
-    """Take the address, or another port where that one is taken. Raises `CannotStart`."""
+    """Bind *host* and *port*, or a free port if *port* is in use. Raises `CannotStart`."""
     try:
         return bind(host, port)
     except CannotStart:
@@ -50,7 +50,7 @@ def bind_free(host: str, port: int) -> socket.socket:
 
 
 def url_of(taken: socket.socket) -> str:
-    """Where a browser on this machine finds what is served on a socket."""
+    """Return the URL of a server on the socket *taken*, for a browser on this machine."""
     host, port = taken.getsockname()[:2]
     local = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{local}:{port}"
@@ -68,7 +68,7 @@ async def serving(
     config = uvicorn.Config(
         make_app(state),
         http=partial(BoundedProtocol, limits or Limits()),  # type: ignore[arg-type]
-        # Else uvicorn believes whoever connects from this machine, or what its variable names.
+        # Else uvicorn believes every client of this machine, or those of its environment variable.
         proxy_headers=bool(trusted),
         forwarded_allow_ips=list(trusted),
         lifespan="on",
@@ -77,7 +77,7 @@ async def serving(
         server_header=False,
         date_header=False,
         ws="websockets-sansio",
-        ws_per_message_deflate=False,  # many small messages: packing them costs more than it saves
+        ws_per_message_deflate=False,  # many small messages: compression costs more than it saves
         ws_max_size=65_536,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=_GRACE,
@@ -93,7 +93,7 @@ async def serving(
 
 
 class _WithoutRefusals(logging.Filter):
-    """Keeps out what uvicorn takes for an error: that a WebSocket was answered by a refusal."""
+    """Drops what uvicorn logs as an error: a WebSocket handshake that was refused."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.msg != "ASGI callable returned without completing handshake."
@@ -103,7 +103,7 @@ logging.getLogger("uvicorn.error").addFilter(_WithoutRefusals())
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to the program, and waits without looking ten times a second."""
+    """A uvicorn server without signal handlers, and without a check ten times a second."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

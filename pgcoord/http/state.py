@@ -24,32 +24,32 @@ from pgcoord.planner.planning import FeaturePlanner, Planned, plan_stored, plan_
 
 @dataclass
 class AppState:
-    """What the request handlers share."""
+    """State shared by the request handlers."""
 
     database: Database
     feed: Feed
     access: Access
     coordinator: Coordinator
     planner: FeaturePlanner
-    repository: str | None = None  # its page, for links to issues and pull requests
-    obstacle: str | None = "starting"  # why nothing can be coordinated yet
+    repository: str | None = None  # URL of the repository, for links to issues and pull requests
+    obstacle: str | None = "starting"  # why the coordinator cannot work yet
     readiness_check: asyncio.Task[str | None] | None = None  # shared by concurrent /readyz requests
 
     @cached_property
     def metrics(self) -> Metrics:
-        """What is counted for monitors."""
+        """The metrics for monitoring."""
         metrics = Metrics()
         metrics.watch(self.coordinator, self.feed)
         return metrics
 
     @cached_property
     def sessions(self) -> Sessions:
-        """The log-ins of people."""
+        """The sessions of people who logged in."""
         return Sessions(self.access)
 
     @cached_property
     def templates(self) -> jinja2.Environment:
-        """The templates of the panel; what is filled in is escaped."""
+        """The templates of the panel; they escape all values."""
         return jinja2.Environment(
             loader=jinja2.FileSystemLoader(assets.WEB / "templates"),
             autoescape=True,
@@ -75,11 +75,11 @@ class AppState:
             yield conn
 
     async def plan(self, request: Request, feature_id: int) -> Planned:
-        """Plan a feature, and store its plan, as who sent the request; see `plan_stored`."""
+        """Plan a feature and store its plan as the sender of *request*; see `plan_stored`."""
         return await plan_stored(self.planner, lambda: self.acting(request), feature_id)
 
     async def plan_unless_planned(self, request: Request, feature_id: int) -> Planned | None:
-        """As `plan`, for a feature that has neither a plan nor phases."""
+        """Call `plan` if the feature has neither a plan nor phases; else return None."""
         return await plan_unless_planned(self.planner, lambda: self.acting(request), feature_id)
 
 

@@ -1,7 +1,7 @@
-"""What happens, told to whoever listens: WS /ws/queue, and GET /events for browsers.
+"""The event streams: the WebSocket /ws/queue, and server-sent events at GET /events.
 
-Both send the same messages, each rendered once. Where a client stands is the `id` of the last
-message it got, and with it the client resumes, whichever server it finds.
+Both send the same messages, each rendered once. A client resumes after the `id` of the last message
+it received, on any server of the same database.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from pgcoord.http.feed import Cursor, Item, Mailbox, Message
 from pgcoord.http.responses import refusal
 from pgcoord.http.state import state_of
 
-# Seconds between signs of life to a browser, and for which a closing is waited for.
+# Seconds between two pings to a browser, and until a close has to be answered.
 _PING_EVERY = 15
 _CLOSING = 2
 
@@ -28,7 +28,7 @@ _TRY_AGAIN_LATER = 1013
 
 
 async def queue_socket(websocket: WebSocket) -> None:
-    """Tell a WebSocket a snapshot, or what came after `?after=`, then what happens."""
+    """Send a snapshot, or the events after `?after=`, then new events."""
     try:
         after = _cursor(websocket.query_params.get("after"))
     except ValueError as error:
@@ -50,7 +50,7 @@ async def queue_socket(websocket: WebSocket) -> None:
 
 
 async def events(request: Request) -> Response:
-    """Tell a browser the same; its Last-Event-ID says where it stands."""
+    """Send the same messages as server-sent events, from the position Last-Event-ID on."""
     position = request.headers.get("last-event-id") or request.query_params.get("after")
     try:
         after = _cursor(position)
@@ -60,21 +60,21 @@ async def events(request: Request) -> Response:
 
 
 class EventStream(Response, Generic[Item]):
-    """Server-sent events: what comes into a mailbox, for as long as the client listens."""
+    """A response that sends the items of a mailbox until the client disconnects."""
 
     media_type = "text/event-stream"
 
     def __init__(
         self, mailbox: AbstractContextManager[Mailbox[Item]], encode: Callable[[Item], str]
     ) -> None:
-        """`encode` makes an event of an item (`sent_event` helps)."""
+        """*encode* returns the text of an item; see `sent_event`."""
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._mailbox = mailbox
         self._encode = encode
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send each item of the mailbox, until the client or the server ends."""
+        """Send each item of the mailbox until the client disconnects or the server stops."""
 
         async def send_text(text: str, *, more: bool = True) -> None:
             body = {"type": "http.response.body", "body": text.encode(), "more_body": more}
@@ -102,7 +102,7 @@ class EventStream(Response, Generic[Item]):
 
 
 def sent_event(data: str, *, position: str | None = None, name: str | None = None) -> str:
-    """A server-sent event; a browser that comes back tells the last `position` it got."""
+    """Return a server-sent event; a browser that reconnects sends its last *position*."""
     lines = [f"event: {name}"] if name else []
     lines += [f"id: {position}"] if position else []
     lines += [f"data: {line}" for line in data.split("\n")]
@@ -118,13 +118,13 @@ def _sent_event(message: Message) -> str:
 
 
 async def _gone(receive: Receive) -> None:
-    """Wait until the client has gone; what it says is not heeded."""
+    """Wait until the client disconnects; ignore what it sends."""
     while not (await receive())["type"].endswith(".disconnect"):
         pass
 
 
 async def _until_first(*several: Coroutine[Any, Any, object]) -> None:
-    """Run all until the first of them ends."""
+    """Run all coroutines until the first of them ends, then cancel the others."""
     tasks = [asyncio.ensure_future(each) for each in several]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

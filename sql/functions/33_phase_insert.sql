@@ -40,6 +40,7 @@ declare
         case when p_given.held
             and not exists (select from public.planned_features where id = p_given.feature_id and paused_at is not null)
             then 'held' end,
+        case when p_given.gated and not p_derived.gated then 'gated' end,
         case when p_given.workflow_type <> coalesce(p_derived.workflow_type, '') then 'workflow_type' end
     );
 begin
@@ -62,7 +63,7 @@ declare
         new.created_at, new.updated_at, new.ready_timestamp, new.started_timestamp, new.finished_timestamp, new.retry_at
     ];
     v_says boolean := num_nonnulls(new.slot, new.eligible_at, new.workflow_type) > 0
-        or (new.attempt, new.attempts_used, new.unmet, new.held) is distinct from (0, 0, 0, false);
+        or (new.attempt, new.attempts_used, new.unmet, new.held, new.gated) is distinct from (0, 0, 0, false, false);
     v_given public.phase_queue;
 begin
     new.queue_id := coalesce(nullif(new.queue_id, ''), v_name);
@@ -104,6 +105,7 @@ begin
     new.attempt := 0;
     new.attempts_used := 0;
     new.held := false;
+    new.gated := new.phase_data ->> 'gate' is not null and new.status not in ('running', 'completed');
     new.unmet := case when new.status = 'queued' then jsonb_array_length(new.depends_on_phases) else 0 end;
     new.eligible_at := case when new.unmet = 0 then clock_timestamp() end;
     if new.status = 'running' then
@@ -232,7 +234,12 @@ begin
         perform pgcoord_private.settle_because(v_features, v_phases, 'a prerequisite is failed or cancelled');
     end if;
 
-    if exists (select from new_rows where status = 'queued' and eligible_at is not null) then
+    insert into pgcoord.event (kind, feature_id, phase_number, queue_id, actor, reason)
+    select 'gate_asked', n.feature_id, n.phase_number, n.queue_id, pgcoord_private.actor(), n.phase_data ->> 'gate'
+    from new_rows as n
+    where n.gated and n.status = 'queued' and n.eligible_at is not null
+        and not exists (select from public.planned_features as f where f.id = n.feature_id and f.paused_at is not null);
+    if exists (select from new_rows where status = 'queued' and eligible_at is not null and not gated) then
         notify pgcoord_wake;
     end if;
     perform pg_notify('pgcoord_event', feature_id::text) from (select distinct feature_id from new_rows) as touched;

@@ -6,6 +6,7 @@ create or replace function pgcoord_private.derived_hint(p_columns text) returns 
 language sql immutable
 return case p_columns
     when 'workflow_type' then 'It is what phase_data names: {"workflow_type": "…"}.'
+    when 'gated' then 'It follows from phase_data: {"gate": "…"}; pgcoord.approve(queue_id, reason) says yes.'
     else 'Leave it as it is: it follows from status, depends_on_phases, phase_data, from pauses and from attempts.'
 end;
 
@@ -27,7 +28,7 @@ set search_path = pg_catalog, pg_temp as $$
 declare
     v_columns text := (
         select string_agg(key, ', ')
-        from unnest(array['slot', 'attempt', 'attempts_used', 'unmet', 'eligible_at', 'held', 'adw_id', 'workflow_type',
+        from unnest(array['slot', 'attempt', 'attempts_used', 'unmet', 'eligible_at', 'held', 'gated', 'adw_id', 'workflow_type',
             'error_message', 'created_at', 'ready_timestamp', 'started_timestamp', 'finished_timestamp']) as key
         where to_jsonb(p_old) -> key is distinct from to_jsonb(p_new) -> key
     );
@@ -103,6 +104,17 @@ begin
         errcode = 'PC004',
         message = format('phase %s is being ended (%s): it cannot become %s any more', p_queue_id, p_ending, p_to),
         hint = 'Wait until it has ended; then retry it, or pgcoord.skip_phase(queue_id, reason) takes it as done.';
+end $$;
+
+-- Refuse (PC008) to ask about a phase that has no question, or is past it.
+create or replace function pgcoord_private.refuse_gate(p_queue_id text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'PC008',
+        message = format('phase %s has no question that could be asked now', p_queue_id),
+        hint = 'A gate is what phase_data ->> gate says, before the phase is claimed.';
 end $$;
 
 -- Queue a phase again: recount what it waits for (a prerequisite may have been deleted meanwhile).
@@ -246,13 +258,16 @@ begin
             if v_by_hand or not pgcoord_private.writes_state() then
                 perform pgcoord_private.refuse_derived(old, new);
             end if;
+        elsif v_by_hand and new.gated and not old.gated and (new.phase_data ->> 'gate' is null or new.slot is not null) then
+            perform pgcoord_private.refuse_gate(old.queue_id);
         elsif v_by_hand and (new.retry_at is not null or old.retry_at is null) then
             -- Nothing follows from it, but a statement over many phases would deadlock with what completes one of them.
             -- Not when a claim clears a retry time: that never waits.
             perform pgcoord_private.hold_feature(old.feature_id);
         end if;
-        if (new.error_message, new.created_at, new.ready_timestamp, new.started_timestamp, new.finished_timestamp)
-            is distinct from (old.error_message, old.created_at, old.ready_timestamp, old.started_timestamp, old.finished_timestamp)
+        if ((new.error_message, new.created_at, new.ready_timestamp, new.started_timestamp, new.finished_timestamp)
+                is distinct from (old.error_message, old.created_at, old.ready_timestamp, old.started_timestamp, old.finished_timestamp)
+            or new.gated <> old.gated and new.phase_data ->> 'gate' is not distinct from old.phase_data ->> 'gate')
             and not pgcoord_private.writes_state()
         then
             perform pgcoord_private.refuse_derived(old, new);
@@ -324,5 +339,8 @@ begin
         perform pgcoord_private.refuse_derived(old, new);
     end if;
     new.workflow_type := new.phase_data ->> 'workflow_type';
+    if new.phase_data ->> 'gate' is distinct from old.phase_data ->> 'gate' then    -- another question is asked anew
+        new.gated := new.phase_data ->> 'gate' is not null and old.slot is null and old.status <> 'completed';
+    end if;
     return new;
 end $$;

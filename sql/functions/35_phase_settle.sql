@@ -78,12 +78,17 @@ begin
     for v in
         select n.queue_id, n.feature_id, n.phase_number, n.status, o.status as was, n.attempt, n.error_message,
             o.error_message as old_error, n.depends_on_phases <> o.depends_on_phases as edges_changed,
-            case when n.slot is null then o.slot end as left_slot
+            case when n.slot is null then o.slot end as left_slot, n.gated,
+            n.gated and n.status = 'queued' and n.eligible_at is not null and not n.held
+                and (o.eligible_at is null or o.status <> 'queued' or o.held or not o.gated) as asks
         from new_rows as n full join old_rows as o on o.queue_id = n.queue_id
         where n.status is distinct from o.status or n.depends_on_phases is distinct from o.depends_on_phases
             or n.status = 'queued' and n.eligible_at is not null and not n.held
     loop
-        v_wakes := v_wakes or v.status = 'queued' or v.left_slot is not null;
+        v_wakes := v_wakes or v.status = 'queued' and not v.gated or v.left_slot is not null;
+        if v.asks then
+            perform pgcoord_private.ask_gate(v.queue_id);
+        end if;
         if v.edges_changed then
             v_edge_features := v_edge_features || v.feature_id;
             v_edge_phases := v_edge_phases || v.phase_number;
@@ -126,6 +131,26 @@ begin
     if v_wakes then
         notify pgcoord_wake;
     end if;
+    return null;
+end $$;
+
+-- Log that somebody is asked about a phase, and what.
+create or replace function pgcoord_private.ask_gate(p_queue_id text) returns void
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord_private.log_event('gate_asked', phase_data ->> 'gate', feature_id, phase_number, queue_id)
+    from public.phase_queue where queue_id = p_queue_id and pg_trigger_depth() > 0;
+end $$;
+
+-- Log who approved a phase, or took its question away.
+create or replace function pgcoord_private.log_gate() returns trigger
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord_private.log_event(
+        case when new.phase_data ->> 'gate' is null then 'gate_removed' else 'gate_approved' end,
+        pgcoord_private.reason(), new.feature_id, new.phase_number, new.queue_id);
     return null;
 end $$;
 

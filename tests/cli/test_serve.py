@@ -199,7 +199,7 @@ def test_another_address_needs_a_token(desk: Desk) -> None:
     done = desk.call("serve", "--host", "0.0.0.0")
     assert done.returncode == 7
     first, hint = done.stderr.splitlines()
-    assert first.startswith("pgcoord: 0.0.0.0 can be reached by others: not served without")
+    assert first.startswith("pgcoord: 0.0.0.0 can be reached by others: PGCOORD_TOKEN")
     assert "PGCOORD_TOKEN" in hint
     program = desk.start("serve", "--host", "0.0.0.0", PGCOORD_TOKEN="t" * 20)
     program.until("leading")
@@ -330,7 +330,7 @@ def test_the_script_of_the_specification_works(desk: Desk, dsn: str, conn: Conne
     gate = desk.gate()
     desk.write("pgcoord.toml", configuration().replace("{prompt}", f"cat {gate}"))
     program = desk.start("serve", "--insecure-webhooks")
-    program.until("reports that nobody has signed are taken")
+    program.until("unsigned reports are accepted")
     program.until("leading")
     url = f"http://{address_of(program)}"
 

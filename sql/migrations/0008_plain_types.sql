@@ -61,4 +61,6 @@ begin
         alter column status type text,
         add constraint errand_status_is_known
             check (status in ('queued', 'ready', 'running', 'completed', 'failed', 'blocked', 'cancelled'));
+    drop domain pgcoord.phase_status;
+    drop domain pgcoord.phase_data;
 end $$;
