@@ -45,6 +45,7 @@ class HeldSlot:
     folder: str | None
     external: bool | None
     ending: str | None
+    pool: str
     low: timedelta | None
     median: timedelta | None
     high: timedelta | None
@@ -61,6 +62,7 @@ class InLine:
     title: str
     priority: int
     eligible_at: datetime
+    pool: str
 
 
 @dataclass(frozen=True)
@@ -281,18 +283,20 @@ async def installation(conn: Connection) -> Installation:
 
 
 async def held_slots(conn: Connection) -> list[HeldSlot]:
-    """Return all slots by number, the free ones too."""
+    """Return all slots by pool and number, the free ones too."""
     # Lateral, since the planner expects thousands of slots, and would scan all attempts for them.
     return await fetch_rows(
         conn,
         HeldSlot,
         "select s.slot, s.draining, s.queue_id, s.feature_id, f.title as feature, s.phase_number,"
         " s.title, s.status, s.since, a.number as attempt, s.host, a.folder, s.external, s.ending,"
+        " s.pool,"
         " u.low, u.median, u.high from pgcoord.slots as s"
         " left join public.planned_features as f on f.id = s.feature_id"
         " left join lateral (select number, folder, workflow from pgcoord.attempt"
         " where adw_id = s.adw_id limit 1) as a on true"
-        " left join pgcoord.usual as u on u.workflow = a.workflow order by s.slot",
+        " left join pgcoord.usual as u on u.workflow = a.workflow"
+        " order by s.pool <> 'local', s.pool, s.slot",
     )
 
 

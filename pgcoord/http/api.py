@@ -6,7 +6,7 @@ those that are actions are made from `pgcoord.actions`. Routing, the checks of w
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
@@ -148,6 +148,7 @@ async def show_slots(call: Call) -> Response:
             "slots": len(slots) - draining,
             "held": sum(each["queue_id"] is not None for each in slots),
             "draining": draining,
+            "pools": [asdict(each) for each in await reads.pools(call.conn)],
             "holders": slots,
         }
     )
@@ -206,7 +207,8 @@ def _operations(scope: Scope) -> Iterator[Operation]:
             call,
             answer,
             body=_body_of(action),
-            refusals=(409,) if action.refused else (),
+            refusals=((409,) if action.refused else ())
+            + ((404,) if "pool" in action.arguments else ()),
         )
 
 
@@ -221,9 +223,13 @@ def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]
             "all": None,
         }
         number = call.body[action.number] if action.number else None
-        reason = call.body.get("reason")
         await actions.perform(
-            call.conn, action, targets[action.scope], reason=reason, number=number
+            call.conn,
+            action,
+            targets[action.scope],
+            reason=call.body.get("reason"),
+            number=number,
+            pool=call.body.get("pool"),
         )
         return await answer(call)
 

@@ -183,7 +183,7 @@ end $$;
 comment on function pgcoord.forecast(integer[]) is
     'When each phase of these features would run if nothing failed and there were slots for all: its layer in the graph, whether it is on the critical path, and from when to when.';
 
--- A feature ends when its longest path does, and not before its slots could have done all the work.
+-- A feature ends when its longest path does, and not before the slots of each pool could have done all the work there.
 create or replace function pgcoord.expected_finish(p_feature_ids integer[])
 returns table (
     feature_id integer, path integer[], runs bigint, path_takes interval,
@@ -194,8 +194,14 @@ set search_path = pg_catalog, pg_temp
 set jit = off as $$
     with work as (
         select r.feature_id,
-            sum(r.mid) / greatest((select count(*) from pgcoord.slot where not draining), 1) as takes
-        from pgcoord_private.remaining(p_feature_ids) as r
+            max(r.takes) as takes
+        from (
+                select p.feature_id, sum(r.mid) / greatest((select o.slots from pgcoord.pools as o where o.pool = w.pool), 1) as takes
+                from pgcoord_private.remaining(p_feature_ids) as r
+                    join public.phase_queue as p using (feature_id, phase_number)
+                    left join pgcoord_private.workflow_line as w on w.line = coalesce(p.workflow_type, '')
+                group by p.feature_id, w.pool
+            ) as r
         group by r.feature_id
     )
     select f.feature_id, array_agg(f.phase_number order by f.layer) filter (where f.critical), max(f.runs),
