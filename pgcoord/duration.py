@@ -3,7 +3,7 @@
 import re
 from datetime import timedelta
 
-EXPECTED = 'such as "90s", "30m", "1h 30m" or a number of seconds'
+EXPECTED = 'such as "90s", "30m", "1h 30m" or "2d"'
 
 # Ten years: a deadline that far away is still a date that Python and Postgres can hold.
 LONGEST = timedelta(days=3650)
@@ -24,14 +24,16 @@ _DURATION = re.compile(
 
 
 def parse_duration(value: object, *, zero: bool = False) -> timedelta:
-    """Read *value*, a text such as "1h 30m" or a number of seconds.
+    """Read *value*, a text such as "1h 30m".
 
-    A text of digits alone is a number of seconds too. Raises ValueError, which says what is
-    expected, for anything else, for more than `LONGEST`, and for nothing at all unless *zero*.
+    Raises ValueError, which says what is expected, for anything else, for more than `LONGEST`, and
+    for nothing at all unless *zero*. A number without a unit is refused, since 30 may be meant as
+    seconds or days; 0 needs none.
     """
-    length = _from_text(value) if isinstance(value, str) else _from_number(value)
+    length = _length(value)
     if length is None:
-        raise ValueError(f"expected a duration {EXPECTED}, not {value!r:.60}")
+        without = " without a unit" if _is_number(value) else ""
+        raise ValueError(f"expected a duration {EXPECTED}, not {value!r:.60}{without}")
     if length > LONGEST:
         raise ValueError(f"expected a duration of at most ten years, not {value!r:.60}")
     if not length and not zero:
@@ -39,24 +41,20 @@ def parse_duration(value: object, *, zero: bool = False) -> timedelta:
     return length
 
 
-def _from_text(text: str) -> timedelta | None:
-    text = text.strip()
-    if re.fullmatch(_NUMBER, text):
-        return _from_number(float(text))
-    match = _DURATION.fullmatch(text)
+def _is_number(value: object) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(_NUMBER, value.strip()) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _length(value: object) -> timedelta | None:
+    text = str(value).strip()
+    if _is_number(value):
+        return None if float(text) else timedelta(0)
+    match = _DURATION.fullmatch(text) if isinstance(value, str) else None
     if not text or not match:
         return None
-    return _total({unit: float(n) for unit, n in match.groupdict().items() if n is not None})
-
-
-def _from_number(value: object) -> timedelta | None:
-    # bool is an int to Python; nan compares false.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        return None
-    return _total({"seconds": value})
-
-
-def _total(parts: dict[str, float]) -> timedelta:
+    parts = {unit: float(n) for unit, n in match.groupdict().items() if n is not None}
     try:
         return timedelta(**parts)
     except OverflowError:

@@ -95,6 +95,7 @@ class PlannedPhase:
     files: tuple[str, ...] = ()
     max_attempts: int | None = None
     timeout: timedelta | None = None
+    gate: str | None = None
 
     def row(self) -> dict[str, object]:
         """Return the phase as `Plan.feature` lists it."""
@@ -104,6 +105,7 @@ class PlannedPhase:
             "estimated_hours": self.hours,
             "priority": self.priority,
             "files": list(self.files) or None,
+            "gate": self.gate,
             "max_attempts": self.max_attempts,
             "timeout_seconds": int(seconds) if seconds and seconds.is_integer() else seconds,
         }
@@ -238,6 +240,7 @@ def _written(row: Mapping[str, Any]) -> str:
         "Hours": _decimal(row.get("estimated_hours")),
         "Priority": row.get("priority"),
         "Files": ", ".join(row.get("files") or ()) or None,
+        "Gate": row.get("gate"),
         "Max attempts": row.get("max_attempts"),
         "Timeout": None if seconds is None else f"{_decimal(seconds)}s",
     }
@@ -374,7 +377,7 @@ def _read_section(heading: _Heading, body: list[str], problems: list[_Problem]) 
     start, block = _key_lines(body)
     keys = _read_keys(block, heading.end + start + 1, problems)
     prompt = _text(body[start + len(block) :])
-    if not prompt.strip():
+    if not prompt.strip() and "gate" not in keys:
         empty = f"phase {number} is empty" if number else "this phase is empty"
         problems.append((line, f"{empty}: expected its prompt below the heading and keys"))
     return _Section(line, number, match[2] if match else "", keys, prompt)
@@ -472,6 +475,12 @@ def _workflow(value: str) -> str:
     return value
 
 
+def _gate(value: str) -> str:
+    if not value:
+        raise ValueError('expected what is asked, such as "Gate: may this be merged?"')
+    return value
+
+
 def _hours(value: str) -> float:
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value) or not float(value):
         raise ValueError(f"expected a number above 0, not {value!r:.60}")
@@ -500,6 +509,7 @@ _KEYS: dict[str, Callable[[str], Any]] = {
     "hours": _hours,
     "priority": _integer(0, 100),
     "files": _files,
+    "gate": _gate,
     "max attempts": _integer(1, _MOST_ATTEMPTS),
     "timeout": parse_duration,
 }
@@ -580,7 +590,7 @@ def _faults_in_workflows(
         if name is not None and name not in workflows:
             hint = did_you_mean(name, sorted(workflows))
             yield section.line_of("workflow"), f"Workflow: {name!r:.60} is not declared{hint}"
-        elif "workflow" not in section.keys and not has_default:
+        elif "workflow" not in section.keys and section.prompt.strip() and not has_default:
             problem = "no workflow: expected a line `Workflow: name`, for none is the default"
             yield section.line, problem
 
@@ -598,4 +608,5 @@ def _phase(section: _Section) -> PlannedPhase:
         files=section.value("files") or (),
         max_attempts=section.value("max attempts"),
         timeout=section.value("timeout"),
+        gate=section.value("gate"),
     )

@@ -82,9 +82,10 @@ grant execute on function pgcoord_private.feature_to_plan(integer) to pgcoord_cl
 -- What the triggers call for the client who inserts or updates; called by hand, they do no more than a lock would.
 grant execute on function
     pgcoord_private.check_times(text, timestamptz[]), pgcoord_private.slot_for_inserted(text, text), pgcoord_private.new_adw_id(),
-    pgcoord_private.refuse_change(text, boolean), pgcoord_private.check_new_prerequisites(public.phase_queue, jsonb),
+    pgcoord_private.refuse_change(text, boolean), pgcoord_private.refuse_gate(text),
+    pgcoord_private.check_new_prerequisites(public.phase_queue, jsonb),
     pgcoord_private.hold_feature(integer), pgcoord_private.check_isolation(),
-    pgcoord_private.settle_edges(integer[], integer[]), pgcoord_private.set_reason(text)
+    pgcoord_private.settle_edges(integer[], integer[]), pgcoord_private.set_reason(text), pgcoord_private.ask_gate(text)
 to pgcoord_client;
 
 -- Coordinating. History and the schema's own record stay as they are written.

@@ -4,21 +4,30 @@ Those on phases and features are made from `pgcoord.actions`.
 """
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pgcoord.actions import ACTIONS, BY_NAME, COMMANDS, OPTIONS, Action
-from pgcoord.commands.context import act, find_phase
-from pgcoord.commands.options import HIGHEST_ID, Dsn, FeatureOrAll, Phase, Reason
+from pgcoord.commands.context import act, changing, complete, existing_dsn, find_phase, session
+from pgcoord.commands.options import (
+    HIGHEST_ID,
+    Dsn,
+    FeatureOrAll,
+    Phase,
+    Reason,
+    Yes,
+    surroundings_of,
+)
+from pgcoord.commands.terminal import confirm, say
 from pgcoord.duration import parse_duration
 from pgcoord.errors import NotFound
 
 if TYPE_CHECKING:
     from pgcoord.database._sql import Connection
-    from pgcoord.database.rows import Pool, Slot
+    from pgcoord.database.rows import Feature, Pool, Slot
 
 
 def register(app: typer.Typer) -> None:
@@ -239,18 +248,41 @@ def prune(
             help='How long ago they were finished at least: "30d", "12h", 0 for all.',
         ),
     ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
+    ] = False,
+    yes: Yes = False,
     dsn: Dsn = None,
 ) -> None:
     """Remove finished features, completed or cancelled, with all their history.
 
-    A feature with a failed phase is not finished until it is cancelled.
+    They are shown first, and removed when that is confirmed. A feature with a failed phase is not
+    finished until it is cancelled.
     """
-    from pgcoord.database import actions
+    from pgcoord.database import actions, reads
 
-    async def change(conn: "Connection") -> str:
-        return f"{_count(await actions.prune(conn, older_than), 'feature')} removed"
+    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
 
-    act(ctx, dsn, change)
+    async def look() -> "tuple[Sequence[Feature], datetime]":
+        async with session(found) as conn, conn.transaction():
+            return await reads.prunable(conn, older_than), await reads.now(conn)
+
+    async def remove(looked_at: datetime) -> int:
+        async with changing(surroundings, found) as conn:
+            return await actions.prune(conn, older_than, looked_at)
+
+    features, looked_at = complete(found, look())
+    for each in features:
+        say(f"feature {each.id}  {each.title}: {_count(each.total_phases, 'phase')}, {each.status}")
+    if dry_run:
+        say(f"{_count(len(features), 'feature')} would be removed, with their history")
+        return
+    if features and not confirm(
+        f"Remove {_count(len(features), 'feature')} with their history, for good?", yes=yes
+    ):
+        say("nothing is removed")
+        raise typer.Exit(1)
+    say(f"{_count(complete(found, remove(looked_at)), 'feature')} removed")
 
 
 async def _unless_led(conn: "Connection", words: str) -> str:

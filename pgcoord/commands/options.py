@@ -97,6 +97,11 @@ Phase = Annotated[
     typer.Argument(metavar="PHASE", help="Its queue_id, such as queue-104-2, or 104.2 for short."),
 ]
 
+FeatureNumber = Annotated[
+    int,
+    typer.Argument(metavar="FEATURE", min=1, max=HIGHEST_ID, help="The number of a feature."),
+]
+
 FeatureOrAll = Annotated[
     int | None,
     typer.Argument(
@@ -107,6 +112,8 @@ FeatureOrAll = Annotated[
         show_default=False,
     ),
 ]
+
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do it without a question, as in a script.")]
 
 Reason = Annotated[
     str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.")

@@ -6,16 +6,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgcoord.commands.context import changing, complete, existing_dsn
-from pgcoord.commands.options import HIGHEST_ID, Config, Dsn, Surroundings, surroundings_of
-from pgcoord.commands.terminal import say, say_json
-from pgcoord.errors import CannotStart, InvalidInput
+from pgcoord.commands.context import act, changing, complete, existing_dsn, session
+from pgcoord.commands.options import (
+    HIGHEST_ID,
+    Config,
+    Dsn,
+    FeatureNumber,
+    Surroundings,
+    Yes,
+    surroundings_of,
+)
+from pgcoord.commands.terminal import confirm, say, say_json
+from pgcoord.errors import CannotStart, InvalidInput, Refused
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from pgcoord.database._sql import Connection
     from pgcoord.planner.analysis import Analysis
-    from pgcoord.planner.planning import FeaturePlanner, Planned
+    from pgcoord.planner.planning import FeaturePlanner, Planned, Workflows
     from pgcoord.planner.structure import Feature
 
 # Slots that are reckoned with where no database says how many there are.
@@ -30,8 +39,9 @@ nothing is stored, for a file."""
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to *app*."""
+    """Add the commands to *app*."""
     app.command(epilog=_JSON)(plan)
+    app.command()(execute)
 
 
 def plan(
@@ -44,8 +54,14 @@ def plan(
     ],
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="PLAN", help="Take this plan for the feature."),
+        typer.Option("--from", metavar="PLAN", help="Store this plan with the feature."),
     ] = None,
+    anew: Annotated[
+        bool, typer.Option("--again", help="Plan the feature anew, in place of its plan.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Only show the plan there is; never make one.")
+    ] = False,
     hours: Annotated[
         float | None,
         typer.Option(min=0, max=999_999, help="What a described feature may take, roughly."),
@@ -59,33 +75,40 @@ def plan(
         typer.Option("--output", metavar="FILE", help="Write the plan there, for run and submit."),
     ] = None,
     execute: Annotated[
-        bool, typer.Option("--execute", help="Queue the phases of the feature at once.")
+        bool, typer.Option("--execute", help="Queue the phases of the plan that is shown.")
     ] = False,
+    yes: Yes = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print an object, see below.")] = False,
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
-    """Split a feature into phases, and show what they come to.
+    """Show a feature's plan; split a feature that has none into phases, and store them with it.
 
-    The plan of a feature is stored with it, in place of the one it had, until its phases are
-    queued. Of a file nothing is stored: --output writes a plan that can be edited and submitted.
+    A stored plan is replaced only by --again or --from, and a file by --output, after a question.
+    Of a description in a file nothing is stored: --output writes a plan to edit and submit.
     """
     surroundings = surroundings_of(ctx)
     is_stored = what.isascii() and what.isdecimal()
-    if not is_stored and (source or execute):
-        name = "--from" if source else "--execute"
-        raise typer.BadParameter("it is for a feature, given by its number.", param_hint=name)
+    of_stored = {"--from": source, "--execute": execute, "--again": anew, "--show": show}
+    given = [name for name, value in of_stored.items() if value]
+    if not is_stored and given:
+        raise typer.BadParameter("it is for a feature, given by its number.", param_hint=given[0])
+    ways = [name for name in given if name != "--execute"]
+    if len(ways) > 1 or (show and execute):
+        raise typer.BadParameter(f"not together with {given[0]}.", param_hint=given[1])
     if is_stored and hours is not None:
         raise typer.BadParameter("a feature has its own.", param_hint="--hours")
     planner = _planner(surroundings, config)
     if is_stored:
-        found = _plan_stored(ctx, dsn, planner, _number(what), source, execute)
+        named = _number(what)
+        made = None if show else _make(ctx, dsn, planner, named, source, anew, yes)
+        found = _stored(ctx, dsn, named, made, execute)
     else:
         found = _plan_file(surroundings, planner, surroundings.folder / what, hours)
     number, feature, planned, usual = found
-    analysis = planner.weigh(planned.phases, slots or usual)
+    analysis = planner.analyse(planned.phases, slots or usual)
     if output is not None:
-        _write(surroundings.folder / output, feature, planned)
+        _write(surroundings.folder / output, feature, planned, yes)
     if as_json:
         planning = {"source": planned.source, "notes": list(planned.notes), **analysis.as_json()}
         told = {
@@ -100,7 +123,22 @@ def plan(
 
     name = f"feature {number}, {feature.title}" if number else feature.title
     console().print(_shown(name, planned, analysis))
-    say(_what_next(number, output, execute))
+    say(_what_next(number, output, planned.source == "queued"))
+
+
+def execute(ctx: typer.Context, feature: FeatureNumber, dsn: Dsn = None) -> None:
+    """Queue the phases of a feature's stored plan; a second time changes nothing."""
+    from pgcoord.database import actions, reads
+
+    async def change(conn: "Connection") -> str:
+        queued = await actions.execute_feature(conn, feature)
+        if not queued:
+            return f"feature {feature}: its phases were queued before"
+        waits = "" if await reads.leader(conn) else "; no coordinator runs: 'pgcoord serve'"
+        phases = "1 phase is" if queued == 1 else f"{queued} phases are"
+        return f"feature {feature}: {phases} queued{waits}"
+
+    act(ctx, dsn, change)
 
 
 _Found = tuple[int | None, "Feature", "Planned", int]
@@ -122,41 +160,83 @@ def _planner(surroundings: Surroundings, config: Path | None) -> "FeaturePlanner
     return FeaturePlanner(settings, surroundings.environment, surroundings.folder)
 
 
-def _plan_stored(
+def _make(
     ctx: typer.Context,
     dsn: str | None,
     planner: "FeaturePlanner",
     feature_id: int,
     source: Path | None,
-    execute: bool,
-) -> _Found:
+    anew: bool,
+    yes: bool,
+) -> "Planned | None":
+    """Store a plan with a feature: that of the file *source*, else a new one where it has none.
+
+    Where it has one it stays, unless *source* or *anew* replace it, which asks first. Return what
+    was stored. Raises `Refused` once the phases are queued.
+    """
     from pgcoord.database import actions, reads
     from pgcoord.plan import read_plan
     from pgcoord.planner.planning import Planned, declared_workflows, plan_stored
+
+    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    replaces = source is not None or anew
+
+    async def look() -> tuple[bool, str | None, "Workflows"]:
+        async with session(found) as conn:
+            stored, queued = await reads.plan_of(conn, feature_id)
+            version = None
+            if replaces or not queued:
+                version = (await reads.feature_to_plan(conn, feature_id)).version
+            return bool(stored), version, await declared_workflows(conn)
+
+    is_planned, version, workflows = complete(found, look())
+    if is_planned and not replaces:
+        return None
+    rows = None
+    if source is not None:
+        path = surroundings.folder / source
+        read = read_plan(path, workflows=workflows.names, has_default=workflows.has_default)
+        rows = [each.row() for each in read.phases]
+    if is_planned and not confirm(f"Replace the plan of feature {feature_id}?", yes=yes):
+        raise Refused(f"the plan of feature {feature_id} stays as it is")
+
+    async def store() -> Planned:
+        if rows is None:
+            return await plan_stored(planner, lambda: changing(surroundings, found), feature_id)
+        async with changing(surroundings, found) as conn:
+            await actions.change_feature(conn, feature_id, {"phases": rows}, version)
+        return Planned(rows, "file")
+
+    return complete(found, store())
+
+
+def _stored(
+    ctx: typer.Context, dsn: str | None, feature_id: int, made: "Planned | None", execute: bool
+) -> _Found:
+    """The plan that a feature has, which is *made* if it was just made.
+
+    With *execute* it is queued in the same transaction.
+    """
+    from pgcoord.database import actions, reads
+    from pgcoord.planner.planning import Planned
     from pgcoord.planner.structure import Feature
 
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
 
-    async def take(path: Path) -> Planned:
-        async with changing(surroundings, found) as conn:
-            workflows = await declared_workflows(conn)
-            read = read_plan(path, workflows=workflows.names, has_default=workflows.has_default)
-            rows = [each.row() for each in read.phases]
-            await actions.change_feature(conn, feature_id, {"phases": rows}, None)
-        return Planned(rows, "file")
-
     async def work() -> _Found:
-        if source is not None:
-            planned = await take(surroundings.folder / source)
-        else:
-            connect = lambda: changing(surroundings, found)  # noqa: E731
-            planned = await plan_stored(planner, connect, feature_id)
         async with changing(surroundings, found) as conn:
-            row = await reads.feature_to_plan(conn, feature_id)
-            slots = await reads.slot_count(conn)
+            feature = await reads.feature_object(conn, feature_id)
             if execute:
                 await actions.execute_feature(conn, feature_id)
-        return feature_id, Feature(row.title, row.description or ""), planned, slots
+            rows, queued = await reads.plan_of(conn, feature_id)
+            slots = await reads.slot_count(conn)
+        if not rows:
+            raise Refused(
+                f"feature {feature_id} has no plan", hint=f"'pgcoord plan {feature_id}' makes one."
+            )
+        described = Feature(feature["title"], feature["description"] or "")
+        planned = made if made and not queued else Planned(rows, "queued" if queued else "stored")
+        return feature_id, described, planned, slots
 
     return complete(found, work())
 
@@ -193,9 +273,11 @@ def _read(path: Path) -> str:
     return text
 
 
-def _write(path: Path, feature: "Feature", planned: "Planned") -> None:
+def _write(path: Path, feature: "Feature", planned: "Planned", yes: bool) -> None:
     from pgcoord.planner.planning import as_markdown
 
+    if path.exists() and not confirm(f"Overwrite {path}?", yes=yes):
+        raise Refused(f"{path} stays as it is")
     try:
         path.write_text(as_markdown(feature, planned.phases), encoding="utf-8")
     except OSError as error:
@@ -207,6 +289,8 @@ _PLANNERS = {
     "command": "planned by the planner command",
     "description": "a plan in its description",
     "file": "a plan of your own",
+    "queued": "queued",
+    "stored": "planned",
 }
 
 
@@ -275,14 +359,12 @@ def _remarks(planned: "Planned", analysis: "Analysis") -> list[str]:
     ]
 
 
-def _what_next(number: int | None, output: Path | None, execute: bool) -> str:
-    if execute:
-        return f"queued; 'pgcoord status {number}' shows it"
+def _what_next(number: int | None, output: Path | None, is_queued: bool) -> str:
     wrote = f"wrote {output}; " if output else ""
+    if is_queued:
+        return f"{wrote}queued; 'pgcoord status {number}' shows it"
     if number:
-        # Not --execute, which would plan it anew first.
-        queues = f"the panel queues it, or 'select pgcoord.execute_feature({number})'"
-        return f"{wrote}stored with feature {number}; {queues}"
+        return f"{wrote}stored with feature {number}; 'pgcoord execute {number}' queues it"
     if output:
         return f"{wrote}'pgcoord submit {output}' queues it"
     return "nothing is stored; --output FILE writes it as a plan"

@@ -1,6 +1,7 @@
 """Prints for people: what clients wrote moves no cursor, sets no title, colours nothing."""
 
 import json
+import sys
 from datetime import datetime
 
 import typer
@@ -11,6 +12,21 @@ from pgcoord.text import printable
 def say(text: str, *, err: bool = False) -> None:
     """Print *text* to stdout, or to stderr with *err*, with its control characters escaped."""
     typer.echo(printable(text), err=err)
+
+
+def confirm(question: str, *, yes: bool) -> bool:
+    """Ask *question* on the terminal, unless *yes* was given; return whether to go on.
+
+    Raises `typer.BadParameter` where there is no terminal to ask on.
+    """
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise typer.BadParameter(
+            "there is no terminal to ask on; give it to go on without a question.",
+            param_hint="--yes",
+        )
+    return typer.confirm(printable(question), err=True)
 
 
 def say_json(value: object) -> None:

@@ -5,7 +5,7 @@ feature and `Refused` when its state does not allow the action.
 """
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from psycopg.types.json import Jsonb
 
@@ -50,9 +50,13 @@ async def perform(
     return done
 
 
-async def prune(conn: Connection, older_than: timedelta) -> int:
-    """Delete features that ended before *older_than* ago, with their history; return how many."""
-    return int(await fetch_value(conn, "select pgcoord.prune(%s)", older_than))
+async def prune(conn: Connection, older_than: timedelta, looked_at: datetime) -> int:
+    """Delete features that ended *older_than* before *looked_at*, with their history.
+
+    Return how many. What has ended since then is kept, since nobody has been shown it.
+    """
+    statement = "select pgcoord.prune(%s + greatest(now() - %s, '0'))"
+    return int(await fetch_value(conn, statement, older_than, looked_at))
 
 
 async def report_secrets(conn: Connection, report: object) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ The one rule: one function for each view or SQL function; nothing here changes a
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from psycopg.rows import scalar_row
@@ -63,6 +63,23 @@ async def features(conn: Connection, *, unfinished: bool) -> list[Feature]:
         " where not %s or status in ('planned', 'in_progress') order by id",
         unfinished,
     )
+
+
+async def prunable(conn: Connection, older_than: timedelta) -> list[Feature]:
+    """Return the features that were finished *older_than* ago, by id."""
+    return await fetch_rows(
+        conn,
+        Feature,
+        f"select {columns_of(Feature)} from pgcoord.feature"
+        " where id in (select pgcoord_private.finished_features(%s)) order by id",
+        older_than,
+    )
+
+
+async def now(conn: Connection) -> datetime:
+    """Return when the transaction began, by the clock of the database."""
+    at: datetime = await fetch_value(conn, "select now()")
+    return at
 
 
 async def feature(conn: Connection, feature_id: int) -> Feature:
@@ -221,6 +238,19 @@ async def feature_to_plan(conn: Connection, feature_id: int) -> FeatureToPlan:
     )
     assert found is not None
     return found
+
+
+async def plan_of(conn: Connection, feature_id: int) -> tuple[list[dict[str, Any]], bool]:
+    """Return (phases, whether they are queued): as they are now, else those of the stored plan."""
+    with refusals():
+        cursor = await conn.execute(
+            b"select pgcoord_private.plan_of(%s),"
+            b" exists (select from public.phase_queue where feature_id = %s)",
+            [feature_id, feature_id],
+        )
+        row = await cursor.fetchone()
+    assert row is not None
+    return row[0], row[1]
 
 
 async def feature_object(conn: Connection, feature_id: int) -> dict[str, Any]:

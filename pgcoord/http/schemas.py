@@ -54,6 +54,7 @@ _PHASE_MEMBERS = {
     "attempt": {"type": "integer"},
     "workflow_type": _MAYBE_TEXT,
     "waiting_for": _MAYBE_TEXT,
+    "gated": {"type": "boolean", "description": "It has a gate that nobody has approved."},
 }
 
 _PLANNED = {
@@ -65,6 +66,12 @@ _PLANNED = {
     "estimated_hours": _HOURS,
     "priority": {**_PRIORITY, "type": ["integer", "null"]},
     "files": {"type": ["array", "null"], "items": _TEXT},
+    "gate": {
+        **_MAYBE_TEXT,
+        "pattern": NOT_BLANK,
+        "maxLength": 1_000,
+        "description": "What somebody is asked, who approves, before the phase starts.",
+    },
     "max_attempts": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000},
     "timeout_seconds": {"type": ["integer", "null"], "minimum": 1, "maximum": 315_360_000},
 }

@@ -1,7 +1,7 @@
-"""What a plan comes to: what runs when, how long it takes, how large its prompts are, what is odd.
+"""Analysis of a plan: waves, critical path, duration, sizes of prompts, and warnings.
 
-It takes any stored plan, whoever made it. What is wrong with a plan is refused where it is read
-(`pgcoord.plan`) or stored (the database); here are only things that somebody should look at.
+It accepts any stored plan. Invalid plans are refused when they are read (`pgcoord.plan`) or stored
+(by the database); warnings are for people to check.
 """
 
 import heapq
@@ -14,22 +14,22 @@ from typing import Any
 
 from pgcoord.planner.layers import layer_of
 
-# A token is taken as so many characters: near enough for English, and independent of any model.
+# Characters of a token: an estimate for English, independent of any model.
 CHARACTERS_A_TOKEN = 4
 
-# Tokens of a prompt above which it is said to be long.
+# A longer prompt, in tokens, gets a warning.
 MOST_TOKENS = 4000
 
-# Plans with more phases than this are not searched for files in common.
+# Larger plans, in phases, are not searched for common files.
 _MOST_COMPARED = 500
 
-# Ends of a plan that nobody has to wait for.
+# Layers that no later phase has to wait for.
 _ENDS = ("tests", "documentation", "rollout", "infrastructure")
 
 
 @dataclass(frozen=True)
-class Weighed:
-    """A phase of a plan, as far as it is weighed."""
+class PlannedPhase:
+    """The properties of a phase that the analysis uses."""
 
     number: int
     title: str
@@ -41,28 +41,28 @@ class Weighed:
 
     @property
     def tokens(self) -> int:
-        """The estimated tokens of its prompt."""
+        """The estimated number of tokens of the prompt."""
         return math.ceil(len(self.prompt) / CHARACTERS_A_TOKEN)
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """A plan, weighed for so many slots."""
+    """The analysis of a plan with a given number of slots."""
 
-    phases: tuple[Weighed, ...]
+    phases: tuple[PlannedPhase, ...]
     slots: int
     most_tokens: int = MOST_TOKENS
 
     @cached_property
-    def by_number(self) -> dict[int, Weighed]:
+    def by_number(self) -> dict[int, PlannedPhase]:
         """The phases by number."""
         return {each.number: each for each in self.phases}
 
     @cached_property
     def waves(self) -> list[list[int]]:
-        """The phases by when they could start: those of a wave need only what is in earlier ones.
+        """The phases that could start together, as lists of numbers, in order.
 
-        A phase that can never start is in none.
+        The prerequisites of a wave are in earlier waves; a phase that can never start is in none.
         """
         waves: list[list[int]] = []
         left = {each.number: len(each.needs) for each in self.phases}
@@ -81,7 +81,7 @@ class Analysis:
         return needed_by
 
     def _met(self, number: int, left: dict[int, int]) -> Iterator[int]:
-        """Count *number* off in what is left to wait for; yield those that wait no longer."""
+        """Subtract the completed *number* from *left*; yield the phases that need no other."""
         for each in self._needed_by[number]:
             left[each] -= 1
             if not left[each]:
@@ -89,19 +89,19 @@ class Analysis:
 
     @cached_property
     def _in_order(self) -> list[int]:
-        """The phases that can start, each after what it needs."""
+        """The phases that can start, each after its prerequisites."""
         return [number for wave in self.waves for number in wave]
 
     @cached_property
     def hours(self) -> float | None:
-        """All of its work; None where a phase does not say how long it takes."""
+        """The sum of all estimates; None if a phase has none."""
         stated = [each.hours for each in self.phases if each.hours is not None]
         return round(sum(stated), 2) if len(stated) == len(self.phases) and stated else None
 
     @cached_property
     def critical_path(self) -> list[int]:
-        """The phases that decide how long it takes with slots for all; without hours, the most."""
-        # When each ends at the earliest, and what it waited for.
+        """The chain of phases with the longest duration; without estimates, the most phases."""
+        # The earliest end of each phase, and the prerequisite that determines it.
         ends: dict[int, tuple[float, int]] = {}
         for number in self._in_order:
             phase = self.by_number[number]
@@ -116,14 +116,14 @@ class Analysis:
 
     @cached_property
     def critical_hours(self) -> float | None:
-        """How long it takes with slots for all."""
+        """The duration with unlimited slots."""
         if self.hours is None:
             return None
         return round(sum(self.by_number[each].hours or 0 for each in self.critical_path), 2)
 
     @cached_property
     def hours_with_slots(self) -> float | None:
-        """How long it takes with these slots, if nothing else runs."""
+        """The duration with the given slots, if no other feature runs."""
         if self.hours is None or not self.slots or len(self._in_order) < len(self.phases):
             return None
         left = {each.number: len(each.needs) for each in self.phases}
@@ -139,12 +139,12 @@ class Analysis:
                 heapq.heappush(ready, each)
         return round(now, 2)
 
-    def _length(self, phase: Weighed) -> float:
+    def _length(self, phase: PlannedPhase) -> float:
         return 1 if self.hours is None else phase.hours or 0
 
     @cached_property
     def warnings(self) -> list[str]:
-        """What somebody should look at, one line each."""
+        """The warnings, one line each."""
         return [*self._impossible(), *self._common_files(), *self._unneeded(), *self._long()]
 
     def _impossible(self) -> Iterator[str]:
@@ -154,13 +154,13 @@ class Analysis:
                 numbers = ", ".join(map(str, unknown))
                 yield f"{_name(phase)} needs phase {numbers}, which is not in the plan"
             elif phase.number not in started:
-                yield f"{_name(phase)} can never start: what it needs waits for it, or never starts"
+                yield f"{_name(phase)} can never start: a prerequisite waits for it or never starts"
 
     def _common_files(self) -> Iterator[str]:
-        """Phases that may run together and name the same file: one would overwrite the other."""
+        """Warn of phases that may run together and change the same file."""
         if len(self.phases) > _MOST_COMPARED:
             return
-        above: dict[int, set[int]] = {}  # all that each phase needs, directly or not
+        above: dict[int, set[int]] = {}  # direct and indirect prerequisites of each phase
         for number in self._in_order:
             direct = self.by_number[number].needs
             above[number] = set(direct).union(*(above[each] for each in direct))
@@ -172,12 +172,12 @@ class Analysis:
                 yield f"{_name(one)} and {_name(other)} may run together, and both name {file}"
 
     def _unneeded(self) -> Iterator[str]:
-        """Phases that nothing waits for, though others come later that could."""
+        """Warn of phases on which no later phase depends."""
         needed = {number for phase in self.phases for number in phase.needs}
         early = {number for wave in self.waves[:-1] for number in wave}
         for phase in self.phases:
             if phase.number in early - needed and layer_of(phase.title) not in _ENDS:
-                yield f"no phase waits for {_name(phase)}: what comes after it does not use it"
+                yield f"no phase depends on {_name(phase)}, although others come after it"
 
     def _long(self) -> Iterator[str]:
         for phase in self.phases:
@@ -188,7 +188,7 @@ class Analysis:
                 )
 
     def as_json(self) -> dict[str, Any]:
-        """As the API and the command line tell it."""
+        """Return the analysis as the API and the command line show it."""
         return {
             "waves": self.waves,
             "critical_path": self.critical_path,
@@ -201,23 +201,23 @@ class Analysis:
         }
 
 
-def _name(phase: Weighed) -> str:
+def _name(phase: PlannedPhase) -> str:
     return f"phase {phase.number} ({phase.title})"
 
 
 def analyse(plan: object, slots: int, most_tokens: int = MOST_TOKENS) -> Analysis:
-    """Weigh a stored plan; what in it is no phase is left out, for executing it is refused."""
+    """Analyse a stored plan; skip entries that are no phases, with which it cannot be executed."""
     rows = plan if isinstance(plan, list) else []
-    phases = {each.number: each for each in map(_weighed, rows) if each}
+    phases = {each.number: each for each in map(_planned_phase, rows) if each}
     return Analysis(tuple(phases[each] for each in sorted(phases)), slots, most_tokens)
 
 
-def _weighed(row: object) -> Weighed | None:
+def _planned_phase(row: object) -> PlannedPhase | None:
     if not isinstance(row, Mapping) or type(row.get("phase_number")) is not int:
         return None
     needs, files = (_list(row.get(each)) for each in ("depends_on_phases", "files"))
     hours = row.get("estimated_hours")
-    return Weighed(
+    return PlannedPhase(
         row["phase_number"],
         str(row.get("title") or "untitled"),
         frozenset(each for each in needs if type(each) is int),

@@ -1,7 +1,7 @@
-"""Runs the planner command of people who have an agent: a feature in, a Markdown plan out.
+"""Runs the configured planner command: it reads a feature and writes a plan in Markdown.
 
-The command gets no more time and memory than it was given, and whatever it starts ends with it.
-There is no shell, and nothing of the answer is believed: it is read as any plan is.
+Its time and its output are limited, and all its processes are ended with it. There is no shell; the
+output is parsed and checked like every plan.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from pgcoord.configuration import Planner
 from pgcoord.errors import PlannerFailed
 from pgcoord.planner.structure import Feature
 
-# Bytes of the end of what it writes to stderr, which say why it failed.
+# Last bytes of stderr that an error quotes.
 _KEPT = 2_000
 
-# Paths that it is shown: more than it can make use of.
+# Paths of the repository in the request.
 _MOST_PATHS = 4_000
 
-# Seconds that what it has written may take to arrive once all its processes are ended.
+# Seconds to read the rest of the output once all processes have ended.
 _LAST_WORDS = 2
 
 _CHUNK = 65_536
@@ -66,7 +66,7 @@ on" means the phase before where it is left out. "Files" are those that the phas
 
 
 def request(feature: Feature, files: Sequence[str], most_phases: int) -> str:
-    """What the command is told, on its standard input."""
+    """Return the request, which the command reads on standard input."""
     listed = list(files[:_MOST_PATHS])
     if len(files) > len(listed):
         listed.append(f"… and {len(files) - len(listed)} more")
@@ -80,10 +80,10 @@ def request(feature: Feature, files: Sequence[str], most_phases: int) -> str:
 
 
 async def ask(settings: Planner, folder: Path, environment: Mapping[str, str], text: str) -> str:
-    """Give the command *text*; return what it answers.
+    """Run the command with *text* on standard input; return its output.
 
-    Raises `PlannerFailed` when it cannot be started, fails, takes too long, or answers too much.
-    All its processes are ended by then, also when this is cancelled.
+    Raises `PlannerFailed` when it cannot be started, fails, or exceeds a limit of time or output.
+    All its processes have ended when this returns, raises or is cancelled.
     """
     said = bytearray()
     async with _running(settings.command, folder, environment, text.encode()) as process:
@@ -97,9 +97,9 @@ async def ask(settings: Planner, folder: Path, environment: Mapping[str, str], t
                 async with asyncio.timeout(settings.timeout.total_seconds()):
                     await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
                     if not ending.done():
-                        reading.result()  # too long an answer; else its end is waited for
+                        reading.result()  # raises when the output is too long
                     await ending
-                _kill(process)  # what it has left behind would keep its output open
+                _kill(process)  # processes left behind would keep the output open
                 async with asyncio.timeout(_LAST_WORDS):
                     answer, _ = await asyncio.gather(reading, complaining)
             except TimeoutError as error:
@@ -114,9 +114,9 @@ async def ask(settings: Planner, folder: Path, environment: Mapping[str, str], t
 
 def _too_long(settings: Planner, *, ended: bool) -> str:
     if ended:
-        return "the planner command ended, and something that it started holds its output"
+        return "the planner command ended, but a process that it started keeps its output open"
     return (
-        f"the planner command took more than {settings.timeout.total_seconds():g} s, and was ended"
+        f"the planner command took more than {settings.timeout.total_seconds():g} s: it was ended"
     )
 
 
@@ -124,12 +124,12 @@ def _too_long(settings: Planner, *, ended: bool) -> str:
 async def _running(
     command: Sequence[str], folder: Path, environment: Mapping[str, str], text: bytes
 ) -> AsyncIterator[subprocess.Popen[bytes]]:
-    """The command, in a session of its own; its group is dead when the block ends."""
+    """Run the command in a session of its own; end its process group with the block."""
     with tempfile.TemporaryFile() as given:
         given.write(text)
         given.seek(0)
         try:
-            # Not asyncio's, which reaps it as soon as it ends: then its group could be another's.
+            # Not asyncio's, which reaps the process at once: its group id could be reused.
             process = subprocess.Popen(  # noqa: ASYNC220
                 command,
                 cwd=folder,
@@ -153,14 +153,14 @@ async def _running(
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End its group. It is not reaped before, so that its number is still its own."""
+    """Kill the process group. The process is not reaped before, so its pid is not reused."""
     if process.returncode is None:
-        with suppress(ProcessLookupError, PermissionError):  # macOS: only the dead are left in it
+        with suppress(ProcessLookupError, PermissionError):  # macOS: only zombies are left
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def _await_end(pid: int) -> None:
-    """Wait until a process has ended, and leave it to be reaped."""
+    """Wait until a process has ended, without reaping it."""
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
@@ -181,7 +181,7 @@ async def _read(reader: asyncio.StreamReader, most: int) -> bytes:
         answer += chunk
         if len(answer) > most:
             raise PlannerFailed(
-                f"the planner command answered more than {most:,} bytes, and was ended",
+                f"the planner command answered more than {most:,} bytes: it was ended",
                 hint="A plan is much shorter; 'max_answer' of [planner] allows more.",
             )
     return bytes(answer)
@@ -194,19 +194,19 @@ async def _read_end(reader: asyncio.StreamReader, said: bytearray) -> None:
 
 
 def _checked(answer: bytes, status: int | None, said: bytes) -> str:
-    """The answer as text, of a command that has ended well."""
+    """Return the output as text. Raises `PlannerFailed` unless the command succeeded."""
     if status:
         last = said.decode(errors="replace").strip().splitlines()[-3:]
         how = f"with status {status}" if status > 0 else f"by {signal.Signals(-status).name}"
         raise PlannerFailed(
             "\n".join([f"the planner command ended {how}", *last]),
-            hint="What it says on stderr is above." if last else "It said nothing on stderr.",
+            hint="The lines above are from its stderr." if last else "It wrote nothing to stderr.",
         )
     if not answer.strip():
-        raise PlannerFailed("the planner command answered nothing")
+        raise PlannerFailed("the planner command wrote no plan")
     try:
         return answer.decode()
     except UnicodeDecodeError as error:
         raise PlannerFailed(
-            f"the planner command answered no text: byte {error.start} is not UTF-8"
+            f"the planner command wrote no valid text: byte {error.start} is not UTF-8"
         ) from error

@@ -1,8 +1,8 @@
-"""Layers: the kinds of work that a feature is made of, how a text names them, which needs which.
+"""Layers: the kinds of work of a feature, how a text names them, and their dependencies.
 
-A layer is recognised by the words and the files of a piece of work (`words.toml`). What it needs
-follows from the layers that are there at all: the first of `_FOUNDATIONS` is what the others are
-built on, so that they need not wait for each other.
+The words and the files of a work item tell its layer (`words.toml`). Dependencies are those between
+the layers that a feature has: all others depend on the first of `_FOUNDATIONS`, and so need not
+wait for each other.
 """
 
 import re
@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-# Points for a word that says it by itself, for one that only hints at it, and for a file.
+# Points for a word that names a layer, for one that only suggests it, and for a file.
 _STRONG, _WEAK, _FILE = 3, 1, 4
 
-# What begins a piece of work ("Test …", "Document …") outweighs what it is done to.
+# The first word ("Test …", "Document …") outweighs the words after it.
 _OPENING = 8
 
-# Characters of a text by which its layer is known: the rest is detail.
+# First characters of a text that tell its layer: the rest is detail.
 _TELLING = 2_000
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A kind of work; `words.toml` says what its members mean."""
+    """A kind of work; `words.toml` explains the fields."""
 
     name: str
     title: str
@@ -36,7 +36,7 @@ class Layer:
     files: tuple[str, ...]
 
     def points(self, text: str, files: Iterable[str]) -> int:
-        """How much a text and the files that it names say that this is the layer."""
+        """Return how well *text* and the *files* that it names match this layer."""
         named = sum(any(fnmatchcase(file.lower(), each) for each in self.files) for file in files)
         return (
             _OPENING * bool(self.opening.match(text))
@@ -47,7 +47,7 @@ class Layer:
 
 
 def _pattern(words: Collection[str]) -> re.Pattern[str]:
-    """Whole words, in any case; `+` at the end of one stands for any ending."""
+    """Return a pattern for whole words in any case; a final `+` matches any ending."""
     parts = (each[:-1] + r"\w*" if each.endswith("+") else each for each in words)
     return re.compile(rf"(?<![\w-])(?:{'|'.join(parts) or '(?!)'})(?!\w)", re.IGNORECASE)
 
@@ -68,15 +68,15 @@ LAYERS = tuple(
     for name, each in WORDS["layer"].items()
 )
 
-# What a thing is called in a rule; and where a layer stands in a plan.
+# Layers by name, and their order in a plan.
 _BY_NAME = {each.name: each for each in LAYERS}
 _STAGE = {each.name: stage for stage, each in enumerate(LAYERS)}
 
-# The first of these that a feature has is what its other code is built on, and what its documents
-# can be written from: phases after it need not wait for each other.
+# The other code and the documentation of a feature depend on the first of these that it has: phases
+# after it need not wait for each other.
 _FOUNDATIONS = ("database", "core", "backend", "cli", "frontend", "infrastructure")
 
-# Layers that are built on what stands above them in this list, where it is there.
+# The outer layers depend on the inner ones, if a feature has those.
 _INNER = ("database", "core")
 _OUTER = ("backend", "cli")
 
@@ -84,19 +84,19 @@ _CODE = ("setup", "database", "core", "backend", "cli", "frontend")
 
 
 def layer(name: str) -> Layer:
-    """The layer of a name."""
+    """Return the layer with the name *name*."""
     return _BY_NAME[name]
 
 
 def stage(name: str) -> int:
-    """Where a layer stands in a plan: what it may need stands before it."""
+    """Return the order of a layer in a plan: it may depend on lower ones only."""
     return _STAGE[name]
 
 
 def layer_of(text: str, files: Collection[str] = (), *, surely: bool = False) -> str | None:
-    """The layer that a text is about, by its words and the files it names; None if it says none.
+    """Return the name of the layer of *text*, by its words and *files*; None if it names none.
 
-    *surely* leaves out what only hints at one.
+    With *surely*, words that only suggest a layer do not count.
     """
     points = {each.name: each.points(text[:_TELLING], files) for each in LAYERS}
     best = max(points.values())
@@ -106,7 +106,7 @@ def layer_of(text: str, files: Collection[str] = (), *, surely: bool = False) ->
 
 
 def needs(name: str, other: str, present: Collection[str]) -> bool:
-    """Whether work of one layer needs that of another, given all layers that there are."""
+    """Whether layer *name* depends on *other* in a feature with the layers *present*."""
     if name == other or stage(other) > stage(name):
         return False
     foundation = next((each for each in _FOUNDATIONS if each in present), None)

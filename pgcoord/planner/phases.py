@@ -1,8 +1,8 @@
-"""Splits the work of a feature into phases, and connects them.
+"""Splits the work of a feature into phases with dependencies.
 
-How many is decided by hours and by what there is to split. Work is ordered so that what is needed
-stands before what needs it, and only neighbours are put together: so an edge always goes from a
-lower number to a higher one, and no plan has a cycle.
+The number of phases depends on the hours and on the number of work items. Items are ordered after
+those they depend on, and only neighbours are merged: an edge always goes from a lower number to a
+higher one, and no plan has a cycle.
 """
 
 import math
@@ -18,21 +18,21 @@ from pgcoord.planner.structure import Feature, Item, Structure, title_of
 
 MOST_PHASES = 12
 
-# Titles of layers that tell less than what is to be done.
+# Titles of layers that say less than the work items.
 _VAGUE = ("Groundwork", "Implementation")
 
-# Of a title that names several pieces of work.
+# Characters of a title that names several work items.
 _LONGEST_TITLE = 60
 
-# Hours up to which there are so many phases; above, one more for each four hours.
+# Up to so many hours, so many phases; above, one for each four hours.
 _STEPS = ((2, 1), (6, 2), (12, 3))
 _HOURS_A_PHASE = 4
 
-# What a piece of work is taken to last where nothing says so, and what a phase shall have at least.
+# Hours of a work item without an estimate, and the fewest hours of a phase.
 _USUAL_HOURS = 2
 _LEAST_HOURS = 2
 
-# Layers that are put together rather than others, where there are too many phases.
+# Layers that are merged first when there are too many phases.
 _KIN = (
     {"tests", "documentation"},
     {"core", "backend", "cli"},
@@ -47,7 +47,7 @@ _BUG = re.compile(
 
 @dataclass(frozen=True)
 class Draft:
-    """A phase as it is split off: what it does and what it needs, without words for anybody."""
+    """A phase before it has a prompt: its work items and its dependencies, by number."""
 
     items: tuple[Item, ...]
     needs: frozenset[int] = frozenset()
@@ -55,17 +55,17 @@ class Draft:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers of its work, those that are needed first before the others."""
+        """The layers of its work items, in order."""
         return tuple(sorted({each.layer for each in self.items}, key=stage))
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files that it names."""
+        """The files that its work items name."""
         return tuple(dict.fromkeys(file for each in self.items for file in each.files))
 
 
 def titles(feature: Feature, drafts: Sequence[Draft]) -> list[str]:
-    """What the phases are called: each by its one piece of work, else by its layers."""
+    """Return the titles of the phases: of the only work item, else of the layers."""
     if len(drafts) == 1:
         return [title_of(feature.title)]
     found = [_by_layers(draft) for draft in drafts]
@@ -93,7 +93,7 @@ def _by_layers(draft: Draft) -> str:
 
 
 def _by_items(draft: Draft, else_called: str | None = None) -> str:
-    """Its pieces of work, as many as there is room for."""
+    """Return a title of as many work items as fit."""
     first, *others = (each.title for each in draft.items)
     both = _joined([first, *map(_lower, others)])
     if len(both) <= _LONGEST_TITLE or not others:
@@ -107,20 +107,20 @@ def _joined(words: Sequence[str]) -> str:
 
 
 def _lower(title: str) -> str:
-    """A title within another; an abbreviation or a name stays as it is."""
+    """Return a title in lower case for the middle of another, except abbreviations and names."""
     first = title.split(" ", 1)[0]
     return title[:1].lower() + title[1:] if first[1:].islower() else title
 
 
 def phases_by_hours(hours: float) -> int:
-    """How many phases so many hours make, were there enough to split."""
+    """Return the number of phases for *hours*, if there is enough work to split."""
     return next(
         (count for most, count in _STEPS if hours <= most), math.ceil(hours / _HOURS_A_PHASE)
     )
 
 
 def split(feature: Feature, structure: Structure, most: int = MOST_PHASES) -> tuple[Draft, ...]:
-    """Split a feature into phases, at most *most*, in an order in which they could be done."""
+    """Split a feature into at most *most* phases, each after those it depends on."""
     items = list(structure.items)
     natural = _natural(items, structure.in_prose)
     wanted = _count(feature, items, natural, most)
@@ -137,7 +137,7 @@ def split(feature: Feature, structure: Structure, most: int = MOST_PHASES) -> tu
 
 
 def _natural(items: Sequence[Item], in_prose: bool) -> int:
-    """How many phases the text itself suggests: by sections, else by lists, else by layers."""
+    """Return the number of phases that the text suggests: its sections, list items, or layers."""
     layers = len({each.layer for each in items})
     sections = len({each.section for each in items})
     if sections > 1 and not all(each.is_phase for each in items):
@@ -146,7 +146,7 @@ def _natural(items: Sequence[Item], in_prose: bool) -> int:
 
 
 def _count(feature: Feature, items: Sequence[Item], natural: int, most: int) -> int:
-    """How many phases there shall be."""
+    """Return the number of phases to create."""
     if all(each.is_phase for each in items):  # people have split it
         return min(natural, most)
     is_told = feature.hours or len(items) > 1 or items[0].hours
@@ -164,7 +164,7 @@ def _is_bug(feature: Feature) -> bool:
 
 
 def _found_then_fixed(fault: Item) -> list[Item]:
-    """A fault as work: its cause comes before its end, and what resembles it after that."""
+    """Return the work items for a bug: find the cause, remove it, look for similar places."""
     find = "Find the cause, and reproduce it by a test that fails for that reason"
     cause = Item(f"{find}:\n\n{fault.text}", "Find the cause", "setup", fault.files)
     fix = replace(
@@ -202,7 +202,7 @@ _STEPPING = ("setup", "database", "core", "backend", "cli")
 
 
 def _steps(items: Sequence[Item]) -> set[int]:
-    """The numbered lists whose order is not that of layers: there the numbers mean the order."""
+    """Return the numbered lists that do not follow the order of layers: their numbers do count."""
     stages: dict[int, list[int]] = {}
     for item in items:
         if item.number and item.sequence and item.layer in _STEPPING:
@@ -211,7 +211,7 @@ def _steps(items: Sequence[Item]) -> set[int]:
 
 
 def _said(items: Sequence[Item], place: int, steps: set[int]) -> set[int]:
-    """The places of those that a piece of work says it needs."""
+    """Return the indexes of the items on which the item *place* depends by its own words."""
     item = items[place]
     if item.after is not None:
         return {
@@ -232,7 +232,7 @@ def _said(items: Sequence[Item], place: int, steps: set[int]) -> set[int]:
 
 
 def _without_cycles(said: _Needs) -> _Needs:
-    """Leave out what contradicts something that was said before."""
+    """Leave out each dependency that would close a cycle with an earlier one."""
     kept: _Needs = [set() for _ in said]
     for place, others in enumerate(said):
         for other in sorted(others):
@@ -242,7 +242,7 @@ def _without_cycles(said: _Needs) -> _Needs:
 
 
 def _leads(needed: _Needs, start: int, end: int) -> bool:
-    """Whether *start* is *end* or needs it, directly or not."""
+    """Whether *start* is *end* or depends on it, directly or indirectly."""
     seen: set[int] = set()
     open_ones = [start]
     while open_ones:
@@ -256,7 +256,7 @@ def _leads(needed: _Needs, start: int, end: int) -> bool:
 
 
 def _order(items: Sequence[Item], said: _Needs, steps: set[int]) -> list[int]:
-    """Order pieces of work: as they say of each other, then by layer, then as they are written."""
+    """Order items by their stated dependencies, then by layer, then by their order in the text."""
     as_written = all(each.is_phase or each.sequence in steps for each in items)
     sorter = TopologicalSorter(dict(enumerate(said)))
     sorter.prepare()
@@ -271,7 +271,7 @@ def _order(items: Sequence[Item], said: _Needs, steps: set[int]) -> list[int]:
 
 
 def _edges(items: Sequence[Item], said: _Needs, order: Sequence[int], steps: set[int]) -> _Needs:
-    """What each piece of work needs of those that stand before it."""
+    """Return the dependencies of each item on items before it, by index."""
     present = {each.layer for each in items}
     edges = [set(others) for others in said]
     for at, place in enumerate(order):
@@ -282,7 +282,7 @@ def _edges(items: Sequence[Item], said: _Needs, order: Sequence[int], steps: set
 
 
 def _needs(item: Item, before: Item, present: set[str], steps: set[int]) -> bool:
-    """Whether a piece of work needs another that stands before it, though it does not say so."""
+    """Whether *item* depends on the earlier item *before*, without saying so."""
     if set(item.files) & set(before.files):
         return True
     if item.after is not None:
@@ -295,9 +295,9 @@ def _needs(item: Item, before: Item, present: set[str], steps: set[int]) -> bool
 
 
 def _follows(item: Item, before: Item) -> bool:
-    """Whether one step of a numbered list, of one layer, comes after another.
+    """Whether two steps of a numbered list, of one layer, depend on each other in order.
 
-    Where both name files, and not the same ones, the numbers are only names.
+    If both name files, and different ones, the numbers are only names.
     """
     return (
         bool(item.sequence)
@@ -307,7 +307,7 @@ def _follows(item: Item, before: Item) -> bool:
 
 
 def _put_together(items: Sequence[Item], order: Sequence[int], wanted: int) -> list[list[int]]:
-    """Put neighbours together until there are no more groups than wanted."""
+    """Merge neighbours until there are at most *wanted* groups."""
     groups = [[place] for place in order]
     while len(groups) > wanted:
         pairs = enumerate(pairwise(groups))
@@ -317,7 +317,7 @@ def _put_together(items: Sequence[Item], order: Sequence[int], wanted: int) -> l
 
 
 def _cost(items: Sequence[Item], group: Sequence[int]) -> tuple[int, float]:
-    """What is lost by a phase of these: different kinds of work in one, and much of it."""
+    """Return the cost of merging *group*: different kinds of work first, then the amount."""
     layers = {items[place].layer for place in group}
     sections = {items[place].section for place in group}
     if sections == {""} or len(sections) > 1:
@@ -334,7 +334,7 @@ def _weight(item: Item) -> float:
 def _connect(
     items: Sequence[Item], edges: _Needs, groups: Sequence[Sequence[int]]
 ) -> tuple[Draft, ...]:
-    """Make the groups phases, each with the numbers of those that it needs itself."""
+    """Return a draft for each group, with its direct dependencies."""
     number_of = {place: number for number, group in enumerate(groups) for place in group}
     needed = [
         {number_of[other] for place in group for other in edges[place]} - {number}
@@ -350,7 +350,7 @@ def _connect(
 
 
 def _nearest(needed: _Needs, numbers: set[int]) -> set[int]:
-    """Those of *numbers* that none of the others needs already."""
+    """Return *numbers* without those on which another of them depends."""
     return {
         each
         for each in numbers
@@ -359,7 +359,7 @@ def _nearest(needed: _Needs, numbers: set[int]) -> set[int]:
 
 
 def _with_hours(hours: float | None, drafts: tuple[Draft, ...]) -> tuple[Draft, ...]:
-    """Give each phase its share of the hours; without any, what its work says it takes."""
+    """Give each phase its share of the hours; without a total, the sum of its items' estimates."""
     if hours is None:
         shares = [_stated(draft) for draft in drafts]
     else:
@@ -368,20 +368,20 @@ def _with_hours(hours: float | None, drafts: tuple[Draft, ...]) -> tuple[Draft, 
 
 
 def _stated(draft: Draft) -> float | None:
-    """The hours of a phase all of whose work says how long it takes."""
+    """Return the hours of a phase whose items all have an estimate; else None."""
     hours = [each.hours for each in draft.items if each.hours]
     return round(sum(hours), 2) if len(hours) == len(draft.items) else None
 
 
 def _shares(hours: float, weights: Sequence[float]) -> list[float | None]:
-    """Share hours out by weight, in halves where there are enough of them."""
+    """Distribute *hours* by weight, in half hours if there are enough."""
     step = 0.5 if hours >= len(weights) / 2 else hours / 10 / len(weights)
     units = int(hours / step)
     exact = [units * weight / sum(weights) for weight in weights]
-    # An hour to each at least, where there are so many.
+    # At least an hour for each, if there are enough hours.
     least = min(2, units // len(weights))
     parts = [max(least, int(each)) for each in exact]
-    # What rounding leaves goes to those that lost most by it; what it gave, the largest gives back.
+    # Hours lost by rounding go to the phases that lost most; hours gained come from the largest.
     lost = sorted(range(len(parts)), key=lambda place: (parts[place] - exact[place], place))
     while (left := units - sum(parts)) > 0:
         for place in lost[:left]:

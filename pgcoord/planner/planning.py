@@ -1,4 +1,4 @@
-"""Plans a feature: as people have, else as the planner command does, else by ourselves."""
+"""Plans a feature: by the plan in its description, the planner command, or the built-in planner."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,13 +20,13 @@ from pgcoord.planner.prompts import hours_in_words, load_template, write_prompts
 from pgcoord.planner.structure import Feature, read_structure
 from pgcoord.planner.survey import Repository, resolve, survey, terms
 
-# What git and a planner command get of the environment, besides what [planner] lets through.
+# Environment variables for git and the planner command, besides those of [planner].
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
 
 @dataclass(frozen=True)
 class Workflows:
-    """The workflows that a plan may name; with None, any."""
+    """The workflows that a plan may name; *names* None: any."""
 
     names: Collection[str] | None = None
     has_default: bool = True
@@ -34,7 +34,7 @@ class Workflows:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan: its phases as planned_features.plan has them, who made it, and what to know of it."""
+    """A plan: the phases as in planned_features.plan, its source, and notes for people."""
 
     phases: list[dict[str, object]]
     source: str
@@ -42,7 +42,7 @@ class Planned:
 
 
 class FeaturePlanner:
-    """Plans features as `[planner]` says; the same feature and files give the same plan."""
+    """Plans features as `[planner]` configures; the same feature and files give the same plan."""
 
     def __init__(self, settings: Planner, environment: Mapping[str, str], folder: Path) -> None:
         self.settings = settings
@@ -50,15 +50,15 @@ class FeaturePlanner:
         names = (*_PASSED_ON, *settings.environment)
         self._environment = {name: environment[name] for name in names if name in environment}
 
-    def weigh(self, plan: object, slots: int) -> Analysis:
-        """Weigh a stored plan."""
+    def analyse(self, plan: object, slots: int) -> Analysis:
+        """Analyse a stored plan."""
         return analyse(plan, slots, self.settings.max_prompt)
 
     async def plan(self, feature: Feature, workflows: Workflows = Workflows()) -> Planned:
-        """Plan a feature. Nothing is stored.
+        """Return a plan of *feature*; store nothing.
 
-        Takes as long as the planner command may. Raises `InvalidPlan` with the faults of a plan by
-        line, `PlannerFailed`, or `InvalidConfiguration` for the template.
+        May take as long as the time-out of the planner command. Raises `InvalidPlan` with the
+        errors by line, `PlannerFailed`, or `InvalidConfiguration` for the template.
         """
         if looks_like_plan(feature.description):
             plan = await asyncio.to_thread(
@@ -85,7 +85,7 @@ class FeaturePlanner:
 
 
 async def declared_workflows(conn: Connection) -> Workflows:
-    """The workflows that the leading coordinator declares; any, where none leads."""
+    """Return the workflows of the leading coordinator; any workflow when none leads."""
     names, has_default = await panel.workflows(conn)
     return Workflows(names, has_default) if names else Workflows()
 
@@ -94,11 +94,11 @@ Connect = Callable[[], AbstractAsyncContextManager[Connection]]
 
 
 async def plan_stored(planner: FeaturePlanner, connect: Connect, feature_id: int) -> Planned:
-    """Plan the feature *feature_id*, and store its plan in place of the one that it had.
+    """Plan the feature *feature_id*, and replace its stored plan.
 
-    No connection is held meanwhile. What was there stays when anything goes wrong. Raises what
-    `FeaturePlanner.plan` does; `NotFound`; `Refused` once its phases are queued;
-    `ChangedMeanwhile` when the feature was changed while it was planned.
+    Holds no connection while planning. An error leaves the old plan in place. Raises what
+    `FeaturePlanner.plan` raises, `NotFound`, `Refused` once its phases are queued, and
+    `ChangedMeanwhile` when the feature was changed meanwhile.
     """
     async with connect() as conn:
         found = await reads.feature_to_plan(conn, feature_id)
@@ -114,7 +114,7 @@ async def plan_stored(planner: FeaturePlanner, connect: Connect, feature_id: int
 async def plan_unless_planned(
     planner: FeaturePlanner, connect: Connect, feature_id: int
 ) -> Planned | None:
-    """Plan a feature that has neither a plan nor phases; None for one that has, by now."""
+    """Plan a feature that has neither a plan nor phases; return None if it has either."""
 
     async def has_phases() -> bool:
         async with connect() as conn:
@@ -124,7 +124,7 @@ async def plan_unless_planned(
         return None
     try:
         return await plan_stored(planner, connect, feature_id)
-    except Refused:  # somebody else was faster: a second click
+    except Refused:  # another request was faster: a second click
         if await has_phases():
             return None
         raise
@@ -146,7 +146,7 @@ def build(
     template: jinja2.Template | None = None,
     most_phases: int = 12,
 ) -> Planned:
-    """Plan a feature by ourselves, from nothing but what is given."""
+    """Return the plan of the built-in planner."""
     structure = resolve(read_structure(feature), files)
     drafts = split(feature, structure, most_phases)
     called = titles(feature, drafts)
@@ -175,7 +175,7 @@ def build(
 
 
 def _as_read(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """The phases such that a plan that is written from them is read as they are."""
+    """Return *rows*, changed so that a plan written from them is parsed as the same rows."""
     rows = [_contained(row) for row in rows]
     plan = parse_plan(write_plan("A plan", None, rows), name="plan")
     assert [phase.row() for phase in plan.phases] == rows
@@ -183,7 +183,7 @@ def _as_read(rows: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 def as_markdown(feature: Feature, rows: Sequence[Mapping[str, object]]) -> str:
-    """The plan as people edit and submit it, with the description where a plan can have it."""
+    """Return the plan in Markdown, with the description unless it would change how it is parsed."""
     text = write_plan(feature.title, feature.description, rows)
     try:
         whole = [each.row() for each in parse_plan(text, name="plan").phases] == rows
@@ -193,9 +193,9 @@ def as_markdown(feature: Feature, rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def _contained(row: dict[str, object]) -> dict[str, object]:
-    """The phase; its prompt is quoted where it would end outside of it in a plan.
+    """Return a phase; quote its prompt when it would not stay within the phase in Markdown.
 
-    So it would where a code block is never closed, or a line looks like the heading of a phase.
+    For example, a code block is not closed, or a line looks like the heading of a phase.
     """
     if _stands_alone(row):
         return row
@@ -219,7 +219,7 @@ def _stands_alone(row: dict[str, object]) -> bool:
 
 
 def _notes(feature: Feature, phases: int, most: int) -> list[str]:
-    """What whoever reads the plan may want to do about its description."""
+    """Return notes on how a better description would give a better plan."""
     wanted = min(phases_by_hours(feature.hours), most) if feature.hours else 0
     if phases >= wanted:
         return []

@@ -1,6 +1,6 @@
-"""The prompt of each phase: its own work in detail, of the others only what it has to know.
+"""Writes the prompt of each phase: its own work in detail, the other phases in short.
 
-The words are a template of Jinja's, `prompt.md`, which people can replace by their own.
+The text is a Jinja template, `prompt.md`, which the configuration can replace.
 """
 
 import re
@@ -19,20 +19,20 @@ from pgcoord.planner.structure import Feature, Structure
 
 TEMPLATE = Path(__file__).with_name("prompt.md")
 
-# What a template can fail by, whatever it does with its values.
+# Errors that a template can raise.
 _FAILURES = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
 
-# Characters of what surrounds the work that every phase is told, and of what another phase does.
+# Characters of the context in every prompt, and of the summary of another phase.
 _MOST_CONTEXT = 1200
 _MOST_ABOUT = 200
 
-# Characters by which the words of a phase are known to be those of its title.
+# First characters that tell whether a summary repeats the title.
 _ALIKE = 24
 
 
 @dataclass(frozen=True)
 class File:
-    """A file that a phase names; `is_new` when the repository does not have it."""
+    """A file of a phase; `is_new` when the repository does not have it."""
 
     name: str
     is_new: bool = False
@@ -40,7 +40,7 @@ class File:
 
 @dataclass(frozen=True)
 class Surveyed:
-    """What the repository has for a phase: the files that it names, and others worth reading."""
+    """Files of the repository for one phase: those that it names, and others worth reading."""
 
     files: tuple[File, ...] = ()
     found: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Surveyed:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Another phase, as far as it concerns this one."""
+    """Another phase, as a prompt shows it."""
 
     number: int
     title: str
@@ -57,7 +57,7 @@ class Neighbour:
 
 
 def load_template(path: Path | None) -> jinja2.Template:
-    """The template at *path*, else ours. Raises `InvalidConfiguration` with its line."""
+    """Load the template at *path*, or the default. Raises `InvalidConfiguration` with the line."""
     return _parse(TEMPLATE.read_text(encoding="utf-8") if path is None else _text(path), path)
 
 
@@ -84,7 +84,7 @@ def _code(name: object) -> str:
 
 
 def hours_in_words(hours: float) -> str:
-    """Hours as people say them: 30 minutes, 1 hour, 2.5 hours."""
+    """Return a length of time in words: 30 minutes, 1 hour, 2.5 hours."""
     if hours < 1:
         return f"{max(1, round(hours * 60))} minutes"
     return "1 hour" if hours == 1 else f"{hours:g} hours"
@@ -105,7 +105,7 @@ def write_prompts(
     titles: Sequence[str],
     surveyed: Sequence[Surveyed],
 ) -> list[str]:
-    """The prompt of each phase. Raises `InvalidConfiguration` when the template fails."""
+    """Return the prompt of each phase. Raises `InvalidConfiguration` when the template fails."""
     neighbours = [
         Neighbour(number, title, _about(draft, title), draft.files)
         for number, (draft, title) in enumerate(zip(drafts, titles, strict=True), 1)
@@ -142,12 +142,12 @@ def _render(template: jinja2.Template, values: dict[str, Any]) -> str:
         raise InvalidConfiguration(f"[planner] template: {error}") from error
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.split("\n"))).strip()
     if not text:
-        raise InvalidConfiguration("[planner] template: it makes prompts with nothing in them")
+        raise InvalidConfiguration("[planner] template: it produces an empty prompt")
     return text
 
 
 def _about(draft: Draft, title: str) -> str:
-    """What a phase does, in a line, where its title does not say it."""
+    """Return the work of a phase in one line; empty when its title says the same."""
     first = (item.text.partition("\n")[0].rstrip(" .;:") for item in draft.items)
     words = "; ".join(first)
     if words.startswith(f"{title}:"):
@@ -158,7 +158,7 @@ def _about(draft: Draft, title: str) -> str:
 
 
 def _proofs(draft: Draft) -> list[str]:
-    """How its kind of work is judged, as far as it is certain which kind that is."""
+    """Return the acceptance criteria of the layers of a phase, if those are certain."""
     sure = {item.layer for item in draft.items if item.is_sure}
     proofs = [layer(name).proof for name in sorted(sure, key=stage)]
     if set(draft.layers) <= {"tests", "documentation", "infrastructure", "rollout"} and proofs:
@@ -173,7 +173,7 @@ def _shortened(text: str) -> str:
 
 
 def _beside(drafts: Sequence[Draft], place: int) -> list[int]:
-    """The places of the phases that may run at the same time."""
+    """Return the indexes of the phases that may run at the same time as *place*."""
     above = _all_above(drafts)
     return [
         other
@@ -191,7 +191,7 @@ def _all_above(drafts: Sequence[Draft]) -> list[set[int]]:
 
 
 def _criteria(criteria: Sequence[str], drafts: Sequence[Draft]) -> list[list[str]]:
-    """How success is judged, by phase: where it belongs, else at the end."""
+    """Assign each acceptance criterion to phases: by layer, else to the last phases."""
     needed = {number - 1 for draft in drafts for number in draft.needs}
     code = [place for place, draft in enumerate(drafts) if draft.layers != ("documentation",)]
     ends = [place for place in code if place not in needed] or [len(drafts) - 1]

@@ -1,6 +1,6 @@
-"""Reads which files a repository has, and which of them have certain words: git's index, no more.
+"""Lists the tracked files of a repository, and finds the files that contain given words.
 
-Nothing that is not tracked is read, no link is followed, nothing of the repository is run.
+Reads through git only: no untracked file, no link, and no program of the repository.
 """
 
 import logging
@@ -13,18 +13,18 @@ from pgcoord.planner.survey import Repository
 
 logger = logging.getLogger(__name__)
 
-# Seconds that git is given: a hundred times what it takes for a repository of 50,000 files.
+# Seconds for git: a hundred times its time for a repository of 50,000 files.
 _PATIENCE = 60
 
-# Bytes of what git finds that are read.
+# Bytes of git's output that are read.
 _MOST_FOUND = 16_000_000
 
-# What a configuration of git could have it run, and what would change its answers.
+# Options that keep git from running a configured program or changing its output format.
 _GIT = ("git", "--no-pager", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false")
 
 
 def list_files(folder: Path, environment: dict[str, str]) -> tuple[str, ...]:
-    """The tracked files below *folder*; none where that is in no repository."""
+    """Return the tracked files below *folder*; empty when it is in no repository."""
     found = _git(folder, environment, "ls-files", "-z", "--cached")
     return tuple(sorted(set(found.split("\0")[:-1]))) if found else ()
 
@@ -32,7 +32,7 @@ def list_files(folder: Path, environment: dict[str, str]) -> tuple[str, ...]:
 def search(
     folder: Path, environment: dict[str, str], files: Sequence[str], terms: Sequence[str]
 ) -> Repository:
-    """The files, with those in which each of the terms stands, as a word, in any case."""
+    """Return *files* with, for each term, the files that contain it as a word in any case."""
     if not files or not terms:
         return Repository(tuple(files))
     patterns = [argument for term in terms for argument in ("-e", term)]
@@ -47,7 +47,7 @@ def search(
 
 
 def _git(folder: Path, environment: dict[str, str], *arguments: str) -> str | None:
-    """What git answers; None where it finds nothing, or there is no repository."""
+    """Run git; return its output, or None when it fails or there is no repository."""
     settings = {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:
         done = subprocess.run(
@@ -59,7 +59,10 @@ def _git(folder: Path, environment: dict[str, str], *arguments: str) -> str | No
             timeout=_PATIENCE,
         )
     except FileNotFoundError:
-        logger.info("the files of %s are not looked at: there is no git, or no such folder", folder)
+        logger.info(
+            "the files of %s are not read: git is not installed, or the folder does not exist",
+            folder,
+        )
         return None
     except subprocess.TimeoutExpired as error:
         raise PlannerFailed(
@@ -67,6 +70,6 @@ def _git(folder: Path, environment: dict[str, str], *arguments: str) -> str | No
         ) from error
     if done.returncode > 1:
         said = done.stderr.decode(errors="replace").strip().splitlines()[:1]
-        logger.info("the files of %s are not looked at: %s", folder, *said or ["git failed"])
+        logger.info("the files of %s are not read: %s", folder, *said or ["git failed"])
         return None
     return done.stdout[:_MOST_FOUND].decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Which files of a repository a phase is about: those that it names, and those worth reading.
+"""Finds the files of a repository for each phase: those that it names, and others worth reading.
 
 A file is worth reading when its path has words of the phase, or its content names in code that the
 phase names, and few other files do.
@@ -47,14 +47,14 @@ _IDLE = frozenset(WORDS["idle"].split())
 
 @dataclass(frozen=True)
 class Repository:
-    """The files of a repository, and in which of them words were found."""
+    """The files of a repository, and those in which each term was found."""
 
     files: tuple[str, ...] = ()
     matches: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @cached_property
     def _by_word(self) -> dict[str, list[tuple[str, int]]]:
-        """The files that have a word in their path, with 2 for the name and 1 for a folder."""
+        """The files with each word in their path, with 2 for the file name and 1 for a folder."""
         found: dict[str, list[tuple[str, int]]] = {}
         for file in self.files:
             folders, _, name = file.rpartition("/")
@@ -66,13 +66,13 @@ class Repository:
         return found
 
     def _worth(self, count: int) -> float:
-        """What a word is worth that so many files have."""
+        """Return the weight of a word that *count* files contain."""
         if not count or count > max(3, _COMMON * len(self.files)):
             return 0
         return math.log(1 + len(self.files) / count)
 
     def rank(self, words: Iterable[str], terms: Iterable[str]) -> dict[str, float]:
-        """The points of the files that have some of the words, or the terms in their content."""
+        """Return the points of the files with these words in the path, or terms in the content."""
         points: dict[str, float] = defaultdict(float)
         for word in sorted(words):
             found = self._by_word.get(word, [])
@@ -97,7 +97,7 @@ def _words_of_folders(folders: str) -> frozenset[str]:
 
 @lru_cache(maxsize=100_000)
 def _singular(word: str) -> str:
-    """A word in lower case and in the singular; nothing for one that is too short to tell."""
+    """Return a word in lower case and singular; empty for one that is too short."""
     word = word.lower()
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
@@ -107,14 +107,14 @@ def _singular(word: str) -> str:
 
 
 def terms_of(text: str) -> list[str]:
-    """What to look for in the content of files: names in code. Words are in too many files."""
+    """Return the names of code in *text*, to be searched in files; words are in too many files."""
     found = [match[1] for match in _CODE.finditer(text)]
     found += [match[0] for match in _IDENTIFIER.finditer(text)]
     return list(dict.fromkeys(found))
 
 
 def terms(feature: Feature, structure: Structure) -> list[str]:
-    """What to look for in the content of files for all of a feature."""
+    """Return the terms to search in files for a whole feature."""
     found = [terms_of(feature.title), *(terms_of(item.text) for item in structure.items)]
     # One of each piece of work in turn, so that none is left out.
     longest = max(map(len, found), default=0)
@@ -123,7 +123,7 @@ def terms(feature: Feature, structure: Structure) -> list[str]:
 
 
 def resolve(structure: Structure, repository: Repository) -> Structure:
-    """Call the files that work names as the repository calls them."""
+    """Replace the file names in work items by the paths in the repository."""
     known = set(repository.files)
     by_end: dict[str, list[str]] = {}
     for file in repository.files:
@@ -143,7 +143,7 @@ def resolve(structure: Structure, repository: Repository) -> Structure:
 
 
 def survey(feature: Feature, drafts: Sequence[Draft], repository: Repository) -> list[Surveyed]:
-    """What the repository has for each phase."""
+    """Return the files of the repository for each phase."""
     known = set(repository.files)
     # What all of it is called tells nothing of a part.
     title = feature.title if len(drafts) == 1 else ""

@@ -76,5 +76,6 @@ set search_path = pg_catalog, pg_temp as $$
 begin
     perform pgcoord_private.check_json('phase_data of phase ' || p_queue_id, p_data, 20 * 1024 * 1024);
     perform pgcoord_private.check_text('the title of phase ' || p_queue_id, p_data ->> 'title', 1000);
+    perform pgcoord_private.check_text('the gate of phase ' || p_queue_id, p_data ->> 'gate', 1000);
     perform pgcoord_private.check_text('workflow_type of phase ' || p_queue_id, p_data ->> 'workflow_type', 200);
 end $$;

@@ -6,16 +6,30 @@ create or replace view pgcoord_private.claimable as
 -- (locker: the transaction that has the phase locked, or had. Columns that phase_queue is given come last.)
 select p.xmax::text as locker, p.*
 from public.phase_queue as p
-where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held;
+where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held and not p.gated;
 comment on view pgcoord_private.claimable is
-    'Phases that can be claimed: their prerequisites are completed, they wait for no retry time, and their feature is not paused.';
+    'Phases that can be claimed: their prerequisites are completed, they wait for no retry time and no approval, and their feature is not paused.';
 
 -- Claimable as soon as the next claim has cleared its retry time.
 create or replace view pgcoord_private.due_retry as
 select p.xmax::text as locker, p.*
 from public.phase_queue as p
-where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held;
+where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held and not p.gated;
 comment on view pgcoord_private.due_retry is 'Phases whose retry time has come, and that wait for nothing else.';
+
+-- The gates that somebody is asked about: those whose prerequisites are completed.
+create or replace view pgcoord.gate as
+select p.queue_id, p.feature_id, p.phase_number, p.phase_data ->> 'gate' as question, p.eligible_at as asked_at
+from public.phase_queue as p
+where p.gated and p.status = 'queued' and p.eligible_at is not null and not p.held;
+comment on view pgcoord.gate is
+    'Phases that wait for pgcoord.approve or pgcoord.reject: what is asked, and since when it could go on.';
+
+-- A gate that runs nothing: it names no workflow and has no prompt for one. Its approval completes it.
+create or replace function pgcoord_private.only_asks(p_data jsonb) returns boolean
+language sql immutable
+return coalesce(p_data ->> 'gate' is not null and p_data ->> 'workflow_type' is null
+    and btrim(coalesce(p_data ->> 'prompt_content', '')) = '', false);
 
 -- The workflow that runs a phase: the one it names, else the default.
 create or replace function pgcoord_private.workflow_of(p_phase public.phase_queue) returns text
@@ -77,6 +91,6 @@ select p.queue_id, p.feature_id, p.phase_number, p.status, p.eligible_at, 'workf
 from public.phase_queue as p
 where p.status in ('queued', 'blocked') and exists (select from pgcoord.coordinator) and not exists (
     select from pgcoord_private.workflow_line as w where w.line = coalesce(p.workflow_type, '')
-);
+) and not (p.gated and pgcoord_private.only_asks(p.phase_data));
 comment on view pgcoord_private.stranded is
     'Phases that cannot start until somebody changes something: a prerequisite that does not exist, a workflow that no coordinator knows.';

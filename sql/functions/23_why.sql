@@ -73,7 +73,13 @@ union all
 select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
     case p.status
         when 'completed' then format('completed at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'))
-        when 'cancelled' then format('cancelled at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'))
+        when 'cancelled' then coalesce(case when p.gated then (
+                select case when e.reason ~ '^rejected' then    -- its last move, if a person said no
+                    format('%s (%s at %s)', e.reason, e.actor, to_char(e.at, 'YYYY-MM-DD HH24:MI:SS')) end as words
+                from pgcoord.event as e
+                where e.feature_id = p.feature_id and e.phase_number = p.phase_number and e.kind = 'phase_moved'
+                order by e.id desc limit 1) end,
+            format('cancelled at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS')))
         when 'failed' then format('failed at %s: %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'),
             coalesce(split_part(p.error_message, e'\n', 1), 'no reason was given'))
         when 'ready' then format('claimed at %s, slot %s%s; its process is not started yet',
@@ -108,6 +114,10 @@ from public.planned_features as f
     join pgcoord.dependency as d on d.feature_id = f.id and d.prerequisite = up.phase_number
     join public.phase_queue as p on p.feature_id = f.id and p.phase_number = d.dependent
 where case p.status when 'queued' then true when 'blocked' then true else false end
+union all    -- a person, who is asked
+select g.queue_id, g.feature_id, g.phase_number, 3, 'gate',
+    format('asks for approval since %s: %s', pgcoord_private.clock(g.asked_at), g.question), null
+from pgcoord.gate as g
 union all    -- what holds back one whose prerequisites are completed: its retry time, a pause, nobody to run it, the line
 select p.queue_id, p.feature_id, p.phase_number, 5, 'retry',
     format('is tried again at %s%s',
@@ -129,7 +139,7 @@ where p.status = 'queued' and p.eligible_at is not null and c.paused_at is not n
 union all
 select p.queue_id, p.feature_id, p.phase_number, 8, 'coordinator', 'no coordinator runs', null
 from public.phase_queue as p
-where p.status = 'queued' and p.eligible_at is not null and not exists (select from pgcoord.leader)
+where p.status = 'queued' and p.eligible_at is not null and not p.gated and not exists (select from pgcoord.leader)
 union all
 select p.queue_id, p.feature_id, p.phase_number, 9, 'github',
     format('GitHub makes no issues since %s, and is asked again at %s: %s', pgcoord_private.clock(c.issues_held_since),

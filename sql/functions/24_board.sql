@@ -50,7 +50,7 @@ create or replace view pgcoord.queue as
 select p.queue_id, p.feature_id, p.phase_number, p.issue_number, p.status, p.depends_on_phases, p.phase_data, p.adw_id,
     p.pr_number, p.error_message, p.priority, p.queue_position, p.created_at, p.updated_at, p.ready_timestamp,
     p.started_timestamp, p.finished_timestamp, p.eligible_at, p.retry_at, p.slot, p.attempt, p.workflow_type,
-    pgcoord_private.waiting_for(p) as waiting_for
+    pgcoord_private.waiting_for(p) as waiting_for, p.gated
 from public.phase_queue as p;
 comment on view pgcoord.queue is 'Every phase with the columns of phase_queue that concern people, and what it waits for.';
 
@@ -106,12 +106,20 @@ from (
         where s.status = 'queued'
         group by s.kind, s.queue_id, s.eligible_at
         union all
+        select 'gate' as kind, g.queue_id, g.asked_at, g.question,
+            null::integer as attempt, null::integer as exit_code, null::integer[] as blocks
+        from pgcoord.gate as g
+        union all
         select 'slow' as kind, p.queue_id, p.started_timestamp,
-            format('runs more than twice as long as its workflow usually does at most (%s)', date_trunc('second', u.high)),
+            format('runs more than twice as long as expected at most (%s, from %s%s)', pgcoord_private.in_words(l.high),
+                pgcoord_private.counted(u.runs, 'past run', 'past runs'),
+                case when pgcoord_private.estimate_of(p.phase_data) is not null then ' and its estimate' end),
             p.attempt, null::integer as exit_code, null::integer[] as blocks
         from public.phase_queue as p
             join pgcoord.usual as u on u.workflow = pgcoord_private.workflow_of(p)
-        where p.status = 'running' and u.runs >= 3 and p.started_timestamp < now() - 2 * u.high - interval '1 minute'
+            cross join lateral pgcoord_private.expected_length(
+                pgcoord_private.estimate_of(p.phase_data), u.runs, u.low, u.median, u.high) as l
+        where p.status = 'running' and u.runs >= 3 and p.started_timestamp < now() - 2 * l.high - interval '1 minute'
         union all
         select 'locked' as kind, u.queue_id, u.since, 'its process ' || u.words,
             null::integer as attempt, null::integer as exit_code, null::integer[] as blocks
@@ -126,7 +134,7 @@ from (
     join public.planned_features as f on f.id = p.feature_id
 where f.cancelled_at is null;
 comment on view pgcoord.attention is
-    'Phases that need somebody: failed ones, such as cannot start, such as run much longer than usual, and such as a lock of somebody''s holds up.';
+    'Phases that need somebody: failed ones, such as cannot start, such as wait for an approval, such as run much longer than usual, and such as a lock of somebody''s holds up.';
 
 -- In the order in which claims of a pool take them. (Without any coordinator yet all are in the line of local.)
 create or replace view pgcoord.line as
@@ -145,7 +153,8 @@ create or replace view pgcoord.backlog as
 select (select count(*) from pgcoord.line) as in_line,
     count(*) filter (where p.eligible_at is null and not p.held) as for_phases,
     count(*) filter (where p.held) as paused,
-    count(*) filter (where p.retry_at is not null and not p.held) as for_retry
+    count(*) filter (where p.retry_at is not null and not p.held) as for_retry,
+    count(*) filter (where p.gated and p.eligible_at is not null and not p.held) as for_approval
 from public.phase_queue as p
 where p.status = 'queued';
-comment on view pgcoord.backlog is 'How many queued phases wait for a slot, for other phases, for their feature to be resumed, for a retry time.';
+comment on view pgcoord.backlog is 'How many queued phases wait for a slot, for other phases, for their feature to be resumed, for a retry time, for an approval.';

@@ -88,6 +88,7 @@ begin
     new.attempt := 0;
     new.attempts_used := 0;
     new.held := false;
+    new.gated := new.phase_data ->> 'gate' is not null and new.status not in ('running', 'completed');
     new.unmet := case when new.status = 'queued' then jsonb_array_length(new.depends_on_phases) else 0 end;
     new.eligible_at := case when new.unmet = 0 then clock_timestamp() end;
     if new.status = 'running' then
@@ -213,7 +214,12 @@ begin
         perform pgcoord_private.settle_because(v_features, v_phases, 'a prerequisite is failed or cancelled');
     end if;
 
-    if exists (select from new_rows where status = 'queued' and eligible_at is not null) then
+    insert into pgcoord.event (kind, feature_id, phase_number, queue_id, actor, reason)
+    select 'gate_asked', n.feature_id, n.phase_number, n.queue_id, pgcoord_private.actor(), n.phase_data ->> 'gate'
+    from new_rows as n
+    where n.gated and n.status = 'queued' and n.eligible_at is not null
+        and not exists (select from public.planned_features as f where f.id = n.feature_id and f.paused_at is not null);
+    if exists (select from new_rows where status = 'queued' and eligible_at is not null and not gated) then
         notify pgcoord_wake;
     end if;
     perform pg_notify('pgcoord_event', feature_id::text) from (select distinct feature_id from new_rows) as touched;

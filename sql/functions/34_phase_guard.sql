@@ -66,6 +66,17 @@ begin
         hint = 'Wait until it has ended; then retry it, or pgcoord.skip_phase(queue_id, reason) takes it as done.';
 end $$;
 
+-- Refuse (PC008) to ask about a phase that has no question, or is past it.
+create or replace function pgcoord_private.refuse_gate(p_queue_id text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'PC008',
+        message = format('phase %s has no question that could be asked now', p_queue_id),
+        hint = 'A gate is what phase_data ->> gate says, before the phase is claimed.';
+end $$;
+
 -- Queue a phase again: recount what it waits for (a prerequisite may have been deleted meanwhile).
 create or replace function pgcoord_private.requeue(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
 language plpgsql
@@ -202,6 +213,8 @@ begin
             is distinct from (old.slot, old.attempt, old.attempts_used, old.unmet, old.eligible_at, old.held, old.adw_id)
         then
             perform pgcoord_private.refuse_change(old.queue_id, false);
+        elsif v_by_hand and new.gated and not old.gated and (new.phase_data ->> 'gate' is null or new.slot is not null) then
+            perform pgcoord_private.refuse_gate(old.queue_id);
         elsif v_by_hand and (new.retry_at is not null or old.retry_at is null) then
             -- Nothing follows from it, but a statement over many phases would deadlock with what completes one of them.
             -- Not when a claim clears a retry time: that never waits.
@@ -266,5 +279,8 @@ begin
         perform pgcoord_private.check_phase_data(new.queue_id, new.phase_data);
     end if;
     new.workflow_type := new.phase_data ->> 'workflow_type';
+    if new.phase_data ->> 'gate' is distinct from old.phase_data ->> 'gate' then    -- another question is asked anew
+        new.gated := new.phase_data ->> 'gate' is not null and old.slot is null and old.status <> 'completed';
+    end if;
     return new;
 end $$;

@@ -138,6 +138,21 @@ begin
     where f.id = p_feature_id;
 end $$;
 
+-- The phases of a feature as submit_feature takes them: the queued ones as they are now, else the stored plan.
+create or replace function pgcoord_private.plan_of(p_feature_id integer) returns jsonb
+language sql stable
+begin atomic
+    select coalesce(
+        (select jsonb_agg(
+            p.phase_data || jsonb_build_object(
+                'phase_number', p.phase_number, 'depends_on_phases', p.depends_on_phases, 'priority', p.priority)
+            order by p.phase_number)
+        from public.phase_queue as p
+        where p.feature_id = p_feature_id),
+        (select f.plan from public.planned_features as f where f.id = p_feature_id),
+        '[]');
+end;
+
 create or replace function pgcoord.execute_feature(p_feature_id integer) returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -176,7 +191,7 @@ begin
         jsonb_strip_nulls(jsonb_build_object(
             'title', phase -> 'title', 'prompt_content', phase -> 'prompt_content',
             'workflow_type', phase -> 'workflow_type', 'estimated_hours', phase -> 'estimated_hours',
-            'files', phase -> 'files', 'max_attempts', phase -> 'max_attempts', 'timeout_seconds', phase -> 'timeout_seconds'
+            'files', phase -> 'files', 'gate', phase -> 'gate', 'max_attempts', phase -> 'max_attempts', 'timeout_seconds', phase -> 'timeout_seconds'
         ))
     from jsonb_array_elements(v_feature.plan) as phase
     order by (phase -> 'phase_number')::integer;

@@ -94,6 +94,71 @@ end $$;
 comment on function pgcoord.cancel_branch(text, text) is
     'Give up a phase and everything that depends on it, directly or not, unless completed; returns how many phases. Running ones are ended first.';
 
+-- Refuse (PC002) to answer a phase about which nobody is asked.
+create or replace function pgcoord_private.check_asked(p_phase public.phase_queue) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    if p_phase.gated and p_phase.status = 'queued' and p_phase.eligible_at is not null then
+        return;
+    end if;
+    raise exception using
+        errcode = 'PC002',
+        message = case
+            when p_phase.phase_data ->> 'gate' is null then format('phase %s has no gate: nobody is asked about it', p_phase.queue_id)
+            when not p_phase.gated then format('phase %s was approved before', p_phase.queue_id)
+            when p_phase.status in ('queued', 'blocked')
+                then format('nobody is asked about phase %s yet: its prerequisites are not completed', p_phase.queue_id)
+            else format('phase %s is %s: nobody is asked about it any more', p_phase.queue_id, p_phase.status)
+        end,
+        hint = case
+            when p_phase.phase_data ->> 'gate' is null then 'A "gate" in its phase_data, "Gate:" in a plan, asks before it starts.'
+            when p_phase.status in ('failed', 'cancelled') then 'Retry it: then it asks again.'
+            when p_phase.gated then format('pgcoord.why(%L) says what it waits for.', p_phase.queue_id)
+            else 'pgcoord.cancel_phase(queue_id, reason) gives it up.'
+        end;
+end $$;
+
+create or replace function pgcoord.approve(p_queue_id text, p_reason text default null) returns public.phase_queue
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
+begin
+    if v_phase.phase_data ->> 'gate' is not null and not v_phase.gated then
+        return v_phase;
+    end if;
+    perform pgcoord_private.check_asked(v_phase);
+    perform pgcoord_private.set_reason(p_reason);
+    if pgcoord_private.only_asks(v_phase.phase_data) then
+        update public.phase_queue set gated = false, status = 'completed' where queue_id = p_queue_id returning * into v_phase;
+    else
+        update public.phase_queue set gated = false where queue_id = p_queue_id returning * into v_phase;
+    end if;
+    perform pgcoord_private.set_reason(null);
+    return v_phase;
+end $$;
+comment on function pgcoord.approve(text, text) is
+    'Let a phase go on that asks for it (phase_data ->> gate) and whose prerequisites are completed. One that names no workflow and has no prompt is completed. One that was approved stays so.';
+
+create or replace function pgcoord.reject(p_queue_id text, p_reason text default null) returns public.phase_queue
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
+begin
+    if v_phase.status = 'cancelled' and v_phase.gated then
+        return v_phase;
+    end if;
+    perform pgcoord_private.check_asked(v_phase);
+    perform pgcoord_private.set_reason(coalesce('rejected: ' || p_reason, 'rejected'));
+    update public.phase_queue set status = 'cancelled' where queue_id = p_queue_id returning * into v_phase;
+    perform pgcoord_private.set_reason(null);
+    return v_phase;
+end $$;
+comment on function pgcoord.reject(text, text) is
+    'Say no to a phase that asks for approval: it is cancelled, and what depends on it blocked. A retry asks again.';
+
 create or replace function pgcoord.set_priority(p_queue_id text, p_priority integer) returns public.phase_queue
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -120,6 +185,12 @@ declare
 begin
     perform 1 from public.planned_features where id = p_feature_id for no key update;
     perform pgcoord_private.check_feature(p_feature_id);
+    if exists (select from pgcoord.feature where id = p_feature_id and status = 'completed') then
+        raise exception using
+            errcode = 'PC002',
+            message = format('feature %s is completed: there is nothing left to cancel', p_feature_id),
+            hint = 'It stays as it is; pgcoord.prune(older_than) removes finished features.';
+    end if;
     select count(*) into v_phases from public.phase_queue
     where feature_id = p_feature_id and status in ('queued', 'blocked', 'ready', 'running');
     update public.planned_features set cancelled_at = now(), cancelled_reason = p_reason
@@ -267,7 +338,18 @@ end $$;
 comment on function pgcoord.prune(interval) is
     'Remove features that were finished (completed or cancelled) that long ago, with their phases, attempts and events; returns how many.';
 
--- Does it, looks, and takes it back: so what is shown is what will happen, whatever the rules are.
+-- The living attempts of a feature whose end was asked for.
+create or replace function pgcoord_private.endings_of(p_feature_id integer) returns table (id bigint, ending text)
+language sql stable
+begin atomic
+    select a.id, a.ending
+    from public.phase_queue as p
+        join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
+    where p.feature_id = p_feature_id and p.slot is not null and a.ended_at is null and a.ending is not null;
+end;
+
+-- Does it, has the processes end that it asks to end, looks, and takes it all back: so what is shown is what will
+-- happen, whatever the rules are.
 -- Errors: those of the action.
 create or replace function pgcoord.preview(p_action text, p_feature_id integer, p_queue_id text)
 returns table (queue_id text, phase_number integer, title text, from_status text, to_status text, words text)
@@ -276,34 +358,42 @@ security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_feature_id integer := coalesce(p_feature_id, (select p.feature_id from public.phase_queue as p where p.queue_id = p_queue_id));
     v_before jsonb;
+    v_endings jsonb;
+    v_ended bigint[];
     v_after jsonb;
 begin
-    select jsonb_object_agg(p.queue_id, p.status || coalesce(' ' || a.ending, '')) into v_before
+    select jsonb_object_agg(p.queue_id, concat_ws(' ', p.status, p.gated)) into v_before
     from public.phase_queue as p
-        left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt and a.ended_at is null
     where p.feature_id = v_feature_id;
+    select jsonb_object_agg(e.id, e.ending) into v_endings from pgcoord_private.endings_of(v_feature_id) as e;
     begin
         case p_action
             when 'retry' then perform pgcoord.retry_phase(p_queue_id, null);
             when 'skip' then perform pgcoord.skip_phase(p_queue_id, null);
             when 'cancel' then perform pgcoord.cancel_phase(p_queue_id, null);
+            when 'approve' then perform pgcoord.approve(p_queue_id, null);
+            when 'reject' then perform pgcoord.reject(p_queue_id, null);
             when 'cancel_branch' then perform pgcoord.cancel_branch(p_queue_id, null);
             when 'cancel_feature' then perform pgcoord.cancel_feature(p_feature_id, null);
             else raise exception using
                 errcode = 'PC005',
                 message = format('%L cannot be previewed', left(p_action, 100)),
-                hint = 'What can: retry, skip, cancel, cancel_branch, cancel_feature.';
+                hint = 'What can: retry, skip, cancel, approve, reject, cancel_branch, cancel_feature.';
         end case;
+        select array_agg(e.id) into v_ended from pgcoord_private.endings_of(v_feature_id) as e
+        where e.ending is distinct from v_endings ->> e.id::text;
+        perform pgcoord_private.end_attempt(id, 143) from unnest(v_ended) as id;
         select jsonb_agg(jsonb_build_object(
                 'queue_id', p.queue_id, 'phase_number', p.phase_number, 'title', pgcoord_private.title_of(p),
-                'from_status', split_part(v_before ->> p.queue_id, ' ', 1), 'to_status', coalesce(a.ending, p.status),
-                'words', case when a.ending is not null then 'its process is ended first'
-                    else (select y.words from pgcoord.why(p.queue_id) as y where p.status in ('queued', 'blocked') limit 1) end)
+                'from_status', split_part(v_before ->> p.queue_id, ' ', 1), 'to_status', p.status,
+                'words', case when a.id is not null then 'its process is ended first' else first.words end)
             order by p.phase_number)
         into v_after
         from public.phase_queue as p
-            left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt and a.ended_at is null
-        where p.feature_id = v_feature_id and p.status || coalesce(' ' || a.ending, '') <> v_before ->> p.queue_id;
+            left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.id = any (v_ended)
+            left join pgcoord_private.first_reason as first
+                on first.feature_id = v_feature_id and first.queue_id = p.queue_id and p.status in ('queued', 'blocked')
+        where p.feature_id = v_feature_id and concat_ws(' ', p.status, p.gated) <> v_before ->> p.queue_id;
         raise exception using errcode = 'PC099', message = 'taken back';
     exception when sqlstate 'PC099' then    -- (PC000 would be all of class PC)
         null;
@@ -314,4 +404,4 @@ begin
         (queue_id text, phase_number integer, title text, from_status text, to_status text, words text);
 end $$;
 comment on function pgcoord.preview(text, integer, text) is
-    'What retry, skip, cancel or cancel_branch of a phase, or cancel_feature, would change, phase by phase; nothing is changed.';
+    'What retry, skip, cancel, approve, reject or cancel_branch of a phase, or cancel_feature, would change, phase by phase; nothing is changed.';

@@ -33,6 +33,10 @@ create or replace trigger phase_queue_end_leaves_errand after update of status o
 create or replace trigger phase_queue_priority_logs after update of priority on public.phase_queue
     for each row when (old.priority <> new.priority) execute function pgcoord_private.log_priority();
 
+-- Log that a phase was approved. (Of these columns alone: it is not looked at with every move.)
+create or replace trigger phase_queue_gate_logs after update of gated, phase_data on public.phase_queue
+    for each row when (old.gated and not new.gated) execute function pgcoord_private.log_gate();
+
 -- Log moves, end attempts, free slots, resolve dependents, wake.
 create or replace trigger phase_queue_update_settles after update on public.phase_queue
     referencing old table as old_rows new table as new_rows

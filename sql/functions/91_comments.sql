@@ -146,3 +146,7 @@ comment on column pgcoord.backlog.in_line is 'Phases that wait for nothing but a
 comment on column pgcoord.backlog.for_phases is 'Phases that wait for others.';
 comment on column pgcoord.backlog.paused is 'Phases whose feature is paused.';
 comment on column pgcoord.backlog.for_retry is 'Phases that wait for their retry time.';
+comment on column pgcoord.backlog.for_approval is 'Phases that ask for approval.';
+
+comment on column pgcoord.gate.question is 'What is asked.';
+comment on column pgcoord.gate.asked_at is 'When its last prerequisite was completed.';

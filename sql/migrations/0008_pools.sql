@@ -41,7 +41,7 @@ comment on column pgcoord.attempt.pool is 'The pool of its slot.';
 drop index public.phase_queue_claim_idx;
 create index phase_queue_claim_idx on public.phase_queue
     ((coalesce(workflow_type, '')), priority, queue_position, feature_id, phase_number)
-    where status = 'queued' and eligible_at is not null and retry_at is null and not held;
+    where status = 'queued' and eligible_at is not null and retry_at is null and not held and not gated;
 comment on index public.phase_queue_claim_idx is
     'The lines: what can be claimed of each workflow (empty: the default one), in the order in which it is.';
 

@@ -423,12 +423,28 @@ def test_prune_removes_what_was_finished_that_long_ago(desk: Desk, conn: Connect
         " where status = 'cancelled'"
     )
     assert desk.say("prune", "50h") == "0 features removed"
-    assert desk.say("prune", "1d 12h") == "2 features removed"
+    shown = "feature 1  a: 1 phase, cancelled\nfeature 2  a: 1 phase, cancelled"
+    assert desk.say("prune", "1d 12h", "--dry-run") == (
+        f"{shown}\n2 features would be removed, with their history"
+    )
+    refused = desk.call("prune", "1d 12h")
+    assert (refused.returncode, refused.stdout.strip()) == (2, shown)
+    assert "there is no terminal to ask on" in refused.stderr
+    for answer, status in (("n", 1), ("y", 0)):
+        asking = desk.execute("prune", "0", tty=True)
+        asking.until("Remove 2 features with their history, for good")
+        if answer == "y":
+            # Finished between the look and the answer: nobody was shown it.
+            conn.execute("select pgcoord.cancel_feature(3, 'no')")
+        asking.type(answer)
+        assert asking.wait() == status
     left = conn.execute("select count(*) as n from planned_features").fetchone()
     assert left == {"n": 1}
-    refused = desk.call("prune", "soon")
-    assert refused.returncode == 2
-    assert "expected a duration" in refused.stderr
+    assert desk.say("prune", "0", "--yes").endswith("1 feature removed")
+    for age in ("soon", "30", "0.5"):
+        refused = desk.call("prune", age)
+        assert refused.returncode == 2
+        assert "expected a duration" in refused.stderr
 
 
 def test_status_shows_slots_and_the_phases_of_unfinished_features(

@@ -105,7 +105,14 @@ DOORS: tuple[Callable[[Action, int, Site, Connection], Awaitable[None]], ...] = 
 )
 
 # What is the case before, of the feature %(f)s, where a waiting phase would not do.
+_ASKS = (
+    "update phase_queue set depends_on_phases = '[]',"
+    ' phase_data = \'{"gate": "may it?", "prompt_content": "x"}\''
+    " where feature_id = %(f)s and phase_number = 2"
+)
 BEFORE = {
+    "approve": _ASKS,
+    "reject": _ASKS,
     "retry_phase": "select pgcoord.cancel_phase(format('queue-%%s-2', %(f)s::int), 'x')",
     "resume_feature": "select pgcoord.pause(%(f)s, 'x')",
     "resume": "select pgcoord.pause()",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.cases import case
 
 from pgcoord.errors import InvalidPlan
-from pgcoord.plan import Plan, PlannedPhase, parse_plan, read_plan
+from pgcoord.plan import Plan, PlannedPhase, parse_plan, read_plan, write_plan
 
 HEAD = "# T\n\n"
 PHASE_1 = "## Phase 1: a\n\nx\n\n"
@@ -303,9 +303,27 @@ def test_prose_with_a_colon_is_the_prompt(text: str) -> None:
     assert phase(text).prompt == text.removeprefix("\n")
 
 
+def test_a_gate_needs_no_prompt_and_no_workflow() -> None:
+    text = "# T\n## Phase 1: a\n\nx\n\n## Phase 2: Look\nGate: may it be merged?\n"
+    plan = parse(text)
+    assert plan.phases[1].row() == {
+        "phase_number": 2,
+        "title": "Look",
+        "prompt_content": "",
+        "depends_on_phases": [1],
+        "gate": "may it be merged?",
+    }
+    assert write_plan(plan.title, "", [each.row() for each in plan.phases]).endswith(
+        "## Phase 2: Look\nDepends on: 1\nGate: may it be merged?\n\n\n"
+    )
+    assert problems(text.replace("may it be merged?", ""))[0].startswith(
+        "7: Gate: expected what is asked"
+    )
+
+
 def test_an_unknown_key_is_an_error_that_tells_how_it_becomes_text() -> None:
     assert problems(f"{HEAD}## Phase 1: a\nTODO: x\n\nx") == [
-        "4: TODO: unknown key; expected one of Depends on, Workflow, Hours, Priority, Files, "
+        "4: TODO: unknown key; expected one of Depends on, Workflow, Hours, Priority, Files, Gate, "
         "Max attempts, Timeout; if it is text, put a blank line before it"
     ]
     [problem] = problems(f"{HEAD}## Phase 1: a\n\nHours: 1\nDepend on: 1\n\nx")
@@ -607,7 +625,7 @@ def written(plan: Plan) -> tuple[str, list[int]]:
             "Priority": phase.priority,
             "Files": ", ".join(phase.files) or None,
             "Max attempts": phase.max_attempts,
-            "Timeout": seconds,
+            "Timeout": seconds and f"{seconds:.0f}s",
         }
         block = [f"{key}: {value}\n" for key, value in keys.items() if value is not None]
         random.shuffle(block)

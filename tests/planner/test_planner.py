@@ -232,7 +232,7 @@ def test_people_can_replace_the_template(tmp_path: Path) -> None:
         ("a\n{% for x in %}", r"prompt.md:2: not a template"),
         ("{{ nothing }}", r"template: 'nothing' is undefined"),
         ("{{ 1 / 0 }}", r"template: division by zero"),
-        ("{# nothing #}", r"template: it makes prompts with nothing in them"),
+        ("{# nothing #}", r"template: it produces an empty prompt"),
         (None, r"prompt.md: no such file"),
     ],
 )
@@ -244,7 +244,7 @@ def test_a_faulty_template_is_named(tmp_path: Path, text: str | None, words: str
         build(Feature("T"), template=load_template(path))
 
 
-def test_a_plan_is_weighed() -> None:
+def test_a_plan_is_analysed() -> None:
     plan = [
         {"phase_number": 1, "title": "Schema", "estimated_hours": 2, "files": ["a.sql"]},
         {"phase_number": 2, "title": "One", "depends_on_phases": [1], "files": ["x.py", "y.py"]},
@@ -259,7 +259,7 @@ def test_a_plan_is_weighed() -> None:
     assert analysis.as_json()["estimated_tokens"]["5"] == 11
     assert analysis.warnings == [
         "phase 2 (One) and phase 3 (Two) may run together, and both name x.py",
-        "no phase waits for phase 2 (One): what comes after it does not use it",
+        "no phase depends on phase 2 (One), although others come after it",
         "the prompt of phase 5 (Docs) has about 11 tokens, more than 10",
     ]
 
@@ -287,8 +287,8 @@ def test_what_can_never_start_is_said() -> None:
     analysis = analyse(plan, 3)
     assert (analysis.waves, analysis.critical_path, analysis.hours_with_slots) == ([], [], None)
     assert analysis.warnings == [
-        "phase 1 (A) can never start: what it needs waits for it, or never starts",
-        "phase 2 (B) can never start: what it needs waits for it, or never starts",
+        "phase 1 (A) can never start: a prerequisite waits for it or never starts",
+        "phase 2 (B) can never start: a prerequisite waits for it or never starts",
         "phase 3 (C) needs phase 9, which is not in the plan",
     ]
 

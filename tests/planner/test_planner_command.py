@@ -78,7 +78,7 @@ async def test_a_command_that_hangs_is_ended_with_all_it_has_started(tmp_path: P
     # The end of the file comes when nobody holds it open any more: when all of them are dead.
     alive = await asyncio.to_thread((tmp_path / "alive").read_text)
     assert alive == "on\n"
-    assert await hanging == "the planner command took more than 1.5 s, and was ended"
+    assert await hanging == "the planner command took more than 1.5 s: it was ended"
 
 
 async def test_a_command_is_ended_when_nobody_waits_for_it_any_more(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ async def test_what_a_command_leaves_behind_does_not_hold_up_its_answer(tmp_path
 async def test_a_hundred_megabytes_are_not_read(tmp_path: Path) -> None:
     program = "import sys\nfor _ in range(100): sys.stdout.write('x' * 1_000_000)"
     words = await failure(tmp_path, program)
-    assert words == "the planner command answered more than 1,000,000 bytes, and was ended"
+    assert words == "the planner command answered more than 1,000,000 bytes: it was ended"
 
 
 async def test_an_endless_complaint_is_not_kept(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ async def test_an_endless_complaint_is_not_kept(tmp_path: Path) -> None:
     [
         ("import os; os.kill(os.getpid(), 9)", "the planner command ended by SIGKILL"),
         ("raise SystemExit(3)", "the planner command ended with status 3"),
-        ("pass", "the planner command answered nothing"),
+        ("pass", "the planner command wrote no plan"),
         ("import sys; sys.stdout.buffer.write(b'# T\\xff')", "byte 3 is not UTF-8"),
     ],
 )

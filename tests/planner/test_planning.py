@@ -178,7 +178,9 @@ def test_the_command_line_plans_a_feature_and_queues_it(desk: Desk, conn: Connec
     assert told["planning"]["hours_with_slots"] == 10
     assert "queued" in desk.say("plan", "7", "--execute")
     assert inserted(conn) == told["phases"]
-    late = desk.call("plan", "7")
+    assert desk.say("plan", "7").startswith("feature 7, WebSocket Migration: queued, 5 phases\n")
+    assert desk.say("execute", "7") == "feature 7: its phases were queued before"
+    late = desk.call("plan", "7", "--again", "--yes")
     assert late.returncode == 3
     assert "its plan stays as it is" in late.stderr
 
@@ -190,10 +192,12 @@ def test_a_plan_is_written_edited_and_taken_back(desk: Desk, conn: Connection) -
     text = (desk.folder / "plan.md").read_text()
     assert text.startswith("# T\n\nAdd a table.\n\n## Phase 1: T\nDepends on: none\n")
     desk.write("plan.md", f"{text}\n## Phase 2: View\n\nBuild it.\n")
-    said = desk.say("plan", "1", "--from", "plan.md")
+    refused = desk.call("plan", "1", "--from", "plan.md")
+    assert (refused.returncode, "there is no terminal to ask on" in refused.stderr) == (2, True)
+    said = desk.say("plan", "1", "--from", "plan.md", "--yes")
     assert "a plan of your own, 2 phases" in said
-    # What it tells to do queues this plan, and no other one.
-    [statement] = re.findall(r"select [^']+", said.splitlines()[-1])
+    for _ in range(2):  # looking writes nothing
+        assert "View" in desk.say("plan", "1")
     row = conn.execute("select plan from planned_features").fetchone()
     assert row
     assert [(each["title"], each["depends_on_phases"]) for each in row["plan"]] == [
@@ -205,8 +209,19 @@ def test_a_plan_is_written_edited_and_taken_back(desk: Desk, conn: Connection) -
     assert faulty.returncode == 5
     assert "plan.md:6: Depends on: there is no phase 9" in faulty.stderr
     assert conn.execute("select plan from planned_features").fetchone() == row
-    conn.execute(statement.encode())
+    kept = desk.call("plan", "1", "--output", "plan.md")
+    assert (kept.returncode, (desk.folder / "plan.md").read_text()) == (
+        2,
+        text.replace("none", "9"),
+    )
+    # What it tells to do queues this plan, and no other one.
+    [command] = re.findall(r"'pgcoord ([^']+)'", said.splitlines()[-1])
+    assert desk.say(*command.split()).startswith("feature 1: 2 phases are queued")
     assert inserted(conn) == row["plan"]
+    desk.say("plan", "1", "--output", "again.md")
+    assert (
+        (desk.folder / "again.md").read_text().startswith("# T\n\nAdd a table.\n\n## Phase 1: T\n")
+    )
 
 
 def test_a_text_file_is_planned_without_a_database(bare_desk: Desk) -> None:
@@ -241,10 +256,12 @@ WRONG_USE: Any = [
     (["idea.md", "--execute"], 2, "--execute"),
     (["idea.md", "--output", "no/where.md"], 7, "no/where.md: no such file or directory"),
     (["7", "--hours", "3"], 2, "--hours"),
+    (["8", "--show"], 3, "feature 8 has no plan"),
 ]
 
 
-def test_wrong_use_is_said(desk: Desk) -> None:
+def test_wrong_use_is_said(desk: Desk, conn: Connection) -> None:
+    conn.execute("insert into planned_features (id, title) values (8, 'T')")
     desk.write("empty.md", "\n")
     (desk.folder / "binary.md").write_bytes(b"\xff\xfe")
     desk.write("nul.md", "a\0b")

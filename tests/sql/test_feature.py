@@ -395,6 +395,15 @@ def test_a_feature_cancelled_twice_is_cancelled_once(conn: Connection) -> None:
     assert kinds(conn).count("feature_cancelled") == 1
 
 
+def test_a_completed_feature_cannot_be_cancelled(conn: Connection) -> None:
+    feature = add_feature(conn, {1: [], 2: []}, status="completed")
+    with refused("PC002", f"feature {feature} is completed"):
+        cancel(conn, feature)
+    assert shown(conn, feature)["status"] == "completed"
+    add_phase(conn, feature, 3)
+    assert cancel(conn, feature) == 1
+
+
 def test_nothing_can_be_added_to_a_cancelled_feature(conn: Connection) -> None:
     feature = add_feature(conn, {1: []})
     cancel(conn, feature)

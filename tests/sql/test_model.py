@@ -73,12 +73,15 @@ class Phase:
     priority: int
     workflow: str | None
     max_attempts: int | None
+    gate: bool = False
     position: int = 0
     used: int = 0
     # "later" until its retry time comes, then "due" until a claim has seen it
     retry: str | None = None
     slot: int | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    # its gate is not approved
+    gated: bool = False
 
     @property
     def key(self) -> Key:
@@ -150,6 +153,7 @@ class Model:
             if self.status(phase) == "queued"
             and not self.open_prerequisites(phase)
             and phase.retry != "later"
+            and not phase.gated
             and not self.features[phase.feature].paused
             and phase.workflow in DECLARED
         ]
@@ -225,6 +229,14 @@ class Model:
                 return {"PC002"}
         return set() if decided in (None, outcome) else {"PC004"}
 
+    def faults_of_answer(self, phase: Phase, answer: str) -> set[str]:
+        if answer == "approve" and phase.gate and not phase.gated:
+            return set()  # it was approved before
+        if answer == "reject" and phase.gated and phase.status == "cancelled":
+            return set()
+        asked = phase.gated and self.status(phase) == "queued"
+        return set() if asked and not self.open_prerequisites(phase) else {"PC002"}
+
     # What is done.
 
     def insert(self, added: Sequence[Phase]) -> None:
@@ -236,6 +248,7 @@ class Model:
                 phase.status = "queued"
             elif phase.status == "running":
                 phase.attempts.append(Attempt(1, external=True))
+            phase.gated = phase.gate and phase.status not in ("running", "completed")
 
     def move(self, phase: Phase, to: str) -> None:
         if to == self.status(phase):
@@ -333,8 +346,8 @@ NUMBERS = st.integers(1, 7)
 PICKS = st.integers(0, 11)
 STATUSES = st.sampled_from(list(MOVES))
 PHASES = st.builds(
-    lambda number, depends, status, priority, workflow, max_attempts: Phase(
-        0, number, depends, status, priority, workflow, max_attempts
+    lambda number, depends, status, priority, workflow, max_attempts, gate: Phase(
+        0, number, depends, status, priority, workflow, max_attempts, gate
     ),
     number=NUMBERS,
     depends=st.lists(NUMBERS, max_size=3, unique=True),
@@ -344,6 +357,7 @@ PHASES = st.builds(
     priority=st.sampled_from([10, 50, 50, 90]),
     workflow=st.sampled_from([None, None, None, "sturdy", "strange"]),
     max_attempts=st.sampled_from([None, None, 2, 3]),
+    gate=st.sampled_from([False, False, False, True]),
 )
 
 
@@ -425,13 +439,11 @@ class Coordination(RuleBasedStateMachine):
     @rule(pick=PICKS, phases=st.lists(PHASES, min_size=1, max_size=3))
     def insert_phases(self, pick: int, phases: list[Phase]) -> None:
         feature = self.pick_feature(pick)
-        added = [
-            Phase(feature, p.number, p.depends, p.status, p.priority, p.workflow, p.max_attempts)
-            for p in phases
-        ]
+        added = [replace(p, feature=feature, attempts=[]) for p in phases]
         data = [
             {"workflow_type": p.workflow}
             | ({"max_attempts": p.max_attempts} if p.max_attempts else {})
+            | ({"gate": "may it go on?"} if p.gate else {})
             for p in added
         ]
         done = self.send(
@@ -650,6 +662,32 @@ class Coordination(RuleBasedStateMachine):
         phase.priority = 60 - phase.priority // 2
         self.send(set(), "select pgcoord.set_priority(%s, %s)", phase.queue_id, phase.priority)
 
+    def asked(self) -> list[Phase]:
+        return [p for p in self.model.phases.values() if p.gated and p.status == "queued"]
+
+    @precondition(lambda self: self.asked() != [])
+    @rule(pick=PICKS, answer=st.sampled_from(["approve", "approve", "reject"]))
+    def answer_asked(self, pick: int, answer: str) -> None:
+        asked = self.asked()
+        self.answer(asked[pick % len(asked)], answer)
+
+    @precondition(some_phase)
+    @rule(pick=PICKS, answer=st.sampled_from(["approve", "reject"]))
+    def answer_any(self, pick: int, answer: str) -> None:
+        self.answer(self.pick(pick), answer)
+
+    def answer(self, phase: Phase, answer: str) -> None:
+        faults = self.model.faults_of_answer(phase, answer)
+        done = self.send(faults, f"select pgcoord.{answer}(%s, 'as I see it')", phase.queue_id)
+        if done is None or not phase.gated:
+            return
+        if answer == "reject":
+            self.model.move(phase, "cancelled")
+            return
+        phase.gated = False
+        if phase.workflow is None:  # it has no prompt either: nothing runs
+            self.model.move(phase, "completed")
+
     @precondition(some_phase)
     @rule(moves=st.lists(st.tuples(PICKS, STATUSES), min_size=1, max_size=3))
     def update_by_hand(self, moves: list[tuple[int, str]]) -> None:
@@ -689,7 +727,12 @@ class Coordination(RuleBasedStateMachine):
             self.delete_feature(self.pick_feature(pick))
 
     def cancel_feature(self, feature: int) -> None:
-        self.send(set(), "select pgcoord.cancel_feature(%s, 'given up')", feature)
+        phases = self.model.of_feature(feature)
+        done = bool(phases) and all(phase.status == "completed" for phase in phases)
+        faults = {"PC002"} if done and not self.model.features[feature].cancelled else set[str]()
+        self.send(faults, "select pgcoord.cancel_feature(%s, 'given up')", feature)
+        if faults:
+            return
         self.model.features[feature].cancelled = True
         for phase in self.model.of_feature(feature):
             if phase.status in (*LIVE, *WAITING):
@@ -761,6 +804,7 @@ class Coordination(RuleBasedStateMachine):
         assert (row["retry_at"] is not None) == (phase.retry is not None)
         assert row["attempt"] == (phase.attempts[-1].number if phase.attempts else 0)
         assert row["attempts_used"] == phase.used
+        assert row["gated"] == phase.gated
         assert row["depends_on_phases"] == phase.depends
         assert row["edges"] == sorted(phase.depends)
         assert row["attempts"] == [

@@ -27,7 +27,9 @@ c92130b2bb4bdd710df32b815dd1bc2a54b8f1ff30d4ed85eb5057d96c235f06  0001_tables.sq
 1859c1412cb132b06bc175d2da5521bbfb126de49aacad1815c876393585ff54  0003_private.sql
 6ef8592673b8b6930ab5e577da5bc5ce48c2a3aba5fe1db78f05230e364925f2  0004_unrecorded.sql
 68832e3248986b7f6c0257cee578bc74e0a5779cc318004c35280ff0f3b7a5ad  0005_lead.sql
-fb5a341e9878a9adff6516e13e194bda9288a4d3096e9bd373b566d938da8148  0006_pools.sql
+d2911787fe473dfaf13f88b8b9601f3569e4eafb1127532ca30bf451c322affe  0006_gate.sql
+6548380687c0550993ef13304804db269d29570af03c65bf3b36110de433fbc6  0007_forecast.sql
+adebac256ffa83a5831a18bcafa28ada1529edf00df32304fc3fb79d8c3ea126  0008_pools.sql
 """
 
 
@@ -80,11 +82,12 @@ def test_an_upgrade_changes_no_row(old: str) -> None:
     with psycopg.connect(old, autocommit=True, row_factory=dict_row) as conn:
         before = rows(conn)
         upgrade(old)
-        after = rows(conn)
-        assert [
-            [{name: now[name] for name in was} for now, was in zip(*each, strict=True)]
-            for each in zip(after, before, strict=True)
-        ] == before
+        # Of the columns that were there: later ones have their defaults.
+        after = [
+            [{name: row[name] for name in was} for row, was in zip(found, old_rows, strict=True)]
+            for found, old_rows in zip(rows(conn), before, strict=True)
+        ]
+        assert after == before
 
 
 def test_work_of_the_first_release_goes_on(old: str) -> None:

@@ -67,7 +67,7 @@ class Program:
                 [*prefix, sys.executable, "-m", "pgcoord", *arguments],
                 cwd=folder,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=theirs if tty else subprocess.DEVNULL,
                 stdout=theirs,
                 stderr=theirs,
             )
@@ -82,6 +82,10 @@ class Program:
             assert time.monotonic() < deadline, f"no {pattern!r}:\n{self.said}"
             assert self._read(), f"ended without {pattern!r}:\n{self.said}"
         return found
+
+    def type(self, line: str) -> None:
+        """Type a line at its terminal: for what was executed with one."""
+        os.write(self._output, f"{line}\n".encode())
 
     def send(self, number: int) -> None:
         self._process.send_signal(number)
@@ -163,13 +167,16 @@ class Desk:
         self._programs.append(program)
         return program
 
-    def execute(self, *arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> Program:
+    def execute(
+        self, *arguments: str, prefix: tuple[str, ...] = (), tty: bool = False, **environment: str
+    ) -> Program:
         """Start it with an interpreter of its own, by the command `prefix` if there is one.
 
-        For what a fork does not have: an environment in its memory, a locale from its start.
+        For what a fork does not have: an environment in its memory, a locale from its start, a
+        keyboard (*tty*).
         """
         given = self.environment | environment
-        program = Program(self.folder, given, *arguments, tty=False, prefix=prefix)
+        program = Program(self.folder, given, *arguments, tty=tty, prefix=prefix)
         self._programs.append(program)
         return program
 

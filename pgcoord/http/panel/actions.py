@@ -41,6 +41,7 @@ class _Subject:
     url: str = ""
     feature_id: int | None = None
     queue_id: str | None = None
+    gate: str | None = None
 
 
 _Finding = Callable[[Connection, Request], Awaitable[_Subject]]
@@ -53,6 +54,7 @@ async def _phase(conn: Connection, request: Request) -> _Subject:
         "'{}'".format(phase.queue_id.replace("'", "''")),
         f"/phases/{quote(phase.queue_id, safe='')}",
         queue_id=phase.queue_id,
+        gate=phase.gate,
     )
 
 
@@ -94,6 +96,7 @@ def _asks(action: Action, asked: Question, find: _Finding) -> Handler:
             action=f"{subject.url}/{action.slug}",
             statement=f"select {action.statement(subject.argument, *action.arguments[1:])}",
             changes=changes,
+            gate=subject.gate if action.name in ("approve", "reject") else None,
             error=refusal,
             url=subject.url,
         )

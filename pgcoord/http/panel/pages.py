@@ -76,12 +76,15 @@ class Overview(View):
             backlog = await panel.backlog(conn)
             features = await panel.feature_rows(conn, self.show, self.search, MOST_FEATURES)
             finishes = await panel.finishes(conn, _foreseen(features))
+        finish = None if installation.paused_at else finishes.get(None)
         pieces = {
             "notice": Piece("piece/notice.html", installation),
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
             "slots-head": Piece("piece/slots_head.html", (installation, slots, pools)),
             "line": Piece(
-                "piece/line.html", (line, backlog, _openings(installation, slots, line)), ages=True
+                "piece/line.html",
+                (line, backlog, _openings(installation, slots, line), finish),
+                ages=True,
             ),
             "filters": Piece("piece/filters.html", (self, len(needs))),
             "tally": Piece("piece/tally.html", (self, _tally(features))),
@@ -89,7 +92,9 @@ class Overview(View):
         }
         pieces |= {f"slot-{each.slot}": _slot_piece(each, installation, line) for each in slots}
         pieces |= {
-            f"feature-{each.id}": Piece("piece/feature.html", (each, finishes.get(each.id)))
+            f"feature-{each.id}": Piece(
+                "piece/feature.html", (each, finishes.get(each.id), installation.limit)
+            )
             for each in features
         }
         lists = {
@@ -131,9 +136,9 @@ def _openings(
         return []
     found = sorted(
         (
-            (each.pool, Opening(each.since + each.median, each.slot))
+            (each.pool, Opening(each.free_at, each.slot))
             for each in slots
-            if each.since and each.median and not each.draining
+            if each.free_at and not each.draining
         ),
         key=lambda each: each[1].at,
     )
@@ -194,7 +199,9 @@ class FeaturePage(View):
             "head": Piece("piece/feature_head.html", (feature, described.description, len(phases))),
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
             "facts": Piece(
-                "piece/facts.html", (feature, finish, phases, _spent(spans), forecast), ages=runs
+                "piece/facts.html",
+                (feature, finish, phases, _spent(spans), installation.limit),
+                ages=runs,
             ),
             "plan": Piece(
                 "piece/plan.html", self._planned(described.plan, phases, installation.limit)
