@@ -544,8 +544,8 @@ def test_status_json_is_an_object_that_stays_as_it_is(
     assert found["paused_at"] is None
     assert list(found["coordinator"]) == ["epoch", "host", "pid", "version", "lead_at"]
     assert found["slots"][1:] == [
-        dict.fromkeys(["slot", "draining", "queue_id", "title", "status", "since"])
-        | {"slot": slot, "draining": False}
+        dict.fromkeys(["slot", "draining", "queue_id", "title", "status", "since", "pool"])
+        | {"slot": slot, "draining": False, "pool": "local"}
         for slot in (2, 3)
     ]
     (feature,) = found["features"]
