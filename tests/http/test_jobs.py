@@ -36,13 +36,13 @@ def attempt(conn: Connection, epoch: int) -> dict[str, Any]:
     return attempt
 
 
-def say(
+async def say(
     site: Site, attempt: dict[str, Any], act: str, secret: str | None = None, **more: Any
 ) -> Any:
     number = attempt["id"]
     body = {"act": act, "attempt": number, "copy": "a" * 32, **more}
-    path = f"/attempts/{number}/{body['act'] if 'path' not in more else more['path']}"
-    return site.client.post(path, **signed(body, secret or attempt["secret"]))
+    path = f"/attempts/{number}/{act}"
+    return await site.client.post(path, **signed(body, secret or attempt["secret"]))
 
 
 async def test_a_job_begins_with_its_prompt_and_ends_by_any_coordinator(
@@ -62,18 +62,23 @@ async def test_a_job_begins_with_its_prompt_and_ends_by_any_coordinator(
 async def test_what_is_forged_malformed_or_of_a_second_copy_begins_nothing(
     site: Site, conn: Connection, attempt: dict[str, Any]
 ) -> None:
-    for status, words, answering in (
-        (401, "not of the secret", say(site, attempt, "begin", SECRET)),
-        (422, "attempt", say(site, attempt, "begin", attempt=attempt["id"] + 1)),
-        (422, "act", say(site, attempt, "exit", path="begin")),
-        (422, "exit_code", say(site, attempt, "exit", exit_code=-9)),
-        (404, "no attempt", say(site, {"id": 2**70, "secret": SECRET}, "begin")),
-        (401, "is signed", site.client.post(f"/attempts/{attempt['id']}/begin", json={})),
-    ):
+    other = {"id": 2**70, "secret": SECRET}
+    cases: list[tuple[int, str, dict[str, Any], str, dict[str, Any]]] = [
+        (401, "not of the secret", attempt | {"secret": SECRET}, "begin", {}),
+        (422, "attempt", attempt, "begin", {"attempt": attempt["id"] + 1}),
+        (422, "act", attempt, "begin", {"act": "exit"}),
+        (422, "exit_code", attempt, "exit", {"exit_code": -9}),
+        (404, "no attempt", other, "begin", {}),
+    ]
+    for status, words, given, act, more in cases:
         with case(status, words):
-            answer = await answering
+            body = {"act": act, "attempt": given["id"], "copy": "a" * 32, **more}
+            path = f"/attempts/{given['id']}/{act}"
+            answer = await site.client.post(path, **signed(body, given["secret"]))
             assert answer.status_code == status, answer.text
             assert words in answer.text
+    unsigned = await site.client.post(f"/attempts/{attempt['id']}/begin", json={})
+    assert unsigned.status_code == 401
     assert statuses(conn)[1] == "ready"
     assert (await say(site, attempt, "begin", node="node1")).status_code == 200
     answer = await say(site, attempt, "begin", copy="b" * 32)
