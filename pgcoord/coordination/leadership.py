@@ -180,6 +180,17 @@ class Leadership:
         assert self.listener is not None
         return await self.listener.wait(seconds)
 
+    @property
+    def has_changed(self) -> bool:
+        """Whether `take_changed` has something to return."""
+        assert self.listener is not None
+        return self.listener.has_changed
+
+    def take_changed(self) -> set[int]:
+        """Return the ids of the attempts that changed since the last call, as far as heard."""
+        assert self.listener is not None
+        return self.listener.take_changed()
+
     def wake(self) -> None:
         """End the current `wait`, or the next one, at once."""
         if self.listener:

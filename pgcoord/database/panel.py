@@ -29,7 +29,10 @@ class Installation:
 
 @dataclass(frozen=True)
 class HeldSlot:
-    """A slot, the attempt that holds it, if any, and the usual durations of its workflow."""
+    """A slot, the attempt that holds it, if any, and how long its phase takes, where that is known.
+
+    `free_at`: its expected end.
+    """
 
     slot: int
     draining: bool
@@ -48,6 +51,7 @@ class HeldSlot:
     low: timedelta | None
     median: timedelta | None
     high: timedelta | None
+    free_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -137,12 +141,12 @@ class Described:
 
 @dataclass(frozen=True)
 class Finish:
-    """The forecast of a feature's end, and its critical path (phase numbers).
+    """The forecast of the end of a feature or of all, and the critical path (phase numbers).
 
     `runs`: the number of past attempts that the forecast is based on.
     """
 
-    feature_id: int
+    feature_id: int | None
     path: list[int] | None
     runs: int
     path_takes: timedelta | None
@@ -290,11 +294,19 @@ async def held_slots(conn: Connection) -> list[HeldSlot]:
         HeldSlot,
         "select s.slot, s.draining, s.queue_id, s.feature_id, f.title as feature, s.phase_number,"
         " s.title, s.status, s.since, a.number as attempt, s.host, a.folder, s.external, s.ending,"
-        " u.low, u.median, u.high from pgcoord.slots as s"
+        " l.low, l.median, l.high, s.since + make_interval(secs => e.elapsed"
+        " + pgcoord_private.remaining_length(e.elapsed, extract(epoch from l.median)::float8,"
+        " extract(epoch from l.high)::float8)) as free_at from pgcoord.slots as s"
         " left join public.planned_features as f on f.id = s.feature_id"
         " left join lateral (select number, folder, workflow from pgcoord.attempt"
         " where adw_id = s.adw_id limit 1) as a on true"
-        " left join pgcoord.usual as u on u.workflow = a.workflow order by s.slot",
+        " left join public.phase_queue as p on p.queue_id = s.queue_id"
+        " left join pgcoord.usual as u on u.workflow = a.workflow"
+        " left join lateral pgcoord_private.expected_length("
+        "pgcoord_private.estimate_of(p.phase_data), u.runs, u.low, u.median, u.high) as l on true"
+        " cross join lateral (select case s.status when 'running'"
+        " then extract(epoch from now() - s.since)::float8 else 0 end as elapsed) as e"
+        " order by s.slot",
     )
 
 
@@ -366,10 +378,13 @@ async def described(conn: Connection, feature_id: int) -> Described:
     return found or Described(None, [])
 
 
-async def finishes(conn: Connection, feature_ids: list[int]) -> dict[int, Finish]:
-    """Return the forecasts of the ends of features, by feature id. SQL: expected_finish."""
+async def finishes(conn: Connection, feature_ids: list[int]) -> dict[int | None, Finish]:
+    """Return the forecasts of the ends of features, by feature id; None: of all that is open.
+
+    SQL: pgcoord_private.finishes.
+    """
     rows = await fetch_rows(
-        conn, Finish, f"select {columns_of(Finish)} from pgcoord.expected_finish(%s)", feature_ids
+        conn, Finish, f"select {columns_of(Finish)} from pgcoord_private.finishes(%s)", feature_ids
     )
     return {each.feature_id: each for each in rows}
 
@@ -433,11 +448,13 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
         " coalesce((p.phase_data ->> 'max_attempts')::integer, w.max_attempts) as max_attempts,"
         " coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::double precision),"
         " w.timeout) as timeout, p.retry_at, p.phase_data ->> 'gate' as gate, p.created_at,"
-        " b.since, u.runs, u.low, u.median, u.high"
+        " b.since, u.runs, l.low, l.median, l.high"
         " from public.phase_queue as p join public.planned_features as f on f.id = p.feature_id"
         " join pgcoord.board as b on b.queue_id = p.queue_id"
         " left join pgcoord.workflow as w on w.name = pgcoord_private.workflow_of(p)"
         " left join pgcoord.usual as u on u.workflow = pgcoord_private.workflow_of(p)"
+        " left join lateral pgcoord_private.expected_length("
+        "pgcoord_private.estimate_of(p.phase_data), u.runs, u.low, u.median, u.high) as l on true"
         " where p.queue_id = %s",
         queue_id,
     )

@@ -78,6 +78,25 @@ class OpenAttempt:
 
 
 @dataclass(frozen=True)
+class Claimed:
+    """The result of recording ends and claiming what follows, in one transaction.
+
+    `answers`: for each end, in order, what was recorded; None if it has to be recorded by itself.
+    `claimed` is None if the claim has to be made by itself.
+    """
+
+    answers: list["Recorded | None"]
+    claimed: list[Assignment] | None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An end that is recorded; `answer` as pgcoord_private.record_end returns it."""
+
+    answer: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
 class Move:
     """A transition of a phase, as the event log has it."""
 
@@ -131,12 +150,14 @@ class GitHubTask:
 
 @dataclass(frozen=True)
 class NextWork:
-    """The reasons for a coordinator to act before the next notification.
+    """What a coordinator has to do before it rests, and its reasons not to wait for long.
 
-    `due_in`: seconds until the next deadline (None: there is none). `abandoned`: ids of attempts on
-    hosts whose lease has expired. `locked`: names of locks that prevent a claim or an end.
+    `changed`: the open ones of the attempts that it asked for. `due_in`: seconds until the next
+    deadline (None: there is none). `abandoned`: ids of attempts on hosts whose lease has expired.
+    `locked`: names of locks that prevent a claim or an end.
     """
 
+    changed: list[OpenAttempt]
     due_in: float | None
     abandoned: list[int]
     locked: list[str]

@@ -100,11 +100,15 @@ from (
         from pgcoord.gate as g
         union all
         select 'slow' as kind, p.queue_id, p.started_timestamp,
-            format('runs more than twice as long as its workflow usually does at most (%s)', date_trunc('second', u.high)),
+            format('runs more than twice as long as expected at most (%s, from %s%s)', pgcoord_private.in_words(l.high),
+                pgcoord_private.counted(u.runs, 'past run', 'past runs'),
+                case when pgcoord_private.estimate_of(p.phase_data) is not null then ' and its estimate' end),
             p.attempt, null::integer as exit_code, null::integer[] as blocks
         from public.phase_queue as p
             join pgcoord.usual as u on u.workflow = pgcoord_private.workflow_of(p)
-        where p.status = 'running' and u.runs >= 3 and p.started_timestamp < now() - 2 * u.high - interval '1 minute'
+            cross join lateral pgcoord_private.expected_length(
+                pgcoord_private.estimate_of(p.phase_data), u.runs, u.low, u.median, u.high) as l
+        where p.status = 'running' and u.runs >= 3 and p.started_timestamp < now() - 2 * l.high - interval '1 minute'
         union all
         select 'locked' as kind, u.queue_id, u.since, 'its process ' || u.words,
             null::integer as attempt, null::integer as exit_code, null::integer[] as blocks

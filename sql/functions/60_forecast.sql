@@ -1,41 +1,67 @@
 -- What is expected, and why. Read only.
 
--- How long each phase of some features will yet take: nothing for a completed one, what is left of the usual for a
--- running one, all of it for the rest, also the failed and blocked, as if they were retried now. Where there is no
--- history of its workflow, its own estimate counts, from half to twice; where there is none either, it is null.
-create or replace function pgcoord_private.remaining(p_feature_ids integer[])
+-- The open phases, in the order in which they are claimed, at most p_most of them; and all phases of some features. How
+-- long each will yet take (nothing where it is completed, null where nothing tells, or too many are before it), and whether it will go by itself: not what is failed, blocked
+-- or cancelled, paused with its feature, or waits for an approval or for what nobody has.
+create or replace function pgcoord_private.open_work(p_feature_ids integer[], p_most integer)
 returns table (
-    feature_id integer, phase_number integer, runs bigint, usual interval,
+    feature_id integer, phase_number integer, status text, goes boolean, draining boolean, pool text, runs bigint, usual interval,
     low double precision, mid double precision, high double precision, not_before double precision
 )
 language sql stable
 set search_path = pg_catalog, pg_temp
 set jit = off as $$
     with
+    first as materialized (
+        select p.queue_id from public.phase_queue as p
+        where p.status in ('queued', 'ready', 'running')
+        order by p.slot is null, p.priority, p.queue_position, p.feature_id, p.phase_number limit p_most
+    ),
+    chosen as materialized (
+        select first.queue_id, false as beyond from first
+        union all
+        select p.queue_id, p.status = 'queued' from public.phase_queue as p
+        where p.feature_id = any (p_feature_ids) and p.queue_id not in (select first.queue_id from first)
+    ),
     usual as materialized (select * from pgcoord.usual),
-    phase as (
-        select p.feature_id, p.phase_number, p.status, p.retry_at, coalesce(u.runs, 0) as runs,
-            extract(epoch from coalesce(u.low, e.estimate / 2))::double precision as low,
-            extract(epoch from coalesce(u.median, e.estimate))::double precision as mid,
-            extract(epoch from coalesce(u.high, e.estimate * 2))::double precision as high,
+    stranded as materialized (select s.queue_id from pgcoord_private.stranded as s),
+    estimated as materialized (
+        select p.queue_id, p.feature_id, p.phase_number, p.status::text, p.slot, p.held, p.gated, p.priority, p.queue_position, p.retry_at,
+            c.beyond, coalesce(pgcoord_private.workflow_of(p), '') as workflow,
+            coalesce(case when p.status <> 'completed' then pgcoord_private.estimate_of(p.phase_data) end, '-1 s') as estimate,
             case when p.status = 'running' then extract(epoch from now() - p.started_timestamp)::double precision else 0 end as elapsed
-        from public.phase_queue as p
-            left join usual as u on u.workflow = pgcoord_private.workflow_of(p)
-            cross join lateral (
-                select case jsonb_typeof(p.phase_data -> 'estimated_hours') when 'number'
-                    -- As a numeric, for a JSON number may be too large, or too near to 0, for any other type.
-                    then make_interval(secs => round(3600 * least(greatest((p.phase_data ->> 'estimated_hours')::numeric, 0), 1e5), 6)::float8) end
-                    as estimate
-            ) as e
-        where p.feature_id = any (p_feature_ids)
+        from chosen as c
+            join public.phase_queue as p using (queue_id)
+    ),
+    length as materialized (    -- of phases that nothing tells apart, once
+        select d.workflow, d.estimate, u.runs, l.low, l.median, l.high
+        from (select distinct e.workflow, e.estimate from estimated as e where not e.beyond) as d
+            left join usual as u on u.workflow = d.workflow
+            cross join lateral pgcoord_private.expected_length(
+                nullif(d.estimate, '-1 s'), u.runs, u.low, u.median, u.high) as l
+    ),
+    phase as (
+        select e.*, l.runs, l.low as s_low, l.median as s_median, l.high as s_high
+        from estimated as e
+            left join length as l on l.workflow = e.workflow and l.estimate = e.estimate and not e.beyond
+    ),
+    seconds as (
+        select p.*, extract(epoch from s_low)::double precision as low, extract(epoch from s_median)::double precision as mid,
+            extract(epoch from s_high)::double precision as high
+        from phase as p
     )
-    select feature_id, phase_number, runs, make_interval(secs => mid),
-        case when status = 'completed' then 0 when mid is not null then greatest(low - elapsed, 0) end,
-        case when status = 'completed' then 0 when elapsed < mid then mid - elapsed when mid is not null then greatest(high - elapsed, 0) / 2 end,
-        case when status = 'completed' then 0 when mid is not null then greatest(high - elapsed, 0) end,
-        case when status = 'queued' and retry_at is not null    -- which may be infinite, as an older release stored it
-            then greatest(extract(epoch from least(retry_at, '9999-12-31 00:00+00') - now())::double precision, 0) end
-    from phase;
+    select p.feature_id, p.phase_number, p.status,
+        p.slot is not null or p.status = 'queued' and not p.held and not p.gated and not exists (select from stranded as s where s.queue_id = p.queue_id),
+        coalesce((select s.draining from pgcoord.slot as s where s.number = p.slot), false),
+        'local', coalesce(p.runs, 0), p.s_median,
+        case when p.status = 'completed' then 0 else greatest(p.low - p.elapsed, 0) end,
+        case when p.status = 'completed' then 0 else pgcoord_private.remaining_length(p.elapsed, p.mid, p.high) end,
+        case when p.status = 'completed' then 0
+            else pgcoord_private.remaining_length(p.elapsed, p.high, 2 * p.high) end,
+        case when p.status = 'queued' and p.retry_at is not null    -- which may be infinite, as an older release stored it
+            then greatest(extract(epoch from least(p.retry_at, '9999-12-31 00:00+00') - now())::double precision, 0) else 0 end
+    from seconds as p
+    order by p.slot is null, p.priority, p.queue_position, p.feature_id, p.phase_number;
 $$;
 
 -- The time in so many seconds, to the minute: an expectation says no more, and stays the same while nothing
@@ -70,13 +96,16 @@ set enable_nestloop = off set jit = off as $$
         join place as down on down.feature_id = b.feature_id and down.number = b.dependent;
 $$;
 
--- Phases are gone through after all their prerequisites (arrays and one pass: a recursive query would walk each path,
--- and there may be more of them than can be counted). Slots are not looked at here; see expected_finish.
--- (Long: a call would copy the arrays.)
-create or replace function pgcoord.forecast(p_feature_ids integer[])
+-- What happens when everything that is open goes on as it stands, with the slots there are: when a slot is free, the first
+-- in line whose prerequisites have ended takes it, as claims do. What does not go by itself (see open_work) takes no slot
+-- of the others; it is foreseen as if it were taken up now, and had slots of its own. A pause of everything is not looked at.
+-- A phase of which nothing tells how long it takes has no end, nor has what waits for it; it takes its slot for as long as
+-- most phases do. (Arrays, and one pass from end to end: a recursive query would walk each path, and there may be more of
+-- them than can be counted. Long: a call would copy the arrays.)
+create or replace function pgcoord_private.simulate(p_feature_ids integer[])
 returns table (
-    feature_id integer, phase_number integer, layer integer, critical boolean, runs bigint, usual interval,
-    starts_at timestamptz, ends_at timestamptz, earliest timestamptz, latest timestamptz
+    feature_id integer, phase_number integer, goes boolean, layer integer, critical boolean, runs bigint, usual interval,
+    remaining double precision, starts double precision, ends double precision, earliest double precision, latest double precision
 )
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -84,79 +113,267 @@ set jit = off as $$
 declare
     v_features integer[];
     v_numbers integer[];
+    v_states text[];
+    v_goes boolean[];
+    v_draining boolean[];
+    v_pool integer[];
     v_runs bigint[];
     v_usual interval[];
     v_low double precision[];
     v_mid double precision[];
     v_high double precision[];
+    v_not_before double precision[];
+    v_names text[];    -- of pools
     v_from integer[];    -- edges, by place of the prerequisite
     v_to integer[];
     v_first integer[];    -- where the edges of a phase begin
-    v_open integer[];    -- prerequisites not gone through yet
+    v_open integer[];    -- prerequisites that have not ended
+    v_left integer[];    -- the same, while layers are counted
     v_order integer[] := '{}';
     v_layer integer[];
     v_start double precision[];
     v_end double precision[];
-    v_down double precision[];    -- squared spread along the path that decides
+    v_known boolean[];    -- whether the times are told by something
+    v_down double precision[];    -- squared spread along what decides
     v_up double precision[];
     v_before integer[];    -- the prerequisite that decides when a phase starts
     v_critical boolean[];
     v_count integer;
-    v_at integer := 1;
+    v_free integer[];    -- slots, by pool
+    v_heap integer[];    -- who is in line: a heap for each pool, from v_base on
+    v_base integer[];
+    v_size integer[];
+    v_times double precision[] := '{}';    -- what is to happen, a heap by time: the end of a phase, or, negative, a retry time
+    v_what integer[] := '{}';
+    v_events integer := 0;
+    v_now double precision := 0;
+    v_last integer;    -- the phase whose end is looked at
+    v_enters integer[];    -- phases that get into line
+    v_length double precision;    -- of a phase of which nothing tells
+    v_time double precision;
     v_edge integer;
+    v_at integer := 1;
+    h integer;
     i integer;
     j integer;
+    k integer;
 begin
-    select array_agg(r.feature_id order by r.feature_id, r.phase_number), array_agg(r.phase_number order by r.feature_id, r.phase_number),
-        array_agg(r.runs order by r.feature_id, r.phase_number), array_agg(r.usual order by r.feature_id, r.phase_number),
-        array_agg(r.low order by r.feature_id, r.phase_number), array_agg(r.mid order by r.feature_id, r.phase_number),
-        array_agg(r.high order by r.feature_id, r.phase_number), array_agg(coalesce(r.not_before, 0) order by r.feature_id, r.phase_number),
-        count(*)
-    into v_features, v_numbers, v_runs, v_usual, v_low, v_mid, v_high, v_start, v_count
-    from pgcoord_private.remaining(p_feature_ids) as r;
+    -- 1,000: a day of work for most, and less than a tenth of a second.
+    select array_agg(r.feature_id), array_agg(r.phase_number), array_agg(r.status), array_agg(r.goes), array_agg(r.draining),
+        array_agg(r.pool), array_agg(r.runs), array_agg(r.usual), array_agg(r.low), array_agg(r.mid), array_agg(r.high),
+        array_agg(r.not_before), count(*)
+    into v_features, v_numbers, v_states, v_goes, v_draining, v_names, v_runs, v_usual, v_low, v_mid, v_high, v_not_before, v_count
+    from pgcoord_private.open_work(p_feature_ids, 1000) as r;
     if v_count = 0 then
         return;
     end if;
     select e.froms, e.tos into v_from, v_to from pgcoord_private.edges_between(v_features, v_numbers) as e;
+    select coalesce(percentile_cont(0.5) within group (order by extract(epoch from u.median)), 1800) into v_length from pgcoord.usual as u;
+    select array_agg(p.place order by n.ordinality) into v_pool
+    from unnest(v_names) with ordinality as n (name)
+        join (select name, row_number() over (order by name) as place from (select distinct unnest(v_names) as name) as d) as p using (name);
+    select array_agg(d.slots order by d.name), array_agg(d.members order by d.name), array_agg(d.before order by d.name)
+    into v_free, v_size, v_base
+    from (
+        select n.name, (select count(*) from pgcoord.slot as s where not s.draining) as slots,
+            0 as members, coalesce(sum(count(*)) over (order by n.name rows between unbounded preceding and 1 preceding), 0) as before
+        from unnest(v_names) as n (name) group by n.name
+    ) as d;
 
+    -- An array that was assigned to is kept in a form of which an element is had at once; one with texts or nulls is else
+    -- gone through for each.
+    v_states[1] := v_states[1];
+    v_low[1] := v_low[1];
+    v_mid[1] := v_mid[1];
+    v_high[1] := v_high[1];
+    v_not_before[1] := v_not_before[1];
     v_open := array_fill(0, array[v_count]);
     v_first := array_fill(null::integer, array[v_count]);
-    v_before := array_fill(null::integer, array[v_count]);
-    v_layer := array_fill(0, array[v_count]);
-    v_end := array_fill(0::double precision, array[v_count]);
-    v_down := v_end;
-    v_up := v_end;
+    v_before := v_first;
+    v_heap := v_first;
+    v_layer := v_open;
+    v_start := array_fill(null::double precision, array[v_count]);
+    v_end := v_start;
+    v_down := array_fill(0::double precision, array[v_count]);
+    v_up := v_down;
     v_critical := array_fill(false, array[v_count]);
+    v_known := array_fill(true, array[v_count]);
+    v_left := v_open;
     for v_edge in 1 .. coalesce(cardinality(v_from), 0) loop
-        v_open[v_to[v_edge]] := v_open[v_to[v_edge]] + 1;
+        v_left[v_to[v_edge]] := v_left[v_to[v_edge]] + 1;
+        if v_states[v_from[v_edge]] <> 'completed' then
+            v_open[v_to[v_edge]] := v_open[v_to[v_edge]] + 1;
+        end if;
         if v_first[v_from[v_edge]] is null then
             v_first[v_from[v_edge]] := v_edge;
         end if;
     end loop;
+
+    -- Layers, and an order in which each comes after its prerequisites.
     for i in 1 .. v_count loop
-        if v_open[i] = 0 then
+        if v_left[i] = 0 then
             v_order := v_order || i;
         end if;
     end loop;
-
     while v_at <= cardinality(v_order) loop
         i := v_order[v_at];
         v_at := v_at + 1;
-        v_end[i] := v_start[i] + v_mid[i];
-        v_down[i] := coalesce(v_down[v_before[i]], 0) + (v_mid[i] - v_low[i]) ^ 2;
-        v_up[i] := coalesce(v_up[v_before[i]], 0) + (v_high[i] - v_mid[i]) ^ 2;
         v_edge := v_first[i];
         while v_from[v_edge] = i loop
             j := v_to[v_edge];
             v_layer[j] := greatest(v_layer[j], v_layer[i] + 1);
-            -- Null, for a duration that nothing tells, is later than any.
-            if v_mid[i] is distinct from 0 and v_start[j] is not null and (v_end[i] is null or v_end[i] > v_start[j] or v_before[j] is null) then
-                v_start[j] := v_end[i];
-                v_before[j] := i;
-            end if;
-            v_open[j] := v_open[j] - 1;
-            if v_open[j] = 0 then
+            -- What waits for something that does not go does not go either.
+            v_goes[j] := v_goes[j] and (v_goes[i] or v_states[i] = 'completed');
+            v_left[j] := v_left[j] - 1;
+            if v_left[j] = 0 then
                 v_order := v_order || j;
+            end if;
+            v_edge := v_edge + 1;
+        end loop;
+    end loop;
+
+    -- What runs, and who is in line already.
+    for i in 1 .. v_count loop
+        if v_states[i] in ('ready', 'running') then
+            if not v_draining[i] then
+                v_free[v_pool[i]] := v_free[v_pool[i]] - 1;
+            end if;
+            v_start[i] := 0;
+            v_enters := v_enters || -i;
+        elsif v_goes[i] and v_open[i] = 0 then
+            v_enters := v_enters || i;
+        end if;
+    end loop;
+
+    loop
+        -- Positive: gets into line, or waits for its retry time; negative: starts.
+        foreach i in array coalesce(v_enters, '{}') loop
+            if i > 0 and v_not_before[i] <= v_now then
+                k := v_pool[i];
+                v_size[k] := v_size[k] + 1;
+                h := v_size[k];
+                while h > 1 and v_heap[v_base[k] + h / 2] > i loop
+                    v_heap[v_base[k] + h] := v_heap[v_base[k] + h / 2];
+                    h := h / 2;
+                end loop;
+                v_heap[v_base[k] + h] := i;
+                continue;
+            end if;
+            if i > 0 then
+                v_time := v_not_before[i];
+                j := -i;
+            else
+                j := -i;
+                v_known[j] := v_known[j] and v_mid[j] is not null;
+                v_end[j] := v_start[j] + coalesce(v_mid[j], v_length);
+                v_down[j] := v_down[j] + coalesce(v_mid[j] - v_low[j], 0) ^ 2;
+                v_up[j] := v_up[j] + coalesce(v_high[j] - v_mid[j], 0) ^ 2;
+                v_time := v_end[j];
+            end if;
+            v_events := v_events + 1;
+            h := v_events;
+            while h > 1 and v_times[h / 2] > v_time loop
+                v_times[h] := v_times[h / 2];
+                v_what[h] := v_what[h / 2];
+                h := h / 2;
+            end loop;
+            v_times[h] := v_time;
+            v_what[h] := j;
+        end loop;
+        v_enters := null;
+
+        -- The first in line take the slots that are free.
+        for k in 1 .. cardinality(v_free) loop
+            while v_free[k] > 0 and v_size[k] > 0 loop
+                i := v_heap[v_base[k] + 1];
+                v_free[k] := v_free[k] - 1;
+                v_start[i] := v_now;
+                if v_last is not null then
+                    v_down[i] := v_down[v_last];
+                    v_up[i] := v_up[v_last];
+                end if;
+                v_enters := v_enters || -i;
+                j := v_heap[v_base[k] + v_size[k]];
+                v_size[k] := v_size[k] - 1;
+                h := 1;
+                while 2 * h <= v_size[k] loop
+                    i := 2 * h;
+                    if i < v_size[k] and v_heap[v_base[k] + i + 1] < v_heap[v_base[k] + i] then
+                        i := i + 1;
+                    end if;
+                    exit when v_heap[v_base[k] + i] >= j;
+                    v_heap[v_base[k] + h] := v_heap[v_base[k] + i];
+                    h := i;
+                end loop;
+                v_heap[v_base[k] + h] := j;
+            end loop;
+        end loop;
+        continue when v_enters is not null;
+        exit when v_events = 0;
+
+        -- What happens next.
+        v_now := greatest(v_now, v_times[1]);
+        v_last := v_what[1];
+        v_time := v_times[v_events];
+        j := v_what[v_events];
+        v_events := v_events - 1;
+        h := 1;
+        while 2 * h <= v_events loop
+            i := 2 * h;
+            if i < v_events and v_times[i + 1] < v_times[i] then
+                i := i + 1;
+            end if;
+            exit when v_times[i] >= v_time;
+            v_times[h] := v_times[i];
+            v_what[h] := v_what[i];
+            h := i;
+        end loop;
+        v_times[h] := v_time;
+        v_what[h] := j;
+        if v_last < 0 then
+            v_enters := array[-v_last];
+            v_last := null;
+            continue;
+        end if;
+        if not v_draining[v_last] then
+            v_free[v_pool[v_last]] := v_free[v_pool[v_last]] + 1;
+        end if;
+        v_edge := v_first[v_last];
+        while v_from[v_edge] = v_last loop
+            j := v_to[v_edge];
+            v_open[j] := v_open[j] - 1;
+            v_before[j] := v_last;    -- the last one to end stays
+            v_known[j] := v_known[j] and v_known[v_last];
+            if v_open[j] = 0 and v_goes[j] then
+                v_enters := v_enters || j;
+            end if;
+            v_edge := v_edge + 1;
+        end loop;
+    end loop;
+
+    -- What does not go by itself, and on what its start hangs.
+    foreach i in array v_order loop
+        if v_states[i] = 'completed' then
+            v_start[i] := 0;
+            v_end[i] := 0;
+        elsif not v_goes[i] then
+            v_start[i] := greatest(coalesce(v_start[i], 0), v_not_before[i]);
+            v_end[i] := v_start[i] + v_mid[i];
+            v_known[i] := v_known[i] and v_mid[i] is not null;
+            v_down[i] := coalesce(v_down[v_before[i]], 0) + (v_mid[i] - v_low[i]) ^ 2;
+            v_up[i] := coalesce(v_up[v_before[i]], 0) + (v_high[i] - v_mid[i]) ^ 2;
+        end if;
+        v_edge := v_first[i];
+        while v_from[v_edge] = i loop
+            j := v_to[v_edge];
+            if not v_goes[j] and v_states[i] <> 'completed' then
+                v_known[j] := v_known[j] and v_known[i];
+                if v_states[i] = 'completed' then
+                    null;
+                elsif v_before[j] is null or v_end[i] is null or v_end[i] > v_end[v_before[j]] then
+                    v_before[j] := i;
+                    v_start[j] := v_end[i];
+                end if;
             end if;
             v_edge := v_edge + 1;
         end loop;
@@ -165,7 +382,7 @@ begin
     for i in
         select distinct on (v_features[n]) n
         from generate_series(1, v_count) as n
-        where v_mid[n] is distinct from 0
+        where v_states[n] <> 'completed' and v_mid[n] is distinct from 0
         order by v_features[n], v_end[n] desc nulls first, v_layer[n] desc
     loop
         j := i;
@@ -175,16 +392,32 @@ begin
         end loop;
     end loop;
     return query
-    select v_features[n], v_numbers[n], v_layer[n], v_critical[n], v_runs[n], v_usual[n],
-        pgcoord_private.in_minutes(v_start[n]), pgcoord_private.in_minutes(v_end[n]),
-        pgcoord_private.in_minutes(greatest(v_end[n] - sqrt(v_down[n]), 0)), pgcoord_private.in_minutes(v_end[n] + sqrt(v_up[n]))
+    select v_features[n], v_numbers[n], v_goes[n], v_layer[n], v_critical[n], v_runs[n], v_usual[n], v_mid[n],
+        case when coalesce(v_known[v_before[n]], true) then v_start[n] end, case when v_known[n] then v_end[n] end,
+        case when v_known[n] then greatest(v_end[n] - sqrt(v_down[n]), 0) end, case when v_known[n] then v_end[n] + sqrt(v_up[n]) end
     from generate_series(1, v_count) as n;
 end $$;
-comment on function pgcoord.forecast(integer[]) is
-    'When each phase of these features would run if nothing failed and there were slots for all: its layer in the graph, whether it is on the critical path, and from when to when.';
 
--- A feature ends when its longest path does, and not before its slots could have done all the work.
-create or replace function pgcoord.expected_finish(p_feature_ids integer[])
+create or replace function pgcoord.forecast(p_feature_ids integer[])
+returns table (
+    feature_id integer, phase_number integer, layer integer, critical boolean, runs bigint, usual interval,
+    starts_at timestamptz, ends_at timestamptz, earliest timestamptz, latest timestamptz
+)
+language sql stable
+set search_path = pg_catalog, pg_temp
+set jit = off as $$
+    select s.feature_id, s.phase_number, s.layer, s.critical, s.runs, s.usual,
+        pgcoord_private.in_minutes(s.starts), pgcoord_private.in_minutes(s.ends),
+        pgcoord_private.in_minutes(s.earliest), pgcoord_private.in_minutes(s.latest)
+    from pgcoord_private.simulate(p_feature_ids) as s
+    where s.feature_id = any (p_feature_ids)
+    order by s.feature_id, s.phase_number;
+$$;
+comment on function pgcoord.forecast(integer[]) is
+    'When each phase of these features will run, with the slots there are and everything else that is open, if nothing fails: its layer in the graph, whether it is on the critical path, and from when to when.';
+
+-- A row for each feature, and one without a feature for all that is open and goes by itself.
+create or replace function pgcoord_private.finishes(p_feature_ids integer[])
 returns table (
     feature_id integer, path integer[], runs bigint, path_takes interval,
     ends_at timestamptz, earliest timestamptz, latest timestamptz
@@ -192,20 +425,33 @@ returns table (
 language sql stable
 set search_path = pg_catalog, pg_temp
 set jit = off as $$
-    with work as (
-        select r.feature_id,
-            sum(r.mid) / greatest((select count(*) from pgcoord.slot where not draining), 1) as takes
-        from pgcoord_private.remaining(p_feature_ids) as r
-        group by r.feature_id
-    )
-    select f.feature_id, array_agg(f.phase_number order by f.layer) filter (where f.critical), max(f.runs),
-        max(f.ends_at) filter (where f.critical) - pgcoord_private.in_minutes(0),
-        case when bool_and(f.ends_at is not null) then greatest(max(f.ends_at), pgcoord_private.in_minutes(w.takes)) end,
-        case when bool_and(f.ends_at is not null) then greatest(max(f.earliest), pgcoord_private.in_minutes(w.takes)) end,
-        case when bool_and(f.ends_at is not null) then greatest(max(f.latest), pgcoord_private.in_minutes(w.takes)) end
-    from pgcoord.forecast(p_feature_ids) as f
-        join work as w using (feature_id)
-    group by f.feature_id, w.takes;
+    with foreseen as materialized (select * from pgcoord_private.simulate(p_feature_ids))
+    select s.feature_id, array_agg(s.phase_number order by s.layer) filter (where s.critical), max(s.runs),
+        make_interval(secs => sum(s.remaining) filter (where s.critical)),
+        case when bool_and(s.ends is not null) then pgcoord_private.in_minutes(max(s.ends)) end,
+        case when bool_and(s.ends is not null) then pgcoord_private.in_minutes(max(s.earliest)) end,
+        case when bool_and(s.ends is not null) then pgcoord_private.in_minutes(max(s.latest)) end
+    from foreseen as s
+    where s.feature_id = any (p_feature_ids)
+    group by s.feature_id
+    union all
+    select null, null, max(s.runs), null,
+        case when bool_and(s.ends is not null) then pgcoord_private.in_minutes(max(s.ends)) end,
+        case when bool_and(s.ends is not null) then pgcoord_private.in_minutes(max(s.earliest)) end,
+        case when bool_and(s.ends is not null) then pgcoord_private.in_minutes(max(s.latest)) end
+    from foreseen as s
+    where s.goes
+    having count(*) > 0;
+$$;
+
+create or replace function pgcoord.expected_finish(p_feature_ids integer[])
+returns table (
+    feature_id integer, path integer[], runs bigint, path_takes interval,
+    ends_at timestamptz, earliest timestamptz, latest timestamptz
+)
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
+    select f.* from pgcoord_private.finishes(p_feature_ids) as f where f.feature_id is not null;
 $$;
 comment on function pgcoord.expected_finish(integer[]) is
-    'The critical path of each feature, and when it would be finished with the slots there are if nothing else ran and nothing failed; null where no history tells.';
+    'The critical path of each feature, and when it will be finished with the slots there are, beside everything else that is open and if nothing fails; null where nothing tells.';

@@ -45,9 +45,10 @@ def in_hours(conn: Connection, at: datetime) -> float:
 
 def ran(conn: Connection, epoch: int, feature: int, minutes: float) -> None:
     """Have the phases of a feature have completed after so long."""
-    for queue_id in claim(conn, epoch):
-        start(conn, epoch, queue_id)
-        conn.execute("select pgcoord.complete_phase(%s)", [queue_id])
+    while claimed := claim(conn, epoch):
+        for queue_id in claimed:
+            start(conn, epoch, queue_id)
+            conn.execute("select pgcoord.complete_phase(%s)", [queue_id])
     conn.execute(
         "update pgcoord.attempt set started_at = ended_at - %s where queue_id like %s",
         [timedelta(minutes=minutes), f"queue-{feature}-%"],
@@ -80,20 +81,77 @@ def test_what_has_completed_takes_no_time_and_is_on_no_path(conn: Connection) ->
     assert in_hours(conn, finish(conn, feature)["ends_at"]) == 2
 
 
-def test_the_past_runs_of_a_workflow_tell_more_than_an_estimate(
+def test_past_runs_and_the_estimate_are_weighed_by_how_much_each_tells(
     conn: Connection, epoch: int
 ) -> None:
-    ran(conn, epoch, add_feature(conn, {1: [], 2: [], 3: []}), minutes=30)
+    def expected() -> list[float]:
+        [row] = rows(conn, "select * from pgcoord.forecast(array[%s])", feature)
+        return [in_hours(conn, row[each]) for each in ("earliest", "ends_at", "latest")]
+
+    feature = add_feature(conn, {1: []}, retry_at=now(conn) + timedelta(seconds=1))
+    hours(conn, feature, p1=8)
+    assert expected() == [4, 8, 16]
+    for runs, ends in ((3, 1.4), (30, 0.6)):
+        ran(conn, epoch, add_feature(conn, {n + 1: [] for n in range(runs)}), minutes=30)
+        earliest, middle, latest = expected()
+        assert middle == ends, "the more runs, the more they tell"
+        assert (earliest, latest) == (0.5, 8), "they disagree: as wide as both"
+    conn.execute("update phase_queue set phase_data = '{}' where feature_id = %s", [feature])
+    assert expected() == pytest.approx([0.4, 0.5, 0.6], abs=0.11)
+
+
+def test_unlike_or_few_runs_tell_nothing(conn: Connection, epoch: int) -> None:
+    feature = add_feature(conn, {1: []}, retry_at=now(conn) + timedelta(seconds=1))
+    ran(conn, epoch, add_feature(conn, {1: [], 2: []}), minutes=30)
+    assert finish(conn, feature)["ends_at"] is None
+    ran(conn, epoch, add_feature(conn, {1: [], 2: []}), minutes=0.1)
+    assert finish(conn, feature)["ends_at"] is None
+
+
+def test_other_features_priorities_pauses_and_slots_count(conn: Connection, epoch: int) -> None:
+    conn.execute("select pgcoord.set_slots(1)")
+    first, second = (add_feature(conn, {1: [], 2: [1]}) for _ in range(2))
+    for each in (first, second):
+        hours(conn, each, p1=1, p2=1)
+
+    def ends(feature: int) -> float | None:
+        at = finish(conn, feature)["ends_at"]
+        return None if at is None else in_hours(conn, at)
+
+    def everything() -> float | None:
+        [row] = rows(conn, "select * from pgcoord_private.finishes('{}') where feature_id is null")
+        return None if row["ends_at"] is None else in_hours(conn, row["ends_at"])
+
+    # In the order of claims: all of the first, then the second.
+    assert (ends(first), ends(second), everything()) == (2, 4, 4)
+    conn.execute("update phase_queue set priority = 10 where feature_id = %s", [second])
+    assert (ends(first), ends(second)) == (4, 2)
+    conn.execute("select pgcoord.set_slots(2)")
+    assert (ends(first), ends(second), everything()) == (2, 2, 2)
+    conn.execute("select pgcoord.set_slots(1)")
+    conn.execute("select pgcoord.pause(%s)", [second])
+    assert (ends(first), ends(second), everything()) == (2, 2, 2), "paused: if resumed now"
+    conn.execute("select pgcoord.set_slots(0)")
+    assert (ends(first), everything()) == (None, None)
+
+
+def test_an_expected_end_stays_until_it_has_passed(conn: Connection, epoch: int) -> None:
     feature = add_feature(conn, {1: [], 2: [1]})
-    hours(conn, feature, p1=8, p2=8)
-    found = finish(conn, feature)
-    assert found["runs"] == 3
-    assert in_hours(conn, found["ends_at"]) == 1
-    assert found["earliest"] == found["ends_at"] == found["latest"]
+    hours(conn, feature, p1=1, p2=1)
+    [queue_id] = claim(conn, epoch)
+    start(conn, epoch, queue_id)
+
+    def ends_after(minutes: float) -> float:
+        """Hours after the start, where it runs since so many minutes."""
+        since = timedelta(minutes=minutes)
+        conn.execute("update phase_queue set started_timestamp = now() - %s", [since])
+        return round(in_hours(conn, finish(conn, feature)["ends_at"]) + minutes / 60, 1)
+
+    assert [ends_after(minutes) for minutes in (30, 54, 66, 114, 126, 216)] == [2, 2, 3, 3, 5, 5]
 
 
 def test_a_running_phase_needs_what_is_left_of_the_usual(conn: Connection, epoch: int) -> None:
-    ran(conn, epoch, add_feature(conn, {1: [], 2: [], 3: []}), minutes=60)
+    ran(conn, epoch, add_feature(conn, {n + 1: [] for n in range(3)}), minutes=60)
     feature = add_feature(conn, {1: []})
     [queue_id] = claim(conn, epoch)
     start(conn, epoch, queue_id)
@@ -184,15 +242,24 @@ def test_a_workflow_that_nobody_knows_needs_somebody(conn: Connection, epoch: in
     assert (need["kind"], "unheard-of" in need["words"]) == ("workflow", True)
 
 
-def test_a_run_of_more_than_twice_the_usual_needs_somebody(conn: Connection, epoch: int) -> None:
-    ran(conn, epoch, add_feature(conn, {1: [], 2: [], 3: []}), minutes=10)
-    add_feature(conn, {1: []})
-    [queue_id] = claim(conn, epoch)
-    start(conn, epoch, queue_id)
-    assert rows(conn, "select * from pgcoord.attention") == []
-    conn.execute("update phase_queue set started_timestamp = now() - interval '22 min'")
-    [need] = rows(conn, "select * from pgcoord.attention")
-    assert need["kind"] == "slow"
+def test_a_run_much_longer_than_expected_needs_somebody(conn: Connection, epoch: int) -> None:
+    ran(conn, epoch, add_feature(conn, {n + 1: [] for n in range(30)}), minutes=0.02)
+    feature = add_feature(conn, {1: [], 2: []})
+    hours(conn, feature, p1=0.5)
+    for queue_id in claim(conn, epoch):
+        start(conn, epoch, queue_id)
+
+    def slow(minutes: int) -> list[int]:
+        since = timedelta(minutes=minutes)
+        conn.execute("update phase_queue set started_timestamp = now() - %s", [since])
+        found = rows(conn, "select * from pgcoord.attention where kind = 'slow' order by 5")
+        return [each["phase_number"] for each in found]
+
+    assert slow(0) == []
+    assert slow(2) == [2], "the one that is estimated at half an hour is not like the others"
+    assert slow(62) == [1, 2]
+    [words] = rows(conn, "select words from pgcoord.attention where phase_number = 1")
+    assert "(30 min, from 30 past runs and its estimate)" in words["words"]
 
 
 # --- Previews

@@ -75,12 +75,15 @@ class Overview(View):
             backlog = await panel.backlog(conn)
             features = await panel.feature_rows(conn, self.show, self.search, MOST_FEATURES)
             finishes = await panel.finishes(conn, _foreseen(features))
+        finish = None if installation.paused_at else finishes.get(None)
         pieces = {
             "notice": Piece("piece/notice.html", installation),
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
             "slots-head": Piece("piece/slots_head.html", (installation, slots)),
             "line": Piece(
-                "piece/line.html", (line, backlog, _openings(installation, slots)), ages=True
+                "piece/line.html",
+                (line, backlog, _openings(installation, slots), finish),
+                ages=True,
             ),
             "filters": Piece("piece/filters.html", (self, len(needs))),
             "tally": Piece("piece/tally.html", (self, _tally(features))),
@@ -90,7 +93,9 @@ class Overview(View):
             f"slot-{each.slot}": _slot_piece(each, installation, bool(line)) for each in slots
         }
         pieces |= {
-            f"feature-{each.id}": Piece("piece/feature.html", (each, finishes.get(each.id)))
+            f"feature-{each.id}": Piece(
+                "piece/feature.html", (each, finishes.get(each.id), installation.limit)
+            )
             for each in features
         }
         lists = {
@@ -126,9 +131,7 @@ def _openings(installation: panel.Installation, slots: list[panel.HeldSlot]) -> 
     if installation.paused_at or not installation.leader:
         return []
     found = [
-        Opening(each.since + each.median, each.slot)
-        for each in slots
-        if each.since and each.median and not each.draining
+        Opening(each.free_at, each.slot) for each in slots if each.free_at and not each.draining
     ]
     return sorted(found, key=lambda each: each.at)
 
@@ -183,7 +186,9 @@ class FeaturePage(View):
             "head": Piece("piece/feature_head.html", (feature, described.description, len(phases))),
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
             "facts": Piece(
-                "piece/facts.html", (feature, finish, phases, _spent(spans), forecast), ages=runs
+                "piece/facts.html",
+                (feature, finish, phases, _spent(spans), installation.limit),
+                ages=runs,
             ),
             "plan": Piece(
                 "piece/plan.html", self._planned(described.plan, phases, installation.limit)

@@ -1,0 +1,65 @@
+-- How long a phase takes: what its estimate and the past runs of its workflow tell together.
+
+-- The estimate that the data of a phase states; null where it states none.
+create or replace function pgcoord_private.estimate_of(p_phase_data jsonb) returns interval
+language sql immutable
+return case jsonb_typeof(p_phase_data -> 'estimated_hours') when 'number'
+    -- As a numeric, for a JSON number may be too large, or too near to 0, for any other type.
+    then make_interval(secs => round(3600 * least(greatest((p_phase_data ->> 'estimated_hours')::numeric, 0), 1e5), 6)::float8) end;
+
+-- How long a phase takes, from its own estimate and the past runs of its workflow, each weighed by how much it tells:
+-- an estimate is right within the half and the double, eight times of ten; runs tell the more, the more there are and
+-- the more alike they were. Lengths are compared by their ratios (in logarithms). Where the two disagree, the words are as
+-- wide as both. Nulls where nothing tells: no estimate, and fewer than three runs or such as lie apart by a factor of fifty.
+create or replace function pgcoord_private.expected_length(
+    p_estimate interval, p_runs bigint, p_low interval, p_median interval, p_high interval,
+    out low interval, out median interval, out high interval
+)
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_ten constant double precision := 1.2816;    -- standard deviations within which eight of ten lie
+    v_estimate double precision := extract(epoch from p_estimate);
+    v_median double precision := greatest(extract(epoch from p_median), 0.1);
+    v_spread double precision := ln(greatest(extract(epoch from p_high), 0.1) / greatest(extract(epoch from p_low), 0.1)) / 2 / v_ten;
+    v_variance double precision := greatest(v_spread, 0.1) ^ 2 + 0.5 / p_runs;
+    v_runs_weigh double precision := case when p_runs > 0 and v_spread < 1.5 then 1 / v_variance else 0 end;
+    v_estimate_weighs constant double precision := 1 / (ln(2) / v_ten) ^ 2;
+    v_weight double precision;
+    v_mid double precision;
+begin
+    if v_estimate < 0.1 then
+        low := p_estimate;
+        median := p_estimate;
+        high := p_estimate;
+        return;
+    elsif v_estimate is null then
+        if p_runs >= 3 and v_spread < 1.5 then
+            median := p_median;
+            low := least(p_low, p_median / exp(v_ten * sqrt(v_variance)));
+            high := greatest(p_high, p_median * exp(v_ten * sqrt(v_variance)));
+        end if;
+        return;
+    elsif v_runs_weigh = 0 then
+        low := p_estimate / 2;
+        median := p_estimate;
+        high := p_estimate * 2;
+        return;
+    end if;
+    v_weight := v_runs_weigh + v_estimate_weighs;
+    v_mid := (v_runs_weigh * ln(v_median) + v_estimate_weighs * ln(v_estimate)) / v_weight;
+    median := make_interval(secs => exp(v_mid));
+    low := least(make_interval(secs => exp(v_mid - v_ten / sqrt(v_weight))), p_estimate, p_median);
+    high := greatest(make_interval(secs => exp(v_mid + v_ten / sqrt(v_weight))), p_estimate, p_median);
+end $$;
+
+-- What is left, in seconds, of a phase that runs for so long: until the usual length, and once that has passed until the
+-- longest usual one, then until twice that, and so on. So an expected end stays where it is until it has passed.
+create or replace function pgcoord_private.remaining_length(p_elapsed double precision, p_usual double precision, p_high double precision)
+returns double precision
+language sql immutable
+return case when p_usual is not null then greatest(case
+    when p_elapsed < p_usual then p_usual
+    when p_elapsed < p_high or p_high <= 0 then p_high
+    else p_high * 2 ^ (floor(log(2, greatest(p_elapsed / p_high, 1)::numeric)) + 1)
+end - p_elapsed, 0) end;
