@@ -63,7 +63,9 @@ async def test_a_plan_names_a_check_that_the_configuration_declares(
 async def test_an_agent_without_a_model_waits_and_uses_up_no_attempt(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
-    work = scripts(command=("echo", OVERLOADED.replace("{", "{{").replace("}", "}}")), agent="claude")
+    work = scripts(
+        command=("echo", OVERLOADED.replace("{", "{{").replace("}", "}}")), agent="claude"
+    )
     await watch.submit("Do it.")
     async with running(make_coordinator(dsn, tmp_path, work)):
         for wait in (30, 60, 120):
