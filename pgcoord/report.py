@@ -11,7 +11,7 @@ import hmac
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from pgcoord.database import actions
+from pgcoord.database import actions, claims
 from pgcoord.database._sql import Connection
-from pgcoord.database.rows import TakenReport
+from pgcoord.database.rows import Recorded, TakenReport
 from pgcoord.errors import CoordError, InvalidInput
 from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
 from pgcoord.runs import files
@@ -44,6 +44,9 @@ SCHEMA: Schema = {
         "pr_number": {"type": ["integer", "null"], "minimum": 1, "maximum": HIGHEST_INTEGER},
     },
 }
+
+# Takes an end together with other work; returns None if it cannot.
+Record = Callable[[claims.End], Awaitable[Recorded | None]]
 
 _SPOOLED = "report.json"
 
@@ -157,12 +160,14 @@ async def take(
     *,
     secrets: Mapping[str, str],
     unsigned: bool = False,
+    record: Record | None = None,
 ) -> TakenReport:
     """Take a report, if one of *secrets* (by their names) or the attempt's own signed it.
 
-    With *unsigned*, one that claims no signature is taken as well. Raises `NotSigned`, `NotJson`,
-    `WrongShape`; what the database refuses is in the result.
+    With *unsigned*, one that claims no signature is taken as well. *record* is tried first, *conn*
+    then. Raises `NotSigned`, `NotJson`, `WrongShape`; what the database refuses is in the result.
     """
+    taking = _Taking(conn, record, signed)
     if signed.is_signed():
         signed.is_by(_NOBODYS)  # refuses what is malformed or old, before anything is looked up
         sender = next((name for name, each in secrets.items() if signed.is_by(each)), None)
@@ -170,12 +175,12 @@ async def take(
         if sender is not None:
             if "webhook-signature" not in signed.headers:
                 _check_names_attempt(report)
-            return await _take(conn, report, signed, f"{sender} (webhook)", None)
+            return await taking.take(report, f"{sender} (webhook)", None)
         adw_id = await _attempt_that_signed(conn, report, signed)
-        return await _take(conn, report, signed, f"{adw_id} (webhook)", adw_id)
+        return await taking.take(report, f"{adw_id} (webhook)", adw_id)
     if not unsigned:
         raise NotSigned("the report is not signed")
-    return await _take(conn, parse_json(signed.body), signed, "unsigned webhook", None)
+    return await taking.take(parse_json(signed.body), "unsigned webhook", None)
 
 
 def _check_names_attempt(report: object) -> None:
@@ -196,16 +201,24 @@ async def _attempt_that_signed(conn: Connection, report: object, signed: Signed)
     raise NotSigned("the signature is of no secret that may report this")
 
 
-async def _take(
-    conn: Connection, report: Any, signed: Signed, actor: str, adw_id: str | None
-) -> TakenReport:
-    return await actions.take_report(
-        conn,
-        _shaped(report),
-        message_id=signed.message_id,
-        actor=actor,
-        adw_id=adw_id,
-    )
+@dataclass(frozen=True)
+class _Taking:
+    """A message whose signature was checked, and how the database is told of it."""
+
+    conn: Connection
+    record: Record | None
+    signed: Signed
+
+    async def take(self, report: Any, actor: str, adw_id: str | None) -> TakenReport:
+        shaped, message_id = _shaped(report), self.signed.message_id
+        if self.record:
+            end = claims.reported(shaped, message_id=message_id, actor=actor, adw_id=adw_id)
+            recorded = await self.record(end)
+            if recorded and recorded.answer:
+                return TakenReport(**recorded.answer)
+        return await actions.take_report(
+            self.conn, shaped, message_id=message_id, actor=actor, adw_id=adw_id
+        )
 
 
 def _shaped(report: Any) -> dict[str, Any]:

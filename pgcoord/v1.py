@@ -1,8 +1,8 @@
-"""Take over a database of version 1, and give it back.
+"""Migrate a database of version 1, and undo the migration.
 
-The one rule: all of it is one transaction, and what happens to a row is SQL (sql/v1). The old
-tables are moved into the schema pgcoord_v1, never changed; upgrade() makes ours, and SQL reads the
-ones into the others. Going back drops ours and moves the old ones back to where they were.
+The one rule: it is one transaction, and SQL (sql/v1) converts the rows. The old tables are moved to
+the schema pgcoord_v1 and not changed; upgrade() creates the new tables, and SQL copies the rows.
+Undoing drops the new tables and moves the old ones back.
 """
 
 import os
@@ -25,16 +25,18 @@ Connection = psycopg.Connection[Any]
 
 SCRIPTS = assets.SQL / "v1"
 
-# Without any of the first two there is nothing to take over.
+# Without both of the first two there is nothing to migrate.
 TABLES = ("phase_queue", "planned_features", "queue_config", "webhook_events", "adw_locks")
 
-MOMENT = 2.0  # seconds that a server process takes, at most, to end when its client is gone
-PATIENCE = "10s"  # for a lock: whoever could hold one for long was connected, and is refused for it
+MOMENT = 2.0  # most seconds that a server process needs to end after its client has disconnected
+PATIENCE = (
+    "10s"  # for a lock: other connections, which could hold one for longer, are refused before
+)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One thing that was not carried over just as it was; `name` is the row it is about."""
+    """A value that was not copied unchanged; `name` is its row."""
 
     kind: str
     name: str | None
@@ -43,7 +45,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Report:
-    """What was done, in lines for people, and what was decided."""
+    """The result: lines for people, and the decisions."""
 
     lines: list[str]
     decisions: list[Decision]
@@ -51,7 +53,7 @@ class Report:
 
 @contextmanager
 def _transaction(conn: Connection, *, dry_run: bool) -> Iterator[None]:
-    """All or nothing; upgrades wait."""
+    """Run the block in one transaction, without a concurrent upgrade."""
     with conn.transaction(force_rollback=dry_run):
         conn.execute("set transaction isolation level read committed")
         conn.execute("select set_config('lock_timeout', %s, true)", [PATIENCE])
@@ -61,7 +63,7 @@ def _transaction(conn: Connection, *, dry_run: bool) -> Iterator[None]:
 
 @contextmanager
 def _in_plain_words() -> Iterator[None]:
-    """Say what the database has against it in a line; by then all is as it was."""
+    """Convert refusals of the database, which change nothing, to one line each."""
     try:
         yield
     except psycopg.errors.InsufficientPrivilege as error:
@@ -72,7 +74,7 @@ def _in_plain_words() -> Iterator[None]:
         ) from error
     except psycopg.errors.LockNotAvailable as error:
         raise Refused(
-            f"nothing was changed: somebody holds a lock for more than {PATIENCE}",
+            f"nothing was changed: another session holds a lock for more than {PATIENCE}",
             hint="select * from pg_locks where granted shows who.",
         ) from error
     except psycopg.OperationalError as error:

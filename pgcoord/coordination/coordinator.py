@@ -12,7 +12,7 @@ the next reads both and continues.
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -21,6 +21,7 @@ import psycopg
 
 from pgcoord.backoff import Backoff
 from pgcoord.configuration import Configuration
+from pgcoord.coordination.ends import Ends
 from pgcoord.coordination.housekeeping import keep_house
 from pgcoord.coordination.launching import Launcher
 from pgcoord.coordination.leadership import Leadership
@@ -29,7 +30,7 @@ from pgcoord.coordination.supervision import Supervision, log_move
 from pgcoord.database import claims, issues
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import refused_for_good
-from pgcoord.database.rows import Assignment
+from pgcoord.database.rows import Assignment, NextWork, OpenAttempt, Recorded
 from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked, StaleAttempt
 from pgcoord.runs.local import LocalLauncher
 
@@ -87,10 +88,13 @@ class Coordinator:
             host=self.host,
             runs_folder=self._runs_folder,
             workflows=configuration.workflows.values(),
+            pools=configuration.pools.values(),
             retrying=self._retrying,
         )
         self.leads = self._leadership.leads
+        self._ends = Ends(self._leadership.wake)
         self._supervised: dict[str, Supervision] = {}
+        self._left_unsupervised = False
         self._abandoned: set[int] = set()
 
     async def run(self) -> None:
@@ -196,7 +200,7 @@ class Coordinator:
         lead, news = self._leadership, True
         while not self._done:
             if lead.is_on_another_host and (news or self._supervised):
-                await self.unless_stopped(self._attend())
+                await self.unless_stopped(self._attend_to_all())
                 if self._supervised:
                     await self._renew_lease()
             answered = await self.unless_stopped(lead.look() if self._draining else lead.ask())
@@ -218,22 +222,21 @@ class Coordinator:
     async def _lead(self) -> None:
         """Claim and attend until stopped or drained, then give the lead back.
 
-        A notification at any point ends the next wait at once.
+        Each round records the ends that lie ready, claims, reads what has changed, and waits. A
+        notification, or another end, at any point ends the next wait at once.
         """
         await self._leadership.begin()
         if self.issues is None:
             self._tasks.create_task(self._release_issues())
-        disowned = await self.unless_stopped(self._attend())
+        disowned = await self.unless_stopped(self._attend_to_all())
         if disowned:  # their phases may be claimable: end the old processes before the next claim
             await self.unless_stopped(asyncio.wait(disowned))
-        while not self._is_ending:
-            claimed = await self.unless_stopped(self._claim())
-            await self.unless_stopped(self._attend())
-            if self.issues:
-                self.issues.wake()
-            self._backoff.reset()  # only now: a server may accept connections but refuse to write
-            if not claimed:
-                await self.unless_stopped(self._rest())
+        self._ends.open()
+        try:
+            while not self._is_ending:
+                await self.unless_stopped(self._go_round())
+        finally:
+            self._ends.close()
         self.leads.clear()
         while not all(supervised.recorded for supervised in self._supervised.values()):
             await self._leadership.wait(None)
@@ -251,13 +254,35 @@ class Coordinator:
                 logger.exception("phases that wait for GitHub are released in %d s", _RETRY_AFTER)
                 await self.unless_stopped(asyncio.sleep(_RETRY_AFTER))
 
+    async def _go_round(self) -> None:
+        """Record ends and claim, attend to what has changed, and wait for a reason to go on."""
+        claimed = await self._claim()
+        changed = self._leadership.take_changed()
+        lead_checked_at = _now()
+        work = await claims.look_round(
+            self._leadership.conn, self.host, changed, self._retrying.locks.names
+        )
+        if self._left_unsupervised:
+            self._left_unsupervised = False
+            await self._attend_to_all()
+        elif changed:
+            found = {attempt.attempt_id for attempt in work.changed}
+            await self._attend(work.changed, changed - found, lead_checked_at)
+        if self.issues:
+            self.issues.wake()
+        self._backoff.reset()  # only now: a server may accept connections but refuse to write
+        # What could be claimed right after a claim is not locked: that left it to another.
+        if not (claimed and work.locked):
+            await self._rest(work)
+
     async def _claim(self) -> bool:
-        """Claim eligible phases and supervise their attempts; return whether there were any."""
-        if _CONTROL in self._retrying.locks.names:
-            return False
+        """Record the ends that lie ready, claim eligible phases and supervise their attempts.
+
+        Return whether there were any phases.
+        """
         lead_checked_at = _now()
         try:
-            assignments = await claims.claim_phases(self._leadership.conn, self._leadership.epoch)
+            assignments = await self._record_and_claim()
         except Locked:
             logger.info("claiming waits: another session has locked pgcoord.control")
             self._wake_when_free(_CONTROL)
@@ -269,21 +294,50 @@ class Coordinator:
             )
         return bool(assignments)
 
-    async def _attend(self) -> list[asyncio.Task[None]]:
-        """Supervise the open attempts of this host; end those that have to end.
+    async def _record_and_claim(self) -> list[Assignment]:
+        """Record the ends that lie ready, and return what was claimed in the same transaction.
+
+        A claim that could not be made with them is made after them. Raises `Locked` when another
+        session has locked the control row, `AnotherLeads` when this lead is over.
+        """
+        conn, epoch = self._leadership.conn, self._leadership.epoch
+        with self._ends.take() as taken:
+            if taken:
+                done = await claims.record_and_claim(conn, epoch, [each.end for each in taken])
+                for handed, recorded in zip(taken, done.answers, strict=True):
+                    handed.settle(recorded)
+                if done.claimed is not None:
+                    return done.claimed
+        if _CONTROL in self._retrying.locks.names:
+            return []
+        return await claims.claim_phases(conn, epoch)
+
+    async def _attend_to_all(self) -> list[asyncio.Task[None]]:
+        """Supervise all open attempts of this host; end those that have to end.
 
         Return the tasks that end the processes whose attempts are gone from the database.
         """
         lead_checked_at = _now()
         await claims.expire_attempts(self._leadership.conn)
         attempts = await claims.open_attempts(self._leadership.conn, self.host)
-        known = {attempt.folder for attempt in attempts}
+        known = {attempt.attempt_id for attempt in attempts}
+        unknown = {each.assignment.attempt_id for each in self._supervised.values()} - known
+        return await self._attend(attempts, unknown, lead_checked_at)
+
+    async def _attend(
+        self, attempts: Iterable[OpenAttempt], missing: Collection[int], lead_checked_at: float
+    ) -> list[asyncio.Task[None]]:
+        """Supervise the open *attempts*; end those that have to end, and those that are *missing*.
+
+        *missing*: ids that the database did not have among the open ones. Return the tasks that end
+        their processes.
+        """
         unknown = [
             supervised.assignment
-            for folder, supervised in self._supervised.items()
+            for supervised in self._supervised.values()
             # A process that is gone under this lead has just been recorded. Under an older lead,
             # the record may still be missing, or be of another attempt: a failover reuses numbers.
-            if folder not in known
+            if supervised.assignment.attempt_id in missing
             and not (supervised.process_gone and supervised.epoch == self._leadership.epoch)
         ]
         disowned = [
@@ -322,15 +376,15 @@ class Coordinator:
         )
         return [assignment for assignment in assignments if assignment.attempt_id in gone]
 
-    async def _rest(self) -> None:
+    async def _rest(self, work: NextWork) -> None:
         """Wait for a notification, the next deadline or a lock, whichever comes first."""
-        work = await claims.next_work(self._leadership.conn, self._retrying.locks.names)
         for lock in work.locked:
             self._wake_when_free(lock)
         for attempt_id in set(work.abandoned) - self._abandoned:
             self._abandoned.add(attempt_id)
             self._tasks.create_task(self._abandon(attempt_id))
-        await self._leadership.wait(work.due_in)
+        if not self._leadership.has_changed:  # such as attempts whose time was up
+            await self._leadership.wait(work.due_in)
 
     def _wake_when_free(self, lock: str) -> None:
         """Wake the loop when *lock*, which prevents a claim, is free: a rollback never notifies."""
@@ -372,6 +426,26 @@ class Coordinator:
         """
         return await self._retrying.execute(statement, fact)
 
+    async def record(self, end: claims.End, fact: Fact) -> dict[str, Any] | None:
+        """Record *end*, and claim what follows in the same transaction where this one leads.
+
+        Return what pgcoord_private.record_end returns. Retries as `execute_with_retry` does.
+        """
+        recorded = await self.record_and_claim(end)
+        if recorded is None:
+            recorded = await self.execute_with_retry(
+                lambda conn: claims.record_end(conn, end), fact
+            )
+        return recorded.answer
+
+    async def record_and_claim(self, end: claims.End) -> Recorded | None:
+        """Record *end*, and claim what follows in the same transaction; waits for no lock.
+
+        None when the caller has to record it by itself: this coordinator does not lead, or the end
+        cannot be recorded at once.
+        """
+        return await self._ends.record(end)
+
     def _start_supervising(
         self,
         assignment: Assignment,
@@ -412,6 +486,7 @@ class Coordinator:
         except Exception:
             logger.exception("%s is looked at again in %d s", supervised.assignment, _RETRY_AFTER)
             await self.unless_stopped(asyncio.sleep(_RETRY_AFTER))
+            self._left_unsupervised = True
             self._leadership.wake()
         finally:
             if self._supervised.get(supervised.assignment.folder) is supervised:

@@ -9,13 +9,13 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pgcoord.configuration import Configuration, Workflow
 from pgcoord.coordination.launching import Command, Job, JobState, Launcher
 from pgcoord.coordination.retrying import Fact
-from pgcoord.database import _sql, actions, claims
-from pgcoord.database.rows import Assignment, Move, OpenAttempt
+from pgcoord.database import _sql, claims
+from pgcoord.database.rows import Assignment, Move, OpenAttempt, TakenReport
 from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
 from pgcoord.report import NotSigned
 
@@ -79,6 +79,13 @@ class Coordination(Protocol):
 
         *statement* must be idempotent. While a lock prevents the record of *fact*, the panel shows
         that. Raises `Stopped` when the coordinator is stopped first.
+        """
+        ...
+
+    async def record(self, end: claims.End, fact: Fact) -> dict[str, Any] | None:
+        """Record *end*, and claim what follows in the same transaction where this one leads.
+
+        Return what pgcoord_private.record_end returns. Retries as `execute_with_retry` does.
         """
         ...
 
@@ -183,10 +190,7 @@ class Supervision:
             await self.go_on()  # another coordinator of this host has started it
             return
         logger.info("%s is given back: %s", self.assignment, error)
-        await self._conclude(
-            str(error),
-            lambda conn: claims.return_attempt(conn, self.assignment, error.wait, str(error)),
-        )
+        await self._conclude(str(error), claims.returned(self.assignment, error.wait, str(error)))
 
     async def _give_back(self) -> None:
         """Return an attempt that never started, unless another coordinator starts it first."""
@@ -262,7 +266,7 @@ class Supervision:
         tail = await self.job.log_tail() if status else ""
         await self._conclude(
             f"exited with status {status}",
-            lambda conn: claims.end_attempt(conn, self.assignment, status, tail, ", ".join(left)),
+            claims.exited(self.assignment, status, tail, ", ".join(left)),
         )
 
     async def _take_spooled_report(self) -> None:
@@ -273,9 +277,8 @@ class Supervision:
             kept = await self.job.spooled_report(assignment.secret)
             if kept is None:
                 return
-            answer = await self._coordinator.execute_with_retry(
-                lambda conn: actions.take_report(
-                    conn,
+            answer = await self._coordinator.record(
+                claims.reported(
                     kept.report,
                     message_id=kept.message_id,
                     actor=f"{assignment.adw_id} (spooled report)",
@@ -283,7 +286,8 @@ class Supervision:
                 ),
                 Fact(assignment, "left a report"),
             )
-            refused = answer.refusal()
+            assert answer is not None
+            refused = TakenReport(**answer).refusal()
         except (NotSigned, InvalidInput) as error:
             refused = error
         if refused:
@@ -299,22 +303,12 @@ class Supervision:
         return left
 
     async def _give_up(self, outcome: str, error: str) -> None:
-        await self._conclude(
-            error,
-            lambda conn: claims.give_up_attempt(conn, self.assignment, outcome, error),
-        )
+        await self._conclude(error, claims.given_up(self.assignment, outcome, error))
 
-    async def _conclude(
-        self,
-        reason: str,
-        statement: Callable[[_sql.Connection], Awaitable[Move | None]],
-    ) -> None:
-        """Record the end of an attempt by *statement*, and log the move of its phase."""
-
-        async def execute_and_log(conn: _sql.Connection) -> None:
-            self.log_end(await statement(conn), reason)
-
-        await self._coordinator.execute_with_retry(execute_and_log, Fact(self.assignment, reason))
+    async def _conclude(self, reason: str, end: claims.End) -> None:
+        """Record *end*, that of the attempt, and log the move of its phase."""
+        move = await self._coordinator.record(end, Fact(self.assignment, reason))
+        self.log_end(Move(**move) if move else None, reason)
 
     async def _gone(self) -> _Gone:
         """Wait until the job is gone, and end it when `update` says so."""

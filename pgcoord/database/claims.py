@@ -5,9 +5,10 @@ The one rule: one Python function for each SQL function or view; the SQL decides
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, replace
 from datetime import timedelta
 
-from psycopg.rows import class_row, scalar_row
+from psycopg.rows import class_row, scalar_row, tuple_row
 from psycopg.types.json import Jsonb
 
 from pgcoord.database._sql import (
@@ -19,7 +20,19 @@ from pgcoord.database._sql import (
     fetch_values,
     refusals,
 )
-from pgcoord.database.rows import Assignment, Lead, Move, NextWork, OpenAttempt, ServerTimeline
+from pgcoord.database.rows import (
+    Assignment,
+    Claimed,
+    Lead,
+    Move,
+    NextWork,
+    OpenAttempt,
+    Recorded,
+    ServerTimeline,
+)
+
+# An end of an attempt, as pgcoord_private.record_end takes it: a member `kind`, and those of it.
+End = Mapping[str, object]
 
 
 async def lead(
@@ -31,6 +44,7 @@ async def lead(
     runs_folder: str,
     workflows: Sequence[Mapping[str, object]],
     after: int,
+    pools: Sequence[Mapping[str, object]] = (),
 ) -> Lead:
     """Take the lead on *conn*, which holds it until it closes, or return who has it.
 
@@ -39,13 +53,14 @@ async def lead(
     found = await fetch_row(
         conn,
         Lead,
-        f"select {columns_of(Lead)} from pgcoord_private.lead(%s, %s, %s, %s, %s, %s)",
+        f"select {columns_of(Lead)} from pgcoord_private.lead(%s, %s, %s, %s, %s, %s, %s)",
         host,
         pid,
         version,
         runs_folder,
         Jsonb(list(workflows)),
         after,
+        Jsonb(list(pools)),
     )
     assert found is not None
     return found
@@ -175,69 +190,90 @@ async def start_phase(
     )
 
 
-async def end_attempt(
-    conn: Connection, attempt: Assignment, exit_code: int, log_tail: str, left_behind: str
-) -> Move | None:
-    """Record that the process of an attempt exited with *exit_code*.
+def exited(attempt: Assignment, exit_code: int, log_tail: str, left_behind: str) -> End:
+    """The process of an attempt exited; *left_behind* names the processes that outlived it.
 
-    *left_behind* names the processes that outlived it. The database decides the state of the phase;
-    return its move, even if an earlier report made it. SQL: pgcoord_private.end_attempt.
+    SQL: pgcoord_private.end_attempt.
     """
-    return await _ended(
-        conn,
-        attempt,
-        "select pgcoord_private.end_attempt(%s, %s, %s, %s)",
-        attempt.attempt_id,
-        exit_code,
-        log_tail,
-        left_behind,
-    )
+    return {
+        "kind": "exited",
+        "attempt_id": attempt.attempt_id,
+        "exit_code": exit_code,
+        "log_tail": log_tail,
+        "left_behind": left_behind,
+    }
 
 
-async def give_up_attempt(
-    conn: Connection, attempt: Assignment, outcome: str, error: str
-) -> Move | None:
-    """Record that an attempt has no process; *outcome* is failed, lost or returned.
+def given_up(attempt: Assignment, outcome: str, error: str) -> End:
+    """An attempt has no process; *outcome* is failed, lost or returned.
 
-    Return the move of its phase. SQL: pgcoord.give_up_attempt.
+    SQL: pgcoord.give_up_attempt.
     """
-    return await _ended(
-        conn,
-        attempt,
-        "select pgcoord.give_up_attempt(%s, %s, %s)",
-        attempt.attempt_id,
-        outcome,
-        error,
-    )
+    return {
+        "kind": "given_up",
+        "attempt_id": attempt.attempt_id,
+        "outcome": outcome,
+        "error": error,
+    }
 
 
-async def _ended(
-    conn: Connection, attempt: Assignment, statement: str, *values: object
-) -> Move | None:
-    """Execute *statement*, which ends an attempt, and return the move of its phase.
+def returned(attempt: Assignment, wait: timedelta, reason: str) -> End:
+    """A claimed attempt comes back unused; its phase waits for *wait*, its tries stay as they were.
 
-    Not in a pipeline, which would commit the end after the second statement only. Also, psycopg
-    3.3.9 marks a statement as prepared that the server skipped because the one before it failed.
+    SQL: pgcoord_private.return_attempt.
     """
-    await fetch_value(conn, statement, *values)
-    return await last_move(conn, attempt)
+    return {
+        "kind": "returned",
+        "attempt_id": attempt.attempt_id,
+        "wait_seconds": wait.total_seconds(),
+        "error": reason,
+    }
 
 
-async def return_attempt(
-    conn: Connection, attempt: Assignment, wait: timedelta, reason: str
-) -> Move | None:
-    """Return a claimed attempt unused; its phase waits for *wait*, and its tries stay as they were.
+def reported(
+    report: Mapping[str, object], *, message_id: str | None, actor: str, adw_id: str | None
+) -> End:
+    """A report came; *adw_id*: the attempt whose secret signed it. SQL: take_report."""
+    return {
+        "kind": "reported",
+        "report": report,
+        "message_id": message_id,
+        "actor": actor,
+        "adw_id": adw_id,
+    }
 
-    Return the move of its phase. SQL: pgcoord_private.return_attempt.
+
+async def record_end(conn: Connection, end: End) -> Recorded:
+    """Record an end by itself; the database decides the state of the phase.
+
+    SQL: pgcoord_private.record_end.
     """
-    return await _ended(
-        conn,
-        attempt,
-        "select pgcoord_private.return_attempt(%s, %s, %s)",
-        attempt.attempt_id,
-        wait,
-        reason,
-    )
+    return Recorded(await fetch_value(conn, "select pgcoord_private.record_end(%s)", Jsonb(end)))
+
+
+async def record_and_claim(conn: Connection, epoch: int, ends: Sequence[End]) -> Claimed:
+    """Record *ends* and claim eligible phases, one for each free slot, in one transaction.
+
+    An end that cannot be recorded at once, and a claim that cannot be made, are left out: the
+    caller does them by themselves, which raises the error, or waits. SQL:
+    pgcoord_private.record_and_claim.
+    """
+    with refusals():
+        cursor = await conn.cursor(row_factory=tuple_row).execute(
+            _RECORD_AND_CLAIM, (epoch, Jsonb(list(ends)))
+        )
+        rows = await cursor.fetchall()
+    answers = [Recorded(row[2]) if row[1] else None for row in rows if row[0]]
+    was_made = any(row[0] == 0 and row[1] for row in rows)
+    claimed = [Assignment(*row[3:]) for row in rows if row[0] is None]
+    return Claimed(answers, claimed if was_made else None)
+
+
+_RECORD_AND_CLAIM = (
+    "select place, recorded, answer, "
+    + ", ".join(f"(claimed).{field.name}" for field in fields(Assignment))
+    + " from pgcoord_private.record_and_claim(%s, %s)"
+).encode()
 
 
 async def abandon_attempt(conn: Connection, epoch: int, attempt_id: int) -> None:
@@ -253,20 +289,25 @@ async def expire_attempts(conn: Connection) -> None:
     await fetch_value(conn, "select pgcoord_private.expire_attempts()")
 
 
-async def next_work(conn: Connection, awaited: Collection[str]) -> NextWork:
-    """Return the next deadline, the lost attempts, and the locks that prevent progress.
+async def look_round(
+    conn: Connection, host: str, attempts: Collection[int], awaited: Collection[str]
+) -> NextWork:
+    """Request the end of attempts past their deadline, and return what else there is to do.
 
-    Call it after a claim that returned nothing. *awaited*: names of locks to leave out, since the
-    coordinator waits for them already. SQL: pgcoord_private.next_work.
+    Call it after a claim. *attempts*: ids of attempts that may have changed. *awaited*: names of
+    locks to leave out, since the coordinator waits for them already. SQL:
+    pgcoord_private.look_round.
     """
     found = await fetch_row(
         conn,
         NextWork,
-        f"select {columns_of(NextWork)} from pgcoord_private.next_work(%s)",
+        f"select {columns_of(NextWork)} from pgcoord_private.look_round(%s, %s, %s)",
+        host,
+        list(attempts),
         list(awaited),
     )
     assert found is not None
-    return found
+    return replace(found, changed=[OpenAttempt(**each) for each in found.changed])  # type: ignore[arg-type]
 
 
 async def gone_attempts(conn: Connection, attempt_ids: Collection[int]) -> frozenset[int]:

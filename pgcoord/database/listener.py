@@ -1,7 +1,8 @@
 """A connection that listens: it holds the lead, receives wake-ups, and notices a dead server.
 
 The one rule: notifications are hints. The caller of `wait` reads the tables afterwards, so a
-notification that is lost, or arrives twice, costs time and nothing else.
+notification that is lost, or arrives twice, costs time and nothing else. One may name an attempt,
+by its id: then that is what to read.
 """
 
 import asyncio
@@ -18,6 +19,9 @@ from pgcoord.errors import DatabaseUnusable
 # Seconds between pings of an idle server: 6 statements a minute.
 PING_EVERY = 10.0
 
+# Fewer digits than the highest bigint has: anybody may notify.
+_DIGITS = 19
+
 # Seconds after which a notification counts as lost: without a pooler, one takes milliseconds.
 _LOST_AFTER = 1.0
 
@@ -28,7 +32,10 @@ class Listener:
     def __init__(self, conn: _sql.Connection) -> None:
         self.conn = conn
         self._woken = asyncio.Event()
+        self._changed: set[int] = set()
+        self._lost: psycopg.Error | None = None
         self._idle_since = asyncio.get_running_loop().time()
+        conn.add_notify_handler(self._hear)
 
     @property
     def idle_seconds(self) -> float:
@@ -39,6 +46,18 @@ class Listener:
         """End the current `wait`, or the next one, from another task of this process."""
         self._woken.set()
 
+    @property
+    def has_changed(self) -> bool:
+        """Whether `take_changed` has something to return."""
+        self._drain()
+        return bool(self._changed)
+
+    def take_changed(self) -> set[int]:
+        """Return the ids of the attempts that changed since the last call, as far as heard."""
+        self._drain()
+        taken, self._changed = self._changed, set()
+        return taken
+
     async def wait(self, seconds: float | None) -> bool:
         """Wait for a notification, for `wake`, or *seconds* (None: without limit).
 
@@ -48,12 +67,13 @@ class Listener:
         """
         self._idle_since = asyncio.get_running_loop().time()
         deadline = None if seconds is None else self._idle_since + seconds
+        self._drain()
         while not self._woken.is_set():
             left = None if deadline is None else deadline - asyncio.get_running_loop().time()
             if left is not None and left <= 0:
                 return False
             if await self._notified(PING_EVERY if left is None else min(left, PING_EVERY)):
-                return True
+                break
             if left is None or left > PING_EVERY:
                 await session.ping(self.conn)
                 self._idle_since = asyncio.get_running_loop().time()
@@ -61,36 +81,52 @@ class Listener:
         return True
 
     async def _notified(self, seconds: float) -> bool:
-        """Wait for a notification or `wake`; return whether a notification came within *seconds*.
+        """Wait for a notification or `wake`; return whether one came within *seconds*.
 
-        The generator `notifies` is closed between two packets only.
+        Not by psycopg's `notifies`, which takes a task and a lock for each wait.
         """
-        if self._arrived():
-            return True
-        notified = asyncio.ensure_future(self._next(seconds))
-        woken = asyncio.ensure_future(self._woken.wait())
+        loop, descriptor = asyncio.get_running_loop(), self.conn.fileno()
+        loop.add_reader(descriptor, self._read)
         try:
-            await asyncio.wait({notified, woken}, return_when=asyncio.FIRST_COMPLETED)
-            return notified.done() and notified.result()
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            return False
         finally:
-            woken.cancel()
-            notified.cancel()
-            # The connection is free again only once the generator has released its lock.
-            await asyncio.gather(notified, woken, return_exceptions=True)
+            loop.remove_reader(descriptor)
+        if self._lost:
+            raise self._lost
+        return True
 
-    def _arrived(self) -> bool:
-        """Empty libpq's buffer of notifications; return whether there were any.
+    def _read(self) -> None:
+        try:
+            self.conn.pgconn.consume_input()
+        except psycopg.OperationalError as error:
+            self._lost = error
+            self._woken.set()
+        else:
+            self._drain()
 
-        They came with the result of a statement. The generator `notifies` would not return them
-        before the socket is readable again.
+    def _drain(self) -> None:
+        """Empty libpq's buffer of notifications, which psycopg does at the next statement only."""
+        encoding = self.conn.info.encoding
+        while found := self.conn.pgconn.notifies():
+            self._hear(
+                psycopg.Notify(
+                    found.relname.decode(encoding), found.extra.decode(encoding), found.be_pid
+                )
+            )
+
+    def _hear(self, notify: psycopg.Notify) -> None:
+        """Note what a notification says; one of this very session ends no wait.
+
+        A caller that has changed attempts itself asks `has_changed`.
         """
-        arrived = False
-        while self.conn.pgconn.notifies():
-            arrived = True
-        return arrived
-
-    async def _next(self, seconds: float) -> bool:
-        return bool([n async for n in self.conn.notifies(timeout=seconds, stop_after=1)])
+        names_attempt = notify.payload.isdecimal() and notify.payload.isascii()
+        if names_attempt and len(notify.payload) < _DIGITS:
+            self._changed.add(int(notify.payload))
+        if notify.pid != self.conn.pgconn.backend_pid:
+            self._woken.set()
 
 
 @asynccontextmanager

@@ -30,6 +30,7 @@ from pgcoord.database.rows import (
     LeadBlocker,
     Leader,
     Measures,
+    Pool,
     Reason,
     Slot,
 )
@@ -39,6 +40,12 @@ from pgcoord.errors import NotFound
 async def leader(conn: Connection) -> Leader | None:
     """Return the coordinator that leads, None when none does. SQL: view pgcoord.leader."""
     return await fetch_row(conn, Leader, f"select {columns_of(Leader)} from pgcoord.leader")
+
+
+async def unwatched(conn: Connection) -> str | None:
+    """Since when no coordinator runs, in words; None while one does, or where none ever did."""
+    words: str | None = await fetch_value(conn, "select words from pgcoord_private.unwatched")
+    return words
 
 
 async def lead_blocker(conn: Connection) -> LeadBlocker | None:
@@ -113,6 +120,11 @@ async def slots(conn: Connection) -> list[Slot]:
     return await fetch_rows(
         conn, Slot, f"select {columns_of(Slot)} from pgcoord.slots order by slot"
     )
+
+
+async def pools(conn: Connection) -> list[Pool]:
+    """Return the pools, local first, then by name. SQL: view pgcoord.pools."""
+    return await fetch_rows(conn, Pool, f"select {columns_of(Pool)} from pgcoord.pools")
 
 
 async def slot_count(conn: Connection) -> int:

@@ -56,6 +56,7 @@ class Assignment:
     ending: str | None
     ended_seconds_ago: float | None
     slot: int
+    pool: str
 
     def __str__(self) -> str:
         return f"{self.queue_id} (attempt {self.attempt}, {self.adw_id})"
@@ -75,6 +76,25 @@ class OpenAttempt:
     ended: bool
     ending: str | None
     ended_seconds_ago: float | None
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """The result of recording ends and claiming what follows, in one transaction.
+
+    `answers`: for each end, in order, what was recorded; None if it has to be recorded by itself.
+    `claimed` is None if the claim has to be made by itself.
+    """
+
+    answers: list["Recorded | None"]
+    claimed: list[Assignment] | None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An end that is recorded; `answer` as pgcoord_private.record_end returns it."""
+
+    answer: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -131,12 +151,14 @@ class GitHubTask:
 
 @dataclass(frozen=True)
 class NextWork:
-    """The reasons for a coordinator to act before the next notification.
+    """What a coordinator has to do before it rests, and its reasons not to wait for long.
 
-    `due_in`: seconds until the next deadline (None: there is none). `abandoned`: ids of attempts on
-    hosts whose lease has expired. `locked`: names of locks that prevent a claim or an end.
+    `changed`: the open ones of the attempts that it asked for. `due_in`: seconds until the next
+    deadline (None: there is none). `abandoned`: ids of attempts on hosts whose lease has expired.
+    `locked`: names of locks that prevent a claim or an end.
     """
 
+    changed: list[OpenAttempt]
     due_in: float | None
     abandoned: list[int]
     locked: list[str]
@@ -212,6 +234,22 @@ class Slot:
     title: str | None
     status: str | None
     since: datetime | None
+    pool: str
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool, and how many of its slots are held.
+
+    One that is not `declared` was taken out of the configuration: its phases run to their end.
+    """
+
+    pool: str
+    launcher: str
+    declared: bool
+    slots: int
+    held: int
+    draining: int
 
 
 @dataclass(frozen=True)
@@ -276,12 +314,13 @@ class HistoryEvent:
 
 @dataclass(frozen=True)
 class Measures:
-    """The gauges of /metrics. `phases` counts by state; `notification_queue_usage` is 0 to 1."""
+    """The gauges of /metrics.
+
+    `phases` counts by state, `pools` are rows of the view; `notification_queue_usage` is 0 to 1.
+    """
 
     phases: dict[str, int] | None
-    slots: int
-    slots_held: int
-    slots_draining: int
+    pools: list[dict[str, Any]]
     paused: bool
     oldest_eligible_seconds: float | None
     notification_queue_usage: float

@@ -28,16 +28,16 @@ _TIMEOUT = 15.0
 # The token of an app is renewed so long before it runs out.
 _RENEWED = timedelta(minutes=5)
 
-# The clocks of GitHub and of the database may be apart by so much.
+# Largest accepted difference between the clocks of GitHub and of the database.
 _SKEW = timedelta(minutes=5)
 
-# How long GitHub is left alone where it does not say; each further time twice as long. Where an
-# issue may have been made, until it is listed: pgcoord_private.issue_settles().
+# Waits before the next request when GitHub gives none; each further one is twice as long. After a
+# request of unknown outcome, until an issue would be listed: pgcoord_private.issue_settles().
 _LIMITED = timedelta(seconds=60)
 _AWAY = timedelta(seconds=5)
 _UNKNOWN = timedelta(seconds=20)
 
-# GitHub's limits end within an hour: a clock that is off must not keep us away for days.
+# GitHub's limits end within an hour: a wrong clock must not stop requests for days.
 _LONGEST = timedelta(hours=1)
 
 _VERSION = {"x-github-api-version": "2022-11-28"}
@@ -46,16 +46,16 @@ _NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 
 class Refusal(CannotStart):
-    """It will not be done, however often it is asked for: no rights, no issues, no repository."""
+    """A permanent refusal: missing permission, issues disabled, or no such repository."""
 
     def __init__(self, message: str, status: int) -> None:
-        super().__init__(message, hint="'pgcoord doctor' looks for what is missing.")
+        super().__init__(message, hint="'pgcoord doctor' names what is missing.")
         self.status = status
 
 
 @dataclass(frozen=True)
 class Issue:
-    """An issue: its number, the id that GitHub knows it by, who made it, whether it is open."""
+    """An issue: its number, its id in the API, its author, and whether it is open."""
 
     number: int
     id: int
@@ -64,13 +64,13 @@ class Issue:
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
-        """Read what GitHub sends."""
+        """Read an issue from the JSON of the API."""
         return cls(given["number"], given["id"], _author_of(given), given["state"] == "open")
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """A token, or the key of an app to get one with."""
+    """A token, or the private key of a GitHub app."""
 
     token: str | None = None
     app_id: str = ""
@@ -79,7 +79,7 @@ class Credentials:
 
 
 def read_credentials(settings: GitHub, environment: Mapping[str, str]) -> Credentials:
-    """The credentials that are configured. Raises `InvalidConfiguration` when there are none."""
+    """Read the configured credentials. Raises `InvalidConfiguration` when they are missing."""
     if settings.app_id is None:
         token = environment.get("GITHUB_TOKEN") or environment.get("GH_TOKEN")
         if not token or not token.isascii() or not token.isprintable():
@@ -99,13 +99,13 @@ def read_credentials(settings: GitHub, environment: Mapping[str, str]) -> Creden
         raise InvalidConfiguration(f"{settings.private_key_file}: {why}") from error
     except (PyJWTError, ValueError, TypeError) as error:
         raise InvalidConfiguration(
-            f"{settings.private_key_file}: no private key as GitHub gives it (PEM)"
+            f"{settings.private_key_file}: not a private key in PEM format"
         ) from error
     return Credentials(None, settings.app_id, settings.installation_id, private_key)
 
 
 class Repository:
-    """The issues of one repository; `async with`, or `disconnect`, ends its connections."""
+    """The issues of one repository. Close it with `async with` or `disconnect`."""
 
     def __init__(self, settings: GitHub, credentials: Credentials) -> None:
         self.name = settings.repository
@@ -123,19 +123,19 @@ class Repository:
         await self.disconnect()
 
     async def disconnect(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         await self._client.aclose()
 
     async def post_issue(self, title: str, body: str, labels: list[str]) -> Issue:
-        """Make an issue. Raises `NotNow`, `Refusal`, as all do."""
+        """Create an issue. Raises `NotNow` or `Refusal`, as all methods do."""
         with self._meanings("no repository, or no right to see it"):
             issue = {"title": title, "body": body, "labels": labels}
             return Issue.read(await self._post("/issues", issue))
 
     async def find_issues(self, words: str, since: datetime) -> list[Issue]:
-        """The issues of our own with *words* in their body, made after *since*; lowest first.
+        """Return pgcoord's issues with *words* in their body, created after *since*, lowest first.
 
-        Every issue is listed and looked at: what filters or searches lags minutes behind.
+        Lists all issues: filters and the search of GitHub lag minutes behind.
         """
         author = await self._author()
         found = []
@@ -150,12 +150,12 @@ class Repository:
         return sorted(found, key=lambda each: each.number)
 
     async def issue(self, number: int) -> Issue:
-        """An issue by its number."""
+        """Return the issue *number*."""
         with self._meanings(f"no issue #{number}", changes=False):
             return Issue.read(await self._get(f"/issues/{number}"))
 
     async def make_label(self, name: str, color: str, description: str) -> None:
-        """Make a label, or leave one as it is that is there."""
+        """Create a label unless it exists."""
         label = {"name": name, "color": color, "description": description[:100]}
         try:
             with self._meanings("no right to make labels"):
@@ -165,7 +165,7 @@ class Repository:
                 raise
 
     async def has_comment(self, number: int, words: str) -> bool:
-        """Whether an issue has a comment with *words* in it."""
+        """Whether an issue has a comment that contains *words*."""
         async with aclosing(self._listed(f"/issues/{number}/comments?per_page=100")) as comments:
             async for comment in comments:
                 if words in (comment.get("body") or ""):
@@ -188,19 +188,19 @@ class Repository:
         )
 
     async def reopen(self, number: int) -> None:
-        """Open an issue again."""
+        """Reopen an issue."""
         await self._change(number, state="open")
 
     async def about(self) -> dict[str, Any]:
-        """The repository itself."""
+        """Return the repository, as the API describes it."""
         with self._meanings("no repository, or no right to see it", changes=False):
             found: dict[str, Any] = await self._get("")
             return found
 
     async def check_may_post(self) -> None:
-        """Raise `Refusal` unless we may make issues: tried with one that has no title.
+        """Raise `Refusal` unless the credentials may create issues.
 
-        GitHub looks at rights first; that one is never made.
+        Sends an issue without a title: GitHub checks permissions first, and never creates it.
         """
         try:
             with self._meanings("no right to make issues"):
@@ -215,7 +215,7 @@ class Repository:
             await self._api.patch(path, data=change, **await self._options())
 
     async def _author(self) -> str | None:
-        """Our own login; None where GitHub does not tell it: an app has no user."""
+        """Return the login of the token; None for an app, which has no user."""
         if self._login is None:
             try:
                 with self._meanings("no user", changes=False):
@@ -250,9 +250,9 @@ class Repository:
         return f"/repos/{self.name}{path}"
 
     async def _oauth_token(self) -> str:
-        """The token; that of an app is asked for again before it runs out.
+        """Return the token; renew that of an app before it expires.
 
-        One that cannot be had tells for certain that nothing was done with it.
+        When this fails, certainly no request was sent with it.
         """
         ends = self._token_ends
         if self._token is None or (ends and datetime.now(UTC) > ends - _RENEWED):
@@ -269,7 +269,10 @@ class Repository:
 
     @contextmanager
     def _meanings(self, missing: str, *, changes: bool = True) -> Iterator[None]:
-        """Say what a failure means, 404 that *missing*. What *changes* may have been done."""
+        """Convert errors of the block to `NotNow` or `Refusal`.
+
+        *missing*: the meaning of 404. *changes*: a request without an answer may have succeeded.
+        """
         try:
             yield
         except HTTPException as error:
@@ -285,7 +288,7 @@ class Repository:
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise NotNow(
-                f"the answer is not GitHub's: {_words(error)}",
+                f"the response is not valid: {_words(error)}",
                 _UNKNOWN,
                 grows=True,
                 certain=not changes,
@@ -295,16 +298,16 @@ class Repository:
 def _meaning(
     error: HTTPException, repository: str, missing: str, *, changes: bool
 ) -> NotNow | Refusal:
-    """What an answer means that is not a success: by its status, its headers and its words."""
+    """Convert an error response, by its status, headers and message."""
     status, words = int(error.status_code), _words(error)
     limited = status == 429 or (status == 403 and _is_limit(error))
     if limited:
         wait = _wait_of(error.headers)
-        return NotNow(f"GitHub limits us: {words}", wait or _LIMITED, grows=wait is None)
+        return NotNow(f"GitHub limits requests: {words}", wait or _LIMITED, grows=wait is None)
     if status >= 500 or status in (408, 409):
         wait = _wait_of(error.headers)
         return NotNow(
-            f"GitHub is out of order: {status} {words}",
+            f"GitHub failed: {status} {words}",
             max(wait or _UNKNOWN, _UNKNOWN),
             grows=wait is None,
             certain=not changes,
@@ -317,13 +320,13 @@ def _refusal(error: HTTPException, status: int, words: str, missing: str) -> str
         return f"the credentials are not valid ({words})"
     if status == 403:
         right = error.headers.get("x-accepted-github-permissions")
-        return f"{words} (it takes {right})" if right else words
+        return f"{words} (it needs {right})" if right else words
     if status == 404:
         return f"{missing} ({words})"
     if status == 410:
         return f"issues are disabled there, or the issue was deleted ({words})"
     if status < 400:
-        return "it has moved; name its new place in [github]"
+        return "the repository was moved; name the new one in [github]"
     return words
 
 
@@ -336,7 +339,7 @@ def _is_limit(error: HTTPException) -> bool:
 
 
 def _wait_of(headers: Mapping[str, str]) -> timedelta | None:
-    """How long GitHub wants to be left alone; None where it does not say."""
+    """Return how long GitHub asks to wait; None if it does not say."""
     try:
         if "retry-after" in headers:
             seconds = float(headers["retry-after"])
@@ -350,7 +353,7 @@ def _wait_of(headers: Mapping[str, str]) -> timedelta | None:
 
 
 def _author_of(issue: Mapping[str, Any]) -> str:
-    """Who made an issue; a user who was deleted is nobody."""
+    """Return the author's login; empty for a deleted user."""
     return str((issue.get("user") or {}).get("login", ""))
 
 

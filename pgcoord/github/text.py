@@ -1,7 +1,7 @@
-"""What pgcoord writes on GitHub: titles, bodies and comments.
+"""Texts that pgcoord writes on GitHub: titles, bodies and comments.
 
-The one rule: a text of somebody else reads on GitHub as it was written, and does nothing there. It
-pings nobody, links to nothing by a bare number, and starts no automation that looks for words.
+The one rule: a text from a phase reads on GitHub as it was written, and has no effect there. It
+mentions nobody, links to nothing by a bare number, and triggers no automation.
 """
 
 import re
@@ -11,35 +11,35 @@ from uuid import UUID
 
 from markdown_it import MarkdownIt
 
-# What GitHub takes, with some room: it counts 65,536.
+# Characters of a body; GitHub's limit is 65,536.
 LIMIT = 65_000
 _TITLE_LIMIT = 256
 
-# How much of a title a line shows, and how many phases a list.
+# Characters of a title within a line, and phases in a list.
 _SHORT = 80
 _MOST_PHASES = 6
 
-# Lines and characters of an error that a comment shows: the last ones.
+# Last lines and characters of an error that a comment shows.
 _ERROR_LINES = 20
 _ERROR_LENGTH = 2_000
 
-# Nobody sees it, and what looks for "@name", "#12" or "adw_x_iso" does not see the word any more.
+# An invisible character that breaks "@name", "#12" and "adw_x_iso".
 _BREAK = "\u200b"
 
-# In code, too: whatever reads a body as text does not know of Markdown.
+# Within code as well: programs that read a body as text know no Markdown.
 _TRIGGERS = re.compile(
-    r"(?P<adw>\badw(?=_\w))"  # a receiver would start the workflow once more
-    r"|(?P<comment><!-(?=-\s*pgcoord))"  # our own marker, of another issue perhaps
+    r"(?P<adw>\badw(?=_\w))"  # a receiver would start the workflow again
+    r"|(?P<comment><!-(?=-\s*pgcoord))"  # a marker of pgcoord, perhaps of another issue
     r"|(?P<command>^[ \t]*(?=/[A-Za-z][\w-]*(?:\s|$)))",  # "/retest" at the beginning of a line
     re.IGNORECASE | re.MULTILINE,
 )
 
-# Only outside of code, which GitHub leaves alone.
+# Only outside code, where GitHub links nothing.
 _REFERENCES = re.compile(
     r"(?P<mention>(?<![A-Za-z0-9])@(?=[A-Za-z0-9]))"
     r"|(?P<number>#(?=[0-9]))"
     r"|(?P<gh>\bGH(?=-[0-9]))"
-    r"|(?P<entity>&(?=#x0*(?:40|23);|commat;|num;))",  # "@" and "#" in other letters
+    r"|(?P<entity>&(?=#x0*(?:40|23);|commat;|num;))",  # "@" and "#" as entities
     re.IGNORECASE,
 )
 
@@ -55,12 +55,12 @@ _SIGNS = {
 
 
 def marker(key: UUID) -> str:
-    """The hidden words by which an issue or a comment of ours is found again."""
+    """Return the hidden marker by which pgcoord finds its issue or comment again."""
     return f"<!-- pgcoord {key} -->"
 
 
 def inert(text: str) -> str:
-    """The same to a reader, but it pings nobody, links to no number and triggers nothing."""
+    """Return *text* so that it reads the same, but mentions, links and triggers nothing."""
     text = _untriggered(text.replace("\r\n", "\n"))
     lines = text.split("\n")
     code = _code_lines(text)
@@ -81,7 +81,7 @@ def _code_lines(text: str) -> set[int]:
 
 
 def _closed(text: str) -> str:
-    """The text, with the code that its end leaves open ended."""
+    """Return *text* with an open code block closed."""
     fences = [token for token in MarkdownIt("commonmark").parse(text) if token.type == "fence"]
     if not fences or not fences[-1].map:
         return text
@@ -93,18 +93,18 @@ def _closed(text: str) -> str:
 
 
 def short(text: str, length: int = _SHORT) -> str:
-    """A title on one line, inert, and cut where it is too long."""
+    """Return *text* on one line, inert, at most *length* characters."""
     words = " ".join(text.split())
     if len(inert(words)) <= length:
         return inert(words)
-    # What makes it inert takes room, too.
+    # The invisible characters count as well.
     while len(inert(words)) >= length:
         words = words[: -max(1, len(inert(words)) - length)]
     return f"{inert(words.rstrip())}…"
 
 
 def issue_title(feature_id: int, phase_number: int, title: str) -> str:
-    """What an issue is called."""
+    """Return the title of the issue of a phase."""
     head = f"Feature #{feature_id} - Phase {phase_number}: "
     return head + short(title, _TITLE_LIMIT - len(head))
 
@@ -119,10 +119,10 @@ def issue_body(
     key: UUID,
     page: str | None,
 ) -> str:
-    """The body of an issue: the phase's own prompt, what it depends on, where it is followed."""
+    """Return the body of an issue: prompt, dependencies, and the page of the phase."""
     whereabouts = page or f"phase {phase_number} of planned feature {feature_id} in the panel"
     total = facts["total_phases"]
-    of = f" of {total}" if phase_number <= total else ""  # by SQL, numbers may be left out
+    of = f" of {total}" if phase_number <= total else ""  # numbers inserted by SQL may have gaps
     head = (
         f"# {short(title)}\n\n"
         f"**Feature**: {short(facts['feature'])} (planned feature {feature_id})\n"
@@ -155,12 +155,12 @@ def _named(phase: Mapping[str, Any]) -> str:
 
 
 def _fitting(prompt: str, room: int, whereabouts: str) -> str:
-    """The prompt, inert; one that is too long is cut at a paragraph, and says where it goes on."""
+    """Return *prompt*, inert and at most *room* characters, with a note when it was cut."""
     text = _closed(inert(prompt.strip("\n")))
     if len(text) <= room:
         return text
     pointer = f"\n\n*The prompt is longer than an issue may be. All of it: {whereabouts}*"
-    length = room - len(pointer) - 80  # the end of code that is cut open
+    length = room - len(pointer) - 80  # room to close a code block
     while True:
         cut = _closed(inert(_cut(prompt.strip("\n"), length))) + pointer
         if len(cut) <= room:
@@ -169,7 +169,7 @@ def _fitting(prompt: str, room: int, whereabouts: str) -> str:
 
 
 def _cut(text: str, length: int) -> str:
-    """The beginning of a text, up to the end of a paragraph, else of a line, where there is one."""
+    """Return the beginning of *text*, to the end of a paragraph or line if possible."""
     beginning = text[:length]
     for end in ("\n\n", "\n"):
         at = beginning.rfind(end)
@@ -179,7 +179,7 @@ def _cut(text: str, length: int) -> str:
 
 
 def comment_body(status: str, facts: Mapping[str, Any], key: UUID) -> str:
-    """The one comment about the end of a phase: how it went, and what starts next."""
+    """Return the comment on the end of a phase: its outcome, and what starts next."""
     parts = [f"{_SIGNS[status]} **{status.capitalize()}**{_how(facts)}"]
     if facts["pr_number"]:
         parts.append(f"Pull request: #{facts['pr_number']}")
@@ -209,7 +209,7 @@ def _lasting(seconds: float) -> str:
 
 
 def _error(error: str) -> str:
-    """The last lines of an error, as code; its fence is longer than any within it."""
+    """Return the last lines of an error as a code block, whose fence none of them can close."""
     lines = error.strip().splitlines()[-_ERROR_LINES:]
     text = "\n".join(lines)[-_ERROR_LENGTH:]
     ticks = max((len(run) for run in re.findall("`+", text)), default=0)

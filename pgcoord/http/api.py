@@ -1,12 +1,11 @@
 """The REST API under /api/v1: each operation calls a function of the schema pgcoord.
 
-The one rule: an operation stands in one place, `OPERATIONS`, with all that is to be known of it;
-those that are actions are made from `pgcoord.actions`. Routing, the checks of what comes in, and
-/openapi.json are made from that.
+The one rule: `OPERATIONS` defines each operation completely; those of actions are made from
+`pgcoord.actions`. Routing, validation of requests and /openapi.json are derived from it.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
@@ -35,7 +34,7 @@ _LIMIT = 4_194_304
 
 @dataclass(frozen=True)
 class Call:
-    """A request that was understood: what it names, asks for and brings."""
+    """A valid request: its path parameters, query and body."""
 
     request: Request
     conn: Connection
@@ -48,7 +47,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Operation:
-    """What can be asked for, and how."""
+    """One operation of the API."""
 
     method: str
     path: str
@@ -62,7 +61,7 @@ class Operation:
     media: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[Request, int], Awaitable[Planned | None]] | None = None
-    """What is done before a connection is taken for the answer, since it may take minutes."""
+    """Runs before a connection is taken, because it may take minutes."""
 
 
 async def list_features(call: Call) -> Response:
@@ -133,7 +132,7 @@ async def why(call: Call) -> Response:
 
 
 async def log(call: Call) -> Response:
-    """Send the log of an attempt; a Range asks for its end."""
+    """Send the log of an attempt, or the range that a Range header requests."""
     attempts = await reads.attempts(call.conn, call.queue_id)
     host = state_of(call.request).coordinator.host
     _, log = log_of(call.queue_id, attempts, call.query["attempt"], host=host)
@@ -148,6 +147,7 @@ async def show_slots(call: Call) -> Response:
             "slots": len(slots) - draining,
             "held": sum(each["queue_id"] is not None for each in slots),
             "draining": draining,
+            "pools": [asdict(each) for each in await reads.pools(call.conn)],
             "holders": slots,
         }
     )
@@ -178,7 +178,7 @@ def _listing(call: Call, columns: Mapping[str, str]) -> Listing:
 
 
 def _listed(call: Call, rows: list[dict[str, Any]]) -> Response:
-    """A bare list; a Link names the next part where there is one."""
+    """Return a bare list, with a Link header to the next part if there is one."""
     limit, offset = call.query["limit"], call.query["offset"]
     answer = Json(rows[:limit])
     if len(rows) > limit:
@@ -195,7 +195,7 @@ _PATHS: Mapping[Scope, str] = {"phase": _PHASE, "feature": _FEATURE, "all": "/qu
 
 
 def _operations(scope: Scope) -> Iterator[Operation]:
-    """Make the operations of the actions on a phase, on a feature, or on all."""
+    """Yield the operations of the actions on a phase, on a feature, or on all."""
     for action in of_scope(scope):
         method, path = (action.operation or f"POST {_PATHS[scope]}/{action.slug}").split()
         call, answer = _act(action)
@@ -206,12 +206,13 @@ def _operations(scope: Scope) -> Iterator[Operation]:
             call,
             answer,
             body=_body_of(action),
-            refusals=(409,) if action.refused else (),
+            refusals=((409,) if action.refused else ())
+            + ((404,) if "pool" in action.arguments else ()),
         )
 
 
 def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]:
-    """Make what does an action and answers with what it was done to; and the answer's schema."""
+    """Return the handler of an action, which answers with its target, and the schema of that."""
     answer, schema = _ANSWERS["slots" if action.number == "slots" else action.scope]
 
     async def act(call: Call) -> Response:
@@ -221,9 +222,13 @@ def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]
             "all": None,
         }
         number = call.body[action.number] if action.number else None
-        reason = call.body.get("reason")
         await actions.perform(
-            call.conn, action, targets[action.scope], reason=reason, number=number
+            call.conn,
+            action,
+            targets[action.scope],
+            reason=call.body.get("reason"),
+            number=number,
+            pool=call.body.get("pool"),
         )
         return await answer(call)
 
@@ -264,7 +269,7 @@ OPERATIONS = (
         query={"execute": {"type": "boolean", "default": False}},
         status=201,
         refusals=(409,),
-        headers={**_ETAG, "Location": "Where the feature is."},
+        headers={**_ETAG, "Location": "The path of the feature."},
     ),
     Operation(
         "GET", _FEATURE, "A feature with its phases", show_feature, schemas.FEATURE, headers=_ETAG
@@ -272,7 +277,7 @@ OPERATIONS = (
     Operation(
         "PATCH",
         _FEATURE,
-        "Change what is given; with If-Match only if nobody else has changed it",
+        "Change the given fields; with If-Match only if nobody else has changed the feature",
         change_feature,
         schemas.FEATURE,
         body=schemas.FEATURE_CHANGES,
@@ -314,14 +319,14 @@ OPERATIONS = (
     Operation(
         "GET",
         f"{_PHASE}/why",
-        "Why it is where it is, most decisive reason first",
+        "Why a phase is in its state, most decisive reason first",
         why,
         schemas.array(schemas.WHY),
     ),
     Operation(
         "GET",
         f"{_PHASE}/log",
-        "What an attempt has written, the latest unless one is named",
+        "The log of an attempt, by default the latest",
         log,
         {"type": "string"},
         query={"attempt": {"type": "integer", "minimum": 1, "maximum": HIGHEST_INTEGER}},
@@ -357,7 +362,7 @@ def _feature_id(request: Request) -> int:
 
 
 def _read_query(request: Request, parameters: Mapping[str, Schema]) -> dict[str, Any]:
-    """The parameters of the query by name, with what stands for those that were not given."""
+    """Return the query parameters by name, with defaults. Raises `WrongShape`."""
     found: list[Fault] = []
     values = {name: schema.get("default") for name, schema in parameters.items()}
     given: set[str] = set()
@@ -381,7 +386,7 @@ def _read_query(request: Request, parameters: Mapping[str, Schema]) -> dict[str,
 
 
 def _from_text(text: str, schema: Schema) -> object:
-    """What a text in a URL stands for; itself, where that is nothing of the kind expected."""
+    """Convert a text of a URL to the type of *schema*; return it unchanged if that fails."""
     match schema.get("type"):
         case "array":
             return [_from_text(part, schema["items"]) for part in text.split(",") if part]
@@ -393,7 +398,7 @@ def _from_text(text: str, schema: Schema) -> object:
 
 
 async def _read_body(request: Request, schema: Schema | None) -> dict[str, Any]:
-    """The body by the names of its members; one that has no required member may be left out."""
+    """Return the body; it may be missing when no property is required. Raises `WrongShape`."""
     if schema is None:
         return {}
     sent = (
@@ -409,7 +414,7 @@ async def _read_body(request: Request, schema: Schema | None) -> dict[str, Any]:
 
 
 def _routes() -> list[BaseRoute]:
-    """One route a path, so that another method is answered by 405 and those that are allowed."""
+    """Return one route for each path, so that another method gets 405 with those allowed."""
     paths: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _endpoint(operation)

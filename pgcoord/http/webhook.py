@@ -66,6 +66,7 @@ async def _take(request: Request) -> TakenReport:
             Signed(body, headers),
             secrets=state.access.webhook_secrets,
             unsigned=state.access.unsigned_webhooks,
+            record=state.coordinator.record_and_claim,
         )
     if refused := taken.refusal():
         raise refused

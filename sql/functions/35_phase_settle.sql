@@ -1,26 +1,31 @@
 -- Phases that were updated: one AFTER trigger on the statement writes the events, ends attempts, frees slots, resolves
 -- dependents and notifies.
 
--- The attempt of a phase that has left its slot ends with it; a slot that was to go is deleted. Returns
--- true, so that it can stand in an assignment, which costs half of a PERFORM.
+-- The attempt of a phase that has left its slot ends with it; a slot that was to go is deleted. Wakes the coordinator, which
+-- is told the attempt where its process may be alive. Returns true, so that it can stand in an assignment, which costs half
+-- of a PERFORM.
 -- Errors: PC004 for completed when another end of the attempt was asked for already.
 create or replace function pgcoord_private.end_left_attempt(
     p_queue_id text, p_attempt integer, p_status text, p_error text, p_slot smallint
 ) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
+declare
+    v_id bigint;
 begin
     update pgcoord.attempt
     set ended_at = clock_timestamp(),
         outcome = case when p_status in ('completed', 'cancelled') then p_status else 'failed' end,
         error = p_error,
         exited_at = case when external then clock_timestamp() else exited_at end
-    where queue_id = p_queue_id and number = p_attempt and ended_at is null and (ending is null or p_status <> 'completed');
+    where queue_id = p_queue_id and number = p_attempt and ended_at is null and (ending is null or p_status <> 'completed')
+    returning id into v_id;
     if not found and p_status = 'completed' then    -- it was ended before, or is to end in another way
         perform pgcoord_private.refuse_end(queue_id, ending, p_status) from pgcoord.attempt
         where queue_id = p_queue_id and number = p_attempt and ended_at is null;
     end if;
     delete from pgcoord.slot where number = p_slot and draining;
+    perform pg_notify('pgcoord_wake', coalesce(v_id::text, ''));
     return true;
 end $$;
 
@@ -71,6 +76,7 @@ declare
     v_again_features integer[];    -- of phases queued again: counted while the statement was still completing others
     v_again_phases integer[];
     v_completes boolean := false;
+    v_ended boolean;
     v_features integer[];    -- of phases whose dependents are to be blocked or unblocked
     v_phases integer[];
     v_cause text;
@@ -85,7 +91,7 @@ begin
         where n.status is distinct from o.status or n.depends_on_phases is distinct from o.depends_on_phases
             or n.status = 'queued' and n.eligible_at is not null and not n.held
     loop
-        v_wakes := v_wakes or v.status = 'queued' and not v.gated or v.left_slot is not null;
+        v_wakes := v_wakes or v.status = 'queued' and not v.gated;
         if v.asks then
             perform pgcoord_private.ask_gate(v.queue_id);
         end if;
@@ -102,7 +108,7 @@ begin
                     then v.error_message end));
         perform pg_notify('pgcoord_event', v.feature_id::text);
         if v.left_slot is not null then
-            v_wakes := pgcoord_private.end_left_attempt(v.queue_id, v.attempt, v.status, v.error_message, v.left_slot);
+            v_ended := pgcoord_private.end_left_attempt(v.queue_id, v.attempt, v.status, v.error_message, v.left_slot);
         end if;
         if v.status = 'completed' then
             v_completes := pgcoord_private.release_dependents(v.feature_id, v.phase_number);

@@ -215,7 +215,7 @@ begin
         return null;
     end if;
     perform pgcoord_private.log_attempt(new, 'attempt_ending', concat_ws(': ', new.ending, new.ending_reason));
-    notify pgcoord_wake;
+    perform pg_notify('pgcoord_wake', new.id::text);
     notify pgcoord_stand_by;
     return null;
 end $$;
@@ -225,7 +225,7 @@ create or replace function pgcoord_private.tell_deleted() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 begin
-    notify pgcoord_wake;
+    perform pg_notify('pgcoord_wake', old.id::text);
     notify pgcoord_stand_by;
     return null;
 end $$;

@@ -257,7 +257,7 @@ def test_a_right_that_is_missing_is_named_as_github_names_it(
     github.fail("POST", "/issues", 403, message=message, headers=accepted)
     assert about_github(desk) == (
         "fail",
-        f"GitHub, {REPOSITORY}: {message} (it takes issues=write)",
+        f"GitHub, {REPOSITORY}: {message} (it needs issues=write)",
     )
 
 

@@ -389,3 +389,14 @@ async def end(watch: Watch, queue_id: str) -> None:
 async def waits_for_lock(watch: Watch, lock: str) -> None:
     """Wait until a session of the coordinator waits for a lock that somebody holds."""
     await watch.until_found(f"select from pgcoord.lock_waits where lock = '{lock}'")
+
+
+async def test_the_end_of_a_process_and_the_next_claim_are_one_commit(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.note_transactions()
+    await watch.submit("true", ("true", [1]))
+    async with running(make_coordinator(dsn, tmp_path)):
+        await watch.until_statuses("completed", "completed")
+    ended = await watch.transaction_of("queue-1-1", "completed")
+    assert ended == await watch.transaction_of("queue-1-2", "ready")

@@ -17,6 +17,7 @@ from pgcoord.coordination.supervision import Supervision
 from pgcoord.database import schema, session
 from pgcoord.database.embedded import EmbeddedPostgres
 from pgcoord.database.listener import PING_EVERY, Listener, listening
+from pgcoord.database.rows import NextWork
 from pgcoord.errors import DatabaseUnusable
 
 STEPS = ["before claim", "after claim", "after attend", "after agenda"]
@@ -56,10 +57,9 @@ class Stepped(Coordinator):
         await self._reach("after claim")
         return claimed
 
-    async def _attend(self) -> list[asyncio.Task[None]]:
-        disowned = await super()._attend()
+    async def _rest(self, work: NextWork) -> None:
         await self._reach("after attend")
-        return disowned
+        await super()._rest(work)
 
     async def _lead(self) -> None:
         assert self._leadership.listener

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from standardwebhooks import Webhook
 from support.cases import case
+from support.coordination import watching
 from support.database import Connection, add_feature, add_phase, claim, start, statuses
 from support.serving import SECRET, Site, served, signed
 
@@ -74,6 +75,21 @@ async def test_a_signed_report_completes_the_phase(
     assert row == {"pr_number": 7}
     event = conn.execute("select actor from pgcoord.event where to_status = 'completed'").fetchone()
     assert event == {"actor": "TEST_SECRET (webhook)"}
+
+
+async def test_a_report_and_the_claim_of_what_follows_are_one_commit(
+    dsn: str, tmp_path: Path
+) -> None:
+    async with served(dsn, tmp_path) as site, watching(dsn) as watch:
+        await site.state.coordinator.leads.wait()
+        await watch.note_transactions()
+        await watch.submit("sleep 1000", ("true", [1]))
+        await watch.until_statuses("running", "queued")
+        answer = await site.report({"queue_id": "queue-1-1", "status": "completed"})
+        assert answer.json()["status"] == "completed"
+        await watch.until_statuses("completed", "completed")
+        ended = await watch.transaction_of("queue-1-1", "completed")
+        assert ended == await watch.transaction_of("queue-1-2", "ready")
 
 
 async def test_a_repeat_is_answered_with_what_is_stored(

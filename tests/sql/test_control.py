@@ -385,7 +385,7 @@ def test_the_coordinator_is_woken_when_something_may_have_become_claimable(
     conn.add_notify_handler(lambda notify: heard.append(notify.payload))
     conn.execute("listen pgcoord_wake")
     conn.execute(statement.encode())
-    assert heard == ([""] if wakes else [])
+    assert bool(heard) == wakes
 
 
 @pytest.mark.parametrize("what", ["pgcoord.resume()", "pgcoord.resume(id)"])

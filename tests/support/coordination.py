@@ -240,6 +240,17 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
+_NOTE_TRANSACTIONS = b"""
+    create table public.moved (queue_id text, to_status text, xid xid8);
+    create function public.note_transaction() returns trigger language plpgsql as $$
+    begin
+        insert into public.moved values (new.queue_id, new.to_status, pg_current_xact_id());
+        return null;
+    end $$;
+    create trigger note after insert on pgcoord.event
+        for each row execute function public.note_transaction()"""
+
+
 class Watch:
     """A connection to the test's database that can wait for what it wants to see."""
 
@@ -253,6 +264,15 @@ class Watch:
     async def one(self, statement: str, *values: object) -> Row:
         (row,) = await self.all(statement, *values)
         return row
+
+    async def note_transactions(self) -> None:
+        """Have the database note, from now on, which transaction moves which phase."""
+        await self.conn.execute(_NOTE_TRANSACTIONS)
+
+    async def transaction_of(self, queue_id: str, to_status: str) -> str:
+        """The transaction that moved a phase, once, to a status."""
+        found = "select xid::text from moved where queue_id = %s and to_status = %s"
+        return str((await self.one(found, queue_id, to_status))["xid"])
 
     async def submit(self, *scripts: str | tuple[str, list[int]], **members: Any) -> int:
         """Queue a feature whose phases run these scripts; one with prerequisites is a pair."""

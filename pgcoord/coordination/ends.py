@@ -1,0 +1,73 @@
+"""The ends of attempts that the leader's loop records together with its next claim.
+
+The one rule: whoever hands in an end has it answered, or is told to record it by itself, at once
+where this coordinator does not lead.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pgcoord.database.claims import End
+from pgcoord.database.rows import Recorded
+
+# How many ends one transaction records: it holds the locks of all until its commit.
+_MOST = 50
+
+
+@dataclass(eq=False)
+class Handed:
+    """An end that waits for the loop; `answer` is set to what was recorded, or to None."""
+
+    end: End
+    answer: "asyncio.Future[Recorded | None]" = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+    def settle(self, recorded: Recorded | None) -> None:
+        """Answer who waits, unless that has gone or was answered before."""
+        if not self.answer.done():
+            self.answer.set_result(recorded)
+
+
+class Ends:
+    """The ends handed in, in order. Closed at first: nothing is accepted."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """Call *wake* when an end is handed in."""
+        self._wake = wake
+        self._waiting: deque[Handed] = deque()
+        self._is_open = False
+
+    def open(self) -> None:
+        """Accept ends: a loop takes them from now on."""
+        self._is_open = True
+
+    def close(self) -> None:
+        """Accept no more, and tell those who wait to record theirs by themselves."""
+        self._is_open = False
+        while self._waiting:
+            self._waiting.popleft().settle(None)
+
+    async def record(self, end: End) -> Recorded | None:
+        """Hand in *end* and wait until it is recorded; None: the caller has to record it."""
+        if not self._is_open:
+            return None
+        handed = Handed(end)
+        self._waiting.append(handed)
+        self._wake()
+        return await handed.answer
+
+    @contextmanager
+    def take(self) -> Iterator[list[Handed]]:
+        """Yield the ends that wait, some at most; what the block does not settle is refused."""
+        taken = [self._waiting.popleft() for _ in range(min(_MOST, len(self._waiting)))]
+        try:
+            yield taken
+        finally:
+            for handed in taken:
+                handed.settle(None)
+            if self._waiting:
+                self._wake()

@@ -1,0 +1,117 @@
+-- One round of the leading coordinator: it records the ends that it has learned, claims what follows, and learns what to do
+-- and until when to wait.
+
+-- Record one end of an attempt, as the coordinator learned it: an object with its `kind` and what the function of that kind
+-- takes. Returns what its caller wants to know: of a report the row of take_report, else the move that took the phase out of
+-- ready or running, also when an earlier report made it (null: it has not moved).
+create or replace function pgcoord_private.record_end(p_end jsonb) returns jsonb
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_attempt_id bigint := (p_end ->> 'attempt_id')::bigint;
+begin
+    case p_end ->> 'kind'
+        when 'exited' then
+            perform pgcoord_private.end_attempt(
+                v_attempt_id, (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail', p_end ->> 'left_behind');
+        when 'given_up' then
+            perform pgcoord.give_up_attempt(v_attempt_id, p_end ->> 'outcome', p_end ->> 'error');
+        when 'returned' then
+            perform pgcoord_private.return_attempt(
+                v_attempt_id, make_interval(secs => (p_end ->> 'wait_seconds')::float8), p_end ->> 'error');
+        when 'reported' then
+            return (
+                select to_jsonb(t) from pgcoord_private.take_report(
+                    p_end -> 'report', p_end ->> 'message_id', p_end ->> 'actor', p_end ->> 'adw_id') as t
+            );
+    end case;
+    return pgcoord_private.move_out(v_attempt_id);
+end $$;
+
+-- The move that took the phase of an attempt out of ready or running; null while it has not moved.
+create or replace function pgcoord_private.move_out(p_attempt_id bigint) returns jsonb
+language sql stable
+begin atomic
+    select jsonb_build_object('from_status', e.from_status, 'to_status', e.to_status, 'reason', e.reason)
+    from pgcoord.attempt as a
+        join public.phase_queue as p on p.queue_id = a.queue_id
+        join pgcoord.event as e on e.feature_id = p.feature_id and e.phase_number = p.phase_number
+    where a.id = p_attempt_id and e.attempt = a.number and e.kind = 'phase_moved'
+        and e.from_status in ('ready', 'running') and e.to_status not in ('ready', 'running')
+    order by e.id desc
+    limit 1;
+end;
+
+-- Record ends and claim what follows, in one transaction: one commit from an end to the next start. Returns a row for each
+-- end (its place in p_ends, whether it was recorded, what record_end returned), one for the claim (place 0; recorded:
+-- whether it was made), and one for each phase that was claimed (place null).
+-- An end that cannot be recorded at once, since somebody has locked what it changes, is left out, and so is a claim that
+-- fails or would have to wait: each is undone alone, and the coordinator then does it as if it had been by itself.
+-- The control row comes first in the lock order; whoever holds it is not waited for.
+create or replace function pgcoord_private.record_and_claim(
+    p_epoch bigint, p_ends jsonb,
+    out place integer, out recorded boolean, out answer jsonb, out claimed pgcoord_private.assignment
+) returns setof record
+language plpgsql
+set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' as $$
+#variable_conflict use_column
+declare
+    v_end jsonb;
+    v_number integer := 0;
+    v_may_claim boolean;
+    v_claimed pgcoord_private.assignment[] := '{}';
+begin
+    perform 1 from pgcoord.control for no key update skip locked;
+    v_may_claim := found;
+    for v_end in select value from jsonb_array_elements(p_ends) loop
+        v_number := v_number + 1;
+        place := v_number;
+        begin
+            answer := pgcoord_private.record_end(v_end);
+            recorded := true;
+        exception when others then    -- the coordinator tries it again alone, and gets the error
+            answer := null;
+            recorded := false;
+        end;
+        return next;
+    end loop;
+    answer := null;
+    place := 0;
+    recorded := false;
+    if v_may_claim then
+        begin
+            v_claimed := array(select c from pgcoord_private.claim_phases(p_epoch) as c);
+            recorded := true;
+        exception when others then    -- likewise
+            v_claimed := '{}';
+        end;
+    end if;
+    return next;
+    place := null;
+    foreach claimed in array v_claimed loop
+        return next;
+    end loop;
+end $$;
+
+-- Before the coordinator rests: what has changed, and when to look next. First asks for the end of attempts whose time is up;
+-- `changed` is of p_attempts, of which the coordinator was told that they changed: those of p_host whose process may be alive,
+-- as an array of {attempt_id, folder, started, ended, ending, ended_seconds_ago}. The rest is as next_work says.
+create or replace function pgcoord_private.look_round(
+    p_host text, p_attempts bigint[], p_awaited text[],
+    out changed jsonb, out due_in float8, out abandoned bigint[], out locked text[]
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
+    perform pgcoord_private.expire_attempts();
+    changed := '[]';
+    if p_attempts <> '{}' then
+        select coalesce(jsonb_agg(jsonb_build_object(
+            'attempt_id', attempt_id, 'folder', folder, 'started', started, 'ended', ended, 'ending', ending,
+            'ended_seconds_ago', ended_seconds_ago
+        ) order by attempt_id), '[]') into changed
+        from pgcoord_private.assignment where attempt_id = any (p_attempts) and host = p_host;
+    end if;
+    select n.due_in, n.abandoned, n.locked into due_in, abandoned, locked from pgcoord_private.next_work(p_awaited) as n;
+end $$;
