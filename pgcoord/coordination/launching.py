@@ -131,7 +131,10 @@ class Job(Protocol):
         ...
 
     async def log_tail(self) -> str:
-        """Return the last lines of the job's output, valid as a Postgres text; may be empty."""
+        """Return the lines of the output that tell why the job failed, valid as a Postgres text.
+
+        The most telling one is the first; without one, the last lines. May be empty.
+        """
         ...
 
     async def spooled_report(self, secret: str) -> Kept | None:
