@@ -25,6 +25,8 @@ begin
                     v_attempt_id, p_end ->> 'copy', (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail',
                     p_end ->> 'left_behind') as e
             );
+        when 'postponed' then
+            perform pgcoord_private.postpone_attempt(v_attempt_id, p_end ->> 'error');
         when 'reported' then
             return (
                 select to_jsonb(t) from pgcoord_private.take_report(
