@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to *app*."""
     app.command(epilog=_JSON)(status)
     app.command()(why)
+    app.command()(result)
 
 
 _JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_blocker", "features": […]}
@@ -166,6 +167,38 @@ def _header(standing: _Standing) -> list[Any]:
 
 def _time(at: datetime) -> str:
     return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def result(
+    ctx: typer.Context,
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="A phase, or a feature for all of its phases."),
+    ],
+    dsn: Dsn = None,
+) -> None:
+    """Print the result of a phase's latest attempt as JSON, or those of a feature by phase.
+
+    A phase writes its result, a JSON object, to PGCOORD_RESULT_FILE.
+    """
+    from pgcoord.database import reads
+    from pgcoord.errors import NotFound
+
+    async def ask(conn: "Connection") -> Any:
+        if target.isascii() and target.isdecimal() and len(target) <= 10:
+            return await reads.results_of_feature(conn, int(target))
+        queue_id = await find_phase(conn, target)
+        found = (await reads.phase_object(conn, queue_id))["result"]
+        if found is None:
+            raise NotFound(f"phase {queue_id} has no result")
+        return found
+
+    async def once() -> Any:
+        async with session(found) as conn:
+            return await ask(conn)
+
+    found = existing_dsn(ctx, dsn)
+    say_json(complete(found, once()))
 
 
 def why(ctx: typer.Context, phase: Phase, dsn: Dsn = None) -> None:

@@ -56,6 +56,7 @@ class Assignment:
     ending: str | None
     ended_seconds_ago: float | None
     slot: int
+    has_inputs: bool
 
     def __str__(self) -> str:
         return f"{self.queue_id} (attempt {self.attempt}, {self.adw_id})"
@@ -198,6 +199,9 @@ class Feature:
     phases_failed: int
     phases_blocked: int
     paused_at: datetime | None
+    cost_usd: float | None
+    tokens_in: int | None
+    tokens_out: int | None
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,7 @@ class BoardPhase:
     started_timestamp: datetime | None
     finished_timestamp: datetime | None
     waiting_for: str | None
+    result: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -246,7 +251,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a phase, without its secret. SQL: table pgcoord.attempt."""
+    """One try at a phase, without its secret. SQL: tables pgcoord.attempt and pgcoord.result."""
 
     number: int
     adw_id: str
@@ -265,6 +270,7 @@ class Attempt:
     exit_code: int | None
     exited_at: datetime | None
     folder: str | None
+    result: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
