@@ -33,9 +33,10 @@ _JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_bloc
 A slot: slot, draining, queue_id, title, status, since, pool. The coordinator: epoch, host, pid,
 version, lead_at; null when none leads. The lead_blocker: words, remedy; null unless a session that
 is no coordinator holds the lock of the lead. A feature: id, title, status, total_phases,
-phases_completed, phases_running, phases_failed, phases_blocked, paused_at, phases. A phase:
+phases_completed, phases_running, phases_failed, phases_blocked, paused_at, cost_usd, tokens_in,
+tokens_out, phases. A phase:
 queue_id, feature_id, phase_number, title, status, slot, attempt, priority, depends_on_phases,
-error_message, since, started_timestamp, finished_timestamp, waiting_for.
+error_message, since, started_timestamp, finished_timestamp, waiting_for, result.
 
 Times are ISO 8601 with their offset, or null. Later releases may add keys."""
 

@@ -160,6 +160,7 @@ comment on column pgcoord.results.attempt is 'First, second … attempt at the p
 comment on column pgcoord.results.summary is 'What was done, in its own words.';
 comment on column pgcoord.results.branch is 'The branch with its work.';
 comment on column pgcoord.results.commit is 'The commit with its work.';
+comment on column pgcoord.results.pr_number is 'The pull request with its work.';
 comment on column pgcoord.results.url is 'Where its work can be seen.';
 comment on column pgcoord.results.result is 'The whole object.';
 comment on column pgcoord.costs.attempts is 'Attempts with a result.';

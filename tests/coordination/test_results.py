@@ -48,9 +48,7 @@ async def test_results_reach_the_phases_that_need_them(
 async def test_a_result_that_is_missing_fails_the_phase_before_it_starts(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
-    await watch.submit(
-        write({"branch": "x"}), ("echo {result.1.summary}", [1]), "true"
-    )
+    await watch.submit(write({"branch": "x"}), ("echo {result.1.summary}", [1]), "true")
     async with running(make_coordinator(dsn, tmp_path)):
         rows = await watch.until_statuses("completed", "failed", "completed")
     assert rows[1]["error_message"] == (
