@@ -54,6 +54,7 @@ _PHASE_MEMBERS = {
     "attempt": {"type": "integer"},
     "workflow_type": _MAYBE_TEXT,
     "waiting_for": _MAYBE_TEXT,
+    "result": {"type": ["object", "null"]},
     "gated": {"type": "boolean", "description": "It has a gate that nobody has approved."},
 }
 
@@ -66,6 +67,12 @@ _PLANNED = {
     "estimated_hours": _HOURS,
     "priority": {**_PRIORITY, "type": ["integer", "null"]},
     "files": {"type": ["array", "null"], "items": _TEXT},
+    "check": {
+        **_MAYBE_TEXT,
+        "pattern": NOT_BLANK,
+        "maxLength": 200,
+        "description": "The check of the configuration that has to succeed after its command.",
+    },
     "gate": {
         **_MAYBE_TEXT,
         "pattern": NOT_BLANK,
@@ -211,6 +218,14 @@ ERROR = _object(
         ),
     },
     ["error", "reason"],
+)
+
+JOB_ANSWER = _object(
+    {
+        "attempt": {"type": "integer"},
+        "prompt": {**_TEXT, "description": "The prompt of the phase, if it was asked for."},
+    },
+    ["attempt"],
 )
 
 REPORTED = _object(
