@@ -8,7 +8,17 @@ ROOT = Path(__file__).parents[1]
 
 # Lowest first. A module belongs to the longest of these names that begins its own.
 FLOORS = (
-    ("errors", "text", "assets", "backoff", "duration", "ownership", "secrecy", "__init__"),
+    (
+        "errors",
+        "text",
+        "assets",
+        "backoff",
+        "duration",
+        "judge",
+        "ownership",
+        "secrecy",
+        "__init__",
+    ),
     ("actions", "configuration", "json_schema", "logs", "runs.files"),
     ("database", "github", "plan"),
     ("report", "planner"),

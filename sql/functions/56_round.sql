@@ -19,6 +19,8 @@ begin
         when 'returned' then
             perform pgcoord_private.return_attempt(
                 v_attempt_id, make_interval(secs => (p_end ->> 'wait_seconds')::float8), p_end ->> 'error');
+        when 'postponed' then
+            perform pgcoord_private.postpone_attempt(v_attempt_id, p_end ->> 'error');
         when 'reported' then
             return (
                 select to_jsonb(t) from pgcoord_private.take_report(
