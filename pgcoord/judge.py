@@ -456,7 +456,8 @@ class Judge:
         """What the command says of itself in its result, where it can say it nowhere else."""
         result = _result()
         if result and result.get("status") == "failed":
-            return f"it reports that it failed: {quote(result.get('error_message') or 'no reason')}"
+            reason = result.get("error") or result.get("error_message") or "no reason"
+            return f"it reports that it failed: {quote(reason)}"
         return None
 
     def _keep_result(self) -> None:

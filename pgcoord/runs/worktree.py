@@ -283,6 +283,8 @@ class Worktree:
         parent = Path(root) if root else Path(f"{repository.top}.worktrees")
         self.folder = (repository.top / parent / name).resolve()
         self.git = repository.git.at(self.folder)
+        # What resolving conflicts has cost.
+        self.resolved_for: dict[str, float] = {}
 
     def make(self, start: str) -> None:
         """Check the branch out, new from *start*, or as the last attempt has left it."""
@@ -329,20 +331,40 @@ class Worktree:
             f"Merging {branch} into {self.branch} conflicts in {files}. Resolve the conflicts so"
             " that what both sides did is kept. Leave no conflict markers; do not commit.\n"
         )
-        done = subprocess.run(
-            ["sh", "-c", resolve],
-            cwd=self.folder,
-            env=self.git.environment,
-            input=task.encode("utf-8", "surrogateescape"),
-            check=False,
-        )
-        if done.returncode == 0:
+        self._mark("task", task)
+        task_file, result_file = (self._place() / f"pgcoord-{name}" for name in ("task", "cost"))
+        with suppress(FileNotFoundError):
+            result_file.unlink()
+        environment = {
+            **self.git.environment,
+            "PGCOORD_PROMPT_FILE": str(task_file),
+            "PGCOORD_RESULT_FILE": str(result_file),
+        }
+        environment.pop("PGCOORD_REPORT_URL", None)  # how it went is no report of the phase
+        environment.pop("PGCOORD_WEBHOOK_SECRET", None)
+        with open(task_file, "rb") as source:
+            status = subprocess.call(
+                ["sh", "-c", resolve], cwd=self.folder, env=environment, stdin=source
+            )
+        with suppress(Unfit):
+            result = Phase(environment, "", None).result()
+            for name in _COSTS:
+                if isinstance(result.get(name), (int, float)):
+                    self.resolved_for[name] = self.resolved_for.get(name, 0) + result[name]
+        if status == 0:
             self.git("add", "--update")
             if "leftover conflict marker" in self.git.attempt("diff", "--cached", "--check").stdout:
                 self.git.attempt("merge", "--abort")
                 raise Unfit(f"{resolve} has left conflict markers in {files}")
             return self.git.attempt("commit", "--no-edit", "--quiet", "--no-verify")
         return self.git.attempt("diff", "--quiet")  # what is left of it
+
+    def add_costs(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Add to *result* what resolving conflicts has cost; return it."""
+        for name, cost in self.resolved_for.items():
+            so_far = result.get(name)
+            result[name] = cost + (so_far if isinstance(so_far, (int, float)) else 0)
+        return result
 
     def run(self, command: Sequence[str]) -> int:
         """Run the command where the caller stands in the repository; return its exit status.
@@ -452,11 +474,12 @@ class Worktree:
         return Path(self.folder, found.group(1))
 
     def _mark(self, name: str, text: str) -> None:
-        (self._place() / f"pgcoord-{name}").write_text(text, encoding="ascii")
+        path = self._place() / f"pgcoord-{name}"
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
     def _marked(self, name: str) -> str | None:
         try:
-            return (self._place() / f"pgcoord-{name}").read_text(encoding="ascii")
+            return (self._place() / f"pgcoord-{name}").read_text(encoding="utf-8")
         except (OSError, Unfit):
             return None
 
@@ -583,7 +606,7 @@ def work(options: Options, phase: Phase, git: Git) -> int:
             worktree.make(start)
         check_filters(worktree)
         worktree.merge(prerequisites, options.resolve)
-        say(f"{worktree.folder}, branch {worktree.branch}")
+        say(f"{worktree.folder}, branch {worktree.branch}; if the command fails, both stay")
         digest = phase.digest(options.command)
         if worktree.done_before(digest):
             say("the command has succeeded in an earlier attempt: only its work is to be kept")
@@ -592,8 +615,10 @@ def work(options: Options, phase: Phase, git: Git) -> int:
             status = worktree.run(options.command)
             result = {} if status else phase.result()
             if status or result.get("status") == "failed":
-                say(f"the command has failed: {worktree.folder} stays as it is, to be looked at")
-                return status
+                if worktree.resolved_for:
+                    with suppress(Unfit):
+                        phase.put_result(worktree.add_costs(phase.result()))
+                return status  # nothing more is said: its last line tells why
             worktree.remember(digest, result)
         try:
             commit = worktree.keep()
@@ -601,6 +626,7 @@ def work(options: Options, phase: Phase, git: Git) -> int:
             if phase.withdraw_report():
                 worktree.remember(digest, {**result, "status": "completed"})
             raise
+        worktree.add_costs(result)
         result.update(branch=worktree.branch, commit=commit)
         result.update(hand_on(repository, phase, worktree.branch, commit, options.push))
         phase.put_result(result)

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ class Repository:
         after: dict[str, dict[str, object]] | None = None,
         prompt: str = "do it",
         directory: str = ".",
-        **environment: str,
+        environment: Mapping[str, str] | None = None,
     ) -> Done:
         """Run `script` as the command of a phase; `after` is what its prerequisites handed on."""
         paths = {kind: self.inputs / f"{queue_id}.{kind}" for kind in ("input", "result", "prompt")}
@@ -89,7 +89,7 @@ class Repository:
             env=self.environment
             | {"PGCOORD_QUEUE_ID": queue_id}
             | {f"PGCOORD_{kind.upper()}_FILE": str(path) for kind, path in paths.items()}
-            | environment,
+            | dict(environment or {}),
             capture_output=True,
             text=True,
             timeout=PATIENCE,
@@ -250,7 +250,9 @@ def test_a_folder_that_was_deleted_is_made_anew(repository: Repository) -> None:
 
 def test_the_branch_of_an_earlier_database_is_left_as_it_is(repository: Repository) -> None:
     repository.phase("queue-1-1", "echo old > old")
-    done = repository.phase("queue-1-1", "echo new > new", PGCOORD_INSTALLATION="another")
+    done = repository.phase(
+        "queue-1-1", "echo new > new", environment={"PGCOORD_INSTALLATION": "another"}
+    )
     assert done.result["branch"] == "pgcoord/queue-1-1-2", done.log
     assert repository.files("pgcoord/queue-1-1") == {"README", "old"}
     assert repository.files("pgcoord/queue-1-1-2") == {"README", "new"}
@@ -357,7 +359,12 @@ def test_the_branch_of_the_feature_has_the_work_of_all_phases(repository: Reposi
     def phase(queue_id: str, script: str, **after: dict[str, object]) -> Done:
         needs = {name[1:]: result for name, result in after.items()}
         return repository.phase(
-            queue_id, script, "--push", "origin", after=needs, PGCOORD_FEATURE_ID="7"
+            queue_id,
+            script,
+            "--push",
+            "origin",
+            after=needs,
+            environment={"PGCOORD_FEATURE_ID": "7"},
         )
 
     one = phase("queue-7-1", "echo 1 > one").result
@@ -377,7 +384,7 @@ def test_the_branch_of_the_feature_has_the_work_of_all_phases(repository: Reposi
         "cat same",
         *resolve,
         after={"2": two, "3": three, "4": four.result},
-        PGCOORD_FEATURE_ID="7",
+        environment={"PGCOORD_FEATURE_ID": "7"},
     )
     assert join.status == 0, join.log
     assert "both" in join.log
@@ -410,7 +417,7 @@ def test_a_report_waits_until_the_work_is_kept(repository: Repository) -> None:
     report = repository.inputs / "report.json"
     seen = f'test -z "$PGCOORD_REPORT_URL"; echo x > file; echo done > {report}; mkdir -p a/.git'
     url = {"PGCOORD_REPORT_URL": "http://127.0.0.1:9"}
-    assert repository.phase("queue-1-1", f"{seen} && exit 0", **url).status == 0
+    assert repository.phase("queue-1-1", f"{seen} && exit 0", environment=url).status == 0
     assert report.exists()
     unresolved = (
         "echo 1 > f; git add f; git commit -qm 1; git branch o; echo 2 > f; git commit -qam 2;"
@@ -421,13 +428,13 @@ def test_a_report_waits_until_the_work_is_kept(repository: Repository) -> None:
         for role in ("AUTHOR", "COMMITTER")
         for what in ("NAME", "EMAIL")
     }
-    lost = repository.phase("queue-1-2", f"{seen}; {unresolved}", **url, **identity)
+    lost = repository.phase("queue-1-2", f"{seen}; {unresolved}", environment=url | identity)
     assert lost.status == 65, lost.log
     assert not report.exists(), "what it has reported is not so"
     folder = repository.worktree("queue-1-2")
     repository.git("checkout", "--quiet", "--theirs", "f", folder=folder)
     repository.git("add", "f", folder=folder)
-    again = repository.phase("queue-1-2", f"{seen}; {unresolved}", **url, **identity)
+    again = repository.phase("queue-1-2", f"{seen}; {unresolved}", environment=url | identity)
     assert again.status == 0, again.log
     assert again.result["status"] == "completed", "the earlier attempt has reported it"
 
