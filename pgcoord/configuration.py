@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pgcoord import results
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
 from pgcoord.judge import AGENTS
@@ -145,6 +146,8 @@ class Workflow:
             if name is None:
                 return match[0][0]
             value = values.get(name)
+            if value is None and results.NAME.fullmatch(name):
+                raise InvalidConfiguration(f"{{{name}}}: {results.missing(name)}")
             if value is None:
                 noun = _NOUNS.get(name, name.replace("_", " "))
                 raise InvalidConfiguration(f"{{{name}}}: the phase has no {noun}")
@@ -781,5 +784,5 @@ def _brace_problems(argument: str, known: Sequence[str] = PLACEHOLDERS) -> Itera
         name = match[2]
         if name is None and match[1] is None:
             yield f"unbalanced {match[0]} in {argument!r:.60}; a brace itself is {match[0] * 2}"
-        elif name is not None and name not in known:
+        elif name is not None and name not in known and not results.NAME.fullmatch(name):
             yield f"unknown placeholder {{{name}}}{did_you_mean(name, known)}"
