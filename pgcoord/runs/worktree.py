@@ -60,10 +60,6 @@ class Unfit(Exception):
         self.status = status
 
 
-def _no_result(why: str) -> Unfit:
-    return Unfit(f"the result file {why}", WORK_NOT_KEPT)
-
-
 class Git:
     """Git in one folder, with nothing that the caller's environment says of another."""
 
@@ -141,28 +137,12 @@ class Phase:
 
         Raises `Unfit` where whoever reads the file could not use it, either.
         """
-        if not self._result_file:
-            return {}
         try:
-            # Whatever the command has left there: a link is not followed, a FIFO not waited for.
-            found = os.open(self._result_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            return _read_object(self._result_file) if self._result_file else {}
         except FileNotFoundError:
             return {}
-        except OSError as error:
-            raise _no_result(f"cannot be read: {error.strerror}") from None
-        with os.fdopen(found, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise _no_result("is not a plain file")
-            content = file.read(_RESULT_LIMIT + 1)
-        if len(content) > _RESULT_LIMIT:
-            raise _no_result(f"has more than {_RESULT_LIMIT} bytes")
-        try:
-            result = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise _no_result(f"is not JSON: {error}") from None
-        if not isinstance(result, dict):
-            raise _no_result("holds no JSON object")
-        return result
+        except ValueError as error:
+            raise Unfit(f"the result file {error}", WORK_NOT_KEPT) from None
 
     def put_result(self, result: dict[str, Any]) -> None:
         """Write the result, in place of what is there."""
@@ -182,15 +162,18 @@ class Phase:
                 self.put_result({"status": "failed", "error": fault[:8_000]})
 
     def withdraw_report(self) -> bool:
-        """Remove a report that waits to be taken; return whether there was one.
+        """Remove a report of success that waits to be taken; return whether there was one.
 
         The command has reported, and the work that it has reported could not be kept.
         """
+        report = os.path.join(os.path.dirname(self.prompt or ""), "report.json")
         try:
-            os.unlink(os.path.join(os.path.dirname(self.prompt or ""), "report.json"))
-        except OSError:
-            return False
-        return True
+            if json.loads(_read_object(report, 1_000_000)["body"])["status"] == "completed":
+                os.unlink(report)
+                return True
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return False
 
     def digest(self, command: Sequence[str]) -> str:
         """What tells this work from another: as was given, else the command, and the prompt."""
@@ -207,6 +190,33 @@ def say(words: str) -> None:
     """Write a line into the log of the phase, beside what the command writes."""
     sys.stderr.write(f"worktree: {words}\n")
     sys.stderr.flush()
+
+
+def _read_object(path: str, most: int = _RESULT_LIMIT) -> dict[str, Any]:
+    """Read a JSON object of *most* bytes, whatever a command has left in its place.
+
+    A link is not followed, a FIFO not waited for. Raises FileNotFoundError, or ValueError that says
+    what the file is instead.
+    """
+    try:
+        found = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    with os.fdopen(found, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("is not a plain file")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"has more than {most} bytes")
+    try:
+        read = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON: {error}") from None
+    if not isinstance(read, dict):
+        raise ValueError("holds no JSON object")
+    return read
 
 
 class Repository:
@@ -622,7 +632,7 @@ def work(options: Options, phase: Phase, git: Git) -> int:
             worktree.remember(digest, result)
         try:
             commit = worktree.keep()
-        except Unfit:
+        except (Unfit, OSError):
             if phase.withdraw_report():
                 worktree.remember(digest, {**result, "status": "completed"})
             raise

@@ -415,7 +415,8 @@ def test_conflict_markers_are_no_resolution(repository: Repository) -> None:
 def test_a_report_waits_until_the_work_is_kept(repository: Repository) -> None:
     """What was reported is taken from the folder of the run, if the work is kept."""
     report = repository.inputs / "report.json"
-    seen = f'test -z "$PGCOORD_REPORT_URL"; echo x > file; echo done > {report}; mkdir -p a/.git'
+    kept = json.dumps({"body": json.dumps({"status": "completed"})})
+    seen = f"""test -z "$PGCOORD_REPORT_URL" && echo x > file && echo '{kept}' > {report}"""
     url = {"PGCOORD_REPORT_URL": "http://127.0.0.1:9"}
     assert repository.phase("queue-1-1", f"{seen} && exit 0", environment=url).status == 0
     assert report.exists()
