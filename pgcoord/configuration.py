@@ -162,7 +162,9 @@ class Server:
 
     `public_url` is where processes and people elsewhere find it; `webhook_secrets` are the names
     of environment variables, each with a secret that signs reports of any phase. The
-    `trusted_proxies`, addresses or networks, are believed when they say for whom they ask.
+    `trusted_proxies`, addresses or networks, are believed when they say for whom they ask. The
+    `tokens` are names of environment variables, each with the token of a program, which the history
+    names by it.
     """
 
     host: str = "127.0.0.1"
@@ -170,6 +172,7 @@ class Server:
     public_url: str | None = None
     webhook_secrets: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -312,6 +315,7 @@ def read_configuration(path: Path) -> Configuration:
             "public_url": _url,
             "webhook_secrets": _environment,
             "trusted_proxies": _networks,
+            "tokens": _environment,
         },
         key="server",
         problems=problems,
