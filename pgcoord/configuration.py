@@ -10,7 +10,7 @@ import os.path
 import re
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,29 @@ _UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
 _Reader = Callable[[object], Any]
 
 
+# The pool, and the launcher, of this machine.
+LOCAL = "local"
+
+# As the constraint pool_has_name has it.
+_POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+_MOST_SLOTS = 1_000
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A named set of slots with one launcher, `[pool.NAME]`.
+
+    `slots` is None for `local` where the database alone says how many. `settings` are the keys of
+    the launcher, as JSON values; the database keeps them, so they hold no secrets.
+    """
+
+    name: str
+    launcher: str = LOCAL
+    slots: int | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Workflow:
     """A named command, `[workflow.NAME]`, and how its attempts are run."""
@@ -64,6 +87,7 @@ class Workflow:
     retry_lost: bool = False
     reports: bool = False
     user: str | None = None
+    pool: str = LOCAL
     default: bool = False
 
     def arguments(self, values: Mapping[str, str | None]) -> list[str]:
@@ -168,6 +192,7 @@ class Configuration:
     server: Server = Server()
     planner: Planner = Planner()
     github: GitHub | None = None
+    pools: Mapping[str, Pool] = field(default_factory=lambda: {LOCAL: Pool(LOCAL)})
 
     @property
     def secret_variables(self) -> tuple[str, ...]:
@@ -212,6 +237,7 @@ def read_configuration(path: Path) -> Configuration:
         _parse(path),
         {
             "workflow": _table,
+            "pool": _table,
             "server": _table,
             "github": _table,
             "planner": _table,
@@ -221,6 +247,13 @@ def read_configuration(path: Path) -> Configuration:
         problems=problems,
     )
     workflows = _read_workflows(sections.get("workflow", {}), folder, problems)
+    pools = _read_pools(sections.get("pool", {}), folder, problems)
+    problems += [
+        f"workflow.{_bare(name)}.pool: there is no [pool.{_bare(each.pool)}]"
+        + did_you_mean(each.pool, pools)
+        for name, each in workflows.items()
+        if each.pool not in pools
+    ]
     server = _read_table(
         sections.get("server", {}),
         {
@@ -247,6 +280,7 @@ def read_configuration(path: Path) -> Configuration:
         server=Server(**server),
         github=github,
         planner=planner,
+        pools=pools,
         **limits,
     )
 
@@ -318,12 +352,67 @@ def _read_workflow(
         "retry_lost": _boolean,
         "reports": _boolean,
         "user": _user,
+        "pool": _pool_name,
         "default": _boolean,
     }
     if "command" not in table:
         problems.append(f'{key}.command: missing; expected a list such as ["make", "build"]')
     values = _read_table(table, readers, key=key, problems=problems)
     return Workflow(name=name, **{"command": (), "directory": folder("."), **values})
+
+
+def _read_pools(
+    tables: Mapping[str, object], folder: _Reader, problems: list[str]
+) -> dict[str, Pool]:
+    """Read every `[pool.NAME]`; there is always `local`."""
+    pools = {LOCAL: Pool(LOCAL)}
+    for name, table in tables.items():
+        key = f"pool.{_bare(name)}"
+        if not isinstance(table, dict):
+            problems.append(f"{key}: expected a table [pool.NAME], not {table!r:.60}")
+        elif not _POOL_NAME.fullmatch(name):
+            problems.append(f"{key}: expected a name of letters, digits, - and _, 63 at most")
+        else:
+            pools[name] = _read_pool(name, table, folder, problems)
+    return pools
+
+
+def _read_pool(
+    name: str, table: Mapping[str, object], folder: _Reader, problems: list[str]
+) -> Pool:
+    key = f"pool.{name}"
+    of_launcher = _launchers(folder)
+    launcher = table.get("launcher", LOCAL if name == LOCAL else None)
+    if launcher is None:
+        problems.append(f"{key}.launcher: missing; expected one of {', '.join(of_launcher)}")
+    elif launcher not in of_launcher:
+        problem = f"expected a launcher, not {launcher!r:.60}"
+        problems.append(f"{key}.launcher: {problem}{did_you_mean(str(launcher), of_launcher)}")
+    elif name == LOCAL and launcher != LOCAL:
+        problems.append(f"{key}.launcher: the pool {LOCAL} is of this machine; name another one")
+    if name != LOCAL and "slots" not in table:
+        problems.append(f"{key}.slots: missing; expected how many may run at once, such as 40")
+    readers: dict[str, _Reader] = {
+        "launcher": str,
+        "slots": _whole(1, _MOST_SLOTS),
+        **of_launcher.get(str(launcher), {}),
+    }
+    if launcher not in of_launcher:  # nobody knows which keys it would have
+        table = {name: value for name, value in table.items() if name in readers}
+    values = _read_table(table, readers, key=key, problems=problems)
+    launcher, slots = str(values.pop("launcher", LOCAL)), values.pop("slots", None)
+    return Pool(name, launcher, slots, values)
+
+
+def _launchers(folder: _Reader) -> Mapping[str, Mapping[str, _Reader]]:
+    """The keys of each launcher, whose readers return JSON values."""
+    return {LOCAL: {}}
+
+
+def _pool_name(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected the name of a [pool.NAME], not {value!r:.60}")
+    return value
 
 
 def _read_planner(table: Mapping[str, object], folder: _Reader, problems: list[str]) -> Planner:

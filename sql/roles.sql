@@ -4,7 +4,7 @@
 --
 -- pgcoord_reader       sees everything but the secrets that sign reports.
 -- pgcoord_client       brings work in and steers it: INSERT, the functions of docs/design.md, section 8, and UPDATE of what a
---                      person words or orders. Not the status of a phase, nothing derived, no DELETE, no prune.
+--                      person words or orders. Not the status of a phase, nothing derived (triggers refuse both), no DELETE, no prune.
 -- pgcoord_coordinator  runs `pgcoord serve`: claims, starts and ends, and whatever people ask of it.
 --
 -- Functions that a client calls, and triggers that write more than the client may, are `security definer` with a fixed
@@ -37,7 +37,7 @@ grant select on public.planned_features, public.phase_queue to pgcoord_reader, p
 grant select on all tables in schema pgcoord, pgcoord_private to pgcoord_reader, pgcoord_client;
 revoke select on pgcoord.attempt, pgcoord_private.assignment from pgcoord_reader, pgcoord_client;
 grant select (
-    id, queue_id, number, adw_id, slot, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,
+    id, queue_id, number, adw_id, slot, pool, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,
     retry_lost, timeout, claimed_at, started_at, deadline, pid, process_started, ending, ending_at, ending_reason,
     ended_at, outcome, error, exited_at, exit_code    -- all but the secret
 ) on pgcoord.attempt to pgcoord_reader, pgcoord_client;
@@ -59,30 +59,22 @@ begin
 end $$;
 grant execute on function pgcoord_private.checkup_notifications() to pgcoord_reader, pgcoord_client;
 
--- Bringing work in. A phase may be inserted in any state that docs/design.md, section 4, allows: the
--- triggers see to it that it is true. Whatever is derived they fill themselves.
-grant insert (id, title, description, item_type, priority, estimated_hours, tags, plan, github_issue_number)
-    on public.planned_features to pgcoord_client, pgcoord_coordinator;
-grant insert (
-    queue_id, feature_id, phase_number, issue_number, status, depends_on_phases, phase_data, adw_id, pr_number,
-    error_message, priority, queue_position, created_at, updated_at, ready_timestamp, started_timestamp,
-    finished_timestamp, retry_at
-) on public.phase_queue to pgcoord_client, pgcoord_coordinator;
+-- Bringing work in. A phase may be inserted in any state that docs/design.md, section 4, allows: the triggers see to it
+-- that it is true. Rights are of all columns, since many clients name each one: what is derived the triggers guard, from
+-- whatever statement or trigger it comes (writes_state).
+grant insert on public.planned_features, public.phase_queue to pgcoord_client, pgcoord_coordinator;
+grant usage on sequence public.planned_features_id_seq to pgcoord_client, pgcoord_coordinator;
 grant usage on sequence pgcoord.queue_position to pgcoord_client;
 
 -- Steering.
-grant update (title, description, item_type, priority, estimated_hours, tags, plan, github_issue_number)
-    on public.planned_features to pgcoord_client;
-grant update (issue_number, depends_on_phases, phase_data, pr_number, priority, queue_position, retry_at)
-    on public.phase_queue to pgcoord_client;
+grant update on public.planned_features, public.phase_queue to pgcoord_client;
 grant execute on all functions in schema pgcoord to pgcoord_client;
 revoke execute on function pgcoord.prune(interval), pgcoord.give_up_attempt(bigint, text, text), pgcoord.release_issues()
 from pgcoord_client;
 grant execute on function pgcoord_private.feature_to_plan(integer) to pgcoord_client;
 -- What the triggers call for the client who inserts or updates; called by hand, they do no more than a lock would.
 grant execute on function
-    pgcoord_private.check_times(text, timestamptz[]), pgcoord_private.slot_for_inserted(text), pgcoord_private.new_adw_id(),
-    pgcoord_private.refuse_change(text, boolean), pgcoord_private.refuse_gate(text),
+    pgcoord_private.slot_for_inserted(text, text), pgcoord_private.new_adw_id(), pgcoord_private.refuse_gate(text),
     pgcoord_private.check_new_prerequisites(public.phase_queue, jsonb),
     pgcoord_private.hold_feature(integer), pgcoord_private.check_isolation(),
     pgcoord_private.settle_edges(integer[], integer[]), pgcoord_private.set_reason(text), pgcoord_private.ask_gate(text)

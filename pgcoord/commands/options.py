@@ -92,6 +92,10 @@ LogFormat = Annotated[
 
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="The plan, a Markdown file.")]
 
+PlanFileOrNone = Annotated[
+    Path | None, typer.Argument(metavar="PLAN", help="The plan, a Markdown file.")
+]
+
 Phase = Annotated[
     str,
     typer.Argument(metavar="PHASE", help="Its queue_id, such as queue-104-2, or 104.2 for short."),

@@ -80,7 +80,9 @@ class Snapshot:
 
 async def read_snapshot(conn: Connection, feature_id: int) -> Snapshot:
     """Read a feature as it is now. Raises `NotFound`."""
-    return Snapshot(await reads.feature(conn, feature_id), await reads.board(conn, feature_id))
+    phases = await reads.board(conn, feature_id)
+    # Afterwards, so that what the phases say has ended is counted, too.
+    return Snapshot(await reads.feature(conn, feature_id), phases)
 
 
 async def follow(

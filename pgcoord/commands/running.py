@@ -19,6 +19,7 @@ from pgcoord.commands.options import Surroundings
 from pgcoord.commands.progress import (
     Progress,
     Snapshot,
+    clean,
     follow_through,
     progress,
     read_snapshot,
@@ -46,6 +47,9 @@ _SETTLED = 1.0
 # Seconds between tries at most while the database does not answer.
 _PATIENCE = 1.0
 
+# Features that are named in one line.
+_MOST_NAMED = 5
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -70,12 +74,20 @@ class Runner:
         self._error: Exception | None = None
         self._end: Snapshot | None = None
 
-    async def run(self, plan: Plan) -> int:
-        """Submit the plan, see it through, and return the exit status."""
+    async def run(self, work: Plan | int) -> int:
+        """See a plan, which is submitted, or the feature of a number through; return the status.
+
+        Where this one leads, it starts what else is queued as well, and stays until all that it
+        started has ended. Raises `NotFound` or `Refused` for a number that cannot be run.
+        """
         await check_wake_ups(self._dsn)
         async with changing(self._surroundings, self._dsn) as conn:
             leader = await reads.leader(conn)
-            feature_id = await actions.submit_feature(conn, plan.feature())
+            if isinstance(work, Plan):
+                feature_id = await actions.submit_feature(conn, work.feature())
+            else:
+                feature_id = work
+                await actions.execute_feature(conn, feature_id)
         if leader:
             logger.warning(
                 "process %d on %s leads and runs the phases; this one watches, and takes over"
@@ -97,8 +109,10 @@ class Runner:
         if self._error:
             raise self._error
         if self._end:
-            await self._sum_up(self._end)
+            await sum_up(self._dsn, self._end)
+            await self._tell_what_waits(feature_id)
         if came:
+            say(f"  {ways_on(feature_id)}", err=True)
             return 128 + came[0]
         return 0 if self._end and self._end.completed else 1
 
@@ -123,22 +137,89 @@ class Runner:
             await asyncio.wait(
                 {settled, leading}, timeout=_SETTLED, return_when=asyncio.FIRST_COMPLETED
             )
-            self._end = await _watched(self._dsn, feature_id, shown)
+            await self._tell_what_else_runs(feature_id)
+            self._end = await watched(self._dsn, feature_id, shown)
             if self._coordinator.issues:
                 await self._coordinator.issues.settle()
+            if self._coordinator.led:
+                self._leave()
         except (CoordError, OSError) as error:  # OSError: nobody reads what is printed any more
             self._error = error
         finally:
             settled.cancel()
-            self._coordinator.stop()
+            if self._end is None or self._error or not self._coordinator.led:
+                self._coordinator.stop()
 
-    async def _sum_up(self, end: Snapshot) -> None:
+    def _leave(self) -> None:
+        """Hand the lead on, and stay until what was started here has ended."""
+        self._coordinator.drain()
+        if running := [each.queue_id for each in self._coordinator.running]:
+            logger.warning(
+                "waits for what it started besides: %s; Ctrl-C leaves it running",
+                ", ".join(running),
+            )
+
+    async def _tell_what_else_runs(self, feature_id: int) -> None:
+        if self._coordinator.led and (others := await self._others(feature_id)):
+            logger.warning("this one leads, so it starts what else is queued, too: %s", others)
+
+    async def _tell_what_waits(self, feature_id: int) -> None:
+        """Say what this one did not get to, where nobody goes on with it."""
+        if not self._coordinator.led:
+            return
         async with session(self._dsn) as conn:
-            reasons = await reads.last_reasons(conn, end.feature.id)
-        say(summary(end, reasons))
+            leader = await reads.leader(conn)
+        if leader is None and (others := await self._others(feature_id)):
+            logger.warning("still queued: %s; 'pgcoord serve' goes on with it", others)
+
+    async def _others(self, feature_id: int) -> str:
+        async with session(self._dsn) as conn:
+            features = await reads.features(conn, unfinished=True)
+            waiting = [
+                f"feature {each.id} ({clean(each.title)})"
+                for each in features
+                if each.id != feature_id
+                and each.paused_at is None
+                and each.total_phases
+                > each.phases_completed + each.phases_failed + each.phases_blocked
+            ]
+        more = len(waiting) - _MOST_NAMED
+        return ", ".join([*waiting[:_MOST_NAMED], *([f"{more} more"] if more > 0 else [])])
 
 
-async def _watched(dsn: str, feature_id: int, shown: Progress) -> Snapshot:
+async def attach(dsn: str, feature_id: int) -> int:
+    """Show a feature, which others run, until its end; return the exit status."""
+    async with session(dsn) as conn:
+        ended = (await read_snapshot(conn, feature_id)).ended
+        if not ended and await reads.leader(conn) is None:
+            logger.warning("no coordinator runs: 'pgcoord run --feature %d' goes on", feature_id)
+    with progress() as shown:
+        end = await watched(dsn, feature_id, shown)
+    await sum_up(dsn, end)
+    return 0 if end.completed else 1
+
+
+async def sum_up(dsn: str, end: Snapshot) -> None:
+    """Print how a feature ended; and, on stderr, which commands go on where it did not complete."""
+    async with session(dsn) as conn:
+        reasons = await reads.last_reasons(conn, end.feature.id)
+    say(summary(end, reasons))
+    if not end.completed:
+        stopped_by = [
+            phase.phase_number for phase in end.phases if phase.status in ("failed", "cancelled")
+        ]
+        say(f"  {ways_on(end.feature.id, next(iter(stopped_by), None))}", err=True)
+
+
+def ways_on(feature_id: int, phase_number: int | None = None) -> str:
+    """The commands that go on with a feature, from a phase that stopped it."""
+    of_phase = [f"{verb} {feature_id}.{phase_number}" for verb in ("logs", "retry")]
+    ways = [*(of_phase if phase_number else []), f"run --feature {feature_id}"]
+    named = ", ".join(f"'pgcoord {each}'" for each in ways)
+    return f"to go on: {named}; to give it up: 'pgcoord cancel {feature_id}'"
+
+
+async def watched(dsn: str, feature_id: int, shown: Progress) -> Snapshot:
     """Show a feature until its end, which is returned."""
     snapshots = follow_through(dsn, lambda conn: read_snapshot(conn, feature_id))
     async with aclosing(snapshots):

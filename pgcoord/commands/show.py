@@ -29,9 +29,9 @@ def register(app: typer.Typer) -> None:
 
 _JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_blocker", "features": […]}
 
-A slot: slot, draining, queue_id, title, status, since. The coordinator: epoch, host, pid, version,
-lead_at; null when none leads. The lead_blocker: words, remedy; null unless a session that is no
-coordinator holds the lock of the lead. A feature: id, title, status, total_phases,
+A slot: slot, draining, queue_id, title, status, since, pool. The coordinator: epoch, host, pid,
+version, lead_at; null when none leads. The lead_blocker: words, remedy; null unless a session that
+is no coordinator holds the lock of the lead. A feature: id, title, status, total_phases,
 phases_completed, phases_running, phases_failed, phases_blocked, paused_at, phases. A phase:
 queue_id, feature_id, phase_number, title, status, slot, attempt, priority, depends_on_phases,
 error_message, since, started_timestamp, finished_timestamp, waiting_for.
@@ -148,8 +148,15 @@ def _shown(standing: _Standing, *, in_full: bool = False) -> "RenderableType":
 def _header(standing: _Standing) -> list[Any]:
     from rich.text import Text
 
-    held = [f"{each.slot} {printable(each.queue_id or 'free')}" for each in standing.slots]
-    lines = [f"slots: {', '.join(held) or 'none'}"]
+    lines = []
+    for pool in sorted({each.pool for each in standing.slots} | {"local"}, key=_local_first):
+        held = [
+            f"{each.slot} {printable(each.queue_id or 'free')}"
+            for each in standing.slots
+            if each.pool == pool
+        ]
+        name = "slots" if pool == "local" else f"pool {pool}"
+        lines.append(f"{name}: {', '.join(held) or 'none'}")
     leads = standing.coordinator
     if leads:
         since = _time(leads.lead_at)
@@ -162,6 +169,10 @@ def _header(standing: _Standing) -> list[Any]:
     if standing.paused_at:
         lines.append(f"everything is paused since {_time(standing.paused_at)} ('pgcoord resume')")
     return [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
+
+
+def _local_first(pool: str) -> tuple[bool, str]:
+    return pool != "local", pool
 
 
 def _time(at: datetime) -> str:

@@ -10,15 +10,19 @@ from pgcoord.commands.context import (
     changing,
     check_schema,
     complete,
+    existing_dsn,
     make_place,
     make_runs_folder,
 )
 from pgcoord.commands.options import (
+    HIGHEST_ID,
     Config,
     Dsn,
+    FeatureNumber,
     Format,
     LogFormat,
     PlanFile,
+    PlanFileOrNone,
     Surroundings,
     surroundings_of,
 )
@@ -43,26 +47,40 @@ _EXAMPLE = """Make one, for example:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to *app*."""
-    for command in (run, serve, submit):
+    for command in (run, attach, serve, submit):
         app.command()(command)
 
 
 def run(
     ctx: typer.Context,
-    plan: PlanFile,
+    plan: PlanFileOrNone = None,
+    feature: Annotated[
+        int | None,
+        typer.Option(
+            "--feature",
+            metavar="N",
+            min=1,
+            max=HIGHEST_ID,
+            help="Go on with this feature, in place of a plan.",
+        ),
+    ] = None,
     log_format: LogFormat = Format.TEXT,
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
-    """Run a plan to its end, with progress; serve the panel meanwhile.
+    """Run a plan, or a feature that exists, to its end, with progress; serve the panel meanwhile.
 
     The exit status is 0 only if every phase completed. Where a coordinator runs already (pgcoord
-    serve), it does the work and this one watches.
+    serve), it does the work and this one watches. Else this one leads: it starts what else is
+    queued, too, and when its own feature has ended it waits for what it started.
     """
+    if (plan is None) == (feature is None):
+        raise typer.BadParameter("give a plan, or --feature with a number.", param_hint="PLAN")
     close_memory()
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
-    read = _plan(plan, configuration)
+    work = _plan(plan, configuration) if plan else feature
+    assert work is not None
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
     from pgcoord.commands.running import Runner
@@ -82,7 +100,18 @@ def run(
         forget_variables(configuration.secret_variables)
         planner = _planner(surroundings, configuration)
         runner = Runner(surroundings, place.dsn, coordinator, taken, access, planner)
-        raise typer.Exit(complete(place.dsn, runner.run(read)))
+        raise typer.Exit(complete(place.dsn, runner.run(work)))
+
+
+def attach(ctx: typer.Context, feature: FeatureNumber, dsn: Dsn = None) -> None:
+    """Watch a feature to its end, with progress, and start nothing.
+
+    The exit status is 0 only if every phase completed.
+    """
+    found = existing_dsn(ctx, dsn)
+    from pgcoord.commands import running
+
+    raise typer.Exit(complete(found, running.attach(found, feature)))
 
 
 def serve(

@@ -44,6 +44,7 @@ async def lead(
     runs_folder: str,
     workflows: Sequence[Mapping[str, object]],
     after: int,
+    pools: Sequence[Mapping[str, object]] = (),
 ) -> Lead:
     """Take the lead on *conn*, which holds it until it closes, or return who has it.
 
@@ -52,13 +53,14 @@ async def lead(
     found = await fetch_row(
         conn,
         Lead,
-        f"select {columns_of(Lead)} from pgcoord_private.lead(%s, %s, %s, %s, %s, %s)",
+        f"select {columns_of(Lead)} from pgcoord_private.lead(%s, %s, %s, %s, %s, %s, %s)",
         host,
         pid,
         version,
         runs_folder,
         Jsonb(list(workflows)),
         after,
+        Jsonb(list(pools)),
     )
     assert found is not None
     return found

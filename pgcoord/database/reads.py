@@ -30,6 +30,7 @@ from pgcoord.database.rows import (
     LeadBlocker,
     Leader,
     Measures,
+    Pool,
     Reason,
     Slot,
 )
@@ -113,6 +114,11 @@ async def slots(conn: Connection) -> list[Slot]:
     return await fetch_rows(
         conn, Slot, f"select {columns_of(Slot)} from pgcoord.slots order by slot"
     )
+
+
+async def pools(conn: Connection) -> list[Pool]:
+    """Return the pools, local first, then by name. SQL: view pgcoord.pools."""
+    return await fetch_rows(conn, Pool, f"select {columns_of(Pool)} from pgcoord.pools")
 
 
 async def slot_count(conn: Connection) -> int:

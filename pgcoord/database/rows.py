@@ -56,6 +56,7 @@ class Assignment:
     ending: str | None
     ended_seconds_ago: float | None
     slot: int
+    pool: str
 
     def __str__(self) -> str:
         return f"{self.queue_id} (attempt {self.attempt}, {self.adw_id})"
@@ -233,6 +234,22 @@ class Slot:
     title: str | None
     status: str | None
     since: datetime | None
+    pool: str
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool, and how many of its slots are held.
+
+    One that is not `declared` was taken out of the configuration: its phases run to their end.
+    """
+
+    pool: str
+    launcher: str
+    declared: bool
+    slots: int
+    held: int
+    draining: int
 
 
 @dataclass(frozen=True)
@@ -297,12 +314,13 @@ class HistoryEvent:
 
 @dataclass(frozen=True)
 class Measures:
-    """The gauges of /metrics. `phases` counts by state; `notification_queue_usage` is 0 to 1."""
+    """The gauges of /metrics.
+
+    `phases` counts by state, `pools` are rows of the view; `notification_queue_usage` is 0 to 1.
+    """
 
     phases: dict[str, int] | None
-    slots: int
-    slots_held: int
-    slots_draining: int
+    pools: list[dict[str, Any]]
     paused: bool
     oldest_eligible_seconds: float | None
     notification_queue_usage: float

@@ -101,7 +101,10 @@ FEATURE_CHANGES = _object(_FEATURE_MEMBERS, additionalProperties=False)
 REASON = _object({"reason": _MAYBE_TEXT}, additionalProperties=False)
 PRIORITY = _object({"priority": _PRIORITY}, ["priority"], additionalProperties=False)
 SET_SLOTS = _object(
-    {"slots": {"type": "integer", "minimum": 0, "maximum": 1_000}},
+    {
+        "slots": {"type": "integer", "minimum": 0, "maximum": 1_000},
+        "pool": {**_TEXT, "description": "local, unless it is named.", "default": "local"},
+    },
     ["slots"],
     additionalProperties=False,
 )
@@ -185,8 +188,14 @@ EXECUTED = _object(
 PAUSED = _object({"paused": {"type": "boolean"}, "paused_at": _MAYBE_TIME}, ["paused"])
 WHY = _object({"kind": _TEXT, "words": _TEXT, "refers_to": _MAYBE_TEXT}, ["kind", "words"])
 SLOTS = _object(
-    {"slots": _COUNT, "held": _COUNT, "draining": _COUNT, "holders": array({"type": "object"})},
-    ["slots", "held", "draining", "holders"],
+    {
+        "slots": {**_COUNT, "description": "Of all pools."},
+        "held": _COUNT,
+        "draining": _COUNT,
+        "pools": array({"type": "object"}),
+        "holders": array({"type": "object"}),
+    },
+    ["slots", "held", "draining", "pools", "holders"],
 )
 
 ERROR = _object(

@@ -44,3 +44,8 @@ create or replace function pgcoord_private.some_of(p_names text[]) returns text
 language sql immutable
 return concat_ws(' and ', array_to_string(p_names[1:3], ', '),
     case when cardinality(p_names) > 3 then cardinality(p_names) - 3 || ' more' end);
+
+-- The beginning of a text, for a message.
+create or replace function pgcoord_private.shortened(p_text text, p_length integer) returns text
+language sql immutable
+return case when length(p_text) > p_length then left(p_text, p_length - 1) || '…' else p_text end;

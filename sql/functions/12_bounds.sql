@@ -68,14 +68,66 @@ language sql immutable
 return case when length(p_text) <= 16000 then p_text
     else left(p_text, 4000) || format(E'\n… %s characters left out …\n', length(p_text) - 16000) || right(p_text, 12000) end;
 
--- Refuse phase_data that no reader could take.
+-- Refuse phase_data that is no object, or whose members no reader could take.
 -- Errors: PC005.
 create or replace function pgcoord_private.check_phase_data(p_queue_id text, p_data jsonb) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
+declare
+    v_member text := case
+        when jsonb_typeof(p_data) <> 'object' then ''
+        when jsonb_typeof(p_data -> 'title') not in ('string', 'null') then 'title'
+        when jsonb_typeof(p_data -> 'prompt_content') not in ('string', 'null') then 'prompt_content'
+        when jsonb_typeof(p_data -> 'workflow_type') not in ('string', 'null') then 'workflow_type'
+        when p_data ? 'gate' and (jsonb_typeof(p_data -> 'gate') not in ('string', 'null') or btrim(p_data ->> 'gate') = '') then 'gate'
+        when p_data ? 'max_attempts' and p_data @? 'strict $.max_attempts ? (@ != null
+            && !(@.type() == "number" && @ >= 1 && @ <= 1000000 && @.floor() == @))' then 'max_attempts'
+        when p_data ? 'timeout_seconds' and p_data @? 'strict $.timeout_seconds ? (@ != null
+            && !(@.type() == "number" && @ >= 0.000001 && @ <= 315360000))' then 'timeout_seconds'
+    end;
+    v_value jsonb;
 begin
+    if v_member is not null then
+        v_value := case v_member when '' then p_data else p_data -> v_member end;
+        raise exception using
+            errcode = 'PC005',
+            message = format('phase_data of phase %s%s is %s, a JSON %s', p_queue_id, coalesce(': ' || nullif(v_member, ''), ''),
+                pgcoord_private.shortened(v_value::text, 200), jsonb_typeof(v_value)),
+            hint = case
+                when v_member = '' and jsonb_typeof(v_value) = 'string'
+                    then 'It was encoded twice: give the text of the object itself, such as {"title": "…"}, cast to jsonb.'
+                when v_member = '' then 'It is a JSON object such as {"title": "…", "prompt_content": "…"}.'
+                when v_member = 'max_attempts' then 'It is a whole number from 1 to 1000000, or is left out.'
+                when v_member = 'timeout_seconds' then 'It is a number of seconds from 0.000001 to 315360000, or is left out.'
+                when v_member = 'gate' then 'It is the question that a person is asked, or is left out.'
+                else 'It is a string, or is left out.'
+            end;
+    end if;
     perform pgcoord_private.check_json('phase_data of phase ' || p_queue_id, p_data, 20 * 1024 * 1024);
     perform pgcoord_private.check_text('the title of phase ' || p_queue_id, p_data ->> 'title', 1000);
     perform pgcoord_private.check_text('the gate of phase ' || p_queue_id, p_data ->> 'gate', 1000);
     perform pgcoord_private.check_text('workflow_type of phase ' || p_queue_id, p_data ->> 'workflow_type', 200);
+end $$;
+
+-- JSON as it is meant where clients have no other way to say it: null is none, and the empty array of a client that
+-- knows no difference is written as the empty object, and the other way round.
+create or replace function pgcoord_private.meant_as(p_empty jsonb, p_value jsonb) returns jsonb
+language sql immutable
+return case when p_value is null or p_value in ('null', '[]', '{}') then p_empty else p_value end;
+
+-- Refuse (PC005) a time that nobody can count with, such as infinity.
+create or replace function pgcoord_private.check_times(p_what text, variadic p_times timestamptz[]) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_time timestamptz;
+begin
+    foreach v_time in array p_times loop
+        if v_time not between '0001-01-02 00:00+00' and '9999-12-31 23:59:59+00' then
+            raise exception using
+                errcode = 'PC005',
+                message = format('%s cannot have a time of %s', p_what, v_time),
+                hint = 'Times lie within the years 1 to 9999. pgcoord.pause(feature_id) has phases wait for as long as you like.';
+        end if;
+    end loop;
 end $$;

@@ -56,12 +56,23 @@ comment on view pgcoord.queue is 'Every phase with the columns of phase_queue th
 
 create or replace view pgcoord.slots as
 select s.number as slot, s.draining, p.queue_id, p.feature_id, p.phase_number, pgcoord_private.title_of(p) as title, p.status,
-    coalesce(p.started_timestamp, p.ready_timestamp) as since, a.adw_id, a.host, a.pid, a.external, a.ending, a.deadline
+    coalesce(p.started_timestamp, p.ready_timestamp) as since, a.adw_id, a.host, a.pid, a.external, a.ending, a.deadline, s.pool
 from pgcoord.slot as s
     left join public.phase_queue as p on p.slot = s.number
     left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
 order by s.number;
 comment on view pgcoord.slots is 'The slots and what holds each.';
+
+-- A pool without a slot is shown, too.
+create or replace view pgcoord.pools as
+select o.name as pool, o.launcher, o.declared, count(s.slot) filter (where not s.draining) as slots,
+    count(s.queue_id) as held, count(s.slot) filter (where s.draining) as draining
+from pgcoord.pool as o
+    left join pgcoord.slots as s on s.pool = o.name
+group by o.name, o.launcher, o.declared
+order by o.name <> 'local', o.name;
+comment on view pgcoord.pools is
+    'The pools: what starts their phases, how many may run at once and how many do. One that is not declared was taken out of the configuration.';
 
 -- Of the last thousand attempts, not of all: what was usual a year ago is no measure, and no index is needed for it.
 create or replace view pgcoord.usual as
@@ -125,12 +136,14 @@ where f.cancelled_at is null;
 comment on view pgcoord.attention is
     'Phases that need somebody: failed ones, such as cannot start, such as wait for an approval, such as run much longer than usual, and such as a lock of somebody''s holds up.';
 
--- In the order in which claims take them.
+-- In the order in which claims of a pool take them. (Without any coordinator yet all are in the line of local.)
 create or replace view pgcoord.line as
 select p.queue_id, p.feature_id, f.title as feature, p.phase_number,
-    pgcoord_private.title_of(p.phase_data, p.phase_number) as title, p.priority, p.eligible_at
+    pgcoord_private.title_of(p.phase_data, p.phase_number) as title, p.priority, p.eligible_at,
+    coalesce(w.pool, 'local') as pool
 from pgcoord_private.claimable as p
     join public.planned_features as f on f.id = p.feature_id
+    left join pgcoord_private.workflow_line as w on w.line = coalesce(p.workflow_type, '')
 where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0)
 order by p.priority, p.queue_position, p.feature_id, p.phase_number;
 comment on view pgcoord.line is 'Phases that wait for nothing but a slot, next first.';

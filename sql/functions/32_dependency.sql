@@ -17,7 +17,7 @@ declare
     v_fault text;
 begin
     if jsonb_typeof(p_depends_on) <> 'array' then
-        v_fault := format('is %s, a JSON %s', p_depends_on, jsonb_typeof(p_depends_on));
+        v_fault := format('is %s, a JSON %s', pgcoord_private.shortened(p_depends_on::text, 200), jsonb_typeof(p_depends_on));
     elsif p_depends_on @? 'strict $[*] ? (@.type() != "number" || @ < 1 || @ > 2147483647 || @.floor() != @)' then
         v_fault := format('holds %s', jsonb_path_query_first(p_depends_on,
              'strict $[*] ? (@.type() != "number" || @ < 1 || @ > 2147483647 || @.floor() != @)'));
@@ -33,7 +33,10 @@ begin
         raise exception using
             errcode = 'PC005',
             message = format('depends_on_phases of phase %s %s', p_queue_id, v_fault),
-            hint = 'It is a JSON array of distinct phase numbers of the same feature, such as [1, 3].';
+            hint = case jsonb_typeof(p_depends_on)
+                when 'string' then 'It was encoded twice: give the text of the array itself, such as [1, 3], cast to jsonb.'
+                else 'It is a JSON array of distinct phase numbers of the same feature, such as [1, 3]; to_jsonb(array[1, 3]) makes one of a Postgres array.'
+            end;
     end if;
 end $$;
 

@@ -1,49 +1,62 @@
 -- Phases that are inserted: a BEFORE trigger completes each row, one AFTER trigger on the statement stores edges, finds out
 -- what waits, writes the events and notifies.
 
--- Refuse a time that nobody can count with, such as infinity.
--- Errors: PC005.
-create or replace function pgcoord_private.check_times(p_queue_id text, variadic p_times timestamptz[]) returns void
-language plpgsql
-set search_path = pg_catalog, pg_temp as $$
-declare
-    v_time timestamptz;
-begin
-    foreach v_time in array p_times loop
-        if v_time not between '0001-01-02 00:00+00' and '9999-12-31 23:59:59+00' then
-            raise exception using
-                errcode = 'PC005',
-                message = format('phase %s cannot have a time of %s', p_queue_id, v_time),
-                hint = 'Times lie within the years 1 to 9999. pgcoord.pause(feature_id) has phases wait for as long as you like.';
-        end if;
-    end loop;
-end $$;
-
--- Refuse the insertion of a running phase when no slot is free, else return the slot it gets: the lowest.
+-- Refuse the insertion of a running phase when no slot of its workflow's pool is free, else return the slot it gets: the
+-- lowest.
 -- Takes the control row's lock, as a claim does, so that both see the same free slots.
-create or replace function pgcoord_private.slot_for_inserted(p_queue_id text) returns smallint
+create or replace function pgcoord_private.slot_for_inserted(p_queue_id text, p_workflow text) returns smallint
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot smallint;
+    v_pool text := coalesce(pgcoord_private.pool_of(p_workflow), 'local');
 begin
     perform 1 from pgcoord.control for no key update;
-    select s.number into v_slot from pgcoord.slot as s
-    where not s.draining and not exists (select from public.phase_queue as p where p.slot = s.number)
+    select s.number into v_slot from pgcoord_private.free_slot as s
+    where s.pool = v_pool and not s.draining
     order by s.number
     limit 1;
     if v_slot is null then
         raise exception using
             errcode = 'PC006',
-            message = format('no slot is free: phase %s cannot be inserted as running (%s of %s are held)', p_queue_id,
-                (select count(*) from public.phase_queue where slot is not null),
-                (select count(*) from pgcoord.slot where not draining)),
+            message = format('no slot%s is free: phase %s cannot be inserted as running (%s of %s are held)',
+                pgcoord_private.in_pool(v_pool), p_queue_id,
+                (select o.held from pgcoord.pools as o where o.pool = v_pool),
+                (select o.slots from pgcoord.pools as o where o.pool = v_pool)),
             hint = 'Insert it as queued, or raise the limit with pgcoord.set_slots(n).';
     end if;
     return v_slot;
 end $$;
 
+-- Refuse (PC008) an inserted phase for what its row says of derived columns. What says nothing else than an empty
+-- row does, as clients write that name every column, is no contradiction.
+create or replace function pgcoord_private.check_inserted_columns(p_given public.phase_queue, p_derived public.phase_queue) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_columns text := concat_ws(', ',
+        case when p_given.slot <> coalesce(p_derived.slot, 0) then 'slot' end,
+        case when p_given.attempt not in (0, p_derived.attempt) then 'attempt' end,
+        case when p_given.attempts_used <> 0 then 'attempts_used' end,
+        case when p_given.unmet not in (0, p_derived.unmet) then 'unmet' end,
+        case when p_given.eligible_at is not null and p_derived.eligible_at is null then 'eligible_at' end,
+        case when p_given.held
+            and not exists (select from public.planned_features where id = p_given.feature_id and paused_at is not null)
+            then 'held' end,
+        case when p_given.gated and not p_derived.gated then 'gated' end,
+        case when p_given.workflow_type <> coalesce(p_derived.workflow_type, '') then 'workflow_type' end
+    );
+begin
+    if v_columns <> '' then
+        raise exception using
+            errcode = 'PC008',
+            message = format('phase %s cannot be inserted with a value of its own for %s: that is derived', p_derived.queue_id, v_columns),
+            hint = pgcoord_private.derived_hint(v_columns);
+    end if;
+end $$;
+
 -- Complete an inserted phase; a running one gets a slot or is refused.
+-- Long, since it runs with every row: each call costs an insert of many.
 create or replace function pgcoord_private.fill_phase() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -52,21 +65,27 @@ declare
     v_times timestamptz[] := array[
         new.created_at, new.updated_at, new.ready_timestamp, new.started_timestamp, new.finished_timestamp, new.retry_at
     ];
+    v_says boolean := num_nonnulls(new.slot, new.eligible_at, new.workflow_type) > 0
+        or (new.attempt, new.attempts_used, new.unmet, new.held, new.gated) is distinct from (0, 0, 0, false, false);
+    v_given public.phase_queue;
 begin
     new.queue_id := coalesce(nullif(new.queue_id, ''), v_name);
     if new.queue_id <> v_name then
         perform pgcoord_private.check_queue_id(new.queue_id, new.feature_id, new.phase_number);
     end if;
     if num_nonnulls(variadic v_times) > 0 then
-        perform pgcoord_private.check_times(new.queue_id, variadic v_times);
+        perform pgcoord_private.check_times('phase ' || new.queue_id, variadic v_times);
     end if;
-    new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
-    if jsonb_typeof(new.depends_on_phases) <> 'array' then
+    if jsonb_typeof(new.depends_on_phases) is distinct from 'array' then
+        new.depends_on_phases := pgcoord_private.meant_as('[]', new.depends_on_phases);
         perform pgcoord_private.check_prerequisites(new.queue_id, new.phase_number, new.depends_on_phases);
     end if;
-    new.phase_data := coalesce(new.phase_data, '{}');
-    if new.phase_data <> '{}' then
+    if new.phase_data <> '{}' or new.phase_data is null then
+        new.phase_data := pgcoord_private.meant_as('{}', new.phase_data);
         perform pgcoord_private.check_phase_data(new.queue_id, new.phase_data);
+    end if;
+    if v_says then
+        v_given := new;
     end if;
     new.workflow_type := new.phase_data ->> 'workflow_type';
     if new.error_message is not null then
@@ -80,7 +99,11 @@ begin
     new.created_at := coalesce(new.created_at, now());
     new.updated_at := coalesce(new.updated_at, now());
     -- Nobody has claimed it and no prerequisite has been looked at: ready and blocked are found out, not declared.
-    new.status := case when new.status in ('ready', 'blocked') then 'queued' else coalesce(new.status, 'queued') end;
+    if new.status in ('ready', 'blocked') or new.status is null then
+        new.status := 'queued';
+    elsif new.status <> 'queued' then
+        perform pgcoord_private.check_status(new.queue_id, new.status);
+    end if;
     new.slot := null;
     new.attempt := 0;
     new.attempts_used := 0;
@@ -89,13 +112,16 @@ begin
     new.unmet := case when new.status = 'queued' then jsonb_array_length(new.depends_on_phases) else 0 end;
     new.eligible_at := case when new.unmet = 0 then clock_timestamp() end;
     if new.status = 'running' then
-        new.slot := pgcoord_private.slot_for_inserted(new.queue_id);
+        new.slot := pgcoord_private.slot_for_inserted(new.queue_id, new.workflow_type);
         new.attempt := 1;
         new.adw_id := coalesce(new.adw_id, pgcoord_private.new_adw_id());
         new.ready_timestamp := coalesce(new.ready_timestamp, clock_timestamp());    -- the slot may have been waited for
         new.started_timestamp := coalesce(new.started_timestamp, clock_timestamp());
     elsif new.status <> 'queued' then
         new.finished_timestamp := coalesce(new.finished_timestamp, now());
+    end if;
+    if v_says then
+        perform pgcoord_private.check_inserted_columns(v_given, new);
     end if;
     return new;
 end $$;
@@ -155,8 +181,8 @@ begin
     select 'phase_inserted', feature_id, phase_number, queue_id, status, nullif(attempt, 0), pgcoord_private.actor(), pgcoord_private.reason()
     from new_rows order by feature_id, phase_number;
 
-    insert into pgcoord.attempt (queue_id, number, adw_id, secret, slot, external, workflow, claimed_at, started_at)
-    select queue_id, 1, adw_id, pgcoord_private.new_secret(), slot, true, workflow_type, ready_timestamp, started_timestamp
+    insert into pgcoord.attempt (queue_id, number, adw_id, secret, slot, pool, external, workflow, claimed_at, started_at)
+    select queue_id, 1, adw_id, pgcoord_private.new_secret(), slot, pgcoord_private.pool_of_slot(slot), true, workflow_type, ready_timestamp, started_timestamp
     from new_rows where status = 'running';
 
     select array_agg(feature_id), array_agg(phase_number) into v_features, v_phases

@@ -1,21 +1,61 @@
 -- Phases that are updated, before the row is stored: what may change, and what follows in the row. A plain UPDATE by
 -- hand and the functions of the schema go through the same trigger; it refuses what the table of states does not allow.
 
--- Refuse a change that no update by hand may make: of identity, or of a column that is derived.
-create or replace function pgcoord_private.refuse_change(p_queue_id text, p_identity boolean) returns void
-language plpgsql
+-- What a change of such columns can be instead.
+create or replace function pgcoord_private.derived_hint(p_columns text) returns text
+language sql immutable
+return case p_columns
+    when 'workflow_type' then 'It is what phase_data names: {"workflow_type": "…"}.'
+    when 'gated' then 'It follows from phase_data: {"gate": "…"}; pgcoord.approve(queue_id, reason) says yes.'
+    else 'Leave it as it is: it follows from status, depends_on_phases, phase_data, from pauses and from attempts.'
+end;
+
+-- Refuse (PC008) to change what a phase is called by.
+create or replace function pgcoord_private.refuse_identity(p_queue_id text) returns void
+language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
 begin
     raise exception using
         errcode = 'PC008',
-        message = case when p_identity
-            then format('phase %s keeps its queue_id, feature_id and phase_number', p_queue_id)
-            else format('slot, attempt, attempts_used, unmet, eligible_at, held and adw_id of phase %s are derived', p_queue_id)
-        end,
-        hint = case when p_identity
-            then 'Delete it and insert another.'
-            else 'They follow from the status of phases, depends_on_phases and pauses: change those.'
-        end;
+        message = format('phase %s keeps its queue_id, feature_id and phase_number', p_queue_id),
+        hint = 'Delete it and insert another.';
+end $$;
+
+-- Refuse (PC008) to change columns that no update by hand may change.
+create or replace function pgcoord_private.refuse_derived(p_old public.phase_queue, p_new public.phase_queue) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_columns text := (
+        select string_agg(key, ', ')
+        from unnest(array['slot', 'attempt', 'attempts_used', 'unmet', 'eligible_at', 'held', 'gated', 'adw_id', 'workflow_type',
+            'error_message', 'created_at', 'ready_timestamp', 'started_timestamp', 'finished_timestamp']) as key
+        where to_jsonb(p_old) -> key is distinct from to_jsonb(p_new) -> key
+    );
+begin
+    raise exception using
+        errcode = 'PC008',
+        message = format('%s of phase %s cannot be changed by hand: that is derived', v_columns, p_old.queue_id),
+        hint = pgcoord_private.derived_hint(v_columns);
+end $$;
+
+-- Refuse (42501) a client to set a status by hand: the functions find out what it may become, and say why not.
+create or replace function pgcoord_private.refuse_status(p_queue_id text, p_to text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord_private.check_status(p_queue_id, p_to);
+    raise exception using
+        errcode = '42501',
+        message = format('%s may not set phase %s to %s by hand', current_user, p_queue_id, p_to),
+        hint = format('select * from pgcoord.%s', case p_to
+            when 'completed' then format('complete_phase(%L) ends one that runs, pgcoord.skip_phase(%L, reason) takes another as done.',
+                p_queue_id, p_queue_id)
+            when 'failed' then format('fail_phase(%L, error) says that one that runs has failed.', p_queue_id)
+            when 'cancelled' then format('cancel_phase(%L, reason) gives it up.', p_queue_id)
+            when 'queued' then format('retry_phase(%L, reason) queues it again.', p_queue_id)
+            else format('why(%L) says what it waits for: a coordinator claims, starts and blocks phases.', p_queue_id)
+        end);
 end $$;
 
 -- Refuse other prerequisites for a phase that does not wait (PC002), or malformed ones (PC005); lock the feature.
@@ -195,24 +235,29 @@ create or replace function pgcoord_private.guard_phase_update() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
-    v_by_hand boolean := pg_trigger_depth() = 1;    -- a statement of a person or of our functions, not of a trigger
+    -- A statement of a person or of our functions, not of a trigger. (A client's own trigger is found out by its rights.)
+    v_by_hand boolean := pg_trigger_depth() = 1;
 begin
     if (new.queue_id, new.feature_id, new.phase_number) is distinct from (old.queue_id, old.feature_id, old.phase_number) then
-        perform pgcoord_private.refuse_change(old.queue_id, true);
+        perform pgcoord_private.refuse_identity(old.queue_id);
     end if;
-    new.depends_on_phases := coalesce(new.depends_on_phases, '[]');
-    if new.depends_on_phases <> old.depends_on_phases then
-        perform pgcoord_private.check_new_prerequisites(old, new.depends_on_phases);
+    if new.depends_on_phases is distinct from old.depends_on_phases then
+        new.depends_on_phases := pgcoord_private.meant_as('[]', new.depends_on_phases);
+        if new.depends_on_phases <> old.depends_on_phases then
+            perform pgcoord_private.check_new_prerequisites(old, new.depends_on_phases);
+        end if;
     end if;
     new.updated_at := now();
     if new.error_message is distinct from old.error_message then
         new.error_message := pgcoord_private.without_middle(new.error_message);
     end if;
     if new.status = old.status then
-        if v_by_hand and (new.slot, new.attempt, new.attempts_used, new.unmet, new.eligible_at, new.held, new.adw_id)
+        if (new.slot, new.attempt, new.attempts_used, new.unmet, new.eligible_at, new.held, new.adw_id)
             is distinct from (old.slot, old.attempt, old.attempts_used, old.unmet, old.eligible_at, old.held, old.adw_id)
         then
-            perform pgcoord_private.refuse_change(old.queue_id, false);
+            if v_by_hand or not pgcoord_private.writes_state() then
+                perform pgcoord_private.refuse_derived(old, new);
+            end if;
         elsif v_by_hand and new.gated and not old.gated and (new.phase_data ->> 'gate' is null or new.slot is not null) then
             perform pgcoord_private.refuse_gate(old.queue_id);
         elsif v_by_hand and (new.retry_at is not null or old.retry_at is null) then
@@ -220,12 +265,23 @@ begin
             -- Not when a claim clears a retry time: that never waits.
             perform pgcoord_private.hold_feature(old.feature_id);
         end if;
+        if ((new.error_message, new.created_at, new.ready_timestamp, new.started_timestamp, new.finished_timestamp)
+                is distinct from (old.error_message, old.created_at, old.ready_timestamp, old.started_timestamp, old.finished_timestamp)
+            or new.gated <> old.gated and new.phase_data ->> 'gate' is not distinct from old.phase_data ->> 'gate')
+            and not pgcoord_private.writes_state()
+        then
+            perform pgcoord_private.refuse_derived(old, new);
+        end if;
         if new.retry_at is distinct from old.retry_at and new.retry_at is not null then    -- by a trigger, too
-            perform pgcoord_private.check_times(old.queue_id, new.retry_at);
+            perform pgcoord_private.check_times('phase ' || old.queue_id, new.retry_at);
         end if;
         return new;
     end if;
-    if not pgcoord_private.may_move(old.status, new.status) then
+    if not pgcoord_private.writes_state() then
+        perform pgcoord_private.refuse_status(old.queue_id, new.status);
+    end if;
+    if pgcoord_private.may_move(old.status, new.status) is not true then
+        perform pgcoord_private.check_status(old.queue_id, new.status);
         raise exception using
             errcode = 'PC002',
             message = format('phase %s is %s and cannot become %s', old.queue_id, old.status, new.status),
@@ -276,7 +332,11 @@ language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 begin
     if new.phase_data is distinct from old.phase_data then
+        new.phase_data := pgcoord_private.meant_as('{}', new.phase_data);
         perform pgcoord_private.check_phase_data(new.queue_id, new.phase_data);
+    end if;
+    if new.workflow_type is distinct from old.workflow_type and new.workflow_type is distinct from new.phase_data ->> 'workflow_type' then
+        perform pgcoord_private.refuse_derived(old, new);
     end if;
     new.workflow_type := new.phase_data ->> 'workflow_type';
     if new.phase_data ->> 'gate' is distinct from old.phase_data ->> 'gate' then    -- another question is asked anew

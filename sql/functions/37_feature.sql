@@ -68,13 +68,33 @@ begin
     return null;
 end $$;
 
--- Refuse what no page and no reader can take. Errors: PC005.
+-- Fill what is null, and refuse what no page and no reader can take.
+-- Errors: PC005; 42501 for a feature made in somebody else's name.
 create or replace function pgcoord_private.check_feature_values() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
-    v_name text := 'feature ' || new.id;
+    v_name text;
 begin
+    new.id := coalesce(new.id, nextval('public.planned_features_id_seq'));
+    v_name := 'feature ' || new.id;
+    new.item_type := coalesce(new.item_type, 'feature');
+    new.priority := coalesce(new.priority, 50);
+    new.tags := pgcoord_private.meant_as('[]', new.tags);
+    new.plan := case when new.plan is not null and new.plan <> 'null' then pgcoord_private.meant_as('[]', new.plan) end;
+    new.created_at := coalesce(new.created_at, now());
+    new.updated_at := coalesce(new.updated_at, now());
+    new.created_by := coalesce(nullif(new.created_by, ''), session_user);
+    -- Who may delete features is the owner, who may restore them.
+    if tg_op = 'INSERT' and new.created_by <> session_user
+        and not has_table_privilege('public.planned_features'::regclass, 'delete')
+    then
+        raise exception using
+            errcode = '42501',
+            message = format('%s may not make a feature as %s', session_user, left(new.created_by, 100)),
+            hint = 'Leave created_by out. The setting pgcoord.actor says who acts behind a shared login.';
+    end if;
+    perform pgcoord_private.check_times(v_name, new.created_at, new.updated_at, new.paused_at, new.cancelled_at);
     if new.id < 1 then
         raise exception using
             errcode = 'PC005', message = format('there can be no feature %s', new.id), hint = 'Leave the id out.';
@@ -99,16 +119,32 @@ begin
     return new;
 end $$;
 
--- Stamp updated_at; refuse (PC008) another id.
+-- Stamp updated_at; refuse (PC008) another id and, from a client, another origin; refuse (42501) a client what functions do.
 create or replace function pgcoord_private.stamp_feature() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 begin
-    if new.id <> old.id then
+    if new.id is distinct from old.id then
         raise exception using
             errcode = 'PC008',
             message = format('feature %s keeps its id', old.id),
             hint = 'Insert another feature.';
+    elsif (new.created_by, new.created_at) is distinct from (old.created_by, old.created_at)
+        and not pgcoord_private.writes_state()
+    then
+        raise exception using
+            errcode = 'PC008',
+            message = format('created_by and created_at of feature %s are history and stay as they are', old.id),
+            hint = 'Leave them as they are.';
+    elsif (new.paused_at, new.paused_reason, new.cancelled_at, new.cancelled_reason)
+        is distinct from (old.paused_at, old.paused_reason, old.cancelled_at, old.cancelled_reason)
+        and not pgcoord_private.writes_state()
+    then
+        raise exception using
+            errcode = '42501',
+            message = format('%s may not pause, resume or cancel feature %s by hand', current_user, old.id),
+            hint = format('select * from pgcoord.pause(%s, reason), pgcoord.resume(%s), pgcoord.cancel_feature(%s, reason), or '
+                'pgcoord.retry_phase(queue_id), which takes a cancelled one up again.', old.id, old.id, old.id);
     end if;
     new.updated_at := now();
     return new;

@@ -65,6 +65,11 @@ comment on column pgcoord.slots.slot is 'Number of the slot.';
 comment on column pgcoord.slots.title is 'What the phase that holds it is called.';
 comment on column pgcoord.slots.since is 'When that phase was started, or claimed.';
 
+comment on column pgcoord.pools.pool is 'Name of the pool.';
+comment on column pgcoord.pools.slots is 'How many phases may run in it at once.';
+comment on column pgcoord.pools.held is 'How many slots are held, draining ones too.';
+comment on column pgcoord.pools.draining is 'Slots that go when they are released.';
+
 comment on column pgcoord.timeline.attempt is 'First, second … try; null while there was none.';
 comment on column pgcoord.timeline.queued_at is 'When the phase was inserted.';
 
@@ -135,6 +140,7 @@ comment on column pgcoord.attention.blocks is 'Phase numbers of its direct depen
 
 comment on column pgcoord.line.feature is 'What the feature is called.';
 comment on column pgcoord.line.title is 'What the phase is called.';
+comment on column pgcoord.line.pool is 'The pool for whose slots it waits.';
 
 comment on column pgcoord.backlog.in_line is 'Phases that wait for nothing but a slot.';
 comment on column pgcoord.backlog.for_phases is 'Phases that wait for others.';

@@ -60,11 +60,10 @@ end;
 
 -- What a phase is about, in our words: version 1 called the prompt content, and files externalDocs. Null when it
 -- is no object; where a member has a type that it may not have, it is kept as text or under another name.
-create function pgcoord_v1.phase_data(p_text text) returns pgcoord.phase_data
+create function pgcoord_v1.phase_data(p_text text) returns jsonb
 language plpgsql immutable as $$
 declare
     v_data jsonb;
-    v_checked pgcoord.phase_data;
 begin
     v_data := coalesce(nullif(p_text, ''), '{}')::jsonb;
     if jsonb_typeof(v_data) = 'string' then
@@ -81,12 +80,12 @@ begin
     if v_data ? 'externalDocs' and not v_data ? 'files' then
         v_data := v_data - 'externalDocs' || jsonb_build_object('files', v_data -> 'externalDocs');
     end if;
-    v_checked := v_data;    -- here, where what it raises is caught
-    return v_checked;
+    perform pgcoord_private.check_phase_data('', v_data);    -- here, where what it raises is caught
+    return v_data;
 exception
     when data_exception then
         return null;
-    when check_violation then
+    when sqlstate 'PC005' then
         return v_data - array['title', 'prompt_content', 'workflow_type', 'max_attempts', 'timeout_seconds']
             || jsonb_strip_nulls(jsonb_build_object(
                 'title', v_data ->> 'title', 'prompt_content', v_data ->> 'prompt_content',

@@ -40,9 +40,9 @@ begin
         select p.queue_id, c.feature_id, c.phase_number, coalesce(p.issue_number, again.issue_number), c.status,
             to_jsonb(c.prerequisites),
             case when p.phase_data is null
-                    then jsonb_build_object('title', format('Phase %s', c.phase_number), 'v1_phase_data', old.phase_data)::pgcoord.phase_data
+                    then jsonb_build_object('title', format('Phase %s', c.phase_number), 'v1_phase_data', old.phase_data)
                 when f.workflow_type is not null and p.phase_data ->> 'workflow_type' is null
-                    then (p.phase_data || jsonb_build_object('workflow_type', f.workflow_type))::pgcoord.phase_data
+                    then (p.phase_data || jsonb_build_object('workflow_type', f.workflow_type))
                 else p.phase_data end,
             p.adw_id, coalesce(p.pr_number, again.pr_number), nullif(concat_ws(': ', c.fault, p.error_message), ''),
             p.priority, coalesce(p.queue_position, coalesce(v_last, 0) + c.place_in_line),

@@ -46,11 +46,64 @@ def test_run_ends_with_0_when_every_phase_completed(desk: Desk, conn: Connection
 
 def test_run_ends_with_1_and_a_line_that_names_what_failed_and_why(desk: Desk) -> None:
     done = desk.call("run", desk.plan("true", "echo oh no; exit 3", "true"))
-    assert (done.returncode, done.stderr) == (1, "")
+    assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == (
         "feature 1 (A plan): 1 of 3 phases completed; phase 2 failed: exited with status 3: oh no;"
         " phase 3 blocked: waits for phase 2, failed"
     )
+    assert done.stderr == (
+        "  to go on: 'pgcoord logs 1.2', 'pgcoord retry 1.2', 'pgcoord run --feature 1';"
+        " to give it up: 'pgcoord cancel 1'\n"
+    )
+
+
+def test_run_goes_on_with_a_feature_that_exists(desk: Desk, conn: Connection) -> None:
+    gate = desk.gate()
+    desk.write("work.sh", f"cat {gate}; exit 3")
+    run = desk.start("run", desk.plan("sh work.sh", "true"))
+    run.until("phase 1  running")
+    run.send(signal.SIGINT)
+    assert run.wait() == 130
+    again = run.until(r"to go on: 'pgcoord (run --feature 1)'")[1].split()
+    goes_on, beside = desk.start(*again), desk.start("attach", "1")
+    for each in (goes_on, beside):
+        each.until("phase 1  running")
+    gate.write_text("go on")
+    for each in (goes_on, beside):
+        assert each.wait() == 1
+        each.until("to go on: 'pgcoord logs 1.1', 'pgcoord retry 1.1', 'pgcoord run --feature 1'")
+    desk.write("work.sh", "true")
+    desk.say("retry", "1.1")
+    assert desk.call(*again).returncode == 0
+    assert "completed: 2 phases" in desk.say("attach", "1")
+    assert (desk.call("run").returncode, desk.call("run", "--feature", "9").returncode) == (2, 4)
+
+
+def test_run_stays_until_what_else_it_started_has_ended(desk: Desk, conn: Connection) -> None:
+    gate = desk.gate()
+    desk.call("submit", desk.plan(f"cat {gate}", "true", name="other.md"))
+    run = desk.start("run", desk.plan("true"))
+    run.until(r"this one leads, so it starts what else is queued, too: feature 1 \(A plan\)")
+    run.until("waits for what it started besides: queue-1-1; Ctrl-C leaves it running")
+    assert statuses(conn, 1) == {1: "running", 2: "queued"}
+    gate.write_text("go on")
+    assert run.wait() == 0
+    run.until(r"still queued: feature 1 \(A plan\); 'pgcoord serve' goes on with it")
+    assert statuses(conn, 1) == {1: "completed", 2: "queued"}
+
+
+def test_two_runs_see_both_their_features_through(desk: Desk, conn: Connection) -> None:
+    gates = [desk.gate(name) for name in ("one", "two")]
+    runs = []
+    for gate in gates:
+        runs.append(desk.start("run", desk.plan(f"cat {gate}", "true", name=f"{gate.name}.md")))
+        runs[-1].until("phase 1  running")
+    gates[0].write_text("go on")
+    runs[0].until("waits for what it started besides: queue-2-1")
+    until(conn.info.dsn, "count(*) = 2 from pgcoord.coordinator")  # the second one leads
+    gates[1].write_text("go on")
+    assert [each.wait() for each in runs] == [0, 0]
+    assert statuses(conn, 2) == {1: "completed", 2: "completed"}
 
 
 def test_run_names_what_was_cancelled_and_why(desk: Desk) -> None:
@@ -60,7 +113,7 @@ def test_run_names_what_was_cancelled_and_why(desk: Desk) -> None:
     assert desk.say("cancel", "1.2", "--reason", "wrong branch") == "queue-1-2 is cancelled"
     gate.write_text("go on")
     assert run.wait() == 1
-    assert run.said.splitlines()[-1] == (
+    assert run.said.splitlines()[-2] == (
         "feature 1 (A plan): 1 of 2 phases completed; phase 2 cancelled: wrong branch"
     )
 
@@ -475,8 +528,8 @@ def test_status_json_is_an_object_that_stays_as_it_is(
     assert found["paused_at"] is None
     assert list(found["coordinator"]) == ["epoch", "host", "pid", "version", "lead_at"]
     assert found["slots"][1:] == [
-        dict.fromkeys(["slot", "draining", "queue_id", "title", "status", "since"])
-        | {"slot": slot, "draining": False}
+        dict.fromkeys(["slot", "draining", "queue_id", "title", "status", "since", "pool"])
+        | {"slot": slot, "draining": False, "pool": "local"}
         for slot in (2, 3)
     ]
     (feature,) = found["features"]

@@ -52,12 +52,10 @@ def fail(conn: Connection, epoch: int, number: int) -> None:
 
 
 MALFORMED = [
-    ({}, "is {}, a JSON object"),
     ({"1": 2}, "a JSON object"),
     ("1", 'is "1", a JSON string'),
     (1, "is 1, a JSON number"),
     (True, "a JSON boolean"),
-    (None, "a JSON null"),
     (["1"], 'holds "1"'),
     ([None], "holds null"),
     ([[1]], "holds [1]"),
@@ -83,6 +81,22 @@ def test_an_array_that_cannot_be_meant_is_refused(conn: Connection) -> None:
                     [feature, Jsonb(value)],
                 )
             assert statuses(conn) == {1: "queued"}
+
+
+def test_what_can_only_mean_that_there_is_none_is_taken_so(conn: Connection) -> None:
+    """Empty arrays and null as clients write them that cannot tell an array from an object."""
+    feature = add_feature(conn, {1: [], 2: [1], 3: [1]})
+    for number, value in ((2, Jsonb({})), (3, Jsonb(None))):
+        update = (
+            "update phase_queue set depends_on_phases = %s, phase_data = %s where phase_number = %s"
+        )
+        conn.execute(update, [value, Jsonb([]), number])
+    add_phase(conn, feature, 4, depends_on_phases=Jsonb({}), phase_data=Jsonb(None))
+    add_phase(conn, feature, 5, depends_on_phases=Jsonb(None), phase_data=Jsonb([]))
+    rows = conn.execute(
+        "select distinct depends_on_phases, phase_data, unmet from phase_queue"
+    ).fetchall()
+    assert rows == [{"depends_on_phases": [], "phase_data": {}, "unmet": 0}]
 
 
 def test_an_array_that_cannot_be_meant_is_refused_in_an_update(conn: Connection) -> None:

@@ -105,7 +105,7 @@ def test_no_statement_gives_a_slot_to_a_phase_that_nobody_has_approved(
 @pytest.mark.parametrize("gate", ["", "  ", 3, ["a"]])
 def test_a_gate_is_a_question(conn: Connection, gate: object) -> None:
     feature = add_feature(conn, {})
-    with pytest.raises(psycopg.errors.CheckViolation, match="phase_data_gate_is_text"):
+    with refused("PC005", f"phase_data of phase queue-{feature}-1: gate is", "the question"):
         add_phase(conn, feature, 1, phase_data=Jsonb({"gate": gate}))
 
 
@@ -117,6 +117,8 @@ def test_a_question_changed_by_a_client_is_asked_anew(
     with psycopg.connect(as_user(dsn, logins["client"]), autocommit=True) as client:
         client.execute('update phase_queue set phase_data = phase_data || \'{"gate": "really?"}\'')
         assert phase(conn, gate)["gated"]
+        with refused("PC008", f"gated of phase {gate} cannot be changed by hand", "approve"):
+            client.execute("update phase_queue set gated = false")
         client.execute("update phase_queue set phase_data = phase_data - 'gate'")
     assert not phase(conn, gate)["gated"]
     assert [(kind, reason) for kind, _, reason in events(conn, "gate_asked", "gate_removed")] == [

@@ -192,14 +192,44 @@ def test_the_place_in_line_is_one_sequence_over_all_features(conn: Connection) -
     assert [tuple(row.values()) for row in rows] == [(first, 1), (second, 1), (first, 2)]
 
 
-def test_derived_columns_given_with_an_insert_are_not_taken(conn: Connection) -> None:
+def test_an_insert_may_name_every_column_but_not_contradict_what_is_derived(
+    conn: Connection,
+) -> None:
     feature = add_feature(conn, {})
-    queue_id = add_phase(
-        conn, feature, 2, [1], slot=2, attempt=5, attempts_used=4, unmet=0, held=True
-    )
+    empty = {"slot": None, "attempt": None, "attempts_used": 0, "unmet": 0, "held": False}
+    row = phase(conn, add_phase(conn, feature, 2, [1], eligible_at=None, queue_id="", **empty))
+    assert (row["queue_id"], row["unmet"], row["eligible_at"]) == (f"queue-{feature}-2", 1, None)
+    data = {"title": "a", "workflow_type": "b"}
+    add_phase(conn, feature, 4, [1], unmet=1, phase_data=Jsonb(data), workflow_type="b")
+    for column, value in {
+        "slot": 2,
+        "attempt": 5,
+        "attempts_used": 4,
+        "unmet": 2,
+        "held": True,
+        "eligible_at": "now",
+        "workflow_type": "another",
+    }.items():
+        with refused("PC008", f"phase queue-{feature}-3", column):
+            add_phase(conn, feature, 3, [1], **{column: value})
+
+
+def test_an_update_may_name_every_column_but_change_none_that_is_derived(
+    conn: Connection, epoch: int
+) -> None:
+    queue_id = phase_in(conn, epoch, "running")
     row = phase(conn, queue_id)
-    assert (row["slot"], row["attempt"], row["attempts_used"]) == (None, 0, 0)
-    assert (row["unmet"], row["eligible_at"], row["held"]) == (1, None, False)
+    row |= {"phase_data": Jsonb({"workflow_type": "b"}), "depends_on_phases": Jsonb([])}
+    save = sql.SQL("update phase_queue set {}").format(
+        sql.SQL(", ").join(
+            sql.SQL("{} = {}").format(sql.Identifier(each), sql.Placeholder(each)) for each in row
+        )
+    )
+    conn.execute(save, row)
+    assert phase(conn, queue_id)["workflow_type"] == "b"
+    for column, value in {"workflow_type": "c", "slot": 2, "adw_id": "a", "held": True}.items():
+        with refused("PC008", f"{column} of phase {queue_id}"):
+            conn.execute(save, row | {"workflow_type": "b", column: value})
 
 
 @pytest.mark.parametrize("status", STATES)
@@ -283,20 +313,24 @@ NO_PHASES: Any = [
     ({"phase_number": None}, "23502", "phase_number"),
     ({"feature_id": 999}, "23503", "phase_queue_feature_exists"),
     ({"feature_id": None}, "23502", "feature_id"),
-    ({"status": "QUEUED"}, "23514", "phase_status_is_known"),
-    ({"status": "done"}, "23514", "phase_status_is_known"),
-    ({"phase_data": Jsonb([])}, "23514", "phase_data_is_object"),
-    ({"phase_data": Jsonb({"title": 1})}, "23514", "phase_data_title_is_text"),
-    ({"phase_data": Jsonb({"prompt_content": []})}, "23514", "phase_data_prompt_is_text"),
-    ({"phase_data": Jsonb({"workflow_type": {}})}, "23514", "phase_data_workflow_is_text"),
+    ({"status": "QUEUED"}, "PC005", "cannot have the status 'QUEUED'"),
+    ({"status": "done"}, "PC005", "cannot have the status 'done'"),
+    ({"phase_data": Jsonb([1])}, "PC005", "-1 is [1], a JSON array"),
+    ({"phase_data": Jsonb('{"title": "a"}')}, "PC005", "a JSON string", "encoded twice"),
     *(
-        ({"phase_data": Jsonb({"max_attempts": n})}, "23514", "max_attempts_is_count")
-        for n in (0, -1, 1.5, 1_000_001, "2")
+        ({"phase_data": Jsonb({member: value})}, "PC005", f"-1: {member} is {value}, a JSON")
+        for member, value in (
+            ("title", 1),
+            ("prompt_content", []),
+            ("workflow_type", {}),
+            *(("max_attempts", n) for n in (0, -1, 1.5, 1_000_001)),
+            *(("timeout_seconds", n) for n in (0, -1, 1000000000)),
+        )
     ),
-    *(
-        ({"phase_data": Jsonb({"timeout_seconds": n})}, "23514", "timeout_is_seconds")
-        for n in (0, 1e-300, -1, 1e9, "60")
-    ),
+    ({"phase_data": Jsonb({"max_attempts": "2"})}, "PC005", "whole number"),
+    ({"phase_data": Jsonb({"timeout_seconds": 1e-300})}, "PC005", "number of seconds"),
+    ({"depends_on_phases": Jsonb("[1]")}, "PC005", "a JSON string", "encoded twice"),
+    ({"depends_on_phases": Jsonb({"1": 2})}, "PC005", "a JSON object", "such as [1, 3]"),
     *(
         ({column: "infinity"}, "PC005", "cannot have a time of infinity")
         for column in ("created_at", "updated_at", "retry_at")
@@ -308,10 +342,10 @@ NO_PHASES: Any = [
 
 
 def test_what_cannot_be_a_phase_is_refused(conn: Connection) -> None:
-    for columns, sqlstate, words in NO_PHASES:
+    for columns, sqlstate, *words in NO_PHASES:
         with case(columns, sqlstate, words):
             values = {"feature_id": add_feature(conn, {}), "phase_number": 1, **columns}
-            with refused(sqlstate, words):
+            with refused(sqlstate, *words):
                 conn.execute(
                     sql.SQL("insert into phase_queue ({}) values ({})").format(
                         sql.SQL(", ").join(map(sql.Identifier, values)),
@@ -506,8 +540,10 @@ def test_ready_and_running_by_hand_are_refused_with_what_to_do(
 
 def test_an_unknown_status_is_refused(conn: Connection, epoch: int) -> None:
     queue_id = phase_in(conn, epoch, "queued")
-    with refused("23514", "phase_status_is_known"):
-        conn.execute("update phase_queue set status = 'done' where queue_id = %s", [queue_id])
+    for status, words in (("done", "the status 'done'"), (None, "the status null")):
+        with refused("PC005", words):
+            conn.execute("update phase_queue set status = %s", [status])
+    assert phase(conn, queue_id)["status"] == "queued"
 
 
 @pytest.mark.parametrize(

@@ -349,7 +349,6 @@ def add_bare(conn: Connection, feature: int, number: int, **columns: Any) -> Non
         ({"queue_id": "q1"}, "phase_queue_pkey"),
         ({"phase_number": 1}, "phase_queue_phase_is_unique"),
         ({"phase_number": 0}, "phase_queue_number_is_positive"),
-        ({"status": "waiting"}, "phase_status_is_known"),
     ],
 )
 def test_the_tables_refuse_a_wrong_phase_without_any_trigger(

@@ -28,6 +28,9 @@ c92130b2bb4bdd710df32b815dd1bc2a54b8f1ff30d4ed85eb5057d96c235f06  0001_tables.sq
 6ef8592673b8b6930ab5e577da5bc5ce48c2a3aba5fe1db78f05230e364925f2  0004_unrecorded.sql
 68832e3248986b7f6c0257cee578bc74e0a5779cc318004c35280ff0f3b7a5ad  0005_lead.sql
 d2911787fe473dfaf13f88b8b9601f3569e4eafb1127532ca30bf451c322affe  0006_gate.sql
+6548380687c0550993ef13304804db269d29570af03c65bf3b36110de433fbc6  0007_forecast.sql
+794390ccd0df96e6837a28f532b974e0f717fa584a3627a8757e5cc99a07d7ee  0008_plain_types.sql
+adebac256ffa83a5831a18bcafa28ada1529edf00df32304fc3fb79d8c3ea126  0009_pools.sql
 """
 
 
@@ -129,12 +132,23 @@ def test_work_of_the_first_release_goes_on(old: str) -> None:
         }
 
 
-def test_a_view_of_somebody_else_s_is_not_dropped(old: str) -> None:
+@pytest.mark.parametrize(
+    ("view", "words"),
+    [
+        (
+            "select queue_id from pgcoord.board",
+            r"view (public\.)?mine depends on view pgcoord\.board",
+        ),
+        (
+            "select status from public.phase_queue",
+            r'view (public\.)?mine depends on column "status"',
+        ),
+    ],
+)
+def test_a_view_of_somebody_else_s_is_not_dropped(old: str, view: str, words: str) -> None:
     with psycopg.connect(old, autocommit=True) as conn:
-        conn.execute("create view public.mine as select queue_id from pgcoord.board")
-        with pytest.raises(
-            WrongSchema, match=r"view public\.mine depends on view pgcoord\.board"
-        ) as caught:
+        conn.execute(f"create view public.mine as {view}".encode())
+        with pytest.raises(WrongSchema, match=words) as caught:
             upgrade(old)
         assert caught.value.hint == "Drop it, upgrade, then create it again."
         assert conn.execute("select from public.mine").rowcount > 0
