@@ -4,6 +4,7 @@ Apart from `work` because of what it imports.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -53,6 +54,13 @@ _MOST_NAMED = 5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def settle_memory() -> None:
+    """Look for garbage as usual from now on, and never again among what was imported."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(700)
+
+
 class Runner:
     """One plan, run here, or watched where another coordinator leads."""
 
@@ -80,6 +88,7 @@ class Runner:
         Where this one leads, it starts what else is queued as well, and stays until all that it
         started has ended. Raises `NotFound` or `Refused` for a number that cannot be run.
         """
+        settle_memory()
         await check_wake_ups(self._dsn)
         async with changing(self._surroundings, self._dsn) as conn:
             leader = await reads.leader(conn)
@@ -259,6 +268,7 @@ async def serve(
                 ", ".join(assignment.queue_id for assignment in coordinator.running),
             )
 
+    settle_memory()
     steps = [wait_for_what_runs, stop] if drain else [stop]
     state = _app_state(dsn, coordinator, access, planner)
     with _interruptible(*steps) as came:
