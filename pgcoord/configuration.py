@@ -9,8 +9,8 @@ import ipaddress
 import os.path
 import re
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
+from pgcoord.judge import AGENTS
 from pgcoord.ownership import remedy, trusted_owners, why_not_ours
 
 NAME = "pgcoord.toml"
@@ -40,6 +41,9 @@ _NOUNS = {"issue_number": "issue"}
 
 # A doubled brace, a placeholder, or a brace that is neither.
 _BRACES = re.compile(r"(\{\{|\}\})|\{([^{}]*)\}|[{}]")
+
+# What the prompt of a further attempt may hold.
+RETRY_PLACEHOLDERS = ("error", "prompt")
 
 # What the attempt counter of the database, an integer, holds with room to spare.
 _MOST_ATTEMPTS = 1_000_000
@@ -73,8 +77,21 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A command that has to succeed after that of a phase, `[check.NAME]`."""
+
+    command: tuple[str, ...]
+    timeout: timedelta = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
 class Workflow:
-    """A named command, `[workflow.NAME]`, and how its attempts are run."""
+    """A named command, `[workflow.NAME]`, and how its attempts are run.
+
+    `check` runs after the command; `fails_on` are words of its output that mean failure (judge.py),
+    and `agent` is whose output it is. `retry_prompt` is what a further attempt is asked after a
+    failure, of {error} and {prompt}.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -89,6 +106,16 @@ class Workflow:
     user: str | None = None
     pool: str = LOCAL
     default: bool = False
+    check: Check | None = None
+    fails_on: tuple[str, ...] = ()
+    agent: str | None = None
+    retry_prompt: str | None = None
+
+    def prompt_after(self, error: str, prompt: str) -> str:
+        """What a further attempt at *prompt* is asked, after one that failed with *error*."""
+        values = {"error": error, "prompt": prompt}
+        asked = self.retry_prompt or "{prompt}"
+        return _BRACES.sub(lambda match: values[match[2]] if match[2] else match[0][0], asked)
 
     def arguments(self, values: Mapping[str, str | None]) -> list[str]:
         """Fill the placeholders of `command` from *values*.
@@ -192,6 +219,7 @@ class Configuration:
     server: Server = Server()
     planner: Planner = Planner()
     github: GitHub | None = None
+    checks: Mapping[str, Check] = field(default_factory=dict)
     pools: Mapping[str, Pool] = field(default_factory=lambda: {LOCAL: Pool(LOCAL)})
 
     @property
@@ -237,6 +265,7 @@ def read_configuration(path: Path) -> Configuration:
         _parse(path),
         {
             "workflow": _table,
+            "check": _table,
             "pool": _table,
             "server": _table,
             "github": _table,
@@ -246,7 +275,8 @@ def read_configuration(path: Path) -> Configuration:
         key="",
         problems=problems,
     )
-    workflows = _read_workflows(sections.get("workflow", {}), folder, problems)
+    checks = _read_checks(sections.get("check", {}), problems)
+    workflows = _read_workflows(sections.get("workflow", {}), folder, checks, problems)
     pools = _read_pools(sections.get("pool", {}), folder, problems)
     problems += [
         f"workflow.{_bare(name)}.pool: there is no [pool.{_bare(each.pool)}]"
@@ -280,6 +310,7 @@ def read_configuration(path: Path) -> Configuration:
         server=Server(**server),
         github=github,
         planner=planner,
+        checks=checks,
         pools=pools,
         **limits,
     )
@@ -316,8 +347,27 @@ def _line_of(message: str, text: str) -> int:
     return int(match[1]) if match else max(1, len(text.splitlines()))
 
 
+def _read_checks(tables: Mapping[str, object], problems: list[str]) -> dict[str, Check]:
+    """Read every `[check.NAME]`."""
+    checks: dict[str, Check] = {}
+    for name, table in tables.items():
+        key = f"check.{_bare(name)}"
+        if not isinstance(table, dict):
+            problems.append(f"{key}: expected a table [check.NAME], not {table!r:.60}")
+            continue
+        if "command" not in table:
+            problems.append(f'{key}.command: missing; expected a list such as ["make", "test"]')
+        readers: dict[str, _Reader] = {"command": _program, "timeout": parse_duration}
+        values = _read_table(table, readers, key=key, problems=problems)
+        checks[name] = Check(**{"command": (), **values})
+    return checks
+
+
 def _read_workflows(
-    tables: Mapping[str, object], folder: _Reader, problems: list[str]
+    tables: Mapping[str, object],
+    folder: _Reader,
+    checks: Mapping[str, Check],
+    problems: list[str],
 ) -> dict[str, Workflow]:
     """Read every `[workflow.NAME]`; the result is of use only as long as there is no problem."""
     workflows: dict[str, Workflow] = {}
@@ -329,7 +379,9 @@ def _read_workflows(
             continue
         if not name or name != name.strip() or not name.isprintable():
             problems.append(f"{key}: expected a name of visible characters, no space around it")
-        workflow = _read_workflow(name, table, key=key, folder=folder, problems=problems)
+        workflow = _read_workflow(
+            name, table, key=key, folder=folder, checks=checks, problems=problems
+        )
         if workflow.default and first is not None:
             problems.append(f"{key}.default: {first} is the default already")
         elif workflow.default:
@@ -339,7 +391,13 @@ def _read_workflows(
 
 
 def _read_workflow(
-    name: str, table: Mapping[str, object], *, key: str, folder: _Reader, problems: list[str]
+    name: str,
+    table: Mapping[str, object],
+    *,
+    key: str,
+    folder: _Reader,
+    checks: Mapping[str, Check],
+    problems: list[str],
 ) -> Workflow:
     readers: dict[str, _Reader] = {
         "command": _command,
@@ -354,10 +412,29 @@ def _read_workflow(
         "user": _user,
         "pool": _pool_name,
         "default": _boolean,
+        "agent": partial(_choice, tuple(AGENTS)),
+        "arguments": _arguments,
+        "check": partial(_check, checks),
+        "check_timeout": parse_duration,
+        "fails_on": _failures,
+        "retry_prompt": _retry_prompt,
     }
-    if "command" not in table:
+    if "command" not in table and "agent" not in table:
         problems.append(f'{key}.command: missing; expected a list such as ["make", "build"]')
     values = _read_table(table, readers, key=key, problems=problems)
+    if "check_timeout" in values and "check" not in table:
+        problems.append(f"{key}.check_timeout: there is no check")
+    if "arguments" in values and ("agent" not in table or "command" in table):
+        problems.append(f"{key}.arguments: they follow the command of an agent, if it is not given")
+    further, limit = values.pop("arguments", ()), values.pop("check_timeout", None)
+    if limit and values.get("check"):
+        values["check"] = replace(values["check"], timeout=limit)
+    if agent := AGENTS.get(values.get("agent", "")):
+        # The last word of some means the input: what is given comes before.
+        head, last = (agent.command[:-1], agent.command[-1:])
+        words = [*head, *further, *last] if last == ["-"] else [*agent.command, *further]
+        values.setdefault("command", tuple(words))
+        values["environment"] = (*agent.environment, *values.get("environment", ()))
     return Workflow(name=name, **{"command": (), "directory": folder("."), **values})
 
 
@@ -594,6 +671,42 @@ def _command(value: object) -> tuple[str, ...]:
     return arguments
 
 
+def _arguments(value: object) -> tuple[str, ...]:
+    arguments = _texts(value, 'expected a list of arguments such as ["--model", "opus"]')
+    problems = [problem for argument in arguments for problem in _brace_problems(argument)]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return arguments
+
+
+def _check(checks: Mapping[str, Check], value: object) -> Check:
+    if isinstance(value, str):
+        if value not in checks:
+            raise ValueError(f"there is no [check.{_bare(value)}]{did_you_mean(value, checks)}")
+        return checks[value]
+    return Check(_program(value))
+
+
+def _failures(value: object) -> tuple[str, ...]:
+    failures = _texts(value, 'expected a list such as ["$.permission_denials", "^FATAL"]')
+    for each in failures:
+        try:
+            re.compile(each)
+        except re.error as error:
+            raise ValueError(f"{each!r:.60} is not a regular expression: {error}") from error
+        if not each or (each.startswith("$.") and not all(each[2:].split("."))):
+            raise ValueError(f'expected a member such as "$.error.code", not {each!r:.60}')
+    return failures
+
+
+def _retry_prompt(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f'expected a text such as "It failed: {{error}}", not {value!r:.60}')
+    if problems := [*_brace_problems(value, RETRY_PLACEHOLDERS)]:
+        raise ValueError("; ".join(problems))
+    return value
+
+
 def _texts(value: object, expected: str) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise ValueError(f"{expected}, not {value!r:.60}")
@@ -603,10 +716,10 @@ def _texts(value: object, expected: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _brace_problems(argument: str) -> Iterator[str]:
+def _brace_problems(argument: str, known: Sequence[str] = PLACEHOLDERS) -> Iterator[str]:
     for match in _BRACES.finditer(argument):
         name = match[2]
         if name is None and match[1] is None:
             yield f"unbalanced {match[0]} in {argument!r:.60}; a brace itself is {match[0] * 2}"
-        elif name is not None and name not in PLACEHOLDERS:
-            yield f"unknown placeholder {{{name}}}{did_you_mean(name, PLACEHOLDERS)}"
+        elif name is not None and name not in known:
+            yield f"unknown placeholder {{{name}}}{did_you_mean(name, known)}"

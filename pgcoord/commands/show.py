@@ -47,6 +47,7 @@ class _Standing:
     paused_at: datetime | None
     coordinator: "Leader | None"
     lead_blocker: "LeadBlocker | None"
+    unwatched: str | None
     features: "Sequence[Snapshot]"
 
     def as_json(self) -> dict[str, Any]:
@@ -76,7 +77,14 @@ async def _read(conn: "Connection", feature: int | None, finished: bool) -> _Sta
         ]
     leader = await reads.leader(conn)
     blocker = None if leader else await reads.lead_blocker(conn)
-    return _Standing(await reads.slots(conn), await reads.paused(conn), leader, blocker, features)
+    return _Standing(
+        await reads.slots(conn),
+        await reads.paused(conn),
+        leader,
+        blocker,
+        None if leader else await reads.unwatched(conn),
+        features,
+    )
 
 
 def status(
@@ -164,8 +172,11 @@ def _header(standing: _Standing) -> list[Any]:
     elif standing.lead_blocker:
         lines.append(f"coordinator: none leads: {printable(standing.lead_blocker.words)}")
         lines.append(f"  end it: {printable(standing.lead_blocker.remedy)}")
-    else:
+    elif standing.unwatched is None:
         lines.append("coordinator: none runs ('pgcoord serve' starts one)")
+    if standing.unwatched:
+        goes_on = "what is shown is as it was left; 'pgcoord serve' goes on"
+        lines.insert(0, f"{printable(standing.unwatched)}: {goes_on}")
     if standing.paused_at:
         lines.append(f"everything is paused since {_time(standing.paused_at)} ('pgcoord resume')")
     return [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]

@@ -5,13 +5,16 @@ coordinator can repeat each step, since the database and the launcher know how f
 """
 
 import asyncio
+import json
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
-from pgcoord.configuration import Configuration, Workflow
+from pgcoord import judge
+from pgcoord.configuration import Check, Configuration, Workflow
 from pgcoord.coordination.launching import Command, Job, JobState, Launcher
 from pgcoord.coordination.retrying import Fact
 from pgcoord.database import _sql, claims
@@ -127,6 +130,7 @@ class Supervision:
         self.process_gone = False
         self.end_is_logged = False
         self._coordinator = coordinator
+        self._check: Check | None = None
         self._end_in: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     def log_end(self, move: Move | None, reason: str) -> None:
@@ -219,11 +223,29 @@ class Supervision:
 
     async def _prepare(self) -> None:
         """Create the prompt file and the issue, which the job needs before it starts."""
-        await self.job.prepare(self.assignment.prompt or "", self._workflow().user)
+        workflow = self._workflow()
+        prompt = await self._prepare_judgement(workflow, self.assignment.prompt or "")
+        await self.job.prepare(prompt, workflow.user)
         issues = self._coordinator.issues
         if issues and self.assignment.issue_number is None:
             number = await issues.issue_for(self.assignment, self.epoch)
             self.assignment = replace(self.assignment, issue_number=number)
+
+    async def _prepare_judgement(self, workflow: Workflow, prompt: str) -> str:
+        """Find the check of the phase; return the prompt, after a failure the one for that."""
+        checks = self._coordinator.configuration.checks
+        asks_again = workflow.retry_prompt is not None and self.assignment.attempt > 1
+        self._check = workflow.check
+        if not (checks or asks_again):
+            return prompt
+        name, error = await self._coordinator.execute_with_retry(
+            lambda conn: claims.judgement(conn, self.assignment)
+        )
+        if name is not None:
+            if name not in checks:
+                raise InvalidConfiguration(f"check {name} is not declared")
+            self._check = checks[name]
+        return workflow.prompt_after(error, prompt) if asks_again and error else prompt
 
     async def _launch(self) -> None:
         workflow = self._workflow()
@@ -233,7 +255,11 @@ class Supervision:
             )
         await self.job.start(
             Command(
-                workflow.arguments(_values(self.assignment, self.job.prompt_file)),
+                _judged(
+                    workflow.arguments(_values(self.assignment, self.job.prompt_file)),
+                    workflow,
+                    self._check,
+                ),
                 directory=workflow.directory,
                 environment=self._environment_of(workflow),
                 user=workflow.user,
@@ -264,6 +290,11 @@ class Supervision:
             return
         status = _KILLED if gone.exit_status is None else gone.exit_status
         tail = await self.job.log_tail() if status else ""
+        if status == judge.TRY_LATER and self._is_of_agent:
+            reason = tail.rpartition("\n")[2].removeprefix("pgcoord: ")
+            logger.info("%s is to be tried later: %s", self.assignment, reason)
+            await self._conclude(reason, claims.postponed(self.assignment, reason))
+            return
         await self._conclude(
             f"exited with status {status}",
             claims.exited(self.assignment, status, tail, ", ".join(left)),
@@ -333,6 +364,11 @@ class Supervision:
         return workflow
 
     @property
+    def _is_of_agent(self) -> bool:
+        workflow = self._coordinator.configuration.workflows.get(self.assignment.workflow)
+        return workflow is not None and workflow.agent is not None
+
+    @property
     def _linger(self) -> timedelta:
         workflow = self._coordinator.configuration.workflows.get(self.assignment.workflow)
         return workflow.linger if workflow else Workflow.linger
@@ -379,6 +415,19 @@ def log_move(assignment: Assignment, was: str, now: str, reason: str) -> None:
             }
         },
     )
+
+
+def _judged(arguments: list[str], workflow: Workflow, check: Check | None) -> list[str]:
+    """Return the command whose exit status is the judgement (judge.py) on *arguments*."""
+    if not (check or workflow.fails_on or workflow.agent):
+        return arguments
+    spec = judge.Spec(
+        check.command if check else (),
+        check.timeout.total_seconds() if check else 0,
+        workflow.fails_on,
+        workflow.agent,
+    )
+    return [sys.executable, "-I", judge.__file__, json.dumps(spec._asdict()), *arguments]
 
 
 def _values(assignment: Assignment, prompt_file: str) -> dict[str, str | None]:

@@ -230,6 +230,27 @@ def returned(attempt: Assignment, wait: timedelta, reason: str) -> End:
     }
 
 
+def postponed(attempt: Assignment, reason: str) -> End:
+    """A process ended for want of something that comes again by itself: its phase waits for that.
+
+    Its tries stay as they were. SQL: pgcoord_private.postpone_attempt.
+    """
+    return {"kind": "postponed", "attempt_id": attempt.attempt_id, "error": reason}
+
+
+async def judgement(conn: Connection, attempt: Assignment) -> tuple[str | None, str | None]:
+    """Return (the check that the phase names, the error of its last failed attempt)."""
+    with refusals():
+        cursor = await conn.cursor(row_factory=tuple_row).execute(
+            b"select p.phase_data ->> 'check', (select a.error from pgcoord.attempt as a"
+            b" where a.queue_id = p.queue_id and a.outcome in ('failed', 'timed_out')"
+            b" order by a.number desc limit 1)"
+            b" from public.phase_queue as p where p.queue_id = %s",
+            [attempt.queue_id],
+        )
+        return await cursor.fetchone() or (None, None)
+
+
 def reported(
     report: Mapping[str, object], *, message_id: str | None, actor: str, adw_id: str | None
 ) -> End:

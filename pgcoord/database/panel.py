@@ -408,7 +408,8 @@ async def tree(conn: Connection, feature_id: int) -> list[TreePhase]:
         conn,
         TreePhase,
         "select b.queue_id, b.phase_number, b.title, b.status, b.slot, b.attempt, b.priority,"
-        " b.depends_on_phases, b.issue_number, b.error_message, b.since, b.started_timestamp,"
+        " b.depends_on_phases, b.issue_number,"
+        " pgcoord_private.headline(b.error_message) as error_message, b.since, b.started_timestamp,"
         " b.finished_timestamp, s.ending, w.reasons, coalesce(w.all_reasons, 0) as all_reasons"
         " from pgcoord.board as b"
         " left join pgcoord.slots as s on s.queue_id = b.queue_id"

@@ -42,6 +42,12 @@ async def leader(conn: Connection) -> Leader | None:
     return await fetch_row(conn, Leader, f"select {columns_of(Leader)} from pgcoord.leader")
 
 
+async def unwatched(conn: Connection) -> str | None:
+    """Since when no coordinator runs, in words; None while one does, or where none ever did."""
+    words: str | None = await fetch_value(conn, "select words from pgcoord_private.unwatched")
+    return words
+
+
 async def lead_blocker(conn: Connection) -> LeadBlocker | None:
     """What keeps every coordinator from the lead, None when nothing does or one leads."""
     return await fetch_row(

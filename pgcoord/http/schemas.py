@@ -66,6 +66,12 @@ _PLANNED = {
     "estimated_hours": _HOURS,
     "priority": {**_PRIORITY, "type": ["integer", "null"]},
     "files": {"type": ["array", "null"], "items": _TEXT},
+    "check": {
+        **_MAYBE_TEXT,
+        "pattern": NOT_BLANK,
+        "maxLength": 200,
+        "description": "The check of the configuration that has to succeed after its command.",
+    },
     "gate": {
         **_MAYBE_TEXT,
         "pattern": NOT_BLANK,
@@ -211,6 +217,14 @@ ERROR = _object(
         ),
     },
     ["error", "reason"],
+)
+
+JOB_ANSWER = _object(
+    {
+        "attempt": {"type": "integer"},
+        "prompt": {**_TEXT, "description": "The prompt of the phase, if it was asked for."},
+    },
+    ["attempt"],
 )
 
 REPORTED = _object(

@@ -155,8 +155,8 @@ class LocalJob:
         return [str(each) for each in await self._run.end_left_behind(grace)]
 
     async def log_tail(self) -> str:
-        """Return the end of the log."""
-        return await asyncio.to_thread(self._run.log.tail)
+        """Return what of the log tells why it failed."""
+        return await asyncio.to_thread(self._run.log.excerpt)
 
     async def spooled_report(self, secret: str) -> Kept | None:
         """Return the report in the folder of the run."""

@@ -28,7 +28,7 @@ comment on view pgcoord.gate is
 -- A gate that runs nothing: it names no workflow and has no prompt for one. Its approval completes it.
 create or replace function pgcoord_private.only_asks(p_data jsonb) returns boolean
 language sql immutable
-return coalesce(p_data ->> 'gate' is not null and p_data ->> 'workflow_type' is null
+return coalesce(p_data ->> 'gate' is not null and coalesce(p_data ->> 'workflow_type', '') = ''
     and btrim(coalesce(p_data ->> 'prompt_content', '')) = '', false);
 
 -- The workflow that runs a phase: the one it names, else the default.

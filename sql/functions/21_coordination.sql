@@ -35,6 +35,24 @@ where exists (
 );
 comment on view pgcoord.leader is 'The coordinator that leads; no row when none does.';
 
+-- Of a coordinator that was killed the last sign of life counts: no later than that it was there.
+create or replace view pgcoord_private.unwatched as
+select c.epoch, c.host, c.pid, coalesce(c.resigned_at, c.heard_at) as since,
+    format('no coordinator runs since %s%s', pgcoord_private.clock(coalesce(c.resigned_at, c.heard_at)),
+        case when c.resigned_at is null then ', when it was last heard of' end) as words
+from (
+    select c.*, greatest(c.lead_at, (
+            select max(greatest(a.claimed_at, a.started_at, a.ended_at, a.exited_at))
+            from (select * from pgcoord.attempt order by id desc limit 1000) as a
+            where a.epoch = c.epoch
+        )) as heard_at
+    from pgcoord.coordinator as c
+        join pgcoord.control as k on k.epoch = c.epoch
+    where not exists (select from pgcoord.leader)
+) as c;
+comment on view pgcoord_private.unwatched is
+    'Since when no coordinator runs; no row while one leads, or where none ever did.';
+
 -- Not of the leader itself: that has recorded its session.
 create or replace view pgcoord.lead_blocker as
 select l.pid, s.usename, s.application_name,

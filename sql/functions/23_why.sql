@@ -81,7 +81,7 @@ select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
                 order by e.id desc limit 1) end,
             format('cancelled at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS')))
         when 'failed' then format('failed at %s: %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'),
-            coalesce(split_part(p.error_message, e'\n', 1), 'no reason was given'))
+            coalesce(pgcoord_private.headline(p.error_message), 'no reason was given'))
         when 'ready' then format('claimed at %s, slot %s%s; its process is not started yet',
             pgcoord_private.clock(p.ready_timestamp), p.slot, pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot)))
         when 'running' then format('runs since %s in slot %s%s, attempt %s%s', pgcoord_private.clock(p.started_timestamp), p.slot,
@@ -91,6 +91,14 @@ select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
     p.adw_id
 from public.phase_queue as p
 where p.status not in ('queued', 'blocked')
+union all    -- it may be over by now: nobody would know
+select p.queue_id, p.feature_id, p.phase_number, -2, 'unwatched',
+    u.words || ': nobody watches its process, and it is shown as it was left', null
+from pgcoord_private.unwatched as u
+    cross join public.phase_queue as p
+where p.slot is not null and not exists (
+    select from pgcoord.attempt as a where a.queue_id = p.queue_id and a.number = p.attempt and a.external
+)
 union all    -- prerequisites that are open, or will never complete
 select p.queue_id, p.feature_id, p.phase_number,
     case when up.status in ('failed', 'cancelled') then 2 else 4 end,
@@ -122,7 +130,7 @@ union all    -- what holds back one whose prerequisites are completed: its retry
 select p.queue_id, p.feature_id, p.phase_number, 5, 'retry',
     format('is tried again at %s%s',
         pgcoord_private.clock(p.retry_at),
-        ', after: ' || split_part(p.error_message, e'\n', 1)), null
+        ', after: ' || pgcoord_private.headline(p.error_message)), null
 from public.phase_queue as p
 where p.status = 'queued' and p.eligible_at is not null and p.retry_at > clock_timestamp()
 union all

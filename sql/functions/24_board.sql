@@ -90,7 +90,7 @@ create or replace view pgcoord.attention as
 select n.kind, p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_private.title_of(p) as title, p.status, n.since,
     n.words, n.attempt, n.exit_code, n.blocks
 from (
-        select 'failed' as kind, p.queue_id, p.finished_timestamp as since, split_part(p.error_message, e'\n', 1) as words,
+        select 'failed' as kind, p.queue_id, p.finished_timestamp as since, pgcoord_private.headline(p.error_message) as words,
             p.attempt, a.exit_code, (
                 select array_agg(d.dependent order by d.dependent) from pgcoord.dependency as d
                     join public.phase_queue as b on b.feature_id = d.feature_id and b.phase_number = d.dependent

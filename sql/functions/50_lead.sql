@@ -102,6 +102,7 @@ create or replace function pgcoord_private.resign() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 begin
+    update pgcoord.coordinator set resigned_at = clock_timestamp() where epoch = (select epoch from pgcoord.control);
     perform pg_advisory_unlock(7405, 1);
     notify pgcoord_stand_by;
 end $$;

@@ -189,6 +189,24 @@ begin
     where a.id = p_attempt_id and a.outcome = 'returned' and p.queue_id = a.queue_id and p.status = 'queued';
 end $$;
 
+-- Give back an attempt that failed for want of something that comes again by itself, such as an answer of a model: later
+-- each time that this happens to the phase in a row, half a minute at first, a quarter of an hour at most.
+create or replace function pgcoord_private.postpone_attempt(p_attempt_id bigint, p_reason text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_in_a_row integer;
+begin
+    select a.number - 1 - coalesce(max(b.number), 0) into v_in_a_row
+    from pgcoord.attempt as a
+        left join pgcoord.attempt as b
+            on b.queue_id = a.queue_id and b.number < a.number and b.outcome is distinct from 'returned'
+    where a.id = p_attempt_id
+    group by a.number;
+    perform pgcoord_private.return_attempt(
+        p_attempt_id, least('30 s'::interval * 2 ^ least(v_in_a_row, 10), '15 min'), p_reason);
+end $$;
+
 -- Ask for the end of attempts that have run longer than they may. One that somebody has locked is passed over, so that
 -- no transaction of a person's holds the coordinator up; next_work names it.
 create or replace function pgcoord_private.expire_attempts() returns void

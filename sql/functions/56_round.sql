@@ -2,7 +2,7 @@
 -- and until when to wait.
 
 -- Record one end of an attempt, as the coordinator learned it: an object with its `kind` and what the function of that kind
--- takes. Returns what its caller wants to know: of a report the row of take_report, else the move that took the phase out of
+-- takes. Returns what its caller wants to know: of a report the row of take_report, of a job that exited that of exit_job, else the move that took the phase out of
 -- ready or running, also when an earlier report made it (null: it has not moved).
 create or replace function pgcoord_private.record_end(p_end jsonb) returns jsonb
 language plpgsql
@@ -19,6 +19,14 @@ begin
         when 'returned' then
             perform pgcoord_private.return_attempt(
                 v_attempt_id, make_interval(secs => (p_end ->> 'wait_seconds')::float8), p_end ->> 'error');
+        when 'job_exited' then
+            return (
+                select to_jsonb(e) from pgcoord_private.exit_job(
+                    v_attempt_id, p_end ->> 'copy', (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail',
+                    p_end ->> 'left_behind') as e
+            );
+        when 'postponed' then
+            perform pgcoord_private.postpone_attempt(v_attempt_id, p_end ->> 'error');
         when 'reported' then
             return (
                 select to_jsonb(t) from pgcoord_private.take_report(

@@ -518,6 +518,22 @@ def test_status_shows_slots_and_the_phases_of_unfinished_features(
     assert "└── ✓ completed  1 Phase 1" in desk.say("status", "1")
 
 
+def test_a_world_that_nobody_watches_is_said_to_be_one(desk: Desk) -> None:
+    gate = desk.gate()
+    serve = desk.start("serve")
+    serve.until("leading")
+    assert not desk.say("status").startswith("no coordinator")
+    desk.say("submit", desk.plan(f"echo here; cat {gate}"))
+    follows = desk.start("logs", "-f", "1.1")
+    follows.until("here")
+    serve.send(signal.SIGTERM)
+    assert serve.wait() == 0
+    since = r"no coordinator runs since \S+: "
+    follows.until(f"queue-1-1: {since}nobody watches its process, and it is shown as it was left")
+    assert re.match(f"{since}what is shown is as it was left", desk.say("status"))
+    assert re.match(f"{since}nobody watches", desk.say("why", "1.1"))
+
+
 def test_status_json_is_an_object_that_stays_as_it_is(
     desk: Desk, conn: Connection, epoch: int
 ) -> None:
