@@ -26,8 +26,8 @@ from pgcoord.errors import CoordError, InvalidInput
 from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
 from pgcoord.runs import files
 
-# Bytes of a body: an error message may be some pages long.
-LIMIT = 65_536
+# Bytes of a body: an error message of some pages, and a result of 64 kB.
+LIMIT = 196_608
 
 SCHEMA: Schema = {
     "type": "object",
@@ -41,6 +41,7 @@ SCHEMA: Schema = {
         "feature_id": {"type": ["integer", "null"], "minimum": 0, "maximum": HIGHEST_INTEGER},
         "phase_number": {"type": ["integer", "null"], "minimum": 0, "maximum": HIGHEST_INTEGER},
         "error_message": {"type": ["string", "null"]},
+        "result": {"type": ["object", "null"]},
         "pr_number": {"type": ["integer", "null"], "minimum": 1, "maximum": HIGHEST_INTEGER},
     },
 }

@@ -19,6 +19,7 @@ FLOORS = (
         "secrecy",
         "__init__",
     ),
+    ("results",),
     ("actions", "configuration", "json_schema", "logs", "runs.files"),
     ("database", "github", "plan"),
     ("report", "planner"),

@@ -13,7 +13,8 @@ begin
     case p_end ->> 'kind'
         when 'exited' then
             perform pgcoord_private.end_attempt(
-                v_attempt_id, (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail', p_end ->> 'left_behind');
+                v_attempt_id, (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail', p_end ->> 'left_behind',
+                p_end ->> 'result', p_end ->> 'result_fault');
         when 'given_up' then
             perform pgcoord.give_up_attempt(v_attempt_id, p_end ->> 'outcome', p_end ->> 'error');
         when 'returned' then
@@ -28,6 +29,9 @@ begin
         when 'postponed' then
             perform pgcoord_private.postpone_attempt(v_attempt_id, p_end ->> 'error');
         when 'reported' then
+            if p_end ->> 'result' is not null then    -- the dependents get it with the report
+                perform pgcoord_private.take_result_file((pgcoord_private.lock_attempt(v_attempt_id)).id, p_end ->> 'result');
+            end if;
             return (
                 select to_jsonb(t) from pgcoord_private.take_report(
                     p_end -> 'report', p_end ->> 'message_id', p_end ->> 'actor', p_end ->> 'adw_id') as t
