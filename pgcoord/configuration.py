@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pgcoord import results
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
 from pgcoord.judge import AGENTS
@@ -129,6 +130,8 @@ class Workflow:
             if name is None:
                 return match[0][0]
             value = values.get(name)
+            if value is None and results.NAME.fullmatch(name):
+                raise InvalidConfiguration(f"{{{name}}}: {results.missing(name)}")
             if value is None:
                 noun = _NOUNS.get(name, name.replace("_", " "))
                 raise InvalidConfiguration(f"{{{name}}}: the phase has no {noun}")
@@ -143,7 +146,9 @@ class Server:
 
     `public_url` is where processes and people elsewhere find it; `webhook_secrets` are the names
     of environment variables, each with a secret that signs reports of any phase. The
-    `trusted_proxies`, addresses or networks, are believed when they say for whom they ask.
+    `trusted_proxies`, addresses or networks, are believed when they say for whom they ask. The
+    `tokens` are names of environment variables, each with the token of a program, which the history
+    names by it.
     """
 
     host: str = "127.0.0.1"
@@ -151,6 +156,7 @@ class Server:
     public_url: str | None = None
     webhook_secrets: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -292,6 +298,7 @@ def read_configuration(path: Path) -> Configuration:
             "public_url": _url,
             "webhook_secrets": _environment,
             "trusted_proxies": _networks,
+            "tokens": _environment,
         },
         key="server",
         problems=problems,
@@ -721,5 +728,5 @@ def _brace_problems(argument: str, known: Sequence[str] = PLACEHOLDERS) -> Itera
         name = match[2]
         if name is None and match[1] is None:
             yield f"unbalanced {match[0]} in {argument!r:.60}; a brace itself is {match[0] * 2}"
-        elif name is not None and name not in known:
+        elif name is not None and name not in known and not results.NAME.fullmatch(name):
             yield f"unknown placeholder {{{name}}}{did_you_mean(name, known)}"
