@@ -41,9 +41,9 @@ def program(agent: str) -> Path:
     with open(AGENTS / f"{agent}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "node_modules" / ".bin" / agent).exists():
+            place = ("--prefix", str(folder), PACKAGES[agent])
             done = subprocess.run(
-                f"{npm} install --silent --no-save --no-package-lock --prefix".split()
-                + [str(folder), PACKAGES[agent]],
+                [npm, "install", "--silent", "--no-save", "--no-package-lock", *place],
                 capture_output=True,
                 text=True,
                 check=False,
