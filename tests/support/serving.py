@@ -107,7 +107,7 @@ async def served(
             Feed(dsn),
             access,
             coordinator,
-            FeaturePlanner(planner or Planner(), dict(os.environ), folder),
+            lambda: FeaturePlanner(planner or Planner(), dict(os.environ), folder),
             repository=github.page if github else None,
             obstacle=None,
         )
