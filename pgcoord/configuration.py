@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pgcoord import results
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
 from pgcoord.judge import AGENTS
@@ -129,6 +130,8 @@ class Workflow:
             if name is None:
                 return match[0][0]
             value = values.get(name)
+            if value is None and results.NAME.fullmatch(name):
+                raise InvalidConfiguration(f"{{{name}}}: {results.missing(name)}")
             if value is None:
                 noun = _NOUNS.get(name, name.replace("_", " "))
                 raise InvalidConfiguration(f"{{{name}}}: the phase has no {noun}")
@@ -721,5 +724,10 @@ def _brace_problems(argument: str, known: Sequence[str] = PLACEHOLDERS) -> Itera
         name = match[2]
         if name is None and match[1] is None:
             yield f"unbalanced {match[0]} in {argument!r:.60}; a brace itself is {match[0] * 2}"
+<<<<<<< HEAD
+        elif name is not None and name not in PLACEHOLDERS and not results.NAME.fullmatch(name):
+            yield f"unknown placeholder {{{name}}}{did_you_mean(name, PLACEHOLDERS)}"
+=======
         elif name is not None and name not in known:
             yield f"unknown placeholder {{{name}}}{did_you_mean(name, known)}"
+>>>>>>> main

@@ -19,9 +19,11 @@ FLOORS = (
         "secrecy",
         "__init__",
     ),
+    ("results",),
     ("actions", "configuration", "json_schema", "logs", "runs.files"),
     ("database", "github", "plan"),
     ("report", "planner"),
+    ("jobs",),
     ("coordination.launching",),  # what a launcher promises; those in runs keep it
     ("runs",),
     ("coordination",),

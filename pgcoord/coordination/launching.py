@@ -59,7 +59,8 @@ class Identity(NamedTuple):
 class Command:
     """The command of a job: arguments, passed unchanged, without a shell.
 
-    `environment` is the whole environment, apart from the variable that names the prompt file.
+    `environment` is the whole environment, apart from the variables that name the job's files:
+    PGCOORD_PROMPT_FILE, PGCOORD_INPUT_FILE and PGCOORD_RESULT_FILE.
     `user` is the account of the process; None: that of the launcher.
     """
 
@@ -82,10 +83,11 @@ class Job(Protocol):
         """The identity of the job; None before it was started."""
         ...
 
-    async def prepare(self, prompt: str, user: str | None) -> None:
-        """Create the prompt file and whatever else a start needs; start nothing.
+    async def prepare(self, prompt: str, inputs: str, user: str | None) -> None:
+        """Create the prompt file, the input file and whatever else a start needs; start nothing.
 
-        Raises `CannotStart` or `OSError` when that fails, or when *user* could not read it.
+        *inputs*: the results of the prerequisites, a JSON object by phase number. Raises
+        `CannotStart` or `OSError` when that fails, or when *user* could not read the files.
         """
         ...
 
@@ -134,6 +136,13 @@ class Job(Protocol):
         """Return the lines of the output that tell why the job failed, valid as a Postgres text.
 
         The most telling one is the first; without one, the last lines. May be empty.
+        """
+        ...
+
+    async def result(self) -> str | None:
+        """Return the text of the result file, once the job is gone; None if it wrote none.
+
+        Raises `InvalidInput` when it is not a plain file of UTF-8 text of at most 64 kB.
         """
         ...
 

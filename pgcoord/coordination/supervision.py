@@ -11,10 +11,16 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+<<<<<<< HEAD
+from pgcoord import results
+from pgcoord.configuration import Configuration, Workflow
+=======
 from pgcoord import judge
 from pgcoord.configuration import Check, Configuration, Workflow
+>>>>>>> main
 from pgcoord.coordination.launching import Command, Job, JobState, Launcher
 from pgcoord.coordination.retrying import Fact
 from pgcoord.database import _sql, claims
@@ -130,7 +136,11 @@ class Supervision:
         self.process_gone = False
         self.end_is_logged = False
         self._coordinator = coordinator
+<<<<<<< HEAD
+        self._results: dict[str, str] = {}
+=======
         self._check: Check | None = None
+>>>>>>> main
         self._end_in: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     def log_end(self, move: Move | None, reason: str) -> None:
@@ -173,7 +183,8 @@ class Supervision:
             logger.info("%s taken over, %s, %s", assignment, self.job.identity, state.value)
             if not assignment.started:
                 await self._record_start()
-            await self._take_spooled_report()
+            ended = state is JobState.ENDED
+            await self._take_spooled_report(await self._read_result() if ended else None)
             await self._see_to_its_end()
         elif assignment.started or state is JobState.LOST:
             await self._take_spooled_report()
@@ -222,10 +233,23 @@ class Supervision:
         await self._end_what_it_left()
 
     async def _prepare(self) -> None:
+<<<<<<< HEAD
+        """Create the files and the issue that the job needs before it starts."""
+        inputs = {}
+        if self.assignment.has_inputs:
+            inputs = await self._coordinator.execute_with_retry(
+                lambda conn: claims.inputs(conn, self.assignment)
+            )
+        self._results = results.placeholders(inputs)
+        prompt = results.fill_prompt(self.assignment.prompt or "", self._results)
+        self.assignment = replace(self.assignment, prompt=prompt)
+        await self.job.prepare(prompt, json.dumps(inputs), self._workflow().user)
+=======
         """Create the prompt file and the issue, which the job needs before it starts."""
         workflow = self._workflow()
         prompt = await self._prepare_judgement(workflow, self.assignment.prompt or "")
         await self.job.prepare(prompt, workflow.user)
+>>>>>>> main
         issues = self._coordinator.issues
         if issues and self.assignment.issue_number is None:
             number = await issues.issue_for(self.assignment, self.epoch)
@@ -255,11 +279,15 @@ class Supervision:
             )
         await self.job.start(
             Command(
+<<<<<<< HEAD
+                workflow.arguments(_values(self.assignment, self.job.prompt_file) | self._results),
+=======
                 _judged(
                     workflow.arguments(_values(self.assignment, self.job.prompt_file)),
                     workflow,
                     self._check,
                 ),
+>>>>>>> main
                 directory=workflow.directory,
                 environment=self._environment_of(workflow),
                 user=workflow.user,
@@ -284,7 +312,8 @@ class Supervision:
             return
         self.process_gone = True
         left = await self._end_what_it_left()
-        await self._take_spooled_report()
+        result = await self._read_result()
+        await self._take_spooled_report(result)
         if gone.exit_status is None and not self.is_ending:
             await self._give_up("lost", "its process is gone and left no exit status")
             return
@@ -297,11 +326,21 @@ class Supervision:
             return
         await self._conclude(
             f"exited with status {status}",
-            claims.exited(self.assignment, status, tail, ", ".join(left)),
+            claims.exited(self.assignment, status, tail, ", ".join(left), result),
         )
 
-    async def _take_spooled_report(self) -> None:
-        """Submit the report that the workflow could not send, if there is one."""
+    async def _read_result(self) -> claims.Result:
+        try:
+            text = await self.job.result()
+        except InvalidInput as error:
+            return {"result_fault": str(error)}
+        return {} if text is None else {"result": text}
+
+    async def _take_spooled_report(self, result: claims.Result | None = None) -> None:
+        """Submit the report that the workflow could not send, if there is one.
+
+        *result*: its result file, once its process is gone.
+        """
         assignment = self.assignment
         refused: CoordError | None = None
         try:
@@ -314,6 +353,8 @@ class Supervision:
                     message_id=kept.message_id,
                     actor=f"{assignment.adw_id} (spooled report)",
                     adw_id=assignment.adw_id,
+                    attempt_id=assignment.attempt_id,
+                    result=result,
                 ),
                 Fact(assignment, "left a report"),
             )
@@ -388,6 +429,8 @@ class Supervision:
             "PGCOORD_PHASE_NUMBER": str(assignment.phase_number),
             "PGCOORD_ADW_ID": assignment.adw_id,
             "PGCOORD_ATTEMPT": str(assignment.attempt),
+            # The folders of one database's runs lie in a folder of its name (claim_phases).
+            "PGCOORD_INSTALLATION": Path(assignment.folder).parent.name,
             "PGCOORD_ISSUE_NUMBER": str(assignment.issue_number or ""),
             "PGCOORD_WEBHOOK_SECRET": assignment.secret,
         }

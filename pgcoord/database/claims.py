@@ -7,6 +7,7 @@ The one rule: one Python function for each SQL function or view; the SQL decides
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import timedelta
+from typing import Any
 
 from psycopg.rows import class_row, scalar_row, tuple_row
 from psycopg.types.json import Jsonb
@@ -30,6 +31,10 @@ from pgcoord.database.rows import (
     Recorded,
     ServerTimeline,
 )
+
+# The result file of an attempt whose process is gone: `result`, its text, or `result_fault`, why it
+# cannot be used; neither if there is none.
+Result = Mapping[str, str]
 
 # An end of an attempt, as pgcoord_private.record_end takes it: a member `kind`, and those of it.
 End = Mapping[str, object]
@@ -138,6 +143,20 @@ async def assignment(conn: Connection, attempt_id: int) -> Assignment | None:
     )
 
 
+async def inputs(conn: Connection, attempt: Assignment) -> dict[str, dict[str, Any]]:
+    """Return the results of the prerequisites of an attempt's phase, by phase number.
+
+    SQL: pgcoord_private.inputs_of.
+    """
+    found: dict[str, dict[str, Any]] = await fetch_value(
+        conn,
+        "select pgcoord_private.inputs_of(%s, %s)",
+        attempt.feature_id,
+        attempt.phase_number,
+    )
+    return found
+
+
 async def last_move(conn: Connection, attempt: Assignment) -> Move | None:
     """Return the move that took the phase out of ready or running; None if it has not moved."""
     with refusals():
@@ -190,10 +209,12 @@ async def start_phase(
     )
 
 
-def exited(attempt: Assignment, exit_code: int, log_tail: str, left_behind: str) -> End:
+def exited(
+    attempt: Assignment, exit_code: int, log_tail: str, left_behind: str, result: Result
+) -> End:
     """The process of an attempt exited; *left_behind* names the processes that outlived it.
 
-    SQL: pgcoord_private.end_attempt.
+    *result*: its result file. SQL: pgcoord_private.end_attempt.
     """
     return {
         "kind": "exited",
@@ -201,6 +222,7 @@ def exited(attempt: Assignment, exit_code: int, log_tail: str, left_behind: str)
         "exit_code": exit_code,
         "log_tail": log_tail,
         "left_behind": left_behind,
+        **result,
     }
 
 
@@ -252,10 +274,21 @@ async def judgement(conn: Connection, attempt: Assignment) -> tuple[str | None, 
 
 
 def reported(
-    report: Mapping[str, object], *, message_id: str | None, actor: str, adw_id: str | None
+    report: Mapping[str, object],
+    *,
+    message_id: str | None,
+    actor: str,
+    adw_id: str | None,
+    attempt_id: int | None = None,
+    result: Result | None = None,
 ) -> End:
-    """A report came; *adw_id*: the attempt whose secret signed it. SQL: take_report."""
+    """A report came; *adw_id*: the attempt whose secret signed it. SQL: take_report.
+
+    *attempt_id* and *result*: of a process that is gone, the attempt and its result file.
+    """
     return {
+        "attempt_id": attempt_id,
+        **(result or {}),
         "kind": "reported",
         "report": report,
         "message_id": message_id,

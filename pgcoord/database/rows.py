@@ -57,6 +57,7 @@ class Assignment:
     ended_seconds_ago: float | None
     slot: int
     pool: str
+    has_inputs: bool
 
     def __str__(self) -> str:
         return f"{self.queue_id} (attempt {self.attempt}, {self.adw_id})"
@@ -199,6 +200,9 @@ class Feature:
     phases_failed: int
     phases_blocked: int
     paused_at: datetime | None
+    cost_usd: float | None
+    tokens_in: int | None
+    tokens_out: int | None
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,7 @@ class BoardPhase:
     started_timestamp: datetime | None
     finished_timestamp: datetime | None
     waiting_for: str | None
+    result: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -263,7 +268,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a phase, without its secret. SQL: table pgcoord.attempt."""
+    """One try at a phase, without its secret. SQL: tables pgcoord.attempt and pgcoord.result."""
 
     number: int
     adw_id: str
@@ -282,6 +287,7 @@ class Attempt:
     exit_code: int | None
     exited_at: datetime | None
     folder: str | None
+    result: dict[str, Any] | None
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ _PHASE_MEMBERS = {
     "attempt": {"type": "integer"},
     "workflow_type": _MAYBE_TEXT,
     "waiting_for": _MAYBE_TEXT,
+    "result": {"type": ["object", "null"]},
     "gated": {"type": "boolean", "description": "It has a gate that nobody has approved."},
 }
 
@@ -217,6 +218,14 @@ ERROR = _object(
         ),
     },
     ["error", "reason"],
+)
+
+JOB_ANSWER = _object(
+    {
+        "attempt": {"type": "integer"},
+        "prompt": {**_TEXT, "description": "The prompt of the phase, if it was asked for."},
+    },
+    ["attempt"],
 )
 
 REPORTED = _object(

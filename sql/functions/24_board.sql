@@ -1,5 +1,13 @@
 -- The views in which people see the work.
 
+-- The result of an attempt of a phase; null when it has none.
+create or replace function pgcoord_private.result_of(p_queue_id text, p_attempt integer) returns jsonb
+language sql stable
+return (
+    select r.value from pgcoord.attempt as a join pgcoord.result as r on r.attempt_id = a.id
+    where a.queue_id = p_queue_id and a.number = p_attempt
+);
+
 create or replace view pgcoord.feature as
 select f.id, f.title, f.description, f.item_type, f.priority, f.estimated_hours, f.tags, f.plan,
     case
@@ -11,7 +19,8 @@ select f.id, f.title, f.description, f.item_type, f.priority, f.estimated_hours,
     n.total as total_phases, n.completed as phases_completed, n.running as phases_running,
     n.failed as phases_failed, n.blocked as phases_blocked,
     f.paused_at, f.paused_reason, f.cancelled_at, f.cancelled_reason,
-    f.created_by, f.created_at, n.started_at, n.finished_at, f.updated_at, f.xmin::text as version
+    f.created_by, f.created_at, n.started_at, n.finished_at, f.updated_at, f.xmin::text as version,
+    spent.cost_usd, spent.tokens_in, spent.tokens_out
 from public.planned_features as f
     cross join lateral (
         select count(*) as total,
@@ -24,7 +33,11 @@ from public.planned_features as f
             case when bool_and(p.status in ('completed', 'cancelled')) then max(p.finished_timestamp) end as finished_at
         from public.phase_queue as p
         where p.feature_id = f.id
-    ) as n;
+    ) as n
+    cross join lateral (    -- by all attempts, also those that failed
+        select sum(r.cost_usd)::float8 as cost_usd, sum(r.tokens_in)::bigint as tokens_in, sum(r.tokens_out)::bigint as tokens_out
+        from pgcoord.result as r where r.feature_id = f.id
+    ) as spent;
 comment on view pgcoord.feature is
     'Features with what follows from their phases: status (planned, in_progress, completed, cancelled) and counts.';
 
@@ -38,7 +51,7 @@ select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_pri
         when 'blocked' then p.updated_at
         else p.finished_timestamp
     end as since,
-    p.started_timestamp, p.finished_timestamp, first.words as waiting_for
+    p.started_timestamp, p.finished_timestamp, first.words as waiting_for, pgcoord_private.result_of(p.queue_id, p.attempt) as result
 from public.phase_queue as p
     join public.planned_features as f on f.id = p.feature_id
     left join pgcoord_private.first_reason as first
@@ -50,7 +63,7 @@ create or replace view pgcoord.queue as
 select p.queue_id, p.feature_id, p.phase_number, p.issue_number, p.status, p.depends_on_phases, p.phase_data, p.adw_id,
     p.pr_number, p.error_message, p.priority, p.queue_position, p.created_at, p.updated_at, p.ready_timestamp,
     p.started_timestamp, p.finished_timestamp, p.eligible_at, p.retry_at, p.slot, p.attempt, p.workflow_type,
-    pgcoord_private.waiting_for(p) as waiting_for, p.gated
+    pgcoord_private.waiting_for(p) as waiting_for, p.gated, pgcoord_private.result_of(p.queue_id, p.attempt) as result
 from public.phase_queue as p;
 comment on view pgcoord.queue is 'Every phase with the columns of phase_queue that concern people, and what it waits for.';
 

@@ -150,3 +150,20 @@ comment on column pgcoord.backlog.for_approval is 'Phases that ask for approval.
 
 comment on column pgcoord.gate.question is 'What is asked.';
 comment on column pgcoord.gate.asked_at is 'When its last prerequisite was completed.';
+
+comment on column pgcoord.feature.cost_usd is 'What the results of its attempts say that they cost, in US dollars.';
+comment on column pgcoord.feature.tokens_in is 'Tokens that its attempts read, as their results say.';
+comment on column pgcoord.feature.tokens_out is 'Tokens that its attempts wrote, as their results say.';
+comment on column pgcoord.board.result is 'The result of its latest attempt.';
+comment on column pgcoord.queue.result is 'The result of its latest attempt.';
+comment on column pgcoord.results.attempt is 'First, second … attempt at the phase.';
+comment on column pgcoord.results.summary is 'What was done, in its own words.';
+comment on column pgcoord.results.branch is 'The branch with its work.';
+comment on column pgcoord.results.commit is 'The commit with its work.';
+comment on column pgcoord.results.pr_number is 'The pull request with its work.';
+comment on column pgcoord.results.url is 'Where its work can be seen.';
+comment on column pgcoord.results.result is 'The whole object.';
+comment on column pgcoord.costs.attempts is 'Attempts with a result.';
+comment on column pgcoord.costs.cost_usd is 'Their cost in US dollars.';
+comment on column pgcoord.costs.tokens_in is 'Tokens that they read.';
+comment on column pgcoord.costs.tokens_out is 'Tokens that they wrote.';
