@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pgcoord import jobs as spool
-from pgcoord.configuration import LOCAL, Workflow
 from pgcoord.coordination.launching import Engine, Order, Place, Seen
 from pgcoord.coordination.retrying import Fact
 from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Supervision, log_move
@@ -23,6 +22,7 @@ from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.rows import Assignment, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, NotFound, NotNow, StaleAttempt
+from pgcoord.runs import files, job
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,10 @@ LOOK = 2.0
 
 # How often a job that vanished before it began is submitted.
 _MOST_SUBMISSIONS = 3
+
+# The file of a job's order in the folder of its run, and the wrapper that reads it.
+ORDER = "order.json"
+WRAPPER = Path(job.__file__)
 
 CreateTask = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
@@ -170,3 +174,294 @@ class Swept:
         if known != names:
             known |= {name_of(folder) for folder in await self._execute(claims.open_folders)}
         return known
+
+
+class Pool:
+    """A pool of an engine: its watch, and where its jobs report."""
+
+    def __init__(self, watch: Watch, report_url: str | None) -> None:
+        self.watch = watch
+        self.report_url = report_url
+
+    @property
+    def engine(self) -> Engine:
+        """The engine."""
+        return self.watch.engine
+
+
+class EngineSupervision(Supervision):
+    """One attempt whose job is an engine's. `recorded`: it was submitted, or never will be."""
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        coordinator: Coordination,
+        epoch: int,
+        lead_checked_at: float,
+        pool: Pool,
+    ) -> None:
+        super().__init__(assignment, coordinator, epoch, lead_checked_at)
+        self.name = name_of(assignment.folder)
+        self._pool = pool
+        self._begun = assignment.started
+        self._news = asyncio.Event()
+        self._job: str | None = None
+        self._noted: tuple[str | None, str | None] = (None, None)
+        self._submissions = 0
+        self._since = now()
+        self._quiet_since: float | None = None
+        self._speaks_by_file = False
+
+    def update(self, attempt: OpenAttempt) -> None:
+        """Note that the job has begun; end it if *attempt* requires it."""
+        super().update(attempt)
+        if attempt.started and not self._begun:
+            self._begun = True
+            log_move(self.assignment, "ready", "running", f"its job {self.name} began")
+        self._news.set()
+
+    async def go_on(self) -> None:
+        """Continue an attempt at the point where its last coordinator left it.
+
+        The engine knows whether it was submitted; if not, it is submitted now (again: one begins).
+        """
+        if not self._begun and self._coordinator.leads.is_set():
+            logger.info("%s taken over, job %s", self.assignment, self.name)
+        await self._see_to_its_end()
+
+    async def disown(self) -> None:
+        """Log the end that the job itself has told; the watch ends what is left of it."""
+        self.process_gone = True
+        move = await self._coordinator.execute_with_retry(
+            lambda conn: claims.last_move(conn, self.assignment)
+        )
+        self.log_end(move, "its job said how it ended")
+        self._pool.watch.hurry()
+
+    async def _record_start(self) -> None:
+        """Nothing: the job itself says when it begins."""
+
+    async def _launch(self) -> None:
+        """Submit the job, for the first time or again. Raises `CannotStart`, `NotNow`."""
+        await self._coordinator.execute_with_retry(
+            lambda conn: jobs.submit_attempt(conn, self.epoch, self.assignment.attempt_id)
+        )
+        self._submissions += 1
+        order = await asyncio.to_thread(self._write_order)
+        try:
+            self._job = await self._pool.engine.submit(order)
+        except NotNow as error:
+            if error.certain:
+                raise
+            logger.warning("%s: perhaps job %s was taken: %s", self.assignment, self.name, error)
+        self._since = now()
+        self._quiet_since = None
+        if self._job is not None:
+            logger.info("%s submitted, job %s (%s)", self.assignment, self._job, self.name)
+            await self._note(self._job, None)
+        self._pool.watch.hurry()
+
+    def _write_order(self) -> Order:
+        """Write what the job is to do into its folder, as runs/job.py reads it. Blocks."""
+        assignment, command = self.assignment, self._command()
+        folder = Path(assignment.folder)
+        environment = dict(command.environment)
+        environment.pop("PGCOORD_REPORT_URL", None)
+        if self._pool.report_url:
+            environment["PGCOORD_REPORT_URL"] = self._pool.report_url
+        order = {
+            "attempt": assignment.attempt_id,
+            "secret": assignment.secret,
+            "url": _origin(self._pool.report_url),
+            "folder": str(folder),
+            "command": list(command.arguments),
+            "directory": str(command.directory),
+            "environment": environment,
+            "log_max": self._coordinator.configuration.log_max_size,
+            "grace": GRACE.total_seconds(),
+        }
+        files.write_plain(folder, ORDER, json.dumps(order).encode())
+        return Order(
+            self.name,
+            WRAPPER,
+            [str(folder / ORDER)],
+            {name: value for name, value in environment.items() if name in ("PATH", "HOME", "LANG")},
+            folder,
+            folder / "engine.log",
+        )
+
+    async def _see_to_its_end(self) -> None:
+        """Follow the job until its end is recorded, ending it if necessary."""
+        self.recorded = True
+        self._coordinator.note_recorded()
+        with self._pool.watch.watched(self._news):
+            ender = asyncio.create_task(self._end_in_time())
+            try:
+                await self._coordinator.unless_stopped(self._follow())
+            finally:
+                ender.cancel()
+                await asyncio.gather(ender, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        while True:
+            self._news.clear()
+            if await self._read_folder() or await self._believe_the_engine():
+                self.process_gone = True
+                return
+            await self._wait_for_news()
+
+    async def _wait_for_news(self) -> None:
+        looks = self._speaks_by_file or not self._begun or self._quiet_since is not None
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), LOOK if looks else None)
+
+    async def _read_folder(self) -> bool:
+        """Answer and record what the job says in the shared folder; return whether it has ended."""
+        folder, attempt_id = Path(self.assignment.folder), self.assignment.attempt_id
+        secret = self.assignment.secret
+        await self._take_spooled_report()
+        try:
+            asked = await asyncio.to_thread(spool.spooled_begins, folder, attempt_id, secret)
+        except OSError:
+            asked = []
+        for said in asked:
+            self._speaks_by_file = True
+            refused = await self._answer(said)
+            await asyncio.to_thread(spool.answer_spooled, folder, said["copy"], refused)
+        end = await asyncio.to_thread(spool.spooled_exit, folder, attempt_id, secret)
+        if end is None:
+            return False
+        status = end["exit_code"]
+        fact = Fact(self.assignment, f"exited with status {status}")
+        answer = await self._coordinator.record(jobs.job_exited(attempt_id, end), fact)
+        if answer is None or answer["code"] is not None:
+            logger.warning("%s: its exit status in %s is not taken", self.assignment, folder)
+            return False
+        await self.disown()
+        return True
+
+    async def _answer(self, said: Mapping[str, Any]) -> str | None:
+        """Let a copy of the job begin, or return why not."""
+        try:
+            await self._coordinator.execute_with_retry(
+                lambda conn: spool.begin(conn, self.assignment.attempt_id, said)
+            )
+        except (StaleAttempt, NotFound) as error:
+            return str(error)
+        self._begun = True
+        return None
+
+    async def _believe_the_engine(self) -> bool:
+        """Draw the conclusion from the engine's last answer; return whether the attempt is over."""
+        watch = self._pool.watch
+        sure_at = self._since + (0.0 if self._job is not None else UNSURE)
+        if watch.asked_at < sure_at and self.name not in watch.seen:
+            return False
+        seen = watch.seen.get(self.name, ())
+        live = [each for each in seen if each.place is not Place.ENDED]
+        if live:
+            self._quiet_since = None
+            await self._note(live[0].job, live[0].words if live[0].place is Place.WAITING else None)
+            return False
+        if self._quiet_since is None:
+            self._quiet_since = now()
+            watch.hurry()
+        patience = SILENT if self._begun and not self.is_ending else SETTLED
+        if now() - self._quiet_since < patience or watch.asked_at < self._quiet_since:
+            return False
+        return await self._conclude_without_it(seen)
+
+    async def _conclude_without_it(self, seen: Sequence[Seen]) -> bool:
+        """End the attempt of a job that the engine does not have, and that said nothing."""
+        words = f"job {self._job or self.name}: " + (seen[-1].words if seen else "not listed any more")
+        if not self._begun:
+            if self.is_ending:
+                await self._give_up("returned", words)
+            elif seen or self._submissions >= _MOST_SUBMISSIONS:
+                tail = await asyncio.to_thread(_engine_said, Path(self.assignment.folder))
+                await self._give_up("failed", f"it ended before it began ({words}){tail}")
+            elif self._coordinator.leads.is_set():
+                await self._launch_again()
+                return False
+            return True
+        status = next((each.exit_status for each in seen if each.exit_status is not None), None)
+        if status is None and self.is_ending:
+            status = KILLED
+        if status is None:
+            await self._give_up(
+                "lost",
+                f"nothing is heard of it ({words}); its process may still run",
+            )
+            return True
+        tail = await self.job.log_tail() if status else ""
+        end = claims.exited(self.assignment, status, tail, "")
+        await self._conclude(f"exited with status {status}", end)
+        return True
+
+    async def _launch_again(self) -> None:
+        try:
+            if self._submissions == 0:  # another coordinator has prepared it, or has not
+                await self._prepare()
+            await self._launch()
+        except NotNow as error:
+            logger.info("%s is submitted later: %s", self.assignment, error)
+            await asyncio.sleep(min(error.wait.total_seconds(), UNSURE))
+        except CannotStart as error:
+            self._submissions = _MOST_SUBMISSIONS
+            logger.warning("%s cannot be submitted: %s", self.assignment, error)
+
+    async def _end_in_time(self) -> None:
+        """End the job when `update` says so: SIGTERM, the grace, then SIGKILL until it is gone."""
+        await asyncio.sleep(await self._end_in)
+        self.is_ending = True
+        logger.info("%s is being ended", self.assignment)
+        wait = GRACE.total_seconds()
+        for end in (self._pool.engine.terminate, self._pool.engine.kill):
+            await self._end_all(end)
+            self._pool.watch.hurry()
+            await asyncio.sleep(2 * wait)  # the wrapper sends SIGKILL itself after one
+        while True:
+            await self._end_all(self._pool.engine.kill)
+            self._pool.watch.hurry()
+            await asyncio.sleep(ASKS[0])
+
+    async def _end_all(self, end: Callable[[str], Awaitable[None]]) -> None:
+        """Call *end* for all jobs of this name that the engine has, until it answers."""
+        while True:
+            try:
+                found = (await self._pool.engine.find()).get(self.name, ())
+                for each in found:
+                    if each.place is not Place.ENDED:
+                        await end(each.job)
+                return
+            except NotNow as error:
+                logger.warning("%s cannot be ended now: %s", self.assignment, error)
+                await asyncio.sleep(ASKS[0])
+
+    async def _note(self, job: str | None, waits_for: str | None) -> None:
+        """Record the job's id and why it waits, where they are new."""
+        if (job, waits_for) != self._noted:
+            self._noted = job, waits_for
+            self._job = job
+            await self._coordinator.execute_with_retry(
+                lambda conn: jobs.note_job(conn, self.assignment.attempt_id, job, waits_for)
+            )
+
+
+def _origin(url: str | None) -> str | None:
+    """Return where the coordinator is, without the path to which workflows report."""
+    return url and url.removesuffix("/workflow-complete").rstrip("/")
+
+
+def _engine_said(folder: Path) -> str:
+    """Return the last of what the engine, or the wrapper, has written beside the log; blocks."""
+    try:
+        text = files.read_plain(folder, "engine.log", 4_000).decode(errors="replace")
+    except OSError:
+        return ""
+    return "".join(f"\n{line}" for line in text.replace("\0", "").splitlines()[-5:])
+
+
+def now() -> float:
+    """The time of the loop."""
+    return asyncio.get_running_loop().time()
