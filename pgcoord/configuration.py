@@ -724,10 +724,5 @@ def _brace_problems(argument: str, known: Sequence[str] = PLACEHOLDERS) -> Itera
         name = match[2]
         if name is None and match[1] is None:
             yield f"unbalanced {match[0]} in {argument!r:.60}; a brace itself is {match[0] * 2}"
-<<<<<<< HEAD
-        elif name is not None and name not in PLACEHOLDERS and not results.NAME.fullmatch(name):
-            yield f"unknown placeholder {{{name}}}{did_you_mean(name, PLACEHOLDERS)}"
-=======
-        elif name is not None and name not in known:
+        elif name is not None and name not in known and not results.NAME.fullmatch(name):
             yield f"unknown placeholder {{{name}}}{did_you_mean(name, known)}"
->>>>>>> main

@@ -14,13 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-<<<<<<< HEAD
-from pgcoord import results
-from pgcoord.configuration import Configuration, Workflow
-=======
-from pgcoord import judge
+from pgcoord import judge, results
 from pgcoord.configuration import Check, Configuration, Workflow
->>>>>>> main
 from pgcoord.coordination.launching import Command, Job, JobState, Launcher
 from pgcoord.coordination.retrying import Fact
 from pgcoord.database import _sql, claims
@@ -136,11 +131,8 @@ class Supervision:
         self.process_gone = False
         self.end_is_logged = False
         self._coordinator = coordinator
-<<<<<<< HEAD
-        self._results: dict[str, str] = {}
-=======
         self._check: Check | None = None
->>>>>>> main
+        self._results: dict[str, str] = {}
         self._end_in: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     def log_end(self, move: Move | None, reason: str) -> None:
@@ -233,9 +225,8 @@ class Supervision:
         await self._end_what_it_left()
 
     async def _prepare(self) -> None:
-<<<<<<< HEAD
         """Create the files and the issue that the job needs before it starts."""
-        inputs = {}
+        workflow, inputs = self._workflow(), {}
         if self.assignment.has_inputs:
             inputs = await self._coordinator.execute_with_retry(
                 lambda conn: claims.inputs(conn, self.assignment)
@@ -243,13 +234,8 @@ class Supervision:
         self._results = results.placeholders(inputs)
         prompt = results.fill_prompt(self.assignment.prompt or "", self._results)
         self.assignment = replace(self.assignment, prompt=prompt)
-        await self.job.prepare(prompt, json.dumps(inputs), self._workflow().user)
-=======
-        """Create the prompt file and the issue, which the job needs before it starts."""
-        workflow = self._workflow()
-        prompt = await self._prepare_judgement(workflow, self.assignment.prompt or "")
-        await self.job.prepare(prompt, workflow.user)
->>>>>>> main
+        prompt = await self._prepare_judgement(workflow, prompt)
+        await self.job.prepare(prompt, json.dumps(inputs), workflow.user)
         issues = self._coordinator.issues
         if issues and self.assignment.issue_number is None:
             number = await issues.issue_for(self.assignment, self.epoch)
@@ -279,15 +265,13 @@ class Supervision:
             )
         await self.job.start(
             Command(
-<<<<<<< HEAD
-                workflow.arguments(_values(self.assignment, self.job.prompt_file) | self._results),
-=======
                 _judged(
-                    workflow.arguments(_values(self.assignment, self.job.prompt_file)),
+                    workflow.arguments(
+                        _values(self.assignment, self.job.prompt_file) | self._results
+                    ),
                     workflow,
                     self._check,
                 ),
->>>>>>> main
                 directory=workflow.directory,
                 environment=self._environment_of(workflow),
                 user=workflow.user,
