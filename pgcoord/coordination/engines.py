@@ -9,7 +9,7 @@ contradicted has passed.
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from pgcoord.coordination.retrying import Fact
 from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Supervision, log_move
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
-from pgcoord.database.rows import Assignment, OpenAttempt
+from pgcoord.database.rows import Assignment, DeclaredPool, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, NotFound, NotNow, StaleAttempt
-from pgcoord.runs import files, job
+from pgcoord.runs import files
+from pgcoord.runs.slurm import Slurm
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +48,14 @@ _MOST_SUBMISSIONS = 3
 
 # The file of a job's order in the folder of its run, and the wrapper that reads it.
 ORDER = "order.json"
-WRAPPER = Path(job.__file__)
+WRAPPER = Path(files.__file__).with_name("job.py")
 
-CreateTask = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
+# What makes the engine of a pool, of the pool's settings and the coordinator's environment.
+LAUNCHERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str]], Engine]] = {
+    "slurm": lambda settings, environment: Slurm(
+        options=settings.get("options", ()), environment=environment
+    ),
+}
 
 
 def name_of(folder: str) -> str:
@@ -61,13 +67,14 @@ def name_of(folder: str) -> str:
 class Watch:
     """Asks the engine of one pool about its jobs, as long as somebody waits for the answer."""
 
-    def __init__(self, pool: str, engine: Engine, coordination: "Swept", create: CreateTask) -> None:
+    def __init__(self, pool: str, engine: Engine, prefix: str, coordination: Coordination) -> None:
+        """*prefix*: how the names of this installation's jobs begin; others are left alone."""
         self.engine = engine
         self.seen: Mapping[str, Sequence[Seen]] = {}
         self.asked_at = -1.0  # loop time of the last question that was answered; -1: none was
         self._pool = pool
+        self._prefix = prefix
         self._coordination = coordination
-        self._create = create
         self._waiting: set[asyncio.Event] = set()
         self._task: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
@@ -87,7 +94,7 @@ class Watch:
         """Ask soon, and often again: something is happening."""
         self._hurried.set()
         if self._task is None or self._task.done():
-            self._task = self._create(self._ask_again_and_again())
+            self._task = self._coordination.create_task(self._ask_again_and_again())
 
     async def _ask_again_and_again(self) -> None:
         every = ASKS[0]
@@ -123,6 +130,14 @@ class Watch:
             await asyncio.wait_for(self._hurried.wait(), seconds)
         return self._hurried.is_set()
 
+    async def _open_jobs(self, names: set[str]) -> set[str]:
+        """Return those of *names* whose attempt is open; the database is asked of others only."""
+        known = {name_of(folder) for folder in self._coordination.supervised_folders} & names
+        if known != names:
+            folders = await self._coordination.execute_with_retry(claims.open_folders)
+            known |= {name_of(folder) for folder in folders}
+        return known
+
     async def _end_strays(self) -> None:
         """End the jobs of attempts that are over, or that the database does not know.
 
@@ -131,9 +146,9 @@ class Watch:
         live = {
             name
             for name, seen in self.seen.items()
-            if any(each.place is not Place.ENDED for each in seen)
+            if name.startswith(self._prefix) and any(each.place is not Place.ENDED for each in seen)
         }
-        strays = live - await self._coordination.open_jobs(live)
+        strays = live - await self._open_jobs(live)
         self._strays = {name: self._strays.get(name, 0) + 1 for name in strays}
         for name, times in self._strays.items():
             for seen in self.seen[name]:
@@ -149,31 +164,38 @@ class Watch:
                     await self.engine.kill(seen.job)
 
 
-class Swept:
-    """What a watch needs of the coordinator: whether it stops, and which jobs are to be there."""
+class Engines:
+    """The pools whose jobs are an engine's, as the database has them."""
 
-    def __init__(
-        self,
-        execute: Callable[[Callable[[Connection], Awaitable[Any]]], Awaitable[Any]],
-        unless_stopped: Callable[[Awaitable[Any]], Awaitable[Any]],
-        is_stopping: Callable[[], bool],
-        supervised: Callable[[], frozenset[str]],
-    ) -> None:
-        self._execute = execute
-        self.unless_stopped = unless_stopped
-        self._is_stopping = is_stopping
-        self._supervised = supervised
+    def __init__(self, coordination: Coordination) -> None:
+        self._coordination = coordination
+        self._pools: dict[str, Pool] = {}
+        self._declared: dict[str, DeclaredPool] = {}
+        self._prefix = ""
 
-    @property
-    def is_stopping(self) -> bool:
-        return self._is_stopping()
+    async def declare(self, conn: Connection) -> None:
+        """Read the pools, and look for jobs that nobody knows any more in each."""
+        pools = await claims.pools(conn)
+        self._prefix = f"pgcoord-{(await claims.installation(conn))[:8]}-"
+        before, self._declared = self._declared, {each.name: each for each in pools}
+        for name, declared in self._declared.items():
+            if before.get(name) != declared:
+                self._pools.pop(name, None)
+            if declared.launcher in LAUNCHERS:
+                self.pool(name).watch.hurry()
 
-    async def open_jobs(self, names: set[str]) -> set[str]:
-        """Return those of *names* whose attempt is open; the database is asked of others only."""
-        known = {name_of(folder) for folder in self._supervised()} & names
-        if known != names:
-            known |= {name_of(folder) for folder in await self._execute(claims.open_folders)}
-        return known
+    def pool(self, name: str) -> "Pool":
+        """Return the pool *name*, which is an engine's. Raises `NotFound` for any other."""
+        if name not in self._pools:
+            declared = self._declared.get(name)
+            if declared is None or declared.launcher not in LAUNCHERS:
+                raise NotFound(f"no engine is known of pool {name}")
+            engine = LAUNCHERS[declared.launcher](declared.settings, self._coordination.environment)
+            report_url = declared.settings.get("report_url") or self._coordination.report_url
+            self._pools[name] = Pool(
+                Watch(name, engine, self._prefix, self._coordination), report_url
+            )
+        return self._pools[name]
 
 
 class Pool:
@@ -267,6 +289,8 @@ class EngineSupervision(Supervision):
         folder = Path(assignment.folder)
         environment = dict(command.environment)
         environment.pop("PGCOORD_REPORT_URL", None)
+        environment["PGCOORD_INPUT_FILE"] = str(folder / "inputs.json")
+        environment["PGCOORD_RESULT_FILE"] = str(folder / "result.json")
         if self._pool.report_url:
             environment["PGCOORD_REPORT_URL"] = self._pool.report_url
         order = {
@@ -285,7 +309,11 @@ class EngineSupervision(Supervision):
             self.name,
             WRAPPER,
             [str(folder / ORDER)],
-            {name: value for name, value in environment.items() if name in ("PATH", "HOME", "LANG")},
+            {
+                name: value
+                for name, value in environment.items()
+                if name in ("PATH", "HOME", "LANG")
+            },
             folder,
             folder / "engine.log",
         )
@@ -373,7 +401,9 @@ class EngineSupervision(Supervision):
 
     async def _conclude_without_it(self, seen: Sequence[Seen]) -> bool:
         """End the attempt of a job that the engine does not have, and that said nothing."""
-        words = f"job {self._job or self.name}: " + (seen[-1].words if seen else "not listed any more")
+        words = f"job {self._job or self.name}: " + (
+            seen[-1].words if seen else "not listed any more"
+        )
         if not self._begun:
             if self.is_ending:
                 await self._give_up("returned", words)
@@ -394,7 +424,7 @@ class EngineSupervision(Supervision):
             )
             return True
         tail = await self.job.log_tail() if status else ""
-        end = claims.exited(self.assignment, status, tail, "")
+        end = claims.exited(self.assignment, status, tail, "", await self._read_result())
         await self._conclude(f"exited with status {status}", end)
         return True
 
