@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.jobs import JobAnswer
-from pgcoord.errors import NotFound
+from pgcoord.errors import InvalidInput, NotFound
 from pgcoord.json_schema import NOT_BLANK, Fault, Schema, faults
 from pgcoord.report import NotSigned, Record, Signed, WrongShape, parse_json, read_spooled
 from pgcoord.runs import files
@@ -169,5 +169,5 @@ def _spooled(
     try:
         _, message = read_spooled(folder, name, secret, _LIMIT)
         return _shaped(message, attempt_id, act)
-    except (NotSigned, WrongShape, ValueError, OSError):
+    except (NotSigned, InvalidInput, ValueError, OSError):
         return None
