@@ -24,7 +24,7 @@ begin
             return (
                 select to_jsonb(e) from pgcoord_private.exit_job(
                     v_attempt_id, p_end ->> 'copy', (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail',
-                    p_end ->> 'left_behind') as e
+                    p_end ->> 'left_behind', p_end ->> 'result', p_end ->> 'result_fault') as e
             );
         when 'postponed' then
             perform pgcoord_private.postpone_attempt(v_attempt_id, p_end ->> 'error');
