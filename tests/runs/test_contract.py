@@ -94,4 +94,3 @@ async def test_a_prompt_of_five_megabytes(engine: Engine) -> None:
     filler = "# " + "x" * 5_000_000
     attempt = await run(engine, f"wc -c < $PGCOORD_PROMPT_FILE\nexit 3\n{filler}", "failed")
     assert (Path(str(attempt["folder"])) / "log").read_text().strip() > "5000000"
-
