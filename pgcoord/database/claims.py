@@ -24,12 +24,14 @@ from pgcoord.database._sql import (
 from pgcoord.database.rows import (
     Assignment,
     Claimed,
+    DeclaredPool,
     Lead,
     Move,
     NextWork,
     OpenAttempt,
     Recorded,
     ServerTimeline,
+    Unclaimable,
 )
 
 # The result file of an attempt whose process is gone: `result`, its text, or `result_fault`, why it
@@ -122,14 +124,49 @@ async def claim_phases(conn: Connection, epoch: int) -> list[Assignment]:
     )
 
 
-async def open_attempts(conn: Connection, host: str) -> list[OpenAttempt]:
-    """Return the attempts of *host* whose process may be alive. SQL: view assignment."""
+async def claim_singly(conn: Connection, epoch: int) -> list[Assignment]:
+    """Claim eligible phases one by one, and set aside those that the database refuses.
+
+    For use after `claim_phases` failed; raises the same errors. SQL: pgcoord_private.claim_singly.
+    """
+    return await fetch_rows(
+        conn,
+        Assignment,
+        f"select {columns_of(Assignment)} from pgcoord_private.claim_singly(%s)",
+        epoch,
+    )
+
+
+async def unclaimable(conn: Connection) -> list[Unclaimable]:
+    """Return the phases whose claim failed and that are set aside for now."""
+    return await fetch_rows(
+        conn,
+        Unclaimable,
+        f"select {columns_of(Unclaimable)} from pgcoord.unclaimable where until > clock_timestamp()"
+        " order by queue_id",
+    )
+
+
+async def pools(conn: Connection) -> list[DeclaredPool]:
+    """Return all pools, also those taken out of the configuration that have attempts still."""
+    return await fetch_rows(
+        conn, DeclaredPool, "select name, launcher, settings from pgcoord.pool order by name"
+    )
+
+
+async def open_attempts(conn: Connection, host: str, *, engines: bool) -> list[OpenAttempt]:
+    """Return the attempts of *host*, with *engines* also those of engines, which may be alive.
+
+    SQL: view assignment.
+    """
     return await fetch_rows(
         conn,
         OpenAttempt,
-        f"select {columns_of(OpenAttempt)} from pgcoord_private.assignment where host = %s"
+        f"select {columns_of(OpenAttempt)} from pgcoord_private.assignment"
+        " where host = %s or %s and host is null"
         " order by attempt_id",
         host,
+        engines,
     )
 
 
