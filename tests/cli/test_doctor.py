@@ -31,7 +31,7 @@ KINDS = [
         "coordinator",
         "slots",
     ),
-    *("line", "retries", "workflows", "prerequisites", "attempts", "external", "issues"),
+    *("line", "retries", "workflows", "prerequisites", "attempts", "external", "quiet", "issues"),
     *("locks", "transactions", "notifications", "configuration", "reports", "disk"),
 ]
 

@@ -13,7 +13,7 @@ from pgcoord.database import schema
 
 KINDS = [
     *("definitions", "rights", "coordinator", "slots", "line", "retries", "workflows"),
-    *("prerequisites", "attempts", "external", "issues", "locks", "transactions"),
+    *("prerequisites", "attempts", "external", "quiet", "issues", "locks", "transactions"),
     "notifications",
 ]
 
