@@ -176,6 +176,7 @@ begin
     perform pgcoord_private.check_isolation();
     perform 1 from public.planned_features
     where id in (select feature_id from new_rows) order by id for no key update;
+    delete from pgcoord.unqueued where feature_id in (select feature_id from new_rows);
 
     insert into pgcoord.event (kind, feature_id, phase_number, queue_id, to_status, attempt, actor, reason)
     select 'phase_inserted', feature_id, phase_number, queue_id, status, nullif(attempt, 0), pgcoord_private.actor(), pgcoord_private.reason()
