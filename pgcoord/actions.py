@@ -223,9 +223,9 @@ ACTIONS = (
         "set_slots",
         "all",
         "set_slots",
-        ("slots",),
+        ("slots", "pool"),
         "slots",
-        "Let so many run at once; fewer ends nothing",
+        "Let so many of a pool run at once; fewer ends nothing",
         said="",  # the command shows the slots, set or not
         returns="nothing",
         operation="PUT /slots",
@@ -254,7 +254,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "pause": "Start nothing new, of one feature or of all; what runs goes on.",
         "resume": "Start again what was paused.\n\n"
         "Features that were paused by themselves stay so until they are named.",
-        "slots": "Show, or set, how many phases run at once.\n\n"
+        "slots": "Show, or set, how many phases run at once, of a pool.\n\n"
         "Setting fewer ends none: those beyond the limit run to their end.",
         "priority": "Change the place in line of a phase: lower runs earlier.",
     }

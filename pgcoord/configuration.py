@@ -9,15 +9,17 @@ import ipaddress
 import os.path
 import re
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pgcoord import results
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
+from pgcoord.judge import AGENTS
 from pgcoord.ownership import remedy, trusted_owners, why_not_ours
 
 NAME = "pgcoord.toml"
@@ -41,6 +43,9 @@ _NOUNS = {"issue_number": "issue"}
 # A doubled brace, a placeholder, or a brace that is neither.
 _BRACES = re.compile(r"(\{\{|\}\})|\{([^{}]*)\}|[{}]")
 
+# What the prompt of a further attempt may hold.
+RETRY_PLACEHOLDERS = ("error", "prompt")
+
 # What the attempt counter of the database, an integer, holds with room to spare.
 _MOST_ATTEMPTS = 1_000_000
 
@@ -49,9 +54,45 @@ _UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
 _Reader = Callable[[object], Any]
 
 
+# The pool, and the launcher, of this machine.
+LOCAL = "local"
+
+# As the constraint pool_has_name has it.
+_POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+_MOST_SLOTS = 1_000
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A named set of slots with one launcher, `[pool.NAME]`.
+
+    `slots` is None for `local` where the database alone says how many. `settings` are the keys of
+    the launcher, as JSON values; the database keeps them, so they hold no secrets.
+    """
+
+    name: str
+    launcher: str = LOCAL
+    slots: int | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A command that has to succeed after that of a phase, `[check.NAME]`."""
+
+    command: tuple[str, ...]
+    timeout: timedelta = timedelta(minutes=30)
+
+
 @dataclass(frozen=True)
 class Workflow:
-    """A named command, `[workflow.NAME]`, and how its attempts are run."""
+    """A named command, `[workflow.NAME]`, and how its attempts are run.
+
+    `check` runs after the command; `fails_on` are words of its output that mean failure (judge.py),
+    and `agent` is whose output it is. `retry_prompt` is what a further attempt is asked after a
+    failure, of {error} and {prompt}.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -63,8 +104,20 @@ class Workflow:
     retry_delay: timedelta = timedelta(seconds=10)
     retry_lost: bool = False
     reports: bool = False
+    needs_prompt: bool = False
     user: str | None = None
+    pool: str = LOCAL
     default: bool = False
+    check: Check | None = None
+    fails_on: tuple[str, ...] = ()
+    agent: str | None = None
+    retry_prompt: str | None = None
+
+    def prompt_after(self, error: str, prompt: str) -> str:
+        """What a further attempt at *prompt* is asked, after one that failed with *error*."""
+        values = {"error": error, "prompt": prompt}
+        asked = self.retry_prompt or "{prompt}"
+        return _BRACES.sub(lambda match: values[match[2]] if match[2] else match[0][0], asked)
 
     def arguments(self, values: Mapping[str, str | None]) -> list[str]:
         """Fill the placeholders of `command` from *values*.
@@ -78,6 +131,8 @@ class Workflow:
             if name is None:
                 return match[0][0]
             value = values.get(name)
+            if value is None and results.NAME.fullmatch(name):
+                raise InvalidConfiguration(f"{{{name}}}: {results.missing(name)}")
             if value is None:
                 noun = _NOUNS.get(name, name.replace("_", " "))
                 raise InvalidConfiguration(f"{{{name}}}: the phase has no {noun}")
@@ -168,6 +223,8 @@ class Configuration:
     server: Server = Server()
     planner: Planner = Planner()
     github: GitHub | None = None
+    checks: Mapping[str, Check] = field(default_factory=dict)
+    pools: Mapping[str, Pool] = field(default_factory=lambda: {LOCAL: Pool(LOCAL)})
 
     @property
     def secret_variables(self) -> tuple[str, ...]:
@@ -212,6 +269,8 @@ def read_configuration(path: Path) -> Configuration:
         _parse(path),
         {
             "workflow": _table,
+            "check": _table,
+            "pool": _table,
             "server": _table,
             "github": _table,
             "planner": _table,
@@ -220,7 +279,15 @@ def read_configuration(path: Path) -> Configuration:
         key="",
         problems=problems,
     )
-    workflows = _read_workflows(sections.get("workflow", {}), folder, problems)
+    checks = _read_checks(sections.get("check", {}), problems)
+    workflows = _read_workflows(sections.get("workflow", {}), folder, checks, problems)
+    pools = _read_pools(sections.get("pool", {}), folder, problems)
+    problems += [
+        f"workflow.{_bare(name)}.pool: there is no [pool.{_bare(each.pool)}]"
+        + did_you_mean(each.pool, pools)
+        for name, each in workflows.items()
+        if each.pool not in pools
+    ]
     server = _read_table(
         sections.get("server", {}),
         {
@@ -247,6 +314,8 @@ def read_configuration(path: Path) -> Configuration:
         server=Server(**server),
         github=github,
         planner=planner,
+        checks=checks,
+        pools=pools,
         **limits,
     )
 
@@ -282,8 +351,27 @@ def _line_of(message: str, text: str) -> int:
     return int(match[1]) if match else max(1, len(text.splitlines()))
 
 
+def _read_checks(tables: Mapping[str, object], problems: list[str]) -> dict[str, Check]:
+    """Read every `[check.NAME]`."""
+    checks: dict[str, Check] = {}
+    for name, table in tables.items():
+        key = f"check.{_bare(name)}"
+        if not isinstance(table, dict):
+            problems.append(f"{key}: expected a table [check.NAME], not {table!r:.60}")
+            continue
+        if "command" not in table:
+            problems.append(f'{key}.command: missing; expected a list such as ["make", "test"]')
+        readers: dict[str, _Reader] = {"command": _program, "timeout": parse_duration}
+        values = _read_table(table, readers, key=key, problems=problems)
+        checks[name] = Check(**{"command": (), **values})
+    return checks
+
+
 def _read_workflows(
-    tables: Mapping[str, object], folder: _Reader, problems: list[str]
+    tables: Mapping[str, object],
+    folder: _Reader,
+    checks: Mapping[str, Check],
+    problems: list[str],
 ) -> dict[str, Workflow]:
     """Read every `[workflow.NAME]`; the result is of use only as long as there is no problem."""
     workflows: dict[str, Workflow] = {}
@@ -295,7 +383,9 @@ def _read_workflows(
             continue
         if not name or name != name.strip() or not name.isprintable():
             problems.append(f"{key}: expected a name of visible characters, no space around it")
-        workflow = _read_workflow(name, table, key=key, folder=folder, problems=problems)
+        workflow = _read_workflow(
+            name, table, key=key, folder=folder, checks=checks, problems=problems
+        )
         if workflow.default and first is not None:
             problems.append(f"{key}.default: {first} is the default already")
         elif workflow.default:
@@ -305,7 +395,13 @@ def _read_workflows(
 
 
 def _read_workflow(
-    name: str, table: Mapping[str, object], *, key: str, folder: _Reader, problems: list[str]
+    name: str,
+    table: Mapping[str, object],
+    *,
+    key: str,
+    folder: _Reader,
+    checks: Mapping[str, Check],
+    problems: list[str],
 ) -> Workflow:
     readers: dict[str, _Reader] = {
         "command": _command,
@@ -317,13 +413,88 @@ def _read_workflow(
         "retry_delay": partial(parse_duration, zero=True),
         "retry_lost": _boolean,
         "reports": _boolean,
+        "needs_prompt": _boolean,
         "user": _user,
+        "pool": _pool_name,
         "default": _boolean,
+        "agent": partial(_choice, tuple(AGENTS)),
+        "arguments": _arguments,
+        "check": partial(_check, checks),
+        "check_timeout": parse_duration,
+        "fails_on": _failures,
+        "retry_prompt": _retry_prompt,
     }
-    if "command" not in table:
+    if "command" not in table and "agent" not in table:
         problems.append(f'{key}.command: missing; expected a list such as ["make", "build"]')
     values = _read_table(table, readers, key=key, problems=problems)
+    if "check_timeout" in values and "check" not in table:
+        problems.append(f"{key}.check_timeout: there is no check")
+    if "arguments" in values and ("agent" not in table or "command" in table):
+        problems.append(f"{key}.arguments: they follow the command of an agent, if it is not given")
+    further, limit = values.pop("arguments", ()), values.pop("check_timeout", None)
+    if limit and values.get("check"):
+        values["check"] = replace(values["check"], timeout=limit)
+    if agent := AGENTS.get(values.get("agent", "")):
+        # The last word of some means the input: what is given comes before.
+        head, last = (agent.command[:-1], agent.command[-1:])
+        words = [*head, *further, *last] if last == ["-"] else [*agent.command, *further]
+        values.setdefault("command", tuple(words))
+        values["environment"] = (*agent.environment, *values.get("environment", ()))
     return Workflow(name=name, **{"command": (), "directory": folder("."), **values})
+
+
+def _read_pools(
+    tables: Mapping[str, object], folder: _Reader, problems: list[str]
+) -> dict[str, Pool]:
+    """Read every `[pool.NAME]`; there is always `local`."""
+    pools = {LOCAL: Pool(LOCAL)}
+    for name, table in tables.items():
+        key = f"pool.{_bare(name)}"
+        if not isinstance(table, dict):
+            problems.append(f"{key}: expected a table [pool.NAME], not {table!r:.60}")
+        elif not _POOL_NAME.fullmatch(name):
+            problems.append(f"{key}: expected a name of letters, digits, - and _, 63 at most")
+        else:
+            pools[name] = _read_pool(name, table, folder, problems)
+    return pools
+
+
+def _read_pool(
+    name: str, table: Mapping[str, object], folder: _Reader, problems: list[str]
+) -> Pool:
+    key = f"pool.{name}"
+    of_launcher = _launchers(folder)
+    launcher = table.get("launcher", LOCAL if name == LOCAL else None)
+    if launcher is None:
+        problems.append(f"{key}.launcher: missing; expected one of {', '.join(of_launcher)}")
+    elif launcher not in of_launcher:
+        problem = f"expected a launcher, not {launcher!r:.60}"
+        problems.append(f"{key}.launcher: {problem}{did_you_mean(str(launcher), of_launcher)}")
+    elif name == LOCAL and launcher != LOCAL:
+        problems.append(f"{key}.launcher: the pool {LOCAL} is of this machine; name another one")
+    if name != LOCAL and "slots" not in table:
+        problems.append(f"{key}.slots: missing; expected how many may run at once, such as 40")
+    readers: dict[str, _Reader] = {
+        "launcher": str,
+        "slots": _whole(1, _MOST_SLOTS),
+        **of_launcher.get(str(launcher), {}),
+    }
+    if launcher not in of_launcher:  # nobody knows which keys it would have
+        table = {name: value for name, value in table.items() if name in readers}
+    values = _read_table(table, readers, key=key, problems=problems)
+    launcher, slots = str(values.pop("launcher", LOCAL)), values.pop("slots", None)
+    return Pool(name, launcher, slots, values)
+
+
+def _launchers(folder: _Reader) -> Mapping[str, Mapping[str, _Reader]]:
+    """The keys of each launcher, whose readers return JSON values."""
+    return {LOCAL: {}}
+
+
+def _pool_name(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected the name of a [pool.NAME], not {value!r:.60}")
+    return value
 
 
 def _read_planner(table: Mapping[str, object], folder: _Reader, problems: list[str]) -> Planner:
@@ -505,6 +676,42 @@ def _command(value: object) -> tuple[str, ...]:
     return arguments
 
 
+def _arguments(value: object) -> tuple[str, ...]:
+    arguments = _texts(value, 'expected a list of arguments such as ["--model", "opus"]')
+    problems = [problem for argument in arguments for problem in _brace_problems(argument)]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return arguments
+
+
+def _check(checks: Mapping[str, Check], value: object) -> Check:
+    if isinstance(value, str):
+        if value not in checks:
+            raise ValueError(f"there is no [check.{_bare(value)}]{did_you_mean(value, checks)}")
+        return checks[value]
+    return Check(_program(value))
+
+
+def _failures(value: object) -> tuple[str, ...]:
+    failures = _texts(value, 'expected a list such as ["$.permission_denials", "^FATAL"]')
+    for each in failures:
+        try:
+            re.compile(each)
+        except re.error as error:
+            raise ValueError(f"{each!r:.60} is not a regular expression: {error}") from error
+        if not each or (each.startswith("$.") and not all(each[2:].split("."))):
+            raise ValueError(f'expected a member such as "$.error.code", not {each!r:.60}')
+    return failures
+
+
+def _retry_prompt(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f'expected a text such as "It failed: {{error}}", not {value!r:.60}')
+    if problems := [*_brace_problems(value, RETRY_PLACEHOLDERS)]:
+        raise ValueError("; ".join(problems))
+    return value
+
+
 def _texts(value: object, expected: str) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise ValueError(f"{expected}, not {value!r:.60}")
@@ -514,10 +721,10 @@ def _texts(value: object, expected: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _brace_problems(argument: str) -> Iterator[str]:
+def _brace_problems(argument: str, known: Sequence[str] = PLACEHOLDERS) -> Iterator[str]:
     for match in _BRACES.finditer(argument):
         name = match[2]
         if name is None and match[1] is None:
             yield f"unbalanced {match[0]} in {argument!r:.60}; a brace itself is {match[0] * 2}"
-        elif name is not None and name not in PLACEHOLDERS:
-            yield f"unknown placeholder {{{name}}}{did_you_mean(name, PLACEHOLDERS)}"
+        elif name is not None and name not in known and not results.NAME.fullmatch(name):
+            yield f"unknown placeholder {{{name}}}{did_you_mean(name, known)}"

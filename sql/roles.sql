@@ -37,9 +37,10 @@ grant select on public.planned_features, public.phase_queue to pgcoord_reader, p
 grant select on all tables in schema pgcoord, pgcoord_private to pgcoord_reader, pgcoord_client;
 revoke select on pgcoord.attempt, pgcoord_private.assignment from pgcoord_reader, pgcoord_client;
 grant select (
-    id, queue_id, number, adw_id, slot, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,
+    id, queue_id, number, adw_id, slot, pool, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,
     retry_lost, timeout, claimed_at, started_at, deadline, pid, process_started, ending, ending_at, ending_reason,
-    ended_at, outcome, error, exited_at, exit_code    -- all but the secret
+    ended_at, outcome, error, exited_at, exit_code, submitted_at, job, node, copy, waits_for,
+    refused_begins    -- all but the secret
 ) on pgcoord.attempt to pgcoord_reader, pgcoord_client;
 grant execute on function
     pgcoord.why(text), pgcoord.feature_object(bigint), pgcoord.checkup(),
@@ -74,7 +75,7 @@ from pgcoord_client;
 grant execute on function pgcoord_private.feature_to_plan(integer) to pgcoord_client;
 -- What the triggers call for the client who inserts or updates; called by hand, they do no more than a lock would.
 grant execute on function
-    pgcoord_private.slot_for_inserted(text), pgcoord_private.new_adw_id(), pgcoord_private.refuse_gate(text),
+    pgcoord_private.slot_for_inserted(text, text), pgcoord_private.new_adw_id(), pgcoord_private.refuse_gate(text),
     pgcoord_private.check_new_prerequisites(public.phase_queue, jsonb),
     pgcoord_private.hold_feature(integer), pgcoord_private.check_isolation(integer[]),
     pgcoord_private.settle_edges(integer[], integer[]), pgcoord_private.set_reason(text), pgcoord_private.ask_gate(text)

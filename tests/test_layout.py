@@ -8,10 +8,22 @@ ROOT = Path(__file__).parents[1]
 
 # Lowest first. A module belongs to the longest of these names that begins its own.
 FLOORS = (
-    ("errors", "text", "assets", "backoff", "duration", "ownership", "secrecy", "__init__"),
+    (
+        "errors",
+        "text",
+        "assets",
+        "backoff",
+        "duration",
+        "judge",
+        "ownership",
+        "secrecy",
+        "__init__",
+    ),
+    ("results",),
     ("actions", "configuration", "json_schema", "logs", "runs.files"),
     ("database", "github", "plan"),
     ("report", "planner"),
+    ("jobs",),
     ("coordination.launching",),  # what a launcher promises; those in runs keep it
     ("runs",),
     ("coordination",),

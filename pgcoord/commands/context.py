@@ -65,7 +65,9 @@ def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":
     if new:
         say(f"pgcoord: made an embedded Postgres in {state}", err=True)
     with connected_to(server.dsn) as conn:
-        schema.upgrade(conn)
+        ran = schema.upgrade(conn)
+    if ran and not new:
+        say(f"pgcoord: upgraded the embedded Postgres in {state}: ran {', '.join(ran)}", err=True)
     return server
 
 

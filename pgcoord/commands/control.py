@@ -23,10 +23,11 @@ from pgcoord.commands.options import (
 )
 from pgcoord.commands.terminal import confirm, say
 from pgcoord.duration import parse_duration
+from pgcoord.errors import NotFound
 
 if TYPE_CHECKING:
     from pgcoord.database._sql import Connection
-    from pgcoord.database.rows import Feature
+    from pgcoord.database.rows import Feature, Pool, Slot
 
 
 def register(app: typer.Typer) -> None:
@@ -198,21 +199,43 @@ def slots(
             metavar="N", min=0, max=1000, help="How many phases may run at once from now on."
         ),
     ] = None,
+    pool: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The pool; local, where none is named.")
+    ] = None,
     dsn: Dsn = None,
 ) -> None:
-    """Show, or set, how many phases run at once."""
+    """Show, or set, how many phases run at once, of a pool."""
     from pgcoord.database import actions, reads
 
     async def change(conn: "Connection") -> str:
         if number is not None:
-            await actions.perform(conn, BY_NAME["set_slots"], None, number=number)
-        found = await reads.slots(conn)
-        draining = [each.queue_id or "" for each in found if each.draining]
-        held = sum(each.queue_id is not None for each in found)
-        line = f"{_count(len(found) - len(draining), 'slot')}, {held - len(draining)} held"
-        return f"{line}; {', '.join(draining)} runs to its end beyond them" if draining else line
+            await actions.perform(conn, BY_NAME["set_slots"], None, number=number, pool=pool)
+        pools = await reads.pools(conn)
+        asked = [
+            each
+            for each in pools
+            if each.pool == (pool or ("local" if number is not None else each.pool))
+        ]
+        if not asked:
+            raise NotFound(f"there is no pool {pool}", hint=_pools_in_words(pools))
+        held = await reads.slots(conn)
+        return "\n".join(_slots_in_words(each, held, len(pools) > 1) for each in asked)
 
     act(ctx, dsn, change)
+
+
+def _pools_in_words(pools: list["Pool"]) -> str:
+    return f"There is {', '.join(each.pool for each in pools)}; others are declared in pgcoord.toml"
+
+
+def _slots_in_words(pool: "Pool", slots: list["Slot"], named: bool) -> str:
+    """A line on the slots of one pool; its name only where there are others."""
+    draining = [each.queue_id or "" for each in slots if each.draining and each.pool == pool.pool]
+    line = f"{_count(pool.slots, 'slot')}, {pool.held - len(draining)} held"
+    if named:
+        gone = "" if pool.declared else ", taken out of the configuration"
+        line = f"{pool.pool} ({pool.launcher}{gone}): {line}"
+    return f"{line}; {', '.join(draining)} runs to its end beyond them" if draining else line
 
 
 def prune(

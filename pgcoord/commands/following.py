@@ -40,6 +40,7 @@ class _Course:
     status: str
     words: str
     attempts: Sequence[Attempt]
+    unwatched: str | None
 
     @property
     def ended(self) -> bool:
@@ -78,7 +79,8 @@ async def _read(conn: Connection, queue_id: str) -> _Course:
     attempts = await reads.attempts(conn, queue_id)
     status = await reads.status_of(conn, queue_id)
     reasons = await reads.why(conn, queue_id)
-    return _Course(status, reasons[0].words if reasons else status, attempts)
+    unwatched = await reads.unwatched(conn) if status in ("ready", "running") else None
+    return _Course(status, reasons[0].words if reasons else status, attempts, unwatched)
 
 
 class _Printer:
@@ -109,7 +111,7 @@ class _Printer:
         if over:
             self._print_rest()
         ended = over and (course.ended or self._printed == self._last)
-        if ended or course.status in ("queued", "blocked"):
+        if ended or course.unwatched or course.status in ("queued", "blocked"):
             self._tell(course.words)
         return ended
 

@@ -94,6 +94,7 @@ async def follow(
     """
     async with await connect(dsn) as conn:
         await session.listen(conn, session.EVENT)
+        await session.listen(conn, session.STAND_BY)  # a coordinator has given the lead back
         listener = Listener(conn)
         while True:
             yield await read(conn)

@@ -25,16 +25,18 @@ def register(app: typer.Typer) -> None:
     """Add the commands to *app*."""
     app.command(epilog=_JSON)(status)
     app.command()(why)
+    app.command()(result)
 
 
 _JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_blocker", "features": […]}
 
-A slot: slot, draining, queue_id, title, status, since. The coordinator: epoch, host, pid, version,
-lead_at; null when none leads. The lead_blocker: words, remedy; null unless a session that is no
-coordinator holds the lock of the lead. A feature: id, title, status, total_phases,
-phases_completed, phases_running, phases_failed, phases_blocked, paused_at, phases. A phase:
+A slot: slot, draining, queue_id, title, status, since, pool. The coordinator: epoch, host, pid,
+version, lead_at; null when none leads. The lead_blocker: words, remedy; null unless a session that
+is no coordinator holds the lock of the lead. A feature: id, title, status, total_phases,
+phases_completed, phases_running, phases_failed, phases_blocked, paused_at, cost_usd, tokens_in,
+tokens_out, phases. A phase:
 queue_id, feature_id, phase_number, title, status, slot, attempt, priority, depends_on_phases,
-error_message, since, started_timestamp, finished_timestamp, waiting_for.
+error_message, since, started_timestamp, finished_timestamp, waiting_for, result.
 
 Times are ISO 8601 with their offset, or null. Later releases may add keys."""
 
@@ -47,6 +49,7 @@ class _Standing:
     paused_at: datetime | None
     coordinator: "Leader | None"
     lead_blocker: "LeadBlocker | None"
+    unwatched: str | None
     features: "Sequence[Snapshot]"
 
     def as_json(self) -> dict[str, Any]:
@@ -76,7 +79,14 @@ async def _read(conn: "Connection", feature: int | None, finished: bool) -> _Sta
         ]
     leader = await reads.leader(conn)
     blocker = None if leader else await reads.lead_blocker(conn)
-    return _Standing(await reads.slots(conn), await reads.paused(conn), leader, blocker, features)
+    return _Standing(
+        await reads.slots(conn),
+        await reads.paused(conn),
+        leader,
+        blocker,
+        None if leader else await reads.unwatched(conn),
+        features,
+    )
 
 
 def status(
@@ -148,8 +158,15 @@ def _shown(standing: _Standing, *, in_full: bool = False) -> "RenderableType":
 def _header(standing: _Standing) -> list[Any]:
     from rich.text import Text
 
-    held = [f"{each.slot} {printable(each.queue_id or 'free')}" for each in standing.slots]
-    lines = [f"slots: {', '.join(held) or 'none'}"]
+    lines = []
+    for pool in sorted({each.pool for each in standing.slots} | {"local"}, key=_local_first):
+        held = [
+            f"{each.slot} {printable(each.queue_id or 'free')}"
+            for each in standing.slots
+            if each.pool == pool
+        ]
+        name = "slots" if pool == "local" else f"pool {pool}"
+        lines.append(f"{name}: {', '.join(held) or 'none'}")
     leads = standing.coordinator
     if leads:
         since = _time(leads.lead_at)
@@ -157,15 +174,54 @@ def _header(standing: _Standing) -> list[Any]:
     elif standing.lead_blocker:
         lines.append(f"coordinator: none leads: {printable(standing.lead_blocker.words)}")
         lines.append(f"  end it: {printable(standing.lead_blocker.remedy)}")
-    else:
+    elif standing.unwatched is None:
         lines.append("coordinator: none runs ('pgcoord serve' starts one)")
+    if standing.unwatched:
+        goes_on = "what is shown is as it was left; 'pgcoord serve' goes on"
+        lines.insert(0, f"{printable(standing.unwatched)}: {goes_on}")
     if standing.paused_at:
         lines.append(f"everything is paused since {_time(standing.paused_at)} ('pgcoord resume')")
     return [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
 
 
+def _local_first(pool: str) -> tuple[bool, str]:
+    return pool != "local", pool
+
+
 def _time(at: datetime) -> str:
     return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def result(
+    ctx: typer.Context,
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="A phase, or a feature for all of its phases."),
+    ],
+    dsn: Dsn = None,
+) -> None:
+    """Print the result of a phase's latest attempt as JSON, or those of a feature by phase.
+
+    A phase writes its result, a JSON object, to PGCOORD_RESULT_FILE.
+    """
+    from pgcoord.database import reads
+    from pgcoord.errors import NotFound
+
+    async def ask(conn: "Connection") -> Any:
+        if target.isascii() and target.isdecimal() and len(target) <= 10:
+            return await reads.results_of_feature(conn, int(target))
+        queue_id = await find_phase(conn, target)
+        found = (await reads.phase_object(conn, queue_id))["result"]
+        if found is None:
+            raise NotFound(f"phase {queue_id} has no result")
+        return found
+
+    async def once() -> Any:
+        async with session(found) as conn:
+            return await ask(conn)
+
+    found = existing_dsn(ctx, dsn)
+    say_json(complete(found, once()))
 
 
 def why(ctx: typer.Context, phase: Phase, dsn: Dsn = None) -> None:

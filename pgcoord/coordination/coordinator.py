@@ -88,6 +88,7 @@ class Coordinator:
             host=self.host,
             runs_folder=self._runs_folder,
             workflows=configuration.workflows.values(),
+            pools=configuration.pools.values(),
             retrying=self._retrying,
         )
         self.leads = self._leadership.leads

@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 
 from pgcoord import __version__
-from pgcoord.configuration import Workflow
+from pgcoord.configuration import Pool, Workflow
 from pgcoord.coordination.retrying import Retrying
 from pgcoord.database import claims, reads, session
 from pgcoord.database._sql import Connection
@@ -47,6 +47,7 @@ class Leadership:
         host: str,
         runs_folder: Path,
         workflows: Iterable[Workflow],
+        pools: Iterable[Pool],
         retrying: Retrying,
     ) -> None:
         self.leads = asyncio.Event()
@@ -58,6 +59,7 @@ class Leadership:
         self._host = host
         self._runs_folder = runs_folder
         self._workflows = [_declared(workflow) for workflow in workflows]
+        self._pools = [_declared_pool(pool) for pool in pools]
         self._retrying = retrying
         self.listener: Listener | None = None
         self._timeline = ServerTimeline(None, None)
@@ -134,6 +136,7 @@ class Leadership:
             runs_folder=str(self._runs_folder),
             workflows=self._workflows,
             after=self.epoch,
+            pools=self._pools,
         )
         await self._warn_of_blocker(leader)
         return self._note(leader)
@@ -207,4 +210,15 @@ def _declared(workflow: Workflow) -> dict[str, object]:
         "retry_delay_seconds": workflow.retry_delay.total_seconds(),
         "retry_lost": workflow.retry_lost,
         "timeout_seconds": workflow.timeout.total_seconds() if workflow.timeout else None,
+        "pool": workflow.pool,
+    }
+
+
+def _declared_pool(pool: Pool) -> dict[str, object]:
+    """Return *pool* as an element of the argument p_pools of pgcoord_private.lead."""
+    return {
+        "name": pool.name,
+        "launcher": pool.launcher,
+        "slots": pool.slots,
+        "settings": dict(pool.settings),
     }

@@ -5,13 +5,17 @@ coordinator can repeat each step, since the database and the launcher know how f
 """
 
 import asyncio
+import json
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from pgcoord.configuration import Configuration, Workflow
+from pgcoord import judge, results
+from pgcoord.configuration import Check, Configuration, Workflow
 from pgcoord.coordination.launching import Command, Job, JobState, Launcher
 from pgcoord.coordination.retrying import Fact
 from pgcoord.database import _sql, claims
@@ -127,6 +131,8 @@ class Supervision:
         self.process_gone = False
         self.end_is_logged = False
         self._coordinator = coordinator
+        self._check: Check | None = None
+        self._results: dict[str, str] = {}
         self._end_in: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     def log_end(self, move: Move | None, reason: str) -> None:
@@ -169,7 +175,8 @@ class Supervision:
             logger.info("%s taken over, %s, %s", assignment, self.job.identity, state.value)
             if not assignment.started:
                 await self._record_start()
-            await self._take_spooled_report()
+            ended = state is JobState.ENDED
+            await self._take_spooled_report(await self._read_result() if ended else None)
             await self._see_to_its_end()
         elif assignment.started or state is JobState.LOST:
             await self._take_spooled_report()
@@ -218,12 +225,37 @@ class Supervision:
         await self._end_what_it_left()
 
     async def _prepare(self) -> None:
-        """Create the prompt file and the issue, which the job needs before it starts."""
-        await self.job.prepare(self.assignment.prompt or "", self._workflow().user)
+        """Create the files and the issue that the job needs before it starts."""
+        workflow, inputs = self._workflow(), {}
+        if self.assignment.has_inputs:
+            inputs = await self._coordinator.execute_with_retry(
+                lambda conn: claims.inputs(conn, self.assignment)
+            )
+        self._results = results.placeholders(inputs)
+        prompt = results.fill_prompt(self.assignment.prompt or "", self._results)
+        self.assignment = replace(self.assignment, prompt=prompt)
+        prompt = await self._prepare_judgement(workflow, prompt)
+        await self.job.prepare(prompt, json.dumps(inputs), workflow.user)
         issues = self._coordinator.issues
         if issues and self.assignment.issue_number is None:
             number = await issues.issue_for(self.assignment, self.epoch)
             self.assignment = replace(self.assignment, issue_number=number)
+
+    async def _prepare_judgement(self, workflow: Workflow, prompt: str) -> str:
+        """Find the check of the phase; return the prompt, after a failure the one for that."""
+        checks = self._coordinator.configuration.checks
+        asks_again = workflow.retry_prompt is not None and self.assignment.attempt > 1
+        self._check = workflow.check
+        if not (checks or asks_again):
+            return prompt
+        name, error = await self._coordinator.execute_with_retry(
+            lambda conn: claims.judgement(conn, self.assignment)
+        )
+        if name is not None:
+            if name not in checks:
+                raise InvalidConfiguration(f"check {name} is not declared")
+            self._check = checks[name]
+        return workflow.prompt_after(error, prompt) if asks_again and error else prompt
 
     async def _launch(self) -> None:
         workflow = self._workflow()
@@ -233,7 +265,13 @@ class Supervision:
             )
         await self.job.start(
             Command(
-                workflow.arguments(_values(self.assignment, self.job.prompt_file)),
+                _judged(
+                    workflow.arguments(
+                        _values(self.assignment, self.job.prompt_file) | self._results
+                    ),
+                    workflow,
+                    self._check,
+                ),
                 directory=workflow.directory,
                 environment=self._environment_of(workflow),
                 user=workflow.user,
@@ -258,19 +296,35 @@ class Supervision:
             return
         self.process_gone = True
         left = await self._end_what_it_left()
-        await self._take_spooled_report()
+        result = await self._read_result()
+        await self._take_spooled_report(result)
         if gone.exit_status is None and not self.is_ending:
             await self._give_up("lost", "its process is gone and left no exit status")
             return
         status = _KILLED if gone.exit_status is None else gone.exit_status
         tail = await self.job.log_tail() if status else ""
+        if status == judge.TRY_LATER and self._is_of_agent:
+            reason = tail.rpartition("\n")[2].removeprefix("pgcoord: ")
+            logger.info("%s is to be tried later: %s", self.assignment, reason)
+            await self._conclude(reason, claims.postponed(self.assignment, reason))
+            return
         await self._conclude(
             f"exited with status {status}",
-            claims.exited(self.assignment, status, tail, ", ".join(left)),
+            claims.exited(self.assignment, status, tail, ", ".join(left), result),
         )
 
-    async def _take_spooled_report(self) -> None:
-        """Submit the report that the workflow could not send, if there is one."""
+    async def _read_result(self) -> claims.Result:
+        try:
+            text = await self.job.result()
+        except InvalidInput as error:
+            return {"result_fault": str(error)}
+        return {} if text is None else {"result": text}
+
+    async def _take_spooled_report(self, result: claims.Result | None = None) -> None:
+        """Submit the report that the workflow could not send, if there is one.
+
+        *result*: its result file, once its process is gone.
+        """
         assignment = self.assignment
         refused: CoordError | None = None
         try:
@@ -283,6 +337,8 @@ class Supervision:
                     message_id=kept.message_id,
                     actor=f"{assignment.adw_id} (spooled report)",
                     adw_id=assignment.adw_id,
+                    attempt_id=assignment.attempt_id,
+                    result=result,
                 ),
                 Fact(assignment, "left a report"),
             )
@@ -330,7 +386,14 @@ class Supervision:
         workflow = self._coordinator.configuration.workflows.get(name)
         if workflow is None:
             raise InvalidConfiguration(f"workflow {name} is not declared any more")
+        if workflow.needs_prompt and not (self.assignment.prompt or "").strip():
+            raise InvalidConfiguration(f"it has no prompt, and workflow {name} needs_prompt")
         return workflow
+
+    @property
+    def _is_of_agent(self) -> bool:
+        workflow = self._coordinator.configuration.workflows.get(self.assignment.workflow)
+        return workflow is not None and workflow.agent is not None
 
     @property
     def _linger(self) -> timedelta:
@@ -352,6 +415,8 @@ class Supervision:
             "PGCOORD_PHASE_NUMBER": str(assignment.phase_number),
             "PGCOORD_ADW_ID": assignment.adw_id,
             "PGCOORD_ATTEMPT": str(assignment.attempt),
+            # The folders of one database's runs lie in a folder of its name (claim_phases).
+            "PGCOORD_INSTALLATION": Path(assignment.folder).parent.name,
             "PGCOORD_ISSUE_NUMBER": str(assignment.issue_number or ""),
             "PGCOORD_WEBHOOK_SECRET": assignment.secret,
         }
@@ -379,6 +444,19 @@ def log_move(assignment: Assignment, was: str, now: str, reason: str) -> None:
             }
         },
     )
+
+
+def _judged(arguments: list[str], workflow: Workflow, check: Check | None) -> list[str]:
+    """Return the command whose exit status is the judgement (judge.py) on *arguments*."""
+    if not (check or workflow.fails_on or workflow.agent):
+        return arguments
+    spec = judge.Spec(
+        check.command if check else (),
+        check.timeout.total_seconds() if check else 0,
+        workflow.fails_on,
+        workflow.agent,
+    )
+    return [sys.executable, "-I", judge.__file__, json.dumps(spec._asdict()), *arguments]
 
 
 def _values(assignment: Assignment, prompt_file: str) -> dict[str, str | None]:

@@ -26,12 +26,13 @@ async def perform(
     *,
     reason: str | None = None,
     number: int | None = None,
+    pool: str | None = None,
 ) -> str | int | None:
     """Call the SQL function of *action*.
 
     *target*: a queue_id, the id of a feature, or None for all, as the scope of *action* says.
-    *number*: the priority or the number of slots. Return the status of the phase, the number of
-    phases, or None, as `action.returns` says.
+    *number*: the priority or the number of slots, of *pool* (None: local).
+    Return the status of the phase, the number of phases, or None, as `action.returns` says.
     """
     values = {
         "queue_id": target,
@@ -39,6 +40,7 @@ async def perform(
         "reason": reason,
         "priority": number,
         "slots": number,
+        "pool": pool or "local",
     }
     what = "status from " if action.returns == "status" else ""
     call = action.statement(*("%s" for _ in action.arguments))

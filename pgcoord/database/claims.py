@@ -7,6 +7,7 @@ The one rule: one Python function for each SQL function or view; the SQL decides
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import timedelta
+from typing import Any
 
 from psycopg.rows import class_row, scalar_row, tuple_row
 from psycopg.types.json import Jsonb
@@ -31,6 +32,10 @@ from pgcoord.database.rows import (
     ServerTimeline,
 )
 
+# The result file of an attempt whose process is gone: `result`, its text, or `result_fault`, why it
+# cannot be used; neither if there is none.
+Result = Mapping[str, str]
+
 # An end of an attempt, as pgcoord_private.record_end takes it: a member `kind`, and those of it.
 End = Mapping[str, object]
 
@@ -44,6 +49,7 @@ async def lead(
     runs_folder: str,
     workflows: Sequence[Mapping[str, object]],
     after: int,
+    pools: Sequence[Mapping[str, object]] = (),
 ) -> Lead:
     """Take the lead on *conn*, which holds it until it closes, or return who has it.
 
@@ -52,13 +58,14 @@ async def lead(
     found = await fetch_row(
         conn,
         Lead,
-        f"select {columns_of(Lead)} from pgcoord_private.lead(%s, %s, %s, %s, %s, %s)",
+        f"select {columns_of(Lead)} from pgcoord_private.lead(%s, %s, %s, %s, %s, %s, %s)",
         host,
         pid,
         version,
         runs_folder,
         Jsonb(list(workflows)),
         after,
+        Jsonb(list(pools)),
     )
     assert found is not None
     return found
@@ -136,6 +143,20 @@ async def assignment(conn: Connection, attempt_id: int) -> Assignment | None:
     )
 
 
+async def inputs(conn: Connection, attempt: Assignment) -> dict[str, dict[str, Any]]:
+    """Return the results of the prerequisites of an attempt's phase, by phase number.
+
+    SQL: pgcoord_private.inputs_of.
+    """
+    found: dict[str, dict[str, Any]] = await fetch_value(
+        conn,
+        "select pgcoord_private.inputs_of(%s, %s)",
+        attempt.feature_id,
+        attempt.phase_number,
+    )
+    return found
+
+
 async def last_move(conn: Connection, attempt: Assignment) -> Move | None:
     """Return the move that took the phase out of ready or running; None if it has not moved."""
     with refusals():
@@ -188,10 +209,12 @@ async def start_phase(
     )
 
 
-def exited(attempt: Assignment, exit_code: int, log_tail: str, left_behind: str) -> End:
+def exited(
+    attempt: Assignment, exit_code: int, log_tail: str, left_behind: str, result: Result
+) -> End:
     """The process of an attempt exited; *left_behind* names the processes that outlived it.
 
-    SQL: pgcoord_private.end_attempt.
+    *result*: its result file. SQL: pgcoord_private.end_attempt.
     """
     return {
         "kind": "exited",
@@ -199,6 +222,7 @@ def exited(attempt: Assignment, exit_code: int, log_tail: str, left_behind: str)
         "exit_code": exit_code,
         "log_tail": log_tail,
         "left_behind": left_behind,
+        **result,
     }
 
 
@@ -228,11 +252,43 @@ def returned(attempt: Assignment, wait: timedelta, reason: str) -> End:
     }
 
 
+def postponed(attempt: Assignment, reason: str) -> End:
+    """A process ended for want of something that comes again by itself: its phase waits for that.
+
+    Its tries stay as they were. SQL: pgcoord_private.postpone_attempt.
+    """
+    return {"kind": "postponed", "attempt_id": attempt.attempt_id, "error": reason}
+
+
+async def judgement(conn: Connection, attempt: Assignment) -> tuple[str | None, str | None]:
+    """Return (the check that the phase names, the error of its last failed attempt)."""
+    with refusals():
+        cursor = await conn.cursor(row_factory=tuple_row).execute(
+            b"select p.phase_data ->> 'check', (select a.error from pgcoord.attempt as a"
+            b" where a.queue_id = p.queue_id and a.outcome in ('failed', 'timed_out')"
+            b" order by a.number desc limit 1)"
+            b" from public.phase_queue as p where p.queue_id = %s",
+            [attempt.queue_id],
+        )
+        return await cursor.fetchone() or (None, None)
+
+
 def reported(
-    report: Mapping[str, object], *, message_id: str | None, actor: str, adw_id: str | None
+    report: Mapping[str, object],
+    *,
+    message_id: str | None,
+    actor: str,
+    adw_id: str | None,
+    attempt_id: int | None = None,
+    result: Result | None = None,
 ) -> End:
-    """A report came; *adw_id*: the attempt whose secret signed it. SQL: take_report."""
+    """A report came; *adw_id*: the attempt whose secret signed it. SQL: take_report.
+
+    *attempt_id* and *result*: of a process that is gone, the attempt and its result file.
+    """
     return {
+        "attempt_id": attempt_id,
+        **(result or {}),
         "kind": "reported",
         "report": report,
         "message_id": message_id,

@@ -196,6 +196,13 @@ class EmbeddedPostgres:
             return _Identity(user=owner.st_uid, group=owner.st_gid)
         if prefix := _namespace():
             return _Identity(prefix)
+        if self._data.exists():
+            raise CannotStart(
+                f"the embedded Postgres in {self.state} is of root, made in a user namespace, and"
+                " none can be made here: unshare is not on PATH, or is not allowed to",
+                hint="put unshare (of util-linux) on PATH; the database is as it was left. Or give"
+                " --dsn",
+            )
         try:
             entry = pwd.getpwnam("postgres")
         except KeyError:
@@ -393,7 +400,7 @@ def _check_owner(folder: Path, identity: _Identity) -> None:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner:
         raise CannotStart(
             f"{folder} is not a folder of user {owner}: user {found.st_uid} made it",
-            hint="remove it, or give --dsn",
+            hint=f"work as user {found.st_uid}, or in another folder, or give --dsn",
         )
     folder.chmod(0o700)
 

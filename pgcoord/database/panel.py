@@ -48,6 +48,7 @@ class HeldSlot:
     folder: str | None
     external: bool | None
     ending: str | None
+    pool: str
     low: timedelta | None
     median: timedelta | None
     high: timedelta | None
@@ -65,6 +66,7 @@ class InLine:
     title: str
     priority: int
     eligible_at: datetime
+    pool: str
 
 
 @dataclass(frozen=True)
@@ -287,14 +289,14 @@ async def installation(conn: Connection) -> Installation:
 
 
 async def held_slots(conn: Connection) -> list[HeldSlot]:
-    """Return all slots by number, the free ones too."""
+    """Return all slots by pool and number, the free ones too."""
     # Lateral, since the planner expects thousands of slots, and would scan all attempts for them.
     return await fetch_rows(
         conn,
         HeldSlot,
         "select s.slot, s.draining, s.queue_id, s.feature_id, f.title as feature, s.phase_number,"
         " s.title, s.status, s.since, a.number as attempt, s.host, a.folder, s.external, s.ending,"
-        " l.low, l.median, l.high, s.since + make_interval(secs => e.elapsed"
+        " s.pool, l.low, l.median, l.high, s.since + make_interval(secs => e.elapsed"
         " + pgcoord_private.remaining_length(e.elapsed, extract(epoch from l.median)::float8,"
         " extract(epoch from l.high)::float8)) as free_at from pgcoord.slots as s"
         " left join public.planned_features as f on f.id = s.feature_id"
@@ -306,7 +308,7 @@ async def held_slots(conn: Connection) -> list[HeldSlot]:
         "pgcoord_private.estimate_of(p.phase_data), u.runs, u.low, u.median, u.high) as l on true"
         " cross join lateral (select case s.status when 'running'"
         " then extract(epoch from now() - s.since)::float8 else 0 end as elapsed) as e"
-        " order by s.slot",
+        " order by s.pool <> 'local', s.pool, s.slot",
     )
 
 
@@ -406,7 +408,8 @@ async def tree(conn: Connection, feature_id: int) -> list[TreePhase]:
         conn,
         TreePhase,
         "select b.queue_id, b.phase_number, b.title, b.status, b.slot, b.attempt, b.priority,"
-        " b.depends_on_phases, b.issue_number, b.error_message, b.since, b.started_timestamp,"
+        " b.depends_on_phases, b.issue_number,"
+        " pgcoord_private.headline(b.error_message) as error_message, b.since, b.started_timestamp,"
         " b.finished_timestamp, s.ending, w.reasons, coalesce(w.all_reasons, 0) as all_reasons"
         " from pgcoord.board as b"
         " left join pgcoord.slots as s on s.queue_id = b.queue_id"

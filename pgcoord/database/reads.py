@@ -30,6 +30,7 @@ from pgcoord.database.rows import (
     LeadBlocker,
     Leader,
     Measures,
+    Pool,
     Reason,
     Slot,
 )
@@ -39,6 +40,12 @@ from pgcoord.errors import NotFound
 async def leader(conn: Connection) -> Leader | None:
     """Return the coordinator that leads, None when none does. SQL: view pgcoord.leader."""
     return await fetch_row(conn, Leader, f"select {columns_of(Leader)} from pgcoord.leader")
+
+
+async def unwatched(conn: Connection) -> str | None:
+    """Since when no coordinator runs, in words; None while one does, or where none ever did."""
+    words: str | None = await fetch_value(conn, "select words from pgcoord_private.unwatched")
+    return words
 
 
 async def lead_blocker(conn: Connection) -> LeadBlocker | None:
@@ -115,6 +122,11 @@ async def slots(conn: Connection) -> list[Slot]:
     )
 
 
+async def pools(conn: Connection) -> list[Pool]:
+    """Return the pools, local first, then by name. SQL: view pgcoord.pools."""
+    return await fetch_rows(conn, Pool, f"select {columns_of(Pool)} from pgcoord.pools")
+
+
 async def slot_count(conn: Connection) -> int:
     """Return the number of phases that may run at once."""
     return int(await fetch_value(conn, "select count(*) from pgcoord.slot where not draining"))
@@ -139,9 +151,26 @@ async def attempts(conn: Connection, queue_id: str) -> list[Attempt]:
     return await fetch_rows(
         conn,
         Attempt,
-        f"select {columns_of(Attempt)} from pgcoord.attempt where queue_id = %s order by number",
+        f"select {columns_of(Attempt)} from pgcoord.attempt left join lateral"
+        " (select value as result from pgcoord.result where attempt_id = id) as r on true"
+        " where queue_id = %s order by number",
         queue_id,
     )
+
+
+async def results_of_feature(conn: Connection, feature_id: int) -> dict[str, Any]:
+    """Return the results of a feature's phases, {phase number: result}, of each latest attempt.
+
+    Raises `NotFound`. SQL: view pgcoord.queue.
+    """
+    await feature(conn, feature_id)
+    found: dict[str, Any] = await fetch_value(
+        conn,
+        "select coalesce(jsonb_object_agg(phase_number, result), '{}') from pgcoord.queue"
+        " where feature_id = %s and result is not null",
+        feature_id,
+    )
+    return found
 
 
 async def status_of(conn: Connection, queue_id: str) -> str:

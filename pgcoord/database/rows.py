@@ -56,6 +56,8 @@ class Assignment:
     ending: str | None
     ended_seconds_ago: float | None
     slot: int
+    pool: str
+    has_inputs: bool
 
     def __str__(self) -> str:
         return f"{self.queue_id} (attempt {self.attempt}, {self.adw_id})"
@@ -198,6 +200,9 @@ class Feature:
     phases_failed: int
     phases_blocked: int
     paused_at: datetime | None
+    cost_usd: float | None
+    tokens_in: int | None
+    tokens_out: int | None
 
 
 @dataclass(frozen=True)
@@ -221,6 +226,7 @@ class BoardPhase:
     started_timestamp: datetime | None
     finished_timestamp: datetime | None
     waiting_for: str | None
+    result: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -233,6 +239,22 @@ class Slot:
     title: str | None
     status: str | None
     since: datetime | None
+    pool: str
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool, and how many of its slots are held.
+
+    One that is not `declared` was taken out of the configuration: its phases run to their end.
+    """
+
+    pool: str
+    launcher: str
+    declared: bool
+    slots: int
+    held: int
+    draining: int
 
 
 @dataclass(frozen=True)
@@ -246,7 +268,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a phase, without its secret. SQL: table pgcoord.attempt."""
+    """One try at a phase, without its secret. SQL: tables pgcoord.attempt and pgcoord.result."""
 
     number: int
     adw_id: str
@@ -265,6 +287,7 @@ class Attempt:
     exit_code: int | None
     exited_at: datetime | None
     folder: str | None
+    result: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -297,12 +320,13 @@ class HistoryEvent:
 
 @dataclass(frozen=True)
 class Measures:
-    """The gauges of /metrics. `phases` counts by state; `notification_queue_usage` is 0 to 1."""
+    """The gauges of /metrics.
+
+    `phases` counts by state, `pools` are rows of the view; `notification_queue_usage` is 0 to 1.
+    """
 
     phases: dict[str, int] | None
-    slots: int
-    slots_held: int
-    slots_draining: int
+    pools: list[dict[str, Any]]
     paused: bool
     oldest_eligible_seconds: float | None
     notification_queue_usage: float

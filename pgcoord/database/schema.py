@@ -12,9 +12,17 @@ import psycopg
 from pgcoord import __version__, assets
 from pgcoord.errors import DatabaseUnusable, WrongSchema
 
+# The rows of pgcoord.migration that are no migrations.
+_SCHEMA = "schema"
+_NO_MIGRATIONS = {_SCHEMA, "functions", "roles"}
+
 OLDEST_POSTGRES = 14
 
 ROLES = assets.SQL / "roles.sql"
+
+# The number of this schema, which grows with each change of what an upgrade runs, and the digest
+# of that, by which a test notices a change without a new number.
+VERSION = assets.SQL / "version"
 GROUPS = ("pgcoord_reader", "pgcoord_client", "pgcoord_coordinator")
 
 
@@ -79,6 +87,8 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
         conn.execute("select pgcoord_private.record_definitions()")
         _record(conn, "functions", _digest(functions))
         ran.append("functions")
+    if done.get(_SCHEMA) != str(number()):
+        _record(conn, _SCHEMA, str(number()))
     if "roles" in done and not roles:
         roles = bool(ran) or done["roles"] != _digest([ROLES])
         if roles and not _have_roles(conn):
@@ -89,6 +99,17 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
         _grant(conn)
         ran.append("roles")
     return ran
+
+
+def number() -> int:
+    """Return the number of this release's schema."""
+    return int(VERSION.read_text(encoding="utf-8").split()[0])
+
+
+def digest_of_all() -> str:
+    """Return the digest of all that an upgrade may run."""
+    first = assets.SQL / "bookkeeping.sql"
+    return _digest([first, *_files("migrations"), *_files("functions"), ROLES])
 
 
 def _grant(conn: psycopg.Connection) -> None:
@@ -139,7 +160,8 @@ def _check_schema(conn: psycopg.Connection) -> None:
         or done.get("roles", rights := _digest([ROLES])) != rights
     ):
         raise WrongSchema(
-            f"the schema of database {conn.info.dbname!r} is of another release of pgcoord",
+            f"the schema of database {conn.info.dbname!r} is of another release of pgcoord"
+            f" (number {done.get(_SCHEMA, '0')}, and this one {number()})",
             hint="Run 'pgcoord upgrade'.",
         )
 
@@ -211,6 +233,16 @@ def _refuse_newer(conn: psycopg.Connection) -> None:
         raise WrongSchema(
             f"pgcoord {newest} wrote this database, and this is {__version__}",
             hint=f"Use pgcoord {newest} or newer.",
+        )
+    done = _done(conn)
+    written = int(done.get(_SCHEMA, "0"))
+    unknown = done.keys() - {path.stem for path in _files("migrations")} - _NO_MIGRATIONS
+    if written > number() or unknown:
+        raise WrongSchema(
+            f"database {conn.info.dbname!r} is of a newer pgcoord: its schema has the number"
+            f" {written}, and this one {number()}",
+            hint="Use the pgcoord that upgraded it, or a newer one: an older one would take its"
+            " functions back.",
         )
 
 

@@ -5,7 +5,7 @@ The one rule: `OPERATIONS` defines each operation completely; those of actions a
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
@@ -147,6 +147,7 @@ async def show_slots(call: Call) -> Response:
             "slots": len(slots) - draining,
             "held": sum(each["queue_id"] is not None for each in slots),
             "draining": draining,
+            "pools": [asdict(each) for each in await reads.pools(call.conn)],
             "holders": slots,
         }
     )
@@ -205,7 +206,8 @@ def _operations(scope: Scope) -> Iterator[Operation]:
             call,
             answer,
             body=_body_of(action),
-            refusals=(409,) if action.refused else (),
+            refusals=((409,) if action.refused else ())
+            + ((404,) if "pool" in action.arguments else ()),
         )
 
 
@@ -220,9 +222,13 @@ def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]
             "all": None,
         }
         number = call.body[action.number] if action.number else None
-        reason = call.body.get("reason")
         await actions.perform(
-            call.conn, action, targets[action.scope], reason=reason, number=number
+            call.conn,
+            action,
+            targets[action.scope],
+            reason=call.body.get("reason"),
+            number=number,
+            pool=call.body.get("pool"),
         )
         return await answer(call)
 

@@ -34,9 +34,9 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._phases = self._gauge("pgcoord_phases", "Phases by state.", "status")
-        self._slots = self._gauge("pgcoord_slots", "Phases that may run at once.")
-        self._held = self._gauge("pgcoord_slots_held", "Slots in use.")
-        self._draining = self._gauge("pgcoord_slots_draining", "Slots removed on release.")
+        self._slots = self._gauge("pgcoord_slots", "Phases that may run at once.", "pool")
+        self._held = self._gauge("pgcoord_slots_held", "Slots in use.", "pool")
+        self._draining = self._gauge("pgcoord_slots_draining", "Slots removed on release.", "pool")
         self._paused = self._gauge("pgcoord_paused", "1 while everything is paused.")
         self._oldest = self._gauge(
             "pgcoord_oldest_eligible_seconds", "How long the oldest eligible phase has waited."
@@ -96,9 +96,14 @@ class Metrics:
     def _show(self, found: Measures) -> None:
         for status in ("queued", "ready", "running", "completed", "failed", "blocked", "cancelled"):
             self._phases.labels(status).set((found.phases or {}).get(status, 0))
-        self._slots.set(found.slots)
-        self._held.set(found.slots_held)
-        self._draining.set(found.slots_draining)
+        for gauge, column in (
+            (self._slots, "slots"),
+            (self._held, "held"),
+            (self._draining, "draining"),
+        ):
+            gauge.clear()  # of pools that are gone
+            for pool in found.pools:
+                gauge.labels(pool["pool"]).set(pool[column])
         self._paused.set(found.paused)
         self._oldest.set(found.oldest_eligible_seconds or 0)
         self._queue.set(found.notification_queue_usage)

@@ -54,6 +54,7 @@ _PHASE_MEMBERS = {
     "attempt": {"type": "integer"},
     "workflow_type": _MAYBE_TEXT,
     "waiting_for": _MAYBE_TEXT,
+    "result": {"type": ["object", "null"]},
     "gated": {"type": "boolean", "description": "It has a gate that nobody has approved."},
 }
 
@@ -66,6 +67,12 @@ _PLANNED = {
     "estimated_hours": _HOURS,
     "priority": {**_PRIORITY, "type": ["integer", "null"]},
     "files": {"type": ["array", "null"], "items": _TEXT},
+    "check": {
+        **_MAYBE_TEXT,
+        "pattern": NOT_BLANK,
+        "maxLength": 200,
+        "description": "The check of the configuration that has to succeed after its command.",
+    },
     "gate": {
         **_MAYBE_TEXT,
         "pattern": NOT_BLANK,
@@ -101,7 +108,10 @@ FEATURE_CHANGES = _object(_FEATURE_MEMBERS, additionalProperties=False)
 REASON = _object({"reason": _MAYBE_TEXT}, additionalProperties=False)
 PRIORITY = _object({"priority": _PRIORITY}, ["priority"], additionalProperties=False)
 SET_SLOTS = _object(
-    {"slots": {"type": "integer", "minimum": 0, "maximum": 1_000}},
+    {
+        "slots": {"type": "integer", "minimum": 0, "maximum": 1_000},
+        "pool": {**_TEXT, "description": "local, unless it is named.", "default": "local"},
+    },
     ["slots"],
     additionalProperties=False,
 )
@@ -185,8 +195,14 @@ EXECUTED = _object(
 PAUSED = _object({"paused": {"type": "boolean"}, "paused_at": _MAYBE_TIME}, ["paused"])
 WHY = _object({"kind": _TEXT, "words": _TEXT, "refers_to": _MAYBE_TEXT}, ["kind", "words"])
 SLOTS = _object(
-    {"slots": _COUNT, "held": _COUNT, "draining": _COUNT, "holders": array({"type": "object"})},
-    ["slots", "held", "draining", "holders"],
+    {
+        "slots": {**_COUNT, "description": "Of all pools."},
+        "held": _COUNT,
+        "draining": _COUNT,
+        "pools": array({"type": "object"}),
+        "holders": array({"type": "object"}),
+    },
+    ["slots", "held", "draining", "pools", "holders"],
 )
 
 ERROR = _object(
@@ -202,6 +218,14 @@ ERROR = _object(
         ),
     },
     ["error", "reason"],
+)
+
+JOB_ANSWER = _object(
+    {
+        "attempt": {"type": "integer"},
+        "prompt": {**_TEXT, "description": "The prompt of the phase, if it was asked for."},
+    },
+    ["attempt"],
 )
 
 REPORTED = _object(

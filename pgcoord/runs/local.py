@@ -53,9 +53,9 @@ class LocalJob:
         pid = self._run.pid
         return None if pid is None else Identity(pid, self._run.process_started or "")
 
-    async def prepare(self, prompt: str, user: str | None) -> None:
-        """Create the folder of the run, and the prompt file in it."""
-        await asyncio.to_thread(self._run.prepare, prompt, _account(user))
+    async def prepare(self, prompt: str, inputs: str, user: str | None) -> None:
+        """Create the folder of the run, with the prompt file and the input file in it."""
+        await asyncio.to_thread(self._run.prepare, prompt, inputs, _account(user))
 
     async def start(self, command: Command) -> None:
         """Start the command; blocks for 1-2 ms, less than a thread would cost."""
@@ -98,8 +98,12 @@ class LocalJob:
         return [str(each) for each in await self._run.end_left_behind(grace)]
 
     async def log_tail(self) -> str:
-        """Return the end of the log."""
-        return await asyncio.to_thread(self._run.log.tail)
+        """Return what of the log tells why it failed."""
+        return await asyncio.to_thread(self._run.log.excerpt)
+
+    async def result(self) -> str | None:
+        """Return the text of the result file in the folder of the run."""
+        return await asyncio.to_thread(self._run.result)
 
     async def spooled_report(self, secret: str) -> Kept | None:
         """Return the report in the folder of the run."""

@@ -1,7 +1,7 @@
 -- What may run, and what no waiting alone will help.
 
--- The rule, for the claim and for all who show the line. phase_queue_claim_idx has the same condition, so it is read in
--- the order of the line, and nothing else is.
+-- The rule, for the claim and for all who show the line. phase_queue_claim_idx has the same condition: for each workflow it
+-- has what can be claimed in the order of the line, and nothing else.
 create or replace view pgcoord_private.claimable as
 -- (locker: the transaction that has the phase locked, or had. Columns that phase_queue is given come last.)
 select p.xmax::text as locker, p.*
@@ -28,7 +28,7 @@ comment on view pgcoord.gate is
 -- A gate that runs nothing: it names no workflow and has no prompt for one. Its approval completes it.
 create or replace function pgcoord_private.only_asks(p_data jsonb) returns boolean
 language sql immutable
-return coalesce(p_data ->> 'gate' is not null and p_data ->> 'workflow_type' is null
+return coalesce(p_data ->> 'gate' is not null and coalesce(p_data ->> 'workflow_type', '') = ''
     and btrim(coalesce(p_data ->> 'prompt_content', '')) = '', false);
 
 -- Whether a phase says nothing of what is to be done: the default workflow would start with no title and no prompt.
@@ -39,7 +39,37 @@ return btrim(concat(p_data ->> 'title', p_data ->> 'prompt_content', p_data ->> 
 -- The workflow that runs a phase: the one it names, else the default.
 create or replace function pgcoord_private.workflow_of(p_phase public.phase_queue) returns text
 language sql stable
-return coalesce((p_phase).workflow_type, (select name from pgcoord.workflow where is_default));
+return coalesce(nullif((p_phase).workflow_type, ''), (select name from pgcoord.workflow where is_default));
+
+-- The pool in which a phase runs: that of its workflow; null where no coordinator knows that one.
+create or replace function pgcoord_private.pool_of(p_workflow text) returns text
+language sql stable
+return (select w.pool from pgcoord.workflow as w where w.name = p_workflow or coalesce(p_workflow, '') = '' and w.is_default);
+
+-- The pool of a slot; null for a slot that does not exist.
+create or replace function pgcoord_private.pool_of_slot(p_slot smallint) returns text
+language sql stable
+return (select s.pool from pgcoord.slot as s where s.number = p_slot);
+
+-- A pool in words, after "slot": nothing for local, which is the only one until others are declared.
+create or replace function pgcoord_private.in_pool(p_pool text) returns text
+language sql immutable
+return case when p_pool <> 'local' then ' in pool ' || p_pool else '' end;
+
+-- How a workflow stands in phase_queue_claim_idx: by its name, and the default one also as the empty text.
+create or replace view pgcoord_private.workflow_line as
+select w.name as line, w.* from pgcoord.workflow as w
+union all
+select '', w.* from pgcoord.workflow as w where w.is_default;
+comment on view pgcoord_private.workflow_line is
+    'The workflows by the name under which phases wait for them: the default one has two, its own and the empty one.';
+
+-- Slots that nobody holds, those of pools that were taken out of the configuration too (they drain).
+create or replace view pgcoord_private.free_slot as
+select s.number, s.pool, s.draining
+from pgcoord.slot as s
+where not exists (select from public.phase_queue as p where p.slot = s.number);
+comment on view pgcoord_private.free_slot is 'Slots that no phase holds.';
 
 -- Until when no phase is claimed that has no issue yet, because GitHub makes none; null when there is nothing to
 -- wait for.
@@ -60,12 +90,12 @@ where p.status in ('queued', 'blocked') and p.unmet > 0 and not exists (
 )
 union all
 select p.queue_id, p.feature_id, p.phase_number, p.status, p.eligible_at, 'workflow',
-    case when p.workflow_type is null then 'it names no workflow and no coordinator has a default one'
+    case when coalesce(p.workflow_type, '') = '' then 'it names no workflow and no coordinator has a default one'
         else format('no coordinator knows workflow %s', p.workflow_type) end,
     p.workflow_type
 from public.phase_queue as p
 where p.status in ('queued', 'blocked') and exists (select from pgcoord.coordinator) and not exists (
-    select from pgcoord.workflow as w where w.name = p.workflow_type or p.workflow_type is null and w.is_default
+    select from pgcoord_private.workflow_line as w where w.line = coalesce(p.workflow_type, '')
 ) and not (p.gated and pgcoord_private.only_asks(p.phase_data));
 comment on view pgcoord_private.stranded is
     'Phases that cannot start until somebody changes something: a prerequisite that does not exist, a workflow that no coordinator knows.';

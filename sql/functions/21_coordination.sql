@@ -5,7 +5,8 @@ create or replace view pgcoord_private.assignment as
 select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as attempt, a.adw_id, a.secret, a.host, a.folder,
     a.workflow, p.issue_number, p.phase_data ->> 'title' as title, p.phase_data ->> 'prompt_content' as prompt,
     a.pid, a.process_started, a.started_at is not null as started, a.ended_at is not null as ended, a.ending,
-    greatest(extract(epoch from clock_timestamp() - a.ended_at), 0)::float8 as ended_seconds_ago, a.slot
+    greatest(extract(epoch from clock_timestamp() - a.ended_at), 0)::float8 as ended_seconds_ago, a.slot, a.pool,
+    exists (select from pgcoord.result as r where r.feature_id = p.feature_id) as has_inputs
 from pgcoord.attempt as a
     join public.phase_queue as p using (queue_id)
 where a.exited_at is null and not a.external;
@@ -34,6 +35,24 @@ where exists (
     where l.pid = c.backend_pid and l.mode = 'ExclusiveLock' and coalesce(s.backend_start = c.backend_start, true)
 );
 comment on view pgcoord.leader is 'The coordinator that leads; no row when none does.';
+
+-- Of a coordinator that was killed the last sign of life counts: no later than that it was there.
+create or replace view pgcoord_private.unwatched as
+select c.epoch, c.host, c.pid, coalesce(c.resigned_at, c.heard_at) as since,
+    format('no coordinator runs since %s%s', pgcoord_private.clock(coalesce(c.resigned_at, c.heard_at)),
+        case when c.resigned_at is null then ', when it was last heard of' end) as words
+from (
+    select c.*, greatest(c.lead_at, (
+            select max(greatest(a.claimed_at, a.started_at, a.ended_at, a.exited_at))
+            from (select * from pgcoord.attempt order by id desc limit 1000) as a
+            where a.epoch = c.epoch
+        )) as heard_at
+    from pgcoord.coordinator as c
+        join pgcoord.control as k on k.epoch = c.epoch
+    where not exists (select from pgcoord.leader)
+) as c;
+comment on view pgcoord_private.unwatched is
+    'Since when no coordinator runs; no row while one leads, or where none ever did.';
 
 -- Not of the leader itself: that has recorded its session.
 create or replace view pgcoord.lead_blocker as

@@ -81,16 +81,24 @@ select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
                 order by e.id desc limit 1) end,
             format('cancelled at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS')))
         when 'failed' then format('failed at %s: %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'),
-            coalesce(split_part(p.error_message, e'\n', 1), 'no reason was given'))
-        when 'ready' then format('claimed at %s, slot %s; its process is not started yet',
-            pgcoord_private.clock(p.ready_timestamp), p.slot)
-        when 'running' then format('runs since %s in slot %s, attempt %s%s', pgcoord_private.clock(p.started_timestamp), p.slot,
-            p.attempt, (select ', unsupervised: it was inserted as running' as words from pgcoord.attempt as a
+            coalesce(pgcoord_private.headline(p.error_message), 'no reason was given'))
+        when 'ready' then format('claimed at %s, slot %s%s; its process is not started yet',
+            pgcoord_private.clock(p.ready_timestamp), p.slot, pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot)))
+        when 'running' then format('runs since %s in slot %s%s, attempt %s%s', pgcoord_private.clock(p.started_timestamp), p.slot,
+            pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot)), p.attempt, (select ', unsupervised: it was inserted as running' as words from pgcoord.attempt as a
                 where a.queue_id = p.queue_id and a.number = p.attempt and a.external))
     end,
     p.adw_id
 from public.phase_queue as p
 where p.status not in ('queued', 'blocked')
+union all    -- it may be over by now: nobody would know
+select p.queue_id, p.feature_id, p.phase_number, -2, 'unwatched',
+    u.words || ': nobody watches its process, and it is shown as it was left', null
+from pgcoord_private.unwatched as u
+    cross join public.phase_queue as p
+where p.slot is not null and not exists (
+    select from pgcoord.attempt as a where a.queue_id = p.queue_id and a.number = p.attempt and a.external
+)
 union all    -- prerequisites that are open, or will never complete
 select p.queue_id, p.feature_id, p.phase_number,
     case when up.status in ('failed', 'cancelled') then 2 else 4 end,
@@ -122,7 +130,7 @@ union all    -- what holds back one whose prerequisites are completed: its retry
 select p.queue_id, p.feature_id, p.phase_number, 5, 'retry',
     format('is tried again at %s%s',
         pgcoord_private.clock(p.retry_at),
-        ', after: ' || split_part(p.error_message, e'\n', 1)), null
+        ', after: ' || pgcoord_private.headline(p.error_message)), null
 from public.phase_queue as p
 where p.status = 'queued' and p.eligible_at is not null and p.retry_at > clock_timestamp()
 union all
@@ -148,18 +156,27 @@ from public.phase_queue as p, pgcoord.control as c
 where p.status = 'queued' and p.eligible_at is not null and p.issue_number is null and pgcoord_private.issues_held_until(c) is not null
 union all
 select p.queue_id, p.feature_id, p.phase_number, 10, 'slot',
-    case when (select count(*) from public.phase_queue where slot is not null) < (select count(*) from pgcoord.slot where not draining)
-        then format('is %s in line; a slot is free', pgcoord_private.ordinal(line.place))
-        else format('waits for a slot, %s in line; %s of %s are held', pgcoord_private.ordinal(line.place),
-            (select count(*) from public.phase_queue where slot is not null), (select count(*) from pgcoord.slot where not draining))
+    case when count.held < count.slots
+        then format('is %s in line; a slot%s is free', pgcoord_private.ordinal(line.place), pgcoord_private.in_pool(line.pool))
+        else format('waits for a slot%s, %s in line; %s of %s are held', pgcoord_private.in_pool(line.pool),
+            pgcoord_private.ordinal(line.place), count.held, count.slots)
     end, null
 from (
-        -- Of columns that the index of the line has, so that the table need not be read.
-        select q.feature_id, q.phase_number,
-            row_number() over (order by q.priority, q.queue_position, q.feature_id, q.phase_number) as place
+        select q.feature_id, q.phase_number, coalesce(w.pool, 'local') as pool,
+            row_number() over (
+                partition by coalesce(w.pool, 'local') order by q.priority, q.queue_position, q.feature_id, q.phase_number
+            ) as place
         from pgcoord_private.claimable as q
+            left join pgcoord_private.workflow_line as w on w.line = coalesce(q.workflow_type, '')
     ) as line
     join public.phase_queue as p using (feature_id, phase_number)
+    join (
+        select s.pool, count(*) filter (where not s.draining) as slots, count(holder.slot) as held
+        from pgcoord.slot as s left join public.phase_queue as holder on holder.slot = s.number
+        group by s.pool
+        union all
+        select o.name, 0, 0 from pgcoord.pool as o where not exists (select from pgcoord.slot as s where s.pool = o.name)
+    ) as count on count.pool = line.pool
 where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0);
 comment on view pgcoord.reasons is 'Why each phase is where it is: a row for each reason.';
 

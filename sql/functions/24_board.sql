@@ -1,5 +1,13 @@
 -- The views in which people see the work.
 
+-- The result of an attempt of a phase; null when it has none.
+create or replace function pgcoord_private.result_of(p_queue_id text, p_attempt integer) returns jsonb
+language sql stable
+return (
+    select r.value from pgcoord.attempt as a join pgcoord.result as r on r.attempt_id = a.id
+    where a.queue_id = p_queue_id and a.number = p_attempt
+);
+
 create or replace view pgcoord.feature as
 select f.id, f.title, f.description, f.item_type, f.priority, f.estimated_hours, f.tags, f.plan,
     case
@@ -11,7 +19,8 @@ select f.id, f.title, f.description, f.item_type, f.priority, f.estimated_hours,
     n.total as total_phases, n.completed as phases_completed, n.running as phases_running,
     n.failed as phases_failed, n.blocked as phases_blocked,
     f.paused_at, f.paused_reason, f.cancelled_at, f.cancelled_reason,
-    f.created_by, f.created_at, n.started_at, n.finished_at, f.updated_at, f.xmin::text as version
+    f.created_by, f.created_at, n.started_at, n.finished_at, f.updated_at, f.xmin::text as version,
+    spent.cost_usd, spent.tokens_in, spent.tokens_out
 from public.planned_features as f
     cross join lateral (
         select count(*) as total,
@@ -24,7 +33,11 @@ from public.planned_features as f
             case when bool_and(p.status in ('completed', 'cancelled')) then max(p.finished_timestamp) end as finished_at
         from public.phase_queue as p
         where p.feature_id = f.id
-    ) as n;
+    ) as n
+    cross join lateral (    -- by all attempts, also those that failed
+        select sum(r.cost_usd)::float8 as cost_usd, sum(r.tokens_in)::bigint as tokens_in, sum(r.tokens_out)::bigint as tokens_out
+        from pgcoord.result as r where r.feature_id = f.id
+    ) as spent;
 comment on view pgcoord.feature is
     'Features with what follows from their phases: status (planned, in_progress, completed, cancelled) and counts.';
 
@@ -38,7 +51,7 @@ select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_pri
         when 'blocked' then p.updated_at
         else p.finished_timestamp
     end as since,
-    p.started_timestamp, p.finished_timestamp, first.words as waiting_for
+    p.started_timestamp, p.finished_timestamp, first.words as waiting_for, pgcoord_private.result_of(p.queue_id, p.attempt) as result
 from public.phase_queue as p
     join public.planned_features as f on f.id = p.feature_id
     left join pgcoord_private.first_reason as first
@@ -50,18 +63,29 @@ create or replace view pgcoord.queue as
 select p.queue_id, p.feature_id, p.phase_number, p.issue_number, p.status, p.depends_on_phases, p.phase_data, p.adw_id,
     p.pr_number, p.error_message, p.priority, p.queue_position, p.created_at, p.updated_at, p.ready_timestamp,
     p.started_timestamp, p.finished_timestamp, p.eligible_at, p.retry_at, p.slot, p.attempt, p.workflow_type,
-    pgcoord_private.waiting_for(p) as waiting_for, p.gated
+    pgcoord_private.waiting_for(p) as waiting_for, p.gated, pgcoord_private.result_of(p.queue_id, p.attempt) as result
 from public.phase_queue as p;
 comment on view pgcoord.queue is 'Every phase with the columns of phase_queue that concern people, and what it waits for.';
 
 create or replace view pgcoord.slots as
 select s.number as slot, s.draining, p.queue_id, p.feature_id, p.phase_number, pgcoord_private.title_of(p) as title, p.status,
-    coalesce(p.started_timestamp, p.ready_timestamp) as since, a.adw_id, a.host, a.pid, a.external, a.ending, a.deadline
+    coalesce(p.started_timestamp, p.ready_timestamp) as since, a.adw_id, a.host, a.pid, a.external, a.ending, a.deadline, s.pool
 from pgcoord.slot as s
     left join public.phase_queue as p on p.slot = s.number
     left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
 order by s.number;
 comment on view pgcoord.slots is 'The slots and what holds each.';
+
+-- A pool without a slot is shown, too.
+create or replace view pgcoord.pools as
+select o.name as pool, o.launcher, o.declared, count(s.slot) filter (where not s.draining) as slots,
+    count(s.queue_id) as held, count(s.slot) filter (where s.draining) as draining
+from pgcoord.pool as o
+    left join pgcoord.slots as s on s.pool = o.name
+group by o.name, o.launcher, o.declared
+order by o.name <> 'local', o.name;
+comment on view pgcoord.pools is
+    'The pools: what starts their phases, how many may run at once and how many do. One that is not declared was taken out of the configuration.';
 
 -- Of the last thousand attempts, not of all: what was usual a year ago is no measure, and no index is needed for it.
 create or replace view pgcoord.usual as
@@ -79,7 +103,7 @@ create or replace view pgcoord.attention as
 select n.kind, p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_private.title_of(p) as title, p.status, n.since,
     n.words, n.attempt, n.exit_code, n.blocks
 from (
-        select 'failed' as kind, p.queue_id, p.finished_timestamp as since, split_part(p.error_message, e'\n', 1) as words,
+        select 'failed' as kind, p.queue_id, p.finished_timestamp as since, pgcoord_private.headline(p.error_message) as words,
             p.attempt, a.exit_code, (
                 select array_agg(d.dependent order by d.dependent) from pgcoord.dependency as d
                     join public.phase_queue as b on b.feature_id = d.feature_id and b.phase_number = d.dependent
@@ -125,12 +149,14 @@ where f.cancelled_at is null;
 comment on view pgcoord.attention is
     'Phases that need somebody: failed ones, such as cannot start, such as wait for an approval, such as run much longer than usual, and such as a lock of somebody''s holds up.';
 
--- In the order in which claims take them.
+-- In the order in which claims of a pool take them. (Without any coordinator yet all are in the line of local.)
 create or replace view pgcoord.line as
 select p.queue_id, p.feature_id, f.title as feature, p.phase_number,
-    pgcoord_private.title_of(p.phase_data, p.phase_number) as title, p.priority, p.eligible_at
+    pgcoord_private.title_of(p.phase_data, p.phase_number) as title, p.priority, p.eligible_at,
+    coalesce(w.pool, 'local') as pool
 from pgcoord_private.claimable as p
     join public.planned_features as f on f.id = p.feature_id
+    left join pgcoord_private.workflow_line as w on w.line = coalesce(p.workflow_type, '')
 where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0)
 order by p.priority, p.queue_position, p.feature_id, p.phase_number;
 comment on view pgcoord.line is 'Phases that wait for nothing but a slot, next first.';

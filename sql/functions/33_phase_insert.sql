@@ -1,25 +1,28 @@
 -- Phases that are inserted: a BEFORE trigger completes each row, one AFTER trigger on the statement stores edges, finds out
 -- what waits, writes the events and notifies.
 
--- Refuse the insertion of a running phase when no slot is free, else return the slot it gets: the lowest.
+-- Refuse the insertion of a running phase when no slot of its workflow's pool is free, else return the slot it gets: the
+-- lowest.
 -- Takes the control row's lock, as a claim does, so that both see the same free slots.
-create or replace function pgcoord_private.slot_for_inserted(p_queue_id text) returns smallint
+create or replace function pgcoord_private.slot_for_inserted(p_queue_id text, p_workflow text) returns smallint
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot smallint;
+    v_pool text := coalesce(pgcoord_private.pool_of(p_workflow), 'local');
 begin
     perform 1 from pgcoord.control for no key update;
-    select s.number into v_slot from pgcoord.slot as s
-    where not s.draining and not exists (select from public.phase_queue as p where p.slot = s.number)
+    select s.number into v_slot from pgcoord_private.free_slot as s
+    where s.pool = v_pool and not s.draining
     order by s.number
     limit 1;
     if v_slot is null then
         raise exception using
             errcode = 'PC006',
-            message = format('no slot is free: phase %s cannot be inserted as running (%s of %s are held)', p_queue_id,
-                (select count(*) from public.phase_queue where slot is not null),
-                (select count(*) from pgcoord.slot where not draining)),
+            message = format('no slot%s is free: phase %s cannot be inserted as running (%s of %s are held)',
+                pgcoord_private.in_pool(v_pool), p_queue_id,
+                (select o.held from pgcoord.pools as o where o.pool = v_pool),
+                (select o.slots from pgcoord.pools as o where o.pool = v_pool)),
             hint = 'Insert it as queued, or raise the limit with pgcoord.set_slots(n).';
     end if;
     return v_slot;
@@ -109,7 +112,7 @@ begin
     new.unmet := case when new.status = 'queued' then jsonb_array_length(new.depends_on_phases) else 0 end;
     new.eligible_at := case when new.unmet = 0 then clock_timestamp() end;
     if new.status = 'running' then
-        new.slot := pgcoord_private.slot_for_inserted(new.queue_id);
+        new.slot := pgcoord_private.slot_for_inserted(new.queue_id, new.workflow_type);
         new.attempt := 1;
         new.adw_id := coalesce(new.adw_id, pgcoord_private.new_adw_id());
         new.ready_timestamp := coalesce(new.ready_timestamp, clock_timestamp());    -- the slot may have been waited for
@@ -178,8 +181,8 @@ begin
     select 'phase_inserted', feature_id, phase_number, queue_id, status, nullif(attempt, 0), pgcoord_private.actor(), pgcoord_private.reason()
     from new_rows order by feature_id, phase_number;
 
-    insert into pgcoord.attempt (queue_id, number, adw_id, secret, slot, external, workflow, claimed_at, started_at)
-    select queue_id, 1, adw_id, pgcoord_private.new_secret(), slot, true, workflow_type, ready_timestamp, started_timestamp
+    insert into pgcoord.attempt (queue_id, number, adw_id, secret, slot, pool, external, workflow, claimed_at, started_at)
+    select queue_id, 1, adw_id, pgcoord_private.new_secret(), slot, pgcoord_private.pool_of_slot(slot), true, workflow_type, ready_timestamp, started_timestamp
     from new_rows where status = 'running';
 
     select array_agg(feature_id), array_agg(phase_number) into v_features, v_phases

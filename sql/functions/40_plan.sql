@@ -220,7 +220,7 @@ begin
         jsonb_strip_nulls(jsonb_build_object(
             'title', phase -> 'title', 'prompt_content', phase -> 'prompt_content',
             'workflow_type', phase -> 'workflow_type', 'estimated_hours', phase -> 'estimated_hours',
-            'files', phase -> 'files', 'gate', phase -> 'gate', 'max_attempts', phase -> 'max_attempts', 'timeout_seconds', phase -> 'timeout_seconds'
+            'files', phase -> 'files', 'gate', phase -> 'gate', 'check', phase -> 'check', 'max_attempts', phase -> 'max_attempts', 'timeout_seconds', phase -> 'timeout_seconds'
         ))
     from jsonb_array_elements(v_feature.plan) as phase
     order by (phase -> 'phase_number')::integer;

@@ -240,13 +240,14 @@ end $$;
 comment on function pgcoord.resume(bigint) is
     'Resume one feature, or without an id what was paused as a whole; returns whether it was paused. Features that were paused by themselves stay so.';
 
--- Make the number of slots p_slots. Raising takes draining ones back first; lowering never ends anything: free
+-- Make the number of slots of a pool p_slots. Raising takes draining ones back first; lowering never ends anything: free
 -- surplus slots go at once, held ones drain and go when they are released, or with the next claim.
-create or replace function pgcoord.set_slots(p_slots bigint) returns integer
+create or replace function pgcoord.set_slots(p_slots bigint, p_pool text default 'local') returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_before integer;
+    v_declared boolean;
 begin
     if p_slots is null or p_slots not between 0 and 1000 then
         raise exception using
@@ -256,34 +257,45 @@ begin
     end if;
     perform pgcoord_private.check_isolation();
     perform 1 from pgcoord.control for no key update;
-    select count(*) into v_before from pgcoord.slot where not draining;
+    select o.declared into v_declared from pgcoord.pool as o where o.name = p_pool;
+    if not found or not v_declared and p_slots > 0 then
+        raise exception using
+            errcode = case when found then 'PC002' else 'PC001' end,
+            message = case when found then format('pool %s was taken out of the configuration', p_pool)
+                else format('there is no pool %s', coalesce(p_pool, 'null')) end,
+            hint = format('There is %s. Another one is declared in pgcoord.toml, as [pool.NAME].',
+                (select string_agg(o.name, ', ' order by o.name) from pgcoord.pool as o where o.declared));
+    end if;
+    select count(*) into v_before from pgcoord.slot where pool = p_pool and not draining;
 
     update pgcoord.slot set draining = false
-    where number in (select number from pgcoord.slot where draining order by number limit greatest(p_slots - v_before, 0));
-    insert into pgcoord.slot (number)
-    select number from generate_series(1, 1000) as number
+    where number in (
+        select number from pgcoord.slot where pool = p_pool and draining order by number limit greatest(p_slots - v_before, 0)
+    );
+    insert into pgcoord.slot (number, pool)
+    select number, p_pool from generate_series(1, 1000 + (select count(*) from pgcoord.slot)) as number
     where number not in (select number from pgcoord.slot)
     order by number
-    limit greatest(p_slots - (select count(*) from pgcoord.slot where not draining), 0);
+    limit greatest(p_slots - (select count(*) from pgcoord.slot where pool = p_pool and not draining), 0);
 
     update pgcoord.slot set draining = true
     where number in (
         select s.number from pgcoord.slot as s
-        where not s.draining
+        where s.pool = p_pool and not s.draining
         order by exists (select from public.phase_queue as p where p.slot = s.number), s.number desc
         limit greatest(v_before - p_slots, 0)
     );
     delete from pgcoord.slot as s
-    where s.draining and not exists (select from public.phase_queue as p where p.slot = s.number);
+    where s.pool = p_pool and s.draining and not exists (select from public.phase_queue as p where p.slot = s.number);
 
     if v_before <> p_slots then
-        perform pgcoord_private.log_event('slots_changed', format('%s → %s', v_before, p_slots));
+        perform pgcoord_private.log_event('slots_changed', format('%s → %s%s', v_before, p_slots, pgcoord_private.in_pool(p_pool)));
     end if;
     notify pgcoord_wake;
     return p_slots;
 end $$;
-comment on function pgcoord.set_slots(bigint) is
-    'Let n phases run at once. Lowering ends nothing: surplus phases run to their end and are not replaced.';
+comment on function pgcoord.set_slots(bigint, text) is
+    'Let n phases of a pool (local, unless another one is named) run at once. Lowering ends nothing: surplus phases run to their end and are not replaced.';
 
 -- Features that were finished (completed or cancelled) that long ago.
 create or replace function pgcoord_private.finished_features(p_older_than interval) returns setof integer

@@ -16,12 +16,46 @@ begin
     end if;
 end $$;
 
--- Take the lead on this connection: a new epoch, and the workflows that can be run from now on. The epoch is higher
+-- Take over the pools of a coordinator's configuration: [{"name", "launcher", "slots", "settings"}]. The number of slots
+-- is set when it is declared anew or changed there, so that set_slots holds across restarts; without one it stays. A pool
+-- that is declared no more starts nothing: its slots go as they are released, and it goes with the last of its attempts.
+create or replace function pgcoord_private.declare_pools(p_pools jsonb) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v record;
+begin
+    insert into pgcoord.pool as p (name, launcher, settings)
+    select e ->> 'name', e ->> 'launcher', coalesce(e -> 'settings', '{}') from jsonb_array_elements(p_pools) as e
+    on conflict (name) do update set launcher = excluded.launcher, settings = excluded.settings, declared = true;
+    update pgcoord.pool set declared = false, declared_slots = null
+    where name <> 'local' and name not in (select e ->> 'name' from jsonb_array_elements(p_pools) as e);
+    for v in
+        select p.name, p.declared, (e ->> 'slots')::integer as slots
+        from pgcoord.pool as p left join jsonb_array_elements(p_pools) as e on e ->> 'name' = p.name
+        where case when p.declared then (e ->> 'slots')::integer is distinct from p.declared_slots
+            else exists (select from pgcoord.slot as s where s.pool = p.name and not s.draining) end
+        order by p.name
+    loop
+        if not v.declared then
+            perform pgcoord.set_slots(0, v.name);
+        elsif v.slots is not null then
+            perform pgcoord.set_slots(v.slots, v.name);
+        end if;
+        update pgcoord.pool set declared_slots = v.slots where name = v.name;
+    end loop;
+    delete from pgcoord.pool as p
+    where not p.declared and not exists (select from pgcoord.slot as s where s.pool = p.name)
+        and not exists (select from pgcoord.attempt as a where a.exited_at is null and a.pool = p.name);
+end $$;
+
+-- Take the lead on this connection: a new epoch, and the pools and workflows that can be used from now on. The epoch is higher
 -- than p_after, too, the last one that the coordinator heard of: a failover may have lost it, and none may come twice.
 -- Waits up to two seconds for the lock, as its holder may be just going away, and as long for the control row. Where
 -- another one leads that is no error but a row that names it: who stands by asks again every few seconds.
 create or replace function pgcoord_private.lead(
     p_host text, p_pid integer, p_version text, p_runs_folder text, p_workflows jsonb, p_after bigint default 0,
+    p_pools jsonb default '[]',
     out led boolean, out epoch bigint, out host text, out pid integer
 )
 language plpgsql
@@ -53,10 +87,11 @@ begin
     select c.epoch, p_host, p_pid, p_version, p_runs_folder, s.pid, s.backend_start
     from pgcoord.control as c, pg_stat_get_activity(pg_backend_pid()) as s;
     delete from pgcoord.workflow;
-    insert into pgcoord.workflow (name, is_default, reports, max_attempts, retry_delay, retry_lost, timeout)
+    perform pgcoord_private.declare_pools(p_pools);
+    insert into pgcoord.workflow (name, is_default, reports, max_attempts, retry_delay, retry_lost, timeout, pool)
     select w ->> 'name', (w ->> 'default')::boolean, (w ->> 'reports')::boolean, (w ->> 'max_attempts')::integer,
         make_interval(secs => (w ->> 'retry_delay_seconds')::float8), (w ->> 'retry_lost')::boolean,
-        make_interval(secs => (w ->> 'timeout_seconds')::float8)
+        make_interval(secs => (w ->> 'timeout_seconds')::float8), coalesce(w ->> 'pool', 'local')
     from jsonb_array_elements(p_workflows) as w;
     select c.epoch, p_host, p_pid into epoch, host, pid from pgcoord.control as c;
 end $$;
@@ -67,6 +102,7 @@ create or replace function pgcoord_private.resign() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 begin
+    update pgcoord.coordinator set resigned_at = clock_timestamp() where epoch = (select epoch from pgcoord.control);
     perform pg_advisory_unlock(7405, 1);
     notify pgcoord_stand_by;
 end $$;

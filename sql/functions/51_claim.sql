@@ -18,10 +18,12 @@ begin
     return v_due;
 end $$;
 
--- Claim eligible phases in total order over all features, one for each free slot; phases that somebody else has
--- locked are skipped, never waited for. Where no slot is free (and no retry time has come) it locks nothing: who frees one
--- wakes the coordinator anew, and a transaction that has written nothing has nothing to wait for at its commit. The
--- control row is locked in a statement of its own: the statements after it see all that earlier claims have committed.
+-- Claim eligible phases, in each pool in total order over all features, one for each free slot; phases that somebody else
+-- has locked are skipped, never waited for. Each workflow has its own line in the index, and a pool takes the first of its
+-- workflows' lines: a thousand that wait for another pool are not stepped over. Where no slot is free (and no retry time
+-- has come) it locks nothing: who frees one wakes the coordinator anew, and a transaction that has written nothing has
+-- nothing to wait for at its commit. The control row is locked in a statement of its own: the statements after it see all
+-- that earlier claims have committed.
 -- The lock of a phase is NO KEY, so that an edge being stored to it (a foreign key's share lock) does not hide it.
 -- Long, since it is one pass: each step decides on the rows and locks of the step before.
 -- Errors: PC007 when the lead is over; PC009 under a snapshot that would not see other claims; 55P03 when somebody holds
@@ -29,27 +31,23 @@ end $$;
 create or replace function pgcoord_private.claim_phases(p_epoch bigint) returns setof pgcoord_private.assignment
 language plpgsql
 set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
+set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_leader record;
     v_control pgcoord.control;
-    v_slots smallint[];    -- free ones, lowest first
-    v_surplus boolean;
+    v_pool record;    -- with its free slots, lowest first
     v_phase record;
     v_due text[];    -- phases whose retry time has come with this claim
     v_id bigint;
     v_attempts bigint[];
-    v_next integer := 0;
+    v_next integer;
     v_no_issues boolean;    -- GitHub makes none for the moment: only phases that have one are claimed
 begin
     if not pgcoord_private.sees_others() then
         perform pgcoord_private.check_isolation();
     end if;
-    select c.host, c.runs_folder, (select name from pgcoord.workflow where is_default) as workflow,
-        exists (select from public.phase_queue where retry_at <= clock_timestamp()) as finds_retry,
-        exists (
-            select from pgcoord.slot as s where not exists (select from public.phase_queue as p where p.slot = s.number)
-        ) as finds_slot
+    select c.host, c.runs_folder, exists (select from public.phase_queue where retry_at <= clock_timestamp()) as finds_retry,
+        exists (select from pgcoord_private.free_slot) as finds_slot
     into v_leader
     from pgcoord.control as k join pgcoord.coordinator as c using (epoch)
     where k.epoch = p_epoch;
@@ -69,57 +67,66 @@ begin
         return;
     end if;
     v_no_issues := v_control.issues_held_until is not null and pgcoord_private.issues_held_until(v_control) is not null;
-    select array_agg(s.number order by s.number) filter (where not s.draining), bool_or(s.draining) into v_slots, v_surplus
-    from pgcoord.slot as s
-    where not exists (select from public.phase_queue as p where p.slot = s.number);
-    if v_surplus then    -- released while set_slots was lowering the limit: neither saw what the other did
+    if exists (select from pgcoord.slot where draining) then    -- perhaps released while set_slots was lowering the limit
         delete from pgcoord.slot as s
         where s.number in (
-            select f.number from pgcoord.slot as f
-            where f.draining and not exists (select from public.phase_queue as p where p.slot = f.number)
-            for update of f skip locked
+            select f.number from pgcoord_private.free_slot as f where f.draining for update of f skip locked
         );
     end if;
-    for v_phase in
-        select p.queue_id, p.feature_id, p.attempt, w.name, w.reports, w.retry_delay, w.retry_lost,
-            coalesce((p.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts) as max_attempts,
-            coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::float8), w.timeout) as timeout
-        from pgcoord_private.claimable as p
-            join pgcoord.workflow as w on w.name = coalesce(p.workflow_type, v_leader.workflow)
-        where (p.issue_number is not null or not v_no_issues)
-        order by p.priority, p.queue_position, p.feature_id, p.phase_number
-        limit coalesce(cardinality(v_slots), 0)
-        for no key update of p skip locked
+    for v_pool in
+        select s.pool, array_agg(s.number order by s.number) as slots, o.settings ->> 'folder' as runs_folder
+        from pgcoord_private.free_slot as s
+            join pgcoord.pool as o on o.name = s.pool
+        where not s.draining group by o.name, s.pool order by s.pool
     loop
-        if v_phase.queue_id = any (v_due) then
-            -- Of a row that its own transaction has changed Postgres checks the foreign key once more. A feature that
-            -- somebody has locked must not hold up the others: then the next claim takes this phase.
-            perform 1 from public.planned_features where id = v_phase.feature_id for key share skip locked;
-            continue when not found;
-        end if;
-        loop    -- to the next free slot that nobody has locked
-            v_next := v_next + 1;
-            perform 1 from pgcoord.slot where number = v_slots[v_next] for key share skip locked;
-            exit when found or v_next > cardinality(v_slots);
-        end loop;
-        exit when v_next > cardinality(v_slots);
+        v_next := 0;
+        for v_phase in
+            select p.queue_id, p.feature_id, p.attempt, w.name, w.reports, w.retry_delay, w.retry_lost,
+                coalesce((p.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts) as max_attempts,
+                coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::float8), w.timeout) as timeout
+            from pgcoord_private.workflow_line as w
+                cross join lateral (    -- the first of each line, of which the first of all are taken
+                    select first.* from pgcoord_private.claimable as first
+                    where coalesce(first.workflow_type, '') = w.line and (first.issue_number is not null or not v_no_issues)
+                    order by first.priority, first.queue_position, first.feature_id, first.phase_number
+                    limit cardinality(v_pool.slots)
+                    for no key update of first skip locked
+                ) as p
+            where w.pool = v_pool.pool
+            order by p.priority, p.queue_position, p.feature_id, p.phase_number
+            limit cardinality(v_pool.slots)
         loop
-            v_id := nextval('pgcoord.attempt_id');
-            insert into pgcoord.attempt (
-                id, queue_id, number, adw_id, secret, slot, epoch, host, folder,
-                workflow, reports, max_attempts, retry_delay, retry_lost, timeout
-            )
-            values (
-                v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord_private.adw_id(v_id, v_control.adw_offset), pgcoord_private.new_secret(),
-                v_slots[v_next], p_epoch, v_leader.host,
-                -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
-                format('%s/%s/%s-%s', v_leader.runs_folder, v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
-                v_phase.name, v_phase.reports, v_phase.max_attempts, v_phase.retry_delay, v_phase.retry_lost, v_phase.timeout
-            )
-            on conflict (adw_id) do nothing;
-            exit when found;    -- else a client has used this very adw_id
+            if v_phase.queue_id = any (v_due) then
+                -- Of a row that its own transaction has changed Postgres checks the foreign key once more. A feature that
+                -- somebody has locked must not hold up the others: then the next claim takes this phase.
+                perform 1 from public.planned_features where id = v_phase.feature_id for key share skip locked;
+                continue when not found;
+            end if;
+            loop    -- to the next free slot that nobody has locked
+                v_next := v_next + 1;
+                perform 1 from pgcoord.slot where number = v_pool.slots[v_next] for key share skip locked;
+                exit when found or v_next > cardinality(v_pool.slots);
+            end loop;
+            exit when v_next > cardinality(v_pool.slots);
+            loop
+                v_id := nextval('pgcoord.attempt_id');
+                insert into pgcoord.attempt (
+                    id, queue_id, number, adw_id, secret, slot, epoch, host, folder,
+                    workflow, reports, max_attempts, retry_delay, retry_lost, timeout, pool
+                )
+                values (
+                    v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord_private.adw_id(v_id, v_control.adw_offset), pgcoord_private.new_secret(),
+                    v_pool.slots[v_next], p_epoch, v_leader.host,
+                    -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
+                    format('%s/%s/%s-%s', coalesce(v_pool.runs_folder, v_leader.runs_folder), v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
+                    v_phase.name, v_phase.reports, v_phase.max_attempts, v_phase.retry_delay, v_phase.retry_lost, v_phase.timeout,
+                    v_pool.pool
+                )
+                on conflict (adw_id) do nothing;
+                exit when found;    -- else a client has used this very adw_id
+            end loop;
+            v_attempts := v_attempts || v_id;
         end loop;
-        v_attempts := v_attempts || v_id;
     end loop;
     if v_attempts is not null then
         return query    -- what pgcoord_private.assignment shows of them
@@ -130,7 +137,8 @@ begin
         where a.id = any (v_attempts) and p.queue_id = a.queue_id
         returning a.id, p.queue_id, p.feature_id, p.phase_number, a.number, a.adw_id, a.secret, a.host, a.folder,
             a.workflow, p.issue_number, p.phase_data ->> 'title', p.phase_data ->> 'prompt_content',
-            null::integer, null::text, false, false, null::pgcoord.attempt_outcome, 0::float8, a.slot;
+            null::integer, null::text, false, false, null::pgcoord.attempt_outcome, 0::float8, a.slot, a.pool,
+            exists (select from pgcoord.result as r where r.feature_id = p.feature_id);
     end if;
 end $$;
 
@@ -147,9 +155,8 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
-    v_workflows text[];
-    v_default text;
     v_slots smallint[];
+    v_pools text[];    -- with a free slot
     v_found text[];
     v_no_issues_until timestamptz := (select pgcoord_private.issues_held_until(c) from pgcoord.control as c);
 begin
@@ -174,25 +181,24 @@ begin
     if exists (select from pgcoord.control where paused_at is not null) then
         return;
     end if;
-    v_slots := array(
-        select s.number from pgcoord.slot as s
-        where not s.draining and not exists (select from public.phase_queue as live where live.slot = s.number)
-        order by s.number
-    );
-    if v_slots = '{}' then
+    select array_agg(s.number order by s.number), array_agg(distinct s.pool) into v_slots, v_pools
+    from pgcoord_private.free_slot as s where not s.draining;
+    if v_slots is null then
         return;
     end if;
-    select array_agg(name), min(name) filter (where is_default) into v_workflows, v_default from pgcoord.workflow;
     -- Two look-ups, each by its own index: one over both conditions would read the whole table. Of five hundred that are
-    -- first in line: what lies behind so many locked phases is tried again half a minute later at most.
+    -- first in each line: what lies behind so many locked phases is tried again half a minute later at most.
     v_found := array(
         select distinct on (first.locker) 'phase ' || first.queue_id
         from (
-            select p.* from pgcoord_private.claimable as p
-            where coalesce(p.workflow_type, v_default) = any (v_workflows)
-                and (p.issue_number is not null or v_no_issues_until is null)
-            order by p.priority, p.queue_position, p.feature_id, p.phase_number
-            limit 500
+            select p.* from pgcoord_private.workflow_line as w
+                cross join lateral (
+                    select c.* from pgcoord_private.claimable as c
+                    where coalesce(c.workflow_type, '') = w.line and (c.issue_number is not null or v_no_issues_until is null)
+                    order by c.priority, c.queue_position, c.feature_id, c.phase_number
+                    limit 500
+                ) as p
+            where w.pool = any (v_pools)
         ) as first
         order by first.locker, first.priority, first.queue_position, first.feature_id, first.phase_number
         limit 100
@@ -200,7 +206,8 @@ begin
         select distinct on (first.locker) 'phase ' || first.queue_id
         from (
             select p.* from pgcoord_private.due_retry as p
-            where coalesce(p.workflow_type, v_default) = any (v_workflows)
+                join pgcoord_private.workflow_line as w on w.line = coalesce(p.workflow_type, '')
+            where w.pool = any (v_pools)
                 and (p.issue_number is not null or v_no_issues_until is null)
             order by p.retry_at
             limit 500

@@ -2,7 +2,7 @@
 -- and until when to wait.
 
 -- Record one end of an attempt, as the coordinator learned it: an object with its `kind` and what the function of that kind
--- takes. Returns what its caller wants to know: of a report the row of take_report, else the move that took the phase out of
+-- takes. Returns what its caller wants to know: of a report the row of take_report, of a job that exited that of exit_job, else the move that took the phase out of
 -- ready or running, also when an earlier report made it (null: it has not moved).
 create or replace function pgcoord_private.record_end(p_end jsonb) returns jsonb
 language plpgsql
@@ -13,13 +13,25 @@ begin
     case p_end ->> 'kind'
         when 'exited' then
             perform pgcoord_private.end_attempt(
-                v_attempt_id, (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail', p_end ->> 'left_behind');
+                v_attempt_id, (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail', p_end ->> 'left_behind',
+                p_end ->> 'result', p_end ->> 'result_fault');
         when 'given_up' then
             perform pgcoord.give_up_attempt(v_attempt_id, p_end ->> 'outcome', p_end ->> 'error');
         when 'returned' then
             perform pgcoord_private.return_attempt(
                 v_attempt_id, make_interval(secs => (p_end ->> 'wait_seconds')::float8), p_end ->> 'error');
+        when 'job_exited' then
+            return (
+                select to_jsonb(e) from pgcoord_private.exit_job(
+                    v_attempt_id, p_end ->> 'copy', (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail',
+                    p_end ->> 'left_behind') as e
+            );
+        when 'postponed' then
+            perform pgcoord_private.postpone_attempt(v_attempt_id, p_end ->> 'error');
         when 'reported' then
+            if p_end ->> 'result' is not null then    -- the dependents get it with the report
+                perform pgcoord_private.take_result_file((pgcoord_private.lock_attempt(v_attempt_id)).id, p_end ->> 'result');
+            end if;
             return (
                 select to_jsonb(t) from pgcoord_private.take_report(
                     p_end -> 'report', p_end ->> 'message_id', p_end ->> 'actor', p_end ->> 'adw_id') as t

@@ -53,7 +53,7 @@ set jit = off as $$
     select p.feature_id, p.phase_number, p.status,
         p.slot is not null or p.status = 'queued' and not p.held and not p.gated and not exists (select from stranded as s where s.queue_id = p.queue_id),
         coalesce((select s.draining from pgcoord.slot as s where s.number = p.slot), false),
-        'local', coalesce(p.runs, 0), p.s_median,
+        coalesce((select w.pool from pgcoord.workflow as w where w.name = p.workflow), 'local'), coalesce(p.runs, 0), p.s_median,
         case when p.status = 'completed' then 0 else greatest(p.low - p.elapsed, 0) end,
         case when p.status = 'completed' then 0 else pgcoord_private.remaining_length(p.elapsed, p.mid, p.high) end,
         case when p.status = 'completed' then 0
@@ -175,7 +175,7 @@ begin
     select array_agg(d.slots order by d.name), array_agg(d.members order by d.name), array_agg(d.before order by d.name)
     into v_free, v_size, v_base
     from (
-        select n.name, (select count(*) from pgcoord.slot as s where not s.draining) as slots,
+        select n.name, (select count(*) from pgcoord.slot as s where s.pool = n.name and not s.draining) as slots,
             0 as members, coalesce(sum(count(*)) over (order by n.name rows between unbounded preceding and 1 preceding), 0) as before
         from unnest(v_names) as n (name) group by n.name
     ) as d;

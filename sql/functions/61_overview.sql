@@ -5,7 +5,8 @@
 create or replace function pgcoord_private.phase_objects(p_queue_ids text[]) returns setof jsonb
 language sql stable
 begin atomic
-    select to_jsonb(p) - '{attempts_used,unmet,held}'::text[] || jsonb_build_object('waiting_for', first.words)
+    select to_jsonb(p) - '{attempts_used,unmet,held}'::text[] || jsonb_build_object(
+            'waiting_for', first.words, 'result', pgcoord_private.result_of(p.queue_id, p.attempt))
     from unnest(p_queue_ids) with ordinality as named (queue_id, place)
         join public.phase_queue as p using (queue_id)
         left join (
@@ -99,19 +100,16 @@ set jit = off as $$
     order by wanted.place;
 $$;
 
--- How many phases there are in each state, slots in all and in use, since when the oldest eligible phase waits, how
+-- How many phases there are in each state, the pools with their slots in all and in use, since when the oldest eligible phase waits, how
 -- full the queue of notifications is.
 create or replace function pgcoord_private.measures(
-    out phases jsonb, out slots bigint, out slots_held bigint, out slots_draining bigint, out paused boolean,
-    out oldest_eligible_seconds float8, out notification_queue_usage float8
+    out phases jsonb, out pools jsonb, out paused boolean, out oldest_eligible_seconds float8, out notification_queue_usage float8
 )
 language sql stable
 begin atomic
     select
         (select jsonb_object_agg(status, n) from (select status, count(*) as n from public.phase_queue group by status) as counted),
-        (select count(*) from pgcoord.slot where not draining),
-        (select count(*) from public.phase_queue where slot is not null),
-        (select count(*) from pgcoord.slot where draining),
+        (select jsonb_agg(to_jsonb(o)) from pgcoord.pools as o),
         (select paused_at is not null from pgcoord.control),
         (select extract(epoch from clock_timestamp() - min(eligible_at)) from pgcoord_private.claimable),
         pg_notification_queue_usage();

@@ -147,12 +147,13 @@ set search_path = pg_catalog, pg_temp as $$
         case when line.stuck then 'end what locks it (see transactions); else restart the coordinator, and keep its log' end
     from (
         select count(*) as n, max(clock_timestamp() - p.eligible_at) as longest,
-            coalesce(bool_or(greatest(p.eligible_at, p.updated_at, l.lead_at) < clock_timestamp() - interval '10 s'), false)
+            coalesce(bool_or(greatest(p.eligible_at, p.updated_at, l.lead_at) < clock_timestamp() - interval '10 s'
+                    and w.pool in (select f.pool from pgcoord_private.free_slot as f where not f.draining)), false)
                 and exists (select from pgcoord.leader)
-                and exists (select from pgcoord.control where paused_at is null)
-                and exists (select from pgcoord.slots where queue_id is null and not draining) as stuck
+                and exists (select from pgcoord.control where paused_at is null) as stuck
         from pgcoord_private.claimable as p
             left join pgcoord.leader as l on true
+            left join pgcoord_private.workflow_line as w on w.line = coalesce(p.workflow_type, '')
         where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow')
     ) as line;
 $$;

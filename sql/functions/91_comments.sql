@@ -65,6 +65,11 @@ comment on column pgcoord.slots.slot is 'Number of the slot.';
 comment on column pgcoord.slots.title is 'What the phase that holds it is called.';
 comment on column pgcoord.slots.since is 'When that phase was started, or claimed.';
 
+comment on column pgcoord.pools.pool is 'Name of the pool.';
+comment on column pgcoord.pools.slots is 'How many phases may run in it at once.';
+comment on column pgcoord.pools.held is 'How many slots are held, draining ones too.';
+comment on column pgcoord.pools.draining is 'Slots that go when they are released.';
+
 comment on column pgcoord.timeline.attempt is 'First, second … try; null while there was none.';
 comment on column pgcoord.timeline.queued_at is 'When the phase was inserted.';
 
@@ -135,6 +140,7 @@ comment on column pgcoord.attention.blocks is 'Phase numbers of its direct depen
 
 comment on column pgcoord.line.feature is 'What the feature is called.';
 comment on column pgcoord.line.title is 'What the phase is called.';
+comment on column pgcoord.line.pool is 'The pool for whose slots it waits.';
 
 comment on column pgcoord.backlog.in_line is 'Phases that wait for nothing but a slot.';
 comment on column pgcoord.backlog.for_phases is 'Phases that wait for others.';
@@ -144,3 +150,20 @@ comment on column pgcoord.backlog.for_approval is 'Phases that ask for approval.
 
 comment on column pgcoord.gate.question is 'What is asked.';
 comment on column pgcoord.gate.asked_at is 'When its last prerequisite was completed.';
+
+comment on column pgcoord.feature.cost_usd is 'What the results of its attempts say that they cost, in US dollars.';
+comment on column pgcoord.feature.tokens_in is 'Tokens that its attempts read, as their results say.';
+comment on column pgcoord.feature.tokens_out is 'Tokens that its attempts wrote, as their results say.';
+comment on column pgcoord.board.result is 'The result of its latest attempt.';
+comment on column pgcoord.queue.result is 'The result of its latest attempt.';
+comment on column pgcoord.results.attempt is 'First, second … attempt at the phase.';
+comment on column pgcoord.results.summary is 'What was done, in its own words.';
+comment on column pgcoord.results.branch is 'The branch with its work.';
+comment on column pgcoord.results.commit is 'The commit with its work.';
+comment on column pgcoord.results.pr_number is 'The pull request with its work.';
+comment on column pgcoord.results.url is 'Where its work can be seen.';
+comment on column pgcoord.results.result is 'The whole object.';
+comment on column pgcoord.costs.attempts is 'Attempts with a result.';
+comment on column pgcoord.costs.cost_usd is 'Their cost in US dollars.';
+comment on column pgcoord.costs.tokens_in is 'Tokens that they read.';
+comment on column pgcoord.costs.tokens_out is 'Tokens that they wrote.';

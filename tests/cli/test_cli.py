@@ -518,6 +518,22 @@ def test_status_shows_slots_and_the_phases_of_unfinished_features(
     assert "└── ✓ completed  1 Phase 1" in desk.say("status", "1")
 
 
+def test_a_world_that_nobody_watches_is_said_to_be_one(desk: Desk) -> None:
+    gate = desk.gate()
+    serve = desk.start("serve")
+    serve.until("leading")
+    assert not desk.say("status").startswith("no coordinator")
+    desk.say("submit", desk.plan(f"echo here; cat {gate}"))
+    follows = desk.start("logs", "-f", "1.1")
+    follows.until("here")
+    serve.send(signal.SIGTERM)
+    assert serve.wait() == 0
+    since = r"no coordinator runs since \S+: "
+    follows.until(f"queue-1-1: {since}nobody watches its process, and it is shown as it was left")
+    assert re.match(f"{since}what is shown is as it was left", desk.say("status"))
+    assert re.match(f"{since}nobody watches", desk.say("why", "1.1"))
+
+
 def test_status_json_is_an_object_that_stays_as_it_is(
     desk: Desk, conn: Connection, epoch: int
 ) -> None:
@@ -528,8 +544,8 @@ def test_status_json_is_an_object_that_stays_as_it_is(
     assert found["paused_at"] is None
     assert list(found["coordinator"]) == ["epoch", "host", "pid", "version", "lead_at"]
     assert found["slots"][1:] == [
-        dict.fromkeys(["slot", "draining", "queue_id", "title", "status", "since"])
-        | {"slot": slot, "draining": False}
+        dict.fromkeys(["slot", "draining", "queue_id", "title", "status", "since", "pool"])
+        | {"slot": slot, "draining": False, "pool": "local"}
         for slot in (2, 3)
     ]
     (feature,) = found["features"]
@@ -544,6 +560,9 @@ def test_status_json_is_an_object_that_stays_as_it_is(
         "phases_failed": 0,
         "phases_blocked": 0,
         "paused_at": None,
+        "cost_usd": None,
+        "tokens_in": None,
+        "tokens_out": None,
     }
     since = phases[1].pop("since")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?[+-]\d\d:\d\d", since)
@@ -561,8 +580,23 @@ def test_status_json_is_an_object_that_stays_as_it_is(
         "started_timestamp": None,
         "finished_timestamp": None,
         "waiting_for": "waits for phase 1, ready",
+        "result": None,
     }
     assert json.loads(desk.say("status", "1", "--json"))["features"][0]["id"] == 1
+
+
+def test_results_are_printed_by_phase_and_by_feature(
+    desk: Desk, conn: Connection, epoch: int
+) -> None:
+    add_feature(conn, {1: [], 2: [1]})
+    claim(conn, epoch)
+    conn.execute("""select pgcoord.set_result('queue-1-1', '{"summary": "done", "cost_usd": 1}')""")
+    assert json.loads(desk.say("result", "1.1")) == {"summary": "done", "cost_usd": 1}
+    assert json.loads(desk.say("result", "1")) == {"1": {"summary": "done", "cost_usd": 1}}
+    (feature,) = json.loads(desk.say("status", "--json"))["features"]
+    assert (feature["cost_usd"], feature["phases"][0]["result"]["summary"]) == (1, "done")
+    missing = desk.call("result", "1.2")
+    assert (missing.returncode, missing.stderr) == (4, "pgcoord: phase queue-1-2 has no result\n")
 
 
 def test_status_says_when_there_is_nothing(desk: Desk) -> None:

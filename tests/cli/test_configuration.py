@@ -12,6 +12,7 @@ from pgcoord.configuration import (
     Configuration,
     GitHub,
     Planner,
+    Pool,
     Workflow,
     find_configuration,
     read_configuration,
@@ -165,6 +166,45 @@ def test_every_key_of_a_repository_is_read(tmp_path: Path) -> None:
     example = Path(__file__).parents[2] / "examples" / "github.toml"
     text = example.read_text().replace("# on_", "on_").replace("# required", "required")
     assert read(tmp_path, text).github == GitHub("owner/name", required=False)
+
+
+def test_a_pool_has_slots_and_workflows_name_it(tmp_path: Path) -> None:
+    configuration = read(
+        tmp_path,
+        """
+        [pool.local]
+        slots = 5
+        [pool.batch]
+        launcher = "local"
+        slots = 40
+        [workflow.train]
+        command = ["train"]
+        pool = "batch"
+        """,
+    )
+    assert configuration.pools == {
+        "local": Pool("local", slots=5),
+        "batch": Pool("batch", "local", 40),
+    }
+    assert configuration.workflows["train"].pool == "batch"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('pool.gpu.launcher = "local"', "pool.gpu.slots: missing; expected how many"),
+        ('pool.gpu = {launcher = "local", slots = 0}', "pool.gpu.slots: expected a whole number"),
+        ('pool.gpu = {launcher = "local", slots = -3}', "pool.gpu.slots: expected a whole number"),
+        ("pool.gpu = {slots = 1}", "pool.gpu.launcher: missing; expected one of local"),
+        ('pool.gpu = {launcher = "locale", slots = 1}', "did you mean local?"),
+        ('pool.gpu = {launcher = "local", slots = 1, queue = 1}', "pool.gpu.queue: unknown key"),
+        ('pool."g pu" = {launcher = "local", slots = 1}', 'pool."g pu": expected a name'),
+        ('workflow.a = {command = ["a"], pool = "loca"}', "there is no [pool.loca]; did you mean"),
+    ],
+)
+def test_a_fault_of_a_pool_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    [problem] = problems(tmp_path, text)
+    assert expected in problem
 
 
 def test_an_empty_file_declares_nothing(tmp_path: Path) -> None:

@@ -486,6 +486,16 @@ def test_root_becomes_an_ordinary_user_where_that_one_reaches_the_data(
 
 
 @root_only
+def test_a_database_is_left_alone_where_unshare_is_missing(
+    stopped: EmbeddedPostgres, no_namespace: Binaries
+) -> None:
+    with pytest.raises(CannotStart, match="unshare is not on PATH") as caught:
+        stopped.start()
+    assert "the database is as it was left" in str(caught.value.hint)
+    assert "remove" not in f"{caught.value} {caught.value.hint}"
+
+
+@root_only
 def test_root_is_told_where_that_user_cannot_reach_the_data(
     make: Make, short: Path, no_namespace: Binaries
 ) -> None:

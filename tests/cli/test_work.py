@@ -442,7 +442,13 @@ def test_the_line_is_in_the_order_of_claims(conn: Connection) -> None:
     line = rows(conn, "select phase_number from pgcoord.line")
     assert [row["phase_number"] for row in line] == [4, 1, 2]
     [backlog] = rows(conn, "select * from pgcoord.backlog")
-    assert backlog == {"in_line": 3, "for_phases": 1, "paused": 0, "for_retry": 0}
+    assert backlog == {
+        "in_line": 3,
+        "for_phases": 1,
+        "paused": 0,
+        "for_retry": 0,
+        "for_approval": 0,
+    }
 
 
 def test_what_nobody_can_run_is_not_in_line(conn: Connection, epoch: int) -> None:

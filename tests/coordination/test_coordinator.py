@@ -254,6 +254,9 @@ async def test_a_process_is_told_who_it_is_and_gets_no_other_variables(
         "PGCOORD_ATTEMPT": "1",
         "PGCOORD_ISSUE_NUMBER": "",
         "PGCOORD_PROMPT_FILE": attempt["folder"] + "/prompt.md",
+        "PGCOORD_INPUT_FILE": attempt["folder"] + "/inputs.json",
+        "PGCOORD_RESULT_FILE": attempt["folder"] + "/result.json",
+        "PGCOORD_INSTALLATION": attempt["folder"].split("/")[-2],
         "PGCOORD_WEBHOOK_SECRET": attempt["secret"],
     }
     assert found.keys() - {"PWD", "OLDPWD", "SHLVL", "_"} <= {

@@ -354,8 +354,8 @@ async def test_metrics_tell_how_it_goes(site: Site, conn: Connection, epoch: int
     for name, value in {
         'pgcoord_phases{status="completed"}': 1,
         'pgcoord_phases{status="ready"}': 2,
-        "pgcoord_slots": 3,
-        "pgcoord_slots_held": 2,
+        'pgcoord_slots{pool="local"}': 3,
+        'pgcoord_slots_held{pool="local"}': 2,
         "pgcoord_leads": 0,
         'pgcoord_attempts_total{outcome="completed",workflow="work"}': 1,
         'pgcoord_webhooks_total{result="taken"}': 1,

@@ -237,7 +237,10 @@ async def test_the_line_says_why_and_when_and_a_free_slot_says_why_it_is_free(
         re.compile(r"Slot \d is free\s*everything is paused")
     )
     conn.execute("select pgcoord.resume()")
-    conn.execute("select pgcoord.cancel_feature(id, 'x') from planned_features")
+    conn.execute(
+        "select pgcoord.cancel_feature(id, 'x') from pgcoord.feature"
+        " where status in ('planned', 'in_progress')"
+    )
     await expect(page.locator(".slot.free").first).to_contain_text("nothing waits for it")
 
 
@@ -808,6 +811,62 @@ async def test_a_log_of_a_hundred_megabytes_stays_usable(
     await expect(page.locator("#log-text")).to_contain_text("needle in line one")
     answer = await page.request.get(f"{panel}/phases/queue-1-1/log", headers={"range": "bytes=-8"})
     assert (answer.status, await answer.text()) == (206, "the end\n")
+
+
+async def test_a_log_is_shown_and_searched_as_a_terminal_would_show_it(
+    page: Page, panel: str, written: Path
+) -> None:
+    await anyio.Path(written).write_text(
+        "build\n\x1b[1;31mtests \x1b[0mfailed: \x1b[38;5;46mgreen\x1b[39m plain\n"
+        "10 %\r50 %\r\x1b[34m100 %\x1b[0m\r\nlast"
+    )
+    await look(page, f"{panel}/phases/queue-1-1")
+    text = page.locator("#log-text")
+    await expect(text).to_have_text("build\ntests failed: green plain\n100 %\nlast")
+    await expect(text.locator(".c1.bold")).to_have_text("tests ")
+    await expect(text.locator(".c2")).to_have_text("green")
+    await expect(text.locator(".c4")).to_have_text("100 %")
+    with written.open("a") as log:
+        log.write("ing\n12 %\r")
+    await expect(text).to_contain_text("lasting\n12 %")
+    with written.open("a") as log:
+        log.write("99 %\rdone\nnext\n")
+    await expect(text).to_have_text(
+        "build\ntests failed: green plain\n100 %\nlasting\ndone\nnext\n"
+    )
+    await expect(text.locator("#L5")).to_have_text("done\n")
+    await page.get_by_label("Search the log").fill("tests FAILED")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#log mark")).to_have_text("tests failed")
+    await page.get_by_label("Search the log").fill("50 %")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#log pre")).to_have_text("Nothing was found.")
+
+
+async def test_a_log_opens_where_it_failed_and_goes_from_error_to_error(
+    page: Page, panel: str, conn: Connection, written: Path
+) -> None:
+    lines = [f"line {n}" for n in range(1, 20_001)]
+    lines[99] = "Error: first"
+    lines[9_999] = "AssertionError: the cause"
+    await anyio.Path(written).write_text("\n".join(lines) + "\n")
+    conn.execute(
+        "select pgcoord_private.end_attempt(id, 3, 'AssertionError: the cause')"
+        " from pgcoord.attempt"
+    )
+    await look(page, panel)
+    await expect(page.locator("#needs")).to_contain_text("the cause")
+    await look(page, f"{panel}/phases/queue-1-1")
+    await expect(page.locator("main")).to_contain_text("AssertionError: the cause")
+    await expect(page.locator("#L10000")).to_be_in_viewport()
+    await expect(page.locator("#L10000")).to_have_text("AssertionError: the cause\n")
+    await expect(page.get_by_label("Follow")).to_have_count(0)
+    await page.get_by_role("link", name="Previous error").click()
+    await expect(page.locator("#L100.at")).to_have_text("Error: first\n")
+    await page.get_by_role("link", name="Next error").click()
+    await expect(page.locator("#L10000.at")).to_be_visible()
+    await page.goto(f"{panel}/phases/queue-1-1?attempt=1&line=15000#L15000")
+    await expect(page.locator("#L15000")).to_have_text("line 15000\n")
 
 
 async def test_a_log_on_another_machine_is_named(

@@ -471,7 +471,7 @@ def test_a_reader_sees_all_but_secrets(conn: Connection, logins: dict[str, str])
 
 def test_rights_follow_later_upgrades(dsn: str, house: Connection, logins: dict[str, str]) -> None:
     house.execute("drop view pgcoord.waiting")
-    house.execute("drop function pgcoord.set_slots(integer)")
+    house.execute("drop function pgcoord.set_slots(bigint, text)")
     house.execute("grant delete on phase_queue to pgcoord_client")
     house.execute("update pgcoord.migration set digest = 'x' where name = 'functions'")
     assert upgrade(dsn) == ["functions", "roles"]

@@ -159,6 +159,28 @@ def test_a_database_of_a_newer_release_is_left_alone(dsn: str, release: str) -> 
     assert catalog(dsn) == was
 
 
+@pytest.mark.parametrize(
+    "newer",
+    [
+        f"update pgcoord.migration set digest = '{schema.number() + 1}' where name = 'schema'",
+        "insert into pgcoord.migration (name, digest, release)"
+        f" values ('9999_later', 'x', '{__version__}')",
+    ],
+)
+def test_a_database_of_a_newer_checkout_is_left_alone(dsn: str, newer: str) -> None:
+    change(dsn, newer, "update pgcoord.migration set digest = 'x' where name = 'functions'")
+    was = catalog(dsn)
+    for refused in (upgrade, check):
+        with pytest.raises(WrongSchema, match="is of a newer pgcoord: its schema has the number"):
+            refused(dsn)
+    assert catalog(dsn) == was
+
+
+def test_the_number_of_the_schema_grows_with_each_change() -> None:
+    found = schema.VERSION.read_text(encoding="utf-8").split()
+    assert found[1:] == [schema.digest_of_all()], "run 'make schema-version'"
+
+
 @pytest.mark.parametrize("table", ["phase_queue", "planned_features"])
 def test_tables_of_another_make_are_left_alone(empty: str, table: str) -> None:
     change(empty, f"create table {table} (id integer)")

@@ -30,7 +30,12 @@ c92130b2bb4bdd710df32b815dd1bc2a54b8f1ff30d4ed85eb5057d96c235f06  0001_tables.sq
 d2911787fe473dfaf13f88b8b9601f3569e4eafb1127532ca30bf451c322affe  0006_gate.sql
 6548380687c0550993ef13304804db269d29570af03c65bf3b36110de433fbc6  0007_forecast.sql
 794390ccd0df96e6837a28f532b974e0f717fa584a3627a8757e5cc99a07d7ee  0008_plain_types.sql
-a79a6fc682f847b82b1a3f5bcecb084271901d49e5fbab2e104a295710151d0d  0009_bigint.sql
+adebac256ffa83a5831a18bcafa28ada1529edf00df32304fc3fb79d8c3ea126  0009_pools.sql
+e89abfd35f36ddf7c60ee0cc834722b99c5fc3da3e5916d452d43376bb595470  0010_resigned.sql
+e1ec5a8da1bea8cdcaa7450afaa9e53442a824797dff3ce2a553a3bc76a22961  0011_first_tables.sql
+e8f614f4797c5e3e74c5932beedd9f6d7be67ca136756161d8366916076eef58  0012_jobs.sql
+9dba3a6db49d7eeaa3b446b157ef8921552dda2ed38b69545d2a370b4bf987ef  0013_result.sql
+96aa5fd0b9e896ff6edcca7569723d78518422ec6baf10d7bf8e11af7aeed39a  0014_bigint.sql
 """
 
 
@@ -64,6 +69,23 @@ def rows(conn: Connection) -> list[list[dict[str, Any]]]:
     return [
         conn.execute(f"select * from {n} as t order by t::text".encode()).fetchall() for n in tables
     ]
+
+
+def test_a_database_that_ran_an_earlier_0001_gets_the_same_constraint(old: str) -> None:
+    name = "phase_queue_retry_is_queued"
+    with psycopg.connect(old, autocommit=True) as conn:
+        conn.execute(
+            f"alter table phase_queue drop constraint {name}, add constraint {name}"
+            " check (retry_at is null or status = 'queued')".encode()
+        )
+        conn.execute("alter table phase_queue disable trigger user")
+        conn.execute("update phase_queue set retry_at = 'infinity' where status = 'queued'")
+        conn.execute("alter table phase_queue enable trigger user")
+    upgrade(old)
+    with psycopg.connect(old) as conn:
+        conn.execute("alter table phase_queue disable trigger user")
+        with pytest.raises(psycopg.errors.CheckViolation):
+            conn.execute("update phase_queue set retry_at = 'infinity' where status = 'queued'")
 
 
 def test_no_migration_was_edited() -> None:

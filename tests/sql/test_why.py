@@ -69,6 +69,19 @@ def test_a_running_phase(conn: Connection, epoch: int, phase: str) -> None:
     only(conn, phase, "running", f"runs since {TIME} in slot 1, attempt 1")
 
 
+def test_a_running_phase_that_nobody_watches(conn: Connection, epoch: int, phase: str) -> None:
+    claim(conn, epoch)
+    start(conn, epoch, phase)
+    conn.execute("select pg_advisory_unlock_all()")  # as when the coordinator is killed
+    reasons = why(conn, phase)
+    assert [kind for kind, _ in reasons] == ["unwatched", "running"]
+    assert re.match(
+        f"no coordinator runs since {TIME}, when it was last heard of: nobody", reasons[0][1]
+    )
+    conn.execute("select pgcoord_private.resign()")
+    assert re.match(f"no coordinator runs since {TIME}: nobody", why(conn, phase)[0][1])
+
+
 def test_a_phase_inserted_as_running(conn: Connection) -> None:
     queue_id = add_phase(conn, add_feature(conn, {}), 1, status="running")
     only(

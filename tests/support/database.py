@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,13 @@ def as_user(dsn: str, login: str) -> str:
     return make_conninfo(dsn, user=login, password="secret")
 
 
-def take_lead(conn: Connection, *workflows: dict[str, Any]) -> int:
+def take_lead(
+    conn: Connection, *workflows: dict[str, Any], pools: Sequence[dict[str, Any]] = ()
+) -> int:
     """Lead on `conn` as a coordinator would, and return the epoch."""
     row = conn.execute(
-        "select epoch from pgcoord_private.lead('here', 1, '0', '/runs', %s)",
-        [Jsonb(list(workflows) or [WORKFLOW])],
+        "select epoch from pgcoord_private.lead('here', 1, '0', '/runs', %s, 0, %s)",
+        [Jsonb(list(workflows) or [WORKFLOW]), Jsonb(list(pools))],
     ).fetchone()
     assert row
     return int(row["epoch"])

@@ -234,19 +234,22 @@ function connect() {
 // --- The log
 
 const follow = () => byId("follow");
-const MOST_SHOWN = 1000000; // characters of a log that are kept on the page
+const MOST_SHOWN = 10000; // lines of a log that are kept on the page
 
-function grow({ attempt, at, skipped, text, written }) {
+function grow({ place, skipped, html, size, written }) {
   const log = document.querySelector("[data-log]");
   const shown = byId("log-text");
   if (!log || !shown || !follow().checked) return;
-  log.dataset.log = `${attempt}:${at}`;
+  log.dataset.log = place;
   const atEnd = shown.scrollHeight - shown.scrollTop - shown.clientHeight < 40;
   if (skipped) shown.textContent = "";
-  shown.append(text);
-  while (shown.textContent.length > MOST_SHOWN && shown.childNodes.length > 1) shown.firstChild.remove();
+  shown.querySelector(".going")?.remove();
+  const fresh = document.createElement("template");
+  fresh.innerHTML = html;
+  shown.append(fresh.content);
+  while (shown.childNodes.length > MOST_SHOWN) shown.firstChild.remove();
   if (atEnd) shown.scrollTop = shown.scrollHeight;
-  byId("log-place").textContent = `up to ${at.toLocaleString("en")} bytes`;
+  byId("log-place").textContent = `up to ${size}`;
   const said = byId("log-said");
   said.hidden = false;
   said.querySelector("time").dateTime = new Date(written * 1000).toISOString();
@@ -259,7 +262,7 @@ async function followLatest() {
   const attempts = byId("attempts");
   const shown = document.querySelector("[data-log]");
   const latest = attempts?.dataset.latest;
-  if (!latest || (shown && shown.dataset.log.split(":")[0] === latest)) return;
+  if (!latest || (shown ? shown.dataset.log.split(":")[0] : byId("log").dataset.attempt) === latest) return;
   if (location.search || (follow() && !follow().checked)) return;
   const answer = await fetch(location.pathname);
   if (!answer.ok) return;
@@ -271,10 +274,16 @@ async function followLatest() {
 }
 
 function beginLog() {
+  const shown = byId("log-text");
+  if (!shown) return;
+  const line = shown.dataset.line && byId(`L${shown.dataset.line}`);
+  if (line) {
+    line.classList.add("at");
+    shown.scrollTop = line.offsetTop - shown.offsetTop - shown.clientHeight / 3;
+  } else shown.scrollTop = shown.scrollHeight;
   if (!follow()) return;
   follow().closest("label").hidden = false;
   follow().addEventListener("change", connect);
-  byId("log-text").scrollTop = byId("log-text").scrollHeight;
 }
 
 // --- Pictures that are larger than their frame begin where something goes on

@@ -116,7 +116,8 @@ def _acts(action: Action) -> Handler:
             if action.number:
                 number = read_number(form.get(action.number, ""), 2**31 - 1)
             reason = reason_of(form) if "reason" in action.arguments else None
-            await actions.perform(conn, action, target, reason=reason, number=number)
+            pool = form.get("pool")
+            await actions.perform(conn, action, target, reason=reason, number=number, pool=pool)
         return done(request)
 
     return act

@@ -1,6 +1,6 @@
 """What each page of the panel shows, read in one snapshot of the database."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -71,6 +71,7 @@ class Overview(View):
             installation = await panel.installation(conn)
             needs = await panel.attention(conn)
             slots = await panel.held_slots(conn)
+            pools = await reads.pools(conn)
             line = await panel.line(conn, _NEXT)
             backlog = await panel.backlog(conn)
             features = await panel.feature_rows(conn, self.show, self.search, MOST_FEATURES)
@@ -79,19 +80,17 @@ class Overview(View):
         pieces = {
             "notice": Piece("piece/notice.html", installation),
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
-            "slots-head": Piece("piece/slots_head.html", (installation, slots)),
+            "slots-head": Piece("piece/slots_head.html", (installation, slots, pools)),
             "line": Piece(
                 "piece/line.html",
-                (line, backlog, _openings(installation, slots), finish),
+                (line, backlog, _openings(installation, slots, line), finish),
                 ages=True,
             ),
             "filters": Piece("piece/filters.html", (self, len(needs))),
             "tally": Piece("piece/tally.html", (self, _tally(features))),
             "none": Piece("piece/none.html", (self, bool(features))),
         }
-        pieces |= {
-            f"slot-{each.slot}": _slot_piece(each, installation, bool(line)) for each in slots
-        }
+        pieces |= {f"slot-{each.slot}": _slot_piece(each, installation, line) for each in slots}
         pieces |= {
             f"feature-{each.id}": Piece(
                 "piece/feature.html", (each, finishes.get(each.id), installation.limit)
@@ -120,20 +119,34 @@ class Overview(View):
         return SlotCard(slot, Log(Path(slot.folder)).last_line())
 
 
-def _slot_piece(slot: panel.HeldSlot, installation: panel.Installation, waited_for: bool) -> Piece:
+def _slot_piece(
+    slot: panel.HeldSlot, installation: panel.Installation, line: list[panel.InLine]
+) -> Piece:
     if slot.queue_id:
         return Piece("piece/slot.html", SlotCard(slot), ages=True)
-    return Piece("piece/free_slot.html", (slot.slot, installation, waited_for))
+    waited_for = any(each.pool == slot.pool for each in line)
+    return Piece("piece/free_slot.html", (slot, installation, waited_for))
 
 
-def _openings(installation: panel.Installation, slots: list[panel.HeldSlot]) -> list[Opening]:
-    """When slots are expected to be free for those in line, soonest first."""
+def _openings(
+    installation: panel.Installation, slots: list[panel.HeldSlot], line: list[panel.InLine]
+) -> list[Opening | None]:
+    """When a slot of its pool is expected to be free, for each in line; None: nobody knows."""
     if installation.paused_at or not installation.leader:
         return []
-    found = [
-        Opening(each.free_at, each.slot) for each in slots if each.free_at and not each.draining
-    ]
-    return sorted(found, key=lambda each: each.at)
+    found = sorted(
+        (
+            (each.pool, Opening(each.free_at, each.slot))
+            for each in slots
+            if each.free_at and not each.draining
+        ),
+        key=lambda each: each[1].at,
+    )
+    of_pool: dict[str, Iterator[Opening]] = {
+        name: iter([opening for pool, opening in found if pool == name])
+        for name in {each.pool for each in line}
+    }
+    return [next(of_pool[each.pool], None) for each in line]
 
 
 def _foreseen(features: list[panel.FeatureRow]) -> list[int]:

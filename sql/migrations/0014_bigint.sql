@@ -11,6 +11,7 @@ drop function if exists pgcoord.cancel_feature(integer, text);
 drop function if exists pgcoord.pause(integer, text);
 drop function if exists pgcoord.resume(integer);
 drop function if exists pgcoord.set_slots(integer);
+drop function if exists pgcoord.set_slots(integer, text);
 drop function if exists pgcoord.preview(text, integer, text);
 -- These return something that every client can read.
 drop function if exists pgcoord.give_up_attempt(bigint, text, text);

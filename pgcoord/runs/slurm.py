@@ -1,0 +1,177 @@
+"""Slurm: jobs by sbatch, squeue and scancel.
+
+The one rule: what Slurm says of a job is never more than a hint. It lets a job run twice when a
+node is lost, it says that it failed to take one that it runs, and it forgets jobs that ended.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import NamedTuple
+
+from pgcoord.coordination.launching import Order, Place, Seen
+from pgcoord.errors import CannotStart, NotNow
+from pgcoord.runs import files
+
+# Seconds for one command. Slurm's own limit is MessageTimeout, usually 10 s.
+_PATIENCE = 60.0
+
+# How long what Slurm does not take now waits.
+_AGAIN = timedelta(seconds=30)
+
+# Variables that Slurm's commands need of ours; SBATCH_… are a site's defaults of its options.
+_NEEDED = re.compile("PATH|HOME|USER|LOGNAME|LANG|(SLURM|SBATCH|SQUEUE|SCANCEL|MUNGE)_.*")
+
+_ENVIRONMENT = "environment"
+
+_COLUMNS = "JobID:|,Name:|,State:|,Reason:|,NodeList:|,exit_code:"
+
+_WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
+_RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"})
+
+# What sbatch says when the controller has not answered in time: the job may have been taken. When
+# nobody listens at its address, it has not.
+_UNANSWERED = ("timed out", "Zero Bytes were transmitted", "Connection reset")
+_UNREACHABLE = ("Unable to contact", "Connection refused", "slurm_persist_conn", "munge")
+_FULL = ("maximum number of jobs", "job submit limit", "QOSMaxSubmit", "AssocMaxSubmit")
+
+# States that it reports of its jobs with the status of the script; of others there is none.
+_WITH_STATUS = frozenset({"COMPLETED", "FAILED"})
+
+
+class _Said(NamedTuple):
+    status: int
+    output: str
+    error: str
+
+
+class Slurm:
+    """One pool of a Slurm cluster; a `coordination.launching.Engine`."""
+
+    def __init__(
+        self, *, installation: str, options: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
+        """Pass *options* on to sbatch; *environment* is that of the coordinator.
+
+        Names of jobs begin with pgcoord and the first eight characters of *installation*.
+        """
+        self._prefix = f"pgcoord-{installation[:8]}-"
+        self._options = tuple(options)
+        self._environment = {
+            name: value for name, value in environment.items() if _NEEDED.fullmatch(name)
+        }
+
+    async def submit(self, order: Order) -> str:
+        """Submit by sbatch; the environment goes by a file that only we can read."""
+        text = "".join(f"{name}={value}\0" for name, value in order.environment.items())
+        await asyncio.to_thread(
+            files.write_plain, order.folder, _ENVIRONMENT, text.encode(errors="surrogateescape")
+        )
+        said = await self._say(
+            "sbatch",
+            "--parsable",
+            *self._options,
+            # Ours come last, and win.
+            f"--job-name={order.name}",
+            "--no-requeue",
+            f"--export-file={order.folder / _ENVIRONMENT}",
+            f"--chdir={order.folder}",
+            f"--output={order.log}",
+            f"--error={order.log}",
+            "--open-mode=append",
+            str(order.script),
+            *order.arguments,
+        )
+        if said.status == 0:
+            return said.output.strip().partition(";")[0]  # id;cluster
+        words = _last_line(said.error)
+        if any(each in said.error for each in _UNANSWERED):
+            raise NotNow(f"sbatch: {words}", _AGAIN, certain=False)
+        if any(each in said.error for each in (*_UNREACHABLE, *_FULL)):
+            raise NotNow(f"sbatch: {words}", _AGAIN)
+        raise CannotStart(f"sbatch refuses the job: {words}")
+
+    async def find(self) -> Mapping[str, list[Seen]]:
+        """Ask squeue for all jobs of this user, also those that ended a while ago."""
+        said = await self._say("squeue", "--me", "-t", "all", "-h", "-O", _COLUMNS)
+        if said.status:
+            raise NotNow(f"squeue: {_last_line(said.error)}", _AGAIN)
+        found: dict[str, list[Seen]] = {}
+        for name, seen in _read(said.output):
+            if name.startswith(self._prefix):
+                found.setdefault(name, []).append(seen)
+        return found
+
+    async def terminate(self, job: str) -> None:
+        """Remove the job if it waits; SIGTERM to script and steps if it runs."""
+        await self._cancel("--state=PENDING", job)
+        await self._cancel("--full", "--signal=TERM", job)
+
+    async def kill(self, job: str) -> None:
+        """SIGKILL to script and steps, and the end of the job, so that Slurm lets go of it."""
+        await self._cancel("--full", "--signal=KILL", job)
+        await self._cancel(job)
+
+    async def _cancel(self, *arguments: str) -> None:
+        said = await self._say("scancel", "--quiet", *arguments)
+        if said.status and any(each in said.error for each in (*_UNANSWERED, *_UNREACHABLE)):
+            raise NotNow(f"scancel: {_last_line(said.error)}", _AGAIN)
+
+    async def _say(self, *command: str) -> _Said:
+        """Run one of Slurm's commands. Raises `NotNow` when it is not installed or hangs."""
+        program = shutil.which(command[0], path=self._environment.get("PATH", os.defpath))
+        if program is None:
+            raise NotNow(f"{command[0]} is not installed on this machine", _AGAIN)
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *command[1:],
+            env=self._environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                output, error = await process.communicate()
+        except TimeoutError:
+            words = f"{command[0]} has not answered in {_PATIENCE:.0f} s"
+            raise NotNow(words, _AGAIN, certain=False) from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert process.returncode is not None
+        return _Said(
+            process.returncode, output.decode(errors="replace"), error.decode(errors="replace")
+        )
+
+
+def _read(lines: str) -> Iterator[tuple[str, Seen]]:
+    """Yield the name of each job that squeue lists, and what it says of it."""
+    for line in lines.splitlines():
+        job, name, state, reason, nodes, status = (part.strip() for part in line.split("|"))
+        if state in _WAITING:
+            yield name, Seen(job, Place.WAITING, reason)
+        elif state in _RUNNING:
+            yield name, Seen(job, Place.RUNNING, state, nodes or None)
+        else:
+            code = _exit_status(status) if state in _WITH_STATUS else None
+            yield name, Seen(job, Place.ENDED, f"{state}, {reason}", nodes or None, code)
+
+
+def _exit_status(text: str) -> int | None:
+    """Return the exit status, 128 + n after signal n, of what waitpid returned."""
+    if not text.isdecimal():
+        return None
+    code = os.waitstatus_to_exitcode(int(text))
+    return code if code >= 0 else 128 - code
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (
+        lines[-1].removeprefix("sbatch: ").removeprefix("error: ") if lines else "no reason given"
+    )
