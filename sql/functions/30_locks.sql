@@ -43,6 +43,16 @@ begin
             'feature its plan (planned_features.plan) and have it executed elsewhere.';
 end $$;
 
+-- The transactions that may have locked a row, by its xmax, which is one or stands for several.
+create or replace function pgcoord_private.lockers(p_xmax xid) returns text[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+begin
+    return array(select m.xid::text from pg_get_multixact_members(p_xmax) as m where m.mode not in ('keysh', 'sh')) || p_xmax::text;
+exception when others then    -- it is none that stands for several
+    return array[p_xmax::text];
+end $$;
+
 -- Lock features by id. Waits for ten seconds at most, or for lock_timeout where that is shorter.
 -- Errors: 55P03, naming the session that holds one.
 create or replace function pgcoord_private.lock_features(p_feature_ids integer[]) returns void
@@ -67,7 +77,11 @@ begin
     exception when lock_not_available then
         select f.id, l.pid, s.usename, s.application_name, s.xact_start, s.state, s.query into v_holder
         from public.planned_features as f
-            left join pg_locks as l on l.locktype = 'transactionid' and l.transactionid = f.xmax and l.granted
+            left join pg_locks as l on l.locktype = 'transactionid' and l.granted and l.pid <> pg_backend_pid()
+                and l.transactionid::text = any (pgcoord_private.lockers(f.xmax))
+                and exists (
+                    select from pg_locks as t where t.pid = l.pid and t.relation = 'public.planned_features'::regclass and t.granted
+                )
             left join pg_stat_activity as s on s.pid = l.pid
         where f.id = any (p_feature_ids)
         order by l.pid is null, f.id
@@ -78,7 +92,7 @@ begin
                 else pgcoord_private.holder_words(v_holder.pid, v_holder.usename, v_holder.application_name, v_holder.xact_start,
                     v_holder.state, v_holder.query) end),
             hint = 'A transaction that inserted or changed phases of it is still open. Try again once it has ended'
-                || coalesce(format(', or end it: select pg_terminate_backend(%s)', v_holder.pid), '') || '.';
+                || coalesce(', or end it: select pg_terminate_backend(' || v_holder.pid || ')', '') || '.';
     end;
 end $$;
 

@@ -13,7 +13,16 @@ from pgcoord.database import schema
 
 KINDS = [
     *("definitions", "rights", "coordinator", "slots", "line", "retries", "workflows"),
-    *("prerequisites", "attempts", "external", "empty", "replication", "issues", "locks", "transactions"),
+    *(
+        "prerequisites",
+        "attempts",
+        "external",
+        "empty",
+        "replication",
+        "issues",
+        "locks",
+        "transactions",
+    ),
     "notifications",
 ]
 
