@@ -86,6 +86,21 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Worktree:
+    """The git worktree of each phase of a workflow (worktree.py), `workspace = "worktree"`.
+
+    The first phases start from the branch `base`, None: from what is checked out; the folders are
+    made in `folder`. The workflow `on_conflict` has a try at merges that conflict. The branch of
+    the feature is pushed to the remote `push`.
+    """
+
+    base: str | None = None
+    folder: Path | None = None
+    on_conflict: str | None = None
+    push: str | None = None
+
+
+@dataclass(frozen=True)
 class Workflow:
     """A named command, `[workflow.NAME]`, and how its attempts are run.
 
@@ -112,6 +127,7 @@ class Workflow:
     fails_on: tuple[str, ...] = ()
     agent: str | None = None
     retry_prompt: str | None = None
+    worktree: Worktree | None = None
 
     def prompt_after(self, error: str, prompt: str) -> str:
         """What a further attempt at *prompt* is asked, after one that failed with *error*."""
@@ -147,7 +163,9 @@ class Server:
 
     `public_url` is where processes and people elsewhere find it; `webhook_secrets` are the names
     of environment variables, each with a secret that signs reports of any phase. The
-    `trusted_proxies`, addresses or networks, are believed when they say for whom they ask.
+    `trusted_proxies`, addresses or networks, are believed when they say for whom they ask. The
+    `tokens` are names of environment variables, each with the token of a program, which the history
+    names by it.
     """
 
     host: str = "127.0.0.1"
@@ -155,6 +173,7 @@ class Server:
     public_url: str | None = None
     webhook_secrets: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -281,6 +300,7 @@ def read_configuration(path: Path) -> Configuration:
     )
     checks = _read_checks(sections.get("check", {}), problems)
     workflows = _read_workflows(sections.get("workflow", {}), folder, checks, problems)
+    problems += _conflict_problems(workflows)
     pools = _read_pools(sections.get("pool", {}), folder, problems)
     problems += [
         f"workflow.{_bare(name)}.pool: there is no [pool.{_bare(each.pool)}]"
@@ -296,6 +316,7 @@ def read_configuration(path: Path) -> Configuration:
             "public_url": _url,
             "webhook_secrets": _environment,
             "trusted_proxies": _networks,
+            "tokens": _environment,
         },
         key="server",
         problems=problems,
@@ -423,6 +444,11 @@ def _read_workflow(
         "check_timeout": parse_duration,
         "fails_on": _failures,
         "retry_prompt": _retry_prompt,
+        "workspace": partial(_choice, ("worktree",)),
+        "base": _git_name,
+        "worktrees": folder,
+        "on_conflict": _workflow_name,
+        "push": _git_name,
     }
     if "command" not in table and "agent" not in table:
         problems.append(f'{key}.command: missing; expected a list such as ["make", "build"]')
@@ -440,7 +466,32 @@ def _read_workflow(
         words = [*head, *further, *last] if last == ["-"] else [*agent.command, *further]
         values.setdefault("command", tuple(words))
         values["environment"] = (*agent.environment, *values.get("environment", ()))
+    settings = [values.pop(each, None) for each in ("base", "worktrees", "on_conflict", "push")]
+    if values.pop("workspace", None):
+        values["worktree"] = Worktree(*settings)
+    else:
+        problems += [
+            f'{key}.{each}: there is no workspace = "worktree"'
+            for each in ("base", "worktrees", "on_conflict", "push")
+            if each in table
+        ]
     return Workflow(name=name, **{"command": (), "directory": folder("."), **values})
+
+
+def _conflict_problems(workflows: Mapping[str, Workflow]) -> Iterator[str]:
+    """Yield what is wrong with the workflows that are to resolve conflicts."""
+    for name, workflow in workflows.items():
+        wanted = workflow.worktree.on_conflict if workflow.worktree else None
+        key = f"workflow.{_bare(name)}.on_conflict"
+        if wanted is None:
+            continue
+        if wanted not in workflows:
+            yield f"{key}: there is no [workflow.{_bare(wanted)}]{did_you_mean(wanted, workflows)}"
+        elif any("{prompt" in each for each in workflows[wanted].command):
+            yield (
+                f"{key}: the command of {wanted} may not use {{prompt}} or {{prompt_file}}, which"
+                " are of the phase: what to resolve is its standard input"
+            )
 
 
 def _read_pools(
@@ -489,6 +540,19 @@ def _read_pool(
 def _launchers(folder: _Reader) -> Mapping[str, Mapping[str, _Reader]]:
     """The keys of each launcher, whose readers return JSON values."""
     return {LOCAL: {}}
+
+
+def _workflow_name(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected the name of a [workflow.NAME], not {value!r:.60}")
+    return value
+
+
+def _git_name(value: object) -> str:
+    # What git takes for an option, or for several, is no name.
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./@+-]*", value):
+        raise ValueError(f'expected a name in git such as "main" or "origin", not {value!r:.60}')
+    return value
 
 
 def _pool_name(value: object) -> str:

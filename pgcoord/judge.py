@@ -141,7 +141,7 @@ def _call(name: object, given: object) -> str:
 
 
 def read_claude(event: Event, found: Findings) -> Iterator[str]:
-    """Claude Code, `--output-format stream-json`."""
+    """Claude Code and Qwen Code, `--output-format stream-json`."""
     kind = event.get("type")
     if event.get("subtype") == "api_retry":
         seconds = _whole(event.get("retry_delay_ms")) // 1000
@@ -235,6 +235,94 @@ def _codex_item(item: Event, found: Findings) -> Iterator[str]:
         yield f"  ✗ {quote(item.get('message'))}"
 
 
+def read_gemini(event: Event, found: Findings) -> Iterator[str]:
+    """Gemini CLI, `--output-format stream-json`."""
+    kind = event.get("type")
+    if kind == "message" and event.get("role") == "assistant":
+        text = str(event.get("content", ""))
+        if text.strip():
+            found.result["summary"] = text[:4000]
+            yield text
+    elif kind == "tool_use":
+        yield _call(event.get("tool_name"), event.get("parameters"))
+    elif kind == "tool_result" and event.get("status") == "error":
+        words = quote(_message(event.get("error")) or event.get("output"))
+        if "denied" in words:  # by its policy: nobody was asked
+            found.fail(f"the agent was not allowed to use a tool: {words}")
+        yield f"  ✗ {words}"
+    elif kind == "error":
+        found.error(quote(event.get("message")))
+        yield f"  ✗ {quote(event.get('message'))}"
+    elif kind == "result":
+        stats = event.get("stats")
+        if isinstance(stats, dict):
+            found.add_tokens(_whole(stats.get("input_tokens")), _whole(stats.get("output_tokens")))
+        if event.get("status") != "success":
+            words = quote(_message(event.get("error")))
+            found.error(words)
+            found.fail(f"the agent ended with an error: {words}")
+
+
+def read_copilot(event: Event, found: Findings) -> Iterator[str]:
+    """GitHub Copilot CLI, `--output-format json`."""
+    kind, data = event.get("type"), event.get("data")
+    data = data if isinstance(data, dict) else {}
+    if kind == "assistant.message" and str(data.get("content", "")).strip():
+        found.result["summary"] = str(data["content"])[:4000]
+        yield str(data["content"])
+    elif kind == "tool.execution_start":
+        yield _call(data.get("toolName"), data.get("arguments"))
+    elif kind == "tool.execution_complete" and not data.get("success"):
+        error = data.get("error")
+        code = error.get("code") if isinstance(error, dict) else None
+        if code in ("denied", "rejected"):
+            found.fail(f"the agent was not allowed to use a tool: {quote(_message(error))}")
+        yield f"  ✗ {quote(_message(error))}"
+    elif kind == "model.call_failure":
+        yield f"  … the model gives no answer ({data.get('statusCode') or 'no connection'})"
+    elif kind == "session.error":
+        words = quote(data.get("message"))
+        found.error(words)
+        found.fail(f"the agent ended with an error: {words}")
+
+
+def read_opencode(event: Event, found: Findings) -> Iterator[str]:
+    """OpenCode, `run --format json`."""
+    kind, part = event.get("type"), event.get("part")
+    part = part if isinstance(part, dict) else {}
+    if kind == "text" and str(part.get("text", "")).strip():
+        found.result["summary"] = str(part["text"])[:4000]
+        yield str(part["text"])
+    elif kind == "tool_use":
+        state = part.get("state")
+        state = state if isinstance(state, dict) else {}
+        yield _call(part.get("tool"), state.get("input"))
+        if state.get("status") == "error":
+            words = quote(state.get("error"))
+            if "rejected permission" in words or "prevents you from using" in words:
+                found.fail(f"the agent was not allowed to use {part.get('tool')}: {words}")
+            yield f"  ✗ {words}"
+    elif kind == "step_finish":
+        tokens = part.get("tokens")
+        if isinstance(tokens, dict):
+            found.add_tokens(_whole(tokens.get("input")), _whole(tokens.get("output")))
+        cost = part.get("cost")
+        if isinstance(cost, (int, float)):
+            found.result["cost_usd"] = round(found.result.get("cost_usd", 0) + cost, 6)
+    elif kind == "error":
+        words = quote(_message(event.get("error")))
+        found.error(words)
+        found.fail(f"the agent ended with an error: {words}")
+
+
+def _message(error: object) -> object:
+    """What an error says: itself, or its message, however deep."""
+    if isinstance(error, dict):
+        data = error.get("data")
+        return error.get("message") or (_message(data) if data else error.get("name") or error)
+    return error
+
+
 class Agent(NamedTuple):
     """An agent program as it is run without a person: it gets the prompt as its input.
 
@@ -260,6 +348,31 @@ AGENTS: dict[str, Agent] = {
         "codex exec --json --sandbox workspace-write -".split(),
         "CODEX_API_KEY OPENAI_API_KEY CODEX_HOME".split(),
         read_codex,
+    ),
+    "gemini": Agent(
+        "gemini --output-format stream-json --approval-mode auto_edit --skip-trust".split(),
+        "GEMINI_API_KEY GOOGLE_API_KEY GOOGLE_GEMINI_BASE_URL GOOGLE_CLOUD_PROJECT"
+        " GOOGLE_GENAI_USE_VERTEXAI GEMINI_DEFAULT_AUTH_TYPE".split(),
+        read_gemini,
+    ),
+    "copilot": Agent(
+        # Without a person it runs with all tools allowed, or not at all. Its token alone: GH_TOKEN
+        # may be that of the coordinator.
+        "copilot --output-format json --allow-all-tools --no-auto-update".split(),
+        "COPILOT_GITHUB_TOKEN COPILOT_MODEL COPILOT_OFFLINE COPILOT_PROVIDER_BASE_URL"
+        " COPILOT_PROVIDER_TYPE COPILOT_PROVIDER_API_KEY".split(),
+        read_copilot,
+    ),
+    "opencode": Agent(
+        "opencode run --format json".split(),
+        "ANTHROPIC_API_KEY ANTHROPIC_BASE_URL OPENAI_API_KEY OPENROUTER_API_KEY"
+        " OPENCODE_CONFIG".split(),
+        read_opencode,
+    ),
+    "qwen": Agent(
+        "qwen --output-format stream-json --approval-mode auto-edit".split(),
+        "OPENAI_API_KEY OPENAI_BASE_URL OPENAI_MODEL DASHSCOPE_API_KEY".split(),
+        read_claude,
     ),
 }
 
@@ -456,7 +569,8 @@ class Judge:
         """What the command says of itself in its result, where it can say it nowhere else."""
         result = _result()
         if result and result.get("status") == "failed":
-            return f"it reports that it failed: {quote(result.get('error_message') or 'no reason')}"
+            reason = result.get("error") or result.get("error_message") or "no reason"
+            return f"it reports that it failed: {quote(reason)}"
         return None
 
     def _keep_result(self) -> None:

@@ -310,7 +310,32 @@ class Coordinator:
                     return done.claimed
         if _CONTROL in self._retrying.locks.names:
             return []
-        return await claims.claim_phases(conn, epoch)
+        try:
+            return await claims.claim_phases(conn, epoch)
+        except (AnotherLeads, DatabaseUnusable, Locked, psycopg.OperationalError):
+            raise
+        except (CoordError, psycopg.DatabaseError) as error:
+            return await self._claim_singly(error)
+
+    async def _claim_singly(self, error: Exception) -> list[Assignment]:
+        """Claim after a claim that failed with *error*, perhaps because of one phase alone.
+
+        Such a phase, which a trigger of a client refuses, is set aside and holds up no others.
+        Raises *error* again when there is none.
+        """
+        conn = self._leadership.conn
+        assignments = await claims.claim_singly(conn, self._leadership.epoch)
+        refused = await claims.unclaimable(conn)
+        if not refused and not assignments:
+            raise error
+        for each in refused:
+            first_line = each.error.partition("\n")[0]
+            logger.error(
+                "%s is not claimed for a minute: the database refuses it: %s",
+                each.queue_id,
+                first_line,
+            )
+        return assignments
 
     async def _attend_to_all(self) -> list[asyncio.Task[None]]:
         """Supervise all open attempts of this host; end those that have to end.

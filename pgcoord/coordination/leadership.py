@@ -90,7 +90,9 @@ class Leadership:
             server = same_server(self._dsn, listener.conn)
             if balancer := await session.balancer(listener.conn):
                 logger.warning("%s is between here and the server: see 'pgcoord doctor'", balancer)
-            async with self._retrying.connected(server):
+            actor = f"coordinator {self._host}"
+            await session.act_as(listener.conn, actor)
+            async with self._retrying.connected(server, actor):
                 try:
                     self.listener = listener
                     yield

@@ -5,8 +5,10 @@ coordinator can repeat each step, since the database and the launcher know how f
 """
 
 import asyncio
+import hashlib
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +24,7 @@ from pgcoord.database import _sql, claims
 from pgcoord.database.rows import Assignment, Move, OpenAttempt, TakenReport
 from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
 from pgcoord.report import NotSigned
+from pgcoord.runs import worktree
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +136,9 @@ class Supervision:
         self._coordinator = coordinator
         self._check: Check | None = None
         self._results: dict[str, str] = {}
+        # What the work is, whatever a further attempt at it is asked.
+        asked = f"{assignment.workflow}\0{assignment.prompt or ''}"
+        self._work = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
         self._end_in: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     def log_end(self, move: Move | None, reason: str) -> None:
@@ -233,8 +239,8 @@ class Supervision:
             )
         self._results = results.placeholders(inputs)
         prompt = results.fill_prompt(self.assignment.prompt or "", self._results)
-        self.assignment = replace(self.assignment, prompt=prompt)
         prompt = await self._prepare_judgement(workflow, prompt)
+        self.assignment = replace(self.assignment, prompt=prompt)
         await self.job.prepare(prompt, json.dumps(inputs), workflow.user)
         issues = self._coordinator.issues
         if issues and self.assignment.issue_number is None:
@@ -265,18 +271,38 @@ class Supervision:
             )
         await self.job.start(
             Command(
-                _judged(
-                    workflow.arguments(
-                        _values(self.assignment, self.job.prompt_file) | self._results
-                    ),
-                    workflow,
-                    self._check,
-                ),
+                self._arguments_of(workflow),
                 directory=workflow.directory,
                 environment=self._environment_of(workflow),
                 user=workflow.user,
             )
         )
+
+    def _arguments_of(self, workflow: Workflow) -> list[str]:
+        """Return the command of the job: what is configured, judged, in its worktree."""
+        values = _values(self.assignment, self.job.prompt_file) | self._results
+        arguments = _judged(workflow.arguments(values), workflow, self._check)
+        if workflow.worktree is None:
+            return arguments
+        resolver = self._resolver_of(workflow)
+        resolve = None
+        if resolver:
+            resolve = shlex.join(_judged(resolver.arguments(values), resolver, resolver.check))
+        options = {
+            "base": workflow.worktree.base,
+            "root": workflow.worktree.folder and str(workflow.worktree.folder),
+            "title": values["title"],
+            "resolve": resolve,
+            "work": self._work,
+            "push": workflow.worktree.push,
+        }
+        given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        return [sys.executable, "-I", worktree.__file__, *given, "--", *arguments]
+
+    def _resolver_of(self, workflow: Workflow) -> Workflow | None:
+        """Return the workflow that has a try at the conflicts of *workflow*."""
+        name = workflow.worktree and workflow.worktree.on_conflict
+        return self._coordinator.configuration.workflows[name] if name else None
 
     async def _record_start(self) -> None:
         identity = self.job.identity
@@ -402,9 +428,14 @@ class Supervision:
 
     def _environment_of(self, workflow: Workflow) -> dict[str, str]:
         assignment, environment = self.assignment, self._coordinator.environment
+        resolver = self._resolver_of(workflow)
         passed_on = {
             name: environment[name]
-            for name in (*_PASSED_ON, *workflow.environment)
+            for name in (
+                *_PASSED_ON,
+                *workflow.environment,
+                *(resolver.environment if resolver else ()),
+            )
             if name in environment
         }
         if self._coordinator.report_url:

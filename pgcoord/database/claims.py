@@ -30,6 +30,7 @@ from pgcoord.database.rows import (
     OpenAttempt,
     Recorded,
     ServerTimeline,
+    Unclaimable,
 )
 
 # The result file of an attempt whose process is gone: `result`, its text, or `result_fault`, why it
@@ -119,6 +120,29 @@ async def claim_phases(conn: Connection, epoch: int) -> list[Assignment]:
         Assignment,
         f"select {columns_of(Assignment)} from pgcoord_private.claim_phases(%s)",
         epoch,
+    )
+
+
+async def claim_singly(conn: Connection, epoch: int) -> list[Assignment]:
+    """Claim eligible phases one by one, and set aside those that the database refuses.
+
+    For use after `claim_phases` failed; raises the same errors. SQL: pgcoord_private.claim_singly.
+    """
+    return await fetch_rows(
+        conn,
+        Assignment,
+        f"select {columns_of(Assignment)} from pgcoord_private.claim_singly(%s)",
+        epoch,
+    )
+
+
+async def unclaimable(conn: Connection) -> list[Unclaimable]:
+    """Return the phases whose claim failed and that are set aside for now."""
+    return await fetch_rows(
+        conn,
+        Unclaimable,
+        f"select {columns_of(Unclaimable)} from pgcoord.unclaimable where until > clock_timestamp()"
+        " order by queue_id",
     )
 
 

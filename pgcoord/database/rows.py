@@ -64,6 +64,14 @@ class Assignment:
 
 
 @dataclass(frozen=True)
+class Unclaimable:
+    """A phase whose claim failed with *error*, and which is set aside for a while."""
+
+    queue_id: str
+    error: str
+
+
+@dataclass(frozen=True)
 class OpenAttempt:
     """The changing part of an `Assignment`.
 

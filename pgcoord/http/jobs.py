@@ -4,6 +4,7 @@ Any coordinator answers, whether it leads or not.
 """
 
 import logging
+import time
 from typing import Any
 
 from starlette.requests import Request
@@ -12,10 +13,11 @@ from starlette.routing import BaseRoute, Route
 
 from pgcoord import jobs, report
 from pgcoord.errors import CoordError
+from pgcoord.http.errors import status_of
 from pgcoord.http.pool import until_disconnected
-from pgcoord.http.responses import Json, read_body
+from pgcoord.http.responses import Json, read_body, refusal
 from pgcoord.http.state import state_of
-from pgcoord.report import Signed
+from pgcoord.report import NotSigned, Signed
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,9 @@ async def _answer(request: Request, act: jobs.Act) -> Response:
                 answer = await jobs.answer_exit(conn, attempt_id, signed, record)
     except CoordError as error:
         logger.warning("the job of attempt %d is refused to %s: %s", attempt_id, act, error)
+        if isinstance(error, NotSigned):
+            # A node whose clock is off learns the time, and signs once more.
+            return refusal(*status_of(error), str(error), now=time.time())
         raise
     return Json(answer)
 

@@ -7,6 +7,7 @@ All calls that open the file block, for milliseconds unless their docstring says
 
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -324,6 +325,9 @@ class Log:
         appends; the bytes that it writes during the cut may be left out, too. Raises `OSError`.
         """
         with suppress(FileNotFoundError):
+            found = os.lstat(self.path)  # a twentieth of what opening costs
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size <= most:
+                return
             descriptor = files.open_plain(self.folder, NAME, os.O_RDWR)
             with os.fdopen(descriptor, "r+b") as log:
                 _bound(log, most)

@@ -6,15 +6,17 @@ create or replace view pgcoord_private.claimable as
 -- (locker: the transaction that has the phase locked, or had. Columns that phase_queue is given come last.)
 select p.xmax::text as locker, p.*
 from public.phase_queue as p
-where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held and not p.gated;
+where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held and not p.gated
+    and p.queue_id <> all (array(select queue_id from pgcoord.unclaimable where until > clock_timestamp()));
 comment on view pgcoord_private.claimable is
-    'Phases that can be claimed: their prerequisites are completed, they wait for no retry time and no approval, and their feature is not paused.';
+    'Phases that can be claimed: their prerequisites are completed, they wait for no retry time and no approval, their feature is not paused, and their claim did not fail a moment ago.';
 
 -- Claimable as soon as the next claim has cleared its retry time.
 create or replace view pgcoord_private.due_retry as
 select p.xmax::text as locker, p.*
 from public.phase_queue as p
-where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held and not p.gated;
+where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held and not p.gated
+    and p.queue_id <> all (array(select queue_id from pgcoord.unclaimable where until > clock_timestamp()));
 comment on view pgcoord_private.due_retry is 'Phases whose retry time has come, and that wait for nothing else.';
 
 -- The gates that somebody is asked about: those whose prerequisites are completed.

@@ -67,6 +67,12 @@ select p.queue_id, p.feature_id, p.phase_number, -1, 'unrecorded', 'its process 
 from pgcoord_private.unrecorded_now as u
     join public.phase_queue as p using (queue_id)
 union all
+select p.queue_id, p.feature_id, p.phase_number, 1, 'unclaimable',
+    format('the database refuses its claim, next try at %s: %s', pgcoord_private.clock(u.until), split_part(u.error, e'\n', 1)), null
+from pgcoord.unclaimable as u
+    join public.phase_queue as p using (queue_id)
+where p.status = 'queued'
+union all
 select l.queue_id, l.feature_id, l.phase_number, 9, 'locked', l.words, l.lock
 from pgcoord_private.locked_phase as l
 union all

@@ -123,6 +123,11 @@ from (
             null::integer as attempt, null::integer as exit_code, null::integer[] as blocks
         from pgcoord.gate as g
         union all
+        select 'unclaimable' as kind, u.queue_id, u.since, 'the database refuses its claim: ' || split_part(u.error, e'\n', 1),
+            null::integer as attempt, null::integer as exit_code, null::integer[] as blocks
+        from pgcoord.unclaimable as u
+            join public.phase_queue as q on q.queue_id = u.queue_id and q.status = 'queued'
+        union all
         select 'slow' as kind, p.queue_id, p.started_timestamp,
             format('runs more than twice as long as expected at most (%s, from %s%s)', pgcoord_private.in_words(l.high),
                 pgcoord_private.counted(u.runs, 'past run', 'past runs'),

@@ -1,7 +1,7 @@
 -- The leading coordinator takes phases, and learns when to look again.
 
 -- Retry times that have come are over. Phases that somebody has locked stay for the next claim.
-create or replace function pgcoord_private.take_due_retries() returns text[]
+create or replace function pgcoord_private.take_due_retries(p_only text default null) returns text[]
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
@@ -10,7 +10,10 @@ begin
     with due as (
         update public.phase_queue set retry_at = null
         where queue_id in (
-            select queue_id from public.phase_queue where retry_at <= clock_timestamp() for no key update skip locked
+            select queue_id from public.phase_queue
+            where retry_at <= clock_timestamp() and (p_only is null or queue_id = p_only)
+                and queue_id <> all (array(select u.queue_id from pgcoord.unclaimable as u where u.until > clock_timestamp()))
+            for no key update skip locked
         )
         returning queue_id
     )
@@ -26,9 +29,10 @@ end $$;
 -- that earlier claims have committed.
 -- The lock of a phase is NO KEY, so that an edge being stored to it (a foreign key's share lock) does not hide it.
 -- Long, since it is one pass: each step decides on the rows and locks of the step before.
+-- p_only: claim this phase alone.
 -- Errors: PC007 when the lead is over; PC009 under a snapshot that would not see other claims; 55P03 when somebody holds
 -- the control row for more than a second.
-create or replace function pgcoord_private.claim_phases(p_epoch bigint) returns setof pgcoord_private.assignment
+create or replace function pgcoord_private.claim_phases(p_epoch bigint, p_only text default null) returns setof pgcoord_private.assignment
 language plpgsql
 set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
 set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
@@ -61,7 +65,7 @@ begin
         perform pgcoord_private.check_epoch(p_epoch);
     end if;
     if v_leader.finds_retry then
-        v_due := pgcoord_private.take_due_retries();
+        v_due := pgcoord_private.take_due_retries(p_only);
     end if;
     if v_control.paused_at is not null then
         return;
@@ -88,6 +92,7 @@ begin
                 cross join lateral (    -- the first of each line, of which the first of all are taken
                     select first.* from pgcoord_private.claimable as first
                     where coalesce(first.workflow_type, '') = w.line and (first.issue_number is not null or not v_no_issues)
+                        and (p_only is null or first.queue_id = p_only)
                     order by first.priority, first.queue_position, first.feature_id, first.phase_number
                     limit cardinality(v_pool.slots)
                     for no key update of first skip locked
@@ -142,6 +147,38 @@ begin
     end if;
 end $$;
 
+-- Claim one phase after the other, where claim_phases has failed: those that fail are set aside for a minute, so that they
+-- hold up no others. Errors: as claim_phases.
+create or replace function pgcoord_private.claim_singly(p_epoch bigint) returns setof pgcoord_private.assignment
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_name text;
+begin
+    delete from pgcoord.unclaimable as u
+    where not exists (select from public.phase_queue as p where p.queue_id = u.queue_id and p.status = 'queued');
+    for v_name in
+        select c.queue_id from pgcoord_private.claimable as c
+        union all
+        select r.queue_id from pgcoord_private.due_retry as r
+        limit 1000
+    loop
+        exit when not exists (select from pgcoord_private.free_slot where not draining);
+        begin
+            return query select * from pgcoord_private.claim_phases(p_epoch, v_name);
+        exception
+            when sqlstate 'PC007' or sqlstate 'PC009' or lock_not_available or query_canceled or operator_intervention
+                or insufficient_resources
+            then
+                raise;
+            when others then
+                insert into pgcoord.unclaimable as u (queue_id, error, until)
+                values (v_name, pgcoord_private.without_middle(sqlerrm), clock_timestamp() + interval '1 minute')
+                on conflict (queue_id) do update set error = excluded.error, until = excluded.until;
+        end;
+    end loop;
+end $$;
+
 -- When to look next, in seconds, though nobody notifies: the nearest retry time, deadline or end of a lease, and when
 -- GitHub is asked again. Attempts whose host's lease has run out. And the locks, other than those in p_awaited, that keep
 -- phases from being claimed and attempts from being ended in time: the coordinator waits for them, since a transaction
@@ -168,6 +205,7 @@ begin
                 join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
             where p.slot is not null and a.deadline > clock_timestamp() and a.ended_at is null and a.ending is null),
         (select min(left_alone_until) from pgcoord.elsewhere where left_alone_until > clock_timestamp()),
+        (select min(until) from pgcoord.unclaimable where until > clock_timestamp()),
         v_no_issues_until
     ), 'infinity') - clock_timestamp());
     abandoned := array(select attempt_id from pgcoord.elsewhere where left_alone_until <= clock_timestamp());

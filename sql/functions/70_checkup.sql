@@ -138,13 +138,15 @@ $$;
 create or replace function pgcoord_private.checkup_line() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
-    select 'line', case when line.stuck then 'fail' else 'ok' end,
+    select 'line', case when line.stuck then 'fail' when refused.n > 0 then 'warn' else 'ok' end,
         case when line.stuck then format('%s, the first since %s, though a slot is free',
                 pgcoord_private.counted(line.n, 'phase waits', 'phases wait'), pgcoord_private.in_words(line.longest))
+            when refused.n > 0 then format('the database refuses the claim of %s: %s', pgcoord_private.some_of(refused.names), refused.error)
             when line.n > 0 then pgcoord_private.counted(line.n, 'phase waits', 'phases wait') || ' for a slot'
             else 'no phase waits for a slot'
         end,
-        case when line.stuck then 'end what locks it (see transactions); else restart the coordinator, and keep its log' end
+        case when line.stuck then 'end what locks it (see transactions); else restart the coordinator, and keep its log'
+            when refused.n > 0 then 'it is tried again each minute: look at its data, and at triggers of yours on phase_queue' end
     from (
         select count(*) as n, max(clock_timestamp() - p.eligible_at) as longest,
             coalesce(bool_or(greatest(p.eligible_at, p.updated_at, l.lead_at) < clock_timestamp() - interval '10 s'
@@ -155,7 +157,13 @@ set search_path = pg_catalog, pg_temp as $$
             left join pgcoord.leader as l on true
             left join pgcoord_private.workflow_line as w on w.line = coalesce(p.workflow_type, '')
         where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow')
-    ) as line;
+    ) as line
+        cross join (
+            select count(*) as n, array_agg(u.queue_id order by u.since) as names,
+                split_part((array_agg(u.error order by u.since))[1], e'\n', 1) as error
+            from pgcoord.unclaimable as u
+                join public.phase_queue as p on p.queue_id = u.queue_id and p.status = 'queued'
+        ) as refused;
 $$;
 
 -- Checkup: are failed phases tried again in time?

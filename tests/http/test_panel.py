@@ -21,8 +21,10 @@ from support.coordination import PATIENCE, Gate
 from support.database import Connection, add_feature, add_phase, claim, start, statuses
 from support.desk import free_port
 from support.forks import Fork, run_forked
+from support.nginx import proxied
 from support.panel_browser import browsing, chromium, served
 from support.panel_scene import Scene, set_scene
+from support.serving import served as serving_of
 
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
@@ -707,6 +709,89 @@ async def test_without_javascript_everything_can_be_done(
     assert answered
     assert answered.status == 409
     await expect(plain.get_by_role("alert")).to_contain_text("PC002")
+
+
+LOCATIONS = """
+location /kept/ { proxy_pass {url}; proxy_http_version 1.1; proxy_set_header Host $http_host; }
+location /cut/ {
+    proxy_pass {url}/; proxy_http_version 1.1; proxy_set_header Host $http_host;
+    proxy_set_header X-Forwarded-Prefix /cut; proxy_set_header X-Forwarded-User dana;
+    proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade;
+}
+"""
+
+
+@pytest.mark.parametrize("path", ["/kept", "/cut"])
+async def test_under_another_path_all_works_behind_nginx(
+    page: Page, dsn: str, conn: Connection, tmp_path: Path, path: str
+) -> None:
+    """A proxy that hands the path on as it is, and one that cuts it off and says so."""
+    feature = branch(conn)
+    taken: dict[str, Any] = {
+        "/kept": {"public_url": "https://127.0.0.1/kept"},
+        "/cut": {"trusted_proxies": ("127.0.0.1",)},
+    }
+    serving = serving_of(
+        dsn, tmp_path, leads=False, environment={"PGCOORD_TOKEN": "x" * 32}, **taken[path]
+    )
+    async with serving as site:
+        with proxied(tmp_path, LOCATIONS.replace("{url}", site.url)) as outside:
+            await page.goto(f"{outside}{path}/")
+            await page.get_by_label("Token").fill("x" * 32)
+            await page.get_by_label("Your name").fill("eve")
+            await page.get_by_role("button", name="Log in").click()
+            await is_live(page)
+            assert page.url == f"{outside}{path}/"
+            [cookie] = await page.context.cookies(outside + path)
+            assert cookie["path"] == path
+            await page.locator(".features h3 a").click()
+            await is_live(page)
+            await page.locator("#phase-1 a").first.click()
+            await is_live(page)
+            await page.get_by_role("link", name="Skip…").click()
+            await confirm(page, "Skip", "as a test")
+            await expect(page.locator("#head .state")).to_have_text("Completed")
+            name = "dana" if path == "/cut" else "eve"
+            await expect(page.locator("#events")).to_contain_text(f"{name} (panel)")
+            # What is sent later is put under the path, too.
+            await page.locator("#needed-by a").first.click()
+            await expect(page.locator("h1")).to_have_text("Phase 2")
+            plain = await page.request.get(f"{outside}{path}/api/v1/planned-features/{feature}")
+            assert plain.status == 200
+            await page.get_by_role("button", name="Log out").click()
+            assert page.url == f"{outside}{path}/login"
+    await page.context.clear_cookies()
+
+
+async def test_who_did_it_is_the_name_that_somebody_gave(
+    page: Page, dsn: str, conn: Connection, tmp_path: Path
+) -> None:
+    branch(conn)
+    async with serving_of(dsn, tmp_path, leads=False) as site:
+        await look(page, site.url)
+        await page.get_by_role("link", name="Say who you are").click()
+        await page.get_by_label("Your name").fill("dana")
+        await page.get_by_role("button", name="Log in").click()
+        await is_live(page)
+        await expect(page.locator("footer")).to_contain_text("you are dana (panel)")
+        await page.get_by_role("link", name="Pause all").click()
+        await confirm(page, "Pause all", "maintenance")
+        await expect(page.locator("#notice")).to_contain_text(
+            "Everything is paused by dana (panel)"
+        )
+    await page.context.clear_cookies()
+    environment = {"PGCOORD_TOKEN": "x" * 32, "NIGHTLY": "y" * 32}
+    async with serving_of(
+        dsn, tmp_path, leads=False, environment=environment, tokens=("NIGHTLY",)
+    ) as site:
+        answer = await site.client.post(
+            "/api/v1/queue/resume", headers={"authorization": f"Bearer {'y' * 32}"}
+        )
+        assert answer.status_code == 200
+        forged = {"authorization": f"Bearer {'x' * 32}", "x-forwarded-user": "root"}
+        assert (await site.client.post("/api/v1/queue/pause", headers=forged)).status_code == 200
+    assert events(conn, "resumed")[0]["actor"] == "NIGHTLY (127.0.0.1)"
+    assert events(conn, "paused")[0]["actor"] == "http (127.0.0.1)"
 
 
 async def test_a_form_of_another_site_is_refused(page: Page, panel: str, conn: Connection) -> None:

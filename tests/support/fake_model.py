@@ -52,6 +52,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer_responses(body)
         elif path.endswith("/chat/completions"):
             self.answer_completions(body)
+        elif "enerateContent" in path:
+            self.answer_contents(path, body)
         else:
             self.answer(200, {})
 
@@ -64,7 +66,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def stream(self, events: list[dict[str, Any]], *, names: bool = True) -> None:
+    def stream(
+        self, events: list[dict[str, Any]], *, names: bool = True, done: bool = True
+    ) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
@@ -72,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
         for event in events:
             head = f"event: {event['type']}\n" if names else ""
             self.wfile.write(f"{head}data: {json.dumps(event)}\n\n".encode())
-        if not names:
+        if done and not names:
             self.wfile.write(b"data: [DONE]\n\n")
         self.close_connection = True
 
@@ -93,7 +97,8 @@ class Handler(BaseHTTPRequestHandler):
         delta = {"type": "text_delta", "text": said(prompt)}
         if step:
             system = json.dumps(body.get("system"))
-            given = anthropic_tool(step, system + prompt)
+            names = [tool.get("name") for tool in body["tools"]]
+            given = anthropic_tool(step, system + prompt, names)
             block = {"type": "tool_use", "id": f"toolu_{done}", "name": given[0], "input": {}}
             delta = {"type": "input_json_delta", "partial_json": json.dumps(given[1])}
         head = {
@@ -191,6 +196,29 @@ class Handler(BaseHTTPRequestHandler):
             names=False,
         )
 
+    # Google
+
+    def answer_contents(self, path: str, body: dict[str, Any]) -> None:
+        prompt, done = "", 0
+        for content in body["contents"]:
+            for part in content["parts"]:
+                done += "functionResponse" in part
+                if content.get("role") == "user":
+                    prompt += part.get("text", "") + "\n"
+        step = next_step(prompt, done) if body.get("tools") else None
+        part = {"text": said(prompt)}
+        if step:
+            part = {"functionCall": {"name": "run_shell_command", "args": {}}}
+            part["functionCall"]["args"] = {"command": as_shell(step)}
+        candidate = {"index": 0, "finishReason": "STOP", "content": {"role": "model"}}
+        candidate["content"]["parts"] = [part]  # type: ignore[index]
+        usage = {"promptTokenCount": 1000, "candidatesTokenCount": 100, "totalTokenCount": 1100}
+        answer = {"candidates": [candidate], "usageMetadata": usage}
+        if "stream" in path:
+            self.stream([answer], names=False, done=False)
+        else:
+            self.answer(200, answer)
+
 
 def next_step(prompt: str, done: int) -> tuple[str, str] | None:
     steps = STEP.findall(prompt)
@@ -208,10 +236,13 @@ def as_shell(step: tuple[str, str]) -> str:
     return words if kind == "RUN" else f"printf '%s\\n' '{text}' > {path}"
 
 
-def anthropic_tool(step: tuple[str, str], context: str) -> tuple[str, dict[str, str]]:
+def anthropic_tool(
+    step: tuple[str, str], context: str, tools: list[str | None]
+) -> tuple[str, dict[str, str]]:
     kind, words = step
-    if kind == "RUN":
-        return "Bash", {"command": words, "description": "as told"}
+    if kind == "RUN" or "Write" not in tools:
+        name = "Bash" if "Bash" in tools else "bash"
+        return name, {"command": as_shell(step), "description": "as told"}
     path, _, text = words.partition(" ")
     place = re.findall(r"[Ww]orking directory: ([^\s\\\"]+)", context)
     return "Write", {"file_path": f"{place[0] if place else ''}/{path}", "content": text + "\n"}

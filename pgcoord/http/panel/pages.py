@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pgcoord.database import panel, reads, session
 from pgcoord.database._sql import Connection
@@ -17,8 +17,10 @@ from pgcoord.http.panel.format import STATES
 from pgcoord.http.panel.graph import Graph
 from pgcoord.http.panel.live import Page, Piece, View
 from pgcoord.http.panel.timeline import Timeline
-from pgcoord.planner.analysis import Analysis, analyse
 from pgcoord.runs.logs import LastLine, Log
+
+if TYPE_CHECKING:
+    from pgcoord.planner.analysis import Analysis
 
 # Features of a list, events of a history, things that need somebody: how many are shown.
 MOST_FEATURES = 200
@@ -227,8 +229,10 @@ class FeaturePage(View):
 
     def _planned(
         self, plan: object, phases: Sequence[panel.TreePhase], slots: int
-    ) -> Analysis | None:
+    ) -> "Analysis | None":
         """The plan, weighed, while there is something to do about it."""
+        from pgcoord.planner.analysis import analyse
+
         weighed = None if phases else analyse(plan, slots, self.most_tokens)
         return weighed if weighed and weighed.phases else None
 

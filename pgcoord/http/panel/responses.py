@@ -22,7 +22,7 @@ from pgcoord.http.errors import answer_error, answer_http, http_reason
 from pgcoord.http.panel import format
 from pgcoord.http.panel.live import Live, Tail, View
 from pgcoord.http.responses import read_bytes
-from pgcoord.http.security import has_logged_in, may_change
+from pgcoord.http.security import has_logged_in, may_change, sender_of
 from pgcoord.http.state import state_of
 
 # Bytes of a form without a plan in it.
@@ -118,9 +118,13 @@ def done(request: Request) -> Response:
     return RedirectResponse(back_of(request), 303)
 
 
-def _permissions(request: Request) -> dict[str, bool]:
+def _permissions(request: Request) -> dict[str, object]:
     """What who asked may do."""
-    return {"may_change": may_change(request), "has_logged_in": has_logged_in(request)}
+    return {
+        "may_change": may_change(request),
+        "has_logged_in": has_logged_in(request),
+        "actor": sender_of(request),
+    }
 
 
 def render_page(request: Request, template: str, status: int = 200, /, **context: Any) -> Response:
