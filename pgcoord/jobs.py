@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pgcoord import results
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.jobs import JobAnswer
-from pgcoord.errors import NotFound
+from pgcoord.errors import InvalidInput, NotFound, StaleAttempt
 from pgcoord.json_schema import NOT_BLANK, Fault, Schema, faults
 from pgcoord.report import NotSigned, Record, Signed, WrongShape, parse_json, read_spooled
 from pgcoord.runs import files
@@ -49,6 +50,8 @@ EXIT: Schema = {
         "exit_code": {"type": "integer", "minimum": 0, "maximum": 255},
         "log_tail": {"type": ["string", "null"], "description": "The last lines of its output."},
         "left_behind": {"type": ["string", "null"], "description": "Processes that were ended."},
+        "result": {"type": ["string", "null"], "description": "The text of its result file."},
+        "result_fault": {"type": ["string", "null"], "description": "Why that cannot be used."},
     },
 }
 _SCHEMAS: Mapping[Act, Schema] = {"begin": BEGIN, "exit": EXIT}
@@ -58,8 +61,8 @@ _EXIT = "exit.json"
 _BEGIN = "begin-{}.json"
 _ANSWER = "begun-{}.json"
 
-# Bytes of a file.
-_LIMIT = 262_144
+# Bytes of a message: a result has 64 kB, of which JSON may make six times as much.
+LIMIT = 524_288
 
 # The highest number of an attempt that the database can have.
 _HIGHEST = 2**63 - 1
@@ -69,15 +72,21 @@ _MOST_COPIES = 20
 
 
 async def answer_begin(conn: Connection, attempt_id: int, signed: Signed) -> dict[str, Any]:
-    """Let a copy of a job begin; return {"attempt": …} with the `prompt` if it asked for that.
+    """Let a copy of a job begin; return {"attempt": …}, with `prompt` and `inputs` if it asked.
 
     Raises `NotFound`, `NotSigned`, `NotJson`, `WrongShape`, and `StaleAttempt` when it must run
     nothing; each refusal of an attempt that exists is recorded.
     """
     said = await _checked(conn, attempt_id, signed, "begin")
     await begin(conn, attempt_id, said)
-    prompt = await jobs.prompt_of(conn, attempt_id) if said.get("prompt") else None
-    return {"attempt": attempt_id, **({} if prompt is None else {"prompt": prompt})}
+    if not said.get("prompt"):
+        return {"attempt": attempt_id}
+    assignment = await claims.assignment(conn, attempt_id)
+    if assignment is None:  # it was ended this moment
+        raise StaleAttempt(f"attempt {attempt_id} was given up")
+    inputs = await claims.inputs(conn, assignment) if assignment.has_inputs else {}
+    prompt = results.fill_prompt(assignment.prompt or "", results.placeholders(inputs))
+    return {"attempt": attempt_id, "prompt": prompt, "inputs": inputs}
 
 
 async def begin(conn: Connection, attempt_id: int, said: Mapping[str, Any]) -> None:
@@ -167,7 +176,7 @@ def _spooled(
     folder: Path, name: str, attempt_id: int, secret: str, act: Act
 ) -> dict[str, Any] | None:
     try:
-        _, message = read_spooled(folder, name, secret, _LIMIT)
+        _, message = read_spooled(folder, name, secret, LIMIT)
         return _shaped(message, attempt_id, act)
-    except (NotSigned, WrongShape, ValueError, OSError):
+    except (NotSigned, InvalidInput, ValueError, OSError):
         return None

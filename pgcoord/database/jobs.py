@@ -57,16 +57,6 @@ async def secret_of(conn: Connection, attempt_id: int) -> str | None:
     return secret
 
 
-async def prompt_of(conn: Connection, attempt_id: int) -> str:
-    """Return the prompt of an attempt's phase; empty if it has none."""
-    prompt: str | None = await fetch_value(
-        conn,
-        "select prompt from pgcoord_private.assignment where attempt_id = %s",
-        attempt_id,
-    )
-    return prompt or ""
-
-
 async def begin_job(
     conn: Connection, attempt_id: int, copy: str, job: str | None, node: str | None
 ) -> JobAnswer:
@@ -95,6 +85,7 @@ async def note_refused_begin(conn: Connection, attempt_id: int, reason: str) -> 
 def job_exited(attempt_id: int, said: Mapping[str, object]) -> End:
     """A copy of a job said how its command ended; SQL answers with the members of `JobAnswer`.
 
-    *said*: copy, exit_code, log_tail, left_behind. SQL: pgcoord_private.exit_job.
+    *said*: copy, exit_code, log_tail, left_behind, result, result_fault.
+    SQL: pgcoord_private.exit_job.
     """
     return {**said, "kind": "job_exited", "attempt_id": attempt_id}

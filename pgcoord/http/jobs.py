@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord import jobs, report
+from pgcoord import jobs
 from pgcoord.errors import CoordError
 from pgcoord.http.errors import status_of
 from pgcoord.http.pool import until_disconnected
@@ -35,7 +35,7 @@ async def exit(request: Request) -> Response:
 async def _answer(request: Request, act: jobs.Act) -> Response:
     state = state_of(request)
     attempt_id: int = request.path_params["attempt_id"]
-    signed = Signed(await read_body(request, report.LIMIT), _headers(request))
+    signed = Signed(await read_body(request, jobs.LIMIT), _headers(request))
     answer: dict[str, Any]
     try:
         async with (

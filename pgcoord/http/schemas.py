@@ -224,6 +224,7 @@ JOB_ANSWER = _object(
     {
         "attempt": {"type": "integer"},
         "prompt": {**_TEXT, "description": "The prompt of the phase, if it was asked for."},
+        "inputs": {"type": "object", "description": "The results of its prerequisites."},
     },
     ["attempt"],
 )

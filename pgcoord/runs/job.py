@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,9 @@ _LEFT_OUT = b"\n-- pgcoord: %d bytes were left out here --\n"
 # Bytes of the log's end that are told with the exit status, and characters of it at most.
 _TAIL = 16_000
 _TAIL_CHARACTERS = 4_000
+
+# Bytes of a result file.
+_MOST_RESULT = 65_536
 
 # Seconds that one try of being heard may take.
 _TRY = 15.0
@@ -110,6 +114,7 @@ class Job:
         self.copy = uuid.uuid4().hex
         self._clock_ahead = 0.0  # seconds by which the coordinator's clock is ahead of ours
         self._asked_to_end = False
+        self._folder = order.folder or order.scratch or f"/tmp/pgcoord-{self.copy}"
 
     def run(self) -> int:
         """Begin, run the command and say how it ended; return the exit status."""
@@ -184,11 +189,11 @@ class Job:
         """Run the command to its end; return (its exit status, what it left behind)."""
         order = self.order
         try:
-            prompt = self._prompt_file(answer)
+            self._make_scratch(answer)
             process = subprocess.Popen(
-                [word.replace(PROMPT_MARK, prompt) for word in order.command],
+                [word.replace(PROMPT_MARK, self._path("prompt.md")) for word in order.command],
                 cwd=order.directory,
-                env=dict(os.environ, **order.environment, PGCOORD_PROMPT_FILE=prompt),
+                env=dict(os.environ, **order.environment, **self._files()),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -200,20 +205,43 @@ class Job:
             return (126 if isinstance(error, PermissionError) else 127), ""
         self._follow(process, log)
         left = self._end_session(process.pid)
-        self._remove_scratch()
         status = process.returncode
         return (status if status >= 0 else 128 - status), ", ".join(left)
 
-    def _prompt_file(self, answer: dict) -> str:  # type: ignore[type-arg]
-        """Return the path of the prompt file; write it where no folder is shared."""
-        if self.order.folder is not None:
-            return os.path.join(self.order.folder, "prompt.md")
-        folder = self.order.scratch or f"/tmp/pgcoord-{self.copy}"
-        os.mkdir(folder, 0o700)  # never one that somebody else has made
-        path = os.path.join(folder, "prompt.md")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(answer.get("prompt") or "")
-        return path
+    def _path(self, name: str) -> str:
+        """Return the path of a file of the run, on this node."""
+        return os.path.join(self._folder, name)
+
+    def _files(self) -> dict[str, str]:
+        return {
+            "PGCOORD_PROMPT_FILE": self._path("prompt.md"),
+            "PGCOORD_INPUT_FILE": self._path("inputs.json"),
+            "PGCOORD_RESULT_FILE": self._path("result.json"),
+        }
+
+    def _make_scratch(self, answer: dict) -> None:  # type: ignore[type-arg]
+        """Make the folder of the run on this node, where none is shared."""
+        if self.order.folder is None:
+            os.mkdir(self._folder, 0o700)  # never one that somebody else has made
+            with open(self._path("prompt.md"), "w", encoding="utf-8") as file:
+                file.write(answer.get("prompt") or "")
+            with open(self._path("inputs.json"), "w", encoding="utf-8") as file:
+                json.dump(answer.get("inputs") or {}, file)
+
+    def _result(self) -> dict[str, str]:
+        """Return the member `result`, or `result_fault`; neither where there is no result file."""
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            with os.fdopen(os.open(self._path("result.json"), flags), "rb") as file:
+                content = file.read(_MOST_RESULT + 1)
+            text = content.decode()
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            return {"result_fault": f"it cannot be read: {error}"}
+        if len(content) > _MOST_RESULT:
+            return {"result_fault": "it has more than 64 kB"}
+        return {"result": text}
 
     def _follow(self, process: subprocess.Popen, log: Log) -> None:  # type: ignore[type-arg]
         """Copy the output to the log until the command has ended; end it when we are asked to."""
@@ -246,10 +274,7 @@ class Job:
 
     def _remove_scratch(self) -> None:
         if self.order.folder is None:
-            folder = self.order.scratch or f"/tmp/pgcoord-{self.copy}"
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(folder, "prompt.md"))
-                os.rmdir(folder)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     # --- Exit
 
@@ -263,8 +288,11 @@ class Job:
             "log_tail": tail,
             "left_behind": left,
         }
-        kept = self._spool("exit.json", body)
+        full = dict(body, **self._result())
+        kept = self._spool("exit.json", full)
         kept = kept or self._spool("exit.json", dict(body, log_tail=""), in_place=True)
+        body = full
+        self._remove_scratch()
         # Who looks for the end of this job finds it in the folder, without waiting for the node.
         patience = min(self.order.patience, _KEPT) if kept else self.order.patience
         deadline, wait = time.monotonic() + patience, 0.5

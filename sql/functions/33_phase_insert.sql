@@ -176,6 +176,7 @@ begin
     v_features := array(select distinct feature_id from new_rows);
     perform pgcoord_private.check_isolation(v_features);
     perform pgcoord_private.lock_features(v_features);
+    delete from pgcoord.unqueued where feature_id = any (v_features);
 
     insert into pgcoord.event (kind, feature_id, phase_number, queue_id, to_status, attempt, actor, reason)
     select 'phase_inserted', feature_id, phase_number, queue_id, status, nullif(attempt, 0), pgcoord_private.actor(), pgcoord_private.reason()

@@ -37,6 +37,7 @@ begin
     if v_highest > coalesce(pg_sequence_last_value(v_sequence), 0) then
         perform setval(v_sequence, v_highest);
     end if;
+    insert into pgcoord.unqueued (feature_id) select id from new_rows;
     insert into pgcoord.event (kind, feature_id, actor, reason)
     select 'feature_inserted', id, pgcoord_private.actor(), pgcoord_private.reason() from new_rows order by id;
     perform pg_notify('pgcoord_event', id::text) from new_rows;

@@ -187,7 +187,7 @@ begin
     if v_attempt.ending is null then
         update pgcoord.attempt
         set ending = 'lost', ending_at = clock_timestamp(),
-            ending_reason = format('nothing was heard of its host %s for %s', host, pgcoord_private.lease_length())
+            ending_reason = format('nothing was heard of its host %s for %s', host, pgcoord_private.in_words(pgcoord_private.lease_length()))
         where id = p_attempt_id
         returning * into v_attempt;
     end if;
@@ -230,7 +230,7 @@ language sql
 begin atomic
     update pgcoord.attempt as a
     set ending = 'timed_out', ending_at = clock_timestamp(),
-        ending_reason = format('ran longer than its timeout of %s', timeout)
+        ending_reason = format('ran longer than its timeout of %s', pgcoord_private.in_words(timeout))
     where a.id in (
         select late.id
         from public.phase_queue as p

@@ -111,6 +111,7 @@ end $$;
 -- Never raises PC001 or PC003: code, reason and hint say why it was refused.
 create or replace function pgcoord_private.exit_job(
     p_attempt_id bigint, p_copy text, p_exit_code integer, p_log_tail text default null, p_left_behind text default null,
+    p_result text default null, p_result_fault text default null,
     out code text, out reason text, out hint text
 )
 language plpgsql
@@ -125,7 +126,7 @@ begin
             else format('attempt %s did not begin as this copy of its job', p_attempt_id) end;
         hint := 'Only the copy of a job that began says how it ended.';
     elsif v_attempt.exited_at is null then
-        perform pgcoord_private.end_attempt(p_attempt_id, p_exit_code, p_log_tail, p_left_behind);
+        perform pgcoord_private.end_attempt(p_attempt_id, p_exit_code, p_log_tail, p_left_behind, p_result, p_result_fault);
         perform pg_notify('pgcoord_wake', p_attempt_id::text);
     elsif v_attempt.exit_code is null then
         update pgcoord.attempt set exit_code = p_exit_code where id = p_attempt_id;

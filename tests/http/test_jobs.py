@@ -50,7 +50,7 @@ async def test_a_job_begins_with_its_prompt_and_ends_by_any_coordinator(
 ) -> None:
     for _ in range(2):  # as if the first answer had been lost
         answer = await say(site, attempt, "begin", job="17", node="node1", prompt=True)
-        assert answer.json() == {"attempt": attempt["id"], "prompt": "Do it"}
+        assert answer.json() == {"attempt": attempt["id"], "prompt": "Do it", "inputs": {}}
     assert statuses(conn) == {1: "running", 2: "queued"}
     for _ in range(2):
         answer = await say(site, attempt, "exit", exit_code=0, log_tail="done")

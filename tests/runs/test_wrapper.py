@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from psycopg.types.json import Jsonb
 from support.coordination import PATIENCE, is_alive, until_it_ends
-from support.database import Connection, add_feature, add_phase, attempt_of, claim, statuses
+from support.database import Connection, add_feature, add_phase, attempt_of, claim, one, statuses
 from support.serving import Site, served
 
 from pgcoord import jobs
@@ -93,17 +93,21 @@ def test_it_is_python_3_8_and_of_the_standard_library() -> None:
 async def test_it_begins_runs_and_says_how_it_ended_where_no_folder_is_shared(
     site: Site, conn: Connection, attempt: dict[str, Any], tmp_path: Path
 ) -> None:
-    script = 'echo "$ODD"; tail -n1 "$1"; wc -c <"$PGCOORD_PROMPT_FILE"; echo odd >&2; exit 42'
+    script = """
+        echo "$ODD"; tail -n1 "$1"; wc -c <"$PGCOORD_PROMPT_FILE"; echo odd >&2
+        sed s/1/2/ "$PGCOORD_INPUT_FILE"
+        echo '{"summary": "s"}' >"$PGCOORD_RESULT_FILE"; exit 42"""
     scratch = tmp_path / "scratch"
     given = order(attempt, script, url=f"{site.url}/api/v1", scratch=str(scratch))
     status, output = await run(given, clock=-900)
-    assert (status, output) == (42, 'a, "b"\nc=d\nend5000004\nodd\n')
+    assert (status, output) == (42, 'a, "b"\nc=d\nend5000004\nodd\n{}')
     assert not scratch.exists()
     status, output = await run(given)  # another copy of the same job
     assert (status, "runs nothing" in output) == (job.REFUSED, True)
     ended = attempt_of(conn, attempt["queue_id"])
     assert (ended["exit_code"], ended["job"], ended["refused_begins"]) == (42, "17", 1)
-    assert ended["error"].endswith("5000004\nodd")
+    assert ended["error"].endswith("5000004\nodd\n{}")
+    assert one(conn, "select value from pgcoord.result")["value"] == {"summary": "s"}
     assert statuses(conn) == {1: "failed"}
 
 
