@@ -523,6 +523,8 @@ def _read_pool(
         problems.append(f"{key}.launcher: the pool {LOCAL} is of this machine; name another one")
     if name != LOCAL and "slots" not in table:
         problems.append(f"{key}.slots: missing; expected how many may run at once, such as 40")
+    if launcher == "slurm" and "folder" not in table:
+        problems.append(f"{key}.folder: missing; expected a folder that all nodes share")
     readers: dict[str, _Reader] = {
         "launcher": str,
         "slots": _whole(1, _MOST_SLOTS),
@@ -537,7 +539,16 @@ def _read_pool(
 
 def _launchers(folder: _Reader) -> Mapping[str, Mapping[str, _Reader]]:
     """The keys of each launcher, whose readers return JSON values."""
-    return {LOCAL: {}}
+
+    def shared(value: object) -> str:
+        return str(folder(value))
+
+    engine: dict[str, _Reader] = {"folder": shared, "report_url": _url}
+    return {LOCAL: {}, "slurm": {**engine, "options": _options}}
+
+
+def _options(value: object) -> list[str]:
+    return list(_texts(value, 'expected a list of options such as ["--partition=gpu"]'))
 
 
 def _workflow_name(value: object) -> str:

@@ -225,7 +225,7 @@ class Engine(Protocol):
         ...
 
     async def find(self) -> Mapping[str, list[Seen]]:
-        """Return all jobs of this installation that the engine lists, by name: one question.
+        """Return all jobs of pgcoord that the engine lists, by name: one question.
 
         Of a name there may be several, when a submission was repeated.
         """

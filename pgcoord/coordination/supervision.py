@@ -10,7 +10,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 GRACE = timedelta(seconds=5)
 
 # The exit status of a job whose wrapper was killed with it: 128 + SIGKILL.
-_KILLED = 128 + 9
+KILLED = 128 + 9
 
 # Seconds for which a proof of our lead is good enough to start a job without a new one.
 _TRUSTED_FOR = 1.0
@@ -62,6 +62,15 @@ class Coordination(Protocol):
     launcher: Launcher
     environment: Mapping[str, str]
     report_url: str | None
+
+    @property
+    def supervised_folders(self) -> frozenset[str]:
+        """The folders of the attempts that this coordinator supervises."""
+        ...
+
+    def create_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run *coroutine* beside the loop; it has to end when the coordinator is stopped."""
+        ...
 
     @property
     def issues(self) -> IssueMaker | None:
@@ -264,18 +273,19 @@ class Supervision:
         return workflow.prompt_after(error, prompt) if asks_again and error else prompt
 
     async def _launch(self) -> None:
-        workflow = self._workflow()
         if _now() - self.lead_checked_at > _TRUSTED_FOR:
             await self._coordinator.execute_with_retry(
                 lambda conn: claims.check_epoch(conn, self.epoch)
             )
-        await self.job.start(
-            Command(
-                self._arguments_of(workflow),
-                directory=workflow.directory,
-                environment=self._environment_of(workflow),
-                user=workflow.user,
-            )
+        await self.job.start(self._command())
+
+    def _command(self) -> Command:
+        workflow = self._workflow()
+        return Command(
+            self._arguments_of(workflow),
+            directory=workflow.directory,
+            environment=self._environment_of(workflow),
+            user=workflow.user,
         )
 
     def _arguments_of(self, workflow: Workflow) -> list[str]:
@@ -327,7 +337,7 @@ class Supervision:
         if gone.exit_status is None and not self.is_ending:
             await self._give_up("lost", "its process is gone and left no exit status")
             return
-        status = _KILLED if gone.exit_status is None else gone.exit_status
+        status = KILLED if gone.exit_status is None else gone.exit_status
         tail = await self.job.log_tail() if status else ""
         if status == judge.TRY_LATER and self._is_of_agent:
             reason = tail.rpartition("\n")[2].removeprefix("pgcoord: ")

@@ -24,6 +24,7 @@ from pgcoord.database._sql import (
 from pgcoord.database.rows import (
     Assignment,
     Claimed,
+    DeclaredPool,
     Lead,
     Move,
     NextWork,
@@ -146,14 +147,26 @@ async def unclaimable(conn: Connection) -> list[Unclaimable]:
     )
 
 
-async def open_attempts(conn: Connection, host: str) -> list[OpenAttempt]:
-    """Return the attempts of *host* whose process may be alive. SQL: view assignment."""
+async def pools(conn: Connection) -> list[DeclaredPool]:
+    """Return all pools, also those taken out of the configuration that have attempts still."""
+    return await fetch_rows(
+        conn, DeclaredPool, "select name, launcher, settings from pgcoord.pool order by name"
+    )
+
+
+async def open_attempts(conn: Connection, host: str, *, engines: bool) -> list[OpenAttempt]:
+    """Return the attempts of *host*, with *engines* also those of engines, which may be alive.
+
+    SQL: view assignment.
+    """
     return await fetch_rows(
         conn,
         OpenAttempt,
-        f"select {columns_of(OpenAttempt)} from pgcoord_private.assignment where host = %s"
+        f"select {columns_of(OpenAttempt)} from pgcoord_private.assignment"
+        " where host = %s or %s and host is null"
         " order by attempt_id",
         host,
+        engines,
     )
 
 
