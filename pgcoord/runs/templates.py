@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from pgcoord.coordination.launching import Order, Place, Seen
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs import files
+from pgcoord.runs.listing import field_of, is_path, values_at
 
 # Seconds for one command, and how long what an engine does not take now waits.
 _PATIENCE = 60.0
@@ -27,20 +28,6 @@ _NEEDED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TMPDIR")
 
 _SCRIPT = "job.sh"
 _WRAPPER = "job.py"
-
-# What a command may hold, by the key of the pool.
-PLACEHOLDERS: Mapping[str, frozenset[str]] = {
-    "submit": frozenset({"name", "script", "log", "folder"}),
-    "list": frozenset(),
-    "cancel": frozenset({"id"}),
-    "kill": frozenset({"id"}),
-}
-
-# What is read of a job: as groups of a pattern, or as members in JSON.
-FIELDS = frozenset({"id", "name", "state", "reason", "node", "exit"})
-_REQUIRED = ("id", "name", "state")
-
-_STEP = re.compile(r"\.(\*|[^.\[\]*]+)|\[(\*|\d+)\]")
 
 
 class Said(NamedTuple):
@@ -80,33 +67,6 @@ async def run_command(
     return Said(process.returncode, output.decode(errors="replace"), error.decode(errors="replace"))
 
 
-def problems_of(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the keys of such a pool, each as `key: what is expected`."""
-    for key in ("folder", "submit", "id", "list", "jobs", "waiting", "running", "cancel"):
-        if key not in settings:
-            yield f"{key}: missing; see examples/engines"
-    for key, known in PLACEHOLDERS.items():
-        used = {name for word in settings.get(key, ()) for name in re.findall(r"\{(\w*)\}", word)}
-        for name in sorted(used - known):
-            yield f"{key}: there is no placeholder {{{name}}} here"
-    if "submit" in settings and not any("{script}" in word for word in settings["submit"]):
-        yield "submit: expected {script}, the file to run, in a word of it"
-    for key in ("id", "jobs", "refused"):
-        yield from (f"{key}: {words}" for words in _pattern_problems(settings.get(key)))
-    jobs = settings.get("jobs")
-    if jobs is not None and not _is_path(jobs):
-        groups = re.compile(jobs).groupindex if not [*_pattern_problems(jobs)] else {}
-        missing = [f"(?P<{name}>…)" for name in _REQUIRED if groups and name not in groups]
-        if missing or not groups:
-            yield f"jobs: expected a pattern with {', '.join(missing or ['groups'])}, or $.path"
-    if jobs is not None and _is_path(jobs):
-        fields = settings.get("fields", {})
-        for name in (name for name in _REQUIRED if name not in fields):
-            yield f"fields.{name}: missing; expected the path in each job of {jobs}"
-    for name in sorted(set(settings.get("fields", {})) - FIELDS):
-        yield f"fields.{name}: unknown; expected {', '.join(sorted(FIELDS))}"
-
-
 class Commands:
     """One pool of any engine; a `coordination.launching.Engine`."""
 
@@ -138,6 +98,9 @@ class Commands:
         """Ask for all jobs by one command; leave out those of others."""
         command = self._command("list", {})
         said = await run_command(command, self._environment)
+        empty = self._settings.get("empty")
+        if said.status and empty and re.search(empty, said.error + said.output):
+            return {}
         if said.status:
             raise NotNow(f"{command[0]}: {_last_line(said)}", _AGAIN)
         found: dict[str, list[Seen]] = {}
@@ -167,8 +130,8 @@ class Commands:
 
     def _id_of(self, output: str) -> str | None:
         where = self._settings["id"]
-        if _is_path(where):
-            found = next((each for _, each in _at(where, _parsed(output))), None)
+        if is_path(where):
+            found = next((each for _, each in values_at(where, _parsed(output))), None)
             return None if found is None else str(found)
         match = re.search(where, output, re.MULTILINE)
         return match[(match.lastindex and 1) or 0] if match else None
@@ -176,10 +139,10 @@ class Commands:
     def _jobs_in(self, output: str) -> Iterator[Mapping[str, Any]]:
         """Yield the fields of each job that is listed."""
         where = self._settings["jobs"]
-        if _is_path(where):
+        if is_path(where):
             fields = self._settings["fields"]
-            for key, job in _at(where, _parsed(output)):
-                yield {name: _field(path, key, job) for name, path in fields.items()}
+            for key, job in values_at(where, _parsed(output)):
+                yield {name: field_of(path, key, job) for name, path in fields.items()}
             return
         for match in re.finditer(where, output, re.MULTILINE):
             yield match.groupdict()
@@ -219,56 +182,11 @@ def _write_script(order: Order) -> dict[str, str]:
     }
 
 
-def _is_path(where: object) -> bool:
-    return isinstance(where, str) and where.startswith("$")
-
-
-def _pattern_problems(where: object) -> Iterator[str]:
-    if not isinstance(where, str):
-        return
-    if _is_path(where):
-        if not re.fullmatch(f"(?:{_STEP.pattern})*", where[1:]):
-            yield f"expected a path such as $.Jobs.* or $[0].ID, not {where!r:.60}"
-        return
-    try:
-        re.compile(where)
-    except re.error as error:
-        yield f"expected a regular expression: {error}"
-
-
 def _parsed(output: str) -> Any:
     try:
         return json.loads(output) if output.strip() else None
     except ValueError as error:
         raise NotNow(f"what was printed is not JSON: {error}", _AGAIN, certain=False) from error
-
-
-def _at(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (last member or index, value) of all that is at *path* in *value*."""
-    found: list[tuple[str, Any]] = [("", value)]
-    for step in _STEP.finditer(path):
-        name = step[1] if step[1] is not None else step[2]
-        found = [each for _, above in found for each in _members(name, above)]
-    yield from found
-
-
-def _members(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else ((str(index), each) for index, each in enumerate(value))
-        if isinstance(value, list)
-        else ()
-    )
-    yield from ((key, each) for key, each in items if name in ("*", key))
-
-
-def _field(path: str, key: str, job: Any) -> Any:
-    """Return what *path* says of a job: `@key`, its key, or a path below it."""
-    if path == "@key":
-        return key
-    steps = path if path.startswith("[") else f".{path}"
-    return next((each for _, each in _at(steps, job)), None)
 
 
 def _exit_status(value: object) -> int | None:
