@@ -120,6 +120,7 @@ class Workflow:
     retry_delay: timedelta = timedelta(seconds=10)
     retry_lost: bool = False
     reports: bool = False
+    needs_prompt: bool = False
     user: str | None = None
     pool: str = LOCAL
     default: bool = False
@@ -434,6 +435,7 @@ def _read_workflow(
         "retry_delay": partial(parse_duration, zero=True),
         "retry_lost": _boolean,
         "reports": _boolean,
+        "needs_prompt": _boolean,
         "user": _user,
         "pool": _pool_name,
         "default": _boolean,

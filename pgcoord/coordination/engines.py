@@ -291,8 +291,6 @@ class EngineSupervision(Supervision):
         folder = Path(assignment.folder)
         environment = dict(command.environment)
         environment.pop("PGCOORD_REPORT_URL", None)
-        environment["PGCOORD_INPUT_FILE"] = str(folder / "inputs.json")
-        environment["PGCOORD_RESULT_FILE"] = str(folder / "result.json")
         if self._pool.report_url:
             environment["PGCOORD_REPORT_URL"] = self._pool.report_url
         order = {

@@ -422,6 +422,8 @@ class Supervision:
         workflow = self._coordinator.configuration.workflows.get(name)
         if workflow is None:
             raise InvalidConfiguration(f"workflow {name} is not declared any more")
+        if workflow.needs_prompt and not (self.assignment.prompt or "").strip():
+            raise InvalidConfiguration(f"it has no prompt, and workflow {name} needs_prompt")
         return workflow
 
     @property

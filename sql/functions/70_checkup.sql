@@ -332,6 +332,36 @@ set search_path = pg_catalog, pg_temp as $$
     from (select pg_notification_queue_usage()::numeric as usage) as queue;
 $$;
 
+-- Checkup: does a subscription write into our tables? Its worker fires no trigger of a statement, so that what it inserts
+-- has no edges and wakes nobody; most of it is refused, and it tries again for ever.
+create or replace function pgcoord_private.checkup_replication() returns setof pgcoord.finding
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
+    select 'replication', case when count(*) > 0 then 'fail' else 'ok' end,
+        case when count(*) > 0 then format('a subscription replicates into %s, past the triggers: phases do not come in',
+                string_agg(distinct c.relname, ' and '))
+            else 'no subscription writes past the triggers' end,
+        case when count(*) > 0
+            then 'replicate into a table of your own, and have an ''enable always'' trigger of it insert into phase_queue' end
+    from pg_subscription_rel as r join pg_class as c on c.oid = r.srrelid
+    where c.oid in ('public.planned_features'::regclass, 'public.phase_queue'::regclass);
+$$;
+
+-- Checkup: are there phases that say nothing of what is to be done?
+create or replace function pgcoord_private.checkup_empty() returns setof pgcoord.finding
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
+    select 'empty', case when count(*) > 0 then 'warn' else 'ok' end,
+        case when count(*) > 0 then format('%s neither title nor prompt: %s',
+                pgcoord_private.counted(count(*), 'phase that waits has', 'phases that wait have'),
+                pgcoord_private.some_of(array_agg(queue_id order by feature_id, phase_number)))
+            else 'each phase that waits says what is to be done' end,
+        case when count(*) > 0
+            then 'was phase_data lost on the way? Update it, or cancel them; needs_prompt = true of a workflow refuses such phases' end
+    from public.phase_queue as p
+    where p.status in ('queued', 'blocked') and pg_column_size(p.phase_data) < 1000 and pgcoord_private.is_empty(p.phase_data);
+$$;
+
 -- Checkup: does GitHub make issues, and are they told how their phases ended?
 create or replace function pgcoord_private.checkup_issues() returns setof pgcoord.finding
 language sql stable
@@ -369,6 +399,8 @@ begin
     return query select * from pgcoord_private.checkup_prerequisites();
     return query select * from pgcoord_private.checkup_attempts();
     return query select * from pgcoord_private.checkup_external();
+    return query select * from pgcoord_private.checkup_empty();
+    return query select * from pgcoord_private.checkup_replication();
     return query select * from pgcoord_private.checkup_issues();
     return query select * from pgcoord_private.checkup_locks();
     return query select * from pgcoord_private.checkup_transactions();
