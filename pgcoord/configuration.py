@@ -21,6 +21,7 @@ from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
 from pgcoord.judge import AGENTS
 from pgcoord.ownership import remedy, trusted_owners, why_not_ours
+from pgcoord.runs import listing
 
 NAME = "pgcoord.toml"
 
@@ -531,6 +532,8 @@ def _read_pool(
         problems.append(f"{key}.launcher: the pool {LOCAL} is of this machine; name another one")
     if name != LOCAL and "slots" not in table:
         problems.append(f"{key}.slots: missing; expected how many may run at once, such as 40")
+    if launcher == "command":
+        problems += [f"{key}.{problem}" for problem in listing.problems_of(table)]
     if launcher == "slurm" and "folder" not in table:
         problems.append(f"{key}.folder: missing; expected a folder that all nodes share")
     readers: dict[str, _Reader] = {
@@ -552,7 +555,45 @@ def _launchers(folder: _Reader) -> Mapping[str, Mapping[str, _Reader]]:
         return str(folder(value))
 
     engine: dict[str, _Reader] = {"folder": shared, "report_url": _url}
-    return {LOCAL: {}, "slurm": {**engine, "options": _options}}
+    return {
+        LOCAL: {},
+        "slurm": {**engine, "options": _options},
+        "command": {
+            **engine,
+            **dict.fromkeys(("submit", "list", "cancel", "kill"), _command_words),
+            **dict.fromkeys(("id", "jobs", "refused", "empty"), _word),
+            **dict.fromkeys(("waiting", "running"), _states),
+            "fields": _fields,
+            "environment": _environment_list,
+        },
+    }
+
+
+def _command_words(value: object) -> list[str]:
+    words = list(_texts(value, 'expected a command such as ["qdel", "{id}"]'))
+    if not words:
+        raise ValueError('expected a command such as ["qdel", "{id}"], not an empty list')
+    return words
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"expected a text, not {value!r:.60}")
+    return value
+
+
+def _states(value: object) -> list[str]:
+    return list(_texts(value, 'expected a list of states such as ["PENDING"]'))
+
+
+def _environment_list(value: object) -> list[str]:
+    return list(_environment(value))
+
+
+def _fields(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+        raise ValueError(f'expected a table such as {{ id = "JobId" }}, not {value!r:.60}')
+    return value
 
 
 def _options(value: object) -> list[str]:
