@@ -21,7 +21,7 @@ from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Superv
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.rows import Assignment, DeclaredPool, OpenAttempt
-from pgcoord.errors import CannotStart, CoordError, NotFound, NotNow, StaleAttempt
+from pgcoord.errors import CannotStart, CoordError, NotFound, NotNow
 from pgcoord.runs import files
 from pgcoord.runs.slurm import Slurm
 
@@ -368,14 +368,13 @@ class EngineSupervision(Supervision):
 
     async def _answer(self, said: Mapping[str, Any]) -> str | None:
         """Let a copy of the job begin, or return why not."""
-        try:
-            await self._coordinator.execute_with_retry(
-                lambda conn: spool.begin(conn, self.assignment.attempt_id, said)
+        answer = await self._coordinator.execute_with_retry(
+            lambda conn: jobs.begin_job(
+                conn, self.assignment.attempt_id, said["copy"], said.get("job"), said.get("node")
             )
-        except (StaleAttempt, NotFound) as error:
-            return str(error)
-        self._begun = True
-        return None
+        )
+        self._begun |= answer.code is None
+        return answer.reason if answer.code else None
 
     async def _believe_the_engine(self) -> bool:
         """Draw the conclusion from the engine's last answer; return whether the attempt is over."""
