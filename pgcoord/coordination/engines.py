@@ -24,6 +24,7 @@ from pgcoord.database.rows import Assignment, DeclaredPool, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, NotFound, NotNow
 from pgcoord.runs import files
 from pgcoord.runs.slurm import Slurm
+from pgcoord.runs.templates import Commands
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ LAUNCHERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str]], Engine]
     "slurm": lambda settings, environment: Slurm(
         options=settings.get("options", ()), environment=environment
     ),
+    "command": Commands,
 }
 
 

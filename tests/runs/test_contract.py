@@ -21,7 +21,7 @@ from support.coordination import (
     watching,
 )
 
-from pgcoord.configuration import Pool
+from pgcoord.configuration import Pool, read_configuration
 from pgcoord.coordination import engines
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.runs import job
@@ -61,7 +61,10 @@ class Engine:
 PATH = os.environ["PATH"]
 
 
-@pytest.fixture(params=["local", "slurm"])
+EXAMPLES = Path(__file__).parents[2] / "examples" / "engines"
+
+
+@pytest.fixture(params=["local", "slurm", "command"])
 def engine(
     request: pytest.FixtureRequest, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Engine:
@@ -69,7 +72,12 @@ def engine(
         monkeypatch.setattr(engines, name, value)
     if request.param == "local":
         return Engine(dsn, tmp_path, None, {})
-    return engine_of_slurm(request.getfixturevalue("slurm"), dsn, tmp_path)
+    slurm = request.getfixturevalue("slurm")
+    if request.param == "command":  # the same Slurm, by its commands alone
+        pool = read_configuration(EXAMPLES / "slurm-commands.toml").pools["batch"]
+        settings = {**pool.settings, "folder": str(tmp_path / "shared")}
+        return Engine(dsn, tmp_path, Pool("batch", "command", 40, settings), slurm.environment)
+    return engine_of_slurm(slurm, dsn, tmp_path)
 
 
 def engine_of_slurm(slurm: cluster.Slurm, dsn: str, folder: Path) -> Engine:
