@@ -24,6 +24,7 @@ from pgcoord.database.rows import Assignment, DeclaredPool, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, NotFound, NotNow, StaleAttempt
 from pgcoord.runs import files
 from pgcoord.runs.slurm import Slurm
+from pgcoord.runs.templates import Commands
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ LAUNCHERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str]], Engine]
     "slurm": lambda settings, environment: Slurm(
         options=settings.get("options", ()), environment=environment
     ),
+    "command": Commands,
 }
 
 
@@ -289,8 +291,6 @@ class EngineSupervision(Supervision):
         folder = Path(assignment.folder)
         environment = dict(command.environment)
         environment.pop("PGCOORD_REPORT_URL", None)
-        environment["PGCOORD_INPUT_FILE"] = str(folder / "inputs.json")
-        environment["PGCOORD_RESULT_FILE"] = str(folder / "result.json")
         if self._pool.report_url:
             environment["PGCOORD_REPORT_URL"] = self._pool.report_url
         order = {

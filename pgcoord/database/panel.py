@@ -82,7 +82,9 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Attention:
-    """A phase that needs attention: `kind` is failed, missing, workflow, gate, slow or locked.
+    """A phase that needs attention.
+
+    `kind`: failed, missing, workflow, gate, quiet, slow or locked.
 
     `words`: the reason; `blocks`: numbers of the phases that it blocks.
     """

@@ -7,7 +7,7 @@ import pytest
 from support import slurm as cluster
 from support.coordination import make_coordinator, running, scripts, watching
 
-from pgcoord.configuration import Pool
+from pgcoord.configuration import Pool, read_configuration
 from pgcoord.coordination import engines
 from pgcoord.coordination.coordinator import Coordinator
 
@@ -40,7 +40,10 @@ class Engine:
 PATH = os.environ["PATH"]
 
 
-@pytest.fixture(params=["local", "slurm"])
+EXAMPLES = Path(__file__).parents[2] / "examples" / "engines"
+
+
+@pytest.fixture(params=["local", "slurm", "command"])
 def engine(
     request: pytest.FixtureRequest, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Engine:
@@ -49,7 +52,11 @@ def engine(
     if request.param == "local":
         return Engine(dsn, tmp_path, None, {})
     slurm: cluster.Slurm = request.getfixturevalue("slurm")
-    settings = {"folder": str(tmp_path / "shared")}
+    settings: dict[str, object] = {"folder": str(tmp_path / "shared")}
+    if request.param == "command":  # the same Slurm, by its commands alone
+        pools = read_configuration(EXAMPLES / "slurm-commands.toml").pools
+        settings = {**pools["batch"].settings, **settings}
+        return Engine(dsn, tmp_path, Pool("batch", "command", 40, settings), slurm.environment)
     return Engine(dsn, tmp_path, Pool("hpc", "slurm", 40, settings), slurm.environment)
 
 
