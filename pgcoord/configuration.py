@@ -21,6 +21,7 @@ from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
 from pgcoord.judge import AGENTS
 from pgcoord.ownership import remedy, trusted_owners, why_not_ours
+from pgcoord.runs import listing
 
 NAME = "pgcoord.toml"
 
@@ -106,7 +107,7 @@ class Workflow:
 
     `check` runs after the command; `fails_on` are words of its output that mean failure (judge.py),
     and `agent` is whose output it is. `retry_prompt` is what a further attempt is asked after a
-    failure, of {error} and {prompt}.
+    failure, of {error} and {prompt}. After `quiet` without output people are told, or it is ended.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Workflow:
     retry_delay: timedelta = timedelta(seconds=10)
     retry_lost: bool = False
     reports: bool = False
+    needs_prompt: bool = False
     user: str | None = None
     pool: str = LOCAL
     default: bool = False
@@ -126,6 +128,8 @@ class Workflow:
     fails_on: tuple[str, ...] = ()
     agent: str | None = None
     retry_prompt: str | None = None
+    quiet: timedelta | None = None
+    quiet_ends: bool = False
     worktree: Worktree | None = None
 
     def prompt_after(self, error: str, prompt: str) -> str:
@@ -433,6 +437,7 @@ def _read_workflow(
         "retry_delay": partial(parse_duration, zero=True),
         "retry_lost": _boolean,
         "reports": _boolean,
+        "needs_prompt": _boolean,
         "user": _user,
         "pool": _pool_name,
         "default": _boolean,
@@ -442,6 +447,8 @@ def _read_workflow(
         "check_timeout": parse_duration,
         "fails_on": _failures,
         "retry_prompt": _retry_prompt,
+        "quiet": parse_duration,
+        "quiet_ends": _boolean,
         "workspace": partial(_choice, ("worktree",)),
         "base": _git_name,
         "worktrees": folder,
@@ -451,6 +458,8 @@ def _read_workflow(
     if "command" not in table and "agent" not in table:
         problems.append(f'{key}.command: missing; expected a list such as ["make", "build"]')
     values = _read_table(table, readers, key=key, problems=problems)
+    if "quiet_ends" in values and "quiet" not in table:
+        problems.append(f"{key}.quiet_ends: expected quiet, too: after what time")
     if "check_timeout" in values and "check" not in table:
         problems.append(f"{key}.check_timeout: there is no check")
     if "arguments" in values and ("agent" not in table or "command" in table):
@@ -523,6 +532,10 @@ def _read_pool(
         problems.append(f"{key}.launcher: the pool {LOCAL} is of this machine; name another one")
     if name != LOCAL and "slots" not in table:
         problems.append(f"{key}.slots: missing; expected how many may run at once, such as 40")
+    if launcher == "command":
+        problems += [f"{key}.{problem}" for problem in listing.problems_of(table)]
+    if launcher == "slurm" and "folder" not in table:
+        problems.append(f"{key}.folder: missing; expected a folder that all nodes share")
     readers: dict[str, _Reader] = {
         "launcher": str,
         "slots": _whole(1, _MOST_SLOTS),
@@ -537,7 +550,54 @@ def _read_pool(
 
 def _launchers(folder: _Reader) -> Mapping[str, Mapping[str, _Reader]]:
     """The keys of each launcher, whose readers return JSON values."""
-    return {LOCAL: {}}
+
+    def shared(value: object) -> str:
+        return str(folder(value))
+
+    engine: dict[str, _Reader] = {"folder": shared, "report_url": _url}
+    return {
+        LOCAL: {},
+        "slurm": {**engine, "options": _options},
+        "command": {
+            **engine,
+            **dict.fromkeys(("submit", "list", "cancel", "kill"), _command_words),
+            **dict.fromkeys(("id", "jobs", "refused", "empty"), _word),
+            **dict.fromkeys(("waiting", "running"), _states),
+            "fields": _fields,
+            "environment": _environment_list,
+        },
+    }
+
+
+def _command_words(value: object) -> list[str]:
+    words = list(_texts(value, 'expected a command such as ["qdel", "{id}"]'))
+    if not words:
+        raise ValueError('expected a command such as ["qdel", "{id}"], not an empty list')
+    return words
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"expected a text, not {value!r:.60}")
+    return value
+
+
+def _states(value: object) -> list[str]:
+    return list(_texts(value, 'expected a list of states such as ["PENDING"]'))
+
+
+def _environment_list(value: object) -> list[str]:
+    return list(_environment(value))
+
+
+def _fields(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+        raise ValueError(f'expected a table such as {{ id = "JobId" }}, not {value!r:.60}')
+    return value
+
+
+def _options(value: object) -> list[str]:
+    return list(_texts(value, 'expected a list of options such as ["--partition=gpu"]'))
 
 
 def _workflow_name(value: object) -> str:

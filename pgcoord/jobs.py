@@ -14,7 +14,7 @@ from pgcoord import results
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.jobs import JobAnswer
-from pgcoord.errors import NotFound, StaleAttempt
+from pgcoord.errors import InvalidInput, NotFound, StaleAttempt
 from pgcoord.json_schema import NOT_BLANK, Fault, Schema, faults
 from pgcoord.report import NotSigned, Record, Signed, WrongShape, parse_json, read_spooled
 from pgcoord.runs import files
@@ -178,5 +178,5 @@ def _spooled(
     try:
         _, message = read_spooled(folder, name, secret, LIMIT)
         return _shaped(message, attempt_id, act)
-    except (NotSigned, WrongShape, ValueError, OSError):
+    except (NotSigned, InvalidInput, ValueError, OSError):
         return None

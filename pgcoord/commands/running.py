@@ -334,7 +334,7 @@ async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted:
     """Say which processes a coordinator that has stopped leaves running, and what takes them."""
     try:
         async with await connect(dsn) as conn:
-            attempts = await claims.open_attempts(conn, coordinator.host)
+            attempts = await claims.open_attempts(conn, coordinator.host, engines=coordinator.led)
             found = [await claims.assignment(conn, each.attempt_id) for each in attempts]
     except (psycopg.Error, CoordError):
         logger.warning("stopped; what runs goes on, and 'pgcoord serve' takes it over")

@@ -132,6 +132,10 @@ class Job(Protocol):
         """End, as `end` does, the processes that outlived the job; return them in words."""
         ...
 
+    async def last_written(self) -> float | None:
+        """Return when the job last wrote to its log, in seconds since 1970; None if unknown."""
+        ...
+
     async def log_tail(self) -> str:
         """Return the lines of the output that tell why the job failed, valid as a Postgres text.
 
@@ -225,7 +229,7 @@ class Engine(Protocol):
         ...
 
     async def find(self) -> Mapping[str, list[Seen]]:
-        """Return all jobs of this installation that the engine lists, by name: one question.
+        """Return all jobs of pgcoord that the engine lists, by name: one question.
 
         Of a name there may be several, when a submission was repeated.
         """

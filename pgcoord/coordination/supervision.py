@@ -10,9 +10,11 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -34,10 +36,13 @@ Result = TypeVar("Result")
 GRACE = timedelta(seconds=5)
 
 # The exit status of a job whose wrapper was killed with it: 128 + SIGKILL.
-_KILLED = 128 + 9
+KILLED = 128 + 9
 
 # Seconds for which a proof of our lead is good enough to start a job without a new one.
 _TRUSTED_FOR = 1.0
+
+# Seconds after which to look whether a quiet job writes again.
+_AGAIN = 60.0
 
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
@@ -62,6 +67,15 @@ class Coordination(Protocol):
     launcher: Launcher
     environment: Mapping[str, str]
     report_url: str | None
+
+    @property
+    def supervised_folders(self) -> frozenset[str]:
+        """The folders of the attempts that this coordinator supervises."""
+        ...
+
+    def create_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run *coroutine* beside the loop; it has to end when the coordinator is stopped."""
+        ...
 
     @property
     def issues(self) -> IssueMaker | None:
@@ -264,18 +278,19 @@ class Supervision:
         return workflow.prompt_after(error, prompt) if asks_again and error else prompt
 
     async def _launch(self) -> None:
-        workflow = self._workflow()
         if _now() - self.lead_checked_at > _TRUSTED_FOR:
             await self._coordinator.execute_with_retry(
                 lambda conn: claims.check_epoch(conn, self.epoch)
             )
-        await self.job.start(
-            Command(
-                self._arguments_of(workflow),
-                directory=workflow.directory,
-                environment=self._environment_of(workflow),
-                user=workflow.user,
-            )
+        await self.job.start(self._command())
+
+    def _command(self) -> Command:
+        workflow = self._workflow()
+        return Command(
+            self._arguments_of(workflow),
+            directory=workflow.directory,
+            environment=self._environment_of(workflow),
+            user=workflow.user,
         )
 
     def _arguments_of(self, workflow: Workflow) -> list[str]:
@@ -327,7 +342,7 @@ class Supervision:
         if gone.exit_status is None and not self.is_ending:
             await self._give_up("lost", "its process is gone and left no exit status")
             return
-        status = _KILLED if gone.exit_status is None else gone.exit_status
+        status = KILLED if gone.exit_status is None else gone.exit_status
         tail = await self.job.log_tail() if status else ""
         if status == judge.TRY_LATER and self._is_of_agent:
             reason = tail.rpartition("\n")[2].removeprefix("pgcoord: ")
@@ -396,10 +411,36 @@ class Supervision:
         """Wait until the job is gone, and end it when `update` says so."""
         async with asyncio.TaskGroup() as tasks:
             ender = tasks.create_task(self._end_in_time())
+            watcher = tasks.create_task(self._watch_output())
             exit_status = await self.job.wait()
+            watcher.cancel()
             if not self.is_ending:
                 ender.cancel()
         return _Gone(exit_status)
+
+    async def _watch_output(self) -> None:
+        """Record when the job is quiet for longer than its workflow says, and when it is not."""
+        workflow = self._coordinator.configuration.workflows.get(self.assignment.workflow)
+        if workflow is None or workflow.quiet is None:
+            return
+        limit = workflow.quiet.total_seconds()
+        began = time.time()
+        # Of an attempt that was taken over, another coordinator may have recorded that.
+        noted = None if self.assignment.started else False
+        while True:
+            silence = max(0.0, time.time() - (await self.job.last_written() or began))
+            is_quiet = silence >= limit
+            if is_quiet is not noted:
+                await self._coordinator.execute_with_retry(
+                    partial(
+                        claims.note_quiet,
+                        attempt=self.assignment,
+                        quiet_for=timedelta(seconds=silence) if is_quiet else None,
+                        ends=workflow.quiet_ends,
+                    )
+                )
+                noted = is_quiet
+            await asyncio.sleep(min(limit, _AGAIN) if is_quiet else limit - silence)
 
     async def _end_in_time(self) -> None:
         await asyncio.sleep(await self._end_in)
@@ -412,6 +453,8 @@ class Supervision:
         workflow = self._coordinator.configuration.workflows.get(name)
         if workflow is None:
             raise InvalidConfiguration(f"workflow {name} is not declared any more")
+        if workflow.needs_prompt and not (self.assignment.prompt or "").strip():
+            raise InvalidConfiguration(f"it has no prompt, and workflow {name} needs_prompt")
         return workflow
 
     @property

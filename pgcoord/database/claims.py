@@ -24,6 +24,7 @@ from pgcoord.database._sql import (
 from pgcoord.database.rows import (
     Assignment,
     Claimed,
+    DeclaredPool,
     Lead,
     Move,
     NextWork,
@@ -146,14 +147,26 @@ async def unclaimable(conn: Connection) -> list[Unclaimable]:
     )
 
 
-async def open_attempts(conn: Connection, host: str) -> list[OpenAttempt]:
-    """Return the attempts of *host* whose process may be alive. SQL: view assignment."""
+async def pools(conn: Connection) -> list[DeclaredPool]:
+    """Return all pools, also those taken out of the configuration that have attempts still."""
+    return await fetch_rows(
+        conn, DeclaredPool, "select name, launcher, settings from pgcoord.pool order by name"
+    )
+
+
+async def open_attempts(conn: Connection, host: str, *, engines: bool) -> list[OpenAttempt]:
+    """Return the attempts of *host*, with *engines* also those of engines, which may be alive.
+
+    SQL: view assignment.
+    """
     return await fetch_rows(
         conn,
         OpenAttempt,
-        f"select {columns_of(OpenAttempt)} from pgcoord_private.assignment where host = %s"
+        f"select {columns_of(OpenAttempt)} from pgcoord_private.assignment"
+        " where host = %s or %s and host is null"
         " order by attempt_id",
         host,
+        engines,
     )
 
 
@@ -295,6 +308,22 @@ async def judgement(conn: Connection, attempt: Assignment) -> tuple[str | None, 
             [attempt.queue_id],
         )
         return await cursor.fetchone() or (None, None)
+
+
+async def note_quiet(
+    conn: Connection, attempt: Assignment, quiet_for: timedelta | None, *, ends: bool
+) -> None:
+    """Record that the process of an attempt writes nothing (None: writes again).
+
+    With *ends*, that is the end of the attempt. SQL: pgcoord_private.note_quiet.
+    """
+    await fetch_value(
+        conn,
+        "select pgcoord_private.note_quiet(%s, %s, %s)",
+        attempt.attempt_id,
+        quiet_for,
+        ends,
+    )
 
 
 def reported(

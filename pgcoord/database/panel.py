@@ -82,7 +82,9 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Attention:
-    """A phase that needs attention: `kind` is failed, missing, workflow, gate, slow or locked.
+    """A phase that needs attention.
+
+    `kind`: failed, missing, workflow, gate, quiet, slow or locked.
 
     `words`: the reason; `blocks`: numbers of the phases that it blocks.
     """
@@ -105,6 +107,9 @@ class Attention:
 class FeatureRow:
     """A row of the list of features.
 
+    `missing`, `unknown`: a phase that can never start, as one that it needs does not exist, or no
+    coordinator knows its workflow.
+
     `counts`: {state: number of phases}. `strip`: the state of each phase, None if there are many.
     """
 
@@ -118,6 +123,7 @@ class FeatureRow:
     failed: list[int] | None
     blocked: int
     missing: int | None
+    unknown: int | None
     in_line: int
     planned: int
     since: datetime
@@ -525,6 +531,29 @@ async def preview(
         action,
         feature_id,
         queue_id,
+    )
+
+
+@dataclass(frozen=True)
+class MoreSlots:
+    """How many slots a pool has now, and how many phases would start at once with more."""
+
+    now: int
+    start: int
+
+
+async def many_more_slots(conn: Connection, slots: int, pool: str) -> MoreSlots | None:
+    """Return what *slots* would mean; None unless these are more than 8 and than twice as now."""
+    return await fetch_row(
+        conn,
+        MoreSlots,
+        "select o.slots::integer as now, least(%s - o.slots, (select count(*) from pgcoord.line"
+        " where pool = o.pool))::integer as start from pgcoord.pools as o"
+        " where o.pool = %s and %s > 8 and %s > 2 * o.slots",
+        slots,
+        pool,
+        slots,
+        slots,
     )
 
 

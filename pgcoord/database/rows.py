@@ -44,6 +44,7 @@ class Assignment:
     attempt: int
     adw_id: str
     secret: str = field(repr=False)
+    host: str | None
     folder: str
     workflow: str
     issue_number: int | None
@@ -61,6 +62,15 @@ class Assignment:
 
     def __str__(self) -> str:
         return f"{self.queue_id} (attempt {self.attempt}, {self.adw_id})"
+
+
+@dataclass(frozen=True)
+class DeclaredPool:
+    """A pool as a coordinator declared it; `settings` are the keys of its launcher."""
+
+    name: str
+    launcher: str
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -51,14 +51,8 @@ class _Said(NamedTuple):
 class Slurm:
     """One pool of a Slurm cluster; a `coordination.launching.Engine`."""
 
-    def __init__(
-        self, *, installation: str, options: Sequence[str], environment: Mapping[str, str]
-    ) -> None:
-        """Pass *options* on to sbatch; *environment* is that of the coordinator.
-
-        Names of jobs begin with pgcoord and the first eight characters of *installation*.
-        """
-        self._prefix = f"pgcoord-{installation[:8]}-"
+    def __init__(self, *, options: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Pass *options* on to sbatch; *environment* is that of the coordinator."""
         self._options = tuple(options)
         self._environment = {
             name: value for name, value in environment.items() if _NEEDED.fullmatch(name)
@@ -101,7 +95,7 @@ class Slurm:
             raise NotNow(f"squeue: {_last_line(said.error)}", _AGAIN)
         found: dict[str, list[Seen]] = {}
         for name, seen in _read(said.output):
-            if name.startswith(self._prefix):
+            if name.startswith("pgcoord-"):
                 found.setdefault(name, []).append(seen)
         return found
 

@@ -33,6 +33,11 @@ language sql immutable
 return coalesce(p_data ->> 'gate' is not null and coalesce(p_data ->> 'workflow_type', '') = ''
     and btrim(coalesce(p_data ->> 'prompt_content', '')) = '', false);
 
+-- Whether a phase says nothing of what is to be done: the default workflow would start with no title and no prompt.
+create or replace function pgcoord_private.is_empty(p_data jsonb) returns boolean
+language sql immutable
+return btrim(concat(p_data ->> 'title', p_data ->> 'prompt_content', p_data ->> 'workflow_type', p_data ->> 'gate')) = '';
+
 -- The workflow that runs a phase: the one it names, else the default.
 create or replace function pgcoord_private.workflow_of(p_phase public.phase_queue) returns text
 language sql stable

@@ -41,6 +41,34 @@ begin
     end if;
 end $$;
 
+create or replace function pgcoord.add_feature(
+    p_title text, p_description text default null, p_priority bigint default null, p_tags text[] default null,
+    p_estimated_hours numeric default null, p_item_type text default null, p_id bigint default null
+) returns public.planned_features
+language sql
+security definer set search_path = pg_catalog, pg_temp
+begin atomic
+    insert into public.planned_features (id, title, description, priority, tags, estimated_hours, item_type)
+    values (p_id, p_title, p_description, p_priority, to_jsonb(p_tags), p_estimated_hours, p_item_type)
+    returning *;
+end;
+comment on function pgcoord.add_feature(text, text, bigint, text[], numeric, text, bigint) is
+    'Insert a feature; its row comes back, with the id that add_phase takes.';
+
+create or replace function pgcoord.add_phase(
+    p_feature_id bigint, p_phase_number bigint, p_after bigint[] default '{}', p_data jsonb default '{}',
+    p_priority bigint default null, p_queue_id text default null, p_retry_at timestamptz default null
+) returns public.phase_queue
+language sql
+security definer set search_path = pg_catalog, pg_temp
+begin atomic
+    insert into public.phase_queue (feature_id, phase_number, depends_on_phases, phase_data, priority, queue_id, retry_at)
+    values (p_feature_id, p_phase_number, to_jsonb(p_after), p_data, p_priority, p_queue_id, p_retry_at)
+    returning *;
+end;
+comment on function pgcoord.add_phase(bigint, bigint, bigint[], jsonb, bigint, text, timestamptz) is
+    'Insert a phase that comes after the phases of these numbers: select * from pgcoord.add_phase(104, 3, array[1, 2], ''{"title": "…"}''). Its row comes back.';
+
 create or replace function pgcoord.store_feature(p_feature jsonb) returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -89,16 +117,16 @@ end $$;
 
 -- Change what is given of a feature; the rest stays. With p_version, only if it is still as it was then.
 -- Errors: PC001, PC002 for the plan of a feature whose phases are queued, PC005, PC010 when it was changed meanwhile.
-create or replace function pgcoord.change_feature(p_feature_id integer, p_changes jsonb, p_version text default null)
-returns void
+create or replace function pgcoord.change_feature(p_feature_id bigint, p_changes jsonb, p_version text default null)
+returns text
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_feature public.planned_features;
     v_version text;
 begin
-    select * into v_feature from public.planned_features where id = p_feature_id for no key update;
-    perform pgcoord_private.check_feature(p_feature_id);
+    perform pgcoord_private.lock_feature(p_feature_id);
+    select * into v_feature from public.planned_features where id = p_feature_id;
     select version into v_version from pgcoord.feature where id = p_feature_id;
     if p_version <> v_version then
         raise exception using
@@ -119,9 +147,10 @@ begin
         tags = coalesce(nullif(p_changes -> 'tags', 'null'), tags),
         plan = coalesce(nullif(p_changes -> 'phases', 'null'), plan)
     where id = p_feature_id;
+    return (select version from pgcoord.feature where id = p_feature_id);
 end $$;
-comment on function pgcoord.change_feature(integer, jsonb, text) is
-    'Change what is given of a feature: title, description, item_type, priority, estimated_hours, tags, phases (the plan, while none is queued).';
+comment on function pgcoord.change_feature(bigint, jsonb, text) is
+    'Change what is given of a feature: title, description, item_type, priority, estimated_hours, tags, phases (the plan, while none is queued); returns its new version.';
 
 -- What a feature is planned from, with its version, for change_feature to store the plan; refuse (PC002) one whose
 -- phases are queued.
@@ -153,7 +182,7 @@ begin atomic
         '[]');
 end;
 
-create or replace function pgcoord.execute_feature(p_feature_id integer) returns integer
+create or replace function pgcoord.execute_feature(p_feature_id bigint) returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -161,8 +190,8 @@ declare
     v_twice jsonb;
     v_inserted integer;
 begin
-    select * into v_feature from public.planned_features where id = p_feature_id for no key update;
-    perform pgcoord_private.check_feature(p_feature_id);
+    perform pgcoord_private.lock_feature(p_feature_id);
+    select * into v_feature from public.planned_features where id = p_feature_id;
     if v_feature.plan is null
         or v_feature.plan = '[]' and not exists (select from public.phase_queue where feature_id = p_feature_id)
     then
@@ -198,10 +227,10 @@ begin
     get diagnostics v_inserted = row_count;
     return v_inserted;
 end $$;
-comment on function pgcoord.execute_feature(integer) is
+comment on function pgcoord.execute_feature(bigint) is
     'Queue the phases of the stored plan; returns how many. A second time changes nothing and returns 0.';
 
-create or replace function pgcoord.feature_object(p_feature_id integer) returns jsonb
+create or replace function pgcoord.feature_object(p_feature_id bigint) returns jsonb
 language plpgsql stable
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -219,5 +248,5 @@ begin
     end if;
     return v_feature || jsonb_build_object('phases', v_phases);
 end $$;
-comment on function pgcoord.feature_object(integer) is
+comment on function pgcoord.feature_object(bigint) is
     'A feature with its phases as one JSON object, which submit_feature takes: the planned phases, once they are queued with how each stands.';

@@ -78,7 +78,8 @@ begin
         );
     end if;
     for v_pool in
-        select o.name as pool, o.settings ->> 'folder' as runs_folder, free.slots
+        select o.name as pool, o.settings ->> 'folder' as runs_folder, free.slots,
+            case when o.launcher = 'local' then v_leader.host end as host    -- else any leader is at home
         from pgcoord.pool as o
             cross join lateral (
                 select count(*) as slots from (select from pgcoord.free_slot as f where f.pool = o.name limit 1000) as few
@@ -126,7 +127,7 @@ begin
                 )
                 values (
                     v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord_private.adw_id(v_id, v_control.adw_offset), pgcoord_private.new_secret(),
-                    v_slot, p_epoch, v_leader.host,
+                    v_slot, p_epoch, v_pool.host,
                     -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
                     format('%s/%s/%s-%s', coalesce(v_pool.runs_folder, v_leader.runs_folder), v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
                     v_phase.name, v_phase.reports, v_phase.max_attempts, v_phase.retry_delay, v_phase.retry_lost, v_phase.timeout,

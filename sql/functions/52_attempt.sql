@@ -140,7 +140,7 @@ end $$;
 
 -- An attempt has no process and never will: it could not be started, or the process vanished without an exit status.
 -- An end that was asked for meanwhile counts first.
-create or replace function pgcoord.give_up_attempt(p_attempt_id bigint, p_outcome text, p_error text) returns void
+create or replace function pgcoord.give_up_attempt(p_attempt_id bigint, p_outcome text, p_error text) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
@@ -153,19 +153,20 @@ begin
             hint = 'Give failed (could not start), lost (vanished) or returned (unused).';
     end if;
     if v_attempt.id is null or v_attempt.exited_at is not null then
-        return;
+        return false;
     end if;
     update pgcoord.attempt set exited_at = clock_timestamp() where id = p_attempt_id;
     if v_attempt.ended_at is not null then
-        return;
+        return true;
     elsif v_attempt.ending is not null then
         perform pgcoord_private.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
     else
         perform pgcoord_private.conclude_attempt(v_attempt, p_outcome, p_error);
     end if;
+    return true;
 end $$;
 comment on function pgcoord.give_up_attempt(bigint, text, text) is
-    'For the coordinator: an attempt has no process; its outcome is failed (could not start), lost (vanished) or returned (given back unused).';
+    'For the coordinator: an attempt has no process; its outcome is failed (could not start), lost (vanished) or returned (given back unused); returns whether it was still open.';
 
 -- An attempt of another host, of which nothing was heard for the length of a lease, is lost; an end that was asked for
 -- meanwhile counts first. Whether its process is gone nobody here can know: that stays open, and a coordinator that
@@ -186,7 +187,7 @@ begin
     if v_attempt.ending is null then
         update pgcoord.attempt
         set ending = 'lost', ending_at = clock_timestamp(),
-            ending_reason = format('nothing was heard of its host %s for %s', host, pgcoord_private.lease_length())
+            ending_reason = format('nothing was heard of its host %s for %s', host, pgcoord_private.in_words(pgcoord_private.lease_length()))
         where id = p_attempt_id
         returning * into v_attempt;
     end if;
@@ -229,13 +230,36 @@ language sql
 begin atomic
     update pgcoord.attempt as a
     set ending = 'timed_out', ending_at = clock_timestamp(),
-        ending_reason = format('ran longer than its timeout of %s', timeout)
+        ending_reason = format('ran longer than its timeout of %s', pgcoord_private.in_words(timeout))
     where a.id in (
         select late.id from pgcoord.attempt as late
         where late.deadline <= (select clock_timestamp()) and late.ended_at is null and late.ending is null
         for no key update skip locked
     );
 end;
+
+-- The process of an attempt has written nothing for p_for (null: it writes again). With p_ends that is its end.
+create or replace function pgcoord_private.note_quiet(p_attempt_id bigint, p_for interval, p_ends boolean) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_attempt pgcoord.attempt;
+begin
+    update pgcoord.attempt set quiet_since = clock_timestamp() - p_for
+    where id = p_attempt_id and exited_at is null and (quiet_since is null) <> (p_for is null)
+    returning * into v_attempt;
+    if not found then
+        return;
+    end if;
+    perform pgcoord_private.log_attempt(v_attempt, case when p_for is null then 'attempt_writes' else 'attempt_quiet' end,
+        'wrote nothing for ' || pgcoord_private.in_words(p_for));
+    if p_for is not null and p_ends then
+        update pgcoord.attempt
+        set ending = 'timed_out', ending_at = clock_timestamp(),
+            ending_reason = 'wrote nothing for ' || pgcoord_private.in_words(p_for)
+        where id = p_attempt_id and ended_at is null and ending is null;
+    end if;
+end $$;
 
 -- Log that the end of an attempt was asked for, and wake the coordinators: its process may be on any host.
 create or replace function pgcoord_private.tell_ending() returns trigger

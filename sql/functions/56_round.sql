@@ -106,8 +106,8 @@ begin
 end $$;
 
 -- Before the coordinator rests: what has changed, and when to look next. First asks for the end of attempts whose time is up;
--- `changed` is of p_attempts, of which the coordinator was told that they changed: those of p_host whose process may be alive,
--- as an array of {attempt_id, folder, started, ended, ending, ended_seconds_ago}. The rest is as next_work says.
+-- `changed` is of p_attempts, of which the coordinator was told that they changed: those of p_host, and of engines, that may be
+-- alive, as an array of {attempt_id, folder, started, ended, ending, ended_seconds_ago}. The rest is as next_work says.
 create or replace function pgcoord_private.look_round(
     p_host text, p_attempts bigint[], p_awaited text[],
     out changed jsonb, out due_in float8, out abandoned bigint[], out locked text[]
@@ -128,7 +128,7 @@ begin
             'attempt_id', attempt_id, 'folder', folder, 'started', started, 'ended', ended, 'ending', ending,
             'ended_seconds_ago', ended_seconds_ago
         ) order by attempt_id), '[]') into changed
-        from pgcoord_private.assignment where attempt_id = any (p_attempts) and host = p_host;
+        from pgcoord_private.assignment where attempt_id = any (p_attempts) and (host = p_host or host is null);
     end if;
     select n.due_in, n.abandoned, n.locked into due_in, abandoned, locked from pgcoord_private.next_work(p_awaited) as n;
 end $$;

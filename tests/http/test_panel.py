@@ -360,10 +360,9 @@ async def test_a_restarted_postgres_is_noticed_and_the_page_goes_on(
             await asyncio.to_thread(postgres.stop)
             await expect(page.locator("#lost")).to_contain_text("The database does not answer")
             answer = await page.request.get(url)
-            assert (answer.status, "The database does not answer" in await answer.text()) == (
-                503,
-                True,
-            )
+            said = await answer.text()
+            assert (answer.status, "The database does not answer" in said) == (503, True)
+            assert "Refused" not in said
             await asyncio.to_thread(postgres.start)
             with psycopg.connect(postgres.dsn, autocommit=True) as conn:
                 conn.execute("insert into planned_features (title) values ('Afterwards')")
@@ -510,6 +509,55 @@ async def test_slots_and_priorities_are_changed(page: Page, panel: str, conn: Co
     await expect(page.locator("#line li").first).to_contain_text("Phase 2")
     assert events(conn, "phase_reprioritised")[0]["reason"] == "priority 50 → 7"
     assert events(conn, "slots_changed")[0]["actor"] == "http (127.0.0.1)"
+
+
+async def test_many_slots_are_asked_for_first_and_shown_as_rows(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    add_feature(conn, {n: [] for n in range(1, 13)})
+    await look(page, panel)
+    await page.get_by_label("Limit").fill("500")
+    await page.get_by_role("button", name="Set").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog).to_contain_text("Let 500 phases run at once?")
+    await expect(dialog).to_contain_text("3 may run now. 12 phases that wait in line would start")
+    await dialog.get_by_role("link", name="Leave it").click()
+    await page.get_by_role("button", name="Set").click()
+    await dialog.get_by_role("button", name="Set").click()
+    await expect(page.locator("#free")).to_contain_text("500 slots free")
+    assert len(claim(conn, epoch)) == 12
+    await expect(page.locator("#free")).to_contain_text("488 slots free")
+    await expect(page.locator("#slots > .slot")).to_have_count(13)
+    height = await page.evaluate("document.documentElement.scrollHeight")
+    assert height < 1200
+    conn.execute("select pgcoord.set_slots(3)")
+    await expect(page.locator("#line")).to_contain_text("Nothing waits for a slot")
+    await expect(page.locator("#slots-title + span")).to_contain_text("12 held, 3 allowed")
+
+
+async def test_words_say_what_a_person_would_do_next(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    unknown = add_feature(conn, {1: []}, phase_data=Jsonb({"workflow_type": "unheard-of"}))
+    stopped = add_feature(conn, {1: [], 2: [1]})
+    fail(conn, epoch, f"queue-{stopped}-1")
+    queued = add_feature(conn, {1: [], 2: [1]})
+    await look(page, panel)
+    row = page.locator(f"#feature-{unknown}")
+    await expect(row).to_contain_text("Phase 1 cannot start: no coordinator knows its workflow")
+    await expect(row).not_to_contain_text("for a slot")
+    await page.get_by_role("link", name="In progress").click()
+    await expect(page.locator("#features > li")).to_have_count(1)
+    await expect(page.locator(f"#feature-{queued}")).to_contain_text("1 waits for a slot")
+    await look(page, f"{panel}/features/{stopped}")
+    await expect(page.locator("#head")).to_contain_text(re.compile("Stopped, .*: phase 1 failed"))
+    await look(page, f"{panel}/features/{queued}")
+    await expect(page.locator("#head")).to_contain_text("nothing of it has started")
+    icon = page.locator("link[rel=icon]")
+    await look(page, panel)
+    await expect(icon).to_have_attribute("href", re.compile("alert.svg$"))
+    await page.evaluate("lose('as a test')")
+    await expect(page).to_have_title(re.compile("^Not live · "))
 
 
 async def test_a_feature_is_made_generated_and_executed_in_one_click(

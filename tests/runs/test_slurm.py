@@ -23,7 +23,6 @@ def engine(slurm: Cluster) -> Slurm:
 
 def engine_of(slurm: Cluster, *options: str) -> Slurm:
     return Slurm(
-        installation=INSTALLATION,
         options=options,
         environment={**os.environ, **slurm.environment},
     )

@@ -170,6 +170,7 @@ function showConnection() {
   shown.classList.toggle("lost", !live);
   shown.querySelector("use").setAttribute("href", live ? "#i-live" : "#i-lost");
   shown.querySelector("time").textContent = clockTime(asOf);
+  showIcon();
   byId("main").classList.toggle("stale", !live);
   byId("lost").hidden = live;
   if (!live) {
@@ -179,6 +180,18 @@ function showConnection() {
     const wait = Math.ceil((connection.next - Date.now()) / 1000);
     byId("lost").querySelector(".next").textContent = wait > 0 ? `Next try in ${wait} s` : "Trying";
   }
+}
+
+// The icon of the tab: as usual, something needs somebody (the title begins with how much), not live.
+function showIcon() {
+  const icon = document.querySelector("link[rel=icon]");
+  const name = !connection.live ? "lost" : document.title.startsWith("(") ? "alert" : "icon";
+  const address = icon.href.replace(/[^/]*$/, `${name}.svg`);
+  if (icon.href !== address) icon.href = address;
+  const lost = "Not live · ";
+  const title = document.title.replace(lost, "");
+  const wanted = connection.live ? title : lost + title;
+  if (document.title !== wanted) document.title = wanted;
 }
 
 function lose(reason) {

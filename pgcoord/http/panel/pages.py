@@ -29,6 +29,9 @@ _FEW_EVENTS = 12
 _FEW_NEEDS = 5
 _NEXT = 3
 
+# With more slots than this, each is a row, and the free ones are one (as in panel.css).
+_MOST_CARDS = 8
+
 # Features of which the end is foreseen on the overview.
 _MOST_FORESEEN = 50
 
@@ -92,7 +95,15 @@ class Overview(View):
             "tally": Piece("piece/tally.html", (self, _tally(features))),
             "none": Piece("piece/none.html", (self, bool(features))),
         }
-        pieces |= {f"slot-{each.slot}": _slot_piece(each, installation, line) for each in slots}
+        free = [each for each in slots if not each.queue_id] if len(slots) > _MOST_CARDS else []
+        pieces |= {
+            f"slot-{each.slot}": _slot_piece(each, installation, line)
+            for each in slots
+            if each not in free
+        }
+        if free:
+            waited_for = any(each.pool in {slot.pool for slot in free} for each in line)
+            pieces["free"] = Piece("piece/free_slots.html", (len(free), installation, waited_for))
         pieces |= {
             f"feature-{each.id}": Piece(
                 "piece/feature.html", (each, finishes.get(each.id), installation.limit)
@@ -100,7 +111,7 @@ class Overview(View):
             for each in features
         }
         lists = {
-            "slots": [*(f"slot-{each.slot}" for each in slots), "line"],
+            "slots": [name for name in pieces if name.startswith(("slot-", "free"))] + ["line"],
             "features": [f"feature-{each.id}" for each in features],
         }
         title = f"({len(needs)}) pgcoord" if needs else "pgcoord"

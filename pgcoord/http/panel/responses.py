@@ -17,7 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
-from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, Locked, NotFound
+from pgcoord.errors import CoordError, DatabaseUnusable, InvalidInput, InvalidPlan, Locked, NotFound
 from pgcoord.http.errors import answer_error, answer_http, http_reason
 from pgcoord.http.panel import format
 from pgcoord.http.panel.live import Live, Tail, View
@@ -63,7 +63,7 @@ def error_page(handler: Handler) -> Handler:
             elif isinstance(error, Locked):
                 context["title"] = "Somebody has it locked"
             elif plain.status_code == 503:
-                context["title"] = "The database does not answer"
+                context |= {"title": "The database does not answer", "again": request.url.path}
             page = render_page(request, "error.html", plain.status_code, **context)
             if plain.status_code == 503:
                 page.headers.update({"retry-after": "2", "refresh": "3"})
@@ -97,6 +97,8 @@ def error_view(error: Exception) -> ErrorView:
         lines = [_located(each) for each in error.problems]
         count = format.plural(len(lines), "error")
         return ErrorView(f"{count}, nothing was stored", lines=lines)
+    if isinstance(error, DatabaseUnusable) or not isinstance(error, CoordError):
+        return ErrorView("The database does not answer", str(error), hint)
     return ErrorView(f"Refused: {code}" if code else "Refused", str(error), hint)
 
 
