@@ -21,6 +21,7 @@ from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
 from pgcoord.judge import AGENTS
 from pgcoord.ownership import remedy, trusted_owners, why_not_ours
+from pgcoord.runs import listing
 
 NAME = "pgcoord.toml"
 
@@ -106,7 +107,7 @@ class Workflow:
 
     `check` runs after the command; `fails_on` are words of its output that mean failure (judge.py),
     and `agent` is whose output it is. `retry_prompt` is what a further attempt is asked after a
-    failure, of {error} and {prompt}.
+    failure, of {error} and {prompt}. After `quiet` without output people are told, or it is ended.
     """
 
     name: str
@@ -127,6 +128,9 @@ class Workflow:
     fails_on: tuple[str, ...] = ()
     agent: str | None = None
     retry_prompt: str | None = None
+    quiet: timedelta | None = None
+    quiet_ends: bool = False
+    max_cost_usd: float | None = None
     worktree: Worktree | None = None
 
     def prompt_after(self, error: str, prompt: str) -> str:
@@ -444,6 +448,9 @@ def _read_workflow(
         "check_timeout": parse_duration,
         "fails_on": _failures,
         "retry_prompt": _retry_prompt,
+        "quiet": parse_duration,
+        "quiet_ends": _boolean,
+        "max_cost_usd": _amount,
         "workspace": partial(_choice, ("worktree",)),
         "base": _git_name,
         "worktrees": folder,
@@ -453,6 +460,8 @@ def _read_workflow(
     if "command" not in table and "agent" not in table:
         problems.append(f'{key}.command: missing; expected a list such as ["make", "build"]')
     values = _read_table(table, readers, key=key, problems=problems)
+    if "quiet_ends" in values and "quiet" not in table:
+        problems.append(f"{key}.quiet_ends: expected quiet, too: after what time")
     if "check_timeout" in values and "check" not in table:
         problems.append(f"{key}.check_timeout: there is no check")
     if "arguments" in values and ("agent" not in table or "command" in table):
@@ -525,6 +534,8 @@ def _read_pool(
         problems.append(f"{key}.launcher: the pool {LOCAL} is of this machine; name another one")
     if name != LOCAL and "slots" not in table:
         problems.append(f"{key}.slots: missing; expected how many may run at once, such as 40")
+    if launcher == "command":
+        problems += [f"{key}.{problem}" for problem in listing.problems_of(table)]
     if launcher == "slurm" and "folder" not in table:
         problems.append(f"{key}.folder: missing; expected a folder that all nodes share")
     readers: dict[str, _Reader] = {
@@ -546,7 +557,45 @@ def _launchers(folder: _Reader) -> Mapping[str, Mapping[str, _Reader]]:
         return str(folder(value))
 
     engine: dict[str, _Reader] = {"folder": shared, "report_url": _url}
-    return {LOCAL: {}, "slurm": {**engine, "options": _options}}
+    return {
+        LOCAL: {},
+        "slurm": {**engine, "options": _options},
+        "command": {
+            **engine,
+            **dict.fromkeys(("submit", "list", "cancel", "kill"), _command_words),
+            **dict.fromkeys(("id", "jobs", "refused", "empty"), _word),
+            **dict.fromkeys(("waiting", "running"), _states),
+            "fields": _fields,
+            "environment": _environment_list,
+        },
+    }
+
+
+def _command_words(value: object) -> list[str]:
+    words = list(_texts(value, 'expected a command such as ["qdel", "{id}"]'))
+    if not words:
+        raise ValueError('expected a command such as ["qdel", "{id}"], not an empty list')
+    return words
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"expected a text, not {value!r:.60}")
+    return value
+
+
+def _states(value: object) -> list[str]:
+    return list(_texts(value, 'expected a list of states such as ["PENDING"]'))
+
+
+def _environment_list(value: object) -> list[str]:
+    return list(_environment(value))
+
+
+def _fields(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+        raise ValueError(f'expected a table such as {{ id = "JobId" }}, not {value!r:.60}')
+    return value
 
 
 def _options(value: object) -> list[str]:
@@ -777,6 +826,12 @@ def _failures(value: object) -> tuple[str, ...]:
         if not each or (each.startswith("$.") and not all(each[2:].split("."))):
             raise ValueError(f'expected a member such as "$.error.code", not {each!r:.60}')
     return failures
+
+
+def _amount(value: object) -> float:
+    if type(value) not in (int, float) or not 0 < value < 1e9:  # type: ignore[operator]
+        raise ValueError(f"expected US dollars such as 2.50, not {value!r:.60}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _retry_prompt(value: object) -> str:

@@ -27,6 +27,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import urllib.error
 import urllib.request
 import uuid
@@ -34,6 +35,9 @@ import zlib
 
 # The exit status of a copy that ran nothing (EX_TEMPFAIL).
 REFUSED = 75
+
+# The exit status of a job whose wrapper could not do its work (EX_SOFTWARE).
+_BROKEN = 70
 
 # Variables in which engines name their job, the most telling first.
 _JOB_NAMES = (
@@ -126,7 +130,11 @@ class Job:
             _say(f"pgcoord: this copy of the job runs nothing: {error}")
             return REFUSED
         log = Log(self.order)
-        status, left = self._run(log, answer)
+        try:
+            status, left = self._run(log, answer)
+        except Exception:  # whatever it is, this copy has begun, and nobody else will say so
+            log.write(traceback.format_exc().encode())
+            status, left = _BROKEN, ""
         log.close()
         self._exit(status, log.tail(), left)
         return status
@@ -193,7 +201,7 @@ class Job:
             process = subprocess.Popen(
                 [word.replace(PROMPT_MARK, self._path("prompt.md")) for word in order.command],
                 cwd=order.directory,
-                env=dict(os.environ, **order.environment, **self._files()),
+                env={**os.environ, **order.environment, **self._files()},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -375,7 +383,11 @@ class Job:
                 return True
             _write(path, kept)
             if name.startswith("begin"):
-                _write(os.path.join(self.order.folder, "exit.json"), b" " * _ROOM)
+                # Never over the end of another copy, which may have begun and ended before.
+                end = os.path.join(self.order.folder, "exit.json")
+                with contextlib.suppress(FileExistsError), open(end, "xb") as file:
+                    os.fchmod(file.fileno(), 0o600)
+                    file.write(b" " * _ROOM)
         except OSError as error:
             _say(f"pgcoord: {path} is not written: {error.strerror}")
             return False
