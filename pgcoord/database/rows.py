@@ -206,6 +206,7 @@ class BoardPhase:
     """A phase as the board shows it.
 
     `since`: the time at which its state began. `waiting_for`: why it does not run, in words.
+    `skipped`: it was taken as completed without being run to its end.
     """
 
     queue_id: str
@@ -222,6 +223,7 @@ class BoardPhase:
     started_timestamp: datetime | None
     finished_timestamp: datetime | None
     waiting_for: str | None
+    skipped: bool
 
 
 @dataclass(frozen=True)

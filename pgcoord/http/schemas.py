@@ -55,6 +55,7 @@ _PHASE_MEMBERS = {
     "workflow_type": _MAYBE_TEXT,
     "waiting_for": _MAYBE_TEXT,
     "gated": {"type": "boolean", "description": "It has a gate that nobody has approved."},
+    "skipped": {"type": "boolean", "description": "It was taken as completed without a run."},
 }
 
 _PLANNED = {

@@ -92,6 +92,13 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert configuration.log_retention == timedelta(days=30)
 
 
+def test_the_only_workflow_is_the_default_unless_it_says_no(tmp_path: Path) -> None:
+    one, two = ('[workflow.a]\ncommand = ["a"]\n', '[workflow.b]\ncommand = ["b"]\n')
+    for text, default in ((one, "a"), (f"{one}default = false\n", None), (one + two, None)):
+        found = read(tmp_path, text).default_workflow
+        assert (found and found.name) == default
+
+
 def test_every_key_of_the_planner_is_read(tmp_path: Path) -> None:
     configuration = read(
         tmp_path,
