@@ -96,4 +96,4 @@ wheel: install ## build sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation
 
 clean: ## remove what was built (never .pgcoord/, which holds your database)
-	rm -rf $(VENV) .prism dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .prism .agents dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

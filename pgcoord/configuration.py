@@ -9,16 +9,19 @@ import ipaddress
 import os.path
 import re
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pgcoord import results
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
+from pgcoord.judge import AGENTS
 from pgcoord.ownership import remedy, trusted_owners, why_not_ours
+from pgcoord.runs import listing
 
 NAME = "pgcoord.toml"
 
@@ -40,6 +43,9 @@ _NOUNS = {"issue_number": "issue"}
 
 # A doubled brace, a placeholder, or a brace that is neither.
 _BRACES = re.compile(r"(\{\{|\}\})|\{([^{}]*)\}|[{}]")
+
+# What the prompt of a further attempt may hold.
+RETRY_PLACEHOLDERS = ("error", "prompt")
 
 # What the attempt counter of the database, an integer, holds with room to spare.
 _MOST_ATTEMPTS = 1_000_000
@@ -73,8 +79,36 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A command that has to succeed after that of a phase, `[check.NAME]`."""
+
+    command: tuple[str, ...]
+    timeout: timedelta = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Worktree:
+    """The git worktree of each phase of a workflow (worktree.py), `workspace = "worktree"`.
+
+    The first phases start from the branch `base`, None: from what is checked out; the folders are
+    made in `folder`. The workflow `on_conflict` has a try at merges that conflict. The branch of
+    the feature is pushed to the remote `push`.
+    """
+
+    base: str | None = None
+    folder: Path | None = None
+    on_conflict: str | None = None
+    push: str | None = None
+
+
+@dataclass(frozen=True)
 class Workflow:
-    """A named command, `[workflow.NAME]`, and how its attempts are run."""
+    """A named command, `[workflow.NAME]`, and how its attempts are run.
+
+    `check` runs after the command; `fails_on` are words of its output that mean failure (judge.py),
+    and `agent` is whose output it is. `retry_prompt` is what a further attempt is asked after a
+    failure, of {error} and {prompt}. After `quiet` without output people are told, or it is ended.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -86,9 +120,24 @@ class Workflow:
     retry_delay: timedelta = timedelta(seconds=10)
     retry_lost: bool = False
     reports: bool = False
+    needs_prompt: bool = False
     user: str | None = None
     pool: str = LOCAL
     default: bool = False
+    check: Check | None = None
+    fails_on: tuple[str, ...] = ()
+    agent: str | None = None
+    retry_prompt: str | None = None
+    quiet: timedelta | None = None
+    quiet_ends: bool = False
+    max_cost_usd: float | None = None
+    worktree: Worktree | None = None
+
+    def prompt_after(self, error: str, prompt: str) -> str:
+        """What a further attempt at *prompt* is asked, after one that failed with *error*."""
+        values = {"error": error, "prompt": prompt}
+        asked = self.retry_prompt or "{prompt}"
+        return _BRACES.sub(lambda match: values[match[2]] if match[2] else match[0][0], asked)
 
     def arguments(self, values: Mapping[str, str | None]) -> list[str]:
         """Fill the placeholders of `command` from *values*.
@@ -102,6 +151,8 @@ class Workflow:
             if name is None:
                 return match[0][0]
             value = values.get(name)
+            if value is None and results.NAME.fullmatch(name):
+                raise InvalidConfiguration(f"{{{name}}}: {results.missing(name)}")
             if value is None:
                 noun = _NOUNS.get(name, name.replace("_", " "))
                 raise InvalidConfiguration(f"{{{name}}}: the phase has no {noun}")
@@ -116,7 +167,9 @@ class Server:
 
     `public_url` is where processes and people elsewhere find it; `webhook_secrets` are the names
     of environment variables, each with a secret that signs reports of any phase. The
-    `trusted_proxies`, addresses or networks, are believed when they say for whom they ask.
+    `trusted_proxies`, addresses or networks, are believed when they say for whom they ask. The
+    `tokens` are names of environment variables, each with the token of a program, which the history
+    names by it.
     """
 
     host: str = "127.0.0.1"
@@ -124,6 +177,7 @@ class Server:
     public_url: str | None = None
     webhook_secrets: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,6 +246,7 @@ class Configuration:
     server: Server = Server()
     planner: Planner = Planner()
     github: GitHub | None = None
+    checks: Mapping[str, Check] = field(default_factory=dict)
     pools: Mapping[str, Pool] = field(default_factory=lambda: {LOCAL: Pool(LOCAL)})
 
     @property
@@ -237,6 +292,7 @@ def read_configuration(path: Path) -> Configuration:
         _parse(path),
         {
             "workflow": _table,
+            "check": _table,
             "pool": _table,
             "server": _table,
             "github": _table,
@@ -246,7 +302,9 @@ def read_configuration(path: Path) -> Configuration:
         key="",
         problems=problems,
     )
-    workflows = _read_workflows(sections.get("workflow", {}), folder, problems)
+    checks = _read_checks(sections.get("check", {}), problems)
+    workflows = _read_workflows(sections.get("workflow", {}), folder, checks, problems)
+    problems += _conflict_problems(workflows)
     pools = _read_pools(sections.get("pool", {}), folder, problems)
     problems += [
         f"workflow.{_bare(name)}.pool: there is no [pool.{_bare(each.pool)}]"
@@ -262,6 +320,7 @@ def read_configuration(path: Path) -> Configuration:
             "public_url": _url,
             "webhook_secrets": _environment,
             "trusted_proxies": _networks,
+            "tokens": _environment,
         },
         key="server",
         problems=problems,
@@ -280,6 +339,7 @@ def read_configuration(path: Path) -> Configuration:
         server=Server(**server),
         github=github,
         planner=planner,
+        checks=checks,
         pools=pools,
         **limits,
     )
@@ -316,8 +376,27 @@ def _line_of(message: str, text: str) -> int:
     return int(match[1]) if match else max(1, len(text.splitlines()))
 
 
+def _read_checks(tables: Mapping[str, object], problems: list[str]) -> dict[str, Check]:
+    """Read every `[check.NAME]`."""
+    checks: dict[str, Check] = {}
+    for name, table in tables.items():
+        key = f"check.{_bare(name)}"
+        if not isinstance(table, dict):
+            problems.append(f"{key}: expected a table [check.NAME], not {table!r:.60}")
+            continue
+        if "command" not in table:
+            problems.append(f'{key}.command: missing; expected a list such as ["make", "test"]')
+        readers: dict[str, _Reader] = {"command": _program, "timeout": parse_duration}
+        values = _read_table(table, readers, key=key, problems=problems)
+        checks[name] = Check(**{"command": (), **values})
+    return checks
+
+
 def _read_workflows(
-    tables: Mapping[str, object], folder: _Reader, problems: list[str]
+    tables: Mapping[str, object],
+    folder: _Reader,
+    checks: Mapping[str, Check],
+    problems: list[str],
 ) -> dict[str, Workflow]:
     """Read every `[workflow.NAME]`; the result is of use only as long as there is no problem."""
     workflows: dict[str, Workflow] = {}
@@ -329,7 +408,9 @@ def _read_workflows(
             continue
         if not name or name != name.strip() or not name.isprintable():
             problems.append(f"{key}: expected a name of visible characters, no space around it")
-        workflow = _read_workflow(name, table, key=key, folder=folder, problems=problems)
+        workflow = _read_workflow(
+            name, table, key=key, folder=folder, checks=checks, problems=problems
+        )
         if workflow.default and first is not None:
             problems.append(f"{key}.default: {first} is the default already")
         elif workflow.default:
@@ -344,7 +425,13 @@ def _read_workflows(
 
 
 def _read_workflow(
-    name: str, table: Mapping[str, object], *, key: str, folder: _Reader, problems: list[str]
+    name: str,
+    table: Mapping[str, object],
+    *,
+    key: str,
+    folder: _Reader,
+    checks: Mapping[str, Check],
+    problems: list[str],
 ) -> Workflow:
     readers: dict[str, _Reader] = {
         "command": _command,
@@ -356,14 +443,69 @@ def _read_workflow(
         "retry_delay": partial(parse_duration, zero=True),
         "retry_lost": _boolean,
         "reports": _boolean,
+        "needs_prompt": _boolean,
         "user": _user,
         "pool": _pool_name,
         "default": _boolean,
+        "agent": partial(_choice, tuple(AGENTS)),
+        "arguments": _arguments,
+        "check": partial(_check, checks),
+        "check_timeout": parse_duration,
+        "fails_on": _failures,
+        "retry_prompt": _retry_prompt,
+        "quiet": parse_duration,
+        "quiet_ends": _boolean,
+        "max_cost_usd": _amount,
+        "workspace": partial(_choice, ("worktree",)),
+        "base": _git_name,
+        "worktrees": folder,
+        "on_conflict": _workflow_name,
+        "push": _git_name,
     }
-    if "command" not in table:
+    if "command" not in table and "agent" not in table:
         problems.append(f'{key}.command: missing; expected a list such as ["make", "build"]')
     values = _read_table(table, readers, key=key, problems=problems)
+    if "quiet_ends" in values and "quiet" not in table:
+        problems.append(f"{key}.quiet_ends: expected quiet, too: after what time")
+    if "check_timeout" in values and "check" not in table:
+        problems.append(f"{key}.check_timeout: there is no check")
+    if "arguments" in values and ("agent" not in table or "command" in table):
+        problems.append(f"{key}.arguments: they follow the command of an agent, if it is not given")
+    further, limit = values.pop("arguments", ()), values.pop("check_timeout", None)
+    if limit and values.get("check"):
+        values["check"] = replace(values["check"], timeout=limit)
+    if agent := AGENTS.get(values.get("agent", "")):
+        # The last word of some means the input: what is given comes before.
+        head, last = (agent.command[:-1], agent.command[-1:])
+        words = [*head, *further, *last] if last == ["-"] else [*agent.command, *further]
+        values.setdefault("command", tuple(words))
+        values["environment"] = (*agent.environment, *values.get("environment", ()))
+    settings = [values.pop(each, None) for each in ("base", "worktrees", "on_conflict", "push")]
+    if values.pop("workspace", None):
+        values["worktree"] = Worktree(*settings)
+    else:
+        problems += [
+            f'{key}.{each}: there is no workspace = "worktree"'
+            for each in ("base", "worktrees", "on_conflict", "push")
+            if each in table
+        ]
     return Workflow(name=name, **{"command": (), "directory": folder("."), **values})
+
+
+def _conflict_problems(workflows: Mapping[str, Workflow]) -> Iterator[str]:
+    """Yield what is wrong with the workflows that are to resolve conflicts."""
+    for name, workflow in workflows.items():
+        wanted = workflow.worktree.on_conflict if workflow.worktree else None
+        key = f"workflow.{_bare(name)}.on_conflict"
+        if wanted is None:
+            continue
+        if wanted not in workflows:
+            yield f"{key}: there is no [workflow.{_bare(wanted)}]{did_you_mean(wanted, workflows)}"
+        elif any("{prompt" in each for each in workflows[wanted].command):
+            yield (
+                f"{key}: the command of {wanted} may not use {{prompt}} or {{prompt_file}}, which"
+                " are of the phase: what to resolve is its standard input"
+            )
 
 
 def _read_pools(
@@ -397,6 +539,10 @@ def _read_pool(
         problems.append(f"{key}.launcher: the pool {LOCAL} is of this machine; name another one")
     if name != LOCAL and "slots" not in table:
         problems.append(f"{key}.slots: missing; expected how many may run at once, such as 40")
+    if launcher == "command":
+        problems += [f"{key}.{problem}" for problem in listing.problems_of(table)]
+    if launcher == "slurm" and "folder" not in table:
+        problems.append(f"{key}.folder: missing; expected a folder that all nodes share")
     readers: dict[str, _Reader] = {
         "launcher": str,
         "slots": _whole(1, _MOST_SLOTS),
@@ -411,7 +557,67 @@ def _read_pool(
 
 def _launchers(folder: _Reader) -> Mapping[str, Mapping[str, _Reader]]:
     """The keys of each launcher, whose readers return JSON values."""
-    return {LOCAL: {}}
+
+    def shared(value: object) -> str:
+        return str(folder(value))
+
+    engine: dict[str, _Reader] = {"folder": shared, "report_url": _url}
+    return {
+        LOCAL: {},
+        "slurm": {**engine, "options": _options},
+        "command": {
+            **engine,
+            **dict.fromkeys(("submit", "list", "cancel", "kill"), _command_words),
+            **dict.fromkeys(("id", "jobs", "refused", "empty"), _word),
+            **dict.fromkeys(("waiting", "running"), _states),
+            "fields": _fields,
+            "environment": _environment_list,
+        },
+    }
+
+
+def _command_words(value: object) -> list[str]:
+    words = list(_texts(value, 'expected a command such as ["qdel", "{id}"]'))
+    if not words:
+        raise ValueError('expected a command such as ["qdel", "{id}"], not an empty list')
+    return words
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"expected a text, not {value!r:.60}")
+    return value
+
+
+def _states(value: object) -> list[str]:
+    return list(_texts(value, 'expected a list of states such as ["PENDING"]'))
+
+
+def _environment_list(value: object) -> list[str]:
+    return list(_environment(value))
+
+
+def _fields(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+        raise ValueError(f'expected a table such as {{ id = "JobId" }}, not {value!r:.60}')
+    return value
+
+
+def _options(value: object) -> list[str]:
+    return list(_texts(value, 'expected a list of options such as ["--partition=gpu"]'))
+
+
+def _workflow_name(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected the name of a [workflow.NAME], not {value!r:.60}")
+    return value
+
+
+def _git_name(value: object) -> str:
+    # What git takes for an option, or for several, is no name.
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./@+-]*", value):
+        raise ValueError(f'expected a name in git such as "main" or "origin", not {value!r:.60}')
+    return value
 
 
 def _pool_name(value: object) -> str:
@@ -599,6 +805,48 @@ def _command(value: object) -> tuple[str, ...]:
     return arguments
 
 
+def _arguments(value: object) -> tuple[str, ...]:
+    arguments = _texts(value, 'expected a list of arguments such as ["--model", "opus"]')
+    problems = [problem for argument in arguments for problem in _brace_problems(argument)]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return arguments
+
+
+def _check(checks: Mapping[str, Check], value: object) -> Check:
+    if isinstance(value, str):
+        if value not in checks:
+            raise ValueError(f"there is no [check.{_bare(value)}]{did_you_mean(value, checks)}")
+        return checks[value]
+    return Check(_program(value))
+
+
+def _failures(value: object) -> tuple[str, ...]:
+    failures = _texts(value, 'expected a list such as ["$.permission_denials", "^FATAL"]')
+    for each in failures:
+        try:
+            re.compile(each)
+        except re.error as error:
+            raise ValueError(f"{each!r:.60} is not a regular expression: {error}") from error
+        if not each or (each.startswith("$.") and not all(each[2:].split("."))):
+            raise ValueError(f'expected a member such as "$.error.code", not {each!r:.60}')
+    return failures
+
+
+def _amount(value: object) -> float:
+    if type(value) not in (int, float) or not 0 < value < 1e9:  # type: ignore[operator]
+        raise ValueError(f"expected US dollars such as 2.50, not {value!r:.60}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _retry_prompt(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f'expected a text such as "It failed: {{error}}", not {value!r:.60}')
+    if problems := [*_brace_problems(value, RETRY_PLACEHOLDERS)]:
+        raise ValueError("; ".join(problems))
+    return value
+
+
 def _texts(value: object, expected: str) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise ValueError(f"{expected}, not {value!r:.60}")
@@ -608,10 +856,10 @@ def _texts(value: object, expected: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _brace_problems(argument: str) -> Iterator[str]:
+def _brace_problems(argument: str, known: Sequence[str] = PLACEHOLDERS) -> Iterator[str]:
     for match in _BRACES.finditer(argument):
         name = match[2]
         if name is None and match[1] is None:
             yield f"unbalanced {match[0]} in {argument!r:.60}; a brace itself is {match[0] * 2}"
-        elif name is not None and name not in PLACEHOLDERS:
-            yield f"unknown placeholder {{{name}}}{did_you_mean(name, PLACEHOLDERS)}"
+        elif name is not None and name not in known and not results.NAME.fullmatch(name):
+            yield f"unknown placeholder {{{name}}}{did_you_mean(name, known)}"

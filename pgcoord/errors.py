@@ -78,7 +78,7 @@ class Locked(Refused):
 
 
 class NotNow(CoordError):
-    """GitHub cannot do it now; it is asked again after `wait`.
+    """GitHub, or an engine, cannot do it now; it is asked again after `wait`.
 
     Where it `grows`, after twice as long with each further failure. `certain` when nothing was
     done: else it may have been.

@@ -96,6 +96,7 @@ class PlannedPhase:
     max_attempts: int | None = None
     timeout: timedelta | None = None
     gate: str | None = None
+    check: str | None = None
 
     def row(self) -> dict[str, object]:
         """Return the phase as `Plan.feature` lists it."""
@@ -106,6 +107,7 @@ class PlannedPhase:
             "priority": self.priority,
             "files": list(self.files) or None,
             "gate": self.gate,
+            "check": self.check,
             "max_attempts": self.max_attempts,
             "timeout_seconds": int(seconds) if seconds and seconds.is_integer() else seconds,
         }
@@ -241,6 +243,7 @@ def _written(row: Mapping[str, Any]) -> str:
         "Priority": row.get("priority"),
         "Files": ", ".join(row.get("files") or ()) or None,
         "Gate": row.get("gate"),
+        "Check": row.get("check"),
         "Max attempts": row.get("max_attempts"),
         "Timeout": None if seconds is None else f"{_decimal(seconds)}s",
     }
@@ -481,6 +484,12 @@ def _gate(value: str) -> str:
     return value
 
 
+def _check(value: str) -> str:
+    if not value:
+        raise ValueError("expected the name of a check, which pgcoord.toml declares, not nothing")
+    return value
+
+
 def _hours(value: str) -> float:
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value) or not float(value):
         raise ValueError(f"expected a number above 0, not {value!r:.60}")
@@ -510,6 +519,7 @@ _KEYS: dict[str, Callable[[str], Any]] = {
     "priority": _integer(0, 100),
     "files": _files,
     "gate": _gate,
+    "check": _check,
     "max attempts": _integer(1, _MOST_ATTEMPTS),
     "timeout": parse_duration,
 }
@@ -609,4 +619,5 @@ def _phase(section: _Section) -> PlannedPhase:
         max_attempts=section.value("max attempts"),
         timeout=section.value("timeout"),
         gate=section.value("gate"),
+        check=section.value("check"),
     )

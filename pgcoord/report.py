@@ -26,8 +26,8 @@ from pgcoord.errors import CoordError, InvalidInput
 from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
 from pgcoord.runs import files
 
-# Bytes of a body: an error message may be some pages long.
-LIMIT = 65_536
+# Bytes of a body: an error message of some pages, and a result of 64 kB.
+LIMIT = 196_608
 
 SCHEMA: Schema = {
     "type": "object",
@@ -41,6 +41,7 @@ SCHEMA: Schema = {
         "feature_id": {"type": ["integer", "null"], "minimum": 0, "maximum": HIGHEST_INTEGER},
         "phase_number": {"type": ["integer", "null"], "minimum": 0, "maximum": HIGHEST_INTEGER},
         "error_message": {"type": ["string", "null"]},
+        "result": {"type": ["object", "null"]},
         "pr_number": {"type": ["integer", "null"], "minimum": 1, "maximum": HIGHEST_INTEGER},
     },
 }
@@ -252,16 +253,26 @@ def spooled(folder: Path, secret: str) -> Kept | None:
     Raises `NotSigned` when it did not, or `NotJson`, `WrongShape`, whatever lies there instead.
     """
     try:
-        kept = parse_json(files.read_plain(folder, _SPOOLED, 4 * LIMIT))
+        message_id, report = read_spooled(folder, _SPOOLED, secret, 4 * LIMIT)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise NotJson(f"it cannot be read: {error.strerror}") from error
+    return Kept(message_id, _shaped(report))
+
+
+def read_spooled(folder: Path, name: str, secret: str, most: int) -> tuple[str, Any]:
+    """Return (id, body) of a message that a file keeps, when *secret* signed it. Blocks.
+
+    Raises `OSError`, `NotSigned`, `NotJson`.
+    """
+    try:
+        kept = parse_json(files.read_plain(folder, name, most))
         headers, body = kept["headers"], kept["body"].encode()
         at = datetime.fromtimestamp(int(headers["webhook-timestamp"]), UTC)
         wanted = Webhook(secret).sign(headers["webhook-id"], at, body.decode())
         if not hmac.compare_digest(wanted, headers["webhook-signature"]):
             raise NotSigned("it is not signed by the secret of its attempt")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise NotJson(f"it cannot be read: {error.strerror}") from error
+        return headers["webhook-id"], parse_json(body)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise NotJson(f"it is no report: {error}") from error
-    return Kept(headers["webhook-id"], _shaped(parse_json(body)))

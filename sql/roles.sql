@@ -39,11 +39,12 @@ revoke select on pgcoord.attempt, pgcoord_private.assignment from pgcoord_reader
 grant select (
     id, queue_id, number, adw_id, slot, pool, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,
     retry_lost, timeout, claimed_at, started_at, deadline, pid, process_started, ending, ending_at, ending_reason,
-    ended_at, outcome, error, exited_at, exit_code    -- all but the secret
+    ended_at, outcome, error, exited_at, exit_code, quiet_since, submitted_at, job, node, copy, waits_for,
+    refused_begins    -- all but the secret
 ) on pgcoord.attempt to pgcoord_reader, pgcoord_client;
 grant execute on function
-    pgcoord.why(text), pgcoord.feature_object(integer), pgcoord.checkup(),
-    pgcoord.forecast(integer[]), pgcoord.expected_finish(integer[])
+    pgcoord.why(text), pgcoord.feature_object(bigint), pgcoord.checkup(),
+    pgcoord.forecast(bigint[]), pgcoord.expected_finish(bigint[])
 to pgcoord_reader;
 -- What views and these functions call. A function that only reads, with the rights of the caller, gives nobody anything.
 do $$
@@ -76,7 +77,7 @@ grant execute on function pgcoord_private.feature_to_plan(integer) to pgcoord_cl
 grant execute on function
     pgcoord_private.slot_for_inserted(text, text), pgcoord_private.new_adw_id(), pgcoord_private.refuse_gate(text),
     pgcoord_private.check_new_prerequisites(public.phase_queue, jsonb),
-    pgcoord_private.hold_feature(integer), pgcoord_private.check_isolation(),
+    pgcoord_private.hold_feature(integer), pgcoord_private.check_isolation(integer[]),
     pgcoord_private.settle_edges(integer[], integer[]), pgcoord_private.set_reason(text), pgcoord_private.ask_gate(text)
 to pgcoord_client;
 

@@ -8,10 +8,23 @@ ROOT = Path(__file__).parents[1]
 
 # Lowest first. A module belongs to the longest of these names that begins its own.
 FLOORS = (
-    ("errors", "text", "assets", "backoff", "duration", "ownership", "secrecy", "__init__"),
-    ("actions", "configuration", "json_schema", "logs", "runs.files"),
+    (
+        "errors",
+        "text",
+        "assets",
+        "backoff",
+        "duration",
+        "judge",
+        "ownership",
+        "secrecy",
+        "__init__",
+    ),
+    ("results",),
+    ("actions", "json_schema", "logs", "runs.files", "runs.listing"),
+    ("configuration",),
     ("database", "github", "plan"),
     ("report", "planner"),
+    ("jobs",),
     ("coordination.launching",),  # what a launcher promises; those in runs keep it
     ("runs",),
     ("coordination",),

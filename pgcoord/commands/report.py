@@ -57,6 +57,15 @@ def report(
     pr: Annotated[
         int | None, typer.Option("--pr", metavar="N", min=1, help="The pull request it made.")
     ] = None,
+    result: Annotated[
+        Path | None,
+        typer.Option(
+            "--result",
+            metavar="FILE",
+            help="Its result, a JSON object; else PGCOORD_RESULT_FILE, where it was written.",
+            show_default=False,
+        ),
+    ] = None,
     patience: Annotated[
         float,
         typer.Option(metavar="SECONDS", min=0, help="Try for so long while nobody answers."),
@@ -76,11 +85,34 @@ def report(
         "status": outcome.value,
         "error_message": error and os.fsencode(error).decode(errors="replace"),
         "pr_number": pr,
+        "result": _read_result(result, environment),
     }
     told = _tell(
         {key: value for key, value in body.items() if value is not None}, environment, patience
     )
     say(f"{queue_id} is reported {outcome.value}{told}")
+
+
+def _read_result(given: Path | None, environment: Mapping[str, str]) -> dict[str, object] | None:
+    """Return the result of the phase; None if it has none. Raises `InvalidInput`."""
+    from pgcoord import report as reports
+    from pgcoord import results
+
+    named = environment.get("PGCOORD_RESULT_FILE")
+    path = given or (Path(named) if named else None)
+    if path is None or (given is None and not path.exists()):
+        return None
+    try:
+        with path.open("rb") as file:
+            content = file.read(results.LIMIT + 1)
+    except OSError as error:
+        raise InvalidInput(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    if len(content) > results.LIMIT:
+        raise InvalidInput(f"{path}: a result has 64 kB at most")
+    found = reports.parse_json(content)
+    if not isinstance(found, dict):
+        raise InvalidInput(f"{path}: a result is a JSON object")
+    return found
 
 
 def _tell(body: Mapping[str, object], environment: Mapping[str, str], patience: float) -> str:

@@ -4,27 +4,20 @@ Apart from `work` because of what it imports.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import psycopg
 
 from pgcoord.backoff import Backoff
 from pgcoord.commands.context import changing, check_schema, session
 from pgcoord.commands.options import Surroundings
-from pgcoord.commands.progress import (
-    Progress,
-    Snapshot,
-    clean,
-    follow_through,
-    progress,
-    read_snapshot,
-    summary,
-)
 from pgcoord.commands.terminal import say
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.database import actions, claims, reads
@@ -36,8 +29,11 @@ from pgcoord.http.pool import Database
 from pgcoord.http.security import Access
 from pgcoord.http.server import serving, url_of
 from pgcoord.http.state import AppState
-from pgcoord.plan import Plan
-from pgcoord.planner.planning import FeaturePlanner
+
+if TYPE_CHECKING:
+    from pgcoord.commands.progress import Progress, Snapshot
+    from pgcoord.plan import Plan
+    from pgcoord.planner.planning import FeaturePlanner
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +49,13 @@ _MOST_NAMED = 5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def settle_memory() -> None:
+    """Look for garbage as usual from now on, and never again among what was imported."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(700)
+
+
 class Runner:
     """One plan, run here, or watched where another coordinator leads."""
 
@@ -63,23 +66,27 @@ class Runner:
         coordinator: Coordinator,
         taken: socket.socket,
         access: Access,
-        planner: FeaturePlanner,
+        make_planner: "Callable[[], FeaturePlanner]",
     ) -> None:
         self._surroundings = surroundings
         self._dsn = dsn
         self._coordinator = coordinator
         self._taken = taken
         self._access = access
-        self._planner = planner
+        self._make_planner = make_planner
         self._error: Exception | None = None
         self._end: Snapshot | None = None
 
-    async def run(self, work: Plan | int) -> int:
+    async def run(self, work: "Plan | int") -> int:
         """See a plan, which is submitted, or the feature of a number through; return the status.
 
         Where this one leads, it starts what else is queued as well, and stays until all that it
         started has ended. Raises `NotFound` or `Refused` for a number that cannot be run.
         """
+        from pgcoord.commands.progress import progress
+        from pgcoord.plan import Plan
+
+        settle_memory()
         await check_wake_ups(self._dsn)
         async with changing(self._surroundings, self._dsn) as conn:
             leader = await reads.leader(conn)
@@ -95,7 +102,7 @@ class Runner:
                 leader.pid,
                 leader.host,
             )
-        state = _app_state(self._dsn, self._coordinator, self._access, self._planner)
+        state = _app_state(self._dsn, self._coordinator, self._access, self._make_planner)
         state.obstacle = None
         say(f"panel: {url_of(self._taken)}/features/{feature_id}")
         with progress() as shown, _interruptible(self._stop) as came:
@@ -127,7 +134,7 @@ class Runner:
             self._error = error
             self._watching.cancel()
 
-    async def _watch(self, feature_id: int, shown: Progress, leading: asyncio.Task[None]) -> None:
+    async def _watch(self, feature_id: int, shown: "Progress", leading: asyncio.Task[None]) -> None:
         """Show the feature until its end.
 
         Not before it is settled who leads: what is read until then says that nobody does.
@@ -173,6 +180,8 @@ class Runner:
             logger.warning("still queued: %s; 'pgcoord serve' goes on with it", others)
 
     async def _others(self, feature_id: int) -> str:
+        from pgcoord.commands.progress import clean
+
         async with session(self._dsn) as conn:
             features = await reads.features(conn, unfinished=True)
             waiting = [
@@ -189,6 +198,8 @@ class Runner:
 
 async def attach(dsn: str, feature_id: int) -> int:
     """Show a feature, which others run, until its end; return the exit status."""
+    from pgcoord.commands.progress import progress, read_snapshot
+
     async with session(dsn) as conn:
         ended = (await read_snapshot(conn, feature_id)).ended
         if not ended and await reads.leader(conn) is None:
@@ -199,8 +210,10 @@ async def attach(dsn: str, feature_id: int) -> int:
     return 0 if end.completed else 1
 
 
-async def sum_up(dsn: str, end: Snapshot) -> None:
+async def sum_up(dsn: str, end: "Snapshot") -> None:
     """Print how a feature ended; and, on stderr, which commands go on where it did not complete."""
+    from pgcoord.commands.progress import summary
+
     async with session(dsn) as conn:
         reasons = await reads.last_reasons(conn, end.feature.id)
     say(summary(end, reasons))
@@ -219,8 +232,10 @@ def ways_on(feature_id: int, phase_number: int | None = None) -> str:
     return f"to go on: {named}; to give it up: 'pgcoord cancel {feature_id}'"
 
 
-async def watched(dsn: str, feature_id: int, shown: Progress) -> Snapshot:
+async def watched(dsn: str, feature_id: int, shown: "Progress") -> "Snapshot":
     """Show a feature until its end, which is returned."""
+    from pgcoord.commands.progress import follow_through, read_snapshot
+
     snapshots = follow_through(dsn, lambda conn: read_snapshot(conn, feature_id))
     async with aclosing(snapshots):
         async for snapshot in snapshots:
@@ -235,7 +250,7 @@ async def serve(
     coordinator: Coordinator,
     taken: socket.socket,
     access: Access,
-    planner: FeaturePlanner,
+    make_planner: "Callable[[], FeaturePlanner]",
     *,
     drain: bool = False,
 ) -> int:
@@ -259,8 +274,9 @@ async def serve(
                 ", ".join(assignment.queue_id for assignment in coordinator.running),
             )
 
+    settle_memory()
     steps = [wait_for_what_runs, stop] if drain else [stop]
-    state = _app_state(dsn, coordinator, access, planner)
+    state = _app_state(dsn, coordinator, access, make_planner)
     with _interruptible(*steps) as came:
         async with serving(state, taken):
             logger.info("serving on %s", url_of(taken))
@@ -275,7 +291,10 @@ async def serve(
 
 
 def _app_state(
-    dsn: str, coordinator: Coordinator, access: Access, planner: FeaturePlanner
+    dsn: str,
+    coordinator: Coordinator,
+    access: Access,
+    make_planner: "Callable[[], FeaturePlanner]",
 ) -> AppState:
     github = coordinator.configuration.github
     return AppState(
@@ -283,7 +302,7 @@ def _app_state(
         feed=Feed(dsn),
         access=access,
         coordinator=coordinator,
-        planner=planner,
+        make_planner=make_planner,
         repository=github.page if github else None,
     )
 
@@ -315,7 +334,7 @@ async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted:
     """Say which processes a coordinator that has stopped leaves running, and what takes them."""
     try:
         async with await connect(dsn) as conn:
-            attempts = await claims.open_attempts(conn, coordinator.host)
+            attempts = await claims.open_attempts(conn, coordinator.host, engines=coordinator.led)
             found = [await claims.assignment(conn, each.attempt_id) for each in attempts]
     except (psycopg.Error, CoordError):
         logger.warning("stopped; what runs goes on, and 'pgcoord serve' takes it over")

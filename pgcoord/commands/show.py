@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to *app*."""
     app.command(epilog=_JSON)(status)
     app.command()(why)
+    app.command()(result)
 
 
 _JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_blocker", "features": […]}
@@ -32,9 +33,10 @@ _JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_bloc
 A slot: slot, draining, queue_id, title, status, since, pool. The coordinator: epoch, host, pid,
 version, lead_at; null when none leads. The lead_blocker: words, remedy; null unless a session that
 is no coordinator holds the lock of the lead. A feature: id, title, status, total_phases,
-phases_completed, phases_running, phases_failed, phases_blocked, paused_at, phases. A phase:
+phases_completed, phases_running, phases_failed, phases_blocked, paused_at, cost_usd, tokens_in,
+tokens_out, phases. A phase:
 queue_id, feature_id, phase_number, title, status, slot, attempt, priority, depends_on_phases,
-error_message, since, started_timestamp, finished_timestamp, waiting_for, skipped.
+error_message, since, started_timestamp, finished_timestamp, waiting_for, result, skipped.
 
 Times are ISO 8601 with their offset, or null. Later releases may add keys."""
 
@@ -188,6 +190,38 @@ def _local_first(pool: str) -> tuple[bool, str]:
 
 def _time(at: datetime) -> str:
     return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def result(
+    ctx: typer.Context,
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="A phase, or a feature for all of its phases."),
+    ],
+    dsn: Dsn = None,
+) -> None:
+    """Print the result of a phase's latest attempt as JSON, or those of a feature by phase.
+
+    A phase writes its result, a JSON object, to PGCOORD_RESULT_FILE.
+    """
+    from pgcoord.database import reads
+    from pgcoord.errors import NotFound
+
+    async def ask(conn: "Connection") -> Any:
+        if target.isascii() and target.isdecimal() and len(target) <= 10:
+            return await reads.results_of_feature(conn, int(target))
+        queue_id = await find_phase(conn, target)
+        found = (await reads.phase_object(conn, queue_id))["result"]
+        if found is None:
+            raise NotFound(f"phase {queue_id} has no result")
+        return found
+
+    async def once() -> Any:
+        async with session(found) as conn:
+            return await ask(conn)
+
+    found = existing_dsn(ctx, dsn)
+    say_json(complete(found, once()))
 
 
 def why(ctx: typer.Context, phase: Phase, dsn: Dsn = None) -> None:

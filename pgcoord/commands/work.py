@@ -1,5 +1,6 @@
 """Commands that bring work in and run it: run, serve, submit."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,7 +99,7 @@ def run(
         )
         coordinator = _coordinator(surroundings, configuration, place, url=url_of(taken))
         forget_variables(configuration.secret_variables)
-        planner = _planner(surroundings, configuration)
+        planner = partial(_planner, surroundings, configuration)
         runner = Runner(surroundings, place.dsn, coordinator, taken, access, planner)
         raise typer.Exit(complete(place.dsn, runner.run(work)))
 
@@ -169,7 +170,7 @@ def serve(
         url = server.public_url or url_of(taken)
         coordinator = _coordinator(surroundings, configuration, place, url=url)
         forget_variables(configuration.secret_variables)
-        planner = _planner(surroundings, configuration)
+        planner = partial(_planner, surroundings, configuration)
         service = running.serve(place.dsn, coordinator, taken, access, planner, drain=drain)
         raise typer.Exit(complete(place.dsn, service))
 

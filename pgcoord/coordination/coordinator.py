@@ -12,7 +12,7 @@ the next reads both and continues.
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -22,6 +22,7 @@ import psycopg
 from pgcoord.backoff import Backoff
 from pgcoord.configuration import Configuration
 from pgcoord.coordination.ends import Ends
+from pgcoord.coordination.engines import Engines, EngineSupervision
 from pgcoord.coordination.housekeeping import keep_house
 from pgcoord.coordination.launching import Launcher
 from pgcoord.coordination.leadership import Leadership
@@ -96,6 +97,7 @@ class Coordinator:
         self._supervised: dict[str, Supervision] = {}
         self._left_unsupervised = False
         self._abandoned: set[int] = set()
+        self.engines = Engines(self)
 
     async def run(self) -> None:
         """Lead or stand by until `stop`, which leaves running processes alone.
@@ -148,6 +150,15 @@ class Coordinator:
     def running(self) -> list[Assignment]:
         """The attempts that this coordinator supervises."""
         return [supervised.assignment for supervised in self._supervised.values()]
+
+    @property
+    def supervised_folders(self) -> frozenset[str]:
+        """The folders of the attempts that this coordinator supervises."""
+        return frozenset(self._supervised)
+
+    def create_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run *coroutine* beside the loop; it has to end when this coordinator is stopped."""
+        return self._tasks.create_task(coroutine)
 
     @property
     def is_stopping(self) -> bool:
@@ -226,6 +237,7 @@ class Coordinator:
         notification, or another end, at any point ends the next wait at once.
         """
         await self._leadership.begin()
+        await self.engines.declare(self._leadership.conn)
         if self.issues is None:
             self._tasks.create_task(self._release_issues())
         disowned = await self.unless_stopped(self._attend_to_all())
@@ -290,7 +302,7 @@ class Coordinator:
         for assignment in assignments:
             log_move(assignment, "queued", "ready", f"claimed as {assignment.adw_id}")
             self._start_supervising(
-                assignment, self.supervision.launch_and_supervise, lead_checked_at
+                assignment, lambda each: each.launch_and_supervise(), lead_checked_at
             )
         return bool(assignments)
 
@@ -310,7 +322,32 @@ class Coordinator:
                     return done.claimed
         if _CONTROL in self._retrying.locks.names:
             return []
-        return await claims.claim_phases(conn, epoch)
+        try:
+            return await claims.claim_phases(conn, epoch)
+        except (AnotherLeads, DatabaseUnusable, Locked, psycopg.OperationalError):
+            raise
+        except (CoordError, psycopg.DatabaseError) as error:
+            return await self._claim_singly(error)
+
+    async def _claim_singly(self, error: Exception) -> list[Assignment]:
+        """Claim after a claim that failed with *error*, perhaps because of one phase alone.
+
+        Such a phase, which a trigger of a client refuses, is set aside and holds up no others.
+        Raises *error* again when there is none.
+        """
+        conn = self._leadership.conn
+        assignments = await claims.claim_singly(conn, self._leadership.epoch)
+        refused = await claims.unclaimable(conn)
+        if not refused and not assignments:
+            raise error
+        for each in refused:
+            first_line = each.error.partition("\n")[0]
+            logger.error(
+                "%s is not claimed for a minute: the database refuses it: %s",
+                each.queue_id,
+                first_line,
+            )
+        return assignments
 
     async def _attend_to_all(self) -> list[asyncio.Task[None]]:
         """Supervise all open attempts of this host; end those that have to end.
@@ -319,7 +356,9 @@ class Coordinator:
         """
         lead_checked_at = _now()
         await claims.expire_attempts(self._leadership.conn)
-        attempts = await claims.open_attempts(self._leadership.conn, self.host)
+        attempts = await claims.open_attempts(
+            self._leadership.conn, self.host, engines=self.leads.is_set()
+        )
         known = {attempt.attempt_id for attempt in attempts}
         unknown = {each.assignment.attempt_id for each in self._supervised.values()} - known
         return await self._attend(attempts, unknown, lead_checked_at)
@@ -341,7 +380,7 @@ class Coordinator:
             and not (supervised.process_gone and supervised.epoch == self._leadership.epoch)
         ]
         disowned = [
-            self._start_supervising(assignment, self.supervision.disown, lead_checked_at).task
+            self._start_supervising(assignment, lambda each: each.disown(), lead_checked_at).task
             for assignment in await self._confirm_gone(unknown)
         ]
         for attempt in attempts:
@@ -355,7 +394,7 @@ class Coordinator:
                 if assignment is None:
                     continue
                 supervised = self._start_supervising(
-                    assignment, self.supervision.go_on, lead_checked_at
+                    assignment, lambda each: each.go_on(), lead_checked_at
                 )
             supervised.update(attempt)
             if attempt.ended and not supervised.end_is_logged:
@@ -449,7 +488,7 @@ class Coordinator:
     def _start_supervising(
         self,
         assignment: Assignment,
-        supervise: Callable[[Any], Awaitable[None]],
+        supervise: Callable[[Supervision], Awaitable[None]],
         lead_checked_at: float,
     ) -> Supervision:
         """Start the task *supervise* for an attempt, replacing its supervision so far, if any.
@@ -459,20 +498,28 @@ class Coordinator:
         before = self._supervised.get(assignment.folder)
         if before:
             before.task.cancel()
-        supervised = self.supervision(assignment, self, self._leadership.epoch, lead_checked_at)
+        supervised = self._supervision_of(assignment, lead_checked_at)
         self._supervised[assignment.folder] = supervised
         supervised.task = self._tasks.create_task(self._supervise(supervised, supervise))
         return supervised
 
+    def _supervision_of(self, assignment: Assignment, lead_checked_at: float) -> Supervision:
+        """Return what supervises an attempt: as its pool's launcher is this machine, or not."""
+        epoch = self._leadership.epoch
+        if assignment.host is not None:
+            return self.supervision(assignment, self, epoch, lead_checked_at)
+        pool = self.engines.pool(assignment.pool)
+        return EngineSupervision(assignment, self, epoch, lead_checked_at, pool)
+
     async def _supervise(
-        self, supervised: Supervision, supervise: Callable[[Any], Awaitable[None]]
+        self, supervised: Supervision, supervise: Callable[[Supervision], Awaitable[None]]
     ) -> None:
         """Supervise one attempt; its unexpected errors must not cancel the other attempts."""
         try:
             await supervise(supervised)
         except StaleAttempt:
             self._start_supervising(
-                supervised.assignment, self.supervision.disown, supervised.lead_checked_at
+                supervised.assignment, lambda each: each.disown(), supervised.lead_checked_at
             )
         except AnotherLeads as error:
             logger.warning("%s is left to whoever leads now: %s", supervised.assignment, error)

@@ -59,7 +59,8 @@ class Identity(NamedTuple):
 class Command:
     """The command of a job: arguments, passed unchanged, without a shell.
 
-    `environment` is the whole environment, apart from the variable that names the prompt file.
+    `environment` is the whole environment, apart from the variables that name the job's files:
+    PGCOORD_PROMPT_FILE, PGCOORD_INPUT_FILE and PGCOORD_RESULT_FILE.
     `user` is the account of the process; None: that of the launcher.
     """
 
@@ -82,10 +83,11 @@ class Job(Protocol):
         """The identity of the job; None before it was started."""
         ...
 
-    async def prepare(self, prompt: str, user: str | None) -> None:
-        """Create the prompt file and whatever else a start needs; start nothing.
+    async def prepare(self, prompt: str, inputs: str, user: str | None) -> None:
+        """Create the prompt file, the input file and whatever else a start needs; start nothing.
 
-        Raises `CannotStart` or `OSError` when that fails, or when *user* could not read it.
+        *inputs*: the results of the prerequisites, a JSON object by phase number. Raises
+        `CannotStart` or `OSError` when that fails, or when *user* could not read the files.
         """
         ...
 
@@ -130,8 +132,22 @@ class Job(Protocol):
         """End, as `end` does, the processes that outlived the job; return them in words."""
         ...
 
+    async def last_written(self) -> float | None:
+        """Return when the job last wrote to its log, in seconds since 1970; None if unknown."""
+        ...
+
     async def log_tail(self) -> str:
-        """Return the last lines of the job's output, valid as a Postgres text; may be empty."""
+        """Return the lines of the output that tell why the job failed, valid as a Postgres text.
+
+        The most telling one is the first; without one, the last lines. May be empty.
+        """
+        ...
+
+    async def result(self) -> str | None:
+        """Return the text of the result file, once the job is gone; None if it wrote none.
+
+        Raises `InvalidInput` when it is not a plain file of UTF-8 text of at most 64 kB.
+        """
         ...
 
     async def spooled_report(self, secret: str) -> Kept | None:
@@ -154,4 +170,78 @@ class Launcher(Protocol):
 
         Neither blocks nor starts anything.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job as an engine is given it.
+
+    `name` is unique over all installations, at most 63 of [a-z0-9-]. `script` is a file that the
+    engine copies and starts with `arguments`, on any of its nodes, with `environment` and nothing
+    else of ours; its output is appended to `log`, a file in `folder`. Neither name nor arguments
+    hold secrets.
+    """
+
+    name: str
+    script: Path
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+    folder: Path
+    log: Path
+
+
+class Place(enum.Enum):
+    """Where a job is in its engine."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an engine says of one job.
+
+    `job` is its id in the engine, `words` why it waits or how it ended, in the engine's words.
+    `exit_status` is that of the script, 128 + n after signal n; None where the engine has none.
+    """
+
+    job: str
+    place: Place
+    words: str = ""
+    node: str | None = None
+    exit_status: int | None = None
+
+
+class Engine(Protocol):
+    """The commands of one engine. It keeps nothing, and decides nothing.
+
+    Any call raises `NotNow` when the engine does not answer: then nothing is known.
+    """
+
+    async def submit(self, order: Order) -> str:
+        """Submit a job; return its id in the engine.
+
+        Raises `CannotStart` when the engine refuses the job for good, and `NotNow` when it does not
+        take it now; it may have taken it all the same, unless the error is `certain`.
+        """
+        ...
+
+    async def find(self) -> Mapping[str, list[Seen]]:
+        """Return all jobs of pgcoord that the engine lists, by name: one question.
+
+        Of a name there may be several, when a submission was repeated.
+        """
+        ...
+
+    async def terminate(self, job: str) -> None:
+        """Send SIGTERM to all processes of a job that runs, and remove one that waits.
+
+        Returns before they are gone; a job that is not there is none to end.
+        """
+        ...
+
+    async def kill(self, job: str) -> None:
+        """Send SIGKILL to all processes of a job, and remove it."""
         ...

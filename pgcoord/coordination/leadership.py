@@ -90,7 +90,9 @@ class Leadership:
             server = same_server(self._dsn, listener.conn)
             if balancer := await session.balancer(listener.conn):
                 logger.warning("%s is between here and the server: see 'pgcoord doctor'", balancer)
-            async with self._retrying.connected(server):
+            actor = f"coordinator {self._host}"
+            await session.act_as(listener.conn, actor)
+            async with self._retrying.connected(server, actor):
                 try:
                     self.listener = listener
                     yield
@@ -211,6 +213,7 @@ def _declared(workflow: Workflow) -> dict[str, object]:
         "retry_lost": workflow.retry_lost,
         "timeout_seconds": workflow.timeout.total_seconds() if workflow.timeout else None,
         "pool": workflow.pool,
+        "max_cost_usd": workflow.max_cost_usd,
     }
 
 

@@ -18,7 +18,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from pgcoord.backoff import Backoff
 from pgcoord.coordination.locks import LockWaits
-from pgcoord.database import claims
+from pgcoord.database import claims, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import own_session, with_defaults
 from pgcoord.database.rows import Assignment
@@ -84,8 +84,13 @@ class Retrying:
         return self._stopping.is_set()
 
     @asynccontextmanager
-    async def connected(self, server: str) -> AsyncIterator[None]:
-        """Execute statements on *server* (a DSN) until the block ends."""
+    async def connected(self, server: str, actor: str) -> AsyncIterator[None]:
+        """Execute statements on *server* (a DSN) until the block ends, as *actor*."""
+
+        async def configure(conn: Connection) -> None:
+            await _bound_session(conn)
+            await session.act_as(conn, actor)
+
         # No check at check-out, which would cost a round trip each: a statement that fails on a
         # dead connection is executed again.
         self._pool = AsyncConnectionPool(
@@ -96,7 +101,7 @@ class Retrying:
             timeout=5,
             open=False,
             kwargs={"autocommit": True},
-            configure=_bound_session,
+            configure=configure,
         )
         self.locks = LockWaits(server)
         try:

@@ -5,19 +5,30 @@ coordinator can repeat each step, since the database and the launcher know how f
 """
 
 import asyncio
+import base64
+import hashlib
+import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import shlex
+import sys
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from pgcoord.configuration import Configuration, Workflow
+from pgcoord import judge, results
+from pgcoord.configuration import Check, Configuration, Workflow
 from pgcoord.coordination.launching import Command, Job, JobState, Launcher
 from pgcoord.coordination.retrying import Fact
 from pgcoord.database import _sql, claims
 from pgcoord.database.rows import Assignment, Move, OpenAttempt, TakenReport
 from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
 from pgcoord.report import NotSigned
+from pgcoord.runs import worktree
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +38,13 @@ Result = TypeVar("Result")
 GRACE = timedelta(seconds=5)
 
 # The exit status of a job whose wrapper was killed with it: 128 + SIGKILL.
-_KILLED = 128 + 9
+KILLED = 128 + 9
 
 # Seconds for which a proof of our lead is good enough to start a job without a new one.
 _TRUSTED_FOR = 1.0
+
+# Seconds after which to look whether a quiet job writes again.
+_AGAIN = 60.0
 
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
@@ -55,6 +69,15 @@ class Coordination(Protocol):
     launcher: Launcher
     environment: Mapping[str, str]
     report_url: str | None
+
+    @property
+    def supervised_folders(self) -> frozenset[str]:
+        """The folders of the attempts that this coordinator supervises."""
+        ...
+
+    def create_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run *coroutine* beside the loop; it has to end when the coordinator is stopped."""
+        ...
 
     @property
     def issues(self) -> IssueMaker | None:
@@ -127,6 +150,11 @@ class Supervision:
         self.process_gone = False
         self.end_is_logged = False
         self._coordinator = coordinator
+        self._check: Check | None = None
+        self._results: dict[str, str] = {}
+        # What the work is, whatever a further attempt at it is asked.
+        asked = f"{assignment.workflow}\0{assignment.prompt or ''}"
+        self._work = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
         self._end_in: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     def log_end(self, move: Move | None, reason: str) -> None:
@@ -169,7 +197,8 @@ class Supervision:
             logger.info("%s taken over, %s, %s", assignment, self.job.identity, state.value)
             if not assignment.started:
                 await self._record_start()
-            await self._take_spooled_report()
+            ended = state is JobState.ENDED
+            await self._take_spooled_report(await self._read_result() if ended else None)
             await self._see_to_its_end()
         elif assignment.started or state is JobState.LOST:
             await self._take_spooled_report()
@@ -218,27 +247,83 @@ class Supervision:
         await self._end_what_it_left()
 
     async def _prepare(self) -> None:
-        """Create the prompt file and the issue, which the job needs before it starts."""
-        await self.job.prepare(self.assignment.prompt or "", self._workflow().user)
+        """Create the files and the issue that the job needs before it starts."""
+        workflow, inputs = self._workflow(), {}
+        if self.assignment.has_inputs:
+            inputs = await self._coordinator.execute_with_retry(
+                lambda conn: claims.inputs(conn, self.assignment)
+            )
+        self._results = results.placeholders(inputs)
+        prompt = results.fill_prompt(self.assignment.prompt or "", self._results)
+        prompt = await self._prepare_judgement(workflow, prompt)
+        self.assignment = replace(self.assignment, prompt=prompt)
+        await self.job.prepare(prompt, json.dumps(inputs), workflow.user)
         issues = self._coordinator.issues
         if issues and self.assignment.issue_number is None:
             number = await issues.issue_for(self.assignment, self.epoch)
             self.assignment = replace(self.assignment, issue_number=number)
 
+    async def _prepare_judgement(self, workflow: Workflow, prompt: str) -> str:
+        """Find the check of the phase; return the prompt, after a failure the one for that."""
+        checks = self._coordinator.configuration.checks
+        asks_again = workflow.retry_prompt is not None and self.assignment.attempt > 1
+        self._check = workflow.check
+        if not (checks or asks_again):
+            return prompt
+        name, error = await self._coordinator.execute_with_retry(
+            lambda conn: claims.judgement(conn, self.assignment)
+        )
+        if name is not None:
+            if name not in checks:
+                raise InvalidConfiguration(f"check {name} is not declared")
+            self._check = checks[name]
+        return workflow.prompt_after(error, prompt) if asks_again and error else prompt
+
     async def _launch(self) -> None:
-        workflow = self._workflow()
         if _now() - self.lead_checked_at > _TRUSTED_FOR:
             await self._coordinator.execute_with_retry(
                 lambda conn: claims.check_epoch(conn, self.epoch)
             )
-        await self.job.start(
-            Command(
-                workflow.arguments(_values(self.assignment, self.job.prompt_file)),
-                directory=workflow.directory,
-                environment=self._environment_of(workflow),
-                user=workflow.user,
-            )
+        await self.job.start(self._command())
+
+    def _command(self) -> Command:
+        workflow = self._workflow()
+        return Command(
+            self._arguments_of(workflow),
+            directory=workflow.directory,
+            environment=self._environment_of(workflow),
+            user=workflow.user,
         )
+
+    def _arguments_of(self, workflow: Workflow) -> list[str]:
+        """Return the command of the job: what is configured, judged, in its worktree."""
+        values = _values(self.assignment, self.job.prompt_file) | self._results
+        # A job of an engine runs on a machine that need not have pgcoord.
+        travels = self.assignment.host is None
+        arguments = _judged(workflow.arguments(values), workflow, self._check, travels=travels)
+        if workflow.worktree is None:
+            return arguments
+        resolver = self._resolver_of(workflow)
+        resolve = None
+        if resolver:
+            resolve = shlex.join(
+                _judged(resolver.arguments(values), resolver, resolver.check, travels=travels)
+            )
+        options = {
+            "base": workflow.worktree.base,
+            "root": workflow.worktree.folder and str(workflow.worktree.folder),
+            "title": values["title"],
+            "resolve": resolve,
+            "work": self._work,
+            "push": workflow.worktree.push,
+        }
+        given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        return [*program_of(worktree.__file__, travels=travels), *given, "--", *arguments]
+
+    def _resolver_of(self, workflow: Workflow) -> Workflow | None:
+        """Return the workflow that has a try at the conflicts of *workflow*."""
+        name = workflow.worktree and workflow.worktree.on_conflict
+        return self._coordinator.configuration.workflows[name] if name else None
 
     async def _record_start(self) -> None:
         identity = self.job.identity
@@ -258,19 +343,35 @@ class Supervision:
             return
         self.process_gone = True
         left = await self._end_what_it_left()
-        await self._take_spooled_report()
+        result = await self._read_result()
+        await self._take_spooled_report(result)
         if gone.exit_status is None and not self.is_ending:
             await self._give_up("lost", "its process is gone and left no exit status")
             return
-        status = _KILLED if gone.exit_status is None else gone.exit_status
+        status = KILLED if gone.exit_status is None else gone.exit_status
         tail = await self.job.log_tail() if status else ""
+        if status == judge.TRY_LATER and self._is_of_agent:
+            reason = tail.rpartition("\n")[2].removeprefix("pgcoord: ")
+            logger.info("%s is to be tried later: %s", self.assignment, reason)
+            await self._conclude(reason, claims.postponed(self.assignment, reason))
+            return
         await self._conclude(
             f"exited with status {status}",
-            claims.exited(self.assignment, status, tail, ", ".join(left)),
+            claims.exited(self.assignment, status, tail, ", ".join(left), result),
         )
 
-    async def _take_spooled_report(self) -> None:
-        """Submit the report that the workflow could not send, if there is one."""
+    async def _read_result(self) -> claims.Result:
+        try:
+            text = await self.job.result()
+        except InvalidInput as error:
+            return {"result_fault": str(error)}
+        return {} if text is None else {"result": text}
+
+    async def _take_spooled_report(self, result: claims.Result | None = None) -> None:
+        """Submit the report that the workflow could not send, if there is one.
+
+        *result*: its result file, once its process is gone.
+        """
         assignment = self.assignment
         refused: CoordError | None = None
         try:
@@ -283,6 +384,8 @@ class Supervision:
                     message_id=kept.message_id,
                     actor=f"{assignment.adw_id} (spooled report)",
                     adw_id=assignment.adw_id,
+                    attempt_id=assignment.attempt_id,
+                    result=result,
                 ),
                 Fact(assignment, "left a report"),
             )
@@ -314,10 +417,36 @@ class Supervision:
         """Wait until the job is gone, and end it when `update` says so."""
         async with asyncio.TaskGroup() as tasks:
             ender = tasks.create_task(self._end_in_time())
+            watcher = tasks.create_task(self._watch_output())
             exit_status = await self.job.wait()
+            watcher.cancel()
             if not self.is_ending:
                 ender.cancel()
         return _Gone(exit_status)
+
+    async def _watch_output(self) -> None:
+        """Record when the job is quiet for longer than its workflow says, and when it is not."""
+        workflow = self._coordinator.configuration.workflows.get(self.assignment.workflow)
+        if workflow is None or workflow.quiet is None:
+            return
+        limit = workflow.quiet.total_seconds()
+        began = time.time()
+        # Of an attempt that was taken over, another coordinator may have recorded that.
+        noted = None if self.assignment.started else False
+        while True:
+            silence = max(0.0, time.time() - (await self.job.last_written() or began))
+            is_quiet = silence >= limit
+            if is_quiet is not noted:
+                await self._coordinator.execute_with_retry(
+                    partial(
+                        claims.note_quiet,
+                        attempt=self.assignment,
+                        quiet_for=timedelta(seconds=silence) if is_quiet else None,
+                        ends=workflow.quiet_ends,
+                    )
+                )
+                noted = is_quiet
+            await asyncio.sleep(min(limit, _AGAIN) if is_quiet else limit - silence)
 
     async def _end_in_time(self) -> None:
         await asyncio.sleep(await self._end_in)
@@ -330,7 +459,14 @@ class Supervision:
         workflow = self._coordinator.configuration.workflows.get(name)
         if workflow is None:
             raise InvalidConfiguration(f"workflow {name} is not declared any more")
+        if workflow.needs_prompt and not (self.assignment.prompt or "").strip():
+            raise InvalidConfiguration(f"it has no prompt, and workflow {name} needs_prompt")
         return workflow
+
+    @property
+    def _is_of_agent(self) -> bool:
+        workflow = self._coordinator.configuration.workflows.get(self.assignment.workflow)
+        return workflow is not None and workflow.agent is not None
 
     @property
     def _linger(self) -> timedelta:
@@ -339,9 +475,14 @@ class Supervision:
 
     def _environment_of(self, workflow: Workflow) -> dict[str, str]:
         assignment, environment = self.assignment, self._coordinator.environment
+        resolver = self._resolver_of(workflow)
         passed_on = {
             name: environment[name]
-            for name in (*_PASSED_ON, *workflow.environment)
+            for name in (
+                *_PASSED_ON,
+                *workflow.environment,
+                *(resolver.environment if resolver else ()),
+            )
             if name in environment
         }
         if self._coordinator.report_url:
@@ -352,6 +493,8 @@ class Supervision:
             "PGCOORD_PHASE_NUMBER": str(assignment.phase_number),
             "PGCOORD_ADW_ID": assignment.adw_id,
             "PGCOORD_ATTEMPT": str(assignment.attempt),
+            # The folders of one database's runs lie in a folder of its name (claim_phases).
+            "PGCOORD_INSTALLATION": Path(assignment.folder).parent.name,
             "PGCOORD_ISSUE_NUMBER": str(assignment.issue_number or ""),
             "PGCOORD_WEBHOOK_SECRET": assignment.secret,
         }
@@ -379,6 +522,35 @@ def log_move(assignment: Assignment, was: str, now: str, reason: str) -> None:
             }
         },
     )
+
+
+@cache
+def program_of(file: str, *, travels: bool) -> tuple[str, ...]:
+    """Return the command that runs a program of ours, one file of standard-library Python.
+
+    One that *travels* has the file in it: any Python 3.8 or newer of another machine runs it.
+    """
+    if not travels:
+        return (sys.executable, "-I", file)
+    packed = base64.b85encode(zlib.compress(Path(file).read_bytes(), 9)).decode()
+    source = f"import base64,zlib;exec(zlib.decompress(base64.b85decode({packed!r})))"
+    return ("python3", "-I", "-c", source)
+
+
+def _judged(
+    arguments: list[str], workflow: Workflow, check: Check | None, *, travels: bool
+) -> list[str]:
+    """Return the command whose exit status is the judgement (judge.py) on *arguments*."""
+    if not (check or workflow.fails_on or workflow.agent):
+        return arguments
+    spec = judge.Spec(
+        check.command if check else (),
+        check.timeout.total_seconds() if check else 0,
+        workflow.fails_on,
+        workflow.agent,
+    )
+    program = program_of(judge.__file__, travels=travels)
+    return [*program, json.dumps(spec._asdict()), *arguments]
 
 
 def _values(assignment: Assignment, prompt_file: str) -> dict[str, str | None]:

@@ -47,7 +47,7 @@ async def perform(
     done: str | int | None = await fetch_value(
         conn, f"select {what}{call}", *(values[each] for each in action.arguments)
     )
-    return done
+    return None if action.returns == "nothing" else done
 
 
 async def prune(conn: Connection, older_than: timedelta, looked_at: datetime) -> int:

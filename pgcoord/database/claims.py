@@ -7,6 +7,7 @@ The one rule: one Python function for each SQL function or view; the SQL decides
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import timedelta
+from typing import Any
 
 from psycopg.rows import class_row, scalar_row, tuple_row
 from psycopg.types.json import Jsonb
@@ -23,13 +24,19 @@ from pgcoord.database._sql import (
 from pgcoord.database.rows import (
     Assignment,
     Claimed,
+    DeclaredPool,
     Lead,
     Move,
     NextWork,
     OpenAttempt,
     Recorded,
     ServerTimeline,
+    Unclaimable,
 )
+
+# The result file of an attempt whose process is gone: `result`, its text, or `result_fault`, why it
+# cannot be used; neither if there is none.
+Result = Mapping[str, str]
 
 # An end of an attempt, as pgcoord_private.record_end takes it: a member `kind`, and those of it.
 End = Mapping[str, object]
@@ -117,14 +124,49 @@ async def claim_phases(conn: Connection, epoch: int) -> list[Assignment]:
     )
 
 
-async def open_attempts(conn: Connection, host: str) -> list[OpenAttempt]:
-    """Return the attempts of *host* whose process may be alive. SQL: view assignment."""
+async def claim_singly(conn: Connection, epoch: int) -> list[Assignment]:
+    """Claim eligible phases one by one, and set aside those that the database refuses.
+
+    For use after `claim_phases` failed; raises the same errors. SQL: pgcoord_private.claim_singly.
+    """
+    return await fetch_rows(
+        conn,
+        Assignment,
+        f"select {columns_of(Assignment)} from pgcoord_private.claim_singly(%s)",
+        epoch,
+    )
+
+
+async def unclaimable(conn: Connection) -> list[Unclaimable]:
+    """Return the phases whose claim failed and that are set aside for now."""
+    return await fetch_rows(
+        conn,
+        Unclaimable,
+        f"select {columns_of(Unclaimable)} from pgcoord.unclaimable where until > clock_timestamp()"
+        " order by queue_id",
+    )
+
+
+async def pools(conn: Connection) -> list[DeclaredPool]:
+    """Return all pools, also those taken out of the configuration that have attempts still."""
+    return await fetch_rows(
+        conn, DeclaredPool, "select name, launcher, settings from pgcoord.pool order by name"
+    )
+
+
+async def open_attempts(conn: Connection, host: str, *, engines: bool) -> list[OpenAttempt]:
+    """Return the attempts of *host*, with *engines* also those of engines, which may be alive.
+
+    SQL: view assignment.
+    """
     return await fetch_rows(
         conn,
         OpenAttempt,
-        f"select {columns_of(OpenAttempt)} from pgcoord_private.assignment where host = %s"
+        f"select {columns_of(OpenAttempt)} from pgcoord_private.assignment"
+        " where host = %s or %s and host is null"
         " order by attempt_id",
         host,
+        engines,
     )
 
 
@@ -136,6 +178,20 @@ async def assignment(conn: Connection, attempt_id: int) -> Assignment | None:
         f"select {columns_of(Assignment)} from pgcoord_private.assignment where attempt_id = %s",
         attempt_id,
     )
+
+
+async def inputs(conn: Connection, attempt: Assignment) -> dict[str, dict[str, Any]]:
+    """Return the results of the prerequisites of an attempt's phase, by phase number.
+
+    SQL: pgcoord_private.inputs_of.
+    """
+    found: dict[str, dict[str, Any]] = await fetch_value(
+        conn,
+        "select pgcoord_private.inputs_of(%s, %s)",
+        attempt.feature_id,
+        attempt.phase_number,
+    )
+    return found
 
 
 async def last_move(conn: Connection, attempt: Assignment) -> Move | None:
@@ -190,10 +246,12 @@ async def start_phase(
     )
 
 
-def exited(attempt: Assignment, exit_code: int, log_tail: str, left_behind: str) -> End:
+def exited(
+    attempt: Assignment, exit_code: int, log_tail: str, left_behind: str, result: Result
+) -> End:
     """The process of an attempt exited; *left_behind* names the processes that outlived it.
 
-    SQL: pgcoord_private.end_attempt.
+    *result*: its result file. SQL: pgcoord_private.end_attempt.
     """
     return {
         "kind": "exited",
@@ -201,6 +259,7 @@ def exited(attempt: Assignment, exit_code: int, log_tail: str, left_behind: str)
         "exit_code": exit_code,
         "log_tail": log_tail,
         "left_behind": left_behind,
+        **result,
     }
 
 
@@ -230,11 +289,59 @@ def returned(attempt: Assignment, wait: timedelta, reason: str) -> End:
     }
 
 
+def postponed(attempt: Assignment, reason: str) -> End:
+    """A process ended for want of something that comes again by itself: its phase waits for that.
+
+    Its tries stay as they were. SQL: pgcoord_private.postpone_attempt.
+    """
+    return {"kind": "postponed", "attempt_id": attempt.attempt_id, "error": reason}
+
+
+async def judgement(conn: Connection, attempt: Assignment) -> tuple[str | None, str | None]:
+    """Return (the check that the phase names, the error of its last failed attempt)."""
+    with refusals():
+        cursor = await conn.cursor(row_factory=tuple_row).execute(
+            b"select p.phase_data ->> 'check', (select a.error from pgcoord.attempt as a"
+            b" where a.queue_id = p.queue_id and a.outcome in ('failed', 'timed_out')"
+            b" order by a.number desc limit 1)"
+            b" from public.phase_queue as p where p.queue_id = %s",
+            [attempt.queue_id],
+        )
+        return await cursor.fetchone() or (None, None)
+
+
+async def note_quiet(
+    conn: Connection, attempt: Assignment, quiet_for: timedelta | None, *, ends: bool
+) -> None:
+    """Record that the process of an attempt writes nothing (None: writes again).
+
+    With *ends*, that is the end of the attempt. SQL: pgcoord_private.note_quiet.
+    """
+    await fetch_value(
+        conn,
+        "select pgcoord_private.note_quiet(%s, %s, %s)",
+        attempt.attempt_id,
+        quiet_for,
+        ends,
+    )
+
+
 def reported(
-    report: Mapping[str, object], *, message_id: str | None, actor: str, adw_id: str | None
+    report: Mapping[str, object],
+    *,
+    message_id: str | None,
+    actor: str,
+    adw_id: str | None,
+    attempt_id: int | None = None,
+    result: Result | None = None,
 ) -> End:
-    """A report came; *adw_id*: the attempt whose secret signed it. SQL: take_report."""
+    """A report came; *adw_id*: the attempt whose secret signed it. SQL: take_report.
+
+    *attempt_id* and *result*: of a process that is gone, the attempt and its result file.
+    """
     return {
+        "attempt_id": attempt_id,
+        **(result or {}),
         "kind": "reported",
         "report": report,
         "message_id": message_id,

@@ -82,7 +82,9 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Attention:
-    """A phase that needs attention: `kind` is failed, missing, workflow, gate, slow or locked.
+    """A phase that needs attention.
+
+    `kind`: failed, missing, workflow, gate, quiet, slow or locked.
 
     `words`: the reason; `blocks`: numbers of the phases that it blocks.
     """
@@ -105,6 +107,9 @@ class Attention:
 class FeatureRow:
     """A row of the list of features.
 
+    `missing`, `unknown`: a phase that can never start, as one that it needs does not exist, or no
+    coordinator knows its workflow.
+
     `counts`: {state: number of phases}. `strip`: the state of each phase, None if there are many.
     """
 
@@ -118,6 +123,7 @@ class FeatureRow:
     failed: list[int] | None
     blocked: int
     missing: int | None
+    unknown: int | None
     in_line: int
     planned: int
     since: datetime
@@ -314,10 +320,16 @@ async def held_slots(conn: Connection) -> list[HeldSlot]:
     )
 
 
-async def line(conn: Connection, limit: int) -> list[InLine]:
-    """The phases that are claimed next."""
+async def line(conn: Connection, limit: int, feature_id: int | None = None) -> list[InLine]:
+    """Return the phases that are claimed next, of one feature or of all."""
     return await fetch_rows(
-        conn, InLine, f"select {columns_of(InLine)} from pgcoord.line limit %s", limit
+        conn,
+        InLine,
+        f"select {columns_of(InLine)} from pgcoord.line"
+        " where %s::integer is null or feature_id = %s limit %s",
+        feature_id,
+        feature_id,
+        limit,
     )
 
 
@@ -409,15 +421,22 @@ async def tree(conn: Connection, feature_id: int) -> list[TreePhase]:
     return await fetch_rows(
         conn,
         TreePhase,
-        "select b.queue_id, b.phase_number, b.title, b.status, b.slot, b.attempt, b.priority,"
-        " b.depends_on_phases, b.issue_number, b.error_message, b.since, b.started_timestamp,"
+        "with w as materialized (select queue_id, (array_agg(case when kind <> 'slot' then words"
+        " when words like 'is %%' then 'is in line; a slot is free'"
+        " else split_part(words, ', ', 1) end order by rank, refers_to))[:3] as reasons,"
+        " count(*) as all_reasons from pgcoord.reasons where feature_id = %s"
+        " and kind not in ('ready', 'running', 'completed', 'failed', 'cancelled')"
+        " group by queue_id)"
+        " select b.queue_id, b.phase_number, b.title, b.status, b.slot, b.attempt, b.priority,"
+        " b.depends_on_phases, b.issue_number,"
+        " pgcoord_private.headline(b.error_message) as error_message, b.since, b.started_timestamp,"
         " b.finished_timestamp, s.ending, w.reasons, coalesce(w.all_reasons, 0) as all_reasons,"
         " b.skipped"
         " from pgcoord.board as b"
         " left join pgcoord.slots as s on s.queue_id = b.queue_id"
-        " left join (select queue_id, (array_agg(words))[:3] as reasons, count(*) as all_reasons"
-        " from pgcoord.waiting"
-        " where feature_id = %s group by queue_id) as w on w.queue_id = b.queue_id"
+        # A place in line moves with each claim, for all behind it: it is shown once for all.
+        # Materialized: knowing little of new tables, the planner would look for each phase's own.
+        " left join w on w.queue_id = b.queue_id"
         " where b.feature_id = %s order by b.phase_number",
         feature_id,
         feature_id,
@@ -527,6 +546,29 @@ async def preview(
         action,
         feature_id,
         queue_id,
+    )
+
+
+@dataclass(frozen=True)
+class MoreSlots:
+    """How many slots a pool has now, and how many phases would start at once with more."""
+
+    now: int
+    start: int
+
+
+async def many_more_slots(conn: Connection, slots: int, pool: str) -> MoreSlots | None:
+    """Return what *slots* would mean; None unless these are more than 8 and than twice as now."""
+    return await fetch_row(
+        conn,
+        MoreSlots,
+        "select o.slots::integer as now, least(%s - o.slots, (select count(*) from pgcoord.line"
+        " where pool = o.pool))::integer as start from pgcoord.pools as o"
+        " where o.pool = %s and %s > 8 and %s > 2 * o.slots",
+        slots,
+        pool,
+        slots,
+        slots,
     )
 
 

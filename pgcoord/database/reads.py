@@ -159,9 +159,26 @@ async def attempts(conn: Connection, queue_id: str) -> list[Attempt]:
     return await fetch_rows(
         conn,
         Attempt,
-        f"select {columns_of(Attempt)} from pgcoord.attempt where queue_id = %s order by number",
+        f"select {columns_of(Attempt)} from pgcoord.attempt left join lateral"
+        " (select value as result from pgcoord.result where attempt_id = id) as r on true"
+        " where queue_id = %s order by number",
         queue_id,
     )
+
+
+async def results_of_feature(conn: Connection, feature_id: int) -> dict[str, Any]:
+    """Return the results of a feature's phases, {phase number: result}, of each latest attempt.
+
+    Raises `NotFound`. SQL: view pgcoord.queue.
+    """
+    await feature(conn, feature_id)
+    found: dict[str, Any] = await fetch_value(
+        conn,
+        "select coalesce(jsonb_object_agg(phase_number, result), '{}') from pgcoord.queue"
+        " where feature_id = %s and result is not null",
+        feature_id,
+    )
+    return found
 
 
 async def status_of(conn: Connection, queue_id: str) -> str:

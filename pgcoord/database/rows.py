@@ -44,6 +44,7 @@ class Assignment:
     attempt: int
     adw_id: str
     secret: str = field(repr=False)
+    host: str | None
     folder: str
     workflow: str
     issue_number: int | None
@@ -57,9 +58,27 @@ class Assignment:
     ended_seconds_ago: float | None
     slot: int
     pool: str
+    has_inputs: bool
 
     def __str__(self) -> str:
         return f"{self.queue_id} (attempt {self.attempt}, {self.adw_id})"
+
+
+@dataclass(frozen=True)
+class DeclaredPool:
+    """A pool as a coordinator declared it; `settings` are the keys of its launcher."""
+
+    name: str
+    launcher: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Unclaimable:
+    """A phase whose claim failed with *error*, and which is set aside for a while."""
+
+    queue_id: str
+    error: str
 
 
 @dataclass(frozen=True)
@@ -199,6 +218,9 @@ class Feature:
     phases_failed: int
     phases_blocked: int
     paused_at: datetime | None
+    cost_usd: float | None
+    tokens_in: int | None
+    tokens_out: int | None
 
 
 @dataclass(frozen=True)
@@ -223,6 +245,7 @@ class BoardPhase:
     started_timestamp: datetime | None
     finished_timestamp: datetime | None
     waiting_for: str | None
+    result: dict[str, Any] | None
     skipped: bool
 
 
@@ -265,13 +288,16 @@ class Reason:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a phase, without its secret. SQL: table pgcoord.attempt."""
+    """One try at a phase, without its secret. SQL: tables pgcoord.attempt and pgcoord.result."""
 
     number: int
     adw_id: str
     slot: int
+    pool: str
     host: str | None
     pid: int | None
+    node: str | None
+    job: str | None
     workflow: str | None
     external: bool
     claimed_at: datetime
@@ -284,6 +310,7 @@ class Attempt:
     exit_code: int | None
     exited_at: datetime | None
     folder: str | None
+    result: dict[str, Any] | None
 
 
 @dataclass(frozen=True)

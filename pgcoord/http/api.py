@@ -6,7 +6,7 @@ The one rule: `OPERATIONS` defines each operation completely; those of actions a
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from starlette.requests import Request
@@ -22,9 +22,11 @@ from pgcoord.http import schemas
 from pgcoord.http.responses import Json, LogFile, read_body
 from pgcoord.http.state import state_of
 from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
-from pgcoord.planner.planning import Planned
 from pgcoord.report import WrongShape, parse_json
 from pgcoord.runs.logs import log_of
+
+if TYPE_CHECKING:
+    from pgcoord.planner.planning import Planned
 
 PREFIX = "/api/v1"
 
@@ -42,7 +44,7 @@ class Call:
     queue_id: str = ""
     query: Mapping[str, Any] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
-    planned: Planned | None = None
+    planned: "Planned | None" = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Operation:
     refusals: tuple[int, ...] = ()
     media: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
-    prepare: Callable[[Request, int], Awaitable[Planned | None]] | None = None
+    prepare: Callable[[Request, int], Awaitable["Planned | None"]] | None = None
     """Runs before a connection is taken, because it may take minutes."""
 
 
@@ -87,11 +89,11 @@ async def change_feature(call: Call) -> Response:
     return await _feature(call, call.feature_id)
 
 
-async def _plan(request: Request, feature_id: int) -> Planned | None:
+async def _plan(request: Request, feature_id: int) -> "Planned | None":
     return await state_of(request).plan(request, feature_id)
 
 
-async def _plan_unless_planned(request: Request, feature_id: int) -> Planned | None:
+async def _plan_unless_planned(request: Request, feature_id: int) -> "Planned | None":
     return await state_of(request).plan_unless_planned(request, feature_id)
 
 

@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pgcoord import assets
-from pgcoord.http import api, errors, health, login, openapi, streams, webhook
+from pgcoord.http import api, errors, health, jobs, login, openapi, streams, webhook
 from pgcoord.http import github_webhook as github
 from pgcoord.http.panel import routes as panel
 from pgcoord.http.panel.responses import answer_http_error
@@ -41,6 +41,7 @@ def make_app(state: AppState) -> ASGIApp:
         *login.routes,
         *webhook.routes,
         *github.routes,
+        *jobs.routes,
         *streams.routes,
         *openapi.routes,
         *api.routes,

@@ -11,7 +11,6 @@ from starlette.routing import Route
 from pgcoord.database import reads, schema
 from pgcoord.database.connect import connect_blocking
 from pgcoord.errors import DatabaseUnusable
-from pgcoord.http.metrics import MEDIA_TYPE
 from pgcoord.http.responses import Json
 from pgcoord.http.state import AppState, state_of
 
@@ -62,7 +61,7 @@ async def metrics(request: Request) -> Response:
     """Answer with the metrics in the format of Prometheus."""
     state = state_of(request)
     async with state.database.connection() as conn:
-        return Response(await state.metrics.read(conn), media_type=MEDIA_TYPE)
+        return Response(await state.metrics.read(conn), media_type=state.metrics.media_type)
 
 
 routes = [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from pgcoord.http.proxy import prefix_of
 from pgcoord.http.responses import read_bytes
 from pgcoord.http.security import COOKIE, SESSION_SECONDS, client_of
 from pgcoord.http.state import state_of
@@ -38,6 +39,7 @@ async def log_in(request: Request) -> Response:
         COOKIE,
         cookie,
         max_age=SESSION_SECONDS,
+        path=prefix_of(request.scope) or "/",
         httponly=True,
         samesite="strict",
         secure=request.url.scheme == "https",
@@ -48,13 +50,16 @@ async def log_in(request: Request) -> Response:
 async def log_out(request: Request) -> Response:
     """Forget the cookie."""
     answer = RedirectResponse("/login", 303)
-    answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    path = prefix_of(request.scope) or "/"
+    answer.delete_cookie(COOKIE, path=path, httponly=True, samesite="strict")
     return answer
 
 
 def _page(request: Request, wanted: str, fault: str = "", status: int = 200) -> Response:
     template = state_of(request).templates.get_template("login.html")
-    page = template.render(next=_local(wanted), fault=fault)
+    page = template.render(
+        next=_local(wanted), fault=fault, needs_token=state_of(request).access.token is not None
+    )
     headers = {"cache-control": "no-store"}
     if status == 429:
         headers["retry-after"] = "60"

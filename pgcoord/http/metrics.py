@@ -15,8 +15,6 @@ from pgcoord.database._sql import Connection
 from pgcoord.database.rows import Measures
 from pgcoord.http.feed import Event, Feed, Position
 
-MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 # Pages of a thousand events that one request counts; the next counts the rest.
 _MOST_PAGES = 50
 
@@ -30,6 +28,8 @@ _WAKING = ("phase_inserted", "phase_moved", "resumed", "feature_resumed", "slots
 
 class Metrics:
     """The metrics of one process; counters start with its first request."""
+
+    media_type = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

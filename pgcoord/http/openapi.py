@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord import __version__, report
+from pgcoord import __version__, jobs, report
 from pgcoord.http import api, schemas
 from pgcoord.http import github_webhook as github
 from pgcoord.http.responses import Json
@@ -45,6 +45,8 @@ def document() -> dict[str, Any]:
         path[operation.method.lower()] = _operation(operation)
     paths[f"{api.PREFIX}/workflow-complete"] = {"post": _WEBHOOK}
     paths[f"{api.PREFIX}/webhooks/github"] = {"post": _GITHUB}
+    paths[f"{api.PREFIX}/attempts/{{attempt_id}}/begin"] = {"post": _BEGIN}
+    paths[f"{api.PREFIX}/attempts/{{attempt_id}}/exit"] = {"post": _EXIT}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -138,6 +140,30 @@ _GITHUB: dict[str, Any] = {
         **_refusals({400, 401, 404, 413, 415, 422, 503}),
     },
 }
+
+
+def _of_job(summary: str, name: str, body: Schema) -> dict[str, Any]:
+    identifier = {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
+    return {
+        "summary": summary,
+        "operationId": name,
+        "security": [{}],
+        "parameters": [
+            {"name": "attempt_id", "in": "path", "required": True, "schema": identifier}
+        ],
+        "requestBody": _body(body, required=True),
+        "responses": {
+            "200": {
+                "description": "Yes; the same again for a repeat.",
+                "content": {"application/json": {"schema": schemas.JOB_ANSWER}},
+            },
+            **_refusals({400, 401, 404, 409, 413, 415, 422, 503}),
+        },
+    }
+
+
+_BEGIN = _of_job("Ask whether a copy of an engine's job may begin", "begin_attempt", jobs.BEGIN)
+_EXIT = _of_job("Say how the command of an engine's job ended", "exit_attempt", jobs.EXIT)
 
 
 async def show(request: Request) -> Response:

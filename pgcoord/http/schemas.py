@@ -54,6 +54,7 @@ _PHASE_MEMBERS = {
     "attempt": {"type": "integer"},
     "workflow_type": _MAYBE_TEXT,
     "waiting_for": _MAYBE_TEXT,
+    "result": {"type": ["object", "null"]},
     "gated": {"type": "boolean", "description": "It has a gate that nobody has approved."},
     "skipped": {"type": "boolean", "description": "It was taken as completed without a run."},
 }
@@ -67,6 +68,12 @@ _PLANNED = {
     "estimated_hours": _HOURS,
     "priority": {**_PRIORITY, "type": ["integer", "null"]},
     "files": {"type": ["array", "null"], "items": _TEXT},
+    "check": {
+        **_MAYBE_TEXT,
+        "pattern": NOT_BLANK,
+        "maxLength": 200,
+        "description": "The check of the configuration that has to succeed after its command.",
+    },
     "gate": {
         **_MAYBE_TEXT,
         "pattern": NOT_BLANK,
@@ -92,6 +99,12 @@ _FEATURE_MEMBERS = {
     "item_type": {"type": "string", "maxLength": 200},
     "priority": _PRIORITY,
     "estimated_hours": _HOURS,
+    "max_cost_usd": {
+        "type": ["number", "null"],
+        "minimum": 0.01,
+        "maximum": 1_000_000_000,
+        "description": "Once its attempts have cost so much, it is paused.",
+    },
     "tags": array({"type": "string"}, maxItems=1_000),
     "phases": array(PLANNED_PHASE, maxItems=10_000),
 }
@@ -122,6 +135,7 @@ FEATURE = _object(
         "item_type": _TEXT,
         "priority": {"type": "integer"},
         "estimated_hours": {"type": ["number", "null"]},
+        "max_cost_usd": {"type": ["number", "null"]},
         "tags": {"type": "array"},
         "status": {"type": "string", "enum": ["planned", "in_progress", "completed", "cancelled"]},
         "total_phases": _COUNT,
@@ -212,6 +226,15 @@ ERROR = _object(
         ),
     },
     ["error", "reason"],
+)
+
+JOB_ANSWER = _object(
+    {
+        "attempt": {"type": "integer"},
+        "prompt": {**_TEXT, "description": "The prompt of the phase, if it was asked for."},
+        "inputs": {"type": "object", "description": "The results of its prerequisites."},
+    },
+    ["attempt"],
 )
 
 REPORTED = _object(

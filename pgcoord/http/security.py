@@ -8,10 +8,11 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+import re
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pgcoord.configuration import GitHub, Server
 from pgcoord.errors import CannotStart, InvalidConfiguration
+from pgcoord.http.proxy import user_of
 from pgcoord.http.responses import refusal
 from pgcoord.report import is_secret
 
@@ -39,6 +41,8 @@ _OPEN = (
     *("/workflow-complete", "/api/v1/workflow-complete"),
     *("/webhooks/github", "/api/v1/webhooks/github"),
 )
+# What a job of an engine says, signed by the secret of its attempt.
+_OF_JOBS = re.compile(r"(/api/v1)?/attempts/[0-9]+/(begin|exit)")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 _HEADERS = {
@@ -60,10 +64,20 @@ class Access:
     read_token: str | None
     names: frozenset[str]  # host names of this server, besides addresses
     origin: str | None  # origin of the public URL
+    public_url: str | None
     webhook_secrets: Mapping[str, str]
     unsigned_webhooks: bool = False
     github_secret: str | None = None
-    trusted_proxies: tuple[str, ...] = ()  # their X-Forwarded-For is believed
+    trusted_proxies: tuple[str, ...] = ()  # their X-Forwarded-… are believed
+    tokens: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of programs, by the names of their variables
+
+    def name_of(self, token: str) -> str | None:
+        """Return the name of the variable that holds a token of a program; None for another."""
+        given = token.encode()
+        found = (n for n, each in self.tokens.items() if hmac.compare_digest(each.encode(), given))
+        return next(found, None)
 
     def risks(self) -> Iterator[str]:
         """Yield warnings for the person who starts the server."""
@@ -107,6 +121,8 @@ def read_access(
             {"localhost", name.lower()} | ({public.hostname or ""} if public else set())
         ),
         origin=f"{public.scheme}://{public.netloc}".lower() if public else None,
+        public_url=server.public_url,
+        tokens={each: token for each in server.tokens if (token := _token(environment, each))},
         webhook_secrets={each: _secret(environment, each) for each in server.webhook_secrets},
         unsigned_webhooks=unsigned_webhooks,
         github_secret=_github_secret(environment, github),
@@ -153,6 +169,12 @@ def actor_of(request: HTTPConnection) -> str:
     return sender.actor
 
 
+def sender_of(request: HTTPConnection) -> str | None:
+    """Return what `actor_of` does; None where nobody has been let in."""
+    sender: _Sender | None = request.scope[_SENDER]
+    return sender.actor if sender else None
+
+
 def client_of(request: HTTPConnection) -> str:
     """Return the address of the client, as given by a trusted proxy if there is one."""
     return request.client.host if request.client else "unknown"
@@ -191,7 +213,8 @@ class Sessions:
 
     def log_in(self, token: str, name: str) -> str | None:
         """Return the cookie for the person *name*; None when *token* is wrong."""
-        steers = self.steers(token)
+        # Without a token everybody may steer: then people only say who they are.
+        steers = self.steers(token) if self._access.token else True
         if steers is None:
             return None
         until = int(time.time()) + SESSION_SECONDS
@@ -211,7 +234,11 @@ class Sessions:
 
     def steers(self, token: str) -> bool | None:
         """Whether *token* permits changes, or reading only; None when it is wrong."""
-        for known, steers in ((self._access.token, True), (self._access.read_token, False)):
+        steering = [self._access.token, *self._access.tokens.values()]
+        for known, steers in (
+            *((each, True) for each in steering),
+            (self._access.read_token, False),
+        ):
             if known and hmac.compare_digest(known.encode(), token.encode()):
                 return steers
         return None
@@ -277,7 +304,7 @@ class Guard:
         if unsafe and not self._is_same_site(request):
             return refusal(403, "forbidden", "the request comes from a page of another site")
         path = scope["path"]
-        if path in _OPEN or path.startswith("/static/"):
+        if path in _OPEN or path.startswith("/static/") or _OF_JOBS.fullmatch(path):
             return None
         if sender is None:
             if _bearer(request) is not None and self._is_guessing(request):
@@ -295,14 +322,17 @@ class Guard:
     def _sender(self, request: HTTPConnection) -> _Sender | None:
         """Return the sender of a request; None when it has neither a valid token nor a cookie."""
         client = client_of(request)
-        if self._access.token is None:
-            return _Sender(f"http ({client})", True)
+        user = user_of(request.scope)
         token = _bearer(request)
-        if token is not None:
+        if token is not None and self._access.token is not None:
             steers = self._sessions.steers(token)
-            return None if steers is None else _Sender(f"http ({client})", steers)
+            name = user or self._access.name_of(token)
+            return None if steers is None else _Sender(f"{name or 'http'} ({client})", steers)
         cookie = request.cookies.get(COOKIE)
-        return self._sessions.sender(cookie) if cookie else None
+        sender = self._sessions.sender(cookie) if cookie else None
+        if sender is None and self._access.token is None:
+            sender = _Sender(f"http ({client})", True)
+        return replace(sender, actor=f"{user} (panel)") if sender and user else sender
 
     def _is_guessing(self, request: HTTPConnection) -> bool:
         """Count a wrong token of this client; return whether there were too many before."""

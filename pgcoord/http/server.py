@@ -13,6 +13,7 @@ import uvicorn
 from pgcoord.errors import CannotStart
 from pgcoord.http.app import make_app
 from pgcoord.http.connections import BoundedProtocol, Limits
+from pgcoord.http.proxy import Proxied
 from pgcoord.http.state import AppState
 
 # Seconds for streams and requests to end.
@@ -66,11 +67,9 @@ async def serving(
     """
     trusted = state.access.trusted_proxies
     config = uvicorn.Config(
-        make_app(state),
+        Proxied(make_app(state), trusted, state.access.public_url),
         http=partial(BoundedProtocol, limits or Limits()),  # type: ignore[arg-type]
-        # Else uvicorn believes every client of this machine, or those of its environment variable.
-        proxy_headers=bool(trusted),
-        forwarded_allow_ips=list(trusted),
+        proxy_headers=False,  # see Proxied: uvicorn would believe every client of this machine
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -1,13 +1,15 @@
 """State shared by the request handlers: connection pool, event feed, permissions, coordinator.
 
-A handler gets it with `state_of(request)`.
+A handler gets it with `state_of(request)`. The planner and the metrics are imported when a request
+needs them: most coordinators plan nothing.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import jinja2
 from starlette.requests import HTTPConnection, Request
@@ -16,10 +18,12 @@ from pgcoord import assets
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.database._sql import Connection
 from pgcoord.http.feed import Feed
-from pgcoord.http.metrics import Metrics
 from pgcoord.http.pool import Database, Kind, until_disconnected
 from pgcoord.http.security import Access, Sessions, actor_of
-from pgcoord.planner.planning import FeaturePlanner, Planned, plan_stored, plan_unless_planned
+
+if TYPE_CHECKING:
+    from pgcoord.http.metrics import Metrics
+    from pgcoord.planner.planning import FeaturePlanner, Planned
 
 
 @dataclass
@@ -30,14 +34,21 @@ class AppState:
     feed: Feed
     access: Access
     coordinator: Coordinator
-    planner: FeaturePlanner
+    make_planner: "Callable[[], FeaturePlanner]"
     repository: str | None = None  # URL of the repository, for links to issues and pull requests
     obstacle: str | None = "starting"  # why the coordinator cannot work yet
     readiness_check: asyncio.Task[str | None] | None = None  # shared by concurrent /readyz requests
 
     @cached_property
-    def metrics(self) -> Metrics:
+    def planner(self) -> "FeaturePlanner":
+        """The planner of features."""
+        return self.make_planner()
+
+    @cached_property
+    def metrics(self) -> "Metrics":
         """The metrics for monitoring."""
+        from pgcoord.http.metrics import Metrics
+
         metrics = Metrics()
         metrics.watch(self.coordinator, self.feed)
         return metrics
@@ -74,12 +85,16 @@ class AppState:
         ):
             yield conn
 
-    async def plan(self, request: Request, feature_id: int) -> Planned:
+    async def plan(self, request: Request, feature_id: int) -> "Planned":
         """Plan a feature and store its plan as the sender of *request*; see `plan_stored`."""
+        from pgcoord.planner.planning import plan_stored
+
         return await plan_stored(self.planner, lambda: self.acting(request), feature_id)
 
-    async def plan_unless_planned(self, request: Request, feature_id: int) -> Planned | None:
+    async def plan_unless_planned(self, request: Request, feature_id: int) -> "Planned | None":
         """Call `plan` if the feature has neither a plan nor phases; else return None."""
+        from pgcoord.planner.planning import plan_unless_planned
+
         return await plan_unless_planned(self.planner, lambda: self.acting(request), feature_id)
 
 

@@ -34,14 +34,15 @@ class Account:
         """The variables of the environment that name this account."""
         return {"HOME": self.home, "USER": self.name}
 
-    def share(self, folder: Path, prompt: str) -> None:
-        """Let this account read *prompt* in the folder of a run, and add files there.
+    def share(self, folder: Path, names: Iterable[str]) -> None:
+        """Let this account read the files *names* in the folder of a run, and add files there.
 
         The account does not own the folder, which is sticky, so it can neither replace nor remove
         our files. The two folders above get permission x, not r, for all. Raises `CannotStart` when
         the account still has no access.
         """
-        os.chown(folder / prompt, self.uid, self.gid)
+        for name in names:
+            os.chown(folder / name, self.uid, self.gid)
         os.chown(folder, -1, self.gid)
         folder.chmod(0o1770)
         for above in (folder.parent, folder.parent.parent):

@@ -5,7 +5,12 @@ The one rule: it keeps the contract of coordination/launching.py, whose docstrin
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,6 +18,7 @@ from pgcoord.coordination.launching import Command, Identity, JobState
 from pgcoord.database.rows import Assignment
 from pgcoord.report import Kept, remove_spooled, spooled
 from pgcoord.runs.account import Account, find_account
+from pgcoord.runs.logs import Log
 from pgcoord.runs.run import Run
 
 logger = logging.getLogger(__name__)
@@ -26,21 +32,79 @@ class LocalLauncher:
 
     def __init__(self, log_max_size: int) -> None:
         """Limit each log to *log_max_size* bytes."""
-        self._log_max_size = log_max_size
+        self._limiter = _LogLimiter(log_max_size)
 
     def adopt(self, assignment: Assignment) -> "LocalJob":
         """Return the job of *assignment*, which has its folder and its process."""
         run = Run(Path(assignment.folder), assignment.pid, assignment.process_started)
-        return LocalJob(run, self._log_max_size)
+        return LocalJob(run, self._limiter)
+
+
+@dataclass(eq=False)
+class _Growing:
+    """A log that a process writes to, and what was wrong with it when it was last looked at."""
+
+    log: Log
+    trouble: str | None = None
+
+    def limit(self, size: int) -> None:
+        """Reduce the log if it is longer than *size*; blocks. Logs what is wrong, once."""
+        trouble = None
+        try:
+            self.log.bound(size)
+        except OSError as error:
+            trouble = error.strerror or str(error)
+            if trouble != self.trouble:
+                logger.warning("the log %s cannot be cut: %s", self.log.path, trouble)
+        self.trouble = trouble
+
+
+class _LogLimiter:
+    """Limits the logs of all jobs that run, in one thread, which lives while there are any.
+
+    The event loop has no part in it: a job of which nothing is heard costs it nothing.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._growing: set[_Growing] = set()
+        self._thread: threading.Thread | None = None
+
+    @asynccontextmanager
+    async def limiting(self, log: Log) -> AsyncIterator[None]:
+        """Limit *log* once a second until the block ends, and once more then."""
+        growing = _Growing(log)
+        with self._lock:
+            self._growing.add(growing)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._growing.discard(growing)
+        await asyncio.to_thread(growing.limit, self._size)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(_LOOK)
+            with self._lock:
+                logs = list(self._growing)
+                if not logs:
+                    self._thread = None
+                    return
+            for growing in logs:
+                growing.limit(self._size)
 
 
 class LocalJob:
     """One job of this machine; a `coordination.launching.Job`."""
 
-    def __init__(self, run: Run, log_max_size: int) -> None:
+    def __init__(self, run: Run, limiter: _LogLimiter) -> None:
         self._run = run
-        self._log_max_size = log_max_size
-        self._log_trouble: str | None = None
+        self._limiter = limiter
 
     @property
     def prompt_file(self) -> str:
@@ -53,9 +117,9 @@ class LocalJob:
         pid = self._run.pid
         return None if pid is None else Identity(pid, self._run.process_started or "")
 
-    async def prepare(self, prompt: str, user: str | None) -> None:
-        """Create the folder of the run, and the prompt file in it."""
-        await asyncio.to_thread(self._run.prepare, prompt, _account(user))
+    async def prepare(self, prompt: str, inputs: str, user: str | None) -> None:
+        """Create the folder of the run, with the prompt file and the input file in it."""
+        await asyncio.to_thread(self._run.prepare, prompt, inputs, _account(user))
 
     async def start(self, command: Command) -> None:
         """Start the command; blocks for 1-2 ms, less than a thread would cost."""
@@ -80,14 +144,8 @@ class LocalJob:
 
     async def wait(self) -> int | None:
         """Wait for the process; limit the size of its log meanwhile."""
-        bounding = asyncio.create_task(self._bound_log_while_it_grows())
-        try:
-            exit_status = await self._run.wait()
-        finally:
-            bounding.cancel()
-            await asyncio.gather(bounding, return_exceptions=True)
-        await self._bound_log()
-        return exit_status
+        async with self._limiter.limiting(self._run.log):
+            return await self._run.wait()
 
     async def end(self, grace: timedelta) -> None:
         """End the process group, and then the rest of its session."""
@@ -97,9 +155,20 @@ class LocalJob:
         """End the processes found by their session or their environment."""
         return [str(each) for each in await self._run.end_left_behind(grace)]
 
+    async def last_written(self) -> float | None:
+        """Return the time of the last change of the log."""
+        try:
+            return os.lstat(self._run.log.path).st_mtime
+        except OSError:
+            return None
+
     async def log_tail(self) -> str:
-        """Return the end of the log."""
-        return await asyncio.to_thread(self._run.log.tail)
+        """Return what of the log tells why it failed."""
+        return await asyncio.to_thread(self._run.log.excerpt)
+
+    async def result(self) -> str | None:
+        """Return the text of the result file in the folder of the run."""
+        return await asyncio.to_thread(self._run.result)
 
     async def spooled_report(self, secret: str) -> Kept | None:
         """Return the report in the folder of the run."""
@@ -111,21 +180,6 @@ class LocalJob:
             await asyncio.to_thread(remove_spooled, self._run.folder)
         except OSError as error:
             logger.warning("the report in %s stays: %s", self._run.folder, error.strerror)
-
-    async def _bound_log_while_it_grows(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK)
-            await self._bound_log()
-
-    async def _bound_log(self) -> None:
-        log = self._run.log
-        try:
-            await asyncio.to_thread(log.bound, self._log_max_size)
-        except OSError as error:
-            trouble = error.strerror or str(error)
-            if trouble != self._log_trouble:  # log it once, not each second
-                logger.warning("the log %s cannot be cut: %s", log.path, trouble)
-            self._log_trouble = trouble
 
 
 def _account(user: str | None) -> Account | None:

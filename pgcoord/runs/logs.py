@@ -5,15 +5,15 @@ rule: each call reads a bounded part, and only of a plain file in the run's own 
 All calls that open the file block, for milliseconds unless their docstring says more.
 """
 
-import codecs
 import os
 import re
+import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from pgcoord.database.rows import Attempt
 from pgcoord.errors import CannotStart, NotFound, Refused
@@ -30,6 +30,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 # Bytes of a `Part`.
 PART = 64_000
 
+# Something that makes a line look other than it was written.
+_REDRAWN = re.compile(rb"\x1b|\r(?!\n)")
+
 # Bytes at the end that are searched for the last line.
 _LINE = 2_000
 
@@ -44,15 +47,61 @@ _LEFT_OUT = b"\n-- pgcoord: %d bytes were left out here --\n"
 _KEPT_END = 1_000_000
 
 
+# What a line says in which something goes wrong; and the like in which nothing does.
+_TROUBLE = re.compile(
+    r"\b\w*(?:error|exception|fail(?:ed|ure)?|fatal|panic(?:ked)?|assert(?:ion)?|traceback)\b"
+    r"|\b(?:cannot|denied|refused|not found|undefined|segmentation fault|killed|aborted)\b|^E\s",
+    re.IGNORECASE,
+)
+_NO_TROUBLE = re.compile(
+    r"\b(?:0|no|without)\s+\w*(?:error|fail|exception|assert)\w*|\b(?:error|fail)\w*\s*[:=]\s*0\b",
+    re.IGNORECASE,
+)
+
+# Bytes at the end that are searched for what went wrong, and lines that an excerpt has at most.
+_CAUSE = 256_000
+_EXCERPT = 20
+_MOST_EXCERPT = 4_000
+
+# Bytes that are searched for the next or previous line of trouble.
+_MOST_LOOKED_AT = 64_000_000
+
+# Characters of a line without an end that are shown anew when it goes on.
+_OPEN = 16_000
+
+
 @dataclass(frozen=True)
 class Part:
-    """A part of a log: bytes `start` to `end` of `size`, as text; `at`: time of the last write."""
+    """A part of a log: bytes `start` to `end` of `size`, as text with its escape sequences.
+
+    `at`: the time of the last write. `line`: the number of its first line.
+    """
 
     start: int
     end: int
     size: int
-    text: str
+    raw: str
     at: float = 0.0
+    line: int = 1
+
+    @property
+    def text(self) -> str:
+        """The text as it is shown, without colours."""
+        return readable(self.raw)
+
+    @property
+    def lines(self) -> list[str]:
+        """Its lines as they were written; the last one may go on."""
+        return self.raw.removesuffix("\n").split("\n") if self.raw else []
+
+    @property
+    def open(self) -> tuple[int, int]:
+        """(The offset, the number) of the line that goes on, which begins within this part."""
+        last = self.raw.rfind("\n") + 1
+        number = self.line + self.raw.count("\n")
+        if len(self.raw) - last > _OPEN:
+            return self.end, number
+        return self.end - len(self.raw[last:].encode(errors="replace")), number
 
 
 NOTHING = Part(0, 0, 0, "")
@@ -155,11 +204,79 @@ class Log:
                 start = min(start - 1 + len(skipped), size)
             log.seek(start)
             data = log.read(PART)
+            line = 1 + _count_lines(log, 0, start)
             at = os.fstat(log.fileno()).st_mtime
         end = data.rfind(b"\n") + 1
         if start + len(data) < size and end:
             data = data[:end]
-        return Part(start, start + len(data), size, readable(data.decode(errors="replace")), at)
+        return Part(start, start + len(data), size, data.decode(errors="replace"), at, line)
+
+    def offset_of_line(self, number: int) -> int:
+        """Return where the line *number* begins, from 1 on; the size if there are fewer.
+
+        Reads 1 GB at most. Raises `OSError`.
+        """
+        with self.open() as log:
+            offset = 0
+            while number > 1 and offset < _MOST_SEARCHED and (block := log.read(_BLOCK)):
+                count = block.count(b"\n")
+                if count >= number - 1:
+                    at = -1
+                    for _ in range(number - 1):
+                        at = block.index(b"\n", at + 1)
+                    return offset + at + 1
+                number -= count
+                offset += len(block)
+            return offset
+
+    def find_trouble(self, offset: int | None, *, before: bool) -> int | None:
+        """Return where the next line begins that tells of trouble, after or *before* an offset.
+
+        None: before the end. Reads 64 MB at most. Raises `OSError`.
+        """
+        with self.open() as log:
+            size = log.seek(0, os.SEEK_END)
+            end = size if offset is None else min(offset, size)
+            if before:
+                while end > max(0, size - _MOST_LOOKED_AT):
+                    start = max(0, end - _BLOCK)
+                    log.seek(start)
+                    data = log.read(end - start)
+                    cut = data.find(b"\n") + 1 if start else 0
+                    found = [at for at, line in _lines(data[cut:]) if tells_trouble(line)]
+                    if found:
+                        return start + cut + found[-1]
+                    end = start + cut if cut and start else start
+                return None
+            log.seek(end)
+            log.readline(_BLOCK)
+            start = log.tell()
+            limit = start + _MOST_LOOKED_AT
+            while start < limit and (data := log.read(_BLOCK)):
+                data += log.readline(_BLOCK)
+                for at, line in _lines(data):
+                    if tells_trouble(line):
+                        return start + at
+                start += len(data)
+            return None
+
+    def excerpt(self) -> str:
+        """Return what tells why it failed: the last lines of trouble first, else the end.
+
+        As `tail` returns it.
+        """
+        lines = self.tail(lines=_CAUSE, characters=_CAUSE).split("\n")
+        cause = max((at for at, line in enumerate(lines) if tells_trouble(line)), default=None)
+        if cause is None:
+            return "\n".join(lines[-_EXCERPT:])[-_MOST_EXCERPT:]
+        told, after = [lines[cause]], lines[cause + 1 :]
+        if len(after) >= _EXCERPT:
+            after = [f"… {len(after) - 8} lines …", *after[-8:]]
+        told += after
+        room = _EXCERPT - len(told)
+        if room > 1 and cause:
+            told += ["… before it:", *lines[max(0, cause - room + 1) : cause]]
+        return "\n".join(each[:500] for each in told)[:_MOST_EXCERPT]
 
     def search(self, text: str) -> tuple[list[Found], bool]:
         """Return (lines that contain *text*, in upper or lower case; whether there may be more).
@@ -168,6 +285,7 @@ class Log:
         other threads need the GIL. Raises `OSError`.
         """
         pattern = re.compile(re.escape(text.encode()), re.IGNORECASE)
+        shown = re.compile(re.escape(text), re.IGNORECASE)
         found: list[Found] = []
         data, offset = b"", 0
         with self.open() as log:
@@ -178,7 +296,17 @@ class Log:
                 upto = data.rfind(b"\n") + 1 or max(0, len(data) - _OVERLAP)
                 if not block:
                     upto = len(data)
-                at = 0
+                at = upto if _REDRAWN.search(data) else 0
+                if at:
+                    # As it is shown: a match may have colours inside, or have been overwritten.
+                    for begin, words in _lines(data[:upto]):
+                        if (seen := shown.search(words)) is None:
+                            continue
+                        if len(found) == _MOST_FOUND:
+                            return found, True
+                        low, high = max(0, seen.start() - 200), seen.end() + 200
+                        around = (words[low : seen.start()], seen[0], words[seen.end() : high])
+                        found.append(Found(offset + begin, *around))
                 while (match := pattern.search(data, at)) and match.start() < upto:
                     if len(found) == _MOST_FOUND:
                         return found, True
@@ -197,52 +325,76 @@ class Log:
         appends; the bytes that it writes during the cut may be left out, too. Raises `OSError`.
         """
         with suppress(FileNotFoundError):
+            found = os.lstat(self.path)  # a twentieth of what opening costs
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size <= most:
+                return
             descriptor = files.open_plain(self.folder, NAME, os.O_RDWR)
             with os.fdopen(descriptor, "r+b") as log:
                 _bound(log, most)
 
 
+@dataclass(frozen=True)
+class Grown:
+    """What was added to a log: whole lines, and the one that goes on, as they were written.
+
+    `line`: the number of the first of them. `at`: where the one that goes on begins, `size`: the
+    end. `skipped`: whether something before was left out. `written`: the time of the last write.
+    """
+
+    lines: list[str]
+    going_on: str
+    line: int
+    at: int
+    size: int
+    skipped: bool
+    written: float
+
+
 class LogTail:
-    """Reads the bytes that are appended to a log after an offset."""
+    """Reads what is appended to a log after an offset, at which the line *number* begins."""
 
-    def __init__(self, log: Log, attempt: int, offset: int) -> None:
+    def __init__(self, log: Log, offset: int, number: int) -> None:
         self._log = log
-        self._attempt = attempt
         self._offset = offset
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._kept = ""
+        self._number = number
+        self._seen = (-1, offset)
 
-    def news(self) -> dict[str, Any] | None:
-        """Return the text appended since the last call: attempt, at, skipped, text, written.
+    def news(self) -> Grown | None:
+        """Return what was appended since the last call; if that is long, only its end.
 
-        If it is long, only its end. None if there is none, or the log cannot be read.
+        None if there is nothing, or the log cannot be read.
         """
         try:
             with self._log.open() as log:
                 size = log.seek(0, os.SEEK_END)
-                if size == self._offset:
+                if (size, self._offset) == self._seen or size == self._offset:
                     return None
                 if size < self._offset:  # `bound` has reduced the log
-                    self._offset = 0
+                    self._offset, self._number = 0, 1
                 skipped = max(0, size - self._offset - PART)
+                self._number += _count_lines(log, self._offset, self._offset + skipped)
                 log.seek(self._offset + skipped)
                 data = log.read(PART)
                 written = os.fstat(log.fileno()).st_mtime
         except OSError:
             return None
-        self._offset += skipped + len(data)
-        text = self._kept + self._decoder.decode(data)
-        # Keep an incomplete escape sequence for the next call.
-        cut = text.rfind("\x1b", -40)
-        whole = cut < 0 or ESCAPE.match(text, cut)
-        self._kept, text = ("", text) if whole else (text[cut:], text[:cut])
-        return {
-            "attempt": self._attempt,
-            "at": self._offset,
-            "skipped": skipped,
-            "text": readable(text),
-            "written": written,
-        }
+        whole = data.rfind(b"\n") + 1
+        if len(data) - whole > _OPEN:
+            whole = len(data)
+        text = data[:whole].decode(errors="replace")
+        grown = Grown(
+            text.removesuffix("\n").split("\n") if text else [],
+            data[whole:].decode(errors="replace"),
+            self._number,
+            self._offset + skipped + whole,
+            self._offset + skipped + len(data),
+            skipped > 0,
+            written,
+        )
+        self._number += data[:whole].count(b"\n")
+        self._offset = grown.at
+        self._seen = (size, self._offset)
+        return grown
 
 
 def log_of(
@@ -265,7 +417,7 @@ def log_of(
     if attempt.folder is None:
         raise Refused(f"{queue_id} was inserted as running: its log is not kept here")
     log = Log(Path(attempt.folder))
-    if attempt.host != host:
+    if attempt.host not in (None, host):  # None: an engine's, in a folder that is shared
         raise Refused(
             f"the log of {queue_id}, attempt {attempt.number}, is on {attempt.host}: {log.path}"
         )
@@ -300,9 +452,44 @@ def reopened(log: IO[bytes]) -> str:
 
 
 def readable(data: str) -> str:
-    """Return *data* without escape sequences."""
-    text = ESCAPE.sub("", data).replace("\r\n", "\n").replace("\r", "\n")
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    """Return *data* as a terminal would show it, without escape sequences."""
+    text = ESCAPE.sub("", data).replace("\r\n", "\n")
+    if "\r" in text:
+        text = "\n".join(overwritten(line) for line in text.split("\n"))
+    return without_controls(text)
+
+
+def overwritten(line: str) -> str:
+    """Return what is left of a line that was written again and again from its beginning."""
+    return next((each for each in reversed(line.split("\r")) if ESCAPE.sub("", each).strip()), "")
+
+
+def without_controls(text: str) -> str:
+    """Return *text* with a replacement for each control character but tab and line break."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r", ""))
+
+
+def tells_trouble(line: str) -> bool:
+    """Whether a line, as it is shown, seems to tell of something that went wrong."""
+    return bool(_TROUBLE.search(line)) and not _NO_TROUBLE.search(line)
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, str]]:
+    """Yield (where it begins, how it is shown) for each line."""
+    at = 0
+    for line in data.split(b"\n"):
+        yield at, readable(line.decode(errors="replace"))
+        at += len(line) + 1
+
+
+def _count_lines(log: IO[bytes], start: int, end: int) -> int:
+    """Return how many lines end between two offsets, 1 GB apart at most."""
+    log.seek(start)
+    left, count = min(end - start, _MOST_SEARCHED), 0
+    while left > 0 and (block := log.read(min(_BLOCK, left))):
+        count += block.count(b"\n")
+        left -= len(block)
+    return count
 
 
 def _found_line(data: bytes, match: re.Match[bytes], offset: int) -> tuple[Found, int]:

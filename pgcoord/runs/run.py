@@ -30,8 +30,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from pgcoord import results
 from pgcoord.coordination.launching import JobState
-from pgcoord.errors import CannotStart
+from pgcoord.errors import CannotStart, InvalidInput
 from pgcoord.runs import files
 from pgcoord.runs.account import Account
 from pgcoord.runs.logs import Log
@@ -64,6 +65,8 @@ _BEGINNING = 0.01
 _MARKER = "PGCOORD_PROMPT_FILE"
 
 _PROMPT = "prompt.md"
+_INPUTS = "inputs.json"
+_RESULT = "result.json"
 _STATUS = "status"
 
 _SHELL = "/bin/sh"
@@ -105,16 +108,37 @@ class Run:
         self._known = _Record(pid, started) if pid and started else _Record()
         self._stayed: set[tuple[int, str]] = set()
 
-    def prepare(self, prompt: str, account: Account | None = None) -> None:
-        """Create the folder and the prompt file in it; idempotent. Blocks.
+    def prepare(self, prompt: str, inputs: str = "{}", account: Account | None = None) -> None:
+        """Create the folder, with the prompt and the input file in it; idempotent. Blocks.
 
-        Processes of *account* can read the prompt, and add files to the folder, but not replace
-        ours. Raises `CannotStart` when the account has no access, and `OSError`.
+        *inputs*: a JSON object. Processes of *account* can read both, and add files to the folder,
+        but not replace ours. Raises `CannotStart` when the account has no access, and `OSError`.
         """
         _make_private(self.folder)
         files.write_plain(self.folder, _PROMPT, prompt.encode())
+        files.write_plain(self.folder, _INPUTS, inputs.encode())
         if account:
-            account.share(self.folder, _PROMPT)
+            account.share(self.folder, (_PROMPT, _INPUTS))
+
+    def result(self) -> str | None:
+        """Return the text of the result file; None if the command wrote none. Blocks.
+
+        Raises `InvalidInput` when it is not a plain file of UTF-8 text of at most 64 kB.
+        """
+        try:
+            content = files.read_plain(self.folder, _RESULT, results.LIMIT + 1)
+            text = content.decode()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"it is not UTF-8 at byte {error.start}") from error
+        except OSError as error:
+            raise InvalidInput(error.strerror or str(error)) from error
+        if len(content) > results.LIMIT:
+            raise InvalidInput("it has more than 64 kB")
+        if "\0" in text or not text.strip():
+            raise InvalidInput("it is empty" if not text.strip() else "it is not JSON")
+        return text
 
     def start(
         self,
@@ -127,8 +151,8 @@ class Run:
         """Start *command* in *directory*; at most once for a folder, however often it is called.
 
         Blocks for 1-2 ms, until the wrapper runs. The command gets its arguments unchanged, in a
-        session of its own, with no input, its output in `log`, and *environment* with the path
-        of the prompt file (PWD, OLDPWD, SHLVL and _ belong to shells and are not passed on). It
+        session of its own, with no input, its output in `log`, and *environment* with the paths
+        of its files (PWD, OLDPWD, SHLVL and _ belong to shells and are not passed on). It
         runs as *account*, None: as this process.
         Raises `CannotStart` when the run was started before, or the command cannot be executed;
         nothing was started then.
@@ -150,7 +174,12 @@ class Run:
                     stdout=log,
                     stderr=starting,
                     cwd=directory,
-                    env={**environment, _MARKER: str(self.prompt_file)},
+                    env={
+                        **environment,
+                        _MARKER: str(self.prompt_file),
+                        "PGCOORD_INPUT_FILE": str(self.folder / _INPUTS),
+                        "PGCOORD_RESULT_FILE": str(self.folder / _RESULT),
+                    },
                     start_new_session=True,
                     **(account.identity if account else {}),
                 )

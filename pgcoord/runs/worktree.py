@@ -7,9 +7,10 @@ phase. One file of standard-library Python 3.8, so that it can travel to a node.
 
 Data flows one way: the branches of the prerequisites (PGCOORD_INPUT_FILE) are merged into a new
 branch, a worktree is made of it, the command works there with the prompt as its standard input,
-what it did is committed, and branch and commit go to PGCOORD_RESULT_FILE. The one rule: whether
-the work is kept decides the outcome, never the clean-up; and what can be checked before the
-command runs is checked before, for the command may cost money.
+what it did is committed, and branch and commit go to PGCOORD_RESULT_FILE. The branch of the
+feature, pgcoord/feature-<id>, is moved on to have the work, too. The one rule: whether the work is
+kept decides the outcome, never the clean-up; and what can be checked before the command runs is
+checked before, for the command may cost money.
 
 Exit status: the command's own; 65 when its work cannot be kept; 69 when it was not run, because
 the repository, the base or the merge of the prerequisites does not allow it.
@@ -25,15 +26,23 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 WORK_NOT_KEPT = 65
 NOT_RUN = 69
+
+# Bytes of a result, less what is added to it here.
+_RESULT_LIMIT = 65_536 - 2_048
+# Of a result: what is not to be counted again for an attempt that only keeps the work.
+_COSTS = ("cost_usd", "tokens_in", "tokens_out")
+# Seconds that a push may take.
+_PUSH_PATIENCE = 300
 
 # Left behind by installations, and seldom ignored by a young repository: never committed.
 LEFTOVERS = ("node_modules", ".venv", "__pycache__", ".tox", ".mypy_cache", ".pytest_cache")
@@ -62,8 +71,10 @@ class Git:
         """The same in another folder."""
         return Git(folder, self.environment)
 
-    def attempt(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of git, whatever comes of it."""
+    def attempt(
+        self, *words: str, seconds: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command of git, whatever comes of it; TimeoutExpired after *seconds*."""
         return subprocess.run(
             ["git", *words],
             cwd=self.folder,
@@ -73,6 +84,7 @@ class Git:
             encoding="utf-8",
             errors="surrogateescape",
             check=False,
+            timeout=seconds,
         )
 
     def __call__(self, *words: str, status: int = NOT_RUN) -> str:
@@ -83,6 +95,10 @@ class Git:
             raise Unfit(f"git {' '.join(words[:2])}: {said}", status)
         return done.stdout.rstrip("\n")
 
+    def has(self, commit: str, other: str) -> bool:
+        """Whether *other* is *commit* or one of its ancestors."""
+        return self.attempt("merge-base", "--is-ancestor", other, commit).returncode == 0
+
     def commit_of(self, name: str) -> str | None:
         """The commit that *name* means; None if there is none."""
         found = self.attempt("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
@@ -92,13 +108,15 @@ class Git:
 class Phase:
     """What pgcoord says of the phase, by the environment of its process."""
 
-    def __init__(self, environment: dict[str, str], title: str) -> None:
+    def __init__(self, environment: dict[str, str], title: str, work: str | None) -> None:
         self.queue_id = environment.get("PGCOORD_QUEUE_ID") or "by-hand"
+        self.feature_id = environment.get("PGCOORD_FEATURE_ID")
         self.installation = environment.get("PGCOORD_INSTALLATION", "")
         self.title = title.strip() or self.queue_id
         self.prompt = environment.get("PGCOORD_PROMPT_FILE")
-        self.result = environment.get("PGCOORD_RESULT_FILE")
+        self._result_file = environment.get("PGCOORD_RESULT_FILE")
         self._inputs = environment.get("PGCOORD_INPUT_FILE")
+        self._work = work
 
     def prerequisites(self) -> list[tuple[str, str]]:
         """The branch and the commit of each prerequisite that has one."""
@@ -114,30 +132,53 @@ class Phase:
                 found.append((str(branch or commit), str(commit or branch)))
         return found
 
-    def put_result(self, branch: str, commit: str) -> None:
-        """Add branch and commit to what the command itself has written as its result."""
-        if not self.result:
-            return
-        result: dict[str, Any] = {}
+    def result(self) -> dict[str, Any]:
+        """What the command has written as its result so far.
+
+        Raises `Unfit` where whoever reads the file could not use it, either.
+        """
         try:
-            with open(self.result, encoding="utf-8") as file:
-                found = json.load(file)
-            if isinstance(found, dict):
-                result = found
-            else:
-                say("the result file holds no JSON object: it is replaced")
+            return _read_object(self._result_file) if self._result_file else {}
         except FileNotFoundError:
-            pass
-        except (OSError, ValueError) as error:
-            say(f"the result file cannot be read, and is replaced: {error}")
-        result.update(branch=branch, commit=commit)
-        beside = f"{self.result}.new"
-        with open(beside, "w", encoding="utf-8") as file:
+            return {}
+        except ValueError as error:
+            raise Unfit(f"the result file {error}", WORK_NOT_KEPT) from None
+
+    def put_result(self, result: dict[str, Any]) -> None:
+        """Write the result, in place of what is there."""
+        if not self._result_file:
+            return
+        beside = f"{self._result_file}.new"
+        if os.path.lexists(beside):
+            os.unlink(beside)
+        with open(beside, "x", encoding="utf-8") as file:
             json.dump(result, file)
-        os.replace(beside, self.result)
+        os.replace(beside, self._result_file)
+
+    def put_fault(self, fault: str) -> None:
+        """Say in the result why the phase has failed, unless the command has said something."""
+        if self._result_file and not os.path.lexists(self._result_file):
+            with suppress(OSError):
+                self.put_result({"status": "failed", "error": fault[:8_000]})
+
+    def withdraw_report(self) -> bool:
+        """Remove a report of success that waits to be taken; return whether there was one.
+
+        The command has reported, and the work that it has reported could not be kept.
+        """
+        report = os.path.join(os.path.dirname(self.prompt or ""), "report.json")
+        try:
+            if json.loads(_read_object(report, 1_000_000)["body"])["status"] == "completed":
+                os.unlink(report)
+                return True
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return False
 
     def digest(self, command: Sequence[str]) -> str:
-        """What tells this work from another: the command, and the prompt."""
+        """What tells this work from another: as was given, else the command, and the prompt."""
+        if self._work:
+            return self._work
         digest = hashlib.sha256("\0".join(command).encode("utf-8", "surrogateescape"))
         if self.prompt:
             with open(self.prompt, "rb") as file:
@@ -149,6 +190,33 @@ def say(words: str) -> None:
     """Write a line into the log of the phase, beside what the command writes."""
     sys.stderr.write(f"worktree: {words}\n")
     sys.stderr.flush()
+
+
+def _read_object(path: str, most: int = _RESULT_LIMIT) -> dict[str, Any]:
+    """Read a JSON object of *most* bytes, whatever a command has left in its place.
+
+    A link is not followed, a FIFO not waited for. Raises FileNotFoundError, or ValueError that says
+    what the file is instead.
+    """
+    try:
+        found = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    with os.fdopen(found, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("is not a plain file")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"has more than {most} bytes")
+    try:
+        read = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON: {error}") from None
+    if not isinstance(read, dict):
+        raise ValueError("holds no JSON object")
+    return read
 
 
 class Repository:
@@ -185,6 +253,25 @@ class Repository:
             if self.git.commit_of(commit) is None:
                 raise Unfit(f"commit {commit} of branch {branch} is not in this repository")
 
+    def branch_for(self, name: str, installation: str) -> str:
+        """The branch pgcoord/*name*; one of the same name of another database is left as it is."""
+        git = self.git
+        if git.commit_of("refs/heads/pgcoord"):
+            raise Unfit("there is a branch 'pgcoord', so none can be called pgcoord/…: rename it")
+        number, branch = 1, f"pgcoord/{name}"
+        while git.commit_of(f"refs/heads/{branch}"):
+            owner = git.attempt("config", "--get", f"branch.{branch}.pgcoord-installation")
+            if owner.returncode == 0 and owner.stdout.strip() == installation:
+                break
+            number += 1
+            branch = f"pgcoord/{name}-{number}"
+        return branch
+
+    def make_branch(self, branch: str, start: str, installation: str) -> None:
+        """Make a branch, and note whose it is."""
+        self.git("branch", "--no-track", branch, start)
+        self.git("config", f"branch.{branch}.pgcoord-installation", installation)
+
     def start_of(self, base: str | None) -> str:
         """The commit to start from: of *base*, else of what is checked out."""
         commit = self.git.commit_of(base or "HEAD")
@@ -201,25 +288,13 @@ class Worktree:
     def __init__(self, repository: Repository, phase: Phase, root: str | None) -> None:
         self.repository = repository
         self.phase = phase
-        self.branch = self._own_branch()
+        self.branch = repository.branch_for(phase.queue_id, phase.installation)
         name = self.branch[len("pgcoord/") :]
         parent = Path(root) if root else Path(f"{repository.top}.worktrees")
         self.folder = (repository.top / parent / name).resolve()
         self.git = repository.git.at(self.folder)
-
-    def _own_branch(self) -> str:
-        """The branch of this phase. One of the same name of another database is left as it is."""
-        git = self.repository.git
-        if git.commit_of("refs/heads/pgcoord"):
-            raise Unfit("there is a branch 'pgcoord', so none can be called pgcoord/…: rename it")
-        number, name = 1, f"pgcoord/{self.phase.queue_id}"
-        while git.commit_of(f"refs/heads/{name}"):
-            owner = git.attempt("config", "--get", f"branch.{name}.pgcoord-installation")
-            if owner.returncode == 0 and owner.stdout.strip() == self.phase.installation:
-                break
-            number += 1
-            name = f"pgcoord/{self.phase.queue_id}-{number}"
-        return name
+        # What resolving conflicts has cost.
+        self.resolved_for: dict[str, float] = {}
 
     def make(self, start: str) -> None:
         """Check the branch out, new from *start*, or as the last attempt has left it."""
@@ -237,8 +312,7 @@ class Worktree:
         except OSError as error:
             raise Unfit(f"the worktree cannot be made: {error}") from None
         if known is None:
-            git("branch", "--no-track", self.branch, start)
-            git("config", f"branch.{self.branch}.pgcoord-installation", self.phase.installation)
+            self.repository.make_branch(self.branch, start, self.phase.installation)
         git("worktree", "add", "--quiet", str(self.folder), self.branch)
         self._mark("ready", "")
 
@@ -252,38 +326,86 @@ class Worktree:
             words = ["merge", "--no-edit", "--quiet", "-m", f"Merge {branch}", commit]
             merged = self.git.attempt(*words)
             if merged.returncode and resolve and self._conflicts():
-                say(f"{branch} conflicts in {', '.join(self._conflicts())}: {resolve}")
-                status = subprocess.call(
-                    ["sh", "-c", resolve], cwd=self.folder, env=self.git.environment
-                )
-                if status == 0:
-                    self.git("add", "--update")
-                    merged = self.git.attempt("commit", "--no-edit", "--quiet", "--no-verify")
+                merged = self._resolve(branch, resolve)
             if merged.returncode:
                 files = ", ".join(self._conflicts())
                 self.git.attempt("merge", "--abort")
                 fault = f"conflict in {files}" if files else merged.stderr.strip()
                 raise Unfit(f"{branch} cannot be merged into {self.branch}: {fault}")
 
+    def _resolve(self, branch: str, resolve: str) -> subprocess.CompletedProcess[str]:
+        """Have *resolve* resolve the conflicts; return how the commit of the merge went."""
+        files = ", ".join(self._conflicts())
+        say(f"{branch} conflicts in {files}: {resolve}")
+        task = (
+            f"Merging {branch} into {self.branch} conflicts in {files}. Resolve the conflicts so"
+            " that what both sides did is kept. Leave no conflict markers; do not commit.\n"
+        )
+        self._mark("task", task)
+        task_file, result_file = (self._place() / f"pgcoord-{name}" for name in ("task", "cost"))
+        with suppress(FileNotFoundError):
+            result_file.unlink()
+        environment = {
+            **self.git.environment,
+            "PGCOORD_PROMPT_FILE": str(task_file),
+            "PGCOORD_RESULT_FILE": str(result_file),
+        }
+        environment.pop("PGCOORD_REPORT_URL", None)  # how it went is no report of the phase
+        environment.pop("PGCOORD_WEBHOOK_SECRET", None)
+        with open(task_file, "rb") as source:
+            status = subprocess.call(
+                ["sh", "-c", resolve], cwd=self.folder, env=environment, stdin=source
+            )
+        with suppress(Unfit):
+            result = Phase(environment, "", None).result()
+            for name in _COSTS:
+                if isinstance(result.get(name), (int, float)):
+                    self.resolved_for[name] = self.resolved_for.get(name, 0) + result[name]
+        if status == 0:
+            self.git("add", "--update")
+            if "leftover conflict marker" in self.git.attempt("diff", "--cached", "--check").stdout:
+                self.git.attempt("merge", "--abort")
+                raise Unfit(f"{resolve} has left conflict markers in {files}")
+            return self.git.attempt("commit", "--no-edit", "--quiet", "--no-verify")
+        return self.git.attempt("diff", "--quiet")  # what is left of it
+
+    def add_costs(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Add to *result* what resolving conflicts has cost; return it."""
+        for name, cost in self.resolved_for.items():
+            so_far = result.get(name)
+            result[name] = cost + (so_far if isinstance(so_far, (int, float)) else 0)
+        return result
+
     def run(self, command: Sequence[str]) -> int:
         """Run the command where the caller stands in the repository; return its exit status.
 
         An earlier attempt's success whose work could not be kept is taken as this one's.
         """
-        digest = self.phase.digest(command)
-        if self._marked("done") == digest:
-            say("the command has succeeded in an earlier attempt: only its work is to be kept")
-            return 0
         place = self.folder / self.repository.prefix
         if not place.is_dir():
             raise Unfit(f"there is no folder {self.repository.prefix} on {self.branch}")
+        environment = dict(self.git.environment)
+        # A report is kept in the folder of the run until the work is kept: then it is taken.
+        environment.pop("PGCOORD_REPORT_URL", None)
         with open(self.phase.prompt or os.devnull, "rb") as source:
-            status = subprocess.call(
-                list(command), cwd=place, stdin=source, env=self.git.environment
-            )
-        if status == 0:
-            self._mark("done", digest)
+            status = subprocess.call(list(command), cwd=place, stdin=source, env=environment)
         return 128 - status if status < 0 else status
+
+    def done_before(self, digest: str) -> bool:
+        """Whether an earlier attempt has done this very work, which could not be kept."""
+        return self._marked("done") == digest
+
+    def remember(self, digest: str, result: dict[str, Any]) -> None:
+        """Note that the work is done: another attempt has only to keep it."""
+        # What it cost is in the result of this attempt.
+        again = {name: value for name, value in result.items() if name not in _COSTS}
+        self._mark("result", json.dumps(again))
+        self._mark("done", digest)
+
+    def remembered(self) -> dict[str, Any]:
+        """The result of the attempt that did the work."""
+        found = json.loads(self._marked("result") or "{}")
+        return found if isinstance(found, dict) else {}
 
     def keep(self) -> str:
         """Commit what was done on the branch, whichever is checked out; return the commit."""
@@ -362,11 +484,12 @@ class Worktree:
         return Path(self.folder, found.group(1))
 
     def _mark(self, name: str, text: str) -> None:
-        (self._place() / f"pgcoord-{name}").write_text(text, encoding="ascii")
+        path = self._place() / f"pgcoord-{name}"
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
     def _marked(self, name: str) -> str | None:
         try:
-            return (self._place() / f"pgcoord-{name}").read_text(encoding="ascii")
+            return (self._place() / f"pgcoord-{name}").read_text(encoding="utf-8")
         except (OSError, Unfit):
             return None
 
@@ -390,25 +513,99 @@ def check_filters(worktree: Worktree) -> None:
         raise Unfit("the repository keeps files with git-lfs, which is not installed")
 
 
+class FeatureBranch:
+    """The branch that has the work of all phases of a feature."""
+
+    def __init__(self, repository: Repository, phase: Phase) -> None:
+        self.git = repository.git
+        self._repository = repository
+        self._installation = phase.installation
+        self.name = repository.branch_for(f"feature-{phase.feature_id}", phase.installation)
+
+    def add(self, branch: str, commit: str) -> str | None:
+        """Have it contain *commit*; return why it cannot, None once it does.
+
+        No folder is touched. Work that conflicts with it stays on its own branch: a phase after
+        both, which merges them, brings it.
+        """
+        head = self.git.commit_of(f"refs/heads/{self.name}")
+        if head is None:
+            self._repository.make_branch(self.name, commit, self._installation)
+            return None
+        if self.git.has(head, commit):
+            return None
+        if f"branch refs/heads/{self.name}\n" in self.git("worktree", "list", "--porcelain") + "\n":
+            return f"{self.name} is checked out, and not moved: merge {branch} there"
+        if not self.git.has(commit, head):
+            merged = self.git.attempt("merge-tree", "--write-tree", "--name-only", head, commit)
+            tree, _, rest = merged.stdout.partition("\n")
+            if merged.returncode:
+                files = ", ".join(rest.partition("\n\n")[0].split("\n"))
+                reason = f"conflict in {files}" if merged.returncode == 1 else merged.stderr.strip()
+                return f"{branch} cannot be merged into {self.name}: {reason}"
+            words = ["-p", head, "-p", commit, "-m", f"Merge {branch}"]
+            commit = self.git("commit-tree", *words, tree)
+        self.git("update-ref", "-m", f"pgcoord: {branch}", f"refs/heads/{self.name}", commit, head)
+        return None
+
+    def push(self, remote: str) -> str | None:
+        """Push it; return why that failed, None when it did not."""
+        try:
+            pushed = self.git.attempt("push", remote, self.name, seconds=_PUSH_PATIENCE)
+        except subprocess.TimeoutExpired:
+            return f"{self.name} is not pushed to {remote}: no answer for {_PUSH_PATIENCE} s"
+        said = pushed.stderr.strip()
+        return f"{self.name} is not pushed to {remote}: {said}" if pushed.returncode else None
+
+
+def hand_on(
+    repository: Repository, phase: Phase, branch: str, commit: str, push: str | None
+) -> dict[str, Any]:
+    """Add the work to the branch of its feature; return what the result says of that.
+
+    The work is kept already: nothing that fails here fails the phase.
+    """
+    if not phase.feature_id:
+        return {}
+    try:
+        with repository.locked("worktrees", waits=True):
+            feature = FeatureBranch(repository, phase)
+            fault = feature.add(branch, commit)
+        if fault is None and push:
+            with repository.locked("push", waits=True):
+                fault = feature.push(push)
+    except (Unfit, OSError) as error:
+        fault = str(error)
+    if fault:
+        say(fault)
+        return {"feature_branch_fault": fault[:1_000]}
+    return {"feature_branch": feature.name}
+
+
 class Options(NamedTuple):
-    """What is to be run, and how its worktree is made."""
+    """What is to be run, and how its worktree is made.
+
+    `work` tells this work from another, where the command is not the same in each attempt; `push`
+    is the remote that the branch of the feature is pushed to.
+    """
 
     command: Sequence[str]
     base: str | None = None
     root: str | None = None
     title: str = ""
     resolve: str | None = None
+    work: str | None = None
+    push: str | None = None
 
 
-def work(options: Options, given: dict[str, str]) -> int:
+def work(options: Options, phase: Phase, git: Git) -> int:
     """Do all of it in the current folder; return the exit status."""
-    folder = Path.cwd()
-    git = Git(folder, environment_for(given, folder))
-    phase = Phase(git.environment, options.title)
     repository = Repository(git)
     program = options.command[0]
-    if os.sep not in program and shutil.which(program, path=given.get("PATH")) is None:
+    if os.sep not in program and shutil.which(program, path=git.environment.get("PATH")) is None:
         raise Unfit(f"there is no command {program!r}")
+    if options.push and git.attempt("remote", "get-url", options.push).returncode:
+        raise Unfit(f"there is no remote {options.push!r} to push to")
     with repository.locked(phase.queue_id, waits=False):
         prerequisites = phase.prerequisites()
         repository.check_has(prerequisites)
@@ -419,13 +616,30 @@ def work(options: Options, given: dict[str, str]) -> int:
             worktree.make(start)
         check_filters(worktree)
         worktree.merge(prerequisites, options.resolve)
-        say(f"{worktree.folder}, branch {worktree.branch}")
-        status = worktree.run(options.command)
-        if status:
-            say(f"the command has failed: {worktree.folder} stays as it is, to be looked at")
-            return status
-        commit = worktree.keep()
-        phase.put_result(worktree.branch, commit)
+        say(f"{worktree.folder}, branch {worktree.branch}; if the command fails, both stay")
+        digest = phase.digest(options.command)
+        if worktree.done_before(digest):
+            say("the command has succeeded in an earlier attempt: only its work is to be kept")
+            result = worktree.remembered()
+        else:
+            status = worktree.run(options.command)
+            result = {} if status else phase.result()
+            if status or result.get("status") == "failed":
+                if worktree.resolved_for:
+                    with suppress(Unfit):
+                        phase.put_result(worktree.add_costs(phase.result()))
+                return status  # nothing more is said: its last line tells why
+            worktree.remember(digest, result)
+        try:
+            commit = worktree.keep()
+        except (Unfit, OSError):
+            if phase.withdraw_report():
+                worktree.remember(digest, {**result, "status": "completed"})
+            raise
+        worktree.add_costs(result)
+        result.update(branch=worktree.branch, commit=commit)
+        result.update(hand_on(repository, phase, worktree.branch, commit, options.push))
+        phase.put_result(result)
         say(f"{worktree.branch} is at {commit}")
         with repository.locked("worktrees", waits=True):
             worktree.remove()
@@ -435,13 +649,18 @@ def work(options: Options, given: dict[str, str]) -> int:
 def run(options: Options) -> int:
     """Do all of it in the current folder; say what hinders it, and return the exit status."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the command is told, too: no traceback
+    folder = Path.cwd()
+    git = Git(folder, environment_for(dict(os.environ), folder))
+    phase = Phase(git.environment, options.title, options.work)
     try:
-        return work(options, dict(os.environ))
+        return work(options, phase, git)
     except Unfit as fault:
         say(str(fault))
+        phase.put_fault(str(fault))
         return fault.status
     except OSError as error:
         say(str(error))
+        phase.put_fault(str(error))
         return WORK_NOT_KEPT
 
 
@@ -454,6 +673,8 @@ def main() -> None:
     parser.add_argument("--root", metavar="FOLDER", help="where worktrees are made")
     parser.add_argument("--title", default="", help="message of the commit")
     parser.add_argument("--resolve", metavar="COMMAND", help="has a try at conflicts, by sh")
+    parser.add_argument("--work", metavar="DIGEST", help="tells this work from another")
+    parser.add_argument("--push", metavar="REMOTE", help="push the branch of the feature to it")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     sys.exit(run(Options(**vars(parser.parse_args()))))
 

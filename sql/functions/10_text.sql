@@ -45,6 +45,16 @@ language sql immutable
 return concat_ws(' and ', array_to_string(p_names[1:3], ', '),
     case when cardinality(p_names) > 3 then cardinality(p_names) - 3 || ' more' end);
 
+-- What an error says in one line: its first, and where that tells no more than an exit status, the cause that follows.
+create or replace function pgcoord_private.headline(p_error text) returns text
+language sql immutable
+return left(case when p_error ~ '^exited with status [0-9]+( [(]signal [0-9]+[)])?\n.'
+            -- As pgcoord/runs/logs.py knows the cause, which it puts first.
+            and split_part(p_error, e'\n', 2) ~*
+                'error|exception|fail|fatal|panic|assert|traceback|cannot|denied|refused|not found|undefined|killed|aborted|^E\s'
+        then split_part(p_error, e'\n', 1) || ': ' || ltrim(split_part(p_error, e'\n', 2))
+        else split_part(p_error, e'\n', 1) end, 500);
+
 -- The beginning of a text, for a message.
 create or replace function pgcoord_private.shortened(p_text text, p_length integer) returns text
 language sql immutable

@@ -79,6 +79,7 @@ declare
         when jsonb_typeof(p_data -> 'title') not in ('string', 'null') then 'title'
         when jsonb_typeof(p_data -> 'prompt_content') not in ('string', 'null') then 'prompt_content'
         when jsonb_typeof(p_data -> 'workflow_type') not in ('string', 'null') then 'workflow_type'
+        when p_data ? 'check' and (jsonb_typeof(p_data -> 'check') not in ('string', 'null') or btrim(p_data ->> 'check') = '') then 'check'
         when p_data ? 'gate' and (jsonb_typeof(p_data -> 'gate') not in ('string', 'null') or btrim(p_data ->> 'gate') = '') then 'gate'
         when p_data ? 'max_attempts' and p_data @? 'strict $.max_attempts ? (@ != null
             && !(@.type() == "number" && @ >= 1 && @ <= 1000000 && @.floor() == @))' then 'max_attempts'
@@ -99,6 +100,7 @@ begin
                 when v_member = '' then 'It is a JSON object such as {"title": "…", "prompt_content": "…"}.'
                 when v_member = 'max_attempts' then 'It is a whole number from 1 to 1000000, or is left out.'
                 when v_member = 'timeout_seconds' then 'It is a number of seconds from 0.000001 to 315360000, or is left out.'
+                when v_member = 'check' then 'It is the name of a check that pgcoord.toml declares, or is left out.'
                 when v_member = 'gate' then 'It is the question that a person is asked, or is left out.'
                 else 'It is a string, or is left out.'
             end;
@@ -106,6 +108,7 @@ begin
     perform pgcoord_private.check_json('phase_data of phase ' || p_queue_id, p_data, 20 * 1024 * 1024);
     perform pgcoord_private.check_text('the title of phase ' || p_queue_id, p_data ->> 'title', 1000);
     perform pgcoord_private.check_text('the gate of phase ' || p_queue_id, p_data ->> 'gate', 1000);
+    perform pgcoord_private.check_text('the check of phase ' || p_queue_id, p_data ->> 'check', 200);
     perform pgcoord_private.check_text('workflow_type of phase ' || p_queue_id, p_data ->> 'workflow_type', 200);
 end $$;
 

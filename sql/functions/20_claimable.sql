@@ -6,15 +6,17 @@ create or replace view pgcoord_private.claimable as
 -- (locker: the transaction that has the phase locked, or had. Columns that phase_queue is given come last.)
 select p.xmax::text as locker, p.*
 from public.phase_queue as p
-where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held and not p.gated;
+where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held and not p.gated
+    and p.queue_id <> all (array(select queue_id from pgcoord.unclaimable where until > clock_timestamp()));
 comment on view pgcoord_private.claimable is
-    'Phases that can be claimed: their prerequisites are completed, they wait for no retry time and no approval, and their feature is not paused.';
+    'Phases that can be claimed: their prerequisites are completed, they wait for no retry time and no approval, their feature is not paused, and their claim did not fail a moment ago.';
 
 -- Claimable as soon as the next claim has cleared its retry time.
 create or replace view pgcoord_private.due_retry as
 select p.xmax::text as locker, p.*
 from public.phase_queue as p
-where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held and not p.gated;
+where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held and not p.gated
+    and p.queue_id <> all (array(select queue_id from pgcoord.unclaimable where until > clock_timestamp()));
 comment on view pgcoord_private.due_retry is 'Phases whose retry time has come, and that wait for nothing else.';
 
 -- The gates that somebody is asked about: those whose prerequisites are completed.
@@ -28,8 +30,13 @@ comment on view pgcoord.gate is
 -- A gate that runs nothing: it names no workflow and has no prompt for one. Its approval completes it.
 create or replace function pgcoord_private.only_asks(p_data jsonb) returns boolean
 language sql immutable
-return coalesce(p_data ->> 'gate' is not null and p_data ->> 'workflow_type' is null
+return coalesce(p_data ->> 'gate' is not null and coalesce(p_data ->> 'workflow_type', '') = ''
     and btrim(coalesce(p_data ->> 'prompt_content', '')) = '', false);
+
+-- Whether a phase says nothing of what is to be done: the default workflow would start with no title and no prompt.
+create or replace function pgcoord_private.is_empty(p_data jsonb) returns boolean
+language sql immutable
+return btrim(concat(p_data ->> 'title', p_data ->> 'prompt_content', p_data ->> 'workflow_type', p_data ->> 'gate')) = '';
 
 -- The workflow that runs a phase: the one it names, else the default.
 create or replace function pgcoord_private.workflow_of(p_phase public.phase_queue) returns text
@@ -59,12 +66,32 @@ select '', w.* from pgcoord.workflow as w where w.is_default;
 comment on view pgcoord_private.workflow_line is
     'The workflows by the name under which phases wait for them: the default one has two, its own and the empty one.';
 
+-- Slots that a claim can give to a phase, found by index however many are held.
+create or replace view pgcoord_private.vacant_slot as
+select f.pool, f.number
+from pgcoord.free_slot as f
+    join pgcoord.slot as s on s.number = f.number and s.pool = f.pool
+where not s.draining and not exists (select from public.phase_queue as p where p.slot = f.number);
+comment on view pgcoord_private.vacant_slot is 'Slots that a claim can give to a phase, as far as pgcoord.free_slot knows.';
+
 -- Slots that nobody holds, those of pools that were taken out of the configuration too (they drain).
 create or replace view pgcoord_private.free_slot as
 select s.number, s.pool, s.draining
 from pgcoord.slot as s
 where not exists (select from public.phase_queue as p where p.slot = s.number);
 comment on view pgcoord_private.free_slot is 'Slots that no phase holds.';
+
+-- Bring pgcoord.free_slot up to the slots that there are: set_slots does, and whoever takes the lead, as a restore or an
+-- owner may have gone round the functions.
+create or replace function pgcoord_private.find_free_slots() returns void
+language sql
+begin atomic
+    delete from pgcoord.free_slot as known
+    where not exists (select from pgcoord.slot as s where s.number = known.number and s.pool = known.pool);
+    insert into pgcoord.free_slot (pool, number)
+    select f.pool, f.number from pgcoord_private.free_slot as f
+    where not exists (select from pgcoord.free_slot as known where known.pool = f.pool and known.number = f.number);
+end;
 
 -- Until when no phase is claimed that has no issue yet, because GitHub makes none; null when there is nothing to
 -- wait for.

@@ -5,7 +5,8 @@ create or replace view pgcoord_private.assignment as
 select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as attempt, a.adw_id, a.secret, a.host, a.folder,
     a.workflow, p.issue_number, p.phase_data ->> 'title' as title, p.phase_data ->> 'prompt_content' as prompt,
     a.pid, a.process_started, a.started_at is not null as started, a.ended_at is not null as ended, a.ending,
-    greatest(extract(epoch from clock_timestamp() - a.ended_at), 0)::float8 as ended_seconds_ago, a.slot, a.pool
+    greatest(extract(epoch from clock_timestamp() - a.ended_at), 0)::float8 as ended_seconds_ago, a.slot, a.pool,
+    exists (select from pgcoord.result as r where r.feature_id = p.feature_id) as has_inputs
 from pgcoord.attempt as a
     join public.phase_queue as p using (queue_id)
 where a.exited_at is null and not a.external;
@@ -83,12 +84,14 @@ return interval '60 seconds';
 -- every host has a whole lease to be heard of again, however long the database or the network was away before.
 create or replace view pgcoord.elsewhere as
 select a.id as attempt_id, a.queue_id, a.host, greatest(h.lease_until, c.lead_at + pgcoord_private.lease_length()) as left_alone_until
-from pgcoord.attempt as a
-    cross join pgcoord.control as k
+from pgcoord.control as k
     join pgcoord.coordinator as c on c.epoch = k.epoch
-    left join pgcoord.host as h on h.name = a.host
-where a.exited_at is null    -- follows from the next, and has an index
-    and a.ended_at is null and not a.external and a.host <> c.host;
+    cross join lateral (    -- two ranges of an index, as `<>` is none
+        select * from pgcoord.attempt where host < c.host and ended_at is null and not external
+        union all
+        select * from pgcoord.attempt where host > c.host and ended_at is null and not external
+    ) as a
+    left join pgcoord.host as h on h.name = a.host;
 comment on view pgcoord.elsewhere is
     'Attempts on other hosts than the one that leads (or led last), and until when they are left alone; then they are lost.';
 

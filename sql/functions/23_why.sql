@@ -53,6 +53,15 @@ begin
     where v_states[r] = 'blocked';
 end $$;
 
+-- Where the job of an attempt waits in its engine, in words; null when it does not.
+create or replace function pgcoord_private.waits_in_engine(p_queue_id text, p_attempt integer) returns text
+language sql stable
+begin atomic
+    select format('waits in pool %s since %s%s%s', a.pool, pgcoord_private.clock(a.submitted_at), ', job ' || a.job, ': ' || a.waits_for)
+    from pgcoord.attempt as a
+    where a.queue_id = p_queue_id and a.number = p_attempt and a.submitted_at is not null and a.started_at is null;
+end;
+
 -- Each kind of reason is one branch over all phases, so that one phase, a feature of thousands or everything is asked for
 -- by the same words, and each costs what it shows. The lower the rank, the more decisive.
 create or replace view pgcoord.reasons as
@@ -67,10 +76,17 @@ select p.queue_id, p.feature_id, p.phase_number, -1, 'unrecorded', 'its process 
 from pgcoord_private.unrecorded_now as u
     join public.phase_queue as p using (queue_id)
 union all
+select p.queue_id, p.feature_id, p.phase_number, 1, 'unclaimable',
+    format('the database refuses its claim, next try at %s: %s', pgcoord_private.clock(u.until), split_part(u.error, e'\n', 1)), null
+from pgcoord.unclaimable as u
+    join public.phase_queue as p using (queue_id)
+where p.status = 'queued'
+union all
 select l.queue_id, l.feature_id, l.phase_number, 9, 'locked', l.words, l.lock
 from pgcoord_private.locked_phase as l
 union all
-select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
+select p.queue_id, p.feature_id, p.phase_number, 1,
+    case when p.status = 'ready' and pgcoord_private.waits_in_engine(p.queue_id, p.attempt) is not null then 'engine' else p.status end,
     case p.status
         when 'completed' then format('completed at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'))
         when 'cancelled' then coalesce(case when p.gated then (
@@ -81,12 +97,14 @@ select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
                 order by e.id desc limit 1) end,
             format('cancelled at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS')))
         when 'failed' then format('failed at %s: %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'),
-            coalesce(split_part(p.error_message, e'\n', 1), 'no reason was given'))
-        when 'ready' then format('claimed at %s, slot %s%s; its process is not started yet',
-            pgcoord_private.clock(p.ready_timestamp), p.slot, pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot)))
-        when 'running' then format('runs since %s in slot %s%s, attempt %s%s', pgcoord_private.clock(p.started_timestamp), p.slot,
+            coalesce(pgcoord_private.headline(p.error_message), 'no reason was given'))
+        when 'ready' then coalesce(pgcoord_private.waits_in_engine(p.queue_id, p.attempt), format('claimed at %s, slot %s%s; its process is not started yet',
+            pgcoord_private.clock(p.ready_timestamp), p.slot, pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot))))
+        when 'running' then format('runs since %s in slot %s%s, attempt %s%s%s', pgcoord_private.clock(p.started_timestamp), p.slot,
             pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot)), p.attempt, (select ', unsupervised: it was inserted as running' as words from pgcoord.attempt as a
-                where a.queue_id = p.queue_id and a.number = p.attempt and a.external))
+                where a.queue_id = p.queue_id and a.number = p.attempt and a.external),
+            (select format(' on %s, job %s', a.node, a.job) as words from pgcoord.attempt as a
+                where a.queue_id = p.queue_id and a.number = p.attempt and a.submitted_at is not null))
     end,
     p.adw_id
 from public.phase_queue as p
@@ -99,6 +117,12 @@ from pgcoord_private.unwatched as u
 where p.slot is not null and not exists (
     select from pgcoord.attempt as a where a.queue_id = p.queue_id and a.number = p.attempt and a.external
 )
+union all
+select p.queue_id, p.feature_id, p.phase_number, 2, 'quiet',
+    format('has written nothing since %s', pgcoord_private.clock(a.quiet_since)), a.adw_id
+from public.phase_queue as p
+    join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
+where p.slot is not null and a.quiet_since is not null and a.ended_at is null and a.ending is null
 union all    -- prerequisites that are open, or will never complete
 select p.queue_id, p.feature_id, p.phase_number,
     case when up.status in ('failed', 'cancelled') then 2 else 4 end,
@@ -130,7 +154,7 @@ union all    -- what holds back one whose prerequisites are completed: its retry
 select p.queue_id, p.feature_id, p.phase_number, 5, 'retry',
     format('is tried again at %s%s',
         pgcoord_private.clock(p.retry_at),
-        ', after: ' || split_part(p.error_message, e'\n', 1)), null
+        ', after: ' || pgcoord_private.headline(p.error_message)), null
 from public.phase_queue as p
 where p.status = 'queued' and p.eligible_at is not null and p.retry_at > clock_timestamp()
 union all
@@ -158,6 +182,9 @@ union all
 select p.queue_id, p.feature_id, p.phase_number, 10, 'slot',
     case when count.held < count.slots
         then format('is %s in line; a slot%s is free', pgcoord_private.ordinal(line.place), pgcoord_private.in_pool(line.pool))
+        when count.held > count.slots
+        then format('waits for a slot%s, %s in line; %s are held, and the limit is %s now', pgcoord_private.in_pool(line.pool),
+            pgcoord_private.ordinal(line.place), count.held, count.slots)
         else format('waits for a slot%s, %s in line; %s of %s are held', pgcoord_private.in_pool(line.pool),
             pgcoord_private.ordinal(line.place), count.held, count.slots)
     end, null

@@ -1,5 +1,13 @@
 -- The views in which people see the work.
 
+-- The result of an attempt of a phase; null when it has none.
+create or replace function pgcoord_private.result_of(p_queue_id text, p_attempt integer) returns jsonb
+language sql stable
+return (
+    select r.value from pgcoord.attempt as a join pgcoord.result as r on r.attempt_id = a.id
+    where a.queue_id = p_queue_id and a.number = p_attempt
+);
+
 create or replace view pgcoord.feature as
 select f.id, f.title, f.description, f.item_type, f.priority, f.estimated_hours, f.tags, f.plan,
     case
@@ -11,7 +19,8 @@ select f.id, f.title, f.description, f.item_type, f.priority, f.estimated_hours,
     n.total as total_phases, n.completed as phases_completed, n.running as phases_running,
     n.failed as phases_failed, n.blocked as phases_blocked,
     f.paused_at, f.paused_reason, f.cancelled_at, f.cancelled_reason,
-    f.created_by, f.created_at, n.started_at, n.finished_at, f.updated_at, f.xmin::text as version
+    f.created_by, f.created_at, n.started_at, n.finished_at, f.updated_at, f.xmin::text as version,
+    spent.cost_usd, spent.tokens_in, spent.tokens_out, f.max_cost_usd::float8 as max_cost_usd
 from public.planned_features as f
     cross join lateral (
         select count(*) as total,
@@ -24,7 +33,11 @@ from public.planned_features as f
             case when bool_and(p.status in ('completed', 'cancelled')) then max(p.finished_timestamp) end as finished_at
         from public.phase_queue as p
         where p.feature_id = f.id
-    ) as n;
+    ) as n
+    cross join lateral (    -- by all attempts, also those that failed
+        select sum(r.cost_usd)::float8 as cost_usd, sum(r.tokens_in)::bigint as tokens_in, sum(r.tokens_out)::bigint as tokens_out
+        from pgcoord.result as r where r.feature_id = f.id
+    ) as spent;
 comment on view pgcoord.feature is
     'Features with what follows from their phases: status (planned, in_progress, completed, cancelled) and counts.';
 
@@ -79,7 +92,8 @@ select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_pri
         when 'blocked' then p.updated_at
         else p.finished_timestamp
     end as since,
-    p.started_timestamp, p.finished_timestamp, first.words as waiting_for, pgcoord_private.was_skipped(p) as skipped
+    p.started_timestamp, p.finished_timestamp, first.words as waiting_for, pgcoord_private.result_of(p.queue_id, p.attempt) as result,
+    pgcoord_private.was_skipped(p) as skipped
 from public.phase_queue as p
     join public.planned_features as f on f.id = p.feature_id
     left join pgcoord_private.first_reason as first
@@ -91,7 +105,8 @@ create or replace view pgcoord.queue as
 select p.queue_id, p.feature_id, p.phase_number, p.issue_number, p.status, p.depends_on_phases, p.phase_data, p.adw_id,
     p.pr_number, p.error_message, p.priority, p.queue_position, p.created_at, p.updated_at, p.ready_timestamp,
     p.started_timestamp, p.finished_timestamp, p.eligible_at, p.retry_at, p.slot, p.attempt, p.workflow_type,
-    pgcoord_private.waiting_for(p) as waiting_for, p.gated, pgcoord_private.was_skipped(p) as skipped
+    pgcoord_private.waiting_for(p) as waiting_for, p.gated, pgcoord_private.result_of(p.queue_id, p.attempt) as result,
+    pgcoord_private.was_skipped(p) as skipped
 from public.phase_queue as p;
 comment on view pgcoord.queue is 'Every phase with the columns of phase_queue that concern people, and what it waits for.';
 
@@ -131,7 +146,7 @@ create or replace view pgcoord.attention as
 select n.kind, p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_private.title_of(p) as title, p.status, n.since,
     n.words, n.attempt, n.exit_code, n.blocks
 from (
-        select 'failed' as kind, p.queue_id, p.finished_timestamp as since, split_part(p.error_message, e'\n', 1) as words,
+        select 'failed' as kind, p.queue_id, p.finished_timestamp as since, pgcoord_private.headline(p.error_message) as words,
             p.attempt, a.exit_code, (
                 select array_agg(d.dependent order by d.dependent) from pgcoord.dependency as d
                     join public.phase_queue as b on b.feature_id = d.feature_id and b.phase_number = d.dependent
@@ -150,6 +165,17 @@ from (
         select 'gate' as kind, g.queue_id, g.asked_at, g.question,
             null::integer as attempt, null::integer as exit_code, null::integer[] as blocks
         from pgcoord.gate as g
+        union all
+        select 'unclaimable' as kind, u.queue_id, u.since, 'the database refuses its claim: ' || split_part(u.error, e'\n', 1),
+            null::integer as attempt, null::integer as exit_code, null::integer[] as blocks
+        from pgcoord.unclaimable as u
+            join public.phase_queue as q on q.queue_id = u.queue_id and q.status = 'queued'
+        union all
+        select 'quiet' as kind, p.queue_id, a.quiet_since, 'has written nothing since then',
+            p.attempt, null::integer as exit_code, null::integer[] as blocks
+        from public.phase_queue as p
+            join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
+        where p.slot is not null and a.quiet_since is not null and a.ended_at is null and a.ending is null
         union all
         select 'slow' as kind, p.queue_id, p.started_timestamp,
             format('runs more than twice as long as expected at most (%s, from %s%s)', pgcoord_private.in_words(l.high),
@@ -175,7 +201,7 @@ from (
     join public.planned_features as f on f.id = p.feature_id
 where f.cancelled_at is null;
 comment on view pgcoord.attention is
-    'Phases that need somebody: failed ones, such as cannot start, such as wait for an approval, such as run much longer than usual, and such as a lock of somebody''s holds up.';
+    'Phases that need somebody: failed ones, such as cannot start, such as wait for an approval, such as write nothing for long, such as run much longer than usual, and such as a lock of somebody''s holds up.';
 
 -- In the order in which claims of a pool take them. (Without any coordinator yet all are in the line of local.)
 create or replace view pgcoord.line as

@@ -11,18 +11,100 @@ create or replace function pgcoord_private.sees_others() returns boolean
 language sql stable
 return current_setting('transaction_isolation') in ('read committed', 'read uncommitted');
 
--- Refuse (PC009) a transaction that would not see what others commit meanwhile.
-create or replace function pgcoord_private.check_isolation() returns void
+-- Whether this very transaction has made the feature, under a snapshot of its own: then nobody else can have changed
+-- anything of it. Told by its first event: visible, though younger than the snapshot.
+create or replace function pgcoord_private.made_here(p_feature_id integer) returns boolean
+language sql stable
+begin atomic
+    select exists (
+        select from pgcoord.event as e
+        where e.feature_id = p_feature_id and e.phase_number is null and e.kind = 'feature_inserted' and e.at >= now()
+            and (e.xmin::text::numeric - pg_snapshot_xmax(pg_current_snapshot())::text::numeric % 4294967296 + 4294967296)
+                % 4294967296 < 2147483648
+    );
+end;
+
+-- Refuse (PC009) a transaction that would not see what others commit meanwhile of these features, or of anything.
+create or replace function pgcoord_private.check_isolation(p_feature_ids integer[] default null) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 begin
-    if not pgcoord_private.sees_others() then
-        raise exception using
-            errcode = 'PC009',
-            message = format('phases change under READ COMMITTED only, this transaction is %s',
-                upper(current_setting('transaction_isolation'))),
-            hint = 'An older snapshot would miss a prerequisite that ends meanwhile. Use the default isolation level.';
+    if pgcoord_private.sees_others()
+        or (select bool_and(pgcoord_private.made_here(id)) from unnest(p_feature_ids) as feature (id))
+    then
+        return;
     end if;
+    raise exception using
+        errcode = 'PC009',
+        message = format('phases change under READ COMMITTED only, this transaction is %s',
+            upper(current_setting('transaction_isolation'))),
+        hint = 'An older snapshot would miss a prerequisite that ends meanwhile. Use the default isolation level. Where the client '
+            'cannot (postgres_fdw), insert the feature in the same transaction, send the statement by dblink, or give the '
+            'feature its plan (planned_features.plan) and have it executed elsewhere.';
+end $$;
+
+-- The transactions that may have locked a row, by its xmax, which is one or stands for several.
+create or replace function pgcoord_private.lockers(p_xmax xid) returns text[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+begin
+    return array(select m.xid::text from pg_get_multixact_members(p_xmax) as m where m.mode not in ('keysh', 'sh')) || p_xmax::text;
+exception when others then    -- it is none that stands for several
+    return array[p_xmax::text];
+end $$;
+
+-- Lock features by id. Waits for ten seconds at most, or for lock_timeout where that is shorter.
+-- Errors: 55P03, naming the session that holds one.
+create or replace function pgcoord_private.lock_features(p_feature_ids integer[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_timeout text := current_setting('lock_timeout');
+    v_holder record;
+begin
+    if cardinality(p_feature_ids) = 1 then    -- almost always free: then without a subtransaction
+        perform 1 from public.planned_features where id = p_feature_ids[1] for no key update skip locked;
+        if found then
+            return;
+        end if;
+    end if;
+    begin
+        if v_timeout::interval not between '1 ms' and '10 s' then
+            perform set_config('lock_timeout', '10s', true);
+        end if;
+        perform 1 from public.planned_features where id = any (p_feature_ids) order by id for no key update;
+        perform set_config('lock_timeout', v_timeout, true);
+    exception when lock_not_available then
+        select f.id, l.pid, s.usename, s.application_name, s.xact_start, s.state, s.query into v_holder
+        from public.planned_features as f
+            left join pg_locks as l on l.locktype = 'transactionid' and l.granted and l.pid <> pg_backend_pid()
+                and l.transactionid::text = any (pgcoord_private.lockers(f.xmax))
+                and exists (
+                    select from pg_locks as t where t.pid = l.pid and t.relation = 'public.planned_features'::regclass and t.granted
+                )
+            left join pg_stat_activity as s on s.pid = l.pid
+        where f.id = any (p_feature_ids)
+        order by l.pid is null, f.id
+        limit 1;
+        raise exception using
+            errcode = '55P03',
+            message = format('feature %s is being changed by %s', v_holder.id, case when v_holder.pid is null then 'somebody else'
+                else pgcoord_private.holder_words(v_holder.pid, v_holder.usename, v_holder.application_name, v_holder.xact_start,
+                    v_holder.state, v_holder.query) end),
+            hint = 'A transaction that inserted or changed phases of it is still open. Try again once it has ended'
+                || coalesce(', or end it: select pg_terminate_backend(' || v_holder.pid || ')', '') || '.';
+    end;
+end $$;
+
+-- Lock a feature that people act on; waits as lock_features does.
+-- Errors: PC001 when there is none; 55P03.
+create or replace function pgcoord_private.lock_feature(p_feature_id bigint) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord_private.check_feature(p_feature_id);
+    perform pgcoord_private.lock_features(array[p_feature_id::integer]);
+    perform pgcoord_private.check_feature(p_feature_id);    -- it may have been deleted meanwhile
 end $$;
 
 -- Lock a feature from within a row trigger, that is, holding a phase already. Never waits for another's lock for
@@ -34,7 +116,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 begin
     if not pgcoord_private.sees_others() then
-        perform pgcoord_private.check_isolation();
+        perform pgcoord_private.check_isolation(array[p_feature_id]);
     end if;
     for i in 1 .. 20 loop
         perform 1 from public.planned_features where id = p_feature_id for no key update skip locked;
@@ -52,7 +134,7 @@ begin
 end $$;
 
 -- Lock a phase in the right order, its feature first, and return it. Waits.
--- Errors: PC001 when there is none.
+-- Errors: PC001 when there is none; 55P03 when its feature is locked for ten seconds.
 create or replace function pgcoord_private.lock_phase(p_queue_id text) returns public.phase_queue
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -61,7 +143,10 @@ declare
 begin
     perform 1 from public.planned_features
     where id = (select feature_id from public.phase_queue where queue_id = p_queue_id)
-    for no key update;
+    for no key update skip locked;
+    if not found then
+        perform pgcoord_private.lock_features(array(select feature_id from public.phase_queue where queue_id = p_queue_id));
+    end if;
     select * into v_phase from public.phase_queue where queue_id = p_queue_id for no key update;
     if not found then
         raise exception using

@@ -268,7 +268,7 @@ create or replace function pgcoord_private.settle_edges(p_features integer[], p_
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    perform 1 from public.planned_features where id = any (p_features) order by id for no key update;
+    perform pgcoord_private.lock_features(array(select distinct id from unnest(p_features) as feature (id)));
     perform pgcoord_private.store_edges(p_features, p_phases);
     perform pgcoord_private.recount_unmet(p_features, p_phases);
     perform pgcoord_private.settle_blocked(p_features, p_phases);

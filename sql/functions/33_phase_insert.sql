@@ -173,9 +173,10 @@ begin
     if not exists (select from new_rows) then
         return null;
     end if;
-    perform pgcoord_private.check_isolation();
-    perform 1 from public.planned_features
-    where id in (select feature_id from new_rows) order by id for no key update;
+    v_features := array(select distinct feature_id from new_rows);
+    perform pgcoord_private.check_isolation(v_features);
+    perform pgcoord_private.lock_features(v_features);
+    delete from pgcoord.unqueued where feature_id = any (v_features);
 
     insert into pgcoord.event (kind, feature_id, phase_number, queue_id, to_status, attempt, actor, reason)
     select 'phase_inserted', feature_id, phase_number, queue_id, status, nullif(attempt, 0), pgcoord_private.actor(), pgcoord_private.reason()

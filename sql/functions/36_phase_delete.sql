@@ -27,6 +27,11 @@ begin
     insert into pgcoord.event (kind, feature_id, phase_number, queue_id, from_status, actor, reason)
     select 'phase_deleted', feature_id, phase_number, queue_id, status, pgcoord_private.actor(), pgcoord_private.reason()
     from old_rows order by feature_id, phase_number;
+    insert into pgcoord.unqueued (feature_id)
+    select distinct o.feature_id from old_rows as o
+        join public.planned_features as f on f.id = o.feature_id    -- which may be deleted with them
+    where not exists (select from public.phase_queue as p where p.feature_id = o.feature_id)
+    on conflict do nothing;
     perform pg_notify('pgcoord_event', feature_id::text) from (select distinct feature_id from old_rows) as touched;
 
     select array_agg(d.feature_id), array_agg(d.dependent) into v_features, v_phases

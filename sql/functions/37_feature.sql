@@ -1,7 +1,7 @@
 -- Triggers of planned_features. What a feature's state is follows from its phases (view pgcoord.feature).
 
 -- Refuse (PC001) a feature that does not exist.
-create or replace function pgcoord_private.check_feature(p_feature_id integer) returns void
+create or replace function pgcoord_private.check_feature(p_feature_id bigint) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 begin
@@ -37,6 +37,7 @@ begin
     if v_highest > coalesce(pg_sequence_last_value(v_sequence), 0) then
         perform setval(v_sequence, v_highest);
     end if;
+    insert into pgcoord.unqueued (feature_id) select id from new_rows;
     insert into pgcoord.event (kind, feature_id, actor, reason)
     select 'feature_inserted', id, pgcoord_private.actor(), pgcoord_private.reason() from new_rows order by id;
     perform pg_notify('pgcoord_event', id::text) from new_rows;
@@ -48,7 +49,7 @@ create or replace function pgcoord_private.follow_feature() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 begin
-    perform pgcoord_private.check_isolation();
+    perform pgcoord_private.check_isolation(array[new.id]);
     if (new.paused_at is null) <> (old.paused_at is null) then
         update public.phase_queue set held = new.paused_at is not null
         where feature_id = new.id and status in ('queued', 'blocked') and held <> (new.paused_at is not null);

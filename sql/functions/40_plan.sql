@@ -17,6 +17,8 @@ begin
             then '"priority" is a whole number'
         when p_feature @? 'strict $.estimated_hours ? (@.type() != "null" && (@.type() != "number" || @ < 0))'
             then '"estimated_hours" is a number, 0 or more'
+        when p_feature @? 'strict $.max_cost_usd ? (@.type() != "null" && (@.type() != "number" || @ <= 0))'
+            then '"max_cost_usd" is a number above 0'
         when coalesce(jsonb_typeof(p_feature -> 'tags'), 'array') not in ('array', 'null') then '"tags" is an array'
         when coalesce(jsonb_typeof(p_feature -> 'phases'), 'array') not in ('array', 'null') then '"phases" is an array'
         else (
@@ -41,6 +43,34 @@ begin
     end if;
 end $$;
 
+create or replace function pgcoord.add_feature(
+    p_title text, p_description text default null, p_priority bigint default null, p_tags text[] default null,
+    p_estimated_hours numeric default null, p_item_type text default null, p_id bigint default null
+) returns public.planned_features
+language sql
+security definer set search_path = pg_catalog, pg_temp
+begin atomic
+    insert into public.planned_features (id, title, description, priority, tags, estimated_hours, item_type)
+    values (p_id, p_title, p_description, p_priority, to_jsonb(p_tags), p_estimated_hours, p_item_type)
+    returning *;
+end;
+comment on function pgcoord.add_feature(text, text, bigint, text[], numeric, text, bigint) is
+    'Insert a feature; its row comes back, with the id that add_phase takes.';
+
+create or replace function pgcoord.add_phase(
+    p_feature_id bigint, p_phase_number bigint, p_after bigint[] default '{}', p_data jsonb default '{}',
+    p_priority bigint default null, p_queue_id text default null, p_retry_at timestamptz default null
+) returns public.phase_queue
+language sql
+security definer set search_path = pg_catalog, pg_temp
+begin atomic
+    insert into public.phase_queue (feature_id, phase_number, depends_on_phases, phase_data, priority, queue_id, retry_at)
+    values (p_feature_id, p_phase_number, to_jsonb(p_after), p_data, p_priority, p_queue_id, p_retry_at)
+    returning *;
+end;
+comment on function pgcoord.add_phase(bigint, bigint, bigint[], jsonb, bigint, text, timestamptz) is
+    'Insert a phase that comes after the phases of these numbers: select * from pgcoord.add_phase(104, 3, array[1, 2], ''{"title": "…"}''). Its row comes back.';
+
 create or replace function pgcoord.store_feature(p_feature jsonb) returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -48,10 +78,11 @@ declare
     v_id integer;
 begin
     perform pgcoord_private.check_feature_object(p_feature);
-    insert into public.planned_features (title, description, item_type, priority, estimated_hours, tags, plan)
+    insert into public.planned_features (title, description, item_type, priority, estimated_hours, max_cost_usd, tags, plan)
     values (
         p_feature ->> 'title', p_feature ->> 'description', coalesce(p_feature ->> 'item_type', 'feature'),
         coalesce(nullif(p_feature -> 'priority', 'null')::integer, 50), (p_feature ->> 'estimated_hours')::numeric,
+        (p_feature ->> 'max_cost_usd')::numeric,
         coalesce(nullif(p_feature -> 'tags', 'null'), '[]'), coalesce(nullif(p_feature -> 'phases', 'null'), '[]')
     )
     returning id into v_id;
@@ -89,16 +120,16 @@ end $$;
 
 -- Change what is given of a feature; the rest stays. With p_version, only if it is still as it was then.
 -- Errors: PC001, PC002 for the plan of a feature whose phases are queued, PC005, PC010 when it was changed meanwhile.
-create or replace function pgcoord.change_feature(p_feature_id integer, p_changes jsonb, p_version text default null)
-returns void
+create or replace function pgcoord.change_feature(p_feature_id bigint, p_changes jsonb, p_version text default null)
+returns text
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_feature public.planned_features;
     v_version text;
 begin
-    select * into v_feature from public.planned_features where id = p_feature_id for no key update;
-    perform pgcoord_private.check_feature(p_feature_id);
+    perform pgcoord_private.lock_feature(p_feature_id);
+    select * into v_feature from public.planned_features where id = p_feature_id;
     select version into v_version from pgcoord.feature where id = p_feature_id;
     if p_version <> v_version then
         raise exception using
@@ -108,7 +139,7 @@ begin
     end if;
     perform pgcoord_private.check_feature_object(jsonb_build_object('title', v_feature.title) || p_changes);
     if p_changes ? 'phases' then
-        perform pgcoord_private.refuse_queued(p_feature_id);
+        perform pgcoord_private.refuse_queued(p_feature_id::integer);
     end if;
     update public.planned_features
     set title = coalesce(p_changes ->> 'title', title),
@@ -116,12 +147,14 @@ begin
         item_type = coalesce(p_changes ->> 'item_type', item_type),
         priority = coalesce(nullif(p_changes -> 'priority', 'null')::integer, priority),
         estimated_hours = case when p_changes ? 'estimated_hours' then (p_changes ->> 'estimated_hours')::numeric else estimated_hours end,
+        max_cost_usd = case when p_changes ? 'max_cost_usd' then (p_changes ->> 'max_cost_usd')::numeric else max_cost_usd end,
         tags = coalesce(nullif(p_changes -> 'tags', 'null'), tags),
         plan = coalesce(nullif(p_changes -> 'phases', 'null'), plan)
     where id = p_feature_id;
+    return (select version from pgcoord.feature where id = p_feature_id);
 end $$;
-comment on function pgcoord.change_feature(integer, jsonb, text) is
-    'Change what is given of a feature: title, description, item_type, priority, estimated_hours, tags, phases (the plan, while none is queued).';
+comment on function pgcoord.change_feature(bigint, jsonb, text) is
+    'Change what is given of a feature: title, description, item_type, priority, estimated_hours, max_cost_usd, tags, phases (the plan, while none is queued); returns its new version.';
 
 -- What a feature is planned from, with its version, for change_feature to store the plan; refuse (PC002) one whose
 -- phases are queued.
@@ -131,7 +164,7 @@ language plpgsql stable
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
     perform pgcoord_private.check_feature(p_feature_id);
-    perform pgcoord_private.refuse_queued(p_feature_id);
+    perform pgcoord_private.refuse_queued(p_feature_id::integer);
     return query
     select f.title, f.description, f.item_type, f.estimated_hours::double precision, f.version
     from pgcoord.feature as f
@@ -153,7 +186,7 @@ begin atomic
         '[]');
 end;
 
-create or replace function pgcoord.execute_feature(p_feature_id integer) returns integer
+create or replace function pgcoord.execute_feature(p_feature_id bigint) returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -161,8 +194,8 @@ declare
     v_twice jsonb;
     v_inserted integer;
 begin
-    select * into v_feature from public.planned_features where id = p_feature_id for no key update;
-    perform pgcoord_private.check_feature(p_feature_id);
+    perform pgcoord_private.lock_feature(p_feature_id);
+    select * into v_feature from public.planned_features where id = p_feature_id;
     if v_feature.plan is null
         or v_feature.plan = '[]' and not exists (select from public.phase_queue where feature_id = p_feature_id)
     then
@@ -191,17 +224,17 @@ begin
         jsonb_strip_nulls(jsonb_build_object(
             'title', phase -> 'title', 'prompt_content', phase -> 'prompt_content',
             'workflow_type', phase -> 'workflow_type', 'estimated_hours', phase -> 'estimated_hours',
-            'files', phase -> 'files', 'gate', phase -> 'gate', 'max_attempts', phase -> 'max_attempts', 'timeout_seconds', phase -> 'timeout_seconds'
+            'files', phase -> 'files', 'gate', phase -> 'gate', 'check', phase -> 'check', 'max_attempts', phase -> 'max_attempts', 'timeout_seconds', phase -> 'timeout_seconds'
         ))
     from jsonb_array_elements(v_feature.plan) as phase
     order by (phase -> 'phase_number')::integer;
     get diagnostics v_inserted = row_count;
     return v_inserted;
 end $$;
-comment on function pgcoord.execute_feature(integer) is
+comment on function pgcoord.execute_feature(bigint) is
     'Queue the phases of the stored plan; returns how many. A second time changes nothing and returns 0.';
 
-create or replace function pgcoord.feature_object(p_feature_id integer) returns jsonb
+create or replace function pgcoord.feature_object(p_feature_id bigint) returns jsonb
 language plpgsql stable
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -219,5 +252,5 @@ begin
     end if;
     return v_feature || jsonb_build_object('phases', v_phases);
 end $$;
-comment on function pgcoord.feature_object(integer) is
+comment on function pgcoord.feature_object(bigint) is
     'A feature with its phases as one JSON object, which submit_feature takes: the planned phases, once they are queued with how each stands.';

@@ -159,32 +159,31 @@ end $$;
 comment on function pgcoord.reject(text, text) is
     'Say no to a phase that asks for approval: it is cancelled, and what depends on it blocked. A retry asks again.';
 
-create or replace function pgcoord.set_priority(p_queue_id text, p_priority integer) returns public.phase_queue
+create or replace function pgcoord.set_priority(p_queue_id text, p_priority bigint) returns public.phase_queue
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
 begin
-    if p_priority is null then
+    if (p_priority between -2147483648 and 2147483647) is not true then
         raise exception using
             errcode = 'PC005',
-            message = format('the priority of phase %s cannot be null', p_queue_id),
+            message = format('the priority of phase %s cannot be %s', p_queue_id, coalesce(p_priority::text, 'null')),
             hint = 'Give a number: lower runs earlier (10 urgent, 50 usual, 90 background).';
     end if;
     update public.phase_queue set priority = p_priority where queue_id = p_queue_id returning * into v_phase;
     return v_phase;
 end $$;
-comment on function pgcoord.set_priority(text, integer) is
+comment on function pgcoord.set_priority(text, bigint) is
     'Change the place in line of a phase: lower runs earlier (10 urgent, 50 usual, 90 background).';
 
-create or replace function pgcoord.cancel_feature(p_feature_id integer, p_reason text) returns integer
+create or replace function pgcoord.cancel_feature(p_feature_id bigint, p_reason text) returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_phases integer;
 begin
-    perform 1 from public.planned_features where id = p_feature_id for no key update;
-    perform pgcoord_private.check_feature(p_feature_id);
+    perform pgcoord_private.lock_feature(p_feature_id);
     if exists (select from pgcoord.feature where id = p_feature_id and status = 'completed') then
         raise exception using
             errcode = 'PC002',
@@ -197,50 +196,64 @@ begin
     where id = p_feature_id and cancelled_at is null;
     return v_phases;
 end $$;
-comment on function pgcoord.cancel_feature(integer, text) is
+comment on function pgcoord.cancel_feature(bigint, text) is
     'Give a feature up: its waiting phases are cancelled, its running ones ended; returns how many that were.';
 
 -- Pause everything, or one feature: nothing new is claimed, what runs goes on.
-create or replace function pgcoord.pause(p_feature_id integer default null, p_reason text default null) returns void
+create or replace function pgcoord.pause(p_feature_id bigint default null, p_reason text default null) returns timestamptz
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
     if p_feature_id is not null then
-        perform pgcoord_private.check_feature(p_feature_id);
+        perform pgcoord_private.lock_feature(p_feature_id);
         update public.planned_features set paused_at = now(), paused_reason = p_reason
         where id = p_feature_id and paused_at is null;
-        return;
+        return (select paused_at from public.planned_features where id = p_feature_id);
     end if;
     update pgcoord.control set paused_at = now(), paused_reason = p_reason where paused_at is null;
     if found then
         perform pgcoord_private.log_event('paused', p_reason);
     end if;
+    return (select paused_at from pgcoord.control);
 end $$;
-comment on function pgcoord.pause(integer, text) is
-    'Pause one feature, or without an id everything: nothing new is claimed, what runs goes on.';
+comment on function pgcoord.pause(bigint, text) is
+    'Pause one feature, or without an id everything: nothing new is claimed, what runs goes on; returns since when it is paused.';
 
-create or replace function pgcoord.resume(p_feature_id integer default null) returns void
+create or replace function pgcoord.resume(p_feature_id bigint default null) returns boolean
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_spent text;
 begin
     if p_feature_id is not null then
-        perform pgcoord_private.check_feature(p_feature_id);
+        perform pgcoord_private.lock_feature(p_feature_id);
+        v_spent := pgcoord_private.spent_budget(p_feature_id);
+        if v_spent is not null then
+            raise exception using
+                errcode = 'PC002',
+                message = format('feature %s cannot be resumed: %s', p_feature_id, v_spent),
+                hint = case when v_spent like 'its budget%'
+                    then format('update planned_features set max_cost_usd = … where id = %s gives it more, and resumes it.', p_feature_id)
+                    else 'max_cost_usd of that workflow in pgcoord.toml gives it more.' end;
+        end if;
         update public.planned_features set paused_at = null, paused_reason = null
         where id = p_feature_id and paused_at is not null;
-        return;
+        return found;
     end if;
     update pgcoord.control set paused_at = null, paused_reason = null where paused_at is not null;
     if found then
         perform pgcoord_private.log_event('resumed', null);
         notify pgcoord_wake;
+        return true;
     end if;
+    return false;
 end $$;
-comment on function pgcoord.resume(integer) is
-    'Resume one feature, or without an id what was paused as a whole; features that were paused by themselves stay so.';
+comment on function pgcoord.resume(bigint) is
+    'Resume one feature, or without an id what was paused as a whole; returns whether it was paused. Features that were paused by themselves stay so.';
 
 -- Make the number of slots of a pool p_slots. Raising takes draining ones back first; lowering never ends anything: free
 -- surplus slots go at once, held ones drain and go when they are released, or with the next claim.
-create or replace function pgcoord.set_slots(p_slots integer, p_pool text default 'local') returns integer
+create or replace function pgcoord.set_slots(p_slots bigint, p_pool text default 'local') returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -285,6 +298,7 @@ begin
     );
     delete from pgcoord.slot as s
     where s.pool = p_pool and s.draining and not exists (select from public.phase_queue as p where p.slot = s.number);
+    perform pgcoord_private.find_free_slots();
 
     if v_before <> p_slots then
         perform pgcoord_private.log_event('slots_changed', format('%s → %s%s', v_before, p_slots, pgcoord_private.in_pool(p_pool)));
@@ -292,7 +306,7 @@ begin
     notify pgcoord_wake;
     return p_slots;
 end $$;
-comment on function pgcoord.set_slots(integer, text) is
+comment on function pgcoord.set_slots(bigint, text) is
     'Let n phases of a pool (local, unless another one is named) run at once. Lowering ends nothing: surplus phases run to their end and are not replaced.';
 
 -- Features that were finished (completed or cancelled) that long ago.
@@ -351,7 +365,7 @@ end;
 -- Does it, has the processes end that it asks to end, looks, and takes it all back: so what is shown is what will
 -- happen, whatever the rules are.
 -- Errors: those of the action.
-create or replace function pgcoord.preview(p_action text, p_feature_id integer, p_queue_id text)
+create or replace function pgcoord.preview(p_action text, p_feature_id bigint, p_queue_id text)
 returns table (queue_id text, phase_number integer, title text, from_status text, to_status text, words text)
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -403,5 +417,5 @@ begin
     from jsonb_to_recordset(coalesce(v_after, '[]')) as c
         (queue_id text, phase_number integer, title text, from_status text, to_status text, words text);
 end $$;
-comment on function pgcoord.preview(text, integer, text) is
+comment on function pgcoord.preview(text, bigint, text) is
     'What retry, skip, cancel, approve, reject or cancel_branch of a phase, or cancel_feature, would change, phase by phase; nothing is changed.';

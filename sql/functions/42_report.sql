@@ -156,7 +156,7 @@ begin atomic
 end;
 
 -- Take a report, given as the body of a webhook: {"status": "completed" or "failed", and "queue_id", or "adw_id", or
--- "feature_id" with "phase_number"; "error_message", "pr_number"}. p_adw_id is the attempt whose secret signed it, null
+-- "feature_id" with "phase_number"; "error_message", "pr_number", "result"}. p_adw_id is the attempt whose secret signed it, null
 -- for another secret. One that names no attempt is about the attempt which the first delivery of the same message was
 -- about, so that it does not end the next attempt when it is repeated late.
 -- Never raises PC001 to PC005: code, reason and hint say why it was refused, and the refusal is logged.
@@ -188,6 +188,9 @@ begin
         repeated := v_wanted is not distinct from pgcoord_private.stored_outcome(v_phase, v_attempt);
         if not repeated and p_report ->> 'pr_number' is not null then
             update public.phase_queue as p set pr_number = (p_report ->> 'pr_number')::integer where p.queue_id = v_phase.queue_id;
+        end if;
+        if not repeated and coalesce(p_report -> 'result', 'null') <> 'null' and v_attempt.id is not null then
+            perform pgcoord_private.store_result(v_attempt.id, p_report -> 'result');
         end if;
         v_phase := case v_wanted
             when 'completed' then pgcoord.complete_phase(v_phase.queue_id, v_adw_id)

@@ -92,14 +92,19 @@ begin
 end $$;
 
 -- The process of an attempt is gone. An end that was asked for counts before the exit status, and an end that was
--- reported before counts for good: the exit status is then only recorded.
+-- reported before counts for good: the exit status is then only recorded. p_result is the text of its result file, null
+-- where there is none; p_result_fault, why that cannot be read. A result may say {"status": "failed", "error": …}, or
+-- {"status": "completed"} in place of a report. A file that cannot be used fails the phase: others would miss it.
 create or replace function pgcoord_private.end_attempt(
-    p_attempt_id bigint, p_exit_code integer, p_log_tail text default null, p_left_behind text default null
+    p_attempt_id bigint, p_exit_code integer, p_log_tail text default null, p_left_behind text default null,
+    p_result text default null, p_result_fault text default null
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
     v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
+    v_result jsonb;
+    v_fault text := p_result_fault;
 begin
     if v_attempt.id is null or v_attempt.exited_at is not null then
         return;
@@ -108,15 +113,25 @@ begin
     if p_left_behind <> '' then
         perform pgcoord_private.log_attempt(v_attempt, 'attempt_left_behind', 'ended what its process left behind: ' || p_left_behind);
     end if;
+    if p_result is not null then
+        select result, fault into v_result, v_fault from pgcoord_private.take_result_file(p_attempt_id, p_result);
+    end if;
+    v_fault := 'its result file cannot be used: ' || v_fault;
     if v_attempt.ended_at is not null then
-        perform pgcoord_private.log_attempt(v_attempt, 'attempt_exited', format('exited with status %s', p_exit_code));
+        perform pgcoord_private.log_attempt(v_attempt, 'attempt_exited',
+            concat_ws('; ', format('exited with status %s', p_exit_code), v_fault));
     elsif v_attempt.ending is not null then
         perform pgcoord_private.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
-    elsif p_exit_code = 0 and not v_attempt.reports then
+    elsif p_exit_code = 0 and v_fault is null and v_result ->> 'status' is distinct from 'failed'
+        and (not v_attempt.reports or v_result ->> 'status' = 'completed')
+    then
         perform pgcoord_private.conclude_attempt(v_attempt, 'completed', null, 'exited with status 0');
     else
         perform pgcoord_private.conclude_attempt(v_attempt, 'failed', concat_ws(e'\n',
-            case when p_exit_code = 0 then 'exited 0 without reporting'
+            v_fault,
+            case when v_result ->> 'status' = 'failed' then coalesce(nullif(v_result ->> 'error', ''), 'its result says that it failed') end,
+            case when p_exit_code = 0 and (v_fault is not null or v_result ->> 'status' = 'failed') then null
+                when p_exit_code = 0 then 'exited 0 without reporting'
                 when p_exit_code between 129 and 192 then format('exited with status %s (signal %s)', p_exit_code, p_exit_code - 128)
                 else format('exited with status %s', p_exit_code) end,
             nullif(p_log_tail, '')));
@@ -125,7 +140,7 @@ end $$;
 
 -- An attempt has no process and never will: it could not be started, or the process vanished without an exit status.
 -- An end that was asked for meanwhile counts first.
-create or replace function pgcoord.give_up_attempt(p_attempt_id bigint, p_outcome text, p_error text) returns void
+create or replace function pgcoord.give_up_attempt(p_attempt_id bigint, p_outcome text, p_error text) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
@@ -138,19 +153,20 @@ begin
             hint = 'Give failed (could not start), lost (vanished) or returned (unused).';
     end if;
     if v_attempt.id is null or v_attempt.exited_at is not null then
-        return;
+        return false;
     end if;
     update pgcoord.attempt set exited_at = clock_timestamp() where id = p_attempt_id;
     if v_attempt.ended_at is not null then
-        return;
+        return true;
     elsif v_attempt.ending is not null then
         perform pgcoord_private.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
     else
         perform pgcoord_private.conclude_attempt(v_attempt, p_outcome, p_error);
     end if;
+    return true;
 end $$;
 comment on function pgcoord.give_up_attempt(bigint, text, text) is
-    'For the coordinator: an attempt has no process; its outcome is failed (could not start), lost (vanished) or returned (given back unused).';
+    'For the coordinator: an attempt has no process; its outcome is failed (could not start), lost (vanished) or returned (given back unused); returns whether it was still open.';
 
 -- An attempt of another host, of which nothing was heard for the length of a lease, is lost; an end that was asked for
 -- meanwhile counts first. Whether its process is gone nobody here can know: that stays open, and a coordinator that
@@ -171,7 +187,7 @@ begin
     if v_attempt.ending is null then
         update pgcoord.attempt
         set ending = 'lost', ending_at = clock_timestamp(),
-            ending_reason = format('nothing was heard of its host %s for %s', host, pgcoord_private.lease_length())
+            ending_reason = format('nothing was heard of its host %s for %s', host, pgcoord_private.in_words(pgcoord_private.lease_length()))
         where id = p_attempt_id
         returning * into v_attempt;
     end if;
@@ -189,6 +205,24 @@ begin
     where a.id = p_attempt_id and a.outcome = 'returned' and p.queue_id = a.queue_id and p.status = 'queued';
 end $$;
 
+-- Give back an attempt that failed for want of something that comes again by itself, such as an answer of a model: later
+-- each time that this happens to the phase in a row, half a minute at first, a quarter of an hour at most.
+create or replace function pgcoord_private.postpone_attempt(p_attempt_id bigint, p_reason text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_in_a_row integer;
+begin
+    select a.number - 1 - coalesce(max(b.number), 0) into v_in_a_row
+    from pgcoord.attempt as a
+        left join pgcoord.attempt as b
+            on b.queue_id = a.queue_id and b.number < a.number and b.outcome is distinct from 'returned'
+    where a.id = p_attempt_id
+    group by a.number;
+    perform pgcoord_private.return_attempt(
+        p_attempt_id, least('30 s'::interval * 2 ^ least(v_in_a_row, 10), '15 min'), p_reason);
+end $$;
+
 -- Ask for the end of attempts that have run longer than they may. One that somebody has locked is passed over, so that
 -- no transaction of a person's holds the coordinator up; next_work names it.
 create or replace function pgcoord_private.expire_attempts() returns void
@@ -196,15 +230,36 @@ language sql
 begin atomic
     update pgcoord.attempt as a
     set ending = 'timed_out', ending_at = clock_timestamp(),
-        ending_reason = format('ran longer than its timeout of %s', timeout)
+        ending_reason = format('ran longer than its timeout of %s', pgcoord_private.in_words(timeout))
     where a.id in (
-        select late.id
-        from public.phase_queue as p
-            join pgcoord.attempt as late on late.queue_id = p.queue_id and late.number = p.attempt
-        where p.slot is not null and late.deadline <= clock_timestamp() and late.ended_at is null and late.ending is null
-        for no key update of late skip locked
+        select late.id from pgcoord.attempt as late
+        where late.deadline <= (select clock_timestamp()) and late.ended_at is null and late.ending is null
+        for no key update skip locked
     );
 end;
+
+-- The process of an attempt has written nothing for p_for (null: it writes again). With p_ends that is its end.
+create or replace function pgcoord_private.note_quiet(p_attempt_id bigint, p_for interval, p_ends boolean) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_attempt pgcoord.attempt;
+begin
+    update pgcoord.attempt set quiet_since = clock_timestamp() - p_for
+    where id = p_attempt_id and exited_at is null and (quiet_since is null) <> (p_for is null)
+    returning * into v_attempt;
+    if not found then
+        return;
+    end if;
+    perform pgcoord_private.log_attempt(v_attempt, case when p_for is null then 'attempt_writes' else 'attempt_quiet' end,
+        'wrote nothing for ' || pgcoord_private.in_words(p_for));
+    if p_for is not null and p_ends then
+        update pgcoord.attempt
+        set ending = 'timed_out', ending_at = clock_timestamp(),
+            ending_reason = 'wrote nothing for ' || pgcoord_private.in_words(p_for)
+        where id = p_attempt_id and ended_at is null and ending is null;
+    end if;
+end $$;
 
 -- Log that the end of an attempt was asked for, and wake the coordinators: its process may be on any host.
 create or replace function pgcoord_private.tell_ending() returns trigger

@@ -153,7 +153,7 @@ begin atomic
     delete from pgcoord.errand where kind = 'check' and queue_id = (select queue_id from issue where posts = 0);
 end;
 
-create or replace function pgcoord.release_issues() returns void
+create or replace function pgcoord.release_issues() returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 begin
@@ -162,10 +162,12 @@ begin
         set issues_held_since = null, issues_held_until = null, issues_held_reason = null, issues_failures = 0;
         perform pgcoord_private.log_event('issues_released', null);
         notify pgcoord_wake;
+        return true;
     end if;
+    return false;
 end $$;
 comment on function pgcoord.release_issues() is
-    'For the coordinator: GitHub answers, or is not asked any more; phases need not wait for it.';
+    'For the coordinator: GitHub answers, or is not asked any more; phases need not wait for it; returns whether any did.';
 
 -- A phase starts without an issue, since GitHub will make none for it.
 create or replace function pgcoord_private.do_without_issue(p_attempt_id bigint, p_reason text) returns void

@@ -2,7 +2,7 @@
 -- and until when to wait.
 
 -- Record one end of an attempt, as the coordinator learned it: an object with its `kind` and what the function of that kind
--- takes. Returns what its caller wants to know: of a report the row of take_report, else the move that took the phase out of
+-- takes. Returns what its caller wants to know: of a report the row of take_report, of a job that exited that of exit_job, else the move that took the phase out of
 -- ready or running, also when an earlier report made it (null: it has not moved).
 create or replace function pgcoord_private.record_end(p_end jsonb) returns jsonb
 language plpgsql
@@ -13,13 +13,25 @@ begin
     case p_end ->> 'kind'
         when 'exited' then
             perform pgcoord_private.end_attempt(
-                v_attempt_id, (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail', p_end ->> 'left_behind');
+                v_attempt_id, (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail', p_end ->> 'left_behind',
+                p_end ->> 'result', p_end ->> 'result_fault');
         when 'given_up' then
             perform pgcoord.give_up_attempt(v_attempt_id, p_end ->> 'outcome', p_end ->> 'error');
         when 'returned' then
             perform pgcoord_private.return_attempt(
                 v_attempt_id, make_interval(secs => (p_end ->> 'wait_seconds')::float8), p_end ->> 'error');
+        when 'job_exited' then
+            return (
+                select to_jsonb(e) from pgcoord_private.exit_job(
+                    v_attempt_id, p_end ->> 'copy', (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail',
+                    p_end ->> 'left_behind', p_end ->> 'result', p_end ->> 'result_fault') as e
+            );
+        when 'postponed' then
+            perform pgcoord_private.postpone_attempt(v_attempt_id, p_end ->> 'error');
         when 'reported' then
+            if p_end ->> 'result' is not null then    -- the dependents get it with the report
+                perform pgcoord_private.take_result_file((pgcoord_private.lock_attempt(v_attempt_id)).id, p_end ->> 'result');
+            end if;
             return (
                 select to_jsonb(t) from pgcoord_private.take_report(
                     p_end -> 'report', p_end ->> 'message_id', p_end ->> 'actor', p_end ->> 'adw_id') as t
@@ -94,24 +106,29 @@ begin
 end $$;
 
 -- Before the coordinator rests: what has changed, and when to look next. First asks for the end of attempts whose time is up;
--- `changed` is of p_attempts, of which the coordinator was told that they changed: those of p_host whose process may be alive,
--- as an array of {attempt_id, folder, started, ended, ending, ended_seconds_ago}. The rest is as next_work says.
+-- `changed` is of p_attempts, of which the coordinator was told that they changed: those of p_host, and of engines, that may be
+-- alive, as an array of {attempt_id, folder, started, ended, ending, ended_seconds_ago}. The rest is as next_work says.
 create or replace function pgcoord_private.look_round(
     p_host text, p_attempts bigint[], p_awaited text[],
     out changed jsonb, out due_in float8, out abandoned bigint[], out locked text[]
 )
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp
+set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 begin
-    perform pgcoord_private.expire_attempts();
+    if exists (
+        select from pgcoord.attempt where deadline <= (select clock_timestamp()) and ended_at is null and ending is null
+    ) then
+        perform pgcoord_private.expire_attempts();
+    end if;
     changed := '[]';
     if p_attempts <> '{}' then
         select coalesce(jsonb_agg(jsonb_build_object(
             'attempt_id', attempt_id, 'folder', folder, 'started', started, 'ended', ended, 'ending', ending,
             'ended_seconds_ago', ended_seconds_ago
         ) order by attempt_id), '[]') into changed
-        from pgcoord_private.assignment where attempt_id = any (p_attempts) and host = p_host;
+        from pgcoord_private.assignment where attempt_id = any (p_attempts) and (host = p_host or host is null);
     end if;
     select n.due_in, n.abandoned, n.locked into due_in, abandoned, locked from pgcoord_private.next_work(p_awaited) as n;
 end $$;

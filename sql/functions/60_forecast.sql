@@ -398,7 +398,7 @@ begin
     from generate_series(1, v_count) as n;
 end $$;
 
-create or replace function pgcoord.forecast(p_feature_ids integer[])
+create or replace function pgcoord.forecast(p_feature_ids bigint[])
 returns table (
     feature_id integer, phase_number integer, layer integer, critical boolean, runs bigint, usual interval,
     starts_at timestamptz, ends_at timestamptz, earliest timestamptz, latest timestamptz
@@ -409,11 +409,11 @@ set jit = off as $$
     select s.feature_id, s.phase_number, s.layer, s.critical, s.runs, s.usual,
         pgcoord_private.in_minutes(s.starts), pgcoord_private.in_minutes(s.ends),
         pgcoord_private.in_minutes(s.earliest), pgcoord_private.in_minutes(s.latest)
-    from pgcoord_private.simulate(p_feature_ids) as s
+    from pgcoord_private.simulate(p_feature_ids::integer[]) as s
     where s.feature_id = any (p_feature_ids)
     order by s.feature_id, s.phase_number;
 $$;
-comment on function pgcoord.forecast(integer[]) is
+comment on function pgcoord.forecast(bigint[]) is
     'When each phase of these features will run, with the slots there are and everything else that is open, if nothing fails: its layer in the graph, whether it is on the critical path, and from when to when.';
 
 -- A row for each feature, and one without a feature for all that is open and goes by itself.
@@ -444,14 +444,14 @@ set jit = off as $$
     having count(*) > 0;
 $$;
 
-create or replace function pgcoord.expected_finish(p_feature_ids integer[])
+create or replace function pgcoord.expected_finish(p_feature_ids bigint[])
 returns table (
     feature_id integer, path integer[], runs bigint, path_takes interval,
     ends_at timestamptz, earliest timestamptz, latest timestamptz
 )
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
-    select f.* from pgcoord_private.finishes(p_feature_ids) as f where f.feature_id is not null;
+    select f.* from pgcoord_private.finishes(p_feature_ids::integer[]) as f where f.feature_id is not null;
 $$;
-comment on function pgcoord.expected_finish(integer[]) is
+comment on function pgcoord.expected_finish(bigint[]) is
     'The critical path of each feature, and when it will be finished with the slots there are, beside everything else that is open and if nothing fails; null where nothing tells.';

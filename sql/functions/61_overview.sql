@@ -5,8 +5,9 @@
 create or replace function pgcoord_private.phase_objects(p_queue_ids text[]) returns setof jsonb
 language sql stable
 begin atomic
-    select to_jsonb(p) - '{attempts_used,unmet,held}'::text[]
-        || jsonb_build_object('waiting_for', first.words, 'skipped', pgcoord_private.was_skipped(p))
+    select to_jsonb(p) - '{attempts_used,unmet,held}'::text[] || jsonb_build_object(
+            'waiting_for', first.words, 'result', pgcoord_private.result_of(p.queue_id, p.attempt),
+            'skipped', pgcoord_private.was_skipped(p))
     from unnest(p_queue_ids) with ordinality as named (queue_id, place)
         join public.phase_queue as p using (queue_id)
         left join (
@@ -18,9 +19,10 @@ begin atomic
 end;
 
 -- Features to show: all, attention, in_progress, planned, finished, or with a phase in a state; found by title, id,
--- queue_id, adw_id or issue, and by titles of phases while they are not finished.
+-- queue_id, adw_id or issue, and by titles of phases while they are not finished. Planned is what has no phases yet, in
+-- progress what has and is not stopped: something of it runs, or may start, or nothing of it needs somebody.
 -- Features that are not finished, then the latest of those that are: what a page of features shows. It reads the phases
--- that are open and an index entry of every feature, not the phases that are done, however many these are.
+-- that are open and as many features as are shown, not what is done, however much that is.
 create or replace function pgcoord_private.list_features(p_show text, p_search text, p_limit integer)
 returns setof integer
 language sql stable
@@ -28,14 +30,24 @@ set search_path = pg_catalog, pg_temp
 set jit = off as $$
     with
     working as materialized (select distinct feature_id as id from public.phase_queue where status <> 'completed'),
-    feature as (
-        -- (A scalar subquery: of an exists the planner would make a table of all phases.)
-        select f.id, f.title, f.cancelled_at is null and (w.id is not null
-                or (select true from public.phase_queue as p where p.feature_id = f.id limit 1) is null) as open
-        from public.planned_features as f
-            left join working as w on w.id = f.id
+    idle as materialized (
+        select u.feature_id as id from pgcoord.unqueued as u
+        where not exists (select from public.phase_queue as p where p.feature_id = u.feature_id)
     ),
-    named as (
+    open as materialized (
+        select f.id from public.planned_features as f
+        where f.id = any (array(select id from working union all select id from idle)) and f.cancelled_at is null
+    ),
+    needing as materialized (
+        select a.feature_id as id, a.kind from pgcoord.attention as a where p_show in ('attention', 'in_progress')
+    ),
+    going as materialized (
+        select distinct p.feature_id as id from public.phase_queue as p
+        where p_show = 'in_progress' and p.status in ('queued', 'ready', 'running')
+            and (p.slot is not null or p.eligible_at is not null
+                and not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id offset 0))
+    ),
+    named as materialized (
         select id from public.planned_features where strpos(lower(title), lower(p_search)) > 0 or id::text = p_search
         union all
         select feature_id from public.phase_queue where queue_id = p_search
@@ -47,37 +59,56 @@ set jit = off as $$
         union all
         select p.feature_id from public.phase_queue as p join working as w on w.id = p.feature_id
         where strpos(lower(pgcoord_private.title_of(p)), lower(p_search)) > 0
-    ),
-    found as materialized (
-        select id, open from feature as f
+    )
+    (
+        select o.id from open as o
         where case p_show
                 when 'all' then true
-                when 'finished' then not f.open
-                when 'attention' then f.open and f.id in (select a.feature_id from pgcoord.attention as a)
-                when 'in_progress' then f.open and exists (select from pgcoord.feature as v where v.id = f.id and v.status = p_show)
-                when 'planned' then f.open and exists (select from pgcoord.feature as v where v.id = f.id and v.status = p_show)
+                when 'finished' then false
+                when 'attention' then o.id in (select n.id from needing as n)
+                when 'planned' then o.id in (select i.id from idle as i)
+                when 'in_progress' then o.id in (select w.id from working as w) and (
+                    o.id in (select g.id from going as g)
+                    or o.id not in (select n.id from needing as n where n.kind in ('failed', 'missing', 'workflow')))
+                when 'completed' then exists (select from public.phase_queue as p where p.feature_id = o.id and p.status = p_show)
+                else exists (select from public.phase_queue as p
+                    where p.feature_id = o.id and p.status <> 'completed' and p.status = p_show)
+            end
+            and (p_search is null or o.id in (select id from named))
+        order by o.id limit p_limit
+    )
+    union all
+    (
+        select f.id from public.planned_features as f
+        where p_show not in ('attention', 'in_progress', 'planned')
+            and f.id not in (select o.id from open as o)
+            and (p_search is null or f.id in (select id from named))
+            and case p_show
+                when 'all' then true
+                when 'finished' then true
                 when 'completed' then exists (select from public.phase_queue as p where p.feature_id = f.id and p.status = p_show)
                 else f.id in (select p.feature_id from public.phase_queue as p where p.status <> 'completed' and p.status = p_show)
             end
-            and (p_search is null or f.id in (select id from named))
-    )
-    (select id from found where open order by id limit p_limit)
-    union all
-    (select id from found where not open order by id desc limit case when p_show = 'all' and p_search is null then 10 else p_limit end);
+        order by f.id desc limit case when p_show = 'all' and p_search is null then 10 else p_limit end
+    );
 $$;
 
 -- What the list of features shows of each: its counts, the state of each phase where there are few, who paused it.
 create or replace function pgcoord_private.feature_rows(p_ids integer[])
 returns table (
     id integer, title text, status text, total bigint, counts jsonb, strip text[], running integer[], failed integer[],
-    blocked bigint, missing integer, in_line bigint, planned integer, since timestamptz, finished_at timestamptz,
+    blocked bigint, missing integer, unknown integer, in_line bigint, planned integer, since timestamptz, finished_at timestamptz,
     paused_at timestamptz, paused_reason text, paused_by text, cancelled_at timestamptz, cancelled_reason text
 )
 language sql stable
 set search_path = pg_catalog, pg_temp
 set jit = off as $$
+    with stranded as materialized (
+        select s.queue_id, s.feature_id, s.phase_number, s.kind from pgcoord_private.stranded as s where s.status = 'queued'
+    )
     select f.id, f.title, f.status, f.total_phases, n.counts, n.strip, n.running, n.failed, f.phases_blocked,
-        (select a.phase_number from pgcoord.attention as a where a.feature_id = f.id and a.kind = 'missing' order by 1 limit 1),
+        (select min(s.phase_number) from stranded as s where s.feature_id = f.id and s.kind = 'missing' and f.cancelled_at is null),
+        (select min(s.phase_number) from stranded as s where s.feature_id = f.id and s.kind = 'workflow' and f.cancelled_at is null),
         n.in_line, coalesce(jsonb_array_length(f.plan), 0), coalesce(f.started_at, f.created_at), f.finished_at,
         f.paused_at, f.paused_reason,
         case when f.paused_at is not null then (
@@ -94,7 +125,8 @@ set jit = off as $$
                     where p.feature_id = f.id and p.slot is not null) as running,
                 (select array_agg(p.phase_number order by p.phase_number) from public.phase_queue as p
                     where p.feature_id = f.id and p.status = 'failed') as failed,
-                (select count(*) from pgcoord_private.claimable as p where p.feature_id = f.id) as in_line
+                (select count(*) from pgcoord_private.claimable as p where p.feature_id = f.id
+                    and p.queue_id not in (select s.queue_id from stranded as s)) as in_line
             from (select p.status, count(*) as n from public.phase_queue as p where p.feature_id = f.id group by p.status) as s
         ) as n
     order by wanted.place;

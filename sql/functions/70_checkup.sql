@@ -138,13 +138,15 @@ $$;
 create or replace function pgcoord_private.checkup_line() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
-    select 'line', case when line.stuck then 'fail' else 'ok' end,
+    select 'line', case when line.stuck then 'fail' when refused.n > 0 then 'warn' else 'ok' end,
         case when line.stuck then format('%s, the first since %s, though a slot is free',
                 pgcoord_private.counted(line.n, 'phase waits', 'phases wait'), pgcoord_private.in_words(line.longest))
+            when refused.n > 0 then format('the database refuses the claim of %s: %s', pgcoord_private.some_of(refused.names), refused.error)
             when line.n > 0 then pgcoord_private.counted(line.n, 'phase waits', 'phases wait') || ' for a slot'
             else 'no phase waits for a slot'
         end,
-        case when line.stuck then 'end what locks it (see transactions); else restart the coordinator, and keep its log' end
+        case when line.stuck then 'end what locks it (see transactions); else restart the coordinator, and keep its log'
+            when refused.n > 0 then 'it is tried again each minute: look at its data, and at triggers of yours on phase_queue' end
     from (
         select count(*) as n, max(clock_timestamp() - p.eligible_at) as longest,
             coalesce(bool_or(greatest(p.eligible_at, p.updated_at, l.lead_at) < clock_timestamp() - interval '10 s'
@@ -155,7 +157,13 @@ set search_path = pg_catalog, pg_temp as $$
             left join pgcoord.leader as l on true
             left join pgcoord_private.workflow_line as w on w.line = coalesce(p.workflow_type, '')
         where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow')
-    ) as line;
+    ) as line
+        cross join (
+            select count(*) as n, array_agg(u.queue_id order by u.since) as names,
+                split_part((array_agg(u.error order by u.since))[1], e'\n', 1) as error
+            from pgcoord.unclaimable as u
+                join public.phase_queue as p on p.queue_id = u.queue_id and p.status = 'queued'
+        ) as refused;
 $$;
 
 -- Checkup: are failed phases tried again in time?
@@ -253,6 +261,22 @@ set search_path = pg_catalog, pg_temp as $$
     ) as external;
 $$;
 
+-- Checkup: does a process write nothing for longer than its workflow says is usual?
+create or replace function pgcoord_private.checkup_quiet() returns setof pgcoord.finding
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
+    select 'quiet', case when n = 0 then 'ok' else 'warn' end,
+        case when n = 0 then 'no phase is quiet for longer than its workflow says'
+            else format('%s quiet: %s', pgcoord_private.counted(n, 'phase is', 'phases are'), pgcoord_private.some_of(names)) end,
+        case when n > 0 then 'it may wait for a person or for the network: ''pgcoord logs'' shows its last words, ''pgcoord cancel'' ends it' end
+    from (
+        select count(*) as n, array_agg(
+                format('%s for %s', a.queue_id, pgcoord_private.in_words(clock_timestamp() - a.quiet_since)) order by a.id) as names
+        from pgcoord.attempt as a
+        where a.quiet_since is not null and a.exited_at is null and a.ended_at is null
+    ) as quiet;
+$$;
+
 -- Checkup: are there transactions that lock phases, or hold vacuum back?
 -- A minute with a lock on our rows holds up claims; ten minutes of any kind keep vacuum from removing dead rows.
 create or replace function pgcoord_private.checkup_transactions() returns setof pgcoord.finding
@@ -324,6 +348,36 @@ set search_path = pg_catalog, pg_temp as $$
     from (select pg_notification_queue_usage()::numeric as usage) as queue;
 $$;
 
+-- Checkup: does a subscription write into our tables? Its worker fires no trigger of a statement, so that what it inserts
+-- has no edges and wakes nobody; most of it is refused, and it tries again for ever.
+create or replace function pgcoord_private.checkup_replication() returns setof pgcoord.finding
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
+    select 'replication', case when count(*) > 0 then 'fail' else 'ok' end,
+        case when count(*) > 0 then format('a subscription replicates into %s, past the triggers: phases do not come in',
+                string_agg(distinct c.relname, ' and '))
+            else 'no subscription writes past the triggers' end,
+        case when count(*) > 0
+            then 'replicate into a table of your own, and have an ''enable always'' trigger of it insert into phase_queue' end
+    from pg_subscription_rel as r join pg_class as c on c.oid = r.srrelid
+    where c.oid in ('public.planned_features'::regclass, 'public.phase_queue'::regclass);
+$$;
+
+-- Checkup: are there phases that say nothing of what is to be done?
+create or replace function pgcoord_private.checkup_empty() returns setof pgcoord.finding
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
+    select 'empty', case when count(*) > 0 then 'warn' else 'ok' end,
+        case when count(*) > 0 then format('%s neither title nor prompt: %s',
+                pgcoord_private.counted(count(*), 'phase that waits has', 'phases that wait have'),
+                pgcoord_private.some_of(array_agg(queue_id order by feature_id, phase_number)))
+            else 'each phase that waits says what is to be done' end,
+        case when count(*) > 0
+            then 'was phase_data lost on the way? Update it, or cancel them; needs_prompt = true of a workflow refuses such phases' end
+    from public.phase_queue as p
+    where p.status in ('queued', 'blocked') and pg_column_size(p.phase_data) < 1000 and pgcoord_private.is_empty(p.phase_data);
+$$;
+
 -- Checkup: does GitHub make issues, and are they told how their phases ended?
 create or replace function pgcoord_private.checkup_issues() returns setof pgcoord.finding
 language sql stable
@@ -361,6 +415,9 @@ begin
     return query select * from pgcoord_private.checkup_prerequisites();
     return query select * from pgcoord_private.checkup_attempts();
     return query select * from pgcoord_private.checkup_external();
+    return query select * from pgcoord_private.checkup_quiet();
+    return query select * from pgcoord_private.checkup_empty();
+    return query select * from pgcoord_private.checkup_replication();
     return query select * from pgcoord_private.checkup_issues();
     return query select * from pgcoord_private.checkup_locks();
     return query select * from pgcoord_private.checkup_transactions();

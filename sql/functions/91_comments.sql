@@ -48,7 +48,7 @@ comment on column pgcoord.reasons.feature_id is 'Its feature.';
 comment on column pgcoord.reasons.phase_number is 'Its number within the feature.';
 comment on column pgcoord.reasons.rank is 'The lower, the more decisive.';
 comment on column pgcoord.reasons.kind is
-    'Kind of the reason: unrecorded, ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked or slot.';
+    'Kind of the reason: unrecorded, ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked, engine or slot.';
 comment on column pgcoord.reasons.words is 'The reason in words.';
 comment on column pgcoord.reasons.refers_to is 'What it refers to: a phase, an adw_id, a feature, a workflow.';
 
@@ -59,7 +59,7 @@ comment on column pgcoord_private.first_reason.words is 'The most decisive reaso
 
 comment on column pgcoord.waiting.title is 'What the phase is called.';
 comment on column pgcoord.waiting.kind is
-    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked or slot.';
+    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked, engine or slot.';
 comment on column pgcoord.waiting.words is 'The reason in words.';
 
 comment on column pgcoord.slots.slot is 'Number of the slot.';
@@ -133,7 +133,7 @@ comment on column pgcoord_private.stranded.words is 'What is wrong.';
 comment on column pgcoord_private.stranded.refers_to is 'Number of the phase, or name of the workflow, that does not exist.';
 
 comment on column pgcoord.attention.kind is
-    'failed, missing (a prerequisite does not exist), workflow (nobody knows it), slow (runs much longer than usual) or locked (a lock of somebody''s holds it up).';
+    'failed, missing (a prerequisite does not exist), workflow (nobody knows it), unclaimable (the database refuses its claim), slow (runs much longer than usual) or locked (a lock of somebody''s holds it up).';
 comment on column pgcoord.attention.feature is 'What the feature is called.';
 comment on column pgcoord.attention.title is 'What the phase is called.';
 comment on column pgcoord.attention.since is 'Since when it is so.';
@@ -152,3 +152,21 @@ comment on column pgcoord.backlog.for_approval is 'Phases that ask for approval.
 
 comment on column pgcoord.gate.question is 'What is asked.';
 comment on column pgcoord.gate.asked_at is 'When its last prerequisite was completed.';
+
+comment on column pgcoord.feature.cost_usd is 'What the results of its attempts say that they cost, in US dollars.';
+comment on column pgcoord.feature.tokens_in is 'Tokens that its attempts read, as their results say.';
+comment on column pgcoord.feature.tokens_out is 'Tokens that its attempts wrote, as their results say.';
+comment on column pgcoord.board.result is 'The result of its latest attempt.';
+comment on column pgcoord.queue.result is 'The result of its latest attempt.';
+comment on column pgcoord.results.attempt is 'First, second … attempt at the phase.';
+comment on column pgcoord.results.summary is 'What was done, in its own words.';
+comment on column pgcoord.results.branch is 'The branch with its work.';
+comment on column pgcoord.results.commit is 'The commit with its work.';
+comment on column pgcoord.results.pr_number is 'The pull request with its work.';
+comment on column pgcoord.results.url is 'Where its work can be seen.';
+comment on column pgcoord.results.result is 'The whole object.';
+comment on column pgcoord.costs.attempts is 'Attempts with a result.';
+comment on column pgcoord.costs.cost_usd is 'Their cost in US dollars.';
+comment on column pgcoord.costs.tokens_in is 'Tokens that they read.';
+comment on column pgcoord.costs.tokens_out is 'Tokens that they wrote.';
+comment on column pgcoord.feature.max_cost_usd is 'What it may cost, in US dollars: once that is spent it is paused.';

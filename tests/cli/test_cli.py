@@ -578,6 +578,9 @@ def test_status_json_is_an_object_that_stays_as_it_is(
         "phases_failed": 0,
         "phases_blocked": 0,
         "paused_at": None,
+        "cost_usd": None,
+        "tokens_in": None,
+        "tokens_out": None,
     }
     since = phases[1].pop("since")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?[+-]\d\d:\d\d", since)
@@ -595,9 +598,24 @@ def test_status_json_is_an_object_that_stays_as_it_is(
         "started_timestamp": None,
         "finished_timestamp": None,
         "waiting_for": "waits for phase 1, ready",
+        "result": None,
         "skipped": False,
     }
     assert json.loads(desk.say("status", "1", "--json"))["features"][0]["id"] == 1
+
+
+def test_results_are_printed_by_phase_and_by_feature(
+    desk: Desk, conn: Connection, epoch: int
+) -> None:
+    add_feature(conn, {1: [], 2: [1]})
+    claim(conn, epoch)
+    conn.execute("""select pgcoord.set_result('queue-1-1', '{"summary": "done", "cost_usd": 1}')""")
+    assert json.loads(desk.say("result", "1.1")) == {"summary": "done", "cost_usd": 1}
+    assert json.loads(desk.say("result", "1")) == {"1": {"summary": "done", "cost_usd": 1}}
+    (feature,) = json.loads(desk.say("status", "--json"))["features"]
+    assert (feature["cost_usd"], feature["phases"][0]["result"]["summary"]) == (1, "done")
+    missing = desk.call("result", "1.2")
+    assert (missing.returncode, missing.stderr) == (4, "pgcoord: phase queue-1-2 has no result\n")
 
 
 def test_status_says_when_there_is_nothing(desk: Desk) -> None:

@@ -43,11 +43,11 @@ def test_a_workflow_has_defaults(tmp_path: Path) -> None:
     configuration = read(tmp_path, '[workflow.build]\ncommand = ["make"]\n')
     assert configuration == Configuration(
         path=tmp_path / "pgcoord.toml",
-        workflows={"build": Workflow("build", ("make",), tmp_path)},
+        workflows={"build": Workflow("build", ("make",), tmp_path, default=True)},
         log_folder=None,
         planner=Planner(tmp_path),
     )
-    assert configuration.default_workflow is None
+    assert configuration.default_workflow == configuration.workflows["build"]
 
 
 def test_every_key_is_read(tmp_path: Path) -> None:
@@ -202,9 +202,10 @@ def test_a_pool_has_slots_and_workflows_name_it(tmp_path: Path) -> None:
         ('pool.gpu.launcher = "local"', "pool.gpu.slots: missing; expected how many"),
         ('pool.gpu = {launcher = "local", slots = 0}', "pool.gpu.slots: expected a whole number"),
         ('pool.gpu = {launcher = "local", slots = -3}', "pool.gpu.slots: expected a whole number"),
-        ("pool.gpu = {slots = 1}", "pool.gpu.launcher: missing; expected one of local"),
+        ("pool.gpu = {slots = 1}", "pool.gpu.launcher: missing; expected one of local, slurm"),
         ('pool.gpu = {launcher = "locale", slots = 1}', "did you mean local?"),
         ('pool.gpu = {launcher = "local", slots = 1, queue = 1}', "pool.gpu.queue: unknown key"),
+        ('pool.gpu = {launcher = "slurm", slots = 1}', "folder: missing; expected a folder that"),
         ('pool."g pu" = {launcher = "local", slots = 1}', 'pool."g pu": expected a name'),
         ('workflow.a = {command = ["a"], pool = "loca"}', "there is no [pool.loca]; did you mean"),
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pgcoord.__main__ import app
+from pgcoord.__main__ import make_app
 from pgcoord.configuration import read_configuration
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def check(command: str) -> None:
     """Assert that its command and its options exist."""
     _, *words = shlex.split(command, comments=True)
     names = [word for word in words[: 2 if words[:1] == ["db"] else 1] if word[0] != "-"]
-    help = CliRunner().invoke(app, [*names, "--help"])
+    help = CliRunner().invoke(make_app(), [*names, "--help"])
     assert help.exit_code == 0, f"there is no command {' '.join(names)}: {command}"
     for option in (word.partition("=")[0] for word in words if word.startswith("-")):
         assert re.search(rf"(^| ){option}\b", help.output, re.MULTILINE), f"no {option}: {command}"

@@ -421,8 +421,8 @@ def test_features_are_listed_by_what_they_are_and_found_by_their_names(
     assert claim(conn, epoch) == [f"queue-{running}-1"]
     conn.execute("update planned_features set title = '100 %% of it' where id = %s", [empty])
     assert listed(conn, "all") == [planned, running, empty, done]
-    assert listed(conn, "planned") == [planned, empty]
-    assert listed(conn, "in_progress") == [running]
+    assert listed(conn, "planned") == [empty]
+    assert listed(conn, "in_progress") == [planned, running]
     assert listed(conn, "finished") == [done]
     assert listed(conn, "ready") == [running]
     assert listed(conn, "all", "0 %") == [empty]
@@ -442,7 +442,13 @@ def test_the_line_is_in_the_order_of_claims(conn: Connection) -> None:
     line = rows(conn, "select phase_number from pgcoord.line")
     assert [row["phase_number"] for row in line] == [4, 1, 2]
     [backlog] = rows(conn, "select * from pgcoord.backlog")
-    assert backlog == {"in_line": 3, "for_phases": 1, "paused": 0, "for_retry": 0}
+    assert backlog == {
+        "in_line": 3,
+        "for_phases": 1,
+        "paused": 0,
+        "for_retry": 0,
+        "for_approval": 0,
+    }
 
 
 def test_what_nobody_can_run_is_not_in_line(conn: Connection, epoch: int) -> None:

@@ -64,6 +64,15 @@ async def test_a_process_ended_by_a_signal_is_said_so(
     assert row["error_message"].startswith("exited with status 139 (signal 11)")
 
 
+async def test_a_phase_without_a_prompt_fails_where_its_workflow_needs_one(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit(" ", "true")
+    async with running(make_coordinator(dsn, tmp_path, scripts(needs_prompt=True))):
+        row, _ = await watch.until_statuses("failed", "completed")
+    assert row["error_message"] == "it has no prompt, and workflow work needs_prompt"
+
+
 async def test_exit_0_is_no_success_where_a_report_is_due(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
@@ -254,6 +263,9 @@ async def test_a_process_is_told_who_it_is_and_gets_no_other_variables(
         "PGCOORD_ATTEMPT": "1",
         "PGCOORD_ISSUE_NUMBER": "",
         "PGCOORD_PROMPT_FILE": attempt["folder"] + "/prompt.md",
+        "PGCOORD_INPUT_FILE": attempt["folder"] + "/inputs.json",
+        "PGCOORD_RESULT_FILE": attempt["folder"] + "/result.json",
+        "PGCOORD_INSTALLATION": attempt["folder"].split("/")[-2],
         "PGCOORD_WEBHOOK_SECRET": attempt["secret"],
     }
     assert found.keys() - {"PWD", "OLDPWD", "SHLVL", "_"} <= {

@@ -150,6 +150,32 @@ async def test_the_ninth_locked_phase_is_claimed_when_its_lock_goes(
         await watch.until_statuses(*["queued"] * 8, "completed")
 
 
+async def test_a_phase_whose_claim_is_refused_holds_up_no_other(
+    dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await watch.conn.execute("""
+        create function public.refuse() returns trigger language plpgsql as
+            $$begin raise 'not this one'; end$$""")
+    await watch.conn.execute("""
+        create trigger refuse before update on public.phase_queue for each row
+            when (new.queue_id = 'queue-1-1') execute function public.refuse()""")
+    await watch.submit("true", "true")
+    await watch.submit("true")
+    async with running(make_coordinator(dsn, tmp_path)):
+        await watch.until_statuses("queued", "completed", "completed")
+        assert "queue-1-1 is not claimed for a minute" in caplog.text
+        why = await watch.one("select kind, words from pgcoord.why('queue-1-1') limit 1")
+        assert why["kind"] == "unclaimable"
+        assert why["words"].endswith(": not this one")
+        found = await watch.one("select level, words from pgcoord.checkup() where kind = 'line'")
+        assert found["level"] == "warn"
+        assert "queue-1-1: not this one" in found["words"]
+        await watch.conn.execute("drop trigger refuse on public.phase_queue")
+        await watch.conn.execute("update pgcoord.unclaimable set until = now()")
+        await watch.conn.execute("select pg_notify('pgcoord_wake', '')")
+        await watch.until_statuses(*["completed"] * 3)
+
+
 async def test_a_retry_in_a_locked_feature_holds_up_no_other_feature(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:

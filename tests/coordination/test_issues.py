@@ -590,7 +590,7 @@ async def test_an_app_makes_issues_with_a_token_that_is_renewed_in_time(
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "app.pem: no such file or directory"), ("no key", "app.pem: no private key")],
+    [(None, "app.pem: no such file or directory"), ("no key", "app.pem: not a private key")],
 )
 def test_a_key_that_is_none_is_refused_before_anything_runs(
     text: str | None, words: str, dsn: str, tmp_path: Path

@@ -17,6 +17,8 @@ from pgcoord.http.openapi import document
 # Functions that clients may call and that are no actions on what is there, or not for people.
 NO_ACTIONS = {
     "submit_feature": "brings a plan: 'pgcoord run', POST /planned-features, /features/new",
+    "add_feature": "brings work in, as an INSERT does",
+    "add_phase": "brings work in, as an INSERT does",
     "store_feature": "brings a plan: POST /planned-features, /features/new",
     "change_feature": "brings a plan: PATCH of a feature, its page",
     "execute_feature": "may plan first, for minutes, outside of the database",

@@ -21,8 +21,10 @@ from support.coordination import PATIENCE, Gate
 from support.database import Connection, add_feature, add_phase, claim, start, statuses
 from support.desk import free_port
 from support.forks import Fork, run_forked
+from support.nginx import proxied
 from support.panel_browser import browsing, chromium, served
 from support.panel_scene import Scene, set_scene
+from support.serving import served as serving_of
 
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
@@ -237,7 +239,10 @@ async def test_the_line_says_why_and_when_and_a_free_slot_says_why_it_is_free(
         re.compile(r"Slot \d is free\s*everything is paused")
     )
     conn.execute("select pgcoord.resume()")
-    conn.execute("select pgcoord.cancel_feature(id, 'x') from planned_features")
+    conn.execute(
+        "select pgcoord.cancel_feature(id, 'x') from pgcoord.feature"
+        " where status in ('planned', 'in_progress')"
+    )
     await expect(page.locator(".slot.free").first).to_contain_text("nothing waits for it")
 
 
@@ -291,6 +296,32 @@ async def test_only_what_has_changed_is_sent(
     pieces = await page.evaluate("sent.flatMap(each => Object.keys(JSON.parse(each).pieces))")
     assert "feature-7" in pieces
     assert {each for each in pieces if each.startswith("feature-")} == {"feature-7"}
+
+
+async def test_a_change_of_one_phase_of_five_hundred_is_sent_in_ten_kilobytes(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    with conn.transaction():
+        feature = add_feature(conn, {n: [n - 10] if n > 300 else [] for n in range(1, 501)})
+    queue_ids = claim(conn, epoch)
+    await look(page, f"{panel}/features/{feature}")
+    await expect(page.locator("#in-line")).to_have_text("next in line: 4, 5, 6, 7, 8")
+    await expect(page.locator("#phase-9 .why")).to_have_text("waits for a slot")
+    await page.evaluate(
+        "window.sent = 0; const before = take;"
+        "take = (message, glows) => { sent += message.length; before(message, glows); }; 0"
+    )
+    with conn.transaction():
+        start(conn, epoch, queue_ids[0])
+        conn.execute("select pgcoord.complete_phase(%s)", [queue_ids[0]])
+    claim(conn, epoch)
+    await expect(tree_state(page, 4)).to_have_text("Ready")
+    await expect(page.locator("#in-line")).to_have_text("next in line: 5, 6, 7, 8, 9")
+    sent = await page.evaluate("sent")
+    assert sent < 10_000, "of all pieces it would be half a million"
+    # Its timeline is fetched by those who look at it.
+    await page.locator("#timeline").scroll_into_view_if_needed()
+    await expect(page.locator("#timeline .who .completed")).to_have_count(1)
 
 
 async def test_many_events_are_drawn_together_and_the_last_state_is_shown(
@@ -355,10 +386,9 @@ async def test_a_restarted_postgres_is_noticed_and_the_page_goes_on(
             await asyncio.to_thread(postgres.stop)
             await expect(page.locator("#lost")).to_contain_text("The database does not answer")
             answer = await page.request.get(url)
-            assert (answer.status, "The database does not answer" in await answer.text()) == (
-                503,
-                True,
-            )
+            said = await answer.text()
+            assert (answer.status, "The database does not answer" in said) == (503, True)
+            assert "Refused" not in said
             await asyncio.to_thread(postgres.start)
             with psycopg.connect(postgres.dsn, autocommit=True) as conn:
                 conn.execute("insert into planned_features (title) values ('Afterwards')")
@@ -505,6 +535,55 @@ async def test_slots_and_priorities_are_changed(page: Page, panel: str, conn: Co
     await expect(page.locator("#line li").first).to_contain_text("Phase 2")
     assert events(conn, "phase_reprioritised")[0]["reason"] == "priority 50 → 7"
     assert events(conn, "slots_changed")[0]["actor"] == "http (127.0.0.1)"
+
+
+async def test_many_slots_are_asked_for_first_and_shown_as_rows(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    add_feature(conn, {n: [] for n in range(1, 13)})
+    await look(page, panel)
+    await page.get_by_label("Limit").fill("500")
+    await page.get_by_role("button", name="Set").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog).to_contain_text("Let 500 phases run at once?")
+    await expect(dialog).to_contain_text("3 may run now. 12 phases that wait in line would start")
+    await dialog.get_by_role("link", name="Leave it").click()
+    await page.get_by_role("button", name="Set").click()
+    await dialog.get_by_role("button", name="Set").click()
+    await expect(page.locator("#free")).to_contain_text("500 slots free")
+    assert len(claim(conn, epoch)) == 12
+    await expect(page.locator("#free")).to_contain_text("488 slots free")
+    await expect(page.locator("#slots > .slot")).to_have_count(13)
+    height = await page.evaluate("document.documentElement.scrollHeight")
+    assert height < 1200
+    conn.execute("select pgcoord.set_slots(3)")
+    await expect(page.locator("#line")).to_contain_text("Nothing waits for a slot")
+    await expect(page.locator("#slots-title + span")).to_contain_text("12 held, 3 allowed")
+
+
+async def test_words_say_what_a_person_would_do_next(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    unknown = add_feature(conn, {1: []}, phase_data=Jsonb({"workflow_type": "unheard-of"}))
+    stopped = add_feature(conn, {1: [], 2: [1]})
+    fail(conn, epoch, f"queue-{stopped}-1")
+    queued = add_feature(conn, {1: [], 2: [1]})
+    await look(page, panel)
+    row = page.locator(f"#feature-{unknown}")
+    await expect(row).to_contain_text("Phase 1 cannot start: no coordinator knows its workflow")
+    await expect(row).not_to_contain_text("for a slot")
+    await page.get_by_role("link", name="In progress").click()
+    await expect(page.locator("#features > li")).to_have_count(1)
+    await expect(page.locator(f"#feature-{queued}")).to_contain_text("1 waits for a slot")
+    await look(page, f"{panel}/features/{stopped}")
+    await expect(page.locator("#head")).to_contain_text(re.compile("Stopped, .*: phase 1 failed"))
+    await look(page, f"{panel}/features/{queued}")
+    await expect(page.locator("#head")).to_contain_text("nothing of it has started")
+    icon = page.locator("link[rel=icon]")
+    await look(page, panel)
+    await expect(icon).to_have_attribute("href", re.compile("alert.svg$"))
+    await page.evaluate("lose('as a test')")
+    await expect(page).to_have_title(re.compile("^Not live · "))
 
 
 async def test_a_feature_is_made_generated_and_executed_in_one_click(
@@ -706,6 +785,89 @@ async def test_without_javascript_everything_can_be_done(
     await expect(plain.get_by_role("alert")).to_contain_text("PC002")
 
 
+LOCATIONS = """
+location /kept/ { proxy_pass {url}; proxy_http_version 1.1; proxy_set_header Host $http_host; }
+location /cut/ {
+    proxy_pass {url}/; proxy_http_version 1.1; proxy_set_header Host $http_host;
+    proxy_set_header X-Forwarded-Prefix /cut; proxy_set_header X-Forwarded-User dana;
+    proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade;
+}
+"""
+
+
+@pytest.mark.parametrize("path", ["/kept", "/cut"])
+async def test_under_another_path_all_works_behind_nginx(
+    page: Page, dsn: str, conn: Connection, tmp_path: Path, path: str
+) -> None:
+    """A proxy that hands the path on as it is, and one that cuts it off and says so."""
+    feature = branch(conn)
+    taken: dict[str, Any] = {
+        "/kept": {"public_url": "https://127.0.0.1/kept"},
+        "/cut": {"trusted_proxies": ("127.0.0.1",)},
+    }
+    serving = serving_of(
+        dsn, tmp_path, leads=False, environment={"PGCOORD_TOKEN": "x" * 32}, **taken[path]
+    )
+    async with serving as site:
+        with proxied(tmp_path, LOCATIONS.replace("{url}", site.url)) as outside:
+            await page.goto(f"{outside}{path}/")
+            await page.get_by_label("Token").fill("x" * 32)
+            await page.get_by_label("Your name").fill("eve")
+            await page.get_by_role("button", name="Log in").click()
+            await is_live(page)
+            assert page.url == f"{outside}{path}/"
+            [cookie] = await page.context.cookies(outside + path)
+            assert cookie["path"] == path
+            await page.locator(".features h3 a").click()
+            await is_live(page)
+            await page.locator("#phase-1 a").first.click()
+            await is_live(page)
+            await page.get_by_role("link", name="Skip…").click()
+            await confirm(page, "Skip", "as a test")
+            await expect(page.locator("#head .state")).to_have_text("Completed")
+            name = "dana" if path == "/cut" else "eve"
+            await expect(page.locator("#events")).to_contain_text(f"{name} (panel)")
+            # What is sent later is put under the path, too.
+            await page.locator("#needed-by a").first.click()
+            await expect(page.locator("h1")).to_have_text("Phase 2")
+            plain = await page.request.get(f"{outside}{path}/api/v1/planned-features/{feature}")
+            assert plain.status == 200
+            await page.get_by_role("button", name="Log out").click()
+            assert page.url == f"{outside}{path}/login"
+    await page.context.clear_cookies()
+
+
+async def test_who_did_it_is_the_name_that_somebody_gave(
+    page: Page, dsn: str, conn: Connection, tmp_path: Path
+) -> None:
+    branch(conn)
+    async with serving_of(dsn, tmp_path, leads=False) as site:
+        await look(page, site.url)
+        await page.get_by_role("link", name="Say who you are").click()
+        await page.get_by_label("Your name").fill("dana")
+        await page.get_by_role("button", name="Log in").click()
+        await is_live(page)
+        await expect(page.locator("footer")).to_contain_text("you are dana (panel)")
+        await page.get_by_role("link", name="Pause all").click()
+        await confirm(page, "Pause all", "maintenance")
+        await expect(page.locator("#notice")).to_contain_text(
+            "Everything is paused by dana (panel)"
+        )
+    await page.context.clear_cookies()
+    environment = {"PGCOORD_TOKEN": "x" * 32, "NIGHTLY": "y" * 32}
+    async with serving_of(
+        dsn, tmp_path, leads=False, environment=environment, tokens=("NIGHTLY",)
+    ) as site:
+        answer = await site.client.post(
+            "/api/v1/queue/resume", headers={"authorization": f"Bearer {'y' * 32}"}
+        )
+        assert answer.status_code == 200
+        forged = {"authorization": f"Bearer {'x' * 32}", "x-forwarded-user": "root"}
+        assert (await site.client.post("/api/v1/queue/pause", headers=forged)).status_code == 200
+    assert events(conn, "resumed")[0]["actor"] == "NIGHTLY (127.0.0.1)"
+    assert events(conn, "paused")[0]["actor"] == "http (127.0.0.1)"
+
+
 async def test_a_form_of_another_site_is_refused(page: Page, panel: str, conn: Connection) -> None:
     async def foreign(route: Route) -> None:
         form = f'<form method=post action="{panel}/pause"><button>Win</button></form>'
@@ -808,6 +970,62 @@ async def test_a_log_of_a_hundred_megabytes_stays_usable(
     await expect(page.locator("#log-text")).to_contain_text("needle in line one")
     answer = await page.request.get(f"{panel}/phases/queue-1-1/log", headers={"range": "bytes=-8"})
     assert (answer.status, await answer.text()) == (206, "the end\n")
+
+
+async def test_a_log_is_shown_and_searched_as_a_terminal_would_show_it(
+    page: Page, panel: str, written: Path
+) -> None:
+    await anyio.Path(written).write_text(
+        "build\n\x1b[1;31mtests \x1b[0mfailed: \x1b[38;5;46mgreen\x1b[39m plain\n"
+        "10 %\r50 %\r\x1b[34m100 %\x1b[0m\r\nlast"
+    )
+    await look(page, f"{panel}/phases/queue-1-1")
+    text = page.locator("#log-text")
+    await expect(text).to_have_text("build\ntests failed: green plain\n100 %\nlast")
+    await expect(text.locator(".c1.bold")).to_have_text("tests ")
+    await expect(text.locator(".c2")).to_have_text("green")
+    await expect(text.locator(".c4")).to_have_text("100 %")
+    with written.open("a") as log:
+        log.write("ing\n12 %\r")
+    await expect(text).to_contain_text("lasting\n12 %")
+    with written.open("a") as log:
+        log.write("99 %\rdone\nnext\n")
+    await expect(text).to_have_text(
+        "build\ntests failed: green plain\n100 %\nlasting\ndone\nnext\n"
+    )
+    await expect(text.locator("#L5")).to_have_text("done\n")
+    await page.get_by_label("Search the log").fill("tests FAILED")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#log mark")).to_have_text("tests failed")
+    await page.get_by_label("Search the log").fill("50 %")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#log pre")).to_have_text("Nothing was found.")
+
+
+async def test_a_log_opens_where_it_failed_and_goes_from_error_to_error(
+    page: Page, panel: str, conn: Connection, written: Path
+) -> None:
+    lines = [f"line {n}" for n in range(1, 20_001)]
+    lines[99] = "Error: first"
+    lines[9_999] = "AssertionError: the cause"
+    await anyio.Path(written).write_text("\n".join(lines) + "\n")
+    conn.execute(
+        "select pgcoord_private.end_attempt(id, 3, 'AssertionError: the cause')"
+        " from pgcoord.attempt"
+    )
+    await look(page, panel)
+    await expect(page.locator("#needs")).to_contain_text("the cause")
+    await look(page, f"{panel}/phases/queue-1-1")
+    await expect(page.locator("main")).to_contain_text("AssertionError: the cause")
+    await expect(page.locator("#L10000")).to_be_in_viewport()
+    await expect(page.locator("#L10000")).to_have_text("AssertionError: the cause\n")
+    await expect(page.get_by_label("Follow")).to_have_count(0)
+    await page.get_by_role("link", name="Previous error").click()
+    await expect(page.locator("#L100.at")).to_have_text("Error: first\n")
+    await page.get_by_role("link", name="Next error").click()
+    await expect(page.locator("#L10000.at")).to_be_visible()
+    await page.goto(f"{panel}/phases/queue-1-1?attempt=1&line=15000#L15000")
+    await expect(page.locator("#L15000")).to_have_text("line 15000\n")
 
 
 async def test_a_log_on_another_machine_is_named(

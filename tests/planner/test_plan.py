@@ -324,7 +324,7 @@ def test_a_gate_needs_no_prompt_and_no_workflow() -> None:
 def test_an_unknown_key_is_an_error_that_tells_how_it_becomes_text() -> None:
     assert problems(f"{HEAD}## Phase 1: a\nTODO: x\n\nx") == [
         "4: TODO: unknown key; expected one of Depends on, Workflow, Hours, Priority, Files, Gate, "
-        "Max attempts, Timeout; if it is text, put a blank line before it"
+        "Check, Max attempts, Timeout; if it is text, put a blank line before it"
     ]
     [problem] = problems(f"{HEAD}## Phase 1: a\n\nHours: 1\nDepend on: 1\n\nx")
     assert problem.startswith("6: Depend on: unknown key; did you mean Depends on?")

@@ -759,6 +759,23 @@ async def test_the_tail_of_a_log_is_always_text(run: Run) -> None:
     assert run.log.tail() == "\U0001f600" * 4000
 
 
+async def test_the_cause_of_a_failure_comes_before_the_clean_up_that_hides_it(run: Run) -> None:
+    run.folder.mkdir()
+    clean_up = [f"removing {number}" for number in range(60)]
+    lines = ["$ make", "0 errors so far", "Traceback", '  File "a"', "ValueError: no port"]
+    run.log.path.write_text("\n".join([*lines, *clean_up]) + "\n")
+    told = run.log.excerpt().split("\n")
+    assert told == [
+        "ValueError: no port",
+        "… 52 lines …",
+        *clean_up[-8:],
+        "… before it:",
+        *lines[:-1],
+    ]
+    run.log.path.write_text("\n".join(clean_up))
+    assert run.log.excerpt().split("\n") == clean_up[-20:]
+
+
 # How long it takes
 
 

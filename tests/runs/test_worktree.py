@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from pgcoord.coordination.supervision import program_of
 
 PROGRAM = Path(__file__).parents[2] / "pgcoord/runs/worktree.py"
 PATIENCE = 60
@@ -75,7 +78,7 @@ class Repository:
         after: dict[str, dict[str, object]] | None = None,
         prompt: str = "do it",
         directory: str = ".",
-        **environment: str,
+        environment: Mapping[str, str] | None = None,
     ) -> Done:
         """Run `script` as the command of a phase; `after` is what its prerequisites handed on."""
         paths = {kind: self.inputs / f"{queue_id}.{kind}" for kind in ("input", "result", "prompt")}
@@ -88,13 +91,16 @@ class Repository:
             env=self.environment
             | {"PGCOORD_QUEUE_ID": queue_id}
             | {f"PGCOORD_{kind.upper()}_FILE": str(path) for kind, path in paths.items()}
-            | environment,
+            | dict(environment or {}),
             capture_output=True,
             text=True,
             timeout=PATIENCE,
             check=False,
         )
-        found = json.loads(paths["result"].read_text()) if paths["result"].exists() else {}
+        found = {}
+        if paths["result"].is_file():  # a FIFO is not waited for
+            with suppress(ValueError):
+                found = json.loads(paths["result"].read_text())
         return Done(done.returncode, done.stdout + done.stderr, found)
 
     def files(self, branch: str) -> set[str]:
@@ -246,7 +252,9 @@ def test_a_folder_that_was_deleted_is_made_anew(repository: Repository) -> None:
 
 def test_the_branch_of_an_earlier_database_is_left_as_it_is(repository: Repository) -> None:
     repository.phase("queue-1-1", "echo old > old")
-    done = repository.phase("queue-1-1", "echo new > new", PGCOORD_INSTALLATION="another")
+    done = repository.phase(
+        "queue-1-1", "echo new > new", environment={"PGCOORD_INSTALLATION": "another"}
+    )
     assert done.result["branch"] == "pgcoord/queue-1-1-2", done.log
     assert repository.files("pgcoord/queue-1-1") == {"README", "old"}
     assert repository.files("pgcoord/queue-1-1-2") == {"README", "new"}
@@ -326,9 +334,112 @@ def test_a_result_of_the_command_is_kept_beside_the_branch(repository: Repositor
     done = repository.phase("queue-1-1", """echo '{"summary": "done"}' > $PGCOORD_RESULT_FILE""")
     assert done.result["summary"] == "done"
     assert done.result["branch"] == "pgcoord/queue-1-1"
-    broken = repository.phase("queue-1-2", "echo '{' > $PGCOORD_RESULT_FILE")
-    assert broken.status == 0
-    assert "the result file cannot be read" in broken.log
+    # What nobody can use is left for pgcoord to name; nothing is taken as done.
+    for number, script in enumerate(
+        ["echo '{' > $RESULT", "mkfifo $RESULT", "ln -s /etc/passwd $RESULT"], 2
+    ):
+        script = script.replace("$RESULT", "$PGCOORD_RESULT_FILE")
+        broken = repository.phase(f"queue-1-{number}", f"echo x > file; {script}")
+        assert broken.status == 65, broken.log
+        assert "worktree: the result file " in broken.log
+        assert repository.worktree(f"queue-1-{number}").exists()
+
+
+def test_what_says_that_it_failed_is_not_kept(repository: Repository) -> None:
+    said = """echo x > file; echo '{"status": "failed", "error": "no"}' > $PGCOORD_RESULT_FILE"""
+    done = repository.phase("queue-1-1", said)
+    assert done.result == {"status": "failed", "error": "no"}
+    assert repository.files("pgcoord/queue-1-1") == {"README"}
+
+
+def test_the_branch_of_the_feature_has_the_work_of_all_phases(repository: Repository) -> None:
+    branch = "pgcoord/feature-7"
+    origin = repository.inputs / "origin"
+    repository.git("init", "--quiet", "--bare", str(origin))
+    repository.git("remote", "add", "origin", str(origin))
+
+    def phase(queue_id: str, script: str, **after: dict[str, object]) -> Done:
+        needs = {name[1:]: result for name, result in after.items()}
+        return repository.phase(
+            queue_id,
+            script,
+            "--push",
+            "origin",
+            after=needs,
+            environment={"PGCOORD_FEATURE_ID": "7"},
+        )
+
+    one = phase("queue-7-1", "echo 1 > one").result
+    assert one["feature_branch"] == branch
+    two = phase("queue-7-2", "echo 2 > two; echo 2 > same", p1=one).result
+    three = phase("queue-7-3", "echo 3 > three", p1=one).result
+    assert three["feature_branch"] == branch
+    assert repository.files(branch) == {"README", "one", "two", "same", "three"}
+    # One that conflicts is told, and comes with the phase that resolves it.
+    four = phase("queue-7-4", "echo 4 > same", p1=one)
+    assert four.status == 0, four.log
+    fault = f"pgcoord/queue-7-4 cannot be merged into {branch}: conflict in same"
+    assert four.result["feature_branch_fault"] == fault
+    resolve = ("--resolve", "cat > task; echo both > same")
+    join = repository.phase(
+        "queue-7-5",
+        "cat same",
+        *resolve,
+        after={"2": two, "3": three, "4": four.result},
+        environment={"PGCOORD_FEATURE_ID": "7"},
+    )
+    assert join.status == 0, join.log
+    assert "both" in join.log
+    assert repository.git("show", f"{branch}:same") == "both"
+    last = phase("queue-7-6", "true", p5=join.result)
+    assert last.result["feature_branch"] == branch
+    pushed = repository.git("--git-dir", str(origin), "rev-parse", branch)
+    assert pushed == repository.git("rev-parse", branch)
+    # A push that fails is told, and the work is kept all the same.
+    origin.rename(repository.inputs / "away")
+    kept = phase("queue-7-7", "echo 7 > seven", p6=last.result)
+    assert kept.status == 0
+    assert "is not pushed to origin" in str(kept.result["feature_branch_fault"])
+    assert "seven" in repository.files(branch)
+
+
+def test_conflict_markers_are_no_resolution(repository: Repository) -> None:
+    left = repository.phase("queue-1-1", "echo left > README").result
+    right = repository.phase("queue-1-2", "echo right > README").result
+    join = repository.phase("queue-1-3", "true", "--resolve", "true", after={"1": left, "2": right})
+    assert join.status == 69
+    assert join.result == {
+        "status": "failed",
+        "error": "true has left conflict markers in README",
+    }
+
+
+def test_a_report_waits_until_the_work_is_kept(repository: Repository) -> None:
+    """What was reported is taken from the folder of the run, if the work is kept."""
+    report = repository.inputs / "report.json"
+    kept = json.dumps({"body": json.dumps({"status": "completed"})})
+    seen = f"""test -z "$PGCOORD_REPORT_URL" && echo x > file && echo '{kept}' > {report}"""
+    url = {"PGCOORD_REPORT_URL": "http://127.0.0.1:9"}
+    assert repository.phase("queue-1-1", f"{seen} && exit 0", environment=url).status == 0
+    assert report.exists()
+    unresolved = (
+        "echo 1 > f; git add f; git commit -qm 1; git branch o; echo 2 > f; git commit -qam 2;"
+        " git checkout -q o; echo 3 > f; git commit -qam 3; git merge -q pgcoord/queue-1-2; exit 0"
+    )
+    identity = {
+        f"GIT_{role}_{what}": "a@b"
+        for role in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
+    lost = repository.phase("queue-1-2", f"{seen}; {unresolved}", environment=url | identity)
+    assert lost.status == 65, lost.log
+    assert not report.exists(), "what it has reported is not so"
+    folder = repository.worktree("queue-1-2")
+    repository.git("checkout", "--quiet", "--theirs", "f", folder=folder)
+    repository.git("add", "f", folder=folder)
+    again = repository.phase("queue-1-2", f"{seen}; {unresolved}", environment=url | identity)
+    assert again.status == 0, again.log
+    assert again.result["status"] == "completed", "the earlier attempt has reported it"
 
 
 def test_two_attempts_never_work_in_one_worktree(repository: Repository, tmp_path: Path) -> None:
@@ -432,3 +543,19 @@ def test_the_command_line_has_it_too(repository: Repository) -> None:
     assert done.returncode == 0, done.stderr
     assert repository.git("log", "-1", "--format=%s", "pgcoord/by-hand") == "By hand"
     assert repository.files("pgcoord/by-hand") == {"README", "x"}
+
+
+def test_it_travels_without_its_file(repository: Repository) -> None:
+    """As the command of a job on a machine that has Python, and no pgcoord."""
+    program = program_of(str(PROGRAM), travels=True)
+    assert program[0] == "python3"
+    done = subprocess.run(
+        [*program, "--title", "x", "--", "sh", "-c", "echo 1 > file"],
+        cwd=repository.folder,
+        env=repository.environment | {"PGCOORD_QUEUE_ID": "queue-1-1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert repository.files("pgcoord/queue-1-1") == {"README", "file"}

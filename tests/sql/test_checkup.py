@@ -13,7 +13,17 @@ from pgcoord.database import schema
 
 KINDS = [
     *("definitions", "rights", "coordinator", "slots", "line", "retries", "workflows"),
-    *("prerequisites", "attempts", "external", "issues", "locks", "transactions"),
+    *(
+        "prerequisites",
+        "attempts",
+        "external",
+        "quiet",
+        "empty",
+        "replication",
+        "issues",
+        "locks",
+        "transactions",
+    ),
     "notifications",
 ]
 
@@ -30,7 +40,10 @@ def checkup(conn: Connection) -> Found:
 
 
 def not_ok(conn: Connection) -> Found:
-    return {kind: found for kind, found in checkup(conn).items() if found[0] != "ok"}
+    """What is not, but that phases of tests say nothing of what is to be done."""
+    found = checkup(conn)
+    del found["empty"]
+    return {kind: each for kind, each in found.items() if each[0] != "ok"}
 
 
 def back(conn: Connection, seconds: int) -> None:
@@ -277,3 +290,30 @@ def test_transactions_that_are_open_for_long_are_named_with_how_to_end_them(
 def test_the_queue_of_notifications_is_measured(conn: Connection, epoch: int) -> None:
     level, words, _ = checkup(conn)["notifications"]
     assert (level, words) == ("ok", "the server's queue of notifications is 0 % full")
+
+
+def test_phases_that_say_nothing_of_what_is_to_be_done_are_named(conn: Connection) -> None:
+    feature = add_feature(conn, {1: []})
+    for number, data in ((2, {"title": "a"}), (3, {"workflow_type": "a"}), (4, {"gate": "Go?"})):
+        add_phase(conn, feature, number, phase_data=Jsonb(data))
+    level, words, _ = checkup(conn)["empty"]
+    assert (level, words) == ("warn", "1 phase that waits has neither title nor prompt: queue-1-1")
+
+
+def test_a_subscription_that_writes_past_the_triggers_is_found(conn: Connection) -> None:
+    conn.execute(
+        "create subscription incoming connection 'dbname=none' publication none"
+        " with (connect = false, slot_name = none)"
+    )
+    try:
+        conn.execute(
+            "insert into pg_subscription_rel select oid, 'phase_queue'::regclass, 'i', null"
+            " from pg_subscription where subname = 'incoming'"
+        )
+        level, words, _ = checkup(conn)["replication"]
+        assert (level, words.split(",")[0]) == (
+            "fail",
+            "a subscription replicates into phase_queue",
+        )
+    finally:
+        conn.execute("drop subscription incoming")

@@ -536,3 +536,70 @@ def test_history_cannot_be_rewritten(conn: Connection, statement: str) -> None:
     add_feature(conn, {1: []})
     with refused("PC008", "is history"):
         conn.execute(statement.encode())
+
+
+def test_numbers_may_be_bigint_and_prerequisites_an_array(conn: Connection) -> None:
+    """As Java, ADBC and all drivers send them that know the types of their own language alone."""
+    row = one(conn, "select * from pgcoord.add_feature('a', 'b', 10::bigint, array['c'])")
+    assert (row["id"], row["priority"], row["tags"]) == (1, 10, ["c"])
+    one(conn, "select * from pgcoord.add_phase(%s::bigint, 1::bigint)", row["id"])
+    for array in ("array[1]::integer[]", "array[1]::bigint[]", "'{1}'"):
+        with conn.transaction(force_rollback=True):
+            found = one(
+                conn, f'select * from pgcoord.add_phase(1, 2, {array}, \'{{"title": "d"}}\')'
+            )
+            assert (found["depends_on_phases"], found["unmet"]) == ([1], 1)
+    with refused("PC005", "names phase 1 twice"):
+        conn.execute("select pgcoord.add_phase(1, 2, array[1, 1])")
+    for call in (
+        "pause(1::bigint)",
+        "resume(1::bigint)",
+        "set_slots(2::bigint)",
+        "set_priority('queue-1-1', 10::bigint)",
+        "execute_feature(1::bigint)",
+        "feature_object(1::bigint)",
+        "forecast(array[1]::bigint[])",
+        "cancel_feature(1::bigint, 'no')",
+    ):
+        if "execute" not in call:
+            one(conn, f"select * from pgcoord.{call}")
+    with refused("PC001", "no feature 3000000000"):
+        conn.execute("select pgcoord.pause(3000000000)")
+    with refused("PC005", "cannot be 3000000000"):
+        conn.execute("select pgcoord.set_priority('queue-1-1', 3000000000)")
+
+
+def test_a_feature_of_this_very_transaction_gets_its_phases_under_any_isolation(
+    conn: Connection,
+) -> None:
+    """postgres_fdw is always REPEATABLE READ."""
+    add_feature(conn, {})
+    with conn.transaction():
+        conn.execute("set transaction isolation level repeatable read")
+        with conn.transaction():
+            feature = add_feature(conn, {1: [], 2: [1]})
+        add_phase(conn, feature, 3, [1], status="failed")
+        add_phase(conn, feature, 4, [3])
+        conn.execute("update planned_features set title = 'mine, but older' where id = 1")
+        with refused("PC009", "dblink"), conn.transaction():
+            add_phase(conn, 1, 1)
+    assert statuses(conn, feature) == {1: "queued", 2: "queued", 3: "failed", 4: "blocked"}
+
+
+def test_who_waits_for_an_open_insert_is_told_whose_it_is(conn: Connection, dsn: str) -> None:
+    feature = add_feature(conn, {1: []})
+    with psycopg.connect(dsn) as other:
+        other.execute(
+            "insert into phase_queue (feature_id, phase_number) values (%s, 2)", [feature]
+        )
+        conn.execute("set lock_timeout = '50ms'")
+        words = f"feature {feature} is being changed by process {other.info.backend_pid}"
+        for statement in (
+            "insert into phase_queue (feature_id, phase_number) values (1, 3)",
+            "select pgcoord.pause(1)",
+            "select pgcoord.skip_phase('queue-1-1', 'no')",
+            "select pgcoord.cancel_feature(1, 'no')",
+        ):
+            with refused("55P03", words, "pg_terminate_backend"):
+                conn.execute(statement)
+        assert one(conn, "show lock_timeout") == {"lock_timeout": "50ms"}

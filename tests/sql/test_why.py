@@ -284,7 +284,7 @@ def test_the_board_shows_each_phase(conn: Connection, work: int) -> None:
         None,
         None,
         "waits for phase 2, running",
-        "waits for a slot, 1st in line; 2 of 1 are held",
+        "waits for a slot, 1st in line; 2 are held, and the limit is 1 now",
     ]
     cancel(conn, f"queue-{work}-2")
     [row] = rows(conn, "select waiting_for from pgcoord.board where phase_number = 2")

@@ -25,7 +25,10 @@ from typing import Any
 # What the program loads only when a command needs it.
 _LOADED = (
     "pgcoord.__main__",
-    "pgcoord.commands.running",
+    *(
+        f"pgcoord.commands.{path.stem}"
+        for path in (Path(__file__).parents[2] / "pgcoord/commands").glob("[a-z]*.py")
+    ),
     "pgcoord.coordination.coordinator",
     "pgcoord.database.embedded",
     "pgcoord.doctor",

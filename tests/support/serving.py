@@ -74,13 +74,20 @@ async def served(
     unsigned_webhooks: bool = False,
     github: GitHub | None = None,
     trusted_proxies: tuple[str, ...] = (),
+    public_url: str | None = None,
+    tokens: tuple[str, ...] = (),
     limits: Limits | None = None,
 ) -> AsyncIterator[Site]:
     """Serve on a free port, beside a coordinator (which may not run), until the block ends."""
     with bind("127.0.0.1", 0) as taken:
         url = url_of(taken)
         access = read_access(
-            Server(webhook_secrets=("TEST_SECRET",), trusted_proxies=trusted_proxies),
+            Server(
+                webhook_secrets=("TEST_SECRET",),
+                trusted_proxies=trusted_proxies,
+                public_url=public_url,
+                tokens=tokens,
+            ),
             {"TEST_SECRET": SECRET, **(environment or {})},
             address="127.0.0.1",
             name="127.0.0.1",
@@ -100,7 +107,7 @@ async def served(
             Feed(dsn),
             access,
             coordinator,
-            FeaturePlanner(planner or Planner(), dict(os.environ), folder),
+            lambda: FeaturePlanner(planner or Planner(), dict(os.environ), folder),
             repository=github.page if github else None,
             obstacle=None,
         )

@@ -65,7 +65,8 @@ const news = { pieces: new Map(), lists: new Map(), glow: new Set() };
 let planned = 0;
 
 function take(message, glows) {
-  const { title, pieces, lists } = JSON.parse(message);
+  const { title, pieces, lists, stale: heavy = [] } = JSON.parse(message);
+  for (const id of heavy) stale.add(id);
   document.title = title;
   for (const [id, html] of Object.entries(pieces)) {
     news.pieces.set(id, html);
@@ -74,6 +75,26 @@ function take(message, glows) {
   for (const [id, items] of Object.entries(lists)) news.lists.set(id, items);
   // A hidden page gets no frames, and has nobody to wait for.
   if (!planned) planned = document.hidden ? setTimeout(put) : requestAnimationFrame(put);
+}
+
+// Large pictures that have changed are fetched when they are looked at, every few seconds at most.
+const stale = new Set();
+const FETCH_AFTER = 5000; // milliseconds
+let fetchedAt = 0;
+
+async function fetchStale() {
+  if (document.hidden || Date.now() - fetchedAt < FETCH_AFTER) return;
+  const seen = [...stale].find((id) => {
+    const { top, bottom } = byId(id)?.getBoundingClientRect() ?? { top: 1, bottom: 0 };
+    return bottom > 0 && top < innerHeight;
+  });
+  if (!seen) return;
+  fetchedAt = Date.now();
+  stale.delete(seen);
+  const address = new URL(location.href);
+  address.searchParams.set("piece", seen);
+  const answer = await fetch(address);
+  if (answer.ok) become(byId(seen), parse(await answer.text()));
 }
 
 function put() {
@@ -170,6 +191,7 @@ function showConnection() {
   shown.classList.toggle("lost", !live);
   shown.querySelector("use").setAttribute("href", live ? "#i-live" : "#i-lost");
   shown.querySelector("time").textContent = clockTime(asOf);
+  showIcon();
   byId("main").classList.toggle("stale", !live);
   byId("lost").hidden = live;
   if (!live) {
@@ -179,6 +201,18 @@ function showConnection() {
     const wait = Math.ceil((connection.next - Date.now()) / 1000);
     byId("lost").querySelector(".next").textContent = wait > 0 ? `Next try in ${wait} s` : "Trying";
   }
+}
+
+// The icon of the tab: as usual, something needs somebody (the title begins with how much), not live.
+function showIcon() {
+  const icon = document.querySelector("link[rel=icon]");
+  const name = !connection.live ? "lost" : document.title.startsWith("(") ? "alert" : "icon";
+  const address = icon.href.replace(/[^/]*$/, `${name}.svg`);
+  if (icon.href !== address) icon.href = address;
+  const lost = "Not live · ";
+  const title = document.title.replace(lost, "");
+  const wanted = connection.live ? title : lost + title;
+  if (document.title !== wanted) document.title = wanted;
 }
 
 function lose(reason) {
@@ -234,19 +268,22 @@ function connect() {
 // --- The log
 
 const follow = () => byId("follow");
-const MOST_SHOWN = 1000000; // characters of a log that are kept on the page
+const MOST_SHOWN = 10000; // lines of a log that are kept on the page
 
-function grow({ attempt, at, skipped, text, written }) {
+function grow({ place, skipped, html, size, written }) {
   const log = document.querySelector("[data-log]");
   const shown = byId("log-text");
   if (!log || !shown || !follow().checked) return;
-  log.dataset.log = `${attempt}:${at}`;
+  log.dataset.log = place;
   const atEnd = shown.scrollHeight - shown.scrollTop - shown.clientHeight < 40;
   if (skipped) shown.textContent = "";
-  shown.append(text);
-  while (shown.textContent.length > MOST_SHOWN && shown.childNodes.length > 1) shown.firstChild.remove();
+  shown.querySelector(".going")?.remove();
+  const fresh = document.createElement("template");
+  fresh.innerHTML = html;
+  shown.append(fresh.content);
+  while (shown.childNodes.length > MOST_SHOWN) shown.firstChild.remove();
   if (atEnd) shown.scrollTop = shown.scrollHeight;
-  byId("log-place").textContent = `up to ${at.toLocaleString("en")} bytes`;
+  byId("log-place").textContent = `up to ${size}`;
   const said = byId("log-said");
   said.hidden = false;
   said.querySelector("time").dateTime = new Date(written * 1000).toISOString();
@@ -259,7 +296,7 @@ async function followLatest() {
   const attempts = byId("attempts");
   const shown = document.querySelector("[data-log]");
   const latest = attempts?.dataset.latest;
-  if (!latest || (shown && shown.dataset.log.split(":")[0] === latest)) return;
+  if (!latest || (shown ? shown.dataset.log.split(":")[0] : byId("log").dataset.attempt) === latest) return;
   if (location.search || (follow() && !follow().checked)) return;
   const answer = await fetch(location.pathname);
   if (!answer.ok) return;
@@ -271,10 +308,16 @@ async function followLatest() {
 }
 
 function beginLog() {
+  const shown = byId("log-text");
+  if (!shown) return;
+  const line = shown.dataset.line && byId(`L${shown.dataset.line}`);
+  if (line) {
+    line.classList.add("at");
+    shown.scrollTop = line.offsetTop - shown.offsetTop - shown.clientHeight / 3;
+  } else shown.scrollTop = shown.scrollHeight;
   if (!follow()) return;
   follow().closest("label").hidden = false;
   follow().addEventListener("change", connect);
-  byId("log-text").scrollTop = byId("log-text").scrollHeight;
 }
 
 // --- Pictures that are larger than their frame begin where something goes on
@@ -370,6 +413,7 @@ if (body.dataset.seen) {
     }
     showConnection();
     tick();
+    fetchStale().catch(() => {}); // the next second tries again
   }, 1000);
   addEventListener("pagehide", () => connection.source.close());
   addEventListener("pageshow", (event) => event.persisted && connect());

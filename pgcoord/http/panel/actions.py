@@ -16,6 +16,7 @@ from pgcoord.actions import ACTIONS, Action, Question, Scope
 from pgcoord.database import actions, panel
 from pgcoord.database._sql import Connection
 from pgcoord.errors import CoordError
+from pgcoord.http.panel import format
 from pgcoord.http.panel.responses import (
     ErrorView,
     Handler,
@@ -104,6 +105,36 @@ def _asks(action: Action, asked: Question, find: _Finding) -> Handler:
     return ask
 
 
+def _asks_whether_so_many(
+    request: Request, number: int, pool: str | None, many: panel.MoreSlots
+) -> Response:
+    """Ask whether so many slots are meant, which what waits would take at once."""
+    start = format.plural(many.start, "phase")
+    asked = Question(
+        "Let {} phases run at once?",
+        "Set",
+        words=f"{many.now} may run now. {start} that {'waits' if many.start == 1 else 'wait'}"
+        f" in line would start at once, {format.plural(number, 'process')} at most."
+        if many.start
+        else f"{many.now} may run now. Nothing waits for a slot.",
+    )
+    return render_page(
+        request,
+        "ask.html",
+        409,
+        title=f"{number} slots? · pgcoord",
+        question=asked.question.format(number),
+        asked=asked,
+        action="/slots",
+        statement=f"select pgcoord.set_slots({number})",
+        hidden={"slots": number, "sure": 1} | ({"pool": pool} if pool else {}),
+        changes=None,
+        gate=None,
+        error=None,
+        url="",
+    )
+
+
 def _acts(action: Action) -> Handler:
     """Make the handler that does an action, then goes back to the page it was done on."""
 
@@ -115,8 +146,12 @@ def _acts(action: Action) -> Handler:
             number = None
             if action.number:
                 number = read_number(form.get(action.number, ""), 2**31 - 1)
-            reason = reason_of(form) if "reason" in action.arguments else None
             pool = form.get("pool")
+            if action.name == "set_slots" and number and not form.get("sure"):
+                many = await panel.many_more_slots(conn, number, pool or "local")
+                if many:
+                    return _asks_whether_so_many(request, number, pool, many)
+            reason = reason_of(form) if "reason" in action.arguments else None
             await actions.perform(conn, action, target, reason=reason, number=number, pool=pool)
         return done(request)
 

@@ -91,7 +91,7 @@ def numbers(values: list[int] | None, most: int = 5) -> str:
 
 def plural(count: int, noun: str) -> str:
     """1 phase, 2 phases."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun[-1] == 's' else 's'}"
 
 
 def _time(at: datetime, words: str, kind: str | None) -> Markup:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pgcoord.database import panel, reads, session
 from pgcoord.database._sql import Connection
@@ -17,8 +17,10 @@ from pgcoord.http.panel.format import STATES
 from pgcoord.http.panel.graph import Graph
 from pgcoord.http.panel.live import Page, Piece, View
 from pgcoord.http.panel.timeline import Timeline
-from pgcoord.planner.analysis import Analysis, analyse
 from pgcoord.runs.logs import LastLine, Log
+
+if TYPE_CHECKING:
+    from pgcoord.planner.analysis import Analysis
 
 # Features of a list, events of a history, things that need somebody: how many are shown.
 MOST_FEATURES = 200
@@ -26,6 +28,15 @@ MOST_EVENTS = 200
 _FEW_EVENTS = 12
 _FEW_NEEDS = 5
 _NEXT = 3
+
+# With more slots than this, each is a row, and the free ones are one (as in panel.css).
+_MOST_CARDS = 8
+
+# Phases of a feature that are named as the next ones in line.
+_NEXT_OF_FEATURE = 5
+
+# The pictures of more phases than this are fetched by those who look at them.
+_MOST_LIGHT = 40
 
 # Features of which the end is foreseen on the overview.
 _MOST_FORESEEN = 50
@@ -90,7 +101,15 @@ class Overview(View):
             "tally": Piece("piece/tally.html", (self, _tally(features))),
             "none": Piece("piece/none.html", (self, bool(features))),
         }
-        pieces |= {f"slot-{each.slot}": _slot_piece(each, installation, line) for each in slots}
+        free = [each for each in slots if not each.queue_id] if len(slots) > _MOST_CARDS else []
+        pieces |= {
+            f"slot-{each.slot}": _slot_piece(each, installation, line)
+            for each in slots
+            if each not in free
+        }
+        if free:
+            waited_for = any(each.pool in {slot.pool for slot in free} for each in line)
+            pieces["free"] = Piece("piece/free_slots.html", (len(free), installation, waited_for))
         pieces |= {
             f"feature-{each.id}": Piece(
                 "piece/feature.html", (each, finishes.get(each.id), installation.limit)
@@ -98,7 +117,7 @@ class Overview(View):
             for each in features
         }
         lists = {
-            "slots": [*(f"slot-{each.slot}" for each in slots), "line"],
+            "slots": [name for name in pieces if name.startswith(("slot-", "free"))] + ["line"],
             "features": [f"feature-{each.id}" for each in features],
         }
         title = f"({len(needs)}) pgcoord" if needs else "pgcoord"
@@ -114,7 +133,7 @@ class Overview(View):
         return replace(page, pieces={**page.pieces, **cards})
 
     def _card(self, slot: panel.HeldSlot) -> SlotCard:
-        if slot.folder is None or slot.host != self.host:
+        if slot.folder is None or slot.host not in (None, self.host):
             return SlotCard(slot)
         return SlotCard(slot, Log(Path(slot.folder)).last_line())
 
@@ -190,10 +209,12 @@ class FeaturePage(View):
             forecast = await panel.forecast(conn, self.feature_id)
             phases = await panel.tree(conn, self.feature_id)
             spans = await panel.spans(conn, self.feature_id)
+            in_line = await panel.line(conn, _NEXT_OF_FEATURE, self.feature_id)
             events = await panel.history(conn, self.feature_id, None, None, _FEW_EVENTS)
         ended = feature.status in ("completed", "cancelled") or not phases
         timeline = Timeline(phases, spans, forecast, ended)
         runs = any(each.slot for each in phases)
+        large = len(phases) > _MOST_LIGHT
         pieces = {
             "notice": Piece("piece/notice.html", installation),
             "head": Piece("piece/feature_head.html", (feature, described.description, len(phases))),
@@ -206,8 +227,9 @@ class FeaturePage(View):
             "plan": Piece(
                 "piece/plan.html", self._planned(described.plan, phases, installation.limit)
             ),
-            "graph": Piece("piece/graph.html", Graph(phases, forecast)),
-            "timeline": Piece("piece/timeline.html", timeline, ages=runs),
+            "graph": Piece("piece/graph.html", Graph(phases, forecast), heavy=large),
+            "timeline": Piece("piece/timeline.html", timeline, ages=runs, heavy=large),
+            "in-line": Piece("piece/in_line.html", [each.phase_number for each in in_line]),
         }
         pieces |= {
             f"phase-{each.phase_number}": Piece(
@@ -227,8 +249,10 @@ class FeaturePage(View):
 
     def _planned(
         self, plan: object, phases: Sequence[panel.TreePhase], slots: int
-    ) -> Analysis | None:
+    ) -> "Analysis | None":
         """The plan, weighed, while there is something to do about it."""
+        from pgcoord.planner.analysis import analyse
+
         weighed = None if phases else analyse(plan, slots, self.most_tokens)
         return weighed if weighed and weighed.phases else None
 

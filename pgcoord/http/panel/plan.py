@@ -1,12 +1,13 @@
 """The panel's pages for what is not queued yet: a new feature, and the plan of one.
 
-Planning may take minutes, where a planner command thinks: no connection is held meanwhile.
+Planning may take minutes, where a planner command thinks: no connection is held meanwhile. What
+plans is imported when it is asked for: most coordinators plan nothing.
 """
 
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -26,9 +27,10 @@ from pgcoord.http.panel.responses import (
     render_page,
 )
 from pgcoord.http.state import state_of
-from pgcoord.plan import Plan, parse_plan, write_plan
-from pgcoord.planner.planning import Workflows, declared_workflows
-from pgcoord.planner.structure import Feature
+
+if TYPE_CHECKING:
+    from pgcoord.plan import Plan
+    from pgcoord.planner.planning import Workflows
 
 # Bytes of a form with a plan in it.
 _PLAN = 4_000_000
@@ -100,12 +102,16 @@ def _plan_text(form: Form) -> str:
     return form.get("file", "").strip() or form.get("plan", "")
 
 
-async def _workflows(request: Request) -> Workflows:
+async def _workflows(request: Request) -> "Workflows":
+    from pgcoord.planner.planning import declared_workflows
+
     async with state_of(request).acting(request) as conn:
         return await declared_workflows(conn)
 
 
-async def _parse(request: Request, text: str) -> Plan:
+async def _parse(request: Request, text: str) -> "Plan":
+    from pgcoord.plan import parse_plan
+
     workflows = await _workflows(request)
     return await asyncio.to_thread(
         parse_plan,
@@ -133,6 +139,8 @@ async def _read_description(request: Request, form: Form) -> dict[str, object]:
         "estimated_hours": _hours(hours) if hours else None,
     }
     if form.get("then") in ("generate", "execute") and title:
+        from pgcoord.planner.structure import Feature
+
         feature = Feature(title, description, _hours(hours) if hours else None)
         planned = await state_of(request).planner.plan(feature, await _workflows(request))
         given["phases"] = planned.phases
@@ -151,6 +159,8 @@ def _hours(text: str) -> float:
 @error_page
 async def plan(request: Request) -> Response:
     """Show the stored plan of a feature as Markdown, to be edited."""
+    from pgcoord.plan import write_plan
+
     feature_id = feature_id_of(request)
     async with state_of(request).acting(request) as conn:
         feature = await reads.feature_to_plan(conn, feature_id)
@@ -162,6 +172,8 @@ async def plan(request: Request) -> Response:
 
 def _faithful(text: str, rows: list[Any]) -> bool:
     """Whether a plan says all that the stored one does; nothing says nothing."""
+    from pgcoord.plan import parse_plan
+
     try:
         return not rows or [each.row() for each in parse_plan(text, name="plan").phases] == rows
     except InvalidPlan:

@@ -17,12 +17,12 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
-from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, Locked, NotFound
+from pgcoord.errors import CoordError, DatabaseUnusable, InvalidInput, InvalidPlan, Locked, NotFound
 from pgcoord.http.errors import answer_error, answer_http, http_reason
 from pgcoord.http.panel import format
 from pgcoord.http.panel.live import Live, Tail, View
 from pgcoord.http.responses import read_bytes
-from pgcoord.http.security import has_logged_in, may_change
+from pgcoord.http.security import has_logged_in, may_change, sender_of
 from pgcoord.http.state import state_of
 
 # Bytes of a form without a plan in it.
@@ -63,7 +63,7 @@ def error_page(handler: Handler) -> Handler:
             elif isinstance(error, Locked):
                 context["title"] = "Somebody has it locked"
             elif plain.status_code == 503:
-                context["title"] = "The database does not answer"
+                context |= {"title": "The database does not answer", "again": request.url.path}
             page = render_page(request, "error.html", plain.status_code, **context)
             if plain.status_code == 503:
                 page.headers.update({"retry-after": "2", "refresh": "3"})
@@ -97,6 +97,8 @@ def error_view(error: Exception) -> ErrorView:
         lines = [_located(each) for each in error.problems]
         count = format.plural(len(lines), "error")
         return ErrorView(f"{count}, nothing was stored", lines=lines)
+    if isinstance(error, DatabaseUnusable) or not isinstance(error, CoordError):
+        return ErrorView("The database does not answer", str(error), hint)
     return ErrorView(f"Refused: {code}" if code else "Refused", str(error), hint)
 
 
@@ -118,9 +120,13 @@ def done(request: Request) -> Response:
     return RedirectResponse(back_of(request), 303)
 
 
-def _permissions(request: Request) -> dict[str, bool]:
+def _permissions(request: Request) -> dict[str, object]:
     """What who asked may do."""
-    return {"may_change": may_change(request), "has_logged_in": has_logged_in(request)}
+    return {
+        "may_change": may_change(request),
+        "has_logged_in": has_logged_in(request),
+        "actor": sender_of(request),
+    }
 
 
 def render_page(request: Request, template: str, status: int = 200, /, **context: Any) -> Response:
@@ -135,6 +141,11 @@ async def show(request: Request, view: View, tail: Tail | None = None, **extra: 
     live: Live = request.app.state.live
     screen = live.screen(view)
     seen = request.query_params.get("live")
+    if name := request.query_params.get("piece"):
+        drawn = await screen.piece(name)
+        if drawn is None:
+            raise NotFound(f"this page has no part {name!r:.60}", hint="Load it again.")
+        return HTMLResponse(drawn, headers={"cache-control": "no-store"})
     if seen is None:
         text = await screen.whole(**_permissions(request), **extra)
         return HTMLResponse(text, headers={"cache-control": "no-store"})

@@ -1,0 +1,68 @@
+"""POST /attempts/ID/begin and /exit: what the jobs of engines say, signed; SQL answers.
+
+Any coordinator answers, whether it leads or not.
+"""
+
+import logging
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from pgcoord import jobs
+from pgcoord.errors import CoordError
+from pgcoord.http.errors import status_of
+from pgcoord.http.pool import until_disconnected
+from pgcoord.http.responses import Json, read_body, refusal
+from pgcoord.http.state import state_of
+from pgcoord.report import NotSigned, Signed
+
+logger = logging.getLogger(__name__)
+
+
+async def begin(request: Request) -> Response:
+    """Say whether a copy of a job may begin: 200, or it must run nothing."""
+    return await _answer(request, "begin")
+
+
+async def exit(request: Request) -> Response:
+    """Record how the command of a job ended."""
+    return await _answer(request, "exit")
+
+
+async def _answer(request: Request, act: jobs.Act) -> Response:
+    state = state_of(request)
+    attempt_id: int = request.path_params["attempt_id"]
+    signed = Signed(await read_body(request, jobs.LIMIT), _headers(request))
+    answer: dict[str, Any]
+    try:
+        async with (
+            until_disconnected(request),
+            state.database.connection(kind="report") as conn,
+        ):
+            if act == "begin":
+                answer = await jobs.answer_begin(conn, attempt_id, signed)
+            else:
+                record = state.coordinator.record_and_claim
+                answer = await jobs.answer_exit(conn, attempt_id, signed, record)
+    except CoordError as error:
+        logger.warning("the job of attempt %d is refused to %s: %s", attempt_id, act, error)
+        if isinstance(error, NotSigned):
+            # A node whose clock is off learns the time, and signs once more.
+            return refusal(*status_of(error), str(error), now=time.time())
+        raise
+    return Json(answer)
+
+
+def _headers(request: Request) -> dict[str, str]:
+    names = ("webhook-id", "webhook-timestamp", "webhook-signature")
+    return {name: request.headers[name] for name in names if name in request.headers}
+
+
+routes: list[BaseRoute] = [
+    Route(f"{prefix}/attempts/{{attempt_id:int}}/{name}", act, methods=["POST"])
+    for prefix in ("", "/api/v1")
+    for name, act in (("begin", begin), ("exit", exit))
+]

@@ -1,0 +1,114 @@
+"""What a proxy in front of the server says: for whom it asks, and under which path people see it.
+
+The one rule: only those proxies are believed that `[server] trusted_proxies` names. Pages are drawn
+as if they lay at `/`, once for all who look at them; what is sent to those who see them under
+another path has it put before each address (in attributes, which no text of a user can make).
+"""
+
+import re
+from collections.abc import MutableMapping
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+_PREFIX = "pgcoord.prefix"
+_USER = "pgcoord.user"
+
+_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+
+# An address in an attribute of HTML, or of HTML in a JSON string.
+_ADDRESS = re.compile(rb"""\b(href|action|src)=(\\?")/(?!/)""")
+
+# Characters of a name.
+_MOST_NAME = 60
+
+
+def prefix_of(scope: MutableMapping[str, Any]) -> str:
+    """Return the path under which the sender of a request sees this server; empty for none."""
+    prefix: str = scope.get(_PREFIX, "")
+    return prefix
+
+
+def user_of(scope: MutableMapping[str, Any]) -> str | None:
+    """Return who the sender is, as a trusted proxy says; None where none does."""
+    return scope.get(_USER)
+
+
+class Proxied:
+    """Passes requests on as their senders made them, and answers as they see the server."""
+
+    def __init__(self, app: ASGIApp, trusted: tuple[str, ...], public_url: str | None) -> None:
+        self._app = app
+        self._trusting = ProxyHeadersMiddleware(cast(Any, app), list(trusted)) if trusted else None
+        public = urlsplit(public_url or "")
+        self._host, self._prefix = public.netloc.lower(), public.path.rstrip("/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        believed = self._trusts(scope)
+        prefix = self._seen_under(scope, headers, believed=believed)
+        path = scope["path"]
+        if prefix and (path == prefix or path.startswith(f"{prefix}/")):
+            scope = {**scope, "path": path[len(prefix) :] or "/"}
+        scope = {**scope, _PREFIX: prefix}
+        if believed and (user := headers.get("x-forwarded-user", "").strip()):
+            scope[_USER] = user.encode("latin-1").decode(errors="replace")[:_MOST_NAME]
+        app = cast(ASGIApp, self._trusting) if believed else self._app  # other types, the same
+        await app(scope, receive, _under(prefix, path, send) if prefix else send)
+
+    def _trusts(self, scope: Scope) -> bool:
+        client = scope.get("client")
+        return bool(self._trusting and client and client[0] in self._trusting.trusted_hosts)
+
+    def _seen_under(self, scope: Scope, headers: Headers, *, believed: bool) -> str:
+        """Return the path that the sender sees before each of ours."""
+        said = headers.get("x-forwarded-prefix", "").rstrip("/") if believed else ""
+        if _PATH.fullmatch(said):
+            return said
+        path, ours = scope["path"], self._prefix
+        if ours and (path == ours or path.startswith(f"{ours}/")):
+            return ours
+        return ours if headers.get("host", "").lower() == self._host else ""
+
+
+def _under(prefix: str, path: str, send: Send) -> Send:
+    """Put *prefix* before the addresses of an answer."""
+    before = rb"\1=\2" + prefix.encode() + b"/"
+    begun: Message | None = None
+    kind = ""
+
+    async def answer(message: Message) -> None:
+        nonlocal begun, kind
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            location = headers.get("location", "")
+            if location.startswith("/") and not location.startswith("//"):
+                headers["location"] = prefix + location
+            kind = headers.get("content-type", "").split(";")[0]
+            if kind == "text/html":
+                begun = message  # its length changes
+                return
+        elif message["type"] == "http.response.body" and (
+            kind == "text/html" or (kind == "text/event-stream" and "/api/" not in path)
+        ):
+            body = _ADDRESS.sub(before, message.get("body", b""))
+            message = {**message, "body": body}
+            if begun:
+                length = None if message.get("more_body") else str(len(body))
+                headers = MutableHeaders(scope=begun)
+                if length and "content-length" in headers and begun["status"] != 304:
+                    headers["content-length"] = length
+                elif "content-length" in headers:
+                    del headers["content-length"]
+                await send(begun)
+                begun = None
+        await send(message)
+
+    return answer

@@ -1,0 +1,182 @@
+"""What the job of an engine says: that it asks to begin, and how it ended.
+
+It comes by POST /attempts/ID/begin and /exit, or lies in the shared folder of its run. The one
+rule: nothing is believed that the secret of its attempt has not signed, and no copy of a job begins
+but by the answer of the database.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pgcoord import results
+from pgcoord.database import claims, jobs
+from pgcoord.database._sql import Connection
+from pgcoord.database.jobs import JobAnswer
+from pgcoord.errors import InvalidInput, NotFound, StaleAttempt
+from pgcoord.json_schema import NOT_BLANK, Fault, Schema, faults
+from pgcoord.report import NotSigned, Record, Signed, WrongShape, parse_json, read_spooled
+from pgcoord.runs import files
+
+Act = Literal["begin", "exit"]
+
+_COPY = {"type": "string", "pattern": NOT_BLANK, "maxLength": 64}
+_TEXT = {"type": ["string", "null"], "maxLength": 200}
+_MESSAGE = {
+    "attempt": {"type": "integer", "minimum": 1, "description": "The number in the address."},
+    "copy": {**_COPY, "description": "The copy of the job that speaks: a random text."},
+}
+
+BEGIN: Schema = {
+    "type": "object",
+    "description": "A copy of a job asks whether it may begin.",
+    "required": ["act", "attempt", "copy"],
+    "properties": {
+        "act": {"type": "string", "enum": ["begin"]},
+        **_MESSAGE,
+        "job": {**_TEXT, "description": "The engine's id of the job."},
+        "node": {**_TEXT, "description": "The machine that it is on."},
+        "prompt": {"type": "boolean", "description": "Whether to answer with the prompt."},
+    },
+}
+EXIT: Schema = {
+    "type": "object",
+    "description": "The copy of a job that began says how its command ended.",
+    "required": ["act", "attempt", "copy", "exit_code"],
+    "properties": {
+        "act": {"type": "string", "enum": ["exit"]},
+        **_MESSAGE,
+        "exit_code": {"type": "integer", "minimum": 0, "maximum": 255},
+        "log_tail": {"type": ["string", "null"], "description": "The last lines of its output."},
+        "left_behind": {"type": ["string", "null"], "description": "Processes that were ended."},
+        "result": {"type": ["string", "null"], "description": "The text of its result file."},
+        "result_fault": {"type": ["string", "null"], "description": "Why that cannot be used."},
+    },
+}
+_SCHEMAS: Mapping[Act, Schema] = {"begin": BEGIN, "exit": EXIT}
+
+# Files in the shared folder of a run: what its job says, and the answer to each copy.
+_EXIT = "exit.json"
+_BEGIN = "begin-{}.json"
+_ANSWER = "begun-{}.json"
+
+# Bytes of a message: a result has 64 kB, of which JSON may make six times as much.
+LIMIT = 524_288
+
+# The highest number of an attempt that the database can have.
+_HIGHEST = 2**63 - 1
+
+# How many copies of a job may ask by file.
+_MOST_COPIES = 20
+
+
+async def answer_begin(conn: Connection, attempt_id: int, signed: Signed) -> dict[str, Any]:
+    """Let a copy of a job begin; return {"attempt": …}, with `prompt` and `inputs` if it asked.
+
+    Raises `NotFound`, `NotSigned`, `NotJson`, `WrongShape`, and `StaleAttempt` when it must run
+    nothing; each refusal of an attempt that exists is recorded.
+    """
+    said = await _checked(conn, attempt_id, signed, "begin")
+    await begin(conn, attempt_id, said)
+    if not said.get("prompt"):
+        return {"attempt": attempt_id}
+    assignment = await claims.assignment(conn, attempt_id)
+    if assignment is None:  # it was ended this moment
+        raise StaleAttempt(f"attempt {attempt_id} was given up")
+    inputs = await claims.inputs(conn, assignment) if assignment.has_inputs else {}
+    prompt = results.fill_prompt(assignment.prompt or "", results.placeholders(inputs))
+    return {"attempt": attempt_id, "prompt": prompt, "inputs": inputs}
+
+
+async def begin(conn: Connection, attempt_id: int, said: Mapping[str, Any]) -> None:
+    """Let the copy of a job that has *said* so begin. Raises `StaleAttempt` or `NotFound`."""
+    job, node = said.get("job"), said.get("node")
+    answer = await jobs.begin_job(conn, attempt_id, said["copy"], job, node)
+    if refused := answer.refusal():
+        raise refused
+
+
+async def answer_exit(
+    conn: Connection, attempt_id: int, signed: Signed, record: Record | None = None
+) -> dict[str, Any]:
+    """Record how the command of a job ended; return {"attempt": …}.
+
+    *record* is tried first, *conn* then. Raises as `answer_begin` does.
+    """
+    end = jobs.job_exited(attempt_id, await _checked(conn, attempt_id, signed, "exit"))
+    recorded = await record(end) if record else None
+    if recorded is None or recorded.answer is None:
+        recorded = await claims.record_end(conn, end)
+    assert recorded.answer is not None
+    if refused := JobAnswer(**recorded.answer).refusal():
+        raise refused
+    return {"attempt": attempt_id}
+
+
+async def _checked(conn: Connection, attempt_id: int, signed: Signed, act: Act) -> dict[str, Any]:
+    """Return what a job says, once its signature was checked; record it when that is wrong."""
+    known = attempt_id <= _HIGHEST
+    secret = await jobs.secret_of(conn, attempt_id) if known else None
+    if secret is None:
+        raise NotFound(f"there is no attempt {attempt_id}")
+    if "webhook-signature" not in signed.headers:
+        raise NotSigned("what a job says is signed by webhook-id, -timestamp and -signature")
+    if not signed.is_by(secret):
+        if act == "begin":
+            reason = "somebody asked to begin its job, and has not its secret"
+            await jobs.note_refused_begin(conn, attempt_id, reason)
+        raise NotSigned("the signature is not of the secret of this attempt")
+    return _shaped(parse_json(signed.body), attempt_id, act)
+
+
+def _shaped(message: Any, attempt_id: int, act: Act) -> dict[str, Any]:
+    """Return the members that are of use. Raises `WrongShape`."""
+    schema = _SCHEMAS[act]
+    found = list(faults(message, schema))
+    if not found and message["attempt"] != attempt_id:
+        found = [Fault("attempt", message["attempt"], str(attempt_id))]
+    if found:
+        raise WrongShape(found)
+    return {name: message.get(name) for name in schema["properties"]}
+
+
+def spooled_begins(folder: Path, attempt_id: int, secret: str) -> list[dict[str, Any]]:
+    """Return what copies of a job ask in the shared *folder* of their run, unanswered so far.
+
+    What is not signed by *secret*, or malformed, is left out. Blocks. Raises `OSError`.
+    """
+    prefix, suffix = _BEGIN.split("{}")
+    with_answer = {path.name for path in folder.glob(_ANSWER.format("*"))}
+    asked = []
+    for path in sorted(folder.glob(_BEGIN.format("*")))[:_MOST_COPIES]:
+        copy = path.name.removeprefix(prefix).removesuffix(suffix)
+        if _ANSWER.format(copy) not in with_answer:
+            said = _spooled(folder, path.name, attempt_id, secret, "begin")
+            if said and said["copy"] == copy:
+                asked.append(said)
+    return asked
+
+
+def answer_spooled(folder: Path, copy: str, refused: str | None) -> None:
+    """Answer a copy that asked in *folder*: *refused* says why not, None: it begins. Blocks."""
+    content = json.dumps({"refused": refused}).encode()
+    files.write_plain(folder, _ANSWER.format(copy), content)
+
+
+def spooled_exit(folder: Path, attempt_id: int, secret: str) -> dict[str, Any] | None:
+    """Return how the command of a job ended, as its copy says in *folder*; None if it does not.
+
+    Blocks. Never raises for a file that is malformed, or not signed by *secret*.
+    """
+    return _spooled(folder, _EXIT, attempt_id, secret, "exit")
+
+
+def _spooled(
+    folder: Path, name: str, attempt_id: int, secret: str, act: Act
+) -> dict[str, Any] | None:
+    try:
+        _, message = read_spooled(folder, name, secret, LIMIT)
+        return _shaped(message, attempt_id, act)
+    except (NotSigned, InvalidInput, ValueError, OSError):
+        return None

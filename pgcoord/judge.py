@@ -1,0 +1,621 @@
+"""Runs the command of a phase and judges it: by exit status, by its own words, then by a check.
+
+    python3 judge.py SPEC COMMAND…
+
+SPEC is the JSON of `Spec`. Command and check run one after the other in the place of the phase,
+with their output in its log; where an agent writes JSON, the log gets lines that people can read.
+This file imports nothing of ours and nothing but the standard library of Python 3.8, so that it can
+travel to the machine where a job runs. The one rule: the last line says why it failed.
+
+Exit status: 0 only if all went well; that of the command, or of the check, if it is not 0; 1 if the
+output says that it failed; 124 if the check took too long; 75 if it should be tried again later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # Python 3.8 cannot make these
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    Event = Mapping[str, Any]
+    Reader = Callable[[Event, "Findings"], Iterator[str]]
+
+CHECK_TOOK_TOO_LONG = 124
+TRY_LATER = 75
+"""As sysexits.h has it: what failed is not the phase, and waiting helps."""
+
+_TERMINATED = 128 + signal.SIGTERM
+
+# The longest line that is read as JSON; the rest of a longer one is passed on as it is.
+_LONGEST = 4_000_000
+
+# What is quoted of an answer, a command or an error, in characters.
+_QUOTED = 300
+
+# Seconds: what the command wrote before its end is read so long, though something holds its pipe;
+# an agent that only waits for the network is ended after so many; between TERM and KILL.
+_DRAIN = 0.2
+_PATIENCE = 120.0
+_GRACE = 5.0
+
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-_])")
+
+# What agents say when the model cannot be reached or takes no more for now. Looked for in their
+# errors alone: an answer may well be about 429.
+_TEMPORARY = re.compile(
+    r"\b(?:429|500|502|503|504|529)\b|overloaded|rate.?limit|too many requests|usage limit"
+    r"|resource.?exhausted|unavailable|unable to connect|connection (?:error|refused|reset)"
+    r"|ECONNREFUSED|ECONNRESET|ENOTFOUND|EAI_AGAIN|ETIMEDOUT|fetch failed|waiting for network"
+    r"|stream disconnected|error sending request|timed out",
+    re.IGNORECASE,
+)
+_NO_NETWORK = re.compile(r"waiting for network", re.IGNORECASE)
+
+
+class Spec(NamedTuple):
+    """How a command is judged; `check` is a command, empty for none, and `agent` a name of ours.
+
+    Each of `fails_on` is a member of a JSON object on a line of the output, `$.error.code`, that
+    must not be there with a value (false, 0 and empty ones are none), or a regular expression that
+    no line may match.
+    """
+
+    check: Sequence[str] = ()
+    check_seconds: float = 1800.0
+    fails_on: Sequence[str] = ()
+    agent: str | None = None
+
+
+class Findings:
+    """What the output has said so far."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.failure: str | None = None
+        self.errors: list[str] = []
+        self.waits_since: float | None = None
+        self.result: dict[str, Any] = {}
+
+    def fail(self, words: str) -> None:
+        """It has failed, whatever its exit status; the first words count."""
+        self.failure = self.failure or words
+
+    def error(self, words: str) -> None:
+        """An error, which may yet be followed by success."""
+        self.errors = [*self.errors[-9:], words]
+
+    def add_tokens(self, taken: int, written: int) -> None:
+        """So many tokens were read and written."""
+        self.result["tokens_in"] = self.result.get("tokens_in", 0) + taken
+        self.result["tokens_out"] = self.result.get("tokens_out", 0) + written
+
+    @property
+    def temporary(self) -> str | None:
+        """The error that waiting mends, if its last ones are such."""
+        for words in reversed(self.errors):
+            if _TEMPORARY.search(words):
+                return words
+        return None
+
+
+def quote(text: object) -> str:
+    """On one line, not too long."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= _QUOTED else line[: _QUOTED - 1] + "…"
+
+
+def say(words: str) -> None:
+    """A line of ours in the log."""
+    print(f"pgcoord: {words}", flush=True)
+
+
+# --- What agents write: each reader takes one JSON object and yields lines for people.
+
+
+def _objects(value: object) -> list[Event]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def _whole(value: object) -> int:
+    return int(value) if isinstance(value, (int, float)) and value > 0 else 0
+
+
+def _call(name: object, given: object) -> str:
+    """A tool that is used: its name, and the one thing that tells most about it."""
+    words: object = given
+    if isinstance(given, dict):
+        keys = ("command", "file_path", "path", "pattern", "url", "description", "prompt")
+        words = next((given[key] for key in keys if given.get(key)), json.dumps(given))
+    return f"  → {name} {quote(words)}"
+
+
+def read_claude(event: Event, found: Findings) -> Iterator[str]:
+    """Claude Code and Qwen Code, `--output-format stream-json`."""
+    kind = event.get("type")
+    if event.get("subtype") == "api_retry":
+        seconds = _whole(event.get("retry_delay_ms")) // 1000
+        words = f"{event.get('error_status') or event.get('error') or 'no answer'}"
+        yield (
+            f"  … the model gives no answer ({words}): try {event.get('attempt')} of"
+            f" {event.get('max_retries')}, again in {seconds} s"
+        )
+    message = event.get("message")
+    content = _objects(message.get("content")) if isinstance(message, dict) else []
+    if kind == "assistant":
+        for each in content:
+            if each.get("type") == "text" and str(each.get("text", "")).strip():
+                yield str(each["text"])
+            elif each.get("type") == "tool_use":
+                yield _call(each.get("name"), each.get("input"))
+    elif kind == "user":
+        for each in content:
+            if each.get("type") == "tool_result" and each.get("is_error"):
+                yield f"  ✗ {quote(each.get('content'))}"
+    elif kind == "result":
+        yield from _claude_result(event, found)
+
+
+def _claude_result(event: Event, found: Findings) -> Iterator[str]:
+    usage = event.get("usage")
+    if isinstance(usage, dict):
+        names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+        taken = sum(_whole(usage.get(name)) for name in names)
+        found.add_tokens(taken, _whole(usage.get("output_tokens")))
+    if isinstance(event.get("total_cost_usd"), (int, float)):
+        found.result["cost_usd"] = event["total_cost_usd"]
+    answer = event.get("result")
+    if event.get("is_error") or str(event.get("subtype", "success")) != "success":
+        words = answer or event.get("errors") or event.get("error") or event.get("subtype")
+        if isinstance(words, dict):
+            words = words.get("message", words)
+        found.error(quote(words))
+        found.fail(f"the agent ended with an error: {quote(words)}")
+        return
+    if answer:
+        found.result["summary"] = str(answer)[:4000]
+    refused = [
+        _call(each.get("tool_name"), each.get("tool_input"))[4:]
+        for each in _objects(event.get("permission_denials"))
+    ]
+    if refused:
+        found.fail(f"the agent was not allowed to use {quote(', '.join(refused))}")
+    spent = found.result.get("cost_usd")
+    if isinstance(spent, (int, float)):
+        yield f"  = {event.get('num_turns', '?')} turns, ${spent:.4f}"
+
+
+def read_codex(event: Event, found: Findings) -> Iterator[str]:
+    """Codex, `exec --json`."""
+    kind, item = event.get("type"), event.get("item")
+    if kind == "item.started" and isinstance(item, dict):
+        if item.get("type") == "command_execution":
+            yield _call("$", item.get("command"))
+    elif kind == "item.completed" and isinstance(item, dict):
+        yield from _codex_item(item, found)
+    elif kind == "turn.completed":
+        usage = event.get("usage")
+        if isinstance(usage, dict):
+            found.add_tokens(_whole(usage.get("input_tokens")), _whole(usage.get("output_tokens")))
+        found.errors = []  # it has got over them
+    elif kind == "turn.failed":
+        error = event.get("error")
+        words = error.get("message") if isinstance(error, dict) else error
+        found.error(quote(words))
+        found.fail(f"the agent ended with an error: {quote(words)}")
+    elif kind == "error":
+        found.error(quote(event.get("message")))
+        yield f"  ✗ {quote(event.get('message'))}"
+
+
+def _codex_item(item: Event, found: Findings) -> Iterator[str]:
+    kind = item.get("type")
+    if kind == "agent_message" and str(item.get("text", "")).strip():
+        found.result["summary"] = str(item["text"])[:4000]
+        yield str(item["text"])
+    elif kind == "command_execution" and item.get("exit_code"):
+        yield f"  ✗ status {item['exit_code']}: {quote(item.get('aggregated_output'))}"
+    elif kind == "file_change":
+        for each in _objects(item.get("changes")):
+            yield f"  → {each.get('kind')} {quote(each.get('path'))}"
+    elif kind == "mcp_tool_call":
+        yield _call(item.get("tool"), item.get("arguments"))
+    elif kind == "error":
+        found.error(quote(item.get("message")))
+        yield f"  ✗ {quote(item.get('message'))}"
+
+
+def read_gemini(event: Event, found: Findings) -> Iterator[str]:
+    """Gemini CLI, `--output-format stream-json`."""
+    kind = event.get("type")
+    if kind == "message" and event.get("role") == "assistant":
+        text = str(event.get("content", ""))
+        if text.strip():
+            found.result["summary"] = text[:4000]
+            yield text
+    elif kind == "tool_use":
+        yield _call(event.get("tool_name"), event.get("parameters"))
+    elif kind == "tool_result" and event.get("status") == "error":
+        words = quote(_message(event.get("error")) or event.get("output"))
+        if "denied" in words:  # by its policy: nobody was asked
+            found.fail(f"the agent was not allowed to use a tool: {words}")
+        yield f"  ✗ {words}"
+    elif kind == "error":
+        found.error(quote(event.get("message")))
+        yield f"  ✗ {quote(event.get('message'))}"
+    elif kind == "result":
+        stats = event.get("stats")
+        if isinstance(stats, dict):
+            found.add_tokens(_whole(stats.get("input_tokens")), _whole(stats.get("output_tokens")))
+        if event.get("status") != "success":
+            words = quote(_message(event.get("error")))
+            found.error(words)
+            found.fail(f"the agent ended with an error: {words}")
+
+
+def read_copilot(event: Event, found: Findings) -> Iterator[str]:
+    """GitHub Copilot CLI, `--output-format json`."""
+    kind, data = event.get("type"), event.get("data")
+    data = data if isinstance(data, dict) else {}
+    if kind == "assistant.message" and str(data.get("content", "")).strip():
+        found.result["summary"] = str(data["content"])[:4000]
+        yield str(data["content"])
+    elif kind == "tool.execution_start":
+        yield _call(data.get("toolName"), data.get("arguments"))
+    elif kind == "tool.execution_complete" and not data.get("success"):
+        error = data.get("error")
+        code = error.get("code") if isinstance(error, dict) else None
+        if code in ("denied", "rejected"):
+            found.fail(f"the agent was not allowed to use a tool: {quote(_message(error))}")
+        yield f"  ✗ {quote(_message(error))}"
+    elif kind == "model.call_failure":
+        yield f"  … the model gives no answer ({data.get('statusCode') or 'no connection'})"
+    elif kind == "session.error":
+        words = quote(data.get("message"))
+        found.error(words)
+        found.fail(f"the agent ended with an error: {words}")
+
+
+def read_opencode(event: Event, found: Findings) -> Iterator[str]:
+    """OpenCode, `run --format json`."""
+    kind, part = event.get("type"), event.get("part")
+    part = part if isinstance(part, dict) else {}
+    if kind == "text" and str(part.get("text", "")).strip():
+        found.result["summary"] = str(part["text"])[:4000]
+        yield str(part["text"])
+    elif kind == "tool_use":
+        state = part.get("state")
+        state = state if isinstance(state, dict) else {}
+        yield _call(part.get("tool"), state.get("input"))
+        if state.get("status") == "error":
+            words = quote(state.get("error"))
+            if "rejected permission" in words or "prevents you from using" in words:
+                found.fail(f"the agent was not allowed to use {part.get('tool')}: {words}")
+            yield f"  ✗ {words}"
+    elif kind == "step_finish":
+        tokens = part.get("tokens")
+        if isinstance(tokens, dict):
+            found.add_tokens(_whole(tokens.get("input")), _whole(tokens.get("output")))
+        cost = part.get("cost")
+        if isinstance(cost, (int, float)):
+            found.result["cost_usd"] = round(found.result.get("cost_usd", 0) + cost, 6)
+    elif kind == "error":
+        words = quote(_message(event.get("error")))
+        found.error(words)
+        found.fail(f"the agent ended with an error: {words}")
+
+
+def _message(error: object) -> object:
+    """What an error says: itself, or its message, however deep."""
+    if isinstance(error, dict):
+        data = error.get("data")
+        return error.get("message") or (_message(data) if data else error.get("name") or error)
+    return error
+
+
+class Agent(NamedTuple):
+    """An agent program as it is run without a person: it gets the prompt as its input.
+
+    `environment` names the variables of the coordinator that it needs, as far as they are set.
+    """
+
+    command: Sequence[str]
+    environment: Sequence[str]
+    read: Reader
+
+
+AGENTS: dict[str, Agent] = {
+    "claude": Agent(
+        # Files may be edited without a question; there is nobody to ask for more.
+        "claude --print --output-format stream-json --verbose"
+        " --permission-mode acceptEdits".split(),
+        "ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL CLAUDE_CODE_OAUTH_TOKEN"
+        " CLAUDE_CONFIG_DIR".split(),
+        read_claude,
+    ),
+    "codex": Agent(
+        # It may write where it stands and nowhere else, so it cannot commit in a worktree.
+        "codex exec --json --sandbox workspace-write -".split(),
+        "CODEX_API_KEY OPENAI_API_KEY CODEX_HOME".split(),
+        read_codex,
+    ),
+    "gemini": Agent(
+        "gemini --output-format stream-json --approval-mode auto_edit --skip-trust".split(),
+        "GEMINI_API_KEY GOOGLE_API_KEY GOOGLE_GEMINI_BASE_URL GOOGLE_CLOUD_PROJECT"
+        " GOOGLE_GENAI_USE_VERTEXAI GEMINI_DEFAULT_AUTH_TYPE".split(),
+        read_gemini,
+    ),
+    "copilot": Agent(
+        # Without a person it runs with all tools allowed, or not at all. Its token alone: GH_TOKEN
+        # may be that of the coordinator.
+        "copilot --output-format json --allow-all-tools --no-auto-update".split(),
+        "COPILOT_GITHUB_TOKEN COPILOT_MODEL COPILOT_OFFLINE COPILOT_PROVIDER_BASE_URL"
+        " COPILOT_PROVIDER_TYPE COPILOT_PROVIDER_API_KEY".split(),
+        read_copilot,
+    ),
+    "opencode": Agent(
+        "opencode run --format json".split(),
+        "ANTHROPIC_API_KEY ANTHROPIC_BASE_URL OPENAI_API_KEY OPENROUTER_API_KEY"
+        " OPENCODE_CONFIG".split(),
+        read_opencode,
+    ),
+    "qwen": Agent(
+        "qwen --output-format stream-json --approval-mode auto-edit".split(),
+        "OPENAI_API_KEY OPENAI_BASE_URL OPENAI_MODEL DASHSCOPE_API_KEY".split(),
+        read_claude,
+    ),
+}
+
+
+# --- Running and judging
+
+
+class _Lines:
+    """A pipe of the command, read line by line."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self.pipe = pipe
+        self._kept = b""
+        os.set_blocking(pipe.fileno(), False)
+
+    def read(self) -> list[bytes] | None:
+        """The lines that have come; None at the end."""
+        try:
+            data = os.read(self.pipe.fileno(), 65536)
+        except BlockingIOError:
+            return []
+        if not data:
+            return None
+        *lines, self._kept = (self._kept + data).split(b"\n")
+        if len(self._kept) > _LONGEST:
+            lines, self._kept = [*lines, self._kept], b""
+        return lines
+
+    def rest(self) -> list[bytes]:
+        """What came after the last line's end."""
+        kept, self._kept = self._kept, b""
+        return [kept] if kept else []
+
+
+class Judge:
+    """One phase."""
+
+    def __init__(self, spec: Spec) -> None:
+        """Judge as *spec* says."""
+        self.spec = spec
+        self.found = Findings()
+        self._is_ending = False
+        self._check: subprocess.Popen[bytes] | None = None
+        self._read = AGENTS[spec.agent].read if spec.agent else None
+        fails_on = [each for each in spec.fails_on if not each.startswith("$.")]
+        self._patterns = [re.compile(each) for each in fails_on]
+        self._members = [each[2:].split(".") for each in spec.fails_on if each.startswith("$.")]
+
+    def run(self, command: list[str]) -> int:
+        """Run the command, then the check; return the exit status, and say why it is not 0."""
+        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(each, self._end)
+        status = self._run_command(command)
+        self._keep_result()
+        if self._is_ending:
+            return status or _TERMINATED
+        failure = self.found.failure or self._reported_failure()
+        if status or failure:
+            temporary = self.found.temporary if self.spec.agent else None
+            if temporary:
+                say(f"try again later: {temporary}")
+                return TRY_LATER
+            if failure:
+                say(failure)
+            return status or 1
+        return self._run_check() if self.spec.check else 0
+
+    def _run_command(self, command: list[str]) -> int:
+        listens = bool(self._read or self._patterns or self._members)
+        path = os.environ.get("PGCOORD_PROMPT_FILE") if self.spec.agent else None
+        with open(path or os.devnull, "rb") as prompt:
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=prompt,
+                    stdout=subprocess.PIPE if listens else None,
+                    stderr=subprocess.PIPE if listens else None,
+                )
+            except OSError as error:
+                say(f"cannot start {command[0]}: {error.strerror or error}")
+                return 127
+        if listens:
+            self._listen(process)
+        status = process.wait()
+        return 128 - status if status < 0 else status
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        """Read what the command writes until its end, though others may hold its pipes open."""
+        assert process.stdout
+        assert process.stderr
+        ended, end = os.pipe()
+
+        def close_at_end() -> None:
+            process.wait()
+            os.close(end)
+
+        threading.Thread(target=close_at_end, daemon=True).start()
+        is_error = {_Lines(process.stdout): False, _Lines(process.stderr): True}
+        with selectors.DefaultSelector() as selector:
+            selector.register(ended, selectors.EVENT_READ)
+            for lines in is_error:
+                selector.register(lines.pipe, selectors.EVENT_READ, lines)
+            timeout: float | None = None
+            while selector.get_map():
+                ready = selector.select(timeout if timeout is not None else 5.0)
+                if not ready and timeout is not None:
+                    break
+                for key, _ in ready:
+                    lines = key.data
+                    new = lines.read() if lines else None
+                    for line in new or ():
+                        self._take(line, is_error[lines])
+                    if new is None:
+                        selector.unregister(key.fileobj)
+                    if lines is None:
+                        timeout = _DRAIN
+                self._end_what_only_waits(process)
+        for lines, error in is_error.items():
+            for line in lines.rest():
+                self._take(line, error)
+
+    def _end_what_only_waits(self, process: subprocess.Popen[bytes]) -> None:
+        since = self.found.waits_since
+        if since is not None and time.monotonic() - since > _PATIENCE:
+            self.found.fail("the agent waits for the network and does not give up")
+            process.terminate()
+            self.found.waits_since = None
+
+    def _take(self, line: bytes, is_error: bool) -> None:
+        """Judge a line of the output, and write it into the log."""
+        text = _ESCAPE.sub("", line.decode("utf-8", "replace"))
+        event = _object(text)
+        if is_error and self.spec.agent and text.strip():
+            self.found.error(quote(text))
+        if self.spec.agent and text.strip():
+            waits = _NO_NETWORK.search(text) is not None
+            since = self.found.waits_since
+            self.found.waits_since = (since or time.monotonic()) if waits else None
+        if event is not None and self._read and not is_error:
+            for each in self._read(event, self.found):
+                print(each, flush=True)
+        else:
+            sys.stdout.buffer.write(line + b"\n")
+            sys.stdout.flush()
+        for pattern in self._patterns:
+            if pattern.search(text):
+                self.found.fail(f"its output matches {pattern.pattern}: {quote(text)}")
+        for path in self._members if event is not None else ():
+            value: object = event
+            for name in path:
+                value = value.get(name) if isinstance(value, dict) else None
+            if value:
+                self.found.fail(f"its output has $.{'.'.join(path)}: {quote(json.dumps(value))}")
+
+    def _run_check(self) -> int:
+        check, seconds = self.spec.check, self.spec.check_seconds
+        say(f"check: {' '.join(check)}")
+        try:
+            # A group of its own, so that all of it can be ended. (Python 3.8 has no process_group.)
+            self._check = subprocess.Popen(
+                check,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=lambda: os.setpgid(0, 0),
+            )
+        except OSError as error:
+            say(f"cannot start the check {check[0]}: {error.strerror or error}")
+            return 127
+        try:
+            status = self._check.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._signal_check(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._check.wait(_GRACE)
+            self._signal_check(signal.SIGKILL)
+            self._check.wait()
+            say(f"the check did not end within {seconds:g} s")
+            return CHECK_TOOK_TOO_LONG
+        if status:
+            status = 128 - status if status < 0 else status
+            say(f"the check failed with status {status}")
+        return status
+
+    def _signal_check(self, number: int) -> None:
+        if self._check:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._check.pid, number)
+
+    def _end(self, number: int, frame: object) -> None:
+        """Be told to end: the command is told, too, by who tells us; its check is not."""
+        self._is_ending = True
+        self._signal_check(signal.SIGTERM)
+
+    def _reported_failure(self) -> str | None:
+        """What the command says of itself in its result, where it can say it nowhere else."""
+        result = _result()
+        if result and result.get("status") == "failed":
+            reason = result.get("error") or result.get("error_message") or "no reason"
+            return f"it reports that it failed: {quote(reason)}"
+        return None
+
+    def _keep_result(self) -> None:
+        """Add what was found to the result of the phase; what is there already counts."""
+        path, result = os.environ.get("PGCOORD_RESULT_FILE"), _result()
+        if not path or not self.found.result or result is None:
+            return
+        data = json.dumps({**self.found.result, **result}).encode()
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(path, flags, 0o600)
+        except OSError as error:
+            say(f"the result cannot be written: {error.strerror or error}")
+            return
+        with open(descriptor, "wb") as file:
+            file.write(data)
+
+
+def _result() -> dict[str, Any] | None:
+    """The result that was written so far, empty if there is none; None if it is no object."""
+    path = os.environ.get("PGCOORD_RESULT_FILE")
+    try:
+        if not path or not os.path.exists(path):
+            return {}
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            found = json.loads(file.read(1_000_000) or b"{}")
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _object(text: str) -> Event | None:
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def main() -> None:
+    """Read the command line; exit as the phase shall."""
+    sys.exit(Judge(Spec(**json.loads(sys.argv[1]))).run(sys.argv[2:]))
+
+
+if __name__ == "__main__":
+    main()

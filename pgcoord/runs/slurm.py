@@ -1,0 +1,223 @@
+"""Slurm: jobs by sbatch, squeue and scancel.
+
+The one rule: what Slurm says of a job is never more than a hint. It lets a job run twice when a
+node is lost, it says that it failed to take one that it runs, and it forgets jobs that ended.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import NamedTuple
+
+from pgcoord.coordination.launching import Order, Place, Seen
+from pgcoord.database.rows import Finding
+from pgcoord.errors import CannotStart, NotNow
+from pgcoord.runs import files
+
+# Seconds for one command. Slurm's own limit is MessageTimeout, usually 10 s.
+_PATIENCE = 60.0
+
+# How long what Slurm does not take now waits.
+_AGAIN = timedelta(seconds=30)
+
+# Variables that Slurm's commands need of ours; SBATCH_… are a site's defaults of its options.
+_NEEDED = re.compile("PATH|HOME|USER|LOGNAME|LANG|(SLURM|SBATCH|SQUEUE|SCANCEL|MUNGE)_.*")
+
+_ENVIRONMENT = "environment"
+
+_COLUMNS = "JobID:|,Name:|,State:|,Reason:|,NodeList:|,exit_code:"
+
+_WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
+_RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"})
+
+# What sbatch says when the controller has not answered in time: the job may have been taken. When
+# nobody listens at its address, it has not.
+_UNANSWERED = ("timed out", "Zero Bytes were transmitted", "Connection reset")
+_UNREACHABLE = ("Unable to contact", "Connection refused", "slurm_persist_conn", "munge")
+_FULL = ("maximum number of jobs", "job submit limit", "QOSMaxSubmit", "AssocMaxSubmit")
+
+# States of nodes that run jobs, or will.
+_USABLE = frozenset({"idle", "mixed", "allocated", "completing", "planned", "idle~", "unknown"})
+
+# States that it reports of its jobs with the status of the script; of others there is none.
+_WITH_STATUS = frozenset({"COMPLETED", "FAILED"})
+
+
+class _Said(NamedTuple):
+    status: int
+    output: str
+    error: str
+
+
+class Slurm:
+    """One pool of a Slurm cluster; a `coordination.launching.Engine`."""
+
+    def __init__(self, *, options: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Pass *options* on to sbatch; *environment* is that of the coordinator."""
+        self._options = tuple(options)
+        self._environment = {
+            name: value for name, value in environment.items() if _NEEDED.fullmatch(name)
+        }
+
+    async def submit(self, order: Order) -> str:
+        """Submit by sbatch; the environment goes by a file that only we can read."""
+        text = "".join(f"{name}={value}\0" for name, value in order.environment.items())
+        await asyncio.to_thread(
+            files.write_plain, order.folder, _ENVIRONMENT, text.encode(errors="surrogateescape")
+        )
+        said = await self._say(
+            "sbatch",
+            "--parsable",
+            *self._options,
+            # Ours come last, and win.
+            f"--job-name={order.name}",
+            "--no-requeue",
+            f"--export-file={order.folder / _ENVIRONMENT}",
+            f"--chdir={order.folder}",
+            f"--output={order.log}",
+            f"--error={order.log}",
+            "--open-mode=append",
+            str(order.script),
+            *order.arguments,
+        )
+        if said.status == 0:
+            return said.output.strip().partition(";")[0]  # id;cluster
+        words = _last_line(said.error)
+        if any(each in said.error for each in _UNANSWERED):
+            raise NotNow(f"sbatch: {words}", _AGAIN, certain=False)
+        if any(each in said.error for each in (*_UNREACHABLE, *_FULL)):
+            raise NotNow(f"sbatch: {words}", _AGAIN)
+        raise CannotStart(f"sbatch refuses the job: {words}")
+
+    async def find(self) -> Mapping[str, list[Seen]]:
+        """Ask squeue for all jobs of this user, also those that ended a while ago."""
+        said = await self._say("squeue", "--me", "-t", "all", "-h", "-O", _COLUMNS)
+        if said.status:
+            raise NotNow(f"squeue: {_last_line(said.error)}", _AGAIN)
+        found: dict[str, list[Seen]] = {}
+        for name, seen in _read(said.output):
+            if name.startswith("pgcoord-"):
+                found.setdefault(name, []).append(seen)
+        return found
+
+    async def terminate(self, job: str) -> None:
+        """Remove the job if it waits; SIGTERM to script and steps if it runs."""
+        await self._cancel("--state=PENDING", job)
+        await self._cancel("--full", "--signal=TERM", job)
+
+    async def kill(self, job: str) -> None:
+        """SIGKILL to script and steps, and the end of the job, so that Slurm lets go of it."""
+        await self._cancel("--full", "--signal=KILL", job)
+        await self._cancel(job)
+
+    async def check(self) -> list[Finding]:
+        """Return what doctor says of this cluster, without the name of the pool."""
+        found = [await self._check_controller()]
+        if found[0].level != "fail":
+            found.append(await self._check_options())
+            found += _check_settings((await self._say("scontrol", "show", "config")).output)
+        return found
+
+    async def _check_controller(self) -> Finding:
+        try:
+            said = await self._say("scontrol", "ping")
+            nodes = await self._say("sinfo", "-h", "-o", "%T %D")
+        except NotNow as error:
+            return Finding("", "fail", str(error), "install Slurm's commands on this machine")
+        if said.status or " UP" not in said.output:
+            words = f"its controller does not answer: {_last_line(said.error or said.output)}"
+            return Finding("", "fail", words, "is slurm.conf found (SLURM_CONF), slurmctld up?")
+        states = dict(line.split() for line in nodes.output.splitlines())
+        usable = sum(int(n) for state, n in states.items() if state in _USABLE)
+        if not usable:
+            words = f"no node can be used: {', '.join(f'{n} {it}' for it, n in states.items())}"
+            return Finding("", "fail", words, "sinfo -R says why")
+        return Finding("", "ok", f"Slurm answers, {usable} nodes can be used", None)
+
+    async def _check_options(self) -> Finding:
+        """Whether sbatch would take a job with the options; it takes none."""
+        said = await self._say("sbatch", *self._options, "--test-only", "--wrap", "true")
+        if said.status:
+            words = f"sbatch refuses its options: {_last_line(said.error)}"
+            return Finding("", "fail", words, "sinfo shows partitions, sbatch --help options")
+        return Finding("", "ok", "sbatch takes its options", None)
+
+    async def _cancel(self, *arguments: str) -> None:
+        said = await self._say("scancel", "--quiet", *arguments)
+        if said.status and any(each in said.error for each in (*_UNANSWERED, *_UNREACHABLE)):
+            raise NotNow(f"scancel: {_last_line(said.error)}", _AGAIN)
+
+    async def _say(self, *command: str) -> _Said:
+        """Run one of Slurm's commands. Raises `NotNow` when it is not installed or hangs."""
+        program = shutil.which(command[0], path=self._environment.get("PATH", os.defpath))
+        if program is None:
+            raise NotNow(f"{command[0]} is not installed on this machine", _AGAIN)
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *command[1:],
+            env=self._environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                output, error = await process.communicate()
+        except TimeoutError:
+            words = f"{command[0]} has not answered in {_PATIENCE:.0f} s"
+            raise NotNow(words, _AGAIN, certain=False) from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert process.returncode is not None
+        return _Said(
+            process.returncode, output.decode(errors="replace"), error.decode(errors="replace")
+        )
+
+
+def _check_settings(text: str) -> list[Finding]:
+    """Look for settings of the cluster under which jobs are not seen, or not ended in order."""
+    seconds = {
+        name: int(value)
+        for name, value in re.findall(r"^(MinJobAge|KillWait) *= (\d+)", text, re.MULTILINE)
+    }
+    found = []
+    if seconds.get("MinJobAge", 300) < 60:
+        words = f"Slurm forgets jobs that ended after {seconds['MinJobAge']} s (MinJobAge)"
+        found.append(Finding("", "warn", words, "set it to 60 or more, else 300 is usual"))
+    if seconds.get("KillWait", 30) < 5:
+        words = f"Slurm kills {seconds['KillWait']} s after SIGTERM (KillWait)"
+        found.append(Finding("", "warn", words, "jobs that Slurm itself ends have no time to end"))
+    return found
+
+
+def _read(lines: str) -> Iterator[tuple[str, Seen]]:
+    """Yield the name of each job that squeue lists, and what it says of it."""
+    for line in lines.splitlines():
+        job, name, state, reason, nodes, status = (part.strip() for part in line.split("|"))
+        if state in _WAITING:
+            yield name, Seen(job, Place.WAITING, reason)
+        elif state in _RUNNING:
+            yield name, Seen(job, Place.RUNNING, state, nodes or None)
+        else:
+            code = _exit_status(status) if state in _WITH_STATUS else None
+            yield name, Seen(job, Place.ENDED, f"{state}, {reason}", nodes or None, code)
+
+
+def _exit_status(text: str) -> int | None:
+    """Return the exit status, 128 + n after signal n, of what waitpid returned."""
+    if not text.isdecimal():
+        return None
+    code = os.waitstatus_to_exitcode(int(text))
+    return code if code >= 0 else 128 - code
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (
+        lines[-1].removeprefix("sbatch: ").removeprefix("error: ") if lines else "no reason given"
+    )

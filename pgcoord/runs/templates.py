@@ -1,0 +1,205 @@
+"""Any engine that has commands: jobs by what `[pool.NAME]` says for submit, list, cancel and kill.
+
+The one rule: nothing about an engine is known here. Its commands are called without a shell, and
+what they print is read by the pattern, or the path in their JSON, that the configuration gives.
+"""
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from pgcoord.coordination.launching import Order, Place, Seen
+from pgcoord.errors import CannotStart, NotNow
+from pgcoord.runs import files
+from pgcoord.runs.listing import field_of, is_path, values_at
+
+# Seconds for one command, and how long what an engine does not take now waits.
+_PATIENCE = 60.0
+_AGAIN = timedelta(seconds=30)
+
+# Variables of the coordinator that every command gets, besides those the pool names.
+_NEEDED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TMPDIR")
+
+_SCRIPT = "job.sh"
+_WRAPPER = "job.py"
+
+
+class Said(NamedTuple):
+    """What a command said, and its exit status."""
+
+    status: int
+    output: str
+    error: str
+
+
+async def run_command(
+    command: Sequence[str], environment: Mapping[str, str], patience: float = _PATIENCE
+) -> Said:
+    """Run *command* to its end. Raises `NotNow` when it is not installed, or takes too long."""
+    program = shutil.which(command[0], path=environment.get("PATH", os.defpath))
+    if program is None:
+        raise NotNow(f"{command[0]} is not installed on this machine", _AGAIN)
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *command[1:],
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(patience):
+            output, error = await process.communicate()
+    except TimeoutError:
+        words = f"{command[0]} has not answered in {patience:.0f} s"
+        raise NotNow(words, _AGAIN, certain=False) from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return Said(process.returncode, output.decode(errors="replace"), error.decode(errors="replace"))
+
+
+class Commands:
+    """One pool of any engine; a `coordination.launching.Engine`."""
+
+    def __init__(self, settings: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        """*settings*: the keys of the pool, without problems; *environment*: the coordinator's."""
+        self._settings = settings
+        names = (*_NEEDED, *settings.get("environment", ()))
+        self._environment = {name: environment[name] for name in names if name in environment}
+        self._waiting = frozenset(settings["waiting"])
+        self._running = frozenset(settings["running"])
+
+    async def submit(self, order: Order) -> str:
+        """Submit a script that starts the wrapper: engines take one file, and copy it, or not."""
+        values = await asyncio.to_thread(_write_script, order)
+        command = self._command("submit", values)
+        said = await run_command(command, self._environment)
+        words = f"{command[0]}: {_last_line(said)}"
+        if said.status:
+            refused = self._settings.get("refused")
+            if refused and re.search(refused, said.error + said.output):
+                raise CannotStart(words)
+            raise NotNow(words, _AGAIN, certain=False)  # some say that they failed, and did not
+        found = self._id_of(said.output)
+        if found is None:
+            raise NotNow(f"there is no id in what {words}", _AGAIN, certain=False)
+        return found
+
+    async def find(self) -> Mapping[str, list[Seen]]:
+        """Ask for all jobs by one command; leave out those of others."""
+        command = self._command("list", {})
+        said = await run_command(command, self._environment)
+        empty = self._settings.get("empty")
+        if said.status and empty and re.search(empty, said.error + said.output):
+            return {}
+        if said.status:
+            raise NotNow(f"{command[0]}: {_last_line(said)}", _AGAIN)
+        found: dict[str, list[Seen]] = {}
+        for job in self._jobs_in(said.output):
+            name = str(job.get("name") or "")
+            if name.startswith("pgcoord-"):
+                found.setdefault(name, []).append(self._seen(job))
+        return found
+
+    async def terminate(self, job: str) -> None:
+        """Call `cancel`."""
+        await self._end("cancel", job)
+
+    async def kill(self, job: str) -> None:
+        """Call `kill`; where there is none, `cancel` once more."""
+        await self._end("kill" if "kill" in self._settings else "cancel", job)
+
+    async def _end(self, key: str, job: str) -> None:
+        # What it says of a job that has just ended is an error, too: the list tells what is left.
+        await run_command(self._command(key, {"id": job}), self._environment)
+
+    def _command(self, key: str, values: Mapping[str, str]) -> list[str]:
+        return [
+            re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), word)
+            for word in self._settings[key]
+        ]
+
+    def _id_of(self, output: str) -> str | None:
+        where = self._settings["id"]
+        if is_path(where):
+            found = next((each for _, each in values_at(where, _parsed(output))), None)
+            return None if found is None else str(found)
+        match = re.search(where, output, re.MULTILINE)
+        return match[(match.lastindex and 1) or 0] if match else None
+
+    def _jobs_in(self, output: str) -> Iterator[Mapping[str, Any]]:
+        """Yield the fields of each job that is listed."""
+        where = self._settings["jobs"]
+        if is_path(where):
+            fields = self._settings["fields"]
+            for key, job in values_at(where, _parsed(output)):
+                yield {name: field_of(path, key, job) for name, path in fields.items()}
+            return
+        for match in re.finditer(where, output, re.MULTILINE):
+            yield match.groupdict()
+
+    def _seen(self, job: Mapping[str, Any]) -> Seen:
+        state, reason = str(job.get("state")), str(job.get("reason") or "")
+        place = (
+            Place.WAITING
+            if state in self._waiting
+            else Place.RUNNING
+            if state in self._running
+            else Place.ENDED
+        )
+        words = (
+            reason
+            if place is Place.WAITING and reason
+            else ", ".join(filter(None, (state, reason)))
+        )
+        node = str(job["node"]) if job.get("node") else None
+        status = _exit_status(job.get("exit")) if place is Place.ENDED else None
+        return Seen(str(job["id"]), place, words, node, status)
+
+
+def _write_script(order: Order) -> dict[str, str]:
+    """Write the one file that is submitted, beside a copy of the wrapper; blocks."""
+    wrapper = order.folder / _WRAPPER
+    files.write_plain(order.folder, _WRAPPER, order.script.read_bytes())
+    words = shlex.join([str(wrapper), *order.arguments])
+    files.write_plain(order.folder, _SCRIPT, f"#!/bin/sh\nexec python3 {words}\n".encode())
+    script = order.folder / _SCRIPT
+    script.chmod(0o700)
+    return {
+        "name": order.name,
+        "script": str(script),
+        "log": str(order.log),
+        "folder": str(order.folder),
+    }
+
+
+def _parsed(output: str) -> Any:
+    try:
+        return json.loads(output) if output.strip() else None
+    except ValueError as error:
+        raise NotNow(f"what was printed is not JSON: {error}", _AGAIN, certain=False) from error
+
+
+def _exit_status(value: object) -> int | None:
+    """Return the exit status, 128 + n for 256 + n, as PBS writes signals; None if there is none."""
+    try:
+        number = int(str(value))
+    except ValueError:
+        return None
+    if number > 256:
+        number -= 128
+    return number if 0 <= number <= 255 else None
+
+
+def _last_line(said: Said) -> str:
+    lines = [line.strip() for line in (said.error or said.output).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else f"exit status {said.status}"

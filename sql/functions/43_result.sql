@@ -1,0 +1,185 @@
+-- Results: JSON objects that attempts write or report. They are checked and stored here, whichever way they come, and the
+-- dependents of a phase read them (inputs_of).
+
+-- Refuse a result that is no object, too large, or whose known keys are of another type.
+-- Errors: PC005.
+create or replace function pgcoord_private.check_result(p_result jsonb) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_fault text;
+begin
+    if jsonb_typeof(p_result) is distinct from 'object' then
+        v_fault := format('is no object, but %s', coalesce(jsonb_typeof(p_result), 'null'));
+    elsif octet_length(p_result::text) > 65536 then
+        v_fault := format('has %s of JSON: 64 kB at most', pg_size_pretty(octet_length(p_result::text)::bigint));
+    else
+        perform pgcoord_private.check_json('a result', p_result, 65536);
+        select string_agg(format('has %s that is no %s: %s', key, expected, left(value::text, 60)), '; ' order by key) into v_fault
+        from jsonb_each(p_result) join (values
+            ('summary', 'text'), ('branch', 'text'), ('commit', 'text'), ('url', 'text'), ('status', 'text'), ('error', 'text'),
+            ('cost_usd', 'amount'), ('pr_number', 'number'), ('tokens_in', 'number'), ('tokens_out', 'number')
+        ) as known (key, expected) using (key)
+        where value <> 'null' and case expected
+            when 'text' then jsonb_typeof(value) <> 'string'
+            else case when jsonb_typeof(value) <> 'number' then true
+                when expected = 'amount' then value::numeric not between 0 and 1000000000
+                when key = 'pr_number' then value::numeric not between 1 and 2147483647 or value::numeric % 1 <> 0
+                else value::numeric not between 0 and 1000000000000000 or value::numeric % 1 <> 0
+            end
+        end;
+    end if;
+    if v_fault is not null then
+        raise exception using
+            errcode = 'PC005',
+            message = 'the result ' || v_fault,
+            hint = 'A result is a JSON object of 64 kB at most, such as {"summary": "…", "branch": "…", "cost_usd": 0.42}.';
+    end if;
+end $$;
+
+-- Which budget of a feature is spent, in words; null while none is.
+create or replace function pgcoord_private.spent_budget(p_feature_id bigint) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
+    select words
+    from (
+        select format('its budget of $%s is spent: $%s', trim_scale(f.max_cost_usd), trim_scale(round(sum(r.cost_usd), 4))) as words
+        from public.planned_features as f join pgcoord.result as r on r.feature_id = f.id
+        where f.id = p_feature_id and f.max_cost_usd is not null
+        group by f.id having sum(r.cost_usd) >= f.max_cost_usd
+        union all
+        select format('the budget of workflow %s in a feature, $%s, is spent: $%s', w.name, trim_scale(w.max_cost_usd),
+            trim_scale(round(sum(r.cost_usd), 4)))
+        from pgcoord.result as r
+            join pgcoord.attempt as a on a.id = r.attempt_id
+            join pgcoord.workflow as w on w.name = a.workflow
+        where r.feature_id = p_feature_id and w.max_cost_usd is not null
+        group by w.name, w.max_cost_usd having sum(r.cost_usd) >= w.max_cost_usd
+    ) as spent
+    order by words
+    limit 1;
+$$;
+
+-- Pause a feature whose budget is spent: what runs goes on, nothing of it starts.
+create or replace function pgcoord_private.keep_budget(p_feature_id bigint) returns void
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_words text := pgcoord_private.spent_budget(p_feature_id);
+begin
+    if v_words is not null then
+        update public.planned_features set paused_at = now(), paused_reason = v_words
+        where id = p_feature_id and paused_at is null and cancelled_at is null;
+    end if;
+end $$;
+
+-- Follow another budget of a feature: pause it, or resume it where that alone had paused it.
+create or replace function pgcoord_private.follow_budget() returns trigger
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord_private.keep_budget(new.id);
+    if new.paused_reason like 'its budget of $%' and pgcoord_private.spent_budget(new.id) is null then
+        update public.planned_features set paused_at = null, paused_reason = null where id = new.id and paused_at is not null;
+    end if;
+    return null;
+end $$;
+
+-- Store a result of a locked attempt, or add it to the one that it has; of two values of a key the later counts.
+-- Errors: PC005.
+create or replace function pgcoord_private.store_result(p_attempt_id bigint, p_result jsonb) returns jsonb
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+    v_stored jsonb;
+begin
+    perform pgcoord_private.check_result(p_result);
+    insert into pgcoord.result (attempt_id, feature_id, value)
+    select a.id, p.feature_id, p_result from pgcoord.attempt as a join public.phase_queue as p using (queue_id)
+    where a.id = p_attempt_id
+    on conflict (attempt_id) do update set value = pgcoord.result.value || excluded.value, stored_at = clock_timestamp()
+    returning value into v_stored;
+    perform pgcoord_private.check_result(v_stored);
+    if p_result ? 'cost_usd' then
+        perform pgcoord_private.keep_budget(feature_id) from pgcoord.result where attempt_id = p_attempt_id;
+    end if;
+    update public.phase_queue as p set pr_number = (p_result ->> 'pr_number')::numeric::integer
+    from pgcoord.attempt as a
+    where a.id = p_attempt_id and p.queue_id = a.queue_id and p.attempt = a.number
+        and p.pr_number is distinct from (p_result ->> 'pr_number')::numeric::integer and p_result ->> 'pr_number' is not null;
+    return v_stored;
+end $$;
+
+-- Take the result file of an attempt whose process is gone. fault: why it cannot be used, in words; null when it can.
+create or replace function pgcoord_private.take_result_file(p_attempt_id bigint, p_text text, out result jsonb, out fault text)
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    result := p_text::jsonb;
+    result := pgcoord_private.store_result(p_attempt_id, result);
+exception when data_exception or statement_too_complex or program_limit_exceeded then
+    result := null;
+    fault := 'it is not JSON: ' || sqlerrm;
+when sqlstate 'PC005' then
+    result := null;
+    fault := sqlerrm;
+end $$;
+
+create or replace function pgcoord.set_result(p_queue_id text, p_result jsonb, p_adw_id text default null) returns jsonb
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
+    v_attempt pgcoord.attempt := pgcoord_private.reported_attempt(v_phase, p_adw_id, null);
+begin
+    if v_attempt.id is null then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s and never started: it has no result', p_queue_id, v_phase.status),
+            hint = 'A result belongs to an attempt.';
+    end if;
+    return pgcoord_private.store_result(v_attempt.id, p_result);
+end $$;
+comment on function pgcoord.set_result(text, jsonb, text) is
+    'Store a result of a phase''s latest attempt, or add keys to it: a JSON object of 64 kB at most, which phases that depend on it get. With adw_id only if that attempt is the current one.';
+
+-- The results that a phase gets: those of the phases that it needs, directly or not, by number. Of phases that were
+-- completed by an attempt: what a failed attempt said is no input, though the phase was skipped then.
+create or replace function pgcoord_private.inputs_of(p_feature_id integer, p_phase_number integer) returns jsonb
+language sql stable
+begin atomic
+    with recursive needed (phase_number) as (
+        select d.prerequisite from pgcoord.dependency as d
+        where d.feature_id = p_feature_id and d.dependent = p_phase_number
+        union
+        select d.prerequisite from needed as n
+            join pgcoord.dependency as d on d.feature_id = p_feature_id and d.dependent = n.phase_number
+    )
+    select coalesce(jsonb_object_agg(n.phase_number, r.value), '{}')
+    from needed as n
+        join public.phase_queue as p on p.feature_id = p_feature_id and p.phase_number = n.phase_number
+        join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt and a.outcome = 'completed'
+        join pgcoord.result as r on r.attempt_id = a.id
+    where p.status = 'completed';
+end;
+
+create or replace view pgcoord.results as
+select p.queue_id, p.feature_id, p.phase_number, a.number as attempt, a.workflow, a.outcome, r.value ->> 'summary' as summary,
+    r.value ->> 'branch' as branch, r.value ->> 'commit' as commit, (r.value ->> 'pr_number')::numeric::integer as pr_number,
+    r.value ->> 'url' as url, r.cost_usd, r.tokens_in, r.tokens_out, r.value as result, r.stored_at
+from pgcoord.result as r
+    join pgcoord.attempt as a on a.id = r.attempt_id
+    join public.phase_queue as p on p.queue_id = a.queue_id
+order by p.feature_id, p.phase_number, a.number;
+comment on view pgcoord.results is 'The results of attempts, with the known keys as columns.';
+
+create or replace view pgcoord.costs as
+select p.feature_id, a.workflow, count(*) as attempts, sum(r.cost_usd) as cost_usd, sum(r.tokens_in)::bigint as tokens_in,
+    sum(r.tokens_out)::bigint as tokens_out
+from pgcoord.result as r
+    join pgcoord.attempt as a on a.id = r.attempt_id
+    join public.phase_queue as p on p.queue_id = a.queue_id
+group by p.feature_id, a.workflow;
+comment on view pgcoord.costs is
+    'What each feature has cost by workflow, as the results of all attempts say, also of those that failed.';

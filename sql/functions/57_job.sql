@@ -1,0 +1,186 @@
+-- Jobs of engines. No engine starts a job at most once, and none tells its end for certain: so a job asks before it does
+-- anything whether it may begin, and says how it ended. Each of the two may be asked again when the answer was lost, by the
+-- same copy of the job, which names itself by a random text.
+
+-- An attempt's job is about to be given to an engine, for the first time or again. Stored before that is tried, so that a
+-- job which an engine started all the same is known.
+-- Errors: PC007 when the lead is over; PC003 when the attempt has ended, or its end was asked for.
+create or replace function pgcoord_private.submit_attempt(p_epoch bigint, p_attempt_id bigint) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord_private.check_epoch(p_epoch);
+    update pgcoord.attempt set submitted_at = coalesce(submitted_at, clock_timestamp())
+    where id = p_attempt_id and exited_at is null and ended_at is null and ending is null;
+    if not found then
+        raise exception using
+            errcode = 'PC003',
+            message = format('attempt %s was given up', p_attempt_id),
+            hint = 'No job is to be submitted for it.';
+    end if;
+end $$;
+
+-- What an engine says of a job that waits in it: its id, and why it waits. Writes only what has changed.
+create or replace function pgcoord_private.note_job(p_attempt_id bigint, p_job text, p_waits_for text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    update pgcoord.attempt as a
+    set job = coalesce(p_job, a.job), waits_for = case when a.started_at is null then p_waits_for end
+    where a.id = p_attempt_id and a.exited_at is null
+        and (coalesce(p_job, a.job), case when a.started_at is null then p_waits_for end) is distinct from (a.job, a.waits_for);
+    if found then
+        perform pg_notify('pgcoord_event', p.feature_id::text)
+        from pgcoord.attempt as a join public.phase_queue as p using (queue_id) where a.id = p_attempt_id;
+    end if;
+end $$;
+
+-- Why a copy of an attempt's job may not begin; null when it may, or has.
+create or replace function pgcoord_private.begin_obstacle(p_attempt pgcoord.attempt, p_copy text) returns text
+language sql stable
+return case
+    when p_attempt.exited_at is not null then 'it has ended'
+    when p_attempt.ended_at is not null then format('it was reported %s', p_attempt.outcome)
+    when p_attempt.ending is not null then format('it is to end (%s)', concat_ws(': ', p_attempt.ending, p_attempt.ending_reason))
+    when p_attempt.copy is null and p_attempt.submitted_at is null then 'no job was submitted for it'
+    when p_attempt.copy <> p_copy then 'another copy of its job began' || coalesce(' on ' || p_attempt.node, '')
+end;
+
+-- Record that a copy of a job was refused. Only of the first ten is there an event: anybody may try.
+create or replace function pgcoord_private.note_refused_begin(p_attempt_id bigint, p_reason text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_attempt pgcoord.attempt;
+begin
+    update pgcoord.attempt set refused_begins = refused_begins + 1
+    where id = p_attempt_id and submitted_at is not null and refused_begins < 2147483647
+    returning * into v_attempt;
+    if v_attempt.refused_begins <= 10 then
+        perform pgcoord_private.log_attempt(v_attempt, 'begin_refused', p_reason);
+    end if;
+end $$;
+
+-- A copy of an attempt's job asks whether it may begin, and its phase is running from then on. Its caller has checked that
+-- the attempt's secret signed the question. Never raises PC001 or PC003: code, reason and hint say why it was refused,
+-- which is recorded. Locks as start_phase does.
+create or replace function pgcoord_private.begin_job(
+    p_attempt_id bigint, p_copy text, p_job text, p_node text, out code text, out reason text, out hint text
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_attempt pgcoord.attempt;
+    v_words text := concat_ws(' ', 'job', p_job, 'on ' || p_node);
+begin
+    perform 1 from public.phase_queue
+    where queue_id = (select queue_id from pgcoord.attempt where id = p_attempt_id)
+    for no key update;
+    select * into v_attempt from pgcoord.attempt where id = p_attempt_id for no key update;
+    if v_attempt.id is null then
+        code := 'PC001';
+        reason := format('there is no attempt %s', p_attempt_id);
+    else
+        reason := pgcoord_private.begin_obstacle(v_attempt, p_copy);
+        code := case when reason is not null then 'PC003' end;
+        reason := format('attempt %s is not begun by %s: %s', p_attempt_id, v_words, reason);
+    end if;
+    perform set_config('pgcoord.actor', concat_ws(' ', v_attempt.adw_id, '(job)'), true);
+    if code is not null then
+        hint := 'This copy of the job must run nothing.';
+        perform pgcoord_private.note_refused_begin(p_attempt_id, reason);
+    elsif v_attempt.copy is null then
+        reason := null;
+        update pgcoord.attempt
+        set copy = p_copy, job = coalesce(p_job, job), node = p_node, waits_for = null,
+            started_at = clock_timestamp(), deadline = clock_timestamp() + timeout
+        where id = p_attempt_id;
+        perform pgcoord_private.set_reason('begun by ' || v_words);
+        update public.phase_queue set status = 'running', started_timestamp = clock_timestamp()
+        where queue_id = v_attempt.queue_id and attempt = v_attempt.number and status = 'ready';
+        perform pgcoord_private.set_reason(null);
+        perform pg_notify('pgcoord_wake', p_attempt_id::text);
+    else
+        reason := null;
+    end if;
+    perform set_config('pgcoord.actor', '', true);
+end $$;
+
+-- The copy of a job that began says how its command ended. Its caller has checked that the attempt's secret signed that.
+-- A repeat changes nothing. An end that comes after the attempt was given up as lost is recorded, and changes nothing else.
+-- Never raises PC001 or PC003: code, reason and hint say why it was refused.
+create or replace function pgcoord_private.exit_job(
+    p_attempt_id bigint, p_copy text, p_exit_code integer, p_log_tail text default null, p_left_behind text default null,
+    p_result text default null, p_result_fault text default null,
+    out code text, out reason text, out hint text
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
+begin
+    perform set_config('pgcoord.actor', concat_ws(' ', v_attempt.adw_id, '(job)'), true);
+    if v_attempt.id is null or v_attempt.copy is distinct from p_copy then
+        code := case when v_attempt.id is null then 'PC001' else 'PC003' end;
+        reason := case when v_attempt.id is null then format('there is no attempt %s', p_attempt_id)
+            else format('attempt %s did not begin as this copy of its job', p_attempt_id) end;
+        hint := 'Only the copy of a job that began says how it ended.';
+    elsif v_attempt.exited_at is null then
+        perform pgcoord_private.end_attempt(p_attempt_id, p_exit_code, p_log_tail, p_left_behind, p_result, p_result_fault);
+        perform pg_notify('pgcoord_wake', p_attempt_id::text);
+    elsif v_attempt.exit_code is null then
+        update pgcoord.attempt set exit_code = p_exit_code where id = p_attempt_id;
+        perform pgcoord_private.log_attempt(v_attempt, 'attempt_exited',
+            format('exited with status %s, after it was taken for %s', p_exit_code, coalesce(v_attempt.outcome, 'gone')));
+    end if;
+    perform set_config('pgcoord.actor', '', true);
+end $$;
+
+-- For the coordinator: the secret that signs what the job of an attempt says; null when there is no such attempt.
+create or replace function pgcoord_private.secret_of(p_attempt_id bigint) returns text
+language sql stable
+begin atomic
+    select secret from pgcoord.attempt where id = p_attempt_id;
+end;
+
+-- The same two for a job that has a connection of its own instead of the coordinator's address.
+create or replace function pgcoord.begin_attempt(
+    p_attempt_id bigint, p_secret text, p_copy text, p_job text default null, p_node text default null,
+    out code text, out reason text, out hint text
+)
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
+    if p_secret is not distinct from pgcoord_private.secret_of(p_attempt_id) and p_secret is not null and p_copy <> '' then
+        select b.code, b.reason, b.hint into code, reason, hint
+        from pgcoord_private.begin_job(p_attempt_id, p_copy, p_job, p_node) as b;
+        return;
+    end if;
+    code := 'PC001';
+    reason := format('there is no attempt %s with this secret', p_attempt_id);
+    hint := 'This job must run nothing.';
+    perform pgcoord_private.note_refused_begin(p_attempt_id, 'a job asked to begin with another secret');
+end $$;
+comment on function pgcoord.begin_attempt(bigint, text, text, text, text) is
+    'The first act of a job: ask whether this copy of it may begin. Where code is not null it must run nothing; reason says why.';
+
+create or replace function pgcoord.exit_attempt(
+    p_attempt_id bigint, p_secret text, p_copy text, p_exit_code integer, p_log_tail text default null,
+    out code text, out reason text, out hint text
+)
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
+    if p_secret is not distinct from pgcoord_private.secret_of(p_attempt_id) and p_secret is not null and p_copy <> '' then
+        select e.code, e.reason, e.hint into code, reason, hint
+        from pgcoord_private.exit_job(p_attempt_id, p_copy, p_exit_code, p_log_tail) as e;
+        return;
+    end if;
+    code := 'PC001';
+    reason := format('there is no attempt %s with this secret', p_attempt_id);
+    hint := 'Only the job of an attempt says how it ended.';
+end $$;
+comment on function pgcoord.exit_attempt(bigint, text, text, integer, text) is
+    'The last act of a job: say with which status its command ended (128 + n after signal n). A repeat changes nothing.';

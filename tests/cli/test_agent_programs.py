@@ -1,0 +1,106 @@
+"""The presets of agents against the real programs, which talk to a model of ours on loopback.
+
+They are installed from npm once, below .agents; without npm, or a registry, they are skipped.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from support.agents import PACKAGES, program, settings
+from support.fake_model import FakeModel, fake_model
+
+from pgcoord import judge
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[FakeModel]:
+    with fake_model() as model:
+        yield model
+
+
+def run(
+    agent: str, prompt: str, model: FakeModel, place: Path, further: Mapping[str, str] | None = None
+) -> tuple[int, list[str], dict[str, object]]:
+    """Run an agent as its preset does; its exit status, log and result."""
+    home, work = place / "home", place / "work"
+    home.mkdir()
+    subprocess.run(["git", "init", "--quiet", str(work)], check=True)
+    (place / "prompt.md").write_text(prompt)
+    preset = judge.AGENTS[agent]
+    arguments, variables = settings(agent, model, home)
+    assert set(variables) <= set(preset.environment)
+    words = [*preset.command]
+    if agent == "codex":
+        words[words.index("--sandbox") : words.index("--sandbox") + 2] = []
+        words[-1:] = [*arguments, "-"]
+    else:
+        if "--approval-mode" in arguments:
+            words[words.index("--approval-mode") : words.index("--approval-mode") + 2] = []
+        words += arguments
+    spec = json.dumps(judge.Spec(agent=agent)._asdict())
+    done = subprocess.run(
+        [sys.executable, "-I", judge.__file__, spec, *words],
+        cwd=work,
+        env={
+            "PATH": f"{program(agent)}:{os.environ['PATH']}",
+            "HOME": str(home),
+            "PGCOORD_PROMPT_FILE": str(place / "prompt.md"),
+            "PGCOORD_RESULT_FILE": str(place / "result.json"),
+            **variables,
+            **(further or {}),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    result = place / "result.json"
+    found = json.loads(result.read_text()) if result.exists() else {}
+    return done.returncode, done.stdout.splitlines(), found
+
+
+@pytest.mark.scale
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("agent", PACKAGES)
+def test_an_agent_works_tells_what_it_does_and_what_it_cost(
+    agent: str, model: FakeModel, tmp_path: Path
+) -> None:
+    status, lines, result = run(agent, "WRITE: new.txt hello\nSAY: It is written.", model, tmp_path)
+    assert status == 0, lines
+    assert (tmp_path / "work" / "new.txt").read_text() == "hello\n"
+    assert "It is written." in lines
+    assert [line for line in lines if line.startswith("  → ") and "new.txt" in line], lines
+    assert not [line for line in lines if line.startswith('{"')], lines
+    assert result["summary"] == "It is written."
+    if agent != "copilot":  # which tells no tokens
+        assert result["tokens_in"] == 2000
+        assert result["tokens_out"] == 200
+    if agent in ("claude", "opencode"):
+        assert isinstance(result["cost_usd"], float)
+        assert result["cost_usd"] > 0
+
+
+@pytest.mark.scale
+@pytest.mark.timeout(300)
+def test_an_agent_that_was_refused_a_tool_has_failed(model: FakeModel, tmp_path: Path) -> None:
+    status, lines, result = run("claude", "RUN: npm test\nSAY: Done.", model, tmp_path)
+    assert (status, lines[-1]) == (1, "pgcoord: the agent was not allowed to use Bash npm test")
+    assert result["summary"] == "Done."
+
+
+@pytest.mark.scale
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("agent", "answer"), [("claude", 529), ("codex", 429), ("copilot", 429)])
+def test_an_agent_whose_model_takes_no_more_is_to_be_tried_later(
+    agent: str, answer: int, model: FakeModel, tmp_path: Path
+) -> None:
+    status, lines, _ = run(agent, f"STATUS: {answer}\nSAY: Done.", model, tmp_path)
+    assert status == judge.TRY_LATER, lines
+    assert lines[-1].startswith("pgcoord: try again later: ")

@@ -1,0 +1,133 @@
+"""Workflows with `workspace = "worktree"`: what phases do reaches the phases after them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from support.coordination import Watch, running, watching
+
+from pgcoord.configuration import read_configuration
+from pgcoord.coordination.coordinator import Coordinator
+
+TWO_SIDES = [("echo left > same", [1]), ("echo right > same", [1]), ("cat same", [2, 3])]
+
+
+@pytest.fixture
+async def watch(dsn: str) -> AsyncIterator[Watch]:
+    async with watching(dsn) as watch:
+        yield watch
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    git(folder, "init", "--quiet", "--initial-branch", "main")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message", "first")
+    git(folder, "branch", "develop")
+    return folder
+
+
+def git(folder: Path, *words: str) -> str:
+    names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    done = subprocess.run(
+        ["git", *names, *words], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def coordinator(dsn: str, project: Path, settings: str = "", more: str = "") -> Coordinator:
+    """One that runs the prompt of a phase as a shell script, in a worktree of the project."""
+    path = project.parent / "pgcoord.toml"
+    path.write_text(f"""
+[workflow.work]
+command = ["sh", "{{prompt_file}}"]
+workspace = "worktree"
+directory = "project"
+default = true
+{settings}
+{more}
+""")
+    url = "http://127.0.0.1:9/api/v1/workflow-complete"  # nobody answers
+    return Coordinator(
+        dsn,
+        read_configuration(path),
+        runs_folder=project.parent / "runs",
+        environment=os.environ | {"HOME": str(project.parent)},
+        report_url=url,
+    )
+
+
+async def test_a_join_sees_the_work_of_both_its_parents(
+    dsn: str, watch: Watch, project: Path
+) -> None:
+    git(project, "checkout", "--quiet", "-b", "elsewhere")
+    report = f"{sys.executable} -m pgcoord report completed --patience 0"
+    await watch.submit(
+        'test "$(git log -1 --format=%s develop)" = first; echo 1 > one',
+        (f"echo 2 > two; {report}", [1]),
+        ("echo 3 > three", [1]),
+        ('cat one two three && test -z "$PGCOORD_REPORT_URL"', [2, 3]),
+    )
+    async with running(coordinator(dsn, project, 'base = "develop"\nworktrees = "trees"')):
+        await watch.until_statuses(*["completed"] * 4)
+    last = await watch.one("select branch, result from pgcoord.results where phase_number = 4")
+    feature = last["result"]["feature_branch"]
+    assert last["branch"] == "pgcoord/queue-1-4"
+    assert git(project, "ls-tree", "--name-only", feature).split() == ["one", "three", "two"]
+    assert git(project, "log", "-1", "--format=%s", "pgcoord/queue-1-3") == "Step 3"
+    assert git(project, "worktree", "list").count("\n") == 0
+    assert not list((project.parent / "trees").iterdir())
+
+
+async def test_a_conflict_fails_the_phase_before_its_command_runs(
+    dsn: str, watch: Watch, project: Path
+) -> None:
+    await watch.submit("true", *TWO_SIDES)
+    async with running(coordinator(dsn, project)):
+        rows = await watch.until_statuses("completed", "completed", "completed", "failed")
+    said = "pgcoord/queue-1-3 cannot be merged into pgcoord/queue-1-4: conflict in same"
+    assert rows[3]["error_message"].startswith(f"{said}\nexited with status 69")
+
+
+async def test_a_conflict_is_handed_to_another_workflow(
+    dsn: str, watch: Watch, project: Path
+) -> None:
+    resolver = """
+[workflow.resolver]
+command = ["sh", "-c", '''grep -q "conflicts in same" && echo both > same &&
+    echo '{{"cost_usd": 0.5}}' > $PGCOORD_RESULT_FILE''']
+"""
+    cost = """echo '{"cost_usd": 0.25}' > $PGCOORD_RESULT_FILE; test "$(cat same)" = both"""
+    await watch.submit("true", *TWO_SIDES[:2], (cost, [2, 3]))
+    async with running(coordinator(dsn, project, 'on_conflict = "resolver"', resolver)):
+        await watch.until_statuses(*["completed"] * 4)
+    spent = await watch.one("select cost_usd::float8 from pgcoord.results where phase_number = 4")
+    assert spent == {"cost_usd": 0.75}
+    assert git(project, "show", "pgcoord/feature-1:same") == "both"
+
+
+async def test_a_retry_keeps_the_work_without_doing_it_again(
+    dsn: str, watch: Watch, project: Path
+) -> None:
+    """The attempt before has done it, and could not commit it."""
+    ran = project.parent / "ran"
+    result = """echo '{"summary": "did it", "cost_usd": 2}' > $PGCOORD_RESULT_FILE"""
+    stuck = "mkdir $(git rev-parse --git-path index.lock)"
+    again = f'test "{{result.1.summary}}" = "did it" && test -s work && cp {ran} runs'
+    await watch.submit(
+        f"echo $PGCOORD_ATTEMPT >> {ran}; echo x > work; {result}; {stuck}", (again, [1])
+    )
+    async with running(coordinator(dsn, project, 'retry_prompt = "{error}: {prompt}"')):
+        (row, _) = await watch.until_statuses("failed", "blocked")
+        assert "exited with status 65" in row["error_message"]
+        (lock,) = (project / ".git/worktrees").glob("*/index.lock")
+        lock.rmdir()
+        await watch.one("select pgcoord.retry_phase('queue-1-1')")
+        await watch.until_statuses("completed", "completed")
+    assert ran.read_text() == "1\n"
+    costs = await watch.all("select cost_usd::float8 from pgcoord.results where phase_number = 1")
+    assert sum(each["cost_usd"] or 0 for each in costs) == 2

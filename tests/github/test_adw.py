@@ -1,0 +1,89 @@
+"""The example of an ADW, end to end: each phase its issue, its worktree, its report."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.coordination import watching
+from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
+from support.serving import served
+
+from pgcoord.configuration import GitHub, read_configuration
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPT = "adws/adw_sdlc_complete_iso.py"
+
+
+@pytest.fixture
+def github() -> Iterator[tuple[FakeGitHub, str]]:
+    fake = FakeGitHub()
+    with serving_github(fake) as url:
+        yield fake, url
+
+
+async def test_adws_work_on_their_issues_and_hand_their_work_on(
+    dsn: str, tmp_path: Path, github: tuple[FakeGitHub, str]
+) -> None:
+    project = tmp_path / "project"
+    (project / "adws").mkdir(parents=True)
+    (project / SCRIPT).write_text((EXAMPLES / SCRIPT).read_text())
+
+    def git(*words: str) -> str:
+        names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        done = subprocess.run(
+            ["git", *names, *words], cwd=project, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    git("init", "--quiet", "--initial-branch", "main")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "first")
+    git("config", "user.name", "adw")
+    git("config", "user.email", "adw@example.org")
+
+    fake, url = github
+    example = read_configuration(EXAMPLES / "agents.toml").workflows["adw_sdlc_complete_iso"]
+    assert example.command[:3] == ("uv", "run", SCRIPT)
+    work = replace(
+        example,
+        command=(sys.executable, *example.command[2:]),
+        directory=project,
+        default=True,
+    )
+    environment = {
+        "GITHUB_TOKEN": TOKEN,
+        "GITHUB_API_URL": url,
+        "GITHUB_REPOSITORY": REPOSITORY,
+    }
+    settings = GitHub(REPOSITORY, url)
+    async with (
+        watching(dsn) as watch,
+        served(dsn, tmp_path, work=work, environment=environment, github=settings),
+    ):
+        await watch.submit(
+            "Write one.txt: 1",
+            ("Write two.txt: 2", [1]),
+            ("Write three.txt: 3", [1]),
+            ("Write four.txt: 4", [2, 3]),
+            "Think about it",
+        )
+        rows = await watch.until_statuses(*["completed"] * 4, "failed")
+        await watch.until_found("select from pgcoord.errand", nothing=True)
+        last = await watch.one("select branch from pgcoord.results where phase_number = 4")
+    branch, failed = last["branch"], rows[4]["issue_number"]
+    assert rows[4]["error_message"] == "ValueError: the issue does not say what to write"
+    assert {issue["state_reason"] for issue in fake.issues if issue["number"] != failed} == {
+        "completed"
+    }
+    assert fake.issue(failed)["state_reason"] == "not_planned"
+    assert git("ls-tree", "--name-only", branch).split() == [
+        "adws",
+        "four.txt",
+        "one.txt",
+        "three.txt",
+        "two.txt",
+    ]
+    assert git("log", "-1", "--format=%s", branch).startswith("Feature #1 - Phase 4: Step 4 (#")

@@ -1,0 +1,203 @@
+"""The wrapper of an engine's job, run as an engine runs it, against a served coordinator."""
+
+import ast
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg.types.json import Jsonb
+from support.coordination import PATIENCE, is_alive, until_it_ends
+from support.database import Connection, add_feature, add_phase, attempt_of, claim, one, statuses
+from support.serving import Site, served
+
+from pgcoord import jobs
+from pgcoord.runs import job
+
+SOURCE = Path(job.__file__)
+
+# The oldest Python that it is for, where this machine has it.
+PYTHON = next(map(str, Path.home().glob(".pyenv/versions/3.8.*/bin/python3")), sys.executable)
+
+
+@pytest.fixture
+async def site(dsn: str, tmp_path: Path) -> Any:
+    async with served(dsn, tmp_path, leads=False) as site:
+        yield site
+
+
+@pytest.fixture
+def attempt(conn: Connection, epoch: int) -> dict[str, Any]:
+    """An attempt whose job was submitted, with a prompt of 5 MB."""
+    data = Jsonb({"prompt_content": "word " * 1_000_000 + "\nend"})
+    queue_id = add_phase(conn, add_feature(conn, {}), 1, phase_data=data)
+    assert claim(conn, epoch) == [queue_id]
+    attempt = attempt_of(conn, queue_id)
+    conn.execute("select pgcoord_private.submit_attempt(%s, %s)", [epoch, attempt["id"]])
+    return attempt
+
+
+def order(attempt: dict[str, Any], script: str, **more: Any) -> dict[str, Any]:
+    return {
+        "attempt": attempt["id"],
+        "secret": attempt["secret"],
+        "command": ["sh", "-c", script, "sh", job.PROMPT_MARK],
+        "directory": "/",
+        "environment": {"PATH": os.environ["PATH"], "ODD": 'a, "b"\nc=d'},
+        "grace": 0.5,
+        **more,
+    }
+
+
+async def start(order: dict[str, Any], *, clock: int = 0) -> asyncio.subprocess.Process:
+    """Start the wrapper as on a node whose clock is off by so many seconds."""
+    set_clock = f"import time; real = time.time; time.time = lambda: real() + {clock}\n"
+    run = f"{set_clock}import runpy; runpy.run_path({str(SOURCE)!r}, None, '__main__')"
+    return await asyncio.create_subprocess_exec(
+        PYTHON,
+        "-c",
+        run,
+        env={"PGCOORD_ORDER": job.pack(order), "PGCOORD_JOB": "17", "HOME": "/nowhere"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+
+
+async def until_asked(folder: Path, attempt: dict[str, Any]) -> list[dict[str, Any]]:
+    """Wait until a copy of the job asks in its folder whether it may begin."""
+    while not (asked := jobs.spooled_begins(folder, attempt["id"], attempt["secret"])):  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    return asked
+
+
+async def run(order: dict[str, Any], **how: Any) -> tuple[int | None, str]:
+    """Run the wrapper to its end; return its exit status and its output."""
+    async with asyncio.timeout(PATIENCE):
+        process = await start(order, **how)
+        output, _ = await process.communicate()
+    return process.returncode, output.decode()
+
+
+def test_it_is_python_3_8_and_of_the_standard_library() -> None:
+    tree = ast.parse(SOURCE.read_text(), feature_version=(3, 8))
+    for node in ast.walk(tree):
+        names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+        assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
+
+
+async def test_it_begins_runs_and_says_how_it_ended_where_no_folder_is_shared(
+    site: Site, conn: Connection, attempt: dict[str, Any], tmp_path: Path
+) -> None:
+    script = """
+        echo "$ODD"; tail -n1 "$1"; wc -c <"$PGCOORD_PROMPT_FILE"; echo odd >&2
+        sed s/1/2/ "$PGCOORD_INPUT_FILE"
+        echo '{"summary": "s"}' >"$PGCOORD_RESULT_FILE"; exit 42"""
+    scratch = tmp_path / "scratch"
+    given = order(attempt, script, url=f"{site.url}/api/v1", scratch=str(scratch))
+    status, output = await run(given, clock=-900)
+    assert (status, output) == (42, 'a, "b"\nc=d\nend5000004\nodd\n{}')
+    assert not scratch.exists()
+    status, output = await run(given)  # another copy of the same job
+    assert (status, "runs nothing" in output) == (job.REFUSED, True)
+    ended = attempt_of(conn, attempt["queue_id"])
+    assert (ended["exit_code"], ended["job"], ended["refused_begins"]) == (42, "17", 1)
+    assert ended["error"].endswith("5000004\nodd\n{}")
+    assert one(conn, "select value from pgcoord.result")["value"] == {"summary": "s"}
+    assert statuses(conn) == {1: "failed"}
+
+
+async def test_a_job_without_a_coordinator_asks_and_tells_by_the_shared_folder(
+    attempt: dict[str, Any], tmp_path: Path
+) -> None:
+    given = order(attempt, "echo out; kill -9 $$", folder=str(tmp_path), log_max=100)
+    process = await start(given)
+    async with asyncio.timeout(PATIENCE):
+        [asked] = await until_asked(tmp_path, attempt)
+        assert jobs.spooled_begins(tmp_path, attempt["id"], "whsec_" + "A" * 32) == []
+        assert asked["job"] == "17"
+        assert not (tmp_path / "log").exists()
+        jobs.answer_spooled(tmp_path, asked["copy"], None)
+        assert await process.wait() == 128 + signal.SIGKILL
+    said = jobs.spooled_exit(tmp_path, attempt["id"], attempt["secret"])
+    assert said
+    assert (said["copy"], said["exit_code"]) == (asked["copy"], 137)
+    assert said["log_tail"] == (tmp_path / "log").read_text().strip() == "out"
+
+
+async def test_a_job_that_is_refused_by_file_or_asked_to_end_before_it_began_runs_nothing(
+    attempt: dict[str, Any], tmp_path: Path
+) -> None:
+    given = order(attempt, "echo ran", folder=str(tmp_path))
+    for end in ("refused", "ended"):
+        process = await start(given)
+        async with asyncio.timeout(PATIENCE):
+            [asked] = await until_asked(tmp_path, attempt)
+            if end == "refused":
+                jobs.answer_spooled(tmp_path, asked["copy"], "another copy began")
+            else:
+                process.send_signal(signal.SIGTERM)
+            output, _ = await process.communicate()
+        assert (process.returncode, b"ran\n" in output) == (job.REFUSED, False)
+        assert not (tmp_path / "log").exists()
+
+
+async def test_term_reaches_the_command_and_kill_what_does_not_heed_it(
+    site: Site, conn: Connection, attempt: dict[str, Any], tmp_path: Path
+) -> None:
+    script = "trap 'echo clean' TERM; sleep 1000 & echo $! >pid; while :; do wait; done"
+    given = order(
+        attempt, script, url=site.url, folder=str(tmp_path), directory=str(tmp_path), log_max=60
+    )
+    given["command"] = ["sh", "-c", f"seq 100; {script}"]
+    process = await start(given)
+    async with asyncio.timeout(PATIENCE):
+        await until_it_ends(tmp_path / "pid", "\n")
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 128 + signal.SIGKILL
+    ended = attempt_of(conn, attempt["queue_id"])
+    assert ended["exit_code"] == 137
+    assert ended["error"].endswith("clean")
+    log = (tmp_path / "log").read_text()
+    assert log.startswith("1\n2\n3\n")
+    assert "bytes were left out here" in log
+    assert log.endswith("clean\n")
+    assert not is_alive(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+async def test_a_full_shared_disk_costs_output_but_not_the_exit_status(
+    attempt: dict[str, Any], tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounting = await asyncio.create_subprocess_exec(
+        "mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)
+    )
+    if await mounting.wait():
+        pytest.skip("nothing can be mounted here")
+    try:
+        process = await start(order(attempt, "yes | head -c 1000000; exit 7", folder=str(disk)))
+        async with asyncio.timeout(PATIENCE):
+            [asked] = await until_asked(disk, attempt)
+            jobs.answer_spooled(disk, asked["copy"], None)
+            assert await process.wait() == 7
+        said = jobs.spooled_exit(disk, attempt["id"], attempt["secret"])
+        assert said
+        assert (said["exit_code"], said["log_tail"]) == (7, "")
+    finally:
+        unmounting = await asyncio.create_subprocess_exec("umount", str(disk))
+        await unmounting.wait()
+
+
+async def test_an_order_that_cannot_be_read_runs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "order.json").write_text(json.dumps({"attempt": 1}))
+    process = await asyncio.create_subprocess_exec(
+        PYTHON, str(SOURCE), str(tmp_path / "order.json"), stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await process.communicate()
+    assert (process.returncode, b"has no order" in said) == (job.REFUSED, True)
