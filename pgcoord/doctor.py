@@ -30,6 +30,7 @@ from pgcoord.database.connect import connect, connect_blocking, differing_settin
 from pgcoord.database.listener import round_trip
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CoordError, DatabaseUnusable, InvalidConfiguration, NotNow, WrongSchema
+from pgcoord.runs import worktree
 from pgcoord.runs.slurm import Slurm
 
 # Seconds that a notification may take before every start of a phase is late by something to notice.
@@ -75,11 +76,37 @@ async def examine(dsn: str, machine: Machine) -> list[Finding]:
         findings += await _github(machine.configuration.github, machine.environment)
     findings.append(await asyncio.to_thread(_reports, machine.configuration))
     if machine.configuration:
+        findings += await asyncio.to_thread(_worktrees, machine.configuration, machine.environment)
         for pool in machine.configuration.pools.values():
             if pool.launcher != LOCAL:
                 findings += await _pool(pool, machine)
     findings.append(_disk(await _runs_folder(dsn, machine)))
     return findings
+
+
+def _worktrees(configuration: Configuration, environment: Mapping[str, str]) -> list[Finding]:
+    """Whether the workflows of this machine with worktrees have a repository to work in."""
+    found = []
+    for name, workflow in configuration.workflows.items():
+        pool = configuration.pools.get(workflow.pool)
+        if workflow.worktree is None or (pool and pool.launcher != LOCAL):
+            continue
+        git = worktree.Git(workflow.directory, dict(environment))
+        try:
+            repository = worktree.Repository(git)
+            repository.start_of(workflow.worktree.base)
+        except (worktree.Unfit, OSError) as error:
+            words, remedy = f"workflow {name}: {error}", f"'directory' is {workflow.directory}"
+            found.append(Finding("worktrees", "fail", words, remedy))
+            continue
+        if git.attempt("merge-tree", "--write-tree", "HEAD", "HEAD").returncode:
+            words = f"workflow {name}: git is older than 2.38"
+            remedy = "without a newer one, the branch of a feature lacks what was done side by side"
+            found.append(Finding("worktrees", "warn", words, remedy))
+        else:
+            words = f"workflow {name}: worktrees of {repository.top}"
+            found.append(Finding("worktrees", "ok", words, None))
+    return found
 
 
 async def _pool(pool: Pool, machine: Machine) -> list[Finding]:
