@@ -111,28 +111,27 @@ def _worktrees(configuration: Configuration, environment: Mapping[str, str]) -> 
 
 async def _pool(pool: Pool, machine: Machine) -> list[Finding]:
     """Whether jobs can be given to the engine of a pool, and heard of."""
-    kind = f"pool {pool.name}"
     engine = LAUNCHERS[pool.launcher](pool.settings, machine.environment)
     found = []
     if isinstance(engine, Slurm):
-        found = [replace(each, kind=kind) for each in await engine.check()]
+        found = await engine.check()
     else:
         try:
             jobs = await engine.find()
-            found.append(Finding(kind, "ok", f"its engine answers, {len(jobs)} jobs", None))
+            found.append(Finding("pools", "ok", f"its engine answers, {len(jobs)} jobs", None))
         except NotNow as error:
-            found.append(Finding(kind, "fail", _line(error), "try its commands by hand"))
+            found.append(Finding("pools", "fail", _line(error), "try its commands by hand"))
     folder = pool.settings.get("folder")
     if folder is not None and not await asyncio.to_thread(_is_writable, Path(str(folder))):
         words = f"nothing can be written to {folder}"
-        found.append(Finding(kind, "fail", words, "make it, on a file system that nodes share"))
+        found.append(Finding("pools", "fail", words, "make it, on a file system that nodes share"))
     assert machine.configuration is not None
     url = pool.settings.get("report_url") or machine.configuration.server.public_url
     if url is None or _LOOPBACK.match(str(url)):
         words = "its nodes know no address of this server: jobs report by files in its folder"
         remedy = "give public_url in [server], or report_url in the pool: that is seconds faster"
-        found.append(Finding(kind, "warn", words, remedy))
-    return found
+        found.append(Finding("pools", "warn", words, remedy))
+    return [replace(each, kind="pools", words=f"{pool.name}: {each.words}") for each in found]
 
 
 def _is_writable(folder: Path) -> bool:
