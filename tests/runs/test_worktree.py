@@ -403,6 +403,19 @@ def test_the_branch_of_the_feature_has_the_work_of_all_phases(repository: Reposi
     assert "seven" in repository.files(branch)
 
 
+def test_a_conflict_can_be_resolved_by_hand_on_a_branch(repository: Repository) -> None:
+    left = repository.phase("queue-1-1", "echo left > README").result
+    right = repository.phase("queue-1-2", "echo right > README").result
+    after = {"1": left, "2": right}
+    assert repository.phase("queue-1-3", "true", after=after).status == 69
+    repository.git("checkout", "--quiet", "pgcoord/queue-1-2")
+    repository.git("merge", "--quiet", "-X", "ours", "pgcoord/queue-1-1")
+    repository.git("checkout", "--quiet", "main")
+    join = repository.phase("queue-1-3", "cat README", after=after)
+    assert join.status == 0, join.log
+    assert repository.git("show", "pgcoord/queue-1-3:README") == "right"
+
+
 def test_conflict_markers_are_no_resolution(repository: Repository) -> None:
     left = repository.phase("queue-1-1", "echo left > README").result
     right = repository.phase("queue-1-2", "echo right > README").result
