@@ -463,3 +463,12 @@ def until_true(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_trouble_is_found_behind_lines_of_any_length(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.prepare("")
+    log = run.log.path
+    log.write_bytes(b"Error: here\n" + (b"x" * 999_999 + b"\n") * 3)
+    assert run.log.find_trouble(None, before=True) == 0
+    assert run.log.find_trouble(5_000, before=False) is None
