@@ -167,3 +167,4 @@ comment on column pgcoord.costs.attempts is 'Attempts with a result.';
 comment on column pgcoord.costs.cost_usd is 'Their cost in US dollars.';
 comment on column pgcoord.costs.tokens_in is 'Tokens that they read.';
 comment on column pgcoord.costs.tokens_out is 'Tokens that they wrote.';
+comment on column pgcoord.feature.max_cost_usd is 'What it may cost, in US dollars: once that is spent it is paused.';
