@@ -6,12 +6,14 @@ arrive, the clock, the configuration, where reports go, the disk.
 """
 
 import asyncio
+import os
+import re
 import shutil
 import socket
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from http.client import HTTPException
 from pathlib import Path
@@ -20,13 +22,15 @@ from urllib.request import urlopen
 import psycopg
 
 from pgcoord import __version__
-from pgcoord.configuration import Configuration, GitHub
+from pgcoord.configuration import LOCAL, Configuration, GitHub, Pool
+from pgcoord.coordination.engines import LAUNCHERS
 from pgcoord.database import claims, reads, schema, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import connect, connect_blocking, differing_settings
 from pgcoord.database.listener import round_trip
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CoordError, DatabaseUnusable, InvalidConfiguration, NotNow, WrongSchema
+from pgcoord.runs.slurm import Slurm
 
 # Seconds that a notification may take before every start of a phase is late by something to notice.
 _SLOW = 0.1
@@ -40,6 +44,9 @@ _PATIENCE = 5
 # Bytes that a disk should have free: some logs of a usual size, and what is left to stop in order.
 _SCARCE = 2_000_000_000
 _FULL = 200_000_000
+
+# Addresses that mean another machine there.
+_LOOPBACK = re.compile(r"https?://(localhost|127\.|\[::1\])")
 
 _DIRECT = (
     "give the coordinator the address of the server itself, or of a pool in session mode;"
@@ -67,8 +74,45 @@ async def examine(dsn: str, machine: Machine) -> list[Finding]:
     if machine.configuration and machine.configuration.github:
         findings += await _github(machine.configuration.github, machine.environment)
     findings.append(await asyncio.to_thread(_reports, machine.configuration))
+    if machine.configuration:
+        for pool in machine.configuration.pools.values():
+            if pool.launcher != LOCAL:
+                findings += await _pool(pool, machine)
     findings.append(_disk(await _runs_folder(dsn, machine)))
     return findings
+
+
+async def _pool(pool: Pool, machine: Machine) -> list[Finding]:
+    """Whether jobs can be given to the engine of a pool, and heard of."""
+    kind = f"pool {pool.name}"
+    engine = LAUNCHERS[pool.launcher](pool.settings, machine.environment)
+    found = []
+    if isinstance(engine, Slurm):
+        found = [replace(each, kind=kind) for each in await engine.check()]
+    else:
+        try:
+            jobs = await engine.find()
+            found.append(Finding(kind, "ok", f"its engine answers, {len(jobs)} jobs", None))
+        except NotNow as error:
+            found.append(Finding(kind, "fail", _line(error), "try its commands by hand"))
+    folder = pool.settings.get("folder")
+    if folder is not None and not await asyncio.to_thread(_is_writable, Path(str(folder))):
+        words = f"nothing can be written to {folder}"
+        found.append(Finding(kind, "fail", words, "make it, on a file system that nodes share"))
+    assert machine.configuration is not None
+    url = pool.settings.get("report_url") or machine.configuration.server.public_url
+    if url is None or _LOOPBACK.match(str(url)):
+        words = "its nodes know no address of this server: jobs report by files in its folder"
+        remedy = "give public_url in [server], or report_url in the pool: that is seconds faster"
+        found.append(Finding(kind, "warn", words, remedy))
+    return found
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a folder is there, or can be made, and written to."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 async def _examine_database(dsn: str) -> list[Finding]:

@@ -291,8 +291,11 @@ class Attempt:
     number: int
     adw_id: str
     slot: int
+    pool: str
     host: str | None
     pid: int | None
+    node: str | None
+    job: str | None
     workflow: str | None
     external: bool
     claimed_at: datetime

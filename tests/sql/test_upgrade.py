@@ -39,11 +39,8 @@ e8f614f4797c5e3e74c5932beedd9f6d7be67ca136756161d8366916076eef58  0012_jobs.sql
 6be54019af32fd1ebbb617a296779b78b3334dc60245df26e10b627b0da53bc6  0015_unqueued.sql
 96aa5fd0b9e896ff6edcca7569723d78518422ec6baf10d7bf8e11af7aeed39a  0016_bigint.sql
 681632a13e3a9a3181f7e3575e29a5f07a37d8d3bae3da9ab71b6ef7268753b0  0017_quiet.sql
-<<<<<<< HEAD
-49a15fdd9fa8fce4dc6f3d5687fa55a9de1eec8a99d3c1a1d09e96fbe9175d75  0018_free_slots.sql
-=======
 88f80683831db1a16fe76672c3eb9dccfede0f8e98defc868cc21bbeb54218dd  0018_budget.sql
->>>>>>> main
+49a15fdd9fa8fce4dc6f3d5687fa55a9de1eec8a99d3c1a1d09e96fbe9175d75  0019_free_slots.sql
 """
 
 

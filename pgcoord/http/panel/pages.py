@@ -133,7 +133,7 @@ class Overview(View):
         return replace(page, pieces={**page.pieces, **cards})
 
     def _card(self, slot: panel.HeldSlot) -> SlotCard:
-        if slot.folder is None or slot.host != self.host:
+        if slot.folder is None or slot.host not in (None, self.host):
             return SlotCard(slot)
         return SlotCard(slot, Log(Path(slot.folder)).last_line())
 
