@@ -547,6 +547,32 @@ async def preview(
 
 
 @dataclass(frozen=True)
+class FoundPhase:
+    """A phase that a search has found."""
+
+    queue_id: str
+    feature_id: int
+    feature: str
+    phase_number: int
+    title: str
+    status: str
+
+
+async def found_phases(
+    conn: Connection, search: str | None, status: str | None, limit: int
+) -> list[FoundPhase]:
+    """Return open phases by words of their title, by name, by state. SQL: find_phases."""
+    return await fetch_rows(
+        conn,
+        FoundPhase,
+        f"select {columns_of(FoundPhase)} from pgcoord_private.find_phases(%s, %s, %s)",
+        search,
+        status,
+        limit,
+    )
+
+
+@dataclass(frozen=True)
 class MoreSlots:
     """How many slots a pool has now, and how many phases would start at once with more."""
 
