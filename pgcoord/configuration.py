@@ -439,6 +439,11 @@ def _read_workflows(
         elif workflow.default:
             first = key
         workflows[name] = workflow
+    if len(workflows) == 1:  # the only one is the default, unless it says that it is not
+        [(name, only)] = workflows.items()
+        table = tables[name]
+        says = isinstance(table, dict) and "default" in table
+        workflows[name] = only if says else replace(only, default=True)
     return workflows
 
 
