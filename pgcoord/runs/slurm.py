@@ -109,6 +109,10 @@ class Slurm:
         await self._cancel("--full", "--signal=KILL", job)
         await self._cancel(job)
 
+    async def log(self, job: str) -> bytes | None:
+        """Return None: the wrapper writes the output into the shared folder."""
+        return None
+
     async def _cancel(self, *arguments: str) -> None:
         said = await self._say("scancel", "--quiet", *arguments)
         if said.status and any(each in said.error for each in (*_UNANSWERED, *_UNREACHABLE)):
