@@ -107,7 +107,7 @@ class Workflow:
 
     `check` runs after the command; `fails_on` are words of its output that mean failure (judge.py),
     and `agent` is whose output it is. `retry_prompt` is what a further attempt is asked after a
-    failure, of {error} and {prompt}.
+    failure, of {error} and {prompt}. After `quiet` without output people are told, or it is ended.
     """
 
     name: str
@@ -128,6 +128,8 @@ class Workflow:
     fails_on: tuple[str, ...] = ()
     agent: str | None = None
     retry_prompt: str | None = None
+    quiet: timedelta | None = None
+    quiet_ends: bool = False
     worktree: Worktree | None = None
 
     def prompt_after(self, error: str, prompt: str) -> str:
@@ -445,6 +447,8 @@ def _read_workflow(
         "check_timeout": parse_duration,
         "fails_on": _failures,
         "retry_prompt": _retry_prompt,
+        "quiet": parse_duration,
+        "quiet_ends": _boolean,
         "workspace": partial(_choice, ("worktree",)),
         "base": _git_name,
         "worktrees": folder,
@@ -454,6 +458,8 @@ def _read_workflow(
     if "command" not in table and "agent" not in table:
         problems.append(f'{key}.command: missing; expected a list such as ["make", "build"]')
     values = _read_table(table, readers, key=key, problems=problems)
+    if "quiet_ends" in values and "quiet" not in table:
+        problems.append(f"{key}.quiet_ends: expected quiet, too: after what time")
     if "check_timeout" in values and "check" not in table:
         problems.append(f"{key}.check_timeout: there is no check")
     if "arguments" in values and ("agent" not in table or "command" in table):

@@ -132,6 +132,10 @@ class Job(Protocol):
         """End, as `end` does, the processes that outlived the job; return them in words."""
         ...
 
+    async def last_written(self) -> float | None:
+        """Return when the job last wrote to its log, in seconds since 1970; None if unknown."""
+        ...
+
     async def log_tail(self) -> str:
         """Return the lines of the output that tell why the job failed, valid as a Postgres text.
 

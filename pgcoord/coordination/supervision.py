@@ -10,9 +10,11 @@ import json
 import logging
 import shlex
 import sys
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -38,6 +40,9 @@ KILLED = 128 + 9
 
 # Seconds for which a proof of our lead is good enough to start a job without a new one.
 _TRUSTED_FOR = 1.0
+
+# Seconds after which to look whether a quiet job writes again.
+_AGAIN = 60.0
 
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
@@ -406,10 +411,36 @@ class Supervision:
         """Wait until the job is gone, and end it when `update` says so."""
         async with asyncio.TaskGroup() as tasks:
             ender = tasks.create_task(self._end_in_time())
+            watcher = tasks.create_task(self._watch_output())
             exit_status = await self.job.wait()
+            watcher.cancel()
             if not self.is_ending:
                 ender.cancel()
         return _Gone(exit_status)
+
+    async def _watch_output(self) -> None:
+        """Record when the job is quiet for longer than its workflow says, and when it is not."""
+        workflow = self._coordinator.configuration.workflows.get(self.assignment.workflow)
+        if workflow is None or workflow.quiet is None:
+            return
+        limit = workflow.quiet.total_seconds()
+        began = time.time()
+        # Of an attempt that was taken over, another coordinator may have recorded that.
+        noted = None if self.assignment.started else False
+        while True:
+            silence = max(0.0, time.time() - (await self.job.last_written() or began))
+            is_quiet = silence >= limit
+            if is_quiet is not noted:
+                await self._coordinator.execute_with_retry(
+                    partial(
+                        claims.note_quiet,
+                        attempt=self.assignment,
+                        quiet_for=timedelta(seconds=silence) if is_quiet else None,
+                        ends=workflow.quiet_ends,
+                    )
+                )
+                noted = is_quiet
+            await asyncio.sleep(min(limit, _AGAIN) if is_quiet else limit - silence)
 
     async def _end_in_time(self) -> None:
         await asyncio.sleep(await self._end_in)

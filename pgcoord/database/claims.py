@@ -310,6 +310,22 @@ async def judgement(conn: Connection, attempt: Assignment) -> tuple[str | None, 
         return await cursor.fetchone() or (None, None)
 
 
+async def note_quiet(
+    conn: Connection, attempt: Assignment, quiet_for: timedelta | None, *, ends: bool
+) -> None:
+    """Record that the process of an attempt writes nothing (None: writes again).
+
+    With *ends*, that is the end of the attempt. SQL: pgcoord_private.note_quiet.
+    """
+    await fetch_value(
+        conn,
+        "select pgcoord_private.note_quiet(%s, %s, %s)",
+        attempt.attempt_id,
+        quiet_for,
+        ends,
+    )
+
+
 def reported(
     report: Mapping[str, object],
     *,

@@ -82,7 +82,9 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Attention:
-    """A phase that needs attention: `kind` is failed, missing, workflow, gate, slow or locked.
+    """A phase that needs attention.
+
+    `kind`: failed, missing, workflow, gate, quiet, slow or locked.
 
     `words`: the reason; `blocks`: numbers of the phases that it blocks.
     """
@@ -316,10 +318,16 @@ async def held_slots(conn: Connection) -> list[HeldSlot]:
     )
 
 
-async def line(conn: Connection, limit: int) -> list[InLine]:
-    """The phases that are claimed next."""
+async def line(conn: Connection, limit: int, feature_id: int | None = None) -> list[InLine]:
+    """Return the phases that are claimed next, of one feature or of all."""
     return await fetch_rows(
-        conn, InLine, f"select {columns_of(InLine)} from pgcoord.line limit %s", limit
+        conn,
+        InLine,
+        f"select {columns_of(InLine)} from pgcoord.line"
+        " where %s::integer is null or feature_id = %s limit %s",
+        feature_id,
+        feature_id,
+        limit,
     )
 
 
@@ -411,15 +419,21 @@ async def tree(conn: Connection, feature_id: int) -> list[TreePhase]:
     return await fetch_rows(
         conn,
         TreePhase,
-        "select b.queue_id, b.phase_number, b.title, b.status, b.slot, b.attempt, b.priority,"
+        "with w as materialized (select queue_id, (array_agg(case when kind <> 'slot' then words"
+        " when words like 'is %%' then 'is in line; a slot is free'"
+        " else split_part(words, ', ', 1) end order by rank, refers_to))[:3] as reasons,"
+        " count(*) as all_reasons from pgcoord.reasons where feature_id = %s"
+        " and kind not in ('ready', 'running', 'completed', 'failed', 'cancelled')"
+        " group by queue_id)"
+        " select b.queue_id, b.phase_number, b.title, b.status, b.slot, b.attempt, b.priority,"
         " b.depends_on_phases, b.issue_number,"
         " pgcoord_private.headline(b.error_message) as error_message, b.since, b.started_timestamp,"
         " b.finished_timestamp, s.ending, w.reasons, coalesce(w.all_reasons, 0) as all_reasons"
         " from pgcoord.board as b"
         " left join pgcoord.slots as s on s.queue_id = b.queue_id"
-        " left join (select queue_id, (array_agg(words))[:3] as reasons, count(*) as all_reasons"
-        " from pgcoord.waiting"
-        " where feature_id = %s group by queue_id) as w on w.queue_id = b.queue_id"
+        # A place in line moves with each claim, for all behind it: it is shown once for all.
+        # Materialized: knowing little of new tables, the planner would look for each phase's own.
+        " left join w on w.queue_id = b.queue_id"
         " where b.feature_id = %s order by b.phase_number",
         feature_id,
         feature_id,

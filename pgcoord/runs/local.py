@@ -5,6 +5,7 @@ The one rule: it keeps the contract of coordination/launching.py, whose docstrin
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -153,6 +154,13 @@ class LocalJob:
     async def end_left_behind(self, grace: timedelta) -> Sequence[str]:
         """End the processes found by their session or their environment."""
         return [str(each) for each in await self._run.end_left_behind(grace)]
+
+    async def last_written(self) -> float | None:
+        """Return the time of the last change of the log."""
+        try:
+            return os.lstat(self._run.log.path).st_mtime
+        except OSError:
+            return None
 
     async def log_tail(self) -> str:
         """Return what of the log tells why it failed."""

@@ -105,6 +105,12 @@ from pgcoord_private.unwatched as u
 where p.slot is not null and not exists (
     select from pgcoord.attempt as a where a.queue_id = p.queue_id and a.number = p.attempt and a.external
 )
+union all
+select p.queue_id, p.feature_id, p.phase_number, 2, 'quiet',
+    format('has written nothing since %s', pgcoord_private.clock(a.quiet_since)), a.adw_id
+from public.phase_queue as p
+    join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
+where p.slot is not null and a.quiet_since is not null and a.ended_at is null and a.ending is null
 union all    -- prerequisites that are open, or will never complete
 select p.queue_id, p.feature_id, p.phase_number,
     case when up.status in ('failed', 'cancelled') then 2 else 4 end,

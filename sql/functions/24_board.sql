@@ -128,6 +128,12 @@ from (
         from pgcoord.unclaimable as u
             join public.phase_queue as q on q.queue_id = u.queue_id and q.status = 'queued'
         union all
+        select 'quiet' as kind, p.queue_id, a.quiet_since, 'has written nothing since then',
+            p.attempt, null::integer as exit_code, null::integer[] as blocks
+        from public.phase_queue as p
+            join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
+        where p.slot is not null and a.quiet_since is not null and a.ended_at is null and a.ending is null
+        union all
         select 'slow' as kind, p.queue_id, p.started_timestamp,
             format('runs more than twice as long as expected at most (%s, from %s%s)', pgcoord_private.in_words(l.high),
                 pgcoord_private.counted(u.runs, 'past run', 'past runs'),
@@ -152,7 +158,7 @@ from (
     join public.planned_features as f on f.id = p.feature_id
 where f.cancelled_at is null;
 comment on view pgcoord.attention is
-    'Phases that need somebody: failed ones, such as cannot start, such as wait for an approval, such as run much longer than usual, and such as a lock of somebody''s holds up.';
+    'Phases that need somebody: failed ones, such as cannot start, such as wait for an approval, such as write nothing for long, such as run much longer than usual, and such as a lock of somebody''s holds up.';
 
 -- In the order in which claims of a pool take them. (Without any coordinator yet all are in the line of local.)
 create or replace view pgcoord.line as

@@ -240,6 +240,29 @@ begin atomic
     );
 end;
 
+-- The process of an attempt has written nothing for p_for (null: it writes again). With p_ends that is its end.
+create or replace function pgcoord_private.note_quiet(p_attempt_id bigint, p_for interval, p_ends boolean) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_attempt pgcoord.attempt;
+begin
+    update pgcoord.attempt set quiet_since = clock_timestamp() - p_for
+    where id = p_attempt_id and exited_at is null and (quiet_since is null) <> (p_for is null)
+    returning * into v_attempt;
+    if not found then
+        return;
+    end if;
+    perform pgcoord_private.log_attempt(v_attempt, case when p_for is null then 'attempt_writes' else 'attempt_quiet' end,
+        'wrote nothing for ' || pgcoord_private.in_words(p_for));
+    if p_for is not null and p_ends then
+        update pgcoord.attempt
+        set ending = 'timed_out', ending_at = clock_timestamp(),
+            ending_reason = 'wrote nothing for ' || pgcoord_private.in_words(p_for)
+        where id = p_attempt_id and ended_at is null and ending is null;
+    end if;
+end $$;
+
 -- Log that the end of an attempt was asked for, and wake the coordinators: its process may be on any host.
 create or replace function pgcoord_private.tell_ending() returns trigger
 language plpgsql

@@ -102,9 +102,12 @@ returns table (
 language sql stable
 set search_path = pg_catalog, pg_temp
 set jit = off as $$
+    with stranded as materialized (
+        select s.queue_id, s.feature_id, s.phase_number, s.kind from pgcoord_private.stranded as s where s.status = 'queued'
+    )
     select f.id, f.title, f.status, f.total_phases, n.counts, n.strip, n.running, n.failed, f.phases_blocked,
-        (select a.phase_number from pgcoord.attention as a where a.feature_id = f.id and a.kind = 'missing' order by 1 limit 1),
-        (select a.phase_number from pgcoord.attention as a where a.feature_id = f.id and a.kind = 'workflow' order by 1 limit 1),
+        (select min(s.phase_number) from stranded as s where s.feature_id = f.id and s.kind = 'missing' and f.cancelled_at is null),
+        (select min(s.phase_number) from stranded as s where s.feature_id = f.id and s.kind = 'workflow' and f.cancelled_at is null),
         n.in_line, coalesce(jsonb_array_length(f.plan), 0), coalesce(f.started_at, f.created_at), f.finished_at,
         f.paused_at, f.paused_reason,
         case when f.paused_at is not null then (
@@ -122,7 +125,7 @@ set jit = off as $$
                 (select array_agg(p.phase_number order by p.phase_number) from public.phase_queue as p
                     where p.feature_id = f.id and p.status = 'failed') as failed,
                 (select count(*) from pgcoord_private.claimable as p where p.feature_id = f.id
-                    and not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id offset 0)) as in_line
+                    and p.queue_id not in (select s.queue_id from stranded as s)) as in_line
             from (select p.status, count(*) as n from public.phase_queue as p where p.feature_id = f.id group by p.status) as s
         ) as n
     order by wanted.place;

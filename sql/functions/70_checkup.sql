@@ -261,6 +261,22 @@ set search_path = pg_catalog, pg_temp as $$
     ) as external;
 $$;
 
+-- Checkup: does a process write nothing for longer than its workflow says is usual?
+create or replace function pgcoord_private.checkup_quiet() returns setof pgcoord.finding
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
+    select 'quiet', case when n = 0 then 'ok' else 'warn' end,
+        case when n = 0 then 'no phase is quiet for longer than its workflow says'
+            else format('%s quiet: %s', pgcoord_private.counted(n, 'phase is', 'phases are'), pgcoord_private.some_of(names)) end,
+        case when n > 0 then 'it may wait for a person or for the network: ''pgcoord logs'' shows its last words, ''pgcoord cancel'' ends it' end
+    from (
+        select count(*) as n, array_agg(
+                format('%s for %s', a.queue_id, pgcoord_private.in_words(clock_timestamp() - a.quiet_since)) order by a.id) as names
+        from pgcoord.attempt as a
+        where a.quiet_since is not null and a.exited_at is null and a.ended_at is null
+    ) as quiet;
+$$;
+
 -- Checkup: are there transactions that lock phases, or hold vacuum back?
 -- A minute with a lock on our rows holds up claims; ten minutes of any kind keep vacuum from removing dead rows.
 create or replace function pgcoord_private.checkup_transactions() returns setof pgcoord.finding
@@ -399,6 +415,7 @@ begin
     return query select * from pgcoord_private.checkup_prerequisites();
     return query select * from pgcoord_private.checkup_attempts();
     return query select * from pgcoord_private.checkup_external();
+    return query select * from pgcoord_private.checkup_quiet();
     return query select * from pgcoord_private.checkup_empty();
     return query select * from pgcoord_private.checkup_replication();
     return query select * from pgcoord_private.checkup_issues();

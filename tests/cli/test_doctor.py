@@ -31,7 +31,8 @@ KINDS = [
         "coordinator",
         "slots",
     ),
-    *("line", "retries", "workflows", "prerequisites", "attempts", "external", "issues"),
+    *("line", "retries", "workflows", "prerequisites", "attempts", "external", "quiet"),
+    *("empty", "replication", "issues"),
     *("locks", "transactions", "notifications", "configuration", "reports", "disk"),
 ]
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support.coordination import Watch, make_coordinator, running, scripts, watching
+from support.coordination import Gate, Watch, make_coordinator, running, scripts, watching
 
 from pgcoord.configuration import Check
 
@@ -82,3 +82,37 @@ async def test_an_agent_without_a_model_waits_and_uses_up_no_attempt(
                 "wait": wait,
             }
             await watch.one("select pgcoord.retry_phase('queue-1-1')")
+
+
+async def test_a_process_that_writes_nothing_is_shown_and_no_more_when_it_writes(
+    dsn: str, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgcoord.coordination.supervision._AGAIN", 0.01)
+    gate = Gate(tmp_path / "gate")
+    await watch.submit(f"read _ < {gate.path}; while :; do echo; sleep 0.01; done")
+    quiet = "select words from pgcoord.why('queue-1-1') where kind = 'quiet'"
+    async with running(make_coordinator(dsn, tmp_path, scripts(quiet=timedelta(seconds=0.3)))):
+        await watch.until_found(quiet)
+        (found,) = await watch.all(quiet)
+        assert found["words"].startswith("has written nothing since ")
+        (needs,) = await watch.all("select kind from pgcoord.attention")
+        assert needs["kind"] == "quiet"
+        (doctor,) = await watch.all(
+            "select level, words from pgcoord.checkup() where kind = 'quiet'"
+        )
+        assert doctor["level"] == "warn"
+        assert doctor["words"].startswith("1 phase is quiet: queue-1-1 for ")
+        gate.open()
+        await watch.until_found(quiet, nothing=True)
+        await watch.one("select pgcoord.cancel_phase('queue-1-1', 'seen')")
+        await watch.until_statuses("cancelled")
+
+
+async def test_a_process_that_writes_nothing_is_ended_where_its_workflow_says_so(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit("sleep 600")
+    work = scripts(quiet=timedelta(seconds=0.2), quiet_ends=True)
+    async with running(make_coordinator(dsn, tmp_path, work)):
+        (row,) = await watch.until_statuses("failed")
+    assert row["error_message"].startswith("wrote nothing for ")

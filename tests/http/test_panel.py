@@ -298,6 +298,32 @@ async def test_only_what_has_changed_is_sent(
     assert {each for each in pieces if each.startswith("feature-")} == {"feature-7"}
 
 
+async def test_a_change_of_one_phase_of_five_hundred_is_sent_in_ten_kilobytes(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    with conn.transaction():
+        feature = add_feature(conn, {n: [n - 10] if n > 300 else [] for n in range(1, 501)})
+    queue_ids = claim(conn, epoch)
+    await look(page, f"{panel}/features/{feature}")
+    await expect(page.locator("#in-line")).to_have_text("next in line: 4, 5, 6, 7, 8")
+    await expect(page.locator("#phase-9 .why")).to_have_text("waits for a slot")
+    await page.evaluate(
+        "window.sent = 0; const before = take;"
+        "take = (message, glows) => { sent += message.length; before(message, glows); }; 0"
+    )
+    with conn.transaction():
+        start(conn, epoch, queue_ids[0])
+        conn.execute("select pgcoord.complete_phase(%s)", [queue_ids[0]])
+    claim(conn, epoch)
+    await expect(tree_state(page, 4)).to_have_text("Ready")
+    await expect(page.locator("#in-line")).to_have_text("next in line: 5, 6, 7, 8, 9")
+    sent = await page.evaluate("sent")
+    assert sent < 10_000, "of all pieces it would be half a million"
+    # Its timeline is fetched by those who look at it.
+    await page.locator("#timeline").scroll_into_view_if_needed()
+    await expect(page.locator("#timeline .who .completed")).to_have_count(1)
+
+
 async def test_many_events_are_drawn_together_and_the_last_state_is_shown(
     page: Page, panel: str, conn: Connection
 ) -> None:

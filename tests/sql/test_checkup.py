@@ -17,6 +17,7 @@ KINDS = [
         "prerequisites",
         "attempts",
         "external",
+        "quiet",
         "empty",
         "replication",
         "issues",

@@ -65,7 +65,8 @@ const news = { pieces: new Map(), lists: new Map(), glow: new Set() };
 let planned = 0;
 
 function take(message, glows) {
-  const { title, pieces, lists } = JSON.parse(message);
+  const { title, pieces, lists, stale: heavy = [] } = JSON.parse(message);
+  for (const id of heavy) stale.add(id);
   document.title = title;
   for (const [id, html] of Object.entries(pieces)) {
     news.pieces.set(id, html);
@@ -74,6 +75,26 @@ function take(message, glows) {
   for (const [id, items] of Object.entries(lists)) news.lists.set(id, items);
   // A hidden page gets no frames, and has nobody to wait for.
   if (!planned) planned = document.hidden ? setTimeout(put) : requestAnimationFrame(put);
+}
+
+// Large pictures that have changed are fetched when they are looked at, every few seconds at most.
+const stale = new Set();
+const FETCH_AFTER = 5000; // milliseconds
+let fetchedAt = 0;
+
+async function fetchStale() {
+  if (document.hidden || Date.now() - fetchedAt < FETCH_AFTER) return;
+  const seen = [...stale].find((id) => {
+    const { top, bottom } = byId(id)?.getBoundingClientRect() ?? { top: 1, bottom: 0 };
+    return bottom > 0 && top < innerHeight;
+  });
+  if (!seen) return;
+  fetchedAt = Date.now();
+  stale.delete(seen);
+  const address = new URL(location.href);
+  address.searchParams.set("piece", seen);
+  const answer = await fetch(address);
+  if (answer.ok) become(byId(seen), parse(await answer.text()));
 }
 
 function put() {
@@ -392,6 +413,7 @@ if (body.dataset.seen) {
     }
     showConnection();
     tick();
+    fetchStale().catch(() => {}); // the next second tries again
   }, 1000);
   addEventListener("pagehide", () => connection.source.close());
   addEventListener("pageshow", (event) => event.persisted && connect());

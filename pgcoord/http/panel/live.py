@@ -75,11 +75,15 @@ class Tail(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a page that is drawn by itself; `ages` when it shows how time passes."""
+    """A part of a page that is drawn by itself; `ages` when it shows how time passes.
+
+    One that is `heavy` is not sent when it changes: viewers are told, and fetch it if they look.
+    """
 
     template: str
     data: Any
     ages: bool = False
+    heavy: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,10 @@ class _Drawing:
         """What is newer than a drawing, as a message."""
         news = {
             "title": self.title[0],
-            "pieces": {n: each.html for n, each in self.pieces.items() if each.version > seen},
+            "pieces": {
+                n: e.html for n, e in self.pieces.items() if e.version > seen and not e.piece.heavy
+            },
+            "stale": [n for n, e in self.pieces.items() if e.version > seen and e.piece.heavy],
             "lists": {n: items for n, (items, at) in self.lists.items() if at > seen},
         }
         return json.dumps(news, ensure_ascii=False, separators=(",", ":"))
@@ -177,6 +184,11 @@ class Screen:
         """The page as it is now, in full; the template is given `more`, too."""
         drawing = await self._refresh()
         return await asyncio.to_thread(self._draw_whole, drawing, more)
+
+    async def piece(self, name: str) -> str | None:
+        """One piece as it is now; None where there is no such one."""
+        drawn = (await self._refresh()).pieces.get(name)
+        return None if drawn is None else drawn.html
 
     async def run(self) -> None:
         """Draw what changes, as long as somebody looks."""

@@ -32,6 +32,12 @@ _NEXT = 3
 # With more slots than this, each is a row, and the free ones are one (as in panel.css).
 _MOST_CARDS = 8
 
+# Phases of a feature that are named as the next ones in line.
+_NEXT_OF_FEATURE = 5
+
+# The pictures of more phases than this are fetched by those who look at them.
+_MOST_LIGHT = 40
+
 # Features of which the end is foreseen on the overview.
 _MOST_FORESEEN = 50
 
@@ -203,10 +209,12 @@ class FeaturePage(View):
             forecast = await panel.forecast(conn, self.feature_id)
             phases = await panel.tree(conn, self.feature_id)
             spans = await panel.spans(conn, self.feature_id)
+            in_line = await panel.line(conn, _NEXT_OF_FEATURE, self.feature_id)
             events = await panel.history(conn, self.feature_id, None, None, _FEW_EVENTS)
         ended = feature.status in ("completed", "cancelled") or not phases
         timeline = Timeline(phases, spans, forecast, ended)
         runs = any(each.slot for each in phases)
+        large = len(phases) > _MOST_LIGHT
         pieces = {
             "notice": Piece("piece/notice.html", installation),
             "head": Piece("piece/feature_head.html", (feature, described.description, len(phases))),
@@ -219,8 +227,9 @@ class FeaturePage(View):
             "plan": Piece(
                 "piece/plan.html", self._planned(described.plan, phases, installation.limit)
             ),
-            "graph": Piece("piece/graph.html", Graph(phases, forecast)),
-            "timeline": Piece("piece/timeline.html", timeline, ages=runs),
+            "graph": Piece("piece/graph.html", Graph(phases, forecast), heavy=large),
+            "timeline": Piece("piece/timeline.html", timeline, ages=runs, heavy=large),
+            "in-line": Piece("piece/in_line.html", [each.phase_number for each in in_line]),
         }
         pieces |= {
             f"phase-{each.phase_number}": Piece(

@@ -141,6 +141,11 @@ async def show(request: Request, view: View, tail: Tail | None = None, **extra: 
     live: Live = request.app.state.live
     screen = live.screen(view)
     seen = request.query_params.get("live")
+    if name := request.query_params.get("piece"):
+        drawn = await screen.piece(name)
+        if drawn is None:
+            raise NotFound(f"this page has no part {name!r:.60}", hint="Load it again.")
+        return HTMLResponse(drawn, headers={"cache-control": "no-store"})
     if seen is None:
         text = await screen.whole(**_permissions(request), **extra)
         return HTMLResponse(text, headers={"cache-control": "no-store"})
