@@ -130,6 +130,7 @@ class Workflow:
     retry_prompt: str | None = None
     quiet: timedelta | None = None
     quiet_ends: bool = False
+    max_cost_usd: float | None = None
     worktree: Worktree | None = None
 
     def prompt_after(self, error: str, prompt: str) -> str:
@@ -449,6 +450,7 @@ def _read_workflow(
         "retry_prompt": _retry_prompt,
         "quiet": parse_duration,
         "quiet_ends": _boolean,
+        "max_cost_usd": _amount,
         "workspace": partial(_choice, ("worktree",)),
         "base": _git_name,
         "worktrees": folder,
@@ -848,6 +850,12 @@ def _failures(value: object) -> tuple[str, ...]:
         if not each or (each.startswith("$.") and not all(each[2:].split("."))):
             raise ValueError(f'expected a member such as "$.error.code", not {each!r:.60}')
     return failures
+
+
+def _amount(value: object) -> float:
+    if type(value) not in (int, float) or not 0 < value < 1e9:  # type: ignore[operator]
+        raise ValueError(f"expected US dollars such as 2.50, not {value!r:.60}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _retry_prompt(value: object) -> str:

@@ -16,19 +16,12 @@ from typing import Any
 
 from pgcoord import jobs as spool
 from pgcoord.coordination.launching import Engine, Order, Place, Seen
-from pgcoord.coordination.retrying import Fact
+from pgcoord.coordination.retrying import Fact, Stopped
 from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Supervision, log_move
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.rows import Assignment, DeclaredPool, OpenAttempt
-from pgcoord.errors import (
-    CannotStart,
-    CoordError,
-    InvalidConfiguration,
-    NotFound,
-    NotNow,
-    StaleAttempt,
-)
+from pgcoord.errors import CannotStart, InvalidConfiguration, NotFound, NotNow
 from pgcoord.runs import files, logs
 from pgcoord.runs.ray import Ray
 from pgcoord.runs.slurm import Slurm
@@ -139,8 +132,10 @@ class Watch:
                 if trouble is None:
                     logger.warning("pool %s: its engine does not answer: %s", self._pool, error)
                 trouble = error
-            except CoordError as error:
-                logger.warning("pool %s: %s", self._pool, error)
+            except Stopped:
+                return
+            except Exception:  # of one pool: the others, and the coordinator, go on
+                logger.exception("pool %s: its engine is asked again", self._pool)
             for news in self._waiting:
                 news.set()
             if not self._waiting and not self._strays and trouble is None:
@@ -350,14 +345,17 @@ class EngineSupervision(Supervision):
         with self._pool.watch.watched(self._news):
             ender = asyncio.create_task(self._end_in_time())
             try:
-                await self._coordinator.unless_stopped(self._follow())
+                await self._coordinator.unless_stopped(self._follow(ender))
             finally:
                 ender.cancel()
                 await asyncio.gather(ender, return_exceptions=True)
 
-    async def _follow(self) -> None:
+    async def _follow(self, ender: asyncio.Task[None]) -> None:
+        ender.add_done_callback(lambda _: self._news.set())
         while True:
             self._news.clear()
+            if ender.done():
+                ender.result()  # it ends by an error only
             await self._copy_log()
             if await self._read_folder() or await self._believe_the_engine():
                 self.process_gone = True
@@ -408,14 +406,13 @@ class EngineSupervision(Supervision):
 
     async def _answer(self, said: Mapping[str, Any]) -> str | None:
         """Let a copy of the job begin, or return why not."""
-        try:
-            await self._coordinator.execute_with_retry(
-                lambda conn: spool.begin(conn, self.assignment.attempt_id, said)
+        answer = await self._coordinator.execute_with_retry(
+            lambda conn: jobs.begin_job(
+                conn, self.assignment.attempt_id, said["copy"], said.get("job"), said.get("node")
             )
-        except (StaleAttempt, NotFound) as error:
-            return str(error)
-        self._begun = True
-        return None
+        )
+        self._begun |= answer.code is None
+        return answer.reason if answer.code else None
 
     async def _believe_the_engine(self) -> bool:
         """Draw the conclusion from the engine's last answer; return whether the attempt is over."""

@@ -213,6 +213,7 @@ def _declared(workflow: Workflow) -> dict[str, object]:
         "retry_lost": workflow.retry_lost,
         "timeout_seconds": workflow.timeout.total_seconds() if workflow.timeout else None,
         "pool": workflow.pool,
+        "max_cost_usd": workflow.max_cost_usd,
     }
 
 

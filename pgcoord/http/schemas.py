@@ -98,6 +98,12 @@ _FEATURE_MEMBERS = {
     "item_type": {"type": "string", "maxLength": 200},
     "priority": _PRIORITY,
     "estimated_hours": _HOURS,
+    "max_cost_usd": {
+        "type": ["number", "null"],
+        "minimum": 0.01,
+        "maximum": 1_000_000_000,
+        "description": "Once its attempts have cost so much, it is paused.",
+    },
     "tags": array({"type": "string"}, maxItems=1_000),
     "phases": array(PLANNED_PHASE, maxItems=10_000),
 }
@@ -128,6 +134,7 @@ FEATURE = _object(
         "item_type": _TEXT,
         "priority": {"type": "integer"},
         "estimated_hours": {"type": ["number", "null"]},
+        "max_cost_usd": {"type": ["number", "null"]},
         "tags": {"type": "array"},
         "status": {"type": "string", "enum": ["planned", "in_progress", "completed", "cancelled"]},
         "total_phases": _COUNT,

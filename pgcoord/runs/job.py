@@ -383,7 +383,11 @@ class Job:
                 return True
             _write(path, kept)
             if name.startswith("begin"):
-                _write(os.path.join(self.order.folder, "exit.json"), b" " * _ROOM)
+                # Never over the end of another copy, which may have begun and ended before.
+                end = os.path.join(self.order.folder, "exit.json")
+                with contextlib.suppress(FileExistsError), open(end, "xb") as file:
+                    os.fchmod(file.fileno(), 0o600)
+                    file.write(b" " * _ROOM)
         except OSError as error:
             _say(f"pgcoord: {path} is not written: {error.strerror}")
             return False

@@ -53,6 +53,15 @@ begin
     where v_states[r] = 'blocked';
 end $$;
 
+-- Where the job of an attempt waits in its engine, in words; null when it does not.
+create or replace function pgcoord_private.waits_in_engine(p_queue_id text, p_attempt integer) returns text
+language sql stable
+begin atomic
+    select format('waits in pool %s since %s%s%s', a.pool, pgcoord_private.clock(a.submitted_at), ', job ' || a.job, ': ' || a.waits_for)
+    from pgcoord.attempt as a
+    where a.queue_id = p_queue_id and a.number = p_attempt and a.submitted_at is not null and a.started_at is null;
+end;
+
 -- Each kind of reason is one branch over all phases, so that one phase, a feature of thousands or everything is asked for
 -- by the same words, and each costs what it shows. The lower the rank, the more decisive.
 create or replace view pgcoord.reasons as
@@ -76,7 +85,8 @@ union all
 select l.queue_id, l.feature_id, l.phase_number, 9, 'locked', l.words, l.lock
 from pgcoord_private.locked_phase as l
 union all
-select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
+select p.queue_id, p.feature_id, p.phase_number, 1,
+    case when p.status = 'ready' and pgcoord_private.waits_in_engine(p.queue_id, p.attempt) is not null then 'engine' else p.status end,
     case p.status
         when 'completed' then format('completed at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'))
         when 'cancelled' then coalesce(case when p.gated then (
@@ -88,11 +98,13 @@ select p.queue_id, p.feature_id, p.phase_number, 1, p.status::text,
             format('cancelled at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS')))
         when 'failed' then format('failed at %s: %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'),
             coalesce(pgcoord_private.headline(p.error_message), 'no reason was given'))
-        when 'ready' then format('claimed at %s, slot %s%s; its process is not started yet',
-            pgcoord_private.clock(p.ready_timestamp), p.slot, pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot)))
-        when 'running' then format('runs since %s in slot %s%s, attempt %s%s', pgcoord_private.clock(p.started_timestamp), p.slot,
+        when 'ready' then coalesce(pgcoord_private.waits_in_engine(p.queue_id, p.attempt), format('claimed at %s, slot %s%s; its process is not started yet',
+            pgcoord_private.clock(p.ready_timestamp), p.slot, pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot))))
+        when 'running' then format('runs since %s in slot %s%s, attempt %s%s%s', pgcoord_private.clock(p.started_timestamp), p.slot,
             pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot)), p.attempt, (select ', unsupervised: it was inserted as running' as words from pgcoord.attempt as a
-                where a.queue_id = p.queue_id and a.number = p.attempt and a.external))
+                where a.queue_id = p.queue_id and a.number = p.attempt and a.external),
+            (select format(' on %s, job %s', a.node, a.job) as words from pgcoord.attempt as a
+                where a.queue_id = p.queue_id and a.number = p.attempt and a.submitted_at is not null))
     end,
     p.adw_id
 from public.phase_queue as p

@@ -17,6 +17,8 @@ begin
             then '"priority" is a whole number'
         when p_feature @? 'strict $.estimated_hours ? (@.type() != "null" && (@.type() != "number" || @ < 0))'
             then '"estimated_hours" is a number, 0 or more'
+        when p_feature @? 'strict $.max_cost_usd ? (@.type() != "null" && (@.type() != "number" || @ <= 0))'
+            then '"max_cost_usd" is a number above 0'
         when coalesce(jsonb_typeof(p_feature -> 'tags'), 'array') not in ('array', 'null') then '"tags" is an array'
         when coalesce(jsonb_typeof(p_feature -> 'phases'), 'array') not in ('array', 'null') then '"phases" is an array'
         else (
@@ -76,10 +78,11 @@ declare
     v_id integer;
 begin
     perform pgcoord_private.check_feature_object(p_feature);
-    insert into public.planned_features (title, description, item_type, priority, estimated_hours, tags, plan)
+    insert into public.planned_features (title, description, item_type, priority, estimated_hours, max_cost_usd, tags, plan)
     values (
         p_feature ->> 'title', p_feature ->> 'description', coalesce(p_feature ->> 'item_type', 'feature'),
         coalesce(nullif(p_feature -> 'priority', 'null')::integer, 50), (p_feature ->> 'estimated_hours')::numeric,
+        (p_feature ->> 'max_cost_usd')::numeric,
         coalesce(nullif(p_feature -> 'tags', 'null'), '[]'), coalesce(nullif(p_feature -> 'phases', 'null'), '[]')
     )
     returning id into v_id;
@@ -144,13 +147,14 @@ begin
         item_type = coalesce(p_changes ->> 'item_type', item_type),
         priority = coalesce(nullif(p_changes -> 'priority', 'null')::integer, priority),
         estimated_hours = case when p_changes ? 'estimated_hours' then (p_changes ->> 'estimated_hours')::numeric else estimated_hours end,
+        max_cost_usd = case when p_changes ? 'max_cost_usd' then (p_changes ->> 'max_cost_usd')::numeric else max_cost_usd end,
         tags = coalesce(nullif(p_changes -> 'tags', 'null'), tags),
         plan = coalesce(nullif(p_changes -> 'phases', 'null'), plan)
     where id = p_feature_id;
     return (select version from pgcoord.feature where id = p_feature_id);
 end $$;
 comment on function pgcoord.change_feature(bigint, jsonb, text) is
-    'Change what is given of a feature: title, description, item_type, priority, estimated_hours, tags, phases (the plan, while none is queued); returns its new version.';
+    'Change what is given of a feature: title, description, item_type, priority, estimated_hours, max_cost_usd, tags, phases (the plan, while none is queued); returns its new version.';
 
 -- What a feature is planned from, with its version, for change_feature to store the plan; refuse (PC002) one whose
 -- phases are queued.

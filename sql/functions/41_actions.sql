@@ -222,9 +222,20 @@ comment on function pgcoord.pause(bigint, text) is
 create or replace function pgcoord.resume(p_feature_id bigint default null) returns boolean
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_spent text;
 begin
     if p_feature_id is not null then
         perform pgcoord_private.lock_feature(p_feature_id);
+        v_spent := pgcoord_private.spent_budget(p_feature_id);
+        if v_spent is not null then
+            raise exception using
+                errcode = 'PC002',
+                message = format('feature %s cannot be resumed: %s', p_feature_id, v_spent),
+                hint = case when v_spent like 'its budget%'
+                    then format('update planned_features set max_cost_usd = … where id = %s gives it more, and resumes it.', p_feature_id)
+                    else 'max_cost_usd of that workflow in pgcoord.toml gives it more.' end;
+        end if;
         update public.planned_features set paused_at = null, paused_reason = null
         where id = p_feature_id and paused_at is not null;
         return found;

@@ -37,6 +37,54 @@ begin
     end if;
 end $$;
 
+-- Which budget of a feature is spent, in words; null while none is.
+create or replace function pgcoord_private.spent_budget(p_feature_id bigint) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
+    select words
+    from (
+        select format('its budget of $%s is spent: $%s', trim_scale(f.max_cost_usd), trim_scale(round(sum(r.cost_usd), 4))) as words
+        from public.planned_features as f join pgcoord.result as r on r.feature_id = f.id
+        where f.id = p_feature_id and f.max_cost_usd is not null
+        group by f.id having sum(r.cost_usd) >= f.max_cost_usd
+        union all
+        select format('the budget of workflow %s in a feature, $%s, is spent: $%s', w.name, trim_scale(w.max_cost_usd),
+            trim_scale(round(sum(r.cost_usd), 4)))
+        from pgcoord.result as r
+            join pgcoord.attempt as a on a.id = r.attempt_id
+            join pgcoord.workflow as w on w.name = a.workflow
+        where r.feature_id = p_feature_id and w.max_cost_usd is not null
+        group by w.name, w.max_cost_usd having sum(r.cost_usd) >= w.max_cost_usd
+    ) as spent
+    order by words
+    limit 1;
+$$;
+
+-- Pause a feature whose budget is spent: what runs goes on, nothing of it starts.
+create or replace function pgcoord_private.keep_budget(p_feature_id bigint) returns void
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_words text := pgcoord_private.spent_budget(p_feature_id);
+begin
+    if v_words is not null then
+        update public.planned_features set paused_at = now(), paused_reason = v_words
+        where id = p_feature_id and paused_at is null and cancelled_at is null;
+    end if;
+end $$;
+
+-- Follow another budget of a feature: pause it, or resume it where that alone had paused it.
+create or replace function pgcoord_private.follow_budget() returns trigger
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord_private.keep_budget(new.id);
+    if new.paused_reason like 'its budget of $%' and pgcoord_private.spent_budget(new.id) is null then
+        update public.planned_features set paused_at = null, paused_reason = null where id = new.id and paused_at is not null;
+    end if;
+    return null;
+end $$;
+
 -- Store a result of a locked attempt, or add it to the one that it has; of two values of a key the later counts.
 -- Errors: PC005.
 create or replace function pgcoord_private.store_result(p_attempt_id bigint, p_result jsonb) returns jsonb
@@ -53,6 +101,9 @@ begin
     on conflict (attempt_id) do update set value = pgcoord.result.value || excluded.value, stored_at = clock_timestamp()
     returning value into v_stored;
     perform pgcoord_private.check_result(v_stored);
+    if p_result ? 'cost_usd' then
+        perform pgcoord_private.keep_budget(feature_id) from pgcoord.result where attempt_id = p_attempt_id;
+    end if;
     update public.phase_queue as p set pr_number = (p_result ->> 'pr_number')::numeric::integer
     from pgcoord.attempt as a
     where a.id = p_attempt_id and p.queue_id = a.queue_id and p.attempt = a.number

@@ -89,6 +89,10 @@ create or replace trigger planned_features_update_follows after update on public
     for each row when (old.paused_at is distinct from new.paused_at or old.cancelled_at is distinct from new.cancelled_at)
     execute function pgcoord_private.follow_feature();
 
+-- Pause or resume a feature that gets another budget.
+create or replace trigger planned_features_update_budgets after update of max_cost_usd on public.planned_features
+    for each row when (old.max_cost_usd is distinct from new.max_cost_usd) execute function pgcoord_private.follow_budget();
+
 -- Log what a feature is about, when that changes.
 create or replace trigger planned_features_update_logs after update on public.planned_features
     for each row when (

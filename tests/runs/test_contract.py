@@ -1,18 +1,39 @@
 """What every launcher promises (docs/design.md, section 13), asked of each: one suite."""
 
+import asyncio
 import os
+import re
+import signal
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import slurm as cluster
-from support.coordination import make_coordinator, running, scripts, watching
+from support.coordination import (
+    Gate,
+    is_alive,
+    make_coordinator,
+    running,
+    scripts,
+    until_it_ends,
+    watching,
+)
 
 from pgcoord.configuration import Pool, read_configuration
 from pgcoord.coordination import engines
 from pgcoord.coordination.coordinator import Coordinator
+from pgcoord.runs import job
 
 # A second instead of a minute, so that a test of what is not heard of takes no minute.
-HURRIED = {"ASKS": (0.3, 1.0), "UNSURE": 4.0, "SILENT": 3.0, "SETTLED": 1.0, "LOOK": 0.2}
+HURRIED: dict[str, Any] = {
+    "ASKS": (0.3, 1.0),
+    "UNSURE": 4.0,
+    "SILENT": 3.0,
+    "SETTLED": 1.0,
+    "LOOK": 0.2,
+}
 
 PATIENCE = 120.0
 
@@ -51,18 +72,17 @@ def engine(
         monkeypatch.setattr(engines, name, value)
     if request.param == "local":
         return Engine(dsn, tmp_path, None, {})
-    slurm: cluster.Slurm = request.getfixturevalue("slurm")
-    settings: dict[str, object] = {"folder": str(tmp_path / "shared")}
+    slurm = request.getfixturevalue("slurm")
     if request.param == "command":  # the same Slurm, by its commands alone
-        pools = read_configuration(EXAMPLES / "slurm-commands.toml").pools
-        settings = {**pools["batch"].settings, **settings}
+        pool = read_configuration(EXAMPLES / "slurm-commands.toml").pools["batch"]
+        settings = {**pool.settings, "folder": str(tmp_path / "shared")}
         return Engine(dsn, tmp_path, Pool("batch", "command", 40, settings), slurm.environment)
-    return Engine(dsn, tmp_path, Pool("hpc", "slurm", 40, settings), slurm.environment)
+    return engine_of_slurm(slurm, dsn, tmp_path)
 
 
-@pytest.fixture
-def slurm_engine(slurm: cluster.Slurm, engine: Engine) -> Engine:
-    return engine
+def engine_of_slurm(slurm: cluster.Slurm, dsn: str, folder: Path) -> Engine:
+    settings = {"folder": str(folder / "shared")}
+    return Engine(dsn, folder, Pool("hpc", "slurm", 40, settings), slurm.environment)
 
 
 async def run(engine: Engine, script: str, status: str, **settings: object) -> dict[str, object]:
@@ -101,3 +121,185 @@ async def test_a_prompt_of_five_megabytes(engine: Engine) -> None:
     filler = "# " + "x" * 5_000_000
     attempt = await run(engine, f"wc -c < $PGCOORD_PROMPT_FILE\nexit 3\n{filler}", "failed")
     assert (Path(str(attempt["folder"])) / "log").read_text().strip() > "5000000"
+
+
+async def test_cancelling_gives_time_to_clean_up(engine: Engine) -> None:
+    script = "trap 'echo cleans up; exit 3' TERM; echo up; while :; do sleep 0.1; done"
+    async with watching(engine.dsn) as watch, running(engine.coordinator(), patience=PATIENCE):
+        await watch.submit(script)
+        await watch.until_statuses("running")
+        folder = Path((await watch.one("select folder from pgcoord.attempt"))["folder"])
+        await until_it_ends(folder / "log", "up\n")
+        await watch.one("select status from pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await watch.until_statuses("cancelled")
+        assert (folder / "log").read_text().endswith("cleans up\n")
+        attempt = await watch.one("select * from pgcoord.attempt")
+        assert (attempt["outcome"], attempt["exit_code"]) == ("cancelled", 3)
+        assert await watch.all("select from phase_queue where slot is not null") == []
+
+
+async def test_what_ignores_sigterm_is_killed(engine: Engine) -> None:
+    script = "trap '' TERM; echo $$; while :; do sleep 0.1; done"
+    async with watching(engine.dsn) as watch, running(engine.coordinator(), patience=PATIENCE):
+        await watch.submit(script)
+        await watch.until_statuses("running")
+        log = Path((await watch.one("select folder from pgcoord.attempt"))["folder"]) / "log"
+        await until_it_ends(log, "\n")
+        await watch.one("select status from pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await watch.until_statuses("cancelled")
+        assert not is_alive(int(log.read_text().split()[0]))
+
+
+async def test_a_workflow_that_is_too_slow_is_ended(engine: Engine) -> None:
+    attempt = await run(engine, "sleep 60", "failed", timeout=timedelta(seconds=1))
+    assert attempt["outcome"] == "timed_out"
+
+
+async def test_a_leader_that_comes_back_finds_what_runs(engine: Engine) -> None:
+    gate = Gate(engine.folder / "gate")
+    script = f"echo once; read _ < {gate.path}; exit 7"
+    async with watching(engine.dsn) as watch:
+        async with running(engine.coordinator(), patience=PATIENCE):
+            await watch.submit(script)
+            await watch.until_statuses("running")
+        async with running(engine.coordinator(), patience=PATIENCE):
+            gate.open()
+            await watch.until_statuses("failed")
+        attempt = await watch.one("select * from pgcoord.attempt")
+    assert attempt["exit_code"] == 7
+    assert (Path(attempt["folder"]) / "log").read_text() == "once\n"
+
+
+async def test_what_ended_while_nobody_led_is_recorded(engine: Engine) -> None:
+    async with watching(engine.dsn) as watch:
+        gate = Gate(engine.folder / "gate")
+        async with running(engine.coordinator(), patience=PATIENCE):
+            await watch.submit(f"read _ < {gate.path}; exit 7")
+            await watch.until_statuses("running")
+        gate.open()
+        async with running(engine.coordinator(), patience=PATIENCE):
+            await watch.until_statuses("failed")
+        assert (await watch.one("select exit_code from pgcoord.attempt"))["exit_code"] == 7
+
+
+# --- Of Slurm: what an engine gets wrong
+
+
+@pytest.fixture
+def hpc(request: pytest.FixtureRequest, slurm: cluster.Slurm, dsn: str, tmp_path: Path) -> Engine:
+    monkeypatch = request.getfixturevalue("monkeypatch")
+    for name, value in HURRIED.items():
+        monkeypatch.setattr(engines, name, value)
+    return engine_of_slurm(slurm, dsn, tmp_path)
+
+
+async def test_a_frozen_controller_starts_a_job_once(slurm: cluster.Slurm, hpc: Engine) -> None:
+    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=PATIENCE):
+        slurm.kill("controller", signal.SIGSTOP)
+        try:
+            await watch.submit(f"echo once >> {hpc.folder}/ran")
+            # sbatch gives up after its MessageTimeout: then nobody knows whether it was taken.
+            await watch.until_found("select from pgcoord.attempt where submitted_at is not null")
+            await asyncio.sleep(5)  # longer than that: what is not known yet cannot be waited for
+        finally:
+            slurm.kill("controller", signal.SIGCONT)
+        await watch.until_statuses("completed")
+    assert (hpc.folder / "ran").read_text() == "once\n"
+
+
+async def test_a_controller_that_is_away_delays_and_no_more(
+    slurm: cluster.Slurm, hpc: Engine
+) -> None:
+    gate = Gate(hpc.folder / "gate")
+    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=PATIENCE):
+        await watch.submit(f"echo once >> {hpc.folder}/ran; read _ < {gate.path}; exit 5")
+        await watch.until_statuses("running")
+        slurm.kill("controller", signal.SIGKILL)
+        await asyncio.sleep(2 * HURRIED["SILENT"])  # of silence, which is no end
+        assert [row["status"] for row in await watch.all("select status from phase_queue")] == [
+            "running"
+        ]
+        gate.open()
+        await watch.until_statuses("failed")
+        slurm.start_controller()
+        assert (await watch.one("select exit_code from pgcoord.attempt"))["exit_code"] == 5
+    slurm.wait_for(slurm.nodes, "answer of the controller")
+
+
+async def test_a_job_whose_requeued_copy_starts_runs_once(
+    slurm: cluster.Slurm, hpc: Engine
+) -> None:
+    gate = Gate(hpc.folder / "gate")
+    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=PATIENCE):
+        await watch.submit(f"echo once >> {hpc.folder}/ran; read _ < {gate.path}; exit 5")
+        await watch.until_statuses("running")
+        attempt = await watch.one("select * from pgcoord.attempt")
+        folder = Path(attempt["folder"])
+        # As when a node is lost and its job is requeued: the same script, while the first lives.
+        slurm.ask(
+            *("sbatch", "--parsable", f"--job-name={engines.name_of(str(folder))}"),
+            *(f"--output={folder}/copy.log", str(engines.WRAPPER), str(folder / engines.ORDER)),
+        )
+        await watch.until_found("select from pgcoord.attempt where refused_begins = 1")
+        gate.open()
+        await watch.until_statuses("failed")
+        assert (await watch.one("select exit_code from pgcoord.attempt"))["exit_code"] == 5
+    assert (hpc.folder / "ran").read_text() == "once\n"
+    slurm.wait_for(lambda: "runs nothing" in (folder / "copy.log").read_text(), "copy refused")
+
+
+def test_a_late_copy_leaves_the_end_of_the_first_alone(tmp_path: Path) -> None:
+    (tmp_path / "exit.json").write_text("how it ended")
+    order = {"attempt": 1, "secret": "whsec_YQ==", "url": None, "folder": str(tmp_path)}
+    late = job.Job(job.Order({**order, "command": [], "directory": "/", "environment": {}}))
+    assert late._spool("begin-late.json", {})
+    assert (tmp_path / "exit.json").read_text() == "how it ended"
+
+
+async def test_a_job_that_was_cancelled_behind_our_back_is_failed(
+    slurm: cluster.Slurm, hpc: Engine
+) -> None:
+    assert hpc.pool
+    hpc.pool = replace(hpc.pool, settings={**hpc.pool.settings, "options": ["--begin=now+1hour"]})
+    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=PATIENCE):
+        await watch.submit("true")
+        await watch.until_found("select from pgcoord.attempt where waits_for = 'BeginTime'")
+        words = (await watch.one("select words from pgcoord.why('queue-1-1')"))["words"]
+        assert re.fullmatch(r"waits in pool hpc since .*, job \d+: BeginTime", words)
+        slurm.ask("scancel", (await watch.one("select job from pgcoord.attempt"))["job"])
+        await watch.until_statuses("failed")
+        error = (await watch.one("select error from pgcoord.attempt"))["error"]
+        assert "it ended before it began" in error
+        assert "CANCELLED" in error
+
+
+async def test_a_pool_that_is_removed_has_its_jobs_ended_and_recorded(hpc: Engine) -> None:
+    async with watching(hpc.dsn) as watch:
+        async with running(hpc.coordinator(), patience=PATIENCE):
+            await watch.submit("echo up; sleep 600")
+            await watch.until_statuses("running")
+        other = make_coordinator(hpc.dsn, hpc.folder, environment={**os.environ, **hpc.environment})
+        async with running(other, patience=PATIENCE):
+            await watch.one("select status from pgcoord.cancel_phase('queue-1-1', 'enough')")
+            await watch.until_statuses("cancelled")
+            assert await watch.all("select from pgcoord.slot where pool = 'hpc'") == []
+
+
+@pytest.mark.scale
+async def test_two_hundred_jobs_under_forty_slots(hpc: Engine) -> None:
+    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=5 * PATIENCE):
+        await watch.submit(*[f"echo {number} >> {hpc.folder}/ran" for number in range(200)])
+        most = 0
+        async with asyncio.timeout(5 * PATIENCE):
+            while True:
+                row = await watch.one(
+                    "select count(*) filter (where status = 'completed') as done, count(slot) as n"
+                    " from phase_queue"
+                )
+                most = max(most, row["n"])
+                if row["done"] == 200:
+                    break
+                await asyncio.sleep(0.5)
+    assert most == 40
+    ran = (hpc.folder / "ran").read_text().split()
+    assert sorted(map(int, ran)) == list(range(200))
