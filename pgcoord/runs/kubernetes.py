@@ -109,7 +109,6 @@ class Kubernetes:
         self._settings = settings
         self._kubeconfig = settings.get("kubeconfig") or environment.get("KUBECONFIG")
         self._namespace = settings.get("namespace")
-        self._client: Any = None  # its types know no resource that is made from a name
 
     async def submit(self, order: Order) -> str:
         """Create the Secret, then the Job, which then owns the Secret; each may be there."""
@@ -188,8 +187,10 @@ class Kubernetes:
     @asynccontextmanager
     async def _asking(self, words: str, *, for_good: bool = False) -> AsyncIterator[Any]:
         """Yield the client. Raises `NotNow`; *for_good*: what is refused is `CannotStart`."""
+        client = None
         try:
-            yield self._connected()
+            client = self._connect()
+            yield client
         except ApiError as error:
             code = error.status.code or 0
             said = f"{words}: {error.status.message or code}"
@@ -202,20 +203,19 @@ class Kubernetes:
             raise NotNow(f"the API cannot be reached: {error}", _AGAIN) from error
         except httpx2.HTTPError as error:
             raise NotNow(f"{words}: {error!r}", _AGAIN, certain=False) from error
+        finally:
+            if client is not None:
+                await client.close()
 
-    def _connected(self) -> Any:
-        if self._client is None:
-            config = (
-                KubeConfig.from_file(self._kubeconfig)
-                if self._kubeconfig
-                else KubeConfig.from_env()
-            )
-            self._client = AsyncClient(
-                config=config.get(context_name=self._settings.get("context")),
-                namespace=self._namespace,
-                timeout=httpx2.Timeout(_PATIENCE),
-            )
-        return self._client
+    def _connect(self) -> Any:  # its types know no resource that is made from a name
+        config = (
+            KubeConfig.from_file(self._kubeconfig) if self._kubeconfig else KubeConfig.from_env()
+        )
+        return AsyncClient(
+            config=config.get(context_name=self._settings.get("context")),
+            namespace=self._namespace,
+            timeout=httpx2.Timeout(_PATIENCE),
+        )
 
 
 class _Fine:
