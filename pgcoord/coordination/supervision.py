@@ -5,16 +5,18 @@ coordinator can repeat each step, since the database and the launcher know how f
 """
 
 import asyncio
+import base64
 import hashlib
 import json
 import logging
 import shlex
 import sys
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -296,13 +298,17 @@ class Supervision:
     def _arguments_of(self, workflow: Workflow) -> list[str]:
         """Return the command of the job: what is configured, judged, in its worktree."""
         values = _values(self.assignment, self.job.prompt_file) | self._results
-        arguments = _judged(workflow.arguments(values), workflow, self._check)
+        # A job of an engine runs on a machine that need not have pgcoord.
+        travels = self.assignment.host is None
+        arguments = _judged(workflow.arguments(values), workflow, self._check, travels=travels)
         if workflow.worktree is None:
             return arguments
         resolver = self._resolver_of(workflow)
         resolve = None
         if resolver:
-            resolve = shlex.join(_judged(resolver.arguments(values), resolver, resolver.check))
+            resolve = shlex.join(
+                _judged(resolver.arguments(values), resolver, resolver.check, travels=travels)
+            )
         options = {
             "base": workflow.worktree.base,
             "root": workflow.worktree.folder and str(workflow.worktree.folder),
@@ -312,7 +318,7 @@ class Supervision:
             "push": workflow.worktree.push,
         }
         given = [f"--{name}={value}" for name, value in options.items() if value is not None]
-        return [sys.executable, "-I", worktree.__file__, *given, "--", *arguments]
+        return [*program_of(worktree.__file__, travels=travels), *given, "--", *arguments]
 
     def _resolver_of(self, workflow: Workflow) -> Workflow | None:
         """Return the workflow that has a try at the conflicts of *workflow*."""
@@ -518,7 +524,22 @@ def log_move(assignment: Assignment, was: str, now: str, reason: str) -> None:
     )
 
 
-def _judged(arguments: list[str], workflow: Workflow, check: Check | None) -> list[str]:
+@cache
+def program_of(file: str, *, travels: bool) -> tuple[str, ...]:
+    """Return the command that runs a program of ours, one file of standard-library Python.
+
+    One that *travels* has the file in it: any Python 3.8 or newer of another machine runs it.
+    """
+    if not travels:
+        return (sys.executable, "-I", file)
+    packed = base64.b85encode(zlib.compress(Path(file).read_bytes(), 9)).decode()
+    source = f"import base64,zlib;exec(zlib.decompress(base64.b85decode({packed!r})))"
+    return ("python3", "-I", "-c", source)
+
+
+def _judged(
+    arguments: list[str], workflow: Workflow, check: Check | None, *, travels: bool
+) -> list[str]:
     """Return the command whose exit status is the judgement (judge.py) on *arguments*."""
     if not (check or workflow.fails_on or workflow.agent):
         return arguments
@@ -528,7 +549,8 @@ def _judged(arguments: list[str], workflow: Workflow, check: Check | None) -> li
         workflow.fails_on,
         workflow.agent,
     )
-    return [sys.executable, "-I", judge.__file__, json.dumps(spec._asdict()), *arguments]
+    program = program_of(judge.__file__, travels=travels)
+    return [*program, json.dumps(spec._asdict()), *arguments]
 
 
 def _values(assignment: Assignment, prompt_file: str) -> dict[str, str | None]:

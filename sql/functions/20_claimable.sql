@@ -66,12 +66,32 @@ select '', w.* from pgcoord.workflow as w where w.is_default;
 comment on view pgcoord_private.workflow_line is
     'The workflows by the name under which phases wait for them: the default one has two, its own and the empty one.';
 
+-- Slots that a claim can give to a phase, found by index however many are held.
+create or replace view pgcoord_private.vacant_slot as
+select f.pool, f.number
+from pgcoord.free_slot as f
+    join pgcoord.slot as s on s.number = f.number and s.pool = f.pool
+where not s.draining and not exists (select from public.phase_queue as p where p.slot = f.number);
+comment on view pgcoord_private.vacant_slot is 'Slots that a claim can give to a phase, as far as pgcoord.free_slot knows.';
+
 -- Slots that nobody holds, those of pools that were taken out of the configuration too (they drain).
 create or replace view pgcoord_private.free_slot as
 select s.number, s.pool, s.draining
 from pgcoord.slot as s
 where not exists (select from public.phase_queue as p where p.slot = s.number);
 comment on view pgcoord_private.free_slot is 'Slots that no phase holds.';
+
+-- Bring pgcoord.free_slot up to the slots that there are: set_slots does, and whoever takes the lead, as a restore or an
+-- owner may have gone round the functions.
+create or replace function pgcoord_private.find_free_slots() returns void
+language sql
+begin atomic
+    delete from pgcoord.free_slot as known
+    where not exists (select from pgcoord.slot as s where s.number = known.number and s.pool = known.pool);
+    insert into pgcoord.free_slot (pool, number)
+    select f.pool, f.number from pgcoord_private.free_slot as f
+    where not exists (select from pgcoord.free_slot as known where known.pool = f.pool and known.number = f.number);
+end;
 
 -- Until when no phase is claimed that has no issue yet, because GitHub makes none; null when there is nothing to
 -- wait for.

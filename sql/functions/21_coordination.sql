@@ -84,12 +84,14 @@ return interval '60 seconds';
 -- every host has a whole lease to be heard of again, however long the database or the network was away before.
 create or replace view pgcoord.elsewhere as
 select a.id as attempt_id, a.queue_id, a.host, greatest(h.lease_until, c.lead_at + pgcoord_private.lease_length()) as left_alone_until
-from pgcoord.attempt as a
-    cross join pgcoord.control as k
+from pgcoord.control as k
     join pgcoord.coordinator as c on c.epoch = k.epoch
-    left join pgcoord.host as h on h.name = a.host
-where a.exited_at is null    -- follows from the next, and has an index
-    and a.ended_at is null and not a.external and a.host <> c.host;
+    cross join lateral (    -- two ranges of an index, as `<>` is none
+        select * from pgcoord.attempt where host < c.host and ended_at is null and not external
+        union all
+        select * from pgcoord.attempt where host > c.host and ended_at is null and not external
+    ) as a
+    left join pgcoord.host as h on h.name = a.host;
 comment on view pgcoord.elsewhere is
     'Attempts on other hosts than the one that leads (or led last), and until when they are left alone; then they are lost.';
 

@@ -25,6 +25,7 @@ begin
         where queue_id = p_queue_id and number = p_attempt and ended_at is null;
     end if;
     delete from pgcoord.slot where number = p_slot and draining;
+    insert into pgcoord.free_slot (pool, number) select pool, number from pgcoord.slot where number = p_slot;
     perform pg_notify('pgcoord_wake', coalesce(v_id::text, ''));
     return true;
 end $$;

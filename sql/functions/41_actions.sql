@@ -298,6 +298,7 @@ begin
     );
     delete from pgcoord.slot as s
     where s.pool = p_pool and s.draining and not exists (select from public.phase_queue as p where p.slot = s.number);
+    perform pgcoord_private.find_free_slots();
 
     if v_before <> p_slots then
         perform pgcoord_private.log_event('slots_changed', format('%s → %s%s', v_before, p_slots, pgcoord_private.in_pool(p_pool)));

@@ -88,6 +88,7 @@ begin
     from pgcoord.control as c, pg_stat_get_activity(pg_backend_pid()) as s;
     delete from pgcoord.workflow;
     perform pgcoord_private.declare_pools(p_pools);
+    perform pgcoord_private.find_free_slots();
     insert into pgcoord.workflow (name, is_default, reports, max_attempts, retry_delay, retry_lost, timeout, pool, max_cost_usd)
     select w ->> 'name', (w ->> 'default')::boolean, (w ->> 'reports')::boolean, (w ->> 'max_attempts')::integer,
         make_interval(secs => (w ->> 'retry_delay_seconds')::float8), (w ->> 'retry_lost')::boolean,

@@ -39,19 +39,19 @@ set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off s
 declare
     v_leader record;
     v_control pgcoord.control;
-    v_pool record;    -- with its free slots, lowest first
+    v_pool record;    -- with the number of its free slots
+    v_slot smallint;
     v_phase record;
     v_due text[];    -- phases whose retry time has come with this claim
     v_id bigint;
     v_attempts bigint[];
-    v_next integer;
     v_no_issues boolean;    -- GitHub makes none for the moment: only phases that have one are claimed
 begin
     if not pgcoord_private.sees_others() then
         perform pgcoord_private.check_isolation();
     end if;
-    select c.host, c.runs_folder, exists (select from public.phase_queue where retry_at <= clock_timestamp()) as finds_retry,
-        exists (select from pgcoord_private.free_slot) as finds_slot
+    select c.host, c.runs_folder, exists (select from public.phase_queue where retry_at <= (select clock_timestamp())) as finds_retry,
+        exists (select from pgcoord.free_slot) as finds_slot
     into v_leader
     from pgcoord.control as k join pgcoord.coordinator as c using (epoch)
     where k.epoch = p_epoch;
@@ -78,13 +78,16 @@ begin
         );
     end if;
     for v_pool in
-        select s.pool, array_agg(s.number order by s.number) as slots, o.settings ->> 'folder' as runs_folder,
+        select o.name as pool, o.settings ->> 'folder' as runs_folder, free.slots,
             case when o.launcher = 'local' then v_leader.host end as host    -- else any leader is at home
-        from pgcoord_private.free_slot as s
-            join pgcoord.pool as o on o.name = s.pool
-        where not s.draining group by o.name, s.pool order by s.pool
+        from pgcoord.pool as o
+            cross join lateral (
+                select count(*) as slots from (select from pgcoord.free_slot as f where f.pool = o.name limit 1000) as few
+            ) as free
+        where free.slots > 0
+        order by o.name
     loop
-        v_next := 0;
+        v_slot := 0;
         for v_phase in
             select p.queue_id, p.feature_id, p.attempt, w.name, w.reports, w.retry_delay, w.retry_lost,
                 coalesce((p.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts) as max_attempts,
@@ -95,12 +98,12 @@ begin
                     where coalesce(first.workflow_type, '') = w.line and (first.issue_number is not null or not v_no_issues)
                         and (p_only is null or first.queue_id = p_only)
                     order by first.priority, first.queue_position, first.feature_id, first.phase_number
-                    limit cardinality(v_pool.slots)
+                    limit v_pool.slots
                     for no key update of first skip locked
                 ) as p
             where w.pool = v_pool.pool
             order by p.priority, p.queue_position, p.feature_id, p.phase_number
-            limit cardinality(v_pool.slots)
+            limit v_pool.slots
         loop
             if v_phase.queue_id = any (v_due) then
                 -- Of a row that its own transaction has changed Postgres checks the foreign key once more. A feature that
@@ -108,12 +111,14 @@ begin
                 perform 1 from public.planned_features where id = v_phase.feature_id for key share skip locked;
                 continue when not found;
             end if;
-            loop    -- to the next free slot that nobody has locked
-                v_next := v_next + 1;
-                perform 1 from pgcoord.slot where number = v_pool.slots[v_next] for key share skip locked;
-                exit when found or v_next > cardinality(v_pool.slots);
-            end loop;
-            exit when v_next > cardinality(v_pool.slots);
+            select v.number into v_slot    -- the next free slot that nobody has locked
+            from pgcoord_private.vacant_slot as v
+            where v.pool = v_pool.pool and v.number > v_slot
+            order by v.number
+            limit 1
+            for key share of v skip locked;
+            exit when not found;
+            delete from pgcoord.free_slot where pool = v_pool.pool and number = v_slot;
             loop
                 v_id := nextval('pgcoord.attempt_id');
                 insert into pgcoord.attempt (
@@ -122,7 +127,7 @@ begin
                 )
                 values (
                     v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord_private.adw_id(v_id, v_control.adw_offset), pgcoord_private.new_secret(),
-                    v_pool.slots[v_next], p_epoch, v_pool.host,
+                    v_slot, p_epoch, v_pool.host,
                     -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
                     format('%s/%s/%s-%s', coalesce(v_pool.runs_folder, v_leader.runs_folder), v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
                     v_phase.name, v_phase.reports, v_phase.max_attempts, v_phase.retry_delay, v_phase.retry_lost, v_phase.timeout,
@@ -185,7 +190,8 @@ end $$;
 -- phases from being claimed and attempts from being ended in time: the coordinator waits for them, since a transaction
 -- that ends by rollback notifies nobody. Rows with the same xmax are locked by the same transaction: one of them is
 -- enough. What is named may have been free all along, and only just have become due: then waiting for it ends at once.
--- (Long: one list of all that the coordinator waits for.)
+-- (Long: one list of all that the coordinator waits for. `(select clock_timestamp())`: a bare call is asked again for each row,
+-- and no index is.)
 create or replace function pgcoord_private.next_work(
     p_awaited text[] default '{}', out due_in float8, out abandoned bigint[], out locked text[]
 )
@@ -193,18 +199,15 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
-    v_slots smallint[];
     v_pools text[];    -- with a free slot
     v_found text[];
     v_no_issues_until timestamptz := (select pgcoord_private.issues_held_until(c) from pgcoord.control as c);
 begin
     -- (Infinite is never: an older release stored a retry time like that.)
     due_in := extract(epoch from nullif(least(
-        (select min(retry_at) from public.phase_queue where retry_at > clock_timestamp()),
-        (select min(a.deadline)
-            from public.phase_queue as p
-                join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
-            where p.slot is not null and a.deadline > clock_timestamp() and a.ended_at is null and a.ending is null),
+        (select min(retry_at) from public.phase_queue where retry_at > (select clock_timestamp())),
+        (select min(deadline) from pgcoord.attempt
+            where deadline > (select clock_timestamp()) and ended_at is null and ending is null),
         (select min(left_alone_until) from pgcoord.elsewhere where left_alone_until > clock_timestamp()),
         (select min(until) from pgcoord.unclaimable where until > clock_timestamp()),
         v_no_issues_until
@@ -212,17 +215,18 @@ begin
     abandoned := array(select attempt_id from pgcoord.elsewhere where left_alone_until <= clock_timestamp());
     locked := array(
         select 'attempt ' || a.id
-        from public.phase_queue as p
-            join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
-        where p.slot is not null and a.deadline <= clock_timestamp() and a.ended_at is null and a.ending is null
+        from pgcoord.attempt as a
+        where a.deadline <= (select clock_timestamp()) and a.ended_at is null and a.ending is null
             and 'attempt ' || a.id <> all (p_awaited)
     );
     if exists (select from pgcoord.control where paused_at is not null) then
         return;
     end if;
-    select array_agg(s.number order by s.number), array_agg(distinct s.pool) into v_slots, v_pools
-    from pgcoord_private.free_slot as s where not s.draining;
-    if v_slots is null then
+    v_pools := array(
+        select o.name from pgcoord.pool as o
+        where exists (select from pgcoord_private.vacant_slot as v where v.pool = o.name)
+    );
+    if v_pools = '{}' then
         return;
     end if;
     -- Two look-ups, each by its own index: one over both conditions would read the whole table. Of five hundred that are
@@ -257,9 +261,9 @@ begin
     if v_found = '{}' then
         return;
     end if;
-    perform 1 from pgcoord.slot where number = any (v_slots) order by number limit 1 for key share skip locked;
+    perform 1 from pgcoord_private.vacant_slot as v where v.pool = any (v_pools) limit 1 for key share of v skip locked;
     if not found then
-        select array_agg('slot ' || number) into v_found from unnest(v_slots) as number;
+        v_found := array(select distinct 'slot ' || v.number from pgcoord_private.vacant_slot as v where v.pool = any (v_pools));
     end if;
     locked := locked || array(select name from unnest(v_found) as name where name <> all (p_awaited));
 end $$;

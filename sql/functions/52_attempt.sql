@@ -232,11 +232,9 @@ begin atomic
     set ending = 'timed_out', ending_at = clock_timestamp(),
         ending_reason = format('ran longer than its timeout of %s', pgcoord_private.in_words(timeout))
     where a.id in (
-        select late.id
-        from public.phase_queue as p
-            join pgcoord.attempt as late on late.queue_id = p.queue_id and late.number = p.attempt
-        where p.slot is not null and late.deadline <= clock_timestamp() and late.ended_at is null and late.ending is null
-        for no key update of late skip locked
+        select late.id from pgcoord.attempt as late
+        where late.deadline <= (select clock_timestamp()) and late.ended_at is null and late.ending is null
+        for no key update skip locked
     );
 end;
 

@@ -113,10 +113,15 @@ create or replace function pgcoord_private.look_round(
     out changed jsonb, out due_in float8, out abandoned bigint[], out locked text[]
 )
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp
+set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 begin
-    perform pgcoord_private.expire_attempts();
+    if exists (
+        select from pgcoord.attempt where deadline <= (select clock_timestamp()) and ended_at is null and ending is null
+    ) then
+        perform pgcoord_private.expire_attempts();
+    end if;
     changed := '[]';
     if p_attempts <> '{}' then
         select coalesce(jsonb_agg(jsonb_build_object(

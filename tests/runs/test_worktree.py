@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from pgcoord.coordination.supervision import program_of
+
 PROGRAM = Path(__file__).parents[2] / "pgcoord/runs/worktree.py"
 PATIENCE = 60
 
@@ -541,3 +543,19 @@ def test_the_command_line_has_it_too(repository: Repository) -> None:
     assert done.returncode == 0, done.stderr
     assert repository.git("log", "-1", "--format=%s", "pgcoord/by-hand") == "By hand"
     assert repository.files("pgcoord/by-hand") == {"README", "x"}
+
+
+def test_it_travels_without_its_file(repository: Repository) -> None:
+    """As the command of a job on a machine that has Python, and no pgcoord."""
+    program = program_of(str(PROGRAM), travels=True)
+    assert program[0] == "python3"
+    done = subprocess.run(
+        [*program, "--title", "x", "--", "sh", "-c", "echo 1 > file"],
+        cwd=repository.folder,
+        env=repository.environment | {"PGCOORD_QUEUE_ID": "queue-1-1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert repository.files("pgcoord/queue-1-1") == {"README", "file"}

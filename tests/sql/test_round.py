@@ -82,3 +82,50 @@ def test_a_report_in_a_round_is_answered_as_alone(conn: Connection) -> None:
     ]
     assert [answer["repeated"] for answer in answers] == [False, True]
     assert statuses(conn, first) == {1: "completed", 2: "ready"}
+
+
+READ = """
+    select sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::integer as rows
+    from pg_stat_xact_user_tables"""
+
+
+def rows_read(conn: Connection, statement: str, *values: object) -> int:
+    """The rows of tables that *statement* reads, which counts what it does, not how long."""
+    with conn.transaction():
+        before = conn.execute(READ).fetchone()
+        conn.execute(statement.encode(), values)
+        after = conn.execute(READ).fetchone()
+    assert before
+    assert after
+    return int(after["rows"] or 0) - int(before["rows"] or 0)
+
+
+def test_a_round_reads_no_more_however_many_slots_are_held_and_attempts_open(
+    conn: Connection,
+) -> None:
+    epoch = take_lead(conn)
+    add_feature(conn, {})
+
+    def read_with(held: int) -> list[int]:
+        """Hold so many slots, leave one free, and take it for a phase that comes."""
+        holding = conn.execute("select from phase_queue where slot is not null").fetchall()
+        conn.execute("select pgcoord.set_slots(%s)", [held])
+        conn.execute(
+            "insert into phase_queue (feature_id, phase_number)"
+            " select 1, n + %s from generate_series(1, %s) as n",
+            [held, held - len(holding)],
+        )
+        assert len(claim(conn, epoch)) > 0
+        conn.execute("update pgcoord.attempt set deadline = now() + interval '1 h'")
+        conn.execute("select pgcoord.set_slots(%s)", [held + 1])
+        conn.execute(
+            "insert into phase_queue (feature_id, phase_number) values (1, 5000 + %s)", [held]
+        )
+        conn.execute("vacuum analyze")
+        return [
+            rows_read(conn, "select pgcoord_private.claim_phases(%s)", epoch),
+            rows_read(conn, "select pgcoord_private.look_round('here', '{}', '{}')"),
+        ]
+
+    few, many = read_with(3), read_with(400)
+    assert all(after <= before + 10 for before, after in zip(few, many, strict=True)), (few, many)
