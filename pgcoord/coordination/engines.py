@@ -369,8 +369,8 @@ class EngineSupervision(Supervision):
         try:
             output = await self._pool.engine.log(self._job or self.name)
             if output is not None:
-                folder = Path(self.assignment.folder)
-                await asyncio.to_thread(files.write_plain, folder, logs.NAME, output)
+                log = logs.Log(Path(self.assignment.folder))
+                await asyncio.to_thread(log.extend, output)
         except (NotNow, OSError) as error:
             logger.info("%s: its log is not copied now: %s", self.assignment, error)
 
