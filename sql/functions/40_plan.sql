@@ -139,7 +139,7 @@ begin
     end if;
     perform pgcoord_private.check_feature_object(jsonb_build_object('title', v_feature.title) || p_changes);
     if p_changes ? 'phases' then
-        perform pgcoord_private.refuse_queued(p_feature_id);
+        perform pgcoord_private.refuse_queued(p_feature_id::integer);
     end if;
     update public.planned_features
     set title = coalesce(p_changes ->> 'title', title),
@@ -164,7 +164,7 @@ language plpgsql stable
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
     perform pgcoord_private.check_feature(p_feature_id);
-    perform pgcoord_private.refuse_queued(p_feature_id);
+    perform pgcoord_private.refuse_queued(p_feature_id::integer);
     return query
     select f.title, f.description, f.item_type, f.estimated_hours::double precision, f.version
     from pgcoord.feature as f
