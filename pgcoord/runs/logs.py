@@ -256,7 +256,8 @@ class Log:
                     found = [at for at, line in _lines(data[cut:]) if tells_trouble(line)]
                     if found:
                         return start + cut + found[-1]
-                    end = start + cut if cut and start else start
+                    # A block that ends with its only line break has no whole line in it.
+                    end = start + cut if 0 < cut < len(data) else start
                 return None
             log.seek(end)
             log.readline(_BLOCK)
