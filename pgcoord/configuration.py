@@ -161,6 +161,23 @@ class Workflow:
         return [_BRACES.sub(fill, argument) for argument in self.command]
 
 
+NOTIFY_EVENTS = ("failed", "finished", "gate", "stuck")
+
+
+@dataclass(frozen=True)
+class Notify:
+    """Somebody who is told what happens, `[notify.NAME]`: by a POST to `url`, or by a `command`.
+
+    `secret` is the name of the environment variable with which the POST is signed.
+    """
+
+    name: str
+    events: tuple[str, ...]
+    url: str | None = None
+    secret: str | None = None
+    command: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Server:
     """Where and how `pgcoord serve` is reached, `[server]`.
@@ -248,12 +265,15 @@ class Configuration:
     github: GitHub | None = None
     checks: Mapping[str, Check] = field(default_factory=dict)
     pools: Mapping[str, Pool] = field(default_factory=lambda: {LOCAL: Pool(LOCAL)})
+    notify: tuple[Notify, ...] = ()
 
     @property
     def secret_variables(self) -> tuple[str, ...]:
         """The environment variables that hold secrets which only the coordinator needs."""
         of_github = (self.github.webhook_secret,) if self.github else ()
-        return (*_SECRETS, *self.server.webhook_secrets, *filter(None, of_github))
+        of_notify = (each.secret for each in self.notify)
+        more = filter(None, (*of_github, *of_notify))
+        return (*_SECRETS, *self.server.webhook_secrets, *self.server.tokens, *more)
 
     @property
     def default_workflow(self) -> Workflow | None:
@@ -294,6 +314,7 @@ def read_configuration(path: Path) -> Configuration:
             "workflow": _table,
             "check": _table,
             "pool": _table,
+            "notify": _table,
             "server": _table,
             "github": _table,
             "planner": _table,
@@ -312,6 +333,7 @@ def read_configuration(path: Path) -> Configuration:
         for name, each in workflows.items()
         if each.pool not in pools
     ]
+    notify = _read_notify(sections.get("notify", {}), problems)
     server = _read_table(
         sections.get("server", {}),
         {
@@ -341,6 +363,7 @@ def read_configuration(path: Path) -> Configuration:
         planner=planner,
         checks=checks,
         pools=pools,
+        notify=notify,
         **limits,
     )
 
@@ -416,6 +439,11 @@ def _read_workflows(
         elif workflow.default:
             first = key
         workflows[name] = workflow
+    if len(workflows) == 1:  # the only one is the default, unless it says that it is not
+        [(name, only)] = workflows.items()
+        table = tables[name]
+        says = isinstance(table, dict) and "default" in table
+        workflows[name] = only if says else replace(only, default=True)
     return workflows
 
 
@@ -501,6 +529,42 @@ def _conflict_problems(workflows: Mapping[str, Workflow]) -> Iterator[str]:
                 f"{key}: the command of {wanted} may not use {{prompt}} or {{prompt_file}}, which"
                 " are of the phase: what to resolve is its standard input"
             )
+
+
+def _read_notify(tables: Mapping[str, object], problems: list[str]) -> tuple[Notify, ...]:
+    """Read every `[notify.NAME]`."""
+    found: list[Notify] = []
+    for name, table in tables.items():
+        key = f"notify.{_bare(name)}"
+        if not isinstance(table, dict):
+            problems.append(f"{key}: expected a table [notify.NAME], not {table!r:.60}")
+            continue
+        if "events" not in table:
+            problems.append(f"{key}.events: missing; expected some of {', '.join(NOTIFY_EVENTS)}")
+        if ("url" in table) == ("command" in table):
+            problems.append(f"{key}: expected either url or command")
+        if ("url" in table) != ("secret" in table):
+            problems.append(f"{key}: expected url and secret, the variable that signs, together")
+        readers: dict[str, _Reader] = {
+            "events": _notify_events,
+            "url": _url,
+            "secret": _variable,
+            "command": _program,
+        }
+        values = _read_table(table, readers, key=key, problems=problems)
+        found.append(Notify(name, **{"events": (), **values}))
+    return tuple(found)
+
+
+def _notify_events(value: object) -> tuple[str, ...]:
+    known = ", ".join(NOTIFY_EVENTS)
+    events = _texts(value, f"expected a list of {known}")
+    for each in events:
+        if each not in NOTIFY_EVENTS:
+            raise ValueError(f"expected some of {known}, not {each!r:.60}")
+    if not events:
+        raise ValueError(f"expected some of {known}, not an empty list")
+    return events
 
 
 def _read_pools(

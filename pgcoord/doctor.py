@@ -6,12 +6,14 @@ arrive, the clock, the configuration, where reports go, the disk.
 """
 
 import asyncio
+import os
+import re
 import shutil
 import socket
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from http.client import HTTPException
 from pathlib import Path
@@ -20,13 +22,16 @@ from urllib.request import urlopen
 import psycopg
 
 from pgcoord import __version__
-from pgcoord.configuration import Configuration, GitHub
+from pgcoord.configuration import LOCAL, Configuration, GitHub, Pool
+from pgcoord.coordination.engines import LAUNCHERS
 from pgcoord.database import claims, reads, schema, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import connect, connect_blocking, differing_settings
 from pgcoord.database.listener import round_trip
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CoordError, DatabaseUnusable, InvalidConfiguration, NotNow, WrongSchema
+from pgcoord.runs import worktree
+from pgcoord.runs.slurm import Slurm
 
 # Seconds that a notification may take before every start of a phase is late by something to notice.
 _SLOW = 0.1
@@ -40,6 +45,9 @@ _PATIENCE = 5
 # Bytes that a disk should have free: some logs of a usual size, and what is left to stop in order.
 _SCARCE = 2_000_000_000
 _FULL = 200_000_000
+
+# Addresses that mean another machine there.
+_LOOPBACK = re.compile(r"https?://(localhost|127\.|\[::1\])")
 
 _DIRECT = (
     "give the coordinator the address of the server itself, or of a pool in session mode;"
@@ -67,8 +75,70 @@ async def examine(dsn: str, machine: Machine) -> list[Finding]:
     if machine.configuration and machine.configuration.github:
         findings += await _github(machine.configuration.github, machine.environment)
     findings.append(await asyncio.to_thread(_reports, machine.configuration))
+    if machine.configuration:
+        findings += await asyncio.to_thread(_worktrees, machine.configuration, machine.environment)
+        for pool in machine.configuration.pools.values():
+            if pool.launcher != LOCAL:
+                findings += await _pool(pool, machine)
     findings.append(_disk(await _runs_folder(dsn, machine)))
     return findings
+
+
+def _worktrees(configuration: Configuration, environment: Mapping[str, str]) -> list[Finding]:
+    """Whether the workflows of this machine with worktrees have a repository to work in."""
+    found = []
+    for name, workflow in configuration.workflows.items():
+        pool = configuration.pools.get(workflow.pool)
+        if workflow.worktree is None or (pool and pool.launcher != LOCAL):
+            continue
+        git = worktree.Git(workflow.directory, dict(environment))
+        try:
+            repository = worktree.Repository(git)
+            repository.start_of(workflow.worktree.base)
+        except (worktree.Unfit, OSError) as error:
+            words, remedy = f"workflow {name}: {error}", f"'directory' is {workflow.directory}"
+            found.append(Finding("worktrees", "fail", words, remedy))
+            continue
+        if git.attempt("merge-tree", "--write-tree", "HEAD", "HEAD").returncode:
+            words = f"workflow {name}: git is older than 2.38"
+            remedy = "without a newer one, the branch of a feature lacks what was done side by side"
+            found.append(Finding("worktrees", "warn", words, remedy))
+        else:
+            words = f"workflow {name}: worktrees of {repository.top}"
+            found.append(Finding("worktrees", "ok", words, None))
+    return found
+
+
+async def _pool(pool: Pool, machine: Machine) -> list[Finding]:
+    """Whether jobs can be given to the engine of a pool, and heard of."""
+    engine = LAUNCHERS[pool.launcher](pool.settings, machine.environment)
+    found = []
+    if isinstance(engine, Slurm):
+        found = await engine.check()
+    else:
+        try:
+            jobs = await engine.find()
+            found.append(Finding("pools", "ok", f"its engine answers, {len(jobs)} jobs", None))
+        except NotNow as error:
+            found.append(Finding("pools", "fail", _line(error), "try its commands by hand"))
+    folder = pool.settings.get("folder")
+    if folder is not None and not await asyncio.to_thread(_is_writable, Path(str(folder))):
+        words = f"nothing can be written to {folder}"
+        found.append(Finding("pools", "fail", words, "make it, on a file system that nodes share"))
+    assert machine.configuration is not None
+    url = pool.settings.get("report_url") or machine.configuration.server.public_url
+    if url is None or _LOOPBACK.match(str(url)):
+        words = "its nodes know no address of this server: jobs report by files in its folder"
+        remedy = "give public_url in [server], or report_url in the pool: that is seconds faster"
+        found.append(Finding("pools", "warn", words, remedy))
+    return [replace(each, kind="pools", words=f"{pool.name}: {each.words}") for each in found]
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a folder is there, or can be made, and written to."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 async def _examine_database(dsn: str) -> list[Finding]:

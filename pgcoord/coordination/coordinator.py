@@ -28,7 +28,7 @@ from pgcoord.coordination.launching import Launcher
 from pgcoord.coordination.leadership import Leadership
 from pgcoord.coordination.retrying import Fact, Retrying, Stopped
 from pgcoord.coordination.supervision import Supervision, log_move
-from pgcoord.database import claims, issues
+from pgcoord.database import claims, issues, notices
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import refused_for_good
 from pgcoord.database.rows import Assignment, NextWork, OpenAttempt, Recorded
@@ -37,6 +37,7 @@ from pgcoord.runs.local import LocalLauncher
 
 if TYPE_CHECKING:
     from pgcoord.coordination.issues import Issues
+    from pgcoord.coordination.notices import Notices
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ class Coordinator:
         self._left_unsupervised = False
         self._abandoned: set[int] = set()
         self.engines = Engines(self)
+        self.notices = self._make_notices()
 
     async def run(self) -> None:
         """Lead or stand by until `stop`, which leaves running processes alone.
@@ -116,6 +118,8 @@ class Coordinator:
                     )
                     if self.issues:
                         tasks.create_task(self.issues.run())
+                    if self.notices:
+                        tasks.create_task(self.notices.run())
                     await self._coordinate()
                 except CoordError as error:
                     refusal = error  # raised below: the task group would wrap it in a group
@@ -169,6 +173,14 @@ class Coordinator:
         """The public address of a phase's page; None without a configured public_url."""
         url = self.configuration.server.public_url
         return f"{url}/phases/{quote(queue_id)}" if url else None
+
+    def _make_notices(self) -> "Notices | None":
+        """Import it only where somebody is to be told."""
+        if not self.configuration.notify:
+            return None
+        from pgcoord.coordination.notices import Notices
+
+        return Notices(self, self.configuration.notify, self.environment)
 
     def _make_issues(self) -> "Issues | None":
         """Import it only where GitHub is configured: its HTTP client takes memory."""
@@ -238,6 +250,8 @@ class Coordinator:
         """
         await self._leadership.begin()
         await self.engines.declare(self._leadership.conn)
+        wanted = {each.name: list(each.events) for each in self.configuration.notify}
+        await notices.declare_targets(self._leadership.conn, wanted)
         if self.issues is None:
             self._tasks.create_task(self._release_issues())
         disowned = await self.unless_stopped(self._attend_to_all())
@@ -282,6 +296,8 @@ class Coordinator:
             await self._attend(work.changed, changed - found, lead_checked_at)
         if self.issues:
             self.issues.wake()
+        if self.notices:
+            self.notices.wake()
         self._backoff.reset()  # only now: a server may accept connections but refuse to write
         # What could be claimed right after a claim is not locked: that left it to another.
         if not (claimed and work.locked):

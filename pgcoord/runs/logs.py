@@ -417,7 +417,7 @@ def log_of(
     if attempt.folder is None:
         raise Refused(f"{queue_id} was inserted as running: its log is not kept here")
     log = Log(Path(attempt.folder))
-    if attempt.host != host:
+    if attempt.host not in (None, host):  # None: an engine's, in a folder that is shared
         raise Refused(
             f"the log of {queue_id}, attempt {attempt.number}, is on {attempt.host}: {log.path}"
         )

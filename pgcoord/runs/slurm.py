@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from pgcoord.coordination.launching import Order, Place, Seen
+from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs import files
 
@@ -37,6 +38,9 @@ _RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALIN
 _UNANSWERED = ("timed out", "Zero Bytes were transmitted", "Connection reset")
 _UNREACHABLE = ("Unable to contact", "Connection refused", "slurm_persist_conn", "munge")
 _FULL = ("maximum number of jobs", "job submit limit", "QOSMaxSubmit", "AssocMaxSubmit")
+
+# States of nodes that run jobs, or will.
+_USABLE = frozenset({"idle", "mixed", "allocated", "completing", "planned", "idle~", "unknown"})
 
 # States that it reports of its jobs with the status of the script; of others there is none.
 _WITH_STATUS = frozenset({"COMPLETED", "FAILED"})
@@ -109,6 +113,38 @@ class Slurm:
         await self._cancel("--full", "--signal=KILL", job)
         await self._cancel(job)
 
+    async def check(self) -> list[Finding]:
+        """Return what doctor says of this cluster, without the name of the pool."""
+        found = [await self._check_controller()]
+        if found[0].level != "fail":
+            found.append(await self._check_options())
+            found += _check_settings((await self._say("scontrol", "show", "config")).output)
+        return found
+
+    async def _check_controller(self) -> Finding:
+        try:
+            said = await self._say("scontrol", "ping")
+            nodes = await self._say("sinfo", "-h", "-o", "%T %D")
+        except NotNow as error:
+            return Finding("", "fail", str(error), "install Slurm's commands on this machine")
+        if said.status or " UP" not in said.output:
+            words = f"its controller does not answer: {_last_line(said.error or said.output)}"
+            return Finding("", "fail", words, "is slurm.conf found (SLURM_CONF), slurmctld up?")
+        states = dict(line.split() for line in nodes.output.splitlines())
+        usable = sum(int(n) for state, n in states.items() if state in _USABLE)
+        if not usable:
+            words = f"no node can be used: {', '.join(f'{n} {it}' for it, n in states.items())}"
+            return Finding("", "fail", words, "sinfo -R says why")
+        return Finding("", "ok", f"Slurm answers, {usable} nodes can be used", None)
+
+    async def _check_options(self) -> Finding:
+        """Whether sbatch would take a job with the options; it takes none."""
+        said = await self._say("sbatch", *self._options, "--test-only", "--wrap", "true")
+        if said.status:
+            words = f"sbatch refuses its options: {_last_line(said.error)}"
+            return Finding("", "fail", words, "sinfo shows partitions, sbatch --help options")
+        return Finding("", "ok", "sbatch takes its options", None)
+
     async def _cancel(self, *arguments: str) -> None:
         said = await self._say("scancel", "--quiet", *arguments)
         if said.status and any(each in said.error for each in (*_UNANSWERED, *_UNREACHABLE)):
@@ -141,6 +177,22 @@ class Slurm:
         return _Said(
             process.returncode, output.decode(errors="replace"), error.decode(errors="replace")
         )
+
+
+def _check_settings(text: str) -> list[Finding]:
+    """Look for settings of the cluster under which jobs are not seen, or not ended in order."""
+    seconds = {
+        name: int(value)
+        for name, value in re.findall(r"^(MinJobAge|KillWait) *= (\d+)", text, re.MULTILINE)
+    }
+    found = []
+    if seconds.get("MinJobAge", 300) < 60:
+        words = f"Slurm forgets jobs that ended after {seconds['MinJobAge']} s (MinJobAge)"
+        found.append(Finding("", "warn", words, "set it to 60 or more, else 300 is usual"))
+    if seconds.get("KillWait", 30) < 5:
+        words = f"Slurm kills {seconds['KillWait']} s after SIGTERM (KillWait)"
+        found.append(Finding("", "warn", words, "jobs that Slurm itself ends have no time to end"))
+    return found
 
 
 def _read(lines: str) -> Iterator[tuple[str, Seen]]:

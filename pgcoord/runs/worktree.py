@@ -247,11 +247,21 @@ class Repository:
                 raise Unfit(f"another process works in the worktree of {name}") from None
             yield
 
-    def check_has(self, prerequisites: Sequence[tuple[str, str]]) -> None:
-        """Raise `Unfit` where the commit of a prerequisite is not here, or not any more."""
-        for branch, commit in prerequisites:
-            if self.git.commit_of(commit) is None:
-                raise Unfit(f"commit {commit} of branch {branch} is not in this repository")
+    def find(self, prerequisites: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the branch of each prerequisite, and the commit to merge: where it is now.
+
+        A person may have gone on on the branch, to resolve a conflict. Raises `Unfit` where the
+        commit that was handed on is not here, or not any more.
+        """
+        found = []
+        for branch, name in prerequisites:
+            # Resolved: an agent wrote it, and git might take it for an option.
+            commit = self.git.commit_of(name)
+            if commit is None:
+                raise Unfit(f"commit {name} of branch {branch} is not in this repository")
+            head = self.git.commit_of(f"refs/heads/{branch}")
+            found.append((branch, head if head and self.git.has(head, commit) else commit))
+        return found
 
     def branch_for(self, name: str, installation: str) -> str:
         """The branch pgcoord/*name*; one of the same name of another database is left as it is."""
@@ -607,8 +617,7 @@ def work(options: Options, phase: Phase, git: Git) -> int:
     if options.push and git.attempt("remote", "get-url", options.push).returncode:
         raise Unfit(f"there is no remote {options.push!r} to push to")
     with repository.locked(phase.queue_id, waits=False):
-        prerequisites = phase.prerequisites()
-        repository.check_has(prerequisites)
+        prerequisites = repository.find(phase.prerequisites())
         # Worktrees are made one at a time: git itself fails now and then when they are not.
         with repository.locked("worktrees", waits=True):
             start = prerequisites[0][1] if prerequisites else repository.start_of(options.base)

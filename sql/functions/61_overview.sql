@@ -6,7 +6,8 @@ create or replace function pgcoord_private.phase_objects(p_queue_ids text[]) ret
 language sql stable
 begin atomic
     select to_jsonb(p) - '{attempts_used,unmet,held}'::text[] || jsonb_build_object(
-            'waiting_for', first.words, 'result', pgcoord_private.result_of(p.queue_id, p.attempt))
+            'waiting_for', first.words, 'result', pgcoord_private.result_of(p.queue_id, p.attempt),
+            'skipped', pgcoord_private.was_skipped(p))
     from unnest(p_queue_ids) with ordinality as named (queue_id, place)
         join public.phase_queue as p using (queue_id)
         left join (
@@ -90,6 +91,24 @@ set jit = off as $$
             end
         order by f.id desc limit case when p_show = 'all' and p_search is null then 10 else p_limit end
     );
+$$;
+
+-- Phases of which the title or the name has these words, or in this state (null: any): those that are open and then the
+-- latest, at most p_limit.
+create or replace function pgcoord_private.find_phases(p_search text, p_status text, p_limit integer)
+returns table (queue_id text, feature_id integer, feature text, phase_number integer, title text, status text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+set jit = off as $$
+    select p.queue_id, p.feature_id, f.title, p.phase_number, pgcoord_private.title_of(p), p.status::text
+    from public.phase_queue as p
+        join public.planned_features as f on f.id = p.feature_id
+    where (p_search is null or p.queue_id = p_search or strpos(lower(pgcoord_private.title_of(p)), lower(p_search)) > 0)
+        and (p_status is null or p.status = p_status)
+        -- What is done is looked through by name alone: there may be millions.
+        and (p.status <> 'completed' or p.queue_id = p_search)
+    order by p.feature_id, p.phase_number
+    limit p_limit;
 $$;
 
 -- What the list of features shows of each: its counts, the state of each phase where there are few, who paused it.

@@ -119,6 +119,13 @@ create or replace trigger attempt_delete_tells after delete on pgcoord.attempt
     for each row when (old.exited_at is null and not old.external)
     execute function pgcoord_private.tell_deleted();
 
+-- --- pgcoord.event: INSERT
+
+-- Write down whom to tell of it. (The condition keeps all that nobody can want to be told of out.)
+create or replace trigger event_insert_notes after insert on pgcoord.event
+    for each row when (new.kind = 'gate_asked' or new.kind = 'phase_moved' and new.to_status in ('failed', 'completed'))
+    execute function pgcoord_private.note_event();
+
 -- --- pgcoord.event: UPDATE, DELETE
 
 -- Events are append-only.

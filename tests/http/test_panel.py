@@ -1167,6 +1167,48 @@ async def test_the_keyboard_alone_can_do_everything(
     await expect(page.locator("#head .state")).to_have_text("Cancelled")
 
 
+async def test_keys_search_step_and_ask(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    feature = branch(conn)
+    fail(conn, epoch, f"queue-{feature}-1")
+    await look(page, panel)
+    focused = "document.activeElement.textContent.trim()"
+    await page.keyboard.press("j")
+    assert (await page.evaluate(focused)).startswith("Phase 1")
+    await page.keyboard.press("j")
+    assert await page.evaluate(focused) == "a"
+    await page.keyboard.press("k")
+    await page.keyboard.press("r")
+    await expect(page.get_by_role("dialog")).to_contain_text("Retry phase 1")
+    await page.keyboard.press("Escape")
+    await page.keyboard.press("?")
+    await expect(page.get_by_role("dialog")).to_contain_text("these keys")
+    await page.keyboard.press("Escape")
+    await page.keyboard.press("/")
+    await page.keyboard.type("phase 3")
+    await page.keyboard.press("Enter")
+    await is_live(page)
+    await expect(page.locator("#found li")).to_have_count(1)
+    await expect(page.locator("#found")).to_contain_text("3 Phase 3")
+    await look(page, f"{panel}/?show=blocked")
+    await expect(page.locator("#found li")).to_have_count(3)
+    await page.locator("#found a").first.click()
+    await expect(page.locator("h1")).to_have_text("Phase 2")
+    await page.keyboard.press("g")
+    await page.keyboard.press("o")
+    await expect(page.locator("#features")).to_be_visible()
+
+
+async def test_an_empty_installation_runs_the_plan_that_it_shows(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    await look(page, panel)
+    await page.locator("#none").get_by_role("button", name="Store & Execute").click()
+    await expect(page.locator("h1")).to_have_text("WebSocket Migration")
+    assert statuses(conn) == dict.fromkeys((1, 2, 3), "queued")
+
+
 async def test_everything_fits_on_a_phone(browser: Browser, panel: str, scene: Scene) -> None:
     async with await browser.new_context(viewport={"width": 320, "height": 640}) as context:
         page = await context.new_page()

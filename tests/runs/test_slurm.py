@@ -151,4 +151,15 @@ async def test_a_dead_controller_has_certainly_not_taken_it(
             await engine.find()
     finally:
         slurm.start_controller()
-        slurm.wait_for(lambda: slurm.nodes(), "answer of the controller")
+        slurm.wait_until_idle()
+
+
+async def test_doctor_is_told_what_is_wrong(slurm: Cluster, engine: Slurm) -> None:
+    assert [each.level for each in await engine.check()] == ["ok", "ok", "warn"]  # KillWait 2 s
+    *_, options, _ = await engine_of(slurm, "--partition=gpu").check()
+    assert options.level == "fail"
+    assert "nvalid partition" in options.words
+    away = Slurm(options=(), environment={"PATH": "/nowhere"})
+    assert [(each.level, each.words) for each in await away.check()] == [
+        ("fail", "scontrol is not installed on this machine")
+    ]

@@ -403,6 +403,19 @@ def test_the_branch_of_the_feature_has_the_work_of_all_phases(repository: Reposi
     assert "seven" in repository.files(branch)
 
 
+def test_a_conflict_can_be_resolved_by_hand_on_a_branch(repository: Repository) -> None:
+    left = repository.phase("queue-1-1", "echo left > README").result
+    right = repository.phase("queue-1-2", "echo right > README").result
+    after = {"1": left, "2": right}
+    assert repository.phase("queue-1-3", "true", after=after).status == 69
+    repository.git("checkout", "--quiet", "pgcoord/queue-1-2")
+    repository.git("merge", "--quiet", "-X", "ours", "pgcoord/queue-1-1")
+    repository.git("checkout", "--quiet", "main")
+    join = repository.phase("queue-1-3", "cat README", after=after)
+    assert join.status == 0, join.log
+    assert repository.git("show", "pgcoord/queue-1-3:README") == "right"
+
+
 def test_conflict_markers_are_no_resolution(repository: Repository) -> None:
     left = repository.phase("queue-1-1", "echo left > README").result
     right = repository.phase("queue-1-2", "echo right > README").result
@@ -458,6 +471,18 @@ def test_two_attempts_never_work_in_one_worktree(repository: Repository, tmp_pat
     assert "another process works in the worktree of queue-1-1" in second.log
 
 
+def test_a_shallow_clone_with_a_detached_head_will_do(repository: Repository) -> None:
+    repository.commit("more", "1\n")
+    clone = repository.inputs / "clone"
+    repository.git("clone", "--quiet", "--depth", "1", f"file://{repository.folder}", str(clone))
+    repository.folder = clone
+    repository.git("checkout", "--quiet", "--detach")
+    one = repository.phase("queue-1-1", "echo 1 > one", environment={"PGCOORD_FEATURE_ID": "1"})
+    two = repository.phase("queue-1-2", "echo 2 > two", environment={"PGCOORD_FEATURE_ID": "1"})
+    assert (one.status, two.status) == (0, 0), one.log + two.log
+    assert repository.files("pgcoord/feature-1") == {"README", "more", "one", "two"}
+
+
 def bare(repository: Repository) -> None:
     repository.git("config", "core.bare", "true")
 
@@ -489,6 +514,7 @@ def elsewhere(repository: Repository) -> None:
         (elsewhere, [], "is already"),
         (lambda _: None, ["--base", "nowhere"], "there is no branch or commit 'nowhere'"),
         (lambda _: None, ["--root", "README"], "the worktree cannot be made"),
+        (lambda _: None, ["--push", "nowhere"], "there is no remote 'nowhere' to push to"),
     ],
 )
 def test_what_cannot_be_worked_on_is_refused_before_the_command_runs(

@@ -14,7 +14,7 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from pgcoord.configuration import Configuration, GitHub, Pool, Workflow
+from pgcoord.configuration import Configuration, GitHub, Notify, Pool, Workflow
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.database import session
 from support.forks import Fork, run_forked_source
@@ -40,12 +40,18 @@ def make_coordinator(
     github: GitHub | None = None,
     environment: Mapping[str, str] = os.environ,
     pool: Pool | None = None,
+    notify: tuple[Notify, ...] = (),
 ) -> Coordinator:
     """A coordinator with one workflow and its runs below `folder`, served at `url` if at all."""
     work = work or scripts(**({"pool": pool.name} if pool else {}))
     pools = {each.name: each for each in (Pool("local"), pool) if each}
     configuration = Configuration(
-        path=None, workflows={work.name: work}, log_folder=None, github=github, pools=pools
+        path=None,
+        workflows={work.name: work},
+        log_folder=None,
+        github=github,
+        pools=pools,
+        notify=notify,
     )
     return kind(
         dsn,

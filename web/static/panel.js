@@ -398,6 +398,54 @@ document.addEventListener("submit", async (event) => {
   }
 });
 
+// --- Keys
+
+const KEYS = [
+  ["/", "search"],
+  ["g o", "overview"],
+  ["g h", "history"],
+  ["n", "new feature"],
+  ["j, k", "next and previous in the list"],
+  ["r", "retry, after its question"],
+  ["Esc", "close"],
+  ["?", "these keys"],
+];
+let chord = "";
+
+function showKeys() {
+  dialog.replaceChildren(parse(`<div class="dialog"><h1 id="dialog-title">Keys</h1><dl class="shortcuts">${KEYS.map(
+    ([key, words]) => `<dt><kbd>${key}</kbd></dt><dd>${words}</dd>`).join("")}</dl><div class="end"><a class="button" href="" data-close>Close</a></div></div>`));
+  if (!dialog.open) dialog.showModal();
+  dialog.querySelector("a").focus();
+}
+
+// The links of what the page lists: features, phases, events.
+function step(by) {
+  const links = [...document.querySelectorAll(".attention h3 > a, .features h3 a, .tree h3 > a, .events a, .found a")].filter((each) => each.offsetParent);
+  const at = links.indexOf(document.activeElement);
+  links[at < 0 ? (by > 0 ? 0 : links.length - 1) : Math.min(Math.max(at + by, 0), links.length - 1)]?.focus();
+}
+
+const actsOn = (key) => ({
+  "/": () => document.querySelector("input[type=search]")?.focus(),
+  "?": showKeys,
+  j: () => step(1),
+  k: () => step(-1),
+  n: () => document.querySelector(".top .actions a:last-child").click(),
+  r: () => (document.activeElement.closest("li") ?? document).querySelector("a[href$='/retry']")?.click(),
+  "g o": () => document.querySelector(".top nav a:first-child").click(),
+  "g h": () => document.querySelector(".top nav a:last-child").click(),
+})[key];
+
+document.addEventListener("keydown", (event) => {
+  if (event.metaKey || event.ctrlKey || event.altKey || dialog.open || event.target.matches("input, textarea, select")) return;
+  const act = actsOn(chord + event.key);
+  chord = event.key === "g" ? "g " : "";
+  if (!act) return;
+  event.preventDefault();
+  act();
+});
+
 // --- Beginning
 
 if (body.dataset.seen) {

@@ -32,6 +32,9 @@ _NEXT = 3
 # With more slots than this, each is a row, and the free ones are one (as in panel.css).
 _MOST_CARDS = 8
 
+# Phases that a search shows.
+_MOST_FOUND = 100
+
 # Phases of a feature that are named as the next ones in line.
 _NEXT_OF_FEATURE = 5
 
@@ -87,6 +90,7 @@ class Overview(View):
             backlog = await panel.backlog(conn)
             features = await panel.feature_rows(conn, self.show, self.search, MOST_FEATURES)
             finishes = await panel.finishes(conn, _foreseen(features))
+            found = await self._found(conn)
         finish = None if installation.paused_at else finishes.get(None)
         pieces = {
             "notice": Piece("piece/notice.html", installation),
@@ -99,6 +103,7 @@ class Overview(View):
             ),
             "filters": Piece("piece/filters.html", (self, len(needs))),
             "tally": Piece("piece/tally.html", (self, _tally(features))),
+            "found": Piece("piece/found.html", (found, _MOST_FOUND)),
             "none": Piece("piece/none.html", (self, bool(features))),
         }
         free = [each for each in slots if not each.queue_id] if len(slots) > _MOST_CARDS else []
@@ -123,6 +128,13 @@ class Overview(View):
         title = f"({len(needs)}) pgcoord" if needs else "pgcoord"
         return Page("overview.html", title, now, pieces, lists)
 
+    async def _found(self, conn: Connection) -> list[panel.FoundPhase]:
+        """The phases that are looked for, by words or by state."""
+        status = self.show if self.show in STATES and self.show != "completed" else None
+        if not self.search and not status:
+            return []
+        return await panel.found_phases(conn, self.search, status, _MOST_FOUND + 1)
+
     def glance(self, page: Page) -> Page:
         """The page with the last lines of output."""
         cards = {
@@ -133,7 +145,7 @@ class Overview(View):
         return replace(page, pieces={**page.pieces, **cards})
 
     def _card(self, slot: panel.HeldSlot) -> SlotCard:
-        if slot.folder is None or slot.host != self.host:
+        if slot.folder is None or slot.host not in (None, self.host):
             return SlotCard(slot)
         return SlotCard(slot, Log(Path(slot.folder)).last_line())
 

@@ -1,0 +1,206 @@
+"""Tells people what has happened: by a signed POST, or a command that reads JSON.
+
+Notices are rows that triggers write in the transaction of what they tell (SQL: 58_notice.sql); the
+leader tells them, at least once each, and again later where that fails. The one rule: a receiver
+that is down holds up nothing, not even another receiver.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
+from urllib.error import HTTPError
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from pgcoord import report
+from pgcoord.configuration import Notify
+from pgcoord.coordination.retrying import Stopped, one_line
+from pgcoord.database import notices
+from pgcoord.errors import InvalidConfiguration
+
+logger = logging.getLogger(__name__)
+
+# Seconds that a receiver may take.
+_PATIENCE = 10.0
+_COMMAND_PATIENCE = 60.0
+
+# Tries of one notice: the last ones an hour apart, so it is given up after a day and a half.
+_MOST_TRIES = 45
+
+# Seconds between two looks at what is stuck, of which no event tells.
+_LOOK = 60.0
+
+_RETRY_AFTER = 10.0
+
+
+class _Coordinator(Protocol):
+    @property
+    def leads(self) -> asyncio.Event: ...
+
+    @property
+    def is_stopping(self) -> bool: ...
+
+    def page_of(self, queue_id: str) -> str | None: ...
+
+    async def execute_with_retry(self, statement: Any) -> Any: ...
+
+    async def unless_stopped(self, work: Any) -> Any: ...
+
+
+class Notices:
+    """Tells the targets of one coordinator, while it leads."""
+
+    def __init__(
+        self, coordinator: _Coordinator, targets: tuple[Notify, ...], environment: Mapping[str, str]
+    ) -> None:
+        """Raises `InvalidConfiguration` where the secret of a target is missing."""
+        self._coordinator = coordinator
+        self._targets = targets
+        self._woken = {each.name: asyncio.Event() for each in targets}
+        self._secrets = {each.name: _secret(each, environment) for each in targets if each.secret}
+
+    def wake(self) -> None:
+        """Look at once for what is due."""
+        for each in self._woken.values():
+            each.set()
+
+    async def run(self) -> None:
+        """Tell each target what is due to it until the coordinator is stopped."""
+        async with asyncio.TaskGroup() as tasks:
+            for target in self._targets:
+                tasks.create_task(self._tell(target))
+            if any("stuck" in each.events for each in self._targets):
+                tasks.create_task(self._look_for_stuck())
+
+    async def _look_for_stuck(self) -> None:
+        while not self._coordinator.is_stopping:
+            if self._coordinator.leads.is_set():
+                try:
+                    await self._coordinator.execute_with_retry(notices.note_stuck)
+                    self.wake()
+                except Stopped:
+                    return
+                except Exception:
+                    logger.exception("what is stuck is looked for again in %.0f s", _LOOK)
+            await self._coordinator.unless_stopped(asyncio.sleep(_LOOK))
+
+    async def _tell(self, target: Notify) -> None:
+        woken = self._woken[target.name]
+        while not self._coordinator.is_stopping:
+            woken.clear()
+            due_in: float | None = None
+            if self._coordinator.leads.is_set():
+                try:
+                    due_in = await self._tell_what_is_due(target)
+                except Stopped:
+                    return
+                except Exception:
+                    logger.exception("%s is told again in %.0f s", target.name, _RETRY_AFTER)
+                    due_in = _RETRY_AFTER
+            await self._coordinator.unless_stopped(_wait(woken, due_in))
+
+    async def _tell_what_is_due(self, target: Notify) -> float | None:
+        """Return the seconds until something is due; None where nothing is."""
+        while self._coordinator.leads.is_set() and not self._coordinator.is_stopping:
+            notice = await self._coordinator.execute_with_retry(
+                lambda conn: notices.begin_notice(conn, target.name)
+            )
+            if notice.id is None:
+                due_in: float | None = notice.due_in
+                return due_in
+            trouble = await self._coordinator.unless_stopped(self._send(target, notice))
+            if trouble is None and self._coordinator.is_stopping:
+                return None  # perhaps not sent: then it is sent again
+            if trouble and notice.tries < _MOST_TRIES:
+                logger.warning("%s is not told (try %d): %s", target.name, notice.tries, trouble)
+                continue
+            if trouble:
+                logger.error("%s is not told any more of %s", target.name, notice.message)
+            await self._coordinator.execute_with_retry(
+                lambda conn, id=notice.id: notices.end_notice(conn, id)
+            )
+        return None
+
+    async def _send(self, target: Notify, notice: notices.Notice) -> str:
+        """Return why it was not taken; empty if it was."""
+        assert notice.message is not None
+        data = notice.message["data"]
+        if data["queue_id"]:
+            data["page"] = self._coordinator.page_of(data["queue_id"])
+        body = json.dumps(notice.message).encode()
+        if target.url:
+            signed = report.sign_body(self._secrets[target.name], body, f"msg_{notice.key}")
+            headers = {"content-type": "application/json", **signed.headers}
+            return await asyncio.to_thread(_post, target.url, body, headers)
+        return await _run(target, notice, body)
+
+
+def _secret(target: Notify, environment: Mapping[str, str]) -> str:
+    assert target.secret is not None
+    secret = environment.get(target.secret, "")
+    if not report.is_secret(secret):
+        raise InvalidConfiguration(
+            f"notify.{target.name}.secret: {target.secret} holds no secret: expected whsec_…",
+            hint=f'For example: export {target.secret}="whsec_$(openssl rand -base64 32)"',
+        )
+    return secret
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """Takes a redirect as a refusal: what is signed for one receiver is sent to no other."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def _post(url: str, body: bytes, headers: Mapping[str, str]) -> str:
+    request = Request(url, body, dict(headers), method="POST")
+    try:
+        with build_opener(_NoRedirects).open(request, timeout=_PATIENCE):
+            return ""
+    except HTTPError as error:
+        return f"it answers {error.code}"
+    except (OSError, ValueError) as error:
+        return one_line(error)
+
+
+async def _run(target: Notify, notice: notices.Notice, body: bytes) -> str:
+    assert notice.message is not None
+    data = notice.message["data"]
+    kept = {
+        name: os.environ[name] for name in ("PATH", "HOME", "USER", "LANG") if name in os.environ
+    }
+    given = {
+        f"PGCOORD_{name.upper()}": str(value) for name, value in data.items() if value is not None
+    }
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *target.command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={**kept, **given, "PGCOORD_NOTICE": str(notice.key)},
+            start_new_session=True,
+        )
+    except OSError as error:
+        return one_line(error)
+    try:
+        async with asyncio.timeout(_COMMAND_PATIENCE):
+            await process.communicate(body)
+    except TimeoutError:
+        return f"its command took longer than {_COMMAND_PATIENCE:.0f} s"
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+            await process.wait()
+    return f"its command exited with status {process.returncode}" if process.returncode else ""
+
+
+async def _wait(woken: asyncio.Event, seconds: float | None) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await woken.wait()

@@ -1,0 +1,101 @@
+-- Telling people: what has happened is written down in the transaction in which it does, and told by the leader
+-- afterwards. Where nobody wants to be told, nothing is written.
+
+-- Write a notice for each who wants to be told of an event. A feature is finished once, though several of its phases may be
+-- completed by one statement.
+create or replace function pgcoord_private.note_event() returns trigger
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_event text := case when new.kind = 'gate_asked' then 'gate' when new.to_status = 'failed' then 'failed' else 'finished' end;
+begin
+    if not exists (select from pgcoord.notify_target where v_event = any (events)) then
+        return null;
+    end if;
+    if v_event = 'finished' and (
+        exists (select from public.phase_queue where feature_id = new.feature_id and status <> 'completed')
+        or exists (select from pgcoord.notice where event = 'finished' and feature_id = new.feature_id and at = now())
+    ) then
+        return null;
+    end if;
+    insert into pgcoord.notice (target, event, feature_id, phase_number, queue_id, attempt, words)
+    select t.name, v_event, new.feature_id, case when v_event <> 'finished' then new.phase_number end,
+        case when v_event <> 'finished' then new.queue_id end, new.attempt, pgcoord_private.headline(new.reason)
+    from pgcoord.notify_target as t where v_event = any (t.events);
+    notify pgcoord_wake;
+    return null;
+end $$;
+
+-- Write a notice of each phase that needs somebody because of no event: once for each attempt. Returns whether anybody
+-- wants to be told.
+create or replace function pgcoord_private.note_stuck() returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    if not exists (select from pgcoord.notify_target where 'stuck' = any (events)) then
+        return false;
+    end if;
+    insert into pgcoord.notice (target, event, feature_id, phase_number, queue_id, attempt, words)
+    select t.name, 'stuck', a.feature_id, a.phase_number, a.queue_id, p.attempt, a.words
+    from pgcoord.attention as a
+        join public.phase_queue as p using (queue_id)
+        cross join pgcoord.notify_target as t
+    where a.kind not in ('failed', 'gate') and 'stuck' = any (t.events) and not exists (
+        select from pgcoord.event as e
+        where e.feature_id = a.feature_id and e.phase_number = a.phase_number and e.kind = 'phase_stuck'
+            and e.attempt is not distinct from nullif(p.attempt, 0)
+    );
+    if found then
+        perform pgcoord_private.log_event('phase_stuck', max(n.words), n.feature_id, n.phase_number, n.queue_id, nullif(n.attempt, 0))
+        from pgcoord.notice as n
+        where n.event = 'stuck' and n.at = now()
+        group by n.feature_id, n.phase_number, n.queue_id, n.attempt;
+    end if;
+    return true;
+end $$;
+
+-- For the leading coordinator: whom to tell from now on. What is due to others is told to nobody any more.
+create or replace function pgcoord_private.declare_targets(p_targets jsonb) returns void
+language sql
+begin atomic
+    delete from pgcoord.notify_target where not p_targets ? name;
+    insert into pgcoord.notify_target (name, events)
+    select t.key, array(select jsonb_array_elements_text(t.value)) from jsonb_each(p_targets) as t
+    on conflict (name) do update set events = excluded.events where notify_target.events <> excluded.events;
+    delete from pgcoord.notice where not p_targets ? target;
+end;
+
+-- Begin to tell a target what is due, oldest first; the try is committed before it is made, and the next one is due later
+-- each time, after an hour at most. Without any, id is null, and due_in says when there is.
+create or replace function pgcoord_private.begin_notice(
+    p_target text, out id bigint, out key uuid, out tries integer, out message jsonb, out due_in float8
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
+    update pgcoord.notice as n
+    set tries = n.tries + 1, due_at = clock_timestamp() + least(interval '10 s' * 2 ^ least(n.tries, 20), interval '1 h')
+    where n.id = (
+        select due.id from pgcoord.notice as due
+        where due.target = p_target and due.due_at <= clock_timestamp() order by due.id limit 1
+    )
+    returning n.id, n.key, n.tries, jsonb_build_object(
+        'type', 'pgcoord.' || n.event, 'timestamp', n.at, 'data', jsonb_build_object(
+            'event', n.event, 'words', n.words, 'feature_id', n.feature_id,
+            'feature', (select title from public.planned_features where id = n.feature_id),
+            'phase_number', n.phase_number, 'queue_id', n.queue_id, 'attempt', n.attempt,
+            'title', (select pgcoord_private.title_of(p) from public.phase_queue as p where p.queue_id = n.queue_id)))
+    into id, key, tries, message;
+    if id is null then
+        select greatest(extract(epoch from min(n.due_at) - clock_timestamp()), 0) into due_in
+        from pgcoord.notice as n where n.target = p_target;
+    end if;
+end $$;
+
+-- A notice was taken, or is given up.
+create or replace function pgcoord_private.end_notice(p_id bigint) returns void
+language sql
+begin atomic
+    delete from pgcoord.notice where id = p_id;
+end;
