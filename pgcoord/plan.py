@@ -70,7 +70,10 @@ _MARKS = re.compile(
 )
 
 # A person's word that a phase is done, or is not to be done, in its heading.
-_DONE = re.compile(r"[✅☑✔🗹]|\[[xX]\]|~~|[(\[](?:complete|completed|done)[)\]]", re.IGNORECASE)
+_DONE = re.compile(
+    r"[^\w]*?(?:[✅☑✔🗹]|\[x\]|~~).*\bphase\b|.*(?:[✅☑✔🗹]\ufe0f?|[(\[](?:complete|completed|done)[)\]])[\s*_]*$",
+    re.IGNORECASE,
+)
 
 # A heading of a phase by another word, or with more before it.
 _NAMES_PHASE = re.compile(rf"\bphase\s+(?:{_NUMBER})\b", re.IGNORECASE)
@@ -357,7 +360,7 @@ def _headings(tokens: list[Token]) -> Iterator[_Heading]:
             text = inline.content.strip()
             marks = _MARKS.match(text)
             plain = text[marks.end() :] if marks else text
-            yield _Heading(opening.tag, plain, *_extent(opening), bool(_DONE.search(text)))
+            yield _Heading(opening.tag, plain, *_extent(opening), bool(_DONE.match(text)))
 
 
 def _without_front_matter(lines: list[str]) -> list[str]:

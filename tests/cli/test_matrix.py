@@ -1,4 +1,4 @@
-"""The tests on other versions of PostgreSQL, where neither a container nor a package is to be had."""
+"""The tests on other versions of PostgreSQL, where there is no container and no package."""
 
 import os
 import subprocess
