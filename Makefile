@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install browser prism fmt lint types test test-system test-matrix test-scale chaos check run bench wheel schema-version screenshots clean
+.PHONY: help install browser prism fmt lint types test test-system test-matrix test-scale test-ray chaos check run bench wheel schema-version screenshots clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -64,6 +64,9 @@ test-matrix: install ## run the tests on PostgreSQL 14 to 18: in containers, or 
 
 test-scale: install prism ## run the tests that take minutes
 	$(BIN)/pytest -q -n 2 -m scale
+
+test-ray: install ## run the tests of Ray Jobs on a real cluster (installs Ray, 400 MB, into .ray)
+	$(BIN)/python tests/ray_cluster.py
 
 # The options of tests/chaos/storm.py, as in `make chaos SEED=7 STORMS=1`.
 SEED ?= $(shell date +%s)

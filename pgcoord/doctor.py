@@ -130,7 +130,11 @@ async def _pool(pool: Pool, machine: Machine) -> list[Finding]:
     if url is None or _LOOPBACK.match(str(url)):
         words = "its nodes know no address of this server: jobs report by files in its folder"
         remedy = "give public_url in [server], or report_url in the pool: that is seconds faster"
-        found.append(Finding("pools", "warn", words, remedy))
+        level = "warn"
+        if folder is None:  # engines whose nodes share none
+            words = "its nodes know no address of this server: no job can begin"
+            level, remedy = "fail", "give report_url in the pool, or public_url in [server]"
+        found.append(Finding("pools", level, words, remedy))
     return [replace(each, kind="pools", words=f"{pool.name}: {each.words}") for each in found]
 
 
