@@ -454,6 +454,8 @@ class Judge:
             except OSError as error:
                 say(f"cannot start {command[0]}: {error.strerror or error}")
                 return 127
+        if self._is_ending:  # told while it was being started
+            process.terminate()
         if listens:
             self._listen(process)
         status = process.wait()
@@ -540,6 +542,8 @@ class Judge:
         except OSError as error:
             say(f"cannot start the check {check[0]}: {error.strerror or error}")
             return 127
+        if self._is_ending:  # told while it was being started
+            self._signal_check(signal.SIGTERM)
         try:
             status = self._check.wait(seconds)
         except subprocess.TimeoutExpired:
