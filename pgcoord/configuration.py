@@ -439,6 +439,11 @@ def _read_workflows(
         elif workflow.default:
             first = key
         workflows[name] = workflow
+    if len(workflows) == 1:  # the only one is the default, unless it says that it is not
+        [(name, only)] = workflows.items()
+        table = tables[name]
+        says = isinstance(table, dict) and "default" in table
+        workflows[name] = only if says else replace(only, default=True)
     return workflows
 
 
@@ -595,6 +600,8 @@ def _read_pool(
         problems.append(f"{key}.slots: missing; expected how many may run at once, such as 40")
     if launcher == "command":
         problems += [f"{key}.{problem}" for problem in listing.problems_of(table)]
+    if launcher == "kubernetes" and "template" not in table:
+        problems.append(f"{key}.template: missing; expected a file with the manifest of a Job")
     if launcher == "slurm" and "folder" not in table:
         problems.append(f"{key}.folder: missing; expected a folder that all nodes share")
     readers: dict[str, _Reader] = {
@@ -619,6 +626,20 @@ def _launchers(folder: _Reader) -> Mapping[str, Mapping[str, _Reader]]:
     return {
         LOCAL: {},
         "slurm": {**engine, "options": _options},
+        "kubernetes": {
+            "report_url": _url,
+            "directory": _word,
+            "template": shared,
+            "kubeconfig": shared,
+            "namespace": _word,
+            "context": _word,
+        },
+        "ray": {
+            "report_url": _url,
+            "directory": _word,
+            "address": _url,
+            "resources": _resources,
+        },
         "command": {
             **engine,
             **dict.fromkeys(("submit", "list", "cancel", "kill"), _command_words),
@@ -628,6 +649,14 @@ def _launchers(folder: _Reader) -> Mapping[str, Mapping[str, _Reader]]:
             "environment": _environment_list,
         },
     }
+
+
+def _resources(value: object) -> dict[str, float]:
+    if not isinstance(value, dict) or not all(
+        isinstance(each, int | float) and each > 0 for each in value.values()
+    ):
+        raise ValueError(f"expected a table such as {{ pgcoord = 1 }}, not {value!r:.60}")
+    return value
 
 
 def _command_words(value: object) -> list[str]:

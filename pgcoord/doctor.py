@@ -30,6 +30,7 @@ from pgcoord.database.connect import connect, connect_blocking, differing_settin
 from pgcoord.database.listener import round_trip
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CoordError, DatabaseUnusable, InvalidConfiguration, NotNow, WrongSchema
+from pgcoord.runs import worktree
 from pgcoord.runs.slurm import Slurm
 
 # Seconds that a notification may take before every start of a phase is late by something to notice.
@@ -75,6 +76,7 @@ async def examine(dsn: str, machine: Machine) -> list[Finding]:
         findings += await _github(machine.configuration.github, machine.environment)
     findings.append(await asyncio.to_thread(_reports, machine.configuration))
     if machine.configuration:
+        findings += await asyncio.to_thread(_worktrees, machine.configuration, machine.environment)
         for pool in machine.configuration.pools.values():
             if pool.launcher != LOCAL:
                 findings += await _pool(pool, machine)
@@ -82,30 +84,58 @@ async def examine(dsn: str, machine: Machine) -> list[Finding]:
     return findings
 
 
+def _worktrees(configuration: Configuration, environment: Mapping[str, str]) -> list[Finding]:
+    """Whether the workflows of this machine with worktrees have a repository to work in."""
+    found = []
+    for name, workflow in configuration.workflows.items():
+        pool = configuration.pools.get(workflow.pool)
+        if workflow.worktree is None or (pool and pool.launcher != LOCAL):
+            continue
+        git = worktree.Git(workflow.directory, dict(environment))
+        try:
+            repository = worktree.Repository(git)
+            repository.start_of(workflow.worktree.base)
+        except (worktree.Unfit, OSError) as error:
+            words, remedy = f"workflow {name}: {error}", f"'directory' is {workflow.directory}"
+            found.append(Finding("worktrees", "fail", words, remedy))
+            continue
+        if git.attempt("merge-tree", "--write-tree", "HEAD", "HEAD").returncode:
+            words = f"workflow {name}: git is older than 2.38"
+            remedy = "without a newer one, the branch of a feature lacks what was done side by side"
+            found.append(Finding("worktrees", "warn", words, remedy))
+        else:
+            words = f"workflow {name}: worktrees of {repository.top}"
+            found.append(Finding("worktrees", "ok", words, None))
+    return found
+
+
 async def _pool(pool: Pool, machine: Machine) -> list[Finding]:
     """Whether jobs can be given to the engine of a pool, and heard of."""
-    kind = f"pool {pool.name}"
     engine = LAUNCHERS[pool.launcher](pool.settings, machine.environment)
     found = []
     if isinstance(engine, Slurm):
-        found = [replace(each, kind=kind) for each in await engine.check()]
+        found = await engine.check()
     else:
         try:
             jobs = await engine.find()
-            found.append(Finding(kind, "ok", f"its engine answers, {len(jobs)} jobs", None))
+            found.append(Finding("pools", "ok", f"its engine answers, {len(jobs)} jobs", None))
         except NotNow as error:
-            found.append(Finding(kind, "fail", _line(error), "try its commands by hand"))
+            found.append(Finding("pools", "fail", _line(error), "try its commands by hand"))
     folder = pool.settings.get("folder")
     if folder is not None and not await asyncio.to_thread(_is_writable, Path(str(folder))):
         words = f"nothing can be written to {folder}"
-        found.append(Finding(kind, "fail", words, "make it, on a file system that nodes share"))
+        found.append(Finding("pools", "fail", words, "make it, on a file system that nodes share"))
     assert machine.configuration is not None
     url = pool.settings.get("report_url") or machine.configuration.server.public_url
     if url is None or _LOOPBACK.match(str(url)):
         words = "its nodes know no address of this server: jobs report by files in its folder"
         remedy = "give public_url in [server], or report_url in the pool: that is seconds faster"
-        found.append(Finding(kind, "warn", words, remedy))
-    return found
+        level = "warn"
+        if folder is None:  # engines whose nodes share none
+            words = "its nodes know no address of this server: no job can begin"
+            level, remedy = "fail", "give report_url in the pool, or public_url in [server]"
+        found.append(Finding("pools", level, words, remedy))
+    return [replace(each, kind="pools", words=f"{pool.name}: {each.words}") for each in found]
 
 
 def _is_writable(folder: Path) -> bool:

@@ -53,6 +53,7 @@ UNFINISHED = ("queued", "ready", "running")
 
 _LOOKS = {
     "completed": ("✓", "green"),
+    "skipped": ("✓", "yellow"),
     "running": ("▶", "bold cyan"),
     "ready": ("▷", "cyan"),
     "queued": ("·", ""),
@@ -68,6 +69,7 @@ class Snapshot:
 
     feature: Feature
     phases: Sequence[BoardPhase]
+    standstill: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -84,7 +86,8 @@ async def read_snapshot(conn: Connection, feature_id: int) -> Snapshot:
     """Read a feature as it is now. Raises `NotFound`."""
     phases = await reads.board(conn, feature_id)
     # Afterwards, so that what the phases say has ended is counted, too.
-    return Snapshot(await reads.feature(conn, feature_id), phases)
+    feature = await reads.feature(conn, feature_id)
+    return Snapshot(feature, phases, await reads.standstill(conn, feature_id))
 
 
 async def follow(
@@ -251,7 +254,7 @@ def _moves(before: BoardPhase | None, after: BoardPhase) -> Iterator[_Move]:
         return
     at = after.since if after.status != "queued" and after.since else _now()
     words = ": ".join(filter(None, (clean(after.title), "; ".join(_details(after)))))
-    yield _Move(at, _words(after, after.status, words), follows=after.status == "blocked")
+    yield _Move(at, _words(after, shown_status(after), words), follows=after.status == "blocked")
 
 
 def _words(phase: BoardPhase, status: str, words: str) -> str:
@@ -276,6 +279,8 @@ def feature_tree(snapshot: Snapshot, *, rows: int | None = None) -> Tree:
     Where they are more than *rows*, one line stands for those completed, and one for the last.
     """
     tree = Tree(feature_line(snapshot.feature), guide_style="dim")
+    if snapshot.standstill:
+        tree.add(_one_line((f"cannot go on: {clean(snapshot.standstill)}", "bold yellow")))
     phases = list(snapshot.phases)
     room = len(phases) if rows is None else max(rows, 4)
     done = [phase for phase in phases if phase.status == "completed"]
@@ -304,7 +309,7 @@ def feature_line(feature: Feature) -> Text:
 
 
 def _phase_line(phase: BoardPhase, width: int) -> Text:
-    look = _look(phase.status)
+    look = _look(shown_status(phase))
     details = "".join(f" · {each}" for each in _details(phase))
     title = Text(f"{phase.phase_number:>3} {clean(phase.title)}")
     return _one_line(look, _fitting(title, Text(details, "dim"), width - look.cell_len))
@@ -321,6 +326,11 @@ def _look(status: str) -> Text:
     return Text(f"{icon} {status:<9}", style)
 
 
+def shown_status(phase: BoardPhase) -> str:
+    """The status of a phase as people read it: one that was skipped has not run."""
+    return "skipped" if phase.skipped else phase.status
+
+
 def _details(phase: BoardPhase) -> Iterator[str]:
     """What there is to say beside the status and the title."""
     if phase.slot:
@@ -329,7 +339,7 @@ def _details(phase: BoardPhase) -> Iterator[str]:
         yield f"attempt {phase.attempt}"
     if phase.slot and phase.since:
         yield words_for(max(_now() - phase.since, timedelta()), fine=False)
-    if phase.started_timestamp and phase.finished_timestamp:
+    if phase.started_timestamp and phase.finished_timestamp and not phase.skipped:
         yield words_for(phase.finished_timestamp - phase.started_timestamp)
     if phase.status in ("failed", "cancelled") and phase.error_message not in (None, phase.status):
         yield _fault(phase.error_message)

@@ -36,7 +36,7 @@ is no coordinator holds the lock of the lead. A feature: id, title, status, tota
 phases_completed, phases_running, phases_failed, phases_blocked, paused_at, cost_usd, tokens_in,
 tokens_out, phases. A phase:
 queue_id, feature_id, phase_number, title, status, slot, attempt, priority, depends_on_phases,
-error_message, since, started_timestamp, finished_timestamp, waiting_for, result.
+error_message, since, started_timestamp, finished_timestamp, waiting_for, result, skipped.
 
 Times are ISO 8601 with their offset, or null. Later releases may add keys."""
 
@@ -74,7 +74,7 @@ async def _read(conn: "Connection", feature: int | None, finished: bool) -> _Sta
         features = [await read_snapshot(conn, feature)]
     else:
         features = [
-            Snapshot(each, await reads.board(conn, each.id))
+            Snapshot(each, await reads.board(conn, each.id), await reads.standstill(conn, each.id))
             for each in await reads.features(conn, unfinished=not finished)
         ]
     leader = await reads.leader(conn)

@@ -21,8 +21,9 @@ from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Superv
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.rows import Assignment, DeclaredPool, OpenAttempt
-from pgcoord.errors import CannotStart, NotFound, NotNow
-from pgcoord.runs import files
+from pgcoord.errors import CannotStart, InvalidConfiguration, NotFound, NotNow
+from pgcoord.runs import files, logs
+from pgcoord.runs.ray import Ray
 from pgcoord.runs.slurm import Slurm
 from pgcoord.runs.templates import Commands
 
@@ -51,12 +52,27 @@ _MOST_SUBMISSIONS = 3
 ORDER = "order.json"
 WRAPPER = Path(files.__file__).with_name("job.py")
 
+
+def _kubernetes(settings: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
+    """Import it only where a pool is of Kubernetes: its client is an extra, and takes memory."""
+    try:
+        from pgcoord.runs.kubernetes import Kubernetes
+    except ImportError as error:
+        raise InvalidConfiguration(
+            f"a pool of Kubernetes needs {error.name}, which is not installed",
+            hint="pip install 'pgcoord[kubernetes]'",
+        ) from error
+    return Kubernetes(settings, environment)
+
+
 # What makes the engine of a pool, of the pool's settings and the coordinator's environment.
 LAUNCHERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str]], Engine]] = {
     "slurm": lambda settings, environment: Slurm(
         options=settings.get("options", ()), environment=environment
     ),
     "command": Commands,
+    "kubernetes": _kubernetes,
+    "ray": Ray,
 }
 
 
@@ -258,6 +274,7 @@ class EngineSupervision(Supervision):
     async def disown(self) -> None:
         """Log the end that the job itself has told; the watch ends what is left of it."""
         self.process_gone = True
+        await self._copy_log()
         move = await self._coordinator.execute_with_retry(
             lambda conn: claims.last_move(conn, self.assignment)
         )
@@ -318,6 +335,7 @@ class EngineSupervision(Supervision):
             },
             folder,
             folder / "engine.log",
+            order,
         )
 
     async def _see_to_its_end(self) -> None:
@@ -338,10 +356,23 @@ class EngineSupervision(Supervision):
             self._news.clear()
             if ender.done():
                 ender.result()  # it ends by an error only
+            await self._copy_log()
             if await self._read_folder() or await self._believe_the_engine():
                 self.process_gone = True
                 return
             await self._wait_for_news()
+
+    async def _copy_log(self) -> None:
+        """Copy the job's output from an engine whose nodes share no folder with us."""
+        if not self._begun:
+            return
+        try:
+            output = await self._pool.engine.log(self._job or self.name)
+            if output is not None:
+                log = logs.Log(Path(self.assignment.folder))
+                await asyncio.to_thread(log.extend, output)
+        except (NotNow, OSError) as error:
+            logger.info("%s: its log is not copied now: %s", self.assignment, error)
 
     async def _wait_for_news(self) -> None:
         looks = self._speaks_by_file or not self._begun or self._quiet_since is not None

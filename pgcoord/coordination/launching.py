@@ -20,10 +20,10 @@ any point; no state is kept only in memory.
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pgcoord.database.rows import Assignment
 from pgcoord.report import Kept
@@ -180,7 +180,8 @@ class Order:
     `name` is unique over all installations, at most 63 of [a-z0-9-]. `script` is a file that the
     engine copies and starts with `arguments`, on any of its nodes, with `environment` and nothing
     else of ours; its output is appended to `log`, a file in `folder`. Neither name nor arguments
-    hold secrets.
+    hold secrets. `content` does: what `script` is to do, for nodes that do not share `folder`
+    (runs/apart.py).
     """
 
     name: str
@@ -189,6 +190,7 @@ class Order:
     environment: Mapping[str, str]
     folder: Path
     log: Path
+    content: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Place(enum.Enum):
@@ -244,4 +246,8 @@ class Engine(Protocol):
 
     async def kill(self, job: str) -> None:
         """Send SIGKILL to all processes of a job, and remove it."""
+        ...
+
+    async def log(self, job: str) -> bytes | None:
+        """Return the output of a job so far; None where that is in its folder, or there is none."""
         ...

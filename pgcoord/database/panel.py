@@ -201,6 +201,7 @@ class TreePhase:
     ending: str | None
     reasons: list[str] | None
     all_reasons: int
+    skipped: bool
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,7 @@ class Phase:
     low: timedelta | None
     median: timedelta | None
     high: timedelta | None
+    skipped: bool
 
 
 @dataclass(frozen=True)
@@ -428,7 +430,8 @@ async def tree(conn: Connection, feature_id: int) -> list[TreePhase]:
         " select b.queue_id, b.phase_number, b.title, b.status, b.slot, b.attempt, b.priority,"
         " b.depends_on_phases, b.issue_number,"
         " pgcoord_private.headline(b.error_message) as error_message, b.since, b.started_timestamp,"
-        " b.finished_timestamp, s.ending, w.reasons, coalesce(w.all_reasons, 0) as all_reasons"
+        " b.finished_timestamp, s.ending, w.reasons, coalesce(w.all_reasons, 0) as all_reasons,"
+        " b.skipped"
         " from pgcoord.board as b"
         " left join pgcoord.slots as s on s.queue_id = b.queue_id"
         # A place in line moves with each claim, for all behind it: it is shown once for all.
@@ -469,7 +472,7 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
         " coalesce((p.phase_data ->> 'max_attempts')::integer, w.max_attempts) as max_attempts,"
         " coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::double precision),"
         " w.timeout) as timeout, p.retry_at, p.phase_data ->> 'gate' as gate, p.created_at,"
-        " b.since, u.runs, l.low, l.median, l.high"
+        " b.since, u.runs, l.low, l.median, l.high, b.skipped"
         " from public.phase_queue as p join public.planned_features as f on f.id = p.feature_id"
         " join pgcoord.board as b on b.queue_id = p.queue_id"
         " left join pgcoord.workflow as w on w.name = pgcoord_private.workflow_of(p)"

@@ -104,6 +104,14 @@ async def feature(conn: Connection, feature_id: int) -> Feature:
     return found
 
 
+async def standstill(conn: Connection, feature_id: int) -> str | None:
+    """Return what stops a feature that cannot go on by itself; None for one that can."""
+    words: str | None = await fetch_value(
+        conn, "select words from pgcoord_private.standstill where feature_id = %s", feature_id
+    )
+    return words
+
+
 async def board(conn: Connection, feature_id: int) -> list[BoardPhase]:
     """Return the phases of a feature by number. SQL: view pgcoord.board."""
     return await fetch_rows(

@@ -228,6 +228,7 @@ class BoardPhase:
     """A phase as the board shows it.
 
     `since`: the time at which its state began. `waiting_for`: why it does not run, in words.
+    `skipped`: it was taken as completed without being run to its end.
     """
 
     queue_id: str
@@ -245,6 +246,7 @@ class BoardPhase:
     finished_timestamp: datetime | None
     waiting_for: str | None
     result: dict[str, Any] | None
+    skipped: bool
 
 
 @dataclass(frozen=True)

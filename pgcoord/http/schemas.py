@@ -56,6 +56,7 @@ _PHASE_MEMBERS = {
     "waiting_for": _MAYBE_TEXT,
     "result": {"type": ["object", "null"]},
     "gated": {"type": "boolean", "description": "It has a gate that nobody has approved."},
+    "skipped": {"type": "boolean", "description": "It was taken as completed without a run."},
 }
 
 _PLANNED = {

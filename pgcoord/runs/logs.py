@@ -145,6 +145,16 @@ class Log:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         return os.fdopen(files.open_plain(self.folder, NAME, flags), "ab")
 
+    def extend(self, output: bytes) -> None:
+        """Append what is new in *output*, all of a command's output so far. Raises `OSError`.
+
+        Two calls at once, with more and with less of it, write the same bytes to the same places.
+        """
+        flags = os.O_RDWR | os.O_CREAT
+        with files.opened(self.folder, NAME, flags) as log:
+            size = os.fstat(log).st_size
+            os.pwrite(log, output[size:], size)
+
     def open_for_people(self) -> IO[bytes]:
         """Open the log as `open` does; raise `NotFound` or `CannotStart` with the reason."""
         try:
@@ -246,7 +256,8 @@ class Log:
                     found = [at for at, line in _lines(data[cut:]) if tells_trouble(line)]
                     if found:
                         return start + cut + found[-1]
-                    end = start + cut if cut and start else start
+                    # A block that ends with its only line break has no whole line in it.
+                    end = start + cut if 0 < cut < len(data) else start
                 return None
             log.seek(end)
             log.readline(_BLOCK)

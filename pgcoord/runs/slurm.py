@@ -113,6 +113,10 @@ class Slurm:
         await self._cancel("--full", "--signal=KILL", job)
         await self._cancel(job)
 
+    async def log(self, job: str) -> bytes | None:
+        """Return None: the wrapper writes the output into the shared folder."""
+        return None
+
     async def check(self) -> list[Finding]:
         """Return what doctor says of this cluster, without the name of the pool."""
         found = [await self._check_controller()]

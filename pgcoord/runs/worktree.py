@@ -254,13 +254,13 @@ class Repository:
         commit that was handed on is not here, or not any more.
         """
         found = []
-        for branch, commit in prerequisites:
-            if self.git.commit_of(commit) is None:
-                raise Unfit(f"commit {commit} of branch {branch} is not in this repository")
+        for branch, name in prerequisites:
+            # Resolved: an agent wrote it, and git might take it for an option.
+            commit = self.git.commit_of(name)
+            if commit is None:
+                raise Unfit(f"commit {name} of branch {branch} is not in this repository")
             head = self.git.commit_of(f"refs/heads/{branch}")
-            if head and self.git.has(head, commit):
-                commit = head
-            found.append((branch, commit))
+            found.append((branch, head if head and self.git.has(head, commit) else commit))
         return found
 
     def branch_for(self, name: str, installation: str) -> str:

@@ -41,6 +41,47 @@ from public.planned_features as f
 comment on view pgcoord.feature is
     'Features with what follows from their phases: status (planned, in_progress, completed, cancelled) and counts.';
 
+-- Whether a phase was taken as completed without being run to its end. (A gate that only asks is completed by its approval.)
+create or replace function pgcoord_private.was_skipped(p_phase public.phase_queue) returns boolean
+language sql stable cost 1000
+begin atomic
+    select p_phase.status = 'completed'
+        and not (pgcoord_private.only_asks(p_phase.phase_data) and not p_phase.gated)
+        and not exists (
+            select from pgcoord.attempt as a
+            where a.queue_id = p_phase.queue_id and a.number = p_phase.attempt and a.outcome = 'completed'
+        )
+        and exists (
+            select from pgcoord.event as e
+            where e.feature_id = p_phase.feature_id and e.phase_number = p_phase.phase_number
+                and e.kind = 'phase_moved' and e.to_status = 'completed'
+        );
+end;
+
+-- What somebody has to see to in features of which nothing runs, and nothing would start by itself.
+create or replace view pgcoord_private.standstill as
+select n.feature_id, string_agg(format('phase %s %s', n.phase_number, n.words), '; ' order by n.phase_number) as words
+from (
+        select p.feature_id, p.phase_number, p.status::text as words from public.phase_queue as p
+        where p.status in ('failed', 'cancelled')
+        union all
+        select s.feature_id, s.phase_number, string_agg(s.words, ', ' order by s.refers_to) from pgcoord_private.stranded as s
+        where s.status = 'queued' and (s.eligible_at is not null or s.kind = 'missing')
+        group by s.feature_id, s.phase_number
+        union all
+        select g.feature_id, g.phase_number, 'asks for approval' from pgcoord.gate as g
+    ) as n
+    join public.planned_features as f on f.id = n.feature_id
+where f.cancelled_at is null and not exists (
+    select from public.phase_queue as p
+    where p.feature_id = n.feature_id and (p.slot is not null
+        or p.status = 'queued' and p.eligible_at is not null and not p.gated and not exists (
+            select from pgcoord_private.stranded as s where s.queue_id = p.queue_id
+        ))
+)
+group by n.feature_id;
+comment on view pgcoord_private.standstill is 'Features that cannot go on until somebody does something, and what stops them.';
+
 create or replace view pgcoord.board as
 select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_private.title_of(p) as title, p.status, p.slot,
     p.attempt, p.priority, p.depends_on_phases, p.issue_number, p.error_message,
@@ -51,7 +92,8 @@ select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_pri
         when 'blocked' then p.updated_at
         else p.finished_timestamp
     end as since,
-    p.started_timestamp, p.finished_timestamp, first.words as waiting_for, pgcoord_private.result_of(p.queue_id, p.attempt) as result
+    p.started_timestamp, p.finished_timestamp, first.words as waiting_for, pgcoord_private.result_of(p.queue_id, p.attempt) as result,
+    pgcoord_private.was_skipped(p) as skipped
 from public.phase_queue as p
     join public.planned_features as f on f.id = p.feature_id
     left join pgcoord_private.first_reason as first
@@ -63,7 +105,8 @@ create or replace view pgcoord.queue as
 select p.queue_id, p.feature_id, p.phase_number, p.issue_number, p.status, p.depends_on_phases, p.phase_data, p.adw_id,
     p.pr_number, p.error_message, p.priority, p.queue_position, p.created_at, p.updated_at, p.ready_timestamp,
     p.started_timestamp, p.finished_timestamp, p.eligible_at, p.retry_at, p.slot, p.attempt, p.workflow_type,
-    pgcoord_private.waiting_for(p) as waiting_for, p.gated, pgcoord_private.result_of(p.queue_id, p.attempt) as result
+    pgcoord_private.waiting_for(p) as waiting_for, p.gated, pgcoord_private.result_of(p.queue_id, p.attempt) as result,
+    pgcoord_private.was_skipped(p) as skipped
 from public.phase_queue as p;
 comment on view pgcoord.queue is 'Every phase with the columns of phase_queue that concern people, and what it waits for.';
 

@@ -40,6 +40,7 @@ comment on column pgcoord.feature.finished_at is 'When the last of its phases wa
 comment on column pgcoord.board.feature is 'What the feature is called.';
 comment on column pgcoord.board.title is 'What the phase is called.';
 comment on column pgcoord.board.since is 'When its state began; for one that waits in line, when it became eligible.';
+comment on column pgcoord.board.skipped is 'It was taken as completed without being run to its end.';
 comment on column pgcoord.board.waiting_for is 'The most decisive reason why it does not run; null where there is nothing to wait for.';
 
 comment on column pgcoord.reasons.queue_id is 'Name of the phase.';
@@ -100,6 +101,7 @@ comment on column pgcoord_private.locked_phase.words is 'Why it cannot be claime
 
 comment on column pgcoord.changed_definition.missing is 'Whether it is gone, not only changed.';
 
+comment on column pgcoord.queue.skipped is 'It was taken as completed without being run to its end.';
 comment on column pgcoord.queue.waiting_for is 'The most decisive reason why it does not run; null where there is nothing to wait for.';
 
 comment on column pgcoord.feature.version is 'Changes with every change of the feature, for who wants to know whether there was one.';

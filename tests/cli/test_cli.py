@@ -518,6 +518,24 @@ def test_status_shows_slots_and_the_phases_of_unfinished_features(
     assert "└── ✓ completed  1 Phase 1" in desk.say("status", "1")
 
 
+def test_a_skipped_phase_and_a_feature_that_cannot_go_on_say_so(
+    desk: Desk, conn: Connection
+) -> None:
+    desk.call("run", desk.plan("exit 3", "true", "true"))
+    said = desk.say("status", "1").splitlines()
+    assert "├── cannot go on: phase 1 failed" in said
+    desk.say("skip", "1.1")
+    said = desk.say("status", "1").splitlines()
+    assert "├── ✓ skipped    1 Step 1" in said
+    assert not any("cannot go on" in line for line in said)
+    [feature] = json.loads(desk.say("status", "1", "--json"))["features"]
+    assert [phase["skipped"] for phase in feature["phases"]] == [True, False, False]
+    assert desk.call("run", "--feature", "1").returncode == 0
+    row = conn.execute("select pgcoord.feature_object(1) -> 'phases' as phases").fetchone()
+    assert row
+    assert [phase["skipped"] for phase in row["phases"]] == [True, False, False]
+
+
 def test_a_world_that_nobody_watches_is_said_to_be_one(desk: Desk) -> None:
     gate = desk.gate()
     serve = desk.start("serve")
@@ -581,6 +599,7 @@ def test_status_json_is_an_object_that_stays_as_it_is(
         "finished_timestamp": None,
         "waiting_for": "waits for phase 1, ready",
         "result": None,
+        "skipped": False,
     }
     assert json.loads(desk.say("status", "1", "--json"))["features"][0]["id"] == 1
 

@@ -43,11 +43,11 @@ def test_a_workflow_has_defaults(tmp_path: Path) -> None:
     configuration = read(tmp_path, '[workflow.build]\ncommand = ["make"]\n')
     assert configuration == Configuration(
         path=tmp_path / "pgcoord.toml",
-        workflows={"build": Workflow("build", ("make",), tmp_path)},
+        workflows={"build": Workflow("build", ("make",), tmp_path, default=True)},
         log_folder=None,
         planner=Planner(tmp_path),
     )
-    assert configuration.default_workflow is None
+    assert configuration.default_workflow == configuration.workflows["build"]
 
 
 def test_every_key_is_read(tmp_path: Path) -> None:
@@ -90,6 +90,13 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert configuration.log_folder == Path("/var/log/pgcoord")
     assert configuration.log_max_size == 20_000_000
     assert configuration.log_retention == timedelta(days=30)
+
+
+def test_the_only_workflow_is_the_default_unless_it_says_no(tmp_path: Path) -> None:
+    one, two = ('[workflow.a]\ncommand = ["a"]\n', '[workflow.b]\ncommand = ["b"]\n')
+    for text, default in ((one, "a"), (f"{one}default = false\n", None), (one + two, None)):
+        found = read(tmp_path, text).default_workflow
+        assert (found and found.name) == default
 
 
 def test_every_key_of_the_planner_is_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -106,6 +107,20 @@ def test_faults_of_the_configuration_are_named(desk: Desk) -> None:
     assert "✗ fail  configuration" in said
     assert "workflow.a.tmeout: unknown key; did you mean timeout?;" in said
     assert "workflow.a.linger: expected a duration" in said
+
+
+def test_a_worktree_needs_a_repository_with_a_commit(desk: Desk) -> None:
+    work = '[workflow.work]\ncommand = ["true"]\nworkspace = "worktree"\n'
+    desk.write("pgcoord.toml", work)
+    assert levels(desk)[1]["worktrees"] == "fail"
+    assert "workflow work: " in desk.call("doctor").stdout
+    names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    subprocess.run(["git", "init", "--quiet", desk.folder], check=True)
+    commit = ["git", *names, "commit", "--quiet", "--allow-empty", "--message", "first"]
+    subprocess.run(commit, cwd=desk.folder, check=True)
+    assert levels(desk)[1]["worktrees"] == "ok"
+    desk.write("pgcoord.toml", f'{work}base = "nowhere"\n')
+    assert levels(desk)[1]["worktrees"] == "fail"
 
 
 def test_where_processes_report_to_is_tried(desk: Desk) -> None:

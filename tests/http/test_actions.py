@@ -24,6 +24,9 @@ NO_ACTIONS = {
     "execute_feature": "may plan first, for minutes, outside of the database",
     "complete_phase": "a report, of workflows: 'pgcoord report', the webhook",
     "fail_phase": "a report, of workflows: 'pgcoord report', the webhook",
+    "set_result": "a report, of workflows: the result file, 'pgcoord report', the webhook",
+    "begin_attempt": "of jobs on an engine, signed by their attempt",
+    "exit_attempt": "of jobs on an engine, signed by their attempt",
     "checkup": "changes nothing: 'pgcoord doctor'",
     "preview": "changes nothing: it rolls back",
 }

@@ -138,6 +138,7 @@ async def test_cancelling_gives_time_to_clean_up(engine: Engine) -> None:
         assert await watch.all("select from phase_queue where slot is not null") == []
 
 
+@pytest.mark.scale
 async def test_what_ignores_sigterm_is_killed(engine: Engine) -> None:
     script = "trap '' TERM; echo $$; while :; do sleep 0.1; done"
     async with watching(engine.dsn) as watch, running(engine.coordinator(), patience=PATIENCE):
@@ -193,6 +194,7 @@ def hpc(request: pytest.FixtureRequest, slurm: cluster.Slurm, dsn: str, tmp_path
     return engine_of_slurm(slurm, dsn, tmp_path)
 
 
+@pytest.mark.scale
 async def test_a_frozen_controller_starts_a_job_once(slurm: cluster.Slurm, hpc: Engine) -> None:
     async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=PATIENCE):
         slurm.kill("controller", signal.SIGSTOP)
@@ -207,6 +209,7 @@ async def test_a_frozen_controller_starts_a_job_once(slurm: cluster.Slurm, hpc: 
     assert (hpc.folder / "ran").read_text() == "once\n"
 
 
+@pytest.mark.scale
 async def test_a_controller_that_is_away_delays_and_no_more(
     slurm: cluster.Slurm, hpc: Engine
 ) -> None:
@@ -223,7 +226,7 @@ async def test_a_controller_that_is_away_delays_and_no_more(
         await watch.until_statuses("failed")
         slurm.start_controller()
         assert (await watch.one("select exit_code from pgcoord.attempt"))["exit_code"] == 5
-    slurm.wait_for(slurm.nodes, "answer of the controller")
+    slurm.wait_until_idle()
 
 
 async def test_a_job_whose_requeued_copy_starts_runs_once(

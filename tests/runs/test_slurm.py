@@ -151,7 +151,7 @@ async def test_a_dead_controller_has_certainly_not_taken_it(
             await engine.find()
     finally:
         slurm.start_controller()
-        slurm.wait_for(lambda: slurm.nodes(), "answer of the controller")
+        slurm.wait_until_idle()
 
 
 async def test_doctor_is_told_what_is_wrong(slurm: Cluster, engine: Slurm) -> None:

@@ -375,9 +375,11 @@ class Coordination(RuleBasedStateMachine):
         self.last_event = 0
         conn.execute(
             "truncate planned_features, phase_queue, pgcoord.attempt, pgcoord.dependency,"
-            " pgcoord.issue, pgcoord.errand;"
+            " pgcoord.issue, pgcoord.errand cascade;"
             "truncate pgcoord.event;"
             "delete from pgcoord.slot; insert into pgcoord.slot select generate_series(1, 3);"
+            "delete from pgcoord.free_slot;"
+            "insert into pgcoord.free_slot select pool, number from pgcoord.slot;"
             "update pgcoord.control set paused_at = null"
         )
 

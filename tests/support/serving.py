@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 
 from pgcoord import report
-from pgcoord.configuration import GitHub, Planner, Server, Workflow
+from pgcoord.configuration import GitHub, Planner, Pool, Server, Workflow
 from pgcoord.http.connections import Limits
 from pgcoord.http.feed import Feed
 from pgcoord.http.pool import Database
@@ -69,6 +69,7 @@ async def served(
     *,
     leads: bool = True,
     work: Workflow | None = None,
+    pool: Pool | None = None,
     environment: Mapping[str, str] | None = None,
     planner: Planner | None = None,
     unsigned_webhooks: bool = False,
@@ -101,6 +102,7 @@ async def served(
             url=url,
             github=github,
             environment={**os.environ, **(environment or {})},
+            pool=pool,
         )
         state = AppState(
             Database(dsn),

@@ -58,6 +58,10 @@ class Slurm:
         self.start_controller()
         for node in NODES:
             self.start_node(node)
+        self.wait_until_idle()
+
+    def wait_until_idle(self) -> None:
+        """Wait until the controller has heard of both nodes, and nothing runs."""
         self.wait_for(lambda: sorted(self.nodes().values()) == ["idle", "idle"], "two idle nodes")
 
     def _write_configuration(self) -> None:

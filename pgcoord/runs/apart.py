@@ -1,0 +1,33 @@
+"""Orders for nodes that share no folder with the coordinator: all that a job needs goes with it.
+
+The prompt and the inputs come with the answer that the job may begin; the result goes with its
+exit status.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pgcoord.coordination.launching import Order
+from pgcoord.runs.job import PROMPT_MARK
+
+# Variables that are true of the coordinator's machine alone.
+_OF_THIS_MACHINE = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
+
+
+def order_apart(order: Order, directory: str, *, secrets: bool = True) -> dict[str, Any]:
+    """Return the content of *order* for a node that has none of our folders.
+
+    *directory*: where the command runs there. Without *secrets*, for an engine that shows everybody
+    what a job is given, it holds no variable of the workflow, only ours and the attempt's secret.
+    """
+    content = dict(order.content)
+    prompt = str(order.folder / "prompt.md")
+    environment: Mapping[str, str] = content["environment"]
+    content["environment"] = {
+        name: value
+        for name, value in environment.items()
+        if name not in _OF_THIS_MACHINE and (secrets or name.startswith("PGCOORD_"))
+    }
+    content["command"] = [word.replace(prompt, PROMPT_MARK) for word in content["command"]]
+    content |= {"folder": None, "scratch": f"/tmp/{order.name}", "directory": directory}
+    return content

@@ -1,0 +1,191 @@
+"""Engines whose nodes share no folder with the coordinator: Kubernetes and Ray.
+
+Kubernetes is a small one of ours, which refuses what the API's own description does not allow; Ray
+is a real cluster that PGCOORD_TEST_RAY names (`make test-ray`).
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.coordination import Watch, scripts, until_it_ends, watching
+from support.fake_kubernetes import FakeKubernetes, serving_kubernetes
+from support.serving import served
+
+from pgcoord.configuration import Pool, read_configuration
+from pgcoord.coordination import engines
+from pgcoord.coordination.launching import Order, Place
+from pgcoord.errors import CannotStart, NotNow
+from pgcoord.runs import job
+from pgcoord.runs.kubernetes import Kubernetes, manifest_of, read_template
+
+# As in test_contract.py.
+HURRIED = {"ASKS": (0.3, 1.0), "UNSURE": 4.0, "SILENT": 6.0, "SETTLED": 1.0, "LOOK": 0.2}
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "engines"
+
+
+@pytest.fixture
+def kubernetes(tmp_path: Path) -> Iterator[tuple[FakeKubernetes, Path]]:
+    with serving_kubernetes(tmp_path / "cluster") as served_one:
+        yield served_one
+
+
+@pytest.fixture(params=["kubernetes", "ray"])
+def pool(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
+    for name, value in HURRIED.items():
+        monkeypatch.setattr(engines, name, value)
+    if request.param == "ray":
+        address = os.environ.get("PGCOORD_TEST_RAY")
+        if not address:
+            pytest.skip("PGCOORD_TEST_RAY names no cluster: make test-ray starts one")
+        for module in ("coordination", "serving"):  # Ray starts its first workers at leisure
+            monkeypatch.setattr(f"support.{module}.PATIENCE", 150.0)
+        settings = {"address": address, "resources": {"pgcoord": 1}, "directory": str(tmp_path)}
+        return Pool("ray", "ray", 4, settings)
+    _, kubeconfig = request.getfixturevalue("kubernetes")
+    return Pool("k8s", "kubernetes", 40, settings_of(kubeconfig) | {"directory": str(tmp_path)})
+
+
+def settings_of(kubeconfig: Path) -> dict[str, Any]:
+    return {"kubeconfig": str(kubeconfig), "template": str(EXAMPLES / "kubernetes-job.yaml")}
+
+
+async def attempt_of(watch: Watch) -> dict[str, Any]:
+    return await watch.one("select * from pgcoord.attempt")
+
+
+async def test_a_job_runs_with_its_prompt_and_inputs_and_its_log_and_result_come_back(
+    dsn: str, tmp_path: Path, pool: Pool
+) -> None:
+    script = f"""
+        wc -c <"$PGCOORD_PROMPT_FILE"; echo odd >&2; test -s "$PGCOORD_INPUT_FILE" || exit 3
+        echo '{{"summary": "s"}}' >"$PGCOORD_RESULT_FILE"; exit 42
+        # {"x" * 5_000_000}"""
+    work = scripts(pool=pool.name)
+    async with served(dsn, tmp_path, work=work, pool=pool), watching(dsn) as watch:
+        await watch.submit(script, "kill -9 $$")
+        await watch.until_statuses("failed", "failed")
+        first, second = await watch.all("select * from pgcoord.attempt order by id")
+        assert (first["exit_code"], second["exit_code"]) == (42, 137)
+        assert first["error"].startswith("exited with status 42\n50001")
+        assert first["node"]
+        assert (await watch.one("select value from pgcoord.result"))["value"] == {"summary": "s"}
+        log = Path(first["folder"]) / "log"
+        await until_it_ends(log, "odd\n")
+
+
+async def test_a_cancelled_job_gets_term_then_kill_and_then_its_slot_is_free(
+    dsn: str, tmp_path: Path, pool: Pool
+) -> None:
+    script = (
+        f"trap 'echo heard >>{tmp_path}/said' TERM; echo up >{tmp_path}/up"
+        "; while :; do sleep 0.1; done"
+    )
+    work = scripts(pool=pool.name)
+    async with served(dsn, tmp_path, work=work, pool=pool), watching(dsn) as watch:
+        await watch.submit(script)
+        await until_it_ends(tmp_path / "up", "up\n")
+        await watch.until_statuses("running")
+        await watch.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await watch.until_statuses("cancelled")
+        assert (tmp_path / "said").read_text().startswith("heard\n")
+        assert (await attempt_of(watch))["exit_code"] == 137
+
+
+# --- Kubernetes alone
+
+
+def order_of(tmp_path: Path) -> Order:
+    """An order whose job will not be answered."""
+    content = {
+        "attempt": 1,
+        "secret": "whsec_" + "A" * 32,
+        "url": "http://127.0.0.1:9",
+        "command": ["cat", f"{tmp_path}/prompt.md"],
+        "directory": "/",
+        "environment": {"PATH": "/of/ours", "TOKEN": "secret"},
+        "grace": 1.0,
+        "folder": str(tmp_path),
+    }
+    name = "pgcoord-0123abcd-17-89abcdef"
+    return Order(name, Path(job.__file__), [], {}, tmp_path, tmp_path / "engine.log", content)
+
+
+async def test_a_submission_of_unknown_outcome_may_be_repeated(
+    kubernetes: tuple[FakeKubernetes, Path], tmp_path: Path
+) -> None:
+    fake, kubeconfig = kubernetes
+    fake.holds = "0/1 nodes are available: 1 Insufficient cpu."
+    engine, order = Kubernetes(settings_of(kubeconfig), {}), order_of(tmp_path)
+    assert await engine.submit(order) == await engine.submit(order) == order.name
+    [seen] = (await engine.find())[order.name]
+    words = "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu."
+    assert (seen.place, seen.words) == (Place.WAITING, words)
+    secret = fake.objects["secrets", order.name]
+    uid = fake.objects["jobs", order.name]["metadata"]["uid"]
+    assert [each["uid"] for each in secret["metadata"]["ownerReferences"]] == [uid]
+    made = repr([each for (kind, _), each in fake.objects.items() if kind != "secrets"])
+    assert "whsec_" not in made
+    await engine.terminate(order.name)
+    assert await engine.find() == {}
+    await engine.terminate(order.name)
+    await engine.kill(order.name)
+    assert not [kind for kind, _ in fake.objects if kind != "pods"]
+
+
+async def test_a_cluster_that_is_down_says_nothing_and_one_that_refuses_says_why(
+    kubernetes: tuple[FakeKubernetes, Path], tmp_path: Path
+) -> None:
+    fake, kubeconfig = kubernetes
+    engine, order = Kubernetes(settings_of(kubeconfig), {}), order_of(tmp_path)
+    fake.down = True
+    for asked in (engine.find, lambda: engine.submit(order)):
+        with pytest.raises(NotNow, match="the cluster is down") as caught:
+            await asked()
+        assert not caught.value.certain
+    fake.down = False
+    template = tmp_path / "job.yaml"
+    text = (EXAMPLES / "kubernetes-job.yaml").read_text()
+    template.write_text(text.replace("activeDeadlineSeconds", "activeDedlineSeconds"))
+    engine = Kubernetes(settings_of(kubeconfig) | {"template": str(template)}, {})
+    with pytest.raises(CannotStart, match="activeDedlineSeconds: unknown"):
+        await engine.submit(order)
+    template.write_text("kind: Pod")
+    with pytest.raises(CannotStart, match="is no manifest of a Job"):
+        await engine.submit(order)
+    address = re.compile(r"127.0.0.1:\d+")
+    (tmp_path / "kubeconfig").write_text(address.sub("127.0.0.1:9", kubeconfig.read_text()))
+    with pytest.raises(NotNow, match="cannot be reached"):
+        await Kubernetes(settings_of(tmp_path / "kubeconfig"), {}).find()
+
+
+def test_what_has_to_be_sure_is_set_whatever_the_template_says(tmp_path: Path) -> None:
+    template = read_template(EXAMPLES / "kubernetes-job.yaml")
+    template["spec"] |= {"backoffLimit": 6, "completions": 3}
+    template["spec"]["template"]["spec"]["restartPolicy"] = "OnFailure"
+    made = manifest_of(template, order_of(tmp_path), 5)
+    pod = made["spec"]["template"]["spec"]
+    assert (made["spec"]["backoffLimit"], made["spec"]["completions"]) == (0, 1)
+    assert (pod["restartPolicy"], pod["terminationGracePeriodSeconds"]) == ("Never", 20)
+    assert template["spec"]["backoffLimit"] == 6  # a copy
+
+
+@pytest.mark.parametrize("example", ["kubernetes", "ray"])
+def test_the_example_is_valid(example: str) -> None:
+    read_configuration(EXAMPLES / f"{example}.toml")
+
+
+async def test_a_real_cluster(tmp_path: Path) -> None:
+    kubeconfig = os.environ.get("PGCOORD_TEST_KUBECONFIG")
+    if not kubeconfig:
+        pytest.skip("PGCOORD_TEST_KUBECONFIG names no kubeconfig: Kubernetes is only emulated")
+    engine, order = Kubernetes(settings_of(Path(kubeconfig)), {}), order_of(tmp_path)
+    try:
+        assert await engine.submit(order) == await engine.submit(order) == order.name
+        assert order.name in await engine.find()
+    finally:
+        await engine.kill(order.name)
