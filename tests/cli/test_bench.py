@@ -29,6 +29,7 @@ KEYS = {
     "memory": "MB",
     "start": "ms",
     "drain": "/s",
+    "drain_own": "/s",
     "floor_drain": "/s",
     "insert": "/s",
 }
@@ -105,16 +106,16 @@ def test_the_table_says_in_words_what_is_met(capsys: pytest.CaptureFixture[str])
     machine = Machine("1.0", "3.11", "Linux", "a processor", 2, 0.5, "18.4", "on", "off", "128MB")
     goal, goal_p99 = Goal(3, 1), Goal(25, 5)
     figures = [
-        Figure("hop", "claimed", "ms", 1.234, 26.5, goal=goal, goal_p99=goal_p99),
+        Figure("hop", "claimed", "ms", 1.234, 26.5, goal=goal, goal_p99=goal_p99, floor=0.5),
         Figure("floor", "bare floor", "ms", 0.5, 1),
         Figure("insert", "inserted", "/s", 61234.5, goal=Goal(20_000, 60_000, more_is_better=True)),
     ]
-    print_report(Report(machine, figures))
+    print_report(Report(machine, figures), {"floor": 0.25})
     printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert printed[:4] == [
-        "what value or p50 p99 limit aim verdict",
-        "claimed 1.23 ms 26.5 ms 3 / 25 1 / 5 LIMIT MISSED",
-        "bare floor 0.50 ms 1 ms",
+        "what value or p50 p99 ÷ floor before ÷ before limit aim verdict",
+        "claimed 1.23 ms 26.5 ms 2.47 3 / 25 1 / 5 LIMIT MISSED",
+        "bare floor 0.50 ms 1 ms 0.25 ms 2.00",
         "inserted 61,234 /s 20,000 60,000 aim reached",
     ]
     assert "a processor, 2 cores, load 0.5" in " ".join(printed)
@@ -219,6 +220,28 @@ def test_a_verdict_says_what_is_met() -> None:
         "LIMIT MISSED",
     ]
     assert Goal(None, 0).verdict(1) == "aim missed"
+
+
+def test_a_slow_machine_is_told_from_a_missed_limit_by_its_floors() -> None:
+    goals: dict[str, Any] = {"goal": Goal(3, 1)}
+    for hop, verdict in ((5.5, "slow machine"), (7.0, "LIMIT MISSED")):
+        figures = [
+            Figure("hop", "claimed", "ms", hop, **goals),
+            Figure("floor", "bare floor", "ms", 2.08),  # twice that of the machine of the limits
+            Figure("memory", "memory", "MB", 5.0, **goals),  # no machine is slow at that
+            Figure("floor_drain", "bare floor", "/s", 2_594),
+        ]
+        claimed, _, memory, _ = bench.beside_floors(figures)
+        assert (claimed.ratio, claimed.verdict) == (hop / 2.08, verdict)
+        assert (memory.ratio, memory.verdict) == (None, "LIMIT MISSED")
+        assert claimed.misses_limit == (verdict == "LIMIT MISSED")
+
+
+def test_a_file_to_compare_with_has_to_be_of_bench(tmp_path: Path, dsn: str) -> None:
+    (tmp_path / "before.json").write_text('{"figures": [{"key": "hop"}]}')
+    process = started(dsn, tmp_path, "--quick", "--compare", str(tmp_path / "before.json"))
+    assert "is not what 'pgcoord bench --json' prints" in process.communicate()[1]
+    assert process.returncode == 5
 
 
 def test_a_figure_is_as_good_as_the_worse_of_its_two_values() -> None:

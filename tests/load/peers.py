@@ -188,8 +188,7 @@ def pgcoord_round(
             claimed, _ = chain.go_on()
             if number >= measure.WARM_UP:
                 results.hops.append(claimed)
-    ours, _ = measure.drain(make(), make(with_schema=False), jobs)
-    results.drains.append(ours.value)
+    results.drains.append(measure.drain_own(make(), jobs).value)
     results.inserts.append(measure.insert(make(), jobs).value)
 
 

@@ -77,7 +77,7 @@ Draw it.
             PlannedPhase(
                 number=1,
                 title="Tables",
-                prompt="Create the tables.\n\n## Notes\n\nKeep them small.",
+                prompt="Create the tables.",
                 depends_on=(),
                 line=7,
                 workflow="build",
@@ -90,6 +90,7 @@ Draw it.
             PlannedPhase(2, 'The "API" {x} `$(rm)`', "Write it.", (1,), 21),
             PlannedPhase(3, "Panel", "Draw it.", (), 25),
         ),
+        notes=(f"{path}:17: 'Notes' is no part of phase 1, nor of any",),
     )
 
 
@@ -198,27 +199,117 @@ def test_a_phase_underlined_over_two_lines_is_an_error() -> None:
 @pytest.mark.parametrize(
     "heading",
     [
-        "## Notes",
-        "## Phases",
-        "## Phase out the old API",
-        "## Phase-out",
-        "## Step 2: x",
-        "### Phase 2: x",
-        "# Another",
-        "    ## Phase 2: x",
+        "### Notes",
+        "### Step 2: x",
+        "### As in phase 2",
+        "#### Part one",
         "> ## Phase 2: x",
         "- a\n  ## Phase 2: x",
         "1. a\n   ## Phase 2: x",
         "```\n## Phase 2: x\n```",
         "~~~~md\n```\n## Phase 2: x\n```\n~~~~",
         "<!--\n## Phase 2: x\n-->",
-        "<details>\n## Phase 2: x\n</details>",
-        "Notes\n---",
+        "    ## Notes",
     ],
 )
 def test_other_headings_are_text(heading: str) -> None:
     text = f"y\n\n{heading}\n\ny"
     assert phase(f"\n{text}\n").prompt == text
+
+
+@pytest.mark.parametrize(
+    "heading", ["## Risks", "# Another", "## Phase out the old API", "## Phases", "Notes\n---"]
+)
+def test_a_phase_ends_where_another_section_begins(heading: str) -> None:
+    between = parse(f"{HEAD}{PHASE_1}{heading}\n\nlong\n\n## Phase 2: b\n\ny\n")
+    after = parse(f"{HEAD}{PHASE_1}## Phase 2: b\n\ny\n\n{heading}\n\nlong\n")
+    title = heading.strip("#\n -")
+    for plan, line, number in ((between, 7, 1), (after, 11, 2)):
+        assert [each.prompt for each in plan.phases] == ["x", "y"]
+        note = f"plan.md:{line}: {title!r} is no part of phase {number}, nor of any"
+        assert plan.notes == (note,)
+
+
+def test_a_section_that_several_phases_have_is_part_of_each() -> None:
+    tasks = "x\n\n## Tasks\n\n- a"
+    text = f"## Phase 1: a\n\n{tasks}\n\n## Phase 2: b\n\n{tasks}\n\n## Risks\n\nlong\n"
+    assert [each.prompt for each in parse(HEAD + text).phases] == [tasks, tasks]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("### Phase 2: b\n\ny", 7),
+        ("## Step 2: b\n\ny", 7),
+        ("## Milestone 2\n\ny", 7),
+        ("## The second: phase 2\n\ny", 7),
+        ("    ## Phase 2: b\n\ny", 7),
+        ("\t## Phase 2: b\n\ny", 7),
+        ("<details>\n## Phase 2: b\n</details>\n\ny", 8),
+        ("<details>\n## 🚀 Phase 2: b\n</details>\n\ny", 8),
+        ("## ~~Phase 2: b~~\n\ny", 7),
+        ("## ✅ Phase 2: b\n\ny", 7),
+        ("## Phase 2: b (COMPLETE)\n\ny", 7),
+        ("## [x] Phase 2: b\n\ny", 7),
+    ],
+)
+def test_what_a_reader_takes_for_a_phase_is_a_fault_if_it_is_none(text: str, line: int) -> None:
+    found = problems(f"{HEAD}{PHASE_1}{text}\n")
+    assert str(line) in {each.split(":")[0] for each in found}
+
+
+@pytest.mark.parametrize("mark", ["🚀 ", "👩‍💻 ", "[ ] ", "▶️ ", "— "])
+def test_a_mark_before_a_phase_says_nothing(mark: str) -> None:
+    plan = parse(f"{HEAD}{PHASE_1}## {mark}Phase 2: b\n\ny\n")
+    assert [(each.number, each.title) for each in plan.phases] == [(1, "a"), (2, "b")]
+
+
+def test_a_plan_of_other_headings_names_them_all() -> None:
+    found = problems(f"{HEAD}### Phase 1: a\n\nx\n\n### Step 2: b\n\ny\n")
+    assert [each.split(":")[0] for each in found] == ["1", "3", "7"]
+    assert "pgcoord plan" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("title", "body", "needs"),
+    [
+        ("c", "**Goal:** all of it\n\n**Depends on:** Phase 1\n\ny", (1,)),
+        ("c", "Some words.\n\n**Dependencies:** Phases 1 and 2", (1, 2)),
+        ("c", "Some words.\n> Depends on: 1", (1,)),
+        ("c", "y\n\n- *Blocked by*: phase 1.", (1,)),
+        ("c (depends on 1)", "y", (1,)),
+        ("c [Depends on: none]", "y", ()),
+        ("c", "y\n\n**Dependencies:** numpy 2, pandas", (2,)),
+        ("c", "y\n\n```\nDepends on: 1\n```", (2,)),
+        ("c", "Depends on: 1, 2\n\n**Depends on:** nothing but phase 1, really", (1, 2)),
+    ],
+)
+def test_a_dependency_is_read_from_prose_and_title(
+    title: str, body: str, needs: tuple[int, ...]
+) -> None:
+    plan = parse(f"{HEAD}{PHASE_1}## Phase 2: b\n\ny\n\n## Phase 3: {title}\n\n{body}\n")
+    assert (plan.phases[2].title, plan.phases[2].depends_on) == ("c", needs)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "y\n\n**Depends on:** phase 1, mostly",
+        "y\n\nDepends on: 1\n\nDependencies: phase 2",
+        "y\n\n**Dependencies:** the tables of phase 1",
+    ],
+)
+def test_a_dependency_that_cannot_be_read_is_a_fault(text: str) -> None:
+    plan = f"{HEAD}{PHASE_1}## Phase 2: b\n\ny\n\n## Phase 3: c\n\n{text}\n"
+    [problem] = problems(plan)
+    assert "Depends on: " in problem
+
+
+def test_front_matter_and_pictures_may_stand_above_the_title() -> None:
+    front = "---\ntitle: x\n---\n"
+    badges = '<img src="a.png">\n\n[![ci](a.svg)](b) ![c](d)\n\n'
+    plan = parse(f"{front}{badges}{HEAD}{PHASE_1}")
+    assert (plan.title, plan.phases[0].line) == ("T", 10)
 
 
 def test_lists_however_deep_do_not_hide_the_next_phase() -> None:
@@ -468,7 +559,7 @@ def test_a_plan_that_would_take_long_to_parse_is_an_error() -> None:
         with case(block):
             fault = f"20003: {expected}"  # two headings and two empty lines come before
             assert fault in problems(HEAD + "## Phase 1: a\n\n" + block * 100_000)
-    assert len(parse(HEAD + "## Phase 1: a\n\n" + "## x\n" * 19_998).phases) == 1
+    assert len(parse(HEAD + "## Phase 1: a\n\n" + "### x\n" * 19_998).phases) == 1
     code = HEAD + "## Phase 1: a\n\n```\n" + "x\n" * 99_994 + "```\n"
     assert len(parse(code).phases) == 1
     assert problems(code + "x\n") == ["100001: too many lines: a plan has at most 100000"]

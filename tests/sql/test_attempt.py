@@ -514,7 +514,7 @@ def test_an_attempt_whose_hosts_lease_has_run_out_is_lost_and_its_process_not_kn
     assert (row["status"], row["slot"]) == ("failed", None)
     lost = attempt_of(conn, abroad)
     assert (lost["outcome"], lost["exited_at"]) == ("lost", None)
-    assert lost["error"] == "nothing was heard of its host there for 00:01:00"
+    assert lost["error"] == "nothing was heard of its host there for 60 s"
     # Its process is to be ended at once by whoever comes to life there, and that is recorded.
     found = one(conn, "select * from pgcoord_private.assignment where host = 'there'")
     assert (found["ended"], found["ending"]) == (True, "lost")
@@ -637,7 +637,7 @@ def test_an_attempt_past_its_deadline_is_to_be_ended(conn: Connection) -> None:
     end(conn, queue_id, 143)
     row, tried = phase(conn, queue_id), attempt_of(conn, queue_id)
     assert (row["status"], tried["outcome"]) == ("failed", "timed_out")
-    assert row["error_message"] == tried["error"] == "ran longer than its timeout of 00:01:00"
+    assert row["error_message"] == tried["error"] == "ran longer than its timeout of 60 s"
 
 
 def test_an_attempt_that_timed_out_counts_and_is_tried_again(conn: Connection) -> None:

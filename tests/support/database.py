@@ -203,8 +203,11 @@ def chosen_binaries() -> Binaries | None:
 
 
 def tool(name: str, *arguments: str | Path) -> str:
+    path = find_test_binaries().directory / name
+    if not path.exists():  # a package of a server alone
+        path = find_binaries().directory / name
     done = subprocess.run(
-        [str(find_test_binaries().directory / name), *map(str, arguments)],
+        [str(path), *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
