@@ -62,12 +62,22 @@ def living_nodes() -> int:
 
 
 def stop(folder: str) -> None:
-    """End all that was started with the folder in its environment."""
-    mark = f"{_MARK}={folder}".encode()
+    """End all that was started with the folder in its environment, and the children of that.
+
+    Some of Ray's processes write their name over their environment.
+    """
+    mark, parents, ours = f"{_MARK}={folder}".encode(), {}, set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
+            pid = int(process.name)
+            parents[pid] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
             if mark in (process / "environ").read_bytes():
-                os.kill(int(process.name), signal.SIGKILL)
+                ours.add(pid)
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    for pid in ours:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def main() -> int:

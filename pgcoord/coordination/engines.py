@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Superv
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.rows import Assignment, DeclaredPool, OpenAttempt
-from pgcoord.errors import CannotStart, InvalidConfiguration, NotFound, NotNow
+from pgcoord.errors import CannotStart, NotFound, NotNow
 from pgcoord.runs import files, logs
 from pgcoord.runs.ray import Ray
 from pgcoord.runs.slurm import Slurm
@@ -53,15 +54,35 @@ ORDER = "order.json"
 WRAPPER = Path(files.__file__).with_name("job.py")
 
 
+class _Unusable:
+    """Stands for an engine that cannot be used here: one pool does not hold up the others."""
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+
+    async def submit(self, order: Order) -> str:
+        raise CannotStart(self._words)
+
+    async def find(self) -> Mapping[str, list[Seen]]:
+        raise NotNow(self._words, timedelta(seconds=30))
+
+    async def terminate(self, job: str) -> None:
+        raise NotNow(self._words, timedelta(seconds=30))
+
+    async def kill(self, job: str) -> None:
+        raise NotNow(self._words, timedelta(seconds=30))
+
+    async def log(self, job: str) -> bytes | None:
+        return None
+
+
 def _kubernetes(settings: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
     """Import it only where a pool is of Kubernetes: its client is an extra, and takes memory."""
     try:
         from pgcoord.runs.kubernetes import Kubernetes
     except ImportError as error:
-        raise InvalidConfiguration(
-            f"a pool of Kubernetes needs {error.name}, which is not installed",
-            hint="pip install 'pgcoord[kubernetes]'",
-        ) from error
+        words = f"{error.name} is not installed here: pip install 'pgcoord[kubernetes]'"
+        return _Unusable(words)
     return Kubernetes(settings, environment)
 
 
@@ -222,8 +243,10 @@ class Pool:
     """A pool of an engine: its watch, and where its jobs report."""
 
     def __init__(self, watch: Watch, report_url: str | None) -> None:
+        """*report_url*: the address of this server, with or without the path of reports."""
         self.watch = watch
-        self.report_url = report_url
+        self.origin = report_url and report_url.removesuffix("/workflow-complete").rstrip("/")
+        self.report_url = self.origin and f"{self.origin}/workflow-complete"
 
     @property
     def engine(self) -> Engine:
@@ -274,6 +297,7 @@ class EngineSupervision(Supervision):
     async def disown(self) -> None:
         """Log the end that the job itself has told; the watch ends what is left of it."""
         self.process_gone = True
+        self._begun = True  # or it has no log
         await self._copy_log()
         move = await self._coordinator.execute_with_retry(
             lambda conn: claims.last_move(conn, self.assignment)
@@ -315,7 +339,7 @@ class EngineSupervision(Supervision):
         order = {
             "attempt": assignment.attempt_id,
             "secret": assignment.secret,
-            "url": _origin(self._pool.report_url),
+            "url": self._pool.origin,
             "folder": str(folder),
             "command": list(command.arguments),
             "directory": str(command.directory),
@@ -511,11 +535,6 @@ class EngineSupervision(Supervision):
             await self._coordinator.execute_with_retry(
                 lambda conn: jobs.note_job(conn, self.assignment.attempt_id, job, waits_for)
             )
-
-
-def _origin(url: str | None) -> str | None:
-    """Return where the coordinator is, without the path to which workflows report."""
-    return url and url.removesuffix("/workflow-complete").rstrip("/")
 
 
 def _engine_said(folder: Path) -> str:

@@ -5,7 +5,7 @@ changes them, and the panel renders a page again only then.
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_rows, fetch_value
@@ -514,8 +514,16 @@ async def history(
     phase_number: int | None,
     before: int | None,
     limit: int,
+    *,
+    what: str | None = None,
+    actor: str | None = None,
+    until: date | None = None,
 ) -> list[HistoryEvent]:
-    """Return events, latest first: of all, of a feature, or of a phase; only ids below *before*."""
+    """Return events, latest first: of all, of a feature, or of a phase; only ids below *before*.
+
+    *what*: of this kind, or a move to this state. *actor*: words of who did it. *until*: the last
+    day, in the zone of the database's session.
+    """
     condition = "true"
     values: list[object] = []
     for column, value in (("feature_id", feature_id), ("phase_number", phase_number)):
@@ -525,6 +533,15 @@ async def history(
     if before is not None:
         condition += " and id < %s"
         values.append(before)
+    if what is not None:
+        condition += " and (kind = %s or kind = 'phase_moved' and to_status = %s)"
+        values += [what, what]
+    if actor is not None:
+        condition += " and strpos(lower(actor), lower(%s)) > 0"
+        values.append(actor)
+    if until is not None:
+        condition += " and at < %s::date + 1"
+        values.append(until)
     return await fetch_rows(
         conn,
         HistoryEvent,

@@ -1200,6 +1200,32 @@ async def test_keys_search_step_and_ask(
     await expect(page.locator("#features")).to_be_visible()
 
 
+async def test_the_history_is_filtered_and_exported(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    first, second = branch(conn), branch(conn)
+    conn.execute("select set_config('pgcoord.actor', 'dana (panel)', false)")
+    conn.execute("select pgcoord.skip_phase(%s, '=1+1')", [f"queue-{first}-1"])
+    conn.execute("select pgcoord.skip_phase(%s, 'x')", [f"queue-{second}-1"])
+    conn.execute("select pgcoord.pause()")
+    await look(page, f"{panel}/history")
+    await page.get_by_label("What").select_option("completed")
+    await page.get_by_label("By").fill("DANA")
+    await page.get_by_label("Feature").fill(str(first))
+    await page.get_by_role("button", name="Show").click()
+    await is_live(page)
+    await expect(page.locator("#events tr")).to_have_count(1)
+    async with page.expect_download() as saved:
+        await page.get_by_role("link", name="CSV").click()
+    text = await anyio.Path(await (await saved.value).path()).read_text()
+    assert text.count("dana (panel)") == 1
+    assert ",'=1+1" in text, "no spreadsheet takes it for a formula"
+    answer = await page.request.get(f"{panel}/history.json?what=paused")
+    assert [each["kind"] for each in await answer.json()] == ["paused"]
+    await look(page, f"{panel}/history?until=2001-01-01")
+    await expect(page.locator("#events tr")).to_have_count(0)
+
+
 async def test_an_empty_installation_runs_the_plan_that_it_shows(
     page: Page, panel: str, conn: Connection
 ) -> None:

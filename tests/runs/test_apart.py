@@ -6,6 +6,7 @@ is a real cluster that PGCOORD_TEST_RAY names (`make test-ray`).
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,9 @@ async def attempt_of(watch: Watch) -> dict[str, Any]:
 
 
 async def test_a_job_runs_with_its_prompt_and_inputs_and_its_log_and_result_come_back(
-    dsn: str, tmp_path: Path, pool: Pool
+    dsn: str, tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engines, "ASKS", (5.0, 5.0))  # the end of the log comes with the end
     script = f"""
         wc -c <"$PGCOORD_PROMPT_FILE"; echo odd >&2; test -s "$PGCOORD_INPUT_FILE" || exit 3
         echo '{{"summary": "s"}}' >"$PGCOORD_RESULT_FILE"; exit 42
@@ -68,7 +70,8 @@ async def test_a_job_runs_with_its_prompt_and_inputs_and_its_log_and_result_come
     work = scripts(pool=pool.name)
     async with served(dsn, tmp_path, work=work, pool=pool), watching(dsn) as watch:
         await watch.submit(script, "kill -9 $$")
-        await watch.until_statuses("failed", "failed")
+        # Asked, as a notification that comes while 5 MB are being read is not seen.
+        await watch.until_found("select 1 from phase_queue having bool_and(status = 'failed')")
         first, second = await watch.all("select * from pgcoord.attempt order by id")
         assert (first["exit_code"], second["exit_code"]) == (42, 137)
         assert first["error"].startswith("exited with status 42\n50001")
@@ -96,7 +99,27 @@ async def test_a_cancelled_job_gets_term_then_kill_and_then_its_slot_is_free(
         assert (await attempt_of(watch))["exit_code"] == 137
 
 
+def test_jobs_report_to_the_address_with_and_without_its_path() -> None:
+    for path in ("", "/", "/workflow-complete"):
+        made = engines.Pool(object(), f"http://head:8002/api/v1{path}")  # type: ignore[arg-type]
+        assert made.origin == "http://head:8002/api/v1"
+        assert made.report_url == "http://head:8002/api/v1/workflow-complete"
+
+
 # --- Kubernetes alone
+
+
+async def test_a_pool_whose_extra_is_not_installed_says_so_and_holds_up_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pgcoord.runs.kubernetes", None)
+    engine = engines.LAUNCHERS["kubernetes"]({}, {})
+    for kind, asked in (
+        (NotNow, engine.find),
+        (CannotStart, lambda: engine.submit(order_of(tmp_path))),
+    ):
+        with pytest.raises(kind, match="is not installed here"):
+            await asked()
 
 
 def order_of(tmp_path: Path) -> Order:

@@ -15,6 +15,7 @@ from support.database import (
     add_phase,
     claim,
     contents,
+    has_tools,
     start,
     take_lead,
     tool,
@@ -24,6 +25,8 @@ from support.database import (
 from pgcoord.database import schema
 
 Restore = Callable[[str, str, Path], None]
+
+pytestmark = pytest.mark.skipif(not has_tools(), reason="this server came without its pg_dump")
 
 
 def plain(source: str, target: str, folder: Path) -> None:

@@ -202,6 +202,11 @@ def chosen_binaries() -> Binaries | None:
     return Binaries(Path(folder), int(Path(folder).parent.name))
 
 
+def has_tools() -> bool:
+    """Whether the server under test has its own pg_dump; it refuses what a newer one writes."""
+    return (find_test_binaries().directory / "pg_dump").exists()
+
+
 def tool(name: str, *arguments: str | Path) -> str:
     path = find_test_binaries().directory / name
     if not path.exists():  # a package of a server alone

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from pgcoord.database import panel, reads, session
 from pgcoord.database._sql import Connection
@@ -339,35 +340,70 @@ class PhasePage(View):
         return Page("phase.html", title, now, pieces, lists, {"phase": phase, "tries": tries})
 
 
+# What can be looked for in the history: kinds of events, and states that phases moved to.
+EVENTS = (
+    *STATES,
+    *("phase_inserted", "phase_deleted", "phase_reprioritised", "gate_asked"),
+    *("feature_inserted", "feature_changed", "feature_paused", "feature_resumed"),
+    *("feature_cancelled", "slots_changed", "paused", "resumed"),
+)
+
+
 @dataclass(frozen=True)
 class History(View):
-    """What has happened, latest first."""
+    """What has happened, latest first: all, or of a feature, a kind, a person, up to a day."""
 
     before: int | None = None
     feature_id: int | None = None
+    what: str | None = None
+    actor: str | None = None
+    until: date | None = None
 
     @property
     def key(self) -> str:
         """The same for those who see the same."""
-        return f"/history {self.before} {self.feature_id}"
+        return f"/history {self.before} {self.query}"
+
+    @property
+    def query(self) -> str:
+        """The filters as the query of an address."""
+        given = {
+            "feature": self.feature_id,
+            "what": self.what,
+            "by": self.actor,
+            "until": self.until,
+        }
+        return urlencode({name: value for name, value in given.items() if value is not None})
 
     def concerns(self, event: Event) -> bool:
         """The first page goes on; those behind it stay."""
         return self.before is None and self.feature_id in (None, event.row.feature_id)
+
+    async def events(self, conn: Connection, limit: int) -> list[HistoryEvent]:
+        """The events that are looked for."""
+        return await panel.history(
+            conn,
+            self.feature_id,
+            None,
+            self.before,
+            limit,
+            what=self.what,
+            actor=self.actor,
+            until=self.until,
+        )
 
     async def read(self, conn: Connection) -> Page:
         """Read all that is shown."""
         async with one_snapshot(conn):
             now = await session.now(conn)
             installation = await panel.installation(conn)
-            events = await panel.history(conn, self.feature_id, None, self.before, MOST_EVENTS)
+            events = await self.events(conn, MOST_EVENTS)
         last = events[-1].id if len(events) == MOST_EVENTS else None
         pieces = {
             "notice": Piece("piece/notice.html", installation),
-            "older": Piece("piece/older.html", (last, self.feature_id)),
+            "older": Piece("piece/older.html", (last, self.query)),
         }
         pieces |= _event_pieces(events, "all")
         lists = {"events": [f"event-{each.id}" for each in events]}
-        return Page(
-            "history.html", "History · pgcoord", now, pieces, lists, {"feature_id": self.feature_id}
-        )
+        extra = {"feature_id": self.feature_id, "view": self, "kinds": EVENTS}
+        return Page("history.html", "History · pgcoord", now, pieces, lists, extra)

@@ -5,7 +5,12 @@ what changes on it. Actions are forms that are posted to where they act; one tha
 first a page that asks, and shows what it would change.
 """
 
+import csv
 import hashlib
+import io
+import json
+from dataclasses import asdict, fields
+from datetime import date
 
 from markupsafe import Markup
 from starlette.requests import Request
@@ -13,12 +18,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import assets
-from pgcoord.errors import NotFound
+from pgcoord.database.rows import HistoryEvent
+from pgcoord.errors import InvalidInput, NotFound
 from pgcoord.http.panel import actions, format
 from pgcoord.http.panel import phase as phase_pages
 from pgcoord.http.panel import plan as plan_pages
 from pgcoord.http.panel.live import Live
-from pgcoord.http.panel.pages import FeaturePage, History, Overview
+from pgcoord.http.panel.pages import EVENTS, FeaturePage, History, Overview
 from pgcoord.http.panel.responses import (
     error_page,
     feature_id_of,
@@ -75,14 +81,65 @@ async def feature(request: Request) -> Response:
     return await show(request, FeaturePage(feature_id_of(request), most_tokens))
 
 
+def _history_of(request: Request) -> History:
+    """The part of the history that a request asks for."""
+    query = {name: value.replace("\0", "").strip() for name, value in request.query_params.items()}
+    what, day = query.get("what") or None, query.get("until") or None
+    if what is not None and what not in EVENTS:
+        raise NotFound(f"no event is called {what!r:.60}", hint="Choose one of the list.")
+    try:
+        until = date.fromisoformat(day) if day else None
+    except ValueError as error:
+        raise InvalidInput(f"{day!r:.60} is no day", hint="A date such as 2026-11-29.") from error
+    return History(
+        read_number(query["before"]) if query.get("before") else None,
+        read_number(query["feature"], 2**31 - 1) if query.get("feature") else None,
+        what,
+        query.get("by", "")[:60] or None,
+        until,
+    )
+
+
 @error_page
 async def history(request: Request) -> Response:
     """Show what has happened."""
-    before, of = (request.query_params.get(each) for each in ("before", "feature"))
-    first = read_number(before) if before else None
-    feature_id = read_number(of, 2**31 - 1) if of else None
-    return await show(request, History(first, feature_id))
+    return await show(request, _history_of(request))
 
+
+@error_page
+async def export_history(request: Request) -> Response:
+    """Send what has happened as CSV or JSON, latest first, 100,000 events at most."""
+    async with state_of(request).acting(request) as conn:
+        events = await _history_of(request).events(conn, _MOST_EXPORTED)
+    rows = [asdict(each) for each in events]
+    if request.path_params["kind"] not in _ATTACHED:
+        raise NotFound("the history is sent as csv or json", hint="/history.csv, /history.json")
+    if request.path_params["kind"] == "json":
+        text = json.dumps(rows, default=str, ensure_ascii=False)
+        return Response(text, media_type="application/json", headers=_ATTACHED["json"])
+    written = io.StringIO()
+    writer = csv.DictWriter(written, [each.name for each in fields(HistoryEvent)])
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(value) for name, value in row.items()})
+    return Response(written.getvalue(), media_type="text/csv", headers=_ATTACHED["csv"])
+
+
+def _cell(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula."""
+    unsafe = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if unsafe else value
+
+
+_MOST_EXPORTED = 100_000
+
+_ATTACHED = {
+    kind: {
+        "content-disposition": f"attachment; filename=history.{kind}",
+        "cache-control": "no-store",
+    }
+    for kind in ("csv", "json")
+}
 
 _PHASE = "/phases/{queue_id:path}"
 _FEATURE = "/features/{feature_id}"
@@ -90,6 +147,7 @@ _FEATURE = "/features/{feature_id}"
 routes: list[BaseRoute] = [
     Route("/", overview),
     Route("/history", history),
+    Route("/history.{kind:str}", export_history),
     *plan_pages.routes(_FEATURE),
     *actions.routes(_FEATURE, _PHASE),
     Route(_FEATURE, feature),
