@@ -69,7 +69,7 @@ from (
         where s.status = 'queued' and (s.eligible_at is not null or s.kind = 'missing')
         group by s.feature_id, s.phase_number
         union all
-        select g.feature_id, g.phase_number, 'asks for approval' from pgcoord.gate as g
+        select g.feature_id, g.phase_number, 'asks for approval' as text from pgcoord.gate as g
     ) as n
     join public.planned_features as f on f.id = n.feature_id
 where f.cancelled_at is null and not exists (
@@ -171,7 +171,7 @@ from (
         from pgcoord.unclaimable as u
             join public.phase_queue as q on q.queue_id = u.queue_id and q.status = 'queued'
         union all
-        select 'quiet' as kind, p.queue_id, a.quiet_since, 'has written nothing since then',
+        select 'quiet' as kind, p.queue_id, a.quiet_since, 'has written nothing since then' as text,
             p.attempt, null::integer as exit_code, null::integer[] as blocks
         from public.phase_queue as p
             join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt

@@ -50,7 +50,7 @@ def only_data(source: str, target: str, folder: Path) -> None:
     with psycopg.connect(target, autocommit=True) as conn:
         conn.execute(
             "truncate pgcoord.migration, pgcoord.shipped, pgcoord.control, pgcoord.pool,"
-            " pgcoord.slot cascade"
+            " pgcoord.slot, pgcoord.free_slot cascade"
         )
     tool("pg_dump", "-Fc", "-d", source, "-f", folder / "dump")
     tool("pg_restore", "-e", "--data-only", "--disable-triggers", "-d", target, folder / "dump")

@@ -26,7 +26,7 @@ async def work(dsn: str, fifo: str) -> None:
         assert job.payload
         marks.put(job.payload.decode())
 
-    # At most 3 at once: a limit of the entrypoint waits for a poll when it is reached (10 jobs/s).
+    # At most 3 at once. With the default batch of 10, a limit of the entrypoint is slower yet.
     await queue.run(batch_size=1, max_concurrent_tasks=3)
 
 
