@@ -359,7 +359,7 @@ class Coordinator:
         for each in refused:
             first_line = each.error.partition("\n")[0]
             logger.error(
-                "%s is not claimed for a minute: the database refuses it: %s",
+                "%s is set aside and tried again later: the database refuses its claim: %s",
                 each.queue_id,
                 first_line,
             )

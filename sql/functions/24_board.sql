@@ -171,7 +171,7 @@ from (
         from pgcoord.unclaimable as u
             join public.phase_queue as q on q.queue_id = u.queue_id and q.status = 'queued'
         union all
-        select 'quiet' as kind, p.queue_id, a.quiet_since, 'has written nothing since then' as text,
+        select 'quiet' as kind, p.queue_id, a.quiet_since, 'has written nothing since then' as words,
             p.attempt, null::integer as exit_code, null::integer[] as blocks
         from public.phase_queue as p
             join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt

@@ -153,8 +153,8 @@ begin
     end if;
 end $$;
 
--- Claim one phase after the other, where claim_phases has failed: those that fail are set aside for a minute, so that they
--- hold up no others. Errors: as claim_phases.
+-- Claim one phase after the other, where claim_phases has failed: those that fail are set aside, for five seconds at first
+-- and a minute at most, so that they hold up no others. Errors: as claim_phases.
 create or replace function pgcoord_private.claim_singly(p_epoch bigint) returns setof pgcoord_private.assignment
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -179,8 +179,9 @@ begin
                 raise;
             when others then
                 insert into pgcoord.unclaimable as u (queue_id, error, until)
-                values (v_name, pgcoord_private.without_middle(sqlerrm), clock_timestamp() + interval '1 minute')
-                on conflict (queue_id) do update set error = excluded.error, until = excluded.until;
+                values (v_name, pgcoord_private.without_middle(sqlerrm), clock_timestamp() + interval '5 seconds')
+                on conflict (queue_id) do update set error = excluded.error,
+                    until = clock_timestamp() + least(greatest(clock_timestamp() - u.since, interval '5 seconds'), interval '1 minute');
         end;
     end loop;
 end $$;

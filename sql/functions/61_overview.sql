@@ -22,7 +22,7 @@ end;
 -- queue_id, adw_id or issue, and by titles of phases while they are not finished. Planned is what has no phases yet, in
 -- progress what has and is not stopped: something of it runs, or may start, or nothing of it needs somebody.
 -- Features that are not finished, then the latest of those that are: what a page of features shows. It reads the phases
--- that are open and as many features as are shown, not what is done, however much that is.
+-- that are open and as many features as are shown, not what is done, however much that is. (Long: one query, each part once.)
 create or replace function pgcoord_private.list_features(p_show text, p_search text, p_limit integer)
 returns setof integer
 language sql stable

@@ -146,7 +146,7 @@ set search_path = pg_catalog, pg_temp as $$
             else 'no phase waits for a slot'
         end,
         case when line.stuck then 'end what locks it (see transactions); else restart the coordinator, and keep its log'
-            when refused.n > 0 then 'it is tried again each minute: look at its data, and at triggers of yours on phase_queue' end
+            when refused.n > 0 then 'it is tried again by itself: look at its data, and at triggers of yours on phase_queue' end
     from (
         select count(*) as n, max(clock_timestamp() - p.eligible_at) as longest,
             coalesce(bool_or(greatest(p.eligible_at, p.updated_at, l.lead_at) < clock_timestamp() - interval '10 s'

@@ -83,7 +83,10 @@ def test_no_command_prints_escape_sequences_of_a_client(
     desk: Desk, conn: Connection, command: tuple[str, ...]
 ) -> None:
     add_feature(conn, {1: []})
-    conn.execute("update phase_queue set workflow_type = %s", [HOSTILE])
+    conn.execute(
+        "update phase_queue set phase_data = jsonb_build_object('workflow_type', %s::text)",
+        [HOSTILE],
+    )
     conn.execute("update planned_features set title = %s", [HOSTILE])
     program = desk.start(*command, tty=True, NO_COLOR="1")
     program.wait()
@@ -160,7 +163,7 @@ def test_the_error_of_a_report_is_cut_in_its_middle_not_refused(
     [row] = conn.execute("select status, error_message from phase_queue").fetchall()
     assert row["status"] == "failed"
     assert re.fullmatch(
-        r"firsté+\n-- pgcoord: \d+ characters were left out here --\né+last",
+        r"firsté+\n… \d+ characters left out …\né+last",
         row["error_message"],
     ), row["error_message"][:300]
 

@@ -243,7 +243,12 @@ async def test_the_environment_is_what_was_given_and_the_prompt_file(
     run.start(["env", "-0"], directory=tmp_path, environment=given)
     assert await run.wait() == 0
     got = dict(entry.split("=", 1) for entry in run.log.path.read_text().split("\0") if entry)
-    assert got == {**given, "PGCOORD_PROMPT_FILE": str(run.prompt_file)}
+    files = {
+        "PGCOORD_PROMPT_FILE": "prompt.md",
+        "PGCOORD_INPUT_FILE": "inputs.json",
+        "PGCOORD_RESULT_FILE": "result.json",
+    }
+    assert got == given | {name: str(run.folder / file) for name, file in files.items()}
 
 
 async def test_the_command_holds_neither_lock_and_reads_nothing(run: Run, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_claim_that_fails_is_tried_again(
     add_feature(conn, {1: []}, phase_data='{"prompt_content": "true"}')
     break_row(conn, "public.phase_queue", sqlstate, "new.status = 'ready'")
     serve = desk.start("serve")
-    serve.until("trying again in .*an odd row")
+    serve.until("set aside and tried again later: .*an odd row")
     mend_row(conn)
     until(dsn, "bool_and(status = 'completed') from phase_queue")
 

@@ -127,7 +127,7 @@ def test_a_workflow_runs_as_the_user_that_it_names(
         f"nobody {nobody.pw_dir}",
         "reads",
         "writes",
-        "log prompt.md report.json status",
+        "inputs.json log prompt.md report.json status",
     ]
     [row] = conn.execute("select error_message from phase_queue").fetchall()
     assert row["error_message"].startswith("exited with status 4")
