@@ -54,7 +54,11 @@ CALLS = (
     + ["cancel_feature({feature}, 'no')", "cancel_branch('{phase}', 'no')"]
     + ["complete_phase('{phase}')", "fail_phase('{phase}', 'broken')"]
     + ["approve('{phase}')", "reject('{phase}', 'no')"]
-    + ["set_result('{phase}', '{{\"summary\": \"s\"}}')", "add_feature('d')", "add_phase({feature}, 0)"]
+    + [
+        "set_result('{phase}', '{{\"summary\": \"s\"}}')",
+        "add_feature('d')",
+        "add_phase({feature}, 0)",
+    ]
     + ["begin_attempt({number}, 'whsec_forged', 'copy')"]
     + ["exit_attempt({number}, 'whsec_forged', 'copy', 0)"]
     + ["execute_feature({feature})", "feature_object({feature})"]
