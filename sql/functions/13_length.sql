@@ -22,7 +22,7 @@ declare
     v_estimate double precision := extract(epoch from p_estimate);
     v_median double precision := greatest(extract(epoch from p_median), 0.1);
     v_spread double precision := ln(greatest(extract(epoch from p_high), 0.1) / greatest(extract(epoch from p_low), 0.1)) / 2 / v_ten;
-    v_variance double precision := greatest(v_spread, 0.1) ^ 2 + 0.5 / p_runs;
+    v_variance double precision := greatest(v_spread, 0.1) ^ 2 + 0.5 / greatest(p_runs, 1);
     v_runs_weigh double precision := case when p_runs > 0 and v_spread < 1.5 then 1 / v_variance else 0 end;
     v_estimate_weighs constant double precision := 1 / (ln(2) / v_ten) ^ 2;
     v_weight double precision;

@@ -370,12 +370,16 @@ returns table (queue_id text, phase_number integer, title text, from_status text
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_feature_id integer := coalesce(p_feature_id, (select p.feature_id from public.phase_queue as p where p.queue_id = p_queue_id));
+    v_feature_id integer;
     v_before jsonb;
     v_endings jsonb;
     v_ended bigint[];
     v_after jsonb;
 begin
+    if p_feature_id is not null then
+        perform pgcoord_private.check_feature(p_feature_id);
+    end if;
+    v_feature_id := coalesce(p_feature_id, (select p.feature_id from public.phase_queue as p where p.queue_id = p_queue_id));
     select jsonb_object_agg(p.queue_id, concat_ws(' ', p.status, p.gated)) into v_before
     from public.phase_queue as p
     where p.feature_id = v_feature_id;

@@ -128,12 +128,12 @@ begin
         perform pgcoord_private.conclude_attempt(v_attempt, 'completed', null, 'exited with status 0');
     else
         perform pgcoord_private.conclude_attempt(v_attempt, 'failed', concat_ws(e'\n',
-            v_fault,
             case when v_result ->> 'status' = 'failed' then coalesce(nullif(v_result ->> 'error', ''), 'its result says that it failed') end,
             case when p_exit_code = 0 and (v_fault is not null or v_result ->> 'status' = 'failed') then null
                 when p_exit_code = 0 then 'exited 0 without reporting'
                 when p_exit_code between 129 and 192 then format('exited with status %s (signal %s)', p_exit_code, p_exit_code - 128)
                 else format('exited with status %s', p_exit_code) end,
+            v_fault,
             nullif(p_log_tail, '')));
     end if;
 end $$;

@@ -1,5 +1,10 @@
 -- What is expected, and why. Read only.
 
+-- Ids as features have them: of a number beyond there is no feature. Null, for all, stays null.
+create or replace function pgcoord_private.feature_ids(p_ids bigint[]) returns integer[]
+language sql immutable
+return case when p_ids is not null then array(select id::integer from unnest(p_ids) as id where id between 1 and 2147483647) end;
+
 -- The open phases, in the order in which they are claimed, at most p_most of them; and all phases of some features. How
 -- long each will yet take (nothing where it is completed, null where nothing tells, or too many are before it), and whether it will go by itself: not what is failed, blocked
 -- or cancelled, paused with its feature, or waits for an approval or for what nobody has.
@@ -409,7 +414,7 @@ set jit = off as $$
     select s.feature_id, s.phase_number, s.layer, s.critical, s.runs, s.usual,
         pgcoord_private.in_minutes(s.starts), pgcoord_private.in_minutes(s.ends),
         pgcoord_private.in_minutes(s.earliest), pgcoord_private.in_minutes(s.latest)
-    from pgcoord_private.simulate(p_feature_ids::integer[]) as s
+    from pgcoord_private.simulate(pgcoord_private.feature_ids(p_feature_ids)) as s
     where s.feature_id = any (p_feature_ids)
     order by s.feature_id, s.phase_number;
 $$;
@@ -451,7 +456,7 @@ returns table (
 )
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
-    select f.* from pgcoord_private.finishes(p_feature_ids::integer[]) as f where f.feature_id is not null;
+    select f.* from pgcoord_private.finishes(pgcoord_private.feature_ids(p_feature_ids)) as f where f.feature_id is not null;
 $$;
 comment on function pgcoord.expected_finish(bigint[]) is
     'The critical path of each feature, and when it will be finished with the slots there are, beside everything else that is open and if nothing fails; null where nothing tells.';
