@@ -10,7 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.types.json import set_json_loads
 from support.database import Connection, add_feature, claim, one, start, take_lead
+
+from pgcoord.database.loaders import load_json
 
 # By type, from the harmless to the worst; null is tried with each.
 HOSTILE: dict[str, list[str]] = {
@@ -114,6 +117,7 @@ def test_no_function_gives_a_role_more_than_its_own(
     assert len(secrets) == 2
     rights = one(conn, RIGHTS)
     conn.execute("set statement_timeout = '5s'")
+    set_json_loads(load_json, conn)  # some return the deep JSON that they were given
     become = sql.SQL("set local session authorization {}").format(sql.Identifier(logins[role]))
     faults: set[str] = set()
     answered = 0
