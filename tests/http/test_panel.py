@@ -405,7 +405,7 @@ async def test_a_page_that_was_away_is_sent_what_it_missed_and_no_more(
     await look(page, f"{panel}/features/{feature}")
     seen = await page.evaluate("document.body.dataset.seen")
     conn.execute("select pgcoord.skip_phase(%s, 'done')", [f"queue-{feature}-1"])
-    await expect(tree_state(page, 1)).to_have_text("Completed")
+    await expect(tree_state(page, 1)).to_have_text("Skipped")
     message = await page.evaluate(
         """seen => new Promise(resolve => {
             const source = new EventSource(`${location.pathname}?live=${seen}`);

@@ -46,7 +46,7 @@ def test_the_search_finds_a_lead_that_is_not_checked(dsn: str, conn: Connection)
 
 def test_the_search_finds_a_slot_that_two_phases_hold(dsn: str, conn: Connection) -> None:
     conn.execute("drop index phase_queue_slot_key")
-    redefine(conn, "claim_phases", "v_slots[v_next], p_epoch", "1, p_epoch")
+    redefine(conn, "claim_phases", "v_slot, p_epoch", "1, p_epoch")
     with pytest.raises(Violation, match=r"slots \[1, 1\] are held"):
         explored(dsn, faults=0)
 
