@@ -327,7 +327,8 @@ async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> N
             level = logging.DEBUG if backoff.repeats(str(error)) else logging.WARNING
             logger.log(level, "trying again in %.2f s: %s", seconds, error)
         with suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await stopping.wait()
 
 
 async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:

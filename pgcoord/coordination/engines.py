@@ -168,7 +168,8 @@ class Watch:
     async def _hurried_within(self, seconds: float) -> bool:
         await asyncio.sleep(min(1.0, ASKS[0]))  # many may hurry at once
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._hurried.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._hurried.wait()
         return self._hurried.is_set()
 
     async def _open_jobs(self, names: set[str]) -> set[str]:
@@ -401,7 +402,9 @@ class EngineSupervision(Supervision):
     async def _wait_for_news(self) -> None:
         looks = self._speaks_by_file or not self._begun or self._quiet_since is not None
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), LOOK if looks else None)
+            # Not wait_for: in Python 3.11 it forgets a cancellation that comes with the news.
+            async with asyncio.timeout(LOOK if looks else None):
+                await self._news.wait()
 
     async def _read_folder(self) -> bool:
         """Answer and record what the job says in the shared folder; return whether it has ended."""
