@@ -53,7 +53,9 @@ def make_app(state: AppState) -> ASGIApp:
     app.state.shared = state
     app.state.live = panel.make_live(state)
     app.router.redirect_slashes = False
-    return _without_trailing_slash(_answering_at_the_end(Guard(app, state.access, state.sessions)))
+    return _without_trailing_slash(
+        _answering_at_the_end(Guard(app, state.access, state.sessions, state.has_ended))
+    )
 
 
 def _answering_at_the_end(app: ASGIApp) -> ASGIApp:

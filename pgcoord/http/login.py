@@ -48,7 +48,8 @@ async def log_in(request: Request) -> Response:
 
 
 async def log_out(request: Request) -> Response:
-    """Forget the cookie."""
+    """End the log-in: its cookies are refused from now on, wherever they were copied to."""
+    await state_of(request).end_login(request)
     answer = RedirectResponse("/login", 303)
     path = prefix_of(request.scope) or "/"
     answer.delete_cookie(COOKIE, path=path, httponly=True, samesite="strict")

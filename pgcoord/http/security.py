@@ -9,9 +9,10 @@ import hashlib
 import hmac
 import ipaddress
 import re
+import secrets
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote, urlsplit
 
@@ -219,18 +220,26 @@ class Sessions:
             return None
         until = int(time.time()) + SESSION_SECONDS
         said = base64.urlsafe_b64encode(name.encode(errors="replace")).decode().rstrip("=")
-        return self._seal(f"{'steer' if steers else 'read'}.{until}.{said}")
+        login = secrets.token_hex(8)
+        return self._seal(f"{'steer' if steers else 'read'}.{until}.{said}.{login}")
 
     def sender(self, cookie: str) -> _Sender | None:
         """Return the holder of a cookie; None when its signature is wrong or it has expired."""
         text, _, _ = cookie.rpartition(".")
         if not hmac.compare_digest(self._seal(text).encode(), cookie.encode()):
             return None
-        level, until, said = text.split(".")
-        if int(until) < time.time():
+        level, until, said, *login = text.split(".")
+        if int(until) < time.time() or not login:  # none: of a release that could not end it
             return None
         name = base64.urlsafe_b64decode(said + "==").decode()
         return _Sender(f"{name or 'somebody'} (panel)", level == "steer", has_cookie=True)
+
+    def login_of(self, cookie: str | None) -> tuple[str, int] | None:
+        """Return (digest of the log-in, when its cookies expire) of a cookie that is valid."""
+        if not cookie or self.sender(cookie) is None:
+            return None
+        _, until, _, login, _ = cookie.split(".")
+        return hashlib.sha256(login.encode()).hexdigest(), int(until)
 
     def steers(self, token: str) -> bool | None:
         """Whether *token* permits changes, or reading only; None when it is wrong."""
@@ -262,8 +271,16 @@ class Sessions:
 class Guard:
     """Stands before the application: lets in who may enter, and sends the headers that protect."""
 
-    def __init__(self, app: ASGIApp, access: Access, sessions: Sessions) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        sessions: Sessions,
+        has_ended: Callable[[str], Awaitable[bool]],
+    ) -> None:
+        """Refuse the cookies of log-ins of which *has_ended*, given a digest, is true."""
         self._app = app
+        self._has_ended = has_ended
         self._access = access
         self._sessions = sessions
 
@@ -282,6 +299,10 @@ class Guard:
 
         request = HTTPConnection(scope)
         sender = self._sender(request)
+        if sender and sender.has_cookie and not self._is_open(scope["path"]):
+            login = self._sessions.login_of(request.cookies.get(COOKIE))
+            if login and await self._has_ended(login[0]):
+                sender = self._without_cookie(request)
         answer = self._refuse(request, sender)
         if answer is None:
             scope[_SENDER] = sender
@@ -304,7 +325,7 @@ class Guard:
         if unsafe and not self._is_same_site(request):
             return refusal(403, "forbidden", "the request comes from a page of another site")
         path = scope["path"]
-        if path in _OPEN or path.startswith("/static/") or _OF_JOBS.fullmatch(path):
+        if self._is_open(path):
             return None
         if sender is None:
             if _bearer(request) is not None and self._is_guessing(request):
@@ -319,6 +340,15 @@ class Guard:
             return refusal(403, "forbidden", "this token is for reading only")
         return None
 
+    def _is_open(self, path: str) -> bool:
+        return path in _OPEN or path.startswith("/static/") or bool(_OF_JOBS.fullmatch(path))
+
+    def _without_cookie(self, request: HTTPConnection) -> _Sender | None:
+        """Return the sender of a request whose cookie does not count: one only without a token."""
+        if self._access.token is not None:
+            return None
+        return _Sender(f"http ({client_of(request)})", True)
+
     def _sender(self, request: HTTPConnection) -> _Sender | None:
         """Return the sender of a request; None when it has neither a valid token nor a cookie."""
         client = client_of(request)
@@ -330,8 +360,8 @@ class Guard:
             return None if steers is None else _Sender(f"{name or 'http'} ({client})", steers)
         cookie = request.cookies.get(COOKIE)
         sender = self._sessions.sender(cookie) if cookie else None
-        if sender is None and self._access.token is None:
-            sender = _Sender(f"http ({client})", True)
+        if sender is None:
+            sender = self._without_cookie(request)
         return replace(sender, actor=f"{user} (panel)") if sender and user else sender
 
     def _is_guessing(self, request: HTTPConnection) -> bool:

@@ -5,6 +5,7 @@ needs them: most coordinators plan nothing.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,18 +13,23 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import jinja2
+import psycopg
 from starlette.requests import HTTPConnection, Request
 
 from pgcoord import assets
 from pgcoord.coordination.coordinator import Coordinator
+from pgcoord.database import panel
 from pgcoord.database._sql import Connection
+from pgcoord.errors import CoordError
 from pgcoord.http.feed import Feed
 from pgcoord.http.pool import Database, Kind, until_disconnected
-from pgcoord.http.security import Access, Sessions, actor_of
+from pgcoord.http.security import COOKIE, Access, Sessions, actor_of
 
 if TYPE_CHECKING:
     from pgcoord.http.metrics import Metrics
     from pgcoord.planner.planning import FeaturePlanner, Planned
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -84,6 +90,25 @@ class AppState:
             self.database.connection(actor_of(request), kind=kind) as conn,
         ):
             yield conn
+
+    async def has_ended(self, login: str) -> bool:
+        """Whether the log-in with this digest was ended.
+
+        False where the database does not answer: then it answers nobody else's question either.
+        """
+        try:
+            async with self.database.connection() as conn:
+                return await panel.login_has_ended(conn, login)
+        except (psycopg.Error, CoordError) as error:
+            logger.debug("cannot look whether a log-in was ended: %s", error)
+            return False
+
+    async def end_login(self, request: Request) -> None:
+        """End the log-in of the cookie of *request*: all its cookies are refused from now on."""
+        login = self.sessions.login_of(request.cookies.get(COOKIE))
+        if login:
+            async with self.acting(request) as conn:
+                await panel.end_login(conn, *login)
 
     async def plan(self, request: Request, feature_id: int) -> "Planned":
         """Plan a feature and store its plan as the sender of *request*; see `plan_stored`."""

@@ -178,3 +178,12 @@ begin atomic
         join public.phase_queue as p on p.queue_id = a.queue_id
     where e.id = any (p_events) and a.ended_at is not null;
 end;
+
+-- End a log-in of the panel, until its cookies expire; forget those that have.
+create or replace function pgcoord_private.end_login(p_digest text, p_until bigint) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    delete from pgcoord_private.ended_login where until < now();
+    insert into pgcoord_private.ended_login (digest, until) values (p_digest, to_timestamp(p_until)) on conflict do nothing;
+end $$;

@@ -95,6 +95,11 @@ async def test_people_log_in_and_get_a_cookie(locked: Site, conn: Connection) ->
             assert answer.status_code == 401, forged
     out = await locked.client.post("/logout")
     assert 'pgcoord_session=""' in out.headers["set-cookie"]
+    async with httpx2.AsyncClient(cookies={name: value}) as copied:
+        refused = await copied.get(f"{locked.url}/api/v1/queue")
+        assert refused.status_code == 401, "a copy of the cookie outlives the log-out"
+    await locked.client.post("/login", data=form)
+    assert (await locked.client.get("/api/v1/queue")).status_code == 200
 
 
 async def test_who_may_only_read_can_log_out(locked: Site) -> None:
