@@ -47,7 +47,8 @@ class Engine:
         self.pool = pool
         self.environment = environment
 
-    def coordinator(self, **settings: object) -> Coordinator:
+    def coordinator(self, *, host: str | None = None, **settings: Any) -> Coordinator:
+        """A coordinator that leads; *host*: on another machine, as far as it knows."""
         name = self.pool.name if self.pool else "local"
         return make_coordinator(
             self.dsn,
@@ -55,6 +56,7 @@ class Engine:
             scripts(pool=name, **settings),
             environment={**os.environ, **self.environment, "ONE": 'a,b=c\n"d"', "PATH": PATH},
             pool=self.pool,
+            host=host,
         )
 
 
@@ -85,7 +87,7 @@ def engine_of_slurm(slurm: cluster.Slurm, dsn: str, folder: Path) -> Engine:
     return Engine(dsn, folder, Pool("hpc", "slurm", 40, settings), slurm.environment)
 
 
-async def run(engine: Engine, script: str, status: str, **settings: object) -> dict[str, object]:
+async def run(engine: Engine, script: str, status: str, **settings: Any) -> dict[str, object]:
     """Run a phase to its end; return its latest attempt."""
     async with (
         watching(engine.dsn) as watch,
@@ -192,6 +194,20 @@ def hpc(request: pytest.FixtureRequest, slurm: cluster.Slurm, dsn: str, tmp_path
     for name, value in HURRIED.items():
         monkeypatch.setattr(engines, name, value)
     return engine_of_slurm(slurm, dsn, tmp_path)
+
+
+async def test_a_leader_on_another_host_takes_over_at_once(hpc: Engine) -> None:
+    gate = Gate(hpc.folder / "gate")
+    async with watching(hpc.dsn) as watch:
+        async with running(hpc.coordinator(), patience=PATIENCE):
+            await watch.submit(f"echo once >> {hpc.folder}/ran; read _ < {gate.path}; exit 7")
+            await watch.until_found("select from pgcoord.attempt where submitted_at is not null")
+        async with running(hpc.coordinator(host="elsewhere"), patience=PATIENCE):
+            gate.open()
+            await watch.until_statuses("failed")
+        attempt = await watch.one("select * from pgcoord.attempt")
+    assert (attempt["exit_code"], attempt["number"]) == (7, 1)
+    assert (hpc.folder / "ran").read_text() == "once\n"
 
 
 @pytest.mark.scale
