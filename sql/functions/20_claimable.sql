@@ -6,18 +6,22 @@ create or replace view pgcoord_private.claimable as
 -- (locker: the transaction that has the phase locked, or had. Columns that phase_queue is given come last.)
 select p.xmax::text as locker, p.*
 from public.phase_queue as p
-where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held and not p.gated
-    and p.queue_id <> all (array(select queue_id from pgcoord.unclaimable where until > clock_timestamp()));
+where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held and not p.gated;
 comment on view pgcoord_private.claimable is
-    'Phases that can be claimed: their prerequisites are completed, they wait for no retry time and no approval, their feature is not paused, and their claim did not fail a moment ago.';
+    'Phases that can be claimed: their prerequisites are completed, they wait for no retry time and no approval, and their feature is not paused.';
 
 -- Claimable as soon as the next claim has cleared its retry time.
 create or replace view pgcoord_private.due_retry as
 select p.xmax::text as locker, p.*
 from public.phase_queue as p
-where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held and not p.gated
-    and p.queue_id <> all (array(select queue_id from pgcoord.unclaimable where until > clock_timestamp()));
+where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held and not p.gated;
 comment on view pgcoord_private.due_retry is 'Phases whose retry time has come, and that wait for nothing else.';
+
+-- Phases whose claim failed a moment ago: they stay in the line, and claims pass them over. (Not in the view: of the index
+-- alone the line is read, and that has no names.)
+create or replace function pgcoord_private.set_aside() returns text[]
+language sql volatile
+return array(select queue_id from pgcoord.unclaimable where until > clock_timestamp());
 
 -- The gates that somebody is asked about: those whose prerequisites are completed.
 create or replace view pgcoord.gate as

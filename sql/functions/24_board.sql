@@ -203,16 +203,22 @@ where f.cancelled_at is null;
 comment on view pgcoord.attention is
     'Phases that need somebody: failed ones, such as cannot start, such as wait for an approval, such as write nothing for long, such as run much longer than usual, and such as a lock of somebody''s holds up.';
 
--- In the order in which claims of a pool take them. (Without any coordinator yet all are in the line of local.)
+-- In the order in which claims of a pool take them. (Without any coordinator yet all are in the line of local.) The order is
+-- read from the index alone; then so many phases as are asked for.
 create or replace view pgcoord.line as
 select p.queue_id, p.feature_id, f.title as feature, p.phase_number,
     pgcoord_private.title_of(p.phase_data, p.phase_number) as title, p.priority, p.eligible_at,
-    coalesce(w.pool, 'local') as pool
-from pgcoord_private.claimable as p
-    join public.planned_features as f on f.id = p.feature_id
-    left join pgcoord_private.workflow_line as w on w.line = coalesce(p.workflow_type, '')
+    k.pool
+from (
+        select c.feature_id, c.phase_number, c.priority, c.queue_position, coalesce(w.pool, 'local') as pool
+        from pgcoord_private.claimable as c
+            left join pgcoord_private.workflow_line as w on w.line = coalesce(c.workflow_type, '')
+        order by c.priority, c.queue_position, c.feature_id, c.phase_number
+    ) as k
+    join public.phase_queue as p on p.feature_id = k.feature_id and p.phase_number = k.phase_number
+    join public.planned_features as f on f.id = k.feature_id
 where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0)
-order by p.priority, p.queue_position, p.feature_id, p.phase_number;
+order by k.priority, k.queue_position, k.feature_id, k.phase_number;
 comment on view pgcoord.line is 'Phases that wait for nothing but a slot, next first.';
 
 -- How much waits: in line for a slot, for other phases, because it is paused, for a time.

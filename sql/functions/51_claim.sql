@@ -5,6 +5,7 @@ create or replace function pgcoord_private.take_due_retries(p_only text default 
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
+    v_aside text[] := pgcoord_private.set_aside();
     v_due text[];
 begin
     with due as (
@@ -12,7 +13,7 @@ begin
         where queue_id in (
             select queue_id from public.phase_queue
             where retry_at <= clock_timestamp() and (p_only is null or queue_id = p_only)
-                and queue_id <> all (array(select u.queue_id from pgcoord.unclaimable as u where u.until > clock_timestamp()))
+                and queue_id <> all (v_aside)
             for no key update skip locked
         )
         returning queue_id
@@ -45,6 +46,7 @@ declare
     v_due text[];    -- phases whose retry time has come with this claim
     v_id bigint;
     v_attempts bigint[];
+    v_aside text[] := pgcoord_private.set_aside();
     v_no_issues boolean;    -- GitHub makes none for the moment: only phases that have one are claimed
 begin
     if not pgcoord_private.sees_others() then
@@ -96,7 +98,7 @@ begin
                 cross join lateral (    -- the first of each line, of which the first of all are taken
                     select first.* from pgcoord_private.claimable as first
                     where coalesce(first.workflow_type, '') = w.line and (first.issue_number is not null or not v_no_issues)
-                        and (p_only is null or first.queue_id = p_only)
+                        and (p_only is null or first.queue_id = p_only) and first.queue_id <> all (v_aside)
                     order by first.priority, first.queue_position, first.feature_id, first.phase_number
                     limit v_pool.slots
                     for no key update of first skip locked
@@ -159,14 +161,15 @@ create or replace function pgcoord_private.claim_singly(p_epoch bigint) returns 
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
+    v_aside text[] := pgcoord_private.set_aside();
     v_name text;
 begin
     delete from pgcoord.unclaimable as u
     where not exists (select from public.phase_queue as p where p.queue_id = u.queue_id and p.status = 'queued');
     for v_name in
-        select c.queue_id from pgcoord_private.claimable as c
+        select c.queue_id from pgcoord_private.claimable as c where c.queue_id <> all (v_aside)
         union all
-        select r.queue_id from pgcoord_private.due_retry as r
+        select r.queue_id from pgcoord_private.due_retry as r where r.queue_id <> all (v_aside)
         limit 1000
     loop
         exit when not exists (select from pgcoord_private.free_slot where not draining);
@@ -202,6 +205,7 @@ set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off s
 declare
     v_pools text[];    -- with a free slot
     v_found text[];
+    v_aside text[] := pgcoord_private.set_aside();
     v_no_issues_until timestamptz := (select pgcoord_private.issues_held_until(c) from pgcoord.control as c);
 begin
     -- (Infinite is never: an older release stored a retry time like that.)
@@ -239,6 +243,7 @@ begin
                 cross join lateral (
                     select c.* from pgcoord_private.claimable as c
                     where coalesce(c.workflow_type, '') = w.line and (c.issue_number is not null or v_no_issues_until is null)
+                        and c.queue_id <> all (v_aside)
                     order by c.priority, c.queue_position, c.feature_id, c.phase_number
                     limit 500
                 ) as p
@@ -253,6 +258,7 @@ begin
                 join pgcoord_private.workflow_line as w on w.line = coalesce(p.workflow_type, '')
             where w.pool = any (v_pools)
                 and (p.issue_number is not null or v_no_issues_until is null)
+                and p.queue_id <> all (v_aside)
             order by p.retry_at
             limit 500
         ) as first

@@ -157,6 +157,7 @@ set search_path = pg_catalog, pg_temp as $$
             left join pgcoord.leader as l on true
             left join pgcoord_private.workflow_line as w on w.line = coalesce(p.workflow_type, '')
         where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow')
+            and p.queue_id <> all (array(select queue_id from pgcoord.unclaimable))
     ) as line
         cross join (
             select count(*) as n, array_agg(u.queue_id order by u.since) as names,
