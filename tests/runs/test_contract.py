@@ -305,11 +305,12 @@ async def test_a_pool_that_is_removed_has_its_jobs_ended_and_recorded(hpc: Engin
 
 
 @pytest.mark.scale
+@pytest.mark.timeout(400)
 async def test_two_hundred_jobs_under_forty_slots(hpc: Engine) -> None:
-    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=5 * PATIENCE):
+    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=10 * PATIENCE):
         await watch.submit(*[f"echo {number} >> {hpc.folder}/ran" for number in range(200)])
         most = 0
-        async with asyncio.timeout(5 * PATIENCE):
+        async with asyncio.timeout(10 * PATIENCE):
             while True:
                 row = await watch.one(
                     "select count(*) filter (where status = 'completed') as done, count(slot) as n"
