@@ -30,8 +30,8 @@ _VARIABLE = re.compile(r"\bPGCOORD_[A-Z]+(?:_[A-Z]+)*\b")
 _HEADER = """# Reference
 
 Every key, placeholder, variable and status. This page is generated from the code (`make
-reference`), and `pgcoord help TOPIC` prints its parts where there is no checkout. It says what there
-is; the documents beside it say how to use it.
+reference`), and `pgcoord help TOPIC` prints its parts where there is no checkout. It says what
+there is; the documents beside it say how to use it.
 """
 
 
