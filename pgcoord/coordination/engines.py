@@ -428,19 +428,24 @@ class EngineSupervision(Supervision):
         self.recorded = True
         self._coordinator.note_recorded()
         with self._pool.watch.watched(self._news):
-            ender = asyncio.create_task(self._end_in_time())
+            tasks = [asyncio.create_task(self._end_in_time())]
             try:
-                await self._coordinator.unless_stopped(self._follow(ender))
+                await self._coordinator.unless_stopped(self._follow(tasks))
             finally:
-                ender.cancel()
-                await asyncio.gather(ender, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, ender: asyncio.Task[None]) -> None:
-        ender.add_done_callback(lambda _: self._news.set())
+    async def _follow(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Follow the job to its end beside *tasks*, to which is added what begins with it."""
+        tasks[0].add_done_callback(lambda _: self._news.set())
         while True:
             self._news.clear()
-            if ender.done():
-                ender.result()  # it ends by an error only
+            if self._begun and len(tasks) == 1:
+                tasks.append(asyncio.create_task(self._watch_output()))
+            for task in tasks:
+                if task.done():
+                    task.result()  # an error, or there is nothing to watch
             await self._copy_log()
             if await self._read_folder() or await self._believe_the_engine():
                 self.process_gone = True

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from support.coordination import Watch, make_coordinator, running, scripts, watc
 from support.fake_engine import FakeEngine, FakeJob
 
 from pgcoord.configuration import Pool
-from pgcoord.coordination import engines
+from pgcoord.coordination import engines, housekeeping
 from pgcoord.coordination.coordinator import Coordinator
+from pgcoord.coordination.launching import Place
 
 # As in test_contract.py, and shorter: this engine answers at once.
 HURRIED = {"ASKS": (0.05, 0.2), "UNSURE": 0.5, "SILENT": 1.0, "SETTLED": 0.3, "LOOK": 0.05}
@@ -120,3 +122,50 @@ async def test_a_full_shared_disk_delays_a_phase_and_says_so(
         await watch.conn.execute("select from pgcoord.retry_phase('queue-1-1')")
         await (await submitted(watch, engine)).begin(watch.conn)
         await watch.until_statuses("running")
+
+
+async def test_a_job_that_waits_longer_than_its_queue_timeout_is_removed(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async with running(coordinator(dsn, tmp_path, queue_timeout=timedelta(seconds=1))):
+        await watch.submit("true", "true")
+        await watch.until_found("select from pgcoord.attempt having count(job) = 2")
+        first, second = engine.jobs.values()
+        await first.begin(watch.conn)  # it has as long as it takes
+        await watch.until_statuses("running", "failed")
+        error = (
+            await watch.one(
+                "select error from pgcoord.attempt where number = 1 and outcome is not null"
+            )
+        )["error"]
+        assert error == "waited in pool far longer than its queue_timeout of 1 s"
+        await first.exit(watch.conn)
+        await watch.until_statuses("completed", "failed")
+    assert second.seen.place is Place.ENDED
+
+
+async def test_a_quiet_job_is_noted(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async with running(coordinator(dsn, tmp_path, quiet=timedelta(seconds=0.2))):
+        await watch.submit("true")
+        await (await submitted(watch, engine)).begin(watch.conn)
+        await watch.until_found("select from pgcoord.attempt where quiet_since is not null")
+
+
+async def test_old_runs_are_removed_from_the_folder_of_a_pool(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true", "true")
+        await watch.until_found("select from pgcoord.attempt having count(job) = 2")
+        ended, alive = engine.jobs.values()
+        for each in (ended, alive):
+            await each.begin(watch.conn)
+        await ended.exit(watch.conn)
+        await watch.until_statuses("completed", "running")
+    for each in (ended, alive):
+        for path in (each.order.folder, *each.order.folder.iterdir()):
+            os.utime(path, (0, 0))
+    await housekeeping._remove_old_runs(dsn, tmp_path / "runs", timedelta(days=1))
+    assert [each.order.folder.exists() for each in (ended, alive)] == [False, True]
