@@ -10,6 +10,7 @@ import os.path
 import re
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -307,10 +308,38 @@ def read_configuration(path: Path) -> Configuration:
     everything that is wrong, one line each: `file: key: what is expected`.
     """
     path = path.absolute()
-    problems: list[str] = []
+    return _read(_parse(path), path, [])
+
+
+class _Keys(list[str]):
+    """Problems that nobody heeds, and by the way which keys each table may have."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Mapping[str, _Reader]] = {}
+
+
+def known_keys() -> Mapping[str, Mapping[str, Callable[[object], Any]]]:
+    """Return the keys of each table of pgcoord.toml, with their readers, as they are read.
+
+    By the name of the table, such as `log`, `workflow.NAME` or, for the keys that a launcher adds,
+    `pool.slurm`; the top level is ``.
+    """
+    found = _Keys()
+    path = Path("/", NAME)
+    pools = {launcher: {"launcher": launcher} for launcher in _launchers(lambda value: path)}
+    with suppress(InvalidConfiguration):
+        _read({}, path, found)
+    for section in found.known[""]:
+        tables = pools if section == "pool" else {"NAME": {}}
+        with suppress(InvalidConfiguration):
+            _read({section: tables}, path, found)
+    return found.known
+
+
+def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configuration:
     folder = partial(_folder, path.parent)
     sections = _read_table(
-        _parse(path),
+        document,
         {
             "workflow": _table,
             "check": _table,
@@ -771,6 +800,8 @@ def _read_table(
     table: Mapping[str, object], readers: Mapping[str, _Reader], *, key: str, problems: list[str]
 ) -> dict[str, Any]:
     """Read each value of *table* by its reader, and add what cannot be read to *problems*."""
+    if isinstance(problems, _Keys):
+        problems.known[key] = readers
     values = {}
     for name, value in table.items():
         where = f"{key}.{_bare(name)}".removeprefix(".")
@@ -847,6 +878,8 @@ def _user(value: object) -> str:
 
 
 def _variable(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f'expected the name of a variable such as "API_KEY", not {value!r:.60}')
     return _environment([value])[0]
 
 
