@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install browser prism fmt lint types test test-system test-matrix test-scale test-ray chaos check run bench wheel schema-version screenshots clean
+.PHONY: help install browser prism fmt lint types test test-system test-matrix test-scale test-ray chaos check run bench wheel schema-version reference screenshots clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -91,9 +91,13 @@ bench: install ## measure pgcoord on the embedded Postgres
 screenshots: install browser ## take the pictures in docs/screenshots (with Chromium)
 	PYTHONPATH=tests $(BIN)/python tests/screenshots.py docs/screenshots
 
-schema-version: install ## give a schema that was changed its new number
+schema-version: install reference ## give a schema that was changed its new number; renew the reference
 	$(BIN)/python -c 'from pgcoord.database import schema as s; d = s.digest_of_all(); n = s.VERSION.read_text().split(); \
 	    n[1:] == [d] or s.VERSION.write_text(f"{int(n[0]) + 1} {d}\n")'
+
+reference: install ## write docs/reference.md, from the tables of the code
+	$(BIN)/python -c 'from pathlib import Path; from pgcoord.commands import reference; \
+	    Path("docs/reference.md").write_text(reference.markdown())'
 
 wheel: install ## build sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation

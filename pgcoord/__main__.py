@@ -34,6 +34,8 @@ _EXIT_STATUSES = """Exit status: 0 all went well; 1 a phase did not complete; 2 
 # The modules of commands, in the order of the help; and where the commands are that shall answer at
 # once: to import all, and to make parsers of them, takes a tenth of the time of `status`.
 _MODULES = (
+    "starter",
+    "reference",
     "work",
     "plan",
     "show",

@@ -10,6 +10,7 @@ import os.path
 import re
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -115,6 +116,7 @@ class Workflow:
     directory: Path
     environment: tuple[str, ...] = ()
     timeout: timedelta | None = None
+    queue_timeout: timedelta | None = None
     linger: timedelta = timedelta(seconds=30)
     max_attempts: int = 1
     retry_delay: timedelta = timedelta(seconds=10)
@@ -306,10 +308,38 @@ def read_configuration(path: Path) -> Configuration:
     everything that is wrong, one line each: `file: key: what is expected`.
     """
     path = path.absolute()
-    problems: list[str] = []
+    return _read(_parse(path), path, [])
+
+
+class _Keys(list[str]):
+    """Problems that nobody heeds, and by the way which keys each table may have."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Mapping[str, _Reader]] = {}
+
+
+def known_keys() -> Mapping[str, Mapping[str, Callable[[object], Any]]]:
+    """Return the keys of each table of pgcoord.toml, with their readers, as they are read.
+
+    By the name of the table, such as `log`, `workflow.NAME` or, for the keys that a launcher adds,
+    `pool.slurm`; the top level is ``.
+    """
+    found = _Keys()
+    path = Path("/", NAME)
+    pools = {launcher: {"launcher": launcher} for launcher in _launchers(lambda value: path)}
+    with suppress(InvalidConfiguration):
+        _read({}, path, found)
+    for section in found.known[""]:
+        tables = pools if section == "pool" else {"NAME": {}}
+        with suppress(InvalidConfiguration):
+            _read({section: tables}, path, found)
+    return found.known
+
+
+def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configuration:
     folder = partial(_folder, path.parent)
     sections = _read_table(
-        _parse(path),
+        document,
         {
             "workflow": _table,
             "check": _table,
@@ -333,6 +363,7 @@ def read_configuration(path: Path) -> Configuration:
         for name, each in workflows.items()
         if each.pool not in pools
     ]
+    problems += _launcher_problems(workflows, pools)
     notify = _read_notify(sections.get("notify", {}), problems)
     server = _read_table(
         sections.get("server", {}),
@@ -461,6 +492,7 @@ def _read_workflow(
         "directory": folder,
         "environment": _environment,
         "timeout": parse_duration,
+        "queue_timeout": parse_duration,
         "linger": partial(parse_duration, zero=True),
         "max_attempts": _whole(1, _MOST_ATTEMPTS),
         "retry_delay": partial(parse_duration, zero=True),
@@ -513,6 +545,19 @@ def _read_workflow(
             if each in table
         ]
     return Workflow(name=name, **{"command": (), "directory": folder("."), **values})
+
+
+def _launcher_problems(
+    workflows: Mapping[str, Workflow], pools: Mapping[str, Pool]
+) -> Iterator[str]:
+    """Yield which keys of workflows the launchers of their pools cannot keep."""
+    for name, each in workflows.items():
+        pool = pools.get(each.pool)
+        key = f"workflow.{_bare(name)}"
+        if pool and pool.launcher == LOCAL and each.queue_timeout:
+            yield f"{key}.queue_timeout: expected a pool of an engine, where jobs wait"
+        if pool and pool.launcher != LOCAL and each.user:
+            yield f"{key}.user: jobs of {pool.launcher} run as its user, not as {each.user}"
 
 
 def _conflict_problems(workflows: Mapping[str, Workflow]) -> Iterator[str]:
@@ -755,6 +800,8 @@ def _read_table(
     table: Mapping[str, object], readers: Mapping[str, _Reader], *, key: str, problems: list[str]
 ) -> dict[str, Any]:
     """Read each value of *table* by its reader, and add what cannot be read to *problems*."""
+    if isinstance(problems, _Keys):
+        problems.known[key] = readers
     values = {}
     for name, value in table.items():
         where = f"{key}.{_bare(name)}".removeprefix(".")
@@ -831,6 +878,8 @@ def _user(value: object) -> str:
 
 
 def _variable(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f'expected the name of a variable such as "API_KEY", not {value!r:.60}')
     return _environment([value])[0]
 
 

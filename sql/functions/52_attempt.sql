@@ -229,14 +229,16 @@ begin
     where queue_id = v_attempt.queue_id and status = 'queued';
 end $$;
 
--- Ask for the end of attempts that have run longer than they may. One that somebody has locked is passed over, so that
+-- Ask for the end of attempts that have run, or waited in their engine, longer than they may. One that somebody has locked is passed over, so that
 -- no transaction of a person's holds the coordinator up; next_work names it.
 create or replace function pgcoord_private.expire_attempts() returns void
 language sql
 begin atomic
     update pgcoord.attempt as a
     set ending = 'timed_out', ending_at = clock_timestamp(),
-        ending_reason = format('ran longer than its timeout of %s', pgcoord_private.in_words(timeout))
+        ending_reason = case when submitted_at is not null and started_at is null
+            then format('waited in pool %s longer than its queue_timeout of %s', pool, pgcoord_private.in_words(deadline - submitted_at))
+            else format('ran longer than its timeout of %s', pgcoord_private.in_words(timeout)) end
     where a.id in (
         select late.id from pgcoord.attempt as late
         where late.deadline <= (select clock_timestamp()) and late.ended_at is null and late.ending is null

