@@ -1,8 +1,10 @@
 """Workflows with `workspace = "worktree"`: what phases do reaches the phases after them."""
 
 import os
+import pwd
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -131,3 +133,36 @@ async def test_a_retry_keeps_the_work_without_doing_it_again(
     assert ran.read_text() == "1\n"
     costs = await watch.all("select cost_usd::float8 from pgcoord.results where phase_number = 1")
     assert sum(each["cost_usd"] or 0 for each in costs) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may use another account")
+async def test_worktrees_of_another_account_are_its_own(
+    dsn: str, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It need not reach our Python or files; a repository of others is refused in words."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    account = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        project = Path(place, "project")
+        project.mkdir()
+        git(project, "init", "--quiet", "--initial-branch", "main")
+        git(project, "commit", "--quiet", "--allow-empty", "--message", "first")
+        settings = """user = "nobody"
+check = ["test", "-e", "owner"]
+worktrees = "trees"
+fails_on = ["FATAL"]"""
+        await watch.submit("id -un > owner")
+        async with running(coordinator(dsn, project, settings)):
+            (row,) = await watch.until_statuses("failed")
+            assert "belongs to another user than nobody" in row["error_message"]
+            for folder, _, files in os.walk(place):
+                for each in (folder, *(os.path.join(folder, file) for file in files)):
+                    if "/project" in each:
+                        os.chown(each, account.pw_uid, account.pw_gid)
+            Path(place, "trees").mkdir()
+            os.chown(Path(place, "trees"), account.pw_uid, account.pw_gid)
+            await watch.one("select pgcoord.retry_phase('queue-1-1')")
+            await watch.until_statuses("completed")
+        words = ("-c", f"safe.directory={project}", "show", "pgcoord/feature-1:owner")
+        assert git(project, *words) == "nobody"
