@@ -117,12 +117,17 @@ async def test_the_environment_is_that_of_the_workflow_as_it_is(engine: Engine) 
     assert attempt["exit_code"] == 0
 
 
+def git(folder: Path, *words: str) -> str:
+    names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    command = ["git", "-C", str(folder), *names, *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 async def test_agents_are_judged_in_worktrees_and_wait_for_their_model(engine: Engine) -> None:
     """Phases that report do so with their work; what is temporary uses up no attempt."""
     project = engine.folder / "project"
-    git = ("git", "-C", str(project), "-c", "user.name=a", "-c", "user.email=a@example.org")
-    subprocess.run(["git", "init", "-q", "-b", "main", str(project)], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    git(engine.folder, "init", "-q", "-b", "main", "project")
+    git(project, "commit", "-q", "--allow-empty", "-m", "first")
     overloaded = (
         '{"type": "result", "is_error": true, "result": "529 Overloaded", "total_cost_usd": 1}'
     )
@@ -155,9 +160,7 @@ async def test_agents_are_judged_in_worktrees_and_wait_for_their_model(engine: E
         "cost_usd": 1,
     }
     assert "pgcoord: the check failed with status 1" in check["error_message"]
-    files = [*git, "ls-tree", "--name-only", "pgcoord/feature-1"]
-    listed = subprocess.run(files, check=True, capture_output=True, text=True)
-    assert listed.stdout.split() == ["one", "two"]
+    assert git(project, "ls-tree", "--name-only", "pgcoord/feature-1") == "one\ntwo\n"
 
 
 async def test_a_prompt_of_five_megabytes(engine: Engine) -> None:
