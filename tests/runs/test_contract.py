@@ -123,6 +123,7 @@ def git(folder: Path, *words: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.scale
 async def test_agents_are_judged_in_worktrees_and_wait_for_their_model(engine: Engine) -> None:
     """Phases that report do so with their work; what is temporary uses up no attempt."""
     project = engine.folder / "project"
