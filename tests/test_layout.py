@@ -83,12 +83,13 @@ def test_an_import_against_the_floors_is_found() -> None:
 def test_the_documents_name_what_exists() -> None:
     documents = [ROOT / name for name in ("docs/design.md", "docs/decisions.md", "CONTRIBUTING.md")]
     documents.append(ROOT / "sql/README.md")
-    missing = []
-    for document in documents:
-        text = document.read_text()
-        for name in re.findall(r"`((?:pgcoord|sql|web|tests|docs)/[\w./-]+)`", text):
-            if not (ROOT / name).exists():
-                missing.append(f"{document.name}: {name}")
+    path = re.compile(r"`((?:pgcoord|sql|web|tests|docs)/[\w./-]+)`")
+    missing = [
+        f"{document.name}: {name}"
+        for document in documents
+        for name in path.findall(document.read_text())
+        if not (ROOT / name).exists()
+    ]
     sources = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
     named = re.findall(r"`(test_\w+)`", (ROOT / "CONTRIBUTING.md").read_text())
     missing += [name for name in named if f"def {name}(" not in sources]
