@@ -24,13 +24,13 @@ import psycopg
 from pgcoord import __version__
 from pgcoord.configuration import LOCAL, Configuration, GitHub, Pool
 from pgcoord.coordination.engines import LAUNCHERS
+from pgcoord.coordination.probe import probe
 from pgcoord.database import claims, reads, schema, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import connect, connect_blocking, differing_settings
 from pgcoord.database.listener import round_trip
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CoordError, DatabaseUnusable, InvalidConfiguration, NotNow, WrongSchema
-from pgcoord.probe import probe
 from pgcoord.runs import worktree
 from pgcoord.runs.slurm import Slurm
 

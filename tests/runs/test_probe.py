@@ -12,7 +12,7 @@ from support.fake_kubernetes import serving_kubernetes
 from support.serving import served
 from support.slurm import Slurm as Cluster
 
-from pgcoord import probe
+from pgcoord.coordination import probe
 from pgcoord.runs.kubernetes import Kubernetes
 from pgcoord.runs.slurm import Slurm
 
