@@ -116,6 +116,7 @@ class Workflow:
     directory: Path
     environment: tuple[str, ...] = ()
     timeout: timedelta | None = None
+    queue_timeout: timedelta | None = None
     linger: timedelta = timedelta(seconds=30)
     max_attempts: int = 1
     retry_delay: timedelta = timedelta(seconds=10)
@@ -362,6 +363,7 @@ def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configur
         for name, each in workflows.items()
         if each.pool not in pools
     ]
+    problems += _launcher_problems(workflows, pools)
     notify = _read_notify(sections.get("notify", {}), problems)
     server = _read_table(
         sections.get("server", {}),
@@ -490,6 +492,7 @@ def _read_workflow(
         "directory": folder,
         "environment": _environment,
         "timeout": parse_duration,
+        "queue_timeout": parse_duration,
         "linger": partial(parse_duration, zero=True),
         "max_attempts": _whole(1, _MOST_ATTEMPTS),
         "retry_delay": partial(parse_duration, zero=True),
@@ -542,6 +545,19 @@ def _read_workflow(
             if each in table
         ]
     return Workflow(name=name, **{"command": (), "directory": folder("."), **values})
+
+
+def _launcher_problems(
+    workflows: Mapping[str, Workflow], pools: Mapping[str, Pool]
+) -> Iterator[str]:
+    """Yield which keys of workflows the launchers of their pools cannot keep."""
+    for name, each in workflows.items():
+        pool = pools.get(each.pool)
+        key = f"workflow.{_bare(name)}"
+        if pool and pool.launcher == LOCAL and each.queue_timeout:
+            yield f"{key}.queue_timeout: expected a pool of an engine, where jobs wait"
+        if pool and pool.launcher != LOCAL and each.user:
+            yield f"{key}.user: jobs of {pool.launcher} run as its user, not as {each.user}"
 
 
 def _conflict_problems(workflows: Mapping[str, Workflow]) -> Iterator[str]:
