@@ -70,7 +70,11 @@ class Walk:
         await self.request("POST", f"{API}/planned-features?execute={execute}", "create", body)
 
     async def change(self) -> None:
-        changes = {"title": self.text(), "description": self.text(), "tags": [self.text()] * 3}
+        changes: dict[str, Any] = {
+            "title": self.text(),
+            "description": self.text(),
+            "tags": [self.text()] * 3,
+        }
         if self.dice.random() < 0.3:
             changes["phases"] = self.phases()
         names = self.dice.sample(sorted(changes), 2)
@@ -85,9 +89,7 @@ class Walk:
         action = self.dice.choice(ACTIONS)
         if action.scope == "all" and self.dice.random() < 0.7:
             return
-        target = {"phase": self.queue_id, "feature": self.feature, "all": lambda: ""}[
-            action.scope
-        ]()
+        target: object = self.queue_id() if action.scope == "phase" else self.feature()
         if action.name in ("pause", "set_slots"):
             await self.set_control(action)
         elif self.dice.random() < 0.5:
