@@ -119,6 +119,7 @@ class Workflow:
     directory: Path
     environment: tuple[str, ...] = ()
     timeout: timedelta | None = None
+    queue_timeout: timedelta | None = None
     linger: timedelta = timedelta(seconds=30)
     max_attempts: int = 1
     retry_delay: timedelta = timedelta(seconds=10)
@@ -354,6 +355,7 @@ def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configur
         for name, each in workflows.items()
         if each.pool not in pools
     ]
+    problems += _launcher_problems(workflows, pools)
     notify = _read_notify(sections.get("notify", {}), problems)
     server = _read_server(sections.get("server", {}), problems)
     planner = _read_planner(sections.get("planner", {}), folder, problems)
@@ -462,6 +464,7 @@ def _workflow_readers(folder: _Reader, checks: Mapping[str, Check]) -> dict[str,
         "directory": folder,
         "environment": _environment,
         "timeout": parse_duration,
+        "queue_timeout": parse_duration,
         "linger": partial(parse_duration, zero=True),
         "max_attempts": _whole(1, _MOST_ATTEMPTS),
         "retry_delay": partial(parse_duration, zero=True),
@@ -532,6 +535,19 @@ def _command_of(agent: Agent, arguments: Sequence[str]) -> tuple[str, ...]:
     # The last word of some means the input: what is given comes before.
     *head, last = agent.command
     return (*head, *arguments, last) if last == "-" else (*head, last, *arguments)
+
+
+def _launcher_problems(
+    workflows: Mapping[str, Workflow], pools: Mapping[str, Pool]
+) -> Iterator[str]:
+    """Yield which keys of workflows the launchers of their pools cannot keep."""
+    for name, each in workflows.items():
+        pool = pools.get(each.pool)
+        key = f"workflow.{_bare(name)}"
+        if pool and pool.launcher == LOCAL and each.queue_timeout:
+            yield f"{key}.queue_timeout: expected a pool of an engine, where jobs wait"
+        if pool and pool.launcher != LOCAL and each.user:
+            yield f"{key}.user: jobs of {pool.launcher} run as its user, not as {each.user}"
 
 
 def _conflict_problems(workflows: Mapping[str, Workflow]) -> Iterator[str]:

@@ -212,6 +212,9 @@ def _declared(workflow: Workflow) -> dict[str, object]:
         "retry_delay_seconds": workflow.retry_delay.total_seconds(),
         "retry_lost": workflow.retry_lost,
         "timeout_seconds": workflow.timeout.total_seconds() if workflow.timeout else None,
+        "queue_timeout_seconds": (
+            workflow.queue_timeout.total_seconds() if workflow.queue_timeout else None
+        ),
         "pool": workflow.pool,
         "max_cost_usd": workflow.max_cost_usd,
     }

@@ -6,9 +6,12 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from support import serving
+from support.coordination import PATIENCE
+
+expect.set_options(timeout=PATIENCE * 1000)
 
 
 def chromium() -> str | None:
@@ -41,3 +44,14 @@ async def served(dsn: str, folder: Path, host: str = "here") -> AsyncIterator[st
     async with serving.served(dsn, folder, leads=False) as site:
         site.state.coordinator.host = host
         yield site.url
+
+
+async def look(page: Page, address: str) -> None:
+    """Open a page, and wait until it is live."""
+    await page.goto(address)
+    await is_live(page)
+
+
+async def is_live(page: Page) -> None:
+    """Wait until a page is live."""
+    await expect(page.locator("#live strong")).to_have_text("Live")
