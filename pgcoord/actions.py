@@ -58,6 +58,8 @@ class Action:
     """Method and path of the REST operation where they do not follow from scope and verb."""
     refused: bool = True
     """Whether there is a state that does not allow it."""
+    several: bool = False
+    """Whether it is offered for several phases at once: `pgcoord.act_on_phases` does it then."""
 
     @property
     def slug(self) -> str:
@@ -87,6 +89,7 @@ ACTIONS = (
         "Queue a failed or cancelled phase again",
         "{target} is {result}",
         question=Question("Retry {}?", "Retry", preview="retry"),
+        several=True,
     ),
     Action(
         "skip_phase",
@@ -97,6 +100,7 @@ ACTIONS = (
         "Take a phase as completed without running it",
         "{target} is {result}: what depends on it goes on",
         question=Question("Skip {}?", "Skip", preview="skip"),
+        several=True,
     ),
     Action(
         "cancel_phase",
@@ -116,6 +120,7 @@ ACTIONS = (
                 "Cancel that, too",
             ),
         ),
+        several=True,
     ),
     Action(
         "cancel_branch",
@@ -144,6 +149,7 @@ ACTIONS = (
         "Let a phase go on that asks for approval; one that runs nothing is completed",
         "{target} is approved: {result}",
         question=Question("Approve {}?", "Approve", preview="approve", leave="Not yet"),
+        several=True,
     ),
     Action(
         "reject",
@@ -154,6 +160,7 @@ ACTIONS = (
         "Say no to a phase that asks for approval; what depends on it is blocked",
         "{target} is rejected: {result}, what depends on it is blocked",
         question=Question("Reject {}?", "Reject", preview="reject", leave="Not yet"),
+        several=True,
     ),
     Action(
         "cancel_feature",
@@ -238,6 +245,7 @@ ACTIONS = (
         "priority",
         "Change its place in line: lower runs earlier",
         "{target} has priority {number}",
+        several=True,
     ),
 )
 
@@ -264,6 +272,10 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
 OPTIONS: Mapping[str, str] = MappingProxyType(
     {"branch": "Give up as well all that depends on the phase, directly or not."}
 )
+
+
+# What can be done to several phases at once.
+SEVERAL = tuple(each for each in ACTIONS if each.several)
 
 
 def of_scope(scope: Scope) -> tuple[Action, ...]:

@@ -617,7 +617,7 @@ def _key_lines(body: list[str]) -> tuple[int, list[re.Match[str]]]:
     start = next((i for i, line in enumerate(body) if not _is_blank(line)), 0)
     matches = (_KEY_LINE.match(line.rstrip("\r\n")) for line in body[start:])
     block = [match for match in takewhile(_is_key_line, matches) if match]
-    if start and not any(_key(match) in _KEYS for match in block):
+    if start and not any(_key(match) in KEYS for match in block):
         return start, []
     return start, block
 
@@ -626,7 +626,7 @@ def _is_key_line(match: re.Match[str] | None) -> bool:
     if not match:
         return False
     # "http://…" and "Steps:" are text.
-    return _key(match) in _KEYS or bool(
+    return _key(match) in KEYS or bool(
         not match["markup"] and re.match(r"[ \t]+\S", match["value"])
     )
 
@@ -654,13 +654,13 @@ def _read_keys(
 
 
 def _read_value(key: str, match: re.Match[str]) -> Any:
-    if key not in _KEYS:
-        hint = did_you_mean(key, [known.capitalize() for known in _KEYS])
+    if key not in KEYS:
+        hint = did_you_mean(key, [known.capitalize() for known in KEYS])
         raise ValueError(f"unknown key{hint}; if it is text, put a blank line before it")
     value = match["value"].strip()
     if match["markup"]:
         raise ValueError(f'expected it without markup: "{key.capitalize()}: value"')
-    return _KEYS[key](value)
+    return KEYS[key](value)
 
 
 def _dependencies(value: str) -> tuple[int, ...]:
@@ -724,7 +724,7 @@ def _files(value: str) -> tuple[str, ...]:
     return names
 
 
-_KEYS: dict[str, Callable[[str], Any]] = {
+KEYS: dict[str, Callable[[str], Any]] = {
     "depends on": _dependencies,
     "when": _when,
     "workflow": _workflow,

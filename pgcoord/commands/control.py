@@ -44,11 +44,19 @@ def _parse_age(text: str) -> timedelta:
         raise typer.BadParameter(str(error)) from error
 
 
-_PhaseOrFeature = Annotated[
-    str,
+_Phases = Annotated[
+    list[str],
     typer.Argument(
-        metavar="PHASE|FEATURE",
-        help="A phase (queue-104-2 or 104.2), or a feature by its number alone (104).",
+        metavar="PHASE...",
+        help="By queue_id, such as queue-104-2, or 104.2 for short; several at once as well.",
+    ),
+]
+
+_PhasesOrFeature = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PHASE...|FEATURE",
+        help="Phases (queue-104-2 or 104.2), or a feature by its number alone (104).",
     ),
 ]
 
@@ -64,19 +72,23 @@ def _command(verb: str) -> Callable[..., None]:
 
     def command(
         ctx: typer.Context,
-        target: str | int | None,
+        target: list[str] | str | int | None,
         number: int | None = None,
         reason: str | None = None,
         dsn: str | None = None,
         **options: bool,
     ) -> None:
         option = next((name for name, given in options.items() if given), None)
+        if isinstance(target, list) and len(target) > 1:
+            return _act_on_several(ctx, of_verb, target, option, reason, dsn)
+        if isinstance(target, list):
+            [target] = target
         action, meant = _meant(of_verb, target, option)
 
         async def change(conn: "Connection") -> str:
             return await _perform(conn, action, meant, reason, number)
 
-        act(ctx, dsn, change)
+        return act(ctx, dsn, change)
 
     # Typer reads off the signature what a command takes.
     parameters = _parameters(of_verb)
@@ -87,7 +99,9 @@ def _command(verb: str) -> Callable[..., None]:
 
 def _parameters(of_verb: list[Action]) -> list[inspect.Parameter]:
     scopes = {each.scope for each in of_verb}
-    target = Phase if scopes == {"phase"} else _PhaseOrFeature
+    target: Any = Phase
+    if any(each.several and not each.number for each in of_verb):
+        target = _Phases if scopes == {"phase"} else _PhasesOrFeature
     taken: list[tuple[str, Any, Any]] = [
         ("ctx", typer.Context, inspect.Parameter.empty),
         ("target", FeatureOrAll, None)
@@ -127,6 +141,45 @@ def _meant(
         f"{target} is a feature; name one of its phases, such as {target}.1.",
         param_hint=f"--{option}",
     )
+
+
+def _act_on_several(
+    ctx: typer.Context,
+    of_verb: list[Action],
+    targets: list[str],
+    option: str | None,
+    reason: str | None,
+    dsn: str | None,
+) -> None:
+    """Do an action to several phases at once; a line says how each stands."""
+    found = [each for each in of_verb if each.several and each.option == option]
+    if not found:
+        raise typer.BadParameter("Give one phase only.", param_hint=f"--{option}")
+    for each in targets:
+        if each.isdecimal():
+            raise typer.BadParameter(
+                f"{each} is a feature; name phases only, or that feature alone.",
+                param_hint="PHASE...|FEATURE",
+            )
+    refused = 0
+
+    async def change(conn: "Connection") -> str:
+        from pgcoord.database import actions
+
+        nonlocal refused
+        names = [await find_phase(conn, each) for each in targets]
+        told = await actions.perform_on_several(conn, found[0], names, reason=reason)
+        refused = sum(bool(each.refused) for each in told)
+        return "\n".join(
+            f"{each.queue_id}: refused: {each.refused}"
+            if each.refused
+            else f"{each.queue_id} is {each.status}"
+            for each in told
+        )
+
+    act(ctx, dsn, change)
+    if refused:
+        raise typer.Exit(3)
 
 
 async def _perform(

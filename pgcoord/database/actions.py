@@ -4,13 +4,21 @@ The one rule: a function in SQL decides and logs. All raise `NotFound` for an un
 feature and `Refused` when its state does not allow the action.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from psycopg.types.json import Jsonb
 
 from pgcoord.actions import Action
-from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_value, refusals
+from pgcoord.database._sql import (
+    Connection,
+    columns_of,
+    fetch_row,
+    fetch_rows,
+    fetch_value,
+    refusals,
+)
 from pgcoord.database.rows import TakenReport
 
 
@@ -48,6 +56,41 @@ async def perform(
         conn, f"select {what}{call}", *(values[each] for each in action.arguments)
     )
     return None if action.returns == "nothing" else done
+
+
+@dataclass(frozen=True)
+class Told:
+    """A phase after an action on several, and why it was refused, if it was.
+
+    `status` is None if there is no such phase.
+    """
+
+    queue_id: str
+    status: str | None
+    refused: str | None
+
+
+async def perform_on_several(
+    conn: Connection,
+    action: Action,
+    queue_ids: Sequence[str],
+    *,
+    reason: str | None = None,
+    number: int | None = None,
+) -> list[Told]:
+    """Do an *action* to several phases in one transaction; each is told.
+
+    SQL: pgcoord.act_on_phases.
+    """
+    return await fetch_rows(
+        conn,
+        Told,
+        f"select {columns_of(Told)} from pgcoord.act_on_phases(%s, %s, %s, %s)",
+        action.verb,
+        list(queue_ids),
+        reason,
+        number,
+    )
 
 
 async def prune(conn: Connection, older_than: timedelta, looked_at: datetime) -> int:

@@ -268,13 +268,16 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Change:
-    """The change that an action would make to a phase."""
+    """The change that an action would make to a phase.
+
+    `to_status` is None where it would be refused; `words` say why.
+    """
 
     queue_id: str
     phase_number: int
     title: str
     from_status: str
-    to_status: str
+    to_status: str | None
     words: str | None
 
 
@@ -568,6 +571,20 @@ async def preview(
     )
 
 
+async def preview_several(
+    conn: Connection, action: str, queue_ids: list[str], priority: int | None
+) -> list[Change]:
+    """Return what an action on several phases would change, and which of them refuse it."""
+    return await fetch_rows(
+        conn,
+        Change,
+        f"select {columns_of(Change)} from pgcoord.preview_several(%s, %s, %s)",
+        action,
+        queue_ids,
+        priority,
+    )
+
+
 @dataclass(frozen=True)
 class FoundPhase:
     """A phase that a search has found."""
@@ -581,15 +598,20 @@ class FoundPhase:
 
 
 async def found_phases(
-    conn: Connection, search: str | None, status: str | None, limit: int
+    conn: Connection,
+    search: str | None,
+    status: str | None,
+    limit: int,
+    feature_id: int | None = None,
 ) -> list[FoundPhase]:
-    """Return open phases by words of their title, by name, by state. SQL: find_phases."""
+    """Return open phases by words of their title or error, by name, by state. SQL: find_phases."""
     return await fetch_rows(
         conn,
         FoundPhase,
-        f"select {columns_of(FoundPhase)} from pgcoord_private.find_phases(%s, %s, %s)",
+        f"select {columns_of(FoundPhase)} from pgcoord_private.find_phases(%s, %s, %s, %s)",
         search,
         status,
+        feature_id,
         limit,
     )
 

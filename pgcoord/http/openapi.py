@@ -14,7 +14,7 @@ from pgcoord.http import github_webhook as github
 from pgcoord.http.responses import Json
 from pgcoord.json_schema import Schema
 
-_REASONS = {
+REASONS = {
     400: "The body is not JSON.",
     401: "There is no valid token or signature.",
     403: "The token is for reading only, or the request comes from another site.",
@@ -107,7 +107,7 @@ def _body(schema: Schema, *, required: bool) -> dict[str, Any]:
 def _refusals(statuses: set[int]) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {
-        str(status): {"description": _REASONS[status], "content": error}
+        str(status): {"description": REASONS[status], "content": error}
         for status in sorted(statuses)
     }
 

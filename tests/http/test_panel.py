@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import anyio
 import psycopg
 import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
-from playwright.async_api import Browser, BrowserContext, Page, Route, expect
+from playwright.async_api import Browser, Page, Route, expect
 from psycopg.types.json import Jsonb
 from support.cases import case
 from support.coordination import PATIENCE, Gate
@@ -22,72 +22,14 @@ from support.database import Connection, add_feature, add_phase, claim, start, s
 from support.desk import free_port
 from support.forks import Fork, run_forked
 from support.nginx import proxied
-from support.panel_browser import browsing, chromium, served
-from support.panel_scene import Scene, set_scene
+from support.panel_browser import is_live, look, served
+from support.panel_scene import Scene
 from support.serving import served as serving_of
 
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
 
 SCRIPT = '<img src=x onerror="hacked=1"><script>hacked=1</script>"\'>{{7*7}}</textarea></title>'
-
-expect.set_options(timeout=PATIENCE * 1000)
-
-
-@pytest.fixture(scope="session")
-async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
-    if chromium() is None:
-        pytest.skip("no browser: apt-get install chromium, or name one in PGCOORD_TEST_CHROMIUM")
-    async with browsing() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="session")
-async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
-    """One window for all tests, in which nothing is animated: that would cost most of the time."""
-    async with await browser.new_context(reduced_motion="reduce") as context:
-        yield context
-
-
-@pytest.fixture
-async def page(context: BrowserContext) -> AsyncIterator[Page]:
-    """A page of which no error and no breach of its security policy stays unnoticed."""
-    page = await context.new_page()
-    faults: list[str] = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda said: faults.append(said.text) if is_fault(said) else None)
-    yield page
-    await page.close()
-    assert faults == []
-
-
-def is_fault(said: Any) -> bool:
-    """Whether the console says more than that a request was refused, as tests want it to be."""
-    return said.type == "error" and "Failed to load resource" not in said.text
-
-
-@pytest.fixture
-async def panel(dsn: str, tmp_path: Path) -> AsyncIterator[str]:
-    async with served(dsn, tmp_path) as url:
-        yield url
-
-
-@pytest.fixture
-def scene(dsn: str, tmp_path: Path) -> Iterator[Scene]:
-    scene = Scene(dsn, "here", tmp_path)
-    set_scene(scene)
-    yield scene
-    scene.close()
-
-
-async def look(page: Page, address: str) -> None:
-    """Open a page, and wait until it is live."""
-    await page.goto(address)
-    await is_live(page)
-
-
-async def is_live(page: Page) -> None:
-    await expect(page.locator("#live strong")).to_have_text("Live")
 
 
 def branch(conn: Connection) -> int:

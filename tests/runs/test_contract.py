@@ -4,6 +4,8 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +23,7 @@ from support.coordination import (
     watching,
 )
 
-from pgcoord.configuration import Pool, read_configuration
+from pgcoord.configuration import Check, Pool, Worktree, read_configuration
 from pgcoord.coordination import engines
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.runs import job
@@ -67,11 +69,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "engines"
 
 
 @pytest.fixture(params=["local", "slurm", "command"])
-def engine(
-    request: pytest.FixtureRequest, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Engine:
-    for name, value in HURRIED.items():
-        monkeypatch.setattr(engines, name, value)
+def engine(hurried: None, request: pytest.FixtureRequest, dsn: str, tmp_path: Path) -> Engine:
     if request.param == "local":
         return Engine(dsn, tmp_path, None, {})
     slurm = request.getfixturevalue("slurm")
@@ -117,6 +115,53 @@ async def test_the_environment_is_that_of_the_workflow_as_it_is(engine: Engine) 
         environment=("ONE",),
     )
     assert attempt["exit_code"] == 0
+
+
+def git(folder: Path, *words: str) -> str:
+    names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    command = ["git", "-C", str(folder), *names, *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.scale
+async def test_agents_are_judged_in_worktrees_and_wait_for_their_model(engine: Engine) -> None:
+    """Phases that report do so with their work; what is temporary uses up no attempt."""
+    project = engine.folder / "project"
+    git(engine.folder, "init", "-q", "-b", "main", "project")
+    git(project, "commit", "-q", "--allow-empty", "-m", "first")
+    overloaded = (
+        '{"type": "result", "is_error": true, "result": "529 Overloaded", "total_cost_usd": 1}'
+    )
+    report = f"{sys.executable} -m pgcoord report completed --patience 0"
+    coordinator = engine.coordinator(
+        agent="claude",
+        check=Check(("test", "!", "-e", "bad")),
+        directory=project,
+        reports=True,
+        worktree=Worktree(),
+    )
+    async with watching(engine.dsn) as watch, running(coordinator, patience=PATIENCE):
+        await watch.submit(
+            f"echo 1 > one; {report}",
+            (f"cat one; echo 2 > two; {report}", [1]),
+            ("touch bad", [1]),
+            (f"echo '{overloaded}'; exit 1", [1]),
+        )
+        retried = "select from phase_queue where phase_number = 4 and retry_at is not null"
+        await watch.until_statuses("completed", "completed", "failed", "queued")
+        await watch.until_found(retried)
+        waits = await watch.one(
+            "select attempts_used, error_message, cost_usd::int from phase_queue"
+            " join pgcoord.results using (queue_id) where phase_queue.phase_number = 4"
+        )
+        (check,) = await watch.all("select error_message from phase_queue where status = 'failed'")
+    assert waits == {
+        "attempts_used": 0,
+        "error_message": "try again later: 529 Overloaded",
+        "cost_usd": 1,
+    }
+    assert "pgcoord: the check failed with status 1" in check["error_message"]
+    assert git(project, "ls-tree", "--name-only", "pgcoord/feature-1") == "one\ntwo\n"
 
 
 async def test_a_prompt_of_five_megabytes(engine: Engine) -> None:
@@ -189,11 +234,19 @@ async def test_what_ended_while_nobody_led_is_recorded(engine: Engine) -> None:
 
 
 @pytest.fixture
-def hpc(request: pytest.FixtureRequest, slurm: cluster.Slurm, dsn: str, tmp_path: Path) -> Engine:
-    monkeypatch = request.getfixturevalue("monkeypatch")
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in HURRIED.items():
         monkeypatch.setattr(engines, name, value)
+
+
+@pytest.fixture
+def hpc(hurried: None, slurm: cluster.Slurm, dsn: str, tmp_path: Path) -> Engine:
     return engine_of_slurm(slurm, dsn, tmp_path)
+
+
+@pytest.fixture
+def own_hpc(hurried: None, own_slurm: cluster.Slurm, dsn: str, tmp_path: Path) -> Engine:
+    return engine_of_slurm(own_slurm, dsn, tmp_path)
 
 
 async def test_a_leader_on_another_host_takes_over_at_once(hpc: Engine) -> None:
@@ -227,22 +280,21 @@ async def test_a_frozen_controller_starts_a_job_once(slurm: cluster.Slurm, hpc: 
 
 @pytest.mark.scale
 async def test_a_controller_that_is_away_delays_and_no_more(
-    slurm: cluster.Slurm, hpc: Engine
+    own_slurm: cluster.Slurm, own_hpc: Engine
 ) -> None:
-    gate = Gate(hpc.folder / "gate")
-    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=PATIENCE):
-        await watch.submit(f"echo once >> {hpc.folder}/ran; read _ < {gate.path}; exit 5")
+    gate = Gate(own_hpc.folder / "gate")
+    async with watching(own_hpc.dsn) as watch, running(own_hpc.coordinator(), patience=PATIENCE):
+        await watch.submit(f"echo once >> {own_hpc.folder}/ran; read _ < {gate.path}; exit 5")
         await watch.until_statuses("running")
-        slurm.kill("controller", signal.SIGKILL)
+        own_slurm.kill("controller", signal.SIGKILL)
         await asyncio.sleep(2 * HURRIED["SILENT"])  # of silence, which is no end
         assert [row["status"] for row in await watch.all("select status from phase_queue")] == [
             "running"
         ]
         gate.open()
         await watch.until_statuses("failed")
-        slurm.start_controller()
+        own_slurm.start_controller()
         assert (await watch.one("select exit_code from pgcoord.attempt"))["exit_code"] == 5
-    slurm.wait_until_idle()
 
 
 async def test_a_job_whose_requeued_copy_starts_runs_once(
@@ -313,10 +365,11 @@ async def test_two_hundred_jobs_under_forty_slots(hpc: Engine) -> None:
         async with asyncio.timeout(10 * PATIENCE):
             while True:
                 row = await watch.one(
-                    "select count(*) filter (where status = 'completed') as done, count(slot) as n"
-                    " from phase_queue"
+                    "select count(*) filter (where status = 'completed') as done, count(slot) as n,"
+                    " count(*) filter (where status = 'failed') as failed from phase_queue"
                 )
                 most = max(most, row["n"])
+                assert row["failed"] == 0
                 if row["done"] == 200:
                     break
                 await asyncio.sleep(0.5)

@@ -9,7 +9,7 @@ import subprocess
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -161,13 +161,12 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-@pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """A Slurm cluster for the whole session."""
+@contextmanager
+def _cluster(name: str) -> Iterator[Slurm]:
     if (reason := missing()) is not None:
         pytest.skip(reason)
     # Not below pytest's own folder, which only its user may enter: munge wants to be reached.
-    folder = Path(f"/tmp/pgcoord-slurm-{os.getpid()}")
+    folder = Path(f"/tmp/pgcoord-slurm-{name}-{os.getpid()}")
     folder.mkdir(mode=0o755)
     cluster = Slurm(folder)
     try:
@@ -176,3 +175,21 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """A Slurm cluster for the whole session."""
+    with _cluster("all") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def own_slurm() -> Iterator[Slurm]:
+    """A Slurm cluster for one test.
+
+    A controller that is killed gives its last job ids again; a node that has a job of that id
+    drains itself, and the controller cancels the second.
+    """
+    with _cluster("own") as cluster:
+        yield cluster

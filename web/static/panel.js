@@ -398,6 +398,15 @@ document.addEventListener("submit", async (event) => {
   }
 });
 
+// --- Lists to tick
+
+for (const button of document.querySelectorAll("button[data-tick]")) {
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    for (const box of button.form.querySelectorAll("input[type=checkbox]")) box.checked = button.dataset.tick === "all";
+  });
+}
+
 // --- Keys
 
 const KEYS = [

@@ -127,7 +127,7 @@ def _asks_whether_so_many(
         asked=asked,
         action="/slots",
         statement=f"select pgcoord.set_slots({number})",
-        hidden={"slots": number, "sure": 1} | ({"pool": pool} if pool else {}),
+        hidden=[("slots", number), ("sure", 1), *([("pool", pool)] if pool else [])],
         changes=None,
         gate=None,
         error=None,

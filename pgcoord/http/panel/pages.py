@@ -75,6 +75,12 @@ class Overview(View):
         """The same for those who see the same."""
         return f"/ {self.show} {self.search or ''}"
 
+    @property
+    def query(self) -> str:
+        """What phases are looked for, as the query of an address."""
+        given = {"show": self.show if self.show in STATES else None, "q": self.search}
+        return urlencode({name: value for name, value in given.items() if value})
+
     def concerns(self, event: Event) -> bool:
         """Everything shows here."""
         return True
@@ -104,7 +110,7 @@ class Overview(View):
             ),
             "filters": Piece("piece/filters.html", (self, len(needs))),
             "tally": Piece("piece/tally.html", (self, _tally(features))),
-            "found": Piece("piece/found.html", (found, _MOST_FOUND)),
+            "found": Piece("piece/found.html", (found, _MOST_FOUND, self.query)),
             "none": Piece("piece/none.html", (self, bool(features))),
         }
         free = [each for each in slots if not each.queue_id] if len(slots) > _MOST_CARDS else []
@@ -194,16 +200,33 @@ def _tally(features: list[panel.FeatureRow]) -> dict[str, int]:
 class FeaturePage(View):
     """A feature: its phases as tree, graph and timeline, and its history.
 
-    Until they are queued, its plan; prompts of more than `most_tokens` are warned of.
+    Until they are queued, its plan; prompts of more than `most_tokens` are warned of. The tree has
+    all of its phases, or those in the state `show` and with the words of `search`.
     """
 
     feature_id: int
     most_tokens: int
+    show: str | None = None
+    search: str | None = None
 
     @property
     def key(self) -> str:
         """The same for those who see the same."""
-        return f"/features/{self.feature_id}"
+        return f"/features/{self.feature_id} {self.show or ''} {self.search or ''}"
+
+    @property
+    def query(self) -> str:
+        """The filters as the query of an address."""
+        given = {"show": self.show, "q": self.search}
+        return urlencode({name: value for name, value in given.items() if value})
+
+    def _is_wanted(self, phase: panel.TreePhase) -> bool:
+        if self.show and phase.status != self.show:
+            return False
+        words = (self.search or "").casefold().removeprefix("#")
+        said = f"{phase.title} {phase.error_message or ''} {' '.join(phase.reasons or [])}"
+        numbers = (phase.queue_id, str(phase.phase_number), str(phase.issue_number))
+        return not words or words in numbers or words in said.casefold()
 
     def concerns(self, event: Event) -> bool:
         """Its own events, and all that may move its phases in line."""
@@ -228,6 +251,7 @@ class FeaturePage(View):
         timeline = Timeline(phases, spans, forecast, ended)
         runs = any(each.slot for each in phases)
         large = len(phases) > _MOST_LIGHT
+        listed = [each for each in phases if self._is_wanted(each)]
         pieces = {
             "notice": Piece("piece/notice.html", installation),
             "head": Piece("piece/feature_head.html", (feature, described.description, len(phases))),
@@ -243,16 +267,17 @@ class FeaturePage(View):
             "graph": Piece("piece/graph.html", Graph(phases, forecast), heavy=large),
             "timeline": Piece("piece/timeline.html", timeline, ages=runs, heavy=large),
             "in-line": Piece("piece/in_line.html", [each.phase_number for each in in_line]),
+            "find": Piece("piece/find.html", (self, feature, len(phases), len(listed))),
         }
         pieces |= {
             f"phase-{each.phase_number}": Piece(
                 "piece/tree_phase.html", (each, forecast.get(each.phase_number))
             )
-            for each in phases
+            for each in listed
         }
         pieces |= _event_pieces(events, "feature")
         lists = {
-            "tree": [f"phase-{each.phase_number}" for each in phases],
+            "tree": [f"phase-{each.phase_number}" for each in listed],
             "events": [f"event-{each.id}" for each in events],
         }
         trouble = f"({len(needs)}) " if needs else ""

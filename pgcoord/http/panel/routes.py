@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 from pgcoord import assets
 from pgcoord.database.rows import HistoryEvent
 from pgcoord.errors import InvalidInput, NotFound
-from pgcoord.http.panel import actions, format
+from pgcoord.http.panel import actions, format, several
 from pgcoord.http.panel import phase as phase_pages
 from pgcoord.http.panel import plan as plan_pages
 from pgcoord.http.panel.live import Live
@@ -70,15 +70,25 @@ async def overview(request: Request) -> Response:
     wanted = request.query_params.get("show", "all")
     if wanted not in (*format.FEATURE_FILTERS, *format.STATES):
         raise NotFound(f"nothing is called {wanted!r:.60}", hint="Follow a link of the overview.")
-    search = request.query_params.get("q", "").replace("\0", "").strip()[:200]
-    return await show(request, Overview(state_of(request).coordinator.host, wanted, search or None))
+    search = _words(request.query_params.get("q", ""))
+    return await show(request, Overview(state_of(request).coordinator.host, wanted, search))
+
+
+def _words(text: str) -> str | None:
+    """The words that somebody searches for."""
+    return text.replace("\0", "").strip()[:200] or None
 
 
 @error_page
 async def feature(request: Request) -> Response:
-    """Show a feature."""
+    """Show a feature: all of its phases, or those that are looked for."""
     most_tokens = state_of(request).planner.settings.max_prompt
-    return await show(request, FeaturePage(feature_id_of(request), most_tokens))
+    query = request.query_params
+    wanted = query.get("show") or None
+    if wanted not in (None, *format.STATES):
+        raise NotFound(f"no state is called {wanted!r:.60}", hint="Follow a link of the page.")
+    search = _words(query.get("q", ""))
+    return await show(request, FeaturePage(feature_id_of(request), most_tokens, wanted, search))
 
 
 def _history_of(request: Request) -> History:
@@ -146,6 +156,7 @@ _FEATURE = "/features/{feature_id}"
 
 routes: list[BaseRoute] = [
     Route("/", overview),
+    *several.routes,
     Route("/history", history),
     Route("/history.{kind:str}", export_history),
     *plan_pages.routes(_FEATURE),

@@ -1,0 +1,53 @@
+"""The reference says what the code heeds: nothing is missing, and nothing is dead."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from pgcoord import errors
+from pgcoord.commands import reference
+from pgcoord.commands.doctor import EXIT_STATUSES
+from pgcoord.configuration import known_keys
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows() -> Iterator[tuple[str, str, str]]:
+    for _, tables in reference.TOPICS.values():
+        for table in tables():
+            for first, *_, meaning in table.rows:
+                yield table.title, first, meaning
+
+
+def test_the_page_is_what_the_code_says() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text()
+    assert page == reference.markdown(), "renew it: make reference"
+
+
+def test_each_key_variable_and_status_has_its_words() -> None:
+    found = list(rows())
+    assert len(found) > 150
+    assert [each for each in found if not each[2]] == [], "say in pgcoord/reference.toml what it is"
+
+
+def test_no_words_are_about_what_is_not_there() -> None:
+    said = reference.words()
+    keys: dict[str, set[str]] = {}
+    for name, readers in known_keys().items():
+        keys.setdefault(name.partition(".")[0], set()).update(readers)
+    assert {name: set(words) for name, words in said["toml"].items()} == keys
+    shown = {first for _, first, _ in rows()}
+    assert set(said["sqlstate"]) <= shown
+    assert {f"{{{name}}}" for name in said["placeholder"]} <= shown
+    assert {name.capitalize() for name in said["plan"]} <= shown
+    named = {name for group in said["environment"].values() for name in group}
+    assert {name for name in named if name.startswith("PGCOORD_")} == reference.variables()
+
+
+def test_each_exit_status_is_in_it() -> None:
+    module = ast.parse(Path(errors.__file__).read_text())
+    classes = [getattr(errors, each.name) for each in module.body if isinstance(each, ast.ClassDef)]
+    statuses = {str(each.exit_status) for each in classes} | {
+        str(each) for each in EXIT_STATUSES.values()
+    }
+    assert statuses <= set(reference.words()["exit"])
