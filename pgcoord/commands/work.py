@@ -162,8 +162,9 @@ def serve(
     """Run what is queued, now and later, until stopped; serve the panel and the API meanwhile.
 
     SIGTERM or Ctrl-C stop it, and not the processes of phases: a coordinator that is started again
-    takes them over. Any number may serve a database, on any machine: one leads and runs what is
-    queued, the others stand by, and one of them takes over when it ends.
+    takes them over. SIGHUP has it read a changed pgcoord.toml. Any number may serve a database, on
+    any machine: one leads and runs what is queued, the others stand by, and one of them takes over
+    when it ends.
     """
     close_memory()
     surroundings = surroundings_of(ctx)
@@ -188,7 +189,17 @@ def serve(
         coordinator = _coordinator(surroundings, configuration, place, url=url)
         forget_variables(configuration.secret_variables)
         planner = partial(_planner, surroundings, configuration)
-        service = running.serve(place.dsn, coordinator, taken, access, planner, drain=drain)
+
+        def read_anew() -> "Configuration":
+            from pgcoord.runs.account import check_accounts
+
+            read = _configuration(surroundings, configuration.path)
+            check_accounts(read.workflows.values())
+            return read
+
+        service = running.serve(
+            place.dsn, coordinator, taken, access, planner, read_anew=read_anew, drain=drain
+        )
         raise typer.Exit(complete(place.dsn, service))
 
 

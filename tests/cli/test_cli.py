@@ -133,8 +133,9 @@ def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection) ->
     done = desk.call("run", desk.plan("true"))
     assert done.returncode == 0
     assert done.stderr == (
-        f"pgcoord: process {serve.pid} on {os.uname().nodename} leads and runs the phases;"
-        " this one watches, and takes over when that one ends\n"
+        f"pgcoord: process {serve.pid} on {os.uname().nodename} leads and runs the phases,"
+        " as the pgcoord.toml says that it has read; this one watches, and takes over when that one"
+        " ends\n"
     )
     assert "completed: 1 phase in" in done.stdout
     assert len(conn.execute("select from pgcoord.coordinator").fetchall()) == 1
