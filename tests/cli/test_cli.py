@@ -465,6 +465,31 @@ def test_submit_needs_no_configuration(desk: Desk, conn: Connection) -> None:
     assert desk.say("submit", plan).startswith("feature 1: 1 phase is queued")
 
 
+def test_submit_shows_what_it_would_queue_without_a_database(desk: Desk) -> None:
+    text = "# A\n## ✅ Phase 1: B\n\n## Phase 2: C\n\nx\n\n## Phase 3: D (depends on 1)\n\ny\n"
+    plan = desk.write("plan.md", text)
+    nowhere = ("submit", plan, "--check", "--dsn", "host=/nowhere")
+    refused = desk.call(*nowhere)
+    assert (refused.returncode, "plan.md:2: this phase is marked as done" in refused.stderr) == (
+        5,
+        True,
+    )
+    shown = desk.say(*nowhere, "--done", "completed")
+    assert "runs as 1, then 2 and 3" in shown
+    assert "  1  line 2, completed: no prompt" in shown
+    assert "  3  line 8: a prompt of 1 characters; depends on of line 8" in shown
+    printed = json.loads(desk.say(*nowhere, "--done", "completed", "--json"))
+    assert printed["planning"]["waves"] == [[1], [2, 3]]
+
+
+def test_submit_takes_what_is_done_as_completed(desk: Desk, conn: Connection) -> None:
+    plan = desk.write("plan.md", "# A\n## ✅ Phase 1: B\n\n## Phase 2: C\n\nx\n")
+    desk.say("submit", plan, "--done", "completed")
+    assert statuses(conn, 1) == {1: "completed", 2: "queued"}
+    row = conn.execute("select unmet from phase_queue where phase_number = 2").fetchone()
+    assert row == {"unmet": 0}
+
+
 def test_upgrade_brings_the_schema_and_says_what_it_ran(
     desk: Desk, dsn: str, conn: Connection
 ) -> None:
