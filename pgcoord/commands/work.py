@@ -56,6 +56,15 @@ Done = Annotated[
     ),
 ]
 
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Fill {param.NAME} in the plan; may be given several times.",
+    ),
+]
+
 _EXAMPLE = """Make one, for example:
     [workflow.build]
     command = ["make", "-C", "app"]
@@ -82,6 +91,7 @@ def run(
         ),
     ] = None,
     done: Done = None,
+    parameters: Parameters = None,
     log_format: LogFormat = Format.TEXT,
     config: Config = None,
     dsn: Dsn = None,
@@ -97,7 +107,7 @@ def run(
     close_memory()
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
-    work = _plan(plan, configuration, done) if plan else feature
+    work = _plan(plan, configuration, done, parameters) if plan else feature
     assert work is not None
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
@@ -214,6 +224,7 @@ def submit(
         ),
     ] = False,
     done: Done = None,
+    parameters: Parameters = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -226,7 +237,7 @@ def submit(
     """Queue the phases of a plan, for a coordinator to run."""
     surroundings = surroundings_of(ctx)
     configuration = _find_configuration(surroundings, config)
-    read = _plan(plan, configuration, done)
+    read = _plan(plan, configuration, done, parameters)
     if check:
         from pgcoord.commands.plan import show_check
 
@@ -296,13 +307,25 @@ def _coordinator(
     )
 
 
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise typer.BadParameter(f"expected name=value, not {text!r:.60}", param_hint="--set")
+    return name, value
+
+
 def _planner(surroundings: Surroundings, configuration: "Configuration") -> "FeaturePlanner":
     from pgcoord.planner.planning import FeaturePlanner
 
     return FeaturePlanner(configuration.planner, surroundings.environment, surroundings.folder)
 
 
-def _plan(path: Path, configuration: "Configuration | None", done: MarkedDone | None) -> "Plan":
+def _plan(
+    path: Path,
+    configuration: "Configuration | None",
+    done: MarkedDone | None,
+    parameters: list[str] | None,
+) -> "Plan":
     from pgcoord.plan import read_plan
 
     plan = read_plan(
@@ -310,6 +333,7 @@ def _plan(path: Path, configuration: "Configuration | None", done: MarkedDone | 
         workflows=configuration.workflows if configuration else None,
         has_default=configuration is None or configuration.default_workflow is not None,
         takes_done=done is not None,
+        parameters=dict(map(_parameter, parameters or ())),
     )
     for note in plan.notes:
         say(f"pgcoord: {note}", err=True)
