@@ -463,7 +463,7 @@ def test_parameters_are_filled_in_and_never_looked_at_again() -> None:
     assert row["prompt_content"] == (
         f"{given['mode']} {{param.mode}} {{result.1.x}} {{param}} {{PARAM.to}}"
     )
-    assert "Env: MODE={param.mode} 'TITLE=a b'" in write_plan(
+    assert "Env: 'MODE={param.mode}' 'TITLE=a b'" in write_plan(
         "T", "", [parse(text).phases[0].row()]
     )
 
