@@ -536,7 +536,7 @@ class EngineSupervision(Supervision):
             if self.is_ending:
                 await self._give_up("returned", words)
             elif seen or self._submissions >= _MOST_SUBMISSIONS:
-                tail = await asyncio.to_thread(_engine_said, Path(self.assignment.folder))
+                tail = await asyncio.to_thread(engine_said, Path(self.assignment.folder))
                 await self._give_up("failed", f"it ended before it began ({words}){tail}")
             elif self._coordinator.leads.is_set():
                 await self._launch_again()
@@ -622,7 +622,7 @@ def _in_time(folder: str) -> Iterator[None]:
         raise NotNow(f"{folder} cannot be written: {error.strerror}", _PASSES) from error
 
 
-def _engine_said(folder: Path) -> str:
+def engine_said(folder: Path) -> str:
     """Return the last of what the engine, or the wrapper, has written beside the log; blocks."""
     try:
         text = files.read_plain(folder, "engine.log", 4_000).decode(errors="replace")

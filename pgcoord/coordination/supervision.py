@@ -299,8 +299,9 @@ class Supervision:
     def _arguments_of(self, workflow: Workflow) -> list[str]:
         """Return the command of the job: what is configured, judged, in its worktree."""
         values = _values(self.assignment, self.job.prompt_file) | self._results
-        # A job of an engine runs on a machine that need not have pgcoord.
-        travels = self.assignment.host is None
+        # A job of an engine runs on a machine that need not have pgcoord, and another account may
+        # have no access to ours.
+        travels = self.assignment.host is None or workflow.user is not None
         arguments = _judged(workflow.arguments(values), workflow, self._check, travels=travels)
         if workflow.worktree is None:
             return arguments
@@ -351,11 +352,6 @@ class Supervision:
             return
         status = KILLED if gone.exit_status is None else gone.exit_status
         tail = await self.job.log_tail() if status else ""
-        if status == judge.TRY_LATER and self._is_of_agent:
-            reason = tail.rpartition("\n")[2].removeprefix("pgcoord: ")
-            logger.info("%s is to be tried later: %s", self.assignment, reason)
-            await self._conclude(reason, claims.postponed(self.assignment, reason))
-            return
         await self._conclude(
             f"exited with status {status}",
             claims.exited(self.assignment, status, tail, ", ".join(left), result),
@@ -371,13 +367,14 @@ class Supervision:
     async def _take_spooled_report(self, result: claims.Result | None = None) -> None:
         """Submit the report that the workflow could not send, if there is one.
 
-        *result*: its result file, once its process is gone.
+        *result*: its result file, once its process is gone. What is reported in a worktree as a
+        success says only its result, once the work is kept: it may be killed before.
         """
         assignment = self.assignment
         refused: CoordError | None = None
         try:
             kept = await self.job.spooled_report(assignment.secret)
-            if kept is None:
+            if kept is None or (self._keeps_work and kept.report["status"] == "completed"):
                 return
             answer = await self._coordinator.record(
                 claims.reported(
@@ -465,9 +462,10 @@ class Supervision:
         return workflow
 
     @property
-    def _is_of_agent(self) -> bool:
+    def _keeps_work(self) -> bool:
+        """Whether success is that the work is kept, which comes after what the command reports."""
         workflow = self._coordinator.configuration.workflows.get(self.assignment.workflow)
-        return workflow is not None and workflow.agent is not None
+        return workflow is not None and workflow.worktree is not None
 
     @property
     def _linger(self) -> timedelta:

@@ -289,14 +289,6 @@ def returned(attempt: Assignment, wait: timedelta, reason: str) -> End:
     }
 
 
-def postponed(attempt: Assignment, reason: str) -> End:
-    """A process ended for want of something that comes again by itself: its phase waits for that.
-
-    Its tries stay as they were. SQL: pgcoord_private.postpone_attempt.
-    """
-    return {"kind": "postponed", "attempt_id": attempt.attempt_id, "error": reason}
-
-
 async def judgement(conn: Connection, attempt: Assignment) -> tuple[str | None, str | None]:
     """Return (the check that the phase names, the error of its last failed attempt)."""
     with refusals():

@@ -69,6 +69,12 @@ declare
         or (new.attempt, new.attempts_used, new.unmet, new.held, new.gated) is distinct from (0, 0, 0, false, false);
     v_given public.phase_queue;
 begin
+    if new.phase_number < 1 then
+        raise exception using
+            errcode = 'PC005',
+            message = format('feature %s cannot have a phase %s', new.feature_id, new.phase_number),
+            hint = 'Number the phases of a feature from 1.';
+    end if;
     new.queue_id := coalesce(nullif(new.queue_id, ''), v_name);
     if new.queue_id <> v_name then
         perform pgcoord_private.check_queue_id(new.queue_id, new.feature_id, new.phase_number);
