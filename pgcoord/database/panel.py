@@ -252,6 +252,7 @@ class Phase:
     median: timedelta | None
     high: timedelta | None
     skipped: bool
+    run_when: str
 
 
 @dataclass(frozen=True)
@@ -475,8 +476,9 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
         " coalesce((p.phase_data ->> 'max_attempts')::integer, w.max_attempts) as max_attempts,"
         " coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::double precision),"
         " w.timeout) as timeout, p.retry_at, p.phase_data ->> 'gate' as gate, p.created_at,"
-        " b.since, u.runs, l.low, l.median, l.high, b.skipped"
-        " from public.phase_queue as p join public.planned_features as f on f.id = p.feature_id"
+        " b.since, u.runs, l.low, l.median, l.high, b.skipped,"
+        " p.run_when from public.phase_queue as p"
+        " join public.planned_features as f on f.id = p.feature_id"
         " join pgcoord.board as b on b.queue_id = p.queue_id"
         " left join pgcoord.workflow as w on w.name = pgcoord_private.workflow_of(p)"
         " left join pgcoord.usual as u on u.workflow = pgcoord_private.workflow_of(p)"
