@@ -1,5 +1,6 @@
 """Commands that bring work in and run it: run, serve, submit."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pgcoord.commands.context import (
+    Answer,
     Place,
     changing,
     check_schema,
@@ -14,6 +16,7 @@ from pgcoord.commands.context import (
     existing_dsn,
     make_place,
     make_runs_folder,
+    tell,
 )
 from pgcoord.commands.options import (
     HIGHEST_ID,
@@ -65,6 +68,17 @@ def run(
             help="Go on with this feature, in place of a plan.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show the waves, commands, folders and environment of a plan, and start nothing.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print no progress, but at the end the feature, as JSON."),
+    ] = False,
     log_format: LogFormat = Format.TEXT,
     config: Config = None,
     dsn: Dsn = None,
@@ -82,6 +96,14 @@ def run(
     configuration = _configuration(surroundings, config)
     work = _plan(plan, configuration) if plan else feature
     assert work is not None
+    if dry_run:
+        if plan is None or isinstance(work, int):
+            raise typer.BadParameter("it is of a plan.", param_hint="--dry-run")
+        from pgcoord.commands.dry_run import DryRun
+
+        dry = DryRun(work, configuration, surroundings)
+        tell(Answer("\n".join(dry.lines()), dry.as_json()), as_json=as_json)
+        return
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
     from pgcoord.commands.running import Runner
@@ -100,11 +122,21 @@ def run(
         coordinator = _coordinator(surroundings, configuration, place, url=url_of(taken))
         forget_variables(configuration.secret_variables)
         planner = partial(_planner, surroundings, configuration)
-        runner = Runner(surroundings, place.dsn, coordinator, taken, access, planner)
+        runner = Runner(
+            surroundings, place.dsn, coordinator, taken, access, planner, as_json=as_json
+        )
         raise typer.Exit(complete(place.dsn, runner.run(work)))
 
 
-def attach(ctx: typer.Context, feature: FeatureNumber, dsn: Dsn = None) -> None:
+def attach(
+    ctx: typer.Context,
+    feature: FeatureNumber,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print no progress, but at the end the feature, as JSON."),
+    ] = False,
+    dsn: Dsn = None,
+) -> None:
     """Watch a feature to its end, with progress, and start nothing.
 
     The exit status is 0 only if every phase completed.
@@ -112,7 +144,7 @@ def attach(ctx: typer.Context, feature: FeatureNumber, dsn: Dsn = None) -> None:
     found = existing_dsn(ctx, dsn)
     from pgcoord.commands import running
 
-    raise typer.Exit(complete(found, running.attach(found, feature)))
+    raise typer.Exit(complete(found, running.attach(found, feature, as_json=as_json)))
 
 
 def serve(
@@ -270,13 +302,15 @@ def _planner(surroundings: Surroundings, configuration: "Configuration") -> "Fea
 
 
 def _plan(path: Path, configuration: "Configuration | None") -> "Plan":
-    from pgcoord.plan import read_plan
+    from pgcoord.plan import parse_plan, read_plan
 
-    if configuration is None:
-        plan = read_plan(path)
+    workflows = configuration.workflows if configuration else None
+    has_default = configuration is None or configuration.default_workflow is not None
+    if str(path) == "-":
+        text = sys.stdin.read()
+        plan = parse_plan(text, name="-", workflows=workflows, has_default=has_default)
     else:
-        has_default = configuration.default_workflow is not None
-        plan = read_plan(path, workflows=configuration.workflows, has_default=has_default)
+        plan = read_plan(path, workflows=workflows, has_default=has_default)
     for note in plan.notes:
         say(f"pgcoord: {note}", err=True)
     return plan
