@@ -380,7 +380,9 @@ def test_it_waits_for_a_busy_backend_of_a_killed_server(stopped: EmbeddedPostgre
     assert ask(stopped, "select 1") == 1
 
 
-@pytest.mark.parametrize("killed", ["caller and initdb", "caller"])
+@pytest.mark.parametrize(
+    "killed", [pytest.param("caller and initdb", marks=pytest.mark.scale), "caller"]
+)
 def test_a_kill_in_the_middle_of_initdb_leaves_no_half_cluster(
     embedded: EmbeddedPostgres, killed: str
 ) -> None:
