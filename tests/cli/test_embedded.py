@@ -206,6 +206,7 @@ def test_a_start_that_another_got_ahead_of_finds_the_server_up(
     assert stopped.stop()
 
 
+@pytest.mark.scale
 def test_a_server_whose_folder_was_moved_is_found_and_stopped(make: Make, short: Path) -> None:
     embedded = make(short / "before" / ".pgcoord")
     embedded.start()
@@ -340,6 +341,7 @@ def test_it_starts_when_its_pid_is_now_of_a_stranger(
 
 
 @needs_proc
+@pytest.mark.scale
 def test_it_starts_when_its_pid_is_now_of_another_server(
     make: Make, tmp_path: Path, stopped: EmbeddedPostgres
 ) -> None:
@@ -364,6 +366,7 @@ def test_a_stop_signals_no_stranger(
 
 
 @needs_proc
+@pytest.mark.scale
 def test_it_waits_for_a_busy_backend_of_a_killed_server(stopped: EmbeddedPostgres) -> None:
     stopped.start()
     busy = """do $$
