@@ -20,7 +20,7 @@ from typing import Any
 from pgcoord import results
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
-from pgcoord.judge import AGENTS
+from pgcoord.judge import AGENTS, Agent
 from pgcoord.ownership import remedy, trusted_owners, why_not_ours
 from pgcoord.runs import listing
 
@@ -52,6 +52,9 @@ RETRY_PLACEHOLDERS = ("error", "prompt")
 _MOST_ATTEMPTS = 1_000_000
 
 _UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+# What only a workflow with `workspace = "worktree"` has; the fields of Worktree, in their order.
+_OF_WORKTREES = ("base", "worktrees", "on_conflict", "push")
 
 _Reader = Callable[[object], Any]
 
@@ -336,23 +339,12 @@ def known_keys() -> Mapping[str, Mapping[str, Callable[[object], Any]]]:
     return found.known
 
 
+_SECTIONS = ("workflow", "check", "pool", "notify", "server", "github", "planner", "log")
+
+
 def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configuration:
     folder = partial(_folder, path.parent)
-    sections = _read_table(
-        document,
-        {
-            "workflow": _table,
-            "check": _table,
-            "pool": _table,
-            "notify": _table,
-            "server": _table,
-            "github": _table,
-            "planner": _table,
-            "log": _table,
-        },
-        key="",
-        problems=problems,
-    )
+    sections = _read_table(document, dict.fromkeys(_SECTIONS, _table), key="", problems=problems)
     checks = _read_checks(sections.get("check", {}), problems)
     workflows = _read_workflows(sections.get("workflow", {}), folder, checks, problems)
     problems += _conflict_problems(workflows)
@@ -365,19 +357,7 @@ def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configur
     ]
     problems += _launcher_problems(workflows, pools)
     notify = _read_notify(sections.get("notify", {}), problems)
-    server = _read_table(
-        sections.get("server", {}),
-        {
-            "host": _host,
-            "port": _port,
-            "public_url": _url,
-            "webhook_secrets": _environment,
-            "trusted_proxies": _networks,
-            "tokens": _environment,
-        },
-        key="server",
-        problems=problems,
-    )
+    server = _read_server(sections.get("server", {}), problems)
     planner = _read_planner(sections.get("planner", {}), folder, problems)
     github = _read_github(sections.get("github"), folder, problems)
     readers: dict[str, _Reader] = {"folder": folder, "max_size": _size, "retention": parse_duration}
@@ -389,7 +369,7 @@ def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configur
         path,
         workflows,
         log.get("folder"),
-        server=Server(**server),
+        server=server,
         github=github,
         planner=planner,
         checks=checks,
@@ -478,16 +458,8 @@ def _read_workflows(
     return workflows
 
 
-def _read_workflow(
-    name: str,
-    table: Mapping[str, object],
-    *,
-    key: str,
-    folder: _Reader,
-    checks: Mapping[str, Check],
-    problems: list[str],
-) -> Workflow:
-    readers: dict[str, _Reader] = {
+def _workflow_readers(folder: _Reader, checks: Mapping[str, Check]) -> dict[str, _Reader]:
+    return {
         "command": _command,
         "directory": folder,
         "environment": _environment,
@@ -517,34 +489,52 @@ def _read_workflow(
         "on_conflict": _workflow_name,
         "push": _git_name,
     }
-    if "command" not in table and "agent" not in table:
-        problems.append(f'{key}.command: missing; expected a list such as ["make", "build"]')
-    values = _read_table(table, readers, key=key, problems=problems)
-    if "quiet_ends" in values and "quiet" not in table:
-        problems.append(f"{key}.quiet_ends: expected quiet, too: after what time")
-    if "check_timeout" in values and "check" not in table:
-        problems.append(f"{key}.check_timeout: there is no check")
-    if "arguments" in values and ("agent" not in table or "command" in table):
-        problems.append(f"{key}.arguments: they follow the command of an agent, if it is not given")
+
+
+def _read_workflow(
+    name: str,
+    table: Mapping[str, object],
+    *,
+    key: str,
+    folder: _Reader,
+    checks: Mapping[str, Check],
+    problems: list[str],
+) -> Workflow:
+    problems += _workflow_problems(table, key)
+    values = _read_table(table, _workflow_readers(folder, checks), key=key, problems=problems)
     further, limit = values.pop("arguments", ()), values.pop("check_timeout", None)
     if limit and values.get("check"):
         values["check"] = replace(values["check"], timeout=limit)
     if agent := AGENTS.get(values.get("agent", "")):
-        # The last word of some means the input: what is given comes before.
-        head, last = (agent.command[:-1], agent.command[-1:])
-        words = [*head, *further, *last] if last == ["-"] else [*agent.command, *further]
-        values.setdefault("command", tuple(words))
+        values.setdefault("command", _command_of(agent, further))
         values["environment"] = (*agent.environment, *values.get("environment", ()))
-    settings = [values.pop(each, None) for each in ("base", "worktrees", "on_conflict", "push")]
+    settings = [values.pop(each, None) for each in _OF_WORKTREES]
     if values.pop("workspace", None):
         values["worktree"] = Worktree(*settings)
-    else:
-        problems += [
-            f'{key}.{each}: there is no workspace = "worktree"'
-            for each in ("base", "worktrees", "on_conflict", "push")
-            if each in table
-        ]
     return Workflow(name=name, **{"command": (), "directory": folder("."), **values})
+
+
+def _workflow_problems(table: Mapping[str, object], key: str) -> Iterator[str]:
+    """Yield what is wrong with keys of a workflow that need another one, or exclude it."""
+    if "command" not in table and "agent" not in table:
+        yield f'{key}.command: missing; expected a list such as ["make", "build"]'
+    if "quiet_ends" in table and "quiet" not in table:
+        yield f"{key}.quiet_ends: expected quiet, too: after what time"
+    if "check_timeout" in table and "check" not in table:
+        yield f"{key}.check_timeout: there is no check"
+    if "arguments" in table and ("agent" not in table or "command" in table):
+        yield f"{key}.arguments: they follow the command of an agent, if it is not given"
+    if "workspace" not in table:
+        for each in _OF_WORKTREES:
+            if each in table:
+                yield f'{key}.{each}: there is no workspace = "worktree"'
+
+
+def _command_of(agent: Agent, arguments: Sequence[str]) -> tuple[str, ...]:
+    """The command of *agent* with further *arguments*."""
+    # The last word of some means the input: what is given comes before.
+    *head, last = agent.command
+    return (*head, *arguments, last) if last == "-" else (*head, last, *arguments)
 
 
 def _launcher_problems(
@@ -752,6 +742,18 @@ def _pool_name(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected the name of a [pool.NAME], not {value!r:.60}")
     return value
+
+
+def _read_server(table: Mapping[str, object], problems: list[str]) -> Server:
+    readers: dict[str, _Reader] = {
+        "host": _host,
+        "port": _port,
+        "public_url": _url,
+        "webhook_secrets": _environment,
+        "trusted_proxies": _networks,
+        "tokens": _environment,
+    }
+    return Server(**_read_table(table, readers, key="server", problems=problems))
 
 
 def _read_planner(table: Mapping[str, object], folder: _Reader, problems: list[str]) -> Planner:
