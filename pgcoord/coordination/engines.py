@@ -176,7 +176,7 @@ class Watch:
         return True
 
     def hurry(self) -> None:
-        """Ask soon, and often again: something is happening."""
+        """Ask as often as may be: something is happening."""
         self._hurried.set()
         if self._task is None or self._task.done():
             self._task = self._coordination.create_task(self._ask_again_and_again())
@@ -210,9 +210,9 @@ class Watch:
                 every = ASKS[0]
 
     async def _hurried_within(self, seconds: float) -> bool:
-        await asyncio.sleep(min(1.0, ASKS[0]))  # many may hurry at once
+        await asyncio.sleep(ASKS[0])  # many may hurry, one after the other
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds - ASKS[0]):
                 await self._hurried.wait()
         return self._hurried.is_set()
 
@@ -382,13 +382,16 @@ class EngineSupervision(Supervision):
 
     async def _launch(self) -> None:
         """Submit the job, for the first time or again. Raises `CannotStart`, `NotNow`."""
-        await self._coordinator.execute_with_retry(
-            lambda conn: jobs.submit_attempt(conn, self.epoch, self.assignment.attempt_id)
-        )
+        with _in_time(self.assignment.folder):
+            order, _ = await asyncio.gather(
+                asyncio.to_thread(self._write_order),
+                self._coordinator.execute_with_retry(
+                    lambda conn: jobs.submit_attempt(conn, self.epoch, self.assignment.attempt_id)
+                ),
+            )
         self._submissions += 1
         try:
             with _in_time(self.assignment.folder):
-                order = await asyncio.to_thread(self._write_order)
                 async with self._pool.watch.calls:
                     self._job = await self._pool.engine.submit(order)
         except NotNow as error:

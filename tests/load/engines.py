@@ -15,6 +15,7 @@ claim of the next, with nothing else to do and with all else under way.
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -44,7 +45,7 @@ POOLS = {"one": 500, "two": 300, "three": 200}
 PHASES, WIDTH = 50, 10
 
 # Phases of the gauge, in each of its measurements.
-GAUGE = 200
+GAUGE = 40
 
 Row = Any
 
@@ -56,7 +57,7 @@ class Engine:
         self.length = length
         self.jobs: dict[str, dict[str, Any]] = {}
         self.asked = {"list": 0, "submit": 0, "log": 0, "stop": 0}
-        self.answered_at: dict[int, float] = {}  # by attempt, when its submit was
+        self.submitted_at: dict[int, float] = {}  # by attempt
         self.refused = 0
         self.frozen = asyncio.Event()
         self.frozen.set()
@@ -99,7 +100,7 @@ class Engine:
         order = job.read_order([], {"PGCOORD_ORDER": packed})
         new = {"submission_id": given["submission_id"], "status": "PENDING"}
         self.jobs[given["submission_id"]] = new
-        self.answered_at[order["attempt"]] = time.time()
+        self.submitted_at[order["attempt"]] = time.time()
         task = asyncio.create_task(self._run(new, order))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -114,7 +115,7 @@ class Engine:
         elif is_gauge:
             await self._say(order, "exit", copy, exit_code=0)
         else:
-            await asyncio.sleep(random.expovariate(1 / self.length))
+            await asyncio.sleep(random.uniform(0.5, 1.5) * self.length)
             await self.frozen.wait()
             await self._say(order, "exit", copy, exit_code=0, log_tail="done")
         state |= {"status": "SUCCEEDED", "ended": time.monotonic()}
@@ -210,162 +211,157 @@ class Run:
     async def _measure(self) -> int:
         await self._until("select 1 from pgcoord.leader")
         await self.conn.execute("insert into planned_features (id, title) values (1, 'gauge')")
-        resident = [self._resident()]
-        local = await self._gauge("here")
-        ours = await self._gauge("one")
-        claim = await self._claim_times("one")
-        self._row("local: claimed → start recorded, p50", f"{local[0]:.2f} ms")
-        self._row("engine: claimed → submit answered, p50", f"{ours[0]:.2f} ms")
-        self._row("as a multiple of the local one", f"{ours[0] / local[0]:.2f}")
-        self._row("local: end recorded → next claimed, p50", f"{local[1]:.2f} ms")
-        self._row("engine: exit recorded → next claimed, p50", f"{ours[1]:.2f} ms")
-        self._row("as a multiple of the local one", f"{ours[1] / local[1]:.2f}")
-        self._row("a claim, nothing else there, p50 / p99", _times(claim))
-
-        began, commits = time.monotonic(), await self._commits()
+        self._resident_at = [self._resident()]
+        local, ours = [], []
+        for _ in range(5):  # in turn, as what else the machine does changes
+            local.append(await self._gauge("here"))
+            ours.append(await self._gauge("one"))
+        for index, words in enumerate(("claimed → submitted, or started", "ended → next claimed")):
+            here, there = (statistics.median(e[index] for e in each) for each in (local, ours))
+            self._row(f"{words}, p50: engine, local", f"{there:.2f}, {here:.2f} ms")
+            self._row("as a multiple", f"{there / here:.2f}")
+        self._idle = await self._claim_times("one")
+        self._row("a claim, nothing else there, p50 / p99", _times(self._idle))
+        began, commits, busy = time.monotonic(), await self._commits(), self._busy()
         asked = {name: dict(each.asked) for name, each in self.engines.items()}
-        busy = self._busy()
-        feeding = asyncio.create_task(self._feed())
-        held, marks = [], []
-        while not (feeding.done() and await self._all_done()):
-            await asyncio.sleep(5)
-            row = await self._one(
-                "select count(*) filter (where status = 'completed'), count(slot) from phase_queue"
-            )
-            held.append(row[1])
-            resident.append(self._resident())
-            marks.append((time.monotonic() - began, row[0]))
-            if len(marks) % 12 == 0:
-                print(f"  {marks[-1][0]:.0f} s: {row[0]} done, {row[1]} held", flush=True)
-            if feeding.done() and feeding.exception():
-                raise feeding.exception()  # type: ignore[misc]
-            if len(marks) > 60 and marks[-1][1] == marks[-40][1]:
-                print(
-                    "STUCK",
-                    await self._one(
-                        "select count(*), min(queue_id) from phase_queue where status <> 'completed'"
-                    ),
-                )
-                return 1
+        held = await self._day()
         took = time.monotonic() - began
-        loaded = self._loaded
-        self._row("phases a second, all in all", f"{self.phases / took:.0f}")
-        self._row("the same, a day", f"{self.phases / took * 86_400:,.0f}")
+        phases = f"{self.phases} phases in {took:.0f} s: a second, a day"
+        rate = self.phases / took
+        self._row(phases, f"{rate:.1f}, {rate * 86_400:,.0f}")
         self._row("slots held, median and most", f"{statistics.median(held):.0f}, {max(held)}")
-        self._row("gauge under load: exit recorded → next claimed, p50", f"{loaded[0][1]:.2f} ms")
-        self._row(
-            f"a claim, {loaded[2]} slots held, {loaded[3]} phases there, p50 / p99",
-            _times(loaded[1]),
-        )
-        self._row("as a multiple of that with nothing else", f"{_p50(loaded[1]) / _p50(claim):.2f}")
-        self._row("transactions a second", f"{(await self._commits() - commits) / took:.0f}")
-        self._row("transactions a phase", f"{(await self._commits() - commits) / self.phases:.1f}")
-        self._row(
-            "processor time of the server a phase",
-            f"{(self._busy() - busy) / self.phases * 1000:.1f} ms",
-        )
+        commits = await self._commits() - commits
+        self._row("transactions a second", f"{commits / took:.0f}")
+        self._row("transactions a phase", f"{commits / self.phases:.1f}")
+        busy = (self._busy() - busy) / self.phases
+        self._row("processor time of the server a phase", f"{1000 * busy:.1f} ms")
         for kind in ("list", "log", "stop"):
             number = sum(e.asked[kind] - asked[n][kind] for n, e in self.engines.items())
-            self._row(
-                f"the engine asked to {kind}, a minute and pool",
-                f"{number / took * 60 / len(POOLS):.1f}",
-            )
+            each = number / took * 60 / len(POOLS)
+            self._row(f"calls to {kind}, a minute and pool", f"{each:.1f}")
+        resident = self._resident_at
+        sizes = (resident[0], statistics.median(resident), max(resident), resident[-1])
         self._row(
             "resident memory: start, median, most, end",
-            ", ".join(
-                f"{each:.0f} MB"
-                for each in (
-                    resident[0],
-                    statistics.median(resident),
-                    max(resident),
-                    self._resident(),
-                )
-            ),
+            ", ".join(f"{each:.0f}" for each in sizes) + " MB",
         )
         self._row("load average", ", ".join(f"{each:.1f}" for each in os.getloadavg()))
         return await self._judge()
 
+    async def _day(self) -> list[int]:
+        """Let the day pass; return how many slots were held, every five seconds."""
+        feeding = asyncio.create_task(self._feed())
+        began, held, done, since = time.monotonic(), [0], 0, time.monotonic()
+        while not (feeding.done() and await self._all_done()):
+            await asyncio.sleep(5)
+            if feeding.done():
+                feeding.result()
+            before = done
+            done, slots, there = await self._one(
+                "select count(*) filter (where status = 'completed'), count(slot), count(*)"
+                " from phase_queue"
+            )
+            held.append(slots)
+            self._resident_at.append(self._resident())
+            since = time.monotonic() if done != before else since
+            if len(held) % 12 == 0:
+                passed = time.monotonic() - began
+                print(f"  {passed:.0f} s: {done} of {there} done, {slots} held", flush=True)
+            if time.monotonic() - since > 300:
+                print("  STUCK", flush=True)
+                return held
+        return held
+
     async def _judge(self) -> int:
         wrong = await self._one(
             "select (select count(*) from phase_queue where status <> 'completed'),"
-            " (select count(*) from pgcoord.attempt where number > 1 or refused_begins > 0 or outcome <> 'completed'),"
+            " (select count(*) from pgcoord.attempt where number > 1 or refused_begins > 0"
+            " or outcome is distinct from 'completed'),"
             " (select count(*) from pgcoord.attempt where exited_at is null)"
         )
         refused = sum(each.refused for each in self.engines.values())
-        self._row(
-            "stuck; tried again or refused; open attempts; refused copies",
-            f"{wrong[0]}, {wrong[1]}, {wrong[2]}, {refused}",
-        )
+        found = ", ".join(map(str, (*wrong, refused)))
+        self._row("not completed; tried again; open attempts; refused copies", found)
         return 1 if any(wrong) or refused else 0
 
     async def _feed(self) -> None:
         """Let the features come, evenly over the day, and gauge in its middle."""
-        number = self.phases // PHASES
+        number, names = self.phases // PHASES, list(POOLS)
         began = time.monotonic()
-        names = list(POOLS)
         async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as conn:
             for index in range(number):
                 rows = [
                     (
                         index + 2,
-                        n,
-                        Jsonb([n - WIDTH] if n > WIDTH else []),
-                        Jsonb({"workflow_type": names[(index + n) % 10 % 3]}),
+                        phase,
+                        Jsonb([phase - WIDTH] if phase > WIDTH else []),
+                        Jsonb({"workflow_type": names[(index + phase) % 10 % 3]}),
                     )
-                    for n in range(1, PHASES + 1)
+                    for phase in range(1, PHASES + 1)
                 ]
                 async with conn.transaction(), conn.cursor() as cursor:
                     await cursor.execute(
                         "insert into planned_features (id, title) values (%s, 'load')", [index + 2]
                     )
                     await cursor.executemany(
-                        "insert into phase_queue (feature_id, phase_number, depends_on_phases, phase_data)"
+                        "insert into phase_queue"
+                        " (feature_id, phase_number, depends_on_phases, phase_data)"
                         " values (%s, %s, %s, %s)",
                         rows,
                     )
                 if index == number // 2:
-                    gauged = await self._gauge("one")
-                    for each in self.engines.values():
-                        each.frozen.clear()
-                    await asyncio.sleep(3)
-                    claims = await self._claim_times("one")
-                    there = await self._one("select count(slot), count(*) from phase_queue")
-                    for each in self.engines.values():
-                        each.frozen.set()
-                    self._loaded = gauged, claims, *there
-                await asyncio.sleep(
-                    max(0.0, began + self.seconds * index / number - time.monotonic())
-                )
+                    await self._look_in_the_middle()
+                due = began + self.seconds * index / number
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+    async def _look_in_the_middle(self) -> None:
+        """Gauge under load; then, with all jobs held still, time the claim."""
+        _, hop = await self._gauge("one")
+        self._row("under load: ended → next claimed, p50", f"{hop:.2f} ms")
+        for each in self.engines.values():
+            each.frozen.clear()
+        await asyncio.sleep(3)
+        times = await self._claim_times("one")
+        held, there = await self._one("select count(slot), count(*) from phase_queue")
+        for each in self.engines.values():
+            each.frozen.set()
+        self._row(f"a claim, {held} slots held, {there} phases there, p50 / p99", _times(times))
+        self._row("as a multiple of one with nothing else", f"{_p50(times) / _p50(self._idle):.2f}")
 
     async def _gauge(self, workflow: str) -> tuple[float, float]:
         """Run a line of single phases; return two medians in ms.
 
-        From the claim to the answered submit (or recorded start), and from a recorded end to the
-        claim of the next.
+        From the claim to the submit at the engine (or the recorded start), and from a recorded end
+        to the claim of the next.
         """
         (last,) = await self._one(
             "select coalesce(max(phase_number), 0) from phase_queue where feature_id = 1"
         )
         await self.conn.execute(
-            "insert into phase_queue (feature_id, phase_number, depends_on_phases, phase_data, priority)"
-            " select 1, n, case when n = %(first)s::integer then '[]' else jsonb_build_array(n - 1) end, jsonb_build_object('workflow_type', %(name)s::text), 1"
+            "insert into phase_queue"
+            " (feature_id, phase_number, depends_on_phases, phase_data, priority)"
+            " select 1, n, case when n = %(first)s::integer then '[]'"
+            " else jsonb_build_array(n - 1) end,"
+            " jsonb_build_object('workflow_type', %(name)s::text), 1"
             " from generate_series(%(first)s::integer, %(first)s::integer + %(more)s) as n",
             {"first": last + 1, "name": workflow, "more": GAUGE},
         )
         await self._until(
-            f"select 1 from phase_queue where phase_number = {last + 1 + GAUGE} and feature_id = 1 and status = 'completed'"
+            f"select 1 from phase_queue where feature_id = 1 and phase_number = {last + 1 + GAUGE}"
+            " and status = 'completed'"
         )
         cursor = await self.conn.execute(
-            "select a.id, extract(epoch from p.ready_timestamp)::float8, extract(epoch from a.started_at)::float8,"
+            "select a.id, extract(epoch from p.ready_timestamp)::float8,"
+            " extract(epoch from a.started_at)::float8,"
             " extract(epoch from p.finished_timestamp)::float8"
             " from phase_queue as p join pgcoord.attempt as a on a.queue_id = p.queue_id"
             " where p.feature_id = 1 and p.phase_number > %s order by p.phase_number",
             [last],
         )
         rows = await cursor.fetchall()
-        answered = {k: v for e in self.engines.values() for k, v in e.answered_at.items()}
-        starts = [1000 * (answered.get(row[0], row[2]) - row[1]) for row in rows]
-        hops = [1000 * (later[1] - row[3]) for row, later in zip(rows, rows[1:], strict=False)]
+        submits = {k: v for e in self.engines.values() for k, v in e.submitted_at.items()}
+        starts = [1000 * (submits.get(row[0], row[2]) - row[1]) for row in rows]
+        hops = [1000 * (later[1] - row[3]) for row, later in itertools.pairwise(rows)]
         return statistics.median(starts), statistics.median(hops)
 
     async def _claim_times(self, workflow: str) -> list[float]:
@@ -376,21 +372,23 @@ class Run:
             async with conn.transaction(force_rollback=True):
                 await conn.execute(
                     "insert into phase_queue (feature_id, phase_number, phase_data, priority)"
-                    " select 1, 1000000 + n, jsonb_build_object('workflow_type', %s::text), 1 from generate_series(1, 20) as n",
+                    " values (1, 1000000, jsonb_build_object('workflow_type', %s::text), 1)",
                     [workflow],
                 )
                 await conn.execute(
-                    "select pgcoord.set_slots(n.slots + 1, n.pool) from (select pool, count(*)::integer as slots from pgcoord.slot where pool = %s group by pool) as n",
+                    "select pgcoord.set_slots(count(*)::integer + 1, pool) from pgcoord.slot"
+                    " where pool = %s group by pool",
                     [workflow],
                 )
                 for _ in range(100):
                     async with conn.transaction(force_rollback=True):
                         before = time.perf_counter()
                         cursor = await conn.execute(
-                            "select queue_id from pgcoord_private.claim_phases((select epoch from pgcoord.control))"
+                            "select queue_id from pgcoord_private.claim_phases("
+                            "(select epoch from pgcoord.control))"
                         )
                         times.append(1000 * (time.perf_counter() - before))
-                        assert len(await cursor.fetchall()) >= 1
+                        assert [row[0] for row in await cursor.fetchall()] == ["queue-1-1000000"]
         return times
 
     async def _one(self, statement: str) -> Row:
@@ -402,7 +400,7 @@ class Run:
 
     async def _until(self, statement: str) -> None:
         async with asyncio.timeout(600):
-            while not await self._one(statement):
+            while not await self._one(statement):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
 
     async def _commits(self) -> int:
