@@ -34,6 +34,9 @@ MOST_BLOCKS = 20_000
 # What the attempt counter of the database, an integer, holds with room to spare.
 _MOST_ATTEMPTS = 1_000_000
 
+# How the prerequisites of a phase have ended when it runs.
+RUN_WHEN = ("completed", "failed", "always")
+
 # A plan with more cycles than this is all cycles: the first ones say enough.
 _MOST_CYCLES = 20
 
@@ -158,6 +161,7 @@ class PlannedPhase:
     timeout: timedelta | None = None
     gate: str | None = None
     check: str | None = None
+    when: str | None = None
     is_completed: bool = False
     taken: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     """Each key that the plan says, and the number of the line that says it."""
@@ -169,6 +173,7 @@ class PlannedPhase:
             "workflow_type": self.workflow,
             "estimated_hours": self.hours,
             "priority": self.priority,
+            "run_when": self.when,
             "files": list(self.files) or None,
             "gate": self.gate,
             "check": self.check,
@@ -328,6 +333,7 @@ def _written(row: Mapping[str, Any]) -> str:
     seconds = row.get("timeout_seconds")
     keys = {
         "Depends on": needs,
+        "When": None if row.get("run_when") == "completed" else row.get("run_when"),
         "Workflow": row.get("workflow_type"),
         "Hours": _decimal(row.get("estimated_hours")),
         "Priority": row.get("priority"),
@@ -774,6 +780,14 @@ def _check(value: str) -> str:
     return value
 
 
+def _when(value: str) -> str:
+    if value not in RUN_WHEN:
+        raise ValueError(
+            f"expected {', '.join(RUN_WHEN[:-1])} or {RUN_WHEN[-1]}, not {value!r:.60}"
+        )
+    return value
+
+
 def _hours(value: str) -> float:
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value) or not float(value):
         raise ValueError(f"expected a number above 0, not {value!r:.60}")
@@ -798,6 +812,7 @@ def _files(value: str) -> tuple[str, ...]:
 
 KEYS: dict[str, Callable[[str], Any]] = {
     "depends on": _dependencies,
+    "when": _when,
     "workflow": _workflow,
     "hours": _hours,
     "priority": _integer(0, 100),
@@ -835,6 +850,9 @@ def _faults_in_dependencies(sections: list[_Section]) -> Iterator[_Problem]:
         named = section.value("depends on") or ()
         for number in sorted(number for number, count in Counter(named).items() if count > 1):
             yield line, f"Depends on: phase {number} is named more than once"
+        if section.value("when") == "failed" and not section.depends_on:
+            problem = "When: failed: expected phases that it depends on"
+            yield section.line_of("when"), problem
         if section.number in named:
             yield line, f"Depends on: phase {section.number} cannot depend on itself"
         # A faulty heading may be that of the unknown phase.
@@ -909,6 +927,7 @@ def _phase(section: _Section) -> PlannedPhase:
         timeout=section.value("timeout"),
         gate=section.value("gate"),
         check=section.value("check"),
+        when=section.value("when"),
         is_completed=section.is_completed,
         taken=tuple((key, line) for key, (line, _) in section.keys.items()),
     )

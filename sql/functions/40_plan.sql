@@ -178,7 +178,8 @@ begin atomic
     select coalesce(
         (select jsonb_agg(
             p.phase_data || jsonb_build_object(
-                'phase_number', p.phase_number, 'depends_on_phases', p.depends_on_phases, 'priority', p.priority)
+                'phase_number', p.phase_number, 'depends_on_phases', p.depends_on_phases, 'priority', p.priority,
+                'run_when', p.run_when)
             order by p.phase_number)
         from public.phase_queue as p
         where p.feature_id = p_feature_id),
@@ -218,11 +219,11 @@ begin
             message = format('the plan of feature %s has phase %s more than once', p_feature_id, v_twice),
             hint = 'Give each phase a number of its own.';
     end if;
-    insert into public.phase_queue (feature_id, phase_number, status, depends_on_phases, priority, phase_data)
+    insert into public.phase_queue (feature_id, phase_number, status, depends_on_phases, priority, run_when, phase_data)
     select p_feature_id, (phase -> 'phase_number')::integer,
         case when phase ->> 'status' = 'completed' then 'completed' else 'queued' end,
         nullif(phase -> 'depends_on_phases', 'null'),
-        coalesce(nullif(phase -> 'priority', 'null')::integer, v_feature.priority),
+        coalesce(nullif(phase -> 'priority', 'null')::integer, v_feature.priority), phase ->> 'run_when',
         jsonb_strip_nulls(jsonb_build_object(
             'title', phase -> 'title', 'prompt_content', phase -> 'prompt_content',
             'workflow_type', phase -> 'workflow_type', 'estimated_hours', phase -> 'estimated_hours',

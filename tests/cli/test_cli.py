@@ -57,6 +57,22 @@ def test_run_ends_with_1_and_a_line_that_names_what_failed_and_why(desk: Desk) -
     )
 
 
+def test_run_stays_for_the_clean_up_of_what_failed(desk: Desk) -> None:
+    path = desk.folder / "plan.md"
+    path.write_text(
+        "# A plan\n## Phase 1: Work\n\nexit 3\n## Phase 2: More\n\ntrue\n"
+        "## Phase 3: Clean up\nWhen: always\n\ntrue\n"
+        "## Phase 4: Report\nDepends on: 1\nWhen: failed\n\ntrue\n"
+        "## Phase 5: Undo the report\nWhen: failed\n\nfalse\n"
+    )
+    done = desk.call("run", str(path))
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == (
+        "feature 1 (A plan): 3 of 5 phases completed; phase 1 failed: exited with status 3;"
+        " phase 2 blocked: waits for phase 1, failed"
+    )
+
+
 def test_run_goes_on_with_a_feature_that_exists(desk: Desk, conn: Connection) -> None:
     gate = desk.gate()
     desk.write("work.sh", f"cat {gate}; exit 3")

@@ -449,8 +449,8 @@ def test_files_may_be_a_list(mark: str, above: str) -> None:
 
 def test_an_unknown_key_is_an_error_that_tells_how_it_becomes_text() -> None:
     assert problems(f"{HEAD}## Phase 1: a\nTODO: x\n\nx") == [
-        "4: TODO: unknown key; expected one of Depends on, Workflow, Hours, Priority, Files, Gate, "
-        "Check, Max attempts, Timeout; if it is text, put a blank line before it"
+        "4: TODO: unknown key; expected one of Depends on, When, Workflow, Hours, Priority, Files, "
+        "Gate, Check, Max attempts, Timeout; if it is text, put a blank line before it"
     ]
     [problem] = problems(f"{HEAD}## Phase 1: a\n\nHours: 1\nDepend on: 1\n\nx")
     assert problem.startswith("6: Depend on: unknown key; did you mean Depends on?")
@@ -470,6 +470,8 @@ def test_a_key_in_markup_is_an_error_rather_than_text(line: str) -> None:
         ("Depends on:", """expected phases such as "1, 2" or "none", not ''"""),
         ("Depends on: 1-3", "expected phases"),
         ("Depends on: 1,,2", "expected phases"),
+        ("When: never", "expected completed, failed or always, not 'never'"),
+        ("When: failed", "failed: expected phases that it depends on"),
         ("Depends on: 0", "there is no phase 0"),
         ("Workflow:", "expected the name of a workflow, not nothing"),
         ("Hours: 0", "expected a number above 0, not '0'"),
@@ -746,6 +748,7 @@ def written(plan: Plan) -> tuple[str, list[int]]:
         seconds = phase.timeout and phase.timeout.total_seconds()
         keys = {
             "Depends on": " and ".join(map(str, phase.depends_on)) or "none",
+            "When": phase.when,
             "Workflow": phase.workflow,
             "Hours": phase.hours,
             "Priority": phase.priority,
