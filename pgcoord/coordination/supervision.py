@@ -299,8 +299,9 @@ class Supervision:
     def _arguments_of(self, workflow: Workflow) -> list[str]:
         """Return the command of the job: what is configured, judged, in its worktree."""
         values = _values(self.assignment, self.job.prompt_file) | self._results
-        # A job of an engine runs on a machine that need not have pgcoord.
-        travels = self.assignment.host is None
+        # A job of an engine runs on a machine that need not have pgcoord, and another account may
+        # have no access to ours.
+        travels = self.assignment.host is None or workflow.user is not None
         arguments = _judged(workflow.arguments(values), workflow, self._check, travels=travels)
         if workflow.worktree is None:
             return arguments

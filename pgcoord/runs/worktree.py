@@ -23,6 +23,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -236,6 +237,11 @@ class Repository:
     def __init__(self, git: Git) -> None:
         self.git = git
         inside = git.attempt("rev-parse", "--is-inside-work-tree")
+        if "dubious ownership" in inside.stderr:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            raise Unfit(
+                f"{git.folder} belongs to another user than {user}: run its phases as its owner"
+            )
         if inside.returncode:
             raise Unfit(f"{git.folder} is in no git repository: {inside.stderr.strip()}")
         if inside.stdout.strip() != "true":
