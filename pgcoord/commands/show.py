@@ -36,7 +36,8 @@ is no coordinator holds the lock of the lead. A feature: id, title, status, tota
 phases_completed, phases_running, phases_failed, phases_blocked, paused_at, cost_usd, tokens_in,
 tokens_out, max_cost_usd, costs (by workflow: workflow, attempts, cost_usd, tokens_in, tokens_out),
 phases. A phase: queue_id, feature_id, phase_number, title, status, slot, attempt, priority,
-depends_on_phases, error_message, since, started_timestamp, finished_timestamp, waiting_for, result, skipped.
+depends_on_phases, error_message, since, started_timestamp, finished_timestamp, waiting_for, result,
+skipped.
 
 Times are ISO 8601 with their offset, or null. Later releases may add keys."""
 
