@@ -9,6 +9,7 @@ import gc
 # A tenth of the time of a short command goes into looking for garbage among what was just imported.
 gc.set_threshold(50_000)
 
+import errno
 import importlib
 import os
 import pwd
@@ -92,12 +93,15 @@ def main() -> None:
 
 
 def _flush() -> None:
-    try:
-        if sys.stdout:  # None where it was closed
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # Nobody reads any more; Python would try again at its end, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream:  # None where it was closed
+                stream.flush()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: of a terminal that is closed
+                raise
+            # Nobody reads any more; Python would try again at its end, and complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _folder() -> Path | None:

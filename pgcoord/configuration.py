@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -377,6 +377,22 @@ def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configur
         notify=notify,
         **limits,
     )
+
+
+def differences(before: Configuration, after: Configuration) -> Iterator[tuple[str, str]]:
+    """Yield what differs between two configurations: the field, and a few words on it."""
+    for each in fields(Configuration):
+        was, now = getattr(before, each.name), getattr(after, each.name)
+        if was == now or each.name == "path":
+            continue
+        if not (isinstance(was, Mapping) and isinstance(now, Mapping)):
+            yield each.name, f"{each.name.replace('_', ' ')} changed"
+            continue
+        noun = each.name.removesuffix("s")
+        for name in dict.fromkeys((*was, *now)):
+            if was.get(name) != now.get(name):
+                how = "added" if name not in was else "changed" if name in now else "removed"
+                yield each.name, f"{noun} {name} {how}"
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:

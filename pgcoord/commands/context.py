@@ -87,6 +87,11 @@ def existing_server(surroundings: Surroundings) -> "EmbeddedPostgres":
 def running_server(surroundings: Surroundings) -> "EmbeddedPostgres":
     """Find the embedded Postgres. Raises `DatabaseUnusable` when it is stopped, too."""
     server = existing_server(surroundings)
+    if moved := server.moved_from:
+        raise DatabaseUnusable(
+            f"{moved} was moved while its Postgres ran, which cannot go on so",
+            hint="Nothing is lost: 'pgcoord db start' starts it anew where it is now.",
+        )
     if not server.running():
         raise DatabaseUnusable(
             f"the embedded Postgres in {server.state} is stopped",

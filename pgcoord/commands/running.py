@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ from pgcoord.backoff import Backoff
 from pgcoord.commands.context import changing, check_schema, session
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.terminal import say
-from pgcoord.coordination.coordinator import Coordinator
+from pgcoord.configuration import Configuration, differences
+from pgcoord.coordination.coordinator import RECONFIGURED, Coordinator
 from pgcoord.database import actions, claims, reads
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import check_wake_ups
@@ -97,8 +99,8 @@ class Runner:
                 await actions.execute_feature(conn, feature_id)
         if leader:
             logger.warning(
-                "process %d on %s leads and runs the phases; this one watches, and takes over"
-                " when that one ends",
+                "process %d on %s leads and runs the phases, as the pgcoord.toml says that it has"
+                " read; this one watches, and takes over when that one ends",
                 leader.pid,
                 leader.host,
             )
@@ -252,12 +254,14 @@ async def serve(
     access: Access,
     make_planner: "Callable[[], FeaturePlanner]",
     *,
+    read_anew: Callable[[], Configuration],
     drain: bool = False,
 ) -> int:
     """Run a coordinator, and serve on a socket, until stopped by a signal; return the exit status.
 
     What cannot be coordinated yet is served all the same, as not being ready. With *drain* the
-    first signal has it wait until nothing runs here.
+    first signal has it wait until nothing runs here. SIGHUP has it go by what *read_anew* returns,
+    unless the terminal is gone on which it was started.
     """
     stopping = asyncio.Event()
 
@@ -274,10 +278,18 @@ async def serve(
                 ", ".join(assignment.queue_id for assignment in coordinator.running),
             )
 
+    has_terminal = sys.stdin is not None and sys.stdin.isatty()
+
+    def reload() -> bool:
+        if has_terminal and not sys.stdin.isatty():
+            return False
+        _reconfigure(coordinator, read_anew)
+        return True
+
     settle_memory()
     steps = [wait_for_what_runs, stop] if drain else [stop]
     state = _app_state(dsn, coordinator, access, make_planner)
-    with _interruptible(*steps) as came:
+    with _interruptible(*steps, on_hangup=reload) as came:
         async with serving(state, taken):
             logger.info("serving on %s", url_of(taken))
             for risk in access.risks():
@@ -286,8 +298,29 @@ async def serve(
             if not stopping.is_set():
                 await coordinator.run()
     await _tell_what_goes_on(dsn, coordinator, interrupted=True)
-    # What manages services stops them by SIGTERM: no failure. After SIGHUP it starts us anew.
+    # What manages services stops them by SIGTERM: no failure.
     return next((128 + each for each in came if each != signal.SIGTERM), 0)
+
+
+def _reconfigure(coordinator: Coordinator, read_anew: Callable[[], Configuration]) -> None:
+    """Have *coordinator* go by the configuration as it is now, and say what changed.
+
+    One with faults is refused, and the old one stays.
+    """
+    before = coordinator.configuration
+    try:
+        after = read_anew()
+    except CoordError as error:
+        logger.error("SIGHUP: the configuration stays as it was: %s", error)
+        return
+    changed = [*differences(before, after)]
+    at_once = [words for name, words in changed if name in RECONFIGURED]
+    later = [words for name, words in changed if name not in RECONFIGURED]
+    if at_once:
+        coordinator.reconfigure(after)
+    logger.warning("SIGHUP: read %s: %s", after.path, ", ".join(at_once) or "nothing to do")
+    if later:
+        logger.warning("not before this one is started anew: %s", ", ".join(later))
 
 
 def _app_state(
@@ -352,20 +385,23 @@ async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted:
 
 
 @contextmanager
-def _interruptible(*steps: Callable[[], None]) -> Iterator[list[int]]:
+def _interruptible(
+    *steps: Callable[[], None], on_hangup: Callable[[], bool] | None = None
+) -> Iterator[list[int]]:
     """Have each SIGINT, SIGTERM or SIGHUP call the next of `steps`; one more ends the process.
 
-    A signal that is ignored (nohup) stays so. Yields the list that tells which came.
+    A SIGHUP that `on_hangup` has heeded, returning true, is none of these. A signal that is ignored
+    (nohup) stays so. Yields the list that tells which came.
     """
     loop = asyncio.get_running_loop()
     came: list[int] = []
 
     def interrupt(number: int) -> None:
+        if number == signal.SIGHUP and on_hangup and on_hangup():
+            return
         if len(came) == len(steps):
             os._exit(128 + number)
         came.append(number)
-        if number == signal.SIGHUP:
-            logger.warning("SIGHUP: this one stops; the configuration is read at start alone")
         steps[len(came) - 1]()
 
     heeded = [each for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN]

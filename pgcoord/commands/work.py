@@ -1,5 +1,6 @@
 """Commands that bring work in and run it: run, serve, submit."""
 
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,6 +41,21 @@ if TYPE_CHECKING:
 # Where the panel of `run` is: whoever runs a plan looks at it on the same machine.
 _LOOPBACK = "127.0.0.1"
 
+
+class MarkedDone(Enum):
+    """What becomes of phases that their plan marks as done."""
+
+    COMPLETED = "completed"
+
+
+Done = Annotated[
+    MarkedDone | None,
+    typer.Option(
+        "--done",
+        help="Take phases marked ✅, [x] or (COMPLETE) as completed; else they are faults.",
+    ),
+]
+
 _EXAMPLE = """Make one, for example:
     [workflow.build]
     command = ["make", "-C", "app"]
@@ -65,6 +81,7 @@ def run(
             help="Go on with this feature, in place of a plan.",
         ),
     ] = None,
+    done: Done = None,
     log_format: LogFormat = Format.TEXT,
     config: Config = None,
     dsn: Dsn = None,
@@ -80,7 +97,7 @@ def run(
     close_memory()
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
-    work = _plan(plan, configuration) if plan else feature
+    work = _plan(plan, configuration, done) if plan else feature
     assert work is not None
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
@@ -145,8 +162,9 @@ def serve(
     """Run what is queued, now and later, until stopped; serve the panel and the API meanwhile.
 
     SIGTERM or Ctrl-C stop it, and not the processes of phases: a coordinator that is started again
-    takes them over. Any number may serve a database, on any machine: one leads and runs what is
-    queued, the others stand by, and one of them takes over when it ends.
+    takes them over. SIGHUP has it read a changed pgcoord.toml. Any number may serve a database, on
+    any machine: one leads and runs what is queued, the others stand by, and one of them takes over
+    when it ends.
     """
     close_memory()
     surroundings = surroundings_of(ctx)
@@ -171,15 +189,36 @@ def serve(
         coordinator = _coordinator(surroundings, configuration, place, url=url)
         forget_variables(configuration.secret_variables)
         planner = partial(_planner, surroundings, configuration)
-        service = running.serve(place.dsn, coordinator, taken, access, planner, drain=drain)
+
+        def read_anew() -> "Configuration":
+            from pgcoord.runs.account import check_accounts
+
+            read = _configuration(surroundings, configuration.path)
+            check_accounts(read.workflows.values())
+            return read
+
+        service = running.serve(
+            place.dsn, coordinator, taken, access, planner, read_anew=read_anew, drain=drain
+        )
         raise typer.Exit(complete(place.dsn, service))
 
 
 def submit(
     ctx: typer.Context,
     plan: PlanFile,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Only show what would be queued, and from which lines; no database is asked.",
+        ),
+    ] = False,
+    done: Done = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print an object: id, title, total_phases.")
+        bool,
+        typer.Option(
+            "--json", help="Print an object: id, title, total_phases; of --check as 'plan' does."
+        ),
     ] = False,
     config: Config = None,
     dsn: Dsn = None,
@@ -187,7 +226,12 @@ def submit(
     """Queue the phases of a plan, for a coordinator to run."""
     surroundings = surroundings_of(ctx)
     configuration = _find_configuration(surroundings, config)
-    read = _plan(plan, configuration)
+    read = _plan(plan, configuration, done)
+    if check:
+        from pgcoord.commands.plan import show_check
+
+        show_check(plan, read, as_json)
+        return
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
     from pgcoord.database import actions, reads
@@ -258,14 +302,15 @@ def _planner(surroundings: Surroundings, configuration: "Configuration") -> "Fea
     return FeaturePlanner(configuration.planner, surroundings.environment, surroundings.folder)
 
 
-def _plan(path: Path, configuration: "Configuration | None") -> "Plan":
+def _plan(path: Path, configuration: "Configuration | None", done: MarkedDone | None) -> "Plan":
     from pgcoord.plan import read_plan
 
-    if configuration is None:
-        plan = read_plan(path)
-    else:
-        has_default = configuration.default_workflow is not None
-        plan = read_plan(path, workflows=configuration.workflows, has_default=has_default)
+    plan = read_plan(
+        path,
+        workflows=configuration.workflows if configuration else None,
+        has_default=configuration is None or configuration.default_workflow is not None,
+        takes_done=done is not None,
+    )
     for note in plan.notes:
         say(f"pgcoord: {note}", err=True)
     return plan

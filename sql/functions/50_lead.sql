@@ -67,7 +67,13 @@ begin
     led := false;
     perform set_config('lock_timeout', '2s', true);
     begin
-        perform pg_advisory_lock(7405, 1);
+        -- Who leads already declares anew what its configuration says: one lock stays one.
+        if not exists (
+            select from pg_locks
+            where locktype = 'advisory' and (classid, objid, objsubid) = (7405, 1, 2) and pid = pg_backend_pid() and granted
+        ) then
+            perform pg_advisory_lock(7405, 1);
+        end if;
         led := true;
         perform 1 from pgcoord.control for no key update;
     exception when lock_not_available then

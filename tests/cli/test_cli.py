@@ -57,6 +57,22 @@ def test_run_ends_with_1_and_a_line_that_names_what_failed_and_why(desk: Desk) -
     )
 
 
+def test_run_stays_for_the_clean_up_of_what_failed(desk: Desk) -> None:
+    path = desk.folder / "plan.md"
+    path.write_text(
+        "# A plan\n## Phase 1: Work\n\nexit 3\n## Phase 2: More\n\ntrue\n"
+        "## Phase 3: Clean up\nWhen: always\n\ntrue\n"
+        "## Phase 4: Report\nDepends on: 1\nWhen: failed\n\ntrue\n"
+        "## Phase 5: Undo the report\nWhen: failed\n\nfalse\n"
+    )
+    done = desk.call("run", str(path))
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == (
+        "feature 1 (A plan): 3 of 5 phases completed; phase 1 failed: exited with status 3;"
+        " phase 2 blocked: waits for phase 1, failed"
+    )
+
+
 def test_run_goes_on_with_a_feature_that_exists(desk: Desk, conn: Connection) -> None:
     gate = desk.gate()
     desk.write("work.sh", f"cat {gate}; exit 3")
@@ -133,8 +149,9 @@ def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection) ->
     done = desk.call("run", desk.plan("true"))
     assert done.returncode == 0
     assert done.stderr == (
-        f"pgcoord: process {serve.pid} on {os.uname().nodename} leads and runs the phases;"
-        " this one watches, and takes over when that one ends\n"
+        f"pgcoord: process {serve.pid} on {os.uname().nodename} leads and runs the phases,"
+        " as the pgcoord.toml says that it has read; this one watches, and takes over when that one"
+        " ends\n"
     )
     assert "completed: 1 phase in" in done.stdout
     assert len(conn.execute("select from pgcoord.coordinator").fetchall()) == 1
@@ -446,6 +463,31 @@ def test_submit_needs_no_configuration(desk: Desk, conn: Connection) -> None:
     (desk.folder / "pgcoord.toml").unlink()
     plan = desk.write("plan.md", "# A\n## Phase 1: B\nWorkflow: elsewhere\n\nC\n")
     assert desk.say("submit", plan).startswith("feature 1: 1 phase is queued")
+
+
+def test_submit_shows_what_it_would_queue_without_a_database(desk: Desk) -> None:
+    text = "# A\n## ✅ Phase 1: B\n\n## Phase 2: C\n\nx\n\n## Phase 3: D (depends on 1)\n\ny\n"
+    plan = desk.write("plan.md", text)
+    nowhere = ("submit", plan, "--check", "--dsn", "host=/nowhere")
+    refused = desk.call(*nowhere)
+    assert (refused.returncode, "plan.md:2: this phase is marked as done" in refused.stderr) == (
+        5,
+        True,
+    )
+    shown = desk.say(*nowhere, "--done", "completed")
+    assert "runs as 1, then 2 and 3" in shown
+    assert "  1  line 2, completed: no prompt" in shown
+    assert "  3  line 8: a prompt of 1 characters; depends on of line 8" in shown
+    printed = json.loads(desk.say(*nowhere, "--done", "completed", "--json"))
+    assert printed["planning"]["waves"] == [[1], [2, 3]]
+
+
+def test_submit_takes_what_is_done_as_completed(desk: Desk, conn: Connection) -> None:
+    plan = desk.write("plan.md", "# A\n## ✅ Phase 1: B\n\n## Phase 2: C\n\nx\n")
+    desk.say("submit", plan, "--done", "completed")
+    assert statuses(conn, 1) == {1: "completed", 2: "queued"}
+    row = conn.execute("select unmet from phase_queue where phase_number = 2").fetchone()
+    assert row == {"unmet": 0}
 
 
 def test_upgrade_brings_the_schema_and_says_what_it_ran(

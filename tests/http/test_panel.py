@@ -727,14 +727,24 @@ async def test_without_javascript_everything_can_be_done(
     await expect(plain.get_by_role("alert")).to_contain_text("PC002")
 
 
-LOCATIONS = """
-location /kept/ { proxy_pass {url}; proxy_http_version 1.1; proxy_set_header Host $http_host; }
-location /cut/ {
-    proxy_pass {url}/; proxy_http_version 1.1; proxy_set_header Host $http_host;
-    proxy_set_header X-Forwarded-Prefix /cut; proxy_set_header X-Forwarded-User dana;
-    proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade;
-}
-"""
+def locations(url: str) -> str:
+    """The lines of docs/operating.md, and the same with a path that is cut off."""
+    document = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    found = re.search(r"^    location /pgcoord/ \{.*?^    \}$", document, re.S | re.M)
+    assert found
+    kept = found[0].replace("http://127.0.0.1:8002", url).replace("/pgcoord/", "/kept/")
+    more = "proxy_set_header X-Forwarded-Prefix /cut; proxy_set_header X-Forwarded-User dana;"
+    cut = kept.replace("/kept/", "/cut/").replace(f"{url};", f"{url}/; {more}")
+    return f"{kept}\n{cut}"
+
+
+# Whether the WebSocket and the stream of events are opened.
+_OPENS = """path => Promise.all([
+    new WebSocket(`ws://${location.host}${path}/ws/queue`), new EventSource(`${path}/events`),
+].map(each => new Promise(told => {
+    each.onopen = () => { each.close(); told("open"); };
+    each.onerror = () => told("refused");
+})))"""
 
 
 @pytest.mark.parametrize("path", ["/kept", "/cut"])
@@ -751,15 +761,16 @@ async def test_under_another_path_all_works_behind_nginx(
         dsn, tmp_path, leads=False, environment={"PGCOORD_TOKEN": "x" * 32}, **taken[path]
     )
     async with serving as site:
-        with proxied(tmp_path, LOCATIONS.replace("{url}", site.url)) as outside:
+        with proxied(tmp_path, locations(site.url)) as outside:
             await page.goto(f"{outside}{path}/")
             await page.get_by_label("Token").fill("x" * 32)
             await page.get_by_label("Your name").fill("eve")
             await page.get_by_role("button", name="Log in").click()
             await is_live(page)
             assert page.url == f"{outside}{path}/"
-            [cookie] = await page.context.cookies(outside + path)
-            assert cookie["path"] == path
+            kept = {c["name"]: c for c in await page.context.cookies(f"{outside}{path}/")}
+            assert kept["pgcoord_session"]["path"] == path
+            assert kept["pgcoord_looked"]["path"] == f"{path}/"
             await page.locator(".features h3 a").click()
             await is_live(page)
             await page.locator("#phase-1 a").first.click()
@@ -774,6 +785,7 @@ async def test_under_another_path_all_works_behind_nginx(
             await expect(page.locator("h1")).to_have_text("Phase 2")
             plain = await page.request.get(f"{outside}{path}/api/v1/planned-features/{feature}")
             assert plain.status == 200
+            assert await page.evaluate(_OPENS, path) == ["open", "open"]
             await page.get_by_role("button", name="Log out").click()
             assert page.url == f"{outside}{path}/login"
     await page.context.clear_cookies()
@@ -1135,7 +1147,7 @@ async def test_keys_search_step_and_ask(
     await expect(page.locator("#found")).to_contain_text("3 Phase 3")
     await look(page, f"{panel}/?show=blocked")
     await expect(page.locator("#found li")).to_have_count(3)
-    await page.locator("#found a").first.click()
+    await page.locator(".found a").first.click()
     await expect(page.locator("h1")).to_have_text("Phase 2")
     await page.keyboard.press("g")
     await page.keyboard.press("o")

@@ -2,7 +2,7 @@
 
 import psycopg
 import pytest
-from chaos.state_space import Database, Explored, Search, Violation
+from chaos.state_space import CONDITIONAL, CONDITIONS, Database, Explored, Search, Violation
 from support.database import Connection
 
 
@@ -34,6 +34,13 @@ def test_every_state_that_two_faults_lead_to_keeps_the_rules(
 
 def test_every_state_that_nothing_but_work_leads_to_keeps_the_rules(dsn: str) -> None:
     assert explored(dsn, faults=0).longest >= 15
+
+
+def test_every_state_of_conditional_phases_that_one_fault_leads_to_keeps_the_rules(
+    dsn: str,
+) -> None:
+    with psycopg.connect(dsn) as conn:
+        Search(Database(conn, CONDITIONAL, CONDITIONS)).run(1)
 
 
 def test_the_search_finds_a_lead_that_is_not_checked(dsn: str, conn: Connection) -> None:
