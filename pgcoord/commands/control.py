@@ -4,6 +4,7 @@ Those on phases and features are made from `pgcoord.actions`.
 """
 
 import inspect
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,6 +67,22 @@ _Number = Annotated[
 ]
 
 
+def _parse_amount(text: str) -> float:
+    # `none` is nothing to a parser of typer's: it stands for no limit.
+    try:
+        return math.inf if text.lower() == "none" else float(text.removeprefix("$"))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r:.60} is no amount, such as 5 or 2.50.") from error
+
+
+_Amount = Annotated[
+    float,
+    typer.Argument(
+        metavar="USD", parser=_parse_amount, help="Such as 5 or 2.50; none: as much as it takes."
+    ),
+]
+
+
 def _command(verb: str) -> Callable[..., None]:
     """Make the command of the actions that have a verb, with the arguments that they take."""
     of_verb = [each for each in ACTIONS if each.verb == verb]
@@ -73,7 +90,7 @@ def _command(verb: str) -> Callable[..., None]:
     def command(
         ctx: typer.Context,
         target: list[str] | str | int | None,
-        number: int | None = None,
+        number: Any = None,
         reason: str | None = None,
         dsn: str | None = None,
         **options: bool,
@@ -109,7 +126,8 @@ def _parameters(of_verb: list[Action]) -> list[inspect.Parameter]:
         else ("target", target, inspect.Parameter.empty),
     ]
     if any(each.number for each in of_verb):
-        taken.append(("number", _Number, inspect.Parameter.empty))
+        kind = _Amount if of_verb[0].number == "max_cost_usd" else _Number
+        taken.append(("number", kind, inspect.Parameter.empty))
     for option in (each.option for each in of_verb if each.option):
         flag = typer.Option(f"--{option}", help=OPTIONS[option])
         taken.append((option, Annotated[bool, flag], False))
@@ -187,19 +205,28 @@ async def _perform(
     action: Action,
     target: str | int | None,
     reason: str | None,
-    number: int | None,
+    number: float | None,
 ) -> str:
     """Do an action; return what is the case afterwards."""
     from pgcoord.database import actions
 
     if action.scope == "phase":
         target = await find_phase(conn, str(target))
-    result = await actions.perform(conn, action, target, reason=reason, number=number)
+    amount = None if number == math.inf else number
+    result = await actions.perform(conn, action, target, reason=reason, number=amount)
     names = {"phase": str(target), "feature": f"feature {target}", "all": "everything"}
     said = _count(int(result or 0), "phase") if action.returns == "count" else result
-    line = action.said.format(target=names[action.scope], result=said, number=number)
+    line = action.said.format(
+        target=names[action.scope], result=said, number=_in_words(action, number)
+    )
     further = _FURTHER.get(action.name)
     return await further(conn, target, result, line) if further else line
+
+
+def _in_words(action: Action, number: float | None) -> str:
+    if action.number == "max_cost_usd" and number is not None:
+        return "as much as it takes" if number == math.inf else f"${number:.2f}"
+    return str(number)
 
 
 async def _after_retry(conn: "Connection", queue_id: Any, status: Any, line: str) -> str:
