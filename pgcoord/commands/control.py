@@ -4,6 +4,7 @@ Those on phases and features are made from `pgcoord.actions`.
 """
 
 import inspect
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -83,6 +84,22 @@ _Number = Annotated[
 ]
 
 
+def _parse_amount(text: str) -> float:
+    # `none` is nothing to a parser of typer's: it stands for no limit.
+    try:
+        return math.inf if text.lower() == "none" else float(text.removeprefix("$"))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r:.60} is no amount, such as 5 or 2.50.") from error
+
+
+_Amount = Annotated[
+    float,
+    typer.Argument(
+        metavar="USD", parser=_parse_amount, help="Such as 5 or 2.50; none: as much as it takes."
+    ),
+]
+
+
 def _command(verb: str) -> Callable[..., None]:
     """Make the command of the actions that have a verb, with the arguments that they take."""
     of_verb = [each for each in ACTIONS if each.verb == verb]
@@ -90,7 +107,7 @@ def _command(verb: str) -> Callable[..., None]:
     def command(
         ctx: typer.Context,
         target: list[str] | str | int | None,
-        number: int | None = None,
+        number: Any = None,
         reason: str | None = None,
         as_json: bool = False,
         dsn: str | None = None,
@@ -132,7 +149,8 @@ def _parameters(of_verb: list[Action]) -> list[inspect.Parameter]:
         else ("target", target, inspect.Parameter.empty),
     ]
     if any(each.number for each in of_verb):
-        taken.append(("number", _Number, inspect.Parameter.empty))
+        kind = _Amount if of_verb[0].number == "max_cost_usd" else _Number
+        taken.append(("number", kind, inspect.Parameter.empty))
     for option in (each.option for each in of_verb if each.option):
         flag = typer.Option(f"--{option}", help=OPTIONS[option])
         taken.append((option, Annotated[bool, flag], False))
@@ -215,17 +233,20 @@ async def _perform(
     action: Action,
     target: str | int | None,
     reason: str | None,
-    number: int | None,
+    number: float | None,
 ) -> Answer:
     """Do an action; return what is the case afterwards."""
     from pgcoord.database import actions
 
     if action.scope == "phase":
         target = await find_phase(conn, str(target))
-    result = await actions.perform(conn, action, target, reason=reason, number=number)
+    amount = None if number == math.inf else number
+    result = await actions.perform(conn, action, target, reason=reason, number=amount)
     names = {"phase": str(target), "feature": f"feature {target}", "all": "everything"}
     said = _count(int(result or 0), "phase") if action.returns == "count" else result
-    line = action.said.format(target=names[action.scope], result=said, number=number)
+    line = action.said.format(
+        target=names[action.scope], result=said, number=_in_words(action, number)
+    )
     further = _FURTHER.get(action.name)
     if further:
         line = await further(conn, target, result, line)
@@ -245,6 +266,12 @@ async def _phases_meant(conn: "Connection", verb: str, feature_id: int) -> list[
         states = f"{', '.join(meant[:-1])} or {meant[-1]}"
         raise Refused(f"feature {feature_id} has no phase to {verb}: none is {states}")
     return found
+
+
+def _in_words(action: Action, number: float | None) -> str:
+    if action.number == "max_cost_usd" and number is not None:
+        return "as much as it takes" if number == math.inf else f"${number:.2f}"
+    return str(number)
 
 
 async def _after_retry(conn: "Connection", queue_id: Any, status: Any, line: str) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pgcoord.database._sql import Connection
+    from pgcoord.plan import Plan, PlannedPhase
     from pgcoord.planner.analysis import Analysis
     from pgcoord.planner.planning import FeaturePlanner, Planned, Workflows
     from pgcoord.planner.structure import Feature
@@ -125,6 +126,46 @@ def plan(
     name = f"feature {number}, {feature.title}" if number else feature.title
     console().print(_shown(name, planned, analysis))
     say(_what_next(number, output, planned.source == "queued"))
+
+
+def show_check(path: Path, read: "Plan", as_json: bool) -> None:
+    """Show what submitting the plan *read* from *path* would queue, in waves, and taken from where.
+
+    No database is asked.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    from pgcoord.commands.progress import console
+    from pgcoord.planner.analysis import analyse
+
+    rows = [each.row() for each in read.phases]
+    analysis = analyse(rows, _USUAL_SLOTS)
+    taken = {each.number: dict(each.taken) for each in read.phases}
+    if as_json:
+        planning = {"source": "file", "notes": list(read.notes), **analysis.as_json()}
+        lines = {each.number: {"heading": each.line, **taken[each.number]} for each in read.phases}
+        say_json(
+            {"id": None, "title": read.title, "phases": rows, "planning": planning, "lines": lines}
+        )
+        return
+    head = Text.assemble((read.title, "bold"), f": {_count(analysis)}")
+    sources = [line for each in read.phases for line in _sources(each)]
+    warnings = [f"warning: {each}" for each in analysis.warnings]
+    told = [*_summary(analysis), *warnings, "taken from:", *sources]
+    console().print(Group(head, _table(analysis), *map(Text, told)))
+    say(f"nothing is queued; 'pgcoord submit {path}' queues it")
+
+
+def _sources(phase: "PlannedPhase") -> list[str]:
+    """Say, a line for the phase, which lines of the plan it and what is told of it stand on."""
+    said = [f"{key} of line {line}" for key, line in phase.taken]
+    if "depends on" not in dict(phase.taken) and phase.depends_on:
+        said.append(f"after phase {phase.depends_on[0]}, the one before: it says nothing")
+    size = len(phase.prompt)
+    prompt = f"a prompt of {size:,} characters" if size else "no prompt"
+    state = ", completed" if phase.is_completed else ""
+    return [f"  {phase.number}  line {phase.line}{state}: {'; '.join([prompt, *said])}"]
 
 
 def execute(

@@ -320,6 +320,10 @@ def feature_line(feature: Feature) -> Text:
     done, total = feature.phases_completed, feature.total_phases
     percent = f" ({100 * done // total} %)" if total else ""
     counts = f"  {done}/{total}{percent} {feature.status.replace('_', ' ')}"
+    if feature.cost_usd is not None:
+        counts += f"  ${feature.cost_usd:.2f}"
+    if feature.max_cost_usd is not None:
+        counts += f" of ${feature.max_cost_usd:.2f}"
     end = _one_line(counts, ("  paused" if feature.paused_at else "", "yellow"))
     title = Text(f"Feature {feature.id}: {clean(feature.title)}", "bold")
     return _fitting(title, end, console().width)

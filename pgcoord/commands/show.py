@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pgcoord.commands.progress import Snapshot
     from pgcoord.database._sql import Connection
-    from pgcoord.database.rows import LeadBlocker, Leader, Slot
+    from pgcoord.database.rows import Cost, LeadBlocker, Leader, Slot
 
 
 def register(app: typer.Typer) -> None:
@@ -34,9 +34,10 @@ A slot: slot, draining, queue_id, title, status, since, pool. The coordinator: e
 version, lead_at; null when none leads. The lead_blocker: words, remedy; null unless a session that
 is no coordinator holds the lock of the lead. A feature: id, title, status, total_phases,
 phases_completed, phases_running, phases_failed, phases_blocked, paused_at, cost_usd, tokens_in,
-tokens_out, phases. A phase:
-queue_id, feature_id, phase_number, title, status, slot, attempt, priority, depends_on_phases,
-error_message, since, started_timestamp, finished_timestamp, waiting_for, result, skipped.
+tokens_out, max_cost_usd, costs (by workflow: workflow, attempts, cost_usd, tokens_in, tokens_out),
+phases. A phase: queue_id, feature_id, phase_number, title, status, slot, attempt, priority,
+depends_on_phases, error_message, since, started_timestamp, finished_timestamp, waiting_for, result,
+skipped.
 
 Times are ISO 8601 with their offset, or null. Later releases may add keys."""
 
@@ -51,6 +52,7 @@ class _Standing:
     lead_blocker: "LeadBlocker | None"
     unwatched: str | None
     features: "Sequence[Snapshot]"
+    costs: "Sequence[Cost]"
 
     def as_json(self) -> dict[str, Any]:
         """As `status --json` prints it."""
@@ -59,11 +61,23 @@ class _Standing:
             "paused_at": self.paused_at,
             "coordinator": self.coordinator and asdict(self.coordinator),
             "lead_blocker": self.lead_blocker and asdict(self.lead_blocker),
-            "features": [each.as_json() for each in self.features],
+            "features": [
+                {
+                    **each.as_json(),
+                    "costs": [
+                        {key: value for key, value in asdict(cost).items() if key != "feature_id"}
+                        for cost in self.costs
+                        if cost.feature_id == each.feature.id
+                    ],
+                }
+                for each in self.features
+            ],
         }
 
 
-async def _read(conn: "Connection", feature: int | None, finished: bool) -> _Standing:
+async def _read(
+    conn: "Connection", feature: int | None, finished: bool, *, costs: bool
+) -> _Standing:
     from pgcoord.commands.progress import Snapshot, read_snapshot
     from pgcoord.database import reads
 
@@ -83,6 +97,7 @@ async def _read(conn: "Connection", feature: int | None, finished: bool) -> _Sta
         blocker,
         None if leader else await reads.unwatched(conn),
         features,
+        await reads.costs(conn, [each.feature.id for each in features]) if costs else (),
     )
 
 
@@ -103,7 +118,7 @@ def status(
     found = existing_dsn(ctx, dsn)
 
     async def read(conn: "Connection") -> _Standing:
-        return await _read(conn, feature, finished)
+        return await _read(conn, feature, finished, costs=as_json)
 
     async def once() -> _Standing:
         async with session(found) as conn:

@@ -1,9 +1,10 @@
 """Commands that bring work in and run it: run, serve, submit."""
 
 import sys
+from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,6 +44,21 @@ if TYPE_CHECKING:
 # Where the panel of `run` is: whoever runs a plan looks at it on the same machine.
 _LOOPBACK = "127.0.0.1"
 
+
+class MarkedDone(Enum):
+    """What becomes of phases that their plan marks as done."""
+
+    COMPLETED = "completed"
+
+
+Done = Annotated[
+    MarkedDone | None,
+    typer.Option(
+        "--done",
+        help="Take phases marked ✅, [x] or (COMPLETE) as completed; else they are faults.",
+    ),
+]
+
 _EXAMPLE = """Make one, for example:
     [workflow.build]
     command = ["make", "-C", "app"]
@@ -79,6 +95,7 @@ def run(
         bool,
         typer.Option("--json", help="Print no progress, but at the end the feature, as JSON."),
     ] = False,
+    done: Done = None,
     log_format: LogFormat = Format.TEXT,
     config: Config = None,
     dsn: Dsn = None,
@@ -94,7 +111,7 @@ def run(
     close_memory()
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
-    work = _plan(plan, configuration) if plan else feature
+    work = _plan(plan, configuration, done) if plan else feature
     assert work is not None
     if dry_run:
         if plan is None or isinstance(work, int):
@@ -221,8 +238,19 @@ def serve(
 def submit(
     ctx: typer.Context,
     plan: PlanFile,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Only show what would be queued, and from which lines; no database is asked.",
+        ),
+    ] = False,
+    done: Done = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print an object: id, title, total_phases.")
+        bool,
+        typer.Option(
+            "--json", help="Print an object: id, title, total_phases; of --check as 'plan' does."
+        ),
     ] = False,
     config: Config = None,
     dsn: Dsn = None,
@@ -230,7 +258,12 @@ def submit(
     """Queue the phases of a plan, for a coordinator to run."""
     surroundings = surroundings_of(ctx)
     configuration = _find_configuration(surroundings, config)
-    read = _plan(plan, configuration)
+    read = _plan(plan, configuration, done)
+    if check:
+        from pgcoord.commands.plan import show_check
+
+        show_check(plan, read, as_json)
+        return
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
     from pgcoord.database import actions, reads
@@ -301,16 +334,20 @@ def _planner(surroundings: Surroundings, configuration: "Configuration") -> "Fea
     return FeaturePlanner(configuration.planner, surroundings.environment, surroundings.folder)
 
 
-def _plan(path: Path, configuration: "Configuration | None") -> "Plan":
+def _plan(path: Path, configuration: "Configuration | None", done: MarkedDone | None) -> "Plan":
     from pgcoord.plan import parse_plan, read_plan
 
     workflows = configuration.workflows if configuration else None
     has_default = configuration is None or configuration.default_workflow is not None
+    how: Any = {
+        "workflows": workflows,
+        "has_default": has_default,
+        "takes_done": done is not None,
+    }
     if str(path) == "-":
-        text = sys.stdin.read()
-        plan = parse_plan(text, name="-", workflows=workflows, has_default=has_default)
+        plan = parse_plan(sys.stdin.read(), name="-", **how)
     else:
-        plan = read_plan(path, workflows=workflows, has_default=has_default)
+        plan = read_plan(path, **how)
     for note in plan.notes:
         say(f"pgcoord: {note}", err=True)
     return plan

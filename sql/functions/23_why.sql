@@ -127,11 +127,13 @@ union all    -- prerequisites that are open, or will never complete
 select p.queue_id, p.feature_id, p.phase_number,
     case when up.status in ('failed', 'cancelled') then 2 else 4 end,
     case when up.status in ('failed', 'cancelled') then 'blocked' else 'prerequisite' end,
-    format('waits for phase %s, %s', d.prerequisite, up.status), up.queue_id
+    format('waits for phase %s, %s%s', d.prerequisite, up.status,
+        case when p.run_when = 'failed' then '; runs only if what it depends on is not completed' end), up.queue_id
 from public.phase_queue as p
     join pgcoord.dependency as d on d.feature_id = p.feature_id and d.dependent = p.phase_number
     join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
 where p.status in ('queued', 'blocked') and up.status not in ('completed', 'blocked')
+    and not pgcoord_private.is_met(up.status, p.run_when)
 union all    -- or missing; or its workflow is, which matters once the prerequisites are completed
 select s.queue_id, s.feature_id, s.phase_number, case s.kind when 'missing' then 3 else 9 end, s.kind, s.words, s.refers_to
 from pgcoord_private.stranded as s
@@ -143,7 +145,7 @@ select p.queue_id, f.id, p.phase_number, 2, 'blocked',
 from public.planned_features as f
     cross join lateral pgcoord_private.obstacles(f.id) as o
     join public.phase_queue as up on up.feature_id = f.id and up.phase_number = o.phase_number
-    join pgcoord.dependency as d on d.feature_id = f.id and d.prerequisite = up.phase_number
+    join pgcoord.dependency as d on d.feature_id = f.id and d.prerequisite = up.phase_number and not d.conditional
     join public.phase_queue as p on p.feature_id = f.id and p.phase_number = d.dependent
 where case p.status when 'queued' then true when 'blocked' then true else false end
 union all    -- a person, who is asked

@@ -86,6 +86,10 @@ begin
         new.depends_on_phases := pgcoord_private.meant_as('[]', new.depends_on_phases);
         perform pgcoord_private.check_prerequisites(new.queue_id, new.phase_number, new.depends_on_phases);
     end if;
+    if new.run_when is distinct from 'completed' then
+        new.run_when := coalesce(new.run_when, 'completed');
+        perform pgcoord_private.check_run_when(new.queue_id, new.run_when, new.depends_on_phases);
+    end if;
     if new.phase_data <> '{}' or new.phase_data is null then
         new.phase_data := pgcoord_private.meant_as('{}', new.phase_data);
         perform pgcoord_private.check_phase_data(new.queue_id, new.phase_data);
@@ -146,7 +150,8 @@ begin
             and d.feature_id = p.feature_id and d.dependent = p.phase_number
             and not exists (
                 select from public.phase_queue as up
-                where up.feature_id = d.feature_id and up.phase_number = d.prerequisite and up.status = 'completed'
+                where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+                    and pgcoord_private.is_met(up.status, p.run_when)
             )
     where p.queue_id = any (p_queue_ids) and (f.cancelled_at is not null or d.prerequisite is not null)
     order by p.feature_id, p.phase_number, d.prerequisite
@@ -242,6 +247,7 @@ begin
     if v_features is not null then
         perform pgcoord_private.recount_unmet(v_features, v_phases);
         perform pgcoord_private.settle_because(v_features, v_phases, 'a prerequisite is failed or cancelled');
+        perform pgcoord_private.skip_unneeded(v_features, v_phases);
     end if;
 
     insert into pgcoord.event (kind, feature_id, phase_number, queue_id, actor, reason)

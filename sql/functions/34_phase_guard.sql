@@ -17,7 +17,7 @@ set search_path = pg_catalog, pg_temp as $$
 begin
     raise exception using
         errcode = 'PC008',
-        message = format('phase %s keeps its queue_id, feature_id and phase_number', p_queue_id),
+        message = format('phase %s keeps its queue_id, feature_id, phase_number and run_when', p_queue_id),
         hint = 'Delete it and insert another.';
 end $$;
 
@@ -70,6 +70,7 @@ begin
             hint = 'Only a phase that waits (queued or blocked) can be given other prerequisites.';
     end if;
     perform pgcoord_private.check_prerequisites(p_old.queue_id, p_old.phase_number, p_depends_on);
+    perform pgcoord_private.check_run_when(p_old.queue_id, p_old.run_when, p_depends_on);
     perform pgcoord_private.hold_feature(p_old.feature_id);
 end $$;
 
@@ -129,7 +130,8 @@ begin
         where d.feature_id = p_old.feature_id and d.dependent = p_old.phase_number
             and not exists (
                 select from public.phase_queue as up
-                where up.feature_id = d.feature_id and up.phase_number = d.prerequisite and up.status = 'completed'
+                where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+                    and pgcoord_private.is_met(up.status, p_old.run_when)
             )
     );
     p_new.eligible_at := case when p_new.unmet = 0 then coalesce(p_old.eligible_at, clock_timestamp()) end;
@@ -238,7 +240,9 @@ declare
     -- A statement of a person or of our functions, not of a trigger. (A client's own trigger is found out by its rights.)
     v_by_hand boolean := pg_trigger_depth() = 1;
 begin
-    if (new.queue_id, new.feature_id, new.phase_number) is distinct from (old.queue_id, old.feature_id, old.phase_number) then
+    if (new.queue_id, new.feature_id, new.phase_number, new.run_when)
+        is distinct from (old.queue_id, old.feature_id, old.phase_number, old.run_when)
+    then
         perform pgcoord_private.refuse_identity(old.queue_id);
     end if;
     if new.depends_on_phases is distinct from old.depends_on_phases then

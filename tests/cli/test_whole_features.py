@@ -159,5 +159,9 @@ def test_every_command_prints_json_when_asked() -> None:
 
 
 def test_the_shell_completes_commands(desk: Desk) -> None:
-    asked = {"_PGCOORD_COMPLETE": "complete_bash", "COMP_WORDS": "pgcoord stat", "COMP_CWORD": "1"}
-    assert desk.execute("--help", **asked).until("status")
+    desk.environment |= {
+        "_PGCOORD_COMPLETE": "complete_bash",
+        "COMP_WORDS": "pgcoord stat",
+        "COMP_CWORD": "1",
+    }
+    assert desk.execute("--help").until("status")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, tzinfo
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from pgcoord.database.rows import HistoryEvent
 from pgcoord.database.session import one_snapshot
 from pgcoord.http.feed import Event
 from pgcoord.http.panel.format import STATES
-from pgcoord.http.panel.graph import Graph
+from pgcoord.http.panel.graph import ROOMY, Graph
 from pgcoord.http.panel.live import Page, Piece, View
 from pgcoord.http.panel.timeline import Timeline
 from pgcoord.runs.logs import LastLine, Log
@@ -208,11 +208,12 @@ class FeaturePage(View):
     most_tokens: int
     show: str | None = None
     search: str | None = None
+    whole: bool = False  # the graph has what is finished, too, where it is large
 
     @property
     def key(self) -> str:
         """The same for those who see the same."""
-        return f"/features/{self.feature_id} {self.show or ''} {self.search or ''}"
+        return f"/features/{self.feature_id} {self.whole} {self.show or ''} {self.search or ''}"
 
     @property
     def query(self) -> str:
@@ -245,12 +246,14 @@ class FeaturePage(View):
             forecast = await panel.forecast(conn, self.feature_id)
             phases = await panel.tree(conn, self.feature_id)
             spans = await panel.spans(conn, self.feature_id)
+            costs = await panel.costs(conn, self.feature_id)
             in_line = await panel.line(conn, _NEXT_OF_FEATURE, self.feature_id)
             events = await panel.history(conn, self.feature_id, None, None, _FEW_EVENTS)
         ended = feature.status in ("completed", "cancelled") or not phases
         timeline = Timeline(phases, spans, forecast, ended)
         runs = any(each.slot for each in phases)
         large = len(phases) > _MOST_LIGHT
+        graph = Graph(phases, forecast, len(phases) > ROOMY and not self.whole)
         listed = [each for each in phases if self._is_wanted(each)]
         pieces = {
             "notice": Piece("piece/notice.html", installation),
@@ -258,13 +261,13 @@ class FeaturePage(View):
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
             "facts": Piece(
                 "piece/facts.html",
-                (feature, finish, phases, _spent(spans), installation.limit),
+                (feature, finish, phases, _spent(spans), installation.limit, costs),
                 ages=runs,
             ),
             "plan": Piece(
                 "piece/plan.html", self._planned(described.plan, phases, installation.limit)
             ),
-            "graph": Piece("piece/graph.html", Graph(phases, forecast), heavy=large),
+            "graph": Piece("piece/graph.html", (graph, len(phases) > ROOMY), heavy=large),
             "timeline": Piece("piece/timeline.html", timeline, ages=runs, heavy=large),
             "in-line": Piece("piece/in_line.html", [each.phase_number for each in in_line]),
             "find": Piece("piece/find.html", (self, feature, len(phases), len(listed))),
@@ -370,6 +373,7 @@ EVENTS = (
     *STATES,
     *("phase_inserted", "phase_deleted", "phase_reprioritised", "gate_asked"),
     *("feature_inserted", "feature_changed", "feature_paused", "feature_resumed"),
+    "feature_budget",
     *("feature_cancelled", "slots_changed", "paused", "resumed"),
 )
 
@@ -383,6 +387,8 @@ class History(View):
     what: str | None = None
     actor: str | None = None
     until: date | None = None
+    after: int | None = None
+    zone: tzinfo | None = None
 
     @property
     def key(self) -> str:
@@ -397,6 +403,7 @@ class History(View):
             "what": self.what,
             "by": self.actor,
             "until": self.until,
+            "after": self.after,
         }
         return urlencode({name: value for name, value in given.items() if value is not None})
 
@@ -415,6 +422,8 @@ class History(View):
             what=self.what,
             actor=self.actor,
             until=self.until,
+            after=self.after,
+            zone=str(self.zone) if self.zone else None,
         )
 
     async def read(self, conn: Connection) -> Page:
