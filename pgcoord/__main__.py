@@ -51,6 +51,7 @@ _MODULES = (
     "psql",
     "bench",
     "worktree",
+    "pull_request",
 )
 _MODULE_OF = {"status": "show", "why": "show", "serve": "work", "run": "work", "report": "report"}
 
