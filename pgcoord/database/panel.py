@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
+from pgcoord.database import reads
 from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_rows, fetch_value
-from pgcoord.database.rows import HistoryEvent
+from pgcoord.database.rows import Cost, HistoryEvent
 from pgcoord.errors import NotFound
 
 NO_SUCH_PHASE = "'pgcoord status' and the overview show those that exist."
@@ -101,6 +102,24 @@ class Attention:
     attempt: int | None
     exit_code: int | None
     blocks: list[int] | None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a feature has cost, and may cost, in US dollars; `limit` is None without a budget."""
+
+    limit: float | None
+    by_workflow: list[Cost]
+
+    @property
+    def usd(self) -> float:
+        """The sum."""
+        return sum(each.cost_usd or 0 for each in self.by_workflow)
+
+    @property
+    def tokens(self) -> int:
+        """All that were read and written."""
+        return sum((each.tokens_in or 0) + (each.tokens_out or 0) for each in self.by_workflow)
 
 
 @dataclass(frozen=True)
@@ -384,6 +403,17 @@ async def feature_row(conn: Connection, feature_id: int) -> FeatureRow:
             f"there is no feature {feature_id}", hint="The overview shows those that exist."
         )
     return found
+
+
+async def costs(conn: Connection, feature_id: int) -> Costs:
+    """Return what a feature has cost, by workflow, and what it may cost. SQL: pgcoord.costs."""
+    by_workflow = await reads.costs(conn, [feature_id])
+    limit = await fetch_value(
+        conn,
+        "select max_cost_usd::float8 from public.planned_features where id = %s",
+        feature_id,
+    )
+    return Costs(limit, by_workflow)
 
 
 async def described(conn: Connection, feature_id: int) -> Described:

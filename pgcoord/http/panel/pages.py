@@ -246,6 +246,7 @@ class FeaturePage(View):
             forecast = await panel.forecast(conn, self.feature_id)
             phases = await panel.tree(conn, self.feature_id)
             spans = await panel.spans(conn, self.feature_id)
+            costs = await panel.costs(conn, self.feature_id)
             in_line = await panel.line(conn, _NEXT_OF_FEATURE, self.feature_id)
             events = await panel.history(conn, self.feature_id, None, None, MOST_EVENTS)
         ended = feature.status in ("completed", "cancelled") or not phases
@@ -260,7 +261,7 @@ class FeaturePage(View):
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
             "facts": Piece(
                 "piece/facts.html",
-                (feature, finish, phases, _spent(spans), installation.limit),
+                (feature, finish, phases, _spent(spans), installation.limit, costs),
                 ages=runs,
             ),
             "plan": Piece(
@@ -430,6 +431,7 @@ EVENTS = (
     *STATES,
     *("phase_inserted", "phase_deleted", "phase_reprioritised", "gate_asked"),
     *("feature_inserted", "feature_changed", "feature_paused", "feature_resumed"),
+    "feature_budget",
     *("feature_cancelled", "slots_changed", "paused", "resumed"),
 )
 
