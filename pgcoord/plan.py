@@ -122,6 +122,9 @@ _PICTURE = re.compile(
     r"\[?!\[[^\]]*\]\([^)]*\)(?:\]\([^)]*\))?|</?(?:img|p|a|div|br|h1|center|picture|source)\b[^>]*>"
 )
 
+# Below the title: what the feature may cost.
+_BUDGET = re.compile(r"[*_]*budget[*_]*\s*:[*_]*\s*(?P<value>.*)", re.IGNORECASE)
+
 # A line that says that a list of files follows, an element of it, and what is a file there.
 _FILES = re.compile(r" {0,3}(?:[-+*][ \t]+)?[*_]*files[*_]*[ \t]*:[*_]*", re.IGNORECASE)
 _ELEMENT = re.compile(r"\s*[-+*][ \t]+(?:\[[ xX]\][ \t]+)?(?P<text>.*\S)")
@@ -209,6 +212,7 @@ class Plan:
     phases: tuple[PlannedPhase, ...]
     notes: tuple[str, ...] = ()
     """What a reader might miss, each as `file:line: what`: sections that belong to no phase."""
+    max_cost_usd: float | None = None
 
     def feature(self) -> dict[str, object]:
         """Return the plan as pgcoord.submit_feature(jsonb) takes it."""
@@ -218,6 +222,7 @@ class Plan:
             "description": self.description,
             # Rounded, for 0.1 + 0.2 hours are 0.3 hours.
             "estimated_hours": round(sum(hours), 6) if hours else None,
+            **({"max_cost_usd": self.max_cost_usd} if self.max_cost_usd is not None else {}),
             "phases": [phase.row() for phase in self.phases],
         }
 
@@ -312,6 +317,7 @@ def parse_plan(
         problems += _lost_headings(tokens, lines, {each.start for each in headings})
         problems += _other_phases(headings, starts)
         found, description = _read_front(tokens, headings, starts, lines, problems, title)
+        description, budget = _take_budget(description, lines, problems)
         sections = _read_sections(headings, starts, lines, problems, notes, takes_done)
         sections = _renumbered(sections, notes)
         problems += _faults_in_order(sections)
@@ -331,6 +337,7 @@ def parse_plan(
         description=description,
         phases=tuple(phases),
         notes=tuple(f"{name}:{line}: {note}" for line, note in sorted(notes)),
+        max_cost_usd=budget,
     )
 
 
@@ -523,6 +530,23 @@ def _read_front(
         line = _extent(above)[0] + 1
         problems.append((line, "text above the title: expected it below, as the description"))
     return " ".join(title.text.split("\n")), _text(lines[title.end : end])
+
+
+def _take_budget(
+    description: str, lines: list[str], problems: list[_Problem]
+) -> tuple[str, float | None]:
+    """Take what the feature may cost from the first line below its title, if it says that."""
+    first, _, rest = description.partition("\n")
+    match = _BUDGET.fullmatch(first.strip())
+    if not match:
+        return description, None
+    amount = re.fullmatch(r"\$?\s*([0-9]{1,9}(?:\.[0-9]{1,4})?)\s*(?:USD)?", match["value"])
+    if not amount or float(amount[1]) < 0.01:
+        expected = 'expected US dollars such as "Budget: $5"'
+        line = next(number for number, each in enumerate(lines, 1) if each.strip() == first.strip())
+        problems.append((line, f"Budget: {expected}, not {match['value']!r:.60}"))
+        return description, None
+    return rest.strip(), float(amount[1])
 
 
 def _ends(headings: list[_Heading], starts: list[_Heading]) -> list[_Heading]:

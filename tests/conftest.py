@@ -32,7 +32,7 @@ from support.pooler import Pooler
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
 
-pytest_plugins = ["support.timeouts", "support.slurm"]
+pytest_plugins = ["support.timeouts", "support.slurm", "support.cable"]
 
 # A job in the background of a script ignores these, and what it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

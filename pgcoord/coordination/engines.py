@@ -55,6 +55,10 @@ _MOST_SUBMISSIONS = 3
 # machine, and a controller that a thousand of them ask at once answers none.
 _AT_ONCE = 8
 
+# Seconds between two copies of logs of one pool, on average: of a thousand jobs each is copied
+# every four minutes, of twenty with each answer, and of every one at its end.
+_LOG_EVERY = 0.2
+
 # Errors of a shared folder that pass by themselves, and how long a phase waits for that.
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENOTCONN)
 _PASSES = timedelta(seconds=30)
@@ -129,6 +133,7 @@ class Watch:
         self._task: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
         self._strays: dict[str, int] = {}
+        self._copied_at: dict[asyncio.Event, float] = {}
         self._asking = asyncio.Lock()
         self._unanswered: tuple[float, NotNow] | None = None
 
@@ -160,9 +165,18 @@ class Watch:
             yield
         finally:
             self._waiting.discard(news)
+            self._copied_at.pop(news, None)
+
+    def may_copy(self, news: asyncio.Event) -> bool:
+        """Whether it is the turn of who waits for *news* to copy its log."""
+        last = self._copied_at.get(news, -1e9)
+        if now() - last < _LOG_EVERY * len(self._waiting):
+            return False
+        self._copied_at[news] = now()
+        return True
 
     def hurry(self) -> None:
-        """Ask soon, and often again: something is happening."""
+        """Ask as often as may be: something is happening."""
         self._hurried.set()
         if self._task is None or self._task.done():
             self._task = self._coordination.create_task(self._ask_again_and_again())
@@ -196,9 +210,9 @@ class Watch:
                 every = ASKS[0]
 
     async def _hurried_within(self, seconds: float) -> bool:
-        await asyncio.sleep(min(1.0, ASKS[0]))  # many may hurry at once
+        await asyncio.sleep(ASKS[0])  # many may hurry, one after the other
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds - ASKS[0]):
                 await self._hurried.wait()
         return self._hurried.is_set()
 
@@ -343,8 +357,7 @@ class EngineSupervision(Supervision):
     async def disown(self) -> None:
         """Log the end that the job itself has told; the watch ends what is left of it."""
         self.process_gone = True
-        self._begun = True  # or it has no log
-        await self._copy_log()
+        await self._copy_log(at_its_end=True)
         move = await self._coordinator.execute_with_retry(
             lambda conn: claims.last_move(conn, self.assignment)
         )
@@ -369,13 +382,16 @@ class EngineSupervision(Supervision):
 
     async def _launch(self) -> None:
         """Submit the job, for the first time or again. Raises `CannotStart`, `NotNow`."""
-        await self._coordinator.execute_with_retry(
-            lambda conn: jobs.submit_attempt(conn, self.epoch, self.assignment.attempt_id)
-        )
+        with _in_time(self.assignment.folder):
+            order, _ = await asyncio.gather(
+                asyncio.to_thread(self._write_order),
+                self._coordinator.execute_with_retry(
+                    lambda conn: jobs.submit_attempt(conn, self.epoch, self.assignment.attempt_id)
+                ),
+            )
         self._submissions += 1
         try:
             with _in_time(self.assignment.folder):
-                order = await asyncio.to_thread(self._write_order)
                 async with self._pool.watch.calls:
                     self._job = await self._pool.engine.submit(order)
         except NotNow as error:
@@ -452,9 +468,9 @@ class EngineSupervision(Supervision):
                 return
             await self._wait_for_news()
 
-    async def _copy_log(self) -> None:
+    async def _copy_log(self, *, at_its_end: bool = False) -> None:
         """Copy the job's output from an engine whose nodes share no folder with us."""
-        if not self._begun:
+        if not at_its_end and not (self._begun and self._pool.watch.may_copy(self._news)):
             return
         try:
             async with self._pool.watch.calls:

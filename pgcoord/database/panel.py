@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
+from pgcoord.database import reads
 from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_rows, fetch_value
-from pgcoord.database.rows import HistoryEvent
+from pgcoord.database.rows import Cost, HistoryEvent
 from pgcoord.errors import NotFound
 
 NO_SUCH_PHASE = "'pgcoord status' and the overview show those that exist."
@@ -101,6 +102,24 @@ class Attention:
     attempt: int | None
     exit_code: int | None
     blocks: list[int] | None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a feature has cost, and may cost, in US dollars; `limit` is None without a budget."""
+
+    limit: float | None
+    by_workflow: list[Cost]
+
+    @property
+    def usd(self) -> float:
+        """The sum."""
+        return sum(each.cost_usd or 0 for each in self.by_workflow)
+
+    @property
+    def tokens(self) -> int:
+        """All that were read and written."""
+        return sum((each.tokens_in or 0) + (each.tokens_out or 0) for each in self.by_workflow)
 
 
 @dataclass(frozen=True)
@@ -388,6 +407,17 @@ async def feature_row(conn: Connection, feature_id: int) -> FeatureRow:
     return found
 
 
+async def costs(conn: Connection, feature_id: int) -> Costs:
+    """Return what a feature has cost, by workflow, and what it may cost. SQL: pgcoord.costs."""
+    by_workflow = await reads.costs(conn, [feature_id])
+    limit = await fetch_value(
+        conn,
+        "select max_cost_usd::float8 from public.planned_features where id = %s",
+        feature_id,
+    )
+    return Costs(limit, by_workflow)
+
+
 async def described(conn: Connection, feature_id: int) -> Described:
     """Return the description and the plan of a feature."""
     found = await fetch_row(
@@ -495,6 +525,43 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
     return found
 
 
+@dataclass(frozen=True)
+class Duration:
+    """An attempt that has ended, and how long it took."""
+
+    queue_id: str
+    feature_id: int
+    phase_number: int
+    title: str
+    number: int
+    outcome: str
+    started_at: datetime
+    took: timedelta
+
+
+# Attempts of a workflow that are shown, of so many of all.
+_MOST_DURATIONS = 200
+_LATEST = 20_000
+
+
+async def durations(conn: Connection, workflow: str) -> list[Duration]:
+    """Return the latest ended attempts of a *workflow*, latest first."""
+    return await fetch_rows(
+        conn,
+        Duration,
+        "select a.queue_id, p.feature_id, p.phase_number, pgcoord_private.title_of(p) as title,"
+        " a.number, a.outcome, a.started_at, a.ended_at - a.started_at as took"
+        " from (select queue_id, number, outcome, started_at, ended_at, workflow"
+        " from pgcoord.attempt order by id desc limit %s) as a"
+        " join public.phase_queue as p on p.queue_id = a.queue_id"
+        " where a.workflow = %s and a.started_at is not null and a.ended_at is not null"
+        " order by a.started_at desc limit %s",
+        _LATEST,
+        workflow,
+        _MOST_DURATIONS,
+    )
+
+
 async def neighbours(
     conn: Connection, feature_id: int, phase_number: int
 ) -> tuple[list[Neighbour], list[Neighbour]]:
@@ -526,11 +593,13 @@ async def history(
     what: str | None = None,
     actor: str | None = None,
     until: date | None = None,
+    after: int | None = None,
+    zone: str | None = None,
 ) -> list[HistoryEvent]:
     """Return events, latest first: of all, of a feature, or of a phase; only ids below *before*.
 
     *what*: of this kind, or a move to this state. *actor*: words of who did it. *until*: the last
-    day, in the zone of the database's session.
+    day, in *zone*, else in that of the database's session. *after*: only ids above.
     """
     condition = "true"
     values: list[object] = []
@@ -548,8 +617,14 @@ async def history(
         condition += " and strpos(lower(actor), lower(%s)) > 0"
         values.append(actor)
     if until is not None:
-        condition += " and at < %s::date + 1"
-        values.append(until)
+        condition += (
+            " and at < (%s::date + 1)::timestamp"
+            " at time zone coalesce(%s, current_setting('timezone'))"
+        )
+        values += [until, zone]
+    if after is not None:
+        condition += " and id > %s"
+        values.append(after)
     return await fetch_rows(
         conn,
         HistoryEvent,
@@ -558,6 +633,45 @@ async def history(
         *values,
         limit,
     )
+
+
+@dataclass(frozen=True)
+class Since:
+    """What has happened since somebody looked: numbers of events; `latest` is the last one's id."""
+
+    latest: int
+    looked_at: datetime | None
+    failed: int
+    completed: int
+    gates: int
+    others: int
+
+
+# Events that are counted at most.
+_MOST_COUNTED = 100_000
+
+
+async def since(conn: Connection, seen: int | None) -> Since:
+    """Return what has happened after the event *seen*; None: count nothing."""
+    found = await fetch_row(
+        conn,
+        Since,
+        "with latest as (select coalesce(max(id), 0) as id from pgcoord.event),"
+        " e as (select * from pgcoord.event where id >"
+        " greatest(%s::bigint, (select id from latest) - %s))"
+        " select (select id from latest) as latest,"
+        " (select at from pgcoord.event where id <= %s order by id desc limit 1) as looked_at,"
+        " count(*) filter (where to_status = 'failed') as failed,"
+        " count(*) filter (where to_status = 'completed') as completed,"
+        " count(*) filter (where kind = 'gate_asked') as gates,"
+        " count(*) filter (where to_status not in ('failed', 'completed') is not false"
+        " and kind <> 'gate_asked') as others from e",
+        seen if seen is not None else 2**62,
+        _MOST_COUNTED,
+        seen,
+    )
+    assert found is not None
+    return found
 
 
 async def preview(

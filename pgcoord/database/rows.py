@@ -222,6 +222,19 @@ class Feature:
     cost_usd: float | None
     tokens_in: int | None
     tokens_out: int | None
+    max_cost_usd: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the attempts of a workflow have cost in a feature, in US dollars and tokens."""
+
+    feature_id: int
+    workflow: str
+    attempts: int
+    cost_usd: float | None
+    tokens_in: int | None
+    tokens_out: int | None
 
 
 @dataclass(frozen=True)

@@ -112,18 +112,21 @@ PLANNED_PHASE = _object(
     additionalProperties=False,
 )
 
+_BUDGET: Schema = {
+    "type": ["number", "null"],
+    "minimum": 0.01,
+    "maximum": 1_000_000_000,
+    "description": "Once its attempts have cost so much, it is paused.",
+}
+BUDGET = _object({"max_cost_usd": _BUDGET}, ["max_cost_usd"], additionalProperties=False)
+
 _FEATURE_MEMBERS = {
     "title": {"type": "string", "pattern": NOT_BLANK, "maxLength": 1_000},
     "description": _MAYBE_TEXT,
     "item_type": {"type": "string", "maxLength": 200},
     "priority": _PRIORITY,
     "estimated_hours": _HOURS,
-    "max_cost_usd": {
-        "type": ["number", "null"],
-        "minimum": 0.01,
-        "maximum": 1_000_000_000,
-        "description": "Once its attempts have cost so much, it is paused.",
-    },
+    "max_cost_usd": _BUDGET,
     "tags": array({"type": "string"}, maxItems=1_000),
     "phases": array(PLANNED_PHASE, maxItems=10_000),
 }

@@ -1,12 +1,16 @@
 """The panel as somebody uses it who steers many phases all day: find, act on several, compare."""
 
 import re
+import sys
+from pathlib import Path
 
 import psycopg
 import pytest
+from axe_playwright_python.base import AXE_FILE_PATH
 from playwright.async_api import Browser, Page, expect
-from support.database import Connection, add_feature, statuses
+from support.database import Connection, add_feature, claim, start, statuses
 from support.panel_browser import look
+from support.panel_scene import Scene
 
 from pgcoord.actions import SEVERAL, Action
 
@@ -131,3 +135,257 @@ def test_a_wrong_priority_for_several_changes_none(conn: Connection) -> None:
             [f"queue-{feature}-1", f"queue-{feature}-2"],
         )
     assert caught.value.sqlstate == "PC005"
+
+
+# --- A large feature
+
+
+async def test_a_graph_of_two_hundred_phases_folds_what_is_finished_and_is_walked_by_arrows(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    feature = many(conn, 200, "Move the module number {} to the new store")
+    conn.execute(
+        "select pgcoord.act_on_phases('skip', array(select queue_id from phase_queue"
+        " where feature_id = %s and phase_number <= 104))",
+        [feature],
+    )
+    address = f"{panel}/features/{feature}"
+    await look(page, address)
+    # Phases 1 to 103 are finished, and 104 is what 105 waits for: it is drawn, its edge cut.
+    await expect(page.locator("#graph .head")).to_contain_text("103 finished phases folded")
+    await expect(page.locator("a.node")).to_have_count(97)
+    await expect(page.locator(".graph .edge.cut")).to_have_count(1)
+    seen = await page.locator("a.node b").evaluate_all(
+        "all => all.map(each => each.textContent.slice(0, 16))"
+    )
+    assert len(set(seen)) == 97
+    # At first sight nobody would tell "Move the module number 105" from 106.
+    assert "105 …105 to the " in seen
+    await page.locator("a.node[data-phase='105']").focus()
+    await page.keyboard.press("ArrowRight")
+    await expect(page.locator("a.node[data-phase='106']")).to_be_focused()
+    await page.keyboard.press("ArrowLeft")
+    await page.keyboard.press("ArrowLeft")
+    await expect(page.locator("a.node[data-phase='104']")).to_be_focused()
+    # Fit, larger, full width: sizes are kept when the picture is drawn anew.
+    picture = page.locator("svg.graph")
+    await page.get_by_role("button", name="Fit").click()
+    fitting = await picture.evaluate("e => [e.clientWidth, e.parentElement.clientWidth]")
+    assert fitting[0] <= fitting[1]
+    wide = await page.locator("#graph").evaluate("e => e.clientWidth")
+    await page.get_by_label("Full width").check()
+    assert await page.locator("#graph").evaluate("e => e.clientWidth") > wide
+    await page.get_by_role("link", name="Show all").click()
+    await expect(page.locator("a.node")).to_have_count(200)
+    await page.get_by_role("link", name="Fold what is finished").click()
+    await expect(page.locator("a.node")).to_have_count(97)
+
+
+async def test_a_page_of_two_hundred_phases_has_less_than_sixty_stops_of_the_tab_key(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    feature = many(conn, 200)
+    await look(page, f"{panel}/features/{feature}")
+    stops = await page.evaluate(
+        """() => [...document.querySelectorAll("a[href], button, input, select, [tabindex]")]
+            .filter(each => each.tabIndex >= 0 && each.checkVisibility()).length"""
+    )
+    sys.stdout.write(f"tab stops of a page of 200 phases: {stops}\n")
+    assert stops < 60
+    await page.locator("#tree [tabindex='0']").focus()
+    await page.keyboard.press("ArrowDown")
+    await expect(page.locator("#phase-2 h3 a")).to_be_focused()
+    # What changes meanwhile takes the stop from nobody.
+    conn.execute("select pgcoord.cancel_phase(%s, 'no')", [f"queue-{feature}-2"])
+    await expect(page.locator("#phase-2 .state")).to_have_text("Cancelled")
+    await expect(page.locator("#phase-2 h3 a")).to_be_focused()
+    await expect(page.locator("#tree [tabindex='0']")).to_have_count(1)
+
+
+async def test_the_list_takes_the_room_of_five_hundred_phases(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    feature = many(conn, 500)
+    await look(page, f"{panel}/features/{feature}")
+    await expect(page.locator("#graph")).to_contain_text("500 phases are too many for a picture")
+    tree, main = [
+        await page.locator(each).evaluate("e => e.clientWidth") for each in ("#tree", "main")
+    ]
+    assert tree > 0.9 * (main - 48)
+    assert await page.locator("#phase-1").evaluate("e => e.clientHeight") < 40
+
+
+async def test_a_phone_shows_tree_graph_and_timeline_in_tabs_and_all_is_large_enough_to_hit(
+    browser: Browser, panel: str, scene: object
+) -> None:
+    script = AXE_FILE_PATH.read_text()
+    async with await browser.new_context(viewport={"width": 390, "height": 844}) as context:
+        page = await context.new_page()
+        await look(page, f"{panel}/features/104")
+        shown = {name: page.locator(f"#{name}") for name in ("phases", "graph", "timeline")}
+        for tab, name in (("Phases", "phases"), ("Graph", "graph"), ("Timeline", "timeline")):
+            await page.locator(".tabs label", has_text=tab).click()
+            for each, part in shown.items():
+                await expect(part).to_be_visible(visible=each == name)
+        top = "document.querySelector('main > *:nth-child(2)').id"
+        assert await page.evaluate(top) == "needs"
+        small = []
+        for address in ("/", "/features/104", "/phases/queue-104-6", "/history", "/features/new"):
+            await page.goto(panel + address)
+            await page.evaluate(script)
+            found = await page.evaluate(
+                "axe.run({runOnly: {type: 'rule', values: ['target-size']}})"
+            )
+            small += [node["html"] for rule in found["violations"] for node in rule["nodes"]]
+        assert small == []
+
+
+# --- Times, and what happened while nobody looked
+
+
+async def test_times_are_in_the_zone_of_the_browser_or_in_utc(
+    browser: Browser, panel: str, scene: object
+) -> None:
+    async with await browser.new_context(timezone_id="Asia/Tokyo") as context:
+        page = await context.new_page()
+        await page.goto(f"{panel}/features/104")
+        zone = page.locator(".zone")
+        await expect(zone).to_contain_text("Times are in Asia/Tokyo (JST)")
+        local = await page.evaluate(
+            """() => [...document.querySelectorAll("time")].map(e => [e.dateTime, e.title])"""
+        )
+        assert len(local) > 10
+        assert all(at.endswith("+09:00") and " JST" in said for at, said in local)
+        await expect(page.locator("#timeline .head")).to_contain_text("times in JST")
+        await expect(page.locator("#live")).to_contain_text("Live")
+        await zone.get_by_role("button", name="In UTC").click()
+        await expect(zone).to_contain_text("Times are in UTC.")
+        await expect(page).to_have_url(f"{panel}/features/104")
+        await expect(page.locator("#live time")).to_have_attribute("datetime", re.compile(r"00:00"))
+        await zone.get_by_role("button", name="In the zone of the browser").click()
+        await expect(zone).to_contain_text("Asia/Tokyo")
+    async with await browser.new_context(java_script_enabled=False) as context:
+        page = await context.new_page()
+        await context.add_cookies(
+            [{"name": "pgcoord_zone", "value": "../../etc/passwd", "url": panel}]
+        )
+        await page.goto(panel)
+        await expect(page.locator(".zone")).to_contain_text("Times are in")
+
+
+async def test_who_comes_back_is_told_what_happened_meanwhile(
+    browser: Browser, panel: str, conn: Connection, epoch: int
+) -> None:
+    feature = add_feature(conn, {1: [], 2: [1]})
+    async with await browser.new_context(java_script_enabled=False) as context:
+        page = await context.new_page()
+        await page.goto(panel)
+        await expect(page.locator("#since form")).to_have_count(0)
+        [queue_id] = claim(conn, epoch)
+        start(conn, epoch, queue_id)
+        conn.execute("select pgcoord.fail_phase(%s, 'it broke')", [queue_id])
+        conn.execute(
+            "select pgcoord_private.end_attempt(id, 1, '') from pgcoord.attempt"
+            " where queue_id = %s",
+            [queue_id],
+        )
+        await page.goto(panel)
+        await expect(page.locator("#since")).to_contain_text("1 failed")
+        await page.locator("#since").get_by_role("link", name="1 failed").click()
+        await expect(page.locator("#events tr")).to_have_count(1)
+        await expect(page.locator("#events")).to_contain_text("it broke")
+        await page.goto(panel)
+        await page.get_by_role("button", name="Seen").click()
+        await expect(page.locator("#since form")).to_have_count(0)
+    assert statuses(conn, feature) == {1: "failed", 2: "blocked"}
+
+
+# --- History, attempts, logs
+
+
+async def test_what_happened_to_many_phases_at_once_is_one_row_of_the_history(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    feature = many(conn, 40)
+    conn.execute("select pgcoord.cancel_phase(%s, 'no')", [f"queue-{feature}-31"])
+    await look(page, f"{panel}/features/{feature}")
+    rows = page.locator("#events tr")
+    await expect(rows.nth(0)).to_contain_text("phases 32\u201340: Blocked")
+    await expect(rows.nth(1)).to_contain_text("phase 31: Cancelled")
+    await expect(rows.nth(2)).to_contain_text("phases 1\u201340: inserted")
+    await rows.nth(0).locator("summary").click()
+    await rows.nth(0).get_by_role("link", name="33").click()
+    await expect(page.locator("h1")).to_have_text("Module 33 of the Move")
+
+
+def write(folder: Path, text: str) -> None:
+    """Have an attempt have written this."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log").write_text(text)
+
+
+async def test_two_attempts_are_compared_and_durations_are_shown_over_time(
+    page: Page, panel: str, scene: Scene
+) -> None:
+    log = "step {0}\nsame line\nat 12:0{0}:11 took {0} s\n{1}\n"
+    for number, words in ((1, "3 of 214 tests failed"), (2, "disk full")):
+        [row] = scene.sql(
+            "select folder from pgcoord.attempt where queue_id = 'queue-104-6' and number = %s",
+            number,
+        )
+        write(Path(row["folder"]), log.format(number, words))
+    await look(page, f"{panel}/phases/queue-104-6")
+    await page.get_by_role("link", name="Compare two").click()
+    table = page.locator(".compared")
+    await expect(table.locator("tr", has_text="Ran")).to_have_text(re.compile(r"12 min\s*14 min"))
+    own = page.locator(".log .own")
+    await expect(own).to_have_text(["only here: 3 of 214 tests failed\n", "only here: disk full\n"])
+    await page.go_back()
+    await page.get_by_role("link", name="how long it takes").click()
+    await expect(page.locator("h1")).to_have_text("adw_sdlc_complete_iso")
+    assert await page.locator(".durations tbody tr").count() > 40
+    await expect(page.locator(".durations tbody tr", has_text="104.6").first).to_contain_text(
+        "14 min"
+    )
+
+
+async def test_a_large_log_is_scrolled_through_and_a_hit_has_lines_around_it(
+    page: Page, panel: str, scene: Scene
+) -> None:
+    lines = 60_000
+    scene.write_log(
+        "queue-104-2", "".join(f"line {n} of the output\n" for n in range(1, lines + 1))
+    )
+    await look(page, f"{panel}/phases/queue-104-2")
+    shown = page.locator("#log-text")
+    numbers = """() => [...document.querySelectorAll("#log-text .l")].map(e => +e.id.slice(1))"""
+    await page.locator("#follow").uncheck()  # by id: roles of so many lines take long
+    first = (await page.evaluate(numbers))[0]
+    for _ in range(4):
+        await shown.evaluate("e => { e.scrollTop = 0; }")
+        await page.wait_for_function(
+            "first => +document.querySelector('#log-text .l').id.slice(1) < first", arg=first
+        )
+        seen = await page.evaluate(numbers)
+        assert seen == list(range(seen[0], seen[0] + len(seen)))
+        first = seen[0]
+    assert len(seen) < 12_000
+    # Anywhere at once, and on from there; parts that are far away are dropped.
+    await page.locator("#log-at").evaluate(
+        "e => { e.value = 0; e.dispatchEvent(new Event('change')); }"
+    )
+    await expect(page.locator("#L1")).to_contain_text("line 1 of")
+    last = (await page.evaluate(numbers))[-1]
+    await shown.evaluate("e => { e.scrollTop = e.scrollHeight; }")
+    await page.wait_for_function(
+        "last => +[...document.querySelectorAll('#log-text .l')].at(-1).id.slice(1) > last",
+        arg=last,
+    )
+    seen = await page.evaluate(numbers)
+    assert seen == list(range(1, len(seen) + 1))
+    await page.locator("#find").fill("line 7777 ")
+    await page.locator("[name=context]").check()
+    await page.keyboard.press("Enter")
+    found = page.get_by_role("region", name="Lines that were found")
+    around = "".join(rf"line {n} of the output\s*" for n in range(7775, 7780))
+    await expect(found).to_have_text(re.compile(around))

@@ -129,6 +129,15 @@ def test_a_plan_becomes_the_feature_that_the_database_takes() -> None:
     }
 
 
+@pytest.mark.parametrize("line", ["Budget: $2.50", "**Budget:** 2.5", "budget : 2.5 USD"])
+def test_a_budget_stands_below_the_title(line: str) -> None:
+    feature = parse(f"# T\n\n{line}\nd\n{PHASE_1}").feature()
+    assert (feature["description"], feature["max_cost_usd"]) == ("d", 2.5)
+    [problem] = problems(f"# T\nBudget: much\n{PHASE_1}")
+    assert problem == "2: Budget: expected US dollars such as \"Budget: $5\", not 'much'"
+    assert "max_cost_usd" not in parse(f"# T\nd\nBudget: x\n{PHASE_1}").feature()
+
+
 def test_what_a_plan_does_not_say_is_not_in_its_feature() -> None:
     feature = parse(HEAD + PHASE_1).feature()
     assert feature["estimated_hours"] is None

@@ -1,5 +1,6 @@
 """What becomes of attempts whose engine gets wrong what engines get wrong."""
 
+import asyncio
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -94,6 +95,37 @@ async def test_a_pool_that_becomes_another_launchers_lets_its_jobs_end(
         await watch.until_statuses("failed", "completed")
 
 
+async def test_an_engine_that_is_down_for_ten_minutes_delays_and_no_more(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minute = 0.3
+    monkeypatch.setattr(engines, "SILENT", minute)
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit(*["true"] * 4)
+        await watch.until_found("select from pgcoord.attempt having count(job) = 4")
+        waits, runs, ends, is_cancelled = engine.in_line()
+        for each in (runs, ends, is_cancelled):
+            await each.begin(watch.conn)
+        engine.down = True
+        await ends.exit(watch.conn)
+        await watch.conn.execute("select pgcoord.cancel_phase('queue-1-4', 'enough')")
+        await watch.submit("true")  # and one that cannot be submitted
+        await asyncio.sleep(10 * minute)
+        statuses = "select status from phase_queue order by feature_id, phase_number"
+        found = [row["status"] for row in await watch.all(statuses)]
+        assert found[:4] == ["ready", "running", "completed", "running"]
+        assert found[4] in ("queued", "ready")
+        engine.down = False
+        await watch.until_found("select from phase_queue where status = 'cancelled'")
+        await watch.until_found("select from pgcoord.attempt having count(job) = 5")
+        for each in (waits, engine.in_line()[4]):
+            await each.begin(watch.conn)
+            await each.exit(watch.conn)
+        await runs.exit(watch.conn, 3)
+        await watch.until_statuses("completed", "failed", "completed", "cancelled", "completed")
+    assert engine.asked["submit"] == 5
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A shared folder of 64 kB."""
@@ -130,7 +162,7 @@ async def test_a_job_that_waits_longer_than_its_queue_timeout_is_removed(
     async with running(coordinator(dsn, tmp_path, queue_timeout=timedelta(seconds=1))):
         await watch.submit("true", "true")
         await watch.until_found("select from pgcoord.attempt having count(job) = 2")
-        first, second = engine.jobs.values()
+        first, second = engine.in_line()
         await first.begin(watch.conn)  # it has as long as it takes
         await watch.until_statuses("running", "failed")
         error = (
@@ -159,7 +191,7 @@ async def test_old_runs_are_removed_from_the_folder_of_a_pool(
     async with running(coordinator(dsn, tmp_path)):
         await watch.submit("true", "true")
         await watch.until_found("select from pgcoord.attempt having count(job) = 2")
-        ended, alive = engine.jobs.values()
+        ended, alive = engine.in_line()
         for each in (ended, alive):
             await each.begin(watch.conn)
         await ended.exit(watch.conn)

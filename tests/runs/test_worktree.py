@@ -166,7 +166,7 @@ def test_a_prerequisite_without_a_branch_changes_nothing(repository: Repository)
     assert done.status == 0, done.log
 
 
-@pytest.mark.parametrize("setting", ["false", "always"])
+@pytest.mark.parametrize("setting", [pytest.param("false", marks=pytest.mark.scale), "always"])
 def test_many_at_once_all_start(repository: Repository, setting: str) -> None:
     """Of bare `git worktree add`s some fail, and more where branches are set up to track."""
     repository.git("config", "branch.autoSetupMerge", setting)

@@ -29,6 +29,10 @@ class FakeJob:
     def attempt_id(self) -> int:
         return int(self.order.content["attempt"])
 
+    @property
+    def queue_id(self) -> str:
+        return str(self.order.content["environment"]["PGCOORD_QUEUE_ID"])
+
     async def begin(self, conn: psycopg.AsyncConnection[object], copy: str = "a") -> str | None:
         """Ask to begin; return why not."""
         node = "node1"
@@ -57,6 +61,10 @@ class FakeEngine:
         self.down = False
         self.asked = {"submit": 0, "find": 0, "end": 0, "log": 0}
         self._ids = itertools.count(1)
+
+    def in_line(self) -> list[FakeJob]:
+        """Its jobs in the order of their phases."""
+        return sorted(self.jobs.values(), key=lambda job: job.queue_id)
 
     def _answer(self, kind: str) -> None:
         if self.down:

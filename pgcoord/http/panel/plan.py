@@ -194,6 +194,8 @@ async def edit(request: Request) -> Response:
         changes: dict[str, object] = {"title": read.title, "phases": read.feature()["phases"]}
         if read.description:
             changes["description"] = read.description
+        if read.max_cost_usd is not None:
+            changes["max_cost_usd"] = read.max_cost_usd
         async with state.acting(request) as conn, conn.transaction():
             await actions.change_feature(conn, feature_id, changes, version)
             if form.get("then") == "execute":
