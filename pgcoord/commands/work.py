@@ -1,13 +1,15 @@
 """Commands that bring work in and run it: run, serve, submit."""
 
+import sys
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pgcoord.commands.context import (
+    Answer,
     Place,
     changing,
     check_schema,
@@ -15,6 +17,7 @@ from pgcoord.commands.context import (
     existing_dsn,
     make_place,
     make_runs_folder,
+    tell,
 )
 from pgcoord.commands.options import (
     HIGHEST_ID,
@@ -81,6 +84,17 @@ def run(
             help="Go on with this feature, in place of a plan.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show the waves, commands, folders and environment of a plan, and start nothing.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print no progress, but at the end the feature, as JSON."),
+    ] = False,
     done: Done = None,
     log_format: LogFormat = Format.TEXT,
     config: Config = None,
@@ -99,6 +113,14 @@ def run(
     configuration = _configuration(surroundings, config)
     work = _plan(plan, configuration, done) if plan else feature
     assert work is not None
+    if dry_run:
+        if plan is None or isinstance(work, int):
+            raise typer.BadParameter("it is of a plan.", param_hint="--dry-run")
+        from pgcoord.commands.dry_run import DryRun
+
+        dry = DryRun(work, configuration, surroundings)
+        tell(Answer("\n".join(dry.lines()), dry.as_json()), as_json=as_json)
+        return
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
     from pgcoord.commands.running import Runner
@@ -117,11 +139,21 @@ def run(
         coordinator = _coordinator(surroundings, configuration, place, url=url_of(taken))
         forget_variables(configuration.secret_variables)
         planner = partial(_planner, surroundings, configuration)
-        runner = Runner(surroundings, place.dsn, coordinator, taken, access, planner)
+        runner = Runner(
+            surroundings, place.dsn, coordinator, taken, access, planner, as_json=as_json
+        )
         raise typer.Exit(complete(place.dsn, runner.run(work)))
 
 
-def attach(ctx: typer.Context, feature: FeatureNumber, dsn: Dsn = None) -> None:
+def attach(
+    ctx: typer.Context,
+    feature: FeatureNumber,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print no progress, but at the end the feature, as JSON."),
+    ] = False,
+    dsn: Dsn = None,
+) -> None:
     """Watch a feature to its end, with progress, and start nothing.
 
     The exit status is 0 only if every phase completed.
@@ -129,7 +161,7 @@ def attach(ctx: typer.Context, feature: FeatureNumber, dsn: Dsn = None) -> None:
     found = existing_dsn(ctx, dsn)
     from pgcoord.commands import running
 
-    raise typer.Exit(complete(found, running.attach(found, feature)))
+    raise typer.Exit(complete(found, running.attach(found, feature, as_json=as_json)))
 
 
 def serve(
@@ -303,14 +335,19 @@ def _planner(surroundings: Surroundings, configuration: "Configuration") -> "Fea
 
 
 def _plan(path: Path, configuration: "Configuration | None", done: MarkedDone | None) -> "Plan":
-    from pgcoord.plan import read_plan
+    from pgcoord.plan import parse_plan, read_plan
 
-    plan = read_plan(
-        path,
-        workflows=configuration.workflows if configuration else None,
-        has_default=configuration is None or configuration.default_workflow is not None,
-        takes_done=done is not None,
-    )
+    workflows = configuration.workflows if configuration else None
+    has_default = configuration is None or configuration.default_workflow is not None
+    how: Any = {
+        "workflows": workflows,
+        "has_default": has_default,
+        "takes_done": done is not None,
+    }
+    if str(path) == "-":
+        plan = parse_plan(sys.stdin.read(), name="-", **how)
+    else:
+        plan = read_plan(path, **how)
     for note in plan.notes:
         say(f"pgcoord: {note}", err=True)
     return plan

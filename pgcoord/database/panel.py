@@ -522,6 +522,43 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
     return found
 
 
+@dataclass(frozen=True)
+class Duration:
+    """An attempt that has ended, and how long it took."""
+
+    queue_id: str
+    feature_id: int
+    phase_number: int
+    title: str
+    number: int
+    outcome: str
+    started_at: datetime
+    took: timedelta
+
+
+# Attempts of a workflow that are shown, of so many of all.
+_MOST_DURATIONS = 200
+_LATEST = 20_000
+
+
+async def durations(conn: Connection, workflow: str) -> list[Duration]:
+    """Return the latest ended attempts of a *workflow*, latest first."""
+    return await fetch_rows(
+        conn,
+        Duration,
+        "select a.queue_id, p.feature_id, p.phase_number, pgcoord_private.title_of(p) as title,"
+        " a.number, a.outcome, a.started_at, a.ended_at - a.started_at as took"
+        " from (select queue_id, number, outcome, started_at, ended_at, workflow"
+        " from pgcoord.attempt order by id desc limit %s) as a"
+        " join public.phase_queue as p on p.queue_id = a.queue_id"
+        " where a.workflow = %s and a.started_at is not null and a.ended_at is not null"
+        " order by a.started_at desc limit %s",
+        _LATEST,
+        workflow,
+        _MOST_DURATIONS,
+    )
+
+
 async def neighbours(
     conn: Connection, feature_id: int, phase_number: int
 ) -> tuple[list[Neighbour], list[Neighbour]]:

@@ -172,7 +172,7 @@ def test_run_beside_a_serve_takes_over_when_that_one_ends(desk: Desk) -> None:
 def test_run_says_what_holds_a_feature_of_which_nothing_runs(desk: Desk) -> None:
     desk.say("pause", "--reason", "tea")
     run = desk.start("run", desk.plan("true"))
-    run.until(r"phase 1  queued     Step 1: everything is paused since [-:0-9 ]+: tea\n")
+    run.until(r"phase 1  queued     Step 1: everything is paused since [-:0-9 ]+ \S+: tea\n")
     assert desk.say("resume") == "everything is resumed"
     assert run.wait() == 0
 
