@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pgcoord.commands.context import act, complete, existing_dsn, find_phase, session
-from pgcoord.commands.options import Dsn, FeatureOrAll, Phase
+from pgcoord.commands.context import Answer, act, complete, existing_dsn, find_phase, session
+from pgcoord.commands.options import AsJson, Dsn, FeatureOrAll, Phase
 from pgcoord.commands.terminal import say_json
 from pgcoord.text import printable
 
@@ -63,13 +63,12 @@ class _Standing:
             "lead_blocker": self.lead_blocker and asdict(self.lead_blocker),
             "features": [
                 {
-                    **asdict(each.feature),
+                    **each.as_json(),
                     "costs": [
                         {key: value for key, value in asdict(cost).items() if key != "feature_id"}
                         for cost in self.costs
                         if cost.feature_id == each.feature.id
                     ],
-                    "phases": [asdict(phase) for phase in each.phases],
                 }
                 for each in self.features
             ],
@@ -202,7 +201,7 @@ def _local_first(pool: str) -> tuple[bool, str]:
 
 
 def _time(at: datetime) -> str:
-    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S %Z}"
 
 
 def result(
@@ -237,15 +236,15 @@ def result(
     say_json(complete(found, once()))
 
 
-def why(ctx: typer.Context, phase: Phase, dsn: Dsn = None) -> None:
+def why(ctx: typer.Context, phase: Phase, as_json: AsJson = False, dsn: Dsn = None) -> None:
     """Say why a phase is where it is.
 
     A line for each reason, the most decisive one first.
     """
     from pgcoord.database import reads
 
-    async def ask(conn: "Connection") -> str:
+    async def ask(conn: "Connection") -> Answer:
         reasons = await reads.why(conn, await find_phase(conn, phase))
-        return "\n".join(each.words for each in reasons)
+        return Answer("\n".join(each.words for each in reasons), [asdict(each) for each in reasons])
 
-    act(ctx, dsn, ask)
+    act(ctx, dsn, ask, as_json=as_json)
