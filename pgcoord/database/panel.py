@@ -272,6 +272,8 @@ class Phase:
     high: timedelta | None
     skipped: bool
     run_when: str
+    lock: str | None
+    environment: dict[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -507,7 +509,8 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
         " coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::double precision),"
         " w.timeout) as timeout, p.retry_at, p.phase_data ->> 'gate' as gate, p.created_at,"
         " b.since, u.runs, l.low, l.median, l.high, b.skipped,"
-        " p.run_when from public.phase_queue as p"
+        " p.run_when, p.lock, p.phase_data -> 'environment' as environment"
+        " from public.phase_queue as p"
         " join public.planned_features as f on f.id = p.feature_id"
         " join pgcoord.board as b on b.queue_id = p.queue_id"
         " left join pgcoord.workflow as w on w.name = pgcoord_private.workflow_of(p)"
