@@ -70,7 +70,10 @@ class DryRun:
             "command": " ".join(map(_quoted, workflow.command)),
             "missing": self._missing(workflow),
             "folder": str(workflow.directory) if workflow.worktree is None else "a worktree",
-            "environment": [name for name in names if name in given],
+            "environment": [
+                *(name for name in names if name in given),
+                *dict.fromkeys((*workflow.variables, *dict(phase.environment))),
+            ],
             "not set": [name for name in workflow.environment if name not in given],
             "check": " ".join(map(_quoted, check.command)) if check else None,
             "timeout": str(timeout) if timeout else None,

@@ -50,6 +50,10 @@ class HeldSlot:
     external: bool | None
     ending: str | None
     pool: str
+    launcher: str
+    job: str | None
+    node: str | None
+    waits_for: str | None
     low: timedelta | None
     median: timedelta | None
     high: timedelta | None
@@ -272,6 +276,8 @@ class Phase:
     high: timedelta | None
     skipped: bool
     run_when: str
+    lock: str | None
+    environment: dict[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -327,7 +333,8 @@ async def held_slots(conn: Connection) -> list[HeldSlot]:
         HeldSlot,
         "select s.slot, s.draining, s.queue_id, s.feature_id, f.title as feature, s.phase_number,"
         " s.title, s.status, s.since, a.number as attempt, s.host, a.folder, s.external, s.ending,"
-        " s.pool, l.low, l.median, l.high, s.since + make_interval(secs => e.elapsed"
+        " s.pool, s.launcher, s.job, s.node, s.waits_for, l.low, l.median, l.high,"
+        " s.since + make_interval(secs => e.elapsed"
         " + pgcoord_private.remaining_length(e.elapsed, extract(epoch from l.median)::float8,"
         " extract(epoch from l.high)::float8)) as free_at from pgcoord.slots as s"
         " left join public.planned_features as f on f.id = s.feature_id"
@@ -507,7 +514,8 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
         " coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::double precision),"
         " w.timeout) as timeout, p.retry_at, p.phase_data ->> 'gate' as gate, p.created_at,"
         " b.since, u.runs, l.low, l.median, l.high, b.skipped,"
-        " p.run_when from public.phase_queue as p"
+        " p.run_when, p.lock, p.phase_data -> 'environment' as environment"
+        " from public.phase_queue as p"
         " join public.planned_features as f on f.id = p.feature_id"
         " join pgcoord.board as b on b.queue_id = p.queue_id"
         " left join pgcoord.workflow as w on w.name = pgcoord_private.workflow_of(p)"
