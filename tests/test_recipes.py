@@ -1,4 +1,4 @@
-"""What fails where a place of a recipe (CONTRIBUTING.md) was forgotten, as nothing else tests it."""
+"""What fails where a place of a recipe (CONTRIBUTING.md) was forgotten, and nothing else says."""
 
 import dataclasses
 import inspect
