@@ -57,7 +57,12 @@ class DryRun:
 
     def _told(self, phase: PlannedPhase) -> dict[str, Any]:
         """What there is to say of a phase; what runs nothing has no workflow."""
-        told: dict[str, Any] = {"after": list(phase.depends_on), "asks": phase.gate}
+        told: dict[str, Any] = {
+            "after": list(phase.depends_on),
+            "when": phase.when,
+            "asks": phase.gate,
+            "lock": phase.lock,
+        }
         workflow = self._workflow_of(phase)
         if workflow is None:
             return told
@@ -70,13 +75,20 @@ class DryRun:
             "command": " ".join(map(_quoted, workflow.command)),
             "missing": self._missing(workflow),
             "folder": str(workflow.directory) if workflow.worktree is None else "a worktree",
-            "environment": [name for name in names if name in given],
+            "environment": [
+                *(name for name in names if name in given),
+                *dict.fromkeys((*workflow.variables, *dict(phase.environment))),
+            ],
             "not set": [name for name in workflow.environment if name not in given],
             "check": " ".join(map(_quoted, check.command)) if check else None,
             "timeout": str(timeout) if timeout else None,
             "attempts": phase.max_attempts or workflow.max_attempts,
             "pool": None if workflow.pool == LOCAL else workflow.pool,
         }
+
+    def _set(self, phase: PlannedPhase, workflow: Workflow) -> dict[str, str]:
+        """The variables that have a value of the workflow or the phase."""
+        return {**workflow.variables, **dict(phase.environment)}
 
     def _workflow_of(self, phase: PlannedPhase) -> Workflow | None:
         if phase.workflow is None and phase.gate and not phase.prompt.strip():

@@ -240,7 +240,9 @@ def _make(
     rows = None
     if source is not None:
         path = surroundings.folder / source
-        read = read_plan(path, workflows=workflows.names, has_default=workflows.has_default)
+        read = read_plan(
+            path, workflows=workflows.names, has_default=workflows.has_default, parameters={}
+        )
         for note in read.notes:
             say(f"pgcoord: {note}", err=True)
         rows = [each.row() for each in read.phases]

@@ -59,6 +59,15 @@ Done = Annotated[
     ),
 ]
 
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Fill {param.NAME} in the plan; may be given several times.",
+    ),
+]
+
 _EXAMPLE = """Make one, for example:
     [workflow.build]
     command = ["make", "-C", "app"]
@@ -96,6 +105,7 @@ def run(
         typer.Option("--json", help="Print no progress, but at the end the feature, as JSON."),
     ] = False,
     done: Done = None,
+    parameters: Parameters = None,
     log_format: LogFormat = Format.TEXT,
     config: Config = None,
     dsn: Dsn = None,
@@ -111,7 +121,7 @@ def run(
     close_memory()
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
-    work = _plan(plan, configuration, done) if plan else feature
+    work = _plan(plan, configuration, done, parameters) if plan else feature
     assert work is not None
     if dry_run:
         if plan is None or isinstance(work, int):
@@ -246,6 +256,7 @@ def submit(
         ),
     ] = False,
     done: Done = None,
+    parameters: Parameters = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -258,7 +269,7 @@ def submit(
     """Queue the phases of a plan, for a coordinator to run."""
     surroundings = surroundings_of(ctx)
     configuration = _find_configuration(surroundings, config)
-    read = _plan(plan, configuration, done)
+    read = _plan(plan, configuration, done, parameters)
     if check:
         from pgcoord.commands.plan import show_check
 
@@ -328,13 +339,25 @@ def _coordinator(
     )
 
 
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise typer.BadParameter(f"expected name=value, not {text!r:.60}", param_hint="--set")
+    return name, value
+
+
 def _planner(surroundings: Surroundings, configuration: "Configuration") -> "FeaturePlanner":
     from pgcoord.planner.planning import FeaturePlanner
 
     return FeaturePlanner(configuration.planner, surroundings.environment, surroundings.folder)
 
 
-def _plan(path: Path, configuration: "Configuration | None", done: MarkedDone | None) -> "Plan":
+def _plan(
+    path: Path,
+    configuration: "Configuration | None",
+    done: MarkedDone | None,
+    parameters: list[str] | None,
+) -> "Plan":
     from pgcoord.plan import parse_plan, read_plan
 
     workflows = configuration.workflows if configuration else None
@@ -343,6 +366,7 @@ def _plan(path: Path, configuration: "Configuration | None", done: MarkedDone | 
         "workflows": workflows,
         "has_default": has_default,
         "takes_done": done is not None,
+        "parameters": dict(map(_parameter, parameters or ())),
     }
     if str(path) == "-":
         plan = parse_plan(sys.stdin.read(), name="-", **how)

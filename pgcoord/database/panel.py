@@ -272,6 +272,8 @@ class Phase:
     high: timedelta | None
     skipped: bool
     run_when: str
+    lock: str | None
+    environment: dict[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -507,7 +509,8 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
         " coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::double precision),"
         " w.timeout) as timeout, p.retry_at, p.phase_data ->> 'gate' as gate, p.created_at,"
         " b.since, u.runs, l.low, l.median, l.high, b.skipped,"
-        " p.run_when from public.phase_queue as p"
+        " p.run_when, p.lock, p.phase_data -> 'environment' as environment"
+        " from public.phase_queue as p"
         " join public.planned_features as f on f.id = p.feature_id"
         " join pgcoord.board as b on b.queue_id = p.queue_id"
         " left join pgcoord.workflow as w on w.name = pgcoord_private.workflow_of(p)"
@@ -520,6 +523,43 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
     if found is None:
         raise NotFound(f"there is no phase {queue_id}", hint=NO_SUCH_PHASE)
     return found
+
+
+@dataclass(frozen=True)
+class Duration:
+    """An attempt that has ended, and how long it took."""
+
+    queue_id: str
+    feature_id: int
+    phase_number: int
+    title: str
+    number: int
+    outcome: str
+    started_at: datetime
+    took: timedelta
+
+
+# Attempts of a workflow that are shown, of so many of all.
+_MOST_DURATIONS = 200
+_LATEST = 20_000
+
+
+async def durations(conn: Connection, workflow: str) -> list[Duration]:
+    """Return the latest ended attempts of a *workflow*, latest first."""
+    return await fetch_rows(
+        conn,
+        Duration,
+        "select a.queue_id, p.feature_id, p.phase_number, pgcoord_private.title_of(p) as title,"
+        " a.number, a.outcome, a.started_at, a.ended_at - a.started_at as took"
+        " from (select queue_id, number, outcome, started_at, ended_at, workflow"
+        " from pgcoord.attempt order by id desc limit %s) as a"
+        " join public.phase_queue as p on p.queue_id = a.queue_id"
+        " where a.workflow = %s and a.started_at is not null and a.ended_at is not null"
+        " order by a.started_at desc limit %s",
+        _LATEST,
+        workflow,
+        _MOST_DURATIONS,
+    )
 
 
 async def neighbours(

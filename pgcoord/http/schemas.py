@@ -60,6 +60,7 @@ _PHASE_MEMBERS = {
     "gated": {"type": "boolean", "description": "It has a gate that nobody has approved."},
     "skipped": {"type": "boolean", "description": "It was taken as completed without a run."},
     "run_when": {"type": "string", "enum": list(RUN_WHEN)},
+    "lock": _MAYBE_TEXT,
 }
 
 _PLANNED = {
@@ -74,6 +75,16 @@ _PLANNED = {
         "type": ["string", "null"],
         "enum": [*RUN_WHEN, None],
         "description": "How the phases it depends on must have ended; completed if left out.",
+    },
+    "lock": {
+        **_MAYBE_TEXT,
+        "maxLength": 200,
+        "description": "Of all phases with this lock one runs at a time.",
+    },
+    "environment": {
+        "type": ["object", "null"],
+        "additionalProperties": _TEXT,
+        "description": "Variables of its process, which phase_environment of its workflow allows.",
     },
     "files": {"type": ["array", "null"], "items": _TEXT},
     "check": {

@@ -181,6 +181,11 @@ select p.queue_id, p.feature_id, p.phase_number, 9, 'github',
 from public.phase_queue as p, pgcoord.control as c
 where p.status = 'queued' and p.eligible_at is not null and p.issue_number is null and pgcoord_private.issues_held_until(c) is not null
 union all
+select p.queue_id, p.feature_id, p.phase_number, 9, 'lock', format('waits for lock %s, held by %s', p.lock, l.holder), p.lock
+from public.phase_queue as p
+    cross join lateral (select pgcoord_private.lock_holder(p.lock) as holder) as l
+where p.lock is not null and p.status = 'queued' and p.eligible_at is not null and l.holder is not null
+union all
 select p.queue_id, p.feature_id, p.phase_number, 10, 'slot',
     case when count.held < count.slots
         then format('is %s in line; a slot%s is free', pgcoord_private.ordinal(line.place), pgcoord_private.in_pool(line.pool))

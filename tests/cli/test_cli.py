@@ -73,6 +73,27 @@ def test_run_stays_for_the_clean_up_of_what_failed(desk: Desk) -> None:
     )
 
 
+def test_a_phase_gets_its_variables_and_those_of_its_workflow(desk: Desk) -> None:
+    (desk.folder / "pgcoord.toml").write_text(
+        '[server]\nport = 0\n[workflow.sh]\ncommand = ["sh", "-c", "{prompt}"]\n'
+        'environment = { MODE = "dev", REGION = "eu", HOME = true }\n'
+        'phase_environment = ["MODE"]\n'
+    )
+    path = desk.folder / "plan.md"
+    path.write_text(
+        "# A plan\n## Phase 1: Work\nEnv: MODE={param.mode}\n\n"
+        'test "$MODE $REGION" = "prod eu"\n'
+        "## Phase 2: Defaults\n\n"
+        'test "$MODE" = dev\n'
+        "## Phase 3: Too much\nEnv: LD_PRELOAD=x\n\ntrue\n"
+    )
+    done = desk.call("run", str(path), "--set", "mode=prod")
+    assert done.stdout.splitlines()[-1] == (
+        "feature 1 (A plan): 2 of 3 phases completed; phase 3 failed: the phase sets LD_PRELOAD,"
+        " which workflow sh does not let phases set (phase_environment)"
+    )
+
+
 def test_run_goes_on_with_a_feature_that_exists(desk: Desk, conn: Connection) -> None:
     gate = desk.gate()
     desk.write("work.sh", f"cat {gate}; exit 3")

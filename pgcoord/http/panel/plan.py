@@ -119,6 +119,7 @@ async def _parse(request: Request, text: str) -> "Plan":
         name="plan",
         workflows=workflows.names,
         has_default=workflows.has_default,
+        parameters={},
     )
 
 
