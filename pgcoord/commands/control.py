@@ -26,7 +26,6 @@ from pgcoord.commands.context import (
 from pgcoord.commands.options import (
     AsJson,
     Dsn,
-    FeatureNumber,
     FeatureOrAll,
     Phase,
     Reason,
@@ -319,7 +318,12 @@ _FURTHER: Mapping[str, Callable[["Connection", Any, Any, str], Awaitable[str]]] 
 
 def again(
     ctx: typer.Context,
-    feature: FeatureNumber,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="FEATURE", help="The number of a feature; a phase such as 104.2 is --from 2."
+        ),
+    ],
     phase: Annotated[
         int | None,
         typer.Option(
@@ -335,9 +339,11 @@ def again(
     """Queue a copy of a feature, with the same phases; it stays as it is."""
 
     async def change(conn: "Connection") -> Answer:
-        if phase is None:
+        feature = feature_of(target)
+        if phase is None and feature is not None:
             return await _perform(conn, BY_NAME["again"], feature, None, None)
-        return await _perform(conn, BY_NAME["again_from"], f"{feature}.{phase}", None, None)
+        name = target if phase is None else f"{target}.{phase}"
+        return await _perform(conn, BY_NAME["again_from"], name, None, None)
 
     act(ctx, dsn, change, as_json=as_json)
 

@@ -169,15 +169,15 @@ class Phase:
                 self.put_result({"status": "failed", "error": fault[:8_000]})
 
     def report(self) -> dict[str, Any]:
-        """What the command has reported as its success, as a result; empty if it has not.
+        """What the command has reported, as a result; empty if it has not.
 
         It could not send that: its work was not kept yet.
         """
         report = os.path.join(os.path.dirname(self.prompt or ""), "report.json")
         try:
             said = json.loads(_read_object(report, 1_000_000)["body"])
-            if said["status"] == "completed":
-                return {**(said.get("result") or {}), "status": "completed"}
+            if said["status"] in ("completed", "failed"):
+                return {**(said.get("result") or {}), "status": said["status"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         return {}
@@ -440,7 +440,8 @@ class Worktree:
                 self.resolved_for[name] = self.resolved_for.get(name, 0) + result[name]
         if result.get("status") == "later":  # its model gives no answer
             self.git.attempt("merge", "--abort")
-            self.phase.put_result(self.add_costs({**result, **dict.fromkeys(_COSTS, 0)}))
+            said = {name: value for name, value in result.items() if name not in _COSTS}
+            self.phase.put_result(self.add_costs(said))
             raise Unfit(str(result.get("error")))
         if status == 0:
             self.git("add", "--update")
@@ -812,7 +813,7 @@ def do(
         worktree.note_start()
         status = worktree.run(options.command)
         result = {} if status else {**phase.result(), **phase.report()}
-        if status or result.get("status") == "failed":
+        if status or result.get("status") in ("failed", "later"):
             if worktree.resolved_for:
                 with suppress(Unfit):
                     phase.put_result(worktree.add_costs(phase.result()))
