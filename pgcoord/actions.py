@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+# Arguments that are numbers: whole ones, and an amount of US dollars.
+NUMBERS = ("priority", "slots", "max_cost_usd")
+
 Scope = Literal["phase", "feature", "all"]
 
 
@@ -69,7 +72,7 @@ class Action:
     @property
     def number(self) -> str | None:
         """The argument that is a number to be set."""
-        return next((each for each in self.arguments if each in ("priority", "slots")), None)
+        return next((each for each in self.arguments if each in NUMBERS), None)
 
     def statement(self, *arguments: str) -> str:
         """Return the call of the SQL function with these arguments, which are SQL."""
@@ -227,6 +230,16 @@ ACTIONS = (
         refused=False,
     ),
     Action(
+        "set_budget",
+        "feature",
+        "set_budget",
+        ("feature_id", "max_cost_usd"),
+        "budget",
+        "Say what it may cost; once that is spent it is paused, with more it is resumed",
+        "{target} may cost {number}",
+        returns="nothing",
+    ),
+    Action(
         "set_slots",
         "all",
         "set_slots",
@@ -262,6 +275,8 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "pause": "Start nothing new, of one feature or of all; what runs goes on.",
         "resume": "Start again what was paused.\n\n"
         "Features that were paused by themselves stay so until they are named.",
+        "budget": "Say what a feature may cost, in US dollars.\n\n"
+        "Once that is spent it is paused; with more it is resumed.",
         "slots": "Show, or set, how many phases run at once, of a pool.\n\n"
         "Setting fewer ends none: those beyond the limit run to their end.",
         "priority": "Change the place in line of a phase: lower runs earlier.",

@@ -109,6 +109,7 @@ class Worktree:
 class Workflow:
     """A named command, `[workflow.NAME]`, and how its attempts are run.
 
+    `variables` have these values, unless the phase sets one that `phase_environment` names.
     `check` runs after the command; `fails_on` are words of its output that mean failure (judge.py),
     and `agent` is whose output it is. `retry_prompt` is what a further attempt is asked after a
     failure, of {error} and {prompt}. After `quiet` without output people are told, or it is ended.
@@ -118,6 +119,8 @@ class Workflow:
     command: tuple[str, ...]
     directory: Path
     environment: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    phase_environment: tuple[str, ...] = ()
     timeout: timedelta | None = None
     queue_timeout: timedelta | None = None
     linger: timedelta = timedelta(seconds=30)
@@ -478,7 +481,8 @@ def _workflow_readers(folder: _Reader, checks: Mapping[str, Check]) -> dict[str,
     return {
         "command": _command,
         "directory": folder,
-        "environment": _environment,
+        "environment": _variables,
+        "phase_environment": _environment,
         "timeout": parse_duration,
         "queue_timeout": parse_duration,
         "linger": partial(parse_duration, zero=True),
@@ -521,9 +525,10 @@ def _read_workflow(
     further, limit = values.pop("arguments", ()), values.pop("check_timeout", None)
     if limit and values.get("check"):
         values["check"] = replace(values["check"], timeout=limit)
+    values["environment"], values["variables"] = values.pop("environment", ((), {}))
     if agent := AGENTS.get(values.get("agent", "")):
+        values["environment"] = (*agent.environment, *values["environment"])
         values.setdefault("command", _command_of(agent, further))
-        values["environment"] = (*agent.environment, *values.get("environment", ()))
     settings = [values.pop(each, None) for each in _OF_WORKTREES]
     if values.pop("workspace", None):
         values["worktree"] = Worktree(*settings)
@@ -930,6 +935,27 @@ def _size(value: object) -> int:
     if match is None or int(match[1]) == 0:
         raise ValueError(f'expected a size such as "500kB", "100MB" or "1GB", not {value!r:.60}')
     return int(match[1]) * _UNITS[match[2]]
+
+
+def _variables(value: object) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the names that are let through, and the variables that are given a value.
+
+    A list has names; of a table, `true` lets one through.
+    """
+    if not isinstance(value, dict):
+        return _environment(value), {}
+    for name, each in value.items():
+        if each is not True and not isinstance(each, str):
+            raise ValueError(
+                f"{name}: expected a text, or true to let it through, not {each!r:.60}"
+            )
+        if isinstance(each, str) and "\0" in each:
+            raise ValueError(f"{name}: expected a text without NUL")
+    _environment(list(value))
+    if ours := next((name for name in value if name.startswith("PGCOORD_")), None):
+        raise ValueError(f"{ours}: that is set by pgcoord itself")
+    passed = tuple(name for name, each in value.items() if each is True)
+    return passed, {name: each for name, each in value.items() if isinstance(each, str)}
 
 
 def _environment(value: object) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ changed. Faults are collected, so that one reading shows them all. `write_plan` 
 
 import io
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,11 @@ _MOST_ATTEMPTS = 1_000_000
 
 # How the prerequisites of a phase have ended when it runs.
 RUN_WHEN = ("completed", "failed", "always")
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+# A parameter of a plan; in two braces it is text.
+_PARAMETER = re.compile(r"\{\{param\.[\w-]+\}\}|\{param\.([\w-]+)\}", re.ASCII)
 
 # A plan with more cycles than this is all cycles: the first ones say enough.
 _MOST_CYCLES = 20
@@ -116,6 +122,9 @@ _PICTURE = re.compile(
     r"\[?!\[[^\]]*\]\([^)]*\)(?:\]\([^)]*\))?|</?(?:img|p|a|div|br|h1|center|picture|source)\b[^>]*>"
 )
 
+# Below the title: what the feature may cost.
+_BUDGET = re.compile(r"[*_]*budget[*_]*\s*:[*_]*\s*(?P<value>.*)", re.IGNORECASE)
+
 # A line that says that a list of files follows, an element of it, and what is a file there.
 _FILES = re.compile(r" {0,3}(?:[-+*][ \t]+)?[*_]*files[*_]*[ \t]*:[*_]*", re.IGNORECASE)
 _ELEMENT = re.compile(r"\s*[-+*][ \t]+(?:\[[ xX]\][ \t]+)?(?P<text>.*\S)")
@@ -162,6 +171,8 @@ class PlannedPhase:
     gate: str | None = None
     check: str | None = None
     when: str | None = None
+    lock: str | None = None
+    environment: tuple[tuple[str, str], ...] = ()
     is_completed: bool = False
     taken: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     """Each key that the plan says, and the number of the line that says it."""
@@ -174,6 +185,8 @@ class PlannedPhase:
             "estimated_hours": self.hours,
             "priority": self.priority,
             "run_when": self.when,
+            "lock": self.lock,
+            "environment": dict(self.environment) or None,
             "files": list(self.files) or None,
             "gate": self.gate,
             "check": self.check,
@@ -199,6 +212,7 @@ class Plan:
     phases: tuple[PlannedPhase, ...]
     notes: tuple[str, ...] = ()
     """What a reader might miss, each as `file:line: what`: sections that belong to no phase."""
+    max_cost_usd: float | None = None
 
     def feature(self) -> dict[str, object]:
         """Return the plan as pgcoord.submit_feature(jsonb) takes it."""
@@ -208,6 +222,7 @@ class Plan:
             "description": self.description,
             # Rounded, for 0.1 + 0.2 hours are 0.3 hours.
             "estimated_hours": round(sum(hours), 6) if hours else None,
+            **({"max_cost_usd": self.max_cost_usd} if self.max_cost_usd is not None else {}),
             "phases": [phase.row() for phase in self.phases],
         }
 
@@ -245,6 +260,7 @@ def read_plan(
     workflows: Collection[str] | None = None,
     has_default: bool = True,
     takes_done: bool = False,
+    parameters: Mapping[str, str] | None = None,
 ) -> Plan:
     """Read the plan at *path*, a UTF-8 file; for the rest see `parse_plan`."""
     try:
@@ -264,6 +280,7 @@ def read_plan(
         workflows=workflows,
         has_default=has_default,
         takes_done=takes_done,
+        parameters=parameters,
     )
 
 
@@ -280,12 +297,15 @@ def parse_plan(
     workflows: Collection[str] | None = None,
     has_default: bool = True,
     takes_done: bool = False,
+    parameters: Mapping[str, str] | None = None,
 ) -> Plan:
     """Read the plan *text*; *name* stands for its file in errors.
 
     Where the text has no title, it is *title*. With *workflows*, a phase may name only one of
     these, and must name one unless there is a default. A phase that is marked as done is a fault,
-    or completed with *takes_done*. Raises InvalidPlan with every fault, in the order of lines.
+    or completed with *takes_done*. `{param.NAME}` is filled from *parameters*, each of which has to
+    be in the plan; None leaves it alone. Raises InvalidPlan with every fault, in the order of
+    lines.
     """
     lines = _without_front_matter(_lines(text))
     problems = [*_unusable_characters(lines), *_excess(lines)]
@@ -297,21 +317,27 @@ def parse_plan(
         problems += _lost_headings(tokens, lines, {each.start for each in headings})
         problems += _other_phases(headings, starts)
         found, description = _read_front(tokens, headings, starts, lines, problems, title)
+        description, budget = _take_budget(description, lines, problems)
         sections = _read_sections(headings, starts, lines, problems, notes, takes_done)
         sections = _renumbered(sections, notes)
         problems += _faults_in_order(sections)
         problems += _faults_in_dependencies(sections)
         problems += _faults_in_workflows(sections, workflows, has_default)
+        problems += _faults_in_parameters(lines, parameters) if parameters is not None else ()
     if problems:
         raise InvalidPlan(
             [f"{name}:{line}: {problem}" for line, problem in sorted(problems, key=itemgetter(0))]
         )
     phases = sorted((_phase(section) for section in sections), key=lambda phase: phase.number)
+    if parameters is not None:
+        found, description = _filled(found, parameters), _filled(description, parameters)
+        phases = [_phase_filled(phase, parameters) for phase in phases]
     return Plan(
         title=found,
         description=description,
         phases=tuple(phases),
         notes=tuple(f"{name}:{line}: {note}" for line, note in sorted(notes)),
+        max_cost_usd=budget,
     )
 
 
@@ -331,9 +357,12 @@ def write_plan(title: str, description: str | None, rows: Sequence[Mapping[str, 
 def _written(row: Mapping[str, Any]) -> str:
     needs = ", ".join(map(str, row.get("depends_on_phases") or ())) or "none"
     seconds = row.get("timeout_seconds")
+    environment = row.get("environment") or {}
     keys = {
         "Depends on": needs,
         "When": None if row.get("run_when") == "completed" else row.get("run_when"),
+        "Lock": row.get("lock"),
+        "Env": shlex.join(f"{name}={value}" for name, value in environment.items()) or None,
         "Workflow": row.get("workflow_type"),
         "Hours": _decimal(row.get("estimated_hours")),
         "Priority": row.get("priority"),
@@ -501,6 +530,23 @@ def _read_front(
         line = _extent(above)[0] + 1
         problems.append((line, "text above the title: expected it below, as the description"))
     return " ".join(title.text.split("\n")), _text(lines[title.end : end])
+
+
+def _take_budget(
+    description: str, lines: list[str], problems: list[_Problem]
+) -> tuple[str, float | None]:
+    """Take what the feature may cost from the first line below its title, if it says that."""
+    first, _, rest = description.partition("\n")
+    match = _BUDGET.fullmatch(first.strip())
+    if not match:
+        return description, None
+    amount = re.fullmatch(r"\$?\s*([0-9]{1,9}(?:\.[0-9]{1,4})?)\s*(?:USD)?", match["value"])
+    if not amount or float(amount[1]) < 0.01:
+        expected = 'expected US dollars such as "Budget: $5"'
+        line = next(number for number, each in enumerate(lines, 1) if each.strip() == first.strip())
+        problems.append((line, f"Budget: {expected}, not {match['value']!r:.60}"))
+        return description, None
+    return rest.strip(), float(amount[1])
 
 
 def _ends(headings: list[_Heading], starts: list[_Heading]) -> list[_Heading]:
@@ -788,6 +834,26 @@ def _when(value: str) -> str:
     return value
 
 
+def _lock(value: str) -> str:
+    if not value or len(value) > 200:
+        raise ValueError(f'expected a name such as "staging", not {value!r:.60}')
+    return value
+
+
+def _variables(value: str) -> tuple[tuple[str, str], ...]:
+    expected = 'expected NAME=value, with quotes where there are spaces: MODE=prod TITLE="a b"'
+    try:
+        words = shlex.split(value)
+    except ValueError as error:
+        raise ValueError(f"{expected}; {error}") from error
+    pairs = [word.partition("=") for word in words]
+    if not pairs or not all(equals and _VARIABLE.fullmatch(name) for name, equals, _ in pairs):
+        raise ValueError(f"{expected}, not {value!r:.60}")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError(f"a variable is given twice in {value!r:.60}")
+    return tuple((name, each) for name, _, each in pairs)
+
+
 def _hours(value: str) -> float:
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value) or not float(value):
         raise ValueError(f"expected a number above 0, not {value!r:.60}")
@@ -813,6 +879,8 @@ def _files(value: str) -> tuple[str, ...]:
 KEYS: dict[str, Callable[[str], Any]] = {
     "depends on": _dependencies,
     "when": _when,
+    "lock": _lock,
+    "env": _variables,
     "workflow": _workflow,
     "hours": _hours,
     "priority": _integer(0, 100),
@@ -928,6 +996,42 @@ def _phase(section: _Section) -> PlannedPhase:
         gate=section.value("gate"),
         check=section.value("check"),
         when=section.value("when"),
+        lock=section.value("lock"),
+        environment=section.value("env") or (),
         is_completed=section.is_completed,
         taken=tuple((key, line) for key, (line, _) in section.keys.items()),
+    )
+
+
+def _faults_in_parameters(lines: list[str], given: Mapping[str, str]) -> Iterator[_Problem]:
+    """Find parameters without a value, and values without a parameter."""
+    used = set()
+    for number, line in enumerate(lines, 1):
+        for match in _PARAMETER.finditer(line):
+            name = match[1]
+            if name is not None and name not in given:
+                yield number, f"{match[0]} has no value: expected --set {name}=VALUE"
+            used.add(name)
+    for name in given:
+        if name not in used:
+            hint = did_you_mean(name, sorted(each for each in used if each))
+            yield 1, f"--set {name}: there is no {{param.{name}}} in the plan{hint}"
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    """Fill the parameters of *text*; what is filled in is not looked at again."""
+    return _PARAMETER.sub(lambda match: values[match[1]] if match[1] else match[0][1:-1], text)
+
+
+def _phase_filled(phase: PlannedPhase, values: Mapping[str, str]) -> PlannedPhase:
+    def line(text: str) -> str:
+        return " ".join(_filled(text, values).split())
+
+    return replace(
+        phase,
+        title=line(phase.title),
+        prompt=_filled(phase.prompt, values),
+        gate=line(phase.gate) if phase.gate else None,
+        lock=line(phase.lock) if phase.lock else None,
+        environment=tuple((name, _filled(each, values)) for name, each in phase.environment),
     )

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgcoord.commands.context import act, changing, complete, existing_dsn, session
+from pgcoord.commands.context import Answer, act, changing, complete, existing_dsn, session
 from pgcoord.commands.options import (
     HIGHEST_ID,
+    AsJson,
     Config,
     Dsn,
     FeatureNumber,
@@ -167,19 +168,22 @@ def _sources(phase: "PlannedPhase") -> list[str]:
     return [f"  {phase.number}  line {phase.line}{state}: {'; '.join([prompt, *said])}"]
 
 
-def execute(ctx: typer.Context, feature: FeatureNumber, dsn: Dsn = None) -> None:
+def execute(
+    ctx: typer.Context, feature: FeatureNumber, as_json: AsJson = False, dsn: Dsn = None
+) -> None:
     """Queue the phases of a feature's stored plan; a second time changes nothing."""
     from pgcoord.database import actions, reads
 
-    async def change(conn: "Connection") -> str:
+    async def change(conn: "Connection") -> Answer:
         queued = await actions.execute_feature(conn, feature)
+        told = {"id": feature, "queued": queued}
         if not queued:
-            return f"feature {feature}: its phases were queued before"
+            return Answer(f"feature {feature}: its phases were queued before", told)
         waits = "" if await reads.leader(conn) else "; no coordinator runs: 'pgcoord serve'"
         phases = "1 phase is" if queued == 1 else f"{queued} phases are"
-        return f"feature {feature}: {phases} queued{waits}"
+        return Answer(f"feature {feature}: {phases} queued{waits}", told)
 
-    act(ctx, dsn, change)
+    act(ctx, dsn, change, as_json=as_json)
 
 
 _Found = tuple[int | None, "Feature", "Planned", int]
@@ -236,7 +240,9 @@ def _make(
     rows = None
     if source is not None:
         path = surroundings.folder / source
-        read = read_plan(path, workflows=workflows.names, has_default=workflows.has_default)
+        read = read_plan(
+            path, workflows=workflows.names, has_default=workflows.has_default, parameters={}
+        )
         for note in read.notes:
             say(f"pgcoord: {note}", err=True)
         rows = [each.row() for each in read.phases]

@@ -19,7 +19,7 @@ import psycopg
 from pgcoord.backoff import Backoff
 from pgcoord.commands.context import changing, check_schema, session
 from pgcoord.commands.options import Surroundings
-from pgcoord.commands.terminal import say
+from pgcoord.commands.terminal import say, say_json
 from pgcoord.configuration import Configuration, differences
 from pgcoord.coordination.coordinator import RECONFIGURED, Coordinator
 from pgcoord.database import actions, claims, reads
@@ -70,7 +70,11 @@ class Runner:
         taken: socket.socket,
         access: Access,
         make_planner: "Callable[[], FeaturePlanner]",
+        *,
+        as_json: bool = False,
     ) -> None:
+        """*as_json*: print nothing but the feature, at its end."""
+        self._as_json = as_json
         self._surroundings = surroundings
         self._dsn = dsn
         self._coordinator = coordinator
@@ -107,8 +111,8 @@ class Runner:
             )
         state = _app_state(self._dsn, self._coordinator, self._access, self._make_planner)
         state.obstacle = None
-        say(f"panel: {url_of(self._taken)}/features/{feature_id}")
-        with progress() as shown, _interruptible(self._stop) as came:
+        say(f"panel: {url_of(self._taken)}/features/{feature_id}", err=self._as_json)
+        with progress(quiet=self._as_json) as shown, _interruptible(self._stop) as came:
             async with serving(state, self._taken), asyncio.TaskGroup() as tasks:
                 leading = tasks.create_task(self._lead())
                 self._watching = tasks.create_task(self._watch(feature_id, shown, leading))
@@ -119,7 +123,7 @@ class Runner:
         if self._error:
             raise self._error
         if self._end:
-            await sum_up(self._dsn, self._end)
+            await sum_up(self._dsn, self._end, as_json=self._as_json)
             await self._tell_what_waits(feature_id)
         if came:
             say(f"  {ways_on(feature_id)}", err=True)
@@ -199,7 +203,7 @@ class Runner:
         return ", ".join([*waiting[:_MOST_NAMED], *([f"{more} more"] if more > 0 else [])])
 
 
-async def attach(dsn: str, feature_id: int) -> int:
+async def attach(dsn: str, feature_id: int, *, as_json: bool = False) -> int:
     """Show a feature, which others run, until its end; return the exit status."""
     from pgcoord.commands.progress import progress, read_snapshot
 
@@ -207,19 +211,22 @@ async def attach(dsn: str, feature_id: int) -> int:
         ended = (await read_snapshot(conn, feature_id)).ended
         if not ended and await reads.leader(conn) is None:
             logger.warning("no coordinator runs: 'pgcoord run --feature %d' goes on", feature_id)
-    with progress() as shown:
+    with progress(quiet=as_json) as shown:
         end = await watched(dsn, feature_id, shown)
-    await sum_up(dsn, end)
+    await sum_up(dsn, end, as_json=as_json)
     return 0 if end.completed else 1
 
 
-async def sum_up(dsn: str, end: "Snapshot") -> None:
+async def sum_up(dsn: str, end: "Snapshot", *, as_json: bool = False) -> None:
     """Print how a feature ended; and, on stderr, which commands go on where it did not complete."""
     from pgcoord.commands.progress import summary
 
-    async with session(dsn) as conn:
-        reasons = await reads.last_reasons(conn, end.feature.id)
-    say(summary(end, reasons))
+    if as_json:
+        say_json(end.as_json())
+    else:
+        async with session(dsn) as conn:
+            reasons = await reads.last_reasons(conn, end.feature.id)
+        say(summary(end, reasons))
     if not end.completed:
         stopped_by = [
             phase.phase_number for phase in end.phases if phase.status in ("failed", "cancelled")

@@ -1,13 +1,15 @@
 """Commands that bring work in and run it: run, serve, submit."""
 
+import sys
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pgcoord.commands.context import (
+    Answer,
     Place,
     changing,
     check_schema,
@@ -15,6 +17,7 @@ from pgcoord.commands.context import (
     existing_dsn,
     make_place,
     make_runs_folder,
+    tell,
 )
 from pgcoord.commands.options import (
     HIGHEST_ID,
@@ -56,6 +59,15 @@ Done = Annotated[
     ),
 ]
 
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Fill {param.NAME} in the plan; may be given several times.",
+    ),
+]
+
 _EXAMPLE = """Make one, for example:
     [workflow.build]
     command = ["make", "-C", "app"]
@@ -81,7 +93,19 @@ def run(
             help="Go on with this feature, in place of a plan.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show the waves, commands, folders and environment of a plan, and start nothing.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print no progress, but at the end the feature, as JSON."),
+    ] = False,
     done: Done = None,
+    parameters: Parameters = None,
     log_format: LogFormat = Format.TEXT,
     config: Config = None,
     dsn: Dsn = None,
@@ -97,8 +121,16 @@ def run(
     close_memory()
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
-    work = _plan(plan, configuration, done) if plan else feature
+    work = _plan(plan, configuration, done, parameters) if plan else feature
     assert work is not None
+    if dry_run:
+        if plan is None or isinstance(work, int):
+            raise typer.BadParameter("it is of a plan.", param_hint="--dry-run")
+        from pgcoord.commands.dry_run import DryRun
+
+        dry = DryRun(work, configuration, surroundings)
+        tell(Answer("\n".join(dry.lines()), dry.as_json()), as_json=as_json)
+        return
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
     from pgcoord.commands.running import Runner
@@ -117,11 +149,21 @@ def run(
         coordinator = _coordinator(surroundings, configuration, place, url=url_of(taken))
         forget_variables(configuration.secret_variables)
         planner = partial(_planner, surroundings, configuration)
-        runner = Runner(surroundings, place.dsn, coordinator, taken, access, planner)
+        runner = Runner(
+            surroundings, place.dsn, coordinator, taken, access, planner, as_json=as_json
+        )
         raise typer.Exit(complete(place.dsn, runner.run(work)))
 
 
-def attach(ctx: typer.Context, feature: FeatureNumber, dsn: Dsn = None) -> None:
+def attach(
+    ctx: typer.Context,
+    feature: FeatureNumber,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print no progress, but at the end the feature, as JSON."),
+    ] = False,
+    dsn: Dsn = None,
+) -> None:
     """Watch a feature to its end, with progress, and start nothing.
 
     The exit status is 0 only if every phase completed.
@@ -129,7 +171,7 @@ def attach(ctx: typer.Context, feature: FeatureNumber, dsn: Dsn = None) -> None:
     found = existing_dsn(ctx, dsn)
     from pgcoord.commands import running
 
-    raise typer.Exit(complete(found, running.attach(found, feature)))
+    raise typer.Exit(complete(found, running.attach(found, feature, as_json=as_json)))
 
 
 def serve(
@@ -214,6 +256,7 @@ def submit(
         ),
     ] = False,
     done: Done = None,
+    parameters: Parameters = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -226,7 +269,7 @@ def submit(
     """Queue the phases of a plan, for a coordinator to run."""
     surroundings = surroundings_of(ctx)
     configuration = _find_configuration(surroundings, config)
-    read = _plan(plan, configuration, done)
+    read = _plan(plan, configuration, done, parameters)
     if check:
         from pgcoord.commands.plan import show_check
 
@@ -296,21 +339,39 @@ def _coordinator(
     )
 
 
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise typer.BadParameter(f"expected name=value, not {text!r:.60}", param_hint="--set")
+    return name, value
+
+
 def _planner(surroundings: Surroundings, configuration: "Configuration") -> "FeaturePlanner":
     from pgcoord.planner.planning import FeaturePlanner
 
     return FeaturePlanner(configuration.planner, surroundings.environment, surroundings.folder)
 
 
-def _plan(path: Path, configuration: "Configuration | None", done: MarkedDone | None) -> "Plan":
-    from pgcoord.plan import read_plan
+def _plan(
+    path: Path,
+    configuration: "Configuration | None",
+    done: MarkedDone | None,
+    parameters: list[str] | None,
+) -> "Plan":
+    from pgcoord.plan import parse_plan, read_plan
 
-    plan = read_plan(
-        path,
-        workflows=configuration.workflows if configuration else None,
-        has_default=configuration is None or configuration.default_workflow is not None,
-        takes_done=done is not None,
-    )
+    workflows = configuration.workflows if configuration else None
+    has_default = configuration is None or configuration.default_workflow is not None
+    how: Any = {
+        "workflows": workflows,
+        "has_default": has_default,
+        "takes_done": done is not None,
+        "parameters": dict(map(_parameter, parameters or ())),
+    }
+    if str(path) == "-":
+        plan = parse_plan(sys.stdin.read(), name="-", **how)
+    else:
+        plan = read_plan(path, **how)
     for note in plan.notes:
         say(f"pgcoord: {note}", err=True)
     return plan

@@ -472,6 +472,17 @@ class Supervision:
         workflow = self._coordinator.configuration.workflows.get(self.assignment.workflow)
         return workflow.linger if workflow else Workflow.linger
 
+    def _set_by_phase(self, workflow: Workflow) -> dict[str, str]:
+        """Return the variables that the phase sets: whoever may insert it may not set any."""
+        given = self.assignment.environment or {}
+        for name in given:
+            if name not in workflow.phase_environment or name.startswith("PGCOORD_"):
+                raise InvalidConfiguration(
+                    f"the phase sets {name}, which workflow {workflow.name} does not let phases set"
+                    f" (phase_environment)"
+                )
+        return given
+
     def _environment_of(self, workflow: Workflow) -> dict[str, str]:
         assignment, environment = self.assignment, self._coordinator.environment
         resolver = self._resolver_of(workflow)
@@ -484,6 +495,8 @@ class Supervision:
             )
             if name in environment
         }
+        passed_on |= workflow.variables
+        passed_on |= self._set_by_phase(workflow)
         if self._coordinator.report_url:
             passed_on["PGCOORD_REPORT_URL"] = self._coordinator.report_url
         return passed_on | {

@@ -33,13 +33,13 @@ async def perform(
     target: str | int | None,
     *,
     reason: str | None = None,
-    number: int | None = None,
+    number: float | None = None,
     pool: str | None = None,
 ) -> str | int | None:
     """Call the SQL function of *action*.
 
     *target*: a queue_id, the id of a feature, or None for all, as the scope of *action* says.
-    *number*: the priority or the number of slots, of *pool* (None: local).
+    *number*: the priority, the number of slots, of *pool* (None: local), or US dollars.
     Return the status of the phase, the number of phases, or None, as `action.returns` says.
     """
     values = {
@@ -48,6 +48,7 @@ async def perform(
         "reason": reason,
         "priority": number,
         "slots": number,
+        "max_cost_usd": number,
         "pool": pool or "local",
     }
     what = "status from " if action.returns == "status" else ""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
+from pgcoord.database import reads
 from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_rows, fetch_value
-from pgcoord.database.rows import HistoryEvent
+from pgcoord.database.rows import Cost, HistoryEvent
 from pgcoord.errors import NotFound
 
 NO_SUCH_PHASE = "'pgcoord status' and the overview show those that exist."
@@ -101,6 +102,24 @@ class Attention:
     attempt: int | None
     exit_code: int | None
     blocks: list[int] | None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a feature has cost, and may cost, in US dollars; `limit` is None without a budget."""
+
+    limit: float | None
+    by_workflow: list[Cost]
+
+    @property
+    def usd(self) -> float:
+        """The sum."""
+        return sum(each.cost_usd or 0 for each in self.by_workflow)
+
+    @property
+    def tokens(self) -> int:
+        """All that were read and written."""
+        return sum((each.tokens_in or 0) + (each.tokens_out or 0) for each in self.by_workflow)
 
 
 @dataclass(frozen=True)
@@ -253,6 +272,8 @@ class Phase:
     high: timedelta | None
     skipped: bool
     run_when: str
+    lock: str | None
+    environment: dict[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -386,6 +407,17 @@ async def feature_row(conn: Connection, feature_id: int) -> FeatureRow:
     return found
 
 
+async def costs(conn: Connection, feature_id: int) -> Costs:
+    """Return what a feature has cost, by workflow, and what it may cost. SQL: pgcoord.costs."""
+    by_workflow = await reads.costs(conn, [feature_id])
+    limit = await fetch_value(
+        conn,
+        "select max_cost_usd::float8 from public.planned_features where id = %s",
+        feature_id,
+    )
+    return Costs(limit, by_workflow)
+
+
 async def described(conn: Connection, feature_id: int) -> Described:
     """Return the description and the plan of a feature."""
     found = await fetch_row(
@@ -477,7 +509,8 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
         " coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::double precision),"
         " w.timeout) as timeout, p.retry_at, p.phase_data ->> 'gate' as gate, p.created_at,"
         " b.since, u.runs, l.low, l.median, l.high, b.skipped,"
-        " p.run_when from public.phase_queue as p"
+        " p.run_when, p.lock, p.phase_data -> 'environment' as environment"
+        " from public.phase_queue as p"
         " join public.planned_features as f on f.id = p.feature_id"
         " join pgcoord.board as b on b.queue_id = p.queue_id"
         " left join pgcoord.workflow as w on w.name = pgcoord_private.workflow_of(p)"
@@ -490,6 +523,43 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
     if found is None:
         raise NotFound(f"there is no phase {queue_id}", hint=NO_SUCH_PHASE)
     return found
+
+
+@dataclass(frozen=True)
+class Duration:
+    """An attempt that has ended, and how long it took."""
+
+    queue_id: str
+    feature_id: int
+    phase_number: int
+    title: str
+    number: int
+    outcome: str
+    started_at: datetime
+    took: timedelta
+
+
+# Attempts of a workflow that are shown, of so many of all.
+_MOST_DURATIONS = 200
+_LATEST = 20_000
+
+
+async def durations(conn: Connection, workflow: str) -> list[Duration]:
+    """Return the latest ended attempts of a *workflow*, latest first."""
+    return await fetch_rows(
+        conn,
+        Duration,
+        "select a.queue_id, p.feature_id, p.phase_number, pgcoord_private.title_of(p) as title,"
+        " a.number, a.outcome, a.started_at, a.ended_at - a.started_at as took"
+        " from (select queue_id, number, outcome, started_at, ended_at, workflow"
+        " from pgcoord.attempt order by id desc limit %s) as a"
+        " join public.phase_queue as p on p.queue_id = a.queue_id"
+        " where a.workflow = %s and a.started_at is not null and a.ended_at is not null"
+        " order by a.started_at desc limit %s",
+        _LATEST,
+        workflow,
+        _MOST_DURATIONS,
+    )
 
 
 async def neighbours(

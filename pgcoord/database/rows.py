@@ -59,6 +59,7 @@ class Assignment:
     slot: int
     pool: str
     has_inputs: bool
+    environment: dict[str, str] | None = field(repr=False)
 
     def __str__(self) -> str:
         return f"{self.queue_id} (attempt {self.attempt}, {self.adw_id})"
@@ -218,6 +219,19 @@ class Feature:
     phases_failed: int
     phases_blocked: int
     paused_at: datetime | None
+    cost_usd: float | None
+    tokens_in: int | None
+    tokens_out: int | None
+    max_cost_usd: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the attempts of a workflow have cost in a feature, in US dollars and tokens."""
+
+    feature_id: int
+    workflow: str
+    attempts: int
     cost_usd: float | None
     tokens_in: int | None
     tokens_out: int | None

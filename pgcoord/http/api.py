@@ -253,7 +253,11 @@ async def act_on_phases(call: Call) -> Response:
 
 def _body_of(action: Action) -> Schema | None:
     if action.number:
-        return {"priority": schemas.PRIORITY, "slots": schemas.SET_SLOTS}[action.number]
+        return {
+            "priority": schemas.PRIORITY,
+            "slots": schemas.SET_SLOTS,
+            "max_cost_usd": schemas.BUDGET,
+        }[action.number]
     return schemas.REASON if "reason" in action.arguments else None
 
 

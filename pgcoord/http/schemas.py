@@ -60,6 +60,7 @@ _PHASE_MEMBERS = {
     "gated": {"type": "boolean", "description": "It has a gate that nobody has approved."},
     "skipped": {"type": "boolean", "description": "It was taken as completed without a run."},
     "run_when": {"type": "string", "enum": list(RUN_WHEN)},
+    "lock": _MAYBE_TEXT,
 }
 
 _PLANNED = {
@@ -74,6 +75,16 @@ _PLANNED = {
         "type": ["string", "null"],
         "enum": [*RUN_WHEN, None],
         "description": "How the phases it depends on must have ended; completed if left out.",
+    },
+    "lock": {
+        **_MAYBE_TEXT,
+        "maxLength": 200,
+        "description": "Of all phases with this lock one runs at a time.",
+    },
+    "environment": {
+        "type": ["object", "null"],
+        "additionalProperties": _TEXT,
+        "description": "Variables of its process, which phase_environment of its workflow allows.",
     },
     "files": {"type": ["array", "null"], "items": _TEXT},
     "check": {
@@ -101,18 +112,21 @@ PLANNED_PHASE = _object(
     additionalProperties=False,
 )
 
+_BUDGET: Schema = {
+    "type": ["number", "null"],
+    "minimum": 0.01,
+    "maximum": 1_000_000_000,
+    "description": "Once its attempts have cost so much, it is paused.",
+}
+BUDGET = _object({"max_cost_usd": _BUDGET}, ["max_cost_usd"], additionalProperties=False)
+
 _FEATURE_MEMBERS = {
     "title": {"type": "string", "pattern": NOT_BLANK, "maxLength": 1_000},
     "description": _MAYBE_TEXT,
     "item_type": {"type": "string", "maxLength": 200},
     "priority": _PRIORITY,
     "estimated_hours": _HOURS,
-    "max_cost_usd": {
-        "type": ["number", "null"],
-        "minimum": 0.01,
-        "maximum": 1_000_000_000,
-        "description": "Once its attempts have cost so much, it is paused.",
-    },
+    "max_cost_usd": _BUDGET,
     "tags": array({"type": "string"}, maxItems=1_000),
     "phases": array(PLANNED_PHASE, maxItems=10_000),
 }

@@ -42,6 +42,8 @@ NOT_RUN = 69
 _RESULT_LIMIT = 65_536 - 2_048
 # Of a result: what is not to be counted again for an attempt that only keeps the work.
 _COSTS = ("cost_usd", "tokens_in", "tokens_out")
+# Bytes that are kept free for the note that the work is done, should the disk be full by then.
+_RESERVE = 2 * 65_536
 # Seconds that a push may take.
 _PUSH_PATIENCE = 300
 
@@ -474,6 +476,7 @@ class Worktree:
         """Note from where the work starts, unless an earlier attempt has."""
         if self._marked("start") is None:
             self._mark("start", self.git("rev-parse", "HEAD"))
+        self._mark("reserve", "-" * _RESERVE)
 
     def done_before(self, digest: str) -> bool:
         """Whether an earlier attempt has done this very work, which could not be kept."""
@@ -481,6 +484,7 @@ class Worktree:
 
     def remember(self, digest: str, result: dict[str, Any]) -> None:
         """Note that the work is done: another attempt has only to keep it."""
+        self._place().joinpath("pgcoord-reserve").unlink(missing_ok=True)
         # What it cost is in the result of this attempt.
         again = {name: value for name, value in result.items() if name not in _COSTS}
         self._mark("result", json.dumps(again))
@@ -813,6 +817,7 @@ def do(
                 with suppress(Unfit):
                     phase.put_result(worktree.add_costs(phase.result()))
             return status, None
+        phase.has_worked = True
         worktree.remember(digest, result)
     phase.has_worked = True
     commit = worktree.keep()

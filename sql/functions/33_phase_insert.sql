@@ -28,6 +28,21 @@ begin
     return v_slot;
 end $$;
 
+-- Refuse (PC006) the insertion of a running phase whose lock another one holds.
+create or replace function pgcoord_private.check_lock_is_free(p_queue_id text, p_lock text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_holder text := pgcoord_private.lock_holder(p_lock);
+begin
+    if v_holder is not null then
+        raise exception using
+            errcode = 'PC006',
+            message = format('lock %s is held by %s: phase %s cannot be inserted as running', p_lock, v_holder, p_queue_id),
+            hint = 'Insert it as queued.';
+    end if;
+end $$;
+
 -- Refuse (PC008) an inserted phase for what its row says of derived columns. What says nothing else than an empty
 -- row does, as clients write that name every column, is no contradiction.
 create or replace function pgcoord_private.check_inserted_columns(p_given public.phase_queue, p_derived public.phase_queue) returns void
@@ -104,6 +119,11 @@ begin
     if new.adw_id is not null then
         perform pgcoord_private.check_text('adw_id of phase ' || new.queue_id, new.adw_id, 200);
     end if;
+    if new.lock is not null then
+        new.lock := nullif(btrim(new.lock), '');
+        perform pgcoord_private.check_text('the lock of phase ' || new.queue_id, new.lock, 200);
+    end if;
+    new.parked := false;
     new.priority := coalesce(new.priority, 50);
     new.queue_position := coalesce(new.queue_position, nextval('pgcoord.queue_position'));
     new.created_at := coalesce(new.created_at, now());
@@ -193,8 +213,9 @@ begin
     select 'phase_inserted', feature_id, phase_number, queue_id, status, nullif(attempt, 0), pgcoord_private.actor(), pgcoord_private.reason()
     from new_rows order by feature_id, phase_number;
 
-    insert into pgcoord.attempt (queue_id, number, adw_id, secret, slot, pool, external, workflow, claimed_at, started_at)
-    select queue_id, 1, adw_id, pgcoord_private.new_secret(), slot, pgcoord_private.pool_of_slot(slot), true, workflow_type, ready_timestamp, started_timestamp
+    perform pgcoord_private.check_lock_is_free(queue_id, lock) from new_rows where status = 'running' and lock is not null;
+    insert into pgcoord.attempt (queue_id, number, adw_id, secret, slot, pool, external, workflow, lock, claimed_at, started_at)
+    select queue_id, 1, adw_id, pgcoord_private.new_secret(), slot, pgcoord_private.pool_of_slot(slot), true, workflow_type, lock, ready_timestamp, started_timestamp
     from new_rows where status = 'running';
 
     select array_agg(feature_id), array_agg(phase_number) into v_features, v_phases

@@ -233,7 +233,7 @@ begin
                 errcode = 'PC002',
                 message = format('feature %s cannot be resumed: %s', p_feature_id, v_spent),
                 hint = case when v_spent like 'its budget%'
-                    then format('update planned_features set max_cost_usd = … where id = %s gives it more, and resumes it.', p_feature_id)
+                    then format('pgcoord.set_budget(%s, …) gives it more, and resumes it; null takes its limit away.', p_feature_id)
                     else 'max_cost_usd of that workflow in pgcoord.toml gives it more.' end;
         end if;
         update public.planned_features set paused_at = null, paused_reason = null
@@ -250,6 +250,25 @@ begin
 end $$;
 comment on function pgcoord.resume(bigint) is
     'Resume one feature, or without an id what was paused as a whole; returns whether it was paused. Features that were paused by themselves stay so.';
+
+-- Say what a feature may cost: it is paused where that is spent, and resumed where that alone had paused it.
+create or replace function pgcoord.set_budget(p_feature_id bigint, p_max_cost_usd double precision default null) returns boolean
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord_private.lock_feature(p_feature_id);
+    if not coalesce(p_max_cost_usd between 0.01 and 1000000000, true) then
+        raise exception using
+            errcode = 'PC005',
+            message = format('the budget of feature %s cannot be %s', p_feature_id, p_max_cost_usd),
+            hint = 'Give US dollars, from 0.01 to 1000000000, or null for no limit.';
+    end if;
+    update public.planned_features set max_cost_usd = round(p_max_cost_usd::numeric, 4)
+    where id = p_feature_id and max_cost_usd is distinct from round(p_max_cost_usd::numeric, 4);
+    return (select paused_at is not null from public.planned_features where id = p_feature_id);
+end $$;
+comment on function pgcoord.set_budget(bigint, double precision) is
+    'Say what a feature may cost, in US dollars; null takes the limit away. Once it is spent the feature is paused, and resumed with more; returns whether it is paused now.';
 
 -- Make the number of slots of a pool p_slots. Raising takes draining ones back first; lowering never ends anything: free
 -- surplus slots go at once, held ones drain and go when they are released, or with the next claim.

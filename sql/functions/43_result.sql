@@ -73,11 +73,12 @@ begin
     end if;
 end $$;
 
--- Follow another budget of a feature: pause it, or resume it where that alone had paused it.
+-- Follow another budget of a feature: log it, pause the feature, or resume it where that alone had paused it.
 create or replace function pgcoord_private.follow_budget() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
+    perform pgcoord_private.log_event('feature_budget', coalesce('$' || trim_scale(new.max_cost_usd), 'none'), new.id);
     perform pgcoord_private.keep_budget(new.id);
     if new.paused_reason like 'its budget of $%' and pgcoord_private.spent_budget(new.id) is null then
         update public.planned_features set paused_at = null, paused_reason = null where id = new.id and paused_at is not null;

@@ -5,7 +5,7 @@
 create or replace function pgcoord_private.phase_objects(p_queue_ids text[]) returns setof jsonb
 language sql stable
 begin atomic
-    select to_jsonb(p) - '{attempts_used,unmet,held}'::text[] || jsonb_build_object(
+    select to_jsonb(p) - '{attempts_used,unmet,held,parked}'::text[] || jsonb_build_object(
             'waiting_for', first.words, 'result', pgcoord_private.result_of(p.queue_id, p.attempt),
             'skipped', pgcoord_private.was_skipped(p))
     from unnest(p_queue_ids) with ordinality as named (queue_id, place)

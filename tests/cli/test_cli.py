@@ -73,6 +73,27 @@ def test_run_stays_for_the_clean_up_of_what_failed(desk: Desk) -> None:
     )
 
 
+def test_a_phase_gets_its_variables_and_those_of_its_workflow(desk: Desk) -> None:
+    (desk.folder / "pgcoord.toml").write_text(
+        '[server]\nport = 0\n[workflow.sh]\ncommand = ["sh", "-c", "{prompt}"]\n'
+        'environment = { MODE = "dev", REGION = "eu", HOME = true }\n'
+        'phase_environment = ["MODE"]\n'
+    )
+    path = desk.folder / "plan.md"
+    path.write_text(
+        "# A plan\n## Phase 1: Work\nEnv: MODE={param.mode}\n\n"
+        'test "$MODE $REGION" = "prod eu"\n'
+        "## Phase 2: Defaults\n\n"
+        'test "$MODE" = dev\n'
+        "## Phase 3: Too much\nEnv: LD_PRELOAD=x\n\ntrue\n"
+    )
+    done = desk.call("run", str(path), "--set", "mode=prod")
+    assert done.stdout.splitlines()[-1] == (
+        "feature 1 (A plan): 2 of 3 phases completed; phase 3 failed: the phase sets LD_PRELOAD,"
+        " which workflow sh does not let phases set (phase_environment)"
+    )
+
+
 def test_run_goes_on_with_a_feature_that_exists(desk: Desk, conn: Connection) -> None:
     gate = desk.gate()
     desk.write("work.sh", f"cat {gate}; exit 3")
@@ -172,7 +193,7 @@ def test_run_beside_a_serve_takes_over_when_that_one_ends(desk: Desk) -> None:
 def test_run_says_what_holds_a_feature_of_which_nothing_runs(desk: Desk) -> None:
     desk.say("pause", "--reason", "tea")
     run = desk.start("run", desk.plan("true"))
-    run.until(r"phase 1  queued     Step 1: everything is paused since [-:0-9 ]+: tea\n")
+    run.until(r"phase 1  queued     Step 1: everything is paused since [-:0-9 ]+ \S+: tea\n")
     assert desk.say("resume") == "everything is resumed"
     assert run.wait() == 0
 
@@ -628,6 +649,8 @@ def test_status_json_is_an_object_that_stays_as_it_is(
         "cost_usd": None,
         "tokens_in": None,
         "tokens_out": None,
+        "max_cost_usd": None,
+        "costs": [],
     }
     since = phases[1].pop("since")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?[+-]\d\d:\d\d", since)
@@ -661,6 +684,13 @@ def test_results_are_printed_by_phase_and_by_feature(
     assert json.loads(desk.say("result", "1")) == {"1": {"summary": "done", "cost_usd": 1}}
     (feature,) = json.loads(desk.say("status", "--json"))["features"]
     assert (feature["cost_usd"], feature["phases"][0]["result"]["summary"]) == (1, "done")
+    tokens: dict[str, None] = dict.fromkeys(["tokens_in", "tokens_out"])
+    assert feature["costs"] == [{"workflow": "work", "attempts": 1, "cost_usd": 1, **tokens}]
+    assert desk.say("budget", "1", "2.5") == "feature 1 may cost $2.50"
+    assert "$1.00 of $2.50" in desk.say("status")
+    assert desk.say("budget", "1", "none") == "feature 1 may cost as much as it takes"
+    refused = desk.call("budget", "1", "0")
+    assert "the budget of feature 1 cannot be 0" in refused.stderr
     missing = desk.call("result", "1.2")
     assert (missing.returncode, missing.stderr) == (4, "pgcoord: phase queue-1-2 has no result\n")
 

@@ -352,6 +352,7 @@ def test_it_starts_when_its_pid_is_now_of_a_stranger(
 
 
 @needs_proc
+@pytest.mark.scale
 def test_it_starts_when_its_pid_is_now_of_another_server(
     make: Make, tmp_path: Path, stopped: EmbeddedPostgres
 ) -> None:
@@ -376,6 +377,7 @@ def test_a_stop_signals_no_stranger(
 
 
 @needs_proc
+@pytest.mark.scale
 def test_it_waits_for_a_busy_backend_of_a_killed_server(stopped: EmbeddedPostgres) -> None:
     stopped.start()
     busy = """do $$
@@ -392,7 +394,9 @@ def test_it_waits_for_a_busy_backend_of_a_killed_server(stopped: EmbeddedPostgre
     assert ask(stopped, "select 1") == 1
 
 
-@pytest.mark.parametrize("killed", ["caller and initdb", "caller"])
+@pytest.mark.parametrize(
+    "killed", [pytest.param("caller and initdb", marks=pytest.mark.scale), "caller"]
+)
 def test_a_kill_in_the_middle_of_initdb_leaves_no_half_cluster(
     embedded: EmbeddedPostgres, killed: str
 ) -> None:

@@ -33,7 +33,7 @@ NO_ACTIONS = {
     "act_on_phases": "does an action to several: 'pgcoord retry A B', /queue/several, /several",
 }
 
-NUMBER = 2  # of a priority, of slots
+NUMBER = 2  # of a priority, of slots, of US dollars
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def look(conn: Connection, feature: int) -> dict[str, Any]:
             (select jsonb_agg(array[e.kind, e.reason] order by e.id)
                 from pgcoord.event as e where e.feature_id = f.id) as events,
             f.paused_reason, f.paused_at is not null as paused, f.cancelled_at is not null as over,
-            (select count(*) from pgcoord.slot) as slots,
+            f.max_cost_usd, (select count(*) from pgcoord.slot) as slots,
             (select (paused_at is not null, paused_reason)::text from pgcoord.control) as control
         from planned_features as f where f.id = %s
         """,

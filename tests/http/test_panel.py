@@ -405,30 +405,18 @@ async def test_a_phase_is_retried_after_seeing_what_will_run_again(
     assert (retried["reason"], retried["actor"]) == ("flaky test fixed", "http (127.0.0.1)")
 
 
-async def test_a_phase_is_skipped(page: Page, panel: str, conn: Connection) -> None:
-    feature = branch(conn)
-    await look(page, f"{panel}/phases/queue-{feature}-1")
-    await page.get_by_role("link", name="Skip…").click()
-    await confirm(page, "Skip", "done by hand")
-    await expect(page.locator("#head .state")).to_have_text("Completed")
-    assert events(conn, "phase_moved")[0]["reason"] == "done by hand"
-
-
-@pytest.mark.parametrize("all_of_it", [False, True])
-async def test_a_phase_is_cancelled_with_or_without_what_depends_on_it(
-    page: Page, panel: str, conn: Connection, all_of_it: bool
+async def test_a_phase_is_cancelled_with_what_depends_on_it(
+    page: Page, panel: str, conn: Connection
 ) -> None:
     feature = branch(conn)
     await look(page, f"{panel}/phases/queue-{feature}-2")
     await page.get_by_role("link", name="Cancel phase…").click()
     await expect(page.locator(".change")).to_contain_text("Queued to Blocked")
-    if all_of_it:
-        await page.get_by_role("link", name="Cancel that, too").click()
-        await expect(page.locator(".change")).not_to_contain_text("Blocked")
-    await confirm(page, "Cancel them all" if all_of_it else "Cancel phase", "not wanted")
+    await page.get_by_role("link", name="Cancel that, too").click()
+    await expect(page.locator(".change")).not_to_contain_text("Blocked")
+    await confirm(page, "Cancel them all", "not wanted")
     await expect(page.locator("#head .state")).to_have_text("Cancelled")
-    last = "cancelled" if all_of_it else "blocked"
-    assert statuses(conn, feature) == {1: "queued", 2: "cancelled", 3: "queued", 4: last}
+    assert statuses(conn, feature) == {1: "queued", 2: "cancelled", 3: "queued", 4: "cancelled"}
     assert "not wanted" in [each["reason"] for each in events(conn, "phase_moved")]
 
 
@@ -442,23 +430,6 @@ async def test_everything_is_paused_and_resumed(page: Page, panel: str, conn: Co
     await page.get_by_role("button", name="Resume").click()
     await expect(notice).not_to_contain_text("paused")
     assert events(conn, "resumed")[0]["actor"] == "http (127.0.0.1)"
-
-
-async def test_one_feature_is_paused_resumed_and_cancelled(
-    page: Page, panel: str, conn: Connection
-) -> None:
-    feature = branch(conn)
-    await look(page, f"{panel}/features/{feature}")
-    await page.get_by_role("link", name="Pause…").click()
-    await confirm(page, "Pause", "waits for fonts")
-    await expect(page.locator("#head")).to_contain_text("paused by http (127.0.0.1)")
-    await page.locator("#head").get_by_role("button", name="Resume").click()
-    await expect(page.get_by_role("link", name="Pause…")).to_be_visible()
-    await page.get_by_role("link", name="Cancel feature…").click()
-    await expect(page.locator(".change li")).to_have_count(4)
-    await confirm(page, "Cancel feature", "replaced")
-    await expect(page.locator("#head")).to_contain_text("replaced")
-    assert statuses(conn, feature) == dict.fromkeys(range(1, 5), "cancelled")
 
 
 async def test_slots_and_priorities_are_changed(page: Page, panel: str, conn: Connection) -> None:
@@ -1055,10 +1026,10 @@ async def test_axe_finds_nothing_on_any_page_in_any_colours(
 
     for address in (
         *("/", "/?q=nothing", "/history?before=12", "/features/new", "/features/120", "/login"),
-        *("/features/118", "/features/115", "/features/101/cancel", "/pause"),
+        *("/features/118", "/features/115", "/features/101/cancel"),
         *("/features/120/plan",),
         *("/phases/queue-104-2", "/phases/queue-104-6", "/phases/queue-104-2?find=passed"),
-        *("/phases/queue-104-6/retry", "/phases/queue-104-1/retry", "/features/999"),
+        *("/phases/queue-104-1/retry", "/features/999"),
     ):
         await page.goto(panel + address)
         await check(dark=address in ("/", "/features/120/plan", "/phases/queue-104-2", "/login"))

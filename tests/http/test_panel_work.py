@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -9,6 +10,7 @@ from axe_playwright_python.base import AXE_FILE_PATH
 from playwright.async_api import Browser, Page, expect
 from support.database import Connection, add_feature, claim, start, statuses
 from support.panel_browser import look
+from support.panel_scene import Scene
 
 from pgcoord.actions import SEVERAL, Action
 
@@ -296,3 +298,94 @@ async def test_who_comes_back_is_told_what_happened_meanwhile(
         await page.get_by_role("button", name="Seen").click()
         await expect(page.locator("#since form")).to_have_count(0)
     assert statuses(conn, feature) == {1: "failed", 2: "blocked"}
+
+
+# --- History, attempts, logs
+
+
+async def test_what_happened_to_many_phases_at_once_is_one_row_of_the_history(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    feature = many(conn, 40)
+    conn.execute("select pgcoord.cancel_phase(%s, 'no')", [f"queue-{feature}-31"])
+    await look(page, f"{panel}/features/{feature}")
+    rows = page.locator("#events tr")
+    await expect(rows.nth(0)).to_contain_text("phases 32\u201340: Blocked")
+    await expect(rows.nth(1)).to_contain_text("phase 31: Cancelled")
+    await expect(rows.nth(2)).to_contain_text("phases 1\u201340: inserted")
+    await rows.nth(0).locator("summary").click()
+    await rows.nth(0).get_by_role("link", name="33").click()
+    await expect(page.locator("h1")).to_have_text("Module 33 of the Move")
+
+
+def write(folder: Path, text: str) -> None:
+    """Have an attempt have written this."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log").write_text(text)
+
+
+async def test_two_attempts_are_compared_and_durations_are_shown_over_time(
+    page: Page, panel: str, scene: Scene
+) -> None:
+    log = "step {0}\nsame line\nat 12:0{0}:11 took {0} s\n{1}\n"
+    for number, words in ((1, "3 of 214 tests failed"), (2, "disk full")):
+        [row] = scene.sql(
+            "select folder from pgcoord.attempt where queue_id = 'queue-104-6' and number = %s",
+            number,
+        )
+        write(Path(row["folder"]), log.format(number, words))
+    await look(page, f"{panel}/phases/queue-104-6")
+    await page.get_by_role("link", name="Compare two").click()
+    table = page.locator(".compared")
+    await expect(table.locator("tr", has_text="Ran")).to_have_text(re.compile(r"12 min\s*14 min"))
+    own = page.locator(".log .own")
+    await expect(own).to_have_text(["only here: 3 of 214 tests failed\n", "only here: disk full\n"])
+    await page.go_back()
+    await page.get_by_role("link", name="how long it takes").click()
+    await expect(page.locator("h1")).to_have_text("adw_sdlc_complete_iso")
+    assert await page.locator(".durations tbody tr").count() > 40
+    await expect(page.locator(".durations tbody tr", has_text="104.6").first).to_contain_text(
+        "14 min"
+    )
+
+
+async def test_a_large_log_is_scrolled_through_and_a_hit_has_lines_around_it(
+    page: Page, panel: str, scene: Scene
+) -> None:
+    lines = 60_000
+    scene.write_log(
+        "queue-104-2", "".join(f"line {n} of the output\n" for n in range(1, lines + 1))
+    )
+    await look(page, f"{panel}/phases/queue-104-2")
+    shown = page.locator("#log-text")
+    numbers = """() => [...document.querySelectorAll("#log-text .l")].map(e => +e.id.slice(1))"""
+    await page.locator("#follow").uncheck()  # by id: roles of so many lines take long
+    first = (await page.evaluate(numbers))[0]
+    for _ in range(4):
+        await shown.evaluate("e => { e.scrollTop = 0; }")
+        await page.wait_for_function(
+            "first => +document.querySelector('#log-text .l').id.slice(1) < first", arg=first
+        )
+        seen = await page.evaluate(numbers)
+        assert seen == list(range(seen[0], seen[0] + len(seen)))
+        first = seen[0]
+    assert len(seen) < 12_000
+    # Anywhere at once, and on from there; parts that are far away are dropped.
+    await page.locator("#log-at").evaluate(
+        "e => { e.value = 0; e.dispatchEvent(new Event('change')); }"
+    )
+    await expect(page.locator("#L1")).to_contain_text("line 1 of")
+    last = (await page.evaluate(numbers))[-1]
+    await shown.evaluate("e => { e.scrollTop = e.scrollHeight; }")
+    await page.wait_for_function(
+        "last => +[...document.querySelectorAll('#log-text .l')].at(-1).id.slice(1) > last",
+        arg=last,
+    )
+    seen = await page.evaluate(numbers)
+    assert seen == list(range(1, len(seen) + 1))
+    await page.locator("#find").fill("line 7777 ")
+    await page.locator("[name=context]").check()
+    await page.keyboard.press("Enter")
+    found = page.get_by_role("region", name="Lines that were found")
+    around = "".join(rf"line {n} of the output\s*" for n in range(7775, 7780))
+    await expect(found).to_have_text(re.compile(around))

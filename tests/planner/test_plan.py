@@ -129,6 +129,15 @@ def test_a_plan_becomes_the_feature_that_the_database_takes() -> None:
     }
 
 
+@pytest.mark.parametrize("line", ["Budget: $2.50", "**Budget:** 2.5", "budget : 2.5 USD"])
+def test_a_budget_stands_below_the_title(line: str) -> None:
+    feature = parse(f"# T\n\n{line}\nd\n{PHASE_1}").feature()
+    assert (feature["description"], feature["max_cost_usd"]) == ("d", 2.5)
+    [problem] = problems(f"# T\nBudget: much\n{PHASE_1}")
+    assert problem == "2: Budget: expected US dollars such as \"Budget: $5\", not 'much'"
+    assert "max_cost_usd" not in parse(f"# T\nd\nBudget: x\n{PHASE_1}").feature()
+
+
 def test_what_a_plan_does_not_say_is_not_in_its_feature() -> None:
     feature = parse(HEAD + PHASE_1).feature()
     assert feature["estimated_hours"] is None
@@ -447,10 +456,40 @@ def test_files_may_be_a_list(mark: str, above: str) -> None:
     assert found.prompt.endswith(f"{listed}\n\nDo it.")
 
 
+def test_parameters_are_filled_in_and_never_looked_at_again() -> None:
+    text = (
+        "# Deploy to {param.to}\n## Phase 1: Build {param.to}\nLock: {param.to}\n"
+        "Env: MODE={param.mode} TITLE='a b'\n\n"
+        "{param.mode} {{param.mode}} {result.1.x} {param} {PARAM.to}\n"
+    )
+    given = {"to": "prod", "mode": "{param.to}\n## Phase 2: x"}
+    plan = parse(text, parameters=given)
+    assert plan.title == "Deploy to prod"
+    [row] = [each.row() for each in plan.phases]
+    assert row["title"] == "Build prod"
+    assert row["lock"] == "prod"
+    assert row["environment"] == {"MODE": given["mode"], "TITLE": "a b"}
+    assert row["prompt_content"] == (
+        f"{given['mode']} {{param.mode}} {{result.1.x}} {{param}} {{PARAM.to}}"
+    )
+    assert "Env: 'MODE={param.mode}' 'TITLE=a b'" in write_plan(
+        "T", "", [parse(text).phases[0].row()]
+    )
+
+
+def test_a_parameter_without_a_value_and_a_value_without_a_parameter_are_faults() -> None:
+    text = f"{HEAD}## Phase 1: a\n\nx {{param.mode}}\n"
+    assert problems(text, parameters={"mod": "x"}) == [
+        "1: --set mod: there is no {param.mod} in the plan; did you mean mode?",
+        "5: {param.mode} has no value: expected --set mode=VALUE",
+    ]
+
+
 def test_an_unknown_key_is_an_error_that_tells_how_it_becomes_text() -> None:
     assert problems(f"{HEAD}## Phase 1: a\nTODO: x\n\nx") == [
-        "4: TODO: unknown key; expected one of Depends on, When, Workflow, Hours, Priority, Files, "
-        "Gate, Check, Max attempts, Timeout; if it is text, put a blank line before it"
+        "4: TODO: unknown key; expected one of Depends on, When, Lock, Env, Workflow, Hours, "
+        "Priority, Files, Gate, Check, Max attempts, Timeout; "
+        "if it is text, put a blank line before it"
     ]
     [problem] = problems(f"{HEAD}## Phase 1: a\n\nHours: 1\nDepend on: 1\n\nx")
     assert problem.startswith("6: Depend on: unknown key; did you mean Depends on?")
@@ -470,6 +509,9 @@ def test_a_key_in_markup_is_an_error_rather_than_text(line: str) -> None:
         ("Depends on:", """expected phases such as "1, 2" or "none", not ''"""),
         ("Depends on: 1-3", "expected phases"),
         ("Depends on: 1,,2", "expected phases"),
+        ("Env: MODE", "expected NAME=value"),
+        ("Env: A=1 A=2", "a variable is given twice"),
+        ("Lock:", 'expected a name such as "staging"'),
         ("When: never", "expected completed, failed or always, not 'never'"),
         ("When: failed", "failed: expected phases that it depends on"),
         ("Depends on: 0", "there is no phase 0"),
@@ -749,6 +791,7 @@ def written(plan: Plan) -> tuple[str, list[int]]:
         keys = {
             "Depends on": " and ".join(map(str, phase.depends_on)) or "none",
             "When": phase.when,
+            "Lock": phase.lock,
             "Workflow": phase.workflow,
             "Hours": phase.hours,
             "Priority": phase.priority,

@@ -68,7 +68,8 @@ PATH = os.environ["PATH"]
 EXAMPLES = Path(__file__).parents[2] / "examples" / "engines"
 
 
-@pytest.fixture(params=["local", "slurm", "command"])
+# The third differs from the second in how it lists jobs, which test_templates.py has, too.
+@pytest.fixture(params=["local", "slurm", pytest.param("command", marks=pytest.mark.scale)])
 def engine(hurried: None, request: pytest.FixtureRequest, dsn: str, tmp_path: Path) -> Engine:
     if request.param == "local":
         return Engine(dsn, tmp_path, None, {})

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from pgcoord.coordination.supervision import program_of
 
 PROGRAM = Path(__file__).parents[2] / "pgcoord/runs/worktree.py"
 PATIENCE = 60
+PATHS = os.environ["PATH"].split(":")
 
 
 @dataclass
@@ -166,7 +167,7 @@ def test_a_prerequisite_without_a_branch_changes_nothing(repository: Repository)
     assert done.status == 0, done.log
 
 
-@pytest.mark.parametrize("setting", ["false", "always"])
+@pytest.mark.parametrize("setting", [pytest.param("false", marks=pytest.mark.scale), "always"])
 def test_many_at_once_all_start(repository: Repository, setting: str) -> None:
     """Of bare `git worktree add`s some fail, and more where branches are set up to track."""
     repository.git("config", "branch.autoSetupMerge", setting)
@@ -527,7 +528,13 @@ def test_a_result_of_the_command_is_kept_beside_the_branch(repository: Repositor
     assert done.result["branch"] == "pgcoord/queue-1-1"
     # What nobody can use is left for pgcoord to name; nothing is taken as done.
     for number, script in enumerate(
-        ["echo '{' > $RESULT", "mkfifo $RESULT", "ln -s /etc/passwd $RESULT"], 2
+        [
+            "echo '{' > $RESULT",
+            "mkfifo $RESULT",
+            "ln -s /etc/passwd $RESULT",
+            "head -c 10000000 /dev/zero > $RESULT",
+        ],
+        2,
     ):
         script = script.replace("$RESULT", "$PGCOORD_RESULT_FILE")
         broken = repository.phase(f"queue-1-{number}", f"echo x > file; {script}")
@@ -674,6 +681,55 @@ def test_a_shallow_clone_with_a_detached_head_will_do(repository: Repository) ->
     assert repository.files("pgcoord/feature-1") == {"README", "more", "one", "two"}
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=8m", "pgcoord-test", str(place)]
+    if subprocess.run(mounted, check=False, capture_output=True).returncode:
+        pytest.skip("a small file system needs the right to mount it")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_loses_no_work_and_pays_nothing_twice(small_disk: Path) -> None:
+    repository = Repository(small_disk)
+    repository.inputs = small_disk.parent
+    ballast = small_disk / "ballast"
+    full = f"head -c 8000000 /dev/zero > {ballast} 2>/dev/null"
+    script = f"echo >> {repository.inputs}/runs; head -c 500000 /dev/urandom > work; {full}; exit 0"
+    failed = repository.phase("queue-1-1", script)
+    assert failed.status == 65, failed.log
+    assert "No space left on device" in failed.log
+    not_run = repository.phase("queue-1-2", "true")
+    assert not_run.status == 69, not_run.log
+    ballast.unlink()
+    done = repository.phase("queue-1-1", script)
+    assert done.status == 0, done.log
+    assert (repository.inputs / "runs").read_text() == "\n"
+    assert repository.files("pgcoord/queue-1-1") == {"README", "work"}
+    assert repository.phase("queue-1-2", "true").status == 0
+
+
+@pytest.mark.skipif(shutil.which("git-lfs") is None, reason="git-lfs is not installed")
+def test_files_of_lfs_are_whole_in_the_worktree_and_kept(repository: Repository) -> None:
+    repository.git("lfs", "install", "--local")
+    repository.git("lfs", "track", "*.bin")
+    repository.commit("a.bin", "large\n")
+    done = repository.phase("queue-1-1", "grep -x large a.bin && echo larger > a.bin")
+    assert done.status == 0, done.log
+    assert "git-lfs" in repository.git("show", "pgcoord/queue-1-1:a.bin")
+    after = {"1": done.result}
+    assert repository.phase("queue-1-2", "grep -x larger a.bin", after=after).status == 0
+
+
+def of_lfs(repository: Repository) -> None:
+    repository.commit(".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n")
+
+
 def bare(repository: Repository) -> None:
     repository.git("config", "core.bare", "true")
 
@@ -703,6 +759,7 @@ def elsewhere(repository: Repository) -> None:
         (empty, [], "has no commit yet"),
         (taken, [], "there is a branch 'pgcoord'"),
         (elsewhere, [], "is already"),
+        (of_lfs, [], "keeps files with git-lfs, which is not installed"),
         (lambda _: None, ["--base", "nowhere"], "there is no branch or commit 'nowhere'"),
         (lambda _: None, ["--root", "README"], "the worktree cannot be made"),
         (lambda _: None, ["--push", "nowhere"], "there is no remote 'nowhere' to push to"),
@@ -715,7 +772,10 @@ def test_what_cannot_be_worked_on_is_refused_before_the_command_runs(
     words: str,
 ) -> None:
     spoil(repository)
-    done = repository.phase("queue-1-1", f"touch {repository.inputs}/ran", *options)
+    # Without git-lfs, though it be installed.
+    path = ":".join(each for each in PATHS if not Path(each, "git-lfs").exists())
+    ran = f"touch {repository.inputs}/ran"
+    done = repository.phase("queue-1-1", ran, *options, environment={"PATH": path})
     assert done.status == 69, done.log
     assert words in done.log
     assert not (repository.inputs / "ran").exists()

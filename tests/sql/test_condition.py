@@ -141,7 +141,7 @@ def test_a_client_gives_a_condition_and_nobody_changes_it(
         )
         with refused("PC005", "depends on nothing"):
             client.execute("update phase_queue set depends_on_phases = '[]' where phase_number = 2")
-    with refused("PC008", "keeps its queue_id, feature_id, phase_number and run_when"):
+    with refused("PC008", "keeps its queue_id, feature_id, phase_number, run_when and lock"):
         conn.execute("update phase_queue set run_when = 'always'")
     assert [phase(conn, f"queue-1-{n}")["run_when"] for n in (1, 2, 3)] == [
         "completed",

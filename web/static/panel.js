@@ -334,6 +334,87 @@ async function followLatest() {
   connect();
 }
 
+// A log of any size is scrolled through: parts are fetched before one reaches them, those far away are dropped.
+const NEAR = 600; // pixels to the end of what is there
+const MOST_PARTS = 4; // of 64 kB
+let fetching = false;
+
+const number = (line) => Number(line.id.slice(1));
+
+async function extendLog(shown) {
+  const follows = follow()?.checked;
+  const { start, end, size } = shown.dataset;
+  const up = shown.scrollTop < NEAR && Number(start) > 0;
+  const down = !follows && shown.scrollHeight - shown.scrollTop - shown.clientHeight < NEAR && Number(end) < Number(size);
+  if (fetching || !(up || down)) return;
+  fetching = true;
+  try {
+    const from = up ? Math.max(0, Number(start) - 48000) : Number(end);
+    const part = await fetchPart(shown, from);
+    const fresh = [...part.lines].filter((line) => (up ? number(line) < number(shown.querySelector(".l")) : number(line) > number([...shown.querySelectorAll(".l")].at(-1))));
+    const chunk = document.createElement("span");
+    chunk.className = "chunk";
+    chunk.dataset.start = part.start;
+    chunk.dataset.end = part.end;
+    chunk.append(...fresh);
+    if (!shown.querySelector(".chunk")) {
+      const first = chunk.cloneNode();
+      [first.dataset.start, first.dataset.end] = [start, end];
+      first.append(...shown.childNodes);
+      shown.append(first);
+    }
+    const height = shown.scrollHeight;
+    if (up) {
+      chunk.dataset.end = shown.dataset.start;
+      shown.prepend(chunk);
+      shown.dataset.start = part.start;
+      shown.scrollTop += shown.scrollHeight - height;
+    } else {
+      shown.append(chunk);
+      shown.dataset.end = part.end;
+    }
+    const chunks = [...shown.querySelectorAll(".chunk")];
+    if (chunks.length > MOST_PARTS) {
+      const far = up ? chunks.at(-1) : chunks[0];
+      if (up) shown.dataset.end = far.dataset.start;
+      else {
+        shown.dataset.start = chunks[1].dataset.start;
+        shown.scrollTop -= far.offsetHeight;
+      }
+      far.remove();
+    }
+    sayPlace(shown);
+  } finally {
+    fetching = false;
+  }
+}
+
+async function fetchPart(shown, from) {
+  const answer = await fetch(`${shown.dataset.part}&at=${from}`);
+  if (!answer.ok) throw new Error("no part");
+  const part = await answer.json();
+  const fresh = document.createElement("template");
+  fresh.innerHTML = part.html;
+  shown.dataset.size = part.size;
+  return { ...part, lines: fresh.content.querySelectorAll(".l") };
+}
+
+function sayPlace(shown) {
+  const { start, end, size } = shown.dataset;
+  const [a, b, c] = [start, end, size].map((each) => (each < 1e6 ? `${Math.round(each / 1000)} kB` : `${(each / 1e6).toFixed(1)} MB`));
+  byId("log-place").textContent = `${a} to ${b} of ${c}`;
+  if (byId("log-at") && byId("log-at") !== document.activeElement) byId("log-at").value = start;
+}
+
+async function goToPlace(shown, from) {
+  if (follow()?.checked) follow().click();
+  const part = await fetchPart(shown, from);
+  shown.replaceChildren(...part.lines);
+  [shown.dataset.start, shown.dataset.end] = [part.start, part.end];
+  shown.scrollTop = 1;
+  sayPlace(shown);
+}
+
 function beginLog() {
   const shown = byId("log-text");
   if (!shown) return;
@@ -342,6 +423,8 @@ function beginLog() {
     line.classList.add("at");
     shown.scrollTop = line.offsetTop - shown.offsetTop - shown.clientHeight / 3;
   } else shown.scrollTop = shown.scrollHeight;
+  shown.addEventListener("scroll", () => extendLog(shown).catch(() => {})); // the next move tries again
+  byId("log-at")?.addEventListener("change", (event) => goToPlace(shown, Number(event.target.value)).catch(() => {}));
   if (!follow()) return;
   follow().closest("label").hidden = false;
   follow().addEventListener("change", connect);

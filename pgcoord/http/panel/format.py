@@ -90,6 +90,22 @@ def numbers(values: list[int] | None, most: int = 5) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
+def ranges(values: list[int], most: int = 6) -> str:
+    """Ascending numbers as an enumeration, those that follow each other as from\N{EN DASH}to."""
+    found: list[list[int]] = []
+    for value in values:
+        if found and value == found[-1][1] + 1:
+            found[-1][1] = value
+        else:
+            found.append([value, value])
+    words = [
+        str(first) if first == last else f"{first}\N{EN DASH}{last}" for first, last in found[:most]
+    ]
+    if len(found) > most:
+        return f"{', '.join(words)} and more"
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
 def plural(count: int, noun: str) -> str:
     """1 phase, 2 phases."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun[-1] == 's' else 's'}"

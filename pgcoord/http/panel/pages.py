@@ -14,7 +14,7 @@ from pgcoord.database.reads import why
 from pgcoord.database.rows import HistoryEvent
 from pgcoord.database.session import one_snapshot
 from pgcoord.http.feed import Event
-from pgcoord.http.panel.format import STATES
+from pgcoord.http.panel.format import STATES, ranges
 from pgcoord.http.panel.graph import ROOMY, Graph
 from pgcoord.http.panel.live import Page, Piece, View
 from pgcoord.http.panel.timeline import Timeline
@@ -246,8 +246,9 @@ class FeaturePage(View):
             forecast = await panel.forecast(conn, self.feature_id)
             phases = await panel.tree(conn, self.feature_id)
             spans = await panel.spans(conn, self.feature_id)
+            costs = await panel.costs(conn, self.feature_id)
             in_line = await panel.line(conn, _NEXT_OF_FEATURE, self.feature_id)
-            events = await panel.history(conn, self.feature_id, None, None, _FEW_EVENTS)
+            events = await panel.history(conn, self.feature_id, None, None, MOST_EVENTS)
         ended = feature.status in ("completed", "cancelled") or not phases
         timeline = Timeline(phases, spans, forecast, ended)
         runs = any(each.slot for each in phases)
@@ -260,7 +261,7 @@ class FeaturePage(View):
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
             "facts": Piece(
                 "piece/facts.html",
-                (feature, finish, phases, _spent(spans), installation.limit),
+                (feature, finish, phases, _spent(spans), installation.limit, costs),
                 ages=runs,
             ),
             "plan": Piece(
@@ -277,10 +278,11 @@ class FeaturePage(View):
             )
             for each in listed
         }
-        pieces |= _event_pieces(events, "feature")
+        told = _event_pieces(events, "feature", _FEW_EVENTS)
+        pieces |= told
         lists = {
             "tree": [f"phase-{each.phase_number}" for each in listed],
-            "events": [f"event-{each.id}" for each in events],
+            "events": list(told),
         }
         trouble = f"({len(needs)}) " if needs else ""
         done = f", {feature.count('completed')}/{feature.total}" if feature.total else ""
@@ -297,8 +299,64 @@ class FeaturePage(View):
         return weighed if weighed and weighed.phases else None
 
 
-def _event_pieces(events: list[HistoryEvent], where: str) -> dict[str, Piece]:
-    return {f"event-{each.id}": Piece("piece/event.html", (each, where)) for each in events}
+# The same happening to at least so many phases is one row, if it took no longer between two.
+_RUN = 3
+_RUN_GAP = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Events that say the same of several phases of a feature; `latest` is the last of them."""
+
+    latest: HistoryEvent
+    phases: tuple[tuple[int, str], ...]  # (number, queue_id), by number
+
+    @property
+    def numbers(self) -> str:
+        """The numbers of the phases, as ranges."""
+        return ranges([number for number, _ in self.phases])
+
+
+def _what(event: HistoryEvent) -> tuple[object, ...]:
+    """What an event says, but of which phase and when."""
+    said = event.kind, event.from_status, event.to_status, event.reason
+    return *said, event.feature_id, event.actor, event.attempt, event.queue_id is None
+
+
+def _runs(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
+    """Events that follow each other, latest first, together where they say the same."""
+    run: list[HistoryEvent] = []
+    for event in events:
+        if run and not (
+            _what(event) == _what(run[-1])
+            and event.queue_id is not None
+            and run[-1].at - event.at <= _RUN_GAP
+            and event.phase_number not in (each.phase_number for each in run)
+        ):
+            yield run
+            run = []
+        run.append(event)
+    if run:
+        yield run
+
+
+def _event_pieces(
+    events: list[HistoryEvent], where: str, most: int | None = None
+) -> dict[str, Piece]:
+    """A piece for each event, or for each run of them: *most* at most."""
+    rows: list[HistoryEvent | Run] = []
+    for run in _runs(events):
+        if len(run) < _RUN:
+            rows += run
+        else:
+            named = sorted((each.phase_number or 0, each.queue_id or "") for each in run)
+            rows.append(Run(run[0], tuple(named)))
+    return {
+        f"event-{(each.latest if isinstance(each, Run) else each).id}": Piece(
+            "piece/run.html" if isinstance(each, Run) else "piece/event.html", (each, where)
+        )
+        for each in rows[:most]
+    }
 
 
 def _spent(spans: list[panel.Span]) -> dict[str, Any]:
@@ -361,8 +419,9 @@ class PhasePage(View):
             "needed-by": Piece("piece/neighbours.html", ("Needed by", "by", phase, needed_by)),
             "details": Piece("piece/details.html", (phase, tries[:1])),
         }
-        pieces |= _event_pieces(events, "phase")
-        lists = {"events": [f"event-{each.id}" for each in events]}
+        told = _event_pieces(events, "phase")
+        pieces |= told
+        lists = {"events": list(told)}
         title = f"{phase.phase_number} {phase.title}, {phase.status} · pgcoord"
         return Page("phase.html", title, now, pieces, lists, {"phase": phase, "tries": tries})
 
@@ -372,6 +431,7 @@ EVENTS = (
     *STATES,
     *("phase_inserted", "phase_deleted", "phase_reprioritised", "gate_asked"),
     *("feature_inserted", "feature_changed", "feature_paused", "feature_resumed"),
+    "feature_budget",
     *("feature_cancelled", "slots_changed", "paused", "resumed"),
 )
 
@@ -435,7 +495,8 @@ class History(View):
             "notice": Piece("piece/notice.html", installation),
             "older": Piece("piece/older.html", (last, self.query)),
         }
-        pieces |= _event_pieces(events, "all")
-        lists = {"events": [f"event-{each.id}" for each in events]}
+        told = _event_pieces(events, "all")
+        pieces |= told
+        lists = {"events": list(told)}
         extra = {"feature_id": self.feature_id, "view": self, "kinds": EVENTS}
         return Page("history.html", "History · pgcoord", now, pieces, lists, extra)

@@ -119,6 +119,7 @@ async def _parse(request: Request, text: str) -> "Plan":
         name="plan",
         workflows=workflows.names,
         has_default=workflows.has_default,
+        parameters={},
     )
 
 
@@ -193,6 +194,8 @@ async def edit(request: Request) -> Response:
         changes: dict[str, object] = {"title": read.title, "phases": read.feature()["phases"]}
         if read.description:
             changes["description"] = read.description
+        if read.max_cost_usd is not None:
+            changes["max_cost_usd"] = read.max_cost_usd
         async with state.acting(request) as conn, conn.transaction():
             await actions.change_feature(conn, feature_id, changes, version)
             if form.get("then") == "execute":

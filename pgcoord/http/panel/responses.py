@@ -203,6 +203,14 @@ def read_number(text: str, most: int = 2**63 - 1) -> int:
     return number
 
 
+def read_amount(text: str) -> float | None:
+    """An amount that somebody has typed, None for nothing. Raises `InvalidInput`."""
+    try:
+        return float(text.strip().removeprefix("$")) if text.strip() else None
+    except ValueError as error:
+        raise InvalidInput(f"{text!r:.60} is no amount", hint="Such as 5 or 2.50.") from error
+
+
 def queue_id_of(request: Request) -> str:
     """The phase that an address names."""
     queue_id: str = request.path_params["queue_id"]

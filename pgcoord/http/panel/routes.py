@@ -211,5 +211,8 @@ routes: list[BaseRoute] = [
     *actions.routes(_FEATURE, _PHASE),
     Route(_FEATURE, feature),
     Route(f"{_PHASE}/log", phase_pages.send_log),
+    Route(f"{_PHASE}/part", phase_pages.send_part),
+    Route(f"{_PHASE}/compare", phase_pages.compare),
+    Route("/workflows/{name:path}", phase_pages.workflow),
     Route(_PHASE, phase_pages.phase),
 ]
