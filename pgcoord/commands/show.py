@@ -30,14 +30,14 @@ def register(app: typer.Typer) -> None:
 
 _JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_blocker", "features": […]}
 
-A slot: slot, draining, queue_id, title, status, since, pool. The coordinator: epoch, host, pid,
-version, lead_at; null when none leads. The lead_blocker: words, remedy; null unless a session that
-is no coordinator holds the lock of the lead. A feature: id, title, status, total_phases,
-phases_completed, phases_running, phases_failed, phases_blocked, paused_at, cost_usd, tokens_in,
-tokens_out, max_cost_usd, costs (by workflow: workflow, attempts, cost_usd, tokens_in, tokens_out),
-phases. A phase: queue_id, feature_id, phase_number, title, status, slot, attempt, priority,
-depends_on_phases, error_message, since, started_timestamp, finished_timestamp, waiting_for, result,
-skipped.
+A slot: slot, draining, queue_id, title, status, since, pool, launcher, job, node, waits_for. The
+coordinator: epoch, host, pid, version, lead_at; null when none leads. The lead_blocker: words,
+remedy; null unless a session that is no coordinator holds the lock of the lead. A feature: id,
+title, status, total_phases, phases_completed, phases_running, phases_failed, phases_blocked,
+paused_at, cost_usd, tokens_in, tokens_out, max_cost_usd, costs (by workflow: workflow, attempts,
+cost_usd, tokens_in, tokens_out), phases. A phase: queue_id, feature_id, phase_number, title,
+status, slot, attempt, priority, depends_on_phases, error_message, since, started_timestamp,
+finished_timestamp, waiting_for, result, skipped.
 
 Times are ISO 8601 with their offset, or null. Later releases may add keys."""
 
@@ -167,17 +167,23 @@ def _shown(standing: _Standing, *, in_full: bool = False) -> "RenderableType":
     )
 
 
+def _at(slot: "Slot") -> str:
+    """Where the job of an engine is, as far as is known."""
+    words = [f"on {slot.node}"] if slot.node else []
+    words += [f"job {slot.job}"] if slot.job else []
+    return f" ({printable(', '.join(words))})" if words else ""
+
+
 def _header(standing: _Standing) -> list[Any]:
     from rich.text import Text
 
     lines = []
     for pool in sorted({each.pool for each in standing.slots} | {"local"}, key=_local_first):
-        held = [
-            f"{each.slot} {printable(each.queue_id or 'free')}"
-            for each in standing.slots
-            if each.pool == pool
-        ]
-        name = "slots" if pool == "local" else f"pool {pool}"
+        slots = [each for each in standing.slots if each.pool == pool]
+        held = [f"{each.slot} {printable(each.queue_id or 'free')}{_at(each)}" for each in slots]
+        name = "slots"
+        if pool != "local":
+            name = f"pool {pool}" + (f" ({printable(slots[0].launcher)})" if slots else "")
         lines.append(f"{name}: {', '.join(held) or 'none'}")
     leads = standing.coordinator
     if leads:

@@ -11,7 +11,7 @@ import errno
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,9 @@ class _Unusable:
     async def log(self, job: str) -> bytes | None:
         return None
 
+    def changes(self) -> None:
+        return None
+
 
 def _kubernetes(settings: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
     """Import it only where a pool is of Kubernetes: its client is an extra, and takes memory."""
@@ -135,6 +138,7 @@ class Watch:
         self._strays: dict[str, int] = {}
         self._copied_at: dict[asyncio.Event, float] = {}
         self._asking = asyncio.Lock()
+        self._is_told = False
         self._unanswered: tuple[float, NotNow] | None = None
 
     async def ask(self) -> Mapping[str, Sequence[Seen]]:
@@ -182,6 +186,29 @@ class Watch:
             self._task = self._coordination.create_task(self._ask_again_and_again())
 
     async def _ask_again_and_again(self) -> None:
+        listener = asyncio.create_task(self._heed_changes())
+        try:
+            await self._ask_in_turn()
+        finally:
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
+
+    async def _heed_changes(self) -> None:
+        """Ask soon whenever the engine tells by itself that something has changed."""
+        while (changes := self.engine.changes()) is not None:
+            self._is_told = True
+            try:
+                async with aclosing(changes):
+                    async for _ in changes:
+                        self._hurried.set()
+            except NotNow as error:
+                logger.info("pool %s: its engine tells nothing by itself: %s", self._pool, error)
+            except Exception:
+                logger.exception("pool %s: its engine tells nothing by itself", self._pool)
+            self._is_told = False
+            await asyncio.sleep(ASKS[1])
+
+    async def _ask_in_turn(self) -> None:
         every = ASKS[0]
         trouble = None
         while not self._coordination.is_stopping:
@@ -210,9 +237,12 @@ class Watch:
                 every = ASKS[0]
 
     async def _hurried_within(self, seconds: float) -> bool:
-        await asyncio.sleep(ASKS[0])  # many may hurry, one after the other
+        # Many may hurry, one after the other. What is told at once is asked for at once, while an
+        # answer is short.
+        least = min(ASKS[0], max(1.0, len(self.seen) / 100)) if self._is_told else ASKS[0]
+        await asyncio.sleep(least)
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds - ASKS[0]):
+            async with asyncio.timeout(seconds - least):
                 await self._hurried.wait()
         return self._hurried.is_set()
 

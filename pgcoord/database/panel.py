@@ -50,6 +50,10 @@ class HeldSlot:
     external: bool | None
     ending: str | None
     pool: str
+    launcher: str
+    job: str | None
+    node: str | None
+    waits_for: str | None
     low: timedelta | None
     median: timedelta | None
     high: timedelta | None
@@ -329,7 +333,8 @@ async def held_slots(conn: Connection) -> list[HeldSlot]:
         HeldSlot,
         "select s.slot, s.draining, s.queue_id, s.feature_id, f.title as feature, s.phase_number,"
         " s.title, s.status, s.since, a.number as attempt, s.host, a.folder, s.external, s.ending,"
-        " s.pool, l.low, l.median, l.high, s.since + make_interval(secs => e.elapsed"
+        " s.pool, s.launcher, s.job, s.node, s.waits_for, l.low, l.median, l.high,"
+        " s.since + make_interval(secs => e.elapsed"
         " + pgcoord_private.remaining_length(e.elapsed, extract(epoch from l.median)::float8,"
         " extract(epoch from l.high)::float8)) as free_at from pgcoord.slots as s"
         " left join public.planned_features as f on f.id = s.feature_id"

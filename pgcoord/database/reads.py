@@ -171,7 +171,9 @@ async def attempts(conn: Connection, queue_id: str) -> list[Attempt]:
     return await fetch_rows(
         conn,
         Attempt,
-        f"select {columns_of(Attempt)} from pgcoord.attempt left join lateral"
+        f"select {columns_of(Attempt)} from pgcoord.attempt"
+        " left join (select name as pool, launcher from pgcoord.pool) as o using (pool)"
+        " left join lateral"
         " (select value as result from pgcoord.result where attempt_id = id) as r on true"
         " where queue_id = %s order by number",
         queue_id,

@@ -265,7 +265,7 @@ class BoardPhase:
 
 @dataclass(frozen=True)
 class Slot:
-    """A slot and the phase that holds it, if any."""
+    """A slot and the phase that holds it, if any; `job` to `waits_for` are of an engine's job."""
 
     slot: int
     draining: bool
@@ -274,6 +274,10 @@ class Slot:
     status: str | None
     since: datetime | None
     pool: str
+    launcher: str
+    job: str | None
+    node: str | None
+    waits_for: str | None
 
 
 @dataclass(frozen=True)
@@ -308,6 +312,7 @@ class Attempt:
     adw_id: str
     slot: int
     pool: str
+    launcher: str | None
     host: str | None
     pid: int | None
     node: str | None

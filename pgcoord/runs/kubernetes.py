@@ -7,7 +7,7 @@ order, with all that is secret, is in a Secret that the Job owns. Needs the extr
 
 import copy
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +33,9 @@ _AGAIN = timedelta(seconds=30)
 
 # Seconds for one request.
 _PATIENCE = 30.0
+
+# Seconds after which the API ends a watch, and another one is begun.
+_WATCHED = 300
 
 # By which label our Jobs and pods are found, and that of a pod by which its Job is.
 _LABELS = {"app.kubernetes.io/managed-by": "pgcoord"}
@@ -179,6 +182,12 @@ class Kubernetes:
                     name = pod.to_dict()["metadata"]["name"]
                     return "".join([line async for line in client.log(name)]).encode()
         return None
+
+    async def changes(self) -> AsyncGenerator[None, None]:
+        """Yield with each change of one of our pods, also when they are scheduled or pulled."""
+        async with self._asking("the API does not watch pods") as client:
+            async for _ in client.watch(_Pod, labels=_LABELS, server_timeout=_WATCHED):
+                yield
 
     @asynccontextmanager
     async def _asking(self, words: str, *, for_good: bool = False) -> AsyncIterator[Any]:

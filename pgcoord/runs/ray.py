@@ -107,6 +107,9 @@ class Ray:
             return None
         return str(_parsed(answer.body).get("logs") or "").encode()
 
+    def changes(self) -> None:
+        """Return None: Ray does not tell by itself."""
+
     async def _ask(self, method: str, path: str, body: object = None) -> _Answer:
         """Send one request. Raises `NotNow` when there is no answer."""
         loop = asyncio.get_running_loop()

@@ -121,6 +121,9 @@ class Slurm:
         """Return None: the wrapper writes the output into the shared folder."""
         return None
 
+    def changes(self) -> None:
+        """Return None: Slurm tells administrators alone."""
+
     async def check(self) -> list[Finding]:
         """Return what doctor says of this cluster, without the name of the pool."""
         found = [await self._check_controller()]

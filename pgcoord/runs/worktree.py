@@ -169,15 +169,15 @@ class Phase:
                 self.put_result({"status": "failed", "error": fault[:8_000]})
 
     def report(self) -> dict[str, Any]:
-        """What the command has reported as its success, as a result; empty if it has not.
+        """What the command has reported, as a result; empty if it has not.
 
         It could not send that: its work was not kept yet.
         """
         report = os.path.join(os.path.dirname(self.prompt or ""), "report.json")
         try:
             said = json.loads(_read_object(report, 1_000_000)["body"])
-            if said["status"] == "completed":
-                return {**(said.get("result") or {}), "status": "completed"}
+            if said["status"] in ("completed", "failed"):
+                return {**(said.get("result") or {}), "status": said["status"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         return {}

@@ -112,8 +112,10 @@ comment on view pgcoord.queue is 'Every phase with the columns of phase_queue th
 
 create or replace view pgcoord.slots as
 select s.number as slot, s.draining, p.queue_id, p.feature_id, p.phase_number, pgcoord_private.title_of(p) as title, p.status,
-    coalesce(p.started_timestamp, p.ready_timestamp) as since, a.adw_id, a.host, a.pid, a.external, a.ending, a.deadline, s.pool
+    coalesce(p.started_timestamp, p.ready_timestamp) as since, a.adw_id, a.host, a.pid, a.external, a.ending, a.deadline, s.pool,
+    o.launcher, a.node, a.job, a.waits_for
 from pgcoord.slot as s
+    join pgcoord.pool as o on o.name = s.pool
     left join public.phase_queue as p on p.slot = s.number
     left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
 order by s.number;

@@ -221,7 +221,7 @@ class Run:
             self._row(f"{words}, p50: engine, local", f"{there:.2f}, {here:.2f} ms")
             self._row("as a multiple", f"{there / here:.2f}")
         self._idle = await self._claim_times("one")
-        self._row("a claim, nothing else there, p50 / p99", _times(self._idle))
+        self._row("a claim, nothing else there, p10 / p50 / p99", _times(self._idle))
         began, commits, busy = time.monotonic(), await self._commits(), self._busy()
         asked = {name: dict(each.asked) for name, each in self.engines.items()}
         held = await self._day()
@@ -244,6 +244,15 @@ class Run:
         self._row(
             "resident memory: start, median, most, end",
             ", ".join(f"{each:.0f}" for each in sizes) + " MB",
+        )
+        tables = ("pgcoord.event", "pgcoord.attempt", "phase_queue", "pgcoord.dependency")
+        spaces = [
+            (await self._one(f"select pg_total_relation_size('{each}')"))[0] for each in tables
+        ]
+        there = (await self._one("select count(*) from phase_queue"))[0]
+        self._row(
+            "disk a phase: events, attempts, phases, dependencies",
+            ", ".join(f"{each / there / 1000:.1f}" for each in spaces) + " kB",
         )
         self._row("load average", ", ".join(f"{each:.1f}" for each in os.getloadavg()))
         return await self._judge()
@@ -325,8 +334,14 @@ class Run:
         held, there = await self._one("select count(slot), count(*) from phase_queue")
         for each in self.engines.values():
             each.frozen.set()
-        self._row(f"a claim, {held} slots held, {there} phases there, p50 / p99", _times(times))
-        self._row("as a multiple of one with nothing else", f"{_p50(times) / _p50(self._idle):.2f}")
+        self._row(
+            f"a claim, {held} slots held, {there} phases there, p10 / p50 / p99", _times(times)
+        )
+        tenths = [statistics.quantiles(each, n=10)[0] for each in (times, self._idle)]
+        self._row(
+            "as a multiple of one with nothing else: p10, p50",
+            f"{tenths[0] / tenths[1]:.2f}, {_p50(times) / _p50(self._idle):.2f}",
+        )
 
     async def _gauge(self, workflow: str) -> tuple[float, float]:
         """Run a line of single phases; return two medians in ms.
@@ -427,7 +442,8 @@ def _p50(times: list[float]) -> float:
 
 
 def _times(times: list[float]) -> str:
-    return f"{_p50(times):.2f} / {statistics.quantiles(times, n=100)[98]:.2f} ms"
+    hundredths = statistics.quantiles(times, n=100)
+    return f"{hundredths[9]:.2f} / {_p50(times):.2f} / {hundredths[98]:.2f} ms"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import re
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from support.coordination import Watch, make_coordinator, running, scripts, watching
 from support.fake_engine import FakeEngine, FakeJob
+from support.serving import served
 
 from pgcoord.configuration import Pool
 from pgcoord.coordination import engines, housekeeping
@@ -201,3 +204,42 @@ async def test_old_runs_are_removed_from_the_folder_of_a_pool(
             os.utime(path, (0, 0))
     await housekeeping._remove_old_runs(dsn, tmp_path / "runs", timedelta(days=1))
     assert [each.order.folder.exists() for each in (ended, alive)] == [False, True]
+
+
+async def test_people_see_pool_engine_job_node_and_reason(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async def said(*arguments: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pgcoord", *arguments),
+            cwd=tmp_path,
+            env={**os.environ, "DATABASE_URL": dsn, "COLUMNS": "200"},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await process.communicate()
+        return output.decode()
+
+    pool = Pool("far", "fake", 4, {"folder": str(tmp_path / "shared")})
+    async with served(dsn, tmp_path, work=scripts(pool="far"), pool=pool) as site:
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        await watch.until_found("select from pgcoord.attempt where waits_for is not null")
+        waits = "waits in pool far since [0-9:]+, job 1: Priority"
+        assert re.search(waits, await said("status", "1"))
+        assert re.search(waits, (await site.client.get("/phases/queue-1-1")).text)
+        await job.begin(watch.conn)
+        await watch.until_statuses("running")
+        assert re.search(
+            r"pool far \(fake\): \d queue-1-1 \(on node1, job 1\)", await said("status")
+        )
+        assert "phase 1, on node1, job 1" in (await site.client.get("/")).text
+        page = (await site.client.get("/phases/queue-1-1")).text
+        for words in ("far (fake)", "node1", "job 1"):
+            assert words in page
+        (job.order.folder / "log").write_text("first\n")
+        following = asyncio.create_task(said("logs", "-f", "1.1"))
+        await asyncio.sleep(0)
+        with open(job.order.folder / "log", "a") as log:  # noqa: ASYNC230
+            log.write("and last\n")
+        await job.exit(watch.conn)
+        assert await following == "first\nand last\n"

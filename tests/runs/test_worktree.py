@@ -633,6 +633,11 @@ def test_a_report_waits_until_the_work_is_kept(repository: Repository) -> None:
     url = {"PGCOORD_REPORT_URL": "http://127.0.0.1:9"}
     done = repository.phase("queue-1-1", f"{seen} && exit 0", environment=url)
     assert (done.status, done.result["status"], done.result["summary"]) == (0, "completed", "good")
+    no = f"""echo '{kept.replace("completed", "failed")}' > {report}; echo x > file"""
+    assert repository.phase("queue-1-3", no, environment=url).status == 0
+    assert repository.files("pgcoord/queue-1-3") == {"README"}, (
+        "it has failed: nothing is handed on"
+    )
     unresolved = (
         "echo 1 > f; git add f; git commit -qm 1; git branch o; echo 2 > f; git commit -qam 2;"
         " git checkout -q o; echo 3 > f; git commit -qam 3; git merge -q pgcoord/queue-1-2; exit 0"

@@ -95,6 +95,9 @@ class FakeEngine:
     async def log(self, job: str) -> bytes | None:
         return None
 
+    def changes(self) -> None:
+        return None
+
     def is_launcher(self, monkeypatch: pytest.MonkeyPatch, name: str = "fake") -> None:
         """Make it the engine of every pool of the launcher *name*."""
         monkeypatch.setattr(
