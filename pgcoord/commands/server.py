@@ -14,6 +14,7 @@ from pgcoord.commands.context import (
     tell,
 )
 from pgcoord.commands.options import AsJson, Dsn, surroundings_of
+from pgcoord.commands.terminal import say
 
 if TYPE_CHECKING:
     from pgcoord.database.embedded import EmbeddedPostgres
