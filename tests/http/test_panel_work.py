@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 from playwright.async_api import Browser, Page, expect
+from psycopg.types.json import Jsonb
 from support.database import Connection, add_feature, claim, start, statuses
 from support.panel_browser import look
 from support.panel_scene import Scene
@@ -389,3 +390,64 @@ async def test_a_large_log_is_scrolled_through_and_a_hit_has_lines_around_it(
     found = page.get_by_role("region", name="Lines that were found")
     around = "".join(rf"line {n} of the output\s*" for n in range(7775, 7780))
     await expect(found).to_have_text(re.compile(around))
+
+
+# --- Plans
+
+
+async def test_a_plan_is_checked_as_it_is_typed_and_changed_by_its_rows(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    await page.goto(f"{panel}/features/new")
+    await page.locator("#title").fill("Search")
+    await page.locator("[value=store]").last.click()
+    await page.get_by_role("link", name="Write plan").click()
+    text = page.locator("#plan")
+    await text.fill(
+        "# Search\n\n## Phase 1: Index\n\nDo.\n\n## Phase 2: Page\nDepends on: 7\n\nShow.\n"
+    )
+    await expect(page.locator("#plan-said")).to_contain_text("line 8")
+    await text.fill(
+        "# Search\n\n## Phase 1: Index\n\nDo.\n\n## Phase 2: Page\nDepends on: none\n\nShow.\n"
+    )
+    await expect(page.locator(".plan .graph")).to_have_attribute("aria-label", "Runs as 1 and 2")
+    await expect(page.locator("#plan-said .problem")).to_have_count(0)
+    # By picking: the text and the graph follow.
+    await page.locator("#row-2 summary").click()
+    await page.locator("#row-2").get_by_label("1 Index").check()
+    await expect(text).to_have_value(re.compile(r"Phase 2: Page\nDepends on: 1\n"))
+    await expect(page.locator(".plan .graph")).to_have_attribute("aria-label", "Runs as 1, then 2")
+    await page.get_by_role("button", name="Add a phase").click()
+    await page.get_by_label("Title of phase 3").fill("Rollout")
+    await page.get_by_label("Title of phase 3").press("Tab")
+    await expect(text).to_have_value(re.compile("Phase 3: Rollout"))
+    await expect(page.locator(".plan .node b").last).to_have_text("Rollout")
+    # A circle is said as it is picked, and can be taken back.
+    await page.locator("#row-1 summary").click()
+    await page.locator("#row-1").get_by_label("2 Page").check()
+    await expect(page.locator("#plan-said")).to_contain_text("cycle 1 → 2 → 1")
+    assert conn.execute("select plan from planned_features").fetchall() == [{"plan": None}]
+
+
+async def test_a_plan_is_changed_by_its_rows_without_javascript(
+    browser: Browser, panel: str, conn: Connection
+) -> None:
+    plan = [{"phase_number": n, "title": f"Part {n}", "prompt_content": "x"} for n in (1, 2, 3)]
+    [row] = conn.execute(
+        "select pgcoord.store_feature(%s) as id", [Jsonb({"title": "Parts", "phases": plan})]
+    ).fetchall()
+    async with await browser.new_context(java_script_enabled=False) as context:
+        page = await context.new_page()
+        await page.goto(f"{panel}/features/{row['id']}/plan")
+        await page.locator("#row-3 summary").click()
+        await page.locator("[name=needs-3-1]").check()
+        await page.locator("#row-2 summary").click()
+        await page.locator("[name=remove-2]").check()
+        await page.get_by_role("button", name="Take over into the text").click()
+        await expect(page.locator(".rows > li")).to_have_count(2)
+        await page.get_by_role("button", name="Store & Execute").click()
+        await expect(page.locator("#tree h3 a")).to_have_text(["1 Part 1", "2 Part 3"])
+    [needs] = conn.execute(
+        "select depends_on_phases from phase_queue where phase_number = 2"
+    ).fetchall()
+    assert needs == {"depends_on_phases": [1]}

@@ -579,6 +579,46 @@ document.addEventListener("submit", async (event) => {
   }
 });
 
+// --- A plan is checked as it is typed, and its rows write its text
+
+const planForm = byId("plan-form");
+const TYPED = 500; // milliseconds without a key
+let typed = 0;
+let checks = 0;
+
+async function checkPlan(then) {
+  clearTimeout(typed);
+  const mine = ++checks;
+  const sent = new FormData(planForm);
+  sent.set("then", then);
+  sent.delete("file");
+  const text = byId("plan").value;
+  const answer = await fetch(planForm.action, { method: "POST", body: sent, headers: { accept: "text/html" } });
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  if (mine !== checks || byId("plan").value !== text) return; // something was typed meanwhile: that is checked next
+  for (const id of ["plan-said", "plan-rows"]) {
+    const fresh = page.getElementById(id);
+    if (fresh && (id === "plan-said" || fresh.children.length)) become(byId(id), document.adoptNode(fresh));
+  }
+  for (const box of byId("plan-rows").querySelectorAll("input[type=checkbox]")) box.checked = box.hasAttribute("checked");
+  const written = page.getElementById("plan")?.value;
+  if (then !== "check" && written !== undefined) byId("plan").value = written;
+}
+
+if (planForm) {
+  const later = () => {}; // the server does not answer: the next key tries again
+  byId("plan").addEventListener("input", () => {
+    clearTimeout(typed);
+    typed = setTimeout(() => checkPlan("check").catch(later), TYPED);
+  });
+  byId("plan-rows").addEventListener("change", () => checkPlan("rows").catch(later));
+  planForm.addEventListener("submit", (event) => {
+    if (!["check", "rows", "add"].includes(event.submitter?.value)) return;
+    event.preventDefault();
+    checkPlan(event.submitter.value).catch(() => planForm.submit());
+  });
+}
+
 // --- Lists to tick
 
 for (const button of document.querySelectorAll("button[data-tick]")) {

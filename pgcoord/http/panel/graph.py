@@ -138,7 +138,7 @@ class Graph:
     @cached_property
     def layout(self) -> Layout:
         """Where everything stands."""
-        return _lay_out(tuple(self._layer.items()), self._pairs)
+        return lay_out(tuple(self._layer.items()), self._pairs)
 
     @cached_property
     def _layer(self) -> dict[int, int]:
@@ -200,7 +200,8 @@ _Link = tuple[_Spot, _Spot]
 
 
 @lru_cache(maxsize=64)
-def _lay_out(layers: tuple[tuple[int, int], ...], edges: _Edges) -> Layout:
+def lay_out(layers: tuple[tuple[int, int], ...], edges: _Edges) -> Layout:
+    """Lay out phases, as (number, column), and edges, as (prerequisite, dependent)."""
     layer = dict(layers)
     measures = _LARGE if len(layer) <= ROOMY else _SMALL
     columns, links = _columns(layer, edges)

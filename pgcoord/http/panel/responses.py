@@ -224,22 +224,22 @@ def feature_id_of(request: Request) -> int:
     return read_number(request.path_params["feature_id"], 2**31 - 1)
 
 
-async def read_form(request: Request, limit: int = _FORM) -> Form:
+async def read_form(request: Request, limit: int = _FORM, most_fields: int = _MOST_FIELDS) -> Form:
     """The fields of a form; a file is a field with its text."""
     body = await read_bytes(request, limit)
     kind = request.headers.get("content-type", "")
     if kind.startswith("multipart/form-data"):
-        return await _read_parts(request.headers, body)
+        return await _read_parts(request.headers, body, most_fields)
     try:
         fields = parse_qs(
-            body.decode(errors="replace"), keep_blank_values=True, max_num_fields=_MOST_FIELDS
+            body.decode(errors="replace"), keep_blank_values=True, max_num_fields=most_fields
         )
     except ValueError as error:
-        raise HTTPException(400, f"a form may have {_MOST_FIELDS} fields at most") from error
+        raise HTTPException(400, f"a form may have {most_fields} fields at most") from error
     return {name: values[-1] for name, values in fields.items()}
 
 
-async def _read_parts(headers: Headers, body: bytes) -> Form:
+async def _read_parts(headers: Headers, body: bytes, most_fields: int) -> Form:
     """The parts of a form; parts within one are its text."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
@@ -248,8 +248,8 @@ async def _read_parts(headers: Headers, body: bytes) -> Form:
     parser = MultiPartParser(
         headers,
         stream(),
-        max_files=_MOST_FIELDS,
-        max_fields=_MOST_FIELDS,
+        max_files=1,
+        max_fields=most_fields,
         max_part_size=len(body),
     )
     try:
