@@ -76,7 +76,7 @@ async def weigh(dsn: str, folder: Path) -> None:
     say("page, and what is pushed when one of its phases changes; median of five\n")
     say(f"{'page':<24}{'bytes':>10}{'time':>10}{'pushed':>10}")
     async with (
-        served(dsn, folder) as url,
+        served(dsn, folder, patience=1000) as url,
         await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,
         httpx2.AsyncClient(base_url=url, timeout=60) as client,
     ):
@@ -102,7 +102,7 @@ async def push(
 ) -> int:
     """Return the bytes of the news after the change of a phase."""
     feature = re.search(r"10\d\d|11\d\d|12\d\d|15\d\d", address)
-    queue_id = f"queue-{feature[0] if feature else 1010}-2"
+    queue_id = f"queue-{feature[0] if feature else 1010}-10"  # nothing depends on it
     async with client.stream("GET", address, params={"live": seen}) as stream:
         changed = False
         kind = ""
@@ -135,7 +135,7 @@ async def measure(dsn: str, folder: Path, changes: int, phases: int) -> None:
     say(f"{'page':<10}{'p50':>10}{'p99':>10}{'worst':>10}")
     async with (
         browsing() as browser,
-        served(dsn, folder) as url,
+        served(dsn, folder, patience=1000) as url,
         await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,
     ):
         page = await browser.new_page()
