@@ -211,6 +211,17 @@ def exists(conn: psycopg.Connection, table: str) -> bool:
     return bool(found and found[0])
 
 
+def disabled_triggers(conn: psycopg.Connection) -> list[str]:
+    """Return our triggers that somebody has disabled, each as "name on table"; [] without ours."""
+    found = conn.execute(
+        "select format('%s on %s', t.tgname, t.tgrelid::regclass) from pg_trigger as t"
+        " join pg_proc as p on p.oid = t.tgfoid join pg_namespace as n on n.oid = p.pronamespace"
+        " where n.nspname in ('pgcoord', 'pgcoord_private') and t.tgenabled in ('D', 'R')"
+        " order by 1"
+    )
+    return [name for (name,) in found]
+
+
 def _was_changed(conn: psycopg.Connection) -> bool:
     """Return whether a definition differs from the one that the last upgrade created."""
     if not exists(conn, "pgcoord.changed_definition"):
