@@ -57,7 +57,12 @@ class DryRun:
 
     def _told(self, phase: PlannedPhase) -> dict[str, Any]:
         """What there is to say of a phase; what runs nothing has no workflow."""
-        told: dict[str, Any] = {"after": list(phase.depends_on), "asks": phase.gate}
+        told: dict[str, Any] = {
+            "after": list(phase.depends_on),
+            "when": phase.when,
+            "asks": phase.gate,
+            "lock": phase.lock,
+        }
         workflow = self._workflow_of(phase)
         if workflow is None:
             return told
@@ -80,6 +85,10 @@ class DryRun:
             "attempts": phase.max_attempts or workflow.max_attempts,
             "pool": None if workflow.pool == LOCAL else workflow.pool,
         }
+
+    def _set(self, phase: PlannedPhase, workflow: Workflow) -> dict[str, str]:
+        """The variables that have a value of the workflow or the phase."""
+        return {**workflow.variables, **dict(phase.environment)}
 
     def _workflow_of(self, phase: PlannedPhase) -> Workflow | None:
         if phase.workflow is None and phase.gate and not phase.prompt.strip():

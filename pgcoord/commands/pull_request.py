@@ -4,10 +4,8 @@ The branch is pushed already (`push` of the workflows before it). The one rule: 
 at any time, and never opens a second one.
 """
 
-import asyncio
 import json
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,6 +45,8 @@ def pull_request(
     `pr_number` and `url` are its own. One that is open already is taken. Exit status 75 when GitHub
     is to be asked later: pgcoord does that by itself.
     """
+    import asyncio
+
     from pgcoord.configuration import find_configuration, read_configuration
     from pgcoord.github.client import Repository, read_credentials
 
@@ -109,6 +109,8 @@ def _branch_of(results: Mapping[int, Mapping[str, Any]]) -> str:
 
 def _brought_by(work: Sequence[Mapping[str, Any]], lacking: Mapping[str, Any]) -> bool:
     """Whether a later phase has merged what the branch of the feature could not take at once."""
+    import subprocess
+
     commit = str(lacking.get("commit"))
     return any(
         subprocess.run(

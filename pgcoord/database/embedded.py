@@ -198,6 +198,41 @@ class EmbeddedPostgres:
         logger.info("stopped the embedded Postgres in %s", self._folder)
         return True
 
+    def dump(self, file: Path) -> None:
+        """Write the whole database to *file*, in the custom format of pg_dump, at one moment.
+
+        It is complete, or not there. Raises `CannotStart` with what pg_dump says.
+        """
+        part = file.with_name(f"{file.name}.part")
+        with _explained(self.state):
+            self._call("pg_dump", "--format=custom", f"--file={part}")
+            part.replace(file)
+
+    def restore(self, file: Path) -> None:
+        """Read what `dump` wrote into the database, which is empty; all of it, or nothing.
+
+        Raises `CannotStart` with what pg_restore says.
+        """
+        with _explained(self.state):
+            self._call("pg_restore", "--exit-on-error", "--single-transaction", "--no-owner", file)
+
+    def _call(self, program: str, *arguments: str | Path) -> None:
+        """Run a client of Postgres on the database; raise `CannotStart` with what it says."""
+        environment = {key: value for key, value in os.environ.items() if key[:2] != "PG"}
+        done = subprocess.run(
+            [self.binaries.directory / program, f"--dbname={self.dsn}", *arguments],
+            env=environment | {"LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+        if done.returncode != 0:
+            lines = "\n".join(done.stdout.strip().splitlines()[-4:])
+            raise CannotStart(f"{program} did not succeed:\n{lines}")
+
     def _shut_down(self) -> None:
         arguments = ("-D", "data", "-m", "fast", "-w", "-t", str(PATIENCE), "stop")
         done = self._run(self._identity(), "pg_ctl", *arguments)

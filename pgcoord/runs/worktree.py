@@ -440,7 +440,8 @@ class Worktree:
                 self.resolved_for[name] = self.resolved_for.get(name, 0) + result[name]
         if result.get("status") == "later":  # its model gives no answer
             self.git.attempt("merge", "--abort")
-            self.phase.put_result(self.add_costs({**result, **dict.fromkeys(_COSTS, 0)}))
+            said = {name: value for name, value in result.items() if name not in _COSTS}
+            self.phase.put_result(self.add_costs(said))
             raise Unfit(str(result.get("error")))
         if status == 0:
             self.git("add", "--update")
@@ -812,7 +813,7 @@ def do(
         worktree.note_start()
         status = worktree.run(options.command)
         result = {} if status else {**phase.result(), **phase.report()}
-        if status or result.get("status") == "failed":
+        if status or result.get("status") in ("failed", "later"):
             if worktree.resolved_for:
                 with suppress(Unfit):
                     phase.put_result(worktree.add_costs(phase.result()))

@@ -143,6 +143,7 @@ WITHOUT_JSON = {
     "result",
     "migrate-v1",
     "worktree",
+    "pull-request",
 }
 
 

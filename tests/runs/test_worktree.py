@@ -614,6 +614,18 @@ def test_a_conflict_can_be_resolved_by_hand_on_a_branch(repository: Repository) 
     assert repository.git("show", "pgcoord/queue-1-3:README") == "right"
 
 
+def test_a_resolver_without_a_model_has_the_phase_wait(repository: Repository) -> None:
+    left = repository.phase("queue-1-1", "echo left > README").result
+    right = repository.phase("queue-1-2", "echo right > README").result
+    said = """echo '{"status": "later", "error": "529", "cost_usd": 2}' > $PGCOORD_RESULT_FILE"""
+    later = ("--resolve", f"{said}; exit 75")
+    join = repository.phase("queue-1-3", "true", *later, after={"1": left, "2": right})
+    assert join.status == 69
+    assert join.result == {"status": "later", "error": "529", "cost_usd": 2}
+    assert repository.phase("queue-1-4", said).result["status"] == "later"
+    assert not repository.git("log", "main..pgcoord/queue-1-4")
+
+
 def test_conflict_markers_are_no_resolution(repository: Repository) -> None:
     left = repository.phase("queue-1-1", "echo left > README").result
     right = repository.phase("queue-1-2", "echo right > README").result
