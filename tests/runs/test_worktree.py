@@ -336,6 +336,8 @@ def test_a_folder_of_somebody_else_is_never_taken_or_removed(repository: Reposit
     assert "queue-1-1 is in the way" in done.log
     (root / "queue-1-2").mkdir()
     (root / "queue-1-2" / "notes").write_text("mine\n")
+    # Even where a worktree of that name was being made in another place.
+    (repository.folder / ".git/pgcoord/queue-1-2.new").write_text("/elsewhere/queue-1-2")
     assert "is in the way" in repository.phase("queue-1-2", "true", *options).log
     repository.git("worktree", "add", "--quiet", str(root / "queue-1-3"))
     (root / "queue-1-3" / "notes").write_text("mine\n")
