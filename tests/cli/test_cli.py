@@ -73,6 +73,20 @@ def test_run_stays_for_the_clean_up_of_what_failed(desk: Desk) -> None:
     )
 
 
+def test_a_feature_runs_again_from_a_phase_on(desk: Desk, conn: Connection) -> None:
+    plan = desk.plan("touch a; test ! -e b || exit 3", "test -e ok")
+    assert desk.call("run", plan).returncode == 1
+    (desk.folder / "ok").touch()
+    (desk.folder / "b").touch()
+    assert desk.say("again", "1", "--from", "2") == (
+        "queue-1-2 and what depends on it are queued again, as feature 2"
+    )
+    assert desk.call("run", "--feature", "2").returncode == 0
+    assert desk.say("again", "1") == "feature 1 is queued again, as feature 3"
+    assert desk.call("run", "--feature", "3").returncode == 1
+    assert desk.call("again", "9").returncode != 0
+
+
 def test_a_phase_gets_its_variables_and_those_of_its_workflow(desk: Desk) -> None:
     (desk.folder / "pgcoord.toml").write_text(
         '[server]\nport = 0\n[workflow.sh]\ncommand = ["sh", "-c", "{prompt}"]\n'
@@ -520,6 +534,11 @@ def test_upgrade_brings_the_schema_and_says_what_it_ran(
     assert (done.returncode, done.stderr.splitlines()[1]) == (6, "  Run 'pgcoord upgrade'.")
     assert desk.say("upgrade").endswith(": ran functions")
     assert desk.say("upgrade").endswith("is up to date")
+    conn.execute("alter table pgcoord.event disable trigger event_change_refuses")
+    said = desk.call("upgrade").stderr
+    assert said == (
+        "pgcoord: enabled a trigger that was disabled: event_change_refuses on pgcoord.event\n"
+    )
 
 
 # Showing
