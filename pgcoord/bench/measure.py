@@ -1,9 +1,9 @@
-"""How fast pgcoord is on a server: measured in databases made for it there, and dropped again.
+"""Measure how fast pgcoord is on a server, in scratch databases that are dropped afterwards.
 
-The one rule: what people run is what is measured. A coordinator here is `pgcoord serve`, a process
-of its own, and a figure is what somebody outside of it sees. A figure of a few milliseconds says
-nothing without the machine: so a bare floor, the same on a plain table, is measured in turn with
-it, one sample of each, and what counts most is the ratio of the two.
+The one rule: the measured program is the one that people run. The coordinator is `pgcoord serve`,
+a process of its own, and every figure is taken from outside that process. A few milliseconds mean
+nothing without the machine. So each sample alternates with one of the "floor", the same steps on a
+plain table, and the ratio of the two counts most.
 """
 
 import asyncio
@@ -45,27 +45,28 @@ from pgcoord.report import sign
 Connection = psycopg.Connection[Any]
 Tell = Callable[[str], None]
 
-# Seconds after which something is not slow but stuck.
+# Seconds to wait for any single step; after that the coordinator is stuck, not slow.
 PATIENCE = 60.0
 
-# Samples that are not counted: plans are made, and statements prepared, with the sixth execution.
+# Samples that are not counted: psycopg prepares a statement, and Postgres may choose a generic
+# plan, with the sixth execution.
 WARM_UP = 10
 
-# After its last record a coordinator looks round once more; then it waits, as it does for hours
-# between the phases of long jobs.
+# Seconds: after its last record the coordinator runs its loop once more, then waits for a
+# notification, the state in which it spends the hours of a long phase.
 CALM = 0.005
 
-# A server may keep what a session has done to itself until it was idle for 10 s (Postgres 15).
+# Seconds: a session may report its statistics only once it was idle for 10 s (Postgres 15).
 FLUSHED = 11.0
 
-NAME = "pgcoord bench"  # of all our sessions: those of others are told from them by it
+NAME = "pgcoord bench"  # application_name of all our sessions, to tell them from autovacuum's
 
 CHAIN = 100  # phases of a feature, where there are many
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured."""
+    """How much to measure: numbers of samples and of phases; *idle_seconds* to watch it idle."""
 
     hops: int
     drained: int
@@ -84,14 +85,18 @@ FULL = Extent(
 
 @dataclass(frozen=True)
 class Goal:
-    """What a value has to keep to (`limit`) and what it should reach (`aim`)."""
+    """Bounds for a value: it must keep `limit` (None: there is none), and should reach `aim`."""
 
     limit: float | None
     aim: float
     more_is_better: bool = False
 
     def verdict(self, value: float, slowness: float = 1.0) -> str:
-        """The verdict in words."""
+        """Return the verdict on *value*, one of `VERDICTS`.
+
+        *slowness*: how many times slower this machine is than the one that the limits are for. A
+        value that would keep the limit there is "slow machine" rather than "LIMIT MISSED".
+        """
         if self._meets(value, self.aim):
             return "aim reached"
         if self.limit is None:
@@ -106,20 +111,21 @@ class Goal:
 
 
 # From the worst to the best.
-SLOW_MACHINE = "slow machine"  # it alone: on the machine of the floors below, the limit is kept
+SLOW_MACHINE = "slow machine"  # scaled to the machine of the floors below, the limit is kept
 VERDICTS = ("LIMIT MISSED", SLOW_MACHINE, "aim missed", "within the limit", "aim reached")
 
 
-# The bare floors of the machine for which the limits are meant (docs/performance.md, fast hour).
+# The floors (in ms, and in jobs per second) of the machine that the limits are meant for
+# (docs/performance.md, fast hour).
 _FLOOR_MS = 1.04
 _FLOOR_DRAIN = 2_594.0
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing measured: a value, or the median of many (`p99` beside it).
+    """One measurement in *unit*: a single value, or the median of *samples* with their `p99`.
 
-    A ratio is judged by its medians alone: the rarest samples of two series are of chance.
+    A ratio is judged by its medians alone: the p99 of a ratio is too noisy.
     """
 
     key: str
@@ -130,7 +136,7 @@ class Figure:
     goal: Goal | None = None
     goal_p99: Goal | None = None
     samples: int = 1
-    floor: float | None = None  # of the same run, in the same unit
+    floor: float | None = None  # the floor's value in the same run, in the same unit
     slowness: float = 1.0  # how many times slower this machine is than the one the limits are for
 
     @property
@@ -154,7 +160,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the figures are of."""
+    """The machine, server and program that the figures were measured on."""
 
     pgcoord: str
     python: str
@@ -169,7 +175,7 @@ class Machine:
 
     @property
     def busy(self) -> bool:
-        """Whether it had other work to do: such figures say little, the ratios less than usual."""
+        """Whether other work loaded it beforehand: then even the ratios say less than usual."""
         return self.load_before > self.cores / 2
 
     def __str__(self) -> str:
@@ -189,7 +195,7 @@ class Report:
     figures: list[Figure] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """As `bench --json` prints it."""
+        """Return the object that `bench --json` prints: `machine`, `load_after`, `figures`."""
         return {
             "machine": asdict(self.machine),
             "load_after": _load(),
@@ -201,10 +207,11 @@ class Report:
 
 
 def measure(dsn: str, extent: Extent, environment: Mapping[str, str], tell: Tell) -> Report:
-    """Measure in databases of our own on the server of *dsn*; *tell* hears what is being done.
+    """Measure in scratch databases on the server of *dsn*; block for seconds to many minutes.
 
-    Raises `DatabaseUnusable` when the user may not create databases, and `CannotStart` when a
-    coordinator does not do its work. Whatever happens, what was made is dropped.
+    Coordinators are started with *environment*; *tell* is called with the name of each step. The
+    databases are dropped even after an error. Raises `DatabaseUnusable` when the user may not
+    create databases, and `CannotStart` when a coordinator does not start or claim.
     """
     with ExitStack() as stack:
         admin = stack.enter_context(_connected(dsn))
@@ -222,7 +229,10 @@ def measure(dsn: str, extent: Extent, environment: Mapping[str, str], tell: Tell
 
 
 def beside_floors(figures: Sequence[Figure]) -> Iterator[Figure]:
-    """The figures, each with the floor of this run, if it has one, and the machine's slowness."""
+    """Yield *figures* with `floor`, where one belongs to the figure, and `slowness` filled in.
+
+    *figures* must hold those with the keys "floor" and "floor_drain".
+    """
     values = {each.key: each.value for each in figures}
     slow = max(1.0, values["floor"] / _FLOOR_MS)
     slow_drain = max(1.0, _FLOOR_DRAIN / values["floor_drain"])
@@ -244,7 +254,7 @@ def _work_of_coordinator(
     extent: Extent,
     tell: Tell,
 ) -> list[Figure]:
-    """What is measured of a coordinator that serves an empty database, and a full one with it."""
+    """Measure a coordinator on an empty database and, with `extent.finished`, one on a full one."""
     with ExitStack() as stack:
         place = scratch()
         tell("starting a coordinator")
@@ -273,10 +283,10 @@ def _work_of_coordinator(
 
 
 class _Chain:
-    """A chain of phases run by a coordinator, which is asked to go on by one phase at a time.
+    """A chain of phases that a coordinator runs, advanced by one phase at a time.
 
-    The process of a phase says its number into the FIFO `started`, as its first instruction, and
-    lives until it is let out by its FIFO `gate-<number>`, or that is closed.
+    The process of a phase first writes its number to the FIFO `started`, then blocks until it can
+    read from its FIFO `gate-<number>`, or that is closed.
     """
 
     def __init__(
@@ -293,18 +303,18 @@ class _Chain:
         self._web = HTTPConnection(coordinator.address(), timeout=PATIENCE)
 
     def begin(self, phases: int) -> None:
-        """Queue so many phases; the first is claimed and started."""
+        """Queue *phases* phases, and block until the process of the first has started."""
         self._open_gate(1)
         self._conn.execute(_sql("phases"), [self._feature, phases])
         self._await_start(1)
         self._settle()
 
     def go_on(self) -> tuple[float, float]:
-        """Complete the phase that runs; return the seconds until the next is claimed, and started.
+        """Complete the running phase by SQL; return the seconds until the next is claimed, started.
 
-        They are counted from when the statement is sent. Claimed: the claim is committed, and the
-        coordinator that made it as well as we, who listen, have been told. Started: the next
-        process has executed its first instruction.
+        Both count from sending the statement. Claimed: the coordinator's claim has committed, and
+        its notification has reached our listening session. Started: the next process has executed
+        its first instruction. Raises `CannotStart` after `PATIENCE`.
         """
         self._open_gate(self._number + 1)
         sent = time.perf_counter()
@@ -319,9 +329,10 @@ class _Chain:
         return claimed - sent, started - sent
 
     def report(self) -> float:
-        """Report the phase that runs as completed; return the seconds until the next is started.
+        """Report the running phase as completed; return the seconds until the next is started.
 
-        They are counted from when the signed request is sent.
+        They count from sending the signed HTTP request. Raises `CannotStart` when the answer is
+        not 200, or after `PATIENCE`.
         """
         self._open_gate(self._number + 1)
         body = {"queue_id": f"queue-{self._feature}-{self._number}", "status": "completed"}
@@ -341,9 +352,9 @@ class _Chain:
         return started - sent
 
     def end(self, conn: Connection) -> None:
-        """Give the rest up, and wait until the last process is gone.
+        """Cancel the remaining phases, and block until the last process has ended.
 
-        On a connection of its own: Ctrl-C may have come in the middle of a statement of ours.
+        *conn* must be a new connection: Ctrl-C may have interrupted a statement on ours.
         """
         for number in self._gates:
             self._let_out(number)
@@ -351,7 +362,7 @@ class _Chain:
         _await_count(conn, "open_attempts")
 
     def close(self) -> None:
-        """Close the FIFOs: a process that still waits ends."""
+        """Close the FIFOs and the HTTP connection; a process that still waits at its gate ends."""
         self._web.close()
         for descriptor in (self._started, *self._gates.values()):
             os.close(descriptor)
@@ -360,7 +371,7 @@ class _Chain:
         self._gates[number] = os.open(_fifo(self._folder / f"gate-{number}"), os.O_RDWR)
 
     def _let_out(self, number: int) -> None:
-        """Write what the process waits for; perhaps it does not read yet, so nothing is closed."""
+        """Write to the gate of a phase. It stays open: its process may not have opened it yet."""
         os.write(self._gates[number], b"\n")
 
     def _await_start(self, number: int) -> None:
@@ -373,7 +384,7 @@ class _Chain:
             )
 
     def _settle(self) -> None:
-        """Wait until the coordinator has recorded what there is to record, and rests."""
+        """Block until the coordinator has recorded every end and waits for a notification."""
         _await_count(self._conn, "unsettled")
         if self._number - 1 in self._gates:
             os.close(self._gates.pop(self._number - 1))
@@ -390,11 +401,11 @@ class _Floor:
         self._number = 1
 
     def begin(self) -> None:
-        """Have the first job claimed, which the claimer does unasked."""
+        """Block until the claimer has claimed the first job, which it does when it starts."""
         _await_another(self._ears, self._conn.info.backend_pid)
 
     def go_on(self) -> float:
-        """Complete the job that was claimed; return the seconds until the next is."""
+        """Complete the claimed job; return the seconds until the claimer has claimed the next."""
         list(self._ears.notifies(timeout=0))
         sent = time.perf_counter()
         self._conn.execute(_sql("floor_complete"), [self._number])
@@ -405,7 +416,11 @@ class _Floor:
 
 
 def hops(chain: _Chain, floor: _Floor, full: _Chain | None, samples: int) -> list[Figure]:
-    """Measure hops in turn: of a coordinator, of the bare floor, of one with a full database."""
+    """Take *samples* of each kind of hop, alternately; return their figures.
+
+    One by SQL and one by webhook on *chain*, one on the *floor*, and one on the chain of a *full*
+    database if there is one.
+    """
     claims: list[float] = []
     starts: list[float] = []
     reports: list[float] = []
@@ -439,7 +454,10 @@ def hops(chain: _Chain, floor: _Floor, full: _Chain | None, samples: int) -> lis
 
 @contextmanager
 def chained(coordinator: "_Coordinator", samples: int) -> Iterator[_Chain]:
-    """A chain that has begun; in the end the processes are gone and the coordinator idles."""
+    """Yield a chain whose first phase runs; on exit its processes have ended.
+
+    Blocks until *coordinator* leads. It queues enough phases for *samples* hops and the warm-up.
+    """
     with _connected(coordinator.dsn) as conn, _connected(coordinator.dsn) as ears:
         _led_after(conn, coordinator, "epoch")
         ears.execute(_sql("listen"))
@@ -462,7 +480,7 @@ def _floor(dsn: str) -> Iterator[_Floor]:
     with _connected(dsn) as conn, _connected(dsn) as ears:
         conn.execute(_sql("floor_make"))
         ears.execute(_sql("floor_hear"))
-        # A process of its own, as a coordinator is one.
+        # In its own process, as the coordinator is.
         claimer = multiprocessing.get_context("spawn").Process(
             target=_claim_from_floor, args=(dsn,), daemon=True
         )
@@ -477,7 +495,7 @@ def _floor(dsn: str) -> Iterator[_Floor]:
 
 
 def _claim_from_floor(dsn: str) -> None:
-    """Claim a job from the floor whenever one was completed, until killed."""
+    """Claim a job of the floor's table each time one is completed, until killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
 
     async def claim() -> None:
@@ -494,9 +512,9 @@ def _claim_from_floor(dsn: str) -> None:
 
 
 def fill(dsn: str, phases: int) -> None:
-    """Store finished phases, with the edges, attempts and events that such phases leave behind.
+    """Store *phases* finished phases with their dependencies, attempts and events; vacuum.
 
-    And at the head of the line 50,000 phases of a paused feature.
+    Also queue 50,000 phases of a paused feature ahead of all others, which every claim must skip.
     """
     with _connected(dsn) as conn:
         conn.execute(_composed("finished", features=sql.Literal(max(1, phases // CHAIN))))
@@ -504,11 +522,14 @@ def fill(dsn: str, phases: int) -> None:
         conn.execute(_sql("tidy"))
 
 
-# Throughput: no processes, no coordinator's program, only its statements.
+# Throughput: the coordinator's statements alone, without the program and without processes.
 
 
 def drain(dsn: str, bare: str, phases: int) -> list[Figure]:
-    """Measure phases through three slots, of 100 features, and jobs of a plain table likewise."""
+    """Measure throughput with three slots: phases of 100 features, then jobs of a plain table.
+
+    *dsn* has the schema, *bare* is empty. Return the figures "drain" and "floor_drain", per second.
+    """
     with _connected(dsn) as conn:
         conn.execute(_sql("features"), [100])
         conn.execute(_sql("singles"), [math.ceil(phases / 100)])
@@ -533,7 +554,7 @@ def drain(dsn: str, bare: str, phases: int) -> list[Figure]:
 
 
 def drain_own(dsn: str, phases: int) -> Figure:
-    """Measure phases through three slots as a coordinator ends and claims them, in one commit."""
+    """Measure throughput with three slots when one commit records ends and claims, per second."""
     with _connected(dsn) as conn:
         conn.execute(_sql("features"), [100])
         conn.execute(_sql("singles"), [math.ceil(phases / 100)])
@@ -550,9 +571,10 @@ def drain_own(dsn: str, phases: int) -> Figure:
 
 
 def _drained_in_rounds(conn: Connection, epoch: int, total: int) -> float:
-    """Record ends with the claim of what follows, as a coordinator's own path; return the seconds.
+    """Record ends and claim what follows in one statement, as a coordinator does.
 
-    The jobs do nothing: those that were claimed together end together.
+    Return the seconds until *total* phases have ended. No process runs: phases claimed together
+    end together, in the next statement.
     """
     begun = time.perf_counter()
     ended, ends = 0, list[Any]()
@@ -566,10 +588,11 @@ def _drained_in_rounds(conn: Connection, epoch: int, total: int) -> float:
 
 
 def _drained(dsn: str, claim: tuple[str, list[Any]], complete: str, wake: str, total: int) -> float:
-    """Claim on wake and complete, each in a commit of its own; return the seconds it took.
+    """Claim and complete *total* jobs, each in a commit of its own; return the seconds it took.
 
-    A thread claims, three complete, each on its own connection. *claim* (a statement with its
-    arguments) returns the ids that *complete* takes; *wake* listens for what is freed.
+    This thread claims, and three others complete, each on its own connection. *claim* is the name
+    of a statement with its arguments; it returns the ids that *complete* takes. *wake* names the
+    LISTEN for the notification that a slot is free.
     """
     waiting: SimpleQueue[Any] = SimpleQueue()
 
@@ -585,7 +608,7 @@ def _drained(dsn: str, claim: tuple[str, list[Any]], complete: str, wake: str, t
         begun, claimed = time.perf_counter(), 0
         try:
             while claimed < total:
-                # A full claim is followed by a wake-up for each of it: none is missed.
+                # Each claimed job notifies when it is completed, so no wake-up is missed.
                 found = conn.execute(_sql(statement), arguments).fetchall()
                 claimed += len(found)
                 for taken, *_ in found:
@@ -601,7 +624,10 @@ def _drained(dsn: str, claim: tuple[str, list[Any]], complete: str, wake: str, t
 
 
 def insert(dsn: str, phases: int) -> Figure:
-    """Insert phases, each with one dependency, by one plain statement: chains of 100 a feature."""
+    """Measure how fast one plain INSERT queues *phases* phases, each with one dependency.
+
+    They are chains of `CHAIN` phases, one a feature.
+    """
     with _connected(dsn) as conn:
         conn.execute(_sql("features"), [max(1, phases // CHAIN)])
         conn.execute(_sql("singles"), [1])
@@ -618,7 +644,7 @@ def insert(dsn: str, phases: int) -> Figure:
     )
 
 
-# The coordinator as a process: how soon it is there, what it holds, what it does when idle.
+# The coordinator as a process: its time to start, its memory, its statements when idle.
 
 
 class _Coordinator:
@@ -634,11 +660,14 @@ class _Coordinator:
         return self.process.poll() is None
 
     def last_words(self) -> str:
-        """The last lines of its log, as one."""
+        """Return the last three lines of its log, joined to one, for an error message."""
         return " ".join(" ".join(self._said().splitlines()[-3:]).split()) or "it said nothing"
 
     def address(self) -> str:
-        """Host and port that it serves; waits until it says so."""
+        """Return "host:port" of its web server; block until its log names it.
+
+        Raises `CannotStart` when it has ended, or after `PATIENCE`.
+        """
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.runs():
             if found := re.search(r"serving on http://(\S+)\n", self._said()):
@@ -652,7 +681,10 @@ class _Coordinator:
 
 @contextmanager
 def serving(dsn: str, folder: Path, environment: Mapping[str, str]) -> Iterator[_Coordinator]:
-    """Have a coordinator run, in a folder of its own; return it at once."""
+    """Start `pgcoord serve` on *dsn* in *folder*, and yield it without waiting until it serves.
+
+    On exit it gets SIGTERM, and SIGKILL after 10 s.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pgcoord.toml").write_text(_configuration(folder), encoding="utf-8")
     with (folder / "serve.log").open("wb") as log:
@@ -663,7 +695,7 @@ def serving(dsn: str, folder: Path, environment: Mapping[str, str]) -> Iterator[
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for us: we stop it when we are done
+            start_new_session=True,  # Ctrl-C reaches us only: we stop it afterwards
         )
         try:
             yield _Coordinator(dsn, folder, process)
@@ -676,7 +708,7 @@ def serving(dsn: str, folder: Path, environment: Mapping[str, str]) -> Iterator[
 
 
 def _configuration(folder: Path) -> str:
-    """One workflow: `_Chain` says what its processes do."""
+    """Return a pgcoord.toml with one workflow, whose processes do what `_Chain` describes."""
     say_and_wait = 'echo "$PGCOORD_PHASE_NUMBER" >"$1"; read -r _ <"$2"'
     within = str(folder).replace("{", "{{").replace("}", "}}")
     command = [
@@ -695,7 +727,7 @@ def _configuration(folder: Path) -> str:
 
 
 def start_up(dsn: str, folder: Path, environment: Mapping[str, str], times: int) -> Figure:
-    """Time a coordinator from its program's start until it listens and leads, median of several."""
+    """Start a coordinator *times* times; return the median from its start until it leads, in ms."""
     seconds = []
     with _connected(dsn) as conn:
         for _ in range(times):
@@ -725,7 +757,7 @@ def _led_after(conn: Connection, coordinator: _Coordinator, since: object) -> fl
 
 
 def memory(coordinator: _Coordinator) -> Figure:
-    """The resident memory of a coordinator, after all that it has run."""
+    """Return the resident memory of *coordinator*, in MB, after the phases that it has run."""
     kilobytes = _resident(coordinator.process.pid)
     goal = Goal(80, 50)
     return Figure("memory", "coordinator: resident memory", "MB", kilobytes / 1024, goal=goal)
@@ -741,10 +773,12 @@ def _resident(pid: int) -> int:
 
 
 def idle(admin: Connection, dsn: str, seconds: float) -> list[Figure]:
-    """What a coordinator that has nothing to do asks of the server, a minute.
+    """Watch the database *dsn*, whose coordinator is idle, for `FLUSHED` + *seconds* seconds.
 
-    Transactions, which the server counts, are statements here; where a visit of autovacuum has
-    added its own, the changes of `query_start` that were seen count instead. From another database.
+    Return its statements and its table reads, per minute. Each statement is a transaction of its
+    own, which the server counts. If autovacuum ran meanwhile, which adds transactions, the observed
+    changes of `query_start` count instead. *admin* must be connected to another database, so that
+    our own statements do not count.
     """
     time.sleep(FLUSHED)
     name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
@@ -784,7 +818,10 @@ def idle(admin: Connection, dsn: str, seconds: float) -> list[Figure]:
 
 
 def _table_reads(admin: Connection, dsn: str) -> int:
-    """Reads of tables so far. Our own session has ended then: what it did is counted before it."""
+    """Return the table reads in the database so far.
+
+    Block until our session for that has ended, so that its own reads count now, not later.
+    """
     with _connected(dsn) as conn:
         (reads,) = _row(conn, "table_reads")
         name, pid = conn.info.dbname, conn.info.backend_pid
@@ -798,7 +835,11 @@ def _table_reads(admin: Connection, dsn: str) -> int:
 
 @contextmanager
 def scratch_databases(admin: Connection, dsn: str) -> Iterator[Callable[..., str]]:
-    """Gives a function that makes a database and returns its DSN; drops them all in the end."""
+    """Yield a function that creates a database and returns its DSN; on exit, drop them all.
+
+    The function takes *with_schema* (true: upgrade the new database to our schema), and raises
+    `DatabaseUnusable` when the user may not create databases.
+    """
     prefix = f"pgcoord_bench_{os.getpid()}_{secrets.token_hex(4)}"
     names: list[str] = []
 
@@ -820,7 +861,7 @@ def scratch_databases(admin: Connection, dsn: str) -> Iterator[Callable[..., str
     try:
         yield make
     finally:
-        # On a connection of its own: the other may be what was lost.
+        # On a new connection: *admin* may be lost.
         with _connected(dsn) as dropper:
             for name in names:
                 dropper.execute(_composed("drop_database", sql.Identifier(name)))
@@ -830,7 +871,7 @@ def scratch_databases(admin: Connection, dsn: str) -> Iterator[Callable[..., str
 def _connected(dsn: str) -> Iterator[Connection]:
     conn = connect_blocking(dsn)
     try:
-        # The statements of sql/bench are a client's, and name its tables as clients do.
+        # The statements of sql/bench name tables without their schema, as those of clients do.
         conn.execute("set search_path = public")
         yield conn
     finally:
@@ -853,7 +894,7 @@ def _row(conn: Connection, name: str, *values: object) -> tuple[Any, ...]:
 
 
 def _await_another(ears: Connection, pid: int) -> None:
-    """Wait until another session than *pid* notifies."""
+    """Block until a session other than *pid* notifies; raise `CannotStart` after `PATIENCE`."""
     deadline = time.monotonic() + PATIENCE
     while (left := deadline - time.monotonic()) > 0:
         if any(notice.pid != pid for notice in ears.notifies(timeout=left, stop_after=1)):
@@ -862,7 +903,7 @@ def _await_another(ears: Connection, pid: int) -> None:
 
 
 def _await_count(conn: Connection, name: str) -> None:
-    """Wait until a statement counts nothing any more."""
+    """Run the statement *name* until it returns 0; raise `CannotStart` after `PATIENCE`."""
     deadline = time.monotonic() + PATIENCE
     while _row(conn, name) != (0,):
         if time.monotonic() > deadline:
@@ -872,7 +913,7 @@ def _await_count(conn: Connection, name: str) -> None:
 
 @cache
 def _secret() -> str:
-    """What signs our reports."""
+    """Return the secret that signs our reports, the same throughout the process."""
     return f"whsec_{base64.b64encode(os.urandom(32)).decode()}"
 
 
@@ -882,7 +923,7 @@ def _fifo(path: Path) -> Path:
 
 
 def _rank(samples: Sequence[float], share: float) -> float:
-    """The sample that this share of all do not exceed."""
+    """Return the quantile *share* (0 to 1) of *samples*: the smallest one that reaches it."""
     return sorted(samples)[math.ceil(share * len(samples)) - 1]
 
 

@@ -78,7 +78,7 @@ def _tell(doing: str) -> None:
 
 
 def _read(path: Path) -> dict[str, float]:
-    """The values of an earlier run by their keys. Raises `InvalidInput`."""
+    """Return {key of a figure: its value} of an earlier `bench --json`. Raises `InvalidInput`."""
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
         return {each["key"]: float(each["value"]) for each in figures}
@@ -90,9 +90,10 @@ def _read(path: Path) -> dict[str, float]:
 
 
 def print_report(report: "Report", before: Mapping[str, float] | None = None) -> None:
-    """Print the figures as a table, and what they were measured on; beside them those of *before*.
+    """Print the figures of *report* as a table, and the machine below it.
 
-    "÷ floor" is a figure divided by what a plain table takes on this machine, in the same run.
+    *before*: values of an earlier run by key, shown beside them. "÷ floor" is a figure divided by
+    the same measurement on a plain table, in the same run.
     """
     from rich.table import Table
 
@@ -135,7 +136,7 @@ def _compared(figure: "Figure", before: Mapping[str, float]) -> tuple[str, str]:
 
 
 def _number(value: float) -> str:
-    """Three digits that count, at least."""
+    """Format *value* for people, with at least three significant digits unless it is whole."""
     if value == int(value) or value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,6 +1,6 @@
-"""Where a command works: which database, and which folder keeps the embedded one and the runs.
+"""Find where a command works: its database, and the folder of the embedded one and of the runs.
 
-The one rule: only what is called `make_…` makes anything; every other command takes what is there.
+The one rule: only functions named `make_…` create anything; all others use what exists.
 """
 
 import os
@@ -29,22 +29,22 @@ STATE = ".pgcoord"
 
 Result = TypeVar("Result")
 
-# Those of libpq's variables that say which database; the others only say how.
+# libpq's variables that choose a database; the others only say how to connect to it.
 _NAMES_A_DATABASE = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A database that work is brought into, and the state folder, which may not be there yet."""
+    """The database that a command works in, and the state folder, which may not exist yet."""
 
     dsn: str
     state: Path
 
 
 def make_place(surroundings: Surroundings, dsn: str | None) -> Place:
-    """Find the database; where nothing names one, make, start and upgrade the embedded one.
+    """Return the database that *dsn* or the environment names, without connecting to it.
 
-    A database that was named is neither connected to nor changed.
+    If neither names one, create, start and upgrade the embedded Postgres, as `make_server`.
     """
     state = _find_state(surroundings) or surroundings.folder / STATE
     given = named_dsn(surroundings, dsn)
@@ -54,7 +54,10 @@ def make_place(surroundings: Surroundings, dsn: str | None) -> Place:
 
 
 def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":
-    """Start the embedded Postgres, made in the current folder where there is none, upgraded."""
+    """Start and upgrade the embedded Postgres found here or above; return it.
+
+    If there is none, create it in the current folder. Blocks until it accepts connections.
+    """
     from pgcoord.database import schema
     from pgcoord.database.embedded import EmbeddedPostgres
 
@@ -85,7 +88,10 @@ def existing_server(surroundings: Surroundings) -> "EmbeddedPostgres":
 
 
 def running_server(surroundings: Surroundings) -> "EmbeddedPostgres":
-    """Find the embedded Postgres. Raises `DatabaseUnusable` when it is stopped, too."""
+    """Find the embedded Postgres.
+
+    Raises `DatabaseUnusable` when there is none, it is stopped, or its folder was moved.
+    """
     server = existing_server(surroundings)
     if moved := server.moved_from:
         raise DatabaseUnusable(
@@ -101,14 +107,20 @@ def running_server(surroundings: Surroundings) -> "EmbeddedPostgres":
 
 
 def existing_dsn(ctx: typer.Context, dsn: str | None) -> str:
-    """The database that was named, else the embedded one, which must run."""
+    """Return the DSN that was named, else that of the embedded Postgres.
+
+    Raises `DatabaseUnusable` when nothing was named and the embedded one does not run.
+    """
     surroundings = surroundings_of(ctx)
     given = named_dsn(surroundings, dsn)
     return running_server(surroundings).dsn if given is None else given
 
 
 def named_dsn(surroundings: Surroundings, dsn: str | None) -> str | None:
-    """The DSN that was named; an empty one leaves the choice to libpq's own variables."""
+    """Return the DSN from *dsn* or DATABASE_URL; None if nothing names a database.
+
+    It is "" where only libpq's own variables (PGHOST, …) name one.
+    """
     environment = surroundings.environment
     named = dsn or environment.get("DATABASE_URL")
     if named:
@@ -117,7 +129,10 @@ def named_dsn(surroundings: Surroundings, dsn: str | None) -> str | None:
 
 
 def make_runs_folder(place: Place, configuration: "Configuration") -> Path:
-    """The folder of the runs, which can be written to; raises `CannotStart` when it cannot."""
+    """Create the folder of the runs if necessary, and return it.
+
+    Raises `CannotStart` when it cannot be created or written to.
+    """
     folder = _runs_folder(place.state, configuration)
     try:
         if place.state in folder.parents and not place.state.is_dir():
@@ -134,15 +149,16 @@ def make_runs_folder(place: Place, configuration: "Configuration") -> Path:
 
 
 def would_be_runs_folder(surroundings: Surroundings, configuration: "Configuration | None") -> Path:
-    """The folder of the runs of a coordinator that would be started here."""
+    """Return the runs folder that a coordinator started here would use; create nothing."""
     state = _find_state(surroundings) or surroundings.folder / STATE
     return _runs_folder(state, configuration)
 
 
 def check_schema(dsn: str) -> None:
-    """Raise `WrongSchema`, with what to run, unless the database is of this release.
+    """Raise `WrongSchema`, whose hint names the remedy, unless the schema is this release's.
 
-    Raises `DatabaseUnusable` where the server cannot be reached, or is lost meanwhile.
+    Blocks for the connection. Raises `DatabaseUnusable` when the server cannot be reached, or the
+    connection is lost.
     """
     import psycopg
 
@@ -152,12 +168,12 @@ def check_schema(dsn: str) -> None:
     try:
         with connected_to(dsn) as conn:
             schema.check_schema(conn)
-    except psycopg.OperationalError as error:  # cut off in the middle of it
+    except psycopg.OperationalError as error:  # the connection was lost
         raise unusable(error) from error
 
 
 def connected_to(dsn: str) -> "closing[Any]":
-    """A connection for the functions of `schema`."""
+    """Open a blocking connection, as the functions of `schema` take it, closed with the block."""
     from pgcoord.database.connect import connect_blocking
 
     return closing(connect_blocking(dsn))
@@ -165,7 +181,7 @@ def connected_to(dsn: str) -> "closing[Any]":
 
 @asynccontextmanager
 async def session(dsn: str) -> AsyncIterator["Connection"]:
-    """A connection to read by."""
+    """Open an autocommit connection, closed with the block. Raises `DatabaseUnusable`."""
     from pgcoord.database.connect import connect
 
     async with await connect(dsn) as conn:
@@ -174,10 +190,10 @@ async def session(dsn: str) -> AsyncIterator["Connection"]:
 
 @asynccontextmanager
 async def changing(surroundings: Surroundings, dsn: str) -> AsyncIterator["Connection"]:
-    """A transaction whose changes are logged as done by who called the program.
+    """Open a connection with a transaction whose changes are logged under the caller's name.
 
-    It says itself how it is isolated and for whom it acts: what a session keeps may be another
-    client's, through a pool that changes the session with each transaction.
+    Actor and isolation are set for the transaction, not for the session: behind a pooler in
+    transaction mode the next transaction on that session may be another client's.
     """
     from pgcoord.database import session as statements
 
@@ -187,7 +203,11 @@ async def changing(surroundings: Surroundings, dsn: str) -> AsyncIterator["Conne
 
 
 def complete(dsn: str, work: Coroutine[Any, Any, Result]) -> Result:
-    """Run *work* to its end; what goes wrong with the database comes out as a `CoordError`."""
+    """Run *work* in a new event loop, block until its end, and return its result.
+
+    A lost connection becomes `DatabaseUnusable`, an outdated schema `WrongSchema` with its remedy,
+    and text that UTF-8 cannot encode `InvalidInput`.
+    """
     import asyncio
 
     import psycopg
@@ -197,7 +217,7 @@ def complete(dsn: str, work: Coroutine[Any, Any, Result]) -> Result:
     try:
         return asyncio.run(work)
     except WrongSchema:
-        check_schema(dsn)  # says what is wrong with it, and what to run
+        check_schema(dsn)  # raises with the difference, and the command to run
         raise
     except psycopg.OperationalError as error:
         raise unusable(error) from error
@@ -207,7 +227,7 @@ def complete(dsn: str, work: Coroutine[Any, Any, Result]) -> Result:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command has done: a line for people, and an object for machines."""
+    """The output of a command: *words* for people, *value* (anything for JSON) for `--json`."""
 
     words: str
     value: object
@@ -220,7 +240,7 @@ def act(
     *,
     as_json: bool = False,
 ) -> None:
-    """Do *change* in the database, as who called the program, and print what it returns."""
+    """Run *change* in one transaction of `changing`, commit, and print the answer it returns."""
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
 
     async def work() -> Answer:
@@ -231,7 +251,7 @@ def act(
 
 
 def tell(answer: Answer, *, as_json: bool) -> None:
-    """Print an answer for people, or as JSON."""
+    """Print the words of *answer*, or its value as JSON."""
     if as_json:
         say_json(answer.value)
     else:
@@ -239,7 +259,10 @@ def tell(answer: Answer, *, as_json: bool) -> None:
 
 
 async def find_phase(conn: "Connection", name: str) -> str:
-    """The queue_id that a person means: itself, or 104.2 or 104/2. Raises `NotFound`."""
+    """Return the queue_id for *name*, which is a queue_id, or 104.2 or 104/2 for short.
+
+    Raises `NotFound`, with the existing phases of that feature as its hint.
+    """
     from pgcoord.database import reads
 
     short = re.fullmatch(r"([0-9]{1,10})[./]([0-9]{1,10})", name)
@@ -255,7 +278,7 @@ async def find_phase(conn: "Connection", name: str) -> str:
 
 
 async def _nearest(conn: "Connection", name: str) -> str | None:
-    """Which phases there are of the feature that a name which is none of a phase begins with."""
+    """Return a hint on the feature whose number *name* begins with: the phases that it has."""
     from pgcoord.database import reads
 
     numbers = re.match(r"(?:queue-)?([0-9]{1,10})(?![0-9])", name)
@@ -280,7 +303,10 @@ def _runs_folder(state: Path, configuration: "Configuration | None") -> Path:
 
 
 def _find_state(surroundings: Surroundings) -> Path | None:
-    """The state folder, here or above. Raises `DatabaseUnusable` when it is of somebody else."""
+    """Return the state folder, here or above; None if there is none.
+
+    Raises `DatabaseUnusable` when another user owns it.
+    """
     start = surroundings.folder
     folders = (folder / STATE for folder in (start, *start.parents))
     found = next((folder for folder in folders if folder.is_dir()), None)
@@ -294,7 +320,7 @@ def _find_state(surroundings: Surroundings) -> Path | None:
 
 
 def _owners_of_state(surroundings: Surroundings) -> set[int]:
-    """Those of files of ours, and whom root runs Postgres as."""
+    """Return the user ids that may own it: the trusted ones, and for root the user postgres."""
     owners = set(trusted_owners(surroundings.environment))
     if os.geteuid() == 0:
         with suppress(KeyError):

@@ -1,6 +1,6 @@
-"""Commands that change what is in the database: a line says what is the case afterwards.
+"""Commands that change phases, features and slots; each prints the resulting state in one line.
 
-Those on phases and features are made from `pgcoord.actions`.
+Those on phases and features are generated from the table in `pgcoord.actions`.
 """
 
 import inspect
@@ -56,7 +56,8 @@ def _parse_age(text: str) -> timedelta:
         raise typer.BadParameter(str(error)) from error
 
 
-# The phases that a verb means of a whole feature, where no SQL function is of a feature.
+# The states of the phases that a verb selects when it is given a feature, for verbs without an SQL
+# function that takes a feature.
 _OF_FEATURE: Mapping[str, tuple[str, ...]] = {
     "retry": ("failed", "cancelled"),
     "skip": ("queued", "blocked", "failed", "cancelled"),
@@ -101,7 +102,7 @@ _Amount = Annotated[
 
 
 def _command(verb: str) -> Callable[..., None]:
-    """Make the command of the actions that have a verb, with the arguments that they take."""
+    """Return the Typer command for all actions of *verb*, with the arguments that they take."""
     of_verb = [each for each in ACTIONS if each.verb == verb]
 
     def command(
@@ -125,7 +126,7 @@ def _command(verb: str) -> Callable[..., None]:
 
         return act(ctx, dsn, change, as_json=as_json)
 
-    # Typer reads off the signature what a command takes.
+    # Typer reads a command's parameters from its signature.
     parameters = _parameters(of_verb)
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -166,7 +167,11 @@ def _parameters(of_verb: list[Action]) -> list[inspect.Parameter]:
 def _meant(
     of_verb: list[Action], target: str | int | None, option: str | None
 ) -> tuple[Action, str | int | None]:
-    """The action of a verb that is meant, and its target. Raises `typer.BadParameter`."""
+    """Choose the action of a verb by scope and option; return it with its target.
+
+    The target is a name of a phase, the number of a feature, or None for everything. Raises
+    `typer.BadParameter` when the option does not exist for a feature.
+    """
     scope = "all" if target is None else "phase"
     of_feature = any(each.scope == "feature" for each in of_verb)
     if of_feature and (number := feature_of(str(target))):
@@ -189,9 +194,9 @@ def _act_on_several(
     dsn: str | None,
     as_json: bool,
 ) -> None:
-    """Do an action to several phases at once, or to those that it means of a feature.
+    """Perform an action on several phases, or on those of a feature in the states of `_OF_FEATURE`.
 
-    A line says how each stands.
+    Print a line for each with its state, or why it was refused. Exit with status 3 if one was.
     """
     found = [each for each in of_verb if each.several and each.option == option]
     if not found:
@@ -235,7 +240,11 @@ async def _perform(
     reason: str | None,
     number: float | None,
 ) -> Answer:
-    """Do an action; return what is the case afterwards."""
+    """Perform *action* in the transaction of *conn*; return the resulting state as an answer.
+
+    *target*: the name of a phase, the number of a feature, or None. *number*: infinity stands for
+    no limit.
+    """
     from pgcoord.database import actions
 
     if action.scope == "phase":
@@ -255,7 +264,10 @@ async def _perform(
 
 
 async def _phases_meant(conn: "Connection", verb: str, feature_id: int) -> list[str]:
-    """The phases that a verb means of a whole feature. Raises `Refused` when there is none."""
+    """Return the queue_ids of a feature's phases in the states that *verb* selects.
+
+    Raises `Refused` when there is none, `NotFound` for an unknown feature.
+    """
     from pgcoord.database import reads
 
     await reads.feature(conn, feature_id)
@@ -306,7 +318,7 @@ async def _after_resume(conn: "Connection", feature: Any, result: Any, line: str
     return line + await _unless_led(conn, "; no coordinator runs: 'pgcoord serve' starts one")
 
 
-# What more is to be said after an action: of its target, what it returned, and the line so far.
+# Extends the printed line after an action: takes its target, its result, and the line so far.
 _FURTHER: Mapping[str, Callable[["Connection", Any, Any, str], Awaitable[str]]] = {
     "retry_phase": _after_retry,
     "cancel_phase": _after_cancel_phase,
@@ -383,7 +395,7 @@ def slots(
     act(ctx, dsn, change, as_json=as_json)
 
 
-# Commands that are not made from the rows of their actions alone.
+# Commands written by hand, since their arguments do not follow from the table of actions.
 _WRITTEN: Mapping[str, Callable[..., None]] = {"slots": slots, "again": again}
 
 
@@ -392,7 +404,7 @@ def _pools_in_words(pools: list["Pool"]) -> str:
 
 
 def _slots_in_words(pool: "Pool", slots: list["Slot"], named: bool) -> str:
-    """A line on the slots of one pool; its name only where there are others."""
+    """Return a line on the slots of one pool; *named*: begin with its name and launcher."""
     draining = [each.queue_id or "" for each in slots if each.draining and each.pool == pool.pool]
     line = f"{_count(pool.slots, 'slot')}, {pool.held - len(draining)} held"
     if named:

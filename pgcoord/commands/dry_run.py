@@ -14,14 +14,17 @@ from pgcoord.plan import Plan, PlannedPhase
 
 @dataclass(frozen=True)
 class DryRun:
-    """A plan as a configuration would run it."""
+    """What a coordinator with *configuration*, started in *surroundings*, would do with *plan*."""
 
     plan: Plan
     configuration: Configuration
     surroundings: Surroundings
 
     def waves(self) -> list[list[PlannedPhase]]:
-        """The phases that can run at the same time, wave after wave."""
+        """Return the phases in waves: each wave depends only on those before it.
+
+        Limits by slots, locks and pools are not considered.
+        """
         of_number = {phase.number: phase for phase in self.plan.phases}
         sorter = TopologicalSorter({each.number: each.depends_on for each in self.plan.phases})
         sorter.prepare()
@@ -33,7 +36,7 @@ class DryRun:
         return waves
 
     def lines(self) -> Iterator[str]:
-        """For people, a line each."""
+        """Yield the lines to print for people."""
         count = len(self.plan.phases)
         yield f"{self.plan.title}: {count} {'phase' if count == 1 else 'phases'}; nothing is run"
         for number, wave in enumerate(self.waves(), 1):
@@ -46,7 +49,7 @@ class DryRun:
                         yield f"    {key}: {words}"
 
     def as_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Return the object that `run --dry-run --json` prints: `title`, and `waves` of phases."""
         return {
             "title": self.plan.title,
             "waves": [
@@ -56,7 +59,7 @@ class DryRun:
         }
 
     def _told(self, phase: PlannedPhase) -> dict[str, Any]:
-        """What there is to say of a phase; what runs nothing has no workflow."""
+        """Return what is shown of a phase, by label; without a process only what it waits for."""
         told: dict[str, Any] = {
             "after": list(phase.depends_on),
             "when": phase.when,
@@ -87,7 +90,7 @@ class DryRun:
         }
 
     def _set(self, phase: PlannedPhase, workflow: Workflow) -> dict[str, str]:
-        """The variables that have a value of the workflow or the phase."""
+        """Return the variables that the workflow or the phase sets; the phase's take precedence."""
         return {**workflow.variables, **dict(phase.environment)}
 
     def _workflow_of(self, phase: PlannedPhase) -> Workflow | None:
@@ -98,7 +101,7 @@ class DryRun:
         return self.configuration.workflows[phase.workflow]
 
     def _missing(self, workflow: Workflow) -> str | None:
-        """Why it could not be started here, as far as that shows."""
+        """Return why its process could not start here: no program, no folder; None if it could."""
         if workflow.pool != LOCAL:
             return None
         program, path = workflow.command[0], self.surroundings.environment.get("PATH")
@@ -112,7 +115,7 @@ class DryRun:
 
 
 def _quoted(word: str) -> str:
-    """A word of a command as a shell takes it; placeholders stay as they are."""
+    """Quote a word of a command for a shell; a placeholder is left unquoted."""
     import shlex
 
     return word if word.startswith("{") and word.endswith("}") else shlex.quote(word)

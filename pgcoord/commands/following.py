@@ -1,7 +1,7 @@
-"""What `logs -f` does: prints what is added to a log, attempt after attempt, until the phase ends.
+"""`logs -f`: print what is appended to a log, attempt after attempt, until the phase ends.
 
-Whether it goes on is heard from the database, which is not asked in between. The file is looked at
-four times a second; that is no business of the database. Apart from `logs` because of its imports.
+The database is read only when it has notified; the file is read four times a second. A module
+apart from `logs` so that plain `logs` does not pay for its imports.
 """
 
 import asyncio
@@ -23,19 +23,22 @@ from pgcoord.database.rows import Attempt
 from pgcoord.errors import Refused
 from pgcoord.runs.logs import Log, log_of, seek_last_lines
 
-# Seconds between two looks at a file that had nothing new.
+# Seconds between two reads of a file that had nothing new.
 _LOOK = 0.25
 
-# Bytes printed at once: in between, events are heard, and Ctrl-C.
+# Bytes printed at once: between chunks the event loop handles notifications and Ctrl-C.
 _CHUNK = 1024 * 1024
 
-# Lines printed again where the middle of a log was left out under our eyes.
+# Lines printed again when the log was rewritten without its middle while we read it.
 _CONTEXT = 10
 
 
 @dataclass(frozen=True)
 class _Course:
-    """How far a phase has come, and why it is where it is."""
+    """The state of a phase, its reason in *words*, and its attempts.
+
+    *unwatched*: since when no coordinator runs, in words, while a process may; else None.
+    """
 
     status: str
     words: str
@@ -50,10 +53,12 @@ class _Course:
 async def follow_log(
     surroundings: Surroundings, dsn: str, phase: str, number: int | None, lines: int | None
 ) -> None:
-    """Print the log of attempt *number*, else of the latest and those that follow, to the end.
+    """Print the log of attempt *number* to its end; without it the latest's and all later ones'.
 
-    Of the first one, only the last *lines* where they are given. Raises `NotFound` or `Refused`
-    when it cannot be printed here; of those that follow, it says so and waits for the next.
+    *phase*: a queue_id, or 104.2 for short. *lines*: of the first log, print only so many from its
+    end. Blocks until the phase, or that attempt, has ended. Raises `NotFound` for an unknown phase
+    or attempt, and `Refused` when the first log is not on this host; for a later one that is
+    printed on stderr instead.
     """
     async with session(dsn) as conn:
         queue_id = await find_phase(conn, phase)
@@ -84,7 +89,7 @@ async def _read(conn: Connection, queue_id: str) -> _Course:
 
 
 class _Printer:
-    """Prints the logs of the attempts of a phase from `first` to `last`, if there is a last one."""
+    """Prints the logs of the attempts *first* to *last* of a phase; None: without a last one."""
 
     def __init__(self, queue_id: str, first: int, last: int | None, lines: int | None) -> None:
         self._queue_id = queue_id
@@ -95,13 +100,16 @@ class _Printer:
         self._told = ""
 
     def print_some(self) -> float | None:
-        """Print some of what was added; return how long to wait for more, None: for a course."""
+        """Print a chunk of the current log; return the seconds to wait before the next call.
+
+        None if there is no current log: then wait for the next `_Course`.
+        """
         if self._log is None:
             return None
         return 0 if self._log.print_some() else _LOOK
 
     def heed(self, course: _Course) -> bool:
-        """Turn to attempts that are new; return whether nothing can come any more."""
+        """Switch to attempts that are new in *course*; return whether all has been printed."""
         over = True
         for attempt in course.attempts:
             if self._printed < attempt.number <= (self._last or attempt.number):
@@ -133,7 +141,7 @@ class _Printer:
         self._log = None
 
     def _tell(self, words: str) -> None:
-        """Say something on stderr, but not twice in a row."""
+        """Print *words* on stderr, unless they were the last ones printed there."""
         if words != self._told:
             sys.stdout.flush()
             say(f"pgcoord: {self._queue_id}: {clean(words)}", err=True)
@@ -141,7 +149,7 @@ class _Printer:
 
 
 class _GrowingLog:
-    """A log that may not be there yet, and whose middle may be left out when it grows too large."""
+    """A log file that may not exist yet, and may be rewritten without its middle when too large."""
 
     def __init__(self, log: Log, lines: int | None) -> None:
         self._log = log
@@ -149,7 +157,7 @@ class _GrowingLog:
         self._file: IO[bytes] | None = None
 
     def print_some(self) -> bool:
-        """Print a chunk of what was added; return whether there may be more."""
+        """Print the next chunk; return whether more is available now."""
         if self._file is None:
             if not self._log.path.exists():
                 return False

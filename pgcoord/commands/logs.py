@@ -76,7 +76,7 @@ def _print(found: "Log", lines: int | None) -> None:
 
 
 def _print_all(found: "Sequence[tuple[str, Log | str]]", lines: int | None) -> None:
-    """Print logs below a line each that names the phase; or why there is none."""
+    """Print each log below a line that names its phase; a str instead says why there is none."""
     for name, log in found:
         say(f"==> {name}")
         try:

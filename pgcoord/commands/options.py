@@ -1,4 +1,4 @@
-"""The arguments and options that several commands take, and what the process was started with."""
+"""Arguments and options that several commands share, and the environment of the process."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ import typer
 from pgcoord import logs as journal
 from pgcoord.errors import CannotStart
 
-HIGHEST_ID = 2**31 - 1  # of Postgres' integer
+HIGHEST_ID = 2**31 - 1  # the highest value of Postgres' integer
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the process was started with; `main` alone reads it from the system."""
+    """Environment, folder and user of the process; only `main` reads them from the system."""
 
     environment: Mapping[str, str]
     current_folder: Path | None
@@ -33,14 +33,17 @@ class Surroundings:
 
 
 def surroundings_of(ctx: typer.Context) -> Surroundings:
-    """What the process was started with."""
+    """Return the `Surroundings` that `main` stored in the context."""
     found = ctx.find_object(Surroundings)
     assert found is not None
     return found
 
 
 def feature_of(target: str) -> int | None:
-    """The number of a feature, if *target* is one and not a phase. Raises `typer.BadParameter`."""
+    """Return *target* as the number of a feature; None if it is not all digits, so names a phase.
+
+    Raises `typer.BadParameter` for a number out of range.
+    """
     if not (target.isascii() and target.isdecimal()):
         return None
     if len(target) > 10 or not 1 <= int(target) <= HIGHEST_ID:
@@ -49,7 +52,7 @@ def feature_of(target: str) -> int | None:
 
 
 def _else_given_before(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
-    """Take what was given before the command's name, where nothing was given after it."""
+    """Fall back to the option's value before the command's name, if none was given after it."""
     if value is not None or ctx.parent is None:
         return value
     return ctx.find_root().params.get(param.name or "")
@@ -78,7 +81,7 @@ Config = Annotated[
 
 
 class Format(StrEnum):
-    """How what the coordinator does is written."""
+    """How the coordinator's log is written: lines for people, or a JSON object a line."""
 
     TEXT = "text"
     JSON = "json"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pgcoord.planner.planning import FeaturePlanner, Planned, Workflows
     from pgcoord.planner.structure import Feature
 
-# Slots that are reckoned with where no database says how many there are.
+# The number of slots for the forecast of a file, where no database is read.
 _USUAL_SLOTS = 3
 
 _JSON = """--json prints {"id", "title", "phases": […], "planning": {…}}.
@@ -129,9 +129,9 @@ def plan(
 
 
 def show_check(path: Path, read: "Plan", as_json: bool) -> None:
-    """Show what submitting the plan *read* from *path* would queue, in waves, and taken from where.
+    """Print the phases that submitting *read* would queue, in waves, with the lines they come from.
 
-    No database is asked.
+    *path* is only named in the output. No database is connected to.
     """
     from rich.console import Group
     from rich.text import Text
@@ -158,7 +158,7 @@ def show_check(path: Path, read: "Plan", as_json: bool) -> None:
 
 
 def _sources(phase: "PlannedPhase") -> list[str]:
-    """Say, a line for the phase, which lines of the plan it and what is told of it stand on."""
+    """Return one line for *phase*: the lines of the plan that its heading and its keys stand on."""
     said = [f"{key} of line {line}" for key, line in phase.taken]
     if "depends on" not in dict(phase.taken) and phase.depends_on:
         said.append(f"after phase {phase.depends_on[0]}, the one before: it says nothing")
@@ -187,7 +187,7 @@ def execute(
 
 
 _Found = tuple[int | None, "Feature", "Planned", int]
-"""The feature's number, what it is planned from, its plan, and how many slots there are."""
+"""The feature's number (None for a file), the feature, its plan, and the number of slots."""
 
 
 def _number(text: str) -> int:
@@ -214,10 +214,11 @@ def _make(
     anew: bool,
     yes: bool,
 ) -> "Planned | None":
-    """Store a plan with a feature: that of the file *source*, else a new one where it has none.
+    """Store a plan with a feature: read from *source* if given, else made by *planner*.
 
-    Where it has one it stays, unless *source* or *anew* replace it, which asks first. Return what
-    was stored. Raises `Refused` once the phases are queued.
+    An existing plan is kept, and None returned, unless *source* or *anew* is given; then ask for
+    confirmation unless *yes*, and replace it. Return the stored plan. Raises `Refused` when the
+    phases are queued already, or the question was answered with no.
     """
     from pgcoord.database import actions, reads
     from pgcoord.plan import read_plan
@@ -262,9 +263,10 @@ def _make(
 def _stored(
     ctx: typer.Context, dsn: str | None, feature_id: int, made: "Planned | None", execute: bool
 ) -> _Found:
-    """The plan that a feature has, which is *made* if it was just made.
+    """Read the stored plan of a feature, or take *made*, the one that was stored just now.
 
-    With *execute* it is queued in the same transaction.
+    With *execute* its phases are queued in the same transaction. Raises `Refused` if the feature
+    has no plan.
     """
     from pgcoord.database import actions, reads
     from pgcoord.planner.planning import Planned

@@ -1,7 +1,7 @@
-"""What people see of features while they run: a live tree on a terminal, else a line a transition.
+"""Show features while they run: a live tree on a terminal, else a line for each transition.
 
-The one rule: the database is read when it has notified, never in between. The clock on the screen
-ticks by itself.
+The one rule: the database is read only when it has notified. The durations on the screen are
+redrawn each second without a read.
 """
 
 import asyncio
@@ -35,15 +35,15 @@ Found = TypeVar("Found")
 # Seconds between tries while the database does not answer.
 _PATIENCE = 1.0
 
-# Seconds from a notification to the reading: what follows at once, such as the claim after an end,
-# is shown with it, and nobody reads faster.
+# Seconds from a notification to the read, so that what follows at once, such as the claim after an
+# end, is shown with it.
 _SETTLING = 0.05
 
-# Columns: what the tree draws before a phase, and what is left of a title however narrow it gets.
+# Columns: the tree's lines before a phase, and the least width to which a title is cut.
 _GUIDE = 4
 _LEAST_TITLE = 24
 
-# Seconds after which a feature of which nothing runs is said to wait, and for what.
+# Seconds without a running phase after which a line says what the feature waits for.
 _STANDSTILL = 1.0
 
 # Characters that are shown of the last line of a log.
@@ -65,7 +65,7 @@ _LOOKS = {
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A feature and its phases at one moment."""
+    """A feature and its phases at one moment; *standstill*: why it cannot go on, in words."""
 
     feature: Feature
     phases: Sequence[BoardPhase]
@@ -73,7 +73,7 @@ class Snapshot:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing of it runs or waits for its turn any more."""
+        """Whether no phase is queued, ready or running."""
         return not any(phase.status in UNFINISHED for phase in self.phases)
 
     @property
@@ -82,14 +82,14 @@ class Snapshot:
         return all(phase.status == "completed" for phase in self.phases)
 
     def as_json(self) -> dict[str, Any]:
-        """A feature as `status --json` prints it."""
+        """Return a feature as `status --json` prints it: its columns, and `phases`."""
         return {**asdict(self.feature), "phases": [asdict(phase) for phase in self.phases]}
 
 
 async def read_snapshot(conn: Connection, feature_id: int) -> Snapshot:
-    """Read a feature as it is now. Raises `NotFound`."""
+    """Read a feature and its phases, by three statements. Raises `NotFound`."""
     phases = await reads.board(conn, feature_id)
-    # Afterwards, so that what the phases say has ended is counted, too.
+    # After the phases, so that its counts include every end that they show.
     feature = await reads.feature(conn, feature_id)
     return Snapshot(feature, phases, await reads.standstill(conn, feature_id))
 
@@ -97,13 +97,14 @@ async def read_snapshot(conn: Connection, feature_id: int) -> Snapshot:
 async def follow(
     dsn: str, read: Callable[[Connection], Awaitable[Found]]
 ) -> AsyncGenerator[Found, None]:
-    """Yield what *read* finds, now and each time that something has happened, without end.
+    """Yield the result of *read*, now and after each notification, without end.
 
-    Raises `psycopg.OperationalError` when the connection is lost.
+    Opens a connection of its own, on which it listens and *read* runs. Raises
+    `psycopg.OperationalError` when that is lost, `DatabaseUnusable` when it cannot be opened.
     """
     async with await connect(dsn) as conn:
         await session.listen(conn, session.EVENT)
-        await session.listen(conn, session.STAND_BY)  # a coordinator has given the lead back
+        await session.listen(conn, session.STAND_BY)  # notified when a coordinator resigns the lead
         listener = Listener(conn)
         while True:
             yield await read(conn)
@@ -114,7 +115,10 @@ async def follow(
 async def follow_through(
     dsn: str, read: Callable[[Connection], Awaitable[Found]]
 ) -> AsyncGenerator[Found, None]:
-    """As `follow`, but through the loss of any connection."""
+    """As `follow`, but reconnect each second while the connection is lost.
+
+    Raises `DatabaseUnusable` for an error that a retry does not mend, such as a wrong password.
+    """
     while True:
         try:
             async with aclosing(follow(dsn, read)) as readings:
@@ -130,17 +134,17 @@ async def follow_through(
 
 
 class Progress(Protocol):
-    """Shows a feature as it goes on."""
+    """Shows the progress of one feature."""
 
     def show(self, snapshot: Snapshot) -> None:
-        """Show what is new."""
+        """Show *snapshot*, or what changed since the one before it."""
 
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Progress]:
-    """Show progress on stdout, in the way that fits it, until the end of the block.
+    """Yield a `Progress` on stdout: a live tree on a terminal, else a line for each transition.
 
-    *quiet*: show nothing.
+    At the end of the block the tree is printed once more, to stay. *quiet*: print nothing.
     """
     if quiet:
         yield _Nothing()
@@ -160,19 +164,19 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
 
 
 def is_terminal() -> bool:
-    """Whether stdout is a terminal on which lines can be drawn again."""
+    """Whether stdout is a terminal that can redraw lines."""
     return sys.stdout.isatty() and not console().is_dumb_terminal
 
 
 def console() -> Console:
-    """Where people read: as wide as the terminal; what is piped away is never cut."""
-    # No emoji: what people have named stays as it is, and their table takes 4 ms to read.
+    """Return a console on stdout, as wide as the terminal; piped output is never cut."""
+    # No emoji: a title with :smile: stays as it is, and rich's table of them takes 4 ms to load.
     return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 @contextmanager
 def live(render: Callable[[], RenderableType]) -> Iterator["Live"]:
-    """Draw what *render* returns once a second, and on `refresh`; nothing is left of it."""
+    """Draw what *render* returns once a second, and on `refresh()`; clear it after the block."""
     from rich.live import Live
 
     with Live(
@@ -186,7 +190,7 @@ def live(render: Callable[[], RenderableType]) -> Iterator["Live"]:
 
 
 class _LiveTree:
-    """The tree that is drawn on `drawn`."""
+    """Shows a feature as a tree on `drawn`, which must be set before `show`."""
 
     drawn: "Live"
 
@@ -204,14 +208,17 @@ class _LiveTree:
 
 
 class _Nothing:
-    """For who wants the end alone."""
+    """Shows nothing: with --json only the end is printed."""
 
     def show(self, snapshot: Snapshot) -> None:
         pass
 
 
 class _Lines:
-    """A line for each transition; those that are missed between two readings are made up for."""
+    """Prints a line for each transition.
+
+    A transition that was missed between two snapshots is inferred from them.
+    """
 
     def __init__(self) -> None:
         self._before: Mapping[int, BoardPhase] | None = None
@@ -239,7 +246,7 @@ class _Lines:
             self._soon = loop.call_later(_STANDSTILL, self._tell_what_holds, snapshot)
 
     def close(self) -> None:
-        """Say nothing more about what was shown last."""
+        """Cancel the line that would say what the last snapshot waits for."""
         if self._soon:
             self._soon.cancel()
 
@@ -253,7 +260,7 @@ class _Lines:
 
 
 class _Move(NamedTuple):
-    """A transition to be told; `follows` when it is the consequence of another phase's."""
+    """A transition to print; *follows*: it is the consequence of another phase's transition."""
 
     at: datetime
     words: str
@@ -291,9 +298,9 @@ def _line(at: datetime, words: str) -> None:
 
 
 def feature_tree(snapshot: Snapshot, *, rows: int | None = None) -> Tree:
-    """A feature with a line for each phase.
+    """Return a tree of a feature with a line for each phase, at most *rows* lines (None: all).
 
-    Where they are more than *rows*, one line stands for those completed, and one for the last.
+    If they do not fit, one line counts the completed phases, and one those that are left out.
     """
     tree = Tree(feature_line(snapshot.feature), guide_style="dim")
     if snapshot.standstill:
@@ -316,7 +323,7 @@ def feature_tree(snapshot: Snapshot, *, rows: int | None = None) -> Tree:
 
 
 def feature_line(feature: Feature) -> Text:
-    """A feature in one line."""
+    """Return a feature in one line: title, counts, state, cost; cut to the terminal's width."""
     done, total = feature.phases_completed, feature.total_phases
     percent = f" ({100 * done // total} %)" if total else ""
     counts = f"  {done}/{total}{percent} {feature.status.replace('_', ' ')}"
@@ -337,7 +344,7 @@ def _phase_line(phase: BoardPhase, width: int) -> Text:
 
 
 def _fitting(title: Text, end: Text, width: int) -> Text:
-    """Both in one line of *width*: a long title is cut, rather than what follows it."""
+    """Join both to one line of *width* columns, cutting a long title rather than *end*."""
     title.truncate(max(width - end.cell_len, _LEAST_TITLE), overflow="ellipsis")
     return _one_line(title, end)
 
@@ -348,12 +355,12 @@ def _look(status: str) -> Text:
 
 
 def shown_status(phase: BoardPhase) -> str:
-    """The status of a phase as people read it: one that was skipped has not run."""
+    """Return the status to show: "skipped" for a completed phase that was skipped, not run."""
     return "skipped" if phase.skipped else phase.status
 
 
 def _details(phase: BoardPhase) -> Iterator[str]:
-    """What there is to say beside the status and the title."""
+    """Yield what a line says after status and title: slot, attempt, duration, error, wait."""
     if phase.slot:
         yield f"slot {phase.slot}"
     if phase.attempt > 1:
@@ -369,7 +376,10 @@ def _details(phase: BoardPhase) -> Iterator[str]:
 
 
 def summary(snapshot: Snapshot, reasons: Mapping[int, str]) -> str:
-    """How a feature ended, in one line that names every phase that is not completed, and why."""
+    """Return how a feature ended, in one line that names each phase not completed, and why.
+
+    *reasons*: the last logged reason by phase number, used where the snapshot holds none.
+    """
     feature, total = snapshot.feature, len(snapshot.phases)
     name = f"feature {feature.id} ({clean(feature.title)})"
     if snapshot.completed:
@@ -384,7 +394,7 @@ def _why_not(phase: BoardPhase, reason: str | None) -> str:
         found = _fault(phase.error_message)
     else:
         found = clean(phase.waiting_for or reason or "")
-    # "cancelled" is what is logged where no reason was given.
+    # Without a reason, the log holds the bare status, "cancelled".
     because = f": {found}" if found and found != phase.status else ""
     return f"phase {phase.phase_number} {phase.status}{because}"
 
@@ -396,7 +406,7 @@ def _took(phases: Sequence[BoardPhase]) -> str:
 
 
 def words_for(length: timedelta, *, fine: bool = True) -> str:
-    """A length of time for people; *fine* gives tenths of the first ten seconds."""
+    """Return *length* in words, such as "2 h 05 min"; *fine*: tenths of seconds below ten."""
     seconds = length.total_seconds()
     if seconds < 10 and fine:
         return f"{seconds:.1f} s"
@@ -408,25 +418,28 @@ def words_for(length: timedelta, *, fine: bool = True) -> str:
 
 
 def _fault(error: str) -> str:
-    """What went wrong: how the process ended, and the last line that it wrote."""
+    """Return an error message in one line: how the process ended, and its last line of log."""
     how, *log = error.strip().splitlines() or [""]
     return f"{clean(how)}: {_quoted(log[-1])}" if log else clean(how)
 
 
 def _quoted(line: str) -> str:
-    """A line of a log, which may be of any length; `pgcoord logs` prints all of it."""
+    """Cut a line of a log, which may be of any length, to `_QUOTED` characters."""
     quoted = clean(line)
     return quoted if len(quoted) <= _QUOTED else f"{quoted[: _QUOTED - 1]}…"
 
 
 def clean(text: str) -> str:
-    """The first line of *text*, without what would move a terminal's cursor."""
+    """Return the first line of *text*, with unprintable characters replaced by spaces.
+
+    So no text of a client can move the cursor or set colours.
+    """
     line = next(iter(text.strip().splitlines()), "")
     return "".join(each if each.isprintable() else " " for each in line)
 
 
 def _one_line(*parts: str | Text | tuple[str, str]) -> Text:
-    """A line that is cut at the edge of the screen rather than wrapped."""
+    """Join *parts* to a line that is cut at the terminal's width rather than wrapped."""
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 

@@ -1,4 +1,4 @@
-"""The command that hands over to psql."""
+"""The command that replaces itself by psql: psql."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from pgcoord.errors import CannotStart
 
 def register(app: typer.Typer) -> None:
     """Add the command to *app*."""
-    # What psql knows it is given as it stands, --help and all but our own --dsn.
+    # Options go to psql unchanged, except our own --dsn and --help.
     app.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})(
         psql
     )
@@ -46,7 +46,7 @@ def psql(
     if Path(own).is_file():
         options += ["-v", f"own_psqlrc={own}"]
     if not arguments and sys.stdin.isatty():
-        # What is too long for the terminal is broken within its column, not across the screen.
+        # A long value wraps within its column, not across the screen.
         options += ["-P", "format=wrapped"]
         say("pgcoord: :board shows the work, :help the other shortcuts", err=True)
     sys.stdout.flush()
@@ -54,7 +54,7 @@ def psql(
 
 
 def _with_shortcuts(arguments: list[str]) -> list[str]:
-    """Have `-c :board` run that shortcut, whose file psql reads: its -c fills no variables."""
+    """Replace `-c :board` by `-f` with that shortcut's file: psql's -c expands no variables."""
     given = list(arguments)
     for index, (option, command) in enumerate(pairwise(arguments)):
         file = assets.SQL / "psql" / f"{command.strip().removeprefix(':')}.sql"
@@ -64,7 +64,10 @@ def _with_shortcuts(arguments: list[str]) -> list[str]:
 
 
 def _find(embedded: bool) -> str:
-    """The embedded server's own psql for that one; for others the system's, which knows TLS."""
+    """Return the path of psql: the embedded server's own, or first the system's, built with TLS.
+
+    *embedded*: prefer the former. Raises `CannotStart` if there is none.
+    """
     candidates = [_bundled, _on_path] if embedded else [_on_path, _bundled]
     for candidate in candidates:
         for found in candidate():
@@ -92,9 +95,10 @@ def _bundled() -> Iterator[str]:
 
 
 def _environment(surroundings: Surroundings, dsn: str) -> tuple[Mapping[str, str], str | None]:
-    """The environment for psql, which names the database too: anybody can see its arguments.
+    """Return the environment for psql, with the connection in libpq's variables, and a conninfo.
 
-    Besides, the parameters for which libpq has no variable, as a conninfo.
+    Arguments are visible to every user of the machine, so the conninfo has only the parameters for
+    which libpq has no variable; None if there are none.
     """
     from psycopg import pq
     from psycopg.conninfo import make_conninfo

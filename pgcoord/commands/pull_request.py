@@ -1,7 +1,7 @@
 """`pull-request`: the command of a phase that opens the pull request of its feature.
 
-The branch is pushed already (`push` of the workflows before it). The one rule: it may be run again
-at any time, and never opens a second one.
+The phases before it have pushed the branch (`push` of their workflows). The one rule: the command
+is idempotent; run again, it finds the open pull request instead of opening a second one.
 """
 
 import json
@@ -19,7 +19,7 @@ from pgcoord.errors import InvalidConfiguration, InvalidInput, NotNow
 if TYPE_CHECKING:
     from pgcoord.github.client import PullRequest
 
-# As judge.py has it: waiting helps.
+# The exit status of pgcoord/judge.py for a failure that a later retry may mend.
 _TRY_LATER = 75
 
 
@@ -82,7 +82,10 @@ def pull_request(
 
 
 def _read_inputs(path: str | None) -> dict[int, Mapping[str, Any]]:
-    """Read the results of the phases before this one, by number."""
+    """Return the results of the phases before this one, as {phase number: result}, in order.
+
+    *path*: the JSON file of PGCOORD_INPUT_FILE; None gives {}.
+    """
     if not path:
         return {}
     given = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -90,7 +93,10 @@ def _read_inputs(path: str | None) -> dict[int, Mapping[str, Any]]:
 
 
 def _branch_of(results: Mapping[int, Mapping[str, Any]]) -> str:
-    """The branch of the feature. Raises `InvalidInput` where no phase has one, or not all of it."""
+    """Return the feature's branch from *results*, by phase number; the last phase's one wins.
+
+    Raises `InvalidInput` when no phase has one, or it lacks the work of a phase.
+    """
     work = [each for each in results.values() if each.get("branch")]
     for each in work:
         fault = each.get("feature_branch_fault")
@@ -108,7 +114,10 @@ def _branch_of(results: Mapping[int, Mapping[str, Any]]) -> str:
 
 
 def _brought_by(work: Sequence[Mapping[str, Any]], lacking: Mapping[str, Any]) -> bool:
-    """Whether a later phase has merged what the branch of the feature could not take at once."""
+    """Whether a feature branch in *work* contains the commit of *lacking*, by `git merge-base`.
+
+    A later phase may have merged what that branch could not take at the time.
+    """
     import subprocess
 
     commit = str(lacking.get("commit"))

@@ -1,7 +1,7 @@
-"""The reference: every key, variable and status, from the tables of the code that heeds them.
+"""The reference: every key, variable and status, from the tables of the code that reads them.
 
-`pgcoord help TOPIC` prints it, `make reference` writes docs/reference.md. What there is comes from
-the code, so a new key is listed by itself; what it means is said in reference.toml.
+`pgcoord help TOPIC` prints it, `make reference` writes docs/reference.md. The names come from the
+code, so a new key is listed by itself; their meanings are in reference.toml.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ there is; the documents beside it say how to use it.
 
 @dataclass(frozen=True)
 class Table:
-    """One table of a topic; each row begins with what is looked up, and ends with its meaning."""
+    """One table of a topic. The first cell of a row is the name, the last one its meaning."""
 
     title: str
     head: tuple[str, ...]
@@ -86,12 +86,12 @@ def markdown() -> str:
 
 @cache
 def words() -> Mapping[str, Any]:
-    """Return what reference.toml says of each key."""
+    """Return reference.toml: {kind: {name: meaning}}; of "toml" and "environment" a level more."""
     return tomllib.loads((_PACKAGE / "reference.toml").read_text(encoding="utf-8"))
 
 
 def variables() -> set[str]:
-    """Return the variables PGCOORD_… that the code names."""
+    """Return the names of all PGCOORD_… variables that occur in the package's sources."""
     sources = (path.read_text(encoding="utf-8") for path in _PACKAGE.rglob("*.py"))
     return {name for source in sources for name in _VARIABLE.findall(source)} - {"PGCOORD_TEST"}
 
@@ -110,7 +110,7 @@ def _toml() -> Iterator[Table]:
 
 
 def _expected(reader: Callable[[Any], Any], *wrong: object) -> str:
-    """What a reader takes, as it says itself when it refuses something."""
+    """Return what *reader* accepts, from the error that it raises for a wrong value."""
     for value in wrong or (object(),):
         try:
             reader(value)

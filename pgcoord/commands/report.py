@@ -19,10 +19,10 @@ from pgcoord.errors import CannotStart, CoordError, InvalidInput, NotFound, Refu
 if TYPE_CHECKING:
     from pgcoord.report import Signed
 
-# Seconds that one try may take.
+# Seconds that one request may take.
 _TIMEOUT = 10
 
-# Answers of pgcoord that will not change; whatever else comes may be of another server, or pass.
+# Answers of pgcoord that a retry would not change. Any other status may come from a proxy, or pass.
 _REFUSALS: Mapping[int, type[CoordError]] = {
     400: InvalidInput,
     404: NotFound,
@@ -33,14 +33,14 @@ _REFUSALS: Mapping[int, type[CoordError]] = {
 
 
 class Outcome(enum.StrEnum):
-    """What can be reported."""
+    """The outcomes that can be reported."""
 
     COMPLETED = "completed"
     FAILED = "failed"
 
 
 class _NotDelivered(Exception):
-    """Nobody answered, or with a passing trouble."""
+    """No answer, or one that a retry may change."""
 
 
 def register(app: typer.Typer) -> None:
@@ -116,7 +116,11 @@ def _read_result(given: Path | None, environment: Mapping[str, str]) -> dict[str
 
 
 def _tell(body: Mapping[str, object], environment: Mapping[str, str], patience: float) -> str:
-    """Send a report until it is answered, or keep it; return what there is to say about that."""
+    """Send a report, retrying with back-off for *patience* seconds; else keep it in its folder.
+
+    Return the end of the line that the command prints. Raises `CoordError` when pgcoord refuses the
+    report, `CannotStart` when it could be neither sent nor kept.
+    """
     from pgcoord import report as reports
     from pgcoord.backoff import Backoff
 
@@ -127,7 +131,7 @@ def _tell(body: Mapping[str, object], environment: Mapping[str, str], patience: 
     if not reports.is_secret(secret):
         raise InvalidInput("PGCOORD_WEBHOOK_SECRET is no secret: expected whsec_…")
     signed = _sign(secret, body)
-    # Kept first, so that it is there whatever happens to this process while it tries.
+    # Kept first, so that the report survives if this process is killed while it retries.
     folder = _keep(_folder_of_run(environment), signed)
     deadline, backoff = time.monotonic() + patience, Backoff(most=5.0)
     while True:
@@ -147,7 +151,7 @@ def _tell(body: Mapping[str, object], environment: Mapping[str, str], patience: 
 
 
 def _sign(secret: str, body: Mapping[str, object]) -> "Signed":
-    """Sign a report, with head and tail of its error message where all of it would be too much."""
+    """Sign a report, cutting the middle of its error message if the body exceeds the limit."""
     from pgcoord import report as reports
     from pgcoord.text import shortened
 
@@ -177,7 +181,7 @@ def _folder_of_run(environment: Mapping[str, str]) -> Path | None:
 
 
 def _keep(folder: Path | None, signed: "Signed") -> Path | None:
-    """Keep a report in the folder of its run; None where that cannot be done."""
+    """Write a report to the folder of its run, and return that folder; None if that fails."""
     from pgcoord import report as reports
 
     if folder:
@@ -205,7 +209,11 @@ def _kept(folder: Path | None, trouble: Exception) -> str:
 
 
 def _send(url: str | None, signed: "Signed") -> dict[str, object]:
-    """POST a report; raise `_NotDelivered` for what may pass, `CoordError` for what will not."""
+    """POST a report to *url*, and return the answer's object.
+
+    Blocks up to `_TIMEOUT` seconds for each step. Raises `_NotDelivered` when a retry may help,
+    and a `CoordError` when pgcoord refuses the report.
+    """
     from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
     if not url:

@@ -1,6 +1,6 @@
-"""What `run` and `serve` do once all they need is there: lead, watch, stop, say what is left.
+"""`run` and `serve` once database and configuration are ready: lead, watch, stop, print the rest.
 
-Apart from `work` because of what it imports.
+A module apart from `work` so that other commands do not pay for its imports.
 """
 
 import asyncio
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Seconds after which it is settled that somebody else leads.
+# Seconds to wait for the lead; after that we take it that another coordinator leads.
 _SETTLED = 1.0
 
-# Seconds between tries at most while the database does not answer.
+# Most seconds between two attempts while the database does not answer.
 _PATIENCE = 1.0
 
 # Features that are named in one line.
@@ -53,14 +53,17 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def settle_memory() -> None:
-    """Look for garbage as usual from now on, and never again among what was imported."""
+    """Collect garbage, exempt all objects so far from later collections, and set the threshold.
+
+    The imported modules stay for the life of the process, so scanning them again is wasted.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(700)
 
 
 class Runner:
-    """One plan, run here, or watched where another coordinator leads."""
+    """Runs one feature to its end, or watches it while another coordinator leads."""
 
     def __init__(
         self,
@@ -73,7 +76,7 @@ class Runner:
         *,
         as_json: bool = False,
     ) -> None:
-        """*as_json*: print nothing but the feature, at its end."""
+        """*taken*: the bound socket of the panel. *as_json*: print only the feature, at its end."""
         self._as_json = as_json
         self._surroundings = surroundings
         self._dsn = dsn
@@ -85,10 +88,12 @@ class Runner:
         self._end: Snapshot | None = None
 
     async def run(self, work: "Plan | int") -> int:
-        """See a plan, which is submitted, or the feature of a number through; return the status.
+        """Submit a plan, or queue the feature with that number; block until its end.
 
-        Where this one leads, it starts what else is queued as well, and stays until all that it
-        started has ended. Raises `NotFound` or `Refused` for a number that cannot be run.
+        Return the exit status: 0 if every phase completed, 128 + the signal that stopped us, else
+        1. While this coordinator leads, it also runs other queued phases, and returns only when
+        all that it started have ended. Raises `NotFound` or `Refused` for a number that cannot be
+        run.
         """
         from pgcoord.commands.progress import progress
         from pgcoord.plan import Plan
@@ -142,9 +147,10 @@ class Runner:
             self._watching.cancel()
 
     async def _watch(self, feature_id: int, shown: "Progress", leading: asyncio.Task[None]) -> None:
-        """Show the feature until its end.
+        """Show the feature until its end, then release the lead.
 
-        Not before it is settled who leads: what is read until then says that nobody does.
+        Waits first until this coordinator leads, at most `_SETTLED` seconds: before that, each
+        snapshot would say that no coordinator runs.
         """
         settled = asyncio.ensure_future(self._coordinator.leads.wait())
         try:
@@ -157,7 +163,7 @@ class Runner:
                 await self._coordinator.issues.settle()
             if self._coordinator.led:
                 self._leave()
-        except (CoordError, OSError) as error:  # OSError: nobody reads what is printed any more
+        except (CoordError, OSError) as error:  # OSError: stdout was closed by its reader
             self._error = error
         finally:
             settled.cancel()
@@ -165,7 +171,7 @@ class Runner:
                 self._coordinator.stop()
 
     def _leave(self) -> None:
-        """Hand the lead on, and stay until what was started here has ended."""
+        """Claim nothing more, and let the coordinator stop once its processes have ended."""
         self._coordinator.drain()
         if running := [each.queue_id for each in self._coordinator.running]:
             logger.warning(
@@ -178,7 +184,7 @@ class Runner:
             logger.warning("this one leads, so it starts what else is queued, too: %s", others)
 
     async def _tell_what_waits(self, feature_id: int) -> None:
-        """Say what this one did not get to, where nobody goes on with it."""
+        """Warn of features that are still queued, if we led and no coordinator leads now."""
         if not self._coordinator.led:
             return
         async with session(self._dsn) as conn:
@@ -204,7 +210,10 @@ class Runner:
 
 
 async def attach(dsn: str, feature_id: int, *, as_json: bool = False) -> int:
-    """Show a feature, which others run, until its end; return the exit status."""
+    """Show a feature that another coordinator runs, and block until its end.
+
+    Return the exit status: 0 if every phase completed, else 1. Raises `NotFound`.
+    """
     from pgcoord.commands.progress import progress, read_snapshot
 
     async with session(dsn) as conn:
@@ -218,7 +227,7 @@ async def attach(dsn: str, feature_id: int, *, as_json: bool = False) -> int:
 
 
 async def sum_up(dsn: str, end: "Snapshot", *, as_json: bool = False) -> None:
-    """Print how a feature ended; and, on stderr, which commands go on where it did not complete."""
+    """Print how a feature ended; if it did not complete, print on stderr how to go on."""
     from pgcoord.commands.progress import summary
 
     if as_json:
@@ -235,7 +244,10 @@ async def sum_up(dsn: str, end: "Snapshot", *, as_json: bool = False) -> None:
 
 
 def ways_on(feature_id: int, phase_number: int | None = None) -> str:
-    """The commands that go on with a feature, from a phase that stopped it."""
+    """Return a line with the commands that go on with a feature.
+
+    *phase_number*: the failed or cancelled phase to retry, if there is one.
+    """
     of_phase = [f"{verb} {feature_id}.{phase_number}" for verb in ("logs", "retry")]
     ways = [*(of_phase if phase_number else []), f"run --feature {feature_id}"]
     named = ", ".join(f"'pgcoord {each}'" for each in ways)
@@ -243,7 +255,7 @@ def ways_on(feature_id: int, phase_number: int | None = None) -> str:
 
 
 async def watched(dsn: str, feature_id: int, shown: "Progress") -> "Snapshot":
-    """Show a feature until its end, which is returned."""
+    """Show a feature on *shown* until it has ended, reconnecting as needed; return the end."""
     from pgcoord.commands.progress import follow_through, read_snapshot
 
     snapshots = follow_through(dsn, lambda conn: read_snapshot(conn, feature_id))
@@ -265,11 +277,13 @@ async def serve(
     read_anew: Callable[[], Configuration],
     drain: bool = False,
 ) -> int:
-    """Run a coordinator, and serve on a socket, until stopped by a signal; return the exit status.
+    """Run a coordinator, and serve HTTP on the bound socket *taken*, until a signal stops both.
 
-    What cannot be coordinated yet is served all the same, as not being ready. With *drain* the
-    first signal has it wait until nothing runs here. SIGHUP has it go by what *read_anew* returns,
-    unless the terminal is gone on which it was started.
+    Return the exit status: 0 after SIGTERM, 128 + the number of another signal. HTTP is served even
+    while the database is unusable; /readyz then says why. *drain*: the first signal stops claiming,
+    and waits until the processes started here have ended; a second one stops at once. SIGHUP
+    replaces the configuration by that of *read_anew*; it counts as a signal to stop when the
+    terminal was closed. Raises `DatabaseUnusable` for a wrong schema, or when notifications do not arrive.
     """
     stopping = asyncio.Event()
 
@@ -306,14 +320,14 @@ async def serve(
             if not stopping.is_set():
                 await coordinator.run()
     await _tell_what_goes_on(dsn, coordinator, interrupted=True)
-    # What manages services stops them by SIGTERM: no failure.
+    # A service manager stops services by SIGTERM: that is not a failure.
     return next((128 + each for each in came if each != signal.SIGTERM), 0)
 
 
 def _reconfigure(coordinator: Coordinator, read_anew: Callable[[], Configuration]) -> None:
-    """Have *coordinator* go by the configuration as it is now, and say what changed.
+    """Replace the configuration of *coordinator* by *read_anew*'s, and log the differences.
 
-    One with faults is refused, and the old one stays.
+    If it is faulty, log that and keep the old one. Some keys take effect only after a restart.
     """
     before = coordinator.configuration
     try:
@@ -349,9 +363,10 @@ def _app_state(
 
 
 async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> None:
-    """Wait until the server answers, or until stopped.
+    """Block until the database is usable, or *stopping* is set; retry with back-off.
 
-    Raises `DatabaseUnusable` for its schema, or when notifications do not arrive.
+    Keeps the reason in `state.obstacle` meanwhile. Raises `DatabaseUnusable` for an error that a
+    retry does not mend: a wrong schema, notifications that do not arrive.
     """
     backoff = Backoff(most=_PATIENCE)
     refused = 0
@@ -364,7 +379,7 @@ async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> N
         except DatabaseUnusable as error:
             if not may_pass(error):
                 raise
-            # A connection that is open already answers: three times in a row is no chance.
+            # New connections fail while an open one answers: three times in a row is no accident.
             refused = refused + 1 if error.sqlstate is None and await _answers(state) else 0
             if refused == 3:
                 raise only_one_connection(error) from None
@@ -378,7 +393,7 @@ async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> N
 
 
 async def _answers(state: AppState) -> bool:
-    """Whether the server answers on a connection of the pool that is open already."""
+    """Whether the server answers within a second on a connection that the pool has open."""
     if not state.database.pool.get_stats().get("pool_available"):
         return False
     try:
@@ -390,7 +405,7 @@ async def _answers(state: AppState) -> bool:
 
 
 async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:
-    """Say which processes a coordinator that has stopped leaves running, and what takes them."""
+    """Log which processes a stopped coordinator leaves running, for `pgcoord serve` to adopt."""
     try:
         async with await connect(dsn) as conn:
             attempts = await claims.open_attempts(conn, coordinator.host, engines=coordinator.led)
@@ -413,10 +428,10 @@ async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted:
 def _interruptible(
     *steps: Callable[[], None], on_hangup: Callable[[], bool] | None = None
 ) -> Iterator[list[int]]:
-    """Have each SIGINT, SIGTERM or SIGHUP call the next of `steps`; one more ends the process.
+    """Have each SIGINT, SIGTERM or SIGHUP call the next of *steps*; one more exits at once.
 
-    A SIGHUP that `on_hangup` has heeded, returning true, is none of these. A signal that is ignored
-    (nohup) stays so. Yields the list that tells which came.
+    A SIGHUP for which *on_hangup* returns true does not count. A signal that was ignored (nohup)
+    stays ignored. Yields a list, to which the number of each signal is appended.
     """
     loop = asyncio.get_running_loop()
     came: list[int] = []

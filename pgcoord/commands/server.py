@@ -131,7 +131,7 @@ def restore(
 
 
 def _refuse_another(surroundings: Surroundings, program: str) -> None:
-    """Raise `Refused` where another database is named than the embedded one."""
+    """Raise `Refused`, with *program* in its hint, if the environment names another database."""
     if named_dsn(surroundings, None) is not None:
         raise Refused(
             "this is for the embedded database, and the environment names another",

@@ -1,4 +1,4 @@
-"""Commands that show what is in the database, and change nothing: status, why."""
+"""Commands that only read the database: status, why, result."""
 
 import sys
 from collections.abc import Sequence
@@ -44,7 +44,11 @@ Times are ISO 8601 with their offset, or null. Later releases may add keys."""
 
 @dataclass(frozen=True)
 class _Standing:
-    """How everything stands at one moment; only features that were asked for have phases read."""
+    """What `status` prints: slots, coordinator, features and costs, read at one moment.
+
+    *unwatched*: since when no coordinator runs, in words; None while one leads. *costs* is empty
+    unless read for --json.
+    """
 
     slots: "Sequence[Slot]"
     paused_at: datetime | None
@@ -55,7 +59,7 @@ class _Standing:
     costs: "Sequence[Cost]"
 
     def as_json(self) -> dict[str, Any]:
-        """As `status --json` prints it."""
+        """Return the object that `status --json` prints; its keys are listed in `_JSON`."""
         return {
             "slots": [asdict(slot) for slot in self.slots],
             "paused_at": self.paused_at,
@@ -168,7 +172,7 @@ def _shown(standing: _Standing, *, in_full: bool = False) -> "RenderableType":
 
 
 def _at(slot: "Slot") -> str:
-    """Where the job of an engine is, as far as is known."""
+    """Return " (on NODE, job ID)" for an engine's job, as far as known; "" for a local process."""
     words = [f"on {slot.node}"] if slot.node else []
     words += [f"job {slot.job}"] if slot.job else []
     return f" ({printable(', '.join(words))})" if words else ""

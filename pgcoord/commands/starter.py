@@ -1,4 +1,4 @@
-"""The command that begins a project: init."""
+"""The command that writes a first configuration and plan: init."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Prints for people: what clients wrote moves no cursor, sets no title, colours nothing."""
+"""Print to the terminal, with control characters escaped: text of clients cannot act on it."""
 
 import json
 import sys

@@ -125,7 +125,7 @@ def _worded(decision: "Decision") -> str:
 
 
 def _say(text: str, indent: str = "") -> None:
-    """Print it within 80 columns; what goes on is indented further, words are kept whole."""
+    """Print *text* wrapped to 80 columns between words; further lines are indented by 4 more."""
     lead = indent + " " * (len(text) - len(text.lstrip()))
     for line in textwrap.wrap(
         text.strip(),

@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from pgcoord.plan import Plan
     from pgcoord.planner.planning import FeaturePlanner
 
-# Where the panel of `run` is: whoever runs a plan looks at it on the same machine.
+# The address of `run`'s panel: only the user on this machine looks at it.
 _LOOPBACK = "127.0.0.1"
 
 
 class MarkedDone(Enum):
-    """What becomes of phases that their plan marks as done."""
+    """The state in which phases that the plan marks as done are stored."""
 
     COMPLETED = "completed"
 
@@ -302,7 +302,7 @@ def _find_configuration(surroundings: Surroundings, config: Path | None) -> "Con
 
 
 def _configuration(surroundings: Surroundings, config: Path | None) -> "Configuration":
-    """The configuration, with at least one workflow in it."""
+    """Read the configuration. Raises `InvalidConfiguration` if there is none, or no workflow."""
     found = _find_configuration(surroundings, config)
     if found is None:
         raise InvalidConfiguration(
@@ -320,9 +320,10 @@ def _coordinator(
     place: Place,
     url: str | None = None,
 ) -> "Coordinator":
-    """A coordinator that has claimed nothing yet, and a folder for what it will run.
+    """Create the runs folder, and return a coordinator that is not started yet.
 
-    Its processes report to what is served at *url*.
+    Its processes report to the API at *url* (None: they cannot report). Raises `CannotStart` when
+    the folder is not writable.
     """
     runs_folder = make_runs_folder(place, configuration)
     from pgcoord.coordination.coordinator import Coordinator
