@@ -92,7 +92,9 @@ def test_a_retry_time_that_an_earlier_0001_let_in_lies_within_the_years_of_other
         conn.execute("alter table phase_queue enable trigger user")
     upgrade(old)
     with psycopg.connect(old) as conn:
-        (latest,) = conn.execute("select max(retry_at)::text from phase_queue").fetchone() or (None,)
+        (latest,) = conn.execute("select max(retry_at)::text from phase_queue").fetchone() or (
+            None,
+        )
     assert latest
     assert latest.startswith("9999-12-31")
 
