@@ -9,14 +9,17 @@ import gc
 # A tenth of the time of a short command goes into looking for garbage among what was just imported.
 gc.set_threshold(50_000)
 
+import errno
 import importlib
 import os
 import pwd
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
@@ -48,6 +51,7 @@ _MODULES = (
     "psql",
     "bench",
     "worktree",
+    "pull_request",
 )
 _MODULE_OF = {"status": "show", "why": "show", "serve": "work", "run": "work", "report": "report"}
 
@@ -59,7 +63,6 @@ def make_app(words: Sequence[str] = ()) -> typer.Typer:
         "Postgres is the coordinator.",
         epilog=_EXIT_STATUSES,
         no_args_is_help=True,
-        add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -77,6 +80,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
+        _choose_time_zone()
         app = make_app(sys.argv[1:])
         app(prog_name="pgcoord", obj=Surroundings(dict(os.environ), _folder(), _user()))
     except CoordError as error:
@@ -92,12 +96,27 @@ def main() -> None:
 
 
 def _flush() -> None:
-    try:
-        if sys.stdout:  # None where it was closed
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # Nobody reads any more; Python would try again at its end, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream:  # None where it was closed
+                stream.flush()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: of a terminal that is closed
+                raise
+            # Nobody reads any more; Python would try again at its end, and complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _choose_time_zone() -> None:
+    """Have the database put times into words in the time zone of who reads them here."""
+    if "PGTZ" in os.environ:
+        return
+    zone = os.environ.get("TZ", "").removeprefix(":")
+    if not zone:
+        with suppress(OSError):
+            zone = os.path.realpath("/etc/localtime").partition("/zoneinfo/")[2]
+    with suppress(ValueError, ZoneInfoNotFoundError, OSError):
+        os.environ["PGTZ"] = ZoneInfo(zone).key
 
 
 def _folder() -> Path | None:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+# Arguments that are numbers: whole ones, and an amount of US dollars.
+NUMBERS = ("priority", "slots", "max_cost_usd")
+
 Scope = Literal["phase", "feature", "all"]
 
 
@@ -58,6 +61,8 @@ class Action:
     """Method and path of the REST operation where they do not follow from scope and verb."""
     refused: bool = True
     """Whether there is a state that does not allow it."""
+    several: bool = False
+    """Whether it is offered for several phases at once: `pgcoord.act_on_phases` does it then."""
 
     @property
     def slug(self) -> str:
@@ -67,7 +72,7 @@ class Action:
     @property
     def number(self) -> str | None:
         """The argument that is a number to be set."""
-        return next((each for each in self.arguments if each in ("priority", "slots")), None)
+        return next((each for each in self.arguments if each in NUMBERS), None)
 
     def statement(self, *arguments: str) -> str:
         """Return the call of the SQL function with these arguments, which are SQL."""
@@ -87,6 +92,7 @@ ACTIONS = (
         "Queue a failed or cancelled phase again",
         "{target} is {result}",
         question=Question("Retry {}?", "Retry", preview="retry"),
+        several=True,
     ),
     Action(
         "skip_phase",
@@ -97,6 +103,7 @@ ACTIONS = (
         "Take a phase as completed without running it",
         "{target} is {result}: what depends on it goes on",
         question=Question("Skip {}?", "Skip", preview="skip"),
+        several=True,
     ),
     Action(
         "cancel_phase",
@@ -116,6 +123,7 @@ ACTIONS = (
                 "Cancel that, too",
             ),
         ),
+        several=True,
     ),
     Action(
         "cancel_branch",
@@ -144,6 +152,7 @@ ACTIONS = (
         "Let a phase go on that asks for approval; one that runs nothing is completed",
         "{target} is approved: {result}",
         question=Question("Approve {}?", "Approve", preview="approve", leave="Not yet"),
+        several=True,
     ),
     Action(
         "reject",
@@ -154,6 +163,7 @@ ACTIONS = (
         "Say no to a phase that asks for approval; what depends on it is blocked",
         "{target} is rejected: {result}, what depends on it is blocked",
         question=Question("Reject {}?", "Reject", preview="reject", leave="Not yet"),
+        several=True,
     ),
     Action(
         "cancel_feature",
@@ -220,6 +230,16 @@ ACTIONS = (
         refused=False,
     ),
     Action(
+        "set_budget",
+        "feature",
+        "set_budget",
+        ("feature_id", "max_cost_usd"),
+        "budget",
+        "Say what it may cost; once that is spent it is paused, with more it is resumed",
+        "{target} may cost {number}",
+        returns="nothing",
+    ),
+    Action(
         "set_slots",
         "all",
         "set_slots",
@@ -238,6 +258,7 @@ ACTIONS = (
         "priority",
         "Change its place in line: lower runs earlier",
         "{target} has priority {number}",
+        several=True,
     ),
 )
 
@@ -254,6 +275,8 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "pause": "Start nothing new, of one feature or of all; what runs goes on.",
         "resume": "Start again what was paused.\n\n"
         "Features that were paused by themselves stay so until they are named.",
+        "budget": "Say what a feature may cost, in US dollars.\n\n"
+        "Once that is spent it is paused; with more it is resumed.",
         "slots": "Show, or set, how many phases run at once, of a pool.\n\n"
         "Setting fewer ends none: those beyond the limit run to their end.",
         "priority": "Change the place in line of a phase: lower runs earlier.",
@@ -264,6 +287,10 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
 OPTIONS: Mapping[str, str] = MappingProxyType(
     {"branch": "Give up as well all that depends on the phase, directly or not."}
 )
+
+
+# What can be done to several phases at once.
+SEVERAL = tuple(each for each in ACTIONS if each.several)
 
 
 def of_scope(scope: Scope) -> tuple[Action, ...]:

@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 from pgcoord import results
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
-from pgcoord.judge import AGENTS
+from pgcoord.judge import AGENTS, Agent
 from pgcoord.ownership import remedy, trusted_owners, why_not_ours
 from pgcoord.runs import listing
 
@@ -52,6 +52,9 @@ RETRY_PLACEHOLDERS = ("error", "prompt")
 _MOST_ATTEMPTS = 1_000_000
 
 _UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+# What only a workflow with `workspace = "worktree"` has; the fields of Worktree, in their order.
+_OF_WORKTREES = ("base", "worktrees", "on_conflict", "push")
 
 _Reader = Callable[[object], Any]
 
@@ -106,6 +109,7 @@ class Worktree:
 class Workflow:
     """A named command, `[workflow.NAME]`, and how its attempts are run.
 
+    `variables` have these values, unless the phase sets one that `phase_environment` names.
     `check` runs after the command; `fails_on` are words of its output that mean failure (judge.py),
     and `agent` is whose output it is. `retry_prompt` is what a further attempt is asked after a
     failure, of {error} and {prompt}. After `quiet` without output people are told, or it is ended.
@@ -115,7 +119,10 @@ class Workflow:
     command: tuple[str, ...]
     directory: Path
     environment: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    phase_environment: tuple[str, ...] = ()
     timeout: timedelta | None = None
+    queue_timeout: timedelta | None = None
     linger: timedelta = timedelta(seconds=30)
     max_attempts: int = 1
     retry_delay: timedelta = timedelta(seconds=10)
@@ -335,23 +342,12 @@ def known_keys() -> Mapping[str, Mapping[str, Callable[[object], Any]]]:
     return found.known
 
 
+_SECTIONS = ("workflow", "check", "pool", "notify", "server", "github", "planner", "log")
+
+
 def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configuration:
     folder = partial(_folder, path.parent)
-    sections = _read_table(
-        document,
-        {
-            "workflow": _table,
-            "check": _table,
-            "pool": _table,
-            "notify": _table,
-            "server": _table,
-            "github": _table,
-            "planner": _table,
-            "log": _table,
-        },
-        key="",
-        problems=problems,
-    )
+    sections = _read_table(document, dict.fromkeys(_SECTIONS, _table), key="", problems=problems)
     checks = _read_checks(sections.get("check", {}), problems)
     workflows = _read_workflows(sections.get("workflow", {}), folder, checks, problems)
     problems += _conflict_problems(workflows)
@@ -362,20 +358,9 @@ def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configur
         for name, each in workflows.items()
         if each.pool not in pools
     ]
+    problems += _launcher_problems(workflows, pools)
     notify = _read_notify(sections.get("notify", {}), problems)
-    server = _read_table(
-        sections.get("server", {}),
-        {
-            "host": _host,
-            "port": _port,
-            "public_url": _url,
-            "webhook_secrets": _environment,
-            "trusted_proxies": _networks,
-            "tokens": _environment,
-        },
-        key="server",
-        problems=problems,
-    )
+    server = _read_server(sections.get("server", {}), problems)
     planner = _read_planner(sections.get("planner", {}), folder, problems)
     github = _read_github(sections.get("github"), folder, problems)
     readers: dict[str, _Reader] = {"folder": folder, "max_size": _size, "retention": parse_duration}
@@ -387,7 +372,7 @@ def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configur
         path,
         workflows,
         log.get("folder"),
-        server=Server(**server),
+        server=server,
         github=github,
         planner=planner,
         checks=checks,
@@ -395,6 +380,22 @@ def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configur
         notify=notify,
         **limits,
     )
+
+
+def differences(before: Configuration, after: Configuration) -> Iterator[tuple[str, str]]:
+    """Yield what differs between two configurations: the field, and a few words on it."""
+    for each in fields(Configuration):
+        was, now = getattr(before, each.name), getattr(after, each.name)
+        if was == now or each.name == "path":
+            continue
+        if not (isinstance(was, Mapping) and isinstance(now, Mapping)):
+            yield each.name, f"{each.name.replace('_', ' ')} changed"
+            continue
+        noun = each.name.removesuffix("s")
+        for name in dict.fromkeys((*was, *now)):
+            if was.get(name) != now.get(name):
+                how = "added" if name not in was else "changed" if name in now else "removed"
+                yield each.name, f"{noun} {name} {how}"
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
@@ -476,20 +477,14 @@ def _read_workflows(
     return workflows
 
 
-def _read_workflow(
-    name: str,
-    table: Mapping[str, object],
-    *,
-    key: str,
-    folder: _Reader,
-    checks: Mapping[str, Check],
-    problems: list[str],
-) -> Workflow:
-    readers: dict[str, _Reader] = {
+def _workflow_readers(folder: _Reader, checks: Mapping[str, Check]) -> dict[str, _Reader]:
+    return {
         "command": _command,
         "directory": folder,
-        "environment": _environment,
+        "environment": _variables,
+        "phase_environment": _environment,
         "timeout": parse_duration,
+        "queue_timeout": parse_duration,
         "linger": partial(parse_duration, zero=True),
         "max_attempts": _whole(1, _MOST_ATTEMPTS),
         "retry_delay": partial(parse_duration, zero=True),
@@ -514,34 +509,66 @@ def _read_workflow(
         "on_conflict": _workflow_name,
         "push": _git_name,
     }
-    if "command" not in table and "agent" not in table:
-        problems.append(f'{key}.command: missing; expected a list such as ["make", "build"]')
-    values = _read_table(table, readers, key=key, problems=problems)
-    if "quiet_ends" in values and "quiet" not in table:
-        problems.append(f"{key}.quiet_ends: expected quiet, too: after what time")
-    if "check_timeout" in values and "check" not in table:
-        problems.append(f"{key}.check_timeout: there is no check")
-    if "arguments" in values and ("agent" not in table or "command" in table):
-        problems.append(f"{key}.arguments: they follow the command of an agent, if it is not given")
+
+
+def _read_workflow(
+    name: str,
+    table: Mapping[str, object],
+    *,
+    key: str,
+    folder: _Reader,
+    checks: Mapping[str, Check],
+    problems: list[str],
+) -> Workflow:
+    problems += _workflow_problems(table, key)
+    values = _read_table(table, _workflow_readers(folder, checks), key=key, problems=problems)
     further, limit = values.pop("arguments", ()), values.pop("check_timeout", None)
     if limit and values.get("check"):
         values["check"] = replace(values["check"], timeout=limit)
+    values["environment"], values["variables"] = values.pop("environment", ((), {}))
     if agent := AGENTS.get(values.get("agent", "")):
-        # The last word of some means the input: what is given comes before.
-        head, last = (agent.command[:-1], agent.command[-1:])
-        words = [*head, *further, *last] if last == ["-"] else [*agent.command, *further]
-        values.setdefault("command", tuple(words))
-        values["environment"] = (*agent.environment, *values.get("environment", ()))
-    settings = [values.pop(each, None) for each in ("base", "worktrees", "on_conflict", "push")]
+        values["environment"] = (*agent.environment, *values["environment"])
+        values.setdefault("command", _command_of(agent, further))
+    settings = [values.pop(each, None) for each in _OF_WORKTREES]
     if values.pop("workspace", None):
         values["worktree"] = Worktree(*settings)
-    else:
-        problems += [
-            f'{key}.{each}: there is no workspace = "worktree"'
-            for each in ("base", "worktrees", "on_conflict", "push")
-            if each in table
-        ]
     return Workflow(name=name, **{"command": (), "directory": folder("."), **values})
+
+
+def _workflow_problems(table: Mapping[str, object], key: str) -> Iterator[str]:
+    """Yield what is wrong with keys of a workflow that need another one, or exclude it."""
+    if "command" not in table and "agent" not in table:
+        yield f'{key}.command: missing; expected a list such as ["make", "build"]'
+    if "quiet_ends" in table and "quiet" not in table:
+        yield f"{key}.quiet_ends: expected quiet, too: after what time"
+    if "check_timeout" in table and "check" not in table:
+        yield f"{key}.check_timeout: there is no check"
+    if "arguments" in table and ("agent" not in table or "command" in table):
+        yield f"{key}.arguments: they follow the command of an agent, if it is not given"
+    if "workspace" not in table:
+        for each in _OF_WORKTREES:
+            if each in table:
+                yield f'{key}.{each}: there is no workspace = "worktree"'
+
+
+def _command_of(agent: Agent, arguments: Sequence[str]) -> tuple[str, ...]:
+    """The command of *agent* with further *arguments*."""
+    # The last word of some means the input: what is given comes before.
+    *head, last = agent.command
+    return (*head, *arguments, last) if last == "-" else (*head, last, *arguments)
+
+
+def _launcher_problems(
+    workflows: Mapping[str, Workflow], pools: Mapping[str, Pool]
+) -> Iterator[str]:
+    """Yield which keys of workflows the launchers of their pools cannot keep."""
+    for name, each in workflows.items():
+        pool = pools.get(each.pool)
+        key = f"workflow.{_bare(name)}"
+        if pool and pool.launcher == LOCAL and each.queue_timeout:
+            yield f"{key}.queue_timeout: expected a pool of an engine, where jobs wait"
+        if pool and pool.launcher != LOCAL and each.user:
+            yield f"{key}.user: jobs of {pool.launcher} run as its user, not as {each.user}"
 
 
 def _conflict_problems(workflows: Mapping[str, Workflow]) -> Iterator[str]:
@@ -738,6 +765,18 @@ def _pool_name(value: object) -> str:
     return value
 
 
+def _read_server(table: Mapping[str, object], problems: list[str]) -> Server:
+    readers: dict[str, _Reader] = {
+        "host": _host,
+        "port": _port,
+        "public_url": _url,
+        "webhook_secrets": _environment,
+        "trusted_proxies": _networks,
+        "tokens": _environment,
+    }
+    return Server(**_read_table(table, readers, key="server", problems=problems))
+
+
 def _read_planner(table: Mapping[str, object], folder: _Reader, problems: list[str]) -> Planner:
     readers: dict[str, _Reader] = {
         "directory": folder,
@@ -896,6 +935,27 @@ def _size(value: object) -> int:
     if match is None or int(match[1]) == 0:
         raise ValueError(f'expected a size such as "500kB", "100MB" or "1GB", not {value!r:.60}')
     return int(match[1]) * _UNITS[match[2]]
+
+
+def _variables(value: object) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the names that are let through, and the variables that are given a value.
+
+    A list has names; of a table, `true` lets one through.
+    """
+    if not isinstance(value, dict):
+        return _environment(value), {}
+    for name, each in value.items():
+        if each is not True and not isinstance(each, str):
+            raise ValueError(
+                f"{name}: expected a text, or true to let it through, not {each!r:.60}"
+            )
+        if isinstance(each, str) and "\0" in each:
+            raise ValueError(f"{name}: expected a text without NUL")
+    _environment(list(value))
+    if ours := next((name for name in value if name.startswith("PGCOORD_")), None):
+        raise ValueError(f"{ours}: that is set by pgcoord itself")
+    passed = tuple(name for name, each in value.items() if each is True)
+    return passed, {name: each for name, each in value.items() if isinstance(each, str)}
 
 
 def _environment(value: object) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ import psycopg
 from pgcoord import __version__
 from pgcoord.configuration import LOCAL, Configuration, GitHub, Pool
 from pgcoord.coordination.engines import LAUNCHERS
+from pgcoord.coordination.probe import probe
 from pgcoord.database import claims, reads, schema, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import connect, connect_blocking, differing_settings
@@ -65,10 +66,11 @@ class Machine:
     environment: Mapping[str, str]
 
 
-async def examine(dsn: str, machine: Machine) -> list[Finding]:
+async def examine(dsn: str, machine: Machine, *, probes: bool = False) -> list[Finding]:
     """Look at everything, and return what was found, a finding for each kind.
 
-    Takes a second more where notifications do not arrive, five where the server does not answer.
+    Takes a second more where notifications do not arrive, five where the server does not answer;
+    with *probes*, which submits a job to each pool of an engine, as long as those take.
     """
     findings = await _examine_database(dsn)
     findings.append(_configuration(machine))
@@ -79,7 +81,7 @@ async def examine(dsn: str, machine: Machine) -> list[Finding]:
         findings += await asyncio.to_thread(_worktrees, machine.configuration, machine.environment)
         for pool in machine.configuration.pools.values():
             if pool.launcher != LOCAL:
-                findings += await _pool(pool, machine)
+                findings += await _pool(pool, machine, probes=probes)
     findings.append(_disk(await _runs_folder(dsn, machine)))
     return findings
 
@@ -109,7 +111,7 @@ def _worktrees(configuration: Configuration, environment: Mapping[str, str]) -> 
     return found
 
 
-async def _pool(pool: Pool, machine: Machine) -> list[Finding]:
+async def _pool(pool: Pool, machine: Machine, *, probes: bool) -> list[Finding]:
     """Whether jobs can be given to the engine of a pool, and heard of."""
     engine = LAUNCHERS[pool.launcher](pool.settings, machine.environment)
     found = []
@@ -135,6 +137,9 @@ async def _pool(pool: Pool, machine: Machine) -> list[Finding]:
             words = "its nodes know no address of this server: no job can begin"
             level, remedy = "fail", "give report_url in the pool, or public_url in [server]"
         found.append(Finding("pools", level, words, remedy))
+    if probes:
+        address = None if url is None else str(url)
+        found += await probe(engine, pool.settings, address, machine.environment)
     return [replace(each, kind="pools", words=f"{pool.name}: {each.words}") for each in found]
 
 

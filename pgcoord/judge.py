@@ -175,6 +175,10 @@ def _claude_result(event: Event, found: Findings) -> Iterator[str]:
     if isinstance(event.get("total_cost_usd"), (int, float)):
         found.result["cost_usd"] = event["total_cost_usd"]
     answer = event.get("result")
+    if str(answer).startswith("[API Error: "):  # Qwen Code takes that for an answer
+        found.error(quote(answer))
+        found.fail(f"the agent ended with an error: {quote(answer)}")
+        return
     if event.get("is_error") or str(event.get("subtype", "success")) != "success":
         words = answer or event.get("errors") or event.get("error") or event.get("subtype")
         if isinstance(words, dict):
@@ -426,15 +430,18 @@ class Judge:
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(each, self._end)
         status = self._run_command(command)
+        failure = self.found.failure or self._reported_failure()
+        fails = bool(status or failure) and not self._is_ending
+        temporary = self.found.temporary if self.spec.agent and fails else None
+        if temporary:
+            self.found.result |= {"status": "later", "error": f"try again later: {temporary}"}
         self._keep_result()
         if self._is_ending:
             return status or _TERMINATED
-        failure = self.found.failure or self._reported_failure()
-        if status or failure:
-            temporary = self.found.temporary if self.spec.agent else None
-            if temporary:
-                say(f"try again later: {temporary}")
-                return TRY_LATER
+        if temporary:
+            say(f"try again later: {temporary}")
+            return TRY_LATER
+        if fails:
             if failure:
                 say(failure)
             return status or 1

@@ -7,6 +7,7 @@ same to people, and neither ever holds a secret, a prompt or what a process has 
 import json
 import logging
 import sys
+from contextlib import suppress
 from datetime import datetime
 
 from pgcoord.text import one_line
@@ -27,7 +28,9 @@ class _Stderr(logging.Handler):
     """Writes to what stderr is at the moment: a live display puts lines above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{self.format(record)}\n")
+        # A coordinator whose terminal is closed, or whose disk is full, has other work to finish.
+        with suppress(OSError):
+            sys.stderr.write(f"{self.format(record)}\n")
 
 
 class _Json(logging.Formatter):

@@ -8,9 +8,10 @@ changed. Faults are collected, so that one reading shows them all. `write_plan` 
 
 import io
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice, pairwise, takewhile
@@ -33,6 +34,14 @@ MOST_BLOCKS = 20_000
 
 # What the attempt counter of the database, an integer, holds with room to spare.
 _MOST_ATTEMPTS = 1_000_000
+
+# How the prerequisites of a phase have ended when it runs.
+RUN_WHEN = ("completed", "failed", "always")
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+# A parameter of a plan; in two braces it is text.
+_PARAMETER = re.compile(r"\{\{param\.[\w-]+\}\}|\{param\.([\w-]+)\}", re.ASCII)
 
 # A plan with more cycles than this is all cycles: the first ones say enough.
 _MOST_CYCLES = 20
@@ -75,6 +84,10 @@ _DONE = re.compile(
     re.IGNORECASE,
 )
 
+_DONE_AT_END = re.compile(
+    r"(?:[✅☑✔🗹]\ufe0f?|[(\[](?:complete|completed|done)[)\]]|~~|[\s*_])+$", re.IGNORECASE
+)
+
 # A heading of a phase by another word, or with more before it.
 _NAMES_PHASE = re.compile(rf"\bphase\s+(?:{_NUMBER})\b", re.IGNORECASE)
 _NAMES_STEP = re.compile(
@@ -107,6 +120,16 @@ _OF_PROMPTS = {
 # A badge or another picture, which may stand above the title.
 _PICTURE = re.compile(
     r"\[?!\[[^\]]*\]\([^)]*\)(?:\]\([^)]*\))?|</?(?:img|p|a|div|br|h1|center|picture|source)\b[^>]*>"
+)
+
+# Below the title: what the feature may cost.
+_BUDGET = re.compile(r"[*_]*budget[*_]*\s*:[*_]*\s*(?P<value>.*)", re.IGNORECASE)
+
+# A line that says that a list of files follows, an element of it, and what is a file there.
+_FILES = re.compile(r" {0,3}(?:[-+*][ \t]+)?[*_]*files[*_]*[ \t]*:[*_]*", re.IGNORECASE)
+_ELEMENT = re.compile(r"\s*[-+*][ \t]+(?:\[[ xX]\][ \t]+)?(?P<text>.*\S)")
+_LISTED_FILE = re.compile(
+    r"`(?P<code>[^`\s,:]+)(?::[^`]*)?`|(?<!\S)(?P<bare>[\w./-]*[\w-][./][\w./-]*\w)(?!\w)"
 )
 
 _DEPENDENCY = re.compile(rf"(?:phases?\s+)?({_NUMBER})", re.IGNORECASE)
@@ -147,6 +170,12 @@ class PlannedPhase:
     timeout: timedelta | None = None
     gate: str | None = None
     check: str | None = None
+    when: str | None = None
+    lock: str | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+    is_completed: bool = False
+    taken: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+    """Each key that the plan says, and the number of the line that says it."""
 
     def row(self) -> dict[str, object]:
         """Return the phase as `Plan.feature` lists it."""
@@ -155,9 +184,13 @@ class PlannedPhase:
             "workflow_type": self.workflow,
             "estimated_hours": self.hours,
             "priority": self.priority,
+            "run_when": self.when,
+            "lock": self.lock,
+            "environment": dict(self.environment) or None,
             "files": list(self.files) or None,
             "gate": self.gate,
             "check": self.check,
+            "status": "completed" if self.is_completed else None,
             "max_attempts": self.max_attempts,
             "timeout_seconds": int(seconds) if seconds and seconds.is_integer() else seconds,
         }
@@ -179,6 +212,7 @@ class Plan:
     phases: tuple[PlannedPhase, ...]
     notes: tuple[str, ...] = ()
     """What a reader might miss, each as `file:line: what`: sections that belong to no phase."""
+    max_cost_usd: float | None = None
 
     def feature(self) -> dict[str, object]:
         """Return the plan as pgcoord.submit_feature(jsonb) takes it."""
@@ -188,19 +222,24 @@ class Plan:
             "description": self.description,
             # Rounded, for 0.1 + 0.2 hours are 0.3 hours.
             "estimated_hours": round(sum(hours), 6) if hours else None,
+            **({"max_cost_usd": self.max_cost_usd} if self.max_cost_usd is not None else {}),
             "phases": [phase.row() for phase in self.phases],
         }
 
 
 @dataclass(frozen=True)
 class _Section:
-    """What a phase's heading and the lines up to the next say; number 0 is a faulty heading."""
+    """What a phase's heading and the lines up to the next say; number 0 is a faulty heading.
+
+    Before `_renumbered`, -1 is a faulty heading, and 0 may be a phase.
+    """
 
     line: int
     number: int
     title: str
     keys: dict[str, tuple[int, Any]]
     prompt: str
+    is_completed: bool = False
 
     def value(self, key: str) -> Any:
         return self.keys.get(key, (0, None))[1]
@@ -216,7 +255,12 @@ class _Section:
 
 
 def read_plan(
-    path: Path, *, workflows: Collection[str] | None = None, has_default: bool = True
+    path: Path,
+    *,
+    workflows: Collection[str] | None = None,
+    has_default: bool = True,
+    takes_done: bool = False,
+    parameters: Mapping[str, str] | None = None,
 ) -> Plan:
     """Read the plan at *path*, a UTF-8 file; for the rest see `parse_plan`."""
     try:
@@ -230,7 +274,14 @@ def read_plan(
         line = data.count(b"\n", 0, error.start) + 1
         byte = f"byte 0x{data[error.start]:02x} at offset {error.start}"
         raise InvalidPlan([f"{path}:{line}: not UTF-8: {byte}"]) from error
-    return parse_plan(text, name=str(path), workflows=workflows, has_default=has_default)
+    return parse_plan(
+        text,
+        name=str(path),
+        workflows=workflows,
+        has_default=has_default,
+        takes_done=takes_done,
+        parameters=parameters,
+    )
 
 
 def looks_like_plan(text: str) -> bool:
@@ -245,12 +296,16 @@ def parse_plan(
     title: str | None = None,
     workflows: Collection[str] | None = None,
     has_default: bool = True,
+    takes_done: bool = False,
+    parameters: Mapping[str, str] | None = None,
 ) -> Plan:
     """Read the plan *text*; *name* stands for its file in errors.
 
     Where the text has no title, it is *title*. With *workflows*, a phase may name only one of
-    these, and must name one unless there is a default. Raises InvalidPlan with every fault, in the
-    order of lines.
+    these, and must name one unless there is a default. A phase that is marked as done is a fault,
+    or completed with *takes_done*. `{param.NAME}` is filled from *parameters*, each of which has to
+    be in the plan; None leaves it alone. Raises InvalidPlan with every fault, in the order of
+    lines.
     """
     lines = _without_front_matter(_lines(text))
     problems = [*_unusable_characters(lines), *_excess(lines)]
@@ -262,20 +317,27 @@ def parse_plan(
         problems += _lost_headings(tokens, lines, {each.start for each in headings})
         problems += _other_phases(headings, starts)
         found, description = _read_front(tokens, headings, starts, lines, problems, title)
-        sections = _read_sections(headings, starts, lines, problems, notes)
+        description, budget = _take_budget(description, lines, problems)
+        sections = _read_sections(headings, starts, lines, problems, notes, takes_done)
+        sections = _renumbered(sections, notes)
         problems += _faults_in_order(sections)
         problems += _faults_in_dependencies(sections)
         problems += _faults_in_workflows(sections, workflows, has_default)
+        problems += _faults_in_parameters(lines, parameters) if parameters is not None else ()
     if problems:
         raise InvalidPlan(
             [f"{name}:{line}: {problem}" for line, problem in sorted(problems, key=itemgetter(0))]
         )
     phases = sorted((_phase(section) for section in sections), key=lambda phase: phase.number)
+    if parameters is not None:
+        found, description = _filled(found, parameters), _filled(description, parameters)
+        phases = [_phase_filled(phase, parameters) for phase in phases]
     return Plan(
         title=found,
         description=description,
         phases=tuple(phases),
-        notes=tuple(f"{name}:{line}: {note}" for line, note in notes),
+        notes=tuple(f"{name}:{line}: {note}" for line, note in sorted(notes)),
+        max_cost_usd=budget,
     )
 
 
@@ -295,8 +357,12 @@ def write_plan(title: str, description: str | None, rows: Sequence[Mapping[str, 
 def _written(row: Mapping[str, Any]) -> str:
     needs = ", ".join(map(str, row.get("depends_on_phases") or ())) or "none"
     seconds = row.get("timeout_seconds")
+    environment = row.get("environment") or {}
     keys = {
         "Depends on": needs,
+        "When": None if row.get("run_when") == "completed" else row.get("run_when"),
+        "Lock": row.get("lock"),
+        "Env": shlex.join(f"{name}={value}" for name, value in environment.items()) or None,
         "Workflow": row.get("workflow_type"),
         "Hours": _decimal(row.get("estimated_hours")),
         "Priority": row.get("priority"),
@@ -307,7 +373,8 @@ def _written(row: Mapping[str, Any]) -> str:
         "Timeout": None if seconds is None else f"{_decimal(seconds)}s",
     }
     lines = [f"{key}: {value}" for key, value in keys.items() if value is not None]
-    heading = f"## Phase {row['phase_number']}: {row.get('title') or 'Untitled'}"
+    mark = "✅ " if row.get("status") == "completed" else ""
+    heading = f"## {mark}Phase {row['phase_number']}: {row.get('title') or 'Untitled'}"
     return "\n".join([heading, *lines, "", row.get("prompt_content") or "", ""])
 
 
@@ -465,6 +532,23 @@ def _read_front(
     return " ".join(title.text.split("\n")), _text(lines[title.end : end])
 
 
+def _take_budget(
+    description: str, lines: list[str], problems: list[_Problem]
+) -> tuple[str, float | None]:
+    """Take what the feature may cost from the first line below its title, if it says that."""
+    first, _, rest = description.partition("\n")
+    match = _BUDGET.fullmatch(first.strip())
+    if not match:
+        return description, None
+    amount = re.fullmatch(r"\$?\s*([0-9]{1,9}(?:\.[0-9]{1,4})?)\s*(?:USD)?", match["value"])
+    if not amount or float(amount[1]) < 0.01:
+        expected = 'expected US dollars such as "Budget: $5"'
+        line = next(number for number, each in enumerate(lines, 1) if each.strip() == first.strip())
+        problems.append((line, f"Budget: {expected}, not {match['value']!r:.60}"))
+        return description, None
+    return rest.strip(), float(amount[1])
+
+
 def _ends(headings: list[_Heading], starts: list[_Heading]) -> list[_Heading]:
     """Return the headings that end a phase: of the next, or of a section that is no part of it.
 
@@ -502,6 +586,7 @@ def _read_sections(
     lines: list[str],
     problems: list[_Problem],
     notes: list[_Problem],
+    takes_done: bool,
 ) -> list[_Section]:
     """Read each phase, up to the next heading of its level that begins something else."""
     taken = {each.start for each in starts}
@@ -510,7 +595,8 @@ def _read_sections(
     for heading in starts:
         following = next((each for each in ends if each.start > heading.start), None)
         end = following.start if following else len(lines)
-        sections.append(_read_section(heading, lines[heading.end : end], problems))
+        body = lines[heading.end : end]
+        sections.append(_read_section(heading, body, problems, takes_done))
         if following and following.start not in taken:
             note = f"{following.text!r:.60} is no part of phase {sections[-1].number}, nor of any"
             notes.append((following.start + 1, note))
@@ -520,27 +606,71 @@ def _read_sections(
     return sections
 
 
-def _read_section(heading: _Heading, body: list[str], problems: list[_Problem]) -> _Section:
+def _read_section(
+    heading: _Heading, body: list[str], problems: list[_Problem], takes_done: bool
+) -> _Section:
     line = heading.start + 1
-    match = None if "\n" in heading.text else _PHASE.fullmatch(heading.text)
-    number = _number(match[1]) if match else 0
-    if not number:
+    text = _DONE_AT_END.sub("", heading.text) if heading.is_done else heading.text
+    match = None if "\n" in text else _PHASE.fullmatch(text)
+    number = _number(match[1]) if match else -1
+    if number < 0:
         expected = 'expected "## Phase 1: Title", numbered from 1 (or One to Twenty)'
         problems.append((line, f"not a phase: {heading.text!r:.60}; {expected}"))
-    if heading.is_done:
-        mended = "take it out of the plan, or the mark if it is to run"
+    if heading.is_done and not takes_done:
+        mended = "'pgcoord submit --done completed' takes it so; else take out the mark"
         problems.append((line, f"this phase is marked as done: {mended}"))
     start, block = _key_lines(body)
     keys = _read_keys(block, heading.end + start + 1, problems)
+    below = start + len(block)
+    if listed := _listed_files(body, below):
+        # The list stays in the prompt: it may say what is to be done with each.
+        keys.setdefault("files", (heading.end + listed[0] + 1, listed[1]))
     title = match[2] if match else ""
     if "depends on" not in keys:
-        below = start + len(block)
         title = _read_needs(title, line, body[below:], heading.end + below + 1, keys, problems)
-    prompt = _text(body[start + len(block) :])
-    if not prompt.strip() and "gate" not in keys:
-        empty = f"phase {number} is empty" if number else "this phase is empty"
+    prompt = _text(body[below:])
+    if not prompt.strip() and "gate" not in keys and not heading.is_done:
+        empty = "this phase is empty" if number < 0 else f"phase {number} is empty"
         problems.append((line, f"{empty}: expected its prompt below the heading and keys"))
-    return _Section(line, number, title, keys, prompt)
+    return _Section(line, number, title, keys, prompt, heading.is_done)
+
+
+def _renumbered(sections: list[_Section], notes: list[_Problem]) -> list[_Section]:
+    """Number the phases of a plan that begins with phase 0 from 1, and say so in *notes*."""
+    zero = next((section.line for section in sections if section.number == 0), None)
+    if zero is not None:
+        notes.append((zero, "phases are numbered from 1, so each has the number after its own"))
+    shift = int(zero is not None)
+    return [
+        replace(
+            section,
+            number=max(section.number + shift, 0) if section.number >= 0 else 0,
+            keys={
+                key: (line, tuple(each + shift for each in value))
+                if key == "depends on" and value
+                else (line, value)
+                for key, (line, value) in section.keys.items()
+            },
+        )
+        for section in sections
+    ]
+
+
+def _listed_files(body: list[str], start: int) -> tuple[int, tuple[str, ...]] | None:
+    """Find `**Files:**` with a list below it: its index in *body*, and what the list names.
+
+    Of each element it is what is in backticks, else a first word that looks like a path.
+    """
+    for i in range(start, len(body)):
+        if not _FILES.fullmatch(body[i].rstrip()):
+            continue
+        below = next((j for j in range(i + 1, len(body)) if not _is_blank(body[j])), len(body))
+        items = list(takewhile(bool, (_ELEMENT.match(line.rstrip()) for line in body[below:])))
+        found = [_LISTED_FILE.search(item["text"]) for item in items if item]
+        names = tuple(dict.fromkeys(name["code"] or name["bare"] for name in found if name))
+        if names:
+            return i, names
+    return None
 
 
 def _read_needs(
@@ -609,11 +739,19 @@ def _key_lines(body: list[str]) -> tuple[int, list[re.Match[str]]]:
     them, else they are prose, which may well begin with `Note: `.
     """
     start = next((i for i, line in enumerate(body) if not _is_blank(line)), 0)
-    matches = (_KEY_LINE.match(line.rstrip("\r\n")) for line in body[start:])
+    matches = (
+        None if _begins_list(body, i) else _KEY_LINE.match(body[i].rstrip("\r\n"))
+        for i in range(start, len(body))
+    )
     block = [match for match in takewhile(_is_key_line, matches) if match]
     if start and not any(_key(match) in KEYS for match in block):
         return start, []
     return start, block
+
+
+def _begins_list(body: list[str], i: int) -> bool:
+    below = next((line for line in body[i + 1 :] if not _is_blank(line)), "")
+    return bool(_FILES.fullmatch(body[i].rstrip()) and _ELEMENT.match(below.rstrip()))
 
 
 def _is_key_line(match: re.Match[str] | None) -> bool:
@@ -663,8 +801,8 @@ def _dependencies(value: str) -> tuple[int, ...]:
     numbers = []
     for item in re.split(r",\s*and\b|,|\band\b", value):
         match = _DEPENDENCY.fullmatch(item.strip())
-        number = _number(match[1]) if match else 0
-        if not number:
+        number = _number(match[1]) if match else -1
+        if number < 0:
             raise ValueError(f'expected phases such as "1, 2" or "none", not {value!r:.60}')
         numbers.append(number)
     return tuple(numbers)
@@ -686,6 +824,34 @@ def _check(value: str) -> str:
     if not value:
         raise ValueError("expected the name of a check, which pgcoord.toml declares, not nothing")
     return value
+
+
+def _when(value: str) -> str:
+    if value not in RUN_WHEN:
+        raise ValueError(
+            f"expected {', '.join(RUN_WHEN[:-1])} or {RUN_WHEN[-1]}, not {value!r:.60}"
+        )
+    return value
+
+
+def _lock(value: str) -> str:
+    if not value or len(value) > 200:
+        raise ValueError(f'expected a name such as "staging", not {value!r:.60}')
+    return value
+
+
+def _variables(value: str) -> tuple[tuple[str, str], ...]:
+    expected = 'expected NAME=value, with quotes where there are spaces: MODE=prod TITLE="a b"'
+    try:
+        words = shlex.split(value)
+    except ValueError as error:
+        raise ValueError(f"{expected}; {error}") from error
+    pairs = [word.partition("=") for word in words]
+    if not pairs or not all(equals and _VARIABLE.fullmatch(name) for name, equals, _ in pairs):
+        raise ValueError(f"{expected}, not {value!r:.60}")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError(f"a variable is given twice in {value!r:.60}")
+    return tuple((name, each) for name, _, each in pairs)
 
 
 def _hours(value: str) -> float:
@@ -712,6 +878,9 @@ def _files(value: str) -> tuple[str, ...]:
 
 KEYS: dict[str, Callable[[str], Any]] = {
     "depends on": _dependencies,
+    "when": _when,
+    "lock": _lock,
+    "env": _variables,
     "workflow": _workflow,
     "hours": _hours,
     "priority": _integer(0, 100),
@@ -749,6 +918,9 @@ def _faults_in_dependencies(sections: list[_Section]) -> Iterator[_Problem]:
         named = section.value("depends on") or ()
         for number in sorted(number for number, count in Counter(named).items() if count > 1):
             yield line, f"Depends on: phase {number} is named more than once"
+        if section.value("when") == "failed" and not section.depends_on:
+            problem = "When: failed: expected phases that it depends on"
+            yield section.line_of("when"), problem
         if section.number in named:
             yield line, f"Depends on: phase {section.number} cannot depend on itself"
         # A faulty heading may be that of the unknown phase.
@@ -798,7 +970,12 @@ def _faults_in_workflows(
         if name is not None and name not in workflows:
             hint = did_you_mean(name, sorted(workflows))
             yield section.line_of("workflow"), f"Workflow: {name!r:.60} is not declared{hint}"
-        elif "workflow" not in section.keys and section.prompt.strip() and not has_default:
+        elif (
+            "workflow" not in section.keys
+            and section.prompt.strip()
+            and not has_default
+            and not section.is_completed
+        ):
             problem = "no workflow: expected a line `Workflow: name`, for none is the default"
             yield section.line, problem
 
@@ -818,4 +995,43 @@ def _phase(section: _Section) -> PlannedPhase:
         timeout=section.value("timeout"),
         gate=section.value("gate"),
         check=section.value("check"),
+        when=section.value("when"),
+        lock=section.value("lock"),
+        environment=section.value("env") or (),
+        is_completed=section.is_completed,
+        taken=tuple((key, line) for key, (line, _) in section.keys.items()),
+    )
+
+
+def _faults_in_parameters(lines: list[str], given: Mapping[str, str]) -> Iterator[_Problem]:
+    """Find parameters without a value, and values without a parameter."""
+    used = set()
+    for number, line in enumerate(lines, 1):
+        for match in _PARAMETER.finditer(line):
+            name = match[1]
+            if name is not None and name not in given:
+                yield number, f"{match[0]} has no value: expected --set {name}=VALUE"
+            used.add(name)
+    for name in given:
+        if name not in used:
+            hint = did_you_mean(name, sorted(each for each in used if each))
+            yield 1, f"--set {name}: there is no {{param.{name}}} in the plan{hint}"
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    """Fill the parameters of *text*; what is filled in is not looked at again."""
+    return _PARAMETER.sub(lambda match: values[match[1]] if match[1] else match[0][1:-1], text)
+
+
+def _phase_filled(phase: PlannedPhase, values: Mapping[str, str]) -> PlannedPhase:
+    def line(text: str) -> str:
+        return " ".join(_filled(text, values).split())
+
+    return replace(
+        phase,
+        title=line(phase.title),
+        prompt=_filled(phase.prompt, values),
+        gate=line(phase.gate) if phase.gate else None,
+        lock=line(phase.lock) if phase.lock else None,
+        environment=tuple((name, _filled(each, values)) for name, each in phase.environment),
     )

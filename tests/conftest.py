@@ -4,6 +4,7 @@
 create databases), `PGCOORD_TEST_POSTGRES` a folder of Postgres binaries to embed.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -32,11 +33,16 @@ from support.pooler import Pooler
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
 
-pytest_plugins = ["support.timeouts", "support.slurm"]
+pytest_plugins = ["support.timeouts", "support.slurm", "support.cable"]
 
 # A job in the background of a script ignores these, and what it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector two thousand tests and their modules, which stay until the end."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

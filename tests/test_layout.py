@@ -1,6 +1,7 @@
 """The floors of the house (docs/design.md, section 3): a module imports downward only."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,3 +78,44 @@ def test_every_module_imports_downward_only() -> None:
 def test_an_import_against_the_floors_is_found() -> None:
     assert list(imported_by("def f():\n    from pgcoord.http import api\n")) == ["http.api"]
     assert HEIGHTS[room_of("http.api")] > HEIGHTS[room_of("coordination.supervision")]
+
+
+def test_the_documents_name_what_exists() -> None:
+    documents = [ROOT / name for name in ("docs/design.md", "docs/decisions.md", "CONTRIBUTING.md")]
+    documents.append(ROOT / "sql/README.md")
+    path = re.compile(r"`((?:pgcoord|sql|web|tests|docs)/[\w./-]+)`")
+    missing = [
+        f"{document.name}: {name}"
+        for document in documents
+        for name in path.findall(document.read_text())
+        if not (ROOT / name).exists()
+    ]
+    sources = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    missing += [name for name in named if f"def {name}(" not in sources]
+    assert named
+    assert missing == []
+
+
+def test_every_section_of_the_design_that_is_cited_exists() -> None:
+    headings = set(re.findall(r"^## (\d+)\.", (ROOT / "docs/design.md").read_text(), re.MULTILINE))
+    cited = {
+        number
+        for folder, ending in (("pgcoord", "py"), ("sql", "sql"), ("tests", "py"), ("docs", "md"))
+        for path in (ROOT / folder).rglob(f"*.{ending}")
+        for number in re.findall(r"design\.md\)?, section (\d+)", path.read_text())
+    }
+    assert cited
+    assert cited <= headings
+
+
+def test_every_table_is_in_the_list_of_the_database_half() -> None:
+    listed = (ROOT / "sql/README.md").read_text()
+    made = {
+        name
+        for path in (ROOT / "sql/migrations").glob("*.sql")
+        for name in re.findall(
+            r"^create table (?:public\.)?([\w.]+)", path.read_text(), re.MULTILINE
+        )
+    }
+    assert {name for name in made if f"`{name}`" not in listed} == set()

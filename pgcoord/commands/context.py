@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from pgcoord.commands.options import HIGHEST_ID, Surroundings, surroundings_of
-from pgcoord.commands.terminal import say
-from pgcoord.errors import CannotStart, DatabaseUnusable, InvalidInput, WrongSchema
+from pgcoord.commands.terminal import say, say_json
+from pgcoord.errors import CannotStart, DatabaseUnusable, InvalidInput, NotFound, WrongSchema
 from pgcoord.ownership import remedy, trusted_owners, why_not_ours
 
 if TYPE_CHECKING:
@@ -87,6 +87,11 @@ def existing_server(surroundings: Surroundings) -> "EmbeddedPostgres":
 def running_server(surroundings: Surroundings) -> "EmbeddedPostgres":
     """Find the embedded Postgres. Raises `DatabaseUnusable` when it is stopped, too."""
     server = existing_server(surroundings)
+    if moved := server.moved_from:
+        raise DatabaseUnusable(
+            f"{moved} was moved while its Postgres ran, which cannot go on so",
+            hint="Nothing is lost: 'pgcoord db start' starts it anew where it is now.",
+        )
     if not server.running():
         raise DatabaseUnusable(
             f"the embedded Postgres in {server.state} is stopped",
@@ -200,17 +205,37 @@ def complete(dsn: str, work: Coroutine[Any, Any, Result]) -> Result:
         raise InvalidInput(f"{error.object!r:.60} is not text in UTF-8") from error
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a command has done: a line for people, and an object for machines."""
+
+    words: str
+    value: object
+
+
 def act(
-    ctx: typer.Context, dsn: str | None, change: Callable[["Connection"], Awaitable[str]]
+    ctx: typer.Context,
+    dsn: str | None,
+    change: Callable[["Connection"], Awaitable[Answer]],
+    *,
+    as_json: bool = False,
 ) -> None:
     """Do *change* in the database, as who called the program, and print what it returns."""
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
 
-    async def work() -> str:
+    async def work() -> Answer:
         async with changing(surroundings, found) as conn:
             return await change(conn)
 
-    say(complete(found, work()))
+    tell(complete(found, work()), as_json=as_json)
+
+
+def tell(answer: Answer, *, as_json: bool) -> None:
+    """Print an answer for people, or as JSON."""
+    if as_json:
+        say_json(answer.value)
+    else:
+        say(answer.words)
 
 
 async def find_phase(conn: "Connection", name: str) -> str:
@@ -222,8 +247,32 @@ async def find_phase(conn: "Connection", name: str) -> str:
         queue_id = await reads.queue_id_of(conn, *numbers)
         if queue_id:
             return queue_id
-    await reads.status_of(conn, name)
+    try:
+        await reads.status_of(conn, name)
+    except NotFound as error:
+        raise NotFound(str(error), hint=await _nearest(conn, name) or error.hint) from None
     return name
+
+
+async def _nearest(conn: "Connection", name: str) -> str | None:
+    """Which phases there are of the feature that a name which is none of a phase begins with."""
+    from pgcoord.database import reads
+
+    numbers = re.match(r"(?:queue-)?([0-9]{1,10})(?![0-9])", name)
+    if not numbers or int(numbers[1]) > HIGHEST_ID:
+        return None
+    feature_id = int(numbers[1])
+    try:
+        title = (await reads.feature(conn, feature_id)).title
+    except NotFound:
+        features = await reads.features(conn, unfinished=False)
+        known = ", ".join(str(each.id) for each in features[-5:])
+        return f"There is no feature {feature_id} either; there is {known}." if known else None
+    phases = [f"{feature_id}.{each.phase_number}" for each in await reads.board(conn, feature_id)]
+    if not phases:
+        return f"Feature {feature_id} ({title}) has no phases yet: 'pgcoord execute {feature_id}'."
+    named = ", ".join(phases) if len(phases) <= 9 else f"{phases[0]} to {phases[-1]}"
+    return f"Feature {feature_id} ({title}) has {named}."
 
 
 def _runs_folder(state: Path, configuration: "Configuration | None") -> Path:

@@ -4,26 +4,38 @@ Those on phases and features are made from `pgcoord.actions`.
 """
 
 import inspect
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pgcoord.actions import ACTIONS, BY_NAME, COMMANDS, OPTIONS, Action
-from pgcoord.commands.context import act, changing, complete, existing_dsn, find_phase, session
+from pgcoord.commands.context import (
+    Answer,
+    act,
+    changing,
+    complete,
+    existing_dsn,
+    find_phase,
+    session,
+    tell,
+)
 from pgcoord.commands.options import (
-    HIGHEST_ID,
+    AsJson,
     Dsn,
     FeatureOrAll,
     Phase,
     Reason,
     Yes,
+    feature_of,
     surroundings_of,
 )
 from pgcoord.commands.terminal import confirm, say
 from pgcoord.duration import parse_duration
-from pgcoord.errors import NotFound
+from pgcoord.errors import NotFound, Refused
 
 if TYPE_CHECKING:
     from pgcoord.database._sql import Connection
@@ -44,11 +56,25 @@ def _parse_age(text: str) -> timedelta:
         raise typer.BadParameter(str(error)) from error
 
 
-_PhaseOrFeature = Annotated[
-    str,
+# The phases that a verb means of a whole feature, where no SQL function is of a feature.
+_OF_FEATURE: Mapping[str, tuple[str, ...]] = {
+    "retry": ("failed", "cancelled"),
+    "skip": ("queued", "blocked", "failed", "cancelled"),
+}
+
+_Phases = Annotated[
+    list[str],
     typer.Argument(
-        metavar="PHASE|FEATURE",
-        help="A phase (queue-104-2 or 104.2), or a feature by its number alone (104).",
+        metavar="PHASE...",
+        help="By queue_id, such as queue-104-2, or 104.2 for short; several at once as well.",
+    ),
+]
+
+_PhasesOrFeature = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PHASE...|FEATURE",
+        help="Phases (queue-104-2 or 104.2), or a feature by its number alone (104).",
     ),
 ]
 
@@ -58,25 +84,46 @@ _Number = Annotated[
 ]
 
 
+def _parse_amount(text: str) -> float:
+    # `none` is nothing to a parser of typer's: it stands for no limit.
+    try:
+        return math.inf if text.lower() == "none" else float(text.removeprefix("$"))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r:.60} is no amount, such as 5 or 2.50.") from error
+
+
+_Amount = Annotated[
+    float,
+    typer.Argument(
+        metavar="USD", parser=_parse_amount, help="Such as 5 or 2.50; none: as much as it takes."
+    ),
+]
+
+
 def _command(verb: str) -> Callable[..., None]:
     """Make the command of the actions that have a verb, with the arguments that they take."""
     of_verb = [each for each in ACTIONS if each.verb == verb]
 
     def command(
         ctx: typer.Context,
-        target: str | int | None,
-        number: int | None = None,
+        target: list[str] | str | int | None,
+        number: Any = None,
         reason: str | None = None,
+        as_json: bool = False,
         dsn: str | None = None,
         **options: bool,
     ) -> None:
         option = next((name for name, given in options.items() if given), None)
+        if isinstance(target, list) and (len(target) > 1 or _is_of_feature(verb, target[0])):
+            return _act_on_several(ctx, of_verb, target, option, reason, dsn, as_json)
+        if isinstance(target, list):
+            [target] = target
         action, meant = _meant(of_verb, target, option)
 
-        async def change(conn: "Connection") -> str:
+        async def change(conn: "Connection") -> Answer:
             return await _perform(conn, action, meant, reason, number)
 
-        act(ctx, dsn, change)
+        return act(ctx, dsn, change, as_json=as_json)
 
     # Typer reads off the signature what a command takes.
     parameters = _parameters(of_verb)
@@ -85,9 +132,16 @@ def _command(verb: str) -> Callable[..., None]:
     return command
 
 
+def _is_of_feature(verb: str, target: str) -> bool:
+    return verb in _OF_FEATURE and feature_of(target) is not None
+
+
 def _parameters(of_verb: list[Action]) -> list[inspect.Parameter]:
     scopes = {each.scope for each in of_verb}
-    target = Phase if scopes == {"phase"} else _PhaseOrFeature
+    target: Any = Phase
+    if any(each.several and not each.number for each in of_verb):
+        of_feature = scopes != {"phase"} or of_verb[0].verb in _OF_FEATURE
+        target = _PhasesOrFeature if of_feature else _Phases
     taken: list[tuple[str, Any, Any]] = [
         ("ctx", typer.Context, inspect.Parameter.empty),
         ("target", FeatureOrAll, None)
@@ -95,12 +149,14 @@ def _parameters(of_verb: list[Action]) -> list[inspect.Parameter]:
         else ("target", target, inspect.Parameter.empty),
     ]
     if any(each.number for each in of_verb):
-        taken.append(("number", _Number, inspect.Parameter.empty))
+        kind = _Amount if of_verb[0].number == "max_cost_usd" else _Number
+        taken.append(("number", kind, inspect.Parameter.empty))
     for option in (each.option for each in of_verb if each.option):
         flag = typer.Option(f"--{option}", help=OPTIONS[option])
         taken.append((option, Annotated[bool, flag], False))
     if any("reason" in each.arguments for each in of_verb):
         taken.append(("reason", Reason, None))
+    taken.append(("as_json", AsJson, False))
     return [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
         for name, kind, default in (*taken, ("dsn", Dsn, None))
@@ -112,14 +168,9 @@ def _meant(
 ) -> tuple[Action, str | int | None]:
     """The action of a verb that is meant, and its target. Raises `typer.BadParameter`."""
     scope = "all" if target is None else "phase"
-    if any(each.scope == "feature" for each in of_verb):
-        number = str(target)
-        if number.isascii() and number.isdecimal():
-            scope, target = "feature", int(number)
-            if not 1 <= target <= HIGHEST_ID:
-                raise typer.BadParameter(
-                    f"{number} is no number of a feature.", param_hint="PHASE|FEATURE"
-                )
+    of_feature = any(each.scope == "feature" for each in of_verb)
+    if of_feature and (number := feature_of(str(target))):
+        scope, target = "feature", number
     for action in of_verb:
         if (action.scope, action.option) == (scope, option):
             return action, target
@@ -129,24 +180,98 @@ def _meant(
     )
 
 
+def _act_on_several(
+    ctx: typer.Context,
+    of_verb: list[Action],
+    targets: list[str],
+    option: str | None,
+    reason: str | None,
+    dsn: str | None,
+    as_json: bool,
+) -> None:
+    """Do an action to several phases at once, or to those that it means of a feature.
+
+    A line says how each stands.
+    """
+    found = [each for each in of_verb if each.several and each.option == option]
+    if not found:
+        raise typer.BadParameter("Give one phase only.", param_hint=f"--{option}")
+    feature = feature_of(targets[0]) if len(targets) == 1 else None
+    for each in targets:
+        if each.isdecimal() and not feature:
+            raise typer.BadParameter(
+                f"{each} is a feature; name phases only, or that feature alone.",
+                param_hint="PHASE...|FEATURE",
+            )
+    refused = 0
+
+    async def change(conn: "Connection") -> Answer:
+        from pgcoord.database import actions
+
+        nonlocal refused
+        if feature:
+            names = await _phases_meant(conn, found[0].verb, feature)
+        else:
+            names = [await find_phase(conn, each) for each in targets]
+        told = await actions.perform_on_several(conn, found[0], names, reason=reason)
+        refused = sum(bool(each.refused) for each in told)
+        words = "\n".join(
+            f"{each.queue_id}: refused: {each.refused}"
+            if each.refused
+            else f"{each.queue_id} is {each.status}"
+            for each in told
+        )
+        return Answer(words, [{"action": found[0].slug, **asdict(each)} for each in told])
+
+    act(ctx, dsn, change, as_json=as_json)
+    if refused:
+        raise typer.Exit(3)
+
+
 async def _perform(
     conn: "Connection",
     action: Action,
     target: str | int | None,
     reason: str | None,
-    number: int | None,
-) -> str:
+    number: float | None,
+) -> Answer:
     """Do an action; return what is the case afterwards."""
     from pgcoord.database import actions
 
     if action.scope == "phase":
         target = await find_phase(conn, str(target))
-    result = await actions.perform(conn, action, target, reason=reason, number=number)
+    amount = None if number == math.inf else number
+    result = await actions.perform(conn, action, target, reason=reason, number=amount)
     names = {"phase": str(target), "feature": f"feature {target}", "all": "everything"}
     said = _count(int(result or 0), "phase") if action.returns == "count" else result
-    line = action.said.format(target=names[action.scope], result=said, number=number)
+    line = action.said.format(
+        target=names[action.scope], result=said, number=_in_words(action, number)
+    )
     further = _FURTHER.get(action.name)
-    return await further(conn, target, result, line) if further else line
+    if further:
+        line = await further(conn, target, result, line)
+    told = {"action": action.slug, action.scope: target, "result": result, "said": line}
+    return Answer(line, told)
+
+
+async def _phases_meant(conn: "Connection", verb: str, feature_id: int) -> list[str]:
+    """The phases that a verb means of a whole feature. Raises `Refused` when there is none."""
+    from pgcoord.database import reads
+
+    await reads.feature(conn, feature_id)
+    meant = _OF_FEATURE[verb]
+    board = await reads.board(conn, feature_id)
+    found = [each.queue_id for each in board if each.status in meant]
+    if not found:
+        states = f"{', '.join(meant[:-1])} or {meant[-1]}"
+        raise Refused(f"feature {feature_id} has no phase to {verb}: none is {states}")
+    return found
+
+
+def _in_words(action: Action, number: float | None) -> str:
+    if action.number == "max_cost_usd" and number is not None:
+        return "as much as it takes" if number == math.inf else f"${number:.2f}"
+    return str(number)
 
 
 async def _after_retry(conn: "Connection", queue_id: Any, status: Any, line: str) -> str:
@@ -202,12 +327,13 @@ def slots(
     pool: Annotated[
         str | None, typer.Option(metavar="NAME", help="The pool; local, where none is named.")
     ] = None,
+    as_json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
     """Show, or set, how many phases run at once, of a pool."""
     from pgcoord.database import actions, reads
 
-    async def change(conn: "Connection") -> str:
+    async def change(conn: "Connection") -> Answer:
         if number is not None:
             await actions.perform(conn, BY_NAME["set_slots"], None, number=number, pool=pool)
         pools = await reads.pools(conn)
@@ -219,9 +345,10 @@ def slots(
         if not asked:
             raise NotFound(f"there is no pool {pool}", hint=_pools_in_words(pools))
         held = await reads.slots(conn)
-        return "\n".join(_slots_in_words(each, held, len(pools) > 1) for each in asked)
+        words = "\n".join(_slots_in_words(each, held, len(pools) > 1) for each in asked)
+        return Answer(words, [asdict(each) for each in asked])
 
-    act(ctx, dsn, change)
+    act(ctx, dsn, change, as_json=as_json)
 
 
 def _pools_in_words(pools: list["Pool"]) -> str:
@@ -252,6 +379,7 @@ def prune(
         bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
     ] = False,
     yes: Yes = False,
+    as_json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
     """Remove finished features, completed or cancelled, with all their history.
@@ -272,17 +400,22 @@ def prune(
             return await actions.prune(conn, older_than, looked_at)
 
     features, looked_at = complete(found, look())
+    told: dict[str, object] = {"features": [asdict(each) for each in features], "removed": 0}
     for each in features:
-        say(f"feature {each.id}  {each.title}: {_count(each.total_phases, 'phase')}, {each.status}")
+        line = f"feature {each.id}  {each.title}: {_count(each.total_phases, 'phase')}"
+        say(f"{line}, {each.status}", err=as_json)
     if dry_run:
-        say(f"{_count(len(features), 'feature')} would be removed, with their history")
+        words = f"{_count(len(features), 'feature')} would be removed, with their history"
+        tell(Answer(words, told), as_json=as_json)
         return
     if features and not confirm(
         f"Remove {_count(len(features), 'feature')} with their history, for good?", yes=yes
     ):
         say("nothing is removed")
         raise typer.Exit(1)
-    say(f"{_count(complete(found, remove(looked_at)), 'feature')} removed")
+    removed = complete(found, remove(looked_at))
+    told["removed"] = removed
+    tell(Answer(f"{_count(removed, 'feature')} removed", told), as_json=as_json)
 
 
 async def _unless_led(conn: "Connection", words: str) -> str:

@@ -33,6 +33,13 @@ def register(app: typer.Typer) -> None:
 def doctor(
     ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print an object, see below.")] = False,
+    probes: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Submit a tiny job to each pool of an engine, which says what it finds there.",
+        ),
+    ] = False,
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
@@ -43,7 +50,7 @@ def doctor(
     from pgcoord.doctor import examine
 
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
-    findings = complete(found, examine(found, _machine(surroundings, config)))
+    findings = complete(found, examine(found, _machine(surroundings, config), probes=probes))
     worst = max((each.level for each in findings), key=list(EXIT_STATUSES).index)
     if as_json:
         shown = {"level": worst, "findings": [asdict(each) for each in findings]}

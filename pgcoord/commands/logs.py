@@ -2,14 +2,17 @@
 
 import shutil
 import sys
+from collections.abc import Sequence
 from socket import gethostname
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgcoord.commands.context import complete, existing_dsn, find_phase, session
-from pgcoord.commands.options import Dsn, Phase, surroundings_of
-from pgcoord.errors import Refused
+from pgcoord.commands.options import Dsn, PhaseOrFeature, feature_of, surroundings_of
+from pgcoord.commands.terminal import say
+from pgcoord.errors import NotFound, Refused
+from pgcoord.text import printable
 
 if TYPE_CHECKING:
     from pgcoord.runs.logs import Log
@@ -22,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def logs(
     ctx: typer.Context,
-    phase: Phase,
+    phase: PhaseOrFeature,
     number: Annotated[
         int | None,
         typer.Option("--attempt", metavar="N", min=1, help="Which attempt; else the latest."),
@@ -41,27 +44,73 @@ def logs(
     ] = False,
     dsn: Dsn = None,
 ) -> None:
-    """Print what a phase has written to stdout and stderr.
+    """Print what a phase has written to stdout and stderr, or each phase of a feature.
 
     Only on the machine where it runs; elsewhere it says where that is.
     """
     found = existing_dsn(ctx, dsn)
+    if feature := feature_of(phase):
+        if goes_on or number:
+            raise typer.BadParameter(
+                f"name one phase of feature {feature}, such as {feature}.1.",
+                param_hint="--follow" if goes_on else "--attempt",
+            )
+        _print_all(complete(found, _find_all(found, feature)), lines)
+        return
     if goes_on:
         from pgcoord.commands.following import follow_log
 
         complete(found, follow_log(surroundings_of(ctx), found, phase, number, lines))
         return
+    _print(complete(found, _find(found, phase, number)), lines)
+
+
+def _print(found: "Log", lines: int | None) -> None:
     from pgcoord.runs.logs import seek_last_lines
 
-    found_log = complete(found, _find(ctx, found, phase, number))
-    with found_log.open_for_people() as log:
+    with found.open_for_people() as log:
         if lines is not None:
             seek_last_lines(log, lines)
         sys.stdout.flush()
         shutil.copyfileobj(log, sys.stdout.buffer)
 
 
-async def _find(ctx: typer.Context, dsn: str, phase: str, number: int | None) -> "Log":
+def _print_all(found: "Sequence[tuple[str, Log | str]]", lines: int | None) -> None:
+    """Print logs below a line each that names the phase; or why there is none."""
+    for name, log in found:
+        say(f"==> {name}")
+        try:
+            if isinstance(log, str):
+                raise Refused(log)
+            _print(log, lines)
+            say("")
+        except (NotFound, Refused) as error:
+            say(str(error))
+
+
+async def _find_all(dsn: str, feature_id: int) -> "Sequence[tuple[str, Log | str]]":
+    from pgcoord.database import reads
+    from pgcoord.runs.logs import log_of
+
+    found: list[tuple[str, Log | str]] = []
+    async with session(dsn) as conn:
+        await reads.feature(conn, feature_id)
+        for phase in await reads.board(conn, feature_id):
+            name = f"{phase.queue_id}: {printable(phase.title)}"
+            attempts = await reads.attempts(conn, phase.queue_id)
+            if not attempts:
+                found.append((name, "it has not started, so it has no log"))
+                continue
+            try:
+                log = log_of(phase.queue_id, attempts, None, host=gethostname())[1]
+            except Refused as error:
+                found.append((name, str(error)))
+            else:
+                found.append((name, log))
+    return found
+
+
+async def _find(dsn: str, phase: str, number: int | None) -> "Log":
     from pgcoord.database import reads
     from pgcoord.runs.logs import log_of
 

@@ -39,6 +39,15 @@ def surroundings_of(ctx: typer.Context) -> Surroundings:
     return found
 
 
+def feature_of(target: str) -> int | None:
+    """The number of a feature, if *target* is one and not a phase. Raises `typer.BadParameter`."""
+    if not (target.isascii() and target.isdecimal()):
+        return None
+    if len(target) > 10 or not 1 <= int(target) <= HIGHEST_ID:
+        raise typer.BadParameter(f"{target} is no number of a feature.", param_hint="PHASE|FEATURE")
+    return int(target)
+
+
 def _else_given_before(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
     """Take what was given before the command's name, where nothing was given after it."""
     if value is not None or ctx.parent is None:
@@ -90,10 +99,14 @@ LogFormat = Annotated[
     ),
 ]
 
-PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="The plan, a Markdown file.")]
+PlanFile = Annotated[
+    Path,
+    typer.Argument(metavar="PLAN", help="The plan, a Markdown file; - is standard input."),
+]
 
 PlanFileOrNone = Annotated[
-    Path | None, typer.Argument(metavar="PLAN", help="The plan, a Markdown file.")
+    Path | None,
+    typer.Argument(metavar="PLAN", help="The plan, a Markdown file; - is standard input."),
 ]
 
 Phase = Annotated[
@@ -118,6 +131,16 @@ FeatureOrAll = Annotated[
 ]
 
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do it without a question, as in a script.")]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+
+PhaseOrFeature = Annotated[
+    str,
+    typer.Argument(
+        metavar="PHASE|FEATURE",
+        help="A phase (queue-104-2 or 104.2), or a feature by its number alone (104).",
+    ),
+]
 
 Reason = Annotated[
     str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.")

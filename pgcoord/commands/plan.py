@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgcoord.commands.context import act, changing, complete, existing_dsn, session
+from pgcoord.commands.context import Answer, act, changing, complete, existing_dsn, session
 from pgcoord.commands.options import (
     HIGHEST_ID,
+    AsJson,
     Config,
     Dsn,
     FeatureNumber,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pgcoord.database._sql import Connection
+    from pgcoord.plan import Plan, PlannedPhase
     from pgcoord.planner.analysis import Analysis
     from pgcoord.planner.planning import FeaturePlanner, Planned, Workflows
     from pgcoord.planner.structure import Feature
@@ -126,19 +128,62 @@ def plan(
     say(_what_next(number, output, planned.source == "queued"))
 
 
-def execute(ctx: typer.Context, feature: FeatureNumber, dsn: Dsn = None) -> None:
+def show_check(path: Path, read: "Plan", as_json: bool) -> None:
+    """Show what submitting the plan *read* from *path* would queue, in waves, and taken from where.
+
+    No database is asked.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    from pgcoord.commands.progress import console
+    from pgcoord.planner.analysis import analyse
+
+    rows = [each.row() for each in read.phases]
+    analysis = analyse(rows, _USUAL_SLOTS)
+    taken = {each.number: dict(each.taken) for each in read.phases}
+    if as_json:
+        planning = {"source": "file", "notes": list(read.notes), **analysis.as_json()}
+        lines = {each.number: {"heading": each.line, **taken[each.number]} for each in read.phases}
+        say_json(
+            {"id": None, "title": read.title, "phases": rows, "planning": planning, "lines": lines}
+        )
+        return
+    head = Text.assemble((read.title, "bold"), f": {_count(analysis)}")
+    sources = [line for each in read.phases for line in _sources(each)]
+    warnings = [f"warning: {each}" for each in analysis.warnings]
+    told = [*_summary(analysis), *warnings, "taken from:", *sources]
+    console().print(Group(head, _table(analysis), *map(Text, told)))
+    say(f"nothing is queued; 'pgcoord submit {path}' queues it")
+
+
+def _sources(phase: "PlannedPhase") -> list[str]:
+    """Say, a line for the phase, which lines of the plan it and what is told of it stand on."""
+    said = [f"{key} of line {line}" for key, line in phase.taken]
+    if "depends on" not in dict(phase.taken) and phase.depends_on:
+        said.append(f"after phase {phase.depends_on[0]}, the one before: it says nothing")
+    size = len(phase.prompt)
+    prompt = f"a prompt of {size:,} characters" if size else "no prompt"
+    state = ", completed" if phase.is_completed else ""
+    return [f"  {phase.number}  line {phase.line}{state}: {'; '.join([prompt, *said])}"]
+
+
+def execute(
+    ctx: typer.Context, feature: FeatureNumber, as_json: AsJson = False, dsn: Dsn = None
+) -> None:
     """Queue the phases of a feature's stored plan; a second time changes nothing."""
     from pgcoord.database import actions, reads
 
-    async def change(conn: "Connection") -> str:
+    async def change(conn: "Connection") -> Answer:
         queued = await actions.execute_feature(conn, feature)
+        told = {"id": feature, "queued": queued}
         if not queued:
-            return f"feature {feature}: its phases were queued before"
+            return Answer(f"feature {feature}: its phases were queued before", told)
         waits = "" if await reads.leader(conn) else "; no coordinator runs: 'pgcoord serve'"
         phases = "1 phase is" if queued == 1 else f"{queued} phases are"
-        return f"feature {feature}: {phases} queued{waits}"
+        return Answer(f"feature {feature}: {phases} queued{waits}", told)
 
-    act(ctx, dsn, change)
+    act(ctx, dsn, change, as_json=as_json)
 
 
 _Found = tuple[int | None, "Feature", "Planned", int]
@@ -195,7 +240,9 @@ def _make(
     rows = None
     if source is not None:
         path = surroundings.folder / source
-        read = read_plan(path, workflows=workflows.names, has_default=workflows.has_default)
+        read = read_plan(
+            path, workflows=workflows.names, has_default=workflows.has_default, parameters={}
+        )
         for note in read.notes:
             say(f"pgcoord: {note}", err=True)
         rows = [each.row() for each in read.phases]

@@ -9,9 +9,9 @@ import logging
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import psycopg
 from rich.console import Console, RenderableType
@@ -81,6 +81,10 @@ class Snapshot:
         """Whether every phase is completed."""
         return all(phase.status == "completed" for phase in self.phases)
 
+    def as_json(self) -> dict[str, Any]:
+        """A feature as `status --json` prints it."""
+        return {**asdict(self.feature), "phases": [asdict(phase) for phase in self.phases]}
+
 
 async def read_snapshot(conn: Connection, feature_id: int) -> Snapshot:
     """Read a feature as it is now. Raises `NotFound`."""
@@ -133,8 +137,14 @@ class Progress(Protocol):
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
-    """Show progress on stdout, in the way that fits it, until the end of the block."""
+def progress(*, quiet: bool = False) -> Iterator[Progress]:
+    """Show progress on stdout, in the way that fits it, until the end of the block.
+
+    *quiet*: show nothing.
+    """
+    if quiet:
+        yield _Nothing()
+        return
     if not is_terminal():
         lines = _Lines()
         try:
@@ -191,6 +201,13 @@ class _LiveTree:
         if self.snapshot is None:
             return ""
         return feature_tree(self.snapshot, rows=console().height - 2)
+
+
+class _Nothing:
+    """For who wants the end alone."""
+
+    def show(self, snapshot: Snapshot) -> None:
+        pass
 
 
 class _Lines:
@@ -303,6 +320,10 @@ def feature_line(feature: Feature) -> Text:
     done, total = feature.phases_completed, feature.total_phases
     percent = f" ({100 * done // total} %)" if total else ""
     counts = f"  {done}/{total}{percent} {feature.status.replace('_', ' ')}"
+    if feature.cost_usd is not None:
+        counts += f"  ${feature.cost_usd:.2f}"
+    if feature.max_cost_usd is not None:
+        counts += f" of ${feature.max_cost_usd:.2f}"
     end = _one_line(counts, ("  paused" if feature.paused_at else "", "yellow"))
     title = Text(f"Feature {feature.id}: {clean(feature.title)}", "bold")
     return _fitting(title, end, console().width)

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,17 @@ def psql(
         options += ["-P", "format=wrapped"]
         say("pgcoord: :board shows the work, :help the other shortcuts", err=True)
     sys.stdout.flush()
-    os.execve(program, ["psql", *options, *(arguments or [])], environment)
+    os.execve(program, ["psql", *options, *_with_shortcuts(arguments or [])], environment)
+
+
+def _with_shortcuts(arguments: list[str]) -> list[str]:
+    """Have `-c :board` run that shortcut, whose file psql reads: its -c fills no variables."""
+    given = list(arguments)
+    for index, (option, command) in enumerate(pairwise(arguments)):
+        file = assets.SQL / "psql" / f"{command.strip().removeprefix(':')}.sql"
+        if option in ("-c", "--command") and command.strip()[:1] == ":" and file.is_file():
+            given[index : index + 2] = ["-f", str(file)]
+    return given
 
 
 def _find(embedded: bool) -> str:

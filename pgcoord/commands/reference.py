@@ -158,7 +158,8 @@ def _plan() -> Iterator[Table]:
     ]
     text = (
         "`# Title` begins a plan, `## Phase 1: Title` each phase; a phase's keys stand directly"
-        " below its heading, one `Key: value` a line, and what follows is its prompt."
+        " below its heading, one `Key: value` a line, and what follows is its prompt. `Budget: $5`"
+        " in the first line below the title is what all of it may cost."
     )
     yield Table("Keys of a phase", ("key", "takes", ""), rows, text)
 

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -18,8 +19,9 @@ import psycopg
 from pgcoord.backoff import Backoff
 from pgcoord.commands.context import changing, check_schema, session
 from pgcoord.commands.options import Surroundings
-from pgcoord.commands.terminal import say
-from pgcoord.coordination.coordinator import Coordinator
+from pgcoord.commands.terminal import say, say_json
+from pgcoord.configuration import Configuration, differences
+from pgcoord.coordination.coordinator import RECONFIGURED, Coordinator
 from pgcoord.database import actions, claims, reads
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import check_wake_ups
@@ -67,7 +69,11 @@ class Runner:
         taken: socket.socket,
         access: Access,
         make_planner: "Callable[[], FeaturePlanner]",
+        *,
+        as_json: bool = False,
     ) -> None:
+        """*as_json*: print nothing but the feature, at its end."""
+        self._as_json = as_json
         self._surroundings = surroundings
         self._dsn = dsn
         self._coordinator = coordinator
@@ -97,15 +103,15 @@ class Runner:
                 await actions.execute_feature(conn, feature_id)
         if leader:
             logger.warning(
-                "process %d on %s leads and runs the phases; this one watches, and takes over"
-                " when that one ends",
+                "process %d on %s leads and runs the phases, as the pgcoord.toml says that it has"
+                " read; this one watches, and takes over when that one ends",
                 leader.pid,
                 leader.host,
             )
         state = _app_state(self._dsn, self._coordinator, self._access, self._make_planner)
         state.obstacle = None
-        say(f"panel: {url_of(self._taken)}/features/{feature_id}")
-        with progress() as shown, _interruptible(self._stop) as came:
+        say(f"panel: {url_of(self._taken)}/features/{feature_id}", err=self._as_json)
+        with progress(quiet=self._as_json) as shown, _interruptible(self._stop) as came:
             async with serving(state, self._taken), asyncio.TaskGroup() as tasks:
                 leading = tasks.create_task(self._lead())
                 self._watching = tasks.create_task(self._watch(feature_id, shown, leading))
@@ -116,7 +122,7 @@ class Runner:
         if self._error:
             raise self._error
         if self._end:
-            await sum_up(self._dsn, self._end)
+            await sum_up(self._dsn, self._end, as_json=self._as_json)
             await self._tell_what_waits(feature_id)
         if came:
             say(f"  {ways_on(feature_id)}", err=True)
@@ -196,7 +202,7 @@ class Runner:
         return ", ".join([*waiting[:_MOST_NAMED], *([f"{more} more"] if more > 0 else [])])
 
 
-async def attach(dsn: str, feature_id: int) -> int:
+async def attach(dsn: str, feature_id: int, *, as_json: bool = False) -> int:
     """Show a feature, which others run, until its end; return the exit status."""
     from pgcoord.commands.progress import progress, read_snapshot
 
@@ -204,19 +210,22 @@ async def attach(dsn: str, feature_id: int) -> int:
         ended = (await read_snapshot(conn, feature_id)).ended
         if not ended and await reads.leader(conn) is None:
             logger.warning("no coordinator runs: 'pgcoord run --feature %d' goes on", feature_id)
-    with progress() as shown:
+    with progress(quiet=as_json) as shown:
         end = await watched(dsn, feature_id, shown)
-    await sum_up(dsn, end)
+    await sum_up(dsn, end, as_json=as_json)
     return 0 if end.completed else 1
 
 
-async def sum_up(dsn: str, end: "Snapshot") -> None:
+async def sum_up(dsn: str, end: "Snapshot", *, as_json: bool = False) -> None:
     """Print how a feature ended; and, on stderr, which commands go on where it did not complete."""
     from pgcoord.commands.progress import summary
 
-    async with session(dsn) as conn:
-        reasons = await reads.last_reasons(conn, end.feature.id)
-    say(summary(end, reasons))
+    if as_json:
+        say_json(end.as_json())
+    else:
+        async with session(dsn) as conn:
+            reasons = await reads.last_reasons(conn, end.feature.id)
+        say(summary(end, reasons))
     if not end.completed:
         stopped_by = [
             phase.phase_number for phase in end.phases if phase.status in ("failed", "cancelled")
@@ -252,12 +261,14 @@ async def serve(
     access: Access,
     make_planner: "Callable[[], FeaturePlanner]",
     *,
+    read_anew: Callable[[], Configuration],
     drain: bool = False,
 ) -> int:
     """Run a coordinator, and serve on a socket, until stopped by a signal; return the exit status.
 
     What cannot be coordinated yet is served all the same, as not being ready. With *drain* the
-    first signal has it wait until nothing runs here.
+    first signal has it wait until nothing runs here. SIGHUP has it go by what *read_anew* returns,
+    unless the terminal is gone on which it was started.
     """
     stopping = asyncio.Event()
 
@@ -274,10 +285,18 @@ async def serve(
                 ", ".join(assignment.queue_id for assignment in coordinator.running),
             )
 
+    has_terminal = sys.stdin is not None and sys.stdin.isatty()
+
+    def reload() -> bool:
+        if has_terminal and not sys.stdin.isatty():
+            return False
+        _reconfigure(coordinator, read_anew)
+        return True
+
     settle_memory()
     steps = [wait_for_what_runs, stop] if drain else [stop]
     state = _app_state(dsn, coordinator, access, make_planner)
-    with _interruptible(*steps) as came:
+    with _interruptible(*steps, on_hangup=reload) as came:
         async with serving(state, taken):
             logger.info("serving on %s", url_of(taken))
             for risk in access.risks():
@@ -286,8 +305,29 @@ async def serve(
             if not stopping.is_set():
                 await coordinator.run()
     await _tell_what_goes_on(dsn, coordinator, interrupted=True)
-    # What manages services stops them by SIGTERM: no failure. After SIGHUP it starts us anew.
+    # What manages services stops them by SIGTERM: no failure.
     return next((128 + each for each in came if each != signal.SIGTERM), 0)
+
+
+def _reconfigure(coordinator: Coordinator, read_anew: Callable[[], Configuration]) -> None:
+    """Have *coordinator* go by the configuration as it is now, and say what changed.
+
+    One with faults is refused, and the old one stays.
+    """
+    before = coordinator.configuration
+    try:
+        after = read_anew()
+    except CoordError as error:
+        logger.error("SIGHUP: the configuration stays as it was: %s", error)
+        return
+    changed = [*differences(before, after)]
+    at_once = [words for name, words in changed if name in RECONFIGURED]
+    later = [words for name, words in changed if name not in RECONFIGURED]
+    if at_once:
+        coordinator.reconfigure(after)
+    logger.warning("SIGHUP: read %s: %s", after.path, ", ".join(at_once) or "nothing to do")
+    if later:
+        logger.warning("not before this one is started anew: %s", ", ".join(later))
 
 
 def _app_state(
@@ -352,20 +392,23 @@ async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted:
 
 
 @contextmanager
-def _interruptible(*steps: Callable[[], None]) -> Iterator[list[int]]:
+def _interruptible(
+    *steps: Callable[[], None], on_hangup: Callable[[], bool] | None = None
+) -> Iterator[list[int]]:
     """Have each SIGINT, SIGTERM or SIGHUP call the next of `steps`; one more ends the process.
 
-    A signal that is ignored (nohup) stays so. Yields the list that tells which came.
+    A SIGHUP that `on_hangup` has heeded, returning true, is none of these. A signal that is ignored
+    (nohup) stays so. Yields the list that tells which came.
     """
     loop = asyncio.get_running_loop()
     came: list[int] = []
 
     def interrupt(number: int) -> None:
+        if number == signal.SIGHUP and on_hangup and on_hangup():
+            return
         if len(came) == len(steps):
             os._exit(128 + number)
         came.append(number)
-        if number == signal.SIGHUP:
-            logger.warning("SIGHUP: this one stops; the configuration is read at start alone")
         steps[len(came) - 1]()
 
     heeded = [each for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN]

@@ -1,23 +1,34 @@
 """Commands for the database itself: its schema, and the embedded Postgres."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgcoord.commands.context import (
+    STATE,
+    Answer,
     connected_to,
     existing_dsn,
     existing_server,
     make_server,
+    named_dsn,
     running_server,
+    tell,
 )
-from pgcoord.commands.options import Dsn, surroundings_of
-from pgcoord.commands.terminal import say
+from pgcoord.commands.options import AsJson, Dsn, Surroundings, Yes, surroundings_of
+from pgcoord.commands.terminal import confirm, say
+from pgcoord.errors import CannotStart, InvalidInput, Refused
+
+if TYPE_CHECKING:
+    from pgcoord.database.embedded import EmbeddedPostgres
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to *app*."""
     app.command()(upgrade)
+    app.command()(dump)
+    app.command()(restore)
     embedded = typer.Typer(
         help="The embedded Postgres in .pgcoord/: start, stop, status.", no_args_is_help=True
     )
@@ -37,6 +48,7 @@ def upgrade(
             " grant pgcoord_client to …",
         ),
     ] = False,
+    as_json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
     """Bring the database to the schema of this release."""
@@ -45,29 +57,107 @@ def upgrade(
     with connected_to(existing_dsn(ctx, dsn)) as conn:
         ran = schema.upgrade(conn, roles=roles)
         name = f"database {conn.info.dbname!r}"
-    say(f"{name}: ran {', '.join(ran)}" if ran else f"{name} is up to date")
+    words = f"{name}: ran {', '.join(ran)}" if ran else f"{name} is up to date"
+    tell(Answer(words, {"ran": list(ran)}), as_json=as_json)
 
 
-def start(ctx: typer.Context) -> None:
+def dump(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.")],
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the embedded database to a file, while work goes on.
+
+    It has all of the database as of one moment. Logs, prompts and results of runs are files in
+    .pgcoord/runs: copy them besides.
+    """
+    surroundings = surroundings_of(ctx)
+    _refuse_another(surroundings, "pg_dump --format=custom")
+    server = running_server(surroundings)
+    target = surroundings.folder / file
+    if target.exists() and not confirm(f"{file} is there already. Overwrite it?", yes=yes):
+        say("nothing is written")
+        raise typer.Exit(1)
+    if not target.parent.is_dir():
+        raise CannotStart(f"there is no folder {target.parent}")
+    server.dump(target)
+    size = target.stat().st_size
+    words = f"wrote {file}, {size / 1000:,.0f} kB"
+    tell(Answer(words, {"file": str(target), "bytes": size}), as_json=as_json)
+
+
+def restore(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'pgcoord dump' wrote.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make an embedded database from such a file, here, where there is none with work in it.
+
+    Never let coordinators run on both, the restored one and the one that was dumped.
+    """
+    from pgcoord.database import schema
+    from pgcoord.database.embedded import EmbeddedPostgres
+
+    surroundings = surroundings_of(ctx)
+    _refuse_another(surroundings, "pg_restore")
+    source = surroundings.folder / file
+    if not source.is_file():
+        raise InvalidInput(f"there is no file {source}")
+    with source.open("rb") as opened:
+        if opened.read(5) != b"PGDMP":
+            raise InvalidInput(f"{file} is not what 'pgcoord dump' writes")
+    server = EmbeddedPostgres(surroundings.folder / STATE)
+    server.start()
+    with connected_to(server.dsn) as conn:
+        if conn.execute("select to_regclass('public.phase_queue')").fetchone() != (None,):
+            raise Refused(
+                f"there is a database of pgcoord in {server.state}: it is left as it is",
+                hint="Restore in another folder.",
+            )
+    server.restore(source)
+    with connected_to(server.dsn) as conn:
+        ran = schema.upgrade(conn)
+    upgraded = f", and upgraded it: ran {', '.join(ran)}" if ran else ""
+    words = f"restored {file} to the embedded Postgres in {server.state}{upgraded}"
+    tell(Answer(words, {"state": str(server.state), "ran": list(ran)}), as_json=as_json)
+
+
+def _refuse_another(surroundings: Surroundings, program: str) -> None:
+    """Raise `Refused` where another database is named than the embedded one."""
+    if named_dsn(surroundings, None) is not None:
+        raise Refused(
+            "this is for the embedded database, and the environment names another",
+            hint=f"For that one, use {program}.",
+        )
+
+
+def start(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Start it.
 
     Where there is none here or above, it is made in the current folder.
     """
     server = make_server(surroundings_of(ctx))
-    say(f"the embedded Postgres in {server.state} runs: {server.dsn}")
+    tell(_running(server), as_json=as_json)
 
 
-def stop(ctx: typer.Context) -> None:
+def stop(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Stop it.
 
     Phases that run go on, and are taken over when a coordinator runs again.
     """
     server = existing_server(surroundings_of(ctx))
     how = "is stopped" if server.stop() else "was stopped already"
-    say(f"the embedded Postgres in {server.state} {how}")
+    words = f"the embedded Postgres in {server.state} {how}"
+    tell(Answer(words, {"state": str(server.state), "running": False}), as_json=as_json)
 
 
-def status(ctx: typer.Context) -> None:
+def status(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Say whether it runs, and how to connect to it."""
     server = running_server(surroundings_of(ctx))
-    say(f"the embedded Postgres in {server.state} runs: {server.dsn}")
+    tell(_running(server), as_json=as_json)
+
+
+def _running(server: "EmbeddedPostgres") -> Answer:
+    words = f"the embedded Postgres in {server.state} runs: {server.dsn}"
+    return Answer(words, {"state": str(server.state), "running": True, "dsn": server.dsn})

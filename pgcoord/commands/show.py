@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pgcoord.commands.context import act, complete, existing_dsn, find_phase, session
-from pgcoord.commands.options import Dsn, FeatureOrAll, Phase
+from pgcoord.commands.context import Answer, act, complete, existing_dsn, find_phase, session
+from pgcoord.commands.options import AsJson, Dsn, FeatureOrAll, Phase
 from pgcoord.commands.terminal import say_json
 from pgcoord.text import printable
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pgcoord.commands.progress import Snapshot
     from pgcoord.database._sql import Connection
-    from pgcoord.database.rows import LeadBlocker, Leader, Slot
+    from pgcoord.database.rows import Cost, LeadBlocker, Leader, Slot
 
 
 def register(app: typer.Typer) -> None:
@@ -30,13 +30,14 @@ def register(app: typer.Typer) -> None:
 
 _JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_blocker", "features": […]}
 
-A slot: slot, draining, queue_id, title, status, since, pool. The coordinator: epoch, host, pid,
-version, lead_at; null when none leads. The lead_blocker: words, remedy; null unless a session that
-is no coordinator holds the lock of the lead. A feature: id, title, status, total_phases,
-phases_completed, phases_running, phases_failed, phases_blocked, paused_at, cost_usd, tokens_in,
-tokens_out, phases. A phase:
-queue_id, feature_id, phase_number, title, status, slot, attempt, priority, depends_on_phases,
-error_message, since, started_timestamp, finished_timestamp, waiting_for, result, skipped.
+A slot: slot, draining, queue_id, title, status, since, pool, launcher, job, node, waits_for. The
+coordinator: epoch, host, pid, version, lead_at; null when none leads. The lead_blocker: words,
+remedy; null unless a session that is no coordinator holds the lock of the lead. A feature: id,
+title, status, total_phases, phases_completed, phases_running, phases_failed, phases_blocked,
+paused_at, cost_usd, tokens_in, tokens_out, max_cost_usd, costs (by workflow: workflow, attempts,
+cost_usd, tokens_in, tokens_out), phases. A phase: queue_id, feature_id, phase_number, title,
+status, slot, attempt, priority, depends_on_phases, error_message, since, started_timestamp,
+finished_timestamp, waiting_for, result, skipped.
 
 Times are ISO 8601 with their offset, or null. Later releases may add keys."""
 
@@ -51,6 +52,7 @@ class _Standing:
     lead_blocker: "LeadBlocker | None"
     unwatched: str | None
     features: "Sequence[Snapshot]"
+    costs: "Sequence[Cost]"
 
     def as_json(self) -> dict[str, Any]:
         """As `status --json` prints it."""
@@ -60,13 +62,22 @@ class _Standing:
             "coordinator": self.coordinator and asdict(self.coordinator),
             "lead_blocker": self.lead_blocker and asdict(self.lead_blocker),
             "features": [
-                {**asdict(each.feature), "phases": [asdict(phase) for phase in each.phases]}
+                {
+                    **each.as_json(),
+                    "costs": [
+                        {key: value for key, value in asdict(cost).items() if key != "feature_id"}
+                        for cost in self.costs
+                        if cost.feature_id == each.feature.id
+                    ],
+                }
                 for each in self.features
             ],
         }
 
 
-async def _read(conn: "Connection", feature: int | None, finished: bool) -> _Standing:
+async def _read(
+    conn: "Connection", feature: int | None, finished: bool, *, costs: bool
+) -> _Standing:
     from pgcoord.commands.progress import Snapshot, read_snapshot
     from pgcoord.database import reads
 
@@ -86,6 +97,7 @@ async def _read(conn: "Connection", feature: int | None, finished: bool) -> _Sta
         blocker,
         None if leader else await reads.unwatched(conn),
         features,
+        await reads.costs(conn, [each.feature.id for each in features]) if costs else (),
     )
 
 
@@ -106,7 +118,7 @@ def status(
     found = existing_dsn(ctx, dsn)
 
     async def read(conn: "Connection") -> _Standing:
-        return await _read(conn, feature, finished)
+        return await _read(conn, feature, finished, costs=as_json)
 
     async def once() -> _Standing:
         async with session(found) as conn:
@@ -155,17 +167,23 @@ def _shown(standing: _Standing, *, in_full: bool = False) -> "RenderableType":
     )
 
 
+def _at(slot: "Slot") -> str:
+    """Where the job of an engine is, as far as is known."""
+    words = [f"on {slot.node}"] if slot.node else []
+    words += [f"job {slot.job}"] if slot.job else []
+    return f" ({printable(', '.join(words))})" if words else ""
+
+
 def _header(standing: _Standing) -> list[Any]:
     from rich.text import Text
 
     lines = []
     for pool in sorted({each.pool for each in standing.slots} | {"local"}, key=_local_first):
-        held = [
-            f"{each.slot} {printable(each.queue_id or 'free')}"
-            for each in standing.slots
-            if each.pool == pool
-        ]
-        name = "slots" if pool == "local" else f"pool {pool}"
+        slots = [each for each in standing.slots if each.pool == pool]
+        held = [f"{each.slot} {printable(each.queue_id or 'free')}{_at(each)}" for each in slots]
+        name = "slots"
+        if pool != "local":
+            name = f"pool {pool}" + (f" ({printable(slots[0].launcher)})" if slots else "")
         lines.append(f"{name}: {', '.join(held) or 'none'}")
     leads = standing.coordinator
     if leads:
@@ -189,7 +207,7 @@ def _local_first(pool: str) -> tuple[bool, str]:
 
 
 def _time(at: datetime) -> str:
-    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S %Z}"
 
 
 def result(
@@ -224,15 +242,15 @@ def result(
     say_json(complete(found, once()))
 
 
-def why(ctx: typer.Context, phase: Phase, dsn: Dsn = None) -> None:
+def why(ctx: typer.Context, phase: Phase, as_json: AsJson = False, dsn: Dsn = None) -> None:
     """Say why a phase is where it is.
 
     A line for each reason, the most decisive one first.
     """
     from pgcoord.database import reads
 
-    async def ask(conn: "Connection") -> str:
+    async def ask(conn: "Connection") -> Answer:
         reasons = await reads.why(conn, await find_phase(conn, phase))
-        return "\n".join(each.words for each in reasons)
+        return Answer("\n".join(each.words for each in reasons), [asdict(each) for each in reasons])
 
-    act(ctx, dsn, ask)
+    act(ctx, dsn, ask, as_json=as_json)

@@ -1,12 +1,15 @@
 """Commands that bring work in and run it: run, serve, submit."""
 
+import sys
+from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pgcoord.commands.context import (
+    Answer,
     Place,
     changing,
     check_schema,
@@ -14,6 +17,7 @@ from pgcoord.commands.context import (
     existing_dsn,
     make_place,
     make_runs_folder,
+    tell,
 )
 from pgcoord.commands.options import (
     HIGHEST_ID,
@@ -40,6 +44,30 @@ if TYPE_CHECKING:
 # Where the panel of `run` is: whoever runs a plan looks at it on the same machine.
 _LOOPBACK = "127.0.0.1"
 
+
+class MarkedDone(Enum):
+    """What becomes of phases that their plan marks as done."""
+
+    COMPLETED = "completed"
+
+
+Done = Annotated[
+    MarkedDone | None,
+    typer.Option(
+        "--done",
+        help="Take phases marked ✅, [x] or (COMPLETE) as completed; else they are faults.",
+    ),
+]
+
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Fill {param.NAME} in the plan; may be given several times.",
+    ),
+]
+
 _EXAMPLE = """Make one, for example:
     [workflow.build]
     command = ["make", "-C", "app"]
@@ -65,6 +93,19 @@ def run(
             help="Go on with this feature, in place of a plan.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show the waves, commands, folders and environment of a plan, and start nothing.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print no progress, but at the end the feature, as JSON."),
+    ] = False,
+    done: Done = None,
+    parameters: Parameters = None,
     log_format: LogFormat = Format.TEXT,
     config: Config = None,
     dsn: Dsn = None,
@@ -80,8 +121,16 @@ def run(
     close_memory()
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
-    work = _plan(plan, configuration) if plan else feature
+    work = _plan(plan, configuration, done, parameters) if plan else feature
     assert work is not None
+    if dry_run:
+        if plan is None or isinstance(work, int):
+            raise typer.BadParameter("it is of a plan.", param_hint="--dry-run")
+        from pgcoord.commands.dry_run import DryRun
+
+        dry = DryRun(work, configuration, surroundings)
+        tell(Answer("\n".join(dry.lines()), dry.as_json()), as_json=as_json)
+        return
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
     from pgcoord.commands.running import Runner
@@ -100,11 +149,21 @@ def run(
         coordinator = _coordinator(surroundings, configuration, place, url=url_of(taken))
         forget_variables(configuration.secret_variables)
         planner = partial(_planner, surroundings, configuration)
-        runner = Runner(surroundings, place.dsn, coordinator, taken, access, planner)
+        runner = Runner(
+            surroundings, place.dsn, coordinator, taken, access, planner, as_json=as_json
+        )
         raise typer.Exit(complete(place.dsn, runner.run(work)))
 
 
-def attach(ctx: typer.Context, feature: FeatureNumber, dsn: Dsn = None) -> None:
+def attach(
+    ctx: typer.Context,
+    feature: FeatureNumber,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print no progress, but at the end the feature, as JSON."),
+    ] = False,
+    dsn: Dsn = None,
+) -> None:
     """Watch a feature to its end, with progress, and start nothing.
 
     The exit status is 0 only if every phase completed.
@@ -112,7 +171,7 @@ def attach(ctx: typer.Context, feature: FeatureNumber, dsn: Dsn = None) -> None:
     found = existing_dsn(ctx, dsn)
     from pgcoord.commands import running
 
-    raise typer.Exit(complete(found, running.attach(found, feature)))
+    raise typer.Exit(complete(found, running.attach(found, feature, as_json=as_json)))
 
 
 def serve(
@@ -145,8 +204,9 @@ def serve(
     """Run what is queued, now and later, until stopped; serve the panel and the API meanwhile.
 
     SIGTERM or Ctrl-C stop it, and not the processes of phases: a coordinator that is started again
-    takes them over. Any number may serve a database, on any machine: one leads and runs what is
-    queued, the others stand by, and one of them takes over when it ends.
+    takes them over. SIGHUP has it read a changed pgcoord.toml. Any number may serve a database, on
+    any machine: one leads and runs what is queued, the others stand by, and one of them takes over
+    when it ends.
     """
     close_memory()
     surroundings = surroundings_of(ctx)
@@ -171,15 +231,37 @@ def serve(
         coordinator = _coordinator(surroundings, configuration, place, url=url)
         forget_variables(configuration.secret_variables)
         planner = partial(_planner, surroundings, configuration)
-        service = running.serve(place.dsn, coordinator, taken, access, planner, drain=drain)
+
+        def read_anew() -> "Configuration":
+            from pgcoord.runs.account import check_accounts
+
+            read = _configuration(surroundings, configuration.path)
+            check_accounts(read.workflows.values())
+            return read
+
+        service = running.serve(
+            place.dsn, coordinator, taken, access, planner, read_anew=read_anew, drain=drain
+        )
         raise typer.Exit(complete(place.dsn, service))
 
 
 def submit(
     ctx: typer.Context,
     plan: PlanFile,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Only show what would be queued, and from which lines; no database is asked.",
+        ),
+    ] = False,
+    done: Done = None,
+    parameters: Parameters = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print an object: id, title, total_phases.")
+        bool,
+        typer.Option(
+            "--json", help="Print an object: id, title, total_phases; of --check as 'plan' does."
+        ),
     ] = False,
     config: Config = None,
     dsn: Dsn = None,
@@ -187,7 +269,12 @@ def submit(
     """Queue the phases of a plan, for a coordinator to run."""
     surroundings = surroundings_of(ctx)
     configuration = _find_configuration(surroundings, config)
-    read = _plan(plan, configuration)
+    read = _plan(plan, configuration, done, parameters)
+    if check:
+        from pgcoord.commands.plan import show_check
+
+        show_check(plan, read, as_json)
+        return
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
     from pgcoord.database import actions, reads
@@ -252,20 +339,39 @@ def _coordinator(
     )
 
 
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise typer.BadParameter(f"expected name=value, not {text!r:.60}", param_hint="--set")
+    return name, value
+
+
 def _planner(surroundings: Surroundings, configuration: "Configuration") -> "FeaturePlanner":
     from pgcoord.planner.planning import FeaturePlanner
 
     return FeaturePlanner(configuration.planner, surroundings.environment, surroundings.folder)
 
 
-def _plan(path: Path, configuration: "Configuration | None") -> "Plan":
-    from pgcoord.plan import read_plan
+def _plan(
+    path: Path,
+    configuration: "Configuration | None",
+    done: MarkedDone | None,
+    parameters: list[str] | None,
+) -> "Plan":
+    from pgcoord.plan import parse_plan, read_plan
 
-    if configuration is None:
-        plan = read_plan(path)
+    workflows = configuration.workflows if configuration else None
+    has_default = configuration is None or configuration.default_workflow is not None
+    how: Any = {
+        "workflows": workflows,
+        "has_default": has_default,
+        "takes_done": done is not None,
+        "parameters": dict(map(_parameter, parameters or ())),
+    }
+    if str(path) == "-":
+        plan = parse_plan(sys.stdin.read(), name="-", **how)
     else:
-        has_default = configuration.default_workflow is not None
-        plan = read_plan(path, workflows=configuration.workflows, has_default=has_default)
+        plan = read_plan(path, **how)
     for note in plan.notes:
         say(f"pgcoord: {note}", err=True)
     return plan

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -49,6 +50,9 @@ _RETRY_AFTER = 5
 # Seconds between two calls of pgcoord.lead, each of which waits two more: ten statements a minute.
 _LEAD_EVERY = 4.0
 
+# What of a configuration counts at once when it was changed.
+RECONFIGURED = ("workflows", "checks", "pools")
+
 # The name of the lock that every claim takes.
 _CONTROL = "pgcoord.control"
 
@@ -83,6 +87,7 @@ class Coordinator:
         self._runs_folder = runs_folder.resolve()
         self._stopping = asyncio.Event()
         self._draining = False
+        self._declares_anew = False
         self._backoff = Backoff()
         self._retrying = Retrying(self._stopping)
         self._leadership = Leadership(
@@ -138,6 +143,18 @@ class Coordinator:
     def drain(self) -> None:
         """Claim nothing more and let others lead; `run` returns once no process runs here."""
         self._draining = True
+        self._leadership.wake()
+
+    def reconfigure(self, configuration: Configuration) -> None:
+        """Go by the workflows, checks and pools of *configuration* from now on.
+
+        What runs goes on as it was started, and the lead is not given away meanwhile. All else of a
+        configuration counts from a start on.
+        """
+        counts = {name: getattr(configuration, name) for name in RECONFIGURED}
+        self.configuration = replace(self.configuration, **counts)
+        self._leadership.declare(configuration.workflows.values(), configuration.pools.values())
+        self._declares_anew = True
         self._leadership.wake()
 
     @property
@@ -226,6 +243,7 @@ class Coordinator:
                 await self.unless_stopped(self._attend_to_all())
                 if self._supervised:
                     await self._renew_lease()
+            self._declares_anew = False  # before: it may be set again while this one asks
             answered = await self.unless_stopped(lead.look() if self._draining else lead.ask())
             if answered is None or lead.leader is None:
                 return False
@@ -246,12 +264,14 @@ class Coordinator:
         """Claim and attend until stopped or drained, then give the lead back.
 
         Each round records the ends that lie ready, claims, reads what has changed, and waits. A
-        notification, or another end, at any point ends the next wait at once.
+        notification, or another end, at any point ends the next wait at once. Where something is
+        to be declared anew, the lead is kept.
         """
         await self._leadership.begin()
         await self.engines.declare(self._leadership.conn)
         wanted = {each.name: list(each.events) for each in self.configuration.notify}
         await notices.declare_targets(self._leadership.conn, wanted)
+        await claims.follow_budgets(self._leadership.conn)
         if self.issues is None:
             self._tasks.create_task(self._release_issues())
         disowned = await self.unless_stopped(self._attend_to_all())
@@ -259,14 +279,15 @@ class Coordinator:
             await self.unless_stopped(asyncio.wait(disowned))
         self._ends.open()
         try:
-            while not self._is_ending:
+            while not (self._is_ending or self._declares_anew):
                 await self.unless_stopped(self._go_round())
         finally:
             self._ends.close()
         self.leads.clear()
         while not all(supervised.recorded for supervised in self._supervised.values()):
             await self._leadership.wait(None)
-        await self._leadership.resign()
+        if self._is_ending:
+            await self._leadership.resign()
 
     async def _release_issues(self) -> None:
         """Release the phases that wait for GitHub, since it is not configured here (any more)."""

@@ -7,10 +7,11 @@ contradicted has passed.
 """
 
 import asyncio
+import errno
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Superv
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.work import Assignment, DeclaredPool, OpenAttempt
-from pgcoord.errors import CannotStart, NotFound, NotNow
+from pgcoord.errors import CannotStart, NotNow, StaleAttempt
 from pgcoord.runs import files, logs
+from pgcoord.runs.job import REFUSED
 from pgcoord.runs.ray import Ray
 from pgcoord.runs.slurm import Slurm
 from pgcoord.runs.templates import Commands
@@ -49,6 +51,18 @@ LOOK = 2.0
 # How often a job that vanished before it began is submitted.
 _MOST_SUBMISSIONS = 3
 
+# Calls to the engine of one pool at a time, besides the question: most are processes of this
+# machine, and a controller that a thousand of them ask at once answers none.
+_AT_ONCE = 8
+
+# Seconds between two copies of logs of one pool, on average: of a thousand jobs each is copied
+# every four minutes, of twenty with each answer, and of every one at its end.
+_LOG_EVERY = 0.2
+
+# Errors of a shared folder that pass by themselves, and how long a phase waits for that.
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENOTCONN)
+_PASSES = timedelta(seconds=30)
+
 # The file of a job's order in the folder of its run, and the wrapper that reads it.
 ORDER = "order.json"
 WRAPPER = Path(files.__file__).with_name("job.py")
@@ -73,6 +87,9 @@ class _Unusable:
         raise NotNow(self._words, timedelta(seconds=30))
 
     async def log(self, job: str) -> bytes | None:
+        return None
+
+    def changes(self) -> None:
         return None
 
 
@@ -109,6 +126,7 @@ class Watch:
     def __init__(self, pool: str, engine: Engine, prefix: str, coordination: Coordination) -> None:
         """*prefix*: how the names of this installation's jobs begin; others are left alone."""
         self.engine = engine
+        self.calls = asyncio.Semaphore(_AT_ONCE)
         self.seen: Mapping[str, Sequence[Seen]] = {}
         self.asked_at = -1.0  # loop time of the last question that was answered; -1: none was
         self._pool = pool
@@ -118,6 +136,29 @@ class Watch:
         self._task: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
         self._strays: dict[str, int] = {}
+        self._copied_at: dict[asyncio.Event, float] = {}
+        self._asking = asyncio.Lock()
+        self._is_told = False
+        self._unanswered: tuple[float, NotNow] | None = None
+
+    async def ask(self) -> Mapping[str, Sequence[Seen]]:
+        """Return an answer to a question of now; all who ask meanwhile share one. Raises `NotNow`.
+
+        *seen* and *asked_at* are renewed.
+        """
+        wanted = now()
+        async with self._asking:
+            if self._unanswered and self._unanswered[0] >= wanted:
+                raise self._unanswered[1]
+            if self.asked_at < wanted:
+                asked_at = now()
+                try:
+                    self.seen = await self.engine.find()
+                except NotNow as error:
+                    self._unanswered = asked_at, error
+                    raise
+                self.asked_at, self._unanswered = asked_at, None
+            return self.seen
 
     @contextmanager
     def watched(self, news: asyncio.Event) -> Iterator[None]:
@@ -128,23 +169,53 @@ class Watch:
             yield
         finally:
             self._waiting.discard(news)
+            self._copied_at.pop(news, None)
+
+    def may_copy(self, news: asyncio.Event) -> bool:
+        """Whether it is the turn of who waits for *news* to copy its log."""
+        last = self._copied_at.get(news, -1e9)
+        if now() - last < _LOG_EVERY * len(self._waiting):
+            return False
+        self._copied_at[news] = now()
+        return True
 
     def hurry(self) -> None:
-        """Ask soon, and often again: something is happening."""
+        """Ask as often as may be: something is happening."""
         self._hurried.set()
         if self._task is None or self._task.done():
             self._task = self._coordination.create_task(self._ask_again_and_again())
 
     async def _ask_again_and_again(self) -> None:
+        listener = asyncio.create_task(self._heed_changes())
+        try:
+            await self._ask_in_turn()
+        finally:
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
+
+    async def _heed_changes(self) -> None:
+        """Ask soon whenever the engine tells by itself that something has changed."""
+        while (changes := self.engine.changes()) is not None:
+            self._is_told = True
+            try:
+                async with aclosing(changes):
+                    async for _ in changes:
+                        self._hurried.set()
+            except NotNow as error:
+                logger.info("pool %s: its engine tells nothing by itself: %s", self._pool, error)
+            except Exception:
+                logger.exception("pool %s: its engine tells nothing by itself", self._pool)
+            self._is_told = False
+            await asyncio.sleep(ASKS[1])
+
+    async def _ask_in_turn(self) -> None:
         every = ASKS[0]
         trouble = None
         while not self._coordination.is_stopping:
             self._hurried.clear()
             before = self.seen
-            asked_at = now()
             try:
-                self.seen = await self.engine.find()
-                self.asked_at = asked_at
+                await self.ask()
                 if trouble:
                     logger.info("pool %s: its engine answers again", self._pool)
                 trouble = None
@@ -166,9 +237,12 @@ class Watch:
                 every = ASKS[0]
 
     async def _hurried_within(self, seconds: float) -> bool:
-        await asyncio.sleep(min(1.0, ASKS[0]))  # many may hurry at once
+        # Many may hurry, one after the other. What is told at once is asked for at once, while an
+        # answer is short.
+        least = min(ASKS[0], max(1.0, len(self.seen) / 100)) if self._is_told else ASKS[0]
+        await asyncio.sleep(least)
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds - least):
                 await self._hurried.wait()
         return self._hurried.is_set()
 
@@ -201,9 +275,11 @@ class Watch:
                         seen.job,
                         name,
                     )
-                    await self.engine.terminate(seen.job)
+                    async with self.calls:
+                        await self.engine.terminate(seen.job)
                 elif seen.place is Place.RUNNING and times > 4:
-                    await self.engine.kill(seen.job)
+                    async with self.calls:
+                        await self.engine.kill(seen.job)
 
 
 class Engines:
@@ -227,17 +303,30 @@ class Engines:
                 self.pool(name).watch.hurry()
 
     def pool(self, name: str) -> "Pool":
-        """Return the pool *name*, which is an engine's. Raises `NotFound` for any other."""
+        """Return the pool *name*, some of whose jobs are an engine's.
+
+        Where its engine is not known any more, nothing can be asked, and jobs end by their word.
+        """
         if name not in self._pools:
             declared = self._declared.get(name)
-            if declared is None or declared.launcher not in LAUNCHERS:
-                raise NotFound(f"no engine is known of pool {name}")
-            engine = LAUNCHERS[declared.launcher](declared.settings, self._coordination.environment)
-            report_url = declared.settings.get("report_url") or self._coordination.report_url
+            settings = declared.settings if declared else {}
+            report_url = settings.get("report_url") or self._coordination.report_url
+            engine = self._engine_of(name, declared)
             self._pools[name] = Pool(
                 Watch(name, engine, self._prefix, self._coordination), report_url
             )
         return self._pools[name]
+
+    def _engine_of(self, name: str, declared: DeclaredPool | None) -> Engine:
+        launcher = declared.launcher if declared else "none"
+        if declared is None or launcher not in LAUNCHERS:
+            return _Unusable(
+                f"jobs of pool {name} run on an engine, and its launcher is {launcher} by now"
+            )
+        try:
+            return LAUNCHERS[launcher](declared.settings, self._coordination.environment)
+        except (KeyError, TypeError, ValueError) as error:  # settings of another release
+            return _Unusable(f"the settings of pool {name} are not of this release: {error!r}")
 
 
 class Pool:
@@ -298,26 +387,43 @@ class EngineSupervision(Supervision):
     async def disown(self) -> None:
         """Log the end that the job itself has told; the watch ends what is left of it."""
         self.process_gone = True
-        self._begun = True  # or it has no log
-        await self._copy_log()
+        await self._copy_log(at_its_end=True)
         move = await self._coordinator.execute_with_retry(
             lambda conn: claims.last_move(conn, self.assignment)
         )
         self.log_end(move, "its job said how it ended")
         self._pool.watch.hurry()
 
+    async def launch_and_supervise(self) -> None:
+        """Submit the job of an attempt that was just claimed, and supervise it to its end."""
+        try:
+            await super().launch_and_supervise()
+        except StaleAttempt as error:
+            if self._submissions:
+                raise
+            await self._give_up("returned", str(error))  # its end was asked for before that
+
     async def _record_start(self) -> None:
         """Nothing: the job itself says when it begins."""
 
+    async def _prepare(self) -> None:
+        with _in_time(self.assignment.folder):
+            await super()._prepare()
+
     async def _launch(self) -> None:
         """Submit the job, for the first time or again. Raises `CannotStart`, `NotNow`."""
-        await self._coordinator.execute_with_retry(
-            lambda conn: jobs.submit_attempt(conn, self.epoch, self.assignment.attempt_id)
-        )
+        with _in_time(self.assignment.folder):
+            order, _ = await asyncio.gather(
+                asyncio.to_thread(self._write_order),
+                self._coordinator.execute_with_retry(
+                    lambda conn: jobs.submit_attempt(conn, self.epoch, self.assignment.attempt_id)
+                ),
+            )
         self._submissions += 1
-        order = await asyncio.to_thread(self._write_order)
         try:
-            self._job = await self._pool.engine.submit(order)
+            with _in_time(self.assignment.folder):
+                async with self._pool.watch.calls:
+                    self._job = await self._pool.engine.submit(order)
         except NotNow as error:
             if error.certain:
                 raise
@@ -368,31 +474,37 @@ class EngineSupervision(Supervision):
         self.recorded = True
         self._coordinator.note_recorded()
         with self._pool.watch.watched(self._news):
-            ender = asyncio.create_task(self._end_in_time())
+            tasks = [asyncio.create_task(self._end_in_time())]
             try:
-                await self._coordinator.unless_stopped(self._follow(ender))
+                await self._coordinator.unless_stopped(self._follow(tasks))
             finally:
-                ender.cancel()
-                await asyncio.gather(ender, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, ender: asyncio.Task[None]) -> None:
-        ender.add_done_callback(lambda _: self._news.set())
+    async def _follow(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Follow the job to its end beside *tasks*, to which is added what begins with it."""
+        tasks[0].add_done_callback(lambda _: self._news.set())
         while True:
             self._news.clear()
-            if ender.done():
-                ender.result()  # it ends by an error only
+            if self._begun and len(tasks) == 1:
+                tasks.append(asyncio.create_task(self._watch_output()))
+            for task in tasks:
+                if task.done():
+                    task.result()  # an error, or there is nothing to watch
             await self._copy_log()
             if await self._read_folder() or await self._believe_the_engine():
                 self.process_gone = True
                 return
             await self._wait_for_news()
 
-    async def _copy_log(self) -> None:
+    async def _copy_log(self, *, at_its_end: bool = False) -> None:
         """Copy the job's output from an engine whose nodes share no folder with us."""
-        if not self._begun:
+        if not at_its_end and not (self._begun and self._pool.watch.may_copy(self._news)):
             return
         try:
-            output = await self._pool.engine.log(self._job or self.name)
+            async with self._pool.watch.calls:
+                output = await self._pool.engine.log(self._job or self.name)
             if output is not None:
                 log = logs.Log(Path(self.assignment.folder))
                 await asyncio.to_thread(log.extend, output)
@@ -470,13 +582,15 @@ class EngineSupervision(Supervision):
             if self.is_ending:
                 await self._give_up("returned", words)
             elif seen or self._submissions >= _MOST_SUBMISSIONS:
-                tail = await asyncio.to_thread(_engine_said, Path(self.assignment.folder))
+                tail = await asyncio.to_thread(engine_said, Path(self.assignment.folder))
                 await self._give_up("failed", f"it ended before it began ({words}){tail}")
             elif self._coordinator.leads.is_set():
                 await self._launch_again()
                 return False
             return True
-        status = next((each.exit_status for each in seen if each.exit_status is not None), None)
+        # With `REFUSED` ends a copy that may run nothing: that says nothing of the one that may.
+        statuses = (each.exit_status for each in seen if each.exit_status != REFUSED)
+        status = next((each for each in statuses if each is not None), None)
         if status is None and self.is_ending:
             status = KILLED
         if status is None:
@@ -501,6 +615,9 @@ class EngineSupervision(Supervision):
         except CannotStart as error:
             self._submissions = _MOST_SUBMISSIONS
             logger.warning("%s cannot be submitted: %s", self.assignment, error)
+        except StaleAttempt as error:  # it is to end, of which we hear this moment
+            self._quiet_since = None
+            logger.info("%s is not submitted again: %s", self.assignment, error)
 
     async def _end_in_time(self) -> None:
         """End the job when `update` says so: SIGTERM, the grace, then SIGKILL until it is gone."""
@@ -521,10 +638,10 @@ class EngineSupervision(Supervision):
         """Call *end* for all jobs of this name that the engine has, until it answers."""
         while True:
             try:
-                found = (await self._pool.engine.find()).get(self.name, ())
-                for each in found:
+                for each in (await self._pool.watch.ask()).get(self.name, ()):
                     if each.place is not Place.ENDED:
-                        await end(each.job)
+                        async with self._pool.watch.calls:
+                            await end(each.job)
                 return
             except NotNow as error:
                 logger.warning("%s cannot be ended now: %s", self.assignment, error)
@@ -540,13 +657,29 @@ class EngineSupervision(Supervision):
             )
 
 
-def _engine_said(folder: Path) -> str:
+@contextmanager
+def _in_time(folder: str) -> Iterator[None]:
+    """Turn an error of the shared *folder* that passes by itself into `NotNow`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _PASSING:
+            raise
+        raise NotNow(f"{folder} cannot be written: {error.strerror}", _PASSES) from error
+
+
+def engine_said(folder: Path) -> str:
     """Return the last of what the engine, or the wrapper, has written beside the log; blocks."""
     try:
         text = files.read_plain(folder, "engine.log", 4_000).decode(errors="replace")
     except OSError:
-        return ""
-    return "".join(f"\n{line}" for line in text.replace("\0", "").splitlines()[-5:])
+        text = ""
+    lines = text.replace("\0", "").splitlines()[-5:]
+    if not lines and (folder / ORDER).exists():
+        lines = [f"the node wrote nothing to {folder}: is that folder shared with it?"]
+    elif "SyntaxError" in text:  # of the wrapper, whose first statement an older one does not know
+        lines.append("the python3 of the node is older than 3.8, or none")
+    return "".join(f"\n{line}" for line in lines)
 
 
 def now() -> float:

@@ -25,7 +25,9 @@ _DAY = 24 * 60 * 60
 async def keep_house(
     dsn: str, runs_folder: Path, retention: timedelta | None, retrying: Retrying
 ) -> None:
-    """Remove old runs below *runs_folder* now and once a day, until the coordinator is stopped.
+    """Remove old runs below *runs_folder*, and in the folders of pools, now and once a day.
+
+    Until the coordinator is stopped.
 
     *retention*: how long the folder of a run is kept after its end; None keeps all of them.
     """
@@ -39,8 +41,14 @@ async def keep_house(
 
 async def _remove_old_runs(dsn: str, runs_folder: Path, retention: timedelta) -> None:
     async with await connect(dsn) as conn:
-        folder = runs_folder / await claims.installation(conn)
+        shared = [each.settings.get("folder") for each in await claims.pools(conn)]
+        folders = {runs_folder, *(Path(str(folder)) for folder in shared if folder)}
+        installation = await claims.installation(conn)
         spared = {Path(name) for name in await claims.open_folders(conn)}
-    removed = await asyncio.to_thread(remove_old_runs, folder, retention, spared=spared)
+    removed = 0
+    for folder in sorted(folders):
+        removed += await asyncio.to_thread(
+            remove_old_runs, folder / installation, retention, spared=spared
+        )
     if removed:
         logger.info("runs removed that ended longer ago than %s: %d", retention, removed)

@@ -19,7 +19,7 @@ any point; no state is kept only in memory.
 """
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -250,4 +250,11 @@ class Engine(Protocol):
 
     async def log(self, job: str) -> bytes | None:
         """Return the output of a job so far; None where that is in its folder, or there is none."""
+        ...
+
+    def changes(self) -> AsyncGenerator[None, None] | None:
+        """Yield whenever a job may have changed; None where the engine does not tell by itself.
+
+        It may end at any time, and raise `NotNow`: then it is called again.
+        """
         ...

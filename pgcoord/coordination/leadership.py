@@ -59,8 +59,7 @@ class Leadership:
         self._dsn = dsn
         self._host = host
         self._runs_folder = runs_folder
-        self._workflows = [_declared(workflow) for workflow in workflows]
-        self._pools = [_declared_pool(pool) for pool in pools]
+        self.declare(workflows, pools)
         self._retrying = retrying
         self.listener: Listener | None = None
         self._timeline = ServerTimeline(None, None)
@@ -125,6 +124,11 @@ class Leadership:
                 " before: this primary was replaced",
             )
         self._timeline = server
+
+    def declare(self, workflows: Iterable[Workflow], pools: Iterable[Pool]) -> None:
+        """Have the next `ask` declare these, under a lead that is taken, or taken anew."""
+        self._workflows = [_declared(workflow) for workflow in workflows]
+        self._pools = [_declared_pool(pool) for pool in pools]
 
     async def ask(self) -> bool:
         """Take the lead, or read which coordinator has it; return whether `leader` changed.
@@ -213,6 +217,9 @@ def _declared(workflow: Workflow) -> dict[str, object]:
         "retry_delay_seconds": workflow.retry_delay.total_seconds(),
         "retry_lost": workflow.retry_lost,
         "timeout_seconds": workflow.timeout.total_seconds() if workflow.timeout else None,
+        "queue_timeout_seconds": (
+            workflow.queue_timeout.total_seconds() if workflow.queue_timeout else None
+        ),
         "pool": workflow.pool,
         "max_cost_usd": workflow.max_cost_usd,
     }

@@ -300,8 +300,9 @@ class Supervision:
     def _arguments_of(self, workflow: Workflow) -> list[str]:
         """Return the command of the job: what is configured, judged, in its worktree."""
         values = _values(self.assignment, self.job.prompt_file) | self._results
-        # A job of an engine runs on a machine that need not have pgcoord.
-        travels = self.assignment.host is None
+        # A job of an engine runs on a machine that need not have pgcoord, and another account may
+        # have no access to ours.
+        travels = self.assignment.host is None or workflow.user is not None
         arguments = _judged(workflow.arguments(values), workflow, self._check, travels=travels)
         if workflow.worktree is None:
             return arguments
@@ -352,11 +353,6 @@ class Supervision:
             return
         status = KILLED if gone.exit_status is None else gone.exit_status
         tail = await self.job.log_tail() if status else ""
-        if status == judge.TRY_LATER and self._is_of_agent:
-            reason = tail.rpartition("\n")[2].removeprefix("pgcoord: ")
-            logger.info("%s is to be tried later: %s", self.assignment, reason)
-            await self._conclude(reason, claims.postponed(self.assignment, reason))
-            return
         await self._conclude(
             f"exited with status {status}",
             claims.exited(self.assignment, status, tail, ", ".join(left), result),
@@ -372,13 +368,14 @@ class Supervision:
     async def _take_spooled_report(self, result: claims.Result | None = None) -> None:
         """Submit the report that the workflow could not send, if there is one.
 
-        *result*: its result file, once its process is gone.
+        *result*: its result file, once its process is gone. What is reported in a worktree as a
+        success says only its result, once the work is kept: it may be killed before.
         """
         assignment = self.assignment
         refused: CoordError | None = None
         try:
             kept = await self.job.spooled_report(assignment.secret)
-            if kept is None:
+            if kept is None or (self._keeps_work and kept.report["status"] == "completed"):
                 return
             answer = await self._coordinator.record(
                 claims.reported(
@@ -466,14 +463,26 @@ class Supervision:
         return workflow
 
     @property
-    def _is_of_agent(self) -> bool:
+    def _keeps_work(self) -> bool:
+        """Whether success is that the work is kept, which comes after what the command reports."""
         workflow = self._coordinator.configuration.workflows.get(self.assignment.workflow)
-        return workflow is not None and workflow.agent is not None
+        return workflow is not None and workflow.worktree is not None
 
     @property
     def _linger(self) -> timedelta:
         workflow = self._coordinator.configuration.workflows.get(self.assignment.workflow)
         return workflow.linger if workflow else Workflow.linger
+
+    def _set_by_phase(self, workflow: Workflow) -> dict[str, str]:
+        """Return the variables that the phase sets: whoever may insert it may not set any."""
+        given = self.assignment.environment or {}
+        for name in given:
+            if name not in workflow.phase_environment or name.startswith("PGCOORD_"):
+                raise InvalidConfiguration(
+                    f"the phase sets {name}, which workflow {workflow.name} does not let phases set"
+                    f" (phase_environment)"
+                )
+        return given
 
     def _environment_of(self, workflow: Workflow) -> dict[str, str]:
         assignment, environment = self.assignment, self._coordinator.environment
@@ -487,6 +496,8 @@ class Supervision:
             )
             if name in environment
         }
+        passed_on |= workflow.variables
+        passed_on |= self._set_by_phase(workflow)
         if self._coordinator.report_url:
             passed_on["PGCOORD_REPORT_URL"] = self._coordinator.report_url
         return passed_on | {

@@ -4,13 +4,21 @@ The one rule: a function in SQL decides and logs. All raise `NotFound` for an un
 feature and `Refused` when its state does not allow the action.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from psycopg.types.json import Jsonb
 
 from pgcoord.actions import Action
-from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_value, refusals
+from pgcoord.database._sql import (
+    Connection,
+    columns_of,
+    fetch_row,
+    fetch_rows,
+    fetch_value,
+    refusals,
+)
 from pgcoord.database.rows import TakenReport
 
 
@@ -25,13 +33,13 @@ async def perform(
     target: str | int | None,
     *,
     reason: str | None = None,
-    number: int | None = None,
+    number: float | None = None,
     pool: str | None = None,
 ) -> str | int | None:
     """Call the SQL function of *action*.
 
     *target*: a queue_id, the id of a feature, or None for all, as the scope of *action* says.
-    *number*: the priority or the number of slots, of *pool* (None: local).
+    *number*: the priority, the number of slots, of *pool* (None: local), or US dollars.
     Return the status of the phase, the number of phases, or None, as `action.returns` says.
     """
     values = {
@@ -40,6 +48,7 @@ async def perform(
         "reason": reason,
         "priority": number,
         "slots": number,
+        "max_cost_usd": number,
         "pool": pool or "local",
     }
     what = "status from " if action.returns == "status" else ""
@@ -48,6 +57,41 @@ async def perform(
         conn, f"select {what}{call}", *(values[each] for each in action.arguments)
     )
     return None if action.returns == "nothing" else done
+
+
+@dataclass(frozen=True)
+class Told:
+    """A phase after an action on several, and why it was refused, if it was.
+
+    `status` is None if there is no such phase.
+    """
+
+    queue_id: str
+    status: str | None
+    refused: str | None
+
+
+async def perform_on_several(
+    conn: Connection,
+    action: Action,
+    queue_ids: Sequence[str],
+    *,
+    reason: str | None = None,
+    number: int | None = None,
+) -> list[Told]:
+    """Do an *action* to several phases in one transaction; each is told.
+
+    SQL: pgcoord.act_on_phases.
+    """
+    return await fetch_rows(
+        conn,
+        Told,
+        f"select {columns_of(Told)} from pgcoord.act_on_phases(%s, %s, %s, %s)",
+        action.verb,
+        list(queue_ids),
+        reason,
+        number,
+    )
 
 
 async def prune(conn: Connection, older_than: timedelta, looked_at: datetime) -> int:

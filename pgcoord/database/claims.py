@@ -289,12 +289,9 @@ def returned(attempt: Assignment, wait: timedelta, reason: str) -> End:
     }
 
 
-def postponed(attempt: Assignment, reason: str) -> End:
-    """A process ended for want of something that comes again by itself: its phase waits for that.
-
-    Its tries stay as they were. SQL: pgcoord_private.postpone_attempt.
-    """
-    return {"kind": "postponed", "attempt_id": attempt.attempt_id, "error": reason}
+async def follow_budgets(conn: Connection) -> None:
+    """Pause or resume features as the budgets of the declared workflows say."""
+    await fetch_value(conn, "select pgcoord_private.follow_budgets()")
 
 
 async def judgement(conn: Connection, attempt: Assignment) -> tuple[str | None, str | None]:

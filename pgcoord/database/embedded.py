@@ -140,6 +140,19 @@ class EmbeddedPostgres:
         """The server's DSN, even if it does not run."""
         return self.server.dsn
 
+    @property
+    def moved_from(self) -> Path | None:
+        """The data folder that the running server was started in, if that is not where it is now.
+
+        Such a server opens its files by a path that is gone: it ends at its next checkpoint. What
+        it has committed is kept.
+        """
+        started_in = _line_in(self._data, 2)
+        if started_in is None or not self._occupied():
+            return None
+        there = os.path.exists(started_in) and os.path.samefile(started_in, self._data)
+        return None if there else Path(started_in)
+
     def running(self) -> bool:
         """Return whether the server accepts connections; blocks for 5 seconds at most."""
         from psycopg import pq  # the import takes 0.1 s, too much for commands without a database
@@ -157,6 +170,9 @@ class EmbeddedPostgres:
             identity = self._identity()
             self._make_folders(identity)
             with self._turn() as lock:
+                if moved := self.moved_from:
+                    logger.warning("%s was moved while its Postgres ran: starting it anew", moved)
+                    self._shut_down()
                 if self.running():
                     return False
                 if not self._data.exists():
@@ -178,13 +194,51 @@ class EmbeddedPostgres:
             with self._turn():
                 if not self._occupied():
                     return False
-                arguments = ("-D", "data", "-m", "fast", "-w", "-t", str(PATIENCE), "stop")
-                done = self._run(self._identity(), "pg_ctl", *arguments)
-                if done.returncode != 0 and self._occupied():
-                    said = done.stdout.strip()
-                    raise DatabaseUnusable(f"the server in {self._folder} does not stop: {said}")
+                self._shut_down()
         logger.info("stopped the embedded Postgres in %s", self._folder)
         return True
+
+    def dump(self, file: Path) -> None:
+        """Write the whole database to *file*, in the custom format of pg_dump, at one moment.
+
+        It is complete, or not there. Raises `CannotStart` with what pg_dump says.
+        """
+        part = file.with_name(f"{file.name}.part")
+        with _explained(self.state):
+            self._call("pg_dump", "--format=custom", f"--file={part}")
+            part.replace(file)
+
+    def restore(self, file: Path) -> None:
+        """Read what `dump` wrote into the database, which is empty; all of it, or nothing.
+
+        Raises `CannotStart` with what pg_restore says.
+        """
+        with _explained(self.state):
+            self._call("pg_restore", "--exit-on-error", "--single-transaction", "--no-owner", file)
+
+    def _call(self, program: str, *arguments: str | Path) -> None:
+        """Run a client of Postgres on the database; raise `CannotStart` with what it says."""
+        environment = {key: value for key, value in os.environ.items() if key[:2] != "PG"}
+        done = subprocess.run(
+            [self.binaries.directory / program, f"--dbname={self.dsn}", *arguments],
+            env=environment | {"LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+        if done.returncode != 0:
+            lines = "\n".join(done.stdout.strip().splitlines()[-4:])
+            raise CannotStart(f"{program} did not succeed:\n{lines}")
+
+    def _shut_down(self) -> None:
+        arguments = ("-D", "data", "-m", "fast", "-w", "-t", str(PATIENCE), "stop")
+        done = self._run(self._identity(), "pg_ctl", *arguments)
+        if done.returncode != 0 and self._occupied():
+            said = done.stdout.strip()
+            raise DatabaseUnusable(f"the server in {self._folder} does not stop: {said}")
 
     def _identity(self) -> _Identity:
         """Choose the user to run Postgres as, which refuses to run as root."""
@@ -426,12 +480,18 @@ def _fits(folder: Path) -> bool:
 
 
 def _socket_in_use(data: Path) -> Path | None:
-    """Return the socket's folder: the fifth line of the server's lock file; None without one."""
+    """Return the socket's folder, as the server's lock file has it; None without one."""
+    line = _line_in(data, 5)
+    return Path(line) if line else None
+
+
+def _line_in(data: Path, number: int) -> str | None:
+    """Return a line of the server's lock file, from 1; None if there is none, or no such line."""
     try:
         lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    return Path(lines[4]) if len(lines) > 4 and lines[4] else None
+    return lines[number - 1] if len(lines) >= number and lines[number - 1] else None
 
 
 def _pid_in(file: Path) -> int | None:

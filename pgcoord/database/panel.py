@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
+from pgcoord.database import reads
 from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_rows, fetch_value
-from pgcoord.database.rows import HistoryEvent
+from pgcoord.database.rows import Cost, HistoryEvent
 from pgcoord.errors import NotFound
 
 NO_SUCH_PHASE = "'pgcoord status' and the overview show those that exist."
@@ -49,6 +50,10 @@ class HeldSlot:
     external: bool | None
     ending: str | None
     pool: str
+    launcher: str
+    job: str | None
+    node: str | None
+    waits_for: str | None
     low: timedelta | None
     median: timedelta | None
     high: timedelta | None
@@ -101,6 +106,24 @@ class Attention:
     attempt: int | None
     exit_code: int | None
     blocks: list[int] | None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a feature has cost, and may cost, in US dollars; `limit` is None without a budget."""
+
+    limit: float | None
+    by_workflow: list[Cost]
+
+    @property
+    def usd(self) -> float:
+        """The sum."""
+        return sum(each.cost_usd or 0 for each in self.by_workflow)
+
+    @property
+    def tokens(self) -> int:
+        """All that were read and written."""
+        return sum((each.tokens_in or 0) + (each.tokens_out or 0) for each in self.by_workflow)
 
 
 @dataclass(frozen=True)
@@ -170,7 +193,6 @@ class Forecast:
     phase_number: int
     layer: int
     critical: bool
-    usual: timedelta | None
     starts_at: datetime | None
     ends_at: datetime | None
     earliest: datetime | None
@@ -252,6 +274,9 @@ class Phase:
     median: timedelta | None
     high: timedelta | None
     skipped: bool
+    run_when: str
+    lock: str | None
+    environment: dict[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -267,13 +292,16 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Change:
-    """The change that an action would make to a phase."""
+    """The change that an action would make to a phase.
+
+    `to_status` is None where it would be refused; `words` say why.
+    """
 
     queue_id: str
     phase_number: int
     title: str
     from_status: str
-    to_status: str
+    to_status: str | None
     words: str | None
 
 
@@ -304,7 +332,8 @@ async def held_slots(conn: Connection) -> list[HeldSlot]:
         HeldSlot,
         "select s.slot, s.draining, s.queue_id, s.feature_id, f.title as feature, s.phase_number,"
         " s.title, s.status, s.since, a.number as attempt, s.host, a.folder, s.external, s.ending,"
-        " s.pool, l.low, l.median, l.high, s.since + make_interval(secs => e.elapsed"
+        " s.pool, s.launcher, s.job, s.node, s.waits_for, l.low, l.median, l.high,"
+        " s.since + make_interval(secs => e.elapsed"
         " + pgcoord_private.remaining_length(e.elapsed, extract(epoch from l.median)::float8,"
         " extract(epoch from l.high)::float8)) as free_at from pgcoord.slots as s"
         " left join public.planned_features as f on f.id = s.feature_id"
@@ -380,6 +409,17 @@ async def feature_row(conn: Connection, feature_id: int) -> FeatureRow:
             f"there is no feature {feature_id}", hint="The overview shows those that exist."
         )
     return found
+
+
+async def costs(conn: Connection, feature_id: int) -> Costs:
+    """Return what a feature has cost, by workflow, and what it may cost. SQL: pgcoord.costs."""
+    by_workflow = await reads.costs(conn, [feature_id])
+    limit = await fetch_value(
+        conn,
+        "select max_cost_usd::float8 from public.planned_features where id = %s",
+        feature_id,
+    )
+    return Costs(limit, by_workflow)
 
 
 async def described(conn: Connection, feature_id: int) -> Described:
@@ -472,8 +512,10 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
         " coalesce((p.phase_data ->> 'max_attempts')::integer, w.max_attempts) as max_attempts,"
         " coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::double precision),"
         " w.timeout) as timeout, p.retry_at, p.phase_data ->> 'gate' as gate, p.created_at,"
-        " b.since, u.runs, l.low, l.median, l.high, b.skipped"
-        " from public.phase_queue as p join public.planned_features as f on f.id = p.feature_id"
+        " b.since, u.runs, l.low, l.median, l.high, b.skipped,"
+        " p.run_when, p.lock, p.phase_data -> 'environment' as environment"
+        " from public.phase_queue as p"
+        " join public.planned_features as f on f.id = p.feature_id"
         " join pgcoord.board as b on b.queue_id = p.queue_id"
         " left join pgcoord.workflow as w on w.name = pgcoord_private.workflow_of(p)"
         " left join pgcoord.usual as u on u.workflow = pgcoord_private.workflow_of(p)"
@@ -485,6 +527,43 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
     if found is None:
         raise NotFound(f"there is no phase {queue_id}", hint=NO_SUCH_PHASE)
     return found
+
+
+@dataclass(frozen=True)
+class Duration:
+    """An attempt that has ended, and how long it took."""
+
+    queue_id: str
+    feature_id: int
+    phase_number: int
+    title: str
+    number: int
+    outcome: str
+    started_at: datetime
+    took: timedelta
+
+
+# Attempts of a workflow that are shown, of so many of all.
+_MOST_DURATIONS = 200
+_LATEST = 20_000
+
+
+async def durations(conn: Connection, workflow: str) -> list[Duration]:
+    """Return the latest ended attempts of a *workflow*, latest first."""
+    return await fetch_rows(
+        conn,
+        Duration,
+        "select a.queue_id, p.feature_id, p.phase_number, pgcoord_private.title_of(p) as title,"
+        " a.number, a.outcome, a.started_at, a.ended_at - a.started_at as took"
+        " from (select queue_id, number, outcome, started_at, ended_at, workflow"
+        " from pgcoord.attempt order by id desc limit %s) as a"
+        " join public.phase_queue as p on p.queue_id = a.queue_id"
+        " where a.workflow = %s and a.started_at is not null and a.ended_at is not null"
+        " order by a.started_at desc limit %s",
+        _LATEST,
+        workflow,
+        _MOST_DURATIONS,
+    )
 
 
 async def neighbours(
@@ -518,11 +597,13 @@ async def history(
     what: str | None = None,
     actor: str | None = None,
     until: date | None = None,
+    after: int | None = None,
+    zone: str | None = None,
 ) -> list[HistoryEvent]:
     """Return events, latest first: of all, of a feature, or of a phase; only ids below *before*.
 
     *what*: of this kind, or a move to this state. *actor*: words of who did it. *until*: the last
-    day, in the zone of the database's session.
+    day, in *zone*, else in that of the database's session. *after*: only ids above.
     """
     condition = "true"
     values: list[object] = []
@@ -540,8 +621,14 @@ async def history(
         condition += " and strpos(lower(actor), lower(%s)) > 0"
         values.append(actor)
     if until is not None:
-        condition += " and at < %s::date + 1"
-        values.append(until)
+        condition += (
+            " and at < (%s::date + 1)::timestamp"
+            " at time zone coalesce(%s, current_setting('timezone'))"
+        )
+        values += [until, zone]
+    if after is not None:
+        condition += " and id > %s"
+        values.append(after)
     return await fetch_rows(
         conn,
         HistoryEvent,
@@ -550,6 +637,45 @@ async def history(
         *values,
         limit,
     )
+
+
+@dataclass(frozen=True)
+class Since:
+    """What has happened since somebody looked: numbers of events; `latest` is the last one's id."""
+
+    latest: int
+    looked_at: datetime | None
+    failed: int
+    completed: int
+    gates: int
+    others: int
+
+
+# Events that are counted at most.
+_MOST_COUNTED = 100_000
+
+
+async def since(conn: Connection, seen: int | None) -> Since:
+    """Return what has happened after the event *seen*; None: count nothing."""
+    found = await fetch_row(
+        conn,
+        Since,
+        "with latest as (select coalesce(max(id), 0) as id from pgcoord.event),"
+        " e as (select * from pgcoord.event where id >"
+        " greatest(%s::bigint, (select id from latest) - %s))"
+        " select (select id from latest) as latest,"
+        " (select at from pgcoord.event where id <= %s order by id desc limit 1) as looked_at,"
+        " count(*) filter (where to_status = 'failed') as failed,"
+        " count(*) filter (where to_status = 'completed') as completed,"
+        " count(*) filter (where kind = 'gate_asked') as gates,"
+        " count(*) filter (where to_status not in ('failed', 'completed') is not false"
+        " and kind <> 'gate_asked') as others from e",
+        seen if seen is not None else 2**62,
+        _MOST_COUNTED,
+        seen,
+    )
+    assert found is not None
+    return found
 
 
 async def preview(
@@ -566,6 +692,20 @@ async def preview(
     )
 
 
+async def preview_several(
+    conn: Connection, action: str, queue_ids: list[str], priority: int | None
+) -> list[Change]:
+    """Return what an action on several phases would change, and which of them refuse it."""
+    return await fetch_rows(
+        conn,
+        Change,
+        f"select {columns_of(Change)} from pgcoord.preview_several(%s, %s, %s)",
+        action,
+        queue_ids,
+        priority,
+    )
+
+
 @dataclass(frozen=True)
 class FoundPhase:
     """A phase that a search has found."""
@@ -579,15 +719,20 @@ class FoundPhase:
 
 
 async def found_phases(
-    conn: Connection, search: str | None, status: str | None, limit: int
+    conn: Connection,
+    search: str | None,
+    status: str | None,
+    limit: int,
+    feature_id: int | None = None,
 ) -> list[FoundPhase]:
-    """Return open phases by words of their title, by name, by state. SQL: find_phases."""
+    """Return open phases by words of their title or error, by name, by state. SQL: find_phases."""
     return await fetch_rows(
         conn,
         FoundPhase,
-        f"select {columns_of(FoundPhase)} from pgcoord_private.find_phases(%s, %s, %s)",
+        f"select {columns_of(FoundPhase)} from pgcoord_private.find_phases(%s, %s, %s, %s)",
         search,
         status,
+        feature_id,
         limit,
     )
 

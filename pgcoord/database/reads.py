@@ -22,6 +22,7 @@ from pgcoord.database._sql import (
 from pgcoord.database.rows import (
     Attempt,
     BoardPhase,
+    Cost,
     EndedAttempt,
     Feature,
     FeatureToPlan,
@@ -68,6 +69,17 @@ async def features(conn: Connection, *, unfinished: bool) -> list[Feature]:
         f"select {columns_of(Feature)} from pgcoord.feature"
         " where not %s or status in ('planned', 'in_progress') order by id",
         unfinished,
+    )
+
+
+async def costs(conn: Connection, feature_ids: Sequence[int]) -> list[Cost]:
+    """Return what each of these features has cost, by workflow. SQL: pgcoord.costs."""
+    return await fetch_rows(
+        conn,
+        Cost,
+        "select feature_id, workflow, attempts, cost_usd::float8, tokens_in, tokens_out"
+        " from pgcoord.costs where feature_id = any(%s) order by feature_id, workflow",
+        list(feature_ids),
     )
 
 
@@ -159,7 +171,9 @@ async def attempts(conn: Connection, queue_id: str) -> list[Attempt]:
     return await fetch_rows(
         conn,
         Attempt,
-        f"select {columns_of(Attempt)} from pgcoord.attempt left join lateral"
+        f"select {columns_of(Attempt)} from pgcoord.attempt"
+        " left join (select name as pool, launcher from pgcoord.pool) as o using (pool)"
+        " left join lateral"
         " (select value as result from pgcoord.result where attempt_id = id) as r on true"
         " where queue_id = %s order by number",
         queue_id,

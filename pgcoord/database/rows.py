@@ -50,6 +50,19 @@ class Feature:
     cost_usd: float | None
     tokens_in: int | None
     tokens_out: int | None
+    max_cost_usd: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the attempts of a workflow have cost in a feature, in US dollars and tokens."""
+
+    feature_id: int
+    workflow: str
+    attempts: int
+    cost_usd: float | None
+    tokens_in: int | None
+    tokens_out: int | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class BoardPhase:
 
 @dataclass(frozen=True)
 class Slot:
-    """A slot and the phase that holds it, if any."""
+    """A slot and the phase that holds it, if any; `job` to `waits_for` are of an engine's job."""
 
     slot: int
     draining: bool
@@ -89,6 +102,10 @@ class Slot:
     status: str | None
     since: datetime | None
     pool: str
+    launcher: str
+    job: str | None
+    node: str | None
+    waits_for: str | None
 
 
 @dataclass(frozen=True)
@@ -123,6 +140,7 @@ class Attempt:
     adw_id: str
     slot: int
     pool: str
+    launcher: str | None
     host: str | None
     pid: int | None
     node: str | None

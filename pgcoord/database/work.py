@@ -56,6 +56,7 @@ class Assignment:
     slot: int
     pool: str
     has_inputs: bool
+    environment: dict[str, str] | None = field(repr=False)
 
     def __str__(self) -> str:
         return f"{self.queue_id} (attempt {self.attempt}, {self.adw_id})"

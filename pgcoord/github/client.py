@@ -12,6 +12,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
+from urllib.parse import urlencode
 
 import httpx2
 from gidgethub import HTTPException, apps
@@ -66,6 +67,19 @@ class Issue:
     def read(cls, given: Mapping[str, Any]) -> Self:
         """Read an issue from the JSON of the API."""
         return cls(given["number"], given["id"], _author_of(given), given["state"] == "open")
+
+
+@dataclass(frozen=True)
+class PullRequest:
+    """A pull request: its number and its page."""
+
+    number: int
+    url: str
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Self:
+        """Read a pull request from the JSON of the API."""
+        return cls(given["number"], given["html_url"])
 
 
 @dataclass(frozen=True)
@@ -190,6 +204,22 @@ class Repository:
     async def reopen(self, number: int) -> None:
         """Reopen an issue."""
         await self._change(number, state="open")
+
+    async def find_pull_request(self, head: str, base: str) -> PullRequest | None:
+        """Return the pull request of the branch *head* into *base* that is open."""
+        owner = self.name.partition("/")[0]
+        given = urlencode({"head": f"{owner}:{head}", "base": base, "state": "open"})
+        with self._meanings("no repository, or no right to see it", changes=False):
+            found = await self._get(f"/pulls?{given}")
+            return PullRequest.read(found[0]) if found else None
+
+    async def open_pull_request(
+        self, title: str, head: str, base: str, body: str, *, draft: bool
+    ) -> PullRequest:
+        """Open a pull request of the branch *head* into *base*."""
+        asked = {"title": title, "head": head, "base": base, "body": body, "draft": draft}
+        with self._meanings(f"no branch {head}, or no right to open a pull request"):
+            return PullRequest.read(await self._post("/pulls", asked))
 
     async def about(self) -> dict[str, Any]:
         """Return the repository, as the API describes it."""

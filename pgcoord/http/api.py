@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord.actions import Action, Scope, of_scope
+from pgcoord.actions import SEVERAL, Action, Scope, of_scope
 from pgcoord.database import actions, reads
 from pgcoord.database._sql import Connection
 from pgcoord.database.reads import Listing
@@ -238,9 +238,26 @@ def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]
     return act, schema
 
 
+async def act_on_phases(call: Call) -> Response:
+    """Do an action to several phases; each is told."""
+    [action] = [each for each in SEVERAL if each.verb == call.body["action"]]
+    told = await actions.perform_on_several(
+        call.conn,
+        action,
+        call.body["queue_ids"],
+        reason=call.body.get("reason"),
+        number=call.body.get("priority"),
+    )
+    return Json([asdict(each) for each in told])
+
+
 def _body_of(action: Action) -> Schema | None:
     if action.number:
-        return {"priority": schemas.PRIORITY, "slots": schemas.SET_SLOTS}[action.number]
+        return {
+            "priority": schemas.PRIORITY,
+            "slots": schemas.SET_SLOTS,
+            "max_cost_usd": schemas.BUDGET,
+        }[action.number]
     return schemas.REASON if "reason" in action.arguments else None
 
 
@@ -316,6 +333,14 @@ OPERATIONS = (
         headers={"Link": "The next part of the list."},
     ),
     *_operations("all"),
+    Operation(
+        "POST",
+        "/queue/several",
+        "Do an action to several phases at once; those whose state refuses it stay as they are",
+        act_on_phases,
+        schemas.array(schemas.TOLD),
+        body=schemas.SEVERAL,
+    ),
     Operation("GET", _PHASE, "A phase", show_phase, schemas.PHASE),
     *_operations("phase"),
     Operation(

@@ -34,7 +34,7 @@ async def log_in(request: Request) -> Response:
         if waits:
             return _page(request, wanted, "Too many wrong tokens. Try again in a minute.", 429)
         return _page(request, wanted, "This is not the token.", 403)
-    answer = RedirectResponse(_local(wanted), 303)
+    answer = RedirectResponse(local(wanted), 303)
     answer.set_cookie(
         COOKIE,
         cookie,
@@ -59,7 +59,7 @@ async def log_out(request: Request) -> Response:
 def _page(request: Request, wanted: str, fault: str = "", status: int = 200) -> Response:
     template = state_of(request).templates.get_template("login.html")
     page = template.render(
-        next=_local(wanted), fault=fault, needs_token=state_of(request).access.token is not None
+        next=local(wanted), fault=fault, needs_token=state_of(request).access.token is not None
     )
     headers = {"cache-control": "no-store"}
     if status == 429:
@@ -67,7 +67,7 @@ def _page(request: Request, wanted: str, fault: str = "", status: int = 200) -> 
     return HTMLResponse(page, status, headers)
 
 
-def _local(wanted: str) -> str:
+def local(wanted: str) -> str:
     """Return *wanted* if it is a path on this server, else /."""
     local = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))
     return wanted if local and wanted.isprintable() else "/"

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from pgcoord.actions import SEVERAL as SEVERAL_ACTIONS
 from pgcoord.database.reads import FEATURE_ORDERS, QUEUE_ORDERS
 from pgcoord.json_schema import HIGHEST_INTEGER, NOT_BLANK, Schema
+from pgcoord.plan import RUN_WHEN
 
 _TEXT = {"type": "string"}
 _MAYBE_TEXT = {"type": ["string", "null"]}
@@ -57,6 +59,8 @@ _PHASE_MEMBERS = {
     "result": {"type": ["object", "null"]},
     "gated": {"type": "boolean", "description": "It has a gate that nobody has approved."},
     "skipped": {"type": "boolean", "description": "It was taken as completed without a run."},
+    "run_when": {"type": "string", "enum": list(RUN_WHEN)},
+    "lock": _MAYBE_TEXT,
 }
 
 _PLANNED = {
@@ -67,6 +71,21 @@ _PLANNED = {
     "workflow_type": {**_MAYBE_TEXT, "maxLength": 200},
     "estimated_hours": _HOURS,
     "priority": {**_PRIORITY, "type": ["integer", "null"]},
+    "run_when": {
+        "type": ["string", "null"],
+        "enum": [*RUN_WHEN, None],
+        "description": "How the phases it depends on must have ended; completed if left out.",
+    },
+    "lock": {
+        **_MAYBE_TEXT,
+        "maxLength": 200,
+        "description": "Of all phases with this lock one runs at a time.",
+    },
+    "environment": {
+        "type": ["object", "null"],
+        "additionalProperties": _TEXT,
+        "description": "Variables of its process, which phase_environment of its workflow allows.",
+    },
     "files": {"type": ["array", "null"], "items": _TEXT},
     "check": {
         **_MAYBE_TEXT,
@@ -93,18 +112,21 @@ PLANNED_PHASE = _object(
     additionalProperties=False,
 )
 
+_BUDGET: Schema = {
+    "type": ["number", "null"],
+    "minimum": 0.01,
+    "maximum": 1_000_000_000,
+    "description": "Once its attempts have cost so much, it is paused.",
+}
+BUDGET = _object({"max_cost_usd": _BUDGET}, ["max_cost_usd"], additionalProperties=False)
+
 _FEATURE_MEMBERS = {
     "title": {"type": "string", "pattern": NOT_BLANK, "maxLength": 1_000},
     "description": _MAYBE_TEXT,
     "item_type": {"type": "string", "maxLength": 200},
     "priority": _PRIORITY,
     "estimated_hours": _HOURS,
-    "max_cost_usd": {
-        "type": ["number", "null"],
-        "minimum": 0.01,
-        "maximum": 1_000_000_000,
-        "description": "Once its attempts have cost so much, it is paused.",
-    },
+    "max_cost_usd": _BUDGET,
     "tags": array({"type": "string"}, maxItems=1_000),
     "phases": array(PLANNED_PHASE, maxItems=10_000),
 }
@@ -199,6 +221,24 @@ PLANNED_FEATURE = _object(
 
 EXECUTED = _object(
     {"queued": _COUNT, "message": _TEXT, "feature": FEATURE}, ["queued", "message", "feature"]
+)
+SEVERAL = _object(
+    {
+        "action": {"type": "string", "enum": [each.verb for each in SEVERAL_ACTIONS]},
+        "queue_ids": array(_TEXT, maxItems=10_000),
+        "reason": _MAYBE_TEXT,
+        "priority": {"type": ["integer", "null"], "minimum": 0, "maximum": 100},
+    },
+    ["action", "queue_ids"],
+    additionalProperties=False,
+)
+TOLD = _object(
+    {
+        "queue_id": _TEXT,
+        "status": _MAYBE_TEXT,
+        "refused": {**_MAYBE_TEXT, "description": "Why it was refused; it stays as it was."},
+    },
+    ["queue_id", "status", "refused"],
 )
 PAUSED = _object({"paused": {"type": "boolean"}, "paused_at": _MAYBE_TIME}, ["paused"])
 WHY = _object({"kind": _TEXT, "words": _TEXT, "refers_to": _MAYBE_TEXT}, ["kind", "words"])

@@ -148,7 +148,7 @@ def _natural(items: Sequence[Item], in_prose: bool) -> int:
 def _count(feature: Feature, items: Sequence[Item], natural: int, most: int) -> int:
     """Return the number of phases to create."""
     if all(each.is_phase for each in items):  # people have split it
-        return min(natural, most)
+        return natural
     is_told = feature.hours or len(items) > 1 or items[0].hours
     hours = feature.hours or sum(each.hours or _USUAL_HOURS for each in items)
     if hours <= _STEPS[0][0] or not is_told:
@@ -278,6 +278,10 @@ def _edges(items: Sequence[Item], said: _Needs, order: Sequence[int], steps: set
         edges[place] |= {
             other for other in order[:at] if _needs(items[place], items[other], present, steps)
         }
+        if not edges[place] and items[place].is_phase and items[place].after is None:
+            # A numbered step that no rule connects follows the one before it.
+            numbered = (o for o in reversed(order[:at]) if _is_step_of(items[o], items[place]))
+            edges[place] |= set(islice(numbered, 1))
     return edges
 
 
@@ -292,6 +296,10 @@ def _needs(item: Item, before: Item, present: set[str], steps: set[int]) -> bool
     if item.layer == before.layer:
         return _follows(item, before)
     return needs(item.layer, before.layer, present)
+
+
+def _is_step_of(before: Item, item: Item) -> bool:
+    return bool(item.sequence) and before.sequence == item.sequence
 
 
 def _follows(item: Item, before: Item) -> bool:

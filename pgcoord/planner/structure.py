@@ -7,6 +7,7 @@ What stands under "Background" or "Out of scope" is no work. Nothing here is abo
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 from markdown_it import MarkdownIt
@@ -64,17 +65,39 @@ _PREFIX = re.compile(
     re.IGNORECASE,
 )
 
+# How people number work: "PR 1: Title", "Step Two - Title", "2. Title", "1.2 Title", "M3: Title".
+_NUMBER_WORDS = "one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
+_NUMBERED = re.compile(
+    r"(?:\[[ xX]\]|[^\w\[])*"
+    r"(?:(?P<kind>phase|step|task|part|stage|milestone|pr|pull request|commit|sprint|iteration"
+    r"|story|ticket|chunk|slice|change|[a-z]{1,2}-?(?=\d))\s*#?"
+    rf"(?P<named>\d{{1,3}}|(?:{'|'.join(_NUMBER_WORDS)})\b)(?P<minor>\.\d{{1,2}})?"
+    r"\s*(?:[:.)–—]|-(?=\s)|$)"  # noqa: RUF001
+    r"|(?P<bare>\d{1,3})(?:(?P<part>\.\d{1,2})\.?(?=\s)|[.)](?=\s)|\s+[-–—](?=\s)))"  # noqa: RUF001
+    r"[\s*_]*(?P<title>.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+# A person's mark that a piece of work is done.
+_DONE = re.compile(
+    r"[\W_]*?(?:[✅☑✔]|\[[xX]\]|~~)|.*(?:[✅☑✔]\ufe0f?|[(\[](?:complete|completed|done)[)\]]|~~)[\s*_]*$",
+    re.IGNORECASE | re.DOTALL,
+)
+
 # What a piece of work says it needs: "(depends on [1, 2])", "after step 3".
-_NUMBERS = r"\[?\s*#?\d{1,3}(?:\s*(?:,\s*and\b|,|\band\b|&|\+)\s*#?\d{1,3})*(?!\d)\s*\]?"
-_NEEDS = r"(?:depends? on|needs|requires|after|once|blocked by):?"
+_KINDS = r"(?:(?:phase|step|task|part|item|stage|milestone|pr)s?\s+)"
+_NUMBERS = (
+    rf"\[?\s*#?\d{{1,3}}(?:\s*(?:,\s*and\b|,|\band\b|&|\+)\s*{_KINDS}?#?\d{{1,3}})*(?!\d)\s*\]?"
+)
+_NEEDS = r"(?:depends? on|needs|requires|after|once|blocked by):?[*_]*"
 _AFTER = re.compile(
-    rf" ?[\[(] ?{_NEEDS}\s+(?:(?:phase|step|task|part|item)s?\s+)?({_NUMBERS})[^\])]{{0,80}}[\])]"
-    rf"|\b{_NEEDS}\s+(?:phase|step|task|part|item)s?\s+({_NUMBERS})",
+    rf" ?[\[(](?:[^\])]{{0,40}}[,;])? ?{_NEEDS}\s+{_KINDS}?({_NUMBERS})[^\])]{{0,80}}[\])]"
+    rf"|[*_]*\b{_NEEDS}\s+{_KINDS}({_NUMBERS})",
     re.IGNORECASE,
 )
 _NONE_NEEDED = re.compile(
     r" ?[\[(](?:blocking all|no dependenc(?:y|ies)|independent|depends on:? (?:nothing|none))"
-    r"[\])]",
+    r"[\])]|(?<!\S)[*_]*depends on:[*_]* *(?:nothing|none|-)(?!\S)\.?",
     re.IGNORECASE,
 )
 _THEN = re.compile(
@@ -151,8 +174,22 @@ class Structure:
 
 def described_by(text: str, hours: float | None = None) -> Feature:
     """A feature as a text describes it: its first line is the title, or its first heading."""
-    first, _, rest = text.strip().partition("\n")
-    return Feature(_plain(first.lstrip("#")), rest.strip(), hours)
+    lines = text.strip().split("\n")
+    if lines[0].rstrip() == "---" and "---" in map(str.rstrip, lines[1:]):  # YAML above it
+        lines = lines[[line.rstrip() for line in lines].index("---", 1) + 1 :]
+    tokens = _markdown.parse("\n".join(lines)[:MOST_CHARACTERS])
+    places = [i for i, each in enumerate(tokens) if each.level == 0 and each.map]
+    heads = [i for i in places if tokens[i].tag == "h1"]
+    text_first = bool(places) and tokens[places[0]].type in ("paragraph_open", "heading_open")
+    if text_first or not heads:
+        first, _, rest = "\n".join(lines).strip().partition("\n")
+        underline = re.match(r"(?:=+|-+)[ \t]*(?:\n|$)", rest)
+        return Feature(
+            _plain(first.lstrip("#")), rest[underline.end() if underline else 0 :].strip(), hours
+        )
+    begin, end = tokens[heads[0]].map or (0, 0)
+    title = _plain(tokens[heads[0] + 1].content)
+    return Feature(title, "\n".join([*lines[:begin], *lines[end:]]).strip(), hours)
 
 
 def read_structure(feature: Feature) -> Structure:
@@ -165,7 +202,9 @@ def read_structure(feature: Feature) -> Structure:
             hint="Describe the work, and put the rest into files that it names.",
         )
     reading = _Reading(text.split("\n"))
-    reading.read(_markdown.parse(text))
+    tokens = _markdown.parse(text)
+    reading.steps = _numbered_sections(tokens, reading.lines)
+    reading.read(tokens)
     work = [each for each in reading.pieces if each.is_work]
     details = [each.text for each in reading.pieces if not each.is_work]
     if work:
@@ -198,6 +237,24 @@ class _Piece(NamedTuple):
     number: int = 0
     sequence: int = 0
     is_work: bool = True
+    is_phase: bool = False
+    then: int = 0
+    needs: str = ""
+
+
+class _Step(NamedTuple):
+    """A section that its author has numbered; lines from 0, *until* is the next one's."""
+
+    start: int
+    until: int
+    level: int
+    number: int
+    title: str
+    body: str
+    kind: str
+    section: str
+    is_done: bool
+    has_minor: bool
 
 
 class _Heading(NamedTuple):
@@ -220,10 +277,20 @@ class _Reading:
     body: list[str] = field(default_factory=list)  # of the section of work, as long as no list came
     lead_in: str = ""
     sequences: int = 0
+    steps: dict[int, _Step] = field(default_factory=dict)
 
     def read(self, tokens: list[Token]) -> None:
+        inside = 0
         for place, token in enumerate(tokens):
-            if token.level or token.nesting < 0 or token.map is None:
+            if token.level or token.nesting < 0 or token.map is None or token.map[0] < inside:
+                continue
+            if step := self.steps.get(token.map[0]):
+                self._end_section()
+                inside = step.until
+                if not step.is_done:
+                    self._take_step(step)
+                continue
+            if token.type == "table_open" and self._read_table(self._source(token)):
                 continue
             if token.type == "heading_open":
                 self._end_section()
@@ -233,6 +300,45 @@ class _Reading:
             elif token.type != "hr":
                 self._read_block(self._source(token), is_text=token.type == "paragraph_open")
         self._end_section()
+
+    def _take_step(self, step: _Step) -> None:
+        before = bool(self.pieces)
+        text = "\n\n".join(filter(None, [step.title, step.body]))
+        self.pieces.append(
+            _Piece(text, step.title, step.section, step.number, 0, is_phase=True, then=int(before))
+        )
+
+    def _read_table(self, text: str) -> bool:
+        """Take the rows of a table of numbered work, if it is one."""
+        head, *rows = (_cells(line) for line in text.split("\n") if set(line.strip()) - set("|-: "))
+        numbers = [re.fullmatch(r"[A-Za-z]{0,10}\s?#?(\d{1,3})\.?", row[0]) for row in rows if row]
+        if self.steps or self._heading.kind != "work" or len(rows) < 2 or not all(numbers):
+            return False
+        columns = [name.lower() for name in head]
+        needs = next((i for i, name in enumerate(columns) if _NEEDS_COLUMN.search(name)), None)
+        hours = next((i for i, name in enumerate(columns) if _HOURS_COLUMN.match(name)), None)
+        self.prose += [] if self._heading.level > 1 else self.body
+        self.body = []
+        self.sequences += 1
+        for row, number in zip(rows, numbers, strict=True):
+            row += [""] * (len(head) - len(row))
+            named = [each for i, each in enumerate(row) if i not in (0, needs, hours) and each]
+            title = _TASK_BOX.sub("", named[0]) if named else row[0]
+            stated = f" ({row[hours]} h)" if hours and re.fullmatch(r"\d[\d.]*", row[hours]) else ""
+            said = "" if needs is None else " ".join(re.findall(r"\d+", row[needs])) or "none"
+            if number and not any(_DONE.match(each) for each in row[1:]):
+                text = "\n\n".join([title + stated, *named[1:]])
+                self.pieces.append(
+                    _Piece(
+                        text,
+                        title + stated,
+                        number=int(number[1]),
+                        sequence=self.sequences,
+                        is_phase=True,
+                        needs=said,
+                    )
+                )
+        return True
 
     @property
     def _heading(self) -> _Heading:
@@ -249,7 +355,9 @@ class _Reading:
 
     def _end_section(self) -> None:
         body, self.body, self.lead_in = "\n\n".join(self.body), [], ""
-        if body and self._heading.level > 1:
+        if body and self.steps:
+            self.context.append(body)
+        elif body and self._heading.level > 1:
             self.pieces.append(_Piece(f"{self._heading.title}\n\n{body}", self._heading.title))
         elif body:
             self.prose.append(body)
@@ -271,27 +379,35 @@ class _Reading:
 
     def _read_list(self, tokens: list[Token], place: int) -> None:
         ordered = tokens[place].type == "ordered_list_open"
+        ordered = ordered or all(_NUMBER_IN_BOX.match(lead) for _, lead in _elements(tokens, place))
         self.sequences += ordered
         works = _begins_with_verb(self.lead_in)
-        shows = bool(_DETAILS.search(self.lead_in) or (self.lead_in and not works))
+        told = _DETAILS.search(self.lead_in) or _REASONS.search(self.lead_in)
+        shows = bool(told or (self.lead_in and not works and not ordered))
         found = []
         for opening, lead in _elements(tokens, place):
             text = self._element(opening)
             box = _TASK_BOX.match(text)
-            if box and box[1] != " ":
-                continue  # done already
+            if (box and box[1] != " ") or _DONE.match(lead):
+                continue
             text, lead = (_TASK_BOX.sub("", each, count=1) for each in (text, lead))
+            own_number = re.match(r"[*_]*(\d{1,3})[.)]\s+[*_]*", lead) if ordered else None
+            if own_number:
+                text, lead = text[own_number.end() :], lead[own_number.end() :]
             if not lead.strip():
                 continue
             if self._heading.kind != "work":
                 self._surround(text)
                 continue
             named = layer_of(self._heading.title) or layer_of(lead)
-            is_work = bool(_PREFIX.match(lead)) or (
-                not _DETAILS.search(self.lead_in)
-                and (_begins_with_verb(lead) or works or (not shows and bool(ordered or named)))
+            is_work = not self.steps and (
+                bool(_PREFIX.match(lead))
+                or (
+                    not _DETAILS.search(self.lead_in)
+                    and (_begins_with_verb(lead) or works or (not shows and bool(ordered or named)))
+                )
             )
-            number = int(opening.info or 0) if ordered else 0
+            number = int(own_number[1] if own_number else opening.info or 0) if ordered else 0
             found.append(
                 _Piece(
                     text,
@@ -300,6 +416,7 @@ class _Reading:
                     number,
                     self.sequences if ordered else 0,
                     is_work,
+                    is_phase=ordered and is_work,
                 )
             )
         if any(each.is_work for each in found):
@@ -320,6 +437,101 @@ class _Reading:
         rest = [line[len(line[:width]) - len(line[:width].lstrip()) :] for line in others]
         return "\n".join([first[width:], *rest]).strip()
 
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+# Paragraphs that begin like a heading are below all of those.
+_OF_PARAGRAPH = 7
+
+
+def _candidates(tokens: list[Token], lines: list[str]) -> Iterator[_Step]:
+    """Yield the sections of work that begin with a number, with what is below them."""
+    outer = [token for token in tokens if token.level == 0 and token.nesting >= 0 and token.map]
+    contents = {id(token): tokens[place + 1].content for place, token in enumerate(tokens[:-1])}
+    blocks: list[tuple[int, int, int, str]] = []  # start, end of the heading, level, content
+    for token in outer:
+        begin, end = token.map or (0, 0)
+        content = contents.get(id(token), "")
+        if token.type == "heading_open":
+            blocks.append((begin, end, int(token.tag[1]), content))
+        elif token.type == "paragraph_open" and _NUMBERED.match(content):
+            bold = re.match(r"\s*(?:\*\*|__)", content) is not None
+            match = _NUMBERED.match(content)
+            if bold or (match and match["named"]):
+                blocks.append((begin, end, _OF_PARAGRAPH, content))
+    around: list[_Heading] = []
+    for place, (begin, end, level, content) in enumerate(blocks):
+        around = [each for each in around if each.level < level]
+        kind = around[-1].kind if around else "work"
+        plain = _plain(content)
+        if kind == "work" and level > 1:
+            kind = next((kind for kind, words in _SECTIONS.items() if words.match(plain)), "work")
+        section = next((each.title for each in reversed(around) if each.level > 1), "")
+        if level < _OF_PARAGRAPH:
+            around.append(_Heading(level, plain, kind))
+        match = _NUMBERED.match(content)
+        if match and kind == "work" and level > 1:
+            until = next((one[0] for one in blocks[place + 1 :] if one[2] <= level), len(lines))
+            body = "\n".join(lines[end:until]).strip().removesuffix("---").rstrip()
+            title = match["title"].strip()
+            if level == _OF_PARAGRAPH and not title.endswith(("**", "__")):
+                body = f"{title}\n\n{body}".strip()
+            word = (match["named"] or match["bare"]).lower()
+            number = _NUMBER_WORDS.index(word) + 1 if word in _NUMBER_WORDS else int(word)
+            minor = match["minor"] or match["part"]
+            boxes = re.findall(r"^\s*[-+*] \[([ xX])\]", body, re.MULTILINE)
+            done = bool(_DONE.match(content)) or (bool(boxes) and " " not in boxes)
+            title = re.sub(r"(?:[✅☑✔]\ufe0f?|~~|[\s*_])+$", "", title) or plain
+            kind = (match["kind"] or "").lower()
+            yield _Step(
+                begin,
+                until,
+                level,
+                0 if minor else number,
+                title,
+                body,
+                kind,
+                section,
+                done,
+                bool(minor),
+            )
+
+
+def _is_counted(steps: list[_Step]) -> bool:
+    """Whether their numbers rise; those of parts ("2.1") have no say."""
+    numbers = [step.number for step in steps if step.number]
+    return all(before < after for before, after in pairwise(numbers))
+
+
+def _numbered_sections(tokens: list[Token], lines: list[str]) -> dict[int, _Step]:
+    """Find the sections of work that their author has numbered, by the line where each begins.
+
+    They are headings of one level, or paragraphs that begin like one, two at least. Where each of
+    them has numbered sections of its own, those are it.
+    """
+    found = [*_candidates(tokens, lines)]
+    levels: dict[tuple[int, str], list[_Step]] = {}
+    for step in found:
+        levels.setdefault((step.level, step.kind), []).append(step)
+    good = [steps for _, steps in sorted(levels.items()) if len(steps) > 1 and _is_counted(steps)]
+    if not good:
+        return {}
+    chosen = good[0]
+    for inner in good[1:]:
+        within = [sum(o.start < i.start < o.until for i in inner) for o in chosen]
+        if all(count > 1 for count in within) and all(i.has_minor for i in inner):
+            chosen = inner
+    return {step.start: step for step in chosen}
+
+
+_NEEDS_COLUMN = re.compile(r"depend|after|needs|blocked|prerequisite|requires")
+_HOURS_COLUMN = re.compile(r"hours|h$|estimate")
+_NUMBER_IN_BOX = re.compile(r"(?:\[[ xX]\]\s+)?[*_]*\d{1,3}[.)]\s")
+_REASONS = re.compile(
+    r"\b(?:problems?|reasons?|issues?|questions?|complaints?|facts?)\b", re.IGNORECASE
+)
 
 # Introduces what is the case rather than what is to be done.
 _DETAILS = re.compile(
@@ -401,6 +613,8 @@ def _item(piece: _Piece) -> tuple[Item, bool]:
     if named:
         numbers = re.findall(r"\d+", " ".join(each[1] or each[2] for each in named))
         after = tuple(sorted({int(each) for each in numbers}))
+    elif piece.needs:
+        after = tuple(int(each) for each in piece.needs.split() if each != "none")
     elif _NONE_NEEDED.search(text):
         after = ()
     text = _HOURS.sub("", text, count=1) if _HOURS.search(lead) else text
@@ -422,11 +636,11 @@ def _item(piece: _Piece) -> tuple[Item, bool]:
         hours=_hours(hours),
         number=int(prefix[2]) if prefix else piece.number,
         after=after,
-        then=int(bool(_THEN.match(lead))),
+        then=max(piece.then, int(bool(_THEN.match(lead)))),
         last=bool(_FINALLY.match(lead)),
         sequence=piece.sequence,
         is_sure=layer in (layer_of(piece.section), layer_of(text, files, surely=True)),
-        is_phase=prefix is not None and prefix[1].lower() == "phase",
+        is_phase=piece.is_phase or (prefix is not None and prefix[1].lower() == "phase"),
     )
     return item, layer is not None
 

@@ -6,7 +6,7 @@ a JSON object, is in the file that the first argument names, or packed in the va
 PGCOORD_ORDER. Its members: attempt, secret, url (of the coordinator, or null), folder (shared with
 the coordinator, or null), scratch (a folder to make on this node, where none is shared), command,
 directory, environment, log_max (bytes), grace (seconds between TERM and KILL), patience (seconds
-of trying to be heard).
+of trying to be heard). With the member probe, a text, nothing is run: it only says what it finds.
 
 The one rule: without the answer that this copy may begin it runs nothing and exits with 75. An
 engine may start a job twice; whoever asks second is refused.
@@ -96,18 +96,50 @@ class Order:
         self.patience: float = order.get("patience", 600.0)
 
 
-def read_order(arguments: list[str], environment: dict[str, str]) -> Order:
+def read_order(arguments: list[str], environment: dict[str, str]) -> dict:  # type: ignore[type-arg]
     """Read the order from the file in *arguments*, or from the variable PGCOORD_ORDER."""
     if arguments:
         with open(arguments[0], encoding="utf-8") as file:
-            return Order(json.load(file))
+            return dict(json.load(file))
     packed = environment.pop("PGCOORD_ORDER")
-    return Order(json.loads(zlib.decompress(base64.b64decode(packed))))
+    return dict(json.loads(zlib.decompress(base64.b64decode(packed))))
 
 
 def pack(order: dict) -> str:  # type: ignore[type-arg]
     """Return *order* as `read_order` unpacks it."""
     return base64.b64encode(zlib.compress(json.dumps(order).encode(), 9)).decode()
+
+
+def probe(order: dict) -> int:  # type: ignore[type-arg]
+    """Say, on the output and in the shared folder, what a job finds on this node."""
+    answer = {
+        "probe": order["probe"],
+        "node": platform.node()[:200],
+        "python": platform.python_version(),
+        "directory": os.path.isdir(order["directory"]),
+        "url": order.get("url") and _trouble_at(order["url"]),
+        "time": time.time(),
+    }
+    text = json.dumps(answer)
+    print(text, flush=True)  # noqa: T201
+    if order.get("folder"):
+        _write(os.path.join(order["folder"], "answer.json"), text.encode())
+    return 0
+
+
+def _trouble_at(url: str) -> str:
+    """Return why a job could not report to *url*; nothing when it could."""
+    address = f"{url}/attempts/1/begin"
+    request = urllib.request.Request(address, b"{}", {"content-type": "application/json"})
+    try:
+        with _opener.open(request, timeout=_TRY):
+            return f"something else answers at {address}"
+    except urllib.error.HTTPError as error:
+        # Unsigned, it is refused, in a way that nothing else has.
+        known = error.code in (401, 404) and "reason" in _json_of(error)
+        return "" if known else f"{address} answered {error.code}"
+    except (OSError, ValueError) as error:
+        return str(error)
 
 
 class Job:
@@ -524,7 +556,10 @@ def main() -> int:
         _say(f"pgcoord: jobs need Python 3.8 or newer, this is {platform.python_version()}")
         return REFUSED
     try:
-        order = read_order(sys.argv[1:], os.environ)  # type: ignore[arg-type]
+        content = read_order(sys.argv[1:], os.environ)  # type: ignore[arg-type]
+        if "probe" in content:
+            return probe(content)
+        order = Order(content)
     except (OSError, ValueError, KeyError) as error:
         _say(f"pgcoord: this job has no order, and runs nothing: {error!r}")
         return REFUSED

@@ -7,7 +7,7 @@ order, with all that is secret, is in a Secret that the Job owns. Needs the extr
 
 import copy
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +33,9 @@ _AGAIN = timedelta(seconds=30)
 
 # Seconds for one request.
 _PATIENCE = 30.0
+
+# Seconds after which the API ends a watch, and another one is begun.
+_WATCHED = 300
 
 # By which label our Jobs and pods are found, and that of a pod by which its Job is.
 _LABELS = {"app.kubernetes.io/managed-by": "pgcoord"}
@@ -167,22 +170,24 @@ class Kubernetes:
         """Delete the Job, and its pod with a grace of a second."""
         await self.terminate(job)
         async with self._asking("the API does not delete the pod") as client:
-            async for pod in client.list(_Pod, labels=_LABELS):
-                found = pod.to_dict()["metadata"]
-                if job in (found.get("labels") or {}).values():
-                    with _absence_is_fine():
-                        await client.delete(_Pod, found["name"], grace_period=1)
+            async for pod in client.list(_Pod, labels=_pods_of(job)):
+                with _absence_is_fine():
+                    await client.delete(_Pod, pod.to_dict()["metadata"]["name"], grace_period=1)
 
     async def log(self, job: str) -> bytes | None:
         """Return the output of the job's pod; None when there is no pod (any more)."""
         async with self._asking("the API does not give the log") as client:
-            async for pod in client.list(_Pod, labels=_LABELS):
-                found = pod.to_dict()["metadata"]
-                if job in (found.get("labels") or {}).values():
-                    with suppress(ApiError):  # its container has not started
-                        lines = [line async for line in client.log(found["name"])]
-                        return "".join(lines).encode()
+            async for pod in client.list(_Pod, labels=_pods_of(job)):
+                with suppress(ApiError):  # its container has not started
+                    name = pod.to_dict()["metadata"]["name"]
+                    return "".join([line async for line in client.log(name)]).encode()
         return None
+
+    async def changes(self) -> AsyncGenerator[None, None]:
+        """Yield with each change of one of our pods, also when they are scheduled or pulled."""
+        async with self._asking("the API does not watch pods") as client:
+            async for _ in client.watch(_Pod, labels=_LABELS, server_timeout=_WATCHED):
+                yield
 
     @asynccontextmanager
     async def _asking(self, words: str, *, for_good: bool = False) -> AsyncIterator[Any]:
@@ -216,6 +221,11 @@ class Kubernetes:
             namespace=self._namespace,
             timeout=httpx2.Timeout(_PATIENCE),
         )
+
+
+def _pods_of(job: str) -> dict[str, str]:
+    """The labels of the pods of one Job, which every release of Kubernetes sets."""
+    return {**_LABELS, _JOB_OF_POD[1]: job}
 
 
 class _Fine:

@@ -42,6 +42,9 @@ _BLOCK = 1_000_000
 _MOST_SEARCHED = 1_000_000_000
 _OVERLAP = 1_000
 
+# Bytes around a line in which its neighbours are looked for.
+_AROUND = 4_000
+
 # The text that replaces the middle of a log, and the bytes at its end that stay at most.
 _LEFT_OUT = b"\n-- pgcoord: %d bytes were left out here --\n"
 _KEPT_END = 1_000_000
@@ -328,6 +331,22 @@ class Log:
                 data, offset = data[upto:], offset + upto
                 if offset > _MOST_SEARCHED:
                     return found, True
+
+    def around(self, offsets: Sequence[int], lines: int) -> list[tuple[list[str], list[str]]]:
+        """Return as many *lines* before and after each line that begins at an offset, as shown.
+
+        Lines are looked for within 4 kB. Raises `OSError`.
+        """
+        found = []
+        with self.open() as log:
+            for offset in offsets:
+                start = max(0, offset - _AROUND)
+                log.seek(start)
+                before = readable(log.read(offset - start).decode(errors="replace")).split("\n")
+                after = readable(log.read(_AROUND).decode(errors="replace")).split("\n")
+                whole = before[1 if start else 0 : -1]
+                found.append((whole[-lines:], after[1 : 1 + lines]))
+        return found
 
     def bound(self, most: int) -> None:
         """Reduce a log of more than *most* bytes to its first half and its end.

@@ -10,6 +10,7 @@ import http.client
 import json
 import shlex
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -45,6 +46,8 @@ class Ray:
         self._resources = dict(settings.get("resources", {}))
         self._directory = str(settings.get("directory", "."))
         self._environment = environment
+        # Of its own: a head that does not answer holds up no file of another pool.
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="ray")
 
     async def submit(self, order: Order) -> str:
         """Submit under the order's name, which Ray takes once."""
@@ -104,9 +107,13 @@ class Ray:
             return None
         return str(_parsed(answer.body).get("logs") or "").encode()
 
+    def changes(self) -> None:
+        """Return None: Ray does not tell by itself."""
+
     async def _ask(self, method: str, path: str, body: object = None) -> _Answer:
         """Send one request. Raises `NotNow` when there is no answer."""
-        return await asyncio.to_thread(self._send, method, path, body)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._send, method, path, body)
 
     def _send(self, method: str, path: str, body: object) -> _Answer:
         parts = urlsplit(self._address)

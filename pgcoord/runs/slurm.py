@@ -28,7 +28,8 @@ _NEEDED = re.compile("PATH|HOME|USER|LOGNAME|LANG|(SLURM|SBATCH|SQUEUE|SCANCEL|M
 
 _ENVIRONMENT = "environment"
 
-_COLUMNS = "JobID:|,Name:|,State:|,Reason:|,NodeList:|,exit_code:"
+# The name is the last: that of somebody else's job may hold a separator, or a line's end.
+_COLUMNS = "JobID:|,State:|,Reason:|,NodeList:|,exit_code:|,Name:"
 
 _WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"})
@@ -37,7 +38,11 @@ _RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALIN
 # nobody listens at its address, it has not.
 _UNANSWERED = ("timed out", "Zero Bytes were transmitted", "Connection reset")
 _UNREACHABLE = ("Unable to contact", "Connection refused", "slurm_persist_conn", "munge")
-_FULL = ("maximum number of jobs", "job submit limit", "QOSMaxSubmit", "AssocMaxSubmit")
+_FULL = (
+    *("maximum number of jobs", "job submit limit", "QOSMaxSubmit", "AssocMaxSubmit"),
+    *("error writing", "No space left"),  # the disk of the controller
+    "not available (inactive or drain)",  # a partition that is closed for a while
+)
 
 # States of nodes that run jobs, or will.
 _USABLE = frozenset({"idle", "mixed", "allocated", "completing", "planned", "idle~", "unknown"})
@@ -99,8 +104,7 @@ class Slurm:
             raise NotNow(f"squeue: {_last_line(said.error)}", _AGAIN)
         found: dict[str, list[Seen]] = {}
         for name, seen in _read(said.output):
-            if name.startswith("pgcoord-"):
-                found.setdefault(name, []).append(seen)
+            found.setdefault(name, []).append(seen)
         return found
 
     async def terminate(self, job: str) -> None:
@@ -116,6 +120,9 @@ class Slurm:
     async def log(self, job: str) -> bytes | None:
         """Return None: the wrapper writes the output into the shared folder."""
         return None
+
+    def changes(self) -> None:
+        """Return None: Slurm tells administrators alone."""
 
     async def check(self) -> list[Finding]:
         """Return what doctor says of this cluster, without the name of the pool."""
@@ -200,9 +207,12 @@ def _check_settings(text: str) -> list[Finding]:
 
 
 def _read(lines: str) -> Iterator[tuple[str, Seen]]:
-    """Yield the name of each job that squeue lists, and what it says of it."""
+    """Yield the name of each job of pgcoord that squeue lists, and what it says of it."""
     for line in lines.splitlines():
-        job, name, state, reason, nodes, status = (part.strip() for part in line.split("|"))
+        parts = [part.strip() for part in line.split("|", 5)]
+        if len(parts) < 6 or not parts[5].startswith("pgcoord-"):
+            continue
+        job, state, reason, nodes, status, name = parts
         if state in _WAITING:
             yield name, Seen(job, Place.WAITING, reason)
         elif state in _RUNNING:

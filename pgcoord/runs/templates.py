@@ -122,6 +122,9 @@ class Commands:
         """Return None: the wrapper writes the output into the shared folder."""
         return None
 
+    def changes(self) -> None:
+        """Return None: a command does not tell by itself."""
+
     async def _end(self, key: str, job: str) -> None:
         # What it says of a job that has just ended is an error, too: the list tells what is left.
         await run_command(self._command(key, {"id": job}), self._environment)

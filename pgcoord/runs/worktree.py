@@ -23,6 +23,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -41,6 +42,8 @@ NOT_RUN = 69
 _RESULT_LIMIT = 65_536 - 2_048
 # Of a result: what is not to be counted again for an attempt that only keeps the work.
 _COSTS = ("cost_usd", "tokens_in", "tokens_out")
+# Bytes that are kept free for the note that the work is done, should the disk be full by then.
+_RESERVE = 2 * 65_536
 # Seconds that a push may take.
 _PUSH_PATIENCE = 300
 
@@ -48,6 +51,8 @@ _PUSH_PATIENCE = 300
 LEFTOVERS = ("node_modules", ".venv", "__pycache__", ".tox", ".mypy_cache", ".pytest_cache")
 # Git reads these instead of the folder that it is started in.
 _GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
+# Of commits and merges that have to succeed: neither a hook nor a key that is locked is asked.
+_UNQUESTIONED = ("--no-verify", "--no-gpg-sign")
 # Of somebody who has told git no name: a service's account.
 _NAME, _MAIL = "pgcoord", "pgcoord@localhost"
 
@@ -117,6 +122,8 @@ class Phase:
         self._result_file = environment.get("PGCOORD_RESULT_FILE")
         self._inputs = environment.get("PGCOORD_INPUT_FILE")
         self._work = work
+        # Whether the command has done its work, in this attempt or before.
+        self.has_worked = False
 
     def prerequisites(self) -> list[tuple[str, str]]:
         """The branch and the commit of each prerequisite that has one."""
@@ -161,19 +168,19 @@ class Phase:
             with suppress(OSError):
                 self.put_result({"status": "failed", "error": fault[:8_000]})
 
-    def withdraw_report(self) -> bool:
-        """Remove a report of success that waits to be taken; return whether there was one.
+    def report(self) -> dict[str, Any]:
+        """What the command has reported, as a result; empty if it has not.
 
-        The command has reported, and the work that it has reported could not be kept.
+        It could not send that: its work was not kept yet.
         """
         report = os.path.join(os.path.dirname(self.prompt or ""), "report.json")
         try:
-            if json.loads(_read_object(report, 1_000_000)["body"])["status"] == "completed":
-                os.unlink(report)
-                return True
-        except (OSError, ValueError, KeyError, TypeError):
+            said = json.loads(_read_object(report, 1_000_000)["body"])
+            if said["status"] in ("completed", "failed"):
+                return {**(said.get("result") or {}), "status": said["status"]}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
-        return False
+        return {}
 
     def digest(self, command: Sequence[str]) -> str:
         """What tells this work from another: as was given, else the command, and the prompt."""
@@ -184,6 +191,13 @@ class Phase:
             with open(self.prompt, "rb") as file:
                 digest.update(file.read())
         return digest.hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that is whole whenever it is there."""
+    beside = Path(f"{path}.new")
+    beside.write_text(text, encoding="utf-8", errors="surrogateescape")
+    beside.replace(path)
 
 
 def say(words: str) -> None:
@@ -225,6 +239,11 @@ class Repository:
     def __init__(self, git: Git) -> None:
         self.git = git
         inside = git.attempt("rev-parse", "--is-inside-work-tree")
+        if "dubious ownership" in inside.stderr:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            raise Unfit(
+                f"{git.folder} belongs to another user than {user}: run its phases as its owner"
+            )
         if inside.returncode:
             raise Unfit(f"{git.folder} is in no git repository: {inside.stderr.strip()}")
         if inside.stdout.strip() != "true":
@@ -278,9 +297,13 @@ class Repository:
         return branch
 
     def make_branch(self, branch: str, start: str, installation: str) -> None:
-        """Make a branch, and note whose it is."""
-        self.git("branch", "--no-track", branch, start)
+        """Make a branch, and note whose it is: before, as a kill may come in between."""
         self.git("config", f"branch.{branch}.pgcoord-installation", installation)
+        self.git("branch", "--no-track", branch, start)
+
+    def note(self, name: str) -> Path:
+        """The file of a note that outlives a worktree."""
+        return self.common / "pgcoord" / name
 
     def start_of(self, base: str | None) -> str:
         """The commit to start from: of *base*, else of what is checked out."""
@@ -303,19 +326,18 @@ class Worktree:
         parent = Path(root) if root else Path(f"{repository.top}.worktrees")
         self.folder = (repository.top / parent / name).resolve()
         self.git = repository.git.at(self.folder)
+        # That it is being made, and that its work is kept: true whatever the folder holds.
+        self._making, self._kept = (repository.note(f"{name}.{each}") for each in ("new", "kept"))
         # What resolving conflicts has cost.
         self.resolved_for: dict[str, float] = {}
 
     def make(self, start: str) -> None:
         """Check the branch out, new from *start*, or as the last attempt has left it."""
         git = self.repository.git
-        git("worktree", "prune")
-        if self.folder.exists() and not self._whole():
-            say(f"{self.folder} is not whole (its making was interrupted): made anew")
-            self.remove()
         if self._whole():
             self._unlock_index()
             return
+        self._make_room()
         known = git.commit_of(f"refs/heads/{self.branch}")
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -323,17 +345,61 @@ class Worktree:
             raise Unfit(f"the worktree cannot be made: {error}") from None
         if known is None:
             self.repository.make_branch(self.branch, start, self.phase.installation)
-        git("worktree", "add", "--quiet", str(self.folder), self.branch)
+        self._making.write_text(str(self.folder), encoding="utf-8", errors="surrogateescape")
+        words = ["worktree", "add", "--quiet", str(self.folder), self.branch]
+        made = git.attempt(*words)
+        if made.returncode:  # of all hooks, post-checkout alone has a say in this
+            self.remove()
+            try:
+                git("-c", f"core.hooksPath={os.devnull}", *words)
+            except Unfit:
+                self.remove()
+                raise
+            say(f"a hook refuses the checkout, which is made without: {made.stderr.strip()}")
         self._mark("ready", "")
+        self._making.unlink()
+
+    def _make_room(self) -> None:
+        """Have nothing in the place of the folder, and lose nothing that somebody has worked on.
+
+        Removed is only what this program was making when it was killed.
+        """
+        interrupted = self._making.exists()
+        is_there = self.folder.is_dir() and any(self.folder.iterdir())
+        if interrupted or not is_there:
+            if is_there:
+                say(f"{self.folder} is not whole (its making was interrupted): made anew")
+            self.remove()  # git may know it though it is gone
+            return
+        place = self._linked()
+        if place is None or place.exists() or place.parent != self.repository.common / "worktrees":
+            raise Unfit(
+                f"{self.folder} is in the way, and no worktree of {self.branch}: move or remove it"
+            )
+        number = 1
+        while os.path.lexists(f"{self.folder}.left-{number}"):
+            number += 1
+        self.folder.rename(f"{self.folder}.left-{number}")
+        say(f"git has forgotten the worktree {self.folder}: moved to {self.folder}.left-{number}")
 
     def merge(self, prerequisites: Sequence[tuple[str, str]], resolve: str | None) -> None:
         """Merge the commits of the prerequisites that are not in the branch yet.
 
         On a conflict the shell command *resolve* has a try; without it, or when conflicts are left,
-        raise `Unfit` with the files and the branches.
+        raise `Unfit` with the files and the branches. So it does where an earlier attempt has left
+        a merge of its own, which is not touched.
         """
         for branch, commit in prerequisites:
-            words = ["merge", "--no-edit", "--quiet", "-m", f"Merge {branch}", commit]
+            if self.git.has("HEAD", commit):
+                continue
+            if self.git.commit_of("MERGE_HEAD"):
+                left = ", ".join(self._conflicts()) or "nothing, and not committed"
+                raise Unfit(
+                    f"{branch} cannot be merged: another merge is left in {self.folder}, with"
+                    f" conflicts in {left}"
+                )
+            words = ["merge", *_UNQUESTIONED, "--no-edit", "--quiet", "-m", f"Merge {branch}"]
+            words.append(commit)
             merged = self.git.attempt(*words)
             if merged.returncode and resolve and self._conflicts():
                 merged = self._resolve(branch, resolve)
@@ -366,17 +432,23 @@ class Worktree:
             status = subprocess.call(
                 ["sh", "-c", resolve], cwd=self.folder, env=environment, stdin=source
             )
+        result: dict[str, Any] = {}
         with suppress(Unfit):
             result = Phase(environment, "", None).result()
-            for name in _COSTS:
-                if isinstance(result.get(name), (int, float)):
-                    self.resolved_for[name] = self.resolved_for.get(name, 0) + result[name]
+        for name in _COSTS:
+            if isinstance(result.get(name), (int, float)):
+                self.resolved_for[name] = self.resolved_for.get(name, 0) + result[name]
+        if result.get("status") == "later":  # its model gives no answer
+            self.git.attempt("merge", "--abort")
+            said = {name: value for name, value in result.items() if name not in _COSTS}
+            self.phase.put_result(self.add_costs(said))
+            raise Unfit(str(result.get("error")))
         if status == 0:
             self.git("add", "--update")
             if "leftover conflict marker" in self.git.attempt("diff", "--cached", "--check").stdout:
                 self.git.attempt("merge", "--abort")
                 raise Unfit(f"{resolve} has left conflict markers in {files}")
-            return self.git.attempt("commit", "--no-edit", "--quiet", "--no-verify")
+            return self.git.attempt("commit", "--no-edit", "--quiet", *_UNQUESTIONED)
         return self.git.attempt("diff", "--quiet")  # what is left of it
 
     def add_costs(self, result: dict[str, Any]) -> dict[str, Any]:
@@ -395,11 +467,17 @@ class Worktree:
         if not place.is_dir():
             raise Unfit(f"there is no folder {self.repository.prefix} on {self.branch}")
         environment = dict(self.git.environment)
-        # A report is kept in the folder of the run until the work is kept: then it is taken.
+        # It is left in the folder of the run, and becomes part of the result (`Phase.report`).
         environment.pop("PGCOORD_REPORT_URL", None)
         with open(self.phase.prompt or os.devnull, "rb") as source:
             status = subprocess.call(list(command), cwd=place, stdin=source, env=environment)
         return 128 - status if status < 0 else status
+
+    def note_start(self) -> None:
+        """Note from where the work starts, unless an earlier attempt has."""
+        if self._marked("start") is None:
+            self._mark("start", self.git("rev-parse", "HEAD"))
+        self._mark("reserve", "-" * _RESERVE)
 
     def done_before(self, digest: str) -> bool:
         """Whether an earlier attempt has done this very work, which could not be kept."""
@@ -407,6 +485,7 @@ class Worktree:
 
     def remember(self, digest: str, result: dict[str, Any]) -> None:
         """Note that the work is done: another attempt has only to keep it."""
+        self._place().joinpath("pgcoord-reserve").unlink(missing_ok=True)
         # What it cost is in the result of this attempt.
         again = {name: value for name, value in result.items() if name not in _COSTS}
         self._mark("result", json.dumps(again))
@@ -431,17 +510,47 @@ class Worktree:
             done = self.git.attempt(*words)
             if done.returncode:
                 say(f"a hook refuses the commit, which is made without: {done.stderr.strip()}")
-                self.git(*words, "--no-verify", status=WORK_NOT_KEPT)
+                self.git(*words, *_UNQUESTIONED, status=WORK_NOT_KEPT)
         self._return_to_branch()
+        self._check_submodules()
         return self.git("rev-parse", "HEAD", status=WORK_NOT_KEPT)
+
+    def note_kept(self, digest: str, result: dict[str, Any]) -> None:
+        """Note, apart from the folder, that the work is kept: what follows may be repeated."""
+        again = {name: value for name, value in result.items() if name not in _COSTS}
+        _write(self._kept, json.dumps({"digest": digest, "result": again}))
+
+    def kept_before(self, digest: str) -> dict[str, Any] | None:
+        """The result of an earlier attempt whose work is kept, and which was killed after that."""
+        try:
+            kept = json.loads(self._kept.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        head = self.repository.git.commit_of(f"refs/heads/{self.branch}")
+        commit = kept["result"]["commit"]
+        if kept["digest"] != digest or head is None:
+            return None
+        return kept["result"] if self.repository.git.has(head, commit) else None
+
+    def close(self) -> None:
+        """Remove the folder, unless it holds the only copy of something."""
+        kept_here = [each for each in self._repositories_within() if self._holds_work(each)]
+        if kept_here:
+            say(f"{self.folder} stays: work in {', '.join(kept_here)} is on no branch of it")
+        else:
+            self.remove()
+        with suppress(FileNotFoundError):
+            self._kept.unlink()
 
     def remove(self) -> None:
         """Remove the folder, as far as that can be; the branch stays."""
         git = self.repository.git
+        place = self._linked()
         removed = git.attempt("worktree", "remove", "--force", "--force", str(self.folder))
         if self.folder.exists():
             shutil.rmtree(self.folder, ignore_errors=True)
-            git.attempt("worktree", "prune")
+            if place and place.parent == self.repository.common / "worktrees":
+                shutil.rmtree(place, ignore_errors=True)
         if self.folder.exists():
             say(f"{self.folder} cannot be removed: {removed.stderr.strip()}")
 
@@ -458,6 +567,39 @@ class Worktree:
         # Git lists an untracked repository as its folder, with a slash, and looks no further.
         return [each.rstrip("/") for each in listed.split("\0") if each.endswith("/")]
 
+    def _repositories_within(self) -> list[str]:
+        """The submodules that are checked out, and repositories that are no part of this one."""
+        if not self._whole():
+            return []
+        staged = self.git("ls-files", "--stage", "-z").split("\0")
+        submodules = [each.partition("\t")[2] for each in staged if each.startswith("160000 ")]
+        found = [each for each in submodules if (self.folder / each / ".git").exists()]
+        return found + self._nested_repositories()
+
+    def _holds_work(self, path: str) -> bool:
+        """Whether a repository within has commits or changes that are nowhere else."""
+        git = self.git.at(self.folder / path)
+        if git.commit_of("HEAD") is None:
+            return bool(git.attempt("status", "--porcelain").stdout)
+        changed = git.attempt("status", "--porcelain", "--untracked-files=no").stdout
+        ahead = git.attempt("rev-list", "-n1", "HEAD", "--branches", "--not", "--remotes").stdout
+        return bool(changed or (ahead and path in self._nested_repositories()))
+
+    def _check_submodules(self) -> None:
+        """Refuse a commit of a submodule that nobody else could check out."""
+        start = self._marked("start") or "HEAD"
+        for path in self._repositories_within():
+            now = self.git.attempt("rev-parse", f"HEAD:./{path}").stdout
+            if not now or now == self.git.attempt("rev-parse", f"{start}:./{path}").stdout:
+                continue
+            sub = self.git.at(self.folder / path)
+            if sub.attempt("rev-list", "-n1", now.strip(), "--not", "--remotes").stdout:
+                raise Unfit(
+                    f"submodule {path} is at a commit that none of its remotes has: push it from"
+                    f" {self.folder / path}",
+                    WORK_NOT_KEPT,
+                )
+
     def _return_to_branch(self) -> None:
         """Have the branch hold the work, where the command has switched to another one."""
         here = self.git.attempt("symbolic-ref", "--quiet", "HEAD").stdout.strip()
@@ -465,8 +607,10 @@ class Worktree:
             return
         work = self.git("rev-parse", "HEAD", status=WORK_NOT_KEPT)
         say(f"the command has left {here or 'a detached HEAD'}: its work goes to {self.branch}")
+        if self.git.commit_of(f"refs/heads/{self.branch}") is None:  # renamed, or deleted
+            self.repository.make_branch(self.branch, work, self.phase.installation)
         self.git("checkout", "--quiet", self.branch, status=WORK_NOT_KEPT)
-        self.git("merge", "--quiet", "--no-edit", work, status=WORK_NOT_KEPT)
+        self.git("merge", *_UNQUESTIONED, "--quiet", "--no-edit", work, status=WORK_NOT_KEPT)
 
     def _conflicts(self) -> list[str]:
         listed = self.git.attempt("diff", "--name-only", "--diff-filter=U", "-z").stdout
@@ -482,20 +626,27 @@ class Worktree:
             say("removed an index.lock that a killed git has left")
             lock.unlink()
 
-    def _place(self) -> Path:
-        """Where git keeps what belongs to this worktree alone. Raise `Unfit` if that is not so."""
-        link = self.folder / ".git"
+    def _linked(self) -> Path | None:
+        """Where the folder says that git keeps what belongs to it; None if it says nothing."""
         try:
-            found = re.match(r"gitdir: (.*)\n?$", link.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
-            found = None
-        if not found:
+            text = (self.folder / ".git").read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError:
+            return None
+        found = re.match(r"gitdir: (.*)\n?$", text)
+        return Path(self.folder, found.group(1)).resolve() if found else None
+
+    def _place(self) -> Path:
+        """Where git keeps what belongs to this worktree alone. Raise `Unfit` if that is not so.
+
+        The folder may be a worktree of another repository, which keeps its own in the same place.
+        """
+        place = self._linked()
+        if place is None or place.parent != self.repository.common / "worktrees":
             raise Unfit(f"{self.folder} is no worktree of {self.repository.top}")
-        return Path(self.folder, found.group(1))
+        return place
 
     def _mark(self, name: str, text: str) -> None:
-        path = self._place() / f"pgcoord-{name}"
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        _write(self._place() / f"pgcoord-{name}", text)
 
     def _marked(self, name: str) -> str | None:
         try:
@@ -616,43 +767,65 @@ def work(options: Options, phase: Phase, git: Git) -> int:
         raise Unfit(f"there is no command {program!r}")
     if options.push and git.attempt("remote", "get-url", options.push).returncode:
         raise Unfit(f"there is no remote {options.push!r} to push to")
-    with repository.locked(phase.queue_id, waits=False):
-        prerequisites = repository.find(phase.prerequisites())
+    digest = phase.digest(options.command)
+    # Another database may have a phase of the same name here.
+    name = "-".join(filter(None, (phase.queue_id, phase.installation)))
+    with repository.locked(name, waits=False):
         # Worktrees are made one at a time: git itself fails now and then when they are not.
         with repository.locked("worktrees", waits=True):
-            start = prerequisites[0][1] if prerequisites else repository.start_of(options.base)
             worktree = Worktree(repository, phase, options.root)
-            worktree.make(start)
-        check_filters(worktree)
-        worktree.merge(prerequisites, options.resolve)
-        say(f"{worktree.folder}, branch {worktree.branch}; if the command fails, both stay")
-        digest = phase.digest(options.command)
-        if worktree.done_before(digest):
-            say("the command has succeeded in an earlier attempt: only its work is to be kept")
-            result = worktree.remembered()
-        else:
-            status = worktree.run(options.command)
-            result = {} if status else phase.result()
-            if status or result.get("status") == "failed":
-                if worktree.resolved_for:
-                    with suppress(Unfit):
-                        phase.put_result(worktree.add_costs(phase.result()))
+            result = worktree.kept_before(digest)
+            if result is None:
+                prerequisites = repository.find(phase.prerequisites())
+                start = prerequisites[0][1] if prerequisites else repository.start_of(options.base)
+                worktree.make(start)
+        if result is None:
+            status, result = do(options, phase, worktree, prerequisites, digest)
+            if result is None:
                 return status  # nothing more is said: its last line tells why
-            worktree.remember(digest, result)
-        try:
-            commit = worktree.keep()
-        except (Unfit, OSError):
-            if phase.withdraw_report():
-                worktree.remember(digest, {**result, "status": "completed"})
-            raise
-        worktree.add_costs(result)
-        result.update(branch=worktree.branch, commit=commit)
-        result.update(hand_on(repository, phase, worktree.branch, commit, options.push))
+        else:
+            say("an earlier attempt has kept its work: only the rest is to be done")
+            phase.has_worked = True
+        branch, commit = str(result["branch"]), str(result["commit"])
+        result.update(hand_on(repository, phase, branch, commit, options.push))
         phase.put_result(result)
-        say(f"{worktree.branch} is at {commit}")
+        say(f"{branch} is at {commit}")
         with repository.locked("worktrees", waits=True):
-            worktree.remove()
+            worktree.close()
     return 0
+
+
+def do(
+    options: Options,
+    phase: Phase,
+    worktree: Worktree,
+    prerequisites: Sequence[tuple[str, str]],
+    digest: str,
+) -> tuple[int, dict[str, Any] | None]:
+    """Run the command and keep its work; return its exit status, and the result if it succeeded."""
+    check_filters(worktree)
+    worktree.merge(prerequisites, options.resolve)
+    say(f"{worktree.folder}, branch {worktree.branch}; if the command fails, both stay")
+    if worktree.done_before(digest):
+        say("the command has succeeded in an earlier attempt: only its work is to be kept")
+        result = worktree.remembered()
+    else:
+        worktree.note_start()
+        status = worktree.run(options.command)
+        result = {} if status else {**phase.result(), **phase.report()}
+        if status or result.get("status") in ("failed", "later"):
+            if worktree.resolved_for:
+                with suppress(Unfit):
+                    phase.put_result(worktree.add_costs(phase.result()))
+            return status, None
+        phase.has_worked = True
+        worktree.remember(digest, result)
+    phase.has_worked = True
+    commit = worktree.keep()
+    worktree.add_costs(result)
+    result.update(branch=worktree.branch, commit=commit)
+    worktree.note_kept(digest, result)
+    return 0, result
 
 
 def run(options: Options) -> int:
@@ -670,7 +843,7 @@ def run(options: Options) -> int:
     except OSError as error:
         say(str(error))
         phase.put_fault(str(error))
-        return WORK_NOT_KEPT
+        return WORK_NOT_KEPT if phase.has_worked else NOT_RUN
 
 
 def main() -> None:

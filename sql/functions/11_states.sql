@@ -43,6 +43,30 @@ create or replace function pgcoord_private.ended(p_status text) returns boolean
 language sql immutable
 return p_status in ('completed', 'failed', 'cancelled');
 
+-- Whether a prerequisite in this state is met for a dependent that runs when its prerequisites are completed, or, failed
+-- or always, when they have ended: one that is blocked will not start, so it counts as ended.
+create or replace function pgcoord_private.is_met(p_status text, p_run_when text) returns boolean
+language sql immutable
+return p_status = 'completed' or p_run_when <> 'completed' and p_status in ('failed', 'cancelled', 'blocked');
+
+-- Refuse (PC005) what is no run_when, or failed without anything that could.
+create or replace function pgcoord_private.check_run_when(p_queue_id text, p_run_when text, p_depends_on jsonb) returns void
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp as $$
+begin
+    if p_run_when not in ('completed', 'failed', 'always') then
+        raise exception using
+            errcode = 'PC005',
+            message = format('run_when of phase %s cannot be %s', p_queue_id, quote_literal(left(p_run_when, 100))),
+            hint = 'It is completed, failed or always; left out, it is completed.';
+    elsif p_run_when = 'failed' and p_depends_on = '[]' then
+        raise exception using
+            errcode = 'PC005',
+            message = format('phase %s runs when what it depends on fails, and depends on nothing', p_queue_id),
+            hint = 'Name its prerequisites in depends_on_phases, such as [1, 3].';
+    end if;
+end $$;
+
 -- How an attempt ended or shall end, or the status of a phase that never had one; null while it lives.
 create or replace function pgcoord_private.stored_outcome(p_phase public.phase_queue, p_attempt pgcoord.attempt) returns text
 language sql immutable

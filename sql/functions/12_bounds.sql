@@ -81,6 +81,9 @@ declare
         when jsonb_typeof(p_data -> 'workflow_type') not in ('string', 'null') then 'workflow_type'
         when p_data ? 'check' and (jsonb_typeof(p_data -> 'check') not in ('string', 'null') or btrim(p_data ->> 'check') = '') then 'check'
         when p_data ? 'gate' and (jsonb_typeof(p_data -> 'gate') not in ('string', 'null') or btrim(p_data ->> 'gate') = '') then 'gate'
+        when p_data ? 'environment' and jsonb_typeof(p_data -> 'environment') <> 'null' and (
+            jsonb_typeof(p_data -> 'environment') <> 'object' or p_data -> 'environment' @? '$.* ? (@.type() != "string")'
+        ) then 'environment'
         when p_data ? 'max_attempts' and p_data @? 'strict $.max_attempts ? (@ != null
             && !(@.type() == "number" && @ >= 1 && @ <= 1000000 && @.floor() == @))' then 'max_attempts'
         when p_data ? 'timeout_seconds' and p_data @? 'strict $.timeout_seconds ? (@ != null
@@ -101,6 +104,7 @@ begin
                 when v_member = 'max_attempts' then 'It is a whole number from 1 to 1000000, or is left out.'
                 when v_member = 'timeout_seconds' then 'It is a number of seconds from 0.000001 to 315360000, or is left out.'
                 when v_member = 'check' then 'It is the name of a check that pgcoord.toml declares, or is left out.'
+                when v_member = 'environment' then 'It is an object of texts such as {"MODE": "prod"}, or is left out.'
                 when v_member = 'gate' then 'It is the question that a person is asked, or is left out.'
                 else 'It is a string, or is left out.'
             end;

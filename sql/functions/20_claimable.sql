@@ -6,9 +6,66 @@ create or replace view pgcoord_private.claimable as
 -- (locker: the transaction that has the phase locked, or had. Columns that phase_queue is given come last.)
 select p.xmax::text as locker, p.*
 from public.phase_queue as p
-where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held and not p.gated;
+where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held and not p.gated
+    and not p.parked;
 comment on view pgcoord_private.claimable is
-    'Phases that can be claimed: their prerequisites are completed, they wait for no retry time and no approval, and their feature is not paused.';
+    'Phases that can be claimed: their prerequisites are completed, they wait for no retry time, no approval and no lock, and their feature is not paused.';
+
+-- The phase that holds a lock, as people name it; null when it is free.
+create or replace function pgcoord_private.lock_holder(p_lock text) returns text
+language sql stable
+begin atomic
+    select p.feature_id || '.' || p.phase_number
+    from pgcoord.attempt as a join public.phase_queue as p using (queue_id)
+    where a.lock = p_lock and a.ended_at is null;
+end;
+
+-- Take the phases that name these locks, which are held, out of the line: a claim meets each of them once. Not those that
+-- it has taken itself.
+create or replace function pgcoord_private.park(p_locks text[], p_taken text[]) returns void
+language sql
+set enable_seqscan = off
+begin atomic
+    update public.phase_queue set parked = true
+    where queue_id in (
+        select p.queue_id from public.phase_queue as p
+        where p.lock = any (p_locks) and not p.parked and p.status = 'queued' and p.eligible_at is not null
+            and p.queue_id <> all (p_taken)
+        for no key update skip locked
+    );
+end;
+
+-- Put the first phase of each lock that is free into the line. (The locks are looked up one after the other, however many
+-- phases name one.)
+create or replace function pgcoord_private.unpark() returns void
+language sql
+set enable_seqscan = off
+begin atomic
+    update public.phase_queue set parked = false
+    where queue_id in (
+        with recursive name (lock) as (
+            (select lock from public.phase_queue where lock is not null and status = 'queued' order by lock limit 1)
+            union all
+            select (
+                select p.lock from public.phase_queue as p
+                where p.lock > n.lock and p.lock is not null and p.status = 'queued'
+                order by p.lock limit 1
+            )
+            from name as n where n.lock is not null
+        )
+        select first.queue_id
+        from name as n
+            cross join lateral (
+                select p.queue_id from public.phase_queue as p
+                where p.lock = n.lock and p.parked and p.status = 'queued' and p.lock is not null
+                    and p.eligible_at is not null and p.retry_at is null and not p.held and not p.gated
+                order by p.priority, p.queue_position, p.feature_id, p.phase_number
+                limit 1
+                for no key update skip locked
+            ) as first
+        where not exists (select from pgcoord.attempt as a where a.lock = n.lock and a.ended_at is null)
+    );
+end;
 
 -- Claimable as soon as the next claim has cleared its retry time.
 create or replace view pgcoord_private.due_retry as

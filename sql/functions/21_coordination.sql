@@ -6,7 +6,8 @@ select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as
     a.workflow, p.issue_number, p.phase_data ->> 'title' as title, p.phase_data ->> 'prompt_content' as prompt,
     a.pid, a.process_started, a.started_at is not null as started, a.ended_at is not null as ended, a.ending,
     greatest(extract(epoch from clock_timestamp() - a.ended_at), 0)::float8 as ended_seconds_ago, a.slot, a.pool,
-    exists (select from pgcoord.result as r where r.feature_id = p.feature_id) as has_inputs
+    exists (select from pgcoord.result as r where r.feature_id = p.feature_id) as has_inputs,
+    p.phase_data -> 'environment' as environment
 from pgcoord.attempt as a
     join public.phase_queue as p using (queue_id)
 where a.exited_at is null and not a.external;

@@ -88,15 +88,15 @@ union all
 select p.queue_id, p.feature_id, p.phase_number, 1,
     case when p.status = 'ready' and pgcoord_private.waits_in_engine(p.queue_id, p.attempt) is not null then 'engine' else p.status end,
     case p.status
-        when 'completed' then format('completed at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'))
+        when 'completed' then format('completed at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS TZ'))
         when 'cancelled' then coalesce(case when p.gated then (
                 select case when e.reason ~ '^rejected' then    -- its last move, if a person said no
-                    format('%s (%s at %s)', e.reason, e.actor, to_char(e.at, 'YYYY-MM-DD HH24:MI:SS')) end as words
+                    format('%s (%s at %s)', e.reason, e.actor, to_char(e.at, 'YYYY-MM-DD HH24:MI:SS TZ')) end as words
                 from pgcoord.event as e
                 where e.feature_id = p.feature_id and e.phase_number = p.phase_number and e.kind = 'phase_moved'
                 order by e.id desc limit 1) end,
-            format('cancelled at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS')))
-        when 'failed' then format('failed at %s: %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS'),
+            format('cancelled at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS TZ')))
+        when 'failed' then format('failed at %s: %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS TZ'),
             coalesce(pgcoord_private.headline(p.error_message), 'no reason was given'))
         when 'ready' then coalesce(pgcoord_private.waits_in_engine(p.queue_id, p.attempt), format('claimed at %s, slot %s%s; its process is not started yet',
             pgcoord_private.clock(p.ready_timestamp), p.slot, pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot))))
@@ -127,11 +127,13 @@ union all    -- prerequisites that are open, or will never complete
 select p.queue_id, p.feature_id, p.phase_number,
     case when up.status in ('failed', 'cancelled') then 2 else 4 end,
     case when up.status in ('failed', 'cancelled') then 'blocked' else 'prerequisite' end,
-    format('waits for phase %s, %s', d.prerequisite, up.status), up.queue_id
+    format('waits for phase %s, %s%s', d.prerequisite, up.status,
+        case when p.run_when = 'failed' then '; runs only if what it depends on is not completed' end), up.queue_id
 from public.phase_queue as p
     join pgcoord.dependency as d on d.feature_id = p.feature_id and d.dependent = p.phase_number
     join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
 where p.status in ('queued', 'blocked') and up.status not in ('completed', 'blocked')
+    and not pgcoord_private.is_met(up.status, p.run_when)
 union all    -- or missing; or its workflow is, which matters once the prerequisites are completed
 select s.queue_id, s.feature_id, s.phase_number, case s.kind when 'missing' then 3 else 9 end, s.kind, s.words, s.refers_to
 from pgcoord_private.stranded as s
@@ -143,7 +145,7 @@ select p.queue_id, f.id, p.phase_number, 2, 'blocked',
 from public.planned_features as f
     cross join lateral pgcoord_private.obstacles(f.id) as o
     join public.phase_queue as up on up.feature_id = f.id and up.phase_number = o.phase_number
-    join pgcoord.dependency as d on d.feature_id = f.id and d.prerequisite = up.phase_number
+    join pgcoord.dependency as d on d.feature_id = f.id and d.prerequisite = up.phase_number and not d.conditional
     join public.phase_queue as p on p.feature_id = f.id and p.phase_number = d.dependent
 where case p.status when 'queued' then true when 'blocked' then true else false end
 union all    -- a person, who is asked
@@ -159,13 +161,13 @@ from public.phase_queue as p
 where p.status = 'queued' and p.eligible_at is not null and p.retry_at > clock_timestamp()
 union all
 select p.queue_id, p.feature_id, p.phase_number, 6, 'paused',
-    format('its feature is paused since %s%s', to_char(f.paused_at, 'YYYY-MM-DD HH24:MI:SS'), ': ' || f.paused_reason), f.id::text
+    format('its feature is paused since %s%s', to_char(f.paused_at, 'YYYY-MM-DD HH24:MI:SS TZ'), ': ' || f.paused_reason), f.id::text
 from public.phase_queue as p
     join public.planned_features as f on f.id = p.feature_id
 where p.status = 'queued' and p.eligible_at is not null and p.held
 union all
 select p.queue_id, p.feature_id, p.phase_number, 7, 'paused',
-    format('everything is paused since %s%s', to_char(c.paused_at, 'YYYY-MM-DD HH24:MI:SS'), ': ' || c.paused_reason), null
+    format('everything is paused since %s%s', to_char(c.paused_at, 'YYYY-MM-DD HH24:MI:SS TZ'), ': ' || c.paused_reason), null
 from public.phase_queue as p, pgcoord.control as c
 where p.status = 'queued' and p.eligible_at is not null and c.paused_at is not null
 union all
@@ -178,6 +180,11 @@ select p.queue_id, p.feature_id, p.phase_number, 9, 'github',
         pgcoord_private.clock(pgcoord_private.issues_held_until(c)), c.issues_held_reason), null
 from public.phase_queue as p, pgcoord.control as c
 where p.status = 'queued' and p.eligible_at is not null and p.issue_number is null and pgcoord_private.issues_held_until(c) is not null
+union all
+select p.queue_id, p.feature_id, p.phase_number, 9, 'lock', format('waits for lock %s, held by %s', p.lock, l.holder), p.lock
+from public.phase_queue as p
+    cross join lateral (select pgcoord_private.lock_holder(p.lock) as holder) as l
+where p.lock is not null and p.status = 'queued' and p.eligible_at is not null and l.holder is not null
 union all
 select p.queue_id, p.feature_id, p.phase_number, 10, 'slot',
     case when count.held < count.slots

@@ -93,7 +93,7 @@ select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_pri
         else p.finished_timestamp
     end as since,
     p.started_timestamp, p.finished_timestamp, first.words as waiting_for, pgcoord_private.result_of(p.queue_id, p.attempt) as result,
-    pgcoord_private.was_skipped(p) as skipped
+    pgcoord_private.was_skipped(p) as skipped, p.run_when, p.lock
 from public.phase_queue as p
     join public.planned_features as f on f.id = p.feature_id
     left join pgcoord_private.first_reason as first
@@ -106,14 +106,16 @@ select p.queue_id, p.feature_id, p.phase_number, p.issue_number, p.status, p.dep
     p.pr_number, p.error_message, p.priority, p.queue_position, p.created_at, p.updated_at, p.ready_timestamp,
     p.started_timestamp, p.finished_timestamp, p.eligible_at, p.retry_at, p.slot, p.attempt, p.workflow_type,
     pgcoord_private.waiting_for(p) as waiting_for, p.gated, pgcoord_private.result_of(p.queue_id, p.attempt) as result,
-    pgcoord_private.was_skipped(p) as skipped
+    pgcoord_private.was_skipped(p) as skipped, p.run_when, p.lock
 from public.phase_queue as p;
 comment on view pgcoord.queue is 'Every phase with the columns of phase_queue that concern people, and what it waits for.';
 
 create or replace view pgcoord.slots as
 select s.number as slot, s.draining, p.queue_id, p.feature_id, p.phase_number, pgcoord_private.title_of(p) as title, p.status,
-    coalesce(p.started_timestamp, p.ready_timestamp) as since, a.adw_id, a.host, a.pid, a.external, a.ending, a.deadline, s.pool
+    coalesce(p.started_timestamp, p.ready_timestamp) as since, a.adw_id, a.host, a.pid, a.external, a.ending, a.deadline, s.pool,
+    o.launcher, a.node, a.job, a.waits_for
 from pgcoord.slot as s
+    join pgcoord.pool as o on o.name = s.pool
     left join public.phase_queue as p on p.slot = s.number
     left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
 order by s.number;

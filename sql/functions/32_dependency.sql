@@ -147,8 +147,8 @@ begin
     where d.feature_id = p.feature_id and d.dependent = p.phase_number
         and not p.depends_on_phases @> to_jsonb(d.prerequisite);
 
-    insert into pgcoord.dependency (feature_id, prerequisite, dependent)
-    select p.feature_id, element.e::integer, p.phase_number
+    insert into pgcoord.dependency (feature_id, prerequisite, dependent, conditional)
+    select p.feature_id, element.e::integer, p.phase_number, p.run_when <> 'completed'
     from pgcoord_private.phases_at(p_features, p_phases) as p
         cross join lateral jsonb_array_elements(p.depends_on_phases) as element (e)
     where p.depends_on_phases <> '[]'
@@ -186,7 +186,7 @@ begin
                         and not exists (
                             select from public.phase_queue as up
                             where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
-                                and up.status = 'completed'
+                                and pgcoord_private.is_met(up.status, waiting.run_when)
                         ))::integer as unmet
             from pgcoord_private.phases_at(p_features, p_phases) as waiting
             where waiting.status in ('queued', 'blocked')
@@ -212,7 +212,7 @@ begin
                     from pgcoord.dependency as d
                         join public.phase_queue as p
                             on p.feature_id = d.feature_id and p.phase_number = d.dependent
-                    where d.feature_id = w.feature_id and d.prerequisite = w.phase_number
+                    where d.feature_id = w.feature_id and d.prerequisite = w.phase_number and not d.conditional
                         and p.status in ('queued', 'blocked')
                     offset 0
                 ) as next
@@ -221,7 +221,7 @@ begin
             select p.queue_id, p.feature_id, p.phase_number, p.status
             from waiting as w
                 join public.phase_queue as p using (feature_id, phase_number)
-            where p.status in ('queued', 'blocked')
+            where p.status in ('queued', 'blocked') and p.run_when = 'completed'
         ),
         doomed (feature_id, phase_number) as (
             select c.feature_id, c.phase_number
@@ -244,7 +244,7 @@ begin
                     from pgcoord.dependency as e
                         join public.phase_queue as p
                             on p.feature_id = e.feature_id and p.phase_number = e.dependent
-                    where e.feature_id = doomed.feature_id and e.prerequisite = doomed.phase_number
+                    where e.feature_id = doomed.feature_id and e.prerequisite = doomed.phase_number and not e.conditional
                         and p.status in ('queued', 'blocked')
                     offset 0
                 ) as d
@@ -272,6 +272,7 @@ begin
     perform pgcoord_private.store_edges(p_features, p_phases);
     perform pgcoord_private.recount_unmet(p_features, p_phases);
     perform pgcoord_private.settle_blocked(p_features, p_phases);
+    perform pgcoord_private.skip_unneeded(p_features, p_phases);
 end $$;
 
 -- Block or unblock with the cause as the logged reason, then go back to the reason of the statement itself.
@@ -284,4 +285,85 @@ begin
     perform pgcoord_private.set_reason(p_cause);
     perform pgcoord_private.settle_blocked(p_features, p_phases);
     perform pgcoord_private.set_reason(v_reason);
+end $$;
+
+-- Of these phases, skip those that run when a prerequisite was not completed, and whose prerequisites all are.
+create or replace function pgcoord_private.skip_unneeded(p_features integer[], p_phases integer[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    v_reason text := pgcoord_private.reason();
+    v_unneeded text[] := array(
+        select p.queue_id from pgcoord_private.phases_at(p_features, p_phases) as p
+        where p.run_when = 'failed' and p.status = 'queued' and p.unmet = 0 and not exists (
+            select from pgcoord.dependency as d
+                join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+            where d.feature_id = p.feature_id and d.dependent = p.phase_number and up.status <> 'completed'
+        )
+    );
+begin
+    if v_unneeded = '{}' then
+        return;
+    end if;
+    perform pgcoord_private.set_reason('not needed: what it depends on is completed');
+    update public.phase_queue set status = 'completed' where queue_id = any (v_unneeded) and status = 'queued';
+    perform pgcoord_private.set_reason(v_reason);
+end $$;
+
+-- These phases have ended, or have not any more: count again what those of their dependents wait for that run however they
+-- ended (run_when), and skip those that are not needed.
+create or replace function pgcoord_private.follow_ends(p_features integer[], p_phases integer[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    v_features integer[];
+    v_phases integer[];
+begin
+    select array_agg(d.feature_id), array_agg(d.dependent) into v_features, v_phases
+    from unnest(p_features, p_phases) as given (feature_id, phase_number)
+        cross join lateral (
+            select e.feature_id, e.dependent from pgcoord.dependency as e
+            where e.feature_id = given.feature_id and e.prerequisite = given.phase_number and e.conditional
+            offset 0
+        ) as d;
+    if v_features is not null then
+        perform pgcoord_private.recount_unmet(v_features, v_phases);
+        perform pgcoord_private.skip_unneeded(v_features, v_phases);
+    end if;
+end $$;
+
+-- Refuse (PC002) to have a phase wait again of whose end another one runs (run_when): what runs keeps its prerequisites.
+-- The dependents are locked first, so that a claim of one of them is over, or has not begun.
+create or replace function pgcoord_private.check_end_is_unused(p_feature_id integer, p_phase_number integer) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off as $$
+declare
+    v_dependents integer[] := array(
+        select dependent from pgcoord.dependency
+        where feature_id = p_feature_id and prerequisite = p_phase_number and conditional
+    );
+    v_live record;
+begin
+    if v_dependents = '{}' then
+        return;
+    end if;
+    for v_live in
+        select p.queue_id, p.phase_number, p.status, p.run_when, p.slot from public.phase_queue as p
+        where p.feature_id = p_feature_id and p.phase_number = any (v_dependents)
+        order by p.phase_number
+        for no key update
+    loop
+        if v_live.slot is not null then
+            raise exception using
+                errcode = 'PC002',
+                message = format('phase %s of feature %s cannot wait again: phase %s is %s, which runs %s it has ended',
+                    p_phase_number, p_feature_id, v_live.phase_number, v_live.status,
+                    case v_live.run_when when 'failed' then 'because' else 'now that' end),
+                hint = format('Wait until phase %s has ended, or cancel it first: pgcoord.cancel_phase(%L, reason).',
+                    v_live.phase_number, v_live.queue_id);
+        end if;
+    end loop;
 end $$;

@@ -28,6 +28,21 @@ begin
     return v_slot;
 end $$;
 
+-- Refuse (PC006) the insertion of a running phase whose lock another one holds.
+create or replace function pgcoord_private.check_lock_is_free(p_queue_id text, p_lock text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_holder text := pgcoord_private.lock_holder(p_lock);
+begin
+    if v_holder is not null then
+        raise exception using
+            errcode = 'PC006',
+            message = format('lock %s is held by %s: phase %s cannot be inserted as running', p_lock, v_holder, p_queue_id),
+            hint = 'Insert it as queued.';
+    end if;
+end $$;
+
 -- Refuse (PC008) an inserted phase for what its row says of derived columns. What says nothing else than an empty
 -- row does, as clients write that name every column, is no contradiction.
 create or replace function pgcoord_private.check_inserted_columns(p_given public.phase_queue, p_derived public.phase_queue) returns void
@@ -69,6 +84,12 @@ declare
         or (new.attempt, new.attempts_used, new.unmet, new.held, new.gated) is distinct from (0, 0, 0, false, false);
     v_given public.phase_queue;
 begin
+    if new.phase_number < 1 then
+        raise exception using
+            errcode = 'PC005',
+            message = format('feature %s cannot have a phase %s', new.feature_id, new.phase_number),
+            hint = 'Number the phases of a feature from 1.';
+    end if;
     new.queue_id := coalesce(nullif(new.queue_id, ''), v_name);
     if new.queue_id <> v_name then
         perform pgcoord_private.check_queue_id(new.queue_id, new.feature_id, new.phase_number);
@@ -79,6 +100,10 @@ begin
     if jsonb_typeof(new.depends_on_phases) is distinct from 'array' then
         new.depends_on_phases := pgcoord_private.meant_as('[]', new.depends_on_phases);
         perform pgcoord_private.check_prerequisites(new.queue_id, new.phase_number, new.depends_on_phases);
+    end if;
+    if new.run_when is distinct from 'completed' then
+        new.run_when := coalesce(new.run_when, 'completed');
+        perform pgcoord_private.check_run_when(new.queue_id, new.run_when, new.depends_on_phases);
     end if;
     if new.phase_data <> '{}' or new.phase_data is null then
         new.phase_data := pgcoord_private.meant_as('{}', new.phase_data);
@@ -94,6 +119,11 @@ begin
     if new.adw_id is not null then
         perform pgcoord_private.check_text('adw_id of phase ' || new.queue_id, new.adw_id, 200);
     end if;
+    if new.lock is not null then
+        new.lock := nullif(btrim(new.lock), '');
+        perform pgcoord_private.check_text('the lock of phase ' || new.queue_id, new.lock, 200);
+    end if;
+    new.parked := false;
     new.priority := coalesce(new.priority, 50);
     new.queue_position := coalesce(new.queue_position, nextval('pgcoord.queue_position'));
     new.created_at := coalesce(new.created_at, now());
@@ -140,7 +170,8 @@ begin
             and d.feature_id = p.feature_id and d.dependent = p.phase_number
             and not exists (
                 select from public.phase_queue as up
-                where up.feature_id = d.feature_id and up.phase_number = d.prerequisite and up.status = 'completed'
+                where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+                    and pgcoord_private.is_met(up.status, p.run_when)
             )
     where p.queue_id = any (p_queue_ids) and (f.cancelled_at is not null or d.prerequisite is not null)
     order by p.feature_id, p.phase_number, d.prerequisite
@@ -184,8 +215,9 @@ begin
     select 'phase_inserted', feature_id, phase_number, queue_id, status, nullif(attempt, 0), pgcoord_private.actor(), pgcoord_private.reason()
     from new_rows order by feature_id, phase_number;
 
-    insert into pgcoord.attempt (queue_id, number, adw_id, secret, slot, pool, external, workflow, claimed_at, started_at)
-    select queue_id, 1, adw_id, pgcoord_private.new_secret(), slot, pgcoord_private.pool_of_slot(slot), true, workflow_type, ready_timestamp, started_timestamp
+    perform pgcoord_private.check_lock_is_free(queue_id, lock) from new_rows where status = 'running' and lock is not null;
+    insert into pgcoord.attempt (queue_id, number, adw_id, secret, slot, pool, external, workflow, lock, claimed_at, started_at)
+    select queue_id, 1, adw_id, pgcoord_private.new_secret(), slot, pgcoord_private.pool_of_slot(slot), true, workflow_type, lock, ready_timestamp, started_timestamp
     from new_rows where status = 'running';
 
     select array_agg(feature_id), array_agg(phase_number) into v_features, v_phases
@@ -238,6 +270,7 @@ begin
     if v_features is not null then
         perform pgcoord_private.recount_unmet(v_features, v_phases);
         perform pgcoord_private.settle_because(v_features, v_phases, 'a prerequisite is failed or cancelled');
+        perform pgcoord_private.skip_unneeded(v_features, v_phases);
     end if;
 
     perform pgcoord_private.log_event('gate_asked', n.phase_data ->> 'gate', n.feature_id, n.phase_number, n.queue_id),

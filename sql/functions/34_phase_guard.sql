@@ -17,7 +17,7 @@ set search_path = pg_catalog, pg_temp as $$
 begin
     raise exception using
         errcode = 'PC008',
-        message = format('phase %s keeps its queue_id, feature_id and phase_number', p_queue_id),
+        message = format('phase %s keeps its queue_id, feature_id, phase_number, run_when and lock', p_queue_id),
         hint = 'Delete it and insert another.';
 end $$;
 
@@ -28,7 +28,7 @@ set search_path = pg_catalog, pg_temp as $$
 declare
     v_columns text := (
         select string_agg(key, ', ')
-        from unnest(array['slot', 'attempt', 'attempts_used', 'unmet', 'eligible_at', 'held', 'gated', 'adw_id', 'workflow_type',
+        from unnest(array['slot', 'attempt', 'attempts_used', 'unmet', 'eligible_at', 'held', 'gated', 'parked', 'adw_id', 'workflow_type',
             'error_message', 'created_at', 'ready_timestamp', 'started_timestamp', 'finished_timestamp']) as key
         where to_jsonb(p_old) -> key is distinct from to_jsonb(p_new) -> key
     );
@@ -70,6 +70,7 @@ begin
             hint = 'Only a phase that waits (queued or blocked) can be given other prerequisites.';
     end if;
     perform pgcoord_private.check_prerequisites(p_old.queue_id, p_old.phase_number, p_depends_on);
+    perform pgcoord_private.check_run_when(p_old.queue_id, p_old.run_when, p_depends_on);
     perform pgcoord_private.hold_feature(p_old.feature_id);
 end $$;
 
@@ -129,7 +130,8 @@ begin
         where d.feature_id = p_old.feature_id and d.dependent = p_old.phase_number
             and not exists (
                 select from public.phase_queue as up
-                where up.feature_id = d.feature_id and up.phase_number = d.prerequisite and up.status = 'completed'
+                where up.feature_id = d.feature_id and up.phase_number = d.prerequisite
+                    and pgcoord_private.is_met(up.status, p_old.run_when)
             )
     );
     p_new.eligible_at := case when p_new.unmet = 0 then coalesce(p_old.eligible_at, clock_timestamp()) end;
@@ -238,7 +240,9 @@ declare
     -- A statement of a person or of our functions, not of a trigger. (A client's own trigger is found out by its rights.)
     v_by_hand boolean := pg_trigger_depth() = 1;
 begin
-    if (new.queue_id, new.feature_id, new.phase_number) is distinct from (old.queue_id, old.feature_id, old.phase_number) then
+    if (new.queue_id, new.feature_id, new.phase_number, new.run_when, new.lock)
+        is distinct from (old.queue_id, old.feature_id, old.phase_number, old.run_when, old.lock)
+    then
         perform pgcoord_private.refuse_identity(old.queue_id);
     end if;
     if new.depends_on_phases is distinct from old.depends_on_phases then
@@ -260,13 +264,14 @@ begin
             end if;
         elsif v_by_hand and new.gated and not old.gated and (new.phase_data ->> 'gate' is null or new.slot is not null) then
             perform pgcoord_private.refuse_gate(old.queue_id);
-        elsif v_by_hand and (new.retry_at is not null or old.retry_at is null) then
+        elsif v_by_hand and new.parked = old.parked and (new.retry_at is not null or old.retry_at is null) then
             -- Nothing follows from it, but a statement over many phases would deadlock with what completes one of them.
             -- Not when a claim clears a retry time: that never waits.
             perform pgcoord_private.hold_feature(old.feature_id);
         end if;
         if ((new.error_message, new.created_at, new.ready_timestamp, new.started_timestamp, new.finished_timestamp)
                 is distinct from (old.error_message, old.created_at, old.ready_timestamp, old.started_timestamp, old.finished_timestamp)
+            or new.parked <> old.parked
             or new.gated <> old.gated and new.phase_data ->> 'gate' is not distinct from old.phase_data ->> 'gate')
             and not pgcoord_private.writes_state()
         then
@@ -313,6 +318,7 @@ begin
     new.attempts_used := old.attempts_used;
     new.unmet := old.unmet;
     new.held := old.held;
+    new.parked := false;
     if old.status in ('queued', 'blocked') and new.status in ('queued', 'blocked') then
         if v_by_hand then
             perform pgcoord_private.refuse_blocking(old.queue_id, old.status, new.status);

@@ -39,16 +39,20 @@ language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
     v_dependents integer[];
+    v_conditional boolean;
 begin
-    select array_agg(dependent) into v_dependents from pgcoord.dependency
+    select array_agg(dependent), bool_or(conditional) into v_dependents, v_conditional from pgcoord.dependency
     where feature_id = p_feature_id and prerequisite = p_phase_number;
     if v_dependents is null then
         return true;
     end if;
+    if v_conditional then    -- for them it may have been met before
+        perform pgcoord_private.follow_ends(array[p_feature_id], array[p_phase_number]);
+    end if;
     update public.phase_queue as p
     set unmet = unmet - 1, eligible_at = case when unmet = 1 then clock_timestamp() end
     where feature_id = p_feature_id and phase_number = any (v_dependents) and status in ('queued', 'blocked')
-        and unmet > 0    -- 0: queued again by this very statement, and counted again afterwards
+        and run_when = 'completed' and unmet > 0    -- 0: queued again by this very statement, and counted again afterwards
         and (unmet > 1 or not exists (
             select from jsonb_array_elements(p.depends_on_phases) as e
             where not exists (
@@ -84,11 +88,15 @@ declare
     v_features integer[];    -- of phases whose dependents are to be blocked or unblocked
     v_phases integer[];
     v_cause text;
+    v_end_features integer[];    -- of phases that have ended otherwise than completed, or have not any more
+    v_end_phases integer[];
+    v_redo_features integer[];    -- of phases queued again that run when a prerequisite was not completed
+    v_redo_phases integer[];
 begin
     for v in
         select n.queue_id, n.feature_id, n.phase_number, n.status, o.status as was, n.attempt, n.error_message,
             o.error_message as old_error, n.depends_on_phases <> o.depends_on_phases as edges_changed,
-            case when n.slot is null then o.slot end as left_slot, n.gated,
+            case when n.slot is null then o.slot end as left_slot, n.gated, n.run_when,
             n.gated and n.status = 'queued' and n.eligible_at is not null and not n.held
                 and (o.eligible_at is null or o.status <> 'queued' or o.held or not o.gated) as asks,
             n.issue_number, n.retry_at,
@@ -133,6 +141,17 @@ begin
         elsif v.status = 'queued' and v.was <> 'blocked' then
             v_again_features := v_again_features || v.feature_id;
             v_again_phases := v_again_phases || v.phase_number;
+            if v.run_when = 'failed' then
+                v_redo_features := v_redo_features || v.feature_id;
+                v_redo_phases := v_redo_phases || v.phase_number;
+            end if;
+        end if;
+        if v.status in ('failed', 'cancelled', 'blocked') or v.was in ('failed', 'cancelled', 'blocked') and v.status = 'queued' then
+            if v.status = 'queued' then
+                perform pgcoord_private.check_end_is_unused(v.feature_id, v.phase_number);
+            end if;
+            v_end_features := v_end_features || v.feature_id;
+            v_end_phases := v_end_phases || v.phase_number;
         end if;
         if v.status in ('failed', 'cancelled') or v.was in ('failed', 'cancelled')
             or v.was = 'blocked' and v.status = 'completed'
@@ -151,6 +170,12 @@ begin
     end if;
     if v_features is not null then
         perform pgcoord_private.settle_because(v_features, v_phases, v_cause);
+    end if;
+    if v_end_features is not null then
+        perform pgcoord_private.follow_ends(v_end_features, v_end_phases);
+    end if;
+    if v_redo_features is not null then
+        perform pgcoord_private.skip_unneeded(v_redo_features, v_redo_phases);
     end if;
     if v_wakes then
         notify pgcoord_wake;

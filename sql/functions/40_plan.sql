@@ -103,7 +103,7 @@ begin
     return v_id;
 end $$;
 comment on function pgcoord.submit_feature(jsonb) is
-    'Store a feature, given as one JSON object, and queue its phases at once; returns its id. A phase without depends_on_phases waits for nothing.';
+    'Store a feature, given as one JSON object, and queue its phases at once; returns its id. A phase without depends_on_phases waits for nothing; one with "status": "completed" counts as done.';
 
 -- Refuse (PC002) to change the plan of a feature whose phases are queued.
 create or replace function pgcoord_private.refuse_queued(p_feature_id integer) returns void
@@ -178,7 +178,8 @@ begin atomic
     select coalesce(
         (select jsonb_agg(
             p.phase_data || jsonb_build_object(
-                'phase_number', p.phase_number, 'depends_on_phases', p.depends_on_phases, 'priority', p.priority)
+                'phase_number', p.phase_number, 'depends_on_phases', p.depends_on_phases, 'priority', p.priority,
+                'run_when', p.run_when, 'lock', p.lock)
             order by p.phase_number)
         from public.phase_queue as p
         where p.feature_id = p_feature_id),
@@ -218,13 +219,17 @@ begin
             message = format('the plan of feature %s has phase %s more than once', p_feature_id, v_twice),
             hint = 'Give each phase a number of its own.';
     end if;
-    insert into public.phase_queue (feature_id, phase_number, depends_on_phases, priority, phase_data)
-    select p_feature_id, (phase -> 'phase_number')::integer, nullif(phase -> 'depends_on_phases', 'null'),
-        coalesce(nullif(phase -> 'priority', 'null')::integer, v_feature.priority),
+    insert into public.phase_queue (feature_id, phase_number, status, depends_on_phases, priority, run_when, lock, phase_data)
+    select p_feature_id, (phase -> 'phase_number')::integer,
+        case when phase ->> 'status' = 'completed' then 'completed' else 'queued' end,
+        nullif(phase -> 'depends_on_phases', 'null'),
+        coalesce(nullif(phase -> 'priority', 'null')::integer, v_feature.priority), phase ->> 'run_when',
+        phase ->> 'lock',
         jsonb_strip_nulls(jsonb_build_object(
             'title', phase -> 'title', 'prompt_content', phase -> 'prompt_content',
             'workflow_type', phase -> 'workflow_type', 'estimated_hours', phase -> 'estimated_hours',
-            'files', phase -> 'files', 'gate', phase -> 'gate', 'check', phase -> 'check', 'max_attempts', phase -> 'max_attempts', 'timeout_seconds', phase -> 'timeout_seconds'
+            'files', phase -> 'files', 'gate', phase -> 'gate', 'check', phase -> 'check', 'environment', phase -> 'environment',
+            'max_attempts', phase -> 'max_attempts', 'timeout_seconds', phase -> 'timeout_seconds'
         ))
     from jsonb_array_elements(v_feature.plan) as phase
     order by (phase -> 'phase_number')::integer;

@@ -233,7 +233,7 @@ begin
                 errcode = 'PC002',
                 message = format('feature %s cannot be resumed: %s', p_feature_id, v_spent),
                 hint = case when v_spent like 'its budget%'
-                    then format('update planned_features set max_cost_usd = … where id = %s gives it more, and resumes it.', p_feature_id)
+                    then format('pgcoord.set_budget(%s, …) gives it more, and resumes it; null takes its limit away.', p_feature_id)
                     else 'max_cost_usd of that workflow in pgcoord.toml gives it more.' end;
         end if;
         update public.planned_features set paused_at = null, paused_reason = null
@@ -250,6 +250,25 @@ begin
 end $$;
 comment on function pgcoord.resume(bigint) is
     'Resume one feature, or without an id what was paused as a whole; returns whether it was paused. Features that were paused by themselves stay so.';
+
+-- Say what a feature may cost: it is paused where that is spent, and resumed where that alone had paused it.
+create or replace function pgcoord.set_budget(p_feature_id bigint, p_max_cost_usd double precision default null) returns boolean
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord_private.lock_feature(p_feature_id);
+    if not coalesce(p_max_cost_usd between 0.01 and 1000000000, true) then
+        raise exception using
+            errcode = 'PC005',
+            message = format('the budget of feature %s cannot be %s', p_feature_id, p_max_cost_usd),
+            hint = 'Give US dollars, from 0.01 to 1000000000, or null for no limit.';
+    end if;
+    update public.planned_features set max_cost_usd = round(p_max_cost_usd::numeric, 4)
+    where id = p_feature_id and max_cost_usd is distinct from round(p_max_cost_usd::numeric, 4);
+    return (select paused_at is not null from public.planned_features where id = p_feature_id);
+end $$;
+comment on function pgcoord.set_budget(bigint, double precision) is
+    'Say what a feature may cost, in US dollars; null takes the limit away. Once it is spent the feature is paused, and resumed with more; returns whether it is paused now.';
 
 -- Make the number of slots of a pool p_slots. Raising takes draining ones back first; lowering never ends anything: free
 -- surplus slots go at once, held ones drain and go when they are released, or with the next claim.
@@ -351,75 +370,3 @@ begin
 end $$;
 comment on function pgcoord.prune(interval) is
     'Remove features that were finished (completed or cancelled) that long ago, with their phases, attempts and events; returns how many.';
-
--- The living attempts of a feature whose end was asked for.
-create or replace function pgcoord_private.endings_of(p_feature_id integer) returns table (id bigint, ending text)
-language sql stable
-begin atomic
-    select a.id, a.ending
-    from public.phase_queue as p
-        join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
-    where p.feature_id = p_feature_id and p.slot is not null and a.ended_at is null and a.ending is not null;
-end;
-
--- Does it, has the processes end that it asks to end, looks, and takes it all back: so what is shown is what will
--- happen, whatever the rules are.
--- Errors: those of the action.
-create or replace function pgcoord.preview(p_action text, p_feature_id bigint, p_queue_id text)
-returns table (queue_id text, phase_number integer, title text, from_status text, to_status text, words text)
-language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
-declare
-    v_feature_id integer;
-    v_before jsonb;
-    v_endings jsonb;
-    v_ended bigint[];
-    v_after jsonb;
-begin
-    if p_feature_id is not null then
-        perform pgcoord_private.check_feature(p_feature_id);
-    end if;
-    v_feature_id := coalesce(p_feature_id, (select p.feature_id from public.phase_queue as p where p.queue_id = p_queue_id));
-    select jsonb_object_agg(p.queue_id, concat_ws(' ', p.status, p.gated)) into v_before
-    from public.phase_queue as p
-    where p.feature_id = v_feature_id;
-    select jsonb_object_agg(e.id, e.ending) into v_endings from pgcoord_private.endings_of(v_feature_id) as e;
-    begin
-        case p_action
-            when 'retry' then perform pgcoord.retry_phase(p_queue_id, null);
-            when 'skip' then perform pgcoord.skip_phase(p_queue_id, null);
-            when 'cancel' then perform pgcoord.cancel_phase(p_queue_id, null);
-            when 'approve' then perform pgcoord.approve(p_queue_id, null);
-            when 'reject' then perform pgcoord.reject(p_queue_id, null);
-            when 'cancel_branch' then perform pgcoord.cancel_branch(p_queue_id, null);
-            when 'cancel_feature' then perform pgcoord.cancel_feature(p_feature_id, null);
-            else raise exception using
-                errcode = 'PC005',
-                message = format('%L cannot be previewed', left(p_action, 100)),
-                hint = 'What can: retry, skip, cancel, approve, reject, cancel_branch, cancel_feature.';
-        end case;
-        select array_agg(e.id) into v_ended from pgcoord_private.endings_of(v_feature_id) as e
-        where e.ending is distinct from v_endings ->> e.id::text;
-        perform pgcoord_private.end_attempt(id, 143) from unnest(v_ended) as id;
-        select jsonb_agg(jsonb_build_object(
-                'queue_id', p.queue_id, 'phase_number', p.phase_number, 'title', pgcoord_private.title_of(p),
-                'from_status', split_part(v_before ->> p.queue_id, ' ', 1), 'to_status', p.status,
-                'words', case when a.id is not null then 'its process is ended first' else first.words end)
-            order by p.phase_number)
-        into v_after
-        from public.phase_queue as p
-            left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.id = any (v_ended)
-            left join pgcoord_private.first_reason as first
-                on first.feature_id = v_feature_id and first.queue_id = p.queue_id and p.status in ('queued', 'blocked')
-        where p.feature_id = v_feature_id and concat_ws(' ', p.status, p.gated) <> v_before ->> p.queue_id;
-        raise exception using errcode = 'PC099', message = 'taken back';
-    exception when sqlstate 'PC099' then    -- (PC000 would be all of class PC)
-        null;
-    end;
-    return query
-    select c.queue_id, c.phase_number, c.title, c.from_status, c.to_status, c.words
-    from jsonb_to_recordset(coalesce(v_after, '[]')) as c
-        (queue_id text, phase_number integer, title text, from_status text, to_status text, words text);
-end $$;
-comment on function pgcoord.preview(text, bigint, text) is
-    'What retry, skip, cancel, approve, reject or cancel_branch of a phase, or cancel_feature, would change, phase by phase; nothing is changed.';

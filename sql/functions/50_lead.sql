@@ -67,7 +67,13 @@ begin
     led := false;
     perform set_config('lock_timeout', '2s', true);
     begin
-        perform pg_advisory_lock(7405, 1);
+        -- Who leads already declares anew what its configuration says: one lock stays one.
+        if not exists (
+            select from pg_locks
+            where locktype = 'advisory' and (classid, objid, objsubid) = (7405, 1, 2) and pid = pg_backend_pid() and granted
+        ) then
+            perform pg_advisory_lock(7405, 1);
+        end if;
         led := true;
         perform 1 from pgcoord.control for no key update;
     exception when lock_not_available then
@@ -89,10 +95,11 @@ begin
     delete from pgcoord.workflow;
     perform pgcoord_private.declare_pools(p_pools);
     perform pgcoord_private.find_free_slots();
-    insert into pgcoord.workflow (name, is_default, reports, max_attempts, retry_delay, retry_lost, timeout, pool, max_cost_usd)
+    insert into pgcoord.workflow (name, is_default, reports, max_attempts, retry_delay, retry_lost, timeout, queue_timeout, pool, max_cost_usd)
     select w ->> 'name', (w ->> 'default')::boolean, (w ->> 'reports')::boolean, (w ->> 'max_attempts')::integer,
         make_interval(secs => (w ->> 'retry_delay_seconds')::float8), (w ->> 'retry_lost')::boolean,
-        make_interval(secs => (w ->> 'timeout_seconds')::float8), coalesce(w ->> 'pool', 'local'),
+        make_interval(secs => (w ->> 'timeout_seconds')::float8),
+        make_interval(secs => (w ->> 'queue_timeout_seconds')::float8), coalesce(w ->> 'pool', 'local'),
         (w ->> 'max_cost_usd')::numeric
     from jsonb_array_elements(p_workflows) as w;
     select c.epoch, p_host, p_pid into epoch, host, pid from pgcoord.control as c;

@@ -48,6 +48,7 @@ declare
     v_attempts bigint[];
     v_aside text[] := pgcoord_private.set_aside();
     v_no_issues boolean := false;    -- GitHub makes none for the moment: only phases that have one are claimed
+    v_locks text[];    -- that somebody holds, of phases in the line
 begin
     if not pgcoord_private.sees_others() then
         perform pgcoord_private.check_isolation();
@@ -81,69 +82,82 @@ begin
             select f.number from pgcoord_private.free_slot as f where f.draining for update of f skip locked
         );
     end if;
-    for v_pool in
-        select o.name as pool, o.settings ->> 'folder' as runs_folder, free.slots,
-            case when o.launcher = 'local' then v_leader.host end as host    -- else any leader is at home
-        from pgcoord.pool as o
-            cross join lateral (
-                select count(*) as slots from (select from pgcoord.free_slot as f where f.pool = o.name limit 1000) as few
-            ) as free
-        where free.slots > 0
-        order by o.name
-    loop
-        v_slot := 0;
-        for v_phase in
-            select p.queue_id, p.feature_id, p.attempt, w.name, w.reports, w.retry_delay, w.retry_lost,
-                coalesce((p.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts) as max_attempts,
-                coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::float8), w.timeout) as timeout
-            from pgcoord_private.workflow_line as w
-                cross join lateral (    -- the first of each line, of which the first of all are taken
-                    select first.queue_id, first.feature_id, first.phase_number, first.attempt, first.phase_data,
-                        first.priority, first.queue_position
-                    from pgcoord_private.claimable as first
-                    where coalesce(first.workflow_type, '') = w.line and (first.issue_number is not null or not v_no_issues)
-                        and (p_only is null or first.queue_id = p_only) and first.queue_id <> all (v_aside)
-                    order by first.priority, first.queue_position, first.feature_id, first.phase_number
-                    limit v_pool.slots
-                    for no key update of first skip locked
-                ) as p
-            where w.pool = v_pool.pool
-            order by p.priority, p.queue_position, p.feature_id, p.phase_number
-            limit v_pool.slots
+    if exists (select from public.phase_queue where lock is not null and status = 'queued') then
+        perform pgcoord_private.unpark();
+    end if;
+    loop    -- once more where phases wait for locks, for what stands behind them
+        v_locks := null;
+        for v_pool in
+            select o.name as pool, o.settings ->> 'folder' as runs_folder, free.slots,
+                case when o.launcher = 'local' then v_leader.host end as host    -- else any leader is at home
+            from pgcoord.pool as o
+                cross join lateral (
+                    select count(*) as slots from (select from pgcoord.free_slot as f where f.pool = o.name limit 1000) as few
+                ) as free
+            where free.slots > 0
+            order by o.name
         loop
-            if v_phase.queue_id = any (v_due) then
-                -- Of a row that its own transaction has changed Postgres checks the foreign key once more. A feature that
-                -- somebody has locked must not hold up the others: then the next claim takes this phase.
-                perform 1 from public.planned_features where id = v_phase.feature_id for key share skip locked;
-                continue when not found;
-            end if;
-            select v.number into v_slot    -- the next free slot that nobody has locked
-            from pgcoord_private.vacant_slot as v
-            where v.pool = v_pool.pool and v.number > v_slot
-            order by v.number
-            limit 1
-            for key share of v skip locked;
-            exit when not found;
-            delete from pgcoord.free_slot where pool = v_pool.pool and number = v_slot;
+            v_slot := 0;
+            for v_phase in
+                select p.queue_id, p.feature_id, p.attempt, p.lock, w.name, w.reports, w.retry_delay, w.retry_lost,
+                    coalesce((p.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts) as max_attempts,
+                    coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::float8), w.timeout) as timeout
+                from pgcoord_private.workflow_line as w
+                    cross join lateral (    -- the first of each line, of which the first of all are taken
+                        select first.queue_id, first.feature_id, first.phase_number, first.attempt, first.phase_data,
+                            first.lock, first.priority, first.queue_position
+                        from pgcoord_private.claimable as first
+                        where coalesce(first.workflow_type, '') = w.line and (first.issue_number is not null or not v_no_issues)
+                            and (p_only is null or first.queue_id = p_only) and first.queue_id <> all (v_aside)
+                        order by first.priority, first.queue_position, first.feature_id, first.phase_number
+                        limit v_pool.slots
+                        for no key update of first skip locked
+                    ) as p
+                where w.pool = v_pool.pool
+                order by p.priority, p.queue_position, p.feature_id, p.phase_number
+                limit v_pool.slots
             loop
-                v_id := nextval('pgcoord.attempt_id');
-                insert into pgcoord.attempt (
-                    id, queue_id, number, adw_id, secret, slot, epoch, host, folder,
-                    workflow, reports, max_attempts, retry_delay, retry_lost, timeout, pool
-                )
-                values (
-                    v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord_private.adw_id(v_id, v_control.adw_offset), pgcoord_private.new_secret(),
-                    v_slot, p_epoch, v_pool.host,
-                    -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
-                    format('%s/%s/%s-%s', coalesce(v_pool.runs_folder, v_leader.runs_folder), v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
-                    v_phase.name, v_phase.reports, v_phase.max_attempts, v_phase.retry_delay, v_phase.retry_lost, v_phase.timeout,
-                    v_pool.pool
-                )
-                on conflict (adw_id) do nothing;
-                exit when found;    -- else a client has used this very adw_id
+                if v_phase.lock is not null and pgcoord_private.lock_holder(v_phase.lock) is not null then
+                    v_locks := v_locks || v_phase.lock;
+                    continue;
+                end if;
+                if v_phase.queue_id = any (v_due) then
+                    -- Of a row that its own transaction has changed Postgres checks the foreign key once more. A feature that
+                    -- somebody has locked must not hold up the others: then the next claim takes this phase.
+                    perform 1 from public.planned_features where id = v_phase.feature_id for key share skip locked;
+                    continue when not found;
+                end if;
+                select v.number into v_slot    -- the next free slot that nobody has locked
+                from pgcoord_private.vacant_slot as v
+                where v.pool = v_pool.pool and v.number > v_slot
+                order by v.number
+                limit 1
+                for key share of v skip locked;
+                exit when not found;
+                delete from pgcoord.free_slot where pool = v_pool.pool and number = v_slot;
+                loop
+                    v_id := nextval('pgcoord.attempt_id');
+                    insert into pgcoord.attempt (
+                        id, queue_id, number, adw_id, secret, slot, epoch, host, folder,
+                        workflow, reports, max_attempts, retry_delay, retry_lost, timeout, pool, lock
+                    )
+                    values (
+                        v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord_private.adw_id(v_id, v_control.adw_offset), pgcoord_private.new_secret(),
+                        v_slot, p_epoch, v_pool.host,
+                        -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
+                        format('%s/%s/%s-%s', coalesce(v_pool.runs_folder, v_leader.runs_folder), v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
+                        v_phase.name, v_phase.reports, v_phase.max_attempts, v_phase.retry_delay, v_phase.retry_lost, v_phase.timeout,
+                        v_pool.pool, v_phase.lock
+                    )
+                    on conflict (adw_id) do nothing;
+                    exit when found;    -- else a client has used this very adw_id
+                end loop;
+                v_attempts := v_attempts || v_id;
+                v_aside := v_aside || v_phase.queue_id;
             end loop;
-            v_attempts := v_attempts || v_id;
         end loop;
+        exit when v_locks is null;
+        perform pgcoord_private.park(v_locks, v_aside);
     end loop;
     if v_attempts is not null then
         return query    -- what pgcoord_private.assignment shows of them
@@ -155,7 +169,7 @@ begin
         returning a.id, p.queue_id, p.feature_id, p.phase_number, a.number, a.adw_id, a.secret, a.host, a.folder,
             a.workflow, p.issue_number, p.phase_data ->> 'title', p.phase_data ->> 'prompt_content',
             null::integer, null::text, false, false, null::pgcoord.attempt_outcome, 0::float8, a.slot, a.pool,
-            exists (select from pgcoord.result as r where r.feature_id = p.feature_id);
+            exists (select from pgcoord.result as r where r.feature_id = p.feature_id), p.phase_data -> 'environment';
     end if;
 end $$;
 

@@ -122,6 +122,8 @@ begin
             concat_ws('; ', format('exited with status %s', p_exit_code), v_fault));
     elsif v_attempt.ending is not null then
         perform pgcoord_private.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
+    elsif v_result ->> 'status' = 'later' then
+        perform pgcoord_private.postpone_attempt(p_attempt_id, coalesce(nullif(v_result ->> 'error', ''), 'its result says: later'));
     elsif p_exit_code = 0 and v_fault is null and v_result ->> 'status' is distinct from 'failed'
         and (not v_attempt.reports or v_result ->> 'status' = 'completed')
     then
@@ -205,12 +207,14 @@ begin
     where a.id = p_attempt_id and a.outcome = 'returned' and p.queue_id = a.queue_id and p.status = 'queued';
 end $$;
 
--- Give back an attempt that failed for want of something that comes again by itself, such as an answer of a model: later
--- each time that this happens to the phase in a row, half a minute at first, a quarter of an hour at most.
+-- Give back an attempt whose process has ended for want of something that comes again by itself, such as an answer of a model:
+-- later each time that this happens to the phase in a row, half a minute at first, a quarter of an hour at most. What it has
+-- cost counts, as of all attempts; its tries stay as they were.
 create or replace function pgcoord_private.postpone_attempt(p_attempt_id bigint, p_reason text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
+    v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
     v_in_a_row integer;
 begin
     select a.number - 1 - coalesce(max(b.number), 0) into v_in_a_row
@@ -219,18 +223,22 @@ begin
             on b.queue_id = a.queue_id and b.number < a.number and b.outcome is distinct from 'returned'
     where a.id = p_attempt_id
     group by a.number;
-    perform pgcoord_private.return_attempt(
-        p_attempt_id, least('30 s'::interval * 2 ^ least(v_in_a_row, 10), '15 min'), p_reason);
+    perform pgcoord_private.conclude_attempt(v_attempt, 'returned', p_reason);
+    update public.phase_queue
+    set retry_at = clock_timestamp() + least('30 s'::interval * 2 ^ least(v_in_a_row, 10), '15 min')
+    where queue_id = v_attempt.queue_id and status = 'queued';
 end $$;
 
--- Ask for the end of attempts that have run longer than they may. One that somebody has locked is passed over, so that
+-- Ask for the end of attempts that have run, or waited in their engine, longer than they may. One that somebody has locked is passed over, so that
 -- no transaction of a person's holds the coordinator up; next_work names it.
 create or replace function pgcoord_private.expire_attempts() returns void
 language sql
 begin atomic
     update pgcoord.attempt as a
     set ending = 'timed_out', ending_at = clock_timestamp(),
-        ending_reason = format('ran longer than its timeout of %s', pgcoord_private.in_words(timeout))
+        ending_reason = case when submitted_at is not null and started_at is null
+            then format('waited in pool %s longer than its queue_timeout of %s', pool, pgcoord_private.in_words(deadline - submitted_at))
+            else format('ran longer than its timeout of %s', pgcoord_private.in_words(timeout)) end
     where a.id in (
         select late.id from pgcoord.attempt as late
         where late.deadline <= (select clock_timestamp()) and late.ended_at is null and late.ending is null

@@ -26,8 +26,6 @@ begin
                     v_attempt_id, p_end ->> 'copy', (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail',
                     p_end ->> 'left_behind', p_end ->> 'result', p_end ->> 'result_fault') as e
             );
-        when 'postponed' then
-            perform pgcoord_private.postpone_attempt(v_attempt_id, p_end ->> 'error');
         when 'reported' then
             if p_end ->> 'result' is not null then    -- the dependents get it with the report
                 perform pgcoord_private.take_result_file((pgcoord_private.lock_attempt(v_attempt_id)).id, p_end ->> 'result');

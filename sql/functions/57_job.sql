@@ -8,15 +8,24 @@
 create or replace function pgcoord_private.submit_attempt(p_epoch bigint, p_attempt_id bigint) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
+declare
+    v_now timestamptz := clock_timestamp();
+    v_until timestamptz;
 begin
     perform pgcoord_private.check_epoch(p_epoch);
-    update pgcoord.attempt set submitted_at = coalesce(submitted_at, clock_timestamp())
-    where id = p_attempt_id and exited_at is null and ended_at is null and ending is null;
+    update pgcoord.attempt as a
+    set submitted_at = coalesce(submitted_at, v_now),
+        deadline = coalesce(deadline, v_now + (select w.queue_timeout from pgcoord.workflow as w where w.name = a.workflow))
+    where id = p_attempt_id and exited_at is null and ended_at is null and ending is null
+    returning deadline into v_until;
     if not found then
         raise exception using
             errcode = 'PC003',
             message = format('attempt %s was given up', p_attempt_id),
             hint = 'No job is to be submitted for it.';
+    end if;
+    if v_until is not null then
+        notify pgcoord_wake;    -- a new deadline
     end if;
 end $$;
 

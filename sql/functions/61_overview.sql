@@ -5,7 +5,7 @@
 create or replace function pgcoord_private.phase_objects(p_queue_ids text[]) returns setof jsonb
 language sql stable
 begin atomic
-    select to_jsonb(p) - '{attempts_used,unmet,held}'::text[] || jsonb_build_object(
+    select to_jsonb(p) - '{attempts_used,unmet,held,parked}'::text[] || jsonb_build_object(
             'waiting_for', first.words, 'result', pgcoord_private.result_of(p.queue_id, p.attempt),
             'skipped', pgcoord_private.was_skipped(p))
     from unnest(p_queue_ids) with ordinality as named (queue_id, place)
@@ -93,9 +93,9 @@ set jit = off as $$
     );
 $$;
 
--- Phases of which the title or the name has these words, or in this state (null: any): those that are open and then the
--- latest, at most p_limit.
-create or replace function pgcoord_private.find_phases(p_search text, p_status text, p_limit integer)
+-- Phases of which the title, the name or the error has these words, or in this state (null: any), of a feature (null: of
+-- all): those that are open and then the latest, at most p_limit. Within a feature its number is a name, too.
+create or replace function pgcoord_private.find_phases(p_search text, p_status text, p_feature_id integer, p_limit integer)
 returns table (queue_id text, feature_id integer, feature text, phase_number integer, title text, status text)
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -103,7 +103,10 @@ set jit = off as $$
     select p.queue_id, p.feature_id, f.title, p.phase_number, pgcoord_private.title_of(p), p.status::text
     from public.phase_queue as p
         join public.planned_features as f on f.id = p.feature_id
-    where (p_search is null or p.queue_id = p_search or strpos(lower(pgcoord_private.title_of(p)), lower(p_search)) > 0)
+    where (p_feature_id is null or p.feature_id = p_feature_id)
+        and (p_search is null or p.queue_id = p_search or strpos(lower(pgcoord_private.title_of(p)), lower(p_search)) > 0
+            or strpos(lower(p.error_message), lower(p_search)) > 0
+            or p_feature_id is not null and p.phase_number::text = p_search)
         and (p_status is null or p.status = p_status)
         -- What is done is looked through by name alone: there may be millions.
         and (p.status <> 'completed' or p.queue_id = p_search)

@@ -96,7 +96,7 @@ set search_path = pg_catalog, pg_temp as $$
         case when l.epoch is null and (work.waits or b.words is not null) then 'fail' when l.epoch is null or l.outdated then 'warn' else 'ok' end,
         case when b.words is not null then 'no coordinator leads: ' || b.words
             when l.epoch is null then 'no coordinator runs' || case when work.waits then ', and there is work' else '' end
-            else format('process %s on %s leads since %s, %s', l.pid, l.host, to_char(l.lead_at, 'YYYY-MM-DD HH24:MI:SS'),
+            else format('process %s on %s leads since %s, %s', l.pid, l.host, to_char(l.lead_at, 'YYYY-MM-DD HH24:MI:SS TZ'),
                     pgcoord_private.counted(sessions.n - 1, 'stands by', 'stand by'))
                 || case when l.outdated then format('; it is of release %s, the schema is of another', l.version) else '' end
         end,
@@ -124,7 +124,7 @@ language sql stable
 set search_path = pg_catalog, pg_temp as $$
     select 'slots', case when c.paused_at is not null or s.total = 0 then 'warn' else 'ok' end,
         case when c.paused_at is not null
-            then format('everything is paused since %s%s', to_char(c.paused_at, 'YYYY-MM-DD HH24:MI:SS'), ': ' || c.paused_reason)
+            then format('everything is paused since %s%s', to_char(c.paused_at, 'YYYY-MM-DD HH24:MI:SS TZ'), ': ' || c.paused_reason)
             when s.total = 0 then 'there is none: nothing new starts'
             else format('%s of %s', s.held, pgcoord_private.counted(s.total, 'slot is held', 'slots are held'))
         end,

@@ -26,6 +26,10 @@ SLOTS = 2
 # Phase 3 needs 1 and 2, which two slots can run at once.
 PHASES: dict[int, list[int]] = {1: [], 2: [], 3: [1, 2]}
 
+# Other phases: 2 runs if 1 is not completed, 3 however that ends.
+CONDITIONAL: dict[int, list[int]] = {1: [], 2: [1], 3: [1]}
+CONDITIONS = {2: "failed", 3: "always"}
+
 WORKFLOW = {
     "name": "work",
     "default": True,
@@ -364,7 +368,16 @@ def _of_people(state: State, phase: Row) -> Iterator[Step]:
     if phase["status"] not in ("completed", "cancelled"):
         yield Step(f"cancel {name}", outside, f"select cancel_phase('{name}', 'no')")
     if phase["status"] in ("failed", "cancelled"):
-        yield Step(f"retry {name}", outside, f"select retry_phase('{name}')")
+        used = any(
+            phase["phase_number"] in each["depends_on_phases"] and each["slot"] is not None
+            for each in state.phases
+        )
+        yield Step(
+            f"retry {name}",
+            outside,
+            f"select retry_phase('{name}')",
+            refused={"PC002": outside} if used else {},
+        )
 
 
 class Violation(Exception):
@@ -434,7 +447,12 @@ end $$;
 class Database:
     """A database in which states are put in place, one after another, and nothing is committed."""
 
-    def __init__(self, conn: psycopg.Connection[Any]) -> None:
+    def __init__(
+        self,
+        conn: psycopg.Connection[Any],
+        phases: dict[int, list[int]] = PHASES,
+        conditions: dict[int, str] | None = None,
+    ) -> None:
         """Take over `conn`, whose database holds the schema and nothing else."""
         self.conn = conn
         self.statements = 0  # that were called
@@ -448,11 +466,16 @@ class Database:
             "insert into workflow (name, is_default, reports, max_attempts, retry_delay,"
             " retry_lost, timeout) values ('work', true, false, 1, '10 s', false, '1 hour')"
         )
-        phases = [
-            {"phase_number": number, "title": f"{number}", "depends_on_phases": prerequisites}
-            for number, prerequisites in PHASES.items()
+        rows = [
+            {
+                "phase_number": number,
+                "title": f"{number}",
+                "depends_on_phases": prerequisites,
+                "run_when": (conditions or {}).get(number),
+            }
+            for number, prerequisites in phases.items()
         ]
-        conn.execute("select submit_feature(%s)", [Jsonb({"title": "a", "phases": phases})])
+        conn.execute("select submit_feature(%s)", [Jsonb({"title": "a", "phases": rows})])
         row = conn.execute("select pg_temp.rows()").fetchone()
         assert row
         self.first = normal(row[0], Outside())
@@ -504,12 +527,15 @@ def faults_of(state: State) -> Iterator[str]:
     if len(held) > SLOTS or len(set(held)) < len(held):
         yield f"slots {held} are held"
     status = {phase["phase_number"]: phase["status"] for phase in state.phases}
+    bad_ends = {"failed", "cancelled", "blocked"}
     bad = {number for number, each in status.items() if each in ("failed", "cancelled")}
     alive = []
     for phase in state.phases:
-        name, number = phase["queue_id"], phase["phase_number"]
+        name = phase["queue_id"]
         is_live = phase["status"] in ("ready", "running")
-        unmet = sum(status[up] != "completed" for up in PHASES[number])
+        ups = phase["depends_on_phases"]
+        met = {"completed"} | (bad_ends if phase["run_when"] != "completed" else set())
+        unmet = sum(status[up] not in met for up in ups)
         tries = [each for each in state.attempts if each["queue_id"] == name]
         under_way = [each for each in tries if each["ended_at"] is None]
         processes = [each for each in tries if state.outside.run(each["id"]) == ALIVE]
@@ -521,8 +547,11 @@ def faults_of(state: State) -> Iterator[str]:
         if phase["status"] in ("queued", "blocked"):
             if phase["unmet"] != unmet or (phase["eligible_at"] is None) != bool(unmet):
                 yield f"{name}: unmet is {phase['unmet']}, not {unmet}"
-            if (phase["status"] == "blocked") != bool(bad & set(PHASES[number])):
+            doomed = phase["run_when"] == "completed" and bool(bad & set(ups))
+            if (phase["status"] == "blocked") != doomed:
                 yield f"{name} is {phase['status']}, of {status}"
+            if phase["run_when"] == "failed" and all(status[up] == "completed" for up in ups):
+                yield f"{name} waits, and is not needed"
         if is_live != (len(under_way) == 1) or len(under_way) > 1:
             yield f"{name} is {phase['status']} with {len(under_way)} attempts under way"
         if len(processes) > 1:

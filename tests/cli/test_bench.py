@@ -122,6 +122,7 @@ def test_the_table_says_in_words_what_is_met(capsys: pytest.CaptureFixture[str])
     assert "synchronous_commit off" in " ".join(printed)
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_bench_that_is_interrupted_drops_its_databases_and_ends_its_processes(
     dsn: str, conn: Connection, tmp_path: Path, sent: signal.Signals

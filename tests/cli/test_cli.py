@@ -57,6 +57,43 @@ def test_run_ends_with_1_and_a_line_that_names_what_failed_and_why(desk: Desk) -
     )
 
 
+def test_run_stays_for_the_clean_up_of_what_failed(desk: Desk) -> None:
+    path = desk.folder / "plan.md"
+    path.write_text(
+        "# A plan\n## Phase 1: Work\n\nexit 3\n## Phase 2: More\n\ntrue\n"
+        "## Phase 3: Clean up\nWhen: always\n\ntrue\n"
+        "## Phase 4: Report\nDepends on: 1\nWhen: failed\n\ntrue\n"
+        "## Phase 5: Undo the report\nWhen: failed\n\nfalse\n"
+    )
+    done = desk.call("run", str(path))
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == (
+        "feature 1 (A plan): 3 of 5 phases completed; phase 1 failed: exited with status 3;"
+        " phase 2 blocked: waits for phase 1, failed"
+    )
+
+
+def test_a_phase_gets_its_variables_and_those_of_its_workflow(desk: Desk) -> None:
+    (desk.folder / "pgcoord.toml").write_text(
+        '[server]\nport = 0\n[workflow.sh]\ncommand = ["sh", "-c", "{prompt}"]\n'
+        'environment = { MODE = "dev", REGION = "eu", HOME = true }\n'
+        'phase_environment = ["MODE"]\n'
+    )
+    path = desk.folder / "plan.md"
+    path.write_text(
+        "# A plan\n## Phase 1: Work\nEnv: MODE={param.mode}\n\n"
+        'test "$MODE $REGION" = "prod eu"\n'
+        "## Phase 2: Defaults\n\n"
+        'test "$MODE" = dev\n'
+        "## Phase 3: Too much\nEnv: LD_PRELOAD=x\n\ntrue\n"
+    )
+    done = desk.call("run", str(path), "--set", "mode=prod")
+    assert done.stdout.splitlines()[-1] == (
+        "feature 1 (A plan): 2 of 3 phases completed; phase 3 failed: the phase sets LD_PRELOAD,"
+        " which workflow sh does not let phases set (phase_environment)"
+    )
+
+
 def test_run_goes_on_with_a_feature_that_exists(desk: Desk, conn: Connection) -> None:
     gate = desk.gate()
     desk.write("work.sh", f"cat {gate}; exit 3")
@@ -133,8 +170,9 @@ def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection) ->
     done = desk.call("run", desk.plan("true"))
     assert done.returncode == 0
     assert done.stderr == (
-        f"pgcoord: process {serve.pid} on {os.uname().nodename} leads and runs the phases;"
-        " this one watches, and takes over when that one ends\n"
+        f"pgcoord: process {serve.pid} on {os.uname().nodename} leads and runs the phases,"
+        " as the pgcoord.toml says that it has read; this one watches, and takes over when that one"
+        " ends\n"
     )
     assert "completed: 1 phase in" in done.stdout
     assert len(conn.execute("select from pgcoord.coordinator").fetchall()) == 1
@@ -155,7 +193,7 @@ def test_run_beside_a_serve_takes_over_when_that_one_ends(desk: Desk) -> None:
 def test_run_says_what_holds_a_feature_of_which_nothing_runs(desk: Desk) -> None:
     desk.say("pause", "--reason", "tea")
     run = desk.start("run", desk.plan("true"))
-    run.until(r"phase 1  queued     Step 1: everything is paused since [-:0-9 ]+: tea\n")
+    run.until(r"phase 1  queued     Step 1: everything is paused since [-:0-9 ]+ \S+: tea\n")
     assert desk.say("resume") == "everything is resumed"
     assert run.wait() == 0
 
@@ -448,6 +486,31 @@ def test_submit_needs_no_configuration(desk: Desk, conn: Connection) -> None:
     assert desk.say("submit", plan).startswith("feature 1: 1 phase is queued")
 
 
+def test_submit_shows_what_it_would_queue_without_a_database(desk: Desk) -> None:
+    text = "# A\n## ✅ Phase 1: B\n\n## Phase 2: C\n\nx\n\n## Phase 3: D (depends on 1)\n\ny\n"
+    plan = desk.write("plan.md", text)
+    nowhere = ("submit", plan, "--check", "--dsn", "host=/nowhere")
+    refused = desk.call(*nowhere)
+    assert (refused.returncode, "plan.md:2: this phase is marked as done" in refused.stderr) == (
+        5,
+        True,
+    )
+    shown = desk.say(*nowhere, "--done", "completed")
+    assert "runs as 1, then 2 and 3" in shown
+    assert "  1  line 2, completed: no prompt" in shown
+    assert "  3  line 8: a prompt of 1 characters; depends on of line 8" in shown
+    printed = json.loads(desk.say(*nowhere, "--done", "completed", "--json"))
+    assert printed["planning"]["waves"] == [[1], [2, 3]]
+
+
+def test_submit_takes_what_is_done_as_completed(desk: Desk, conn: Connection) -> None:
+    plan = desk.write("plan.md", "# A\n## ✅ Phase 1: B\n\n## Phase 2: C\n\nx\n")
+    desk.say("submit", plan, "--done", "completed")
+    assert statuses(conn, 1) == {1: "completed", 2: "queued"}
+    row = conn.execute("select unmet from phase_queue where phase_number = 2").fetchone()
+    assert row == {"unmet": 0}
+
+
 def test_upgrade_brings_the_schema_and_says_what_it_ran(
     desk: Desk, dsn: str, conn: Connection
 ) -> None:
@@ -581,6 +644,8 @@ def test_status_json_is_an_object_that_stays_as_it_is(
         "cost_usd": None,
         "tokens_in": None,
         "tokens_out": None,
+        "max_cost_usd": None,
+        "costs": [],
     }
     since = phases[1].pop("since")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?[+-]\d\d:\d\d", since)
@@ -614,6 +679,13 @@ def test_results_are_printed_by_phase_and_by_feature(
     assert json.loads(desk.say("result", "1")) == {"1": {"summary": "done", "cost_usd": 1}}
     (feature,) = json.loads(desk.say("status", "--json"))["features"]
     assert (feature["cost_usd"], feature["phases"][0]["result"]["summary"]) == (1, "done")
+    tokens: dict[str, None] = dict.fromkeys(["tokens_in", "tokens_out"])
+    assert feature["costs"] == [{"workflow": "work", "attempts": 1, "cost_usd": 1, **tokens}]
+    assert desk.say("budget", "1", "2.5") == "feature 1 may cost $2.50"
+    assert "$1.00 of $2.50" in desk.say("status")
+    assert desk.say("budget", "1", "none") == "feature 1 may cost as much as it takes"
+    refused = desk.call("budget", "1", "0")
+    assert "the budget of feature 1 cannot be 0" in refused.stderr
     missing = desk.call("result", "1.2")
     assert (missing.returncode, missing.stderr) == (4, "pgcoord: phase queue-1-2 has no result\n")
 

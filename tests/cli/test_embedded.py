@@ -14,7 +14,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from support.database import kill_server
+from support.database import kill_server, upgrade
+from support.desk import Desk
 
 from pgcoord.database.embedded import SOCKET, Binaries, EmbeddedPostgres, find_binaries
 from pgcoord.errors import CannotStart
@@ -206,15 +207,26 @@ def test_a_start_that_another_got_ahead_of_finds_the_server_up(
     assert stopped.stop()
 
 
-def test_a_server_whose_folder_was_moved_is_found_and_stopped(make: Make, short: Path) -> None:
+def test_a_server_whose_folder_was_moved_is_named_and_started_anew(make: Make, short: Path) -> None:
     embedded = make(short / "before" / ".pgcoord")
     embedded.start()
+    upgrade(embedded.dsn)
     (short / "before").rename(short / "after")
+    with closing(Desk(short / "after", {})) as desk:
+        refused = desk.call("status")
+        assert refused.returncode == 6
+        assert refused.stderr == (
+            f"pgcoord: {short}/before/.pgcoord/postgres/data was moved while its Postgres ran,"
+            " which cannot go on so\n"
+            "  Nothing is lost: 'pgcoord db start' starts it anew where it is now.\n"
+        )
+        assert desk.call("db", "start").returncode == 0
+        assert "no unfinished features" in desk.call("status").stdout
     moved = make(short / "after" / ".pgcoord")
-    assert not moved.start()
-    assert moved.stop()
-    assert moved.start()
-    assert ask(moved, "select 1") == 1
+    assert ask(moved, "select count(*) from pg_control_system()") == 1  # it opens its files
+    (short / "after").rename(short / "before")
+    assert embedded.stop()
+    assert embedded.start()
 
 
 # Where it can be reached from
@@ -340,6 +352,7 @@ def test_it_starts_when_its_pid_is_now_of_a_stranger(
 
 
 @needs_proc
+@pytest.mark.scale
 def test_it_starts_when_its_pid_is_now_of_another_server(
     make: Make, tmp_path: Path, stopped: EmbeddedPostgres
 ) -> None:
@@ -364,6 +377,7 @@ def test_a_stop_signals_no_stranger(
 
 
 @needs_proc
+@pytest.mark.scale
 def test_it_waits_for_a_busy_backend_of_a_killed_server(stopped: EmbeddedPostgres) -> None:
     stopped.start()
     busy = """do $$
@@ -380,7 +394,9 @@ def test_it_waits_for_a_busy_backend_of_a_killed_server(stopped: EmbeddedPostgre
     assert ask(stopped, "select 1") == 1
 
 
-@pytest.mark.parametrize("killed", ["caller and initdb", "caller"])
+@pytest.mark.parametrize(
+    "killed", [pytest.param("caller and initdb", marks=pytest.mark.scale), "caller"]
+)
 def test_a_kill_in_the_middle_of_initdb_leaves_no_half_cluster(
     embedded: EmbeddedPostgres, killed: str
 ) -> None:
@@ -546,7 +562,7 @@ def test_without_a_postgres_new_enough_both_remedies_are_told(tmp_path: Path) ->
         find_binaries("no_such_package", str(too_old), tmp_path)
     hint = str(caught.value.hint)
     assert "extra 'embedded'" in hint
-    assert "install PostgreSQL 14+" in hint
+    assert "or PostgreSQL 14+" in hint
     assert "--dsn" in hint
     assert "\n" not in str(caught.value)
 

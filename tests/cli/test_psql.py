@@ -185,6 +185,12 @@ def test_what_psql_itself_takes_is_passed_on(environment: dict[str, str]) -> Non
     assert run(environment, "-X", "-At", typed="\\echo :board")[1] == ":board\n"
 
 
+def test_a_shortcut_may_be_given_as_a_command(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "pgcoord", "psql", "-c", ":slots", "-c", "select 'after'"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert [" slot |" in done.stdout, " after" in done.stdout, done.stderr] == [True, True, ""]
+
+
 def test_dsn_may_stand_anywhere(environment: dict[str, str]) -> None:
     dsn = environment.pop("DATABASE_URL")
     name = conninfo_to_dict(dsn)["dbname"]

@@ -1,6 +1,7 @@
 """`pgcoord serve` and `pgcoord report` as programs: how they start, stop, and find each other."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 from support.database import Connection, add_feature, statuses
-from support.desk import PATIENCE, Desk, address_of, free_port, until
+from support.desk import CONFIGURATION, PATIENCE, Desk, address_of, free_port, until
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -234,22 +235,45 @@ def test_health_is_answered_before_the_database_is_up(bare_desk: Desk) -> None:
     assert program.wait() == 0
 
 
-def test_a_hang_up_stops_in_order_for_a_service_manager_to_start_it_again(
-    desk: Desk, dsn: str, conn: Connection
-) -> None:
+def test_a_hang_up_has_a_changed_configuration_read(desk: Desk, dsn: str, conn: Connection) -> None:
     program = desk.start("serve")
     program.until("leading")
     gate = desk.gate()
     desk.say("submit", desk.plan(f"cat {gate}"))
     program.until("started, pid")
+    desk.write(
+        "pgcoord.toml",
+        CONFIGURATION.replace('["sh", "-c", "{prompt}"]', '["echo", "anew"]').replace("0", "1")
+        + '[workflow.late]\ncommand = ["echo", "late"]\npool = "side"\n'
+        + '[pool.side]\nlauncher = "local"\nslots = 1\n',
+    )
     program.send(signal.SIGHUP)
-    assert program.wait() == 128 + signal.SIGHUP
-    assert "SIGHUP: this one stops; the configuration is read at start alone" in program.said
-    assert "left running: queue-1-1" in program.said
-    again = desk.start("serve")
-    again.until("taken over")
+    program.until("pgcoord.toml: workflow sh changed, workflow late added, pool side added")
+    program.until("not before this one is started anew: server changed")
+    program.until(r"leading \(lead 2\)")
+    locks = "pg_locks where locktype = 'advisory' and classid = 7405 and granted"
+    assert len(conn.execute(f"select from {locks}".encode()).fetchall()) == 1
+    desk.write("plan.md", "# P\n## Phase 1: A\nx\n## Phase 2: B\nWorkflow: late\nx\n")
+    desk.say("submit", "plan.md")
+    until(dsn, "count(*) = 2 from phase_queue where status = 'completed'")
+    assert [desk.say("logs", phase) for phase in ("2.1", "2.2")] == ["anew", "late"]
+    desk.write("pgcoord.toml", "[workflow.sh]\ncommand = 1\n")
+    program.send(signal.SIGHUP)
+    program.until("the configuration stays as it was: .*workflow.sh.command: expected a list")
     gate.write_text("")
-    until(dsn, "count(*) = 1 from phase_queue where status <> 'running'")
+    until(dsn, "count(*) = 3 from phase_queue where status = 'completed'")
+    program.send(signal.SIGTERM)
+    assert program.wait() == 0
+    assert statuses(conn, 1) == {1: "completed"}
+
+
+def test_a_lost_terminal_stops_it_in_order(desk: Desk) -> None:
+    program = desk.execute("serve", tty=True)
+    program.until("leading")
+    keyboard, program._output = program._output, os.open(os.devnull, os.O_RDONLY)
+    os.close(keyboard)  # the window is closed, and the shell passes that on
+    program.send(signal.SIGHUP)
+    assert program._process.wait(PATIENCE) == 128 + signal.SIGHUP
 
 
 def test_a_stop_closes_streams_within_seconds(desk: Desk) -> None:

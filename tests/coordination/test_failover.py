@@ -105,6 +105,7 @@ async def watch(pair: Pair) -> AsyncIterator[Watch]:
         yield watch
 
 
+@pytest.mark.scale
 async def test_the_coordinator_goes_on_within_a_second_of_the_promotion(
     pair: Pair, watch: Watch, tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ async def test_a_claim_that_a_failover_lost_is_ended_before_it_is_made_again(
     assert log.read_text() == "start\nend\nstart\nend\n"
 
 
+@pytest.mark.scale
 async def test_an_end_that_a_failover_lost_is_told_again(
     pair: Pair, watch: Watch, tmp_path: Path
 ) -> None:
@@ -190,6 +192,7 @@ class StartsWhenTold(Coordinator):
     supervision = RecordedWhenTold
 
 
+@pytest.mark.scale
 async def test_a_start_that_a_failover_lost_is_recorded_again(
     pair: Pair, watch: Watch, tmp_path: Path
 ) -> None:

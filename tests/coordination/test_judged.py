@@ -13,7 +13,12 @@ from pgcoord.configuration import Check
 
 AGENT = ("sh", "-c", 'cat "$PGCOORD_PROMPT_FILE" >>seen; printf "\\n---\\n" >>seen; echo worked')
 OVERLOADED = json.dumps(
-    {"type": "result", "is_error": True, "result": "API Error: Repeated 529 Overloaded errors"}
+    {
+        "type": "result",
+        "is_error": True,
+        "result": "API Error: Repeated 529 Overloaded errors",
+        "total_cost_usd": 0.25,
+    }
 )
 
 
@@ -82,6 +87,8 @@ async def test_an_agent_without_a_model_waits_and_uses_up_no_attempt(
                 "wait": wait,
             }
             await watch.one("select pgcoord.retry_phase('queue-1-1')")
+    spent = await watch.one("select cost_usd from pgcoord.feature")
+    assert spent["cost_usd"] >= 0.75, "what was spent in vain counts, too"
 
 
 async def test_a_process_that_writes_nothing_is_shown_and_no_more_when_it_writes(

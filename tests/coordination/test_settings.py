@@ -100,7 +100,15 @@ def set_in_service_file(desk: Desk, dsn: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "settings",
-    [set_for_database, set_for_role, set_in_environment, set_in_dsn, set_in_service_file],
+    [
+        set_for_database,
+        set_in_environment,
+        # The two ways in which a setting comes, from the server and from the client, are above.
+        *(
+            pytest.param(each, marks=pytest.mark.scale)
+            for each in (set_for_role, set_in_dsn, set_in_service_file)
+        ),
+    ],
 )
 def test_a_plan_runs_to_its_end_whatever_is_set(
     settings: Callable[[Desk, str], list[str]], desk: Desk, dsn: str

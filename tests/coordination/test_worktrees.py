@@ -1,9 +1,11 @@
 """Workflows with `workspace = "worktree"`: what phases do reaches the phases after them."""
 
 import os
+import pwd
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,44 @@ async def test_a_retry_keeps_the_work_without_doing_it_again(
     assert ran.read_text() == "1\n"
     costs = await watch.all("select cost_usd::float8 from pgcoord.results where phase_number = 1")
     assert sum(each["cost_usd"] or 0 for each in costs) == 2
+
+
+def give(folder: Path, user: str) -> None:
+    """Let all of a folder belong to a user."""
+    account = pwd.getpwnam(user)
+    folder.mkdir(exist_ok=True)
+    for place, _, files in os.walk(folder):
+        for each in (place, *(os.path.join(place, file) for file in files)):
+            os.chown(each, account.pw_uid, account.pw_gid)
+
+
+@pytest.fixture
+def open_project() -> Iterator[Path]:
+    """A project of root in a place that all users may enter."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        project = Path(place, "project")
+        git(Path(place), "init", "--quiet", "--initial-branch", "main", "project")
+        git(project, "commit", "--quiet", "--allow-empty", "--message", "first")
+        yield project
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may use another account")
+async def test_worktrees_of_another_account_are_its_own(
+    dsn: str, watch: Watch, open_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It need not reach our Python or files; a repository of others is refused in words."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    settings = """user = "nobody"
+check = ["test", "-e", "owner"]
+worktrees = "trees" """
+    await watch.submit("id -un > owner")
+    async with running(coordinator(dsn, open_project, settings)):
+        (row,) = await watch.until_statuses("failed")
+        assert "belongs to another user than nobody" in row["error_message"]
+        give(open_project, "nobody")
+        give(open_project.parent / "trees", "nobody")
+        await watch.one("select pgcoord.retry_phase('queue-1-1')")
+        await watch.until_statuses("completed")
+    safe = ("-c", f"safe.directory={open_project}")
+    assert git(open_project, *safe, "show", "pgcoord/feature-1:owner") == "nobody"

@@ -8,7 +8,7 @@ import pytest
 from support.fake_github import REPOSITORY, TOKEN, prism, why_no_prism
 
 from pgcoord.configuration import GitHub
-from pgcoord.github.client import Issue, Repository, read_credentials
+from pgcoord.github.client import Issue, PullRequest, Repository, read_credentials
 
 pytestmark = pytest.mark.skipif(why_no_prism() is not None, reason=why_no_prism() or "")
 
@@ -38,6 +38,10 @@ async def test_every_call_is_as_github_describes_it(repository: Repository) -> N
     await repository.close(1347, "not_planned")
     await repository.close_duplicate(1348, issue)
     await repository.reopen(1347)
+    opened = PullRequest(1347, "https://github.com/octocat/Hello-World/pull/1347")
+    assert await repository.find_pull_request("pgcoord/feature-1", "main") == opened
+    pull = await repository.open_pull_request("x", "pgcoord/feature-1", "main", "y", draft=True)
+    assert pull == opened
     assert (await repository.about())["full_name"] == "octocat/Hello-World"
 
 

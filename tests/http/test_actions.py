@@ -29,9 +29,11 @@ NO_ACTIONS = {
     "exit_attempt": "of jobs on an engine, signed by their attempt",
     "checkup": "changes nothing: 'pgcoord doctor'",
     "preview": "changes nothing: it rolls back",
+    "preview_several": "changes nothing: it rolls back",
+    "act_on_phases": "does an action to several: 'pgcoord retry A B', /queue/several, /several",
 }
 
-NUMBER = 2  # of a priority, of slots
+NUMBER = 2  # of a priority, of slots, of US dollars
 
 
 @pytest.fixture
@@ -135,7 +137,7 @@ def look(conn: Connection, feature: int) -> dict[str, Any]:
             (select jsonb_agg(array[e.kind, e.reason] order by e.id)
                 from pgcoord.event as e where e.feature_id = f.id) as events,
             f.paused_reason, f.paused_at is not null as paused, f.cancelled_at is not null as over,
-            (select count(*) from pgcoord.slot) as slots,
+            f.max_cost_usd, (select count(*) from pgcoord.slot) as slots,
             (select (paused_at is not null, paused_reason)::text from pgcoord.control) as control
         from planned_features as f where f.id = %s
         """,
@@ -157,6 +159,38 @@ async def test_each_action_does_the_same_by_every_door(
         effects[door.__name__] = look(conn, feature)
         assert effects[door.__name__] != before
     assert all(each == effects["by_sql"] for each in effects.values()), effects
+
+
+async def test_several_phases_are_changed_by_every_door(site: Site, conn: Connection) -> None:
+    effects = []
+    for door in ("sql", "rest", "panel", "command"):
+        feature = add_feature(conn, {1: [], 2: [1], 3: [2]})
+        names = [f"queue-{feature}-{n}" for n in (1, 2)]
+        conn.execute("select pgcoord.act_on_phases('cancel', %s, 'x')", [names])
+        names.append(f"queue-{feature}-3")  # refuses
+        if door == "sql":
+            conn.execute("select pgcoord.act_on_phases('retry', %s, 'why')", [names])
+        elif door == "rest":
+            body = {"action": "retry", "queue_ids": names, "reason": "why"}
+            answer = await site.client.post("/api/v1/queue/several", json=body)
+            assert answer.status_code == 200, answer.text
+            assert [bool(each["refused"]) for each in answer.json()] == [False] * 3
+        elif door == "panel":
+            form = {"action": "retry", "phase": names, "reason": "why", "sure": "1"}
+            answer = await site.client.post("/several", data=form)
+            assert answer.status_code in (200, 303), answer.text
+        else:
+            program = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "pgcoord", "retry", *names, "--reason", "why"),
+                *("--dsn", conn.info.dsn),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            said, _ = await program.communicate()
+            assert program.returncode == 0, said.decode()
+            assert said.decode().splitlines()[0] == f"{names[0]} is queued"
+        effects.append(look(conn, feature))
+    assert all(each == effects[0] for each in effects), effects
 
 
 @pytest.mark.usefixtures("logins")

@@ -56,6 +56,23 @@ async def test_without_a_token_nobody_gets_in(locked: Site, conn: Connection) ->
     assert statuses(conn) == {1: "queued"}
 
 
+async def test_the_page_of_a_feature_tells_what_it_costs(
+    site: Site, conn: Connection, epoch: int
+) -> None:
+    add_feature(conn, {1: []})
+    claim(conn, epoch)
+    conn.execute(
+        """select pgcoord.set_result('queue-1-1', '{"cost_usd": 0.5, "tokens_in": 2000}')"""
+    )
+    await site.client.post("/features/1/budget", data={"max_cost_usd": "$2"})
+    page = (await site.client.get("/features/1")).text
+    assert "$0.50 of $2.00<small>2,000 tokens</small>" in page
+    await site.client.post("/features/1/budget", data={"max_cost_usd": ""})
+    assert " of $2.00" not in (await site.client.get("/features/1")).text
+    wrong = await site.client.post("/features/1/budget", data={"max_cost_usd": "much"})
+    assert (wrong.status_code, "&#39;much&#39; is no amount" in wrong.text) == (422, True)
+
+
 async def test_a_token_for_reading_steers_nothing(locked: Site, conn: Connection) -> None:
     add_feature(conn, {1: []})
     assert (await locked.client.get("/api/v1/queue", headers=READ)).status_code == 200

@@ -3,6 +3,7 @@
 import json
 import random
 import string
+from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -128,6 +129,15 @@ def test_a_plan_becomes_the_feature_that_the_database_takes() -> None:
     }
 
 
+@pytest.mark.parametrize("line", ["Budget: $2.50", "**Budget:** 2.5", "budget : 2.5 USD"])
+def test_a_budget_stands_below_the_title(line: str) -> None:
+    feature = parse(f"# T\n\n{line}\nd\n{PHASE_1}").feature()
+    assert (feature["description"], feature["max_cost_usd"]) == ("d", 2.5)
+    [problem] = problems(f"# T\nBudget: much\n{PHASE_1}")
+    assert problem == "2: Budget: expected US dollars such as \"Budget: $5\", not 'much'"
+    assert "max_cost_usd" not in parse(f"# T\nd\nBudget: x\n{PHASE_1}").feature()
+
+
 def test_what_a_plan_does_not_say_is_not_in_its_feature() -> None:
     feature = parse(HEAD + PHASE_1).feature()
     assert feature["estimated_hours"] is None
@@ -177,7 +187,6 @@ def test_number_words_go_up_to_twenty() -> None:
         "Phase1: x",
         "Phase 1.5: x",
         "Phase 1-2: x",
-        "Phase 0: x",
         "Phase -1: x",
         "Phase Twenty-One: x",
         "Phase 9999999: x",
@@ -412,10 +421,75 @@ def test_a_gate_needs_no_prompt_and_no_workflow() -> None:
     )
 
 
+def test_a_plan_that_begins_with_phase_0_is_numbered_from_1() -> None:
+    plan = parse(f"{HEAD}## Phase 0: a\nx\n## Phase 1: b\nx\n## Phase 2: c\nDepends on: 0\n\nx\n")
+    assert [(each.number, each.depends_on) for each in plan.phases] == [
+        (1, ()),
+        (2, (1,)),
+        (3, (1,)),
+    ]
+    assert plan.notes == (
+        "plan.md:3: phases are numbered from 1, so each has the number after its own",
+    )
+
+
+@pytest.mark.parametrize(
+    "heading",
+    ["✅ Phase 1: a", "[x] Phase 1: a", "~~Phase 1: a~~", "Phase 1: a (COMPLETE)", "Phase 1: a ✔️"],
+)
+def test_a_phase_marked_as_done_is_completed_or_a_fault(heading: str) -> None:
+    text = f"{HEAD}## {heading}\n\n## Phase 2: b\n\nx\n"
+    assert "marked as done" in problems(text)[0]
+    done, after = parse(text, takes_done=True, workflows=[], has_default=True).phases
+    assert (done.title, done.row()["status"], after.is_completed) == ("a", "completed", False)
+    assert parse(write_plan("T", "", [done.row()]), takes_done=True).phases == (
+        replace(done, line=3),
+    )
+
+
+@pytest.mark.parametrize("above", ["", "**Goal:** g\n\n", "Hours: 1\n"])
+@pytest.mark.parametrize("mark", ["**Files:**", "Files:", "- **Files**:"])
+def test_files_may_be_a_list(mark: str, above: str) -> None:
+    listed = "- Create: `a/b.py`\n- [ ] Modify: `c.py:12-30`\n* tests/x.py: new\n- the others"
+    found = phase(f"{above}{mark}\n\n{listed}\n\nDo it.")
+    assert found.files == ("a/b.py", "c.py", "tests/x.py")
+    assert found.prompt.endswith(f"{listed}\n\nDo it.")
+
+
+def test_parameters_are_filled_in_and_never_looked_at_again() -> None:
+    text = (
+        "# Deploy to {param.to}\n## Phase 1: Build {param.to}\nLock: {param.to}\n"
+        "Env: MODE={param.mode} TITLE='a b'\n\n"
+        "{param.mode} {{param.mode}} {result.1.x} {param} {PARAM.to}\n"
+    )
+    given = {"to": "prod", "mode": "{param.to}\n## Phase 2: x"}
+    plan = parse(text, parameters=given)
+    assert plan.title == "Deploy to prod"
+    [row] = [each.row() for each in plan.phases]
+    assert row["title"] == "Build prod"
+    assert row["lock"] == "prod"
+    assert row["environment"] == {"MODE": given["mode"], "TITLE": "a b"}
+    assert row["prompt_content"] == (
+        f"{given['mode']} {{param.mode}} {{result.1.x}} {{param}} {{PARAM.to}}"
+    )
+    assert "Env: 'MODE={param.mode}' 'TITLE=a b'" in write_plan(
+        "T", "", [parse(text).phases[0].row()]
+    )
+
+
+def test_a_parameter_without_a_value_and_a_value_without_a_parameter_are_faults() -> None:
+    text = f"{HEAD}## Phase 1: a\n\nx {{param.mode}}\n"
+    assert problems(text, parameters={"mod": "x"}) == [
+        "1: --set mod: there is no {param.mod} in the plan; did you mean mode?",
+        "5: {param.mode} has no value: expected --set mode=VALUE",
+    ]
+
+
 def test_an_unknown_key_is_an_error_that_tells_how_it_becomes_text() -> None:
     assert problems(f"{HEAD}## Phase 1: a\nTODO: x\n\nx") == [
-        "4: TODO: unknown key; expected one of Depends on, Workflow, Hours, Priority, Files, Gate, "
-        "Check, Max attempts, Timeout; if it is text, put a blank line before it"
+        "4: TODO: unknown key; expected one of Depends on, When, Lock, Env, Workflow, Hours, "
+        "Priority, Files, Gate, Check, Max attempts, Timeout; "
+        "if it is text, put a blank line before it"
     ]
     [problem] = problems(f"{HEAD}## Phase 1: a\n\nHours: 1\nDepend on: 1\n\nx")
     assert problem.startswith("6: Depend on: unknown key; did you mean Depends on?")
@@ -435,7 +509,12 @@ def test_a_key_in_markup_is_an_error_rather_than_text(line: str) -> None:
         ("Depends on:", """expected phases such as "1, 2" or "none", not ''"""),
         ("Depends on: 1-3", "expected phases"),
         ("Depends on: 1,,2", "expected phases"),
-        ("Depends on: 0", "expected phases"),
+        ("Env: MODE", "expected NAME=value"),
+        ("Env: A=1 A=2", "a variable is given twice"),
+        ("Lock:", 'expected a name such as "staging"'),
+        ("When: never", "expected completed, failed or always, not 'never'"),
+        ("When: failed", "failed: expected phases that it depends on"),
+        ("Depends on: 0", "there is no phase 0"),
         ("Workflow:", "expected the name of a workflow, not nothing"),
         ("Hours: 0", "expected a number above 0, not '0'"),
         ("Hours: nan", "expected a number above 0"),
@@ -711,6 +790,8 @@ def written(plan: Plan) -> tuple[str, list[int]]:
         seconds = phase.timeout and phase.timeout.total_seconds()
         keys = {
             "Depends on": " and ".join(map(str, phase.depends_on)) or "none",
+            "When": phase.when,
+            "Lock": phase.lock,
             "Workflow": phase.workflow,
             "Hours": phase.hours,
             "Priority": phase.priority,
@@ -732,7 +813,9 @@ def test_a_plan_that_is_written_reads_back(plan: Plan) -> None:
     assert [phase.line for phase in read.phases] == lines
     assert read.title == plan.title
     assert read.description == plan.description
-    assert [{**vars(phase), "line": 0} for phase in read.phases] == list(map(vars, plan.phases))
+    assert [{**vars(phase), "line": 0, "taken": ()} for phase in read.phases] == list(
+        map(vars, plan.phases)
+    )
 
 
 @pytest.mark.timeout(15)

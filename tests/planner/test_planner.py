@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from graphlib import TopologicalSorter
 from itertools import combinations
 from pathlib import Path
@@ -26,6 +27,7 @@ from pgcoord.planner.structure import Feature, described_by, files_in, read_stru
 from pgcoord.planner.survey import Repository
 
 FEATURES = sorted((Path(__file__).parent / "features").glob("*.md"))
+PLANS = sorted((Path(__file__).parents[1] / "plans").glob("*.md"))
 
 
 def load(path: Path) -> Feature:
@@ -58,6 +60,23 @@ def test_a_feature_comes_out_as_it_should(path: Path) -> None:
         hours = f"{row['estimated_hours']:g} h" if "estimated_hours" in row else "-"
         found.append(f"{row['phase_number']} | {needs} | {hours} | {row['title']}")
     assert found == path.with_suffix(".graph").read_text().splitlines()
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_the_numbering_of_an_author_is_kept(path: Path) -> None:
+    text = path.read_text()
+    hours = re.search(r"^hours: (\d+)\n", text, re.MULTILINE)
+    described = described_by(text.replace(hours[0], "") if hours else text)
+    feature = replace(described, hours=float(hours[1]) if hours else None)
+    found = []
+    for row in build(feature).phases:
+        needs = ", ".join(map(str, row["depends_on_phases"])) or "none"  # type: ignore[call-overload]
+        found.append(f"{row['phase_number']} | {needs} | {row['title']}")
+    assert found == path.with_suffix(".graph").read_text().splitlines()
+
+
+def test_there_are_thirty_plans_in_different_styles() -> None:
+    assert len(PLANS) >= 30
 
 
 def test_there_are_fifteen_features_of_different_kinds() -> None:

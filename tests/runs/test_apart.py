@@ -109,6 +109,25 @@ def test_jobs_report_to_the_address_with_and_without_its_path() -> None:
 # --- Kubernetes alone
 
 
+async def test_what_the_api_pushes_is_seen_without_waiting_to_be_asked(
+    dsn: str,
+    tmp_path: Path,
+    kubernetes: tuple[FakeKubernetes, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engines, "ASKS", (600.0, 600.0))
+    fake, kubeconfig = kubernetes
+    fake.holds = "0/1 nodes are available"
+    pool = Pool("k8s", "kubernetes", 40, settings_of(kubeconfig))
+    async with served(dsn, tmp_path, work=scripts(pool="k8s"), pool=pool), watching(dsn) as watch:
+        await watch.submit("true")
+        for words in ("0/1 nodes are available", "1 Insufficient cpu"):
+            fake.holds = words
+            await watch.until_found(
+                f"select from pgcoord.attempt where waits_for = 'Unschedulable: {words}'"
+            )
+
+
 async def test_a_pool_whose_extra_is_not_installed_says_so_and_holds_up_nothing_else(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -4,6 +4,8 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +23,7 @@ from support.coordination import (
     watching,
 )
 
-from pgcoord.configuration import Pool, read_configuration
+from pgcoord.configuration import Check, Pool, Worktree, read_configuration
 from pgcoord.coordination import engines
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.runs import job
@@ -66,7 +68,8 @@ PATH = os.environ["PATH"]
 EXAMPLES = Path(__file__).parents[2] / "examples" / "engines"
 
 
-@pytest.fixture(params=["local", "slurm", "command"])
+# The third differs from the second in how it lists jobs, which test_templates.py has, too.
+@pytest.fixture(params=["local", "slurm", pytest.param("command", marks=pytest.mark.scale)])
 def engine(hurried: None, request: pytest.FixtureRequest, dsn: str, tmp_path: Path) -> Engine:
     if request.param == "local":
         return Engine(dsn, tmp_path, None, {})
@@ -113,6 +116,53 @@ async def test_the_environment_is_that_of_the_workflow_as_it_is(engine: Engine) 
         environment=("ONE",),
     )
     assert attempt["exit_code"] == 0
+
+
+def git(folder: Path, *words: str) -> str:
+    names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    command = ["git", "-C", str(folder), *names, *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.scale
+async def test_agents_are_judged_in_worktrees_and_wait_for_their_model(engine: Engine) -> None:
+    """Phases that report do so with their work; what is temporary uses up no attempt."""
+    project = engine.folder / "project"
+    git(engine.folder, "init", "-q", "-b", "main", "project")
+    git(project, "commit", "-q", "--allow-empty", "-m", "first")
+    overloaded = (
+        '{"type": "result", "is_error": true, "result": "529 Overloaded", "total_cost_usd": 1}'
+    )
+    report = f"{sys.executable} -m pgcoord report completed --patience 0"
+    coordinator = engine.coordinator(
+        agent="claude",
+        check=Check(("test", "!", "-e", "bad")),
+        directory=project,
+        reports=True,
+        worktree=Worktree(),
+    )
+    async with watching(engine.dsn) as watch, running(coordinator, patience=PATIENCE):
+        await watch.submit(
+            f"echo 1 > one; {report}",
+            (f"cat one; echo 2 > two; {report}", [1]),
+            ("touch bad", [1]),
+            (f"echo '{overloaded}'; exit 1", [1]),
+        )
+        retried = "select from phase_queue where phase_number = 4 and retry_at is not null"
+        await watch.until_statuses("completed", "completed", "failed", "queued")
+        await watch.until_found(retried)
+        waits = await watch.one(
+            "select attempts_used, error_message, cost_usd::int from phase_queue"
+            " join pgcoord.results using (queue_id) where phase_queue.phase_number = 4"
+        )
+        (check,) = await watch.all("select error_message from phase_queue where status = 'failed'")
+    assert waits == {
+        "attempts_used": 0,
+        "error_message": "try again later: 529 Overloaded",
+        "cost_usd": 1,
+    }
+    assert "pgcoord: the check failed with status 1" in check["error_message"]
+    assert git(project, "ls-tree", "--name-only", "pgcoord/feature-1") == "one\ntwo\n"
 
 
 async def test_a_prompt_of_five_megabytes(engine: Engine) -> None:

@@ -784,6 +784,7 @@ async def test_the_cause_of_a_failure_comes_before_the_clean_up_that_hides_it(ru
 # How long it takes
 
 
+@pytest.mark.scale
 async def test_the_time_that_starting_and_scanning_take(make_run: MakeRun, ready: Fifo) -> None:
     """Prints medians; asserts only what a busy machine does too."""
     heard = os.open(ready.path, os.O_RDWR)

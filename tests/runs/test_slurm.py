@@ -73,6 +73,17 @@ async def test_a_job_gets_its_environment_and_arguments_and_nothing_else(
     assert (tmp_path / "environment").stat().st_mode & 0o777 == 0o600
 
 
+async def test_the_names_of_other_peoples_jobs_may_be_anything(
+    slurm: Cluster, engine: Slurm, tmp_path: Path
+) -> None:
+    for name in ("a|b", "a\nb", "|||||||"):
+        assert slurm.ask("sbatch", f"--job-name={name}", "--output=/dev/null", "--wrap=true")
+    job = order(tmp_path, "exit 3")
+    await engine.submit(job)
+    assert (await ended(slurm, engine, job.name)).exit_status == 3
+    assert all(name.startswith("pgcoord-") for name in await engine.find())
+
+
 async def test_a_signal_is_an_exit_status(slurm: Cluster, engine: Slurm, tmp_path: Path) -> None:
     job = order(tmp_path, "kill -9 $$")
     await engine.submit(job)

@@ -2,10 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pgcoord.coordination.supervision import program_of
 
 PROGRAM = Path(__file__).parents[2] / "pgcoord/runs/worktree.py"
 PATIENCE = 60
+PATHS = os.environ["PATH"].split(":")
 
 
 @dataclass
@@ -165,7 +167,7 @@ def test_a_prerequisite_without_a_branch_changes_nothing(repository: Repository)
     assert done.status == 0, done.log
 
 
-@pytest.mark.parametrize("setting", ["false", "always"])
+@pytest.mark.parametrize("setting", [pytest.param("false", marks=pytest.mark.scale), "always"])
 def test_many_at_once_all_start(repository: Repository, setting: str) -> None:
     """Of bare `git worktree add`s some fail, and more where branches are set up to track."""
     repository.git("config", "branch.autoSetupMerge", setting)
@@ -221,16 +223,157 @@ def test_a_new_prompt_runs_the_command_again(repository: Repository) -> None:
     assert (repository.inputs / "runs").read_text() == "\n\n"
 
 
-def test_a_worktree_whose_making_was_killed_is_made_anew(repository: Repository) -> None:
-    branch, folder = "pgcoord/queue-1-1", repository.worktree("queue-1-1")
-    repository.git("branch", branch)
-    repository.git("config", f"branch.{branch}.pgcoord-installation", "here")
-    repository.git("worktree", "add", "--quiet", "--no-checkout", str(folder), branch)
-    place = Path(repository.git("rev-parse", "--absolute-git-dir", folder=folder))
-    (place / "index.lock").touch()
-    done = repository.phase("queue-1-1", "test -e README && echo > file")
+# Kills the program at its call number KILL_AT of git. Of a folder that is being made or removed,
+# half is there then.
+DEADLY_GIT = """#!/bin/sh
+number=$(($(cat $CALLS 2>/dev/null) + 1)); echo $number > $CALLS
+test $number = "$KILL_AT" || exec {git} "$@"
+case "$*" in
+    worktree\\ add*) {git} worktree add --quiet --no-checkout "$4" "$5"
+        touch $({git} -C "$4" rev-parse --absolute-git-dir)/index.lock;;
+    worktree\\ remove*) rm "$5"/README;;
+esac
+kill -KILL $PPID
+"""
+
+
+def killed(repository: Repository, at: int) -> dict[str, str]:
+    """Return the environment in which the program is killed at a call of git."""
+    shims = repository.inputs / "shims"
+    shims.mkdir(exist_ok=True)
+    (shims / "git").write_text(DEADLY_GIT.format(git=shutil.which("git")))
+    (shims / "git").chmod(0o755)
+    (shims / "calls").unlink(missing_ok=True)
+    path = f"{shims}:{os.environ['PATH']}"
+    return {"PATH": path, "KILL_AT": str(at), "CALLS": str(shims / "calls")}
+
+
+@pytest.mark.scale
+def test_a_kill_at_any_moment_loses_no_work_and_pays_nothing_twice(tmp_path: Path) -> None:
+    """At each call of git: what it kills is one side of a join, which the feature has to have."""
+    for at in range(1, 200):
+        place = tmp_path / str(at)
+        place.mkdir()
+        repository = Repository(place)
+        feature = {"PGCOORD_FEATURE_ID": "7"}
+        one = repository.phase("queue-7-1", "echo 1 > one").result
+        two = repository.phase("queue-7-2", "echo 2 > two").result
+        script = f"echo >> {place}/runs; rm one; echo 3 > three"
+        after = {"1": one, "2": two}
+        first = repository.phase(
+            "queue-7-3", script, after=after, environment=feature | killed(repository, at)
+        )
+        if first.status == 0:
+            break
+        assert first.status == -signal.SIGKILL, first.log
+        again = repository.phase("queue-7-3", script, after=after, environment=feature)
+        assert again.status == 0, f"{at}: {first.log}{again.log}"
+        assert (place / "runs").read_text() == "\n", f"{at}: {first.log}{again.log}"
+        for branch in (again.result["branch"], "pgcoord/feature-7"):
+            assert repository.files(str(branch)) == {"README", "two", "three"}, at
+        assert not repository.worktree("queue-7-3").exists()
+        # Of two branches of a feature, none would have all.
+        assert repository.git("branch", "--list", "--format=%(refname:short)", "pgcoord/f*") == (
+            "pgcoord/feature-7"
+        )
+    assert at > 20
+
+
+def leave_calls(repository: Repository, name: str, environment: Mapping[str, str]) -> str:
+    """Return how many calls of git a phase makes."""
+    counted = killed(repository, 0)
+    repository.phase(name, f"echo > {name}", environment={**environment, **counted})
+    return Path(counted["CALLS"]).read_text()
+
+
+def test_a_worktree_whose_making_or_removal_was_killed_is_made_anew(repository: Repository) -> None:
+    calls = int(leave_calls(repository, "queue-1-1", {}))
+    script = f"echo >> {repository.inputs}/runs; test -e README && echo > file"
+    said = ""
+    for at in range(1, calls + 1):
+        if (repository.inputs / "runs").exists() and said:
+            break
+        done = repository.phase("queue-1-2", script, environment=killed(repository, at))
+        said += "is not whole" * ("is not whole" in done.log)
+    assert said, "it was never killed there"
+    removal = repository.phase("queue-1-3", script, environment=killed(repository, calls))
+    assert removal.status == -signal.SIGKILL
+    assert not (repository.worktree("queue-1-3") / "README").exists()
+    again = repository.phase("queue-1-3", script)
+    assert again.status == 0, again.log
+    assert repository.files("pgcoord/queue-1-3") == {"README", "file"}
+    assert (repository.inputs / "runs").read_text() == "\n\n"
+
+
+def test_a_merge_that_a_retry_finds_unfinished_is_not_thrown_away(repository: Repository) -> None:
+    """What is left to do in it is work, too: of the agent, or of who has begun to mend it."""
+    first = repository.phase("queue-1-1", "echo 1 > one").result
+    script = leaves_a_conflict(repository)
+    failed = repository.phase("queue-1-2", script, after={"1": first})
+    assert failed.status == 65, failed.log
+    folder = repository.worktree("queue-1-2")
+    (folder / "file").write_text("both\n")
+    second = repository.phase("queue-1-3", "echo 2 > two").result
+    other = repository.phase("queue-1-2", script, after={"1": first, "3": second})
+    assert other.status == 69
+    assert "another merge is left" in other.log
+    assert (folder / "file").read_text() == "both\n"
+    repository.git("add", "file", folder=folder)
+    done = repository.phase("queue-1-2", script, after={"1": first})
     assert done.status == 0, done.log
-    assert repository.files(branch) == {"README", "file"}
+    assert repository.git("show", "pgcoord/queue-1-2:file") == "both"
+
+
+def test_a_folder_of_somebody_else_is_never_taken_or_removed(repository: Repository) -> None:
+    """Two repositories may share the folder of their worktrees, and people use it, too."""
+    root = repository.inputs / "trees"
+    options = ("--root", str(root))
+    (repository.inputs / "b").mkdir()
+    other = Repository(repository.inputs / "b")
+    assert other.phase("queue-1-1", "echo theirs > theirs; exit 1", *options).status == 1
+    done = repository.phase("queue-1-1", f"touch {repository.inputs}/ran", *options)
+    assert done.status == 69
+    assert "queue-1-1 is in the way" in done.log
+    (root / "queue-1-2").mkdir()
+    (root / "queue-1-2" / "notes").write_text("mine\n")
+    assert "is in the way" in repository.phase("queue-1-2", "true", *options).log
+    repository.git("worktree", "add", "--quiet", str(root / "queue-1-3"))
+    (root / "queue-1-3" / "notes").write_text("mine\n")
+    assert "is in the way" in repository.phase("queue-1-3", "true", *options).log
+    assert (root / "queue-1-1" / "theirs").exists()
+    assert (root / "queue-1-2" / "notes").exists()
+    assert (root / "queue-1-3" / "notes").exists()
+    assert not (repository.inputs / "ran").exists()
+
+
+def test_work_in_a_worktree_that_git_has_forgotten_is_put_aside(repository: Repository) -> None:
+    """Git forgets those whose file system was away when `git worktree prune` ran."""
+    repository.phase("queue-1-1", "echo > half; exit 3")
+    folder = repository.worktree("queue-1-1")
+    folder.rename(f"{folder}.away")
+    repository.git("worktree", "prune")
+    Path(f"{folder}.away").rename(folder)
+    done = repository.phase("queue-1-1", "echo > whole")
+    assert done.status == 0, done.log
+    assert "git has forgotten" in done.log
+    assert Path(f"{folder}.left-1", "half").exists()
+
+
+def test_two_databases_may_have_phases_of_one_name_at_once(
+    repository: Repository, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "gate")
+    environment = repository.environment | {"PGCOORD_QUEUE_ID": "queue-1-1"}
+    first = subprocess.Popen(
+        repository.command(f"echo > {tmp_path}/gate; cat {tmp_path}/gate"),
+        cwd=repository.folder,
+        env=environment | {"PGCOORD_INSTALLATION": "there"},
+    )
+    (tmp_path / "gate").read_text()  # it works
+    second = repository.phase("queue-1-1", "true")
+    (tmp_path / "gate").write_text("")
+    assert first.wait(PATIENCE) == 0
+    assert second.status == 0, second.log
 
 
 def test_a_lock_that_a_killed_git_left_is_removed(repository: Repository) -> None:
@@ -280,6 +423,30 @@ def test_a_hook_that_refuses_does_not_lose_the_work(repository: Repository) -> N
     assert "file" in repository.files("pgcoord/queue-1-1")
 
 
+def test_neither_hooks_nor_keys_keep_worktrees_from_being_made_and_merged(
+    repository: Repository,
+) -> None:
+    left = repository.phase("queue-1-1", "echo 1 > one").result
+    right = repository.phase("queue-1-2", "echo 2 > two").result
+    for name in ("post-checkout", "commit-msg", "pre-merge-commit"):
+        hook = repository.folder / ".git/hooks" / name
+        hook.write_text("#!/bin/sh\nexit 1\n")
+        hook.chmod(0o755)
+    repository.git("config", "commit.gpgSign", "true")
+    repository.git("config", "gpg.program", "false")
+    join = repository.phase("queue-1-3", "echo 3 > three", after={"1": left, "2": right})
+    assert join.status == 0, join.log
+    assert repository.files("pgcoord/queue-1-3") == {"README", "one", "two", "three"}
+    assert "a hook refuses the checkout" in join.log
+
+
+def test_the_work_is_kept_though_the_command_has_renamed_the_branch(repository: Repository) -> None:
+    script = "git branch -m feature/mine; echo > file; git add file; git commit -qm mine; echo > x"
+    done = repository.phase("queue-1-1", script)
+    assert done.status == 0, done.log
+    assert repository.files("pgcoord/queue-1-1") == {"README", "file", "x"}
+
+
 def test_without_a_name_or_a_title_the_work_is_committed(repository: Repository) -> None:
     done = repository.phase("queue-1-1", "echo > file", "--title", " ")
     assert done.status == 0, done.log
@@ -310,6 +477,31 @@ def test_an_initialised_submodule_hinders_nothing(repository: Repository) -> Non
     )
     assert done.status == 0, done.log
     assert not repository.worktree("queue-1-1").exists()
+    # A commit that is nowhere else is no work that anybody could go on with.
+    name = "-c user.name=a -c user.email=a"
+    script = (
+        "git -c protocol.file.allow=always submodule -q update --init; cd library;"
+        f" git checkout -q -b more; git {name} commit -q --allow-empty -m more"
+    )
+    lost = repository.phase("queue-1-2", script)
+    assert lost.status == 65
+    assert "submodule library is at a commit that none of its remotes has" in lost.log
+    within = repository.worktree("queue-1-2") / "library"
+    repository.git("push", "--quiet", "origin", "more", folder=within)
+    pushed = repository.phase("queue-1-2", script)
+    assert pushed.status == 0, pushed.log
+
+
+def test_a_repository_within_that_holds_work_keeps_the_folder(repository: Repository) -> None:
+    read = f"git clone -q {repository.folder} read"
+    done = repository.phase("queue-1-1", read)
+    assert done.status == 0, done.log
+    assert not repository.worktree("queue-1-1").exists()
+    more = "git -C read -c user.name=a -c user.email=a commit -q --allow-empty -m more"
+    done = repository.phase("queue-1-2", f"{read}; {more}; echo > file")
+    assert done.status == 0, done.log
+    assert "stays: work in read is on no branch of it" in done.log
+    assert (repository.worktree("queue-1-2") / "read").exists()
 
 
 def test_the_command_starts_in_the_folder_that_the_phase_was_given(repository: Repository) -> None:
@@ -336,7 +528,13 @@ def test_a_result_of_the_command_is_kept_beside_the_branch(repository: Repositor
     assert done.result["branch"] == "pgcoord/queue-1-1"
     # What nobody can use is left for pgcoord to name; nothing is taken as done.
     for number, script in enumerate(
-        ["echo '{' > $RESULT", "mkfifo $RESULT", "ln -s /etc/passwd $RESULT"], 2
+        [
+            "echo '{' > $RESULT",
+            "mkfifo $RESULT",
+            "ln -s /etc/passwd $RESULT",
+            "head -c 10000000 /dev/zero > $RESULT",
+        ],
+        2,
     ):
         script = script.replace("$RESULT", "$PGCOORD_RESULT_FILE")
         broken = repository.phase(f"queue-1-{number}", f"echo x > file; {script}")
@@ -416,6 +614,18 @@ def test_a_conflict_can_be_resolved_by_hand_on_a_branch(repository: Repository) 
     assert repository.git("show", "pgcoord/queue-1-3:README") == "right"
 
 
+def test_a_resolver_without_a_model_has_the_phase_wait(repository: Repository) -> None:
+    left = repository.phase("queue-1-1", "echo left > README").result
+    right = repository.phase("queue-1-2", "echo right > README").result
+    said = """echo '{"status": "later", "error": "529", "cost_usd": 2}' > $PGCOORD_RESULT_FILE"""
+    later = ("--resolve", f"{said}; exit 75")
+    join = repository.phase("queue-1-3", "true", *later, after={"1": left, "2": right})
+    assert join.status == 69
+    assert join.result == {"status": "later", "error": "529", "cost_usd": 2}
+    assert repository.phase("queue-1-4", said).result["status"] == "later"
+    assert not repository.git("log", "main..pgcoord/queue-1-4")
+
+
 def test_conflict_markers_are_no_resolution(repository: Repository) -> None:
     left = repository.phase("queue-1-1", "echo left > README").result
     right = repository.phase("queue-1-2", "echo right > README").result
@@ -428,13 +638,18 @@ def test_conflict_markers_are_no_resolution(repository: Repository) -> None:
 
 
 def test_a_report_waits_until_the_work_is_kept(repository: Repository) -> None:
-    """What was reported is taken from the folder of the run, if the work is kept."""
+    """What was reported is part of the result, if the work is kept."""
     report = repository.inputs / "report.json"
-    kept = json.dumps({"body": json.dumps({"status": "completed"})})
+    kept = json.dumps({"body": json.dumps({"status": "completed", "result": {"summary": "good"}})})
     seen = f"""test -z "$PGCOORD_REPORT_URL" && echo x > file && echo '{kept}' > {report}"""
     url = {"PGCOORD_REPORT_URL": "http://127.0.0.1:9"}
-    assert repository.phase("queue-1-1", f"{seen} && exit 0", environment=url).status == 0
-    assert report.exists()
+    done = repository.phase("queue-1-1", f"{seen} && exit 0", environment=url)
+    assert (done.status, done.result["status"], done.result["summary"]) == (0, "completed", "good")
+    no = f"""echo '{kept.replace("completed", "failed")}' > {report}; echo x > file"""
+    assert repository.phase("queue-1-3", no, environment=url).status == 0
+    assert repository.files("pgcoord/queue-1-3") == {"README"}, (
+        "it has failed: nothing is handed on"
+    )
     unresolved = (
         "echo 1 > f; git add f; git commit -qm 1; git branch o; echo 2 > f; git commit -qam 2;"
         " git checkout -q o; echo 3 > f; git commit -qam 3; git merge -q pgcoord/queue-1-2; exit 0"
@@ -446,7 +661,7 @@ def test_a_report_waits_until_the_work_is_kept(repository: Repository) -> None:
     }
     lost = repository.phase("queue-1-2", f"{seen}; {unresolved}", environment=url | identity)
     assert lost.status == 65, lost.log
-    assert not report.exists(), "what it has reported is not so"
+    assert lost.result["status"] == "failed", "what it has reported is not so"
     folder = repository.worktree("queue-1-2")
     repository.git("checkout", "--quiet", "--theirs", "f", folder=folder)
     repository.git("add", "f", folder=folder)
@@ -483,6 +698,55 @@ def test_a_shallow_clone_with_a_detached_head_will_do(repository: Repository) ->
     assert repository.files("pgcoord/feature-1") == {"README", "more", "one", "two"}
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=8m", "pgcoord-test", str(place)]
+    if subprocess.run(mounted, check=False, capture_output=True).returncode:
+        pytest.skip("a small file system needs the right to mount it")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_loses_no_work_and_pays_nothing_twice(small_disk: Path) -> None:
+    repository = Repository(small_disk)
+    repository.inputs = small_disk.parent
+    ballast = small_disk / "ballast"
+    full = f"head -c 8000000 /dev/zero > {ballast} 2>/dev/null"
+    script = f"echo >> {repository.inputs}/runs; head -c 500000 /dev/urandom > work; {full}; exit 0"
+    failed = repository.phase("queue-1-1", script)
+    assert failed.status == 65, failed.log
+    assert "No space left on device" in failed.log
+    not_run = repository.phase("queue-1-2", "true")
+    assert not_run.status == 69, not_run.log
+    ballast.unlink()
+    done = repository.phase("queue-1-1", script)
+    assert done.status == 0, done.log
+    assert (repository.inputs / "runs").read_text() == "\n"
+    assert repository.files("pgcoord/queue-1-1") == {"README", "work"}
+    assert repository.phase("queue-1-2", "true").status == 0
+
+
+@pytest.mark.skipif(shutil.which("git-lfs") is None, reason="git-lfs is not installed")
+def test_files_of_lfs_are_whole_in_the_worktree_and_kept(repository: Repository) -> None:
+    repository.git("lfs", "install", "--local")
+    repository.git("lfs", "track", "*.bin")
+    repository.commit("a.bin", "large\n")
+    done = repository.phase("queue-1-1", "grep -x large a.bin && echo larger > a.bin")
+    assert done.status == 0, done.log
+    assert "git-lfs" in repository.git("show", "pgcoord/queue-1-1:a.bin")
+    after = {"1": done.result}
+    assert repository.phase("queue-1-2", "grep -x larger a.bin", after=after).status == 0
+
+
+def of_lfs(repository: Repository) -> None:
+    repository.commit(".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n")
+
+
 def bare(repository: Repository) -> None:
     repository.git("config", "core.bare", "true")
 
@@ -512,6 +776,7 @@ def elsewhere(repository: Repository) -> None:
         (empty, [], "has no commit yet"),
         (taken, [], "there is a branch 'pgcoord'"),
         (elsewhere, [], "is already"),
+        (of_lfs, [], "keeps files with git-lfs, which is not installed"),
         (lambda _: None, ["--base", "nowhere"], "there is no branch or commit 'nowhere'"),
         (lambda _: None, ["--root", "README"], "the worktree cannot be made"),
         (lambda _: None, ["--push", "nowhere"], "there is no remote 'nowhere' to push to"),
@@ -524,7 +789,10 @@ def test_what_cannot_be_worked_on_is_refused_before_the_command_runs(
     words: str,
 ) -> None:
     spoil(repository)
-    done = repository.phase("queue-1-1", f"touch {repository.inputs}/ran", *options)
+    # Without git-lfs, though it be installed.
+    path = ":".join(each for each in PATHS if not Path(each, "git-lfs").exists())
+    ran = f"touch {repository.inputs}/ran"
+    done = repository.phase("queue-1-1", ran, *options, environment={"PATH": path})
     assert done.status == 69, done.log
     assert words in done.log
     assert not (repository.inputs / "ran").exists()

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 from support.coordination import Gate, Watch, make_coordinator, running, watching
 from support.serving import Site, served
 
@@ -41,6 +42,20 @@ DAMAGE = {
     "folder is locked": 'flock "$FOLDER" sleep 1000 &',
     "status is locked": "(flock status sleep 1000) &",
 }
+
+# `make test` tries each damage once, where it is most likely to matter: to what is taken over it is
+# the status and the folder. `make test-scale` tries every other one, too.
+AFTER_START = ("status", "folder")
+
+
+def each_damage(*, taken_over: bool) -> list[ParameterSet]:
+    return [
+        pytest.param(
+            name, marks=[pytest.mark.scale] if name.startswith(AFTER_START) != taken_over else []
+        )
+        for name in DAMAGE
+    ]
+
 
 SECRET = "no business of anybody\n" * 10_000
 
@@ -86,7 +101,7 @@ async def look_everywhere(site: Site) -> None:
             assert b"no business of" not in seen.replace(b"<mark>", b""), path
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", each_damage(taken_over=False))
 async def test_a_phase_can_harm_nothing_but_its_own_run(
     dsn: str, watch: Watch, tmp_path: Path, outside: Path, damage: str
 ) -> None:
@@ -103,7 +118,7 @@ async def test_a_phase_can_harm_nothing_but_its_own_run(
     assert (outside / "log").read_text() == SECRET
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", each_damage(taken_over=True))
 async def test_it_can_be_taken_over_whatever_it_did(
     dsn: str, watch: Watch, tmp_path: Path, outside: Path, damage: str
 ) -> None:

@@ -555,6 +555,7 @@ def chain(conn: Connection, length: int, prerequisite: str = "n - 1", first: int
     return feature
 
 
+@pytest.mark.scale
 def test_a_chain_of_30000_is_blocked_and_unblocked_in_one_statement(conn: Connection) -> None:
     # So long that comparing each phase with each would outlast the timeout of the test.
     chain(conn, 30_000)

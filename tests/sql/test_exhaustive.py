@@ -2,7 +2,7 @@
 
 import psycopg
 import pytest
-from chaos.state_space import Database, Explored, Search, Violation
+from chaos.state_space import CONDITIONAL, CONDITIONS, Database, Explored, Search, Violation
 from support.database import Connection
 
 
@@ -36,6 +36,14 @@ def test_every_state_that_nothing_but_work_leads_to_keeps_the_rules(dsn: str) ->
     assert explored(dsn, faults=0).longest >= 15
 
 
+def test_every_state_of_conditional_phases_that_one_fault_leads_to_keeps_the_rules(
+    dsn: str,
+) -> None:
+    with psycopg.connect(dsn) as conn:
+        Search(Database(conn, CONDITIONAL, CONDITIONS)).run(1)
+
+
+@pytest.mark.scale
 def test_the_search_finds_a_lead_that_is_not_checked(dsn: str, conn: Connection) -> None:
     redefine(conn, "check_epoch", "begin", "begin return;")
     redefine(conn, "claim_phases", "where k.epoch = p_epoch", "where k.epoch >= p_epoch")
@@ -51,12 +59,14 @@ def test_the_search_finds_a_slot_that_two_phases_hold(dsn: str, conn: Connection
         explored(dsn, faults=0)
 
 
+@pytest.mark.scale
 def test_the_search_finds_dependents_that_nobody_releases(dsn: str, conn: Connection) -> None:
     redefine(conn, "release_dependents", "set unmet = unmet - 1,", "set unmet = unmet - 0,")
     with pytest.raises(Violation, match="queue-1-3: unmet is 2, not 1"):
         explored(dsn, faults=0)
 
 
+@pytest.mark.scale
 def test_the_search_finds_a_start_that_is_never_recorded(dsn: str, conn: Connection) -> None:
     redefine(conn, "start_phase", "where id = p_attempt_id and exited_at is null", "where false")
     with pytest.raises(Violation, match="nothing leads on"):

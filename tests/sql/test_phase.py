@@ -308,8 +308,7 @@ def test_a_running_phase_is_refused_before_its_prerequisites(
 
 
 NO_PHASES: Any = [
-    ({"phase_number": 0}, "23514", "cannot have the number 0"),
-    ({"phase_number": -1}, "23514", "cannot have the number -1"),
+    ({"phase_number": 0}, "PC005", "cannot have a phase 0"),
     ({"phase_number": None}, "23502", "phase_number"),
     ({"feature_id": 999}, "23503", "phase_queue_feature_exists"),
     ({"feature_id": None}, "23502", "feature_id"),

@@ -131,6 +131,8 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("select pgcoord.cancel_branch('queue-1-1', 'no')", CLIENT),
     ("select * from pgcoord.preview('cancel_branch', 1, 'queue-1-1')", CLIENT),
     ("select * from pgcoord.preview('retry', 1, 'queue-1-3')", CLIENT),
+    ("select pgcoord.act_on_phases('cancel', '{queue-1-2,queue-1-3}', 'no')", CLIENT),
+    ("select * from pgcoord.preview_several('cancel', '{queue-1-2,queue-1-3}')", CLIENT),
     ('select pgcoord.store_feature(\'{"title": "a"}\')', CLIENT),
     ('select pgcoord.change_feature(1, \'{"title": "b"}\')', CLIENT),
     ("select pgcoord.pause()", CLIENT),

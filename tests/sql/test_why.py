@@ -18,7 +18,7 @@ from support.database import (
 )
 
 TIME = r"\d\d:\d\d:\d\d"
-DAY = rf"\d{{4}}-\d\d-\d\d {TIME}"
+DAY = rf"\d{{4}}-\d\d-\d\d {TIME} \S+"
 
 
 def rows(conn: Connection, statement: str, *values: object) -> list[dict[str, Any]]:

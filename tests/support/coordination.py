@@ -112,7 +112,7 @@ logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 {setting}
 asyncio.run(
     make_coordinator(
-        {dsn!r}, Path({folder!r}), {work}, kind=Signals, host={host!r}, github={github}
+        {dsn!r}, Path({folder!r}), {work}, kind=Signals, host={host!r}, github={github}, pool={pool}
     ).run()
 )
 """
@@ -183,12 +183,13 @@ async def coordinator_process(
     setting: str = "",
     prefix: tuple[str, ...] = (),
     github: str = "None",
+    pool: str = "None",
 ) -> AsyncIterator[CoordinatorProcess]:
     """Run a coordinator of its own process until the block ends, then kill it.
 
     It sends itself signal `number` when it comes to `step`, a method for one attempt; `setting` are
-    statements, `work` and `github` expressions for its workflow and its repository, `prefix` a
-    command that runs another.
+    statements, `work`, `github` and `pool` expressions for its workflow, its repository and its
+    pool, `prefix` a command that runs another.
     """
     source = _PROCESS.format(
         tests=str(Path(__file__).parents[1]),
@@ -200,6 +201,7 @@ async def coordinator_process(
         work=work,
         setting=setting,
         github=github,
+        pool=pool,
     )
     process = _start(source, prefix)
     await process.connect()

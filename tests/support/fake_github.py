@@ -69,6 +69,8 @@ class FakeGitHub:
         self.issues: list[dict[str, Any]] = []
         self.comments: dict[int, list[dict[str, Any]]] = {}
         self.labels: dict[str, dict[str, Any]] = {}
+        self.pulls: list[dict[str, Any]] = []
+        self.branches: list[str] = []
         self.calls: list[str] = []
         self.faults: list[Fault] = []
         self.lag = timedelta(0)
@@ -178,6 +180,8 @@ class FakeGitHub:
             return JSONResponse(self._repository())
         if rest == "/labels":
             return self._post_label(body)
+        if rest == "/pulls":
+            return self._pulls(request, body)
         if not self.has_issues:
             return _refused(410, "Issues are disabled for this repo")
         if rest == "/issues" and request.method == "POST":
@@ -208,6 +212,27 @@ class FakeGitHub:
             "archived": False,
             "permissions": {"admin": False, "push": self.may_label, "pull": True},
         }
+
+    def _pulls(self, request: Request, body: Any) -> Response:
+        """List or open pull requests, of `branches`; one that is open already is refused."""
+        if request.method == "GET":
+            asked = request.query_params
+            head = asked.get("head", "").partition(":")[2]
+            return JSONResponse([each for each in self.pulls if each["head"]["ref"] == head])
+        if body["head"] not in self.branches or body["head"] in [
+            each["head"]["ref"] for each in self.pulls
+        ]:
+            return _refused(422, "Validation Failed")
+        number = len(self.issues) + len(self.pulls) + 1
+        pull = _example("pull-request") | {
+            "number": number,
+            "title": body["title"],
+            "body": body["body"],
+            "html_url": f"https://github.com/{REPOSITORY}/pull/{number}",
+        }
+        pull["head"]["ref"], pull["base"]["ref"] = body["head"], body["base"]
+        self.pulls.append(pull)
+        return JSONResponse(pull, 201)
 
     def _post_label(self, body: dict[str, Any]) -> Response:
         if not self.may_label:

@@ -5,6 +5,7 @@ also members that it does not know, and every path that is not described. It is 
 scheduler; what it does not have are images, quotas, and clusters that fail.
 """
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 _DESCRIBED = json.loads((Path(__file__).parent / "kubernetes-openapi.json").read_text())
@@ -68,11 +69,14 @@ class FakeKubernetes:
         self.folder = folder
         self.holds: str | None = None
         self.down = False
+        self._version = 0
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.RLock()
 
     async def answer(self, request: Request) -> Response:
+        if request.query_params.get("watch") == "true":
+            return StreamingResponse(self._changes(request.url.path.rpartition("/")[2]))
         body = await request.body()
         return await run_in_threadpool(self._answer, request, body)
 
@@ -95,6 +99,25 @@ class FakeKubernetes:
                 return self._log(name)
             act: Callable[..., Response] = getattr(self, f"_{method}")
             return act(request, kind, name, json.loads(body or b"{}"))
+
+    async def _changes(self, kind: str) -> AsyncIterator[str]:
+        told: dict[str, str] = {}
+        while not self.down:
+            with self._lock:
+                self._go_on()
+                found = {
+                    name: json.dumps(each)
+                    for (other, name), each in self.objects.items()
+                    if other == kind
+                }
+            for name in {name for name, text in found.items() if told.get(name) != text}:
+                self._version += 1
+                changed = json.loads(found[name])
+                changed["metadata"]["resourceVersion"] = str(self._version)
+                told_as = "MODIFIED" if name in told else "ADDED"
+                yield json.dumps({"type": told_as, "object": changed}) + "\n"
+            told = found
+            await asyncio.sleep(0.05)
 
     def _post(self, request: Request, kind: str, name: str, given: dict[str, Any]) -> Response:
         schema, version, called = _KINDS[kind]
@@ -243,6 +266,7 @@ class FakeKubernetes:
         }
 
     def stop(self) -> None:
+        self.down = True
         for process in self._processes.values():
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)

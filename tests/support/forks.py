@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -227,7 +228,29 @@ def _prepare(job: dict[str, Any], stdout: int, stderr: int) -> Callable[[], None
         2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
     )
     if "source" in job:
-        return partial(exec, compile(job["source"], "<source>", "exec"), {"__name__": "__main__"})
+        code = compile(job["source"], "<source>", "exec")
+        return partial(_run, partial(exec, code, {"__name__": "__main__"}))
     sys.argv = ["pgcoord", *job["arguments"]]
-    main: Callable[[], None] = importlib.import_module("pgcoord.__main__").main
-    return main
+    return partial(_run, importlib.import_module("pgcoord.__main__").main)
+
+
+def _run(program: Callable[[], object]) -> None:
+    """Run *program*, and end at once where it ended in order.
+
+    To take an interpreter apart that holds all of pgcoord costs more than what most programs do.
+    """
+    status = 0
+    try:
+        program()
+    except SystemExit as ended:
+        if not isinstance(ended.code, int | None):
+            raise
+        status = ended.code or 0
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # what the interpreter makes of that is to be seen
+        sys.exit(status)
+    os._exit(status & 0xFF)

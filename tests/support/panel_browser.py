@@ -6,15 +6,20 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from support import serving
+from support.coordination import PATIENCE
+
+expect.set_options(timeout=PATIENCE * 1000)
 
 
 def chromium() -> str | None:
     """Where it is; None where there is none."""
     given = os.environ.get("PGCOORD_TEST_CHROMIUM")
-    return given or shutil.which("chromium") or shutil.which("chromium-browser")
+    # The first has no window, and takes half the processor time of the others.
+    names = ("chromium-headless-shell", "chromium", "chromium-browser")
+    return given or next(filter(None, map(shutil.which, names)), None)
 
 
 @contextlib.asynccontextmanager
@@ -39,3 +44,14 @@ async def served(dsn: str, folder: Path, host: str = "here") -> AsyncIterator[st
     async with serving.served(dsn, folder, leads=False) as site:
         site.state.coordinator.host = host
         yield site.url
+
+
+async def look(page: Page, address: str) -> None:
+    """Open a page, and wait until it is live."""
+    await page.goto(address)
+    await is_live(page)
+
+
+async def is_live(page: Page) -> None:
+    """Wait until a page is live."""
+    await expect(page.locator("#live strong")).to_have_text("Live")

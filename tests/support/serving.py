@@ -78,6 +78,7 @@ async def served(
     public_url: str | None = None,
     tokens: tuple[str, ...] = (),
     limits: Limits | None = None,
+    patience: float = 2 * PATIENCE,
 ) -> AsyncIterator[Site]:
     """Serve on a free port, beside a coordinator (which may not run), until the block ends."""
     with bind("127.0.0.1", 0) as taken:
@@ -113,7 +114,7 @@ async def served(
             repository=github.page if github else None,
             obstacle=None,
         )
-        async with asyncio.timeout(2 * PATIENCE), serving(state, taken, limits=limits):
+        async with asyncio.timeout(patience), serving(state, taken, limits=limits):
             running = asyncio.create_task(coordinator.run()) if leads else None
             async with httpx2.AsyncClient(base_url=url, timeout=PATIENCE) as client:
                 try:

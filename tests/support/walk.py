@@ -58,6 +58,7 @@ class Newcomer:
     """A shell in which `cd` and `export` last from one block to the next."""
 
     def __init__(self, home: Path, path: str, start: Path) -> None:
+        home.mkdir(exist_ok=True)
         self.home = home
         self._state = home / ".state"
         self._state.write_text(f"cd {start}\n")
@@ -96,6 +97,7 @@ class Newcomer:
         for each in self._beside:
             each.send_signal(signal.SIGTERM)
             each.communicate(timeout=PATIENCE)
+        self._beside.clear()
         for state in self.home.glob("**/.pgcoord"):
             with suppress(AssertionError):
                 self.paste(Block("sh", f"cd {state.parent} && pgcoord db stop", None, False))

@@ -28,7 +28,8 @@ function become(old, fresh) {
 
 // What people have opened stays open.
 const keeps = (element, name) =>
-  (element.localName === "details" && name === "open") || name === "data-was" || (name === "class" && element.matches(".changed"));
+  (element.localName === "details" && name === "open") || name === "data-was" || (name === "tabindex" && element.localName === "a") ||
+  (["width", "height", "data-zoom"].includes(name) && element.dataset?.zoom && element.matches("svg.graph")) || (name === "class" && element.matches(".changed"));
 
 function becomeChildren(parent, wanted) {
   let at = parent.firstChild;
@@ -94,7 +95,10 @@ async function fetchStale() {
   const address = new URL(location.href);
   address.searchParams.set("piece", seen);
   const answer = await fetch(address);
-  if (answer.ok) become(byId(seen), parse(await answer.text()));
+  if (!answer.ok) return;
+  become(byId(seen), parse(await answer.text()));
+  zoom(byId(seen), 1);
+  rove();
 }
 
 function put() {
@@ -111,6 +115,7 @@ function put() {
   }
   for (const [id, items] of news.lists) arrange(byId(id), items, fresh);
   for (const id of news.glow) glow(byId(id));
+  rove();
   if (news.pieces.has("attempts")) followLatest().catch(() => {}); // the next news tries again
   news.pieces.clear();
   news.lists.clear();
@@ -164,6 +169,28 @@ function tick() {
     const passed = (now - Date.parse(time.dateTime)) / 1000;
     const words = time.dataset.ago === undefined ? lasting(passed) : passed < 0 ? `in ${lasting(-passed)}` : `${lasting(passed)} ago`;
     if (time.textContent !== words) time.textContent = words;
+  }
+}
+
+// Times are in the zone of the browser, unless another one was chosen (pgcoord_zone without a tilde).
+function keepZone() {
+  const own = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  const kept = /(?:^|; )pgcoord_zone=([^;]*)/.exec(document.cookie)?.[1];
+  if (!own || (kept && (!kept.startsWith("~") || kept === `~${own}`))) return;
+  document.cookie = `pgcoord_zone=~${own}; path=${document.querySelector(".brand").pathname}; max-age=31536000; samesite=strict`;
+  if (body.dataset.zone !== own && document.cookie.includes(`pgcoord_zone=~${own}`)) location.reload();
+}
+
+// Who comes back after a while is told what happened meanwhile.
+const AWAY = 300000; // milliseconds
+let leftAt = 0;
+
+async function comeBack() {
+  if (document.hidden) leftAt = Date.now();
+  else if (leftAt && Date.now() - leftAt > AWAY && byId("since")) {
+    const answer = await fetch(location.href);
+    const fresh = answer.ok && new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("since");
+    if (fresh) byId("since").replaceWith(document.adoptNode(fresh));
   }
 }
 
@@ -307,6 +334,87 @@ async function followLatest() {
   connect();
 }
 
+// A log of any size is scrolled through: parts are fetched before one reaches them, those far away are dropped.
+const NEAR = 600; // pixels to the end of what is there
+const MOST_PARTS = 4; // of 64 kB
+let fetching = false;
+
+const number = (line) => Number(line.id.slice(1));
+
+async function extendLog(shown) {
+  const follows = follow()?.checked;
+  const { start, end, size } = shown.dataset;
+  const up = shown.scrollTop < NEAR && Number(start) > 0;
+  const down = !follows && shown.scrollHeight - shown.scrollTop - shown.clientHeight < NEAR && Number(end) < Number(size);
+  if (fetching || !(up || down)) return;
+  fetching = true;
+  try {
+    const from = up ? Math.max(0, Number(start) - 48000) : Number(end);
+    const part = await fetchPart(shown, from);
+    const fresh = [...part.lines].filter((line) => (up ? number(line) < number(shown.querySelector(".l")) : number(line) > number([...shown.querySelectorAll(".l")].at(-1))));
+    const chunk = document.createElement("span");
+    chunk.className = "chunk";
+    chunk.dataset.start = part.start;
+    chunk.dataset.end = part.end;
+    chunk.append(...fresh);
+    if (!shown.querySelector(".chunk")) {
+      const first = chunk.cloneNode();
+      [first.dataset.start, first.dataset.end] = [start, end];
+      first.append(...shown.childNodes);
+      shown.append(first);
+    }
+    const height = shown.scrollHeight;
+    if (up) {
+      chunk.dataset.end = shown.dataset.start;
+      shown.prepend(chunk);
+      shown.dataset.start = part.start;
+      shown.scrollTop += shown.scrollHeight - height;
+    } else {
+      shown.append(chunk);
+      shown.dataset.end = part.end;
+    }
+    const chunks = [...shown.querySelectorAll(".chunk")];
+    if (chunks.length > MOST_PARTS) {
+      const far = up ? chunks.at(-1) : chunks[0];
+      if (up) shown.dataset.end = far.dataset.start;
+      else {
+        shown.dataset.start = chunks[1].dataset.start;
+        shown.scrollTop -= far.offsetHeight;
+      }
+      far.remove();
+    }
+    sayPlace(shown);
+  } finally {
+    fetching = false;
+  }
+}
+
+async function fetchPart(shown, from) {
+  const answer = await fetch(`${shown.dataset.part}&at=${from}`);
+  if (!answer.ok) throw new Error("no part");
+  const part = await answer.json();
+  const fresh = document.createElement("template");
+  fresh.innerHTML = part.html;
+  shown.dataset.size = part.size;
+  return { ...part, lines: fresh.content.querySelectorAll(".l") };
+}
+
+function sayPlace(shown) {
+  const { start, end, size } = shown.dataset;
+  const [a, b, c] = [start, end, size].map((each) => (each < 1e6 ? `${Math.round(each / 1000)} kB` : `${(each / 1e6).toFixed(1)} MB`));
+  byId("log-place").textContent = `${a} to ${b} of ${c}`;
+  if (byId("log-at") && byId("log-at") !== document.activeElement) byId("log-at").value = start;
+}
+
+async function goToPlace(shown, from) {
+  if (follow()?.checked) follow().click();
+  const part = await fetchPart(shown, from);
+  shown.replaceChildren(...part.lines);
+  [shown.dataset.start, shown.dataset.end] = [part.start, part.end];
+  shown.scrollTop = 1;
+  sayPlace(shown);
+}
+
 function beginLog() {
   const shown = byId("log-text");
   if (!shown) return;
@@ -315,6 +423,8 @@ function beginLog() {
     line.classList.add("at");
     shown.scrollTop = line.offsetTop - shown.offsetTop - shown.clientHeight / 3;
   } else shown.scrollTop = shown.scrollHeight;
+  shown.addEventListener("scroll", () => extendLog(shown).catch(() => {})); // the next move tries again
+  byId("log-at")?.addEventListener("change", (event) => goToPlace(shown, Number(event.target.value)).catch(() => {}));
   if (!follow()) return;
   follow().closest("label").hidden = false;
   follow().addEventListener("change", connect);
@@ -339,8 +449,79 @@ function bringNow() {
   const now = lanes?.querySelector("line.now");
   if (now) lanes.scrollLeft = now.getBoundingClientRect().left - lanes.getBoundingClientRect().left - lanes.clientWidth * 0.8;
   const tree = document.querySelector("#tree.tall");
-  bring(tree, tree?.querySelector(".icon.running, .icon.ready, .icon.failed"));
+  bring(tree, tree?.querySelector(".icon.running, .icon.ready, .icon.failed") ?? tree?.querySelector(".icon:not(.completed)"));
 }
+
+// --- The size of the graph
+
+function zoom(graph, by) {
+  const picture = graph?.querySelector("svg.graph");
+  if (!picture || (by === 1 && !picture.dataset.zoom)) return;
+  const { width, height } = picture.viewBox.baseVal;
+  const frame = picture.parentElement;
+  const whole = Math.min(frame.clientWidth / width, Math.max(innerHeight * 0.7, 320) / height, 1);
+  const now = by ? Math.min(Math.max(Number(picture.dataset.zoom || 1) * by, 0.1), 3) : whole;
+  picture.dataset.zoom = now.toFixed(3);
+  picture.setAttribute("width", Math.round(width * now));
+  picture.setAttribute("height", Math.round(height * now));
+}
+
+const ZOOMS = { in: 1.25, out: 0.8, fit: 0 };
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-zoom]");
+  if (button) zoom(byId("graph"), ZOOMS[button.dataset.zoom]);
+});
+document.addEventListener("change", (event) => {
+  if (event.target.matches(".tabs input, #graph-wide")) bringNow();
+});
+
+// --- One stop of the Tab key a list: arrows go on from there
+
+const LISTS = ["#tree h3 a", "a.node", ".timeline .who a", ".events a"];
+
+function rove() {
+  for (const list of LISTS) {
+    const links = [...document.querySelectorAll(list)];
+    const at =
+      links.find((each) => each === document.activeElement) ?? links.find((each) => each.getAttribute("tabindex") === "0") ??
+      links.find((each) => each.matches(".running, .failed") || each.closest("li")?.querySelector(".icon.running, .icon.failed")) ?? links[0];
+    for (const each of links) {
+      const wanted = each === at ? "0" : "-1";
+      if (each.getAttribute("tabindex") !== wanted) each.setAttribute("tabindex", wanted);
+    }
+  }
+}
+
+document.addEventListener("focusin", (event) => {
+  const list = LISTS.find((each) => event.target.matches(each));
+  if (!list) return;
+  document.querySelector(`:is(${list})[tabindex="0"]`)?.setAttribute("tabindex", "-1");
+  event.target.setAttribute("tabindex", "0");
+});
+
+// In the graph to the right is what depends on a phase, to the left what it needs, up and down what stands there.
+function beside(node, key) {
+  const nodes = [...document.querySelectorAll("a.node")];
+  const needs = (one, other) => one.dataset.needs.split(" ").includes(other.dataset.phase);
+  if (key === "ArrowRight") return nodes.find((each) => needs(each, node));
+  if (key === "ArrowLeft") return nodes.find((each) => needs(node, each));
+  const place = (each) => each.parentElement;
+  const column = nodes.filter((each) => place(each).x.baseVal.value === place(node).x.baseVal.value);
+  column.sort((one, other) => place(one).y.baseVal.value - place(other).y.baseVal.value);
+  return column[column.indexOf(node) + (key === "ArrowDown" ? 1 : -1)];
+}
+
+document.addEventListener("keydown", (event) => {
+  const list = LISTS.find((each) => event.target.matches?.(each));
+  if (!list || !event.key.startsWith("Arrow") || event.metaKey || event.ctrlKey || event.altKey) return;
+  const links = [...document.querySelectorAll(list)];
+  const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  const next = list === "a.node" ? beside(event.target, event.key) : by && links[links.indexOf(event.target) + by];
+  if (next) {
+    event.preventDefault();
+    next.focus();
+  }
+});
 
 // --- Actions
 
@@ -398,6 +579,54 @@ document.addEventListener("submit", async (event) => {
   }
 });
 
+// --- A plan is checked as it is typed, and its rows write its text
+
+const planForm = byId("plan-form");
+const TYPED = 500; // milliseconds without a key
+let typed = 0;
+let checks = 0;
+
+async function checkPlan(then) {
+  clearTimeout(typed);
+  const mine = ++checks;
+  const sent = new FormData(planForm);
+  sent.set("then", then);
+  sent.delete("file");
+  const text = byId("plan").value;
+  const answer = await fetch(planForm.action, { method: "POST", body: sent, headers: { accept: "text/html" } });
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  if (mine !== checks || byId("plan").value !== text) return; // something was typed meanwhile: that is checked next
+  for (const id of ["plan-said", "plan-rows"]) {
+    const fresh = page.getElementById(id);
+    if (fresh && (id === "plan-said" || fresh.children.length)) become(byId(id), document.adoptNode(fresh));
+  }
+  for (const box of byId("plan-rows").querySelectorAll("input[type=checkbox]")) box.checked = box.hasAttribute("checked");
+  const written = page.getElementById("plan")?.value;
+  if (then !== "check" && written !== undefined) byId("plan").value = written;
+}
+
+if (planForm) {
+  const later = () => {}; // the server does not answer: the next key tries again
+  byId("plan").addEventListener("input", () => {
+    clearTimeout(typed);
+    typed = setTimeout(() => checkPlan("check").catch(later), TYPED);
+  });
+  byId("plan-rows").addEventListener("change", () => checkPlan("rows").catch(later));
+  planForm.addEventListener("submit", (event) => {
+    if (!["check", "rows", "add"].includes(event.submitter?.value)) return;
+    event.preventDefault();
+    checkPlan(event.submitter.value).catch(() => planForm.submit());
+  });
+}
+
+// --- Lists to tick
+
+for (const button of document.querySelectorAll("button[data-tick]")) {
+  button.addEventListener("click", () => {
+    for (const box of button.form.querySelectorAll("input[type=checkbox]")) box.checked = button.dataset.tick === "all";
+  });
+}
+
 // --- Keys
 
 const KEYS = [
@@ -406,6 +635,7 @@ const KEYS = [
   ["g h", "history"],
   ["n", "new feature"],
   ["j, k", "next and previous in the list"],
+  ["arrows", "within a list, and through the graph"],
   ["r", "retry, after its question"],
   ["Esc", "close"],
   ["?", "these keys"],
@@ -448,10 +678,14 @@ document.addEventListener("keydown", (event) => {
 
 // --- Beginning
 
+body.dataset.scripted = "";
+rove();
 if (body.dataset.seen) {
   for (const input of document.querySelectorAll("input")) input.dataset.was = input.value;
+  keepZone();
   beginLog();
   bringNow();
+  document.addEventListener("visibilitychange", () => comeBack().catch(() => {}));
   byId("lost").querySelector("button").addEventListener("click", connect);
   connect();
   setInterval(() => {

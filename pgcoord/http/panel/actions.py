@@ -25,6 +25,7 @@ from pgcoord.http.panel.responses import (
     error_view,
     feature_id_of,
     queue_id_of,
+    read_amount,
     read_form,
     read_number,
     reason_of,
@@ -127,7 +128,7 @@ def _asks_whether_so_many(
         asked=asked,
         action="/slots",
         statement=f"select pgcoord.set_slots({number})",
-        hidden={"slots": number, "sure": 1} | ({"pool": pool} if pool else {}),
+        hidden=[("slots", number), ("sure", 1), *([("pool", pool)] if pool else [])],
         changes=None,
         gate=None,
         error=None,
@@ -143,14 +144,16 @@ def _acts(action: Action) -> Handler:
         form = await read_form(request)
         async with state_of(request).acting(request) as conn:
             target = _TARGETS[action.scope](request)
-            number = None
-            if action.number:
+            number: float | None = None
+            if action.number == "max_cost_usd":
+                number = read_amount(form.get(action.number, ""))
+            elif action.number:
                 number = read_number(form.get(action.number, ""), 2**31 - 1)
             pool = form.get("pool")
             if action.name == "set_slots" and number and not form.get("sure"):
-                many = await panel.many_more_slots(conn, number, pool or "local")
+                many = await panel.many_more_slots(conn, int(number), pool or "local")
                 if many:
-                    return _asks_whether_so_many(request, number, pool, many)
+                    return _asks_whether_so_many(request, int(number), pool, many)
             reason = reason_of(form) if "reason" in action.arguments else None
             await actions.perform(conn, action, target, reason=reason, number=number, pool=pool)
         return done(request)

@@ -1,7 +1,8 @@
 """How the panel puts times, lengths and numbers into words.
 
-A time is a `time` element: what is read is relative, the date and zone are its title. The script
-(web/static/panel.js) lets the relative ones go on, in these very words.
+A time is a `time` element: what is read is relative, the date and zone are its title. All times of
+a page are in the zone of its `now`. The script (web/static/panel.js) lets the relative ones go on,
+in these very words.
 """
 
 from datetime import datetime, timedelta
@@ -31,29 +32,29 @@ def lasting(value: timedelta | float) -> str:
 
 def since(at: datetime, now: datetime) -> Markup:
     """How long ago something began."""
-    return _time(at, lasting(now - at), "since")
+    return _time(at, lasting(now - at), "since", now)
 
 
 def ago(at: datetime, now: datetime) -> Markup:
     """How long ago something was; or when it will be, in so much time."""
     if at > now:
-        return _time(at, f"in {lasting(at - now)}", "ago")
-    return _time(at, f"{lasting(now - at)} ago", "ago")
+        return _time(at, f"in {lasting(at - now)}", "ago", now)
+    return _time(at, f"{lasting(now - at)} ago", "ago", now)
 
 
 def clock_text(at: datetime, now: datetime) -> str:
     """The time of day, with the date where it is another day."""
-    return f"{at:%H:%M}" if _same_day(at, now) else _dated(at, "%H:%M")
+    return _clock(at, now, "%H:%M")
 
 
 def clock(at: datetime, now: datetime) -> Markup:
     """The same as an element."""
-    return _time(at, clock_text(at, now), None)
+    return _time(at, clock_text(at, now), None, now)
 
 
 def clock_seconds(at: datetime, now: datetime) -> Markup:
     """The time of day to the second, with the date where it is another day."""
-    return _time(at, f"{at:%H:%M:%S}" if _same_day(at, now) else _dated(at, "%H:%M:%S"), None)
+    return _time(at, _clock(at, now, "%H:%M:%S"), None, now)
 
 
 def moment(seconds: float, now: datetime) -> datetime:
@@ -89,27 +90,46 @@ def numbers(values: list[int] | None, most: int = 5) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
+def ranges(values: list[int], most: int = 6) -> str:
+    """Ascending numbers as an enumeration, those that follow each other as from\N{EN DASH}to."""
+    found: list[list[int]] = []
+    for value in values:
+        if found and value == found[-1][1] + 1:
+            found[-1][1] = value
+        else:
+            found.append([value, value])
+    words = [
+        str(first) if first == last else f"{first}\N{EN DASH}{last}" for first, last in found[:most]
+    ]
+    if len(found) > most:
+        return f"{', '.join(words)} and more"
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
 def plural(count: int, noun: str) -> str:
     """1 phase, 2 phases."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun[-1] == 's' else 's'}"
 
 
-def _time(at: datetime, words: str, kind: str | None) -> Markup:
+def zoned(at: datetime, now: datetime) -> datetime:
+    """The same time in the zone of the page."""
+    return at.astimezone(now.tzinfo)
+
+
+def _time(at: datetime, words: str, kind: str | None, now: datetime) -> Markup:
     lives = Markup(' data-{}=""').format(kind) if kind else ""
+    at = zoned(at, now)
     return Markup('<time datetime="{}" title="{}"{}>{}</time>').format(
         at.isoformat(timespec="seconds"), in_full(at), lives, escape(words)
     )
 
 
-def _same_day(at: datetime, now: datetime) -> bool:
-    return at.date() == now.astimezone(at.tzinfo).date()
+def _clock(at: datetime, now: datetime, clock: str) -> str:
+    at = zoned(at, now)
+    same_day = at.date() == now.date()
+    return at.strftime(clock) if same_day else f"{at.day} {at.strftime('%b ' + clock)}"
 
 
-def _dated(at: datetime, clock: str) -> str:
-    return f"{at.day} {at.strftime('%b ' + clock)}"
+_OF_TIMES = (lasting, since, ago, clock, clock_text, clock_seconds, moment, zoned)
 
-
-FILTERS = {
-    each.__name__: each
-    for each in (lasting, since, ago, clock, clock_text, clock_seconds, moment, size, numbers)
-}
+FILTERS = {each.__name__: each for each in (*_OF_TIMES, size, numbers)}

@@ -1,5 +1,8 @@
 """Where the phases of a feature stand in its graph: layers from left to right, few crossings.
 
+Of a large feature what is finished is folded: completed phases that nothing open depends on are
+left out, and edges from them are drawn cut.
+
 The layout follows from the dependencies alone, so it is made once for each shape of a graph and
 stays put while states change.
 """
@@ -19,8 +22,11 @@ MOST_PHASES = 400
 # area, and megabytes of a page.
 MOST_STRETCHES = 10_000
 
-# With more phases than this, each is one line of text.
-_ROOMY = 40
+# With more phases than this, each is one line of text, and what is finished is folded.
+ROOMY = 40
+
+# Characters of a title that fit in one of many nodes.
+_FITS = 17
 
 # Orderings that are tried for fewer crossings.
 _SWEEPS = 6
@@ -81,10 +87,43 @@ class Edge:
 
 @dataclass(frozen=True)
 class Graph:
-    """The graph of a feature."""
+    """The graph of a feature; `folds` when finished parts are left out."""
 
-    phases: Sequence[TreePhase]
+    all: Sequence[TreePhase]
     forecast: dict[int, Forecast]
+    folds: bool = False
+
+    @cached_property
+    def phases(self) -> Sequence[TreePhase]:
+        """The phases that are drawn; all of them where everything is finished."""
+        if not self.folds:
+            return self.all
+        needed = {
+            up for each in self.all if each.status != "completed" for up in each.depends_on_phases
+        }
+        return [
+            each for each in self.all if each.status != "completed" or each.phase_number in needed
+        ] or self.all
+
+    @property
+    def folded(self) -> int:
+        """How many phases are left out."""
+        return len(self.all) - len(self.phases)
+
+    @cached_property
+    def cut(self) -> set[int]:
+        """Those that are drawn and depend on some that are left out."""
+        drawn, known = set(self._layer), {each.phase_number for each in self.all}
+        return {
+            each.phase_number
+            for each in self.phases
+            if any(up in known and up not in drawn for up in each.depends_on_phases)
+        }
+
+    @cached_property
+    def titles(self) -> dict[int, str]:
+        """The titles as they are drawn: where many begin alike, from where they differ."""
+        return tell_apart({each.phase_number: each.title for each in self.phases}, _FITS)
 
     @property
     def too_large(self) -> str | None:
@@ -99,12 +138,15 @@ class Graph:
     @cached_property
     def layout(self) -> Layout:
         """Where everything stands."""
-        return _lay_out(tuple(self._layer.items()), self._pairs)
+        return lay_out(tuple(self._layer.items()), self._pairs)
 
     @cached_property
     def _layer(self) -> dict[int, int]:
         numbers = {each.phase_number for each in self.phases}
-        return {n: self.forecast[n].layer if n in self.forecast else 0 for n in numbers}
+        layers = {n: self.forecast[n].layer if n in self.forecast else 0 for n in numbers}
+        # Without the columns of which nothing is left.
+        column = {layer: at for at, layer in enumerate(sorted(set(layers.values())))}
+        return {n: column[layer] for n, layer in layers.items()}
 
     @cached_property
     def _pairs(self) -> _Edges:
@@ -129,6 +171,27 @@ class Graph:
         return number in self.forecast and self.forecast[number].critical
 
 
+def tell_apart(titles: dict[int, str], fits: int) -> dict[int, str]:
+    """Titles of which no more than *fits* characters are seen, so that they differ in these.
+
+    Those that begin alike lose their common words, and have an ellipsis instead.
+    """
+    alike: dict[str, list[int]] = {}
+    for number, title in titles.items():
+        alike.setdefault(title[:fits], []).append(number)
+    for numbers in alike.values():
+        same = [titles[number] for number in numbers]
+        first, last = min(same), max(same)
+        common = next((i for i, c in enumerate(first) if last[i : i + 1] != c), len(first))
+        start = first[: first.rfind(" ", 0, common) + 1] or first[:common]
+        if len(set(same)) < 2 or len(start) < 4:
+            continue
+        rest = {number: titles[number][len(start) :] for number in numbers}
+        rest = tell_apart(rest, fits - 1)
+        titles = titles | {n: f"…{words.removeprefix('…')}" for n, words in rest.items()}
+    return titles
+
+
 # A place in a column: a phase, or an edge of the phase `number` that passes the column `layer`.
 _Spot = tuple[int, int]
 
@@ -137,9 +200,10 @@ _Link = tuple[_Spot, _Spot]
 
 
 @lru_cache(maxsize=64)
-def _lay_out(layers: tuple[tuple[int, int], ...], edges: _Edges) -> Layout:
+def lay_out(layers: tuple[tuple[int, int], ...], edges: _Edges) -> Layout:
+    """Lay out phases, as (number, column), and edges, as (prerequisite, dependent)."""
     layer = dict(layers)
-    measures = _LARGE if len(layer) <= _ROOMY else _SMALL
+    measures = _LARGE if len(layer) <= ROOMY else _SMALL
     columns, links = _columns(layer, edges)
     _order(columns, links)
     heights = _heights(columns, links, layer, measures)

@@ -16,8 +16,8 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, tzinfo
 from typing import Any, Protocol
 
 import jinja2
@@ -159,8 +159,10 @@ class _Drawing:
 class Screen:
     """A view that somebody looks at, and what of it was drawn when."""
 
-    def __init__(self, live: "Live", view: View) -> None:
+    def __init__(self, live: "Live", view: View, zone: tzinfo | None) -> None:
         self.view = view
+        self.key = f"{view.key} {zone or ''}"
+        self._zone = zone
         self._live = live
         self._drawing: _Drawing | None = None
         self._read_at = 0.0
@@ -220,6 +222,8 @@ class Screen:
             self._stale.clear()
             async with self._live.reading() as conn:
                 page = await self.view.read(conn)
+            if self._zone:
+                page = replace(page, now=page.now.astimezone(self._zone))
             self._read_at = time.monotonic()
             return await self._redraw(page, page.now)
 
@@ -372,20 +376,21 @@ class Live:
         template = self.templates.get_template(piece.template)
         return template.render(id=name, it=piece.data, now=now)
 
-    def screen(self, view: View) -> Screen:
-        """The screen of a view, which those who see the same share."""
+    def screen(self, view: View, zone: tzinfo | None = None) -> Screen:
+        """The screen of a view, which those who see the same share; None: the server's zone."""
         forgotten = time.monotonic() - _KEPT
         for key, screen in [*self._screens.items()]:
             if not screen.viewers and screen.left_at < forgotten:
                 del self._screens[key]
-        return self._screens.setdefault(view.key, Screen(self, view))
+        screen = Screen(self, view, zone)
+        return self._screens.setdefault(screen.key, screen)
 
     @contextmanager
     def viewing(self, screen: Screen) -> Iterator[None]:
         """Keep a screen drawn for the length of the block."""
-        self._screens[screen.view.key] = screen
+        self._screens[screen.key] = screen
         self._begin(_FOLLOWING, self._follow)
-        self._begin(screen.view.key, screen.run)
+        self._begin(screen.key, screen.run)
         screen.viewers += 1
         try:
             yield
@@ -393,7 +398,7 @@ class Live:
             screen.viewers -= 1
             screen.left_at = time.monotonic()
             if not screen.viewers:
-                self._end(screen.view.key)
+                self._end(screen.key)
             if not any(each.viewers for each in self._screens.values()):
                 self._end(_FOLLOWING)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, tzinfo
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,8 @@ from pgcoord.database.reads import why
 from pgcoord.database.rows import HistoryEvent
 from pgcoord.database.session import one_snapshot
 from pgcoord.http.feed import Event
-from pgcoord.http.panel.format import STATES
-from pgcoord.http.panel.graph import Graph
+from pgcoord.http.panel.format import STATES, ranges
+from pgcoord.http.panel.graph import ROOMY, Graph
 from pgcoord.http.panel.live import Page, Piece, View
 from pgcoord.http.panel.timeline import Timeline
 from pgcoord.runs.logs import LastLine, Log
@@ -75,6 +75,12 @@ class Overview(View):
         """The same for those who see the same."""
         return f"/ {self.show} {self.search or ''}"
 
+    @property
+    def query(self) -> str:
+        """What phases are looked for, as the query of an address."""
+        given = {"show": self.show if self.show in STATES else None, "q": self.search}
+        return urlencode({name: value for name, value in given.items() if value})
+
     def concerns(self, event: Event) -> bool:
         """Everything shows here."""
         return True
@@ -104,7 +110,7 @@ class Overview(View):
             ),
             "filters": Piece("piece/filters.html", (self, len(needs))),
             "tally": Piece("piece/tally.html", (self, _tally(features))),
-            "found": Piece("piece/found.html", (found, _MOST_FOUND)),
+            "found": Piece("piece/found.html", (found, _MOST_FOUND, self.query)),
             "none": Piece("piece/none.html", (self, bool(features))),
         }
         free = [each for each in slots if not each.queue_id] if len(slots) > _MOST_CARDS else []
@@ -194,16 +200,34 @@ def _tally(features: list[panel.FeatureRow]) -> dict[str, int]:
 class FeaturePage(View):
     """A feature: its phases as tree, graph and timeline, and its history.
 
-    Until they are queued, its plan; prompts of more than `most_tokens` are warned of.
+    Until they are queued, its plan; prompts of more than `most_tokens` are warned of. The tree has
+    all of its phases, or those in the state `show` and with the words of `search`.
     """
 
     feature_id: int
     most_tokens: int
+    show: str | None = None
+    search: str | None = None
+    whole: bool = False  # the graph has what is finished, too, where it is large
 
     @property
     def key(self) -> str:
         """The same for those who see the same."""
-        return f"/features/{self.feature_id}"
+        return f"/features/{self.feature_id} {self.whole} {self.show or ''} {self.search or ''}"
+
+    @property
+    def query(self) -> str:
+        """The filters as the query of an address."""
+        given = {"show": self.show, "q": self.search}
+        return urlencode({name: value for name, value in given.items() if value})
+
+    def _is_wanted(self, phase: panel.TreePhase) -> bool:
+        if self.show and phase.status != self.show:
+            return False
+        words = (self.search or "").casefold().removeprefix("#")
+        said = f"{phase.title} {phase.error_message or ''} {' '.join(phase.reasons or [])}"
+        numbers = (phase.queue_id, str(phase.phase_number), str(phase.issue_number))
+        return not words or words in numbers or words in said.casefold()
 
     def concerns(self, event: Event) -> bool:
         """Its own events, and all that may move its phases in line."""
@@ -222,38 +246,43 @@ class FeaturePage(View):
             forecast = await panel.forecast(conn, self.feature_id)
             phases = await panel.tree(conn, self.feature_id)
             spans = await panel.spans(conn, self.feature_id)
+            costs = await panel.costs(conn, self.feature_id)
             in_line = await panel.line(conn, _NEXT_OF_FEATURE, self.feature_id)
-            events = await panel.history(conn, self.feature_id, None, None, _FEW_EVENTS)
+            events = await panel.history(conn, self.feature_id, None, None, MOST_EVENTS)
         ended = feature.status in ("completed", "cancelled") or not phases
         timeline = Timeline(phases, spans, forecast, ended)
         runs = any(each.slot for each in phases)
         large = len(phases) > _MOST_LIGHT
+        graph = Graph(phases, forecast, len(phases) > ROOMY and not self.whole)
+        listed = [each for each in phases if self._is_wanted(each)]
         pieces = {
             "notice": Piece("piece/notice.html", installation),
             "head": Piece("piece/feature_head.html", (feature, described.description, len(phases))),
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
             "facts": Piece(
                 "piece/facts.html",
-                (feature, finish, phases, _spent(spans), installation.limit),
+                (feature, finish, phases, _spent(spans), installation.limit, costs),
                 ages=runs,
             ),
             "plan": Piece(
                 "piece/plan.html", self._planned(described.plan, phases, installation.limit)
             ),
-            "graph": Piece("piece/graph.html", Graph(phases, forecast), heavy=large),
+            "graph": Piece("piece/graph.html", (graph, len(phases) > ROOMY), heavy=large),
             "timeline": Piece("piece/timeline.html", timeline, ages=runs, heavy=large),
             "in-line": Piece("piece/in_line.html", [each.phase_number for each in in_line]),
+            "find": Piece("piece/find.html", (self, feature, len(phases), len(listed))),
         }
         pieces |= {
             f"phase-{each.phase_number}": Piece(
                 "piece/tree_phase.html", (each, forecast.get(each.phase_number))
             )
-            for each in phases
+            for each in listed
         }
-        pieces |= _event_pieces(events, "feature")
+        told = _event_pieces(events, "feature", _FEW_EVENTS)
+        pieces |= told
         lists = {
-            "tree": [f"phase-{each.phase_number}" for each in phases],
-            "events": [f"event-{each.id}" for each in events],
+            "tree": [f"phase-{each.phase_number}" for each in listed],
+            "events": list(told),
         }
         trouble = f"({len(needs)}) " if needs else ""
         done = f", {feature.count('completed')}/{feature.total}" if feature.total else ""
@@ -270,8 +299,64 @@ class FeaturePage(View):
         return weighed if weighed and weighed.phases else None
 
 
-def _event_pieces(events: list[HistoryEvent], where: str) -> dict[str, Piece]:
-    return {f"event-{each.id}": Piece("piece/event.html", (each, where)) for each in events}
+# The same happening to at least so many phases is one row, if it took no longer between two.
+_RUN = 3
+_RUN_GAP = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Events that say the same of several phases of a feature; `latest` is the last of them."""
+
+    latest: HistoryEvent
+    phases: tuple[tuple[int, str], ...]  # (number, queue_id), by number
+
+    @property
+    def numbers(self) -> str:
+        """The numbers of the phases, as ranges."""
+        return ranges([number for number, _ in self.phases])
+
+
+def _what(event: HistoryEvent) -> tuple[object, ...]:
+    """What an event says, but of which phase and when."""
+    said = event.kind, event.from_status, event.to_status, event.reason
+    return *said, event.feature_id, event.actor, event.attempt, event.queue_id is None
+
+
+def _runs(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
+    """Events that follow each other, latest first, together where they say the same."""
+    run: list[HistoryEvent] = []
+    for event in events:
+        if run and not (
+            _what(event) == _what(run[-1])
+            and event.queue_id is not None
+            and run[-1].at - event.at <= _RUN_GAP
+            and event.phase_number not in (each.phase_number for each in run)
+        ):
+            yield run
+            run = []
+        run.append(event)
+    if run:
+        yield run
+
+
+def _event_pieces(
+    events: list[HistoryEvent], where: str, most: int | None = None
+) -> dict[str, Piece]:
+    """A piece for each event, or for each run of them: *most* at most."""
+    rows: list[HistoryEvent | Run] = []
+    for run in _runs(events):
+        if len(run) < _RUN:
+            rows += run
+        else:
+            named = sorted((each.phase_number or 0, each.queue_id or "") for each in run)
+            rows.append(Run(run[0], tuple(named)))
+    return {
+        f"event-{(each.latest if isinstance(each, Run) else each).id}": Piece(
+            "piece/run.html" if isinstance(each, Run) else "piece/event.html", (each, where)
+        )
+        for each in rows[:most]
+    }
 
 
 def _spent(spans: list[panel.Span]) -> dict[str, Any]:
@@ -334,8 +419,9 @@ class PhasePage(View):
             "needed-by": Piece("piece/neighbours.html", ("Needed by", "by", phase, needed_by)),
             "details": Piece("piece/details.html", (phase, tries[:1])),
         }
-        pieces |= _event_pieces(events, "phase")
-        lists = {"events": [f"event-{each.id}" for each in events]}
+        told = _event_pieces(events, "phase")
+        pieces |= told
+        lists = {"events": list(told)}
         title = f"{phase.phase_number} {phase.title}, {phase.status} · pgcoord"
         return Page("phase.html", title, now, pieces, lists, {"phase": phase, "tries": tries})
 
@@ -345,6 +431,7 @@ EVENTS = (
     *STATES,
     *("phase_inserted", "phase_deleted", "phase_reprioritised", "gate_asked"),
     *("feature_inserted", "feature_changed", "feature_paused", "feature_resumed"),
+    "feature_budget",
     *("feature_cancelled", "slots_changed", "paused", "resumed"),
 )
 
@@ -358,6 +445,8 @@ class History(View):
     what: str | None = None
     actor: str | None = None
     until: date | None = None
+    after: int | None = None
+    zone: tzinfo | None = None
 
     @property
     def key(self) -> str:
@@ -372,6 +461,7 @@ class History(View):
             "what": self.what,
             "by": self.actor,
             "until": self.until,
+            "after": self.after,
         }
         return urlencode({name: value for name, value in given.items() if value is not None})
 
@@ -390,6 +480,8 @@ class History(View):
             what=self.what,
             actor=self.actor,
             until=self.until,
+            after=self.after,
+            zone=str(self.zone) if self.zone else None,
         )
 
     async def read(self, conn: Connection) -> Page:
@@ -403,7 +495,8 @@ class History(View):
             "notice": Piece("piece/notice.html", installation),
             "older": Piece("piece/older.html", (last, self.query)),
         }
-        pieces |= _event_pieces(events, "all")
-        lists = {"events": [f"event-{each.id}" for each in events]}
+        told = _event_pieces(events, "all")
+        pieces |= told
+        lists = {"events": list(told)}
         extra = {"feature_id": self.feature_id, "view": self, "kinds": EVENTS}
         return Page("history.html", "History · pgcoord", now, pieces, lists, extra)

@@ -3,19 +3,28 @@
 import asyncio
 import re
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from difflib import SequenceMatcher
 from typing import Any
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
-from pgcoord.database import reads
+from pgcoord.database import panel, reads
 from pgcoord.database.rows import Attempt
 from pgcoord.errors import NotFound, Refused
 from pgcoord.http.panel import format, terminal
 from pgcoord.http.panel.live import Tail
 from pgcoord.http.panel.pages import PhasePage
-from pgcoord.http.panel.responses import error_page, queue_id_of, read_number, show
+from pgcoord.http.panel.responses import (
+    error_page,
+    queue_id_of,
+    read_number,
+    render_page,
+    show,
+    zone_of,
+)
 from pgcoord.http.responses import LogFile
 from pgcoord.http.state import state_of
 from pgcoord.runs import logs
@@ -27,6 +36,10 @@ _TROUBLE = re.compile(r"(after|before)-(\d{1,18})", re.ASCII)
 
 # Bytes before the line to go to that are shown, too.
 _BEFORE = 16_000
+
+
+# Lines that are shown before and after one that was found.
+_CONTEXT = 2
 
 
 @error_page
@@ -57,6 +70,7 @@ class _Log:
     place: str = ""
     find: str | None = None
     found: list[logs.Found] | None = None
+    around: list[tuple[list[str], list[str]]] | None = None
     more: bool = False
 
 
@@ -83,7 +97,11 @@ async def _read_log(request: Request, queue_id: str, number: int | None) -> _Log
     try:
         if find := query.get("find", "")[:200]:
             found, more = await asyncio.to_thread(log.search, find)
-            return replace(shown, find=find, found=found, more=more, follows=False)
+            around = None
+            if query.get("context"):
+                places = [each.offset for each in found]
+                around = await asyncio.to_thread(log.around, places, _CONTEXT)
+            return replace(shown, find=find, found=found, around=around, more=more, follows=False)
         return replace(shown, **await asyncio.to_thread(_part, log, attempt, query))
     except FileNotFoundError:
         return replace(shown, place=f"{attempt.number}:0:1")
@@ -170,3 +188,117 @@ async def send_log(request: Request) -> Response:
     queue_id = queue_id_of(request)
     attempt, log = await _find_log(request, queue_id, read_number(number) if number else None)
     return LogFile(log.open_for_people(), f"{queue_id}-{attempt.number}.log")
+
+
+@error_page
+async def send_part(request: Request) -> Response:
+    """Send a part of a log as it is drawn, from the line at an offset on."""
+    query = request.query_params
+    number = read_number(query["attempt"]) if query.get("attempt") else None
+    _, log = await _find_log(request, queue_id_of(request), number)
+    start = read_number(query.get("at", "0"))
+
+    def draw() -> dict[str, Any]:
+        part = log.read_from(max(0, start))
+        drawn, _ = terminal.lines(part.lines, part.line, terminal.Style())
+        return {
+            "start": part.start,
+            "end": part.end,
+            "size": part.size,
+            "html": drawn,
+            "place": f"{format.size(part.start)} to {format.size(part.end)}"
+            f" of {format.size(part.size)}",
+        }
+
+    try:
+        return JSONResponse(await asyncio.to_thread(draw), headers={"cache-control": "no-store"})
+    except OSError as error:
+        raise NotFound(f"the log cannot be read: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True)
+class _Side:
+    """An attempt that is compared: its log, drawn with what differs, or why there is none."""
+
+    attempt: Attempt
+    trouble: str | None = None
+    lines: list[tuple[str, bool]] | None = None
+
+
+_NUMBERS = re.compile(r"[0-9]+|0x[0-9a-f]+|[0-9a-f]{8,}")
+
+
+@error_page
+async def compare(request: Request) -> Response:
+    """Show two attempts of a phase side by side."""
+    queue_id, query = queue_id_of(request), request.query_params
+    async with state_of(request).database.connection() as conn:
+        row = await panel.phase(conn, queue_id)
+        attempts = await reads.attempts(conn, queue_id)
+    if len(attempts) < 2:
+        raise NotFound(f"phase {queue_id} has no two attempts to compare")
+    known = {each.number: each for each in attempts}
+    numbers = [
+        read_number(query[name]) if query.get(name) else attempts[at].number
+        for name, at in (("one", -2), ("other", -1))
+    ]
+    for number in numbers:
+        if number not in known:
+            raise NotFound(f"phase {queue_id} has no attempt {number}")
+    sides = await asyncio.gather(*(_side(request, queue_id, known[each]) for each in numbers))
+    if all(each.lines is not None for each in sides):
+        sides = await asyncio.to_thread(_differing, sides)
+    return render_page(
+        request,
+        "compare.html",
+        title=f"Attempts {numbers[0]} and {numbers[1]} of {row.title} · pgcoord",
+        phase=row,
+        tries=attempts,
+        sides=sides,
+        now=datetime.now(zone_of(request) or UTC),
+    )
+
+
+async def _side(request: Request, queue_id: str, attempt: Attempt) -> _Side:
+    try:
+        _, log = await _find_log(request, queue_id, attempt.number)
+        part = await asyncio.to_thread(log.read_end)
+    except (NotFound, Refused) as error:
+        return _Side(attempt, str(error))
+    except OSError as error:
+        return _Side(attempt, f"The log cannot be read: {error.strerror or error}.")
+    return _Side(attempt, None, [(each, False) for each in part.text.split("\n")])
+
+
+def _differing(sides: list[_Side]) -> list[_Side]:
+    """Mark the lines that only one side has; numbers make no difference."""
+    texts = [[_NUMBERS.sub("0", line) for line, _ in each.lines or []] for each in sides]
+    own: list[set[int]] = [set(), set()]
+    for kind, a, b, c, d in SequenceMatcher(None, texts[0], texts[1], autojunk=False).get_opcodes():
+        if kind != "equal":
+            own[0].update(range(a, b))
+            own[1].update(range(c, d))
+    return [
+        replace(side, lines=[(line, at in marked) for at, (line, _) in enumerate(side.lines or [])])
+        for side, marked in zip(sides, own, strict=True)
+    ]
+
+
+@error_page
+async def workflow(request: Request) -> Response:
+    """Show how long the attempts of a workflow took, over time."""
+    name = request.path_params["name"]
+    async with state_of(request).database.connection() as conn:
+        runs = await panel.durations(conn, name)
+    if not runs:
+        raise NotFound(f"no attempt of a workflow {name!r:.60} has ended yet")
+    longest = max(each.took for each in runs)
+    return render_page(
+        request,
+        "workflow.html",
+        title=f"{name} · pgcoord",
+        name=name,
+        runs=runs,
+        longest=longest,
+        now=datetime.now(zone_of(request) or UTC),
+    )

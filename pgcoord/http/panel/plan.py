@@ -7,6 +7,7 @@ plans is imported when it is asked for: most coordinators plan nothing.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 from pgcoord.database import actions, panel, reads
 from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, PlannerFailed, Refused
 from pgcoord.http.errors import status_of
+from pgcoord.http.panel.graph import Layout, lay_out
 from pgcoord.http.panel.responses import (
     Form,
     Handler,
@@ -30,10 +32,14 @@ from pgcoord.http.state import state_of
 
 if TYPE_CHECKING:
     from pgcoord.plan import Plan
+    from pgcoord.planner.analysis import Analysis
     from pgcoord.planner.planning import Workflows
 
 # Bytes of a form with a plan in it.
 _PLAN = 4_000_000
+
+# With how many slots a draft is weighed.
+_SLOTS = 3
 
 
 # --- Generating and executing
@@ -119,6 +125,7 @@ async def _parse(request: Request, text: str) -> "Plan":
         name="plan",
         workflows=workflows.names,
         has_default=workflows.has_default,
+        parameters={},
     )
 
 
@@ -182,24 +189,101 @@ def _faithful(text: str, rows: list[Any]) -> bool:
 
 @error_page
 async def edit(request: Request) -> Response:
-    """Store a plan in place of the one that a feature had; what is wrong is said line by line."""
-    form = await read_form(request, _PLAN)
+    """Check a plan, change rows of it, or store it in place of the one that a feature had.
+
+    What is wrong is said line by line.
+    """
+    form = await read_form(request, _PLAN, _MOST_CHOICES)
     feature_id, version = feature_id_of(request), form.get("version") or None
     state = state_of(request)
     async with state.acting(request) as conn:
         feature = await reads.feature_to_plan(conn, feature_id)
+    text = _plan_text(form)
+    then = form.get("then")
     try:
-        read = await _parse(request, _plan_text(form))
+        if then in ("rows", "add"):
+            text = await asyncio.to_thread(_with_rows, text, form)
+        read = await _parse(request, text)
+        if then in ("check", "rows", "add"):
+            return _plan_form(request, feature.title, text, version or "", None, True)
         changes: dict[str, object] = {"title": read.title, "phases": read.feature()["phases"]}
         if read.description:
             changes["description"] = read.description
+        if read.max_cost_usd is not None:
+            changes["max_cost_usd"] = read.max_cost_usd
         async with state.acting(request) as conn, conn.transaction():
             await actions.change_feature(conn, feature_id, changes, version)
-            if form.get("then") == "execute":
+            if then == "execute":
                 await actions.execute_feature(conn, feature_id)
     except (InvalidInput, Refused) as error:
-        return _plan_form(request, feature.title, _plan_text(form), version or "", error, True)
+        return _plan_form(request, feature.title, text, version or "", error, True)
     return RedirectResponse(f"/features/{feature_id}", 303)
+
+
+# Fields of the form of a plan: of each phase a title, and those that it may come after.
+_MOST_CHOICES = 20_000
+
+# A plan of more phases is text only; rows of so many choices help nobody.
+_MOST_ROWS = 60
+
+
+def _with_rows(text: str, form: Form) -> str:
+    """A plan with what was changed in its rows: titles, dependencies, phases taken out or added."""
+    from pgcoord.plan import parse_plan, write_plan
+
+    read = parse_plan(text.replace("\r\n", "\n"), name="plan")
+    stay: list[dict[str, Any]] = [
+        each.row() for each in read.phases if f"remove-{each.number}" not in form
+    ]
+    # The numbers of those that stay have no gaps.
+    number_of = {row["phase_number"]: at for at, row in enumerate(stay, 1)}
+    rows: list[dict[str, Any]] = []
+    for row in stay:
+        number = row["phase_number"]
+        needs: list[int] = row.get("depends_on_phases") or []
+        title = row.get("title")
+        if f"title-{number}" in form:
+            needs = [each for each in number_of if f"needs-{number}-{each}" in form]
+            title = form[f"title-{number}"].strip() or title
+        changed = {
+            "phase_number": number_of[number],
+            "title": title,
+            "depends_on_phases": [number_of[each] for each in needs if each in number_of],
+        }
+        rows.append(row | changed)
+    if form.get("then") == "add":
+        number = len(rows) + 1
+        new = {"phase_number": number, "title": f"Phase {number}", "depends_on_phases": []}
+        rows.append(new | {"prompt_content": "What is to be done."})
+    return write_plan(read.title, read.description, rows)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A plan as rows beside their graph."""
+
+    weighed: "Analysis"
+    layout: Layout
+
+
+def _draft(text: str, slots: int, most_tokens: int) -> _Draft | None:
+    """The rows of a plan; None where it cannot be read, or has too many."""
+    from pgcoord.plan import parse_plan
+    from pgcoord.planner.analysis import analyse
+
+    try:
+        read = parse_plan(text.replace("\r\n", "\n"), name="plan")
+    except InvalidPlan:
+        return None
+    if not 0 < len(read.phases) <= _MOST_ROWS:
+        return None
+    weighed = analyse([each.row() for each in read.phases], slots, most_tokens)
+    column = {number: at for at, wave in enumerate(weighed.waves) for number in wave}
+    layers = tuple((each.number, column.get(each.number, 0)) for each in weighed.phases)
+    edges = tuple(
+        (up, each.number) for each in weighed.phases for up in sorted(each.needs) if up in column
+    )
+    return _Draft(weighed, lay_out(layers, edges))
 
 
 def _plan_form(
@@ -222,6 +306,7 @@ def _plan_form(
         error=error_view(error) if error else None,
         faulty=isinstance(error, InvalidPlan),
         faithful=faithful,
+        draft=_draft(text, _SLOTS, state_of(request).planner.settings.max_prompt),
     )
 
 

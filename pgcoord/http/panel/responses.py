@@ -3,11 +3,13 @@
 What goes wrong is a page, too, and says it in the words of whoever refused.
 """
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 from urllib.parse import parse_qs, quote
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import psycopg
 from psycopg_pool import PoolTimeout, TooManyRequests
@@ -21,6 +23,7 @@ from pgcoord.errors import CoordError, DatabaseUnusable, InvalidInput, InvalidPl
 from pgcoord.http.errors import answer_error, answer_http, http_reason
 from pgcoord.http.panel import format
 from pgcoord.http.panel.live import Live, Tail, View
+from pgcoord.http.proxy import prefix_of
 from pgcoord.http.responses import read_bytes
 from pgcoord.http.security import has_logged_in, may_change, sender_of
 from pgcoord.http.state import state_of
@@ -120,9 +123,39 @@ def done(request: Request) -> Response:
     return RedirectResponse(back_of(request), 303)
 
 
-def _permissions(request: Request) -> dict[str, object]:
-    """What who asked may do."""
+# The time zone in which somebody sees the panel; with a tilde the browser's, else one of choice.
+ZONE = "pgcoord_zone"
+
+
+def zone_of(request: Request) -> ZoneInfo | None:
+    """The time zone in which who asked sees the panel; None: the server's."""
+    name = request.cookies.get(ZONE, "").removeprefix("~")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}", name):
+        return None
+    try:
+        return ZoneInfo(name)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        return None
+
+
+def keep(request: Request, answer: Response, name: str, value: str) -> None:
+    """Have the browser keep how somebody looks at the panel."""
+    answer.set_cookie(
+        name,
+        value,
+        max_age=31_536_000,
+        path=f"{prefix_of(request.scope)}/",
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+
+
+def _personal(request: Request) -> dict[str, object]:
+    """What who asked may do, and how they look at it."""
+    query = f"?{request.url.query}" if request.url.query else ""
     return {
+        "address": f"{request.url.path}{query}",
+        "zone_chosen": request.cookies.get(ZONE, "~")[:1] != "~",
         "may_change": may_change(request),
         "has_logged_in": has_logged_in(request),
         "actor": sender_of(request),
@@ -132,14 +165,14 @@ def _permissions(request: Request) -> dict[str, object]:
 def render_page(request: Request, template: str, status: int = 200, /, **context: Any) -> Response:
     """Answer with a page that is not live."""
     page = state_of(request).templates.get_template(template)
-    text = page.render(_permissions(request) | context)
+    text = page.render(_personal(request) | context)
     return HTMLResponse(text, status, {"cache-control": "no-store"})
 
 
 async def show(request: Request, view: View, tail: Tail | None = None, **extra: Any) -> Response:
     """Answer with a page, or with the stream of what changes on it; the page is given `extra`."""
     live: Live = request.app.state.live
-    screen = live.screen(view)
+    screen = live.screen(view, zone_of(request))
     seen = request.query_params.get("live")
     if name := request.query_params.get("piece"):
         drawn = await screen.piece(name)
@@ -147,7 +180,7 @@ async def show(request: Request, view: View, tail: Tail | None = None, **extra: 
             raise NotFound(f"this page has no part {name!r:.60}", hint="Load it again.")
         return HTMLResponse(drawn, headers={"cache-control": "no-store"})
     if seen is None:
-        text = await screen.whole(**_permissions(request), **extra)
+        text = await screen.whole(**_personal(request), **extra)
         return HTMLResponse(text, headers={"cache-control": "no-store"})
 
     async def stream() -> AsyncIterator[str]:
@@ -170,6 +203,14 @@ def read_number(text: str, most: int = 2**63 - 1) -> int:
     return number
 
 
+def read_amount(text: str) -> float | None:
+    """An amount that somebody has typed, None for nothing. Raises `InvalidInput`."""
+    try:
+        return float(text.strip().removeprefix("$")) if text.strip() else None
+    except ValueError as error:
+        raise InvalidInput(f"{text!r:.60} is no amount", hint="Such as 5 or 2.50.") from error
+
+
 def queue_id_of(request: Request) -> str:
     """The phase that an address names."""
     queue_id: str = request.path_params["queue_id"]
@@ -183,22 +224,22 @@ def feature_id_of(request: Request) -> int:
     return read_number(request.path_params["feature_id"], 2**31 - 1)
 
 
-async def read_form(request: Request, limit: int = _FORM) -> Form:
+async def read_form(request: Request, limit: int = _FORM, most_fields: int = _MOST_FIELDS) -> Form:
     """The fields of a form; a file is a field with its text."""
     body = await read_bytes(request, limit)
     kind = request.headers.get("content-type", "")
     if kind.startswith("multipart/form-data"):
-        return await _read_parts(request.headers, body)
+        return await _read_parts(request.headers, body, most_fields)
     try:
         fields = parse_qs(
-            body.decode(errors="replace"), keep_blank_values=True, max_num_fields=_MOST_FIELDS
+            body.decode(errors="replace"), keep_blank_values=True, max_num_fields=most_fields
         )
     except ValueError as error:
-        raise HTTPException(400, f"a form may have {_MOST_FIELDS} fields at most") from error
+        raise HTTPException(400, f"a form may have {most_fields} fields at most") from error
     return {name: values[-1] for name, values in fields.items()}
 
 
-async def _read_parts(headers: Headers, body: bytes) -> Form:
+async def _read_parts(headers: Headers, body: bytes, most_fields: int) -> Form:
     """The parts of a form; parts within one are its text."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
@@ -207,8 +248,8 @@ async def _read_parts(headers: Headers, body: bytes) -> Form:
     parser = MultiPartParser(
         headers,
         stream(),
-        max_files=_MOST_FIELDS,
-        max_fields=_MOST_FIELDS,
+        max_files=1,
+        max_fields=most_fields,
         max_part_size=len(body),
     )
     try:

@@ -9,28 +9,35 @@ import csv
 import hashlib
 import io
 import json
+import re
 from dataclasses import asdict, fields
 from datetime import date
 
 from markupsafe import Markup
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import assets
+from pgcoord.database import panel
 from pgcoord.database.rows import HistoryEvent
 from pgcoord.errors import InvalidInput, NotFound
-from pgcoord.http.panel import actions, format
+from pgcoord.http.login import local
+from pgcoord.http.panel import actions, format, several
 from pgcoord.http.panel import phase as phase_pages
 from pgcoord.http.panel import plan as plan_pages
 from pgcoord.http.panel.live import Live
 from pgcoord.http.panel.pages import EVENTS, FeaturePage, History, Overview
 from pgcoord.http.panel.responses import (
+    ZONE,
     error_page,
     feature_id_of,
+    keep,
     read_number,
     show,
+    zone_of,
 )
+from pgcoord.http.proxy import prefix_of
 from pgcoord.http.state import AppState, state_of
 
 
@@ -70,15 +77,62 @@ async def overview(request: Request) -> Response:
     wanted = request.query_params.get("show", "all")
     if wanted not in (*format.FEATURE_FILTERS, *format.STATES):
         raise NotFound(f"nothing is called {wanted!r:.60}", hint="Follow a link of the overview.")
-    search = request.query_params.get("q", "").replace("\0", "").strip()[:200]
-    return await show(request, Overview(state_of(request).coordinator.host, wanted, search or None))
+    search = _words(request.query_params.get("q", ""))
+    view = Overview(state_of(request).coordinator.host, wanted, search)
+    if {"live", "piece"} & request.query_params.keys():
+        return await show(request, view)
+    looked = request.cookies.get(_LOOKED, "")
+    seen = int(looked) if re.fullmatch(r"[0-9]{1,18}", looked) else None
+    async with state_of(request).database.connection() as conn:
+        since = await panel.since(conn, seen)
+    answer = await show(request, view, since=since if seen else None, looked=seen)
+    if seen is None:
+        keep(request, answer, _LOOKED, str(since.latest))
+    return answer
+
+
+# The latest event that somebody has looked at, in this browser.
+_LOOKED = "pgcoord_looked"
+
+
+@error_page
+async def looked(request: Request) -> Response:
+    """Take what has happened as looked at."""
+    async with state_of(request).database.connection() as conn:
+        since = await panel.since(conn, None)
+    answer = RedirectResponse("/", 303)
+    keep(request, answer, _LOOKED, str(since.latest))
+    return answer
+
+
+@error_page
+async def zone(request: Request) -> Response:
+    """Show times in UTC from now on, or in the zone of the browser."""
+    answer = RedirectResponse(local(request.query_params.get("next", "/")), 303)
+    if request.query_params.get("zone") == "UTC":
+        keep(request, answer, ZONE, "UTC")
+    else:
+        answer.delete_cookie(ZONE, path=f"{prefix_of(request.scope)}/", samesite="strict")
+    return answer
+
+
+def _words(text: str) -> str | None:
+    """The words that somebody searches for."""
+    return text.replace("\0", "").strip()[:200] or None
 
 
 @error_page
 async def feature(request: Request) -> Response:
-    """Show a feature."""
+    """Show a feature: all of its phases, or those that are looked for."""
     most_tokens = state_of(request).planner.settings.max_prompt
-    return await show(request, FeaturePage(feature_id_of(request), most_tokens))
+    query = request.query_params
+    wanted = query.get("show") or None
+    if wanted not in (None, *format.STATES):
+        raise NotFound(f"no state is called {wanted!r:.60}", hint="Follow a link of the page.")
+    search = _words(query.get("q", ""))
+    whole = query.get("graph") == "whole"
+    view = FeaturePage(feature_id_of(request), most_tokens, wanted, search, whole)
+    return await show(request, view)
 
 
 def _history_of(request: Request) -> History:
@@ -97,6 +151,8 @@ def _history_of(request: Request) -> History:
         what,
         query.get("by", "")[:60] or None,
         until,
+        read_number(query["after"]) if query.get("after") else None,
+        zone_of(request),
     )
 
 
@@ -146,11 +202,17 @@ _FEATURE = "/features/{feature_id}"
 
 routes: list[BaseRoute] = [
     Route("/", overview),
+    Route("/looked", looked),
+    Route("/zone", zone),
+    *several.routes,
     Route("/history", history),
     Route("/history.{kind:str}", export_history),
     *plan_pages.routes(_FEATURE),
     *actions.routes(_FEATURE, _PHASE),
     Route(_FEATURE, feature),
     Route(f"{_PHASE}/log", phase_pages.send_log),
+    Route(f"{_PHASE}/part", phase_pages.send_part),
+    Route(f"{_PHASE}/compare", phase_pages.compare),
+    Route("/workflows/{name:path}", phase_pages.workflow),
     Route(_PHASE, phase_pages.phase),
 ]

@@ -6,9 +6,14 @@ Places are percentages of the width. Long stretches in which nothing ran are fol
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from pgcoord.database.panel import Forecast, Span, TreePhase
 from pgcoord.http.panel.format import lasting
+from pgcoord.http.panel.graph import tell_apart
+
+# Characters of a title that fit beside its lane.
+_FITS = 20
 
 # More phases than this are not drawn.
 MOST_PHASES = 300
@@ -71,6 +76,12 @@ class Timeline:
     spans: Sequence[Span]
     forecast: dict[int, Forecast]
     ended: bool  # nothing of it is expected any more
+
+    @cached_property
+    def titles(self) -> dict[int, str]:
+        """The titles as they are drawn."""
+        shown = self.phases[:MOST_PHASES]
+        return tell_apart({each.phase_number: each.title for each in shown}, _FITS)
 
     def draw(self, now: datetime) -> Drawing:
         """The timeline at a moment."""
@@ -141,6 +152,7 @@ class _Scale:
             (b[0] - a[1] for a, b in zip(self._stretches, self._stretches[1:], strict=False)),
             timedelta(),
         )
+        self._zone = now.tzinfo
         within = any(a <= now <= b for a, b in self._stretches)
         self.now = (self.at(now), f"{now:%H:%M}") if within else None
 
@@ -158,9 +170,10 @@ class _Scale:
         total = sum((b - a for a, b in self._stretches), timedelta())
         step = next((each for each in _STEPS if total / each <= _MARKS), _STEPS[-1])
         last = -_APART
-        first, until = self._stretches[0][0], self._stretches[-1][1]
+        local = [(a.astimezone(self._zone), b) for a, b in self._stretches]
+        first, until = local[0][0], local[-1][1].astimezone(self._zone)
         day = first.date() if first.date() == until.date() else None
-        for start, end in self._stretches:
+        for start, end in local:
             midnight = start.replace(hour=0, minute=0, second=0, microsecond=0)
             moment = midnight + step * ((start - midnight) // step + 1)
             while moment <= end:
@@ -225,7 +238,7 @@ def _lane(
         bar("expect", start, ends, phase.status, words)
         if expected.latest and expected.latest > expected.ends_at:
             bar("spread", ends, expected.latest, phase.status)
-        told.append(f"expected to end at {expected.ends_at:%H:%M}")
+        told.append(f"expected to end at {expected.ends_at.astimezone(now.tzinfo):%H:%M}")
     return Lane(phase, bars, "; ".join([phase.status, *_waits(phase), *told]))
 
 

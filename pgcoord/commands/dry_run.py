@@ -1,0 +1,118 @@
+"""What `run --dry-run` prints: what would run, in which order, and with what. It starts nothing."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from typing import Any
+
+from pgcoord.commands.options import Surroundings
+from pgcoord.configuration import LOCAL, Configuration, Workflow
+from pgcoord.coordination.supervision import PASSED_ON
+from pgcoord.plan import Plan, PlannedPhase
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A plan as a configuration would run it."""
+
+    plan: Plan
+    configuration: Configuration
+    surroundings: Surroundings
+
+    def waves(self) -> list[list[PlannedPhase]]:
+        """The phases that can run at the same time, wave after wave."""
+        of_number = {phase.number: phase for phase in self.plan.phases}
+        sorter = TopologicalSorter({each.number: each.depends_on for each in self.plan.phases})
+        sorter.prepare()
+        waves = []
+        while sorter.is_active():
+            ready = sorted(sorter.get_ready())
+            waves.append([of_number[number] for number in ready])
+            sorter.done(*ready)
+        return waves
+
+    def lines(self) -> Iterator[str]:
+        """For people, a line each."""
+        count = len(self.plan.phases)
+        yield f"{self.plan.title}: {count} {'phase' if count == 1 else 'phases'}; nothing is run"
+        for number, wave in enumerate(self.waves(), 1):
+            yield f"wave {number}"
+            for phase in wave:
+                yield f"  phase {phase.number}  {phase.title}"
+                for key, value in self._told(phase).items():
+                    if value:
+                        words = ", ".join(map(str, value)) if isinstance(value, list) else value
+                        yield f"    {key}: {words}"
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "title": self.plan.title,
+            "waves": [
+                [{"phase": each.number, "title": each.title, **self._told(each)} for each in wave]
+                for wave in self.waves()
+            ],
+        }
+
+    def _told(self, phase: PlannedPhase) -> dict[str, Any]:
+        """What there is to say of a phase; what runs nothing has no workflow."""
+        told: dict[str, Any] = {
+            "after": list(phase.depends_on),
+            "when": phase.when,
+            "asks": phase.gate,
+            "lock": phase.lock,
+        }
+        workflow = self._workflow_of(phase)
+        if workflow is None:
+            return told
+        names = [*PASSED_ON, *workflow.environment]
+        given = self.surroundings.environment
+        check = self.configuration.checks.get(phase.check or "") or workflow.check
+        timeout = phase.timeout or workflow.timeout
+        return told | {
+            "workflow": workflow.name,
+            "command": " ".join(map(_quoted, workflow.command)),
+            "missing": self._missing(workflow),
+            "folder": str(workflow.directory) if workflow.worktree is None else "a worktree",
+            "environment": [
+                *(name for name in names if name in given),
+                *dict.fromkeys((*workflow.variables, *dict(phase.environment))),
+            ],
+            "not set": [name for name in workflow.environment if name not in given],
+            "check": " ".join(map(_quoted, check.command)) if check else None,
+            "timeout": str(timeout) if timeout else None,
+            "attempts": phase.max_attempts or workflow.max_attempts,
+            "pool": None if workflow.pool == LOCAL else workflow.pool,
+        }
+
+    def _set(self, phase: PlannedPhase, workflow: Workflow) -> dict[str, str]:
+        """The variables that have a value of the workflow or the phase."""
+        return {**workflow.variables, **dict(phase.environment)}
+
+    def _workflow_of(self, phase: PlannedPhase) -> Workflow | None:
+        if phase.workflow is None and phase.gate and not phase.prompt.strip():
+            return None
+        if phase.workflow is None:
+            return self.configuration.default_workflow
+        return self.configuration.workflows[phase.workflow]
+
+    def _missing(self, workflow: Workflow) -> str | None:
+        """Why it could not be started here, as far as that shows."""
+        if workflow.pool != LOCAL:
+            return None
+        program, path = workflow.command[0], self.surroundings.environment.get("PATH")
+        if "/" in program:
+            found = (workflow.directory / program).exists()
+        else:
+            found = shutil.which(program, path=path) is not None
+        if not found:
+            return f"there is no program {program}"
+        return None if workflow.directory.is_dir() else f"there is no folder {workflow.directory}"
+
+
+def _quoted(word: str) -> str:
+    """A word of a command as a shell takes it; placeholders stay as they are."""
+    import shlex
+
+    return word if word.startswith("{") and word.endswith("}") else shlex.quote(word)

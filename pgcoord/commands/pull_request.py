@@ -1,0 +1,135 @@
+"""`pull-request`: the command of a phase that opens the pull request of its feature.
+
+The branch is pushed already (`push` of the workflows before it). The one rule: it may be run again
+at any time, and never opens a second one.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pgcoord.commands.options import surroundings_of
+from pgcoord.commands.terminal import say
+from pgcoord.errors import InvalidConfiguration, InvalidInput, NotNow
+
+if TYPE_CHECKING:
+    from pgcoord.github.client import PullRequest
+
+# As judge.py has it: waiting helps.
+_TRY_LATER = 75
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("pull-request")(pull_request)
+
+
+def pull_request(
+    ctx: typer.Context,
+    title: Annotated[str | None, typer.Option(help="Else that of the phase.")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Else the repository's default branch.")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Else the branch of the feature.")
+    ] = None,
+    draft: Annotated[bool, typer.Option("--draft", help="Open it as a draft.")] = False,
+) -> None:
+    """Open the pull request of a feature, as the command of its last phase.
+
+    The repository is that of [github]. Its text is made of the results of the phases before it;
+    `pr_number` and `url` are its own. One that is open already is taken. Exit status 75 when GitHub
+    is to be asked later: pgcoord does that by itself.
+    """
+    import asyncio
+
+    from pgcoord.configuration import find_configuration, read_configuration
+    from pgcoord.github.client import Repository, read_credentials
+
+    surroundings = surroundings_of(ctx)
+    environment = surroundings.environment
+    path = find_configuration(surroundings.folder, environment)
+    settings = read_configuration(path).github if path else None
+    if settings is None:
+        raise InvalidConfiguration(
+            "there is no [github]", hint='Name the repository there, such as "octo/work".'
+        )
+    credentials = read_credentials(settings, environment)
+    results = _read_inputs(environment.get("PGCOORD_INPUT_FILE"))
+    branch = head or _branch_of(results)
+    words = title or f"Feature {environment.get('PGCOORD_FEATURE_ID', branch)}"
+
+    async def open_it() -> "PullRequest":
+        async with Repository(settings, credentials) as repository:
+            target = base or str((await repository.about())["default_branch"])
+            found = await repository.find_pull_request(branch, target)
+            return found or await repository.open_pull_request(
+                words, branch, target, _text_of(results), draft=draft
+            )
+
+    try:
+        opened = asyncio.run(open_it())
+    except NotNow as error:
+        _put_result({"status": "later", "error": str(error)})
+        say(f"pgcoord: {error}", err=True)
+        raise typer.Exit(_TRY_LATER) from error
+    _put_result({"pr_number": opened.number, "url": opened.url, "summary": f"opened {opened.url}"})
+    say(opened.url)
+
+
+def _read_inputs(path: str | None) -> dict[int, Mapping[str, Any]]:
+    """Read the results of the phases before this one, by number."""
+    if not path:
+        return {}
+    given = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {int(number): given[number] for number in sorted(given, key=int)}
+
+
+def _branch_of(results: Mapping[int, Mapping[str, Any]]) -> str:
+    """The branch of the feature. Raises `InvalidInput` where no phase has one, or not all of it."""
+    work = [each for each in results.values() if each.get("branch")]
+    for each in work:
+        fault = each.get("feature_branch_fault")
+        if fault and (each is work[-1] or not _brought_by(work, each)):
+            raise InvalidInput(f"the branch of the feature does not have all work: {fault}")
+    branches = [
+        str(each["feature_branch"]) for each in results.values() if "feature_branch" in each
+    ]
+    if not branches:
+        raise InvalidInput(
+            "no phase before this one has a branch of the feature",
+            hint='It comes from workflows with workspace = "worktree"; or name one by --head.',
+        )
+    return branches[-1]
+
+
+def _brought_by(work: Sequence[Mapping[str, Any]], lacking: Mapping[str, Any]) -> bool:
+    """Whether a later phase has merged what the branch of the feature could not take at once."""
+    import subprocess
+
+    commit = str(lacking.get("commit"))
+    return any(
+        subprocess.run(
+            ["git", "merge-base", "--is-ancestor", commit, str(each["feature_branch"])],
+            check=False,
+            capture_output=True,
+        ).returncode
+        == 0
+        for each in work
+        if each.get("feature_branch")
+    )
+
+
+def _text_of(results: Mapping[int, Mapping[str, Any]]) -> str:
+    said = {number: str(each.get("summary") or "").strip() for number, each in results.items()}
+    return "\n\n".join(f"**Phase {number}**: {words}" for number, words in said.items() if words)
+
+
+def _put_result(result: Mapping[str, object]) -> None:
+    path = os.environ.get("PGCOORD_RESULT_FILE")
+    if path:
+        Path(path).write_text(json.dumps(result), encoding="utf-8")

@@ -1,0 +1,181 @@
+"""A tiny real job in a pool, which says what a job finds on a node: `doctor --probe`.
+
+The one rule: it is submitted, and reads its order, as the job of a phase is; only what it does
+there is less. It has no attempt, and its name is of no installation, so no coordinator ends it.
+"""
+
+import asyncio
+import json
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from pgcoord.coordination.engines import ORDER, WRAPPER, engine_said
+from pgcoord.coordination.launching import Engine, Order, Place, Seen
+from pgcoord.database.rows import Finding
+from pgcoord.errors import CannotStart, NotNow
+from pgcoord.runs import files
+
+# Seconds that the engine may take to begin the job, and that an ended one may take to be heard.
+_PATIENCE = 120.0
+_HEARD = 5.0
+
+# Seconds between two questions to the engine, and between two looks into the folder.
+_ASK = 1.0
+
+# How far a node's clock may be off: the times that it writes into logs are.
+_APART = 2.0
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the job said, and when that was heard at the latest and at the earliest."""
+
+    said: Mapping[str, Any]
+    asked_at: float
+    heard_at: float
+
+
+async def probe(
+    engine: Engine, settings: Mapping[str, Any], url: str | None, environment: Mapping[str, str]
+) -> list[Finding]:
+    """Submit a tiny job to *engine*, and return what it found; leave nothing behind.
+
+    *settings*: the keys of its pool; *url*: where its jobs report. Takes two minutes at most.
+    """
+    token = secrets.token_hex(6)
+    shared = settings.get("folder")
+    folder = Path(str(shared)) / f"probe-{token}" if shared else None
+    try:
+        if folder:
+            folder.mkdir(parents=True, mode=0o700)
+        else:
+            folder = Path(await asyncio.to_thread(tempfile.mkdtemp))
+        order = _order(token, folder, url, environment, is_shared=bool(shared))
+        files.write_plain(folder, ORDER, json.dumps(order.content).encode())
+        return await _probe(engine, order, is_shared=bool(shared))
+    except (CannotStart, NotNow) as error:
+        return [_fail(str(error), "try the commands of the engine by hand")]
+    except OSError as error:
+        return [_fail(f"{error.filename}: {error.strerror}", "mend the folder of the pool")]
+    finally:
+        if folder:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _order(
+    token: str, folder: Path, url: str | None, environment: Mapping[str, str], *, is_shared: bool
+) -> Order:
+    content: dict[str, Any] = {
+        "probe": token,
+        "url": url and url.rstrip("/").removesuffix("/workflow-complete"),
+        "folder": str(folder) if is_shared else None,
+        "command": [],
+        "directory": "/",
+        "environment": {},
+        "grace": 1.0,
+    }
+    passed_on = {
+        name: environment[name] for name in ("PATH", "HOME", "LANG") if name in environment
+    }
+    name = f"pgcoord-probe-{token}"
+    log = folder / "engine.log"
+    return Order(name, WRAPPER, [str(folder / ORDER)], passed_on, folder, log, content)
+
+
+async def _probe(engine: Engine, order: Order, *, is_shared: bool) -> list[Finding]:
+    began_at = time.monotonic()
+    job = await engine.submit(order)
+    seen: Seen | None = None
+    ended_at = None
+    try:
+        while True:
+            asked_at = time.time()
+            await asyncio.sleep(_ASK)
+            found = await engine.find()
+            seen = next(iter(found.get(order.name, ())), seen)
+            said = await _said(engine, job, order, is_shared=is_shared)
+            took = time.monotonic() - began_at
+            if said:
+                return _findings(_Answer(said, asked_at, time.time()), order, took)
+            if (seen and seen.place is Place.ENDED) or (seen and order.name not in found):
+                ended_at = ended_at or took
+            if ended_at and took - ended_at > _HEARD:
+                return [await asyncio.to_thread(_unheard, order, seen, is_shared=is_shared)]
+            if took > _PATIENCE:
+                words = f"job {job} has not begun for {took:.0f} s: {seen.words if seen else '?'}"
+                return [Finding("", "warn", words, "wait for the engine, or ask it why")]
+    finally:
+        await _remove(engine, job)
+
+
+async def _remove(engine: Engine, job: str) -> None:
+    try:
+        await engine.terminate(job)
+    except NotNow:  # said already, and it ends by itself
+        return
+
+
+async def _said(
+    engine: Engine, job: str, order: Order, *, is_shared: bool
+) -> Mapping[str, Any] | None:
+    """Return what the job said: in the shared folder, else in its output."""
+    try:
+        if is_shared:
+            text = await asyncio.to_thread(files.read_plain, order.folder, "answer.json", 65_536)
+        else:
+            lines = (await engine.log(job) or b"").splitlines()
+            text = next((line for line in lines if order.content["probe"].encode() in line), b"{}")
+        said = json.loads(text)
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) and said.get("probe") == order.content["probe"] else None
+
+
+def _findings(answer: _Answer, order: Order, took: float) -> list[Finding]:
+    said = answer.said
+    node = f"node {said['node']}"
+    found = [
+        Finding("", "ok", f"a job began on {node} in {took:.0f} s, Python {said['python']}", None)
+    ]
+    if not said["directory"]:
+        words = f"{node} has not the pool's directory"
+        found.append(_fail(words, "commands start there: make it in the image, or name another"))
+    if order.content["folder"]:
+        found.append(Finding("", "ok", f"{node} reads and writes its folder", None))
+    if order.content["url"]:
+        level = "warn" if order.content["folder"] else "fail"
+        found.append(
+            Finding("", level, f"{node} cannot report to it: {said['url']}", _REMEDY_OF_URL)
+            if said["url"]
+            else Finding("", "ok", f"{node} reaches {order.content['url']}", None)
+        )
+    ahead = max(0.0, said["time"] - answer.heard_at) or min(0.0, said["time"] - answer.asked_at)
+    side = "ahead of" if ahead > 0 else "behind"
+    if abs(ahead) > _APART:
+        words = f"the clock of {node} is {timedelta(seconds=round(abs(ahead)))} {side} ours"
+        remedy = "set both by NTP; jobs begin and end all the same, times in logs are off"
+        found.append(Finding("", "warn", words, remedy))
+    return found
+
+
+_REMEDY_OF_URL = "is 'pgcoord serve' up, and its address right (report_url) and open to nodes?"
+
+
+def _unheard(order: Order, seen: Seen | None, *, is_shared: bool) -> Finding:
+    """Say why nothing is heard of a job that has ended; blocks."""
+    ended = (
+        f"job {seen.job} on {seen.node or 'no node'} ended ({seen.words})" if seen else "it ended"
+    )
+    words = f"{ended} and said nothing{engine_said(order.folder) if is_shared else ''}"
+    return _fail(" ".join(words.split()), "nodes need python3 of 3.8 or newer, and its folder")
+
+
+def _fail(words: str, remedy: str) -> Finding:
+    return Finding("", "fail", words, remedy)

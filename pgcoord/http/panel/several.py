@@ -1,0 +1,175 @@
+"""An action on several phases at once: they are picked from a list, asked about once, and told.
+
+It works without a script: the list is a form, its answer the question, and that is a form, too.
+"""
+
+from dataclasses import dataclass
+from urllib.parse import parse_qs, urlencode
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from pgcoord.actions import SEVERAL, Action, Question
+from pgcoord.database import actions, panel
+from pgcoord.errors import InvalidInput, NotFound
+from pgcoord.http.panel import format
+from pgcoord.http.panel.responses import (
+    error_page,
+    read_number,
+    reason_of,
+    render_page,
+)
+from pgcoord.http.responses import read_bytes
+from pgcoord.http.state import state_of
+
+# Phases that are listed to pick from, and bytes of a form that names them.
+MOST = 1000
+_FORM = 400_000
+
+_ACTIONS = {each.verb: each for each in SEVERAL}
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Which phases are listed: of a feature, in a state, with these words."""
+
+    feature_id: int | None
+    show: str | None
+    search: str | None
+
+    @property
+    def query(self) -> str:
+        """The same as the query of an address."""
+        given = {"feature": self.feature_id, "show": self.show, "q": self.search}
+        return urlencode({name: value for name, value in given.items() if value is not None})
+
+    @property
+    def back(self) -> str:
+        """The page that shows them."""
+        if self.feature_id is None:
+            return f"/?{self.query}" if self.query else "/"
+        query = _Wanted(None, self.show, self.search).query
+        return f"/features/{self.feature_id}{'?' if query else ''}{query}"
+
+
+def _wanted(given: dict[str, str]) -> _Wanted:
+    show = given.get("show") or None
+    if show is not None and show not in format.STATES:
+        raise NotFound(f"no state is called {show!r:.60}", hint="Follow a link of the overview.")
+    feature = given.get("feature")
+    return _Wanted(
+        read_number(feature, 2**31 - 1) if feature else None,
+        show,
+        given.get("q", "").replace("\0", "").strip()[:200] or None,
+    )
+
+
+@error_page
+async def pick(request: Request) -> Response:
+    """List phases to pick from: all of those are picked that were looked for."""
+    wanted = _wanted(dict(request.query_params))
+    async with state_of(request).acting(request) as conn:
+        feature = await panel.feature_row(conn, wanted.feature_id) if wanted.feature_id else None
+        found = await panel.found_phases(
+            conn, wanted.search, wanted.show, MOST + 1, wanted.feature_id
+        )
+    return render_page(
+        request,
+        "several.html",
+        title="Several phases · pgcoord",
+        wanted=wanted,
+        feature=feature,
+        found=found[:MOST],
+        more=len(found) > MOST,
+        picked=bool(wanted.show or wanted.search),
+    )
+
+
+@error_page
+async def act(request: Request) -> Response:
+    """Ask about what was picked, or do it once that was answered."""
+    form, picked = await _read(request)
+    wanted = _wanted(form)
+    action = _ACTIONS.get(form.get("action", ""))
+    if action is None:
+        raise NotFound(f"{form.get('action', '')!r:.60} is no action on several phases")
+    if not picked:
+        raise InvalidInput("no phase was picked", hint="Tick those that are meant.")
+    number = read_number(form.get("priority", ""), 2**31 - 1) if action.number else None
+    async with state_of(request).acting(request, kind="change") as conn:
+        if not form.get("sure"):
+            changes = await panel.preview_several(conn, action.verb, picked, number)
+            return _asks(request, wanted, action, picked, number, changes)
+        told = await actions.perform_on_several(
+            conn, action, picked, reason=reason_of(form), number=number
+        )
+    refused = [each for each in told if each.refused]
+    if not refused:
+        return RedirectResponse(wanted.back, 303)
+    return render_page(
+        request,
+        "told.html",
+        409,
+        title="Some were refused · pgcoord",
+        refused=refused,
+        done=len(told) - len(refused),
+        back=wanted.back,
+    )
+
+
+async def _read(request: Request) -> tuple[dict[str, str], list[str]]:
+    """The fields of the form, and the phases that it names."""
+    body = await read_bytes(request, _FORM)
+    try:
+        fields = parse_qs(body.decode(errors="replace"), max_num_fields=MOST + 20)
+    except ValueError as error:
+        raise HTTPException(400, f"a form may name {MOST} phases at most") from error
+    form = {name: values[-1] for name, values in fields.items()}
+    return form, [each for each in dict.fromkeys(fields.get("phase", [])) if "\0" not in each]
+
+
+def _asks(
+    request: Request,
+    wanted: _Wanted,
+    action: Action,
+    picked: list[str],
+    number: int | None,
+    changes: list[panel.Change],
+) -> Response:
+    some = format.plural(len(picked), "phase")
+    asked = action.question or Question("Give {} priority " + str(number) + "?", "Set")
+    question = asked.question.format(some)
+    named = ",".join(picked[:3]) + (",…" if len(picked) > 3 else "")
+    priority = "" if number is None else f", p_priority => {number}"
+    given = {
+        "action": action.verb,
+        "sure": 1,
+        "feature": wanted.feature_id,
+        "show": wanted.show,
+        "q": wanted.search,
+        "priority": number,
+    }
+    hidden = [(name, value) for name, value in given.items() if value is not None]
+    return render_page(
+        request,
+        "ask.html",
+        title=f"{question} · pgcoord",
+        question=question,
+        asked=Question(asked.question, asked.button, leave="Leave them"),
+        action="/several",
+        statement=f"select * from pgcoord.act_on_phases('{action.verb}', '{{{named}}}'{priority})",
+        hidden=[*hidden, *(("phase", each) for each in picked)],
+        reasoned="reason" in action.arguments,
+        changes=changes,
+        gate=None,
+        error=None,
+        url=wanted.back,
+    )
+
+
+routes: list[BaseRoute] = [
+    Route("/several", pick),
+    Route("/several", act, methods=["POST"]),
+]

@@ -1,0 +1,168 @@
+"""Commands on whole features, before they run and after; and what every command has in common."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import typer
+from support.database import Connection, statuses
+from support.desk import Desk
+
+from pgcoord.__main__ import make_app
+
+
+def loaded(text: str) -> Any:
+    return json.loads(text)
+
+
+def test_retry_and_skip_take_a_whole_feature(desk: Desk, conn: Connection) -> None:
+    desk.call("run", desk.plan("echo one; exit 1", "true", "exit 1", depends_on="none"))
+    assert statuses(conn) == {1: "failed", 2: "completed", 3: "failed"}
+    assert desk.say("retry", "1") == "queue-1-1 is queued\nqueue-1-3 is queued"
+    refused = desk.call("retry", "1")
+    assert refused.returncode == 3
+    assert refused.stderr.startswith("pgcoord: feature 1 has no phase to retry: none is failed or")
+    skipped = loaded(desk.say("skip", "1", "--reason", "by hand", "--json"))
+    assert [(each["queue_id"], each["status"]) for each in skipped] == [
+        ("queue-1-1", "completed"),
+        ("queue-1-3", "completed"),
+    ]
+    assert statuses(conn) == {1: "completed", 2: "completed", 3: "completed"}
+    assert "✓ skipped    1 Step 1" in desk.call("status", "1").stdout
+
+
+def test_logs_take_a_whole_feature(desk: Desk) -> None:
+    desk.call("run", desk.plan("echo one", "echo two", "exit 1", "true"))
+    assert desk.say("logs", "1").splitlines() == [
+        "==> queue-1-1: Step 1",
+        "one",
+        "",
+        "==> queue-1-2: Step 2",
+        "two",
+        "",
+        "==> queue-1-3: Step 3",
+        "",
+        "==> queue-1-4: Step 4",
+        "it has not started, so it has no log",
+    ]
+    assert desk.call("logs", "-f", "1").returncode == 2
+
+
+def test_a_dry_run_says_what_would_run_and_starts_nothing(desk: Desk, conn: Connection) -> None:
+    desk.write(
+        "pgcoord.toml",
+        """
+        [workflow.work]
+        command = ["no-such-program", "{prompt_file}", "a b"]
+        environment = ["API_KEY", "OTHER_KEY"]
+        timeout = "2h"
+        default = true
+        """,
+    )
+    plan = desk.plan("one", "two", "three", depends_on="none")
+    said = desk.say("run", "--dry-run", plan, API_KEY="x").splitlines()
+    assert said[:8] == [
+        "A plan: 3 phases; nothing is run",
+        "wave 1",
+        "  phase 1  Step 1",
+        "    workflow: work",
+        "    command: no-such-program {prompt_file} 'a b'",
+        "    missing: there is no program no-such-program",
+        f"    folder: {desk.folder}",
+        "    environment: PATH, HOME, API_KEY",
+    ]
+    assert "    not set: OTHER_KEY" in said
+    found = loaded(desk.say("run", "--dry-run", "--json", plan))
+    assert [[phase["phase"] for phase in wave] for wave in found["waves"]] == [[1, 2, 3]]
+    assert statuses(conn) == {}
+
+
+def test_a_plan_comes_from_standard_input_too(desk: Desk, conn: Connection) -> None:
+    command = [sys.executable, "-m", "pgcoord", "submit", "-"]
+    text = "# P\n## Phase 1: A\ntrue\n"
+    done = subprocess.run(
+        command, input=text, env=desk.environment, cwd=desk.folder, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("feature 1: 1 phase is queued"), done
+    broken = subprocess.run(
+        command,
+        input="# P\n",
+        env=desk.environment,
+        cwd=desk.folder,
+        capture_output=True,
+        text=True,
+    )
+    assert broken.returncode == 5
+    assert broken.stderr.startswith("pgcoord: -:1: ")
+
+
+def test_run_prints_the_feature_at_its_end_as_json(desk: Desk) -> None:
+    done = desk.call("run", "--json", desk.plan("true", "exit 1"))
+    found = loaded(done.stdout)
+    assert done.returncode == 1
+    assert [phase["status"] for phase in found["phases"]] == ["completed", "failed"]
+    assert loaded(desk.call("attach", "1", "--json").stdout)["id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("1.9", "Feature 1 (A plan) has 1.1, 1.2."),
+        ("queue-1-7", "Feature 1 (A plan) has 1.1, 1.2."),
+        ("7.1", "There is no feature 7 either; there is 1."),
+        ("work", "'pgcoord status' shows those that exist."),
+    ],
+)
+def test_a_phase_that_is_not_there_has_its_nearest_named(desk: Desk, name: str, hint: str) -> None:
+    desk.say("submit", desk.plan("true", "true"))
+    for command in ("why", "logs", "retry", "result"):
+        done = desk.call(command, name)
+        assert (done.returncode, done.stderr) == (
+            4,
+            f"pgcoord: there is no phase {name}\n  {hint}\n",
+        )
+
+
+def test_times_are_of_the_zone_in_which_they_are_read_and_name_it(desk: Desk) -> None:
+    desk.call("run", desk.plan("true"))
+    assert desk.say("why", "1.1", TZ="Asia/Tokyo").endswith(" JST")
+    assert desk.say("why", "1.1", TZ="UTC").endswith(" UTC")
+    assert desk.say("why", "1.1", PGTZ="Asia/Kolkata", TZ="UTC").endswith(" IST")
+
+
+# What prints something else than what is in the database, or is answered by a program of its own.
+WITHOUT_JSON = {
+    "init",
+    "help",
+    "serve",
+    "logs",
+    "psql",
+    "report",
+    "result",
+    "migrate-v1",
+    "worktree",
+    "pull-request",
+}
+
+
+def test_every_command_prints_json_when_asked() -> None:
+    program: Any = typer.main.get_command(make_app())
+    commands = {**program.commands, **program.commands["db"].commands}
+    del commands["db"]
+    without = {
+        name
+        for name, each in commands.items()
+        if not any("--json" in parameter.opts for parameter in each.params)
+    }
+    assert without - WITHOUT_JSON == set()
+
+
+def test_the_shell_completes_commands(desk: Desk) -> None:
+    desk.environment |= {
+        "_PGCOORD_COMPLETE": "complete_bash",
+        "COMP_WORDS": "pgcoord stat",
+        "COMP_CWORD": "1",
+    }
+    assert desk.execute("--help").until("status")

@@ -1,0 +1,56 @@
+"""A real browser, and a panel for it."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, BrowserContext, Page
+from support.panel_browser import browsing, chromium, served
+from support.panel_scene import Scene, set_scene
+
+
+@pytest.fixture(scope="session")
+async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
+    if chromium() is None:
+        pytest.skip("no browser: apt-get install chromium, or name one in PGCOORD_TEST_CHROMIUM")
+    async with browsing() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
+    """One window for all tests, in which nothing is animated: that would cost most of the time."""
+    async with await browser.new_context(reduced_motion="reduce") as context:
+        yield context
+
+
+@pytest.fixture
+async def page(context: BrowserContext) -> AsyncIterator[Page]:
+    """A page of which no error and no breach of its security policy stays unnoticed."""
+    page = await context.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda said: faults.append(said.text) if is_fault(said) else None)
+    yield page
+    await page.close()
+    assert faults == []
+
+
+def is_fault(said: Any) -> bool:
+    """Whether the console says more than that a request was refused, as tests want it to be."""
+    return said.type == "error" and "Failed to load resource" not in said.text
+
+
+@pytest.fixture
+async def panel(dsn: str, tmp_path: Path) -> AsyncIterator[str]:
+    async with served(dsn, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+def scene(dsn: str, tmp_path: Path) -> Iterator[Scene]:
+    scene = Scene(dsn, "here", tmp_path)
+    set_scene(scene)
+    yield scene
+    scene.close()

@@ -1,0 +1,245 @@
+"""What becomes of attempts whose engine gets wrong what engines get wrong."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.coordination import Watch, make_coordinator, running, scripts, watching
+from support.fake_engine import FakeEngine, FakeJob
+from support.serving import served
+
+from pgcoord.configuration import Pool
+from pgcoord.coordination import engines, housekeeping
+from pgcoord.coordination.coordinator import Coordinator
+from pgcoord.coordination.launching import Place
+
+# As in test_contract.py, and shorter: this engine answers at once.
+HURRIED = {"ASKS": (0.05, 0.2), "UNSURE": 0.5, "SILENT": 1.0, "SETTLED": 0.3, "LOOK": 0.05}
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    for name, value in HURRIED.items():
+        monkeypatch.setattr(engines, name, value)
+    engine = FakeEngine()
+    engine.is_launcher(monkeypatch)
+    return engine
+
+
+@pytest.fixture
+async def watch(dsn: str) -> AsyncIterator[Watch]:
+    async with watching(dsn) as watch:
+        yield watch
+
+
+def coordinator(dsn: str, folder: Path, **settings: Any) -> Coordinator:
+    shared = settings.pop("shared", folder / "shared")
+    pool = Pool("far", settings.pop("launcher", "fake"), 4, {"folder": str(shared)})
+    kind = settings.pop("kind", Coordinator)
+    return make_coordinator(dsn, folder, scripts(pool="far", **settings), pool=pool, kind=kind)
+
+
+async def submitted(watch: Watch, engine: FakeEngine) -> FakeJob:
+    """The one job that the engine has, once the database knows it."""
+    await watch.until_found("select from pgcoord.attempt where job is not null")
+    return list(engine.jobs.values())[-1]
+
+
+async def test_an_end_asked_for_before_the_job_was_submitted_is_brought_about(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def prepare(self: engines.EngineSupervision) -> None:  # as while an issue is being made
+        async with watching(dsn) as person:
+            await person.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
+
+    monkeypatch.setattr(engines.EngineSupervision, "_prepare", prepare)
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        await watch.until_statuses("cancelled")
+    assert engine.asked["submit"] == 0
+
+
+async def test_a_refused_copy_does_not_end_the_one_that_runs(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        assert await job.begin(watch.conn) is None
+        second = engine.jobs[await engine.submit(job.order)]
+        assert "another copy of its job began on node1" in str(await second.begin(watch.conn, "b"))
+        second.end(75)
+        del engine.jobs[job.seen.job]  # its node is lost, and the process lives
+        await watch.until_statuses("failed")
+        attempt = await watch.one("select outcome, error from pgcoord.attempt")
+    assert attempt["outcome"] == "lost"
+    assert "its process may still run" in attempt["error"]
+
+
+async def test_a_pool_that_becomes_another_launchers_lets_its_jobs_end(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        await job.begin(watch.conn)
+        await watch.until_statuses("running")
+    async with running(coordinator(dsn, tmp_path, launcher="local")):
+        await watch.submit("true")
+        await watch.until_statuses("running", "completed")
+        await job.exit(watch.conn, 3)
+        await watch.until_statuses("failed", "completed")
+
+
+async def test_an_engine_that_is_down_for_ten_minutes_delays_and_no_more(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minute = 0.3
+    monkeypatch.setattr(engines, "SILENT", minute)
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit(*["true"] * 4)
+        await watch.until_found("select from pgcoord.attempt having count(job) = 4")
+        waits, runs, ends, is_cancelled = engine.in_line()
+        for each in (runs, ends, is_cancelled):
+            await each.begin(watch.conn)
+        engine.down = True
+        await ends.exit(watch.conn)
+        await watch.conn.execute("select pgcoord.cancel_phase('queue-1-4', 'enough')")
+        await watch.submit("true")  # and one that cannot be submitted
+        await asyncio.sleep(10 * minute)
+        statuses = "select status from phase_queue order by feature_id, phase_number"
+        found = [row["status"] for row in await watch.all(statuses)]
+        assert found[:4] == ["ready", "running", "completed", "running"]
+        assert found[4] in ("queued", "ready")
+        engine.down = False
+        await watch.until_found("select from phase_queue where status = 'cancelled'")
+        await watch.until_found("select from pgcoord.attempt having count(job) = 5")
+        for each in (waits, engine.in_line()[4]):
+            await each.begin(watch.conn)
+            await each.exit(watch.conn)
+        await runs.exit(watch.conn, 3)
+        await watch.until_statuses("completed", "failed", "completed", "cancelled", "completed")
+    assert engine.asked["submit"] == 5
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A shared folder of 64 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
+    if os.geteuid() or subprocess.run(command, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+async def test_a_full_shared_disk_delays_a_phase_and_says_so(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, small_disk: Path
+) -> None:
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * 50_000)
+    async with running(coordinator(dsn, tmp_path, shared=small_disk)):
+        await watch.submit("# " + "x" * 40_000)
+        await watch.until_found("select from pgcoord.attempt where outcome = 'returned'")
+        [words] = [
+            row["words"] for row in await watch.all("select * from pgcoord.why('queue-1-1')")
+        ]
+        assert "No space left on device" in words
+        filler.unlink()
+        await watch.conn.execute("select from pgcoord.retry_phase('queue-1-1')")
+        await (await submitted(watch, engine)).begin(watch.conn)
+        await watch.until_statuses("running")
+
+
+async def test_a_job_that_waits_longer_than_its_queue_timeout_is_removed(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async with running(coordinator(dsn, tmp_path, queue_timeout=timedelta(seconds=1))):
+        await watch.submit("true", "true")
+        await watch.until_found("select from pgcoord.attempt having count(job) = 2")
+        first, second = engine.in_line()
+        await first.begin(watch.conn)  # it has as long as it takes
+        await watch.until_statuses("running", "failed")
+        error = (
+            await watch.one(
+                "select error from pgcoord.attempt where number = 1 and outcome is not null"
+            )
+        )["error"]
+        assert error == "waited in pool far longer than its queue_timeout of 1 s"
+        await first.exit(watch.conn)
+        await watch.until_statuses("completed", "failed")
+    assert second.seen.place is Place.ENDED
+
+
+async def test_a_quiet_job_is_noted(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async with running(coordinator(dsn, tmp_path, quiet=timedelta(seconds=0.2))):
+        await watch.submit("true")
+        await (await submitted(watch, engine)).begin(watch.conn)
+        await watch.until_found("select from pgcoord.attempt where quiet_since is not null")
+
+
+async def test_old_runs_are_removed_from_the_folder_of_a_pool(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true", "true")
+        await watch.until_found("select from pgcoord.attempt having count(job) = 2")
+        ended, alive = engine.in_line()
+        for each in (ended, alive):
+            await each.begin(watch.conn)
+        await ended.exit(watch.conn)
+        await watch.until_statuses("completed", "running")
+    for each in (ended, alive):
+        for path in (each.order.folder, *each.order.folder.iterdir()):
+            os.utime(path, (0, 0))
+    await housekeeping._remove_old_runs(dsn, tmp_path / "runs", timedelta(days=1))
+    assert [each.order.folder.exists() for each in (ended, alive)] == [False, True]
+
+
+async def test_people_see_pool_engine_job_node_and_reason(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async def said(*arguments: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pgcoord", *arguments),
+            cwd=tmp_path,
+            env={**os.environ, "DATABASE_URL": dsn, "COLUMNS": "200"},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await process.communicate()
+        return output.decode()
+
+    pool = Pool("far", "fake", 4, {"folder": str(tmp_path / "shared")})
+    async with served(dsn, tmp_path, work=scripts(pool="far"), pool=pool) as site:
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        await watch.until_found("select from pgcoord.attempt where waits_for is not null")
+        waits = "waits in pool far since [0-9:]+, job 1: Priority"
+        assert re.search(waits, await said("status", "1"))
+        assert re.search(waits, (await site.client.get("/phases/queue-1-1")).text)
+        await job.begin(watch.conn)
+        await watch.until_statuses("running")
+        assert re.search(
+            r"pool far \(fake\): \d queue-1-1 \(on node1, job 1\)", await said("status")
+        )
+        assert "phase 1, on node1, job 1" in (await site.client.get("/")).text
+        page = (await site.client.get("/phases/queue-1-1")).text
+        for words in ("far (fake)", "node1", "job 1"):
+            assert words in page
+        (job.order.folder / "log").write_text("first\n")
+        following = asyncio.create_task(said("logs", "-f", "1.1"))
+        await asyncio.sleep(0)
+        with open(job.order.folder / "log", "a") as log:  # noqa: ASYNC230
+            log.write("and last\n")
+        await job.exit(watch.conn)
+        assert await following == "first\nand last\n"
