@@ -12,7 +12,7 @@ return p_from || ' → ' || p_to in (
     'cancelled → queued', 'cancelled → completed'
 );
 
--- Whether the row of a phase is at odds with itself: the rules that its table does not hold itself (0027_leaner.sql says why).
+-- Whether the row of a phase is at odds with itself: the rules that its table does not hold itself (0028_leaner.sql says why).
 create or replace function pgcoord_private.contradicts_itself(
     p_phase_number integer, p_status text, p_unmet integer, p_eligible_at timestamptz, p_retry_at timestamptz
 ) returns boolean
