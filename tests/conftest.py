@@ -28,7 +28,7 @@ from support.database import (
     upgrade,
 )
 from support.desk import Desk
-from support.pooler import Pooler
+from support.pooler import Pooler, Proxy
 
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
@@ -163,3 +163,16 @@ def pooler(tmp_path: Path, dsn: str) -> Iterator[Pooler]:
         yield pooler
     finally:
         pooler.stop()
+
+
+@pytest.fixture(params=["pgpool", "haproxy"])
+def proxy(request: pytest.FixtureRequest, tmp_path: Path, dsn: str) -> Iterator[Proxy]:
+    """A proxy that is not started yet: each, or the one that a test asks for."""
+    package = {"pgpool": "pgpool2"}.get(request.param, request.param)
+    if shutil.which(request.param) is None:
+        pytest.skip(f"{request.param} is not installed (Debian: apt-get install {package})")
+    proxy = Proxy(tmp_path, dsn, request.param)
+    try:
+        yield proxy
+    finally:
+        proxy.stop()

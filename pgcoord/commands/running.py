@@ -24,7 +24,8 @@ from pgcoord.configuration import Configuration, differences
 from pgcoord.coordination.coordinator import RECONFIGURED, Coordinator
 from pgcoord.database import actions, claims, reads
 from pgcoord.database.connect import connect, may_pass
-from pgcoord.database.listener import check_wake_ups
+from pgcoord.database.listener import check_wake_ups, only_one_connection
+from pgcoord.database.session import ping
 from pgcoord.errors import CoordError, DatabaseUnusable
 from pgcoord.http.feed import Feed
 from pgcoord.http.pool import Database
@@ -353,6 +354,7 @@ async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> N
     Raises `DatabaseUnusable` for its schema, or when notifications do not arrive.
     """
     backoff = Backoff(most=_PATIENCE)
+    refused = 0
     while not stopping.is_set():
         try:
             await asyncio.to_thread(check_schema, dsn)
@@ -362,6 +364,10 @@ async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> N
         except DatabaseUnusable as error:
             if not may_pass(error):
                 raise
+            # A connection that is open already answers: three times in a row is no chance.
+            refused = refused + 1 if error.sqlstate is None and await _answers(state) else 0
+            if refused == 3:
+                raise only_one_connection(error) from None
             state.obstacle = str(error)
             seconds = backoff.next()
             level = logging.DEBUG if backoff.repeats(str(error)) else logging.WARNING
@@ -369,6 +375,18 @@ async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> N
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await stopping.wait()
+
+
+async def _answers(state: AppState) -> bool:
+    """Whether the server answers on a connection of the pool that is open already."""
+    if not state.database.pool.get_stats().get("pool_available"):
+        return False
+    try:
+        async with asyncio.timeout(1), state.database.connection() as conn:
+            await ping(conn)
+    except (psycopg.Error, CoordError, TimeoutError):
+        return False
+    return True
 
 
 async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:

@@ -55,10 +55,17 @@ def upgrade(
     from pgcoord.database import schema
 
     with connected_to(existing_dsn(ctx, dsn)) as conn:
+        disabled = schema.disabled_triggers(conn)
         ran = schema.upgrade(conn, roles=roles)
+        enabled = sorted({*disabled} - {*schema.disabled_triggers(conn)})
         name = f"database {conn.info.dbname!r}"
     words = f"{name}: ran {', '.join(ran)}" if ran else f"{name} is up to date"
     tell(Answer(words, {"ran": list(ran)}), as_json=as_json)
+    if enabled:
+        triggers = (
+            "a trigger that was" if len(enabled) == 1 else f"{len(enabled)} triggers that were"
+        )
+        say(f"pgcoord: enabled {triggers} disabled: {', '.join(enabled)}", err=True)
 
 
 def dump(

@@ -271,6 +271,7 @@ class Coordinator:
         await self.engines.declare(self._leadership.conn)
         wanted = {each.name: list(each.events) for each in self.configuration.notify}
         await notices.declare_targets(self._leadership.conn, wanted)
+        await claims.follow_budgets(self._leadership.conn)
         if self.issues is None:
             self._tasks.create_task(self._release_issues())
         disowned = await self.unless_stopped(self._attend_to_all())

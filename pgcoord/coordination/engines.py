@@ -120,23 +120,57 @@ def name_of(folder: str) -> str:
     return f"pgcoord-{path.parent.name[:8]}-{path.name}"
 
 
+class Watcher:
+    """Who waits for news of a job: of the engine, and of the *folder* that it shares with us.
+
+    `unread`: something may have been written there since it was read last.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.news = asyncio.Event()
+        self.folder = folder
+        self.unread = folder is not None
+        self.copied_at = -1e9  # loop time of the last copy of its log
+        self._stamp: tuple[int, ...] = ()
+
+    def has_changed(self) -> bool:
+        """Whether the folder, or the file of an end (written in place where a disk is full), did.
+
+        Blocks.
+        """
+        before, self._stamp = self._stamp, _stamp_of(self.folder) if self.folder else ()
+        return before != self._stamp
+
+
 class Watch:
     """Asks the engine of one pool about its jobs, as long as somebody waits for the answer."""
 
-    def __init__(self, pool: str, engine: Engine, prefix: str, coordination: Coordination) -> None:
-        """*prefix*: how the names of this installation's jobs begin; others are left alone."""
+    def __init__(
+        self,
+        pool: str,
+        engine: Engine,
+        prefix: str,
+        coordination: Coordination,
+        *,
+        shares_folder: bool,
+    ) -> None:
+        """*prefix*: how the names of this installation's jobs begin; others are left alone.
+
+        *shares_folder*: whether nodes see the folders of runs.
+        """
         self.engine = engine
         self.calls = asyncio.Semaphore(_AT_ONCE)
         self.seen: Mapping[str, Sequence[Seen]] = {}
         self.asked_at = -1.0  # loop time of the last question that was answered; -1: none was
         self._pool = pool
+        self.shares_folder = shares_folder
         self._prefix = prefix
         self._coordination = coordination
-        self._waiting: set[asyncio.Event] = set()
+        self._waiting: set[Watcher] = set()
+        self._looker: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
         self._strays: dict[str, int] = {}
-        self._copied_at: dict[asyncio.Event, float] = {}
         self._asking = asyncio.Lock()
         self._is_told = False
         self._unanswered: tuple[float, NotNow] | None = None
@@ -161,22 +195,33 @@ class Watch:
             return self.seen
 
     @contextmanager
-    def watched(self, news: asyncio.Event) -> Iterator[None]:
-        """Set *news* after each answer, as long as the block lasts."""
-        self._waiting.add(news)
+    def watched(self, watcher: Watcher) -> Iterator[None]:
+        """Tell *watcher* after each answer, and when its folder changes, as long as this lasts."""
+        self._waiting.add(watcher)
         self.hurry()
+        if watcher.folder and (self._looker is None or self._looker.done()):
+            self._looker = self._coordination.create_task(self._look_again_and_again())
         try:
             yield
         finally:
-            self._waiting.discard(news)
-            self._copied_at.pop(news, None)
+            self._waiting.discard(watcher)
 
-    def may_copy(self, news: asyncio.Event) -> bool:
-        """Whether it is the turn of who waits for *news* to copy its log."""
-        last = self._copied_at.get(news, -1e9)
-        if now() - last < _LOG_EVERY * len(self._waiting):
+    async def _look_again_and_again(self) -> None:
+        """Look at the shared folders of all jobs, by one call: a thread each would hold up all."""
+        while not self._coordination.is_stopping:
+            watchers = [each for each in self._waiting if each.folder]
+            if not watchers:
+                return
+            for watcher in await asyncio.to_thread(_changed, watchers):
+                watcher.unread = True
+                watcher.news.set()
+            await self._coordination.unless_stopped(asyncio.sleep(LOOK))
+
+    def may_copy(self, watcher: Watcher) -> bool:
+        """Whether it is the turn of *watcher* to copy its log."""
+        if now() - watcher.copied_at < _LOG_EVERY * len(self._waiting):
             return False
-        self._copied_at[news] = now()
+        watcher.copied_at = now()
         return True
 
     def hurry(self) -> None:
@@ -228,8 +273,8 @@ class Watch:
                 return
             except Exception:  # of one pool: the others, and the coordinator, go on
                 logger.exception("pool %s: its engine is asked again", self._pool)
-            for news in self._waiting:
-                news.set()
+            for watcher in self._waiting:
+                watcher.news.set()
             if not self._waiting and not self._strays and trouble is None:
                 return
             every = ASKS[0] if self.seen != before else min(2 * every, ASKS[1])
@@ -312,9 +357,16 @@ class Engines:
             settings = declared.settings if declared else {}
             report_url = settings.get("report_url") or self._coordination.report_url
             engine = self._engine_of(name, declared)
-            self._pools[name] = Pool(
-                Watch(name, engine, self._prefix, self._coordination), report_url
+            launcher = declared.launcher if declared else None
+            watch = Watch(
+                name,
+                engine,
+                self._prefix,
+                self._coordination,
+                # Of an engine that is not known any more it may have been.
+                shares_folder="folder" in settings or launcher not in LAUNCHERS,
             )
+            self._pools[name] = Pool(watch, report_url)
         return self._pools[name]
 
     def _engine_of(self, name: str, declared: DeclaredPool | None) -> Engine:
@@ -359,13 +411,14 @@ class EngineSupervision(Supervision):
         self.name = name_of(assignment.folder)
         self._pool = pool
         self._begun = assignment.started
-        self._news = asyncio.Event()
+        is_shared = pool.watch.shares_folder
+        self._watcher = Watcher(Path(assignment.folder) if is_shared else None)
+        self._news = self._watcher.news
         self._job: str | None = None
         self._noted: tuple[str | None, str | None] = (None, None)
         self._submissions = 0
         self._since = now()
         self._quiet_since: float | None = None
-        self._speaks_by_file = False
 
     def update(self, attempt: OpenAttempt) -> None:
         """Note that the job has begun; end it if *attempt* requires it."""
@@ -473,7 +526,7 @@ class EngineSupervision(Supervision):
         """Follow the job until its end is recorded, ending it if necessary."""
         self.recorded = True
         self._coordinator.note_recorded()
-        with self._pool.watch.watched(self._news):
+        with self._pool.watch.watched(self._watcher):
             tasks = [asyncio.create_task(self._end_in_time())]
             try:
                 await self._coordinator.unless_stopped(self._follow(tasks))
@@ -500,7 +553,7 @@ class EngineSupervision(Supervision):
 
     async def _copy_log(self, *, at_its_end: bool = False) -> None:
         """Copy the job's output from an engine whose nodes share no folder with us."""
-        if not at_its_end and not (self._begun and self._pool.watch.may_copy(self._news)):
+        if not at_its_end and not (self._begun and self._pool.watch.may_copy(self._watcher)):
             return
         try:
             async with self._pool.watch.calls:
@@ -512,14 +565,19 @@ class EngineSupervision(Supervision):
             logger.info("%s: its log is not copied now: %s", self.assignment, error)
 
     async def _wait_for_news(self) -> None:
-        looks = self._speaks_by_file or not self._begun or self._quiet_since is not None
         with suppress(TimeoutError):
             # Not wait_for: in Python 3.11 it forgets a cancellation that comes with the news.
-            async with asyncio.timeout(LOOK if looks else None):
+            async with asyncio.timeout(None if self._quiet_since is None else LOOK):
                 await self._news.wait()
 
     async def _read_folder(self) -> bool:
-        """Answer and record what the job says in the shared folder; return whether it has ended."""
+        """Answer and record what the job says in the shared folder; return whether it has ended.
+
+        Of one that the engine does not have any more it is read however it looks.
+        """
+        if not self._watcher.unread and (self._quiet_since is None or not self._watcher.folder):
+            return False
+        self._watcher.unread = False
         folder, attempt_id = Path(self.assignment.folder), self.assignment.attempt_id
         secret = self.assignment.secret
         await self._take_spooled_report()
@@ -528,7 +586,6 @@ class EngineSupervision(Supervision):
         except OSError:
             asked = []
         for said in asked:
-            self._speaks_by_file = True
             refused = await self._answer(said)
             await asyncio.to_thread(spool.answer_spooled, folder, said["copy"], refused)
         end = await asyncio.to_thread(spool.spooled_exit, folder, attempt_id, secret)
@@ -680,6 +737,19 @@ def engine_said(folder: Path) -> str:
     elif "SyntaxError" in text:  # of the wrapper, whose first statement an older one does not know
         lines.append("the python3 of the node is older than 3.8, or none")
     return "".join(f"\n{line}" for line in lines)
+
+
+def _changed(watchers: list[Watcher]) -> list[Watcher]:
+    return [each for each in watchers if each.has_changed()]
+
+
+def _stamp_of(folder: Path) -> tuple[int, ...]:
+    stamp: list[int] = []
+    for path in (folder, folder / "exit.json"):
+        with suppress(OSError):
+            found = path.stat()
+            stamp += (found.st_mtime_ns, found.st_size, found.st_ino)
+    return tuple(stamp)
 
 
 def now() -> float:

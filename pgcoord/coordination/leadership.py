@@ -19,7 +19,7 @@ from pgcoord.coordination.retrying import Retrying
 from pgcoord.database import claims, reads, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import in_any_order, same_server
-from pgcoord.database.listener import Listener, listening
+from pgcoord.database.listener import BALANCED, Listener, listening
 from pgcoord.database.rows import Lead, LeadBlocker, ServerTimeline
 from pgcoord.errors import DatabaseUnusable
 from pgcoord.text import printable
@@ -87,8 +87,8 @@ class Leadership:
         async with listening(self._dsn, session.STAND_BY) as listener:
             self._refuse_replaced_primary(await claims.server_timeline(listener.conn))
             server = same_server(self._dsn, listener.conn)
-            if balancer := await session.balancer(listener.conn):
-                logger.warning("%s is between here and the server: see 'pgcoord doctor'", balancer)
+            if await session.balancer(listener.conn) == "sends":
+                logger.warning("%s", BALANCED)
             actor = f"coordinator {self._host}"
             await session.act_as(listener.conn, actor)
             async with self._retrying.connected(server, actor):

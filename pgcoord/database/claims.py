@@ -289,6 +289,11 @@ def returned(attempt: Assignment, wait: timedelta, reason: str) -> End:
     }
 
 
+async def follow_budgets(conn: Connection) -> None:
+    """Pause or resume features as the budgets of the declared workflows say."""
+    await fetch_value(conn, "select pgcoord_private.follow_budgets()")
+
+
 async def judgement(conn: Connection, attempt: Assignment) -> tuple[str | None, str | None]:
     """Return (the check that the phase names, the error of its last failed attempt)."""
     with refusals():

@@ -25,6 +25,19 @@ _DIGITS = 19
 # Seconds after which a notification counts as lost: without a pooler, one takes milliseconds.
 _LOST_AFTER = 1.0
 
+BALANCED = (
+    "pgpool-II is between here and the server, and may send what is read to a stand-by that is"
+    " behind: phases that have just started would be ended"
+)
+UNBALANCED = (
+    "app_name_redirect_preference_list = 'pgcoord.*:primary' in pgpool.conf, or give the address of"
+    " the server itself"
+)
+_SINGLE = (
+    "That may be PGlite, or a tunnel for one client. pgcoord needs up to ten connections, each with"
+    " a session of its own: give it a PostgreSQL server."
+)
+
 
 class Listener:
     """One LISTEN connection. `wait` may be called by one task at a time."""
@@ -141,7 +154,14 @@ async def listening(dsn: str, channel: str) -> AsyncIterator[Listener]:
 
 
 async def check_wake_ups(dsn: str) -> None:
-    """Raise `DatabaseUnusable` if no notification arrives through *dsn* within a second."""
+    """Raise `DatabaseUnusable` if no notification arrives through *dsn* within a second.
+
+    Also where a balancer would send what we read to a stand-by: a phase that has just started
+    would look as if it were unknown, and be ended.
+    """
+    async with await connect(dsn) as conn:
+        if await session.balancer(conn) == "sends":
+            raise DatabaseUnusable(BALANCED, hint=f"Set {UNBALANCED}.")
     if await round_trip(dsn) is None:
         raise DatabaseUnusable(
             "notifications do not arrive through this DSN: no work would be started in time",
@@ -149,25 +169,53 @@ async def check_wake_ups(dsn: str) -> None:
         )
 
 
-async def round_trip(dsn: str) -> float | None:
-    """Send a notification between two connections; return its seconds, None if it is lost.
+async def round_trip(dsn: str, receiver: _sql.Connection | None = None) -> float | None:
+    """Send a notification to *receiver*; return its seconds, None if it is lost.
 
-    Raises `DatabaseUnusable` when the server cannot be reached, or the connection is lost.
+    Raises `DatabaseUnusable` when the server cannot be reached, the connection is lost, or the
+    server is for one connection or one session only.
     """
     try:
-        return await _round_trip(dsn)
+        if receiver is not None:
+            return await _round_trip(dsn, receiver)
+        async with await connect(dsn) as conn:
+            return await _round_trip(dsn, conn)
     except psycopg.OperationalError as error:  # the connection was lost meanwhile
         raise unusable(error) from error
 
 
-async def _round_trip(dsn: str) -> float | None:
-    async with (
-        await connect(dsn) as receiver,
-        await connect(dsn) as sender,
-    ):
+async def _round_trip(dsn: str, receiver: _sql.Connection) -> float | None:
+    async with await _another(dsn, receiver) as sender:
         await session.listen(receiver, session.PROBE)
         began = time.monotonic()
         await session.notify(sender, session.PROBE)
         async for _ in receiver.notifies(timeout=_LOST_AFTER, stop_after=1):
             return time.monotonic() - began
+        if await session.is_same(receiver, sender):
+            raise DatabaseUnusable(
+                "all connections to this server are one session: no notification arrives, and no"
+                " lock excludes anybody",
+                hint=_SINGLE,
+            )
     return None
+
+
+async def _another(dsn: str, first: _sql.Connection) -> _sql.Connection:
+    """Connect once more; raise `DatabaseUnusable` with the reason where *first* is the only one."""
+    try:
+        return await connect(dsn)
+    except DatabaseUnusable as error:
+        if error.sqlstate is not None:
+            raise
+        try:
+            await session.ping(first)
+        except psycopg.OperationalError:
+            raise error from None
+        raise only_one_connection(error) from None
+
+
+def only_one_connection(error: DatabaseUnusable) -> DatabaseUnusable:
+    """Return the error for a server that has refused a second connection with *error*."""
+    return DatabaseUnusable(
+        f"this server takes one connection at a time; of the second: {error}", hint=_SINGLE
+    )

@@ -193,7 +193,6 @@ class Forecast:
     phase_number: int
     layer: int
     critical: bool
-    usual: timedelta | None
     starts_at: datetime | None
     ends_at: datetime | None
     earliest: datetime | None

@@ -71,21 +71,7 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
             ran.append(path.stem)
     functions = _files("functions")
     if done.get("functions") != _digest(functions) or _was_changed(conn):
-        # In the lock order of sql/functions/30_locks.sql: an upgrade waits, and never deadlocks.
-        conn.execute(
-            "lock table pgcoord.control, public.planned_features, public.phase_queue,"
-            " pgcoord.attempt, pgcoord.slot, pgcoord.event in share row exclusive mode"
-        )
-        # The functions may call each other in any order.
-        conn.execute("set local check_function_bodies = off")
-        for path in functions:
-            run_file(conn, path)
-        # Postgres grants EXECUTE on a new function to everybody.
-        conn.execute(
-            "revoke execute on all functions in schema pgcoord, pgcoord_private from public"
-        )
-        conn.execute("select pgcoord_private.record_definitions()")
-        _record(conn, "functions", _digest(functions))
+        _apply_functions(conn, functions)
         ran.append("functions")
     if done.get(_SCHEMA) != str(number()):
         _record(conn, _SCHEMA, str(number()))
@@ -99,6 +85,22 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
         _grant(conn)
         ran.append("roles")
     return ran
+
+
+def _apply_functions(conn: psycopg.Connection, files: list[Path]) -> None:
+    # In the lock order of sql/functions/30_locks.sql: an upgrade waits, and never deadlocks.
+    conn.execute(
+        "lock table pgcoord.control, public.planned_features, public.phase_queue,"
+        " pgcoord.attempt, pgcoord.slot, pgcoord.event in share row exclusive mode"
+    )
+    # The functions may call each other in any order.
+    conn.execute("set local check_function_bodies = off")
+    for path in files:
+        run_file(conn, path)
+    # Postgres grants EXECUTE on a new function to everybody.
+    conn.execute("revoke execute on all functions in schema pgcoord, pgcoord_private from public")
+    conn.execute("select pgcoord_private.record_definitions()")
+    _record(conn, "functions", _digest(files))
 
 
 def number() -> int:
@@ -207,6 +209,17 @@ def exists(conn: psycopg.Connection, table: str) -> bool:
     """Return whether the table or view *table*, a qualified name, exists."""
     found = conn.execute("select to_regclass(%s) is not null", [table]).fetchone()
     return bool(found and found[0])
+
+
+def disabled_triggers(conn: psycopg.Connection) -> list[str]:
+    """Return our triggers that somebody has disabled, each as "name on table"; [] without ours."""
+    found = conn.execute(
+        "select format('%s on %s', t.tgname, t.tgrelid::regclass) from pg_trigger as t"
+        " join pg_proc as p on p.oid = t.tgfoid join pg_namespace as n on n.oid = p.pronamespace"
+        " where n.nspname in ('pgcoord', 'pgcoord_private') and t.tgenabled in ('D', 'R')"
+        " order by 1"
+    )
+    return [name for (name,) in found]
 
 
 def _was_changed(conn: psycopg.Connection) -> bool:

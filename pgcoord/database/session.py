@@ -3,8 +3,9 @@
 The one rule: none of them reads or writes a table of pgcoord's.
 """
 
+import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
 import psycopg
@@ -49,11 +50,18 @@ async def is_pooled(conn: Connection) -> bool:
     return bool(await fetch_value(conn, "select pg_backend_pid() <> %s", conn.info.backend_pid))
 
 
-async def balancer(conn: Connection) -> str | None:
-    """Return the name and version of pgpool-II if it is at the other end of *conn*, else None.
+async def is_same(one: Connection, other: Connection) -> bool:
+    """Return whether two connections that are open at once are one session, with no pooler."""
+    pids = [await fetch_value(conn, "select pg_backend_pid()") for conn in (one, other)]
+    return bool(pids[0] == pids[1] == one.info.backend_pid)
 
-    Ask only where the server reports another address than ours: Postgres has no `pool_version`,
-    and would log an error.
+
+async def balancer(conn: Connection) -> str | None:
+    """Return how pgpool-II at the other end of *conn* treats what we read, else None.
+
+    "sends": it may send that to a stand-by, which may be behind; "keeps": it never does. Ask only
+    where the server reports another address than ours: Postgres has no `pool_version`, and would
+    log an error.
     """
     address, port = conn.info.hostaddr or None, conn.info.port
     known = await fetch_value(
@@ -66,7 +74,34 @@ async def balancer(conn: Connection) -> str | None:
         await conn.execute(b"show pool_version")
     except psycopg.errors.UndefinedObject:
         return None
-    return "pgpool-II"
+    nodes = await _show(conn, "show pool_nodes")
+    has_stand_by = len(nodes.get("role", [])) > 1
+    mode = await _show(conn, "pgpool show load_balance_mode")
+    if not has_stand_by or mode.get("load_balance_mode") != ["on"]:
+        return "keeps"
+    for setting, name in (
+        ("app_name_redirect_preference_list", "pgcoord listener"),
+        ("database_redirect_preference_list", conn.info.dbname),
+    ):
+        found = await _show(conn, f"pgpool show {setting}")
+        for entry in (found.get(setting) or [""])[0].split(","):
+            pattern, _, node = entry.strip().rpartition(":")
+            with suppress(re.error):
+                if node in ("primary", "primary(1.0)") and re.search(pattern, name):
+                    return "keeps"
+    return "sends"
+
+
+async def _show(conn: Connection, statement: str) -> dict[str, list[str]]:
+    """Ask pgpool-II; return the values of each column of its answer, none of an empty one."""
+    cursor = await conn.execute(statement.encode())
+    while cursor.description is None and cursor.nextset():
+        pass
+    if cursor.description is None:
+        return {}
+    names = [column.name for column in cursor.description]
+    rows = await cursor.fetchall()
+    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
 
 async def now(conn: Connection) -> datetime:

@@ -7,15 +7,14 @@ node is lost, it says that it failed to take one that it runs, and it forgets jo
 import asyncio
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import NamedTuple
 
 from pgcoord.coordination.launching import Order, Place, Seen
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs import files
+from pgcoord.runs.templates import Said, run_command
 
 # Seconds for one command. Slurm's own limit is MessageTimeout, usually 10 s.
 _PATIENCE = 60.0
@@ -49,12 +48,6 @@ _USABLE = frozenset({"idle", "mixed", "allocated", "completing", "planned", "idl
 
 # States that it reports of its jobs with the status of the script; of others there is none.
 _WITH_STATUS = frozenset({"COMPLETED", "FAILED"})
-
-
-class _Said(NamedTuple):
-    status: int
-    output: str
-    error: str
 
 
 class Slurm:
@@ -161,33 +154,9 @@ class Slurm:
         if said.status and any(each in said.error for each in (*_UNANSWERED, *_UNREACHABLE)):
             raise NotNow(f"scancel: {_last_line(said.error)}", _AGAIN)
 
-    async def _say(self, *command: str) -> _Said:
+    async def _say(self, *command: str) -> Said:
         """Run one of Slurm's commands. Raises `NotNow` when it is not installed or hangs."""
-        program = shutil.which(command[0], path=self._environment.get("PATH", os.defpath))
-        if program is None:
-            raise NotNow(f"{command[0]} is not installed on this machine", _AGAIN)
-        process = await asyncio.create_subprocess_exec(
-            program,
-            *command[1:],
-            env=self._environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                output, error = await process.communicate()
-        except TimeoutError:
-            words = f"{command[0]} has not answered in {_PATIENCE:.0f} s"
-            raise NotNow(words, _AGAIN, certain=False) from None
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode is not None
-        return _Said(
-            process.returncode, output.decode(errors="replace"), error.decode(errors="replace")
-        )
+        return await run_command(command, self._environment)
 
 
 def _check_settings(text: str) -> list[Finding]:

@@ -86,6 +86,41 @@ begin
     return null;
 end $$;
 
+-- Follow the budgets of workflows that a new leader has declared: pause the features in which one is spent, resume those
+-- that such a one alone had paused. A feature that somebody has locked is passed over: its next cost is looked at again.
+create or replace function pgcoord_private.follow_budgets() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '1s' as $$
+declare
+    v record;
+begin
+    for v in
+        select f.id, f.paused_reason like 'the budget of workflow %' as is_paused
+        from public.planned_features as f
+        where f.cancelled_at is null and case
+            when f.paused_at is not null then f.paused_reason like 'the budget of workflow %'
+            else exists (select from pgcoord.workflow where max_cost_usd is not null)
+                and exists (select from pgcoord.result as r where r.feature_id = f.id)
+                and exists (
+                    select from public.phase_queue as p
+                    where p.feature_id = f.id and p.status in ('queued', 'blocked', 'ready', 'running'))
+            end
+        order by f.id
+        for no key update of f skip locked
+    loop
+        begin
+            if not coalesce(v.is_paused, false) then
+                perform pgcoord_private.keep_budget(v.id);
+            elsif pgcoord_private.spent_budget(v.id) is null then
+                update public.planned_features set paused_at = null, paused_reason = null where id = v.id;
+            end if;
+        exception when lock_not_available then
+            continue;
+        end;
+    end loop;
+end $$;
+
 -- Store a result of a locked attempt, or add it to the one that it has; of two values of a key the later counts.
 -- Errors: PC005.
 create or replace function pgcoord_private.store_result(p_attempt_id bigint, p_result jsonb) returns jsonb

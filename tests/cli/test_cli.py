@@ -520,6 +520,11 @@ def test_upgrade_brings_the_schema_and_says_what_it_ran(
     assert (done.returncode, done.stderr.splitlines()[1]) == (6, "  Run 'pgcoord upgrade'.")
     assert desk.say("upgrade").endswith(": ran functions")
     assert desk.say("upgrade").endswith("is up to date")
+    conn.execute("alter table pgcoord.event disable trigger event_change_refuses")
+    said = desk.call("upgrade").stderr
+    assert said == (
+        "pgcoord: enabled a trigger that was disabled: event_change_refuses on pgcoord.event\n"
+    )
 
 
 # Showing

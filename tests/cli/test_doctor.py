@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 from support.database import Connection, add_feature
 from support.desk import CONFIGURATION, Desk, address_of
 from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
-from support.pooler import Pooler
+from support.pooler import Pooler, Proxy
 
 from pgcoord import doctor
 
@@ -217,6 +217,42 @@ def test_a_pooler_in_session_mode_is_fine(desk: Desk, pooler: Pooler) -> None:
     assert "ms through a pooler in session mode" in done.stdout
     with psycopg.connect(pooler.dsn) as conn:
         assert conn.execute("select status from pgcoord.board").fetchall() == []
+
+
+def test_a_proxy_that_passes_everything_on_is_fine(desk: Desk, proxy: Proxy) -> None:
+    proxy.start()
+    done = desk.call("doctor", "--dsn", proxy.dsn)
+    assert "✓ ok    wake-ups" in done.stdout
+    assert "✓ ok    settings" in done.stdout
+
+
+@pytest.mark.parametrize("proxy", ["pgpool"], indirect=True)
+def test_pgpool_that_reads_from_a_stand_by_is_named_and_refused(desk: Desk, proxy: Proxy) -> None:
+    proxy.start(stand_by=True)
+    done = desk.call("doctor", "--dsn", proxy.dsn)
+    assert "✗ fail  settings       pgpool-II is between here and the server" in done.stdout
+    done = desk.call("serve", "--port", "0", "--dsn", proxy.dsn)
+    assert done.returncode == 6
+    assert "phases that have just started would be ended" in done.stderr
+    assert "Set app_name_redirect_preference_list" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("proxy", ["pgpool"], indirect=True)
+def test_pgpool_that_sends_us_to_the_primary_is_fine(desk: Desk, proxy: Proxy) -> None:
+    proxy.start(stand_by=True, app_name_redirect_preference_list="pgcoord.*:primary")
+    done = desk.call("doctor", "--dsn", proxy.dsn)
+    assert "are in force through pgpool-II, which sends all to the primary" in done.stdout
+
+
+@pytest.mark.parametrize("proxy", ["haproxy"], indirect=True)
+def test_a_server_for_one_connection_is_named_as_such(desk: Desk, proxy: Proxy) -> None:
+    proxy.start(for_one=True)
+    for command in ("doctor", "serve"):
+        done = desk.call(command, "--dsn", proxy.dsn)
+        assert done.returncode in (6, 9)
+        assert "this server takes one connection at a time" in done.stdout + done.stderr
+        assert "give it a PostgreSQL server" in done.stdout + done.stderr
 
 
 @pytest.fixture

@@ -230,9 +230,7 @@ def _lane(
     if phase.status == "queued" and spans and waits_until < now:
         bar("queue", max(waits_until, free_since), now)
     if expected and expected.starts_at and expected.ends_at and _is_open(phase):
-        start = max(now, expected.starts_at)
-        if phase.status == "running":
-            start = now
+        start = now if phase.status == "running" else max(now, expected.starts_at)
         ends = max(start, expected.ends_at)
         words = "if retried" if phase.status in ("failed", "blocked") else lasting(ends - start)
         bar("expect", start, ends, phase.status, words)

@@ -1,0 +1,16 @@
+import pg from 'pg'
+
+const feature = Number(process.env.FEATURE)
+const data = JSON.parse(process.env.DATA)
+const client = new pg.Client(process.env.DATABASE_URL)
+await client.connect()
+const heard = new Promise((done) => client.on('notification', done))
+await client.query('listen pgcoord_event')
+await client.query('insert into planned_features (id, title) values ($1, $2)', [feature, 'pg'])
+await client.query('insert into phase_queue (feature_id, phase_number, status, adw_id) values ($1, 1, $2, $3)', [feature, 'running', 'by-hand'])
+await client.query('select * from pgcoord.add_phase($1, $2, $3, $4)', [feature, 2, [1], data])
+const { rows } = await client.query('select depends_on_phases, phase_data from phase_queue where feature_id = $1 and phase_number = 2', [feature])
+console.log('read', JSON.stringify([rows[0].depends_on_phases, rows[0].phase_data]))
+await client.query('select * from pgcoord.complete_phase($1, $2)', [`queue-${feature}-1`, 'by-hand'])
+console.log('heard', (await heard).payload)
+await client.end()
