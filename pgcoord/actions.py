@@ -53,7 +53,8 @@ class Action:
     """What the description of the API says."""
     said: str
     """The answer of the command, of {target}, {result} and {number}."""
-    returns: Literal["status", "count", "nothing"] = "status"
+    returns: Literal["status", "count", "feature", "nothing"] = "status"
+    """`feature`: the id of one that it has made."""
     option: str | None = None
     """The option of the command that means this action, and not that of the verb alone."""
     question: Question | None = None
@@ -177,6 +178,41 @@ ACTIONS = (
         question=Question("Cancel {}?", "Cancel feature", preview="cancel_feature"),
     ),
     Action(
+        "again",
+        "feature",
+        "again",
+        ("feature_id",),
+        "again",
+        "Queue a copy of a feature, linked to it",
+        "{target} is queued again, as feature {result}",
+        returns="feature",
+        question=Question(
+            "Run {} again?",
+            "Run again",
+            words="A copy of it is queued, with the same phases. This one stays as it is.",
+            leave="No",
+        ),
+    ),
+    Action(
+        "again_from",
+        "phase",
+        "again_from",
+        ("queue_id",),
+        "again",
+        "Queue a copy of its feature; what is completed, but this phase and what depends on it,"
+        " is taken over with its results",
+        "{target} and what depends on it are queued again, as feature {result}",
+        returns="feature",
+        question=Question(
+            "Run again from {}?",
+            "Run again from here",
+            words="A copy of its feature is queued. What is completed, but this phase and what"
+            " depends on it, is taken over with its results. This feature stays as it is.",
+            leave="No",
+        ),
+        refused=False,
+    ),
+    Action(
         "pause_feature",
         "feature",
         "pause",
@@ -272,6 +308,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "cancel": "Give up a phase, or a whole feature; what runs is ended.",
         "approve": "Let a phase go on that waits for somebody's approval.",
         "reject": "Say no to a phase that waits for approval; what depends on it is blocked.",
+        "again": "Queue a copy of a feature, with the same phases; it stays as it is.",
         "pause": "Start nothing new, of one feature or of all; what runs goes on.",
         "resume": "Start again what was paused.\n\n"
         "Features that were paused by themselves stay so until they are named.",

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the commands to *app*."""
     for verb, words in COMMANDS.items():
-        app.command(verb, help=words)(slots if verb == "slots" else _command(verb))
+        app.command(verb, help=words)(_WRITTEN.get(verb) or _command(verb))
     app.command()(prune)
 
 
@@ -316,6 +316,38 @@ _FURTHER: Mapping[str, Callable[["Connection", Any, Any, str], Awaitable[str]]] 
 }
 
 
+def again(
+    ctx: typer.Context,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="FEATURE", help="The number of a feature; a phase such as 104.2 is --from 2."
+        ),
+    ],
+    phase: Annotated[
+        int | None,
+        typer.Option(
+            "--from",
+            metavar="N",
+            min=1,
+            help="Take over what is completed, but phase N and what depends on it, with results.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    dsn: Dsn = None,
+) -> None:
+    """Queue a copy of a feature, with the same phases; it stays as it is."""
+
+    async def change(conn: "Connection") -> Answer:
+        feature = feature_of(target)
+        if phase is None and feature is not None:
+            return await _perform(conn, BY_NAME["again"], feature, None, None)
+        name = target if phase is None else f"{target}.{phase}"
+        return await _perform(conn, BY_NAME["again_from"], name, None, None)
+
+    act(ctx, dsn, change, as_json=as_json)
+
+
 def slots(
     ctx: typer.Context,
     number: Annotated[
@@ -349,6 +381,10 @@ def slots(
         return Answer(words, [asdict(each) for each in asked])
 
     act(ctx, dsn, change, as_json=as_json)
+
+
+# Commands that are not made from the rows of their actions alone.
+_WRITTEN: Mapping[str, Callable[..., None]] = {"slots": slots, "again": again}
 
 
 def _pools_in_words(pools: list["Pool"]) -> str:

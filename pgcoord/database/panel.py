@@ -168,6 +168,7 @@ class Described:
 
     description: str | None
     plan: list[dict[str, Any]]
+    origin_id: int | None
 
 
 @dataclass(frozen=True)
@@ -427,11 +428,11 @@ async def described(conn: Connection, feature_id: int) -> Described:
     found = await fetch_row(
         conn,
         Described,
-        "select description, coalesce(plan, '[]') as plan from public.planned_features"
-        " where id = %s",
+        "select description, coalesce(plan, '[]') as plan, origin_id"
+        " from public.planned_features where id = %s",
         feature_id,
     )
-    return found or Described(None, [])
+    return found or Described(None, [], None)
 
 
 async def finishes(conn: Connection, feature_ids: list[int]) -> dict[int | None, Finish]:

@@ -5,7 +5,7 @@ The one rule: `OPERATIONS` defines each operation completely; those of actions a
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -215,7 +215,9 @@ def _operations(scope: Scope) -> Iterator[Operation]:
 
 def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]:
     """Return the handler of an action, which answers with its target, and the schema of that."""
-    answer, schema = _ANSWERS["slots" if action.number == "slots" else action.scope]
+    made = action.returns == "feature"
+    about = "slots" if action.number == "slots" else "feature" if made else action.scope
+    answer, schema = _ANSWERS[about]
 
     async def act(call: Call) -> Response:
         targets: dict[Scope, str | int | None] = {
@@ -224,7 +226,7 @@ def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]
             "all": None,
         }
         number = call.body[action.number] if action.number else None
-        await actions.perform(
+        done = await actions.perform(
             call.conn,
             action,
             targets[action.scope],
@@ -232,7 +234,7 @@ def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]
             number=number,
             pool=call.body.get("pool"),
         )
-        return await answer(call)
+        return await answer(replace(call, feature_id=int(done or 0)) if made else call)
 
     act.__name__ = action.name  # the operationId
     return act, schema

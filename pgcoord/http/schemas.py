@@ -158,6 +158,7 @@ FEATURE = _object(
         "priority": {"type": "integer"},
         "estimated_hours": {"type": ["number", "null"]},
         "max_cost_usd": {"type": ["number", "null"]},
+        "origin_id": _MAYBE_NUMBER,
         "tags": {"type": "array"},
         "status": {"type": "string", "enum": ["planned", "in_progress", "completed", "cancelled"]},
         "total_phases": _COUNT,

@@ -16,9 +16,6 @@ from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs import files
 from pgcoord.runs.templates import Said, run_command
 
-# Seconds for one command. Slurm's own limit is MessageTimeout, usually 10 s.
-_PATIENCE = 60.0
-
 # How long what Slurm does not take now waits.
 _AGAIN = timedelta(seconds=30)
 

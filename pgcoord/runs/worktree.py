@@ -335,6 +335,7 @@ class Worktree:
         """Check the branch out, new from *start*, or as the last attempt has left it."""
         git = self.repository.git
         if self._whole():
+            self._making.unlink(missing_ok=True)
             self._unlock_index()
             return
         self._make_room()
@@ -364,7 +365,10 @@ class Worktree:
 
         Removed is only what this program was making when it was killed.
         """
-        interrupted = self._making.exists()
+        # Of another folder, should `root` be another one now.
+        interrupted = self._making.exists() and self._making.read_text(
+            encoding="utf-8", errors="surrogateescape"
+        ) == str(self.folder)
         is_there = self.folder.is_dir() and any(self.folder.iterdir())
         if interrupted or not is_there:
             if is_there:

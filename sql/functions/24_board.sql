@@ -20,7 +20,8 @@ select f.id, f.title, f.description, f.item_type, f.priority, f.estimated_hours,
     n.failed as phases_failed, n.blocked as phases_blocked,
     f.paused_at, f.paused_reason, f.cancelled_at, f.cancelled_reason,
     f.created_by, f.created_at, n.started_at, n.finished_at, f.updated_at, f.xmin::text as version,
-    spent.cost_usd, spent.tokens_in, spent.tokens_out, f.max_cost_usd::float8 as max_cost_usd
+    spent.cost_usd, spent.tokens_in, spent.tokens_out, f.max_cost_usd::float8 as max_cost_usd,
+    f.origin_id
 from public.planned_features as f
     cross join lateral (
         select count(*) as total,

@@ -73,6 +73,20 @@ def test_run_stays_for_the_clean_up_of_what_failed(desk: Desk) -> None:
     )
 
 
+def test_a_feature_runs_again_from_a_phase_on(desk: Desk, conn: Connection) -> None:
+    plan = desk.plan("touch a; test ! -e b || exit 3", "test -e ok")
+    assert desk.call("run", plan).returncode == 1
+    (desk.folder / "ok").touch()
+    (desk.folder / "b").touch()
+    assert desk.say("again", "1", "--from", "2") == (
+        "queue-1-2 and what depends on it are queued again, as feature 2"
+    )
+    assert desk.call("run", "--feature", "2").returncode == 0
+    assert desk.say("again", "1") == "feature 1 is queued again, as feature 3"
+    assert desk.call("run", "--feature", "3").returncode == 1
+    assert desk.call("again", "9").returncode != 0
+
+
 def test_a_phase_gets_its_variables_and_those_of_its_workflow(desk: Desk) -> None:
     (desk.folder / "pgcoord.toml").write_text(
         '[server]\nport = 0\n[workflow.sh]\ncommand = ["sh", "-c", "{prompt}"]\n'

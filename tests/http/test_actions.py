@@ -137,6 +137,7 @@ def look(conn: Connection, feature: int) -> dict[str, Any]:
             (select jsonb_agg(array[e.kind, e.reason] order by e.id)
                 from pgcoord.event as e where e.feature_id = f.id) as events,
             f.paused_reason, f.paused_at is not null as paused, f.cancelled_at is not null as over,
+            (select count(*) from planned_features as c where c.origin_id = f.id) as copies,
             f.max_cost_usd, (select count(*) from pgcoord.slot) as slots,
             (select (paused_at is not null, paused_reason)::text from pgcoord.control) as control
         from planned_features as f where f.id = %s

@@ -28,6 +28,14 @@ def many(conn: Connection, phases: int, title: str = "Module {} of the Move") ->
     return feature
 
 
+async def is_accessible(page: Page) -> None:
+    """Nothing is found by axe."""
+    await page.evaluate(AXE_FILE_PATH.read_text())
+    run = "axe.run({resultTypes: ['violations']}).then(found => found.violations)"
+    found = await page.evaluate(run)
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+
+
 # --- Several at once
 
 
@@ -51,6 +59,7 @@ async def test_phases_of_a_large_feature_are_found_and_several_are_changed_with_
     await expect(page.locator("#tree > li")).to_have_count(4)
 
     await page.get_by_role("link", name="Act on several…").click()
+    await is_accessible(page)
     await page.get_by_label("41 Module 41").uncheck()
     await page.get_by_role("button", name="Retry…").click()
     await expect(page.locator("form.dialog h2")).to_contain_text("30 phases change")
@@ -341,9 +350,11 @@ async def test_two_attempts_are_compared_and_durations_are_shown_over_time(
     await expect(table.locator("tr", has_text="Ran")).to_have_text(re.compile(r"12 min\s*14 min"))
     own = page.locator(".log .own")
     await expect(own).to_have_text(["only here: 3 of 214 tests failed\n", "only here: disk full\n"])
+    await is_accessible(page)
     await page.go_back()
     await page.get_by_role("link", name="how long it takes").click()
     await expect(page.locator("h1")).to_have_text("adw_sdlc_complete_iso")
+    await is_accessible(page)
     assert await page.locator(".durations tbody tr").count() > 40
     await expect(page.locator(".durations tbody tr", has_text="104.6").first).to_contain_text(
         "14 min"
@@ -423,10 +434,11 @@ async def test_a_plan_is_checked_as_it_is_typed_and_changed_by_its_rows(
     await expect(text).to_have_value(re.compile("Phase 3: Rollout"))
     await expect(page.locator(".plan .node b").last).to_have_text("Rollout")
     # A circle is said as it is picked, and can be taken back.
+    await is_accessible(page)
     await page.locator("#row-1 summary").click()
     await page.locator("#row-1").get_by_label("2 Page").check()
     await expect(page.locator("#plan-said")).to_contain_text("cycle 1 → 2 → 1")
-    assert conn.execute("select plan from planned_features").fetchall() == [{"plan": None}]
+    assert conn.execute("select plan from planned_features").fetchall() == [{"plan": []}]
 
 
 async def test_a_plan_is_changed_by_its_rows_without_javascript(

@@ -1,4 +1,4 @@
-"""How long after a commit its text has changed in the browser, on each page of the panel.
+"""The panel's pages: their weight and time, and how long after a commit their text has changed.
 
     PYTHONPATH=tests .venv/bin/python tests/load/panel.py
 
@@ -10,11 +10,13 @@ browser and of this program are that of the machine.
 import argparse
 import asyncio
 import os
+import re
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import httpx2
 import psycopg
 from playwright.async_api import Page
 from support.panel_browser import browsing, served
@@ -38,14 +40,85 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--changes", type=int, default=100, help="of each page (100)")
     parser.add_argument("--phases", type=int, default=10, help="of the feature (10)")
+    parser.add_argument("--weights", action="store_true", help="only the weights and times")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         postgres = EmbeddedPostgres(Path(scratch, "postgres"), None)
         postgres.start()
         try:
-            asyncio.run(measure(postgres.dsn, Path(scratch), given.changes, given.phases))
+            asyncio.run(weigh(postgres.dsn, Path(scratch)))
+            if not given.weights:
+                asyncio.run(measure(postgres.dsn, Path(scratch), given.changes, given.phases))
         finally:
             postgres.stop()
+
+
+# Sizes of features whose pages are weighed.
+_SIZES = (10, 200, 500)
+
+
+async def weigh(dsn: str, folder: Path) -> None:
+    """Print the bytes and the time of each page, and what is sent when one phase changes."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        schema.upgrade(conn)
+        for size in _SIZES:
+            title = f"Of {size} phases"
+            conn.execute(
+                "insert into planned_features (id, title) values (%s, %s)", [1000 + size, title]
+            )
+            conn.execute(
+                "insert into phase_queue (feature_id, phase_number, depends_on_phases)"
+                " select %s, n, case when n %% 10 = 1 then '[]' else jsonb_build_array(n - 1) end"
+                " from generate_series(1, %s) as n",
+                [1000 + size, size],
+            )
+        conn.execute("analyze")
+    say("page, and what is pushed when one of its phases changes; median of five\n")
+    say(f"{'page':<24}{'bytes':>10}{'time':>10}{'pushed':>10}")
+    async with (
+        served(dsn, folder, patience=1000) as url,
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,
+        httpx2.AsyncClient(base_url=url, timeout=60) as client,
+    ):
+        pages = {"overview": "/", "history": "/history"}
+        pages |= {f"feature of {size}": f"/features/{1000 + size}" for size in _SIZES}
+        pages |= {f"phase of {size}": f"/phases/queue-{1000 + size}-1" for size in _SIZES}
+        pages |= {f"several of {size}": f"/several?feature={1000 + size}" for size in _SIZES}
+        for name, address in pages.items():
+            took = []
+            for _ in range(5):
+                began = time.perf_counter()
+                answer = await client.get(address)
+                took.append(1000 * (time.perf_counter() - began))
+            seen = re.search(r'data-seen="([^"]+)"', answer.text)
+            pushed = await push(client, conn, address, seen[1]) if seen else None
+            words = "" if pushed is None else f"{pushed:,}"
+            say(f"{name:<24}{len(answer.content):>10,}{sorted(took)[2]:>7.0f} ms{words:>10}")
+    say("")
+
+
+async def push(
+    client: httpx2.AsyncClient, conn: psycopg.AsyncConnection[object], address: str, seen: str
+) -> int:
+    """Return the bytes of the news after the change of a phase."""
+    feature = re.search(r"10\d\d|11\d\d|12\d\d|15\d\d", address)
+    queue_id = f"queue-{feature[0] if feature else 1010}-10"  # nothing depends on it
+    async with client.stream("GET", address, params={"live": seen}) as stream:
+        changed = False
+        kind = ""
+        async for line in stream.aiter_lines():
+            kind = line.removeprefix("event: ") if line.startswith("event: ") else kind
+            if kind == "live" and not changed:
+                changed = True
+                await conn.execute(
+                    b"select case when status = 'cancelled' then pgcoord.retry_phase(queue_id)"
+                    b" else pgcoord.cancel_phase(queue_id, null) end"
+                    b" from phase_queue where queue_id = %s",
+                    [queue_id],
+                )
+            if kind in ("news", "all") and changed and line.startswith("data: "):
+                return len(line)
+    return 0
 
 
 async def measure(dsn: str, folder: Path, changes: int, phases: int) -> None:
@@ -62,7 +135,7 @@ async def measure(dsn: str, folder: Path, changes: int, phases: int) -> None:
     say(f"{'page':<10}{'p50':>10}{'p99':>10}{'worst':>10}")
     async with (
         browsing() as browser,
-        served(dsn, folder) as url,
+        served(dsn, folder, patience=1000) as url,
         await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,
     ):
         page = await browser.new_page()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,13 @@ class Repository:
         self.folder.mkdir()
         self.git("init", "--quiet", "--initial-branch", "main")
         self.commit("README", "what it is\n")
+
+    def copy(self, folder: Path) -> "Repository":
+        """Another one that is the same, in a folder."""
+        other = copy(self)
+        other.folder, other.inputs = folder / "project", folder
+        shutil.copytree(self.folder, other.folder)
+        return other
 
     @property
     def environment(self) -> dict[str, str]:
@@ -249,15 +257,17 @@ def killed(repository: Repository, at: int) -> dict[str, str]:
 
 
 @pytest.mark.scale
+@pytest.mark.timeout(400)
 def test_a_kill_at_any_moment_loses_no_work_and_pays_nothing_twice(tmp_path: Path) -> None:
     """At each call of git: what it kills is one side of a join, which the feature has to have."""
+    feature = {"PGCOORD_FEATURE_ID": "7"}
+    before = Repository(tmp_path)
+    one = before.phase("queue-7-1", "echo 1 > one").result
+    two = before.phase("queue-7-2", "echo 2 > two").result
     for at in range(1, 200):
         place = tmp_path / str(at)
         place.mkdir()
-        repository = Repository(place)
-        feature = {"PGCOORD_FEATURE_ID": "7"}
-        one = repository.phase("queue-7-1", "echo 1 > one").result
-        two = repository.phase("queue-7-2", "echo 2 > two").result
+        repository = before.copy(place)
         script = f"echo >> {place}/runs; rm one; echo 3 > three"
         after = {"1": one, "2": two}
         first = repository.phase(
@@ -336,6 +346,8 @@ def test_a_folder_of_somebody_else_is_never_taken_or_removed(repository: Reposit
     assert "queue-1-1 is in the way" in done.log
     (root / "queue-1-2").mkdir()
     (root / "queue-1-2" / "notes").write_text("mine\n")
+    # Even where a worktree of that name was being made in another place.
+    (repository.folder / ".git/pgcoord/queue-1-2.new").write_text("/elsewhere/queue-1-2")
     assert "is in the way" in repository.phase("queue-1-2", "true", *options).log
     repository.git("worktree", "add", "--quiet", str(root / "queue-1-3"))
     (root / "queue-1-3" / "notes").write_text("mine\n")

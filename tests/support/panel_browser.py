@@ -36,12 +36,14 @@ async def browsing() -> AsyncIterator[Browser]:
 
 
 @contextlib.asynccontextmanager
-async def served(dsn: str, folder: Path, host: str = "here") -> AsyncIterator[str]:
+async def served(
+    dsn: str, folder: Path, host: str = "here", *, patience: float = 2 * PATIENCE
+) -> AsyncIterator[str]:
     """Serve the panel of a database that nobody coordinates; yields its address.
 
     `host` is the machine whose logs it can read.
     """
-    async with serving.served(dsn, folder, leads=False) as site:
+    async with serving.served(dsn, folder, leads=False, patience=patience) as site:
         site.state.coordinator.host = host
         yield site.url
 

@@ -568,7 +568,9 @@ document.addEventListener("submit", async (event) => {
       body: new URLSearchParams(new FormData(form)),
       headers: { "x-panel": "1", accept: "text/html" },
     });
-    if (answer.ok) {
+    const made = answer.headers.get("location");
+    if (answer.ok && made) location.assign(made);
+    else if (answer.ok) {
       if (dialog.contains(form)) dialog.close();
       for (const input of form.querySelectorAll("input")) input.dataset.was = input.value;
     } else show(await answer.text(), form.action);

@@ -155,8 +155,10 @@ def _acts(action: Action) -> Handler:
                 if many:
                     return _asks_whether_so_many(request, int(number), pool, many)
             reason = reason_of(form) if "reason" in action.arguments else None
-            await actions.perform(conn, action, target, reason=reason, number=number, pool=pool)
-        return done(request)
+            result = await actions.perform(
+                conn, action, target, reason=reason, number=number, pool=pool
+            )
+        return done(request, f"/features/{result}" if action.returns == "feature" else None)
 
     return act
 

@@ -257,7 +257,7 @@ class FeaturePage(View):
         listed = [each for each in phases if self._is_wanted(each)]
         pieces = {
             "notice": Piece("piece/notice.html", installation),
-            "head": Piece("piece/feature_head.html", (feature, described.description, len(phases))),
+            "head": Piece("piece/feature_head.html", (feature, described, len(phases))),
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
             "facts": Piece(
                 "piece/facts.html",

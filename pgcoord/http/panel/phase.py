@@ -265,6 +265,8 @@ async def _side(request: Request, queue_id: str, attempt: Attempt) -> _Side:
         part = await asyncio.to_thread(log.read_end)
     except (NotFound, Refused) as error:
         return _Side(attempt, str(error))
+    except FileNotFoundError:
+        return _Side(attempt, "Nothing was written, or it was removed.")
     except OSError as error:
         return _Side(attempt, f"The log cannot be read: {error.strerror or error}.")
     return _Side(attempt, None, [(each, False) for each in part.text.split("\n")])

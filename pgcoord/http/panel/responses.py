@@ -116,11 +116,14 @@ def back_of(request: Request) -> str:
     return quote("/".join(parts[:-1])) or "/" if request.method == "POST" else "/"
 
 
-def done(request: Request) -> Response:
-    """Go back to the page that an action was done on; the script stays there, for it is live."""
+def done(request: Request, made: str | None = None) -> Response:
+    """Go back to the page that an action was done on; the script stays there, for it is live.
+
+    Where the action *made* something, go to its page.
+    """
     if request.headers.get("x-panel"):
-        return Response(status_code=204)
-    return RedirectResponse(back_of(request), 303)
+        return Response(status_code=204, headers={"Location": made} if made else None)
+    return RedirectResponse(made or back_of(request), 303)
 
 
 # The time zone in which somebody sees the panel; with a tilde the browser's, else one of choice.
