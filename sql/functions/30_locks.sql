@@ -113,7 +113,8 @@ end $$;
 -- Errors: 55P03 when somebody else holds the feature; PC009 under a snapshot that would not see what they did.
 create or replace function pgcoord_private.hold_feature(p_feature_id integer) returns integer
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off as $$
 begin
     if not pgcoord_private.sees_others() then
         perform pgcoord_private.check_isolation(array[p_feature_id]);
@@ -220,13 +221,13 @@ declare
     v_needed integer[];
     v_free integer[];
 begin
-    with recursive needed (phase_number) as (
-        select p_phase_number
+    with recursive needed (phase_number, moves) as (
+        select p_phase_number, true
         union
-        select d.dependent
+        select d.dependent, d.conditional    -- which may be skipped with it, as it is not needed
         from needed as n
             join pgcoord.dependency as d on d.feature_id = p_feature_id and d.prerequisite = n.phase_number
-        where p_far or n.phase_number = p_phase_number
+        where p_far or n.moves
     )
     select array_agg(phase_number) into v_needed from needed;
     with free as (

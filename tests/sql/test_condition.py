@@ -110,6 +110,19 @@ def test_what_is_skipped_makes_up_for_a_failure(conn: Connection, epoch: int) ->
     assert statuses(conn) == {1: "completed", 2: "completed"}
 
 
+def test_a_lock_on_what_follows_a_skipped_phase_is_found(
+    dsn: str, conn: Connection, epoch: int
+) -> None:
+    feature = add_feature(conn, {1: []})
+    add_phase(conn, feature, 2, [1], run_when="failed")
+    add_phase(conn, feature, 3, [2])
+    assert claim(conn, epoch) == ["queue-1-1"]
+    found = "select pgcoord_private.find_lock(id, false) as name from pgcoord.attempt"
+    with psycopg.connect(dsn) as other:
+        other.execute("select from phase_queue where phase_number = 3 for update")
+        assert one(conn, found) == {"name": "phase queue-1-3"}
+
+
 @pytest.mark.parametrize(
     ("run_when", "depends_on", "message"),
     [
