@@ -21,7 +21,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from pgcoord.database import actions, claims
 from pgcoord.database._sql import Connection
-from pgcoord.database.rows import Recorded, TakenReport
+from pgcoord.database.rows import TakenReport
+from pgcoord.database.work import Recorded
 from pgcoord.errors import CoordError, InvalidInput
 from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
 from pgcoord.runs import files

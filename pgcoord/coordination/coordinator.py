@@ -32,7 +32,7 @@ from pgcoord.coordination.supervision import Supervision, log_move
 from pgcoord.database import claims, issues, notices
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import refused_for_good
-from pgcoord.database.rows import Assignment, NextWork, OpenAttempt, Recorded
+from pgcoord.database.work import Assignment, NextWork, OpenAttempt, Recorded
 from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked, StaleAttempt
 from pgcoord.runs.local import LocalLauncher
 

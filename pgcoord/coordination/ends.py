@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pgcoord.database.claims import End
-from pgcoord.database.rows import Recorded
+from pgcoord.database.work import Recorded
 
 # How many ends one transaction records: it holds the locks of all until its commit.
 _MOST = 50

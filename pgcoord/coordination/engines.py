@@ -22,7 +22,7 @@ from pgcoord.coordination.retrying import Fact, Stopped
 from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Supervision, log_move
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
-from pgcoord.database.rows import Assignment, DeclaredPool, OpenAttempt
+from pgcoord.database.work import Assignment, DeclaredPool, OpenAttempt
 from pgcoord.errors import CannotStart, NotNow, StaleAttempt
 from pgcoord.runs import files, logs
 from pgcoord.runs.job import REFUSED

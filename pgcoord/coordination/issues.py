@@ -17,7 +17,7 @@ from pgcoord.configuration import GitHub
 from pgcoord.coordination.retrying import Stopped
 from pgcoord.coordination.supervision import Coordination
 from pgcoord.database import issues
-from pgcoord.database.rows import Assignment, GitHubTask, Hold, Intent
+from pgcoord.database.work import Assignment, GitHubTask, Hold, Intent
 from pgcoord.errors import NotNow
 from pgcoord.github.client import Issue, Refusal, Repository, read_credentials
 from pgcoord.github.text import comment_body, issue_body, issue_title, marker, short

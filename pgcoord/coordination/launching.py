@@ -25,7 +25,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from pgcoord.database.rows import Assignment
+from pgcoord.database.work import Assignment
 from pgcoord.report import Kept
 
 

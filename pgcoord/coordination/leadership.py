@@ -20,7 +20,8 @@ from pgcoord.database import claims, reads, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import in_any_order, same_server
 from pgcoord.database.listener import BALANCED, Listener, listening
-from pgcoord.database.rows import Lead, LeadBlocker, ServerTimeline
+from pgcoord.database.rows import LeadBlocker
+from pgcoord.database.work import Lead, ServerTimeline
 from pgcoord.errors import DatabaseUnusable
 from pgcoord.text import printable
 

@@ -21,7 +21,7 @@ from pgcoord.coordination.locks import LockWaits
 from pgcoord.database import claims, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import own_session, with_defaults
-from pgcoord.database.rows import Assignment
+from pgcoord.database.work import Assignment
 from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,8 @@ from pgcoord.configuration import Check, Configuration, Workflow
 from pgcoord.coordination.launching import Command, Job, JobState, Launcher
 from pgcoord.coordination.retrying import Fact
 from pgcoord.database import _sql, claims
-from pgcoord.database.rows import Assignment, Move, OpenAttempt, TakenReport
+from pgcoord.database.rows import TakenReport
+from pgcoord.database.work import Assignment, Move, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
 from pgcoord.report import NotSigned
 from pgcoord.runs import worktree

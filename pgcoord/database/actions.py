@@ -20,6 +20,7 @@ from pgcoord.database._sql import (
     refusals,
 )
 from pgcoord.database.rows import TakenReport
+from pgcoord.errors import Refused
 
 
 async def submit_feature(conn: Connection, feature: Mapping[str, object]) -> int:
@@ -92,6 +93,42 @@ async def perform_on_several(
         reason,
         number,
     )
+
+
+async def edit_phase(
+    conn: Connection,
+    queue_id: str,
+    changes: Mapping[str, object],
+    depends_on: Sequence[int] | None,
+) -> None:
+    """Change members of the data of a phase, and what it depends on (None: as it was).
+
+    Raises `Refused` for one that runs or is completed, on which a change would have no effect.
+    """
+    edited = await fetch_value(
+        conn,
+        "update public.phase_queue set phase_data = phase_data || %s,"
+        " depends_on_phases = coalesce(%s, depends_on_phases)"
+        " where queue_id = %s and slot is null and status <> 'completed' returning queue_id",
+        Jsonb(dict(changes)),
+        None if depends_on is None else Jsonb(list(depends_on)),
+        queue_id,
+    )
+    if edited is None:
+        raise Refused(
+            f"{queue_id} runs or is completed: what it was asked stays as it is",
+            hint="A failed or cancelled one can be changed, and retried.",
+        )
+
+
+async def delete(conn: Connection, target: str | int) -> None:
+    """Remove a phase, by queue_id, or a feature, by id. Raises `Refused` for one that runs."""
+    table, column = (
+        ("public.phase_queue", "queue_id")
+        if isinstance(target, str)
+        else ("public.planned_features", "id")
+    )
+    await fetch_value(conn, f"delete from {table} where {column} = %s returning true", target)
 
 
 async def prune(conn: Connection, older_than: timedelta, looked_at: datetime) -> int:

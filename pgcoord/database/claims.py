@@ -21,7 +21,7 @@ from pgcoord.database._sql import (
     fetch_values,
     refusals,
 )
-from pgcoord.database.rows import (
+from pgcoord.database.work import (
     Assignment,
     Claimed,
     DeclaredPool,

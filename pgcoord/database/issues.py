@@ -11,7 +11,7 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_value, refusals
-from pgcoord.database.rows import GitHubTask, Hold, Intent
+from pgcoord.database.work import GitHubTask, Hold, Intent
 
 
 async def issue_facts(conn: Connection, queue_id: str, repository: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from pgcoord.coordination.launching import Command, Identity, JobState
-from pgcoord.database.rows import Assignment
+from pgcoord.database.work import Assignment
 from pgcoord.report import Kept, remove_spooled, spooled
 from pgcoord.runs.account import Account, find_account
 from pgcoord.runs.logs import Log

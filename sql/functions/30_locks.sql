@@ -113,7 +113,8 @@ end $$;
 -- Errors: 55P03 when somebody else holds the feature; PC009 under a snapshot that would not see what they did.
 create or replace function pgcoord_private.hold_feature(p_feature_id integer) returns integer
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off as $$
 begin
     if not pgcoord_private.sees_others() then
         perform pgcoord_private.check_isolation(array[p_feature_id]);

@@ -204,6 +204,8 @@ begin
     if not exists (select from new_rows) then
         return null;
     end if;
+    perform pgcoord_private.refuse_contradiction(queue_id, phase_number, status, retry_at) from new_rows
+    where pgcoord_private.contradicts_itself(phase_number, status, unmet, eligible_at, retry_at);
     v_features := array(select distinct feature_id from new_rows);
     perform pgcoord_private.check_isolation(v_features);
     perform pgcoord_private.lock_features(v_features);
@@ -271,8 +273,8 @@ begin
         perform pgcoord_private.skip_unneeded(v_features, v_phases);
     end if;
 
-    insert into pgcoord.event (kind, feature_id, phase_number, queue_id, actor, reason)
-    select 'gate_asked', n.feature_id, n.phase_number, n.queue_id, pgcoord_private.actor(), n.phase_data ->> 'gate'
+    perform pgcoord_private.log_event('gate_asked', n.phase_data ->> 'gate', n.feature_id, n.phase_number, n.queue_id),
+        pgcoord_private.note_event('gate', n.phase_data ->> 'gate', n.feature_id, n.phase_number, n.queue_id)
     from new_rows as n
     where n.gated and n.status = 'queued' and n.eligible_at is not null
         and not exists (select from public.planned_features as f where f.id = n.feature_id and f.paused_at is not null);

@@ -3,7 +3,7 @@
 
 -- The attempt of a phase that has left its slot ends with it; a slot that was to go is deleted. Wakes the coordinator, which
 -- is told the attempt where its process may be alive. Returns true, so that it can stand in an assignment, which costs half
--- of a PERFORM.
+-- of a PERFORM; so does `pg_notify(…) is null`, which is always false.
 -- Errors: PC004 for completed when another end of the attempt was asked for already.
 create or replace function pgcoord_private.end_left_attempt(
     p_queue_id text, p_attempt integer, p_status text, p_error text, p_slot smallint
@@ -12,6 +12,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
     v_id bigint;
+    v_silent boolean;
 begin
     update pgcoord.attempt
     set ended_at = clock_timestamp(),
@@ -26,7 +27,7 @@ begin
     end if;
     delete from pgcoord.slot where number = p_slot and draining;
     insert into pgcoord.free_slot (pool, number) select pool, number from pgcoord.slot where number = p_slot;
-    perform pg_notify('pgcoord_wake', coalesce(v_id::text, ''));
+    v_silent := pg_notify('pgcoord_wake', coalesce(v_id::text, '')) is null;
     return true;
 end $$;
 
@@ -82,6 +83,8 @@ declare
     v_again_phases integer[];
     v_completes boolean := false;
     v_ended boolean;
+    v_silent boolean;
+    v_reason text;
     v_features integer[];    -- of phases whose dependents are to be blocked or unblocked
     v_phases integer[];
     v_cause text;
@@ -95,11 +98,17 @@ begin
             o.error_message as old_error, n.depends_on_phases <> o.depends_on_phases as edges_changed,
             case when n.slot is null then o.slot end as left_slot, n.gated, n.run_when,
             n.gated and n.status = 'queued' and n.eligible_at is not null and not n.held
-                and (o.eligible_at is null or o.status <> 'queued' or o.held or not o.gated) as asks
+                and (o.eligible_at is null or o.status <> 'queued' or o.held or not o.gated) as asks,
+            n.issue_number, n.retry_at,
+            pgcoord_private.contradicts_itself(n.phase_number, n.status, n.unmet, n.eligible_at, n.retry_at) as contradicts
         from new_rows as n full join old_rows as o on o.queue_id = n.queue_id
         where n.status is distinct from o.status or n.depends_on_phases is distinct from o.depends_on_phases
             or n.status = 'queued' and n.eligible_at is not null and not n.held
+            or pgcoord_private.contradicts_itself(n.phase_number, n.status, n.unmet, n.eligible_at, n.retry_at)
     loop
+        if v.contradicts then
+            perform pgcoord_private.refuse_contradiction(v.queue_id, v.phase_number, v.status, v.retry_at);
+        end if;
         v_wakes := v_wakes or v.status = 'queued' and not v.gated;
         if v.asks then
             perform pgcoord_private.ask_gate(v.queue_id);
@@ -110,14 +119,22 @@ begin
         end if;
         continue when v.status = v.was;
 
+        v_reason := coalesce(pgcoord_private.reason(), case
+            when v.left_slot is not null and v.status <> 'completed' or v.error_message is distinct from v.old_error
+                then v.error_message end);
         insert into pgcoord.event (kind, feature_id, phase_number, queue_id, from_status, to_status, attempt, actor, reason)
         values ('phase_moved', v.feature_id, v.phase_number, v.queue_id, v.was, v.status, nullif(v.attempt, 0), pgcoord_private.actor(),
-            coalesce(pgcoord_private.reason(), case
-                when v.left_slot is not null and v.status <> 'completed' or v.error_message is distinct from v.old_error
-                    then v.error_message end));
-        perform pg_notify('pgcoord_event', v.feature_id::text);
+            v_reason);
+        v_silent := pg_notify('pgcoord_event', v.feature_id::text) is null;
+        if v.status in ('completed', 'failed') and exists (select from pgcoord.notify_target) then
+            perform pgcoord_private.note_event(case when v.status = 'failed' then 'failed' else 'finished' end,
+                v_reason, v.feature_id, v.phase_number, v.queue_id, nullif(v.attempt, 0));
+        end if;
         if v.left_slot is not null then
             v_ended := pgcoord_private.end_left_attempt(v.queue_id, v.attempt, v.status, v.error_message, v.left_slot);
+        end if;
+        if v.issue_number is not null and (pgcoord_private.ended(v.status) or v.was in ('failed', 'cancelled')) then
+            perform pgcoord_private.leave_errand(v.queue_id, v.status, case when v.left_slot is not null then v.attempt end);
         end if;
         if v.status = 'completed' then
             v_completes := pgcoord_private.release_dependents(v.feature_id, v.phase_number);
@@ -171,7 +188,8 @@ create or replace function pgcoord_private.ask_gate(p_queue_id text) returns voi
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    perform pgcoord_private.log_event('gate_asked', phase_data ->> 'gate', feature_id, phase_number, queue_id)
+    perform pgcoord_private.log_event('gate_asked', phase_data ->> 'gate', feature_id, phase_number, queue_id),
+        pgcoord_private.note_event('gate', phase_data ->> 'gate', feature_id, phase_number, queue_id)
     from public.phase_queue where queue_id = p_queue_id and pg_trigger_depth() > 0;
 end $$;
 

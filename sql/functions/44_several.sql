@@ -79,8 +79,9 @@ begin atomic
     where p.feature_id = any (p_feature_ids) and p.slot is not null and a.ended_at is null and a.ending is not null;
 end;
 
--- Does it, has the processes end that it asks to end, looks, and takes it all back: so what is shown is what will
--- happen, whatever the rules are. Of several phases, one that is refused comes without a state to be, in words why.
+-- Do the action, end the processes that it asks to end, read what has changed, and roll all of it back: a preview shows
+-- what will happen, whatever the rules are. Of several phases, one that is refused comes without a new state, and says why.
+-- Long, since what is rolled back and what is read before that are one block.
 -- Errors: those of the action.
 create or replace function pgcoord_private.look_ahead(
     p_action text, p_feature_id bigint, p_queue_ids text[], p_priority bigint, p_several boolean

@@ -2,6 +2,7 @@
 
 -- Copy a feature and queue its phases. With p_from, what is completed there, but this phase and what depends on it, is taken
 -- over. What was completed when it came in, as a plan may say, stays so. (Without cost and tokens: they were spent once.)
+-- Long, since one copy is three parts: what is taken over, the feature, and the results of what was taken over.
 -- Errors: PC001, PC002 where there is nothing to copy.
 create or replace function pgcoord_private.copy_feature(p_feature_id bigint, p_from integer) returns integer
 language plpgsql

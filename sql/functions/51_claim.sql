@@ -39,7 +39,7 @@ set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
 set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_leader record;
-    v_control pgcoord.control;
+    v_control record;
     v_pool record;    -- with the number of its free slots
     v_slot smallint;
     v_phase record;
@@ -47,7 +47,7 @@ declare
     v_id bigint;
     v_attempts bigint[];
     v_aside text[] := pgcoord_private.set_aside();
-    v_no_issues boolean;    -- GitHub makes none for the moment: only phases that have one are claimed
+    v_no_issues boolean := false;    -- GitHub makes none for the moment: only phases that have one are claimed
     v_locks text[];    -- that somebody holds, of phases in the line
 begin
     if not pgcoord_private.sees_others() then
@@ -63,7 +63,7 @@ begin
     elsif not (v_leader.finds_slot or v_leader.finds_retry) then
         return;
     end if;
-    select * into v_control from pgcoord.control for no key update;
+    select epoch, paused_at, installation, adw_offset, issues_held_until into v_control from pgcoord.control for no key update;
     if v_control.epoch <> p_epoch then
         perform pgcoord_private.check_epoch(p_epoch);
     end if;
@@ -73,7 +73,9 @@ begin
     if v_control.paused_at is not null then
         return;
     end if;
-    v_no_issues := v_control.issues_held_until is not null and pgcoord_private.issues_held_until(v_control) is not null;
+    if v_control.issues_held_until is not null then
+        v_no_issues := (select pgcoord_private.issues_held_until(c) is not null from pgcoord.control as c);
+    end if;
     if exists (select from pgcoord.slot where draining) then    -- perhaps released while set_slots was lowering the limit
         delete from pgcoord.slot as s
         where s.number in (
@@ -102,7 +104,9 @@ begin
                     coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::float8), w.timeout) as timeout
                 from pgcoord_private.workflow_line as w
                     cross join lateral (    -- the first of each line, of which the first of all are taken
-                        select first.* from pgcoord_private.claimable as first
+                        select first.queue_id, first.feature_id, first.phase_number, first.attempt, first.phase_data,
+                            first.lock, first.priority, first.queue_position
+                        from pgcoord_private.claimable as first
                         where coalesce(first.workflow_type, '') = w.line and (first.issue_number is not null or not v_no_issues)
                             and (p_only is null or first.queue_id = p_only) and first.queue_id <> all (v_aside)
                         order by first.priority, first.queue_position, first.feature_id, first.phase_number

@@ -1,20 +1,16 @@
 -- What is to be said or looked for on GitHub: errands, begun one by one, and tried again when GitHub refuses.
 
 -- The issue of a phase that ended, or was taken up again, is to be told so.
-create or replace function pgcoord_private.leave_errand() returns trigger
+create or replace function pgcoord_private.leave_errand(p_queue_id text, p_status text, p_attempt integer) returns void
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp as $$
 begin
-    if new.status = old.status or not (pgcoord_private.ended(new.status) or old.status in ('failed', 'cancelled')) then
-        return null;
-    end if;
     insert into pgcoord.errand (queue_id, kind, status, attempt)
-    select new.queue_id, 'tell', new.status, case when old.slot is not null then new.attempt end
-    from pgcoord.issue where queue_id = new.queue_id and number is not null;
+    select p_queue_id, 'tell', p_status, p_attempt
+    from pgcoord.issue where queue_id = p_queue_id and number is not null;
     if found then
         notify pgcoord_wake;
     end if;
-    return null;
 end $$;
 
 -- Of an issue the errands are done in their order: those that none of the same kind comes before.

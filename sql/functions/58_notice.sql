@@ -1,29 +1,28 @@
 -- Telling people: what has happened is written down in the transaction in which it does, and told by the leader
 -- afterwards. Where nobody wants to be told, nothing is written.
 
--- Write a notice for each who wants to be told of an event. A feature is finished once, though several of its phases may be
--- completed by one statement.
-create or replace function pgcoord_private.note_event() returns trigger
+-- Write a notice for each who wants to be told: of a phase that was completed (finished), has failed, or asks (gate). A feature
+-- is finished once, though several of its phases may be completed by one statement.
+create or replace function pgcoord_private.note_event(
+    p_event text, p_reason text, p_feature_id integer, p_phase_number integer, p_queue_id text, p_attempt integer default null
+) returns void
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
-declare
-    v_event text := case when new.kind = 'gate_asked' then 'gate' when new.to_status = 'failed' then 'failed' else 'finished' end;
+set search_path = pg_catalog, pg_temp as $$
 begin
-    if not exists (select from pgcoord.notify_target where v_event = any (events)) then
-        return null;
+    if not exists (select from pgcoord.notify_target where p_event = any (events)) then
+        return;
     end if;
-    if v_event = 'finished' and (
-        exists (select from public.phase_queue where feature_id = new.feature_id and status <> 'completed')
-        or exists (select from pgcoord.notice where event = 'finished' and feature_id = new.feature_id and at = now())
+    if p_event = 'finished' and (
+        exists (select from public.phase_queue where feature_id = p_feature_id and status <> 'completed')
+        or exists (select from pgcoord.notice where event = 'finished' and feature_id = p_feature_id and at = now())
     ) then
-        return null;
+        return;
     end if;
     insert into pgcoord.notice (target, event, feature_id, phase_number, queue_id, attempt, words)
-    select t.name, v_event, new.feature_id, case when v_event <> 'finished' then new.phase_number end,
-        case when v_event <> 'finished' then new.queue_id end, new.attempt, pgcoord_private.headline(new.reason)
-    from pgcoord.notify_target as t where v_event = any (t.events);
+    select t.name, p_event, p_feature_id, case when p_event <> 'finished' then p_phase_number end,
+        case when p_event <> 'finished' then p_queue_id end, p_attempt, pgcoord_private.headline(p_reason)
+    from pgcoord.notify_target as t where p_event = any (t.events);
     notify pgcoord_wake;
-    return null;
 end $$;
 
 -- Write a notice of each phase that needs somebody because of no event: once for each attempt. Returns whether anybody

@@ -2,6 +2,8 @@
 --
 -- Postgres fires BEFORE triggers of rows, then AFTER triggers of rows, then those of the statement; of one kind, by name.
 -- What an UPDATE of phase_queue inside a trigger sets off goes through the same triggers again.
+-- No condition (WHEN) stands on what fires with each move of a phase: Postgres reads it back from text with every statement,
+-- at the price of its length.
 
 -- --- public.phase_queue: INSERT
 
@@ -23,11 +25,6 @@ create or replace trigger phase_queue_update_copies before update of phase_data,
 -- Refuse what may not change; derive the rest of the row.
 create or replace trigger phase_queue_update_guards before update on public.phase_queue
     for each row execute function pgcoord_private.guard_phase_update();
-
--- The condition says no more than keeps phases without an issue out: Postgres reads it back from its stored form with
--- every statement that moves a phase, at the price of its length.
-create or replace trigger phase_queue_end_leaves_errand after update of status on public.phase_queue
-    for each row when (new.issue_number is not null) execute function pgcoord_private.leave_errand();
 
 -- Log that a phase has another priority.
 create or replace trigger phase_queue_priority_logs after update of priority on public.phase_queue
@@ -118,13 +115,6 @@ create or replace trigger attempt_ending_tells after update of ending on pgcoord
 create or replace trigger attempt_delete_tells after delete on pgcoord.attempt
     for each row when (old.exited_at is null and not old.external)
     execute function pgcoord_private.tell_deleted();
-
--- --- pgcoord.event: INSERT
-
--- Write down whom to tell of it. (The condition keeps all that nobody can want to be told of out.)
-create or replace trigger event_insert_notes after insert on pgcoord.event
-    for each row when (new.kind = 'gate_asked' or new.kind = 'phase_moved' and new.to_status in ('failed', 'completed'))
-    execute function pgcoord_private.note_event();
 
 -- --- pgcoord.event: UPDATE, DELETE
 

@@ -79,6 +79,28 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(desk: Desk, conn: Conn
     assert statuses(conn) == {}
 
 
+def test_queued_work_is_edited_and_deleted(desk: Desk, conn: Connection) -> None:
+    desk.call("submit", desk.plan("exit 1", "echo two", "echo three"))
+    desk.write("prompt.txt", "echo anew")
+    changed = desk.say(
+        "edit", "1.1", "--prompt", "prompt.txt", "--title", "Anew", "--timeout", "1h"
+    )
+    assert changed == "queue-1-1 is changed: no coordinator runs"
+    edited = loaded(desk.say("edit", "1.3", "--after", "1", "--json"))
+    assert edited["depends_on_phases"] == [1]
+    assert desk.call("edit", "1.1").returncode == 2
+    assert desk.call("edit", "1.3", "--after", "3").returncode == 5
+    asks = desk.call("delete", "1.2")
+    assert (asks.returncode, "no terminal to ask on" in asks.stderr) == (2, True)
+    assert desk.say("delete", "1.2", "--yes") == "queue-1-2 is removed"
+    assert desk.call("run", "--feature", "1").returncode == 0
+    assert desk.say("logs", "1.1") == "anew"
+    refused = desk.call("edit", "1.1", "--title", "x")
+    assert (refused.returncode, "stays as it is" in refused.stderr) == (3, True)
+    desk.say("delete", "1", "--yes")
+    assert desk.call("status", "1").returncode == 4
+
+
 def test_a_plan_comes_from_standard_input_too(desk: Desk, conn: Connection) -> None:
     command = [sys.executable, "-m", "pgcoord", "submit", "-"]
     text = "# P\n## Phase 1: A\ntrue\n"

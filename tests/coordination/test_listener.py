@@ -17,7 +17,7 @@ from pgcoord.coordination.supervision import Supervision
 from pgcoord.database import schema, session
 from pgcoord.database.embedded import EmbeddedPostgres
 from pgcoord.database.listener import PING_EVERY, Listener, listening
-from pgcoord.database.rows import NextWork
+from pgcoord.database.work import NextWork
 from pgcoord.errors import DatabaseUnusable
 
 STEPS = ["before claim", "after claim", "after attend", "after agenda"]

@@ -18,7 +18,7 @@ API = "/api/v1"
 
 @pytest.fixture
 async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False) as site:
+    async with served(dsn, tmp_path, leads=False, patience=300) as site:
         yield site
 
 

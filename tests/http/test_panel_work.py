@@ -361,6 +361,7 @@ async def test_two_attempts_are_compared_and_durations_are_shown_over_time(
     )
 
 
+@pytest.mark.scale
 async def test_a_large_log_is_scrolled_through_and_a_hit_has_lines_around_it(
     page: Page, panel: str, scene: Scene
 ) -> None:

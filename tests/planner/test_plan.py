@@ -805,7 +805,7 @@ def written(plan: Plan) -> tuple[str, list[int]]:
     return text, lines
 
 
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)  # of a slow machine, too
 @given(plans())
 def test_a_plan_that_is_written_reads_back(plan: Plan) -> None:
     text, lines = written(plan)
@@ -818,7 +818,6 @@ def test_a_plan_that_is_written_reads_back(plan: Plan) -> None:
     )
 
 
-@pytest.mark.timeout(15)
 @pytest.mark.parametrize(
     "prompt",
     [

@@ -96,7 +96,7 @@ def test_no_statement_gives_a_slot_to_a_phase_that_nobody_has_approved(
 ) -> None:
     gate = add_phase(conn, add_feature(conn, {}), 1, phase_data=ASKS)
     conn.execute("set session_replication_role = replica")  # triggers are off
-    with pytest.raises(psycopg.errors.CheckViolation, match="starts_after_approval"):
+    with pytest.raises(psycopg.errors.CheckViolation, match="starts_when_claimable"):
         conn.execute(
             "update phase_queue set slot = 1, status = 'running' where queue_id = %s", [gate]
         )

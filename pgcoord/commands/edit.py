@@ -1,0 +1,151 @@
+"""Commands that change or remove queued work: edit, delete."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pgcoord.commands.context import (
+    Answer,
+    act,
+    changing,
+    complete,
+    existing_dsn,
+    find_phase,
+    session,
+    tell,
+)
+from pgcoord.commands.options import (
+    AsJson,
+    Dsn,
+    Phase,
+    PhaseOrFeature,
+    Yes,
+    feature_of,
+    surroundings_of,
+)
+from pgcoord.commands.terminal import confirm, say
+from pgcoord.duration import parse_duration
+from pgcoord.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from pgcoord.database._sql import Connection
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to *app*."""
+    app.command()(edit)
+    app.command()(delete)
+
+
+def edit(
+    ctx: typer.Context,
+    phase: Phase,
+    prompt: Annotated[
+        Path | None,
+        typer.Option("--prompt", metavar="FILE", help="Its new prompt; - is standard input."),
+    ] = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Its new title.")] = None,
+    workflow: Annotated[str | None, typer.Option(metavar="NAME", help="Which one runs it.")] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBERS", help='The phases it depends on, such as "1,2", or none.'),
+    ] = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="TIME", help='After what time it is ended, as "2h".')
+    ] = None,
+    max_attempts: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="How often it is tried.")
+    ] = None,
+    as_json: AsJson = False,
+    dsn: Dsn = None,
+) -> None:
+    """Change a phase that does not run: what it is asked, what runs it, what comes before it.
+
+    A failed one is retried with what was changed. 'pgcoord priority' changes its place in line.
+    """
+    changes: dict[str, Any] = {
+        "title": title,
+        "workflow_type": workflow,
+        "prompt_content": None if prompt is None else _read(surroundings_of(ctx).folder, prompt),
+        "timeout_seconds": None if timeout is None else _seconds(timeout),
+        "max_attempts": max_attempts,
+    }
+    changes = {key: value for key, value in changes.items() if value is not None}
+    numbers = None if after is None else _numbers(after)
+    if not changes and numbers is None:
+        raise typer.BadParameter("say what to change.", param_hint="--prompt")
+
+    async def change(conn: "Connection") -> Answer:
+        from pgcoord.database import actions, reads
+
+        queue_id = await find_phase(conn, phase)
+        await actions.edit_phase(conn, queue_id, changes, numbers)
+        reasons = await reads.why(conn, queue_id)
+        because = f": {reasons[0].words}" if reasons else ""
+        return Answer(f"{queue_id} is changed{because}", await reads.phase_object(conn, queue_id))
+
+    act(ctx, dsn, change, as_json=as_json)
+
+
+def delete(
+    ctx: typer.Context,
+    target: PhaseOrFeature,
+    yes: Yes = False,
+    as_json: AsJson = False,
+    dsn: Dsn = None,
+) -> None:
+    """Remove a phase, or a whole feature, of which nothing runs, with its history.
+
+    It is shown first. What depended on a removed phase waits: 'pgcoord edit … --after' says for
+    what else. 'pgcoord prune' removes all that was finished.
+    """
+    from pgcoord.database import actions, reads
+
+    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    feature = feature_of(target)
+
+    async def look() -> str | int:
+        async with session(found) as conn:
+            if feature is None:
+                return await find_phase(conn, target)
+            shown = await reads.feature(conn, feature)
+            say(f"feature {feature}  {shown.title}: {shown.total_phases} phases, {shown.status}")
+            return feature
+
+    async def remove(what: str | int) -> None:
+        async with changing(surroundings, found) as conn:
+            await actions.delete(conn, what)
+
+    what = complete(found, look())
+    name = f"feature {what}" if feature else str(what)
+    if not confirm(f"Remove {name} with its history, for good?", yes=yes):
+        say("nothing is removed")
+        raise typer.Exit(1)
+    complete(found, remove(what))
+    tell(Answer(f"{name} is removed", {"removed": what}), as_json=as_json)
+
+
+def _read(folder: Path, path: Path) -> str:
+    if str(path) == "-":
+        return sys.stdin.read()
+    try:
+        return (folder / path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise InvalidInput(f"{path}: {reason.lower()}") from error
+
+
+def _seconds(text: str) -> float:
+    try:
+        return parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--timeout") from error
+
+
+def _numbers(text: str) -> list[int]:
+    words = [] if text.strip().lower() == "none" else text.split(",")
+    if not all(word.strip().isascii() and word.strip().isdecimal() for word in words):
+        raise typer.BadParameter(f"expected numbers, not {text!r}.", param_hint="--after")
+    return [int(word) for word in words]

@@ -1,0 +1,181 @@
+"""The rows that the SQL functions return to a coordinator: what to do, and what became of it.
+
+The one rule is that of rows.py.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+
+@dataclass(frozen=True)
+class Lead:
+    """The coordinator that leads: this one (`led`) or another; all None if none does."""
+
+    led: bool
+    epoch: int | None
+    host: str | None
+    pid: int | None
+
+    def __str__(self) -> str:
+        return "nobody" if self.pid is None else f"process {self.pid} on {self.host}"
+
+
+@dataclass(frozen=True)
+class ServerTimeline:
+    """The WAL timeline of a server; of two with the same `system`, the higher one is newer."""
+
+    system: int | None
+    timeline: int | None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """An attempt whose process may be alive, with all columns that its supervision needs."""
+
+    attempt_id: int
+    queue_id: str
+    feature_id: int
+    phase_number: int
+    attempt: int
+    adw_id: str
+    secret: str = field(repr=False)
+    host: str | None
+    folder: str
+    workflow: str
+    issue_number: int | None
+    title: str | None
+    prompt: str | None
+    pid: int | None
+    process_started: str | None
+    started: bool
+    ended: bool
+    ending: str | None
+    ended_seconds_ago: float | None
+    slot: int
+    pool: str
+    has_inputs: bool
+    environment: dict[str, str] | None = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.queue_id} (attempt {self.attempt}, {self.adw_id})"
+
+
+@dataclass(frozen=True)
+class DeclaredPool:
+    """A pool as a coordinator declared it; `settings` are the keys of its launcher."""
+
+    name: str
+    launcher: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Unclaimable:
+    """A phase whose claim failed with *error*, and which is set aside for a while."""
+
+    queue_id: str
+    error: str
+
+
+@dataclass(frozen=True)
+class OpenAttempt:
+    """The changing part of an `Assignment`.
+
+    `ended`: the workflow has reported the end. `ending`: why the process has to be ended (None: it
+    need not). `ended_seconds_ago`: seconds since that report.
+    """
+
+    attempt_id: int
+    folder: str
+    started: bool
+    ended: bool
+    ending: str | None
+    ended_seconds_ago: float | None
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """The result of recording ends and claiming what follows, in one transaction.
+
+    `answers`: for each end, in order, what was recorded; None if it has to be recorded by itself.
+    `claimed` is None if the claim has to be made by itself.
+    """
+
+    answers: list["Recorded | None"]
+    claimed: list[Assignment] | None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An end that is recorded; `answer` as pgcoord_private.record_end returns it."""
+
+    answer: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Move:
+    """A transition of a phase, as the event log has it."""
+
+    from_status: str
+    to_status: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Intent:
+    """Whether to create the issue now (`posts`), search for it by `key`, or use `number`.
+
+    `wait_seconds`: repeat the search after that.
+    """
+
+    number: int | None
+    key: UUID
+    intended_at: datetime
+    posts: bool
+    wait_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A suspension of requests to GitHub: its seconds, and whether phases start meanwhile."""
+
+    wait_seconds: float
+    optional: bool
+
+
+@dataclass(frozen=True)
+class GitHubTask:
+    """The next GitHub task. If none is due, `id` is None and `due_in` holds the seconds until it.
+
+    `due_in` is None if there is none at all.
+    """
+
+    id: int | None
+    queue_id: str
+    kind: str
+    key: UUID
+    issue_key: UUID
+    number: int | None
+    intended_at: datetime
+    tries: int
+    status: str
+    phase_status: str
+    facts: dict[str, Any]
+    due_in: float | None
+
+
+@dataclass(frozen=True)
+class NextWork:
+    """What a coordinator has to do before it rests, and its reasons not to wait for long.
+
+    `changed`: the open ones of the attempts that it asked for. `due_in`: seconds until the next
+    deadline (None: there is none). `abandoned`: ids of attempts on hosts whose lease has expired.
+    `locked`: names of locks that prevent a claim or an end.
+    """
+
+    changed: list[OpenAttempt]
+    due_in: float | None
+    abandoned: list[int]
+    locked: list[str]
