@@ -1,6 +1,6 @@
 """pgcoord.toml: which workflows this coordinator may run, and how.
 
-It is read once, in the command line. What it does not know is an error that names it: a
+The command line reads it at the start, and on SIGHUP. An unknown key is an error that names it: a
 misspelt `timeout` must not become a job without one.
 """
 
@@ -39,21 +39,21 @@ PLACEHOLDERS = (
     "prompt",
 )
 
-# What a person calls it, where that differs from the placeholder.
+# The words for a placeholder in errors, where they differ from its name.
 _NOUNS = {"issue_number": "issue"}
 
 # A doubled brace, a placeholder, or a brace that is neither.
 _BRACES = re.compile(r"(\{\{|\}\})|\{([^{}]*)\}|[{}]")
 
-# What the prompt of a further attempt may hold.
+# The placeholders of `retry_prompt`.
 RETRY_PLACEHOLDERS = ("error", "prompt")
 
-# What the attempt counter of the database, an integer, holds with room to spare.
+# Far below the maximum of the database's attempt counter, an integer.
 _MOST_ATTEMPTS = 1_000_000
 
 _UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
 
-# What only a workflow with `workspace = "worktree"` has; the fields of Worktree, in their order.
+# Keys that need `workspace = "worktree"`, in the order of Worktree's fields.
 _OF_WORKTREES = ("base", "worktrees", "on_conflict", "push")
 
 _Reader = Callable[[object], Any]
@@ -62,7 +62,7 @@ _Reader = Callable[[object], Any]
 # The pool, and the launcher, of this machine.
 LOCAL = "local"
 
-# As the constraint pool_has_name has it.
+# The same pattern as that of the constraint pool_has_name.
 _POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 _MOST_SLOTS = 1_000
@@ -72,8 +72,8 @@ _MOST_SLOTS = 1_000
 class Pool:
     """A named set of slots with one launcher, `[pool.NAME]`.
 
-    `slots` is None for `local` where the database alone says how many. `settings` are the keys of
-    the launcher, as JSON values; the database keeps them, so they hold no secrets.
+    *slots*: None, for `local` only, leaves the number in the database as it is. *settings*: the
+    launcher's keys, as JSON values; they are stored in the database, so they hold no secrets.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Check:
-    """A command that has to succeed after that of a phase, `[check.NAME]`."""
+    """A command that must exit with 0 after that of a phase, within *timeout*, `[check.NAME]`."""
 
     command: tuple[str, ...]
     timeout: timedelta = timedelta(minutes=30)
@@ -94,9 +94,9 @@ class Check:
 class Worktree:
     """The git worktree of each phase of a workflow (worktree.py), `workspace = "worktree"`.
 
-    The first phases start from the branch `base`, None: from what is checked out; the folders are
-    made in `folder`. The workflow `on_conflict` has a try at merges that conflict. The branch of
-    the feature is pushed to the remote `push`.
+    *base*: the branch that phases without prerequisites start from (None: HEAD). *folder*: where
+    worktrees are created. *on_conflict*: the name of the workflow that is run to resolve a merge
+    conflict. *push*: the remote to which the feature's branch is pushed (None: not pushed).
     """
 
     base: str | None = None
@@ -109,10 +109,13 @@ class Worktree:
 class Workflow:
     """A named command, `[workflow.NAME]`, and how its attempts are run.
 
-    `variables` have these values, unless the phase sets one that `phase_environment` names.
-    `check` runs after the command; `fails_on` are words of its output that mean failure (judge.py),
-    and `agent` is whose output it is. `retry_prompt` is what a further attempt is asked after a
-    failure, of {error} and {prompt}. After `quiet` without output people are told, or it is ended.
+    *environment*: names of variables passed on from the coordinator. *variables*: {name: value}; a
+    phase may override those that *phase_environment* names. *check* runs after the command.
+    *fails_on*: patterns whose occurrence in the output fails the attempt (judge.py). *agent*: a key
+    of `judge.AGENTS`, whose JSON output is understood. *retry_prompt*: the prompt of an attempt
+    after a failed one, with {error} and {prompt}. *quiet*: after so long without output the attempt
+    is reported as stuck and, with *quiet_ends*, ended. *max_cost_usd*: the most that the phases of
+    this workflow may cost in one feature.
     """
 
     name: str
@@ -142,16 +145,16 @@ class Workflow:
     worktree: Worktree | None = None
 
     def prompt_after(self, error: str, prompt: str) -> str:
-        """What a further attempt at *prompt* is asked, after one that failed with *error*."""
+        """Return the prompt of the next attempt, after one at *prompt* failed with *error*."""
         values = {"error": error, "prompt": prompt}
         asked = self.retry_prompt or "{prompt}"
         return _BRACES.sub(lambda match: values[match[2]] if match[2] else match[0][0], asked)
 
     def arguments(self, values: Mapping[str, str | None]) -> list[str]:
-        """Fill the placeholders of `command` from *values*.
+        """Return `command` with its placeholders filled from *values*, {placeholder: value}.
 
-        A value stays inside its argument, whatever it contains, and is never filled itself.
-        Raises InvalidConfiguration when the value of a placeholder is None.
+        A value stays inside its argument, whatever it contains, and placeholders in it are not
+        filled. Raises `InvalidConfiguration` when the value of a used placeholder is None.
         """
 
         def fill(match: re.Match[str]) -> str:
@@ -174,9 +177,10 @@ NOTIFY_EVENTS = ("failed", "finished", "gate", "stuck")
 
 @dataclass(frozen=True)
 class Notify:
-    """Somebody who is told what happens, `[notify.NAME]`: by a POST to `url`, or by a `command`.
+    """Where *events* are sent, `[notify.NAME]`: a POST to *url*, or a run of *command*.
 
-    `secret` is the name of the environment variable with which the POST is signed.
+    *events*: some of `NOTIFY_EVENTS`. *secret*: the name of the environment variable whose value
+    signs the POST.
     """
 
     name: str
@@ -190,11 +194,11 @@ class Notify:
 class Server:
     """Where and how `pgcoord serve` is reached, `[server]`.
 
-    `public_url` is where processes and people elsewhere find it; `webhook_secrets` are the names
-    of environment variables, each with a secret that signs reports of any phase. The
-    `trusted_proxies`, addresses or networks, are believed when they say for whom they ask. The
-    `tokens` are names of environment variables, each with the token of a program, which the history
-    names by it.
+    *public_url*: the URL for processes and browsers on other machines. *webhook_secrets*: names of
+    environment variables, each with a secret that may sign reports of any phase.
+    *trusted_proxies*: addresses or networks whose X-Forwarded-… headers are believed. *tokens*:
+    names of environment variables, each with the token of a program; the variable's name is the
+    actor in the history.
     """
 
     host: str = "127.0.0.1"
@@ -209,9 +213,11 @@ class Server:
 class Planner:
     """How features are planned, `[planner]`.
 
-    `directory` is the repository whose files are looked at, None the current folder. Without a
-    `command`, pgcoord plans itself; the command's answer has `max_answer` bytes at most. `template`
-    makes the prompts. A prompt of more than `max_prompt` tokens is warned of.
+    *directory*: the repository whose files are read (None: the current folder). *command*: the
+    planner to run; empty: the built-in one. *max_answer*: the most bytes of the command's output.
+    *template*: a file for the prompts of phases (None: the built-in one). *max_phases*: the most
+    phases that a feature is split into. *max_prompt*: tokens of a prompt above which there is a
+    warning.
     """
 
     directory: Path | None = None
@@ -228,9 +234,9 @@ class Planner:
 class GitHub:
     """The repository in which each phase gets an issue, `[github]`.
 
-    Without an app, a token from the environment is used. Where issues are not `required`, phases
-    start without one after `wait`. `webhook_secret` names an environment variable. The `on_…` say
-    what happens to a phase when something happens on GitHub.
+    Without an app (*app_id*, *installation_id*, *private_key_file*), a token from the environment
+    is used. Unless *required*, phases start without an issue after *wait*. *webhook_secret*: the
+    name of an environment variable. *on_…*: the action on a phase for that event on GitHub.
     """
 
     repository: str
@@ -247,20 +253,21 @@ class GitHub:
 
     @property
     def page(self) -> str:
-        """Where people see the repository."""
+        """The URL of the repository's page."""
         site = self.api_url.removesuffix("/api/v3").replace("://api.github.com", "://github.com")
         return f"{site}/{self.repository}"
 
 
-# Variables that hold secrets of the coordinator, whatever the configuration says.
+# Variables with secrets of the coordinator, independent of the configuration.
 _SECRETS = ("PGCOORD_TOKEN", "PGCOORD_READ_TOKEN", "GITHUB_TOKEN", "GH_TOKEN", "DATABASE_URL")
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What pgcoord.toml says; `path` is None where there is no such file.
+    """The contents of pgcoord.toml; *path* is None if there is no such file.
 
-    `log_max_size` are bytes; without `log_retention`, runs are kept for ever.
+    *log_max_size*: bytes of an attempt's log. *log_retention*: how long runs are kept (None: for
+    ever). *workflows*, *checks*, *pools*: by name.
     """
 
     path: Path | None
@@ -277,7 +284,7 @@ class Configuration:
 
     @property
     def secret_variables(self) -> tuple[str, ...]:
-        """The environment variables that hold secrets which only the coordinator needs."""
+        """The names of environment variables whose secrets only the coordinator needs."""
         of_github = (self.github.webhook_secret,) if self.github else ()
         of_notify = (each.secret for each in self.notify)
         more = filter(None, (*of_github, *of_notify))
@@ -285,15 +292,15 @@ class Configuration:
 
     @property
     def default_workflow(self) -> Workflow | None:
-        """The workflow of a phase that names none."""
+        """The workflow of phases that name none; None if there is no default."""
         return next((each for each in self.workflows.values() if each.default), None)
 
 
 def find_configuration(start: Path, environment: Mapping[str, str] | None = None) -> Path | None:
-    """Look for pgcoord.toml in *start*, then upward, as git looks for its folder.
+    """Return the nearest pgcoord.toml, in *start* or a folder above it; None if there is none.
 
-    Raises `InvalidConfiguration` when the nearest one is of somebody else, or could be changed by
-    others; *environment* may name who called us by sudo.
+    Raises `InvalidConfiguration` when another user owns it or can change it. *environment*: names
+    the user behind sudo, who is trusted too.
     """
     start = start.resolve()
     candidates = (folder / NAME for folder in (start, *start.parents))
@@ -308,27 +315,27 @@ def find_configuration(start: Path, environment: Mapping[str, str] | None = None
 
 
 def read_configuration(path: Path) -> Configuration:
-    """Read the file at *path*.
+    """Read the pgcoord.toml at *path*.
 
-    Relative folders in it are relative to where it lies. Raises InvalidConfiguration with
-    everything that is wrong, one line each: `file: key: what is expected`.
+    Relative folders in it are relative to its folder. Raises `InvalidConfiguration` with every
+    fault, one line each: `file: key: what is expected`.
     """
     path = path.absolute()
     return _read(_parse(path), path, [])
 
 
 class _Keys(list[str]):
-    """Problems that nobody heeds, and by the way which keys each table may have."""
+    """A list of problems, to be ignored, on which `_read_table` also records each table's keys."""
 
     def __init__(self) -> None:
         self.known: dict[str, Mapping[str, _Reader]] = {}
 
 
 def known_keys() -> Mapping[str, Mapping[str, Callable[[object], Any]]]:
-    """Return the keys of each table of pgcoord.toml, with their readers, as they are read.
+    """Return {table: {key: its reader}} for all of pgcoord.toml.
 
-    By the name of the table, such as `log`, `workflow.NAME` or, for the keys that a launcher adds,
-    `pool.slurm`; the top level is ``.
+    A table is named as `log`, `workflow.NAME` or, for the keys of a launcher, `pool.slurm`; the top
+    level is "". A reader takes the TOML value, and raises `ValueError` with what it expects.
     """
     found = _Keys()
     path = Path("/", NAME)
@@ -383,7 +390,10 @@ def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configur
 
 
 def differences(before: Configuration, after: Configuration) -> Iterator[tuple[str, str]]:
-    """Yield what differs between two configurations: the field, and a few words on it."""
+    """Yield a pair for each difference: the name of the `Configuration` field, and a phrase.
+
+    Of workflows, checks and pools there is a pair for each one added, changed or removed.
+    """
     for each in fields(Configuration):
         was, now = getattr(before, each.name), getattr(after, each.name)
         if was == now or each.name == "path":
@@ -399,7 +409,10 @@ def differences(before: Configuration, after: Configuration) -> Iterator[tuple[s
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
-    """End an error about an unknown *word*: with the known one nearest to it, else with all."""
+    """Return the end of an error about an unknown *word*.
+
+    It names the nearest of *known*, or else all of them; "" if there are none.
+    """
     spellings = {each.lower(): each for each in known}
     near = difflib.get_close_matches(word.lower(), spellings, n=1)
     if near:
@@ -424,7 +437,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _line_of(message: str, text: str) -> int:
-    """Where tomllib stumbled: before Python 3.14 only its message says so."""
+    """Return the line of a TOML error; before Python 3.14, only its message has it."""
     match = re.search(r"at line (\d+)", message)
     return int(match[1]) if match else max(1, len(text.splitlines()))
 
@@ -451,7 +464,7 @@ def _read_workflows(
     checks: Mapping[str, Check],
     problems: list[str],
 ) -> dict[str, Workflow]:
-    """Read every `[workflow.NAME]`; the result is of use only as long as there is no problem."""
+    """Read every `[workflow.NAME]`; the result is valid only if no problem was added."""
     workflows: dict[str, Workflow] = {}
     first = None
     for name, table in tables.items():
@@ -469,7 +482,7 @@ def _read_workflows(
         elif workflow.default:
             first = key
         workflows[name] = workflow
-    if len(workflows) == 1:  # the only one is the default, unless it says that it is not
+    if len(workflows) == 1:  # the only one is the default, unless it sets `default` itself
         [(name, only)] = workflows.items()
         table = tables[name]
         says = isinstance(table, dict) and "default" in table
@@ -536,7 +549,7 @@ def _read_workflow(
 
 
 def _workflow_problems(table: Mapping[str, object], key: str) -> Iterator[str]:
-    """Yield what is wrong with keys of a workflow that need another one, or exclude it."""
+    """Yield faults of keys that need or exclude another key of the same workflow."""
     if "command" not in table and "agent" not in table:
         yield f'{key}.command: missing; expected a list such as ["make", "build"]'
     if "quiet_ends" in table and "quiet" not in table:
@@ -552,8 +565,8 @@ def _workflow_problems(table: Mapping[str, object], key: str) -> Iterator[str]:
 
 
 def _command_of(agent: Agent, arguments: Sequence[str]) -> tuple[str, ...]:
-    """The command of *agent* with further *arguments*."""
-    # The last word of some means the input: what is given comes before.
+    """Return the command of *agent* with further *arguments*."""
+    # A last word "-" stands for standard input: arguments go before it.
     *head, last = agent.command
     return (*head, *arguments, last) if last == "-" else (*head, last, *arguments)
 
@@ -561,7 +574,7 @@ def _command_of(agent: Agent, arguments: Sequence[str]) -> tuple[str, ...]:
 def _launcher_problems(
     workflows: Mapping[str, Workflow], pools: Mapping[str, Pool]
 ) -> Iterator[str]:
-    """Yield which keys of workflows the launchers of their pools cannot keep."""
+    """Yield faults of workflows whose keys the launcher of their pool does not support."""
     for name, each in workflows.items():
         pool = pools.get(each.pool)
         key = f"workflow.{_bare(name)}"
@@ -572,7 +585,7 @@ def _launcher_problems(
 
 
 def _conflict_problems(workflows: Mapping[str, Workflow]) -> Iterator[str]:
-    """Yield what is wrong with the workflows that are to resolve conflicts."""
+    """Yield faults of the workflows that `on_conflict` names."""
     for name, workflow in workflows.items():
         wanted = workflow.worktree.on_conflict if workflow.worktree else None
         key = f"workflow.{_bare(name)}.on_conflict"
@@ -626,7 +639,7 @@ def _notify_events(value: object) -> tuple[str, ...]:
 def _read_pools(
     tables: Mapping[str, object], folder: _Reader, problems: list[str]
 ) -> dict[str, Pool]:
-    """Read every `[pool.NAME]`; there is always `local`."""
+    """Read every `[pool.NAME]`; the result always has `local`."""
     pools = {LOCAL: Pool(LOCAL)}
     for name, table in tables.items():
         key = f"pool.{_bare(name)}"
@@ -665,7 +678,7 @@ def _read_pool(
         "slots": _whole(1, _MOST_SLOTS),
         **of_launcher.get(str(launcher), {}),
     }
-    if launcher not in of_launcher:  # nobody knows which keys it would have
+    if launcher not in of_launcher:  # already a fault: its other keys are unknown
         table = {name: value for name, value in table.items() if name in readers}
     values = _read_table(table, readers, key=key, problems=problems)
     launcher, slots = str(values.pop("launcher", LOCAL)), values.pop("slots", None)
@@ -673,7 +686,7 @@ def _read_pool(
 
 
 def _launchers(folder: _Reader) -> Mapping[str, Mapping[str, _Reader]]:
-    """The keys of each launcher, whose readers return JSON values."""
+    """Return {launcher: {key: its reader}}; these readers return JSON values."""
 
     def shared(value: object) -> str:
         return str(folder(value))
@@ -753,7 +766,7 @@ def _workflow_name(value: object) -> str:
 
 
 def _git_name(value: object) -> str:
-    # What git takes for an option, or for several, is no name.
+    # git would take a name with a leading "-" for an option, and ":" for a refspec.
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./@+-]*", value):
         raise ValueError(f'expected a name in git such as "main" or "origin", not {value!r:.60}')
     return value
@@ -822,7 +835,10 @@ def _read_github(
 def _read_table(
     table: Mapping[str, object], readers: Mapping[str, _Reader], *, key: str, problems: list[str]
 ) -> dict[str, Any]:
-    """Read each value of *table* by its reader, and add what cannot be read to *problems*."""
+    """Return {key: value} of *table*, read by *readers*; add faults to *problems*.
+
+    *key*: the name of the table in errors.
+    """
     if isinstance(problems, _Keys):
         problems.known[key] = readers
     values = {}
@@ -839,7 +855,7 @@ def _read_table(
 
 
 def _bare(key: str) -> str:
-    """Write a key as TOML does: in quotes unless it is plain."""
+    """Write a key as TOML does: in quotes unless it is a bare key."""
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else f'"{key}"'
 
 
@@ -938,9 +954,9 @@ def _size(value: object) -> int:
 
 
 def _variables(value: object) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the names that are let through, and the variables that are given a value.
+    """Return the names of variables to pass on, and {name: value} of those to set.
 
-    A list has names; of a table, `true` lets one through.
+    A list has names to pass on; so has a table, with the value true.
     """
     if not isinstance(value, dict):
         return _environment(value), {}

@@ -1,9 +1,9 @@
 """Plans: Markdown files that describe a feature and its phases.
 
-`# Title` and what follows it describe the feature; each `## Phase 1: Title` begins a phase,
-with `Key: value` lines directly below it and the prompt after them. What is a heading and what
-merely looks like one, in a code block say, is for a Markdown parser to tell. Prompts are never
-changed. Faults are collected, so that one reading shows them all. `write_plan` is the way back.
+`# Title` and the text below it describe the feature; each `## Phase 1: Title` begins a phase, with
+`Key: value` lines directly below it and the prompt after them. A Markdown parser decides which
+lines are headings, and which only look like one, in a code block for example. Prompts are never
+changed. All faults are collected and raised together. `write_plan` is the inverse.
 """
 
 import io
@@ -28,22 +28,22 @@ from pgcoord.errors import InvalidPlan
 
 MOST_PHASES = 200
 
-# What a Markdown parser takes a second for. The second counts headings, items and quotations.
+# Plans of this size take the Markdown parser a second. Blocks: headings, list items, quotations.
 MOST_LINES = 100_000
 MOST_BLOCKS = 20_000
 
-# What the attempt counter of the database, an integer, holds with room to spare.
+# Far below the maximum of the database's attempt counter, an integer.
 _MOST_ATTEMPTS = 1_000_000
 
-# How the prerequisites of a phase have ended when it runs.
+# The values of `When:`: in which state its prerequisites must have ended for a phase to run.
 RUN_WHEN = ("completed", "failed", "always")
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
-# A parameter of a plan; in two braces it is text.
+# A parameter of a plan; in double braces it is plain text.
 _PARAMETER = re.compile(r"\{\{param\.[\w-]+\}\}|\{param\.([\w-]+)\}", re.ASCII)
 
-# A plan with more cycles than this is all cycles: the first ones say enough.
+# The most cycles that are reported: a plan with more needs a rewrite, not a longer list.
 _MOST_CYCLES = 20
 
 _WORDS = (  # noqa: SIM905
@@ -58,27 +58,27 @@ _SEPARATOR = r"(?:[:–—]|-(?=\s))"  # noqa: RUF001
 
 _PHASE = re.compile(rf"phase\s+({_NUMBER})\s*{_SEPARATOR}\s*(.*\S)", re.IGNORECASE)
 
-# What a person who wrote it must have meant as a phase, well-formed or not.
+# A heading's text that its author must have meant as a phase, well-formed or not.
 _PHASE_LIKE = re.compile(
     r"[*_]*phase"
     rf"(?:\s*(?:$|{_SEPARATOR}|[0-9])|\s+(?:{_NUMBER})\b|\s+[^\s:–—]+\s*{_SEPARATOR})",  # noqa: RUF001
     re.IGNORECASE,
 )
 
-# At the very beginning of a line no list or quotation goes on, only a code or HTML block.
+# Without indentation, the line is in no list or quotation, but maybe in a code or HTML block.
 _HEADING_LIKE = re.compile(rf"##\s*{_PHASE_LIKE.pattern}", re.IGNORECASE)
 
-# The same within such a block, however deep: indented, and with marks before it.
+# A phase's heading inside such a block, perhaps indented, with an emoji before the word.
 _HIDDEN_PHASE = re.compile(
     rf"\s*#{{1,6}}\s+[^\w\s]*\s*phase\s+(?:{_NUMBER})\s*(?:{_SEPARATOR}|$)", re.IGNORECASE
 )
 
-# What stands before a phase in its heading and says nothing of it: an emoji, an empty box.
+# Decoration before the word "phase" in a heading: an emoji, a checkbox.
 _MARKS = re.compile(
     r"(?:\[[ xX]\]|\s|~~|[^\w\s\[\]()*~#<`\"'&|.,:;!?/\\-])*\s*(?=[*_]*phase\b)", re.IGNORECASE
 )
 
-# A person's word that a phase is done, or is not to be done, in its heading.
+# A mark in a heading that the phase is done, or struck out.
 _DONE = re.compile(
     r"[^\w]*?(?:[✅☑✔🗹]|\[x\]|~~).*\bphase\b|.*(?:[✅☑✔🗹]\ufe0f?|[(\[](?:complete|completed|done)[)\]])[\s*_]*$",
     re.IGNORECASE,
@@ -88,13 +88,13 @@ _DONE_AT_END = re.compile(
     r"(?:[✅☑✔🗹]\ufe0f?|[(\[](?:complete|completed|done)[)\]]|~~|[\s*_])+$", re.IGNORECASE
 )
 
-# A heading of a phase by another word, or with more before it.
+# A heading that may be meant as a phase: with text before it, or another word for "phase".
 _NAMES_PHASE = re.compile(rf"\bphase\s+(?:{_NUMBER})\b", re.IGNORECASE)
 _NAMES_STEP = re.compile(
     rf"[\W_]*(?:stage|step|task|part|milestone)\s+(?:{_NUMBER})\b", re.IGNORECASE
 )
 
-# A line of prose, or the end of a title, that says what a phase needs.
+# A line of prose, or the end of a title, that names the prerequisites of a phase.
 _NEED = re.compile(
     r" {0,3}(?:>[ ]?)?(?:[-+*][ \t]+)?[*_]*"
     r"(?P<key>depends? on|dependenc(?:y|ies)|prerequisites?|blocked by)"
@@ -105,7 +105,7 @@ _NEED_OF_TITLE = re.compile(
     r"\s*[(\[]\s*depends? on:?\s*(?P<value>[^()\[\]]*)[)\]]\s*$", re.IGNORECASE
 )
 
-# The sections of the prompts that the built-in planner writes (planner/prompt.md).
+# The headings of sections in prompts of the built-in planner (planner/prompt.md).
 _OF_PROMPTS = {
     "what is to be done",
     "what it is about",
@@ -122,10 +122,10 @@ _PICTURE = re.compile(
     r"\[?!\[[^\]]*\]\([^)]*\)(?:\]\([^)]*\))?|</?(?:img|p|a|div|br|h1|center|picture|source)\b[^>]*>"
 )
 
-# Below the title: what the feature may cost.
+# Below the title: the most that the feature may cost.
 _BUDGET = re.compile(r"[*_]*budget[*_]*\s*:[*_]*\s*(?P<value>.*)", re.IGNORECASE)
 
-# A line that says that a list of files follows, an element of it, and what is a file there.
+# The line above a list of files, an element of that list, and the name of a file in an element.
 _FILES = re.compile(r" {0,3}(?:[-+*][ \t]+)?[*_]*files[*_]*[ \t]*:[*_]*", re.IGNORECASE)
 _ELEMENT = re.compile(r"\s*[-+*][ \t]+(?:\[[ xX]\][ \t]+)?(?P<text>.*\S)")
 _LISTED_FILE = re.compile(
@@ -146,15 +146,15 @@ _KEY_LINE = re.compile(
 _markdown = MarkdownIt("commonmark", {"maxNesting": 100}).disable(["inline", "reference"])
 
 _Problem = tuple[int, str]
-"""A line, from 1, and what is wrong there."""
+"""The number of a line, from 1, and a message about it."""
 
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """A phase as its plan describes it; None and () are what the plan does not say.
+    """A phase as its plan describes it; None and () stand for keys that the plan does not have.
 
-    `line` is that of its heading, `depends_on` is as the plan means it, with the phase before
-    where nothing is said, and `prompt` is to the letter.
+    *line*: the number of its heading's line. *depends_on*: numbers of phases; without the key, the
+    number of the phase before it. *prompt*: unchanged. *environment*: pairs of name and value.
     """
 
     number: int
@@ -175,10 +175,10 @@ class PlannedPhase:
     environment: tuple[tuple[str, str], ...] = ()
     is_completed: bool = False
     taken: tuple[tuple[str, int], ...] = field(default=(), compare=False)
-    """Each key that the plan says, and the number of the line that says it."""
+    """Pairs of each key in the plan and the number of its line."""
 
     def row(self) -> dict[str, object]:
-        """Return the phase as `Plan.feature` lists it."""
+        """Return the phase as an object of `Plan.feature`'s "phases", without absent keys."""
         seconds = None if self.timeout is None else self.timeout.total_seconds()
         optional = {
             "workflow_type": self.workflow,
@@ -211,11 +211,11 @@ class Plan:
     description: str
     phases: tuple[PlannedPhase, ...]
     notes: tuple[str, ...] = ()
-    """What a reader might miss, each as `file:line: what`: sections that belong to no phase."""
+    """Remarks as `file:line: text`: sections that belong to no phase, phases renumbered from 0."""
     max_cost_usd: float | None = None
 
     def feature(self) -> dict[str, object]:
-        """Return the plan as pgcoord.submit_feature(jsonb) takes it."""
+        """Return the plan as the argument of pgcoord.submit_feature(jsonb); costs in US dollars."""
         hours = [phase.hours for phase in self.phases if phase.hours is not None]
         return {
             "title": self.title,
@@ -229,9 +229,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Section:
-    """What a phase's heading and the lines up to the next say; number 0 is a faulty heading.
+    """A phase's heading, keys and prompt as read; *keys*: {key: (line, value or None if faulty)}.
 
-    Before `_renumbered`, -1 is a faulty heading, and 0 may be a phase.
+    The number of a faulty heading is 0, but -1 until `_renumbered`, when 0 may be a phase.
     """
 
     line: int
@@ -262,7 +262,10 @@ def read_plan(
     takes_done: bool = False,
     parameters: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Read the plan at *path*, a UTF-8 file; for the rest see `parse_plan`."""
+    """Read the plan at *path*, a UTF-8 file; the other parameters are those of `parse_plan`.
+
+    Raises `InvalidPlan`, also when the file cannot be read.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -285,7 +288,7 @@ def read_plan(
 
 
 def looks_like_plan(text: str) -> bool:
-    """Whether *text* has a phase of a plan in it, well-formed or not, rather than a description."""
+    """Whether *text* has the heading of a phase, well-formed or not; else it is a description."""
     return any(_HEADING_LIKE.match(line) for line in _lines(text))
 
 
@@ -299,13 +302,13 @@ def parse_plan(
     takes_done: bool = False,
     parameters: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Read the plan *text*; *name* stands for its file in errors.
+    """Parse the plan *text*; *name* is the name of its file in errors and notes.
 
-    Where the text has no title, it is *title*. With *workflows*, a phase may name only one of
-    these, and must name one unless there is a default. A phase that is marked as done is a fault,
-    or completed with *takes_done*. `{param.NAME}` is filled from *parameters*, each of which has to
-    be in the plan; None leaves it alone. Raises InvalidPlan with every fault, in the order of
-    lines.
+    *title*: used if the text has none. *workflows*: the names that a phase may give (None: any);
+    unless *has_default*, each phase must give one. *takes_done*: read a phase that is marked as
+    done as completed; otherwise the mark is a fault. *parameters*: the values of `{param.NAME}`;
+    each must occur in the plan, and each occurrence needs a value (None: leave them unchanged).
+    Raises `InvalidPlan` with every fault, in the order of lines.
     """
     lines = _without_front_matter(_lines(text))
     problems = [*_unusable_characters(lines), *_excess(lines)]
@@ -342,10 +345,10 @@ def parse_plan(
 
 
 def write_plan(title: str, description: str | None, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write phases, as `Plan.feature` lists them, as a plan; the faulty are written as they are.
+    """Return the Markdown of a plan; *rows* are objects as in `Plan.feature`'s "phases".
 
-    `parse_plan` reads the same phases from it, unless they say what a plan cannot: it is for
-    whoever needs that to try.
+    Nothing is validated. `parse_plan` reads the same phases back unless a value cannot be expressed
+    in a plan; a caller that depends on that must compare.
     """
     parts = [f"# {' '.join(title.split())}\n"]
     if description and description.strip():
@@ -379,13 +382,16 @@ def _written(row: Mapping[str, Any]) -> str:
 
 
 def _decimal(number: float | None) -> str | None:
-    """A number as a plan has it: without an exponent, or a nought at its end."""
+    """Format a number for a plan: at most six decimals, no exponent, no trailing zeros."""
     return None if number is None else f"{number:.6f}".rstrip("0").rstrip(".")
 
 
 @dataclass(frozen=True)
 class _Heading:
-    """A heading outside of any list or quotation; its lines are counted from 0."""
+    """A heading outside of any list or quotation, on the lines *start* to *end* (excluded), from 0.
+
+    *text* is without decoration before "phase"; *is_done*: a mark says so.
+    """
 
     tag: str
     text: str
@@ -395,19 +401,19 @@ class _Heading:
 
 
 def _lines(text: str) -> list[str]:
-    """Split *text* where Markdown does (str.splitlines knows more line ends), keeping the ends."""
+    """Split *text* at Markdown's line ends, which are kept (str.splitlines splits at more)."""
     return io.StringIO(text, newline="").readlines()
 
 
 def _unusable_characters(lines: list[str]) -> Iterator[_Problem]:
-    """Find what Postgres cannot store."""
+    """Find characters that Postgres cannot store: NUL, and unpaired surrogates."""
     for number, line in enumerate(lines, 1):
         if match := re.search("[\0\ud800-\udfff]", line):
             yield number, f"unusable character U+{ord(match[0]):04X}: a plan is plain text"
 
 
 def _excess(lines: list[str]) -> Iterator[_Problem]:
-    """Find where the plan is too long to be parsed."""
+    """Find the first line and the first block beyond the limits for parsing."""
     if len(lines) > MOST_LINES:
         yield MOST_LINES + 1, f"too many lines: a plan has at most {MOST_LINES}"
     blocks = (number for number, line in enumerate(lines, 1) if _BLOCK.match(line))
@@ -431,7 +437,7 @@ def _headings(tokens: list[Token]) -> Iterator[_Heading]:
 
 
 def _without_front_matter(lines: list[str]) -> list[str]:
-    """Blank the YAML between two `---` at the very beginning, so that lines keep their numbers."""
+    """Blank the YAML front matter between two `---`, so that all lines keep their numbers."""
     if not lines or lines[0].rstrip() != "---":
         return lines
     end = next((i for i, line in enumerate(lines[1:], 1) if line.rstrip() in ("---", "...")), 0)
@@ -439,9 +445,10 @@ def _without_front_matter(lines: list[str]) -> list[str]:
 
 
 def _other_phases(headings: list[_Heading], starts: list[_Heading]) -> Iterator[_Problem]:
-    """Find headings that a reader takes for phases, and this module does not.
+    """Find headings that are probably meant as phases, but are not written as one.
 
-    Below a phase, `### Step 1` is part of its prompt; beside phases it is one by another name.
+    `### Step 1` below a phase is part of its prompt; `## Step 1`, at the level of phases, is a
+    fault.
     """
     taken = {each.start for each in starts}
     expected = 'expected "## Phase 1: Title"'
@@ -456,7 +463,7 @@ def _other_phases(headings: list[_Heading], starts: list[_Heading]) -> Iterator[
 
 
 def _lost_headings(tokens: list[Token], lines: list[str], found: set[int]) -> Iterator[_Problem]:
-    """Find phases that Markdown takes for text, but no reader would."""
+    """Find lines that look like the heading of a phase, but are text or code in Markdown."""
     suspects = [
         i
         for i, line in enumerate(lines)
@@ -504,7 +511,7 @@ def _read_front(
     problems: list[_Problem],
     else_titled: str | None,
 ) -> tuple[str, str]:
-    """Read what stands before the first phase: the title and the description."""
+    """Return title and description, from the lines before the first phase."""
     end = starts[0].start if starts else len(lines)
     titles = [each for each in headings if each.tag == "h1" and each.start < end]
     if not starts:
@@ -520,7 +527,7 @@ def _read_front(
     for other in others:
         problem = f"a second title: the first is on line {title.start + 1}"
         problems.append((other.start + 1, problem))
-    # A comment may well stand first: a licence, or what a linter is to leave alone.
+    # A comment may come first: a licence, or a directive for a linter.
     above = next(
         token
         for token in tokens
@@ -535,7 +542,10 @@ def _read_front(
 def _take_budget(
     description: str, lines: list[str], problems: list[_Problem]
 ) -> tuple[str, float | None]:
-    """Take what the feature may cost from the first line below its title, if it says that."""
+    """Split off a `Budget:` in the first line of *description*.
+
+    Return the rest of it, and the amount in US dollars; None if there is none.
+    """
     first, _, rest = description.partition("\n")
     match = _BUDGET.fullmatch(first.strip())
     if not match:
@@ -550,9 +560,10 @@ def _take_budget(
 
 
 def _ends(headings: list[_Heading], starts: list[_Heading]) -> list[_Heading]:
-    """Return the headings that end a phase: of the next, or of a section that is no part of it.
+    """Return the headings that end a phase: the next phase's, or that of an unrelated section.
 
-    Sections that several phases have, or that our own prompts have, are parts of them.
+    A `##` section that occurs in several phases, or in prompts of the built-in planner, is part of
+    its phase.
     """
     taken = {each.start for each in starts}
     phases_with: dict[str, set[int]] = {}
@@ -573,7 +584,7 @@ def _ends(headings: list[_Heading], starts: list[_Heading]) -> list[_Heading]:
 
 
 def _is_ornament(token: Token, lines: list[str]) -> bool:
-    """Tell whether a block is a comment, a rule or nothing but pictures."""
+    """Whether a block is HTML, such as a comment, a rule, or only pictures."""
     if token.type in ("html_block", "hr"):
         return True
     text = "".join(lines[slice(*_extent(token))])
@@ -588,7 +599,7 @@ def _read_sections(
     notes: list[_Problem],
     takes_done: bool,
 ) -> list[_Section]:
-    """Read each phase, up to the next heading of its level that begins something else."""
+    """Read each phase, up to the next heading of `_ends`."""
     taken = {each.start for each in starts}
     ends = _ends(headings, starts)
     sections = []
@@ -623,7 +634,7 @@ def _read_section(
     keys = _read_keys(block, heading.end + start + 1, problems)
     below = start + len(block)
     if listed := _listed_files(body, below):
-        # The list stays in the prompt: it may say what is to be done with each.
+        # The list stays in the prompt: it may say what to do with each file.
         keys.setdefault("files", (heading.end + listed[0] + 1, listed[1]))
     title = match[2] if match else ""
     if "depends on" not in keys:
@@ -636,7 +647,10 @@ def _read_section(
 
 
 def _renumbered(sections: list[_Section], notes: list[_Problem]) -> list[_Section]:
-    """Number the phases of a plan that begins with phase 0 from 1, and say so in *notes*."""
+    """Renumber a plan with a phase 0, so that it begins with 1, and add that to *notes*.
+
+    Faulty headings get number 0.
+    """
     zero = next((section.line for section in sections if section.number == 0), None)
     if zero is not None:
         notes.append((zero, "phases are numbered from 1, so each has the number after its own"))
@@ -657,9 +671,9 @@ def _renumbered(sections: list[_Section], notes: list[_Problem]) -> list[_Sectio
 
 
 def _listed_files(body: list[str], start: int) -> tuple[int, tuple[str, ...]] | None:
-    """Find `**Files:**` with a list below it: its index in *body*, and what the list names.
+    """Find `**Files:**` with a list below it; return its index in *body*, and the files named.
 
-    Of each element it is what is in backticks, else a first word that looks like a path.
+    The name in an element is the text in backticks, or the first word that looks like a path.
     """
     for i in range(start, len(body)):
         if not _FILES.fullmatch(body[i].rstrip()):
@@ -681,9 +695,9 @@ def _read_needs(
     keys: dict[str, tuple[int, Any]],
     problems: list[_Problem],
 ) -> str:
-    """Read what a phase needs where no key says it: from its title or its prose.
+    """Read the prerequisites of a phase without that key from its title or its prose into *keys*.
 
-    Return the title without it. Prose that names no phase ("Dependencies: numpy") is left alone.
+    Return the title without them. Prose that names no phase ("Dependencies: numpy") is ignored.
     """
     found = _NEED_OF_TITLE.search(title)
     needs = [(line, found["value"], True)] if found else []
@@ -720,12 +734,12 @@ def _number(text: str) -> int:
 
 
 def _is_blank(line: str) -> bool:
-    """Tell as Markdown does; str.strip knows more spaces."""
+    """Whether a line is blank in Markdown (str.strip removes more kinds of spaces)."""
     return not line.strip(" \t\r\n")
 
 
 def _text(lines: list[str]) -> str:
-    """Join *lines* to the letter, but for the blank ones around and the last one's end."""
+    """Join *lines* unchanged, without blank lines around them and without the last line end."""
     filled = [i for i, line in enumerate(lines) if not _is_blank(line)]
     if not filled:
         return ""
@@ -733,10 +747,10 @@ def _text(lines: list[str]) -> str:
 
 
 def _key_lines(body: list[str]) -> tuple[int, list[re.Match[str]]]:
-    """Find the lines of keys at the head of *body*, and where they begin.
+    """Return the index at which the lines of keys at the head of *body* begin, and their matches.
 
-    They end at the first other line. Below a blank line they need a key that is known among
-    them, else they are prose, which may well begin with `Note: `.
+    They end at the first other line. After a blank line, they are keys only if one of them is
+    known; otherwise they are prose, which may begin with `Note: `.
     """
     start = next((i for i, line in enumerate(body) if not _is_blank(line)), 0)
     matches = (
@@ -770,7 +784,7 @@ def _key(match: re.Match[str]) -> str:
 def _read_keys(
     block: list[re.Match[str]], first_line: int, problems: list[_Problem]
 ) -> dict[str, tuple[int, Any]]:
-    """Read each key's line and value; the value of a faulty one is None."""
+    """Return {key: (line, value)}; the value of a faulty key is None, its fault in *problems*."""
     keys: dict[str, tuple[int, Any]] = {}
     for line, match in enumerate(block, first_line):
         key = _key(match)
@@ -893,7 +907,7 @@ KEYS: dict[str, Callable[[str], Any]] = {
 
 
 def _faults_in_order(sections: list[_Section]) -> Iterator[_Problem]:
-    """Find numbers that are there twice, or missing."""
+    """Find numbers of phases that occur twice, or are missing."""
     lines: dict[int, int] = {}
     for section in sections:
         if section.number in lines:
@@ -901,7 +915,7 @@ def _faults_in_order(sections: list[_Section]) -> Iterator[_Problem]:
             yield section.line, f"phase {section.number} is here a second time: {first}"
         elif section.number:
             lines[section.number] = section.line
-    # Where a heading is faulty, a missing number is most likely its.
+    # A missing number is most likely that of a faulty heading.
     if all(section.number for section in sections):
         for before, number in pairwise([0, *sorted(lines)]):
             if number - before == 2:
@@ -923,14 +937,14 @@ def _faults_in_dependencies(sections: list[_Section]) -> Iterator[_Problem]:
             yield section.line_of("when"), problem
         if section.number in named:
             yield line, f"Depends on: phase {section.number} cannot depend on itself"
-        # A faulty heading may be that of the unknown phase.
+        # An unknown phase may be the one with the faulty heading.
         for number in sorted(set(named) - numbers) if 0 not in numbers else ():
             yield line, f"Depends on: there is no phase {number}"
     yield from _cycles(sections)
 
 
 def _cycles(sections: list[_Section]) -> Iterator[_Problem]:
-    """Find cycles that share no dependency with each other."""
+    """Find cycles of dependencies, at most `_MOST_CYCLES`, none of which share a dependency."""
     of_number = {section.number: section for section in sections if section.number}
     graph = {
         number: {each for each in section.depends_on if each in of_number and each != number}
@@ -944,7 +958,10 @@ def _cycles(sections: list[_Section]) -> Iterator[_Problem]:
 
 
 def _paths_of_cycles(graph: dict[int, set[int]]) -> Iterator[list[int]]:
-    """Yield cycles, each from its lowest number back to it, and take them out of *graph*."""
+    """Yield cycles, each from its lowest number back to it, and remove their edges from *graph*.
+
+    *graph*: {phase: its prerequisites}.
+    """
     while True:
         try:
             TopologicalSorter(graph).prepare()
@@ -1004,7 +1021,7 @@ def _phase(section: _Section) -> PlannedPhase:
 
 
 def _faults_in_parameters(lines: list[str], given: Mapping[str, str]) -> Iterator[_Problem]:
-    """Find parameters without a value, and values without a parameter."""
+    """Find parameters without a value in *given*, and values that no parameter uses."""
     used = set()
     for number, line in enumerate(lines, 1):
         for match in _PARAMETER.finditer(line):
@@ -1019,7 +1036,7 @@ def _faults_in_parameters(lines: list[str], given: Mapping[str, str]) -> Iterato
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:
-    """Fill the parameters of *text*; what is filled in is not looked at again."""
+    """Fill the parameters of *text*, once: braces in a value are not filled again."""
     return _PARAMETER.sub(lambda match: values[match[1]] if match[1] else match[0][1:-1], text)
 
 

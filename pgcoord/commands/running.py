@@ -283,7 +283,8 @@ async def serve(
     while the database is unusable; /readyz then says why. *drain*: the first signal stops claiming,
     and waits until the processes started here have ended; a second one stops at once. SIGHUP
     replaces the configuration by that of *read_anew*; it counts as a signal to stop when the
-    terminal was closed. Raises `DatabaseUnusable` for a wrong schema, or when notifications do not arrive.
+    terminal was closed. Raises `DatabaseUnusable` for a wrong schema, or when notifications do not
+    arrive.
     """
     stopping = asyncio.Event()
 
