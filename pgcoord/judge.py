@@ -1,11 +1,11 @@
-"""Runs the command of a phase and judges it: by exit status, by its own words, then by a check.
+"""Run the command of a phase and judge it: by exit status, by its output, then by a check.
 
     python3 judge.py SPEC COMMAND…
 
-SPEC is the JSON of `Spec`. Command and check run one after the other in the place of the phase,
-with their output in its log; where an agent writes JSON, the log gets lines that people can read.
-This file imports nothing of ours and nothing but the standard library of Python 3.8, so that it can
-travel to the machine where a job runs. The one rule: the last line says why it failed.
+SPEC is the JSON of `Spec`. Command and check run one after the other as the process of the phase,
+and their output is its log; an agent's JSON becomes lines that people can read. This file imports
+only the standard library of Python 3.8, so that it can be copied to the machine of a job. The one
+rule: the last line of the log says why the phase failed.
 
 Exit status: 0 only if all went well; that of the command, or of the check, if it is not 0; 1 if the
 output says that it failed; 124 if the check took too long; 75 if it should be tried again later.
@@ -33,26 +33,26 @@ if TYPE_CHECKING:  # Python 3.8 cannot make these
 
 CHECK_TOOK_TOO_LONG = 124
 TRY_LATER = 75
-"""As sysexits.h has it: what failed is not the phase, and waiting helps."""
+"""EX_TEMPFAIL of sysexits.h: the phase itself did not fail, and a later retry may succeed."""
 
 _TERMINATED = 128 + signal.SIGTERM
 
-# The longest line that is read as JSON; the rest of a longer one is passed on as it is.
+# Bytes of the longest line that is read as JSON; a longer one is passed on in parts.
 _LONGEST = 4_000_000
 
-# What is quoted of an answer, a command or an error, in characters.
+# Characters that are quoted of an answer, a command or an error.
 _QUOTED = 300
 
-# Seconds: what the command wrote before its end is read so long, though something holds its pipe;
-# an agent that only waits for the network is ended after so many; between TERM and KILL.
+# Seconds: for reading the rest of the output after the command has ended, even if another process
+# holds its pipe; until an agent that only waits for the network is ended; from SIGTERM to SIGKILL.
 _DRAIN = 0.2
 _PATIENCE = 120.0
 _GRACE = 5.0
 
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-_])")
 
-# What agents say when the model cannot be reached or takes no more for now. Looked for in their
-# errors alone: an answer may well be about 429.
+# Errors of agents whose model cannot be reached, or is overloaded. Only errors are searched: an
+# answer may be about status 429.
 _TEMPORARY = re.compile(
     r"\b(?:429|500|502|503|504|529)\b|overloaded|rate.?limit|too many requests|usage limit"
     r"|resource.?exhausted|unavailable|unable to connect|connection (?:error|refused|reset)"
@@ -64,11 +64,11 @@ _NO_NETWORK = re.compile(r"waiting for network", re.IGNORECASE)
 
 
 class Spec(NamedTuple):
-    """How a command is judged; `check` is a command, empty for none, and `agent` a name of ours.
+    """How to judge a command.
 
-    Each of `fails_on` is a member of a JSON object on a line of the output, `$.error.code`, that
-    must not be there with a value (false, 0 and empty ones are none), or a regular expression that
-    no line may match.
+    *check*: the command to run after it; empty for none. *agent*: a key of `AGENTS`, or None.
+    *fails_on*: each is a regular expression that no line of the output may match, or the path of a
+    member, `$.error.code`, that must be absent, false, 0 or empty in each JSON object on a line.
     """
 
     check: Sequence[str] = ()
@@ -78,31 +78,31 @@ class Spec(NamedTuple):
 
 
 class Findings:
-    """What the output has said so far."""
+    """What was found in the output so far: a failure, errors, and members of the result."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
+        """Begin with nothing; *waits_since*: monotonic time of the first "waiting for network"."""
         self.failure: str | None = None
         self.errors: list[str] = []
         self.waits_since: float | None = None
         self.result: dict[str, Any] = {}
 
     def fail(self, words: str) -> None:
-        """It has failed, whatever its exit status; the first words count."""
+        """Record that the command failed, whatever its exit status; the first *words* are kept."""
         self.failure = self.failure or words
 
     def error(self, words: str) -> None:
-        """An error, which may yet be followed by success."""
+        """Record an error, after which the command may still succeed; the last ten are kept."""
         self.errors = [*self.errors[-9:], words]
 
     def add_tokens(self, taken: int, written: int) -> None:
-        """So many tokens were read and written."""
+        """Add *taken* input and *written* output tokens to the result."""
         self.result["tokens_in"] = self.result.get("tokens_in", 0) + taken
         self.result["tokens_out"] = self.result.get("tokens_out", 0) + written
 
     @property
     def temporary(self) -> str | None:
-        """The error that waiting mends, if its last ones are such."""
+        """The latest of the kept errors that a later retry may mend; None if there is none."""
         for words in reversed(self.errors):
             if _TEMPORARY.search(words):
                 return words
@@ -110,17 +110,18 @@ class Findings:
 
 
 def quote(text: object) -> str:
-    """On one line, not too long."""
+    """Return *text* on one line, cut to `_QUOTED` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= _QUOTED else line[: _QUOTED - 1] + "…"
 
 
 def say(words: str) -> None:
-    """A line of ours in the log."""
+    """Print a line to the log, marked as ours."""
     print(f"pgcoord: {words}", flush=True)
 
 
-# --- What agents write: each reader takes one JSON object and yields lines for people.
+# --- The output of agents: each reader takes one JSON object, yields the lines for people, and
+# records failures, errors, tokens and costs in *found*.
 
 
 def _objects(value: object) -> list[Event]:
@@ -132,7 +133,7 @@ def _whole(value: object) -> int:
 
 
 def _call(name: object, given: object) -> str:
-    """A tool that is used: its name, and the one thing that tells most about it."""
+    """Return a line on a call of a tool: its name, and its most telling argument."""
     words: object = given
     if isinstance(given, dict):
         keys = ("command", "file_path", "path", "pattern", "url", "description", "prompt")
@@ -141,7 +142,7 @@ def _call(name: object, given: object) -> str:
 
 
 def read_claude(event: Event, found: Findings) -> Iterator[str]:
-    """Claude Code and Qwen Code, `--output-format stream-json`."""
+    """Read an object of Claude Code or Qwen Code, `--output-format stream-json`."""
     kind = event.get("type")
     if event.get("subtype") == "api_retry":
         seconds = _whole(event.get("retry_delay_ms")) // 1000
@@ -200,7 +201,7 @@ def _claude_result(event: Event, found: Findings) -> Iterator[str]:
 
 
 def read_codex(event: Event, found: Findings) -> Iterator[str]:
-    """Codex, `exec --json`."""
+    """Read an object of Codex, `exec --json`."""
     kind, item = event.get("type"), event.get("item")
     if kind == "item.started" and isinstance(item, dict):
         if item.get("type") == "command_execution":
@@ -240,7 +241,7 @@ def _codex_item(item: Event, found: Findings) -> Iterator[str]:
 
 
 def read_gemini(event: Event, found: Findings) -> Iterator[str]:
-    """Gemini CLI, `--output-format stream-json`."""
+    """Read an object of Gemini CLI, `--output-format stream-json`."""
     kind = event.get("type")
     if kind == "message" and event.get("role") == "assistant":
         text = str(event.get("content", ""))
@@ -268,7 +269,7 @@ def read_gemini(event: Event, found: Findings) -> Iterator[str]:
 
 
 def read_copilot(event: Event, found: Findings) -> Iterator[str]:
-    """GitHub Copilot CLI, `--output-format json`."""
+    """Read an object of GitHub Copilot CLI, `--output-format json`."""
     kind, data = event.get("type"), event.get("data")
     data = data if isinstance(data, dict) else {}
     if kind == "assistant.message" and str(data.get("content", "")).strip():
@@ -291,7 +292,7 @@ def read_copilot(event: Event, found: Findings) -> Iterator[str]:
 
 
 def read_opencode(event: Event, found: Findings) -> Iterator[str]:
-    """OpenCode, `run --format json`."""
+    """Read an object of OpenCode, `run --format json`."""
     kind, part = event.get("type"), event.get("part")
     part = part if isinstance(part, dict) else {}
     if kind == "text" and str(part.get("text", "")).strip():
@@ -320,7 +321,7 @@ def read_opencode(event: Event, found: Findings) -> Iterator[str]:
 
 
 def _message(error: object) -> object:
-    """What an error says: itself, or its message, however deep."""
+    """Return the message of an agent's error: the error itself, or its nested member."""
     if isinstance(error, dict):
         data = error.get("data")
         return error.get("message") or (_message(data) if data else error.get("name") or error)
@@ -328,9 +329,10 @@ def _message(error: object) -> object:
 
 
 class Agent(NamedTuple):
-    """An agent program as it is run without a person: it gets the prompt as its input.
+    """An agent program, run without a person; its stdin is the prompt.
 
-    `environment` names the variables of the coordinator that it needs, as far as they are set.
+    *environment*: names of the coordinator's variables to pass on, if they are set. *read*: the
+    reader of its output.
     """
 
     command: Sequence[str]
@@ -340,7 +342,7 @@ class Agent(NamedTuple):
 
 AGENTS: dict[str, Agent] = {
     "claude": Agent(
-        # Files may be edited without a question; there is nobody to ask for more.
+        # It may edit files without a question; other permissions are refused, as nobody can answer.
         "claude --print --output-format stream-json --verbose"
         " --permission-mode acceptEdits".split(),
         "ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL CLAUDE_CODE_OAUTH_TOKEN"
@@ -348,7 +350,7 @@ AGENTS: dict[str, Agent] = {
         read_claude,
     ),
     "codex": Agent(
-        # It may write where it stands and nowhere else, so it cannot commit in a worktree.
+        # It may write only below its current folder, so it cannot commit in a worktree.
         "codex exec --json --sandbox workspace-write -".split(),
         "CODEX_API_KEY OPENAI_API_KEY CODEX_HOME".split(),
         read_codex,
@@ -393,7 +395,7 @@ class _Lines:
         os.set_blocking(pipe.fileno(), False)
 
     def read(self) -> list[bytes] | None:
-        """The lines that have come; None at the end."""
+        """Return the complete lines available now, without blocking; None at the end."""
         try:
             data = os.read(self.pipe.fileno(), 65536)
         except BlockingIOError:
@@ -406,16 +408,16 @@ class _Lines:
         return lines
 
     def rest(self) -> list[bytes]:
-        """What came after the last line's end."""
+        """Return the incomplete last line, if there is one."""
         kept, self._kept = self._kept, b""
         return [kept] if kept else []
 
 
 class Judge:
-    """One phase."""
+    """Runs and judges the command of one phase."""
 
     def __init__(self, spec: Spec) -> None:
-        """Judge as *spec* says."""
+        """Judge by *spec*."""
         self.spec = spec
         self.found = Findings()
         self._is_ending = False
@@ -426,7 +428,10 @@ class Judge:
         self._members = [each[2:].split(".") for each in spec.fails_on if each.startswith("$.")]
 
     def run(self, command: list[str]) -> int:
-        """Run the command, then the check; return the exit status, and say why it is not 0."""
+        """Run the command, then the check; return the exit status, and log why it is not 0.
+
+        Blocks until both have ended. Adds tokens, costs and summary to the result file.
+        """
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(each, self._end)
         status = self._run_command(command)
@@ -461,7 +466,7 @@ class Judge:
             except OSError as error:
                 say(f"cannot start {command[0]}: {error.strerror or error}")
                 return 127
-        if self._is_ending:  # told while it was being started
+        if self._is_ending:  # the signal came while it was being started
             process.terminate()
         if listens:
             self._listen(process)
@@ -469,7 +474,7 @@ class Judge:
         return 128 - status if status < 0 else status
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        """Read what the command writes until its end, though others may hold its pipes open."""
+        """Read the output until the command ends, even if other processes hold its pipes open."""
         assert process.stdout
         assert process.stderr
         ended, end = os.pipe()
@@ -549,7 +554,7 @@ class Judge:
         except OSError as error:
             say(f"cannot start the check {check[0]}: {error.strerror or error}")
             return 127
-        if self._is_ending:  # told while it was being started
+        if self._is_ending:  # the signal came while it was being started
             self._signal_check(signal.SIGTERM)
         try:
             status = self._check.wait(seconds)
@@ -572,12 +577,12 @@ class Judge:
                 os.killpg(self._check.pid, number)
 
     def _end(self, number: int, frame: object) -> None:
-        """Be told to end: the command is told, too, by who tells us; its check is not."""
+        """Handle a signal to end. Its sender signals the command as well, but not the check."""
         self._is_ending = True
         self._signal_check(signal.SIGTERM)
 
     def _reported_failure(self) -> str | None:
-        """What the command says of itself in its result, where it can say it nowhere else."""
+        """Return why the command failed, if its result file has the status "failed"."""
         result = _result()
         if result and result.get("status") == "failed":
             reason = result.get("error") or result.get("error_message") or "no reason"
@@ -585,7 +590,7 @@ class Judge:
         return None
 
     def _keep_result(self) -> None:
-        """Add what was found to the result of the phase; what is there already counts."""
+        """Add the findings to the result file; members that the command wrote take precedence."""
         path, result = os.environ.get("PGCOORD_RESULT_FILE"), _result()
         if not path or not self.found.result or result is None:
             return
@@ -601,7 +606,7 @@ class Judge:
 
 
 def _result() -> dict[str, Any] | None:
-    """The result that was written so far, empty if there is none; None if it is no object."""
+    """Return the result file's object, {} if there is none; None if it cannot be read as one."""
     path = os.environ.get("PGCOORD_RESULT_FILE")
     try:
         if not path or not os.path.exists(path):
@@ -624,7 +629,7 @@ def _object(text: str) -> Event | None:
 
 
 def main() -> None:
-    """Read the command line; exit as the phase shall."""
+    """Parse the command line, run, and exit with the status of the phase."""
     sys.exit(Judge(Spec(**json.loads(sys.argv[1]))).run(sys.argv[2:]))
 
 

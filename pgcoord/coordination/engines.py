@@ -1,9 +1,9 @@
 """The jobs of engines: submitted, watched, and ended by the leader, on whichever host it is.
 
-A job begins and ends by what it says itself (pgcoord/jobs.py); the engine is asked only why a job
-waits and whether it is still there, by one question for all jobs of a pool. The one rule: an answer
-that does not come says nothing, and no answer of an engine is an end before its time to be
-contradicted has passed.
+A job itself reports its begin and its end (pgcoord/jobs.py). The engine is queried only for why a
+job waits and whether it still exists, by one query for all jobs of a pool. The one rule: a missing
+answer means nothing, and a job that an engine does not list has ended only after a time in which
+the job could still report.
 """
 
 import asyncio
@@ -32,34 +32,34 @@ from pgcoord.runs.templates import Commands
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two questions to an engine: at first, and at most while nothing changes.
+# Seconds between two queries to an engine: at first, and at most while nothing changes.
 ASKS = (5.0, 60.0)
 
 # Seconds after which a job that the engine may have taken is submitted again if it is not listed:
 # twice Slurm's usual MessageTimeout.
 UNSURE = 20.0
 
-# Seconds without a word of a job that began, which the engine does not list any more, or as ended.
+# Seconds to wait for the report of a job that began, once the engine does not list it as alive.
 SILENT = 60.0
 
-# The same for one that never began, or is being ended: nothing is to be heard of it.
+# The same for a job that never began, or is being ended: it may not report at all.
 SETTLED = 10.0
 
-# Seconds between two looks into the shared folder, for a job that cannot reach us.
+# Seconds between two reads of the shared folder, for jobs that cannot reach us by HTTP.
 LOOK = 2.0
 
-# How often a job that vanished before it began is submitted.
+# The most submissions of a job that vanishes before it begins.
 _MOST_SUBMISSIONS = 3
 
-# Calls to the engine of one pool at a time, besides the question: most are processes of this
-# machine, and a controller that a thousand of them ask at once answers none.
+# Concurrent calls to the engine of one pool, besides the query: most are processes on this
+# machine, and a controller called by a thousand of them at once answers none.
 _AT_ONCE = 8
 
-# Seconds between two copies of logs of one pool, on average: of a thousand jobs each is copied
-# every four minutes, of twenty with each answer, and of every one at its end.
+# Seconds between two copies of logs in one pool, on average: each of a thousand jobs is copied
+# every four minutes, each of twenty with each answer, and every one at its end.
 _LOG_EVERY = 0.2
 
-# Errors of a shared folder that pass by themselves, and how long a phase waits for that.
+# Errors of a shared folder that may pass, and the delay before the phase is retried.
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENOTCONN)
 _PASSES = timedelta(seconds=30)
 
@@ -69,7 +69,10 @@ WRAPPER = Path(files.__file__).with_name("job.py")
 
 
 class _Unusable:
-    """Stands for an engine that cannot be used here: one pool does not hold up the others."""
+    """Stands for an engine that cannot be used here, so that the other pools still work.
+
+    `submit` raises `CannotStart`, `find`, `terminate` and `kill` raise `NotNow`, with *words*.
+    """
 
     def __init__(self, words: str) -> None:
         self._words = words
@@ -94,7 +97,7 @@ class _Unusable:
 
 
 def _kubernetes(settings: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
-    """Import it only where a pool is of Kubernetes: its client is an extra, and takes memory."""
+    """Make the engine of a Kubernetes pool; its client, an extra, is imported only here."""
     try:
         from pgcoord.runs.kubernetes import Kubernetes
     except ImportError as error:
@@ -103,7 +106,7 @@ def _kubernetes(settings: Mapping[str, Any], environment: Mapping[str, str]) -> 
     return Kubernetes(settings, environment)
 
 
-# What makes the engine of a pool, of the pool's settings and the coordinator's environment.
+# By launcher: makes the engine of a pool from its settings and the coordinator's environment.
 LAUNCHERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str]], Engine]] = {
     "slurm": lambda settings, environment: Slurm(
         options=settings.get("options", ()), environment=environment
@@ -121,9 +124,10 @@ def name_of(folder: str) -> str:
 
 
 class Watcher:
-    """Who waits for news of a job: of the engine, and of the *folder* that it shares with us.
+    """Waits for news of one job, from the engine and from the *folder* that the job shares with us.
 
-    `unread`: something may have been written there since it was read last.
+    `news` is set when there may be some. `unread`: the folder may have changed since the last read.
+    *folder*: None if none is shared.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -134,16 +138,16 @@ class Watcher:
         self._stamp: tuple[int, ...] = ()
 
     def has_changed(self) -> bool:
-        """Whether the folder, or the file of an end (written in place where a disk is full), did.
+        """Whether the folder, or exit.json in it, has changed since the last call. Blocks on I/O.
 
-        Blocks.
+        On a full disk exit.json is overwritten in place, which does not change the folder.
         """
         before, self._stamp = self._stamp, _stamp_of(self.folder) if self.folder else ()
         return before != self._stamp
 
 
 class Watch:
-    """Asks the engine of one pool about its jobs, as long as somebody waits for the answer."""
+    """Queries the engine of one pool, in a task, as long as a `Watcher` waits for an answer."""
 
     def __init__(
         self,
@@ -154,14 +158,14 @@ class Watch:
         *,
         shares_folder: bool,
     ) -> None:
-        """*prefix*: how the names of this installation's jobs begin; others are left alone.
+        """*prefix*: the begin of the names of this installation's jobs; no others are touched.
 
-        *shares_folder*: whether nodes see the folders of runs.
+        *shares_folder*: whether the nodes see the folders of runs.
         """
         self.engine = engine
         self.calls = asyncio.Semaphore(_AT_ONCE)
         self.seen: Mapping[str, Sequence[Seen]] = {}
-        self.asked_at = -1.0  # loop time of the last question that was answered; -1: none was
+        self.asked_at = -1.0  # loop time of the last query that was answered; -1: none was
         self._pool = pool
         self.shares_folder = shares_folder
         self._prefix = prefix
@@ -176,9 +180,10 @@ class Watch:
         self._unanswered: tuple[float, NotNow] | None = None
 
     async def ask(self) -> Mapping[str, Sequence[Seen]]:
-        """Return an answer to a question of now; all who ask meanwhile share one. Raises `NotNow`.
+        """Query the engine; return {name of a job: its jobs}, no older than this call.
 
-        *seen* and *asked_at* are renewed.
+        Concurrent calls share one query. Sets `seen` and `asked_at`. Raises `NotNow` when the
+        engine does not answer.
         """
         wanted = now()
         async with self._asking:
@@ -196,7 +201,10 @@ class Watch:
 
     @contextmanager
     def watched(self, watcher: Watcher) -> Iterator[None]:
-        """Tell *watcher* after each answer, and when its folder changes, as long as this lasts."""
+        """Within the block, set *watcher*'s news after each query, and when its folder changes.
+
+        Starts the tasks that query and read folders, unless they run.
+        """
         self._waiting.add(watcher)
         self.hurry()
         if watcher.folder and (self._looker is None or self._looker.done()):
@@ -207,7 +215,7 @@ class Watch:
             self._waiting.discard(watcher)
 
     async def _look_again_and_again(self) -> None:
-        """Look at the shared folders of all jobs, by one call: a thread each would hold up all."""
+        """Check the shared folders of all jobs every `LOOK` seconds, in one thread for all."""
         while not self._coordination.is_stopping:
             watchers = [each for each in self._waiting if each.folder]
             if not watchers:
@@ -218,14 +226,14 @@ class Watch:
             await self._coordination.unless_stopped(asyncio.sleep(LOOK))
 
     def may_copy(self, watcher: Watcher) -> bool:
-        """Whether it is the turn of *watcher* to copy its log."""
+        """Whether *watcher* may copy its log now; if so, note that it did."""
         if now() - watcher.copied_at < _LOG_EVERY * len(self._waiting):
             return False
         watcher.copied_at = now()
         return True
 
     def hurry(self) -> None:
-        """Ask as often as may be: something is happening."""
+        """Query at the shortest interval for now: a job was submitted, or should change soon."""
         self._hurried.set()
         if self._task is None or self._task.done():
             self._task = self._coordination.create_task(self._ask_again_and_again())
@@ -239,7 +247,7 @@ class Watch:
             await asyncio.gather(listener, return_exceptions=True)
 
     async def _heed_changes(self) -> None:
-        """Ask soon whenever the engine tells by itself that something has changed."""
+        """Hurry whenever the engine's own stream of changes yields, if it has one."""
         while (changes := self.engine.changes()) is not None:
             self._is_told = True
             try:
@@ -282,8 +290,8 @@ class Watch:
                 every = ASKS[0]
 
     async def _hurried_within(self, seconds: float) -> bool:
-        # Many may hurry, one after the other. What is told at once is asked for at once, while an
-        # answer is short.
+        # A lower bound, since many may hurry one after the other. It is shorter if the engine
+        # streams changes and its answers are short.
         least = min(ASKS[0], max(1.0, len(self.seen) / 100)) if self._is_told else ASKS[0]
         await asyncio.sleep(least)
         with suppress(TimeoutError):
@@ -292,7 +300,10 @@ class Watch:
         return self._hurried.is_set()
 
     async def _open_jobs(self, names: set[str]) -> set[str]:
-        """Return those of *names* whose attempt is open; the database is asked of others only."""
+        """Return those of *names* whose attempt is open.
+
+        The database is read only if we do not supervise all of them.
+        """
         known = {name_of(folder) for folder in self._coordination.supervised_folders} & names
         if known != names:
             folders = await self._coordination.execute_with_retry(claims.open_folders)
@@ -300,9 +311,10 @@ class Watch:
         return known
 
     async def _end_strays(self) -> None:
-        """End the jobs of attempts that are over, or that the database does not know.
+        """End the jobs whose attempt has ended, or is unknown to the database.
 
-        One that has just said how it ended is left two answers' time to go by itself.
+        A running job may just have reported its end, so it is terminated only at the third answer
+        that lists it, and killed from the fifth on; a waiting one at once.
         """
         live = {
             name
@@ -328,7 +340,7 @@ class Watch:
 
 
 class Engines:
-    """The pools whose jobs are an engine's, as the database has them."""
+    """The pools of engines, as declared in the database."""
 
     def __init__(self, coordination: Coordination) -> None:
         self._coordination = coordination
@@ -337,7 +349,7 @@ class Engines:
         self._prefix = ""
 
     async def declare(self, conn: Connection) -> None:
-        """Read the pools, and look for jobs that nobody knows any more in each."""
+        """Read the declared pools, and start to query each engine, which finds stray jobs."""
         pools = await claims.pools(conn)
         self._prefix = f"pgcoord-{(await claims.installation(conn))[:8]}-"
         before, self._declared = self._declared, {each.name: each for each in pools}
@@ -348,9 +360,10 @@ class Engines:
                 self.pool(name).watch.hurry()
 
     def pool(self, name: str) -> "Pool":
-        """Return the pool *name*, some of whose jobs are an engine's.
+        """Return the pool *name*, made on first use.
 
-        Where its engine is not known any more, nothing can be asked, and jobs end by their word.
+        If its engine is not declared any more, it cannot be queried, and its jobs end only by their
+        own reports.
         """
         if name not in self._pools:
             declared = self._declared.get(name)
@@ -363,7 +376,7 @@ class Engines:
                 engine,
                 self._prefix,
                 self._coordination,
-                # Of an engine that is not known any more it may have been.
+                # An engine that is not declared any more may have shared them.
                 shares_folder="folder" in settings or launcher not in LAUNCHERS,
             )
             self._pools[name] = Pool(watch, report_url)
@@ -382,22 +395,25 @@ class Engines:
 
 
 class Pool:
-    """A pool of an engine: its watch, and where its jobs report."""
+    """A pool of an engine: its watch, and the URL to which its jobs report."""
 
     def __init__(self, watch: Watch, report_url: str | None) -> None:
-        """*report_url*: the address of this server, with or without the path of reports."""
+        """*report_url*: the API's URL, with or without /workflow-complete; None: only by folder."""
         self.watch = watch
         self.origin = report_url and report_url.removesuffix("/workflow-complete").rstrip("/")
         self.report_url = self.origin and f"{self.origin}/workflow-complete"
 
     @property
     def engine(self) -> Engine:
-        """The engine."""
+        """The engine of its watch."""
         return self.watch.engine
 
 
 class EngineSupervision(Supervision):
-    """One attempt whose job is an engine's. `recorded`: it was submitted, or never will be."""
+    """Supervises one attempt that runs as a job of an engine.
+
+    `recorded`: the job was submitted, or never will be.
+    """
 
     def __init__(
         self,
@@ -429,16 +445,16 @@ class EngineSupervision(Supervision):
         self._news.set()
 
     async def go_on(self) -> None:
-        """Continue an attempt at the point where its last coordinator left it.
+        """Continue an attempt that another coordinator left, and supervise it to its end.
 
-        The engine knows whether it was submitted; if not, it is submitted now (again: one begins).
+        If the engine does not list its job, it is submitted, perhaps again: only one copy begins.
         """
         if not self._begun and self._coordinator.leads.is_set():
             logger.info("%s taken over, job %s", self.assignment, self.name)
         await self._see_to_its_end()
 
     async def disown(self) -> None:
-        """Log the end that the job itself has told; the watch ends what is left of it."""
+        """Log the end that the job itself has reported; the watch ends a job that stays on."""
         self.process_gone = True
         await self._copy_log(at_its_end=True)
         move = await self._coordinator.execute_with_retry(
@@ -454,10 +470,10 @@ class EngineSupervision(Supervision):
         except StaleAttempt as error:
             if self._submissions:
                 raise
-            await self._give_up("returned", str(error))  # its end was asked for before that
+            await self._give_up("returned", str(error))  # ended before it was submitted
 
     async def _record_start(self) -> None:
-        """Nothing: the job itself says when it begins."""
+        """Do nothing: the job itself reports its begin."""
 
     async def _prepare(self) -> None:
         with _in_time(self.assignment.folder):
@@ -489,7 +505,7 @@ class EngineSupervision(Supervision):
         self._pool.watch.hurry()
 
     def _write_order(self) -> Order:
-        """Write what the job is to do into its folder, as runs/job.py reads it. Blocks."""
+        """Write the job's order to its folder, for runs/job.py; return it. Blocks on I/O."""
         assignment, command = self.assignment, self._command()
         folder = Path(assignment.folder)
         environment = dict(command.environment)
@@ -536,7 +552,10 @@ class EngineSupervision(Supervision):
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Follow the job to its end beside *tasks*, to which is added what begins with it."""
+        """Follow the job until its attempt has ended, and raise the first error of *tasks*.
+
+        Once the job has begun, a task that watches its output is added to *tasks*.
+        """
         tasks[0].add_done_callback(lambda _: self._news.set())
         while True:
             self._news.clear()
@@ -544,7 +563,7 @@ class EngineSupervision(Supervision):
                 tasks.append(asyncio.create_task(self._watch_output()))
             for task in tasks:
                 if task.done():
-                    task.result()  # an error, or there is nothing to watch
+                    task.result()  # raises its error; otherwise there was nothing to watch
             await self._copy_log()
             if await self._read_folder() or await self._believe_the_engine():
                 self.process_gone = True
@@ -552,7 +571,7 @@ class EngineSupervision(Supervision):
             await self._wait_for_news()
 
     async def _copy_log(self, *, at_its_end: bool = False) -> None:
-        """Copy the job's output from an engine whose nodes share no folder with us."""
+        """Copy the job's output from an engine whose nodes share no folder, if it is its turn."""
         if not at_its_end and not (self._begun and self._pool.watch.may_copy(self._watcher)):
             return
         try:
@@ -571,9 +590,9 @@ class EngineSupervision(Supervision):
                 await self._news.wait()
 
     async def _read_folder(self) -> bool:
-        """Answer and record what the job says in the shared folder; return whether it has ended.
+        """Answer and record the job's messages in the shared folder; return whether it has ended.
 
-        Of one that the engine does not have any more it is read however it looks.
+        The folder is read only if it changed, or the engine does not list the job as alive.
         """
         if not self._watcher.unread and (self._quiet_since is None or not self._watcher.folder):
             return False
@@ -601,7 +620,7 @@ class EngineSupervision(Supervision):
         return True
 
     async def _answer(self, said: Mapping[str, Any]) -> str | None:
-        """Let a copy of the job begin, or return why not."""
+        """Let a copy of the job begin (`jobs.begin_job`); return why not, None if it may."""
         answer = await self._coordinator.execute_with_retry(
             lambda conn: jobs.begin_job(
                 conn, self.assignment.attempt_id, said["copy"], said.get("job"), said.get("node")
@@ -611,7 +630,7 @@ class EngineSupervision(Supervision):
         return answer.reason if answer.code else None
 
     async def _believe_the_engine(self) -> bool:
-        """Draw the conclusion from the engine's last answer; return whether the attempt is over."""
+        """Apply the engine's last answer to this job; return whether the attempt has ended."""
         watch = self._pool.watch
         sure_at = self._since + (0.0 if self._job is not None else UNSURE)
         if watch.asked_at < sure_at and self.name not in watch.seen:
@@ -631,7 +650,10 @@ class EngineSupervision(Supervision):
         return await self._conclude_without_it(seen)
 
     async def _conclude_without_it(self, seen: Sequence[Seen]) -> bool:
-        """End the attempt of a job that the engine does not have, and that said nothing."""
+        """Conclude on a job that the engine does not list as alive, and that reported no end.
+
+        Return whether the attempt has ended; it has not if the job was submitted again.
+        """
         words = f"job {self._job or self.name}: " + (
             seen[-1].words if seen else "not listed any more"
         )
@@ -645,7 +667,7 @@ class EngineSupervision(Supervision):
                 await self._launch_again()
                 return False
             return True
-        # With `REFUSED` ends a copy that may run nothing: that says nothing of the one that may.
+        # `REFUSED` is the status of a copy that ran nothing, so not that of the one that began.
         statuses = (each.exit_status for each in seen if each.exit_status != REFUSED)
         status = next((each for each in statuses if each is not None), None)
         if status is None and self.is_ending:
@@ -663,7 +685,7 @@ class EngineSupervision(Supervision):
 
     async def _launch_again(self) -> None:
         try:
-            if self._submissions == 0:  # another coordinator has prepared it, or has not
+            if self._submissions == 0:  # an earlier coordinator may have been killed before that
                 await self._prepare()
             await self._launch()
         except NotNow as error:
@@ -672,12 +694,12 @@ class EngineSupervision(Supervision):
         except CannotStart as error:
             self._submissions = _MOST_SUBMISSIONS
             logger.warning("%s cannot be submitted: %s", self.assignment, error)
-        except StaleAttempt as error:  # it is to end, of which we hear this moment
+        except StaleAttempt as error:  # it must end; `update` will say so in a moment
             self._quiet_since = None
             logger.info("%s is not submitted again: %s", self.assignment, error)
 
     async def _end_in_time(self) -> None:
-        """End the job when `update` says so: SIGTERM, the grace, then SIGKILL until it is gone."""
+        """Wait until `update` requires the end; then terminate the job, and kill it repeatedly."""
         await asyncio.sleep(await self._end_in)
         self.is_ending = True
         logger.info("%s is being ended", self.assignment)
@@ -692,7 +714,7 @@ class EngineSupervision(Supervision):
             await asyncio.sleep(ASKS[0])
 
     async def _end_all(self, end: Callable[[str], Awaitable[None]]) -> None:
-        """Call *end* for all jobs of this name that the engine has, until it answers."""
+        """Call *end* for each living job of this name; retry while the engine does not answer."""
         while True:
             try:
                 for each in (await self._pool.watch.ask()).get(self.name, ()):
@@ -705,7 +727,7 @@ class EngineSupervision(Supervision):
                 await asyncio.sleep(ASKS[0])
 
     async def _note(self, job: str | None, waits_for: str | None) -> None:
-        """Record the job's id and why it waits, where they are new."""
+        """Record the job's id and why it waits, if either has changed (`jobs.note_job`)."""
         if (job, waits_for) != self._noted:
             self._noted = job, waits_for
             self._job = job
@@ -716,7 +738,7 @@ class EngineSupervision(Supervision):
 
 @contextmanager
 def _in_time(folder: str) -> Iterator[None]:
-    """Turn an error of the shared *folder* that passes by itself into `NotNow`."""
+    """Turn an `OSError` of `_PASSING` on the shared *folder* into `NotNow`."""
     try:
         yield
     except OSError as error:
@@ -726,7 +748,10 @@ def _in_time(folder: str) -> Iterator[None]:
 
 
 def engine_said(folder: Path) -> str:
-    """Return the last of what the engine, or the wrapper, has written beside the log; blocks."""
+    """Return the last lines of engine.log in *folder*, each after a newline; "" if none.
+
+    The engine or the wrapper writes there. Adds a likely cause if one is known. Blocks on I/O.
+    """
     try:
         text = files.read_plain(folder, "engine.log", 4_000).decode(errors="replace")
     except OSError:
@@ -753,5 +778,5 @@ def _stamp_of(folder: Path) -> tuple[int, ...]:
 
 
 def now() -> float:
-    """The time of the loop."""
+    """Return the time of the running event loop, in seconds."""
     return asyncio.get_running_loop().time()

@@ -1,7 +1,8 @@
-"""Reads the structure of a description: the pieces of work it names, and what surrounds them.
+"""Read the structure of a description: the pieces of work it names, and the text around them.
 
-Lists and headings of work are its pieces; where there are none, sentences and their clauses are.
-What stands under "Background" or "Out of scope" is no work. Nothing here is about phases.
+Elements of lists and numbered sections are the pieces; if there are none, sentences and their
+clauses. Text under "Background" or "Out of scope" is not work. `planner` makes phases of the
+pieces; nothing here does.
 """
 
 import re
@@ -16,14 +17,14 @@ from markdown_it.token import Token
 from pgcoord.errors import InvalidInput
 from pgcoord.planner.layers import WORDS, layer_of
 
-# Characters of a description that are read: ten times what anybody writes.
+# The most characters of a description: ten times the longest that we have seen.
 MOST_CHARACTERS = 200_000
 
 _markdown = (
     MarkdownIt("commonmark", {"maxNesting": 100}).disable(["inline", "reference"]).enable("table")
 )
 
-# What a section is about, by its heading; anything else is work.
+# The kind of a section by its heading; any other heading is one of work.
 _SECTIONS = {
     "criteria": re.compile(
         r"accept|success|definition of done|done when|expected|how (?:to|we) (?:test|verify)|verif",
@@ -43,17 +44,17 @@ _SECTIONS = {
 
 _VERBS = frozenset(WORDS["verbs"].split())
 
-# What may be a path; and files without an ending.
+# A string that may be a path; and names of files without an ending.
 _PATH = re.compile(r"[\w@./+:-]+")
 _UNENDING = frozenset({"Dockerfile", "Makefile", "Procfile", "Jenkinsfile"})
 
-# Endings of files; "e.g." and "Node.js" are no files, nor is "example.com".
+# Endings of file names; "e.g.", "Node.js" and "example.com" are not files.
 _ENDINGS = frozenset(WORDS["endings"].split())
 _PRODUCTS = frozenset(
     {"node.js", "next.js", "vue.js", "express.js", "d3.js", "three.js", "nuxt.js"}
 )
 
-# An estimate, which stands in brackets or at the end; "expires after 24 hours" is none.
+# An estimate, in brackets or at the end; "expires after 24 hours" is not one.
 _NUMBER_OF_HOURS = r"(?:about|approx\.?|ca\.?|~|≈)? ?(\d{1,3}(?:[.,]\d{1,2})?) ?(?:h|hrs?|hours?)"
 _HOURS = re.compile(
     rf" ?[\[(] ?{_NUMBER_OF_HOURS} ?[\])]| ?(?:[:,–—]| -) ?{_NUMBER_OF_HOURS}$",  # noqa: RUF001
@@ -65,7 +66,7 @@ _PREFIX = re.compile(
     re.IGNORECASE,
 )
 
-# How people number work: "PR 1: Title", "Step Two - Title", "2. Title", "1.2 Title", "M3: Title".
+# Numbered work: "PR 1: Title", "Step Two - Title", "2. Title", "1.2 Title", "M3: Title".
 _NUMBER_WORDS = "one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
 _NUMBERED = re.compile(
     r"(?:\[[ xX]\]|[^\w\[])*"
@@ -78,13 +79,13 @@ _NUMBERED = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
-# A person's mark that a piece of work is done.
+# A mark that a piece of work is done, or struck out.
 _DONE = re.compile(
     r"[\W_]*?(?:[✅☑✔]|\[[xX]\]|~~)|.*(?:[✅☑✔]\ufe0f?|[(\[](?:complete|completed|done)[)\]]|~~)[\s*_]*$",
     re.IGNORECASE | re.DOTALL,
 )
 
-# What a piece of work says it needs: "(depends on [1, 2])", "after step 3".
+# The prerequisites that a piece of work names: "(depends on [1, 2])", "after step 3".
 _KINDS = r"(?:(?:phase|step|task|part|item|stage|milestone|pr)s?\s+)"
 _NUMBERS = (
     rf"\[?\s*#?\d{{1,3}}(?:\s*(?:,\s*and\b|,|\band\b|&|\+)\s*{_KINDS}?#?\d{{1,3}})*(?!\d)\s*\]?"
@@ -116,19 +117,19 @@ _TASK_BOX = re.compile(r"\[([ xX])\]\s+")
 _LONGEST_TITLE = 72
 _LONGEST_PATH = 200
 
-# Words of a clause that can be a piece of work by itself.
+# The least words of a clause that can be a piece of work by itself.
 _LEAST_WORDS = 3
 
-# Characters of what a title is made from, or a layer known by: the rest is detail.
+# Characters from which a title is made: the rest is detail.
 _TELLING = 2_000
 
-# Pieces of work of one feature.
+# The most pieces of work of one feature.
 MOST_PIECES = 200
 
 
 @dataclass(frozen=True)
 class Feature:
-    """What is to be planned: a feature as its row describes it."""
+    """The feature to plan: title, description, estimated hours (None: unknown), and kind."""
 
     title: str
     description: str = ""
@@ -140,10 +141,11 @@ class Feature:
 class Item:
     """A piece of work.
 
-    `number` is what it is called in the text, 0 if nothing; `after` are such numbers that it says
-    it needs, None where it says nothing; `then` is how many of those just before it it needs, and
-    `last` means all of them. `sequence` tells numbered lists apart, 0 is none.
-    `is_sure` says that the layer is named rather than hinted at.
+    *number*: its number in the text, 0 without one. *after*: the numbers of its prerequisites, as
+    stated (None: not stated). *then*: how many pieces directly before it are prerequisites; *last*:
+    all before it are. *sequence*: identifies its numbered list, or its sentence; 0 for neither.
+    *is_sure*: the text names the layer, rather than hints at it. *is_phase*: its author numbered it
+    as a step of its own.
     """
 
     text: str
@@ -163,7 +165,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Structure:
-    """What a description says: the work, and what surrounds it."""
+    """A description taken apart: pieces of work, context, acceptance criteria, exclusions.
+
+    *in_prose*: the pieces are sentences and clauses, for lack of lists and sections.
+    """
 
     items: tuple[Item, ...]
     context: str = ""
@@ -173,7 +178,11 @@ class Structure:
 
 
 def described_by(text: str, hours: float | None = None) -> Feature:
-    """A feature as a text describes it: its first line is the title, or its first heading."""
+    """Return the feature that a Markdown text describes.
+
+    Its title is the first line, or the first `#` heading if something that is not text precedes it.
+    *hours*: the estimate for it, if there is one.
+    """
     lines = text.strip().split("\n")
     if lines[0].rstrip() == "---" and "---" in map(str.rstrip, lines[1:]):  # YAML above it
         lines = lines[[line.rstrip() for line in lines].index("---", 1) + 1 :]
@@ -193,7 +202,10 @@ def described_by(text: str, hours: float | None = None) -> Feature:
 
 
 def read_structure(feature: Feature) -> Structure:
-    """Read what a feature's description says. Raises `InvalidInput` when it is too long."""
+    """Read the structure of a feature's description.
+
+    Raises `InvalidInput` for more than `MOST_CHARACTERS`, or more than `MOST_PIECES`.
+    """
     text = feature.description.replace("\r\n", "\n").replace("\r", "\n")
     if len(text) > MOST_CHARACTERS:
         raise InvalidInput(
@@ -229,7 +241,10 @@ def read_structure(feature: Feature) -> Structure:
 
 
 class _Piece(NamedTuple):
-    """An element of a list, or a section of prose, as it stands in the text."""
+    """An element of a list, a row of a table, or a section, as written; *lead*: its first line.
+
+    *needs*: numbers of prerequisites from a table, separated by spaces, "none", or "" if unknown.
+    """
 
     text: str
     lead: str
@@ -243,7 +258,10 @@ class _Piece(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A section that its author has numbered; lines from 0, *until* is the next one's."""
+    """A section that its author has numbered; lines *start* to *until* (excluded), from 0.
+
+    *number*: 0 for a part such as "2.1". *body*: the text below its heading.
+    """
 
     start: int
     until: int
@@ -265,7 +283,7 @@ class _Heading(NamedTuple):
 
 @dataclass
 class _Reading:
-    """Goes through the blocks of a text, and collects what each is."""
+    """Goes through the blocks of a text, and sorts each into pieces, prose, context and so on."""
 
     lines: list[str]
     pieces: list[_Piece] = field(default_factory=list)
@@ -309,7 +327,7 @@ class _Reading:
         )
 
     def _read_table(self, text: str) -> bool:
-        """Take the rows of a table of numbered work, if it is one."""
+        """Add the rows of a table as pieces if it is one of numbered work; return whether it is."""
         head, *rows = (_cells(line) for line in text.split("\n") if set(line.strip()) - set("|-: "))
         numbers = [re.fullmatch(r"[A-Za-z]{0,10}\s?#?(\d{1,3})\.?", row[0]) for row in rows if row]
         if self.steps or self._heading.kind != "work" or len(rows) < 2 or not all(numbers):
@@ -349,7 +367,7 @@ class _Reading:
         self.headings = [each for each in self.headings if each.level < level]
         around = self._heading.kind
         own = next((kind for kind, words in _SECTIONS.items() if words.match(title)), "work")
-        # A heading of the first level is the title of it all.
+        # A heading of the first level is the title of the whole text.
         kind = "work" if level == 1 else around if around != "work" else own
         self.headings.append(_Heading(level, title, kind))
 
@@ -420,7 +438,7 @@ class _Reading:
                 )
             )
         if any(each.is_work for each in found):
-            # What led here is said by what follows, or is about all of it.
+            # The text above the list introduces it, or is about the whole feature.
             self.prose += [] if self._heading.level > 1 else self.body
             self.body = []
             self.pieces += found
@@ -429,7 +447,7 @@ class _Reading:
         self.lead_in = ""
 
     def _element(self, token: Token) -> str:
-        """The text of an element of a list, without its mark and what it is set in by."""
+        """Return the text of a list's element, without its marker and indentation."""
         begin, end = token.map or (0, 0)
         first, *others = self.lines[begin:end] or [""]
         mark = re.match(r"\s*(?:[-+*]|\d{1,9}[.)])\s*", first)
@@ -442,12 +460,12 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
-# Paragraphs that begin like a heading are below all of those.
+# The level of a paragraph that begins like a heading: below all of Markdown's.
 _OF_PARAGRAPH = 7
 
 
 def _candidates(tokens: list[Token], lines: list[str]) -> Iterator[_Step]:
-    """Yield the sections of work that begin with a number, with what is below them."""
+    """Yield the sections of work whose heading, or first paragraph, begins with a number."""
     outer = [token for token in tokens if token.level == 0 and token.nesting >= 0 and token.map]
     contents = {id(token): tokens[place + 1].content for place, token in enumerate(tokens[:-1])}
     blocks: list[tuple[int, int, int, str]] = []  # start, end of the heading, level, content
@@ -500,16 +518,16 @@ def _candidates(tokens: list[Token], lines: list[str]) -> Iterator[_Step]:
 
 
 def _is_counted(steps: list[_Step]) -> bool:
-    """Whether their numbers rise; those of parts ("2.1") have no say."""
+    """Whether the numbers of *steps* rise; parts such as "2.1" are ignored."""
     numbers = [step.number for step in steps if step.number]
     return all(before < after for before, after in pairwise(numbers))
 
 
 def _numbered_sections(tokens: list[Token], lines: list[str]) -> dict[int, _Step]:
-    """Find the sections of work that their author has numbered, by the line where each begins.
+    """Return {first line: step} for the sections of work that their author has numbered.
 
-    They are headings of one level, or paragraphs that begin like one, two at least. Where each of
-    them has numbered sections of its own, those are it.
+    They are at least two headings of one level, or paragraphs that begin like a heading. If each of
+    them has numbered sections such as "2.1", those are returned instead.
     """
     found = [*_candidates(tokens, lines)]
     levels: dict[tuple[int, str], list[_Step]] = {}
@@ -533,7 +551,7 @@ _REASONS = re.compile(
     r"\b(?:problems?|reasons?|issues?|questions?|complaints?|facts?)\b", re.IGNORECASE
 )
 
-# Introduces what is the case rather than what is to be done.
+# Words that introduce facts rather than work.
 _DETAILS = re.compile(
     r"\b(?:happens|reproduce|for example|e\.g\.|such as|currently|today|affected|seen (?:on|in)"
     r"|because)\b",
@@ -542,7 +560,7 @@ _DETAILS = re.compile(
 
 
 def _elements(tokens: list[Token], place: int) -> Iterator[tuple[Token, str]]:
-    """The elements of the list that begins at *place*, each with its first paragraph."""
+    """Yield the elements of the list at index *place*, each with its first paragraph."""
     for at in range(place + 1, len(tokens)):
         token = tokens[at]
         if token.level == 0:
@@ -554,7 +572,7 @@ def _elements(tokens: list[Token], place: int) -> Iterator[tuple[Token, str]]:
 
 
 def _plain(text: str) -> str:
-    """A text without the marks of Markdown, in one line."""
+    """Return *text* in one line, without Markdown's markup."""
     text = re.sub(r"!?\[([^\[\]]{0,300})\]\([^()]{0,300}\)", r"\1", text)
     marks = r"[*`]+|(?<!\w)_+|_+(?!\w)|<[^<>]{0,300}>|^#+\s|\s#+$"
     return " ".join(re.sub(marks, "", " ".join(text.split())).split())
@@ -568,20 +586,20 @@ _PREAMBLE = re.compile(
 )
 
 
-# "A table for …, an endpoint that …": things that are to be made.
+# "A table for …, an endpoint that …": things to make.
 _NAMES_THINGS = re.compile(
     r"(?:an?|new|two|three|four|five)\s+(?!\S+\s+(?:is|are|was|were|has|have|can|uses?|fails?)\b)",
     re.IGNORECASE,
 )
 
-# "Support complains that …" tells something, although "Support …" could ask for it.
+# "Support complains that …" states a fact, although "Support …" could begin a piece of work.
 _TELLS = re.compile(
     r"\w+\s+(?:is|are|was|were|has|have|can|complains?|says?|reports?|wants?|asks?|fails?)\b"
 )
 
 
 def _begins_with_verb(text: str) -> bool:
-    plain = _plain(re.sub(r"`[^`]*`", "X", text))  # a command called `show` is no verb
+    plain = _plain(re.sub(r"`[^`]*`", "X", text))  # the command `show` is not a verb
     begin = _PREFIX.match(plain)
     plain = plain[begin.end() :] if begin else plain
     preamble = _PREAMBLE.match(plain)
@@ -591,7 +609,7 @@ def _begins_with_verb(text: str) -> bool:
 
 
 def _items(pieces: list[_Piece]) -> Iterator[Item]:
-    """The pieces of work; a step that names no layer is of the layer of the step before it."""
+    """Yield the items of *pieces*; a step without a layer takes that of the step before it."""
     before: Item | None = None
     for piece in pieces:
         item, is_named = _item(piece)
@@ -602,7 +620,7 @@ def _items(pieces: list[_Piece]) -> Iterator[Item]:
 
 
 def _item(piece: _Piece) -> tuple[Item, bool]:
-    """A piece of work from an element of a list or a section, and whether it says its layer."""
+    """Return the item of a piece, and whether its text has a layer."""
     prefix = _PREFIX.match(piece.lead)
     lead = piece.lead[prefix.end() :] if prefix else piece.lead
     text = piece.text
@@ -624,7 +642,7 @@ def _item(piece: _Piece) -> tuple[Item, bool]:
     files = files_in(text)
     own = layer_of(lead, files)
     layer = layer_of(piece.section)
-    # Tests and documents of a part are no part of it.
+    # Tests and documentation are layers of their own, whatever their section.
     if layer is None or own in ("tests", "documentation"):
         layer = own or layer_of(text, files)
     item = Item(
@@ -657,7 +675,10 @@ def _hours(match: re.Match[str] | None) -> float | None:
 
 
 def title_of(lead: str) -> str:
-    """What a piece of work is called: the beginning of what is said about it."""
+    """Return a title for a piece of work from its first words, `_LONGEST_TITLE` at most.
+
+    Markup, "then" and "we need to" are dropped. "Work" if nothing is left.
+    """
     text = lead[:_TELLING]
     for begin in (_TASK_BOX, _THEN, _FINALLY, _PREAMBLE):
         match = begin.match(text)
@@ -675,7 +696,7 @@ def title_of(lead: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    """The first clauses that fit, else the first words."""
+    """Return the first clauses of *text* that fit a title, else its first words with "…"."""
     for end in sorted({match.start() for match in _CLAUSE.finditer(text)}, reverse=True):
         if 16 <= end <= _LONGEST_TITLE:
             return text[:end]
@@ -683,7 +704,7 @@ def _shortened(text: str) -> str:
 
 
 def files_in(text: str) -> tuple[str, ...]:
-    """The files that a text names, each once."""
+    """Return the relative paths of files that *text* names, in order, each once."""
     found = (match[0].rstrip(".:").removeprefix("./") for match in _PATH.finditer(text))
     return tuple(dict.fromkeys(each for each in found if _is_file(each)))
 
@@ -700,7 +721,10 @@ def _is_file(path: str) -> bool:
 
 
 def _read_prose(text: str, feature: Feature) -> tuple[tuple[Item, ...], str]:
-    """The work that sentences name, and the sentences that name none."""
+    """Return the pieces of work in prose, and the sentences that name none.
+
+    If no sentence names work, the title does: its clauses, or the whole feature as one piece.
+    """
     paragraphs = (" ".join(each.split()) for each in text.split("\n\n"))
     sentences = [each for paragraph in paragraphs for each in _SENTENCE.split(paragraph) if each]
     work = [each for each in sentences if _begins_with_verb(each)]
@@ -727,7 +751,10 @@ def _read_prose(text: str, feature: Feature) -> tuple[tuple[Item, ...], str]:
 
 
 def _clauses(sentence: str, before: int = 0, sequence: int = 0) -> list[Item]:
-    """A sentence as the pieces of work that its clauses name; *before* are those just before it."""
+    """Return the pieces of work in a sentence, one for each clause that can stand alone.
+
+    *before*: the number of pieces in the sentence before, prerequisites if this begins with "then".
+    """
     begins_later = bool(_THEN.match(sentence)) and bool(before)
     ends_all = bool(_FINALLY.match(sentence))
     items: list[Item] = []
@@ -749,7 +776,7 @@ def _clauses(sentence: str, before: int = 0, sequence: int = 0) -> list[Item]:
 
 
 def _split(sentence: str) -> list[tuple[str, str]]:
-    """Split a sentence before each clause that says what else to do; with the layer of each."""
+    """Split a sentence into clauses that are work of their own; return (clause, its layer)."""
     ends = [match.span() for match in _CLAUSE.finditer(sentence)]
     starts = [0, *(end for _, end in ends)]
     stops = [*(begin for begin, _ in ends), len(sentence)]
@@ -769,7 +796,7 @@ def _split(sentence: str) -> list[tuple[str, str]]:
 
 
 def _stands_alone(before: str, clause: str) -> bool:
-    """Whether a clause says what else to do, or names another kind of thing, rather than how."""
+    """Whether *clause* is other work than *before*, rather than says how to do that."""
     if len(clause.split()) < _LEAST_WORDS or len(before.split()) < _LEAST_WORDS:
         return False
     if _begins_with_verb(clause):

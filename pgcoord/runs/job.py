@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""The wrapper that a job of an engine runs: ask to begin, run the command, say how it ended.
+"""The wrapper that a job of an engine runs: ask to begin, run the command, report its end.
 
 It is sent with the job: this one file needs Python 3.8 or newer and nothing of pgcoord. The order,
 a JSON object, is in the file that the first argument names, or packed in the variable
 PGCOORD_ORDER. Its members: attempt, secret, url (of the coordinator, or null), folder (shared with
-the coordinator, or null), scratch (a folder to make on this node, where none is shared), command,
-directory, environment, log_max (bytes), grace (seconds between TERM and KILL), patience (seconds
-of trying to be heard). With the member probe, a text, nothing is run: it only says what it finds.
+the coordinator, or null), scratch (a folder to create on this node, if none is shared), command,
+directory, environment, log_max (bytes), grace (seconds from SIGTERM to SIGKILL), patience (seconds
+to retry a request). With the member probe, a string, no command runs: it only describes the node.
 
-The one rule: without the answer that this copy may begin it runs nothing and exits with 75. An
-engine may start a job twice; whoever asks second is refused.
+The one rule: without the coordinator's permission to begin, a copy runs nothing and exits with 75.
+An engine may start a job twice; the copy that asks second is refused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ REFUSED = 75
 # The exit status of a job whose wrapper could not do its work (EX_SOFTWARE).
 _BROKEN = 70
 
-# Variables in which engines name their job, the most telling first.
+# Variables with the engine's id of the job; the first one that is set counts.
 _JOB_NAMES = (
     "PGCOORD_JOB",
     "SLURM_JOB_ID",
@@ -49,38 +49,38 @@ _JOB_NAMES = (
     "RAY_JOB_SUBMISSION_ID",
 )
 
-# Where the prompt's path stands in the command of a job whose folder is not shared.
+# Stands for the prompt's path in the command of a job whose folder is not shared.
 PROMPT_MARK = "@pgcoord-prompt-file@"
 
 _LEFT_OUT = b"\n-- pgcoord: %d bytes were left out here --\n"
 
-# Bytes of the log's end that are told with the exit status, and characters of it at most.
+# Bytes of the log's end to keep in memory, and the most characters to send with the exit status.
 _TAIL = 16_000
 _TAIL_CHARACTERS = 4_000
 
-# Bytes of a result file.
+# The most bytes of a result file.
 _MOST_RESULT = 65_536
 
-# Seconds that one try of being heard may take.
+# Seconds that one request may take.
 _TRY = 15.0
 
-# Seconds of trying to be heard while the shared folder keeps the exit status.
+# Seconds to retry sending the exit status if the shared folder has it as well.
 _KEPT = 30.0
 
-# Bytes kept for the exit status on a shared disk that may be full by then.
+# Bytes reserved for the exit status on a shared disk, which may be full by then.
 _ROOM = 2_048
 
 
 class Refused(Exception):
-    """The answer that this copy must run nothing, or that what it says is not taken."""
+    """The coordinator refused the request, for good: this copy must run nothing."""
 
 
 class _NotHeard(Exception):
-    """No answer, or one that may be different later."""
+    """No answer, or one that a retry may change."""
 
 
 class Order:
-    """What this job is to do."""
+    """The order of this job, with defaults; its members are described above."""
 
     def __init__(self, order: dict) -> None:  # type: ignore[type-arg]
         self.attempt: int = order["attempt"]
@@ -97,7 +97,10 @@ class Order:
 
 
 def read_order(arguments: list[str], environment: dict[str, str]) -> dict:  # type: ignore[type-arg]
-    """Read the order from the file in *arguments*, or from the variable PGCOORD_ORDER."""
+    """Read the order from the file that *arguments* name, else from PGCOORD_ORDER.
+
+    Removes that variable from *environment*. Raises `OSError`, `ValueError` or `KeyError`.
+    """
     if arguments:
         with open(arguments[0], encoding="utf-8") as file:
             return dict(json.load(file))
@@ -106,12 +109,16 @@ def read_order(arguments: list[str], environment: dict[str, str]) -> dict:  # ty
 
 
 def pack(order: dict) -> str:  # type: ignore[type-arg]
-    """Return *order* as `read_order` unpacks it."""
+    """Return *order* as text for PGCOORD_ORDER: JSON, compressed, in Base64."""
     return base64.b64encode(zlib.compress(json.dumps(order).encode(), 9)).decode()
 
 
 def probe(order: dict) -> int:  # type: ignore[type-arg]
-    """Say, on the output and in the shared folder, what a job finds on this node."""
+    """Print a JSON object on this node, and write it to answer.json in a shared folder; return 0.
+
+    Its members: probe, node, python, directory (whether it exists), url (why a job could not report
+    there; "" if it could), time (seconds since 1970).
+    """
     answer = {
         "probe": order["probe"],
         "node": platform.node()[:200],
@@ -128,14 +135,14 @@ def probe(order: dict) -> int:  # type: ignore[type-arg]
 
 
 def _trouble_at(url: str) -> str:
-    """Return why a job could not report to *url*; nothing when it could."""
+    """Return why a job could not report to *url*; "" if it could. Blocks up to `_TRY` seconds."""
     address = f"{url}/attempts/1/begin"
     request = urllib.request.Request(address, b"{}", {"content-type": "application/json"})
     try:
         with _opener.open(request, timeout=_TRY):
             return f"something else answers at {address}"
     except urllib.error.HTTPError as error:
-        # Unsigned, it is refused, in a way that nothing else has.
+        # The request is unsigned, so pgcoord refuses it, with a body that no other server sends.
         known = error.code in (401, 404) and "reason" in _json_of(error)
         return "" if known else f"{address} answered {error.code}"
     except (OSError, ValueError) as error:
@@ -153,7 +160,10 @@ class Job:
         self._folder = order.folder or order.scratch or f"/tmp/pgcoord-{self.copy}"
 
     def run(self) -> int:
-        """Begin, run the command and say how it ended; return the exit status."""
+        """Ask to begin, run the command, report its end; return the exit status.
+
+        `REFUSED` if this copy may not begin. Blocks until the end is reported or kept.
+        """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note_signal)
         try:
@@ -164,7 +174,7 @@ class Job:
         log = Log(self.order)
         try:
             status, left = self._run(log, answer)
-        except Exception:  # whatever it is, this copy has begun, and nobody else will say so
+        except Exception:  # this copy has begun, so it must report an end, whatever failed
             log.write(traceback.format_exc().encode())
             status, left = _BROKEN, ""
         log.close()
@@ -177,7 +187,10 @@ class Job:
     # --- Begin
 
     def _begin(self) -> dict:  # type: ignore[type-arg]
-        """Ask until there is an answer; raise `Refused` when it is no, or none comes in time."""
+        """Ask to begin, by HTTP and in the shared folder, until an answer permits it; return that.
+
+        Raises `Refused` when it is refused, none comes within the patience, or we get a signal.
+        """
         names = (os.environ[name] for name in _JOB_NAMES if os.environ.get(name))
         body = {
             "act": "begin",
@@ -226,7 +239,10 @@ class Job:
     # --- The command
 
     def _run(self, log: Log, answer: dict) -> tuple[int, str]:  # type: ignore[type-arg]
-        """Run the command to its end; return (its exit status, what it left behind)."""
+        """Run the command to its end; return its exit status, and the processes it left, in words.
+
+        The status is 127 or 126 if it cannot be started, 128 + the signal if one ended it.
+        """
         order = self.order
         try:
             self._make_scratch(answer)
@@ -260,16 +276,16 @@ class Job:
         }
 
     def _make_scratch(self, answer: dict) -> None:  # type: ignore[type-arg]
-        """Make the folder of the run on this node, where none is shared."""
+        """Create the folder of the run on this node, with prompt and inputs, if none is shared."""
         if self.order.folder is None:
-            os.mkdir(self._folder, 0o700)  # never one that somebody else has made
+            os.mkdir(self._folder, 0o700)  # fails if it exists: another user may own it
             with open(self._path("prompt.md"), "w", encoding="utf-8") as file:
                 file.write(answer.get("prompt") or "")
             with open(self._path("inputs.json"), "w", encoding="utf-8") as file:
                 json.dump(answer.get("inputs") or {}, file)
 
     def _result(self) -> dict[str, str]:
-        """Return the member `result`, or `result_fault`; neither where there is no result file."""
+        """Return {"result": text}, or {"result_fault": why not}; {} without a result file."""
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
             with os.fdopen(os.open(self._path("result.json"), flags), "rb") as file:
@@ -284,7 +300,7 @@ class Job:
         return {"result": text}
 
     def _follow(self, process: subprocess.Popen, log: Log) -> None:  # type: ignore[type-arg]
-        """Copy the output to the log until the command has ended; end it when we are asked to."""
+        """Copy the output to the log until the command ends; end it when we got a signal."""
         assert process.stdout is not None
         output, kill_at, is_open = process.stdout.fileno(), None, True
         os.set_blocking(output, False)
@@ -302,7 +318,7 @@ class Job:
             log.copy_from(output)
 
     def _end_session(self, session: int) -> list[str]:
-        """End what the command has left in its session; return that in words."""
+        """End the processes that the command left in its session; return them in words."""
         left = _processes_of(session)
         if left:
             _signal_all(left, signal.SIGTERM)
@@ -319,7 +335,7 @@ class Job:
     # --- Exit
 
     def _exit(self, status: int, tail: str, left: str) -> None:
-        """Say how it ended until that is heard, or the patience is over; keep it in the folder."""
+        """Keep the end in the shared folder, and POST it until that succeeds or patience ends."""
         body = {
             "act": "exit",
             "attempt": self.order.attempt,
@@ -333,7 +349,7 @@ class Job:
         kept = kept or self._spool("exit.json", dict(body, log_tail=""), in_place=True)
         body = full
         self._remove_scratch()
-        # Who looks for the end of this job finds it in the folder, without waiting for the node.
+        # The coordinator finds a kept end in the folder, so the node need not be held for long.
         patience = min(self.order.patience, _KEPT) if kept else self.order.patience
         deadline, wait = time.monotonic() + patience, 0.5
         while self.order.url:
@@ -350,7 +366,7 @@ class Job:
                 continue
             return
 
-    # --- Being heard
+    # --- Requests
 
     def _signed(self, body: dict) -> tuple[bytes, dict[str, str]]:  # type: ignore[type-arg]
         """Return *body* as bytes and the headers that sign it, as Standard Webhooks prescribes."""
@@ -367,9 +383,10 @@ class Job:
         }
 
     def _post(self, act: str, body: dict) -> dict:  # type: ignore[type-arg]
-        """POST *body*; a clock that goes wrong here is set right by the answer, and asked again.
+        """POST *body*, and return the answer; if it says that our clock is wrong, retry once.
 
-        Raises `Refused` for an answer of pgcoord that stays, `_NotHeard` for all others.
+        Raises `Refused` for a refusal by pgcoord that a retry would not change, `_NotHeard` for
+        every other failure.
         """
         for is_last in (False, True):
             content, headers = self._signed(body)
@@ -394,28 +411,31 @@ class Job:
         raise AssertionError
 
     def _set_clock(self, now: object) -> bool:
-        """Learn the coordinator's time, *now*; return whether ours was far from it."""
+        """Adopt the coordinator's time, *now*; return whether ours was off by over a minute."""
         if not isinstance(now, (int, float)):
             return False
         before, self._clock_ahead = self._clock_ahead, now - time.time()
         return abs(self._clock_ahead - before) > 60
 
     def _spool(self, name: str, body: dict, in_place: bool = False) -> bool:  # type: ignore[type-arg]
-        """Keep a signed message in the shared folder; return whether that was possible."""
+        """Write a signed message to the shared folder; return whether that succeeded.
+
+        *in_place*: overwrite the bytes reserved for the end, which works on a full disk.
+        """
         if self.order.folder is None:
             return False
         content, headers = self._signed(body)
         kept = json.dumps({"headers": headers, "body": content.decode()}).encode()
         path = os.path.join(self.order.folder, name)
         try:
-            if in_place:  # the bytes that were written at the begin: no disk is too full for them
+            if in_place:  # the bytes that the begin reserved, so this works on a full disk
                 descriptor = os.open(path, os.O_WRONLY)
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(kept.ljust(_ROOM))
                 return True
             _write(path, kept)
             if name.startswith("begin"):
-                # Never over the end of another copy, which may have begun and ended before.
+                # Exclusive: another copy may have begun and ended, and its end must stay.
                 end = os.path.join(self.order.folder, "exit.json")
                 with contextlib.suppress(FileExistsError), open(end, "xb") as file:
                     os.fchmod(file.fileno(), 0o600)
@@ -432,16 +452,16 @@ class Job:
 
 
 class Log:
-    """The output of the command: in the shared folder, else our own output, which the engine keeps.
+    """The log of the command: a file in the shared folder, else our stdout, which the engine keeps.
 
-    At most `log_max` bytes: the first half, and the end. A disk that is full loses output, no more.
+    At most about `log_max` bytes: the first half, and the end. On a full disk, output is dropped.
     """
 
     def __init__(self, order: Order) -> None:
         self._half = max(order.log_max // 2, 1)
         self._end_bytes = min(order.log_max // 4, 1_000_000)
         self._size = 0
-        self._end = b""  # of what does not fit
+        self._end = b""  # the end of the output that does not fit
         self._left_out = 0
         self._tail = b""
         self._file = sys.stdout.buffer
@@ -452,7 +472,7 @@ class Log:
                 self._file = os.fdopen(os.open(path, flags, 0o600), "wb")
 
     def copy_from(self, descriptor: int) -> bool:
-        """Write what can be read at once; return False at the end of the output."""
+        """Write all that can be read without blocking; return False at the end of the output."""
         while True:
             try:
                 data = os.read(descriptor, 65_536)
@@ -463,7 +483,7 @@ class Log:
             self.write(data)
 
     def write(self, data: bytes) -> None:
-        """Write *data*, or keep its end for `close` where the log is half full."""
+        """Write *data*; once the log is half full, keep only the end of the rest, for `close`."""
         self._tail = (self._tail + data)[-_TAIL:]
         room = max(0, self._half - self._size)
         self._put(data[:room])
@@ -475,7 +495,7 @@ class Log:
                 self._end = self._end[-self._end_bytes :]
 
     def close(self) -> None:
-        """Write the end, and how much is left out before it."""
+        """Write the kept end, after a line with the number of bytes left out before it."""
         more = max(0, len(self._end) - self._end_bytes)
         self._left_out += more
         if self._left_out:
@@ -483,7 +503,7 @@ class Log:
         self._put(self._end[more:])
 
     def tail(self) -> str:
-        """Return the last lines."""
+        """Return the last lines: at most 20, and `_TAIL_CHARACTERS` characters."""
         text = self._tail.decode(errors="replace").replace("\0", "\ufffd").rstrip("\n")
         return "\n".join(text[-_TAIL_CHARACTERS:].split("\n")[-20:])
 
@@ -495,7 +515,7 @@ class Log:
 
 
 def _write(path: str, content: bytes) -> None:
-    """Replace a file of mode 0600, atomically."""
+    """Replace the file at *path*, atomically, with mode 0600. Raises `OSError`."""
     new = f"{path}.{uuid.uuid4().hex[:8]}.new"
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -528,7 +548,7 @@ def _signal_all(processes: dict[int, str], number: int) -> None:
 
 
 def _processes_of(session: int) -> dict[int, str]:
-    """Return the living processes of a session, with their names (Linux)."""
+    """Return {pid: name} of the living processes of a session (Linux; elsewhere {})."""
     found = {}
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc"):
@@ -546,7 +566,7 @@ def _say(words: str) -> None:
     sys.stderr.flush()
 
 
-# A node's proxy is for what lies outside: the coordinator is asked directly.
+# No proxy: a node's proxy is for the outside, and the coordinator is inside.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 

@@ -40,25 +40,25 @@ NOT_RUN = 69
 
 # Bytes of a result, less what is added to it here.
 _RESULT_LIMIT = 65_536 - 2_048
-# Of a result: what is not to be counted again for an attempt that only keeps the work.
+# Keys of a result that must not count again for an attempt that only keeps the work.
 _COSTS = ("cost_usd", "tokens_in", "tokens_out")
-# Bytes that are kept free for the note that the work is done, should the disk be full by then.
+# Bytes reserved for the note that the work is done, in case the disk is full by then.
 _RESERVE = 2 * 65_536
 # Seconds that a push may take.
 _PUSH_PATIENCE = 300
 
-# Left behind by installations, and seldom ignored by a young repository: never committed.
+# Never committed: installations leave them behind, and a young repository seldom ignores them.
 LEFTOVERS = ("node_modules", ".venv", "__pycache__", ".tox", ".mypy_cache", ".pytest_cache")
-# Git reads these instead of the folder that it is started in.
+# With these, git would work elsewhere than in the folder that it is started in.
 _GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
-# Of commits and merges that have to succeed: neither a hook nor a key that is locked is asked.
+# Options of commits and merges that must not fail because of a hook or a locked signing key.
 _UNQUESTIONED = ("--no-verify", "--no-gpg-sign")
-# Of somebody who has told git no name: a service's account.
+# The identity for commits of an account without one in git's configuration, such as a service's.
 _NAME, _MAIL = "pgcoord", "pgcoord@localhost"
 
 
 class Unfit(Exception):
-    """Why the command is not run, or its work cannot be kept."""
+    """The command cannot be run, or its work not kept; *status* is the exit status for that."""
 
     def __init__(self, message: str, status: int = NOT_RUN) -> None:
         super().__init__(message)
@@ -66,20 +66,23 @@ class Unfit(Exception):
 
 
 class Git:
-    """Git in one folder, with nothing that the caller's environment says of another."""
+    """Runs git in *folder*, with *environment*, as `environment_for` returns it."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         self.environment = environment
 
     def at(self, folder: Path) -> Git:
-        """The same in another folder."""
+        """Return a `Git` for another folder, with the same environment."""
         return Git(folder, self.environment)
 
     def attempt(
         self, *words: str, seconds: float | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command of git, whatever comes of it; TimeoutExpired after *seconds*."""
+        """Run `git words…`, and block until it ends; return it with output, whatever its status.
+
+        Raises `subprocess.TimeoutExpired` after *seconds* (None: no limit).
+        """
         return subprocess.run(
             ["git", *words],
             cwd=self.folder,
@@ -93,7 +96,10 @@ class Git:
         )
 
     def __call__(self, *words: str, status: int = NOT_RUN) -> str:
-        """Run a command of git; return its output. Raise `Unfit` with its words when it fails."""
+        """Run `git words…`, and block until it ends; return its stdout.
+
+        Raises `Unfit` with git's error and *status* if it fails.
+        """
         done = self.attempt(*words)
         if done.returncode:
             said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
@@ -105,13 +111,16 @@ class Git:
         return self.attempt("merge-base", "--is-ancestor", other, commit).returncode == 0
 
     def commit_of(self, name: str) -> str | None:
-        """The commit that *name* means; None if there is none."""
+        """Return the id of the commit that *name* resolves to; None if it resolves to none."""
         found = self.attempt("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
         return found.stdout.strip() or None
 
 
 class Phase:
-    """What pgcoord says of the phase, by the environment of its process."""
+    """The phase, as the environment of its process describes it, and its result file.
+
+    *title*: the message of the commit. *work*: the digest of the work, if the caller has one.
+    """
 
     def __init__(self, environment: dict[str, str], title: str, work: str | None) -> None:
         self.queue_id = environment.get("PGCOORD_QUEUE_ID") or "by-hand"
@@ -126,7 +135,7 @@ class Phase:
         self.has_worked = False
 
     def prerequisites(self) -> list[tuple[str, str]]:
-        """The branch and the commit of each prerequisite that has one."""
+        """Return (branch, commit) of each prerequisite whose result has one, in order of phases."""
         if not self._inputs or not os.path.exists(self._inputs):
             return []
         with open(self._inputs, encoding="utf-8") as file:
@@ -140,9 +149,10 @@ class Phase:
         return found
 
     def result(self) -> dict[str, Any]:
-        """What the command has written as its result so far.
+        """Return the result that the command has written so far; {} if none.
 
-        Raises `Unfit` where whoever reads the file could not use it, either.
+        Raises `Unfit` when the file is not a JSON object within the limit, which the coordinator
+        would refuse as well.
         """
         try:
             return _read_object(self._result_file) if self._result_file else {}
@@ -152,7 +162,7 @@ class Phase:
             raise Unfit(f"the result file {error}", WORK_NOT_KEPT) from None
 
     def put_result(self, result: dict[str, Any]) -> None:
-        """Write the result, in place of what is there."""
+        """Replace the result file, atomically; do nothing if the phase has none."""
         if not self._result_file:
             return
         beside = f"{self._result_file}.new"
@@ -163,15 +173,15 @@ class Phase:
         os.replace(beside, self._result_file)
 
     def put_fault(self, fault: str) -> None:
-        """Say in the result why the phase has failed, unless the command has said something."""
+        """Write a failed result with *fault*, unless the command has written a result."""
         if self._result_file and not os.path.lexists(self._result_file):
             with suppress(OSError):
                 self.put_result({"status": "failed", "error": fault[:8_000]})
 
     def report(self) -> dict[str, Any]:
-        """What the command has reported, as a result; empty if it has not.
+        """Return the report that the command left in its folder, as a result; {} if none.
 
-        It could not send that: its work was not kept yet.
+        `run` takes away the URL, so that no report is sent before the work is kept.
         """
         report = os.path.join(os.path.dirname(self.prompt or ""), "report.json")
         try:
@@ -183,7 +193,7 @@ class Phase:
         return {}
 
     def digest(self, command: Sequence[str]) -> str:
-        """What tells this work from another: as was given, else the command, and the prompt."""
+        """Return a digest that identifies the work: the given one, or of command and prompt."""
         if self._work:
             return self._work
         digest = hashlib.sha256("\0".join(command).encode("utf-8", "surrogateescape"))
@@ -194,23 +204,23 @@ class Phase:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that is whole whenever it is there."""
+    """Replace the file at *path*, atomically."""
     beside = Path(f"{path}.new")
     beside.write_text(text, encoding="utf-8", errors="surrogateescape")
     beside.replace(path)
 
 
 def say(words: str) -> None:
-    """Write a line into the log of the phase, beside what the command writes."""
+    """Write a line to stderr, which is the log of the phase."""
     sys.stderr.write(f"worktree: {words}\n")
     sys.stderr.flush()
 
 
 def _read_object(path: str, most: int = _RESULT_LIMIT) -> dict[str, Any]:
-    """Read a JSON object of *most* bytes, whatever a command has left in its place.
+    """Read a JSON object of at most *most* bytes from a file that a command may have replaced.
 
-    A link is not followed, a FIFO not waited for. Raises FileNotFoundError, or ValueError that says
-    what the file is instead.
+    A symbolic link is not followed, and a FIFO does not block. Raises `FileNotFoundError`, or
+    `ValueError` with what is wrong with the file.
     """
     try:
         found = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -234,7 +244,10 @@ def _read_object(path: str, most: int = _RESULT_LIMIT) -> dict[str, Any]:
 
 
 class Repository:
-    """The repository that a phase works on, as the current folder shows it."""
+    """The git repository of the current folder.
+
+    Raises `Unfit` when there is none, it is bare or empty, or belongs to another user.
+    """
 
     def __init__(self, git: Git) -> None:
         self.git = git
@@ -256,7 +269,10 @@ class Repository:
 
     @contextmanager
     def locked(self, name: str, *, waits: bool) -> Iterator[None]:
-        """Hold a lock among all worktrees of the repository; one that dies lets go of it."""
+        """Hold a lock shared by all worktrees of the repository; the kernel frees it at our death.
+
+        *waits*: block until it is free; else raise `Unfit` when another process holds it.
+        """
         folder = self.common / "pgcoord"
         folder.mkdir(exist_ok=True)
         with open(folder / f"{name}.lock", "w", encoding="ascii") as file:
@@ -267,14 +283,14 @@ class Repository:
             yield
 
     def find(self, prerequisites: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return the branch of each prerequisite, and the commit to merge: where it is now.
+        """Return (branch, commit to merge) of each prerequisite: the head of its branch.
 
-        A person may have gone on on the branch, to resolve a conflict. Raises `Unfit` where the
-        commit that was handed on is not here, or not any more.
+        That may be later than its result's commit, when somebody resolved a conflict there. Raises
+        `Unfit` when the result's commit is not in this repository.
         """
         found = []
         for branch, name in prerequisites:
-            # Resolved: an agent wrote it, and git might take it for an option.
+            # Resolved to an id: an agent wrote the name, and git could take it for an option.
             commit = self.git.commit_of(name)
             if commit is None:
                 raise Unfit(f"commit {name} of branch {branch} is not in this repository")
@@ -283,7 +299,7 @@ class Repository:
         return found
 
     def branch_for(self, name: str, installation: str) -> str:
-        """The branch pgcoord/*name*; one of the same name of another database is left as it is."""
+        """Return the branch pgcoord/*name*, or with -2, … if another installation has that one."""
         git = self.git
         if git.commit_of("refs/heads/pgcoord"):
             raise Unfit("there is a branch 'pgcoord', so none can be called pgcoord/…: rename it")
@@ -297,16 +313,19 @@ class Repository:
         return branch
 
     def make_branch(self, branch: str, start: str, installation: str) -> None:
-        """Make a branch, and note whose it is: before, as a kill may come in between."""
+        """Create a branch at *start*; note its installation first, in case of a kill between."""
         self.git("config", f"branch.{branch}.pgcoord-installation", installation)
         self.git("branch", "--no-track", branch, start)
 
     def note(self, name: str) -> Path:
-        """The file of a note that outlives a worktree."""
+        """Return the path for a note that must outlive the worktree."""
         return self.common / "pgcoord" / name
 
     def start_of(self, base: str | None) -> str:
-        """The commit to start from: of *base*, else of what is checked out."""
+        """Return the id of the commit to start from: that of *base*, else HEAD.
+
+        Logs a warning if the repository has uncommitted changes. Raises `Unfit` for an unknown one.
+        """
         commit = self.git.commit_of(base or "HEAD")
         if commit is None:
             raise Unfit(f"there is no branch or commit {base!r} to start from")
@@ -316,7 +335,7 @@ class Repository:
 
 
 class Worktree:
-    """The branch of a phase and the folder in which it is checked out."""
+    """The branch of a phase, and its folder, in *root* (None: in <top>.worktrees)."""
 
     def __init__(self, repository: Repository, phase: Phase, root: str | None) -> None:
         self.repository = repository
@@ -326,13 +345,16 @@ class Worktree:
         parent = Path(root) if root else Path(f"{repository.top}.worktrees")
         self.folder = (repository.top / parent / name).resolve()
         self.git = repository.git.at(self.folder)
-        # That it is being made, and that its work is kept: true whatever the folder holds.
+        # Notes that it is being made, and that its work is kept; both outlive the folder.
         self._making, self._kept = (repository.note(f"{name}.{each}") for each in ("new", "kept"))
-        # What resolving conflicts has cost.
+        # The costs of resolving conflicts, by key of a result.
         self.resolved_for: dict[str, float] = {}
 
     def make(self, start: str) -> None:
-        """Check the branch out, new from *start*, or as the last attempt has left it."""
+        """Check out the branch, created at *start*, or reuse the worktree of the last attempt.
+
+        Raises `Unfit` when the folder cannot be created, or something else is in its place.
+        """
         git = self.repository.git
         if self._whole():
             self._making.unlink(missing_ok=True)
@@ -349,7 +371,7 @@ class Worktree:
         self._making.write_text(str(self.folder), encoding="utf-8", errors="surrogateescape")
         words = ["worktree", "add", "--quiet", str(self.folder), self.branch]
         made = git.attempt(*words)
-        if made.returncode:  # of all hooks, post-checkout alone has a say in this
+        if made.returncode:  # perhaps because of the hook post-checkout, the only one that runs
             self.remove()
             try:
                 git("-c", f"core.hooksPath={os.devnull}", *words)
@@ -361,11 +383,12 @@ class Worktree:
         self._making.unlink()
 
     def _make_room(self) -> None:
-        """Have nothing in the place of the folder, and lose nothing that somebody has worked on.
+        """Clear the place of the folder without losing work.
 
-        Removed is only what this program was making when it was killed.
+        Only a worktree that we were creating when killed is removed; one that git has forgotten is
+        renamed; anything else raises `Unfit`.
         """
-        # Of another folder, should `root` be another one now.
+        # The note names the folder, since *root* may have changed.
         interrupted = self._making.exists() and self._making.read_text(
             encoding="utf-8", errors="surrogateescape"
         ) == str(self.folder)
@@ -389,9 +412,9 @@ class Worktree:
     def merge(self, prerequisites: Sequence[tuple[str, str]], resolve: str | None) -> None:
         """Merge the commits of the prerequisites that are not in the branch yet.
 
-        On a conflict the shell command *resolve* has a try; without it, or when conflicts are left,
-        raise `Unfit` with the files and the branches. So it does where an earlier attempt has left
-        a merge of its own, which is not touched.
+        On a conflict the shell command *resolve* is run. Raises `Unfit`, with files and branches,
+        when there is none or it leaves conflicts; also when an earlier attempt has left a merge
+        unfinished, which stays as it is.
         """
         for branch, commit in prerequisites:
             if self.git.has("HEAD", commit):
@@ -414,7 +437,11 @@ class Worktree:
                 raise Unfit(f"{branch} cannot be merged into {self.branch}: {fault}")
 
     def _resolve(self, branch: str, resolve: str) -> subprocess.CompletedProcess[str]:
-        """Have *resolve* resolve the conflicts; return how the commit of the merge went."""
+        """Run *resolve* on the conflicts; return the process that committed the merge.
+
+        Its status is not 0 if conflicts are left. Raises `Unfit` when conflict markers are left, or
+        the resolver asks to be retried later.
+        """
         files = ", ".join(self._conflicts())
         say(f"{branch} conflicts in {files}: {resolve}")
         task = (
@@ -430,7 +457,7 @@ class Worktree:
             "PGCOORD_PROMPT_FILE": str(task_file),
             "PGCOORD_RESULT_FILE": str(result_file),
         }
-        environment.pop("PGCOORD_REPORT_URL", None)  # how it went is no report of the phase
+        environment.pop("PGCOORD_REPORT_URL", None)  # the resolver must not report for the phase
         environment.pop("PGCOORD_WEBHOOK_SECRET", None)
         with open(task_file, "rb") as source:
             status = subprocess.call(
@@ -442,7 +469,7 @@ class Worktree:
         for name in _COSTS:
             if isinstance(result.get(name), (int, float)):
                 self.resolved_for[name] = self.resolved_for.get(name, 0) + result[name]
-        if result.get("status") == "later":  # its model gives no answer
+        if result.get("status") == "later":  # its model does not answer
             self.git.attempt("merge", "--abort")
             said = {name: value for name, value in result.items() if name not in _COSTS}
             self.phase.put_result(self.add_costs(said))
@@ -453,55 +480,61 @@ class Worktree:
                 self.git.attempt("merge", "--abort")
                 raise Unfit(f"{resolve} has left conflict markers in {files}")
             return self.git.attempt("commit", "--no-edit", "--quiet", *_UNQUESTIONED)
-        return self.git.attempt("diff", "--quiet")  # what is left of it
+        return self.git.attempt("diff", "--quiet")  # not 0: the conflicts are left
 
     def add_costs(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Add to *result* what resolving conflicts has cost; return it."""
+        """Add the costs of resolving conflicts to those in *result*, in place; return it."""
         for name, cost in self.resolved_for.items():
             so_far = result.get(name)
             result[name] = cost + (so_far if isinstance(so_far, (int, float)) else 0)
         return result
 
     def run(self, command: Sequence[str]) -> int:
-        """Run the command where the caller stands in the repository; return its exit status.
+        """Run the command in the worktree, in the caller's subfolder, and block until it ends.
 
-        An earlier attempt's success whose work could not be kept is taken as this one's.
+        Its stdin is the prompt. Return its exit status, 128 + the signal that ended it. Raises
+        `Unfit` when the branch does not have that subfolder.
         """
         place = self.folder / self.repository.prefix
         if not place.is_dir():
             raise Unfit(f"there is no folder {self.repository.prefix} on {self.branch}")
         environment = dict(self.git.environment)
-        # It is left in the folder of the run, and becomes part of the result (`Phase.report`).
+        # So a report stays in the folder of the run, and becomes part of the result
+        # (`Phase.report`).
         environment.pop("PGCOORD_REPORT_URL", None)
         with open(self.phase.prompt or os.devnull, "rb") as source:
             status = subprocess.call(list(command), cwd=place, stdin=source, env=environment)
         return 128 - status if status < 0 else status
 
     def note_start(self) -> None:
-        """Note from where the work starts, unless an earlier attempt has."""
+        """Note the commit at which the work starts, unless noted before; reserve disk space."""
         if self._marked("start") is None:
             self._mark("start", self.git("rev-parse", "HEAD"))
         self._mark("reserve", "-" * _RESERVE)
 
     def done_before(self, digest: str) -> bool:
-        """Whether an earlier attempt has done this very work, which could not be kept."""
+        """Whether an earlier attempt did the same work, but could not keep it."""
         return self._marked("done") == digest
 
     def remember(self, digest: str, result: dict[str, Any]) -> None:
-        """Note that the work is done: another attempt has only to keep it."""
+        """Note that the work is done, with its result, so that a later attempt only keeps it."""
         self._place().joinpath("pgcoord-reserve").unlink(missing_ok=True)
-        # What it cost is in the result of this attempt.
+        # The result of this attempt counts its costs.
         again = {name: value for name, value in result.items() if name not in _COSTS}
         self._mark("result", json.dumps(again))
         self._mark("done", digest)
 
     def remembered(self) -> dict[str, Any]:
-        """The result of the attempt that did the work."""
+        """Return the result of the attempt that did the work, without costs."""
         found = json.loads(self._marked("result") or "{}")
         return found if isinstance(found, dict) else {}
 
     def keep(self) -> str:
-        """Commit what was done on the branch, whichever is checked out; return the commit."""
+        """Commit all changes to the phase's branch, and return the id of the commit.
+
+        If the command switched to another branch, that one's work is merged. Raises `Unfit` with
+        `WORK_NOT_KEPT` when a merge is unresolved, or git refuses.
+        """
         self._unlock_index()
         if self._conflicts():
             files = ", ".join(self._conflicts())
@@ -520,12 +553,15 @@ class Worktree:
         return self.git("rev-parse", "HEAD", status=WORK_NOT_KEPT)
 
     def note_kept(self, digest: str, result: dict[str, Any]) -> None:
-        """Note, apart from the folder, that the work is kept: what follows may be repeated."""
+        """Note outside of the folder that the work is kept, so that the next attempt skips it."""
         again = {name: value for name, value in result.items() if name not in _COSTS}
         _write(self._kept, json.dumps({"digest": digest, "result": again}))
 
     def kept_before(self, digest: str) -> dict[str, Any] | None:
-        """The result of an earlier attempt whose work is kept, and which was killed after that."""
+        """Return the result of an earlier attempt that kept this work, and was killed after that.
+
+        None if there is none, or its branch does not have that commit any more.
+        """
         try:
             kept = json.loads(self._kept.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -537,7 +573,7 @@ class Worktree:
         return kept["result"] if self.repository.git.has(head, commit) else None
 
     def close(self) -> None:
-        """Remove the folder, unless it holds the only copy of something."""
+        """Remove the folder, unless a repository in it has work that is nowhere else."""
         kept_here = [each for each in self._repositories_within() if self._holds_work(each)]
         if kept_here:
             say(f"{self.folder} stays: work in {', '.join(kept_here)} is on no branch of it")
@@ -547,7 +583,7 @@ class Worktree:
             self._kept.unlink()
 
     def remove(self) -> None:
-        """Remove the folder, as far as that can be; the branch stays."""
+        """Remove the folder, and log what cannot be removed; the branch stays."""
         git = self.repository.git
         place = self._linked()
         removed = git.attempt("worktree", "remove", "--force", "--force", str(self.folder))
@@ -568,11 +604,11 @@ class Worktree:
 
     def _nested_repositories(self) -> list[str]:
         listed = self.git("ls-files", "--others", "--exclude-standard", "-z", status=WORK_NOT_KEPT)
-        # Git lists an untracked repository as its folder, with a slash, and looks no further.
+        # git lists an untracked repository as its folder, with a slash, and not the files in it.
         return [each.rstrip("/") for each in listed.split("\0") if each.endswith("/")]
 
     def _repositories_within(self) -> list[str]:
-        """The submodules that are checked out, and repositories that are no part of this one."""
+        """Return the paths of submodules that are checked out, and of untracked repositories."""
         if not self._whole():
             return []
         staged = self.git("ls-files", "--stage", "-z").split("\0")
@@ -581,7 +617,7 @@ class Worktree:
         return found + self._nested_repositories()
 
     def _holds_work(self, path: str) -> bool:
-        """Whether a repository within has commits or changes that are nowhere else."""
+        """Whether the repository at *path* within has commits or changes that are nowhere else."""
         git = self.git.at(self.folder / path)
         if git.commit_of("HEAD") is None:
             return bool(git.attempt("status", "--porcelain").stdout)
@@ -590,7 +626,7 @@ class Worktree:
         return bool(changed or (ahead and path in self._nested_repositories()))
 
     def _check_submodules(self) -> None:
-        """Refuse a commit of a submodule that nobody else could check out."""
+        """Raise `Unfit` if a submodule is at a new commit that none of its remotes has."""
         start = self._marked("start") or "HEAD"
         for path in self._repositories_within():
             now = self.git.attempt("rev-parse", f"HEAD:./{path}").stdout
@@ -605,7 +641,7 @@ class Worktree:
                 )
 
     def _return_to_branch(self) -> None:
-        """Have the branch hold the work, where the command has switched to another one."""
+        """If the command switched to another branch, check out ours, and merge that one's work."""
         here = self.git.attempt("symbolic-ref", "--quiet", "HEAD").stdout.strip()
         if here == f"refs/heads/{self.branch}":
             return
@@ -624,14 +660,14 @@ class Worktree:
         return self._marked("ready") is not None
 
     def _unlock_index(self) -> None:
-        """Remove a lock of the index: this process holds the worktree, so its maker is dead."""
+        """Remove a stale lock of the index: we hold the worktree's lock, so its maker is dead."""
         lock = self._place() / "index.lock"
         if lock.exists():
             say("removed an index.lock that a killed git has left")
             lock.unlink()
 
     def _linked(self) -> Path | None:
-        """Where the folder says that git keeps what belongs to it; None if it says nothing."""
+        """Return the git directory that the folder's file .git names; None without such a file."""
         try:
             text = (self.folder / ".git").read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
@@ -640,9 +676,9 @@ class Worktree:
         return Path(self.folder, found.group(1)).resolve() if found else None
 
     def _place(self) -> Path:
-        """Where git keeps what belongs to this worktree alone. Raise `Unfit` if that is not so.
+        """Return the git directory of this worktree alone.
 
-        The folder may be a worktree of another repository, which keeps its own in the same place.
+        Raises `Unfit` when the folder is not a worktree of this repository, but perhaps of another.
         """
         place = self._linked()
         if place is None or place.parent != self.repository.common / "worktrees":
@@ -660,7 +696,11 @@ class Worktree:
 
 
 def environment_for(given: dict[str, str], folder: Path) -> dict[str, str]:
-    """The environment of git and of the command: *given*, and a name where git knows none."""
+    """Return the environment for git and the command, from *given*.
+
+    Without git's own variables of place, and with an identity for commits if git, started in
+    *folder*, has none.
+    """
     environment = {name: value for name, value in given.items() if name not in _GIT_PLACES}
     git = Git(folder, environment)
     if git.attempt("-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT").returncode:
@@ -671,7 +711,10 @@ def environment_for(given: dict[str, str], folder: Path) -> dict[str, str]:
 
 
 def check_filters(worktree: Worktree) -> None:
-    """Refuse a repository whose files need git-lfs where there is none: pointers are no files."""
+    """Raise `Unfit` if the repository uses git-lfs, which is not installed.
+
+    The command would find pointers in place of its files.
+    """
     git = worktree.git
     uses = git.attempt("grep", "-q", "filter=lfs", "HEAD", "--", ":(glob)**/.gitattributes")
     if uses.returncode == 0 and git.attempt("lfs", "version").returncode:
@@ -679,7 +722,7 @@ def check_filters(worktree: Worktree) -> None:
 
 
 class FeatureBranch:
-    """The branch that has the work of all phases of a feature."""
+    """The branch pgcoord/feature-<id>, into which the work of all phases is merged."""
 
     def __init__(self, repository: Repository, phase: Phase) -> None:
         self.git = repository.git
@@ -688,10 +731,9 @@ class FeatureBranch:
         self.name = repository.branch_for(f"feature-{phase.feature_id}", phase.installation)
 
     def add(self, branch: str, commit: str) -> str | None:
-        """Have it contain *commit*; return why it cannot, None once it does.
+        """Merge *commit* of *branch* into it without a worktree; return why not, None on success.
 
-        No folder is touched. Work that conflicts with it stays on its own branch: a phase after
-        both, which merges them, brings it.
+        Work that conflicts stays on *branch*, until a phase that depends on both merges them.
         """
         head = self.git.commit_of(f"refs/heads/{self.name}")
         if head is None:
@@ -714,7 +756,10 @@ class FeatureBranch:
         return None
 
     def push(self, remote: str) -> str | None:
-        """Push it; return why that failed, None when it did not."""
+        """Push it to *remote*; return why that failed, None on success.
+
+        Blocks up to `_PUSH_PATIENCE` seconds.
+        """
         try:
             pushed = self.git.attempt("push", remote, self.name, seconds=_PUSH_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -726,9 +771,10 @@ class FeatureBranch:
 def hand_on(
     repository: Repository, phase: Phase, branch: str, commit: str, push: str | None
 ) -> dict[str, Any]:
-    """Add the work to the branch of its feature; return what the result says of that.
+    """Merge *commit* into the feature's branch, and push that to the remote *push*, if given.
 
-    The work is kept already: nothing that fails here fails the phase.
+    Return the keys to add to the result: `feature_branch`, or `feature_branch_fault` with the
+    error, which does not fail the phase: the work is kept already. {} without a feature.
     """
     if not phase.feature_id:
         return {}
@@ -748,10 +794,12 @@ def hand_on(
 
 
 class Options(NamedTuple):
-    """What is to be run, and how its worktree is made.
+    """The command to run, and how to create its worktree.
 
-    `work` tells this work from another, where the command is not the same in each attempt; `push`
-    is the remote that the branch of the feature is pushed to.
+    *base*: the branch to start from (None: HEAD). *root*: the folder for worktrees. *title*: the
+    message of the commit. *resolve*: a shell command for conflicts. *work*: a digest that
+    identifies the work, if the command differs between attempts. *push*: the remote to push the
+    feature's branch to.
     """
 
     command: Sequence[str]
@@ -764,7 +812,10 @@ class Options(NamedTuple):
 
 
 def work(options: Options, phase: Phase, git: Git) -> int:
-    """Do all of it in the current folder; return the exit status."""
+    """Create the worktree, run the command, keep its work, write the result; return the status.
+
+    Blocks until the command has ended. Raises `Unfit` when it cannot be run, or its work not kept.
+    """
     repository = Repository(git)
     program = options.command[0]
     if os.sep not in program and shutil.which(program, path=git.environment.get("PATH")) is None:
@@ -772,10 +823,10 @@ def work(options: Options, phase: Phase, git: Git) -> int:
     if options.push and git.attempt("remote", "get-url", options.push).returncode:
         raise Unfit(f"there is no remote {options.push!r} to push to")
     digest = phase.digest(options.command)
-    # Another database may have a phase of the same name here.
+    # A phase of another installation may have the same name.
     name = "-".join(filter(None, (phase.queue_id, phase.installation)))
     with repository.locked(name, waits=False):
-        # Worktrees are made one at a time: git itself fails now and then when they are not.
+        # One at a time: concurrent `git worktree add` fails now and then.
         with repository.locked("worktrees", waits=True):
             worktree = Worktree(repository, phase, options.root)
             result = worktree.kept_before(digest)
@@ -786,7 +837,7 @@ def work(options: Options, phase: Phase, git: Git) -> int:
         if result is None:
             status, result = do(options, phase, worktree, prerequisites, digest)
             if result is None:
-                return status  # nothing more is said: its last line tells why
+                return status  # no line of ours: the last line of the log should be the command's
         else:
             say("an earlier attempt has kept its work: only the rest is to be done")
             phase.has_worked = True
@@ -806,7 +857,11 @@ def do(
     prerequisites: Sequence[tuple[str, str]],
     digest: str,
 ) -> tuple[int, dict[str, Any] | None]:
-    """Run the command and keep its work; return its exit status, and the result if it succeeded."""
+    """Merge the *prerequisites*, run the command, commit its work.
+
+    Return its exit status, and the result, or None if it failed. If an earlier attempt did the work
+    with the same *digest*, only keep it.
+    """
     check_filters(worktree)
     worktree.merge(prerequisites, options.resolve)
     say(f"{worktree.folder}, branch {worktree.branch}; if the command fails, both stay")
@@ -833,8 +888,11 @@ def do(
 
 
 def run(options: Options) -> int:
-    """Do all of it in the current folder; say what hinders it, and return the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the command is told, too: no traceback
+    """Run `work` in the current folder; return the exit status.
+
+    A fault is logged, and written to the result file.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the command gets it as well; no traceback
     folder = Path.cwd()
     git = Git(folder, environment_for(dict(os.environ), folder))
     phase = Phase(git.environment, options.title, options.work)
@@ -851,7 +909,7 @@ def run(options: Options) -> int:
 
 
 def main() -> None:
-    """Read the command line, and exit as the command does."""
+    """Parse the command line, run, and exit with the status of `run`."""
     parser = argparse.ArgumentParser(
         prog="worktree", description="Run COMMAND in a git worktree of its own."
     )
