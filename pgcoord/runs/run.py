@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -49,6 +50,10 @@ _ROOM = 128
 
 # The content of `status` when the run was given up, instead of the wrapper's lines.
 _GIVEN_UP = b"given up\n"
+
+# The mode of the status file of a run that was given up: a disk that is full can store it, and once
+# there is room again nobody starts a run whose attempt has ended.
+_GIVEN_UP_MODE = 0o700
 
 # Seconds to wait after SIGKILL, which only a process in an uninterruptible system call survives.
 _DEATH = timedelta(seconds=5)
@@ -202,7 +207,9 @@ class Run:
                 files.opened(self.folder, _STATUS, os.O_RDWR | os.O_CREAT) as status,
             ):
                 self._claim(status)
-                os.pwrite(status, _GIVEN_UP, 0)
+                os.fchmod(status, _GIVEN_UP_MODE)
+                with suppress(OSError):  # for people
+                    os.pwrite(status, _GIVEN_UP, 0)
                 fcntl.flock(status, fcntl.LOCK_UN)  # see _is_locked
                 return True
         except CannotStart:
@@ -505,7 +512,8 @@ def _read(status: int) -> _Record:
     text = os.pread(status, _ROOM, 0)
     wrote = re.match(rb"(\d+) (.+)\n(?:(\d+)\n)?", text)
     if wrote is None:
-        return _Record(given_up=text.startswith(_GIVEN_UP))
+        is_marked = bool(os.fstat(status).st_mode & stat.S_IXUSR)
+        return _Record(given_up=is_marked or text.startswith(_GIVEN_UP))
     pid, started, exit_status = wrote.groups()
     return _Record(int(pid), started.decode(), None if exit_status is None else int(exit_status))
 

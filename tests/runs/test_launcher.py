@@ -540,6 +540,12 @@ async def test_a_full_disk_does_not_lose_the_exit_status(make_run: MakeRun, tmp_
         with pytest.raises(CannotStart, match="No space left on device"):
             start(other, "exit 0")
         assert other.state() is JobState.NEVER_STARTED
+        # Its attempt ends with this: it must not start once there is room again.
+        assert other.give_up()
+        assert other.state() is JobState.GIVEN_UP
+        (run.folder / "log").unlink()
+        with pytest.raises(CannotStart, match="was given up"):
+            start(other, "exit 0")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
