@@ -177,9 +177,9 @@ language sql stable
 begin atomic
     select coalesce(
         (select jsonb_agg(
-            p.phase_data || jsonb_build_object(
+            p.phase_data || jsonb_strip_nulls(jsonb_build_object(
                 'phase_number', p.phase_number, 'depends_on_phases', p.depends_on_phases, 'priority', p.priority,
-                'run_when', p.run_when, 'lock', p.lock)
+                'run_when', nullif(p.run_when, 'completed'), 'lock', p.lock))
             order by p.phase_number)
         from public.phase_queue as p
         where p.feature_id = p_feature_id),

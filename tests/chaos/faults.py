@@ -54,6 +54,8 @@ CALLS = (
     + ["cancel_feature({feature}, 'no')", "cancel_branch('{phase}', 'no')"]
     + ["complete_phase('{phase}')", "fail_phase('{phase}', 'broken')"]
     + ["approve('{phase}')", "reject('{phase}', 'no')"]
+    + ["act_on_phases('retry', array['{phase}'], 'all')", "set_budget({feature}, 5)"]
+    + ["again({feature})", "again_from({feature}, 1)"]
     + [
         "set_result('{phase}', '{{\"summary\": \"s\"}}')",
         "add_feature('d')",
@@ -63,6 +65,7 @@ CALLS = (
     + ["exit_attempt({number}, 'whsec_forged', 'copy', 0)"]
     + ["execute_feature({feature})", "feature_object({feature})"]
     + ['change_feature({feature}, \'{{"title": "b"}}\')', 'store_feature(\'{{"title": "c"}}\')']
+    + ["preview_several('cancel', array['{phase}'])"]
     + ["preview('retry', {feature}, '{phase}')", "prune('1 minute')", "why('{phase}')", "checkup()"]
 )
 

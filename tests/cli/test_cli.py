@@ -644,8 +644,8 @@ def test_status_json_is_an_object_that_stays_as_it_is(
     assert found["paused_at"] is None
     assert list(found["coordinator"]) == ["epoch", "host", "pid", "version", "lead_at"]
     assert found["slots"][1:] == [
-        dict.fromkeys(["slot", "draining", "queue_id", "title", "status", "since", "pool"])
-        | {"slot": slot, "draining": False, "pool": "local"}
+        dict.fromkeys(["queue_id", "title", "status", "since", "job", "node", "waits_for"])
+        | {"slot": slot, "draining": False, "pool": "local", "launcher": "local"}
         for slot in (2, 3)
     ]
     (feature,) = found["features"]

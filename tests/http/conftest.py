@@ -34,6 +34,7 @@ async def page(context: BrowserContext) -> AsyncIterator[Page]:
     page.on("console", lambda said: faults.append(said.text) if is_fault(said) else None)
     yield page
     await page.close()
+    await context.clear_cookies()  # the context is kept, and cookies are of any port
     assert faults == []
 
 

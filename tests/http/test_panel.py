@@ -759,7 +759,6 @@ async def test_under_another_path_all_works_behind_nginx(
             assert await page.evaluate(_OPENS, path) == ["open", "open"]
             await page.get_by_role("button", name="Log out").click()
             assert page.url == f"{outside}{path}/login"
-    await page.context.clear_cookies()
 
 
 async def test_who_did_it_is_the_name_that_somebody_gave(
@@ -778,7 +777,6 @@ async def test_who_did_it_is_the_name_that_somebody_gave(
         await expect(page.locator("#notice")).to_contain_text(
             "Everything is paused by dana (panel)"
         )
-    await page.context.clear_cookies()
     environment = {"PGCOORD_TOKEN": "x" * 32, "NIGHTLY": "y" * 32}
     async with serving_of(
         dsn, tmp_path, leads=False, environment=environment, tokens=("NIGHTLY",)

@@ -122,9 +122,15 @@ class Slurm:
             os.kill(int((self.folder / "munge" / "pid").read_text()), signal.SIGTERM)
 
     def kill(self, daemon: str, sent: signal.Signals) -> None:
-        """Send a signal to `controller` or to the daemon of a node, if it is there."""
+        """Send a signal to `controller` or to the daemon of a node, if it is there.
+
+        After SIGKILL it is gone: until then a client's connection could be reset, not refused.
+        """
         with suppress(OSError, ValueError):
-            os.kill(int((self.folder / f"{daemon}.pid").read_text()), sent)
+            pid = int((self.folder / f"{daemon}.pid").read_text())
+            os.kill(pid, sent)
+            if sent is signal.SIGKILL:
+                self.wait_for(lambda: not Path(f"/proc/{pid}").exists(), f"end of {daemon}")
 
     def ask(self, *command: str) -> str:
         """The output of a command of Slurm; empty when it fails."""
