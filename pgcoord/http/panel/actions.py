@@ -1,7 +1,7 @@
-"""The actions of `pgcoord.actions` in the panel: a form that is posted to where it acts.
+"""The actions of `pgcoord.actions` in the panel: each is a form, posted to its own path.
 
-Before one that destroys or holds up work comes a question: a page with the form, which shows what
-would change. The script of the panel shows it as a dialog.
+An action that destroys or holds up work is preceded by a question: a GET of the same path, whose
+page has the form and a preview of the changes. The panel's script shows it as a dialog.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ from pgcoord.http.state import state_of
 
 @dataclass(frozen=True)
 class _Subject:
-    """What a question is about: in words, as an argument of SQL, and where its page is."""
+    """The target of an action: in words, as an SQL literal, and the URL of its page."""
 
     words: str = ""
     argument: str = "null"
@@ -109,7 +109,7 @@ def _asks(action: Action, asked: Question, find: _Finding) -> Handler:
 def _asks_whether_so_many(
     request: Request, number: int, pool: str | None, many: panel.MoreSlots
 ) -> Response:
-    """Ask whether so many slots are meant, which what waits would take at once."""
+    """Answer 409 with the question whether *number* slots are meant, as phases would start."""
     start = format.plural(many.start, "phase")
     asked = Question(
         "Let {} phases run at once?",
@@ -137,7 +137,7 @@ def _asks_whether_so_many(
 
 
 def _acts(action: Action) -> Handler:
-    """Make the handler that does an action, then goes back to the page it was done on."""
+    """Make the handler that performs an action, then redirects to the page it was sent from."""
 
     @error_page
     async def act(request: Request) -> Response:
@@ -173,7 +173,10 @@ _TARGETS: Mapping[Scope, Callable[[Request], str | int | None]] = {
 
 
 def routes(feature: str, phase: str) -> Iterator[BaseRoute]:
-    """The questions and actions; those on features and phases are at these paths."""
+    """Yield the routes of all questions and actions.
+
+    *feature* and *phase*: the path patterns of their pages, below which their actions are.
+    """
     paths: Mapping[Scope, str] = {"phase": phase, "feature": feature, "all": ""}
     for action in ACTIONS:
         path = f"{paths[action.scope]}/{action.slug}"

@@ -1,8 +1,8 @@
-"""How the panel puts times, lengths and numbers into words.
+"""Format times, durations and numbers for the panel.
 
-A time is a `time` element: what is read is relative, the date and zone are its title. All times of
-a page are in the zone of its `now`. The script (web/static/panel.js) lets the relative ones go on,
-in these very words.
+A time is a `time` element: its text is relative, its title has date and zone. All times of a page
+are in the time zone of its `now`. The script (web/static/panel.js) updates the relative ones, with
+the same words.
 """
 
 from datetime import datetime, timedelta
@@ -11,12 +11,12 @@ from markupsafe import Markup, escape
 
 STATES = ("failed", "blocked", "running", "ready", "queued", "completed", "cancelled")
 
-# What a feature can be, besides the states of its phases.
+# The filters of features in the overview, besides the states of phases.
 FEATURE_FILTERS = ("all", "attention", "in_progress", "planned", "finished")
 
 
 def lasting(value: timedelta | float) -> str:
-    """A length of time, in one or two units: 24 s, 41 min, 2 h 5 min, 3 d 4 h."""
+    """Return a duration (a float: in seconds) in one or two units: 24 s, 2 h 5 min, 3 d 4 h."""
     seconds = int(max(0, value.total_seconds() if isinstance(value, timedelta) else value))
     if seconds < 60:
         return f"{seconds} s"
@@ -31,44 +31,44 @@ def lasting(value: timedelta | float) -> str:
 
 
 def since(at: datetime, now: datetime) -> Markup:
-    """How long ago something began."""
+    """Return an element with the duration from *at* to *now*, such as "5 min"."""
     return _time(at, lasting(now - at), "since", now)
 
 
 def ago(at: datetime, now: datetime) -> Markup:
-    """How long ago something was; or when it will be, in so much time."""
+    """Return an element such as "5 min ago", or "in 5 min" if *at* is after *now*."""
     if at > now:
         return _time(at, f"in {lasting(at - now)}", "ago", now)
     return _time(at, f"{lasting(now - at)} ago", "ago", now)
 
 
 def clock_text(at: datetime, now: datetime) -> str:
-    """The time of day, with the date where it is another day."""
+    """Return the time of day to the minute, with the date if it is not the day of *now*."""
     return _clock(at, now, "%H:%M")
 
 
 def clock(at: datetime, now: datetime) -> Markup:
-    """The same as an element."""
+    """Return `clock_text` as an element."""
     return _time(at, clock_text(at, now), None, now)
 
 
 def clock_seconds(at: datetime, now: datetime) -> Markup:
-    """The time of day to the second, with the date where it is another day."""
+    """Return an element with the time to the second, and the date if it is not that of *now*."""
     return _time(at, _clock(at, now, "%H:%M:%S"), None, now)
 
 
 def moment(seconds: float, now: datetime) -> datetime:
-    """A time that is given in seconds since 1970, in the zone of the page."""
+    """Return the time that is *seconds* after 1970-01-01 UTC, in the time zone of *now*."""
     return datetime.fromtimestamp(seconds, now.tzinfo)
 
 
 def in_full(at: datetime) -> str:
-    """Date, time and zone."""
+    """Return date, time and zone in words, for a title."""
     return f"{at.day} {at:%B %Y, %H:%M:%S} {at.tzname()}".rstrip()
 
 
 def size(characters: int) -> str:
-    """A number of bytes."""
+    """Return a number of bytes in B, kB or MB (powers of 1000)."""
     if characters < 1000:
         return f"{characters} B"
     if characters < 1_000_000:
@@ -77,12 +77,12 @@ def size(characters: int) -> str:
 
 
 def percent(part: int, whole: int) -> str:
-    """`part` of `whole` and its share, 2/7 (28 %); only what is complete is 100 %."""
+    """Return *part* of *whole* and its share, rounded down: 2/7 (28 %); 0/0 without a share."""
     return f"{part}/{whole} ({100 * part // whole} %)" if whole else "0/0"
 
 
 def numbers(values: list[int] | None, most: int = 5) -> str:
-    """Numbers as an enumeration: 1, 2 and 5."""
+    """Return numbers as an enumeration, "1, 2 and 5"; of more than *most*, count the rest."""
     values = values or []
     words = [str(each) for each in values[:most]]
     if len(values) > most:
@@ -91,7 +91,7 @@ def numbers(values: list[int] | None, most: int = 5) -> str:
 
 
 def ranges(values: list[int], most: int = 6) -> str:
-    """Ascending numbers as an enumeration, those that follow each other as from\N{EN DASH}to."""
+    """Return ascending numbers as an enumeration, "1\N{EN DASH}3, 5 and 7", of *most* items."""
     found: list[list[int]] = []
     for value in values:
         if found and value == found[-1][1] + 1:
@@ -107,12 +107,12 @@ def ranges(values: list[int], most: int = 6) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """1 phase, 2 phases."""
+    """Return the count with its noun: 1 phase, 2 phases."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun[-1] == 's' else 's'}"
 
 
 def zoned(at: datetime, now: datetime) -> datetime:
-    """The same time in the zone of the page."""
+    """Return the same time in the time zone of *now*."""
     return at.astimezone(now.tzinfo)
 
 

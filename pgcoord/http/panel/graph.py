@@ -1,10 +1,10 @@
-"""Where the phases of a feature stand in its graph: layers from left to right, few crossings.
+"""Lay out the graph of a feature: layers from left to right, with few crossings.
 
-Of a large feature what is finished is folded: completed phases that nothing open depends on are
-left out, and edges from them are drawn cut.
+In a large feature, completed phases on which no open phase depends are left out ("folded"), and a
+phase that depends on them is marked as cut.
 
-The layout follows from the dependencies alone, so it is made once for each shape of a graph and
-stays put while states change.
+The layout follows from the dependencies alone, so it is cached, and does not move when states
+change.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ from pgcoord.database.panel import Forecast, TreePhase
 # More phases than this are a list, not a picture.
 MOST_PHASES = 400
 
-# From column to column, edges that pass several count for each: more of them than this are a grey
-# area, and megabytes of a page.
+# The most stretches of edges; an edge has one for each column that it spans. More would be a grey
+# area, and megabytes of HTML.
 MOST_STRETCHES = 10_000
 
-# With more phases than this, each is one line of text, and what is finished is folded.
+# With more phases than this, each node is one line of text, and completed phases are folded.
 ROOMY = 40
 
-# Characters of a title that fit in one of many nodes.
+# Characters of a title that fit in a small node.
 _FITS = 17
 
-# Orderings that are tried for fewer crossings.
+# Passes over the columns that reduce crossings.
 _SWEEPS = 6
 
 _Edges = tuple[tuple[int, int], ...]
@@ -51,7 +51,10 @@ _SMALL = Measures(136, 26, 36, 8, 6, 4)
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each phase stands (its upper left corner) and how each edge goes."""
+    """A laid out graph, in pixels.
+
+    *places*: the upper left corner (x, y) by phase. *paths*: by (prerequisite, dependent).
+    """
 
     width: int
     height: int
@@ -62,7 +65,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Path:
-    """How an edge goes: its line, a place on it for a mark, and where it ends."""
+    """The path of an edge: *line* as SVG path data, the point of its mark, its end, as (x, y)."""
 
     line: str
     mark: tuple[int, int]
@@ -71,7 +74,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Edge:
-    """An edge: how it goes, the state of its prerequisite, and what it is: met, waits or broken."""
+    """An edge: its path, the state of its prerequisite, and whether it is on the critical path."""
 
     path: Path
     status: str
@@ -79,7 +82,7 @@ class Edge:
 
     @property
     def kind(self) -> str:
-        """What the prerequisite means to the dependent."""
+        """What its state means for the dependent: "met", "waits" or "broken"."""
         if self.status == "completed":
             return "met"
         return "broken" if self.status in ("failed", "cancelled", "blocked") else "waits"
@@ -87,7 +90,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Graph:
-    """The graph of a feature; `folds` when finished parts are left out."""
+    """The graph of a feature; *forecast* by number of phase; *folds*: leave out completed parts."""
 
     all: Sequence[TreePhase]
     forecast: dict[int, Forecast]
@@ -95,7 +98,7 @@ class Graph:
 
     @cached_property
     def phases(self) -> Sequence[TreePhase]:
-        """The phases that are drawn; all of them where everything is finished."""
+        """The phases to draw; all of them if every phase would be left out."""
         if not self.folds:
             return self.all
         needed = {
@@ -107,12 +110,12 @@ class Graph:
 
     @property
     def folded(self) -> int:
-        """How many phases are left out."""
+        """The number of phases that are left out."""
         return len(self.all) - len(self.phases)
 
     @cached_property
     def cut(self) -> set[int]:
-        """Those that are drawn and depend on some that are left out."""
+        """The numbers of drawn phases with a prerequisite that is left out."""
         drawn, known = set(self._layer), {each.phase_number for each in self.all}
         return {
             each.phase_number
@@ -122,12 +125,12 @@ class Graph:
 
     @cached_property
     def titles(self) -> dict[int, str]:
-        """The titles as they are drawn: where many begin alike, from where they differ."""
+        """The titles to draw, by number of phase, as `tell_apart` shortens them."""
         return tell_apart({each.phase_number: each.title for each in self.phases}, _FITS)
 
     @property
     def too_large(self) -> str | None:
-        """What there is too much of to draw it; None when it is drawn."""
+        """The subject of a sentence, such as "450 phases are", if it is too large; else None."""
         if len(self.phases) > MOST_PHASES:
             return f"{len(self.phases)} phases are"
         layer = self._layer
@@ -137,14 +140,14 @@ class Graph:
 
     @cached_property
     def layout(self) -> Layout:
-        """Where everything stands."""
+        """The layout of the phases to draw."""
         return lay_out(tuple(self._layer.items()), self._pairs)
 
     @cached_property
     def _layer(self) -> dict[int, int]:
         numbers = {each.phase_number for each in self.phases}
         layers = {n: self.forecast[n].layer if n in self.forecast else 0 for n in numbers}
-        # Without the columns of which nothing is left.
+        # Columns without a drawn phase are dropped.
         column = {layer: at for at, layer in enumerate(sorted(set(layers.values())))}
         return {n: column[layer] for n, layer in layers.items()}
 
@@ -159,7 +162,7 @@ class Graph:
 
     @cached_property
     def edges(self) -> list[Edge]:
-        """The edges, those of the critical path last, on top of the others."""
+        """The edges in the order of drawing: broken ones last, critical ones after others."""
         status = {each.phase_number: each.status for each in self.phases}
         found = [
             Edge(path, status[up], self._is_critical(up) and self._is_critical(down))
@@ -172,9 +175,9 @@ class Graph:
 
 
 def tell_apart(titles: dict[int, str], fits: int) -> dict[int, str]:
-    """Titles of which no more than *fits* characters are seen, so that they differ in these.
+    """Return *titles*, by number of phase, changed so that their first *fits* characters differ.
 
-    Those that begin alike lose their common words, and have an ellipsis instead.
+    Titles with a common beginning have an ellipsis instead of their common words.
     """
     alike: dict[str, list[int]] = {}
     for number, title in titles.items():
@@ -192,16 +195,19 @@ def tell_apart(titles: dict[int, str], fits: int) -> dict[int, str]:
     return titles
 
 
-# A place in a column: a phase, or an edge of the phase `number` that passes the column `layer`.
+# A spot in a column, as (number, column): a phase, or an edge from that phase that passes through.
 _Spot = tuple[int, int]
 
-# A stretch of an edge, from one column to the next; edges of one phase share those that they can.
+# A stretch of an edge, from one column to the next; edges from the same phase share stretches.
 _Link = tuple[_Spot, _Spot]
 
 
 @lru_cache(maxsize=64)
 def lay_out(layers: tuple[tuple[int, int], ...], edges: _Edges) -> Layout:
-    """Lay out phases, as (number, column), and edges, as (prerequisite, dependent)."""
+    """Return the layout of phases, as (number, column), and edges, as (prerequisite, dependent).
+
+    The result is cached. Pure computation, which takes long for hundreds of phases.
+    """
     layer = dict(layers)
     measures = _LARGE if len(layer) <= ROOMY else _SMALL
     columns, links = _columns(layer, edges)
@@ -219,7 +225,7 @@ def lay_out(layers: tuple[tuple[int, int], ...], edges: _Edges) -> Layout:
 
 
 def _columns(layer: dict[int, int], edges: _Edges) -> tuple[list[list[_Spot]], list[_Link]]:
-    """What stands in each column, edges that pass through it too, and what is next to what."""
+    """Return the spots of each column, passing edges included, and the links between spots."""
     columns: list[list[_Spot]] = [[] for _ in range(max(layer.values(), default=0) + 1)]
     for number in sorted(layer):
         columns[layer[number]].append((number, layer[number]))
@@ -245,7 +251,7 @@ def _neighbours(
 
 
 def _order(columns: list[list[_Spot]], links: list[_Link]) -> None:
-    """Sort each column by the middle of what its members are linked to, back and forth."""
+    """Sort each column, in place, by the mean position of linked spots, in alternating passes."""
     left, right = _neighbours(links)
     for sweep in range(_SWEEPS):
         forth = sweep % 2 == 0
@@ -267,7 +273,7 @@ def _heights(
     layer: dict[int, int],
     measures: Measures,
 ) -> dict[_Spot, int]:
-    """How far down each spot stands: near what it is linked to, without overlaps."""
+    """Return the y of each spot: close to its linked spots, without overlaps."""
 
     def room(spot: _Spot) -> int:
         return measures.height if layer[spot[0]] == spot[1] else measures.lane
@@ -296,8 +302,8 @@ def _heights(
 
 
 def _apart(wanted: list[float], rooms: list[int]) -> list[float]:
-    """The places closest to those wanted that keep their order and their distance."""
-    # Runs of neighbours that touch move as one: (sum of wishes, members, total room).
+    """Return the positions closest to *wanted* that keep order and distance (*rooms*)."""
+    # Neighbours that touch move as one run: (sum of wanted positions, members, total room).
     runs: list[tuple[float, int, float]] = []
     for wish, room in zip(wanted, rooms, strict=True):
         total, count, taken = wish, 1, float(room)
@@ -321,7 +327,7 @@ def _apart(wanted: list[float], rooms: list[int]) -> list[float]:
 def _ends(
     links: list[_Link], layer: dict[int, int], heights: dict[_Spot, int], measures: Measures
 ) -> dict[_Link, tuple[int, int]]:
-    """How far down each link begins and ends; those of one phase side by side, without crossing."""
+    """Return the y at which each link begins and ends; those of one phase are side by side."""
     left, right = _neighbours(links)
 
     def sides(spot: _Spot, others: list[_Spot]) -> dict[_Spot, int]:
@@ -356,7 +362,7 @@ def _path(
     for start, end in passing:
         line += _bend(x, start, x + across, end) + f"h{width}"
         x += across + width
-    # The tip takes the rest of the way.
+    # The last 6 pixels are the arrow's tip.
     return Path(line + _bend(x, y, x + across - 6, to), mark, (x + across, to))
 
 

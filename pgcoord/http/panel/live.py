@@ -1,12 +1,12 @@
-"""What keeps pages live: each page that somebody looks at is a screen, drawn once for all of them.
+"""Live pages: a page with viewers is a screen, rendered once for all of them.
 
-A page is made of pieces. A piece is a template and the data it is drawn from; it is drawn again
-when its data has changed, and for nothing else. Each drawing of a screen has a number, each piece
-the number of the drawing at which it last changed; so whoever says what was last seen is sent what
-is newer, be it after a millisecond or after an hour without a network.
+A page consists of pieces. A piece is a template and its data, and is rendered again only when the
+data changes. Each drawing of a screen has a version, and each piece the version at which it last
+changed. A viewer sends the last version that it saw, and receives the pieces that are newer,
+whether that was a millisecond or an hour ago.
 
-The one rule: nobody waits for anybody. A viewer takes what is newest when it is ready for it; what
-changed twice meanwhile is sent once.
+The one rule: no viewer waits for another. Each takes the latest version when it is ready; a piece
+that changed twice meanwhile is sent once.
 """
 
 import asyncio
@@ -31,30 +31,30 @@ from pgcoord.http.feed import FROM_NOW_ON, Connected, Event, Feed
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two drawings while much happens; and how many times as long as a drawing took
-# nothing is drawn, for the coordinator lives in the same process.
+# The least seconds between two drawings; and the pause after one, as a multiple of the time that it
+# took, since the coordinator runs in the same process.
 _ROUND = 0.02
 _REST = 3
 
-# Seconds until it is read again when the database did not answer.
+# Seconds until the next read when the database did not answer.
 _AGAIN = 1.0
 
-# Seconds after which what changes without an event is looked at, such as a log.
+# Seconds between two `glance`s at what changes without an event, such as logs.
 _GLANCE = 2.0
 
-# Time after which pieces that show how time passes are drawn again.
+# Time after which pieces that show durations (`ages`) are rendered again.
 _AGEING = timedelta(seconds=15)
 
-# Seconds after which a viewer is told that it is still live.
+# The most seconds between two messages to a viewer that its page is still live.
 _BEAT = 4.0
 
-# Seconds until the connection is looked at again, at the beginning.
+# Seconds between two checks of the feed until it has a state for the first time.
 _SOON = 0.02
 
-# Seconds after which a log is looked at again while somebody does.
+# Seconds between two reads of a log that a viewer follows.
 _LOG_ROUND = 0.3
 
-# Seconds for which a screen that nobody looks at any more is kept, for those who come back.
+# Seconds for which a screen is kept after its last viewer left, for one that comes back.
 _KEPT = 60.0
 
 _BOOT = secrets.token_hex(4)
@@ -66,18 +66,22 @@ Reading = Callable[[], AbstractAsyncContextManager[Connection]]
 
 
 class Tail(Protocol):
-    """Something that grows while it is looked at, without an event for it."""
+    """A log that a viewer follows; it grows without events of the database."""
 
     def news(self) -> dict[str, Any] | None:
-        """What has come since it was last asked."""
+        """Return what was added since the last call, as an object for the script; None if nothing.
+
+        Must not block for long: it runs in the event loop.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a page that is drawn by itself; `ages` when it shows how time passes.
+    """A part of a page that is rendered by itself, from *data*.
 
-    One that is `heavy` is not sent when it changes: viewers are told, and fetch it if they look.
+    *ages*: it shows durations, so it is rendered again as time passes. *heavy*: when it changes,
+    viewers get only its name, and fetch it when it is visible.
     """
 
     template: str
@@ -88,7 +92,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Page:
-    """A page: its template, its pieces by their ids, and which of them stand in which list."""
+    """The data of a page, read at *now*.
+
+    *pieces*: by the id of their element. *lists*: the ids of pieces in each list, in order.
+    *extra*: further variables of the template.
+    """
 
     template: str
     title: str
@@ -99,29 +107,32 @@ class Page:
 
 
 class View(Protocol):
-    """Something that can be looked at."""
+    """A kind of page with its parameters, which can be read again and again."""
 
     @property
     def key(self) -> str:
-        """The same for those who see the same."""
+        """A string that is equal for views that show the same."""
         ...
 
     def concerns(self, event: Event) -> bool:
-        """Whether it looks different after an event."""
+        """Whether *event* may change it, so that it must be read again."""
         ...
 
     async def read(self, conn: Connection) -> Page:
-        """Read all that is shown."""
+        """Read the page from the database."""
         ...
 
     def glance(self, page: Page) -> Page:
-        """The page with what changes without an event as it is now, such as what is in files."""
+        """Return *page* with the parts renewed that change without events, such as logs.
+
+        Called in a thread; may block on files.
+        """
         return page
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A piece as it was drawn, and at which drawing it last changed."""
+    """A rendered piece, and the version at which its HTML last changed."""
 
     piece: Piece
     html: str
@@ -129,13 +140,13 @@ class _Drawn:
     version: int
 
     def holds(self, piece: Piece, now: datetime) -> bool:
-        """Whether it need not be drawn again."""
+        """Whether it is still valid for *piece*, so need not be rendered again."""
         return self.piece == piece and not (piece.ages and now - self.at >= _AGEING)
 
 
 @dataclass(frozen=True)
 class _Drawing:
-    """A page as it was drawn; each list and the title with the drawing at which it last changed."""
+    """A rendered page; each list and the title with the version at which it last changed."""
 
     page: Page
     pieces: Mapping[str, _Drawn]
@@ -144,7 +155,7 @@ class _Drawing:
     version: int
 
     def since(self, seen: int) -> str:
-        """What is newer than a drawing, as a message."""
+        """Return the changes after version *seen*, as JSON for the script."""
         news = {
             "title": self.title[0],
             "pieces": {
@@ -157,7 +168,7 @@ class _Drawing:
 
 
 class Screen:
-    """A view that somebody looks at, and what of it was drawn when."""
+    """A rendered page shared by its viewers, with the version at which each part last changed."""
 
     def __init__(self, live: "Live", view: View, zone: tzinfo | None) -> None:
         self.view = view
@@ -174,26 +185,26 @@ class Screen:
         self.left_at = time.monotonic()
 
     def touch(self) -> None:
-        """Have it read and drawn again."""
+        """Mark it as stale, so that `run` reads and renders it again."""
         self._stale.set()
 
     def wake(self) -> None:
-        """Wake those who look at it."""
+        """Wake the streams of all its viewers."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def whole(self, **more: Any) -> str:
-        """The page as it is now, in full; the template is given `more`, too."""
+        """Read the page, and return its whole HTML; *more*: further variables of the template."""
         drawing = await self._refresh()
         return await asyncio.to_thread(self._draw_whole, drawing, more)
 
     async def piece(self, name: str) -> str | None:
-        """One piece as it is now; None where there is no such one."""
+        """Read the page, and return the HTML of one piece; None if it has no such piece."""
         drawn = (await self._refresh()).pieces.get(name)
         return None if drawn is None else drawn.html
 
     async def run(self) -> None:
-        """Draw what changes, as long as somebody looks."""
+        """Render changes until cancelled; `Live.viewing` runs it while there are viewers."""
         while True:
             stale = await self._stale_within(_GLANCE)
             began = time.monotonic()
@@ -217,7 +228,7 @@ class Screen:
         return self._stale.is_set()
 
     async def _refresh(self) -> _Drawing:
-        """Read and draw."""
+        """Read the page and render it."""
         async with self._busy:
             self._stale.clear()
             async with self._live.reading() as conn:
@@ -228,7 +239,7 @@ class Screen:
             return await self._redraw(page, page.now)
 
     async def _glance(self) -> None:
-        """Draw what changes though nothing has happened."""
+        """Render what changes without an event, from the data read last."""
         async with self._busy:
             if self._drawing:
                 page = self._drawing.page
@@ -245,7 +256,7 @@ class Screen:
         return drawing
 
     def _draw(self, before: _Drawing | None, page: Page, now: datetime) -> _Drawing:
-        """Draw what has changed since the drawing before."""
+        """Render what changed since *before*; return the new drawing. Runs in a thread."""
         page = self.view.glance(page)
         if before is None:
             before = _Drawing(page, {}, {}, ("", 0), 0)
@@ -278,7 +289,7 @@ class Screen:
         return _Drawn(piece, html, now, version if changed or before is None else before.version)
 
     def _draw_whole(self, drawing: _Drawing, more: Mapping[str, Any]) -> str:
-        """The page in full; times that have passed are told anew, for those without a script."""
+        """Return the whole HTML; pieces of an earlier time are rendered anew, for its durations."""
         page = drawing.page
         pieces = {
             name: Markup(
@@ -293,13 +304,18 @@ class Screen:
         )
 
     def _since(self, drawing: _Drawing, seen: int) -> str:
-        """What is newer than what was seen, made once for all who saw that."""
+        """Return the changes after version *seen*, cached for all viewers with that version."""
         if seen not in self._messages:
             self._messages[seen] = drawing.since(seen)
         return self._messages[seen]
 
     async def stream(self, seen: str, tail: Tail | None) -> AsyncIterator[str]:
-        """Tell one viewer all that is newer than what it has seen, as server-sent events."""
+        """Yield server-sent events to one viewer: all changes after *seen*, without end.
+
+        *seen*: the id of the last event that it received, or "". Events: "news" with changes, "all"
+        with everything if *seen* is unknown, "live" with the state of the connection, "log" with
+        what *tail* has.
+        """
         at = self._version_of(seen)
         self.touch()
         told: Connected | None = None
@@ -308,7 +324,7 @@ class Screen:
             changed = self._changed
             drawing = self._drawing
             if drawing and at < drawing.version:
-                # Whoever comes from another start of the server gets all of it, and is told so.
+                # A viewer with an id of an earlier process gets everything, marked as "all".
                 kind = "news" if at >= 0 else "all"
                 message, at = self._since(drawing, at), drawing.version
                 yield f"event: {kind}\nid: {_position(at)}\ndata: {message}\n\n"
@@ -318,7 +334,7 @@ class Screen:
                 yield f"event: live\ndata: {json.dumps(self._live.connection_payload(state))}\n\n"
             if tail and (grown := tail.news()):
                 yield f"event: log\ndata: {json.dumps(grown)}\n\n"
-            # Nobody is told when the feed begins to be live, and who has just come waits for it.
+            # No event says when the feed becomes live, and a new viewer waits for that.
             patience = _SOON if state is None else _LOG_ROUND if tail else _BEAT
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience):
@@ -332,12 +348,12 @@ class Screen:
 
 
 def _position(version: int) -> str:
-    """A drawing, to be asked from later; of this start of the server."""
+    """Return the event id of a version; it is valid for this process only."""
     return f"{_BOOT}.{version}"
 
 
 class Live:
-    """All screens of a server. `run` it once; the feed is followed while somebody looks."""
+    """All screens of a server. Call `run` once; the feed is followed while there are viewers."""
 
     def __init__(self, feed: Feed, reading: Reading, templates: jinja2.Environment) -> None:
         self.templates = templates
@@ -350,7 +366,10 @@ class Live:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Connection]:
-        """A connection to read with; raises `DatabaseUnusable` at once where none can be had."""
+        """Take a connection of the pool for the block.
+
+        Raises `DatabaseUnusable` at once, without waiting, while the feed has lost the database.
+        """
         if self.state and not self.state.live:
             raise DatabaseUnusable(f"the database does not answer: {self.state.reason}")
         async with self._reading() as conn:
@@ -358,11 +377,14 @@ class Live:
 
     @property
     def state(self) -> Connected | None:
-        """Whether what is shown is live."""
+        """The state of the feed's connection; None until it is first known."""
         return self._feed.state
 
     def connection_payload(self, state: Connected) -> dict[str, Any]:
-        """What a viewer is told of the connection, and of what its page was made with."""
+        """Return the data of a "live" event: state, times, reason, and the version of assets.
+
+        *as_of* is ISO 8601; *now* is milliseconds since 1970.
+        """
         return {
             "live": state.live,
             "as_of": state.as_of.isoformat(timespec="milliseconds"),
@@ -372,12 +394,15 @@ class Live:
         }
 
     def draw(self, name: str, piece: Piece, now: datetime) -> str:
-        """The HTML of a piece."""
+        """Render a piece, whose element has the id *name*, to HTML."""
         template = self.templates.get_template(piece.template)
         return template.render(id=name, it=piece.data, now=now)
 
     def screen(self, view: View, zone: tzinfo | None = None) -> Screen:
-        """The screen of a view, which those who see the same share; None: the server's zone."""
+        """Return the screen for a view, shared with equal views in the same time zone.
+
+        *zone*: None is the server's. Screens without viewers for `_KEPT` seconds are dropped.
+        """
         forgotten = time.monotonic() - _KEPT
         for key, screen in [*self._screens.items()]:
             if not screen.viewers and screen.left_at < forgotten:
@@ -387,7 +412,7 @@ class Live:
 
     @contextmanager
     def viewing(self, screen: Screen) -> Iterator[None]:
-        """Keep a screen drawn for the length of the block."""
+        """Within the block, count a viewer of *screen*, and keep it rendered."""
         self._screens[screen.key] = screen
         self._begin(_FOLLOWING, self._follow)
         self._begin(screen.key, screen.run)
@@ -403,7 +428,7 @@ class Live:
                 self._end(_FOLLOWING)
 
     async def run(self) -> None:
-        """Draw until cancelled."""
+        """Run the tasks of all screens until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
             await asyncio.Event().wait()
 
@@ -418,12 +443,12 @@ class Live:
             task.cancel()
 
     async def _follow(self) -> None:
-        """Have screens drawn again when something has happened that concerns them."""
+        """Follow the feed, and mark the screens as stale that an event concerns."""
         while not self.closed:
             with self._feed.subscribe(FROM_NOW_ON) as messages:
                 async for message in messages:
                     self._on_message(message)
-            # It ends with the server, or when more had come than could be taken.
+            # The iteration ends with the server, or when the subscription overflowed.
             self.closed = not messages.overflowed.is_set()
             for screen in self._screens.values():
                 screen.touch()

@@ -1,4 +1,4 @@
-"""What each page of the panel shows, read in one snapshot of the database."""
+"""The views of the panel; each reads its page in one snapshot of the database."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,32 +23,32 @@ from pgcoord.runs.logs import LastLine, Log
 if TYPE_CHECKING:
     from pgcoord.planner.analysis import Analysis
 
-# Features of a list, events of a history, things that need somebody: how many are shown.
+# The most features of a list, events of a history, items of attention, phases in line to show.
 MOST_FEATURES = 200
 MOST_EVENTS = 200
 _FEW_EVENTS = 12
 _FEW_NEEDS = 5
 _NEXT = 3
 
-# With more slots than this, each is a row, and the free ones are one (as in panel.css).
+# With more slots than this, each is a row, and all free ones share one row (as in panel.css).
 _MOST_CARDS = 8
 
-# Phases that a search shows.
+# The most phases of a search.
 _MOST_FOUND = 100
 
-# Phases of a feature that are named as the next ones in line.
+# The most phases of a feature to name as the next in line.
 _NEXT_OF_FEATURE = 5
 
-# The pictures of more phases than this are fetched by those who look at them.
+# With more phases than this, graph and timeline are heavy: fetched only when visible.
 _MOST_LIGHT = 40
 
-# Features of which the end is foreseen on the overview.
+# The most features of the overview with a forecast of their end.
 _MOST_FORESEEN = 50
 
 
 @dataclass(frozen=True)
 class SlotCard:
-    """A slot, and the last line of output of what runs in it, where its log is on this machine."""
+    """A slot, and the last line of its phase's log, if that is on this machine."""
 
     slot: panel.HeldSlot
     said: LastLine | None = None
@@ -56,7 +56,7 @@ class SlotCard:
 
 @dataclass(frozen=True)
 class Opening:
-    """When a slot is expected to be free."""
+    """The time at which a slot is expected to become free."""
 
     at: datetime
     slot: int
@@ -64,7 +64,11 @@ class Opening:
 
 @dataclass(frozen=True)
 class Overview(View):
-    """All of it: what needs somebody, the slots, the features; `host` is this machine."""
+    """The overview: items of attention, slots, features.
+
+    *host*: the name of this machine. *show*: one of `FEATURE_FILTERS`, or a state of phases.
+    *search*: the words to search phases and features for.
+    """
 
     host: str
     show: str = "all"
@@ -72,21 +76,21 @@ class Overview(View):
 
     @property
     def key(self) -> str:
-        """The same for those who see the same."""
+        """A string that is equal for views that show the same."""
         return f"/ {self.show} {self.search or ''}"
 
     @property
     def query(self) -> str:
-        """What phases are looked for, as the query of an address."""
+        """The filters of phases, as the query of a URL."""
         given = {"show": self.show if self.show in STATES else None, "q": self.search}
         return urlencode({name: value for name, value in given.items() if value})
 
     def concerns(self, event: Event) -> bool:
-        """Everything shows here."""
+        """Return true: every event may change the overview."""
         return True
 
     async def read(self, conn: Connection) -> Page:
-        """Read all that is shown."""
+        """Read the page from the database."""
         async with one_snapshot(conn):
             now = await session.now(conn)
             installation = await panel.installation(conn)
@@ -136,14 +140,14 @@ class Overview(View):
         return Page("overview.html", title, now, pieces, lists)
 
     async def _found(self, conn: Connection) -> list[panel.FoundPhase]:
-        """The phases that are looked for, by words or by state."""
+        """Return the phases that match the words or the state; [] without a filter."""
         status = self.show if self.show in STATES and self.show != "completed" else None
         if not self.search and not status:
             return []
         return await panel.found_phases(conn, self.search, status, _MOST_FOUND + 1)
 
     def glance(self, page: Page) -> Page:
-        """The page with the last lines of output."""
+        """Return *page* with the last lines of logs renewed; reads files."""
         cards = {
             name: replace(piece, data=self._card(piece.data.slot))
             for name, piece in page.pieces.items()
@@ -169,7 +173,10 @@ def _slot_piece(
 def _openings(
     installation: panel.Installation, slots: list[panel.HeldSlot], line: list[panel.InLine]
 ) -> list[Opening | None]:
-    """When a slot of its pool is expected to be free, for each in line; None: nobody knows."""
+    """Return, for each phase in line, the next expected opening in its pool; None: unknown.
+
+    [] while everything is paused, or no coordinator leads.
+    """
     if installation.paused_at or not installation.leader:
         return []
     found = sorted(
@@ -198,26 +205,26 @@ def _tally(features: list[panel.FeatureRow]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class FeaturePage(View):
-    """A feature: its phases as tree, graph and timeline, and its history.
+    """The page of a feature: its phases as tree, graph and timeline, and its history.
 
-    Until they are queued, its plan; prompts of more than `most_tokens` are warned of. The tree has
-    all of its phases, or those in the state `show` and with the words of `search`.
+    Until the phases are queued it has the plan, with a warning for prompts of more than
+    *most_tokens*. The tree has the phases in the state *show*, with the words *search* (None: all).
     """
 
     feature_id: int
     most_tokens: int
     show: str | None = None
     search: str | None = None
-    whole: bool = False  # the graph has what is finished, too, where it is large
+    whole: bool = False  # a large graph has completed phases, too
 
     @property
     def key(self) -> str:
-        """The same for those who see the same."""
+        """A string that is equal for views that show the same."""
         return f"/features/{self.feature_id} {self.whole} {self.show or ''} {self.search or ''}"
 
     @property
     def query(self) -> str:
-        """The filters as the query of an address."""
+        """The filters, as the query of a URL."""
         given = {"show": self.show, "q": self.search}
         return urlencode({name: value for name, value in given.items() if value})
 
@@ -230,12 +237,12 @@ class FeaturePage(View):
         return not words or words in numbers or words in said.casefold()
 
     def concerns(self, event: Event) -> bool:
-        """Its own events, and all that may move its phases in line."""
+        """Whether it is of this feature or of none, or moves a phase to or from ready."""
         mine = event.row.feature_id in (self.feature_id, None)
         return mine or "ready" in (event.row.from_status, event.row.to_status)
 
     async def read(self, conn: Connection) -> Page:
-        """Read all that is shown. Raises `NotFound`."""
+        """Read the page from the database. Raises `NotFound`."""
         async with one_snapshot(conn):
             now = await session.now(conn)
             installation = await panel.installation(conn)
@@ -292,21 +299,21 @@ class FeaturePage(View):
     def _planned(
         self, plan: object, phases: Sequence[panel.TreePhase], slots: int
     ) -> "Analysis | None":
-        """The plan, weighed, while there is something to do about it."""
+        """Return the analysis of the plan; None once phases are queued, or without a plan."""
         from pgcoord.planner.analysis import analyse
 
         weighed = None if phases else analyse(plan, slots, self.most_tokens)
         return weighed if weighed and weighed.phases else None
 
 
-# The same happening to at least so many phases is one row, if it took no longer between two.
+# Equal events of at least so many phases are one row, with at most this time between two of them.
 _RUN = 3
 _RUN_GAP = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Events that say the same of several phases of a feature; `latest` is the last of them."""
+    """Equal events of several phases of a feature, shown as one; *latest* is the last of them."""
 
     latest: HistoryEvent
     phases: tuple[tuple[int, str], ...]  # (number, queue_id), by number
@@ -318,13 +325,13 @@ class Run:
 
 
 def _what(event: HistoryEvent) -> tuple[object, ...]:
-    """What an event says, but of which phase and when."""
+    """Return the key by which events are equal: all but phase and time."""
     said = event.kind, event.from_status, event.to_status, event.reason
     return *said, event.feature_id, event.actor, event.attempt, event.queue_id is None
 
 
 def _runs(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
-    """Events that follow each other, latest first, together where they say the same."""
+    """Group consecutive events, latest first, that are equal and less than `_RUN_GAP` apart."""
     run: list[HistoryEvent] = []
     for event in events:
         if run and not (
@@ -343,7 +350,7 @@ def _runs(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
 def _event_pieces(
     events: list[HistoryEvent], where: str, most: int | None = None
 ) -> dict[str, Piece]:
-    """A piece for each event, or for each run of them: *most* at most."""
+    """Return a piece for each event or run of equal events, at most *most* (None: all)."""
     rows: list[HistoryEvent | Run] = []
     for run in _runs(events):
         if len(run) < _RUN:
@@ -360,7 +367,10 @@ def _event_pieces(
 
 
 def _spent(spans: list[panel.Span]) -> dict[str, Any]:
-    """How long its ended attempts worked and waited, and since when those that run do."""
+    """Return a feature's times: `worked` and `waited` of ended attempts (timedelta).
+
+    Also `running`, the starts of attempts that run, and `attempts`, the number of all.
+    """
     tried = [each for each in spans if each.claimed_at]
     worked, waited = timedelta(), timedelta()
     for _, each in groupby(tried, key=lambda span: span.phase_number):
@@ -378,17 +388,17 @@ def _spent(spans: list[panel.Span]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PhasePage(View):
-    """A phase: why it is where it is, its attempts, prompt, neighbours and events."""
+    """The page of a phase: reasons for its state, attempts, prompt, dependencies, events."""
 
     queue_id: str
 
     @property
     def key(self) -> str:
-        """The same for those who see the same."""
+        """A string that is equal for views that show the same."""
         return f"/phases/{self.queue_id}"
 
     def concerns(self, event: Event) -> bool:
-        """The events of its feature, and all that may move it in line."""
+        """Whether it is of this feature or of none, or moves a phase to or from ready."""
         name = f"queue-{event.row.feature_id}-"
         mine = event.row.queue_id == self.queue_id or event.row.feature_id is None
         return (
@@ -398,7 +408,7 @@ class PhasePage(View):
         )
 
     async def read(self, conn: Connection) -> Page:
-        """Read all that is shown. Raises `NotFound`."""
+        """Read the page from the database. Raises `NotFound`."""
         async with one_snapshot(conn):
             now = await session.now(conn)
             installation = await panel.installation(conn)
@@ -426,7 +436,7 @@ class PhasePage(View):
         return Page("phase.html", title, now, pieces, lists, {"phase": phase, "tries": tries})
 
 
-# What can be looked for in the history: kinds of events, and states that phases moved to.
+# The filters of the history: kinds of events, and states that phases moved to.
 EVENTS = (
     *STATES,
     *("phase_inserted", "phase_deleted", "phase_reprioritised", "gate_asked"),
@@ -438,7 +448,11 @@ EVENTS = (
 
 @dataclass(frozen=True)
 class History(View):
-    """What has happened, latest first: all, or of a feature, a kind, a person, up to a day."""
+    """The history, latest first, with its filters (None: no filter).
+
+    *before*, *after*: ids of events, excluded. *what*: one of `EVENTS`. *actor*: a part of the
+    name. *until*: the last day, in *zone* (None: the server's).
+    """
 
     before: int | None = None
     feature_id: int | None = None
@@ -450,12 +464,12 @@ class History(View):
 
     @property
     def key(self) -> str:
-        """The same for those who see the same."""
+        """A string that is equal for views that show the same."""
         return f"/history {self.before} {self.query}"
 
     @property
     def query(self) -> str:
-        """The filters as the query of an address."""
+        """The filters, as the query of a URL."""
         given = {
             "feature": self.feature_id,
             "what": self.what,
@@ -466,11 +480,11 @@ class History(View):
         return urlencode({name: value for name, value in given.items() if value is not None})
 
     def concerns(self, event: Event) -> bool:
-        """The first page goes on; those behind it stay."""
+        """Whether it is an event for the first page; later pages do not change."""
         return self.before is None and self.feature_id in (None, event.row.feature_id)
 
     async def events(self, conn: Connection, limit: int) -> list[HistoryEvent]:
-        """The events that are looked for."""
+        """Read the events that match the filters, at most *limit*, latest first."""
         return await panel.history(
             conn,
             self.feature_id,
@@ -485,7 +499,7 @@ class History(View):
         )
 
     async def read(self, conn: Connection) -> Page:
-        """Read all that is shown."""
+        """Read the page from the database."""
         async with one_snapshot(conn):
             now = await session.now(conn)
             installation = await panel.installation(conn)

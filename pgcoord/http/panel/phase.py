@@ -1,4 +1,4 @@
-"""The page of a phase, and the logs of its attempts: a part, what is searched for, all of it."""
+"""The page of a phase, and the logs of its attempts: a part, a search, the whole file."""
 
 import asyncio
 import re
@@ -31,10 +31,10 @@ from pgcoord.runs import logs
 
 _PLACE = re.compile(r"(\d{1,9}):(\d{1,18}):(\d{1,18})", re.ASCII)
 
-# The line of trouble after or before a line.
+# A query for the next line of trouble after, or before, the line with that number.
 _TROUBLE = re.compile(r"(after|before)-(\d{1,18})", re.ASCII)
 
-# Bytes before the line to go to that are shown, too.
+# Bytes that are shown before the line to go to.
 _BEFORE = 16_000
 
 
@@ -44,7 +44,7 @@ _CONTEXT = 2
 
 @error_page
 async def phase(request: Request) -> Response:
-    """Show a phase, with the part of its log that is asked for."""
+    """Answer with a phase and the part of its log in the query, or with the stream of `live`."""
     queue_id, query = queue_id_of(request), request.query_params
     view = PhasePage(queue_id)
     if "live" in query:
@@ -55,10 +55,11 @@ async def phase(request: Request) -> Response:
 
 @dataclass(frozen=True)
 class _Log:
-    """What is shown of a log: a part of it, or the lines that were looked for.
+    """The shown part of a log, or the lines that a search found.
 
-    `line`: the one to go to, of the whole log. `lines`: those of the part, drawn. `place`: from
-    where on it is followed.
+    *line*: the number of the line to go to, in the whole log. *lines*: the part as HTML. *place*:
+    the position from which to follow it, as "attempt:offset:line". *around*: lines before and after
+    each one found. *more*: the search found more than it returned.
     """
 
     attempt: int | None = None
@@ -77,9 +78,9 @@ class _Log:
 async def _find_log(
     request: Request, queue_id: str, number: int | None
 ) -> tuple[Attempt, logs.Log]:
-    """An attempt, else the latest, and its log.
+    """Return attempt *number* (None: the latest) and its log.
 
-    Raises `NotFound` and `Refused`, which say why there is none here.
+    Raises `NotFound` for an unknown attempt, `Refused` when its log is on another host.
     """
     state = state_of(request)
     async with state.database.connection() as conn:
@@ -110,9 +111,9 @@ async def _read_log(request: Request, queue_id: str, number: int | None) -> _Log
 
 
 def _part(log: logs.Log, attempt: Attempt, query: QueryParams) -> dict[str, Any]:
-    """The part of a log that is asked for: from an offset, around a line, around trouble, the end.
+    """Return the fields of `_Log` for the part in *query*: at an offset, a line, trouble, the end.
 
-    Of an attempt that failed, what it failed of is looked for.
+    Without one of these, a failed attempt's last trouble is shown. Blocks on I/O.
     """
     target = read_number(query["at"]) if query.get("at") else None
     if query.get("line"):
@@ -132,7 +133,7 @@ def _part(log: logs.Log, attempt: Attempt, query: QueryParams) -> dict[str, Any]
     drawn, style = terminal.lines(part.lines, part.line, terminal.Style())
     at_end = part.end == part.size
     if at_end and part.raw and not part.raw.endswith("\n"):
-        # The line that goes on is drawn so that it can be drawn anew.
+        # The last line is incomplete: it is marked, so that the script can replace it.
         drawn, style = terminal.lines(part.lines[:-1], part.line, terminal.Style())
         number = part.line + len(part.lines) - 1
         drawn += terminal.line(part.lines[-1], number, style, going_on=True)[0]
@@ -147,7 +148,7 @@ def _part(log: logs.Log, attempt: Attempt, query: QueryParams) -> dict[str, Any]
 
 
 class _Tail:
-    """What is written to a log, drawn."""
+    """Follows a log from an offset, and renders the lines that are added."""
 
     def __init__(self, log: logs.Log, attempt: int, offset: int, number: int) -> None:
         self._tail = logs.LogTail(log, offset, number)
@@ -155,7 +156,7 @@ class _Tail:
         self._style = terminal.Style()
 
     def news(self) -> dict[str, Any] | None:
-        """The lines that have come since it was last asked, and the one that goes on."""
+        """Return the lines added since the last call, the incomplete one included; None if none."""
         grown = self._tail.news()
         if grown is None:
             return None
@@ -173,7 +174,10 @@ class _Tail:
 
 
 async def _tail(request: Request, queue_id: str, place: str) -> Tail | None:
-    """What is written to a log from a place on, `attempt:offset:line`; None where none is asked."""
+    """Return the tail of a log from *place*, "attempt:offset:line"; None if not of that form.
+
+    Raises as `_find_log`.
+    """
     match = _PLACE.fullmatch(place)
     if match is None:
         return None
@@ -183,7 +187,7 @@ async def _tail(request: Request, queue_id: str, place: str) -> Tail | None:
 
 @error_page
 async def send_log(request: Request) -> Response:
-    """Send the log of an attempt; a Range asks for a part."""
+    """Answer with the log of an attempt as a file; supports Range."""
     number = request.query_params.get("attempt")
     queue_id = queue_id_of(request)
     attempt, log = await _find_log(request, queue_id, read_number(number) if number else None)
@@ -192,7 +196,7 @@ async def send_log(request: Request) -> Response:
 
 @error_page
 async def send_part(request: Request) -> Response:
-    """Send a part of a log as it is drawn, from the line at an offset on."""
+    """Answer with a part of a log from the line at an offset on, as JSON with its HTML."""
     query = request.query_params
     number = read_number(query["attempt"]) if query.get("attempt") else None
     _, log = await _find_log(request, queue_id_of(request), number)
@@ -218,7 +222,7 @@ async def send_part(request: Request) -> Response:
 
 @dataclass(frozen=True)
 class _Side:
-    """An attempt that is compared: its log, drawn with what differs, or why there is none."""
+    """One side of a comparison: an attempt, and its lines as (text, differs), or why none."""
 
     attempt: Attempt
     trouble: str | None = None
@@ -230,7 +234,7 @@ _NUMBERS = re.compile(r"[0-9]+|0x[0-9a-f]+|[0-9a-f]{8,}")
 
 @error_page
 async def compare(request: Request) -> Response:
-    """Show two attempts of a phase side by side."""
+    """Answer with the ends of two attempts' logs side by side: by default the last two."""
     queue_id, query = queue_id_of(request), request.query_params
     async with state_of(request).database.connection() as conn:
         row = await panel.phase(conn, queue_id)
@@ -273,7 +277,7 @@ async def _side(request: Request, queue_id: str, attempt: Attempt) -> _Side:
 
 
 def _differing(sides: list[_Side]) -> list[_Side]:
-    """Mark the lines that only one side has; numbers make no difference."""
+    """Mark the lines that only one side has; lines that differ only in numbers are equal."""
     texts = [[_NUMBERS.sub("0", line) for line, _ in each.lines or []] for each in sides]
     own: list[set[int]] = [set(), set()]
     for kind, a, b, c, d in SequenceMatcher(None, texts[0], texts[1], autojunk=False).get_opcodes():
@@ -288,7 +292,7 @@ def _differing(sides: list[_Side]) -> list[_Side]:
 
 @error_page
 async def workflow(request: Request) -> Response:
-    """Show how long the attempts of a workflow took, over time."""
+    """Answer with the durations of a workflow's attempts, over time."""
     name = request.path_params["name"]
     async with state_of(request).database.connection() as conn:
         runs = await panel.durations(conn, name)

@@ -1,7 +1,7 @@
-"""The panel's pages for what is not queued yet: a new feature, and the plan of one.
+"""The panel's pages for work that is not queued yet: a new feature, and the plan of one.
 
-Planning may take minutes, where a planner command thinks: no connection is held meanwhile. What
-plans is imported when it is asked for: most coordinators plan nothing.
+Planning may take minutes if a planner command is configured: no connection is held meanwhile. The
+planner is imported on first use: most coordinators plan nothing.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # Bytes of a form with a plan in it.
 _PLAN = 4_000_000
 
-# With how many slots a draft is weighed.
+# The number of slots for the forecast of a draft.
 _SLOTS = 3
 
 
@@ -70,13 +70,16 @@ async def _execute(request: Request) -> None:
 
 @error_page
 async def new(request: Request) -> Response:
-    """Show the forms for a new feature."""
+    """Answer with the forms for a new feature."""
     return _new(request, {}, None)
 
 
 @error_page
 async def create(request: Request) -> Response:
-    """Take a plan or a description; what is wrong with it is said beside it."""
+    """Store a feature from a plan or a description, and redirect to it; with faults, show the form.
+
+    The field `then`: "generate" plans a description, "execute" queues the phases as well.
+    """
     form = await read_form(request, _PLAN)
     from_plan = "plan" in form or "file" in form
     try:
@@ -104,7 +107,7 @@ def _new(request: Request, form: Form, error: CoordError | None) -> Response:
 
 
 def _plan_text(form: Form) -> str:
-    """The plan: a file, if one was given, else what was typed."""
+    """Return the text of the plan: the uploaded file, else the text field."""
     return form.get("file", "").strip() or form.get("plan", "")
 
 
@@ -130,12 +133,16 @@ async def _parse(request: Request, text: str) -> "Plan":
 
 
 async def _read_plan(request: Request, form: Form) -> dict[str, object]:
-    """A feature as its plan describes it."""
+    """Return the plan in *form* as the object of `Plan.feature`. Raises `InvalidPlan`."""
     return (await _parse(request, _plan_text(form))).feature()
 
 
 async def _read_description(request: Request, form: Form) -> dict[str, object]:
-    """A feature in words; with its plan, where that is asked for."""
+    """Return the described feature as an object for `store_feature`.
+
+    It has "phases" if the form says to plan it, which may take minutes. Raises `InvalidInput` and
+    `PlannerFailed`.
+    """
     title, description, hours = (
         form.get(each, "").replace("\0", "").replace("\r\n", "\n").strip()
         for each in ("title", "description", "hours")
@@ -165,7 +172,7 @@ def _hours(text: str) -> float:
 
 @error_page
 async def plan(request: Request) -> Response:
-    """Show the stored plan of a feature as Markdown, to be edited."""
+    """Answer with a form that has the stored plan of a feature as Markdown."""
     from pgcoord.plan import write_plan
 
     feature_id = feature_id_of(request)
@@ -178,7 +185,7 @@ async def plan(request: Request) -> Response:
 
 
 def _faithful(text: str, rows: list[Any]) -> bool:
-    """Whether a plan says all that the stored one does; nothing says nothing."""
+    """Whether the plan *text* parses to the stored *rows*; true without rows."""
     from pgcoord.plan import parse_plan
 
     try:
@@ -189,9 +196,10 @@ def _faithful(text: str, rows: list[Any]) -> bool:
 
 @error_page
 async def edit(request: Request) -> Response:
-    """Check a plan, change rows of it, or store it in place of the one that a feature had.
+    """Check a plan, change its rows, or replace the stored plan of a feature by it.
 
-    What is wrong is said line by line.
+    The field `then`: "check", "rows" and "add" only show the form again; "execute" stores the plan
+    and queues its phases; any other stores it. Faults are shown by line, on the form.
     """
     form = await read_form(request, _PLAN, _MOST_CHOICES)
     feature_id, version = feature_id_of(request), form.get("version") or None
@@ -220,22 +228,25 @@ async def edit(request: Request) -> Response:
     return RedirectResponse(f"/features/{feature_id}", 303)
 
 
-# Fields of the form of a plan: of each phase a title, and those that it may come after.
+# The most fields of a plan's form: for each phase a title, and a box for each other phase.
 _MOST_CHOICES = 20_000
 
-# A plan of more phases is text only; rows of so many choices help nobody.
+# A plan of more phases is shown as text only: its rows would have too many boxes.
 _MOST_ROWS = 60
 
 
 def _with_rows(text: str, form: Form) -> str:
-    """A plan with what was changed in its rows: titles, dependencies, phases taken out or added."""
+    """Return the plan *text* with the form's changes of titles, dependencies and phases.
+
+    Raises `InvalidPlan`. CPU-bound: call it in a thread.
+    """
     from pgcoord.plan import parse_plan, write_plan
 
     read = parse_plan(text.replace("\r\n", "\n"), name="plan")
     stay: list[dict[str, Any]] = [
         each.row() for each in read.phases if f"remove-{each.number}" not in form
     ]
-    # The numbers of those that stay have no gaps.
+    # The remaining phases are renumbered without gaps.
     number_of = {row["phase_number"]: at for at, row in enumerate(stay, 1)}
     rows: list[dict[str, Any]] = []
     for row in stay:
@@ -260,14 +271,14 @@ def _with_rows(text: str, form: Form) -> str:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A plan as rows beside their graph."""
+    """A plan, analysed for its rows, and the layout of its graph."""
 
     weighed: "Analysis"
     layout: Layout
 
 
 def _draft(text: str, slots: int, most_tokens: int) -> _Draft | None:
-    """The rows of a plan; None where it cannot be read, or has too many."""
+    """Return the draft of a plan; None if it is faulty, empty, or has more than `_MOST_ROWS`."""
     from pgcoord.plan import parse_plan
     from pgcoord.planner.analysis import analyse
 
@@ -311,7 +322,7 @@ def _plan_form(
 
 
 def routes(feature: str) -> list[BaseRoute]:
-    """The pages, and what is done on them; `feature` is the path of one."""
+    """Return the routes of these pages and forms; *feature*: the path pattern of a feature."""
     return [
         Route("/features/new", new),
         Route("/features/new", create, methods=["POST"]),

@@ -1,6 +1,6 @@
-"""How handlers of the panel read what they are asked, and answer with a page.
+"""Helpers for the handlers of the panel: they parse requests, and render pages.
 
-What goes wrong is a page, too, and says it in the words of whoever refused.
+An error is a page as well, with the message of the database or of the check that refused.
 """
 
 import re
@@ -40,7 +40,7 @@ Form = dict[str, str]
 
 @dataclass(frozen=True)
 class ErrorView:
-    """What went wrong, as it was said."""
+    """An error for a page: heading, message and hint; *lines*: (number, fault) of a plan."""
 
     heading: str
     message: str = ""
@@ -52,7 +52,10 @@ _ERRORS = (CoordError, psycopg.Error, PoolTimeout, TooManyRequests)
 
 
 def error_page(handler: Handler) -> Handler:
-    """Answer what goes wrong with a page that says it as the database did."""
+    """Wrap *handler*: answer a `CoordError`, or an error of the database, with an error page.
+
+    The status is that of the API for the same error.
+    """
 
     @wraps(handler)
     async def answer(request: Request) -> Response:
@@ -76,7 +79,7 @@ def error_page(handler: Handler) -> Handler:
 
 
 async def answer_http_error(request: Request, error: Exception) -> Response:
-    """Say what Starlette found wrong: as a page to who asks for one."""
+    """Answer Starlette's own HTTP errors, as a page if the client accepts HTML, else as the API."""
     assert isinstance(error, HTTPException)
     if "text/html" not in request.headers.get("accept", "") or request.method == "HEAD":
         return await answer_http(request, error)
@@ -92,7 +95,7 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
 
 
 def error_view(error: Exception) -> ErrorView:
-    """What an error says, for people."""
+    """Return the view of an error, with its SQLSTATE if the database refused."""
     cause = error.__cause__
     code = cause.sqlstate if isinstance(cause, psycopg.Error) else None
     hint = error.hint if isinstance(error, CoordError) else None
@@ -111,27 +114,27 @@ def _located(problem: str) -> tuple[str, str]:
 
 
 def back_of(request: Request) -> str:
-    """The page that an action is of."""
+    """Return the path of the page to which the action of a POST belongs; "/" for other requests."""
     parts = request.url.path.split("/")
     return quote("/".join(parts[:-1])) or "/" if request.method == "POST" else "/"
 
 
 def done(request: Request, made: str | None = None) -> Response:
-    """Go back to the page that an action was done on; the script stays there, for it is live.
+    """Redirect (303) to the page of the action, or to *made*, the path of what it created.
 
-    Where the action *made* something, go to its page.
+    The panel's script gets 204 instead, with *made* as Location: its page is live.
     """
     if request.headers.get("x-panel"):
         return Response(status_code=204, headers={"Location": made} if made else None)
     return RedirectResponse(made or back_of(request), 303)
 
 
-# The time zone in which somebody sees the panel; with a tilde the browser's, else one of choice.
+# The cookie with the time zone for the panel; with a tilde it is the browser's, else it was chosen.
 ZONE = "pgcoord_zone"
 
 
 def zone_of(request: Request) -> ZoneInfo | None:
-    """The time zone in which who asked sees the panel; None: the server's."""
+    """Return the time zone of the visitor's cookie; None, for the server's, if it is not valid."""
     name = request.cookies.get(ZONE, "").removeprefix("~")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}", name):
         return None
@@ -142,7 +145,7 @@ def zone_of(request: Request) -> ZoneInfo | None:
 
 
 def keep(request: Request, answer: Response, name: str, value: str) -> None:
-    """Have the browser keep how somebody looks at the panel."""
+    """Set a cookie for a year on *answer*, for the panel's path alone."""
     answer.set_cookie(
         name,
         value,
@@ -154,7 +157,7 @@ def keep(request: Request, answer: Response, name: str, value: str) -> None:
 
 
 def _personal(request: Request) -> dict[str, object]:
-    """What who asked may do, and how they look at it."""
+    """Return the template's variables on the visitor: permissions, name, address, time zone."""
     query = f"?{request.url.query}" if request.url.query else ""
     return {
         "address": f"{request.url.path}{query}",
@@ -166,14 +169,18 @@ def _personal(request: Request) -> dict[str, object]:
 
 
 def render_page(request: Request, template: str, status: int = 200, /, **context: Any) -> Response:
-    """Answer with a page that is not live."""
+    """Render *template* with *context* as a page that is not live; *status* is the HTTP status."""
     page = state_of(request).templates.get_template(template)
     text = page.render(_personal(request) | context)
     return HTMLResponse(text, status, {"cache-control": "no-store"})
 
 
 async def show(request: Request, view: View, tail: Tail | None = None, **extra: Any) -> Response:
-    """Answer with a page, or with the stream of what changes on it; the page is given `extra`."""
+    """Answer with the page of *view*, with one piece of it, or with the stream of its changes.
+
+    The query's `piece` names a piece, `live` is the last event id of a stream. *tail*: the log that
+    the stream follows. *extra*: further variables of the template. Raises `NotFound` for a piece.
+    """
     live: Live = request.app.state.live
     screen = live.screen(view, zone_of(request))
     seen = request.query_params.get("live")
@@ -196,7 +203,7 @@ async def show(request: Request, view: View, tail: Tail | None = None, **extra: 
 
 
 def read_number(text: str, most: int = 2**63 - 1) -> int:
-    """A whole number that somebody has typed. Raises `InvalidInput`."""
+    """Parse a whole number with an absolute value of at most *most*. Raises `InvalidInput`."""
     try:
         number = int(text)
     except ValueError:
@@ -207,7 +214,7 @@ def read_number(text: str, most: int = 2**63 - 1) -> int:
 
 
 def read_amount(text: str) -> float | None:
-    """An amount that somebody has typed, None for nothing. Raises `InvalidInput`."""
+    """Parse an amount in US dollars, with or without $; None for "". Raises `InvalidInput`."""
     try:
         return float(text.strip().removeprefix("$")) if text.strip() else None
     except ValueError as error:
@@ -215,7 +222,7 @@ def read_amount(text: str) -> float | None:
 
 
 def queue_id_of(request: Request) -> str:
-    """The phase that an address names."""
+    """Return the queue_id in the request's path. Raises `NotFound` if it has a NUL."""
     queue_id: str = request.path_params["queue_id"]
     if "\0" in queue_id:
         raise NotFound("there is no phase with NUL in its name")
@@ -223,12 +230,15 @@ def queue_id_of(request: Request) -> str:
 
 
 def feature_id_of(request: Request) -> int:
-    """The feature that an address names."""
+    """Return the id of the feature in the request's path. Raises `InvalidInput`."""
     return read_number(request.path_params["feature_id"], 2**31 - 1)
 
 
 async def read_form(request: Request, limit: int = _FORM, most_fields: int = _MOST_FIELDS) -> Form:
-    """The fields of a form; a file is a field with its text."""
+    """Read a form of at most *limit* bytes; return {field: its last value}, files as text.
+
+    Raises `HTTPException` with 400 for more than *most_fields*, or a body that is not a form.
+    """
     body = await read_bytes(request, limit)
     kind = request.headers.get("content-type", "")
     if kind.startswith("multipart/form-data"):
@@ -243,7 +253,7 @@ async def read_form(request: Request, limit: int = _FORM, most_fields: int = _MO
 
 
 async def _read_parts(headers: Headers, body: bytes, most_fields: int) -> Form:
-    """The parts of a form; parts within one are its text."""
+    """Parse a multipart form from *body*; nested parts stay text."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
@@ -257,7 +267,7 @@ async def _read_parts(headers: Headers, body: bytes, most_fields: int) -> Form:
     )
     try:
         parts = await parser.parse()
-    except (MultiPartException, ValueError, LookupError) as error:  # or a charset that is none
+    except (MultiPartException, ValueError, LookupError) as error:  # LookupError: unknown charset
         raise HTTPException(400, f"not a form: {error!s:.200}") from error
     try:
         return {name: await _text_of(part) for name, part in parts.multi_items()}
@@ -271,5 +281,5 @@ async def _text_of(part: UploadFile | str) -> str:
 
 
 def reason_of(form: Form) -> str | None:
-    """The reason that somebody has given."""
+    """Return the field `reason`, without NUL, at most 1000 characters; None if it is empty."""
     return form.get("reason", "").replace("\0", "").strip()[:1000] or None

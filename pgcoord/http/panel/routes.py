@@ -1,8 +1,8 @@
-"""The panel: the pages that show all of it, live, and steer it.
+"""The panel: live pages that show and control the installation.
 
-A page is answered in full, and works so; with `?live=…` the same address answers with the stream of
-what changes on it. Actions are forms that are posted to where they act; one that destroys work is
-first a page that asks, and shows what it would change.
+A page is answered whole, and works without a script; with `?live=…` the same path answers with the
+stream of its changes. Actions are forms, each posted to its own path; one that destroys work has a
+page before it that asks, and previews the changes.
 """
 
 import csv
@@ -42,7 +42,7 @@ from pgcoord.http.state import AppState, state_of
 
 
 def make_live(state: AppState) -> Live:
-    """The screens of a state, and what its templates know besides their data."""
+    """Return the screens for *state*, after adding the filters and globals of their templates."""
     state.templates.filters.update(format.FILTERS)
     state.templates.globals.update(
         states=format.STATES,
@@ -73,7 +73,7 @@ def _assets_version() -> str:
 
 @error_page
 async def overview(request: Request) -> Response:
-    """Show what needs somebody, the slots, the features."""
+    """Answer with the overview, filtered by `show` and `q`; also what happened since last seen."""
     wanted = request.query_params.get("show", "all")
     if wanted not in (*format.FEATURE_FILTERS, *format.STATES):
         raise NotFound(f"nothing is called {wanted!r:.60}", hint="Follow a link of the overview.")
@@ -91,13 +91,13 @@ async def overview(request: Request) -> Response:
     return answer
 
 
-# The latest event that somebody has looked at, in this browser.
+# The cookie with the id of the latest event that this browser has acknowledged.
 _LOOKED = "pgcoord_looked"
 
 
 @error_page
 async def looked(request: Request) -> Response:
-    """Take what has happened as looked at."""
+    """Store the latest event's id as acknowledged in this browser; redirect to the overview."""
     async with state_of(request).database.connection() as conn:
         since = await panel.since(conn, None)
     answer = RedirectResponse("/", 303)
@@ -107,7 +107,7 @@ async def looked(request: Request) -> Response:
 
 @error_page
 async def zone(request: Request) -> Response:
-    """Show times in UTC from now on, or in the zone of the browser."""
+    """Set the browser's cookie to show times in UTC, or delete it; redirect to `next`."""
     answer = RedirectResponse(local(request.query_params.get("next", "/")), 303)
     if request.query_params.get("zone") == "UTC":
         keep(request, answer, ZONE, "UTC")
@@ -117,13 +117,13 @@ async def zone(request: Request) -> Response:
 
 
 def _words(text: str) -> str | None:
-    """The words that somebody searches for."""
+    """Return the words of a search, without NUL, at most 200 characters; None if empty."""
     return text.replace("\0", "").strip()[:200] or None
 
 
 @error_page
 async def feature(request: Request) -> Response:
-    """Show a feature: all of its phases, or those that are looked for."""
+    """Answer with a feature, its phases filtered by `show` and `q`; `graph=whole` unfolds it."""
     most_tokens = state_of(request).planner.settings.max_prompt
     query = request.query_params
     wanted = query.get("show") or None
@@ -136,7 +136,7 @@ async def feature(request: Request) -> Response:
 
 
 def _history_of(request: Request) -> History:
-    """The part of the history that a request asks for."""
+    """Return the history with the filters of the query. Raises `NotFound`, `InvalidInput`."""
     query = {name: value.replace("\0", "").strip() for name, value in request.query_params.items()}
     what, day = query.get("what") or None, query.get("until") or None
     if what is not None and what not in EVENTS:
@@ -158,13 +158,13 @@ def _history_of(request: Request) -> History:
 
 @error_page
 async def history(request: Request) -> Response:
-    """Show what has happened."""
+    """Answer with the history, filtered by the query."""
     return await show(request, _history_of(request))
 
 
 @error_page
 async def export_history(request: Request) -> Response:
-    """Send what has happened as CSV or JSON, latest first, 100,000 events at most."""
+    """Answer with the filtered history as CSV or JSON, latest first, at most 100,000 events."""
     async with state_of(request).acting(request) as conn:
         events = await _history_of(request).events(conn, _MOST_EXPORTED)
     rows = [asdict(each) for each in events]
@@ -182,7 +182,7 @@ async def export_history(request: Request) -> Response:
 
 
 def _cell(value: object) -> object:
-    """A cell that no spreadsheet takes for a formula."""
+    """Return *value* for CSV, quoted if a spreadsheet would take it for a formula."""
     unsafe = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{value}" if unsafe else value
 

@@ -1,6 +1,6 @@
-"""An action on several phases at once: they are picked from a list, asked about once, and told.
+"""An action on several phases at once: pick them from a list, confirm once, see refusals.
 
-It works without a script: the list is a form, its answer the question, and that is a form, too.
+It works without a script: the list is a form, whose answer is a second form with the question.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from pgcoord.http.panel.responses import (
 from pgcoord.http.responses import read_bytes
 from pgcoord.http.state import state_of
 
-# Phases that are listed to pick from, and bytes of a form that names them.
+# The most phases of the list, and the most bytes of the form that names them.
 MOST = 1000
 _FORM = 400_000
 
@@ -33,7 +33,7 @@ _ACTIONS = {each.verb: each for each in SEVERAL}
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Which phases are listed: of a feature, in a state, with these words."""
+    """The filters of the list: a feature, a state, words (None: no filter)."""
 
     feature_id: int | None
     show: str | None
@@ -41,13 +41,13 @@ class _Wanted:
 
     @property
     def query(self) -> str:
-        """The same as the query of an address."""
+        """The filters, as the query of a URL."""
         given = {"feature": self.feature_id, "show": self.show, "q": self.search}
         return urlencode({name: value for name, value in given.items() if value is not None})
 
     @property
     def back(self) -> str:
-        """The page that shows them."""
+        """The path and query of the page that shows these phases."""
         if self.feature_id is None:
             return f"/?{self.query}" if self.query else "/"
         query = _Wanted(None, self.show, self.search).query
@@ -68,7 +68,7 @@ def _wanted(given: dict[str, str]) -> _Wanted:
 
 @error_page
 async def pick(request: Request) -> Response:
-    """List phases to pick from: all of those are picked that were looked for."""
+    """Answer with a list of at most `MOST` phases to pick from, all picked if there is a filter."""
     wanted = _wanted(dict(request.query_params))
     async with state_of(request).acting(request) as conn:
         feature = await panel.feature_row(conn, wanted.feature_id) if wanted.feature_id else None
@@ -89,7 +89,11 @@ async def pick(request: Request) -> Response:
 
 @error_page
 async def act(request: Request) -> Response:
-    """Ask about what was picked, or do it once that was answered."""
+    """Answer with the question about the picked phases or, with the field `sure`, perform it.
+
+    Refusals of single phases are listed with status 409; the others are done. Raises `NotFound` for
+    an unknown action, `InvalidInput` if no phase is picked.
+    """
     form, picked = await _read(request)
     wanted = _wanted(form)
     action = _ACTIONS.get(form.get("action", ""))
@@ -120,7 +124,7 @@ async def act(request: Request) -> Response:
 
 
 async def _read(request: Request) -> tuple[dict[str, str], list[str]]:
-    """The fields of the form, and the phases that it names."""
+    """Return the fields of the form, and the queue_ids of its fields `phase`, each once."""
     body = await read_bytes(request, _FORM)
     try:
         fields = parse_qs(body.decode(errors="replace"), max_num_fields=MOST + 20)

@@ -1,6 +1,6 @@
-"""Lines of a log as HTML: numbered, in the colours that were written, overwritten ones as left.
+"""Render lines of a log as HTML: numbered, coloured by escape codes, carriage returns applied.
 
-Colours are classes (web/static/panel.css), which have their contrast in both themes.
+Colours are CSS classes (web/static/panel.css), with enough contrast in both themes.
 """
 
 import re
@@ -15,19 +15,19 @@ _SGR = re.compile(r"\x1b\[([0-9;:]*)m")
 
 _ATTRIBUTES = {1: "bold", 2: "faint", 3: "italic", 4: "under", 7: "inverse", 9: "struck"}
 
-# What ends an attribute.
+# The attributes that each code ends.
 _ENDS = {22: ("bold", "faint"), 23: ("italic",), 24: ("under",), 27: ("inverse",), 29: ("struck",)}
 
 
 @dataclass(frozen=True)
 class Style:
-    """How text is written from here on: the number of a colour, 0 for none, and attributes."""
+    """The style of the text that follows: a colour from 1 to 6 (0: none), and attributes."""
 
     colour: int = 0
     attributes: frozenset[str] = frozenset()
 
     def then(self, codes: list[int]) -> "Style":
-        """The style after the codes of an escape sequence."""
+        """Return the style after the codes of an SGR escape sequence; unknown ones are ignored."""
         style, left = self, iter(codes)
         for code in left:
             if code == 0:
@@ -37,7 +37,7 @@ class Style:
             elif code in _ENDS:
                 style = replace(style, attributes=style.attributes - {*_ENDS[code]})
             elif 30 <= code <= 37 or 90 <= code <= 97:
-                style = replace(style, colour=code % 10 % 7)  # black and white are that of the text
+                style = replace(style, colour=code % 10 % 7)  # black and white: the text's colour
             elif code in (38, 48):
                 colour = _indexed(next(left, 0), left)
                 style = replace(style, colour=colour) if code == 38 else style
@@ -47,12 +47,15 @@ class Style:
 
     @property
     def classes(self) -> str:
-        """The classes of an element in this style."""
+        """The CSS classes of this style, separated by spaces."""
         return " ".join([*([f"c{self.colour}"] if self.colour else []), *sorted(self.attributes)])
 
 
 def _indexed(kind: int, codes: Iterator[int]) -> int:
-    """The nearest of the six colours to one of 256, or of red, green and blue."""
+    """Return the nearest of the six colours; takes the further codes of 38 or 48 from *codes*.
+
+    *kind*: 5 is followed by one of 256 colours, 2 by red, green and blue. 0 for a grey.
+    """
     if kind == 5:
         index = next(codes, 0)
         if index < 16:
@@ -73,7 +76,10 @@ def _indexed(kind: int, codes: Iterator[int]) -> int:
 
 
 def line(raw: str, number: int, style: Style, *, going_on: bool = False) -> tuple[Markup, Style]:
-    """Draw one line; return it, and the style in which the next one begins."""
+    """Render one line; return its HTML, and the style in which the next line begins.
+
+    *number*: of the line, from 1. *going_on*: the line is incomplete, and will be replaced.
+    """
     pieces: list[Markup] = []
     at = 0
     left = overwritten(raw) if "\r" in raw else raw
@@ -100,7 +106,7 @@ def _piece(text: str, style: Style) -> Markup:
 
 
 def lines(raw: Sequence[str], first: int, style: Style) -> tuple[Markup, Style]:
-    """Draw lines, of which the first one has the number `first`."""
+    """Render lines numbered from *first*; return their HTML, and the style after them."""
     drawn: list[Markup] = []
     for number, each in enumerate(raw, first):
         one, style = line(each, number, style)

@@ -1,6 +1,6 @@
-"""When each phase of a feature waited, was prepared, ran, and is expected to: a lane for each.
+"""The timeline of a feature: a lane a phase, with its times of waiting, running and forecast.
 
-Places are percentages of the width. Long stretches in which nothing ran are folded.
+Positions and widths are percentages of the whole width. Long idle stretches are folded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,10 @@ from pgcoord.http.panel.graph import tell_apart
 # Characters of a title that fit beside its lane.
 _FITS = 20
 
-# More phases than this are not drawn.
+# The most phases to draw.
 MOST_PHASES = 300
 
-# A stretch of nothing is folded when it is longer than this share of all work, and this time.
+# An idle stretch is folded if it is longer than this share of all work, and than this time.
 _FOLDED_SHARE = 0.08
 _FOLDED_TIME = timedelta(seconds=30)
 
@@ -32,14 +32,17 @@ _STEPS = [
 
 _MINUTE = timedelta(minutes=1)
 
-# Marks on the axis, at most, and percent between two of them at least.
+# The most marks on the axis, and the least percent between two of them.
 _MARKS = 9
 _APART = 6.0
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A stretch of a lane: what it is, from where, how wide, its state and words."""
+    """A stretch of a lane, at *x* and *width* in percent.
+
+    *kind*: wait, queue, backoff, prepare, work, expect or spread. *state*: of the phase or attempt.
+    """
 
     kind: str
     x: float
@@ -50,7 +53,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Lane:
-    """A phase on the timeline; `told` is all of it in words."""
+    """A phase on the timeline; *told*: the same in words, for a title and screen readers."""
 
     phase: TreePhase
     bars: list[Bar]
@@ -59,7 +62,11 @@ class Lane:
 
 @dataclass(frozen=True)
 class Drawing:
-    """The timeline as it is at one moment."""
+    """The timeline at one moment; positions in percent.
+
+    *folds*: (position, width) of folded stretches. *marks*: (position, time) on the axis. *now*:
+    the same for the present, None if that is in a fold. *folded*: the sum of folded times.
+    """
 
     lanes: list[Lane]
     folds: list[tuple[float, float]]
@@ -70,21 +77,21 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The timeline of a feature."""
+    """The data of a feature's timeline; *forecast* by number of phase."""
 
     phases: Sequence[TreePhase]
     spans: Sequence[Span]
     forecast: dict[int, Forecast]
-    ended: bool  # nothing of it is expected any more
+    ended: bool  # the feature has ended, so no forecast is drawn
 
     @cached_property
     def titles(self) -> dict[int, str]:
-        """The titles as they are drawn."""
+        """The titles to draw, by number of phase, as `tell_apart` shortens them."""
         shown = self.phases[:MOST_PHASES]
         return tell_apart({each.phase_number: each.title for each in shown}, _FITS)
 
     def draw(self, now: datetime) -> Drawing:
-        """The timeline at a moment."""
+        """Return the drawing for *now*, whose time zone is that of the axis."""
         shown = {each.phase_number: each for each in self.phases[:MOST_PHASES]}
         spans: dict[int, list[Span]] = {number: [] for number in shown}
         for each in self.spans:
@@ -105,7 +112,7 @@ def _busy(
     phases: dict[int, TreePhase],
     now: datetime,
 ) -> Iterator[tuple[datetime, datetime]]:
-    """When something ran, or is expected to."""
+    """Yield the intervals (start, end) in which an attempt ran, or is expected to."""
     for number, each in spans.items():
         for span in each:
             if span.claimed_at:
@@ -120,7 +127,7 @@ def _is_open(phase: TreePhase) -> bool:
 
 
 class _Scale:
-    """Where on the width a moment is."""
+    """Maps moments to percent of the width, with idle stretches folded."""
 
     def __init__(self, busy: list[tuple[datetime, datetime]], now: datetime) -> None:
         stretches = _merged(busy) or [(now - timedelta(minutes=1), now)]
@@ -157,7 +164,7 @@ class _Scale:
         self.now = (self.at(now), f"{now:%H:%M}") if within else None
 
     def at(self, moment: datetime) -> float:
-        """Percent from the left."""
+        """Return the position of *moment* in percent from the left; in a fold, its middle."""
         for (start, end), x in zip(self._stretches, self._starts, strict=True):
             if moment <= start:
                 return round(max(0.0, x - (self._fold / 2 if x else 0)), 2)
@@ -166,7 +173,7 @@ class _Scale:
         return 100.0
 
     def marks(self) -> Iterator[tuple[float, str]]:
-        """Times on the axis."""
+        """Yield (position in percent, time in words) for the marks on the axis."""
         total = sum((b - a for a, b in self._stretches), timedelta())
         step = next((each for each in _STEPS if total / each <= _MARKS), _STEPS[-1])
         last = -_APART
@@ -241,7 +248,7 @@ def _lane(
 
 
 def _waits(phase: TreePhase) -> list[str]:
-    """Why a phase waits: some of the reasons, and how many more there are."""
+    """Return the reasons why a phase waits that were read, and the number of further ones."""
     shown = phase.reasons or []
     more = phase.all_reasons - len(shown)
     return [*shown, f"and {more} more"] if more else shown
