@@ -240,7 +240,7 @@ class Engine(Protocol):
     async def terminate(self, job: str) -> None:
         """Send SIGTERM to all processes of a job that runs, and remove one that waits.
 
-        Returns before they are gone; a job that is not there is none to end.
+        Returns before they are gone. A job that does not exist is not an error.
         """
         ...
 

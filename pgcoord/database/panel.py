@@ -117,7 +117,7 @@ class Costs:
 
     @property
     def usd(self) -> float:
-        """The sum."""
+        """The sum over all workflows, in US dollars; unknown costs count as 0."""
         return sum(each.cost_usd or 0 for each in self.by_workflow)
 
     @property

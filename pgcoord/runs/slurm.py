@@ -112,7 +112,7 @@ class Slurm:
         return None
 
     def changes(self) -> None:
-        """Return None: Slurm tells administrators alone."""
+        """Return None: Slurm streams changes to administrators only."""
 
     async def check(self) -> list[Finding]:
         """Return what doctor says of this cluster, without the name of the pool."""
