@@ -52,7 +52,10 @@ _handler = _Stderr()
 
 
 def configure(*, serves: bool, verbose: bool) -> None:
-    """Log what goes wrong, and what a coordinator does where that is all there is to see."""
+    """Log to stderr, at WARNING and above.
+
+    *serves*: at INFO, with dates, as the log is the output of `serve`. *verbose*: at DEBUG.
+    """
     _handler.setFormatter(_DATED if serves or verbose else _PLAIN)
     logging.getLogger().addHandler(_handler)
     level = logging.DEBUG if verbose else logging.INFO if serves else logging.WARNING

@@ -192,7 +192,7 @@ class Coordinator:
         return f"{url}/phases/{quote(queue_id)}" if url else None
 
     def _make_notices(self) -> "Notices | None":
-        """Import it only where somebody is to be told."""
+        """Return the sender of notices, imported only if a [notify.NAME] is configured."""
         if not self.configuration.notify:
             return None
         from pgcoord.coordination.notices import Notices

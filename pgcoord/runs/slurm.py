@@ -115,7 +115,7 @@ class Slurm:
         """Return None: Slurm streams changes to administrators only."""
 
     async def check(self) -> list[Finding]:
-        """Return what doctor says of this cluster, without the name of the pool."""
+        """Return doctor's findings on this cluster, without the name of the pool."""
         found = [await self._check_controller()]
         if found[0].level != "fail":
             found.append(await self._check_options())
