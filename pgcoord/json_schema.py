@@ -1,6 +1,6 @@
-"""What JSON from outside has to look like, and words for what is amiss.
+"""Check JSON of clients against a schema, and describe its faults in words.
 
-Shapes are written in a small part of JSON Schema; the same ones are what /openapi.json tells.
+Schemas are written in a small part of JSON Schema; /openapi.json publishes the same ones.
 """
 
 from collections.abc import Iterator, Mapping

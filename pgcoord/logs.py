@@ -65,7 +65,7 @@ def configure(*, serves: bool, verbose: bool) -> None:
 
 
 def write_json() -> None:
-    """From now on, write a JSON object a line, and what a coordinator does, too."""
+    """From now on, write the log as a JSON object a line, at INFO and above."""
     _handler.setFormatter(_Json())
     logger = logging.getLogger("pgcoord")
     logger.setLevel(min(logger.level, logging.INFO))

@@ -146,10 +146,10 @@ class Coordinator:
         self._leadership.wake()
 
     def reconfigure(self, configuration: Configuration) -> None:
-        """Go by the workflows, checks and pools of *configuration* from now on.
+        """Replace the fields of `RECONFIGURED` by those of *configuration*; ignore all others.
 
-        What runs goes on as it was started, and the lead is not given away meanwhile. All else of a
-        configuration counts from a start on.
+        Running attempts keep the settings they were started with, and the lead is kept. The loop
+        declares the workflows and pools to the database afterwards.
         """
         counts = {name: getattr(configuration, name) for name in RECONFIGURED}
         self.configuration = replace(self.configuration, **counts)

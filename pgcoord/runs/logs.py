@@ -278,9 +278,9 @@ class Log:
             return None
 
     def excerpt(self) -> str:
-        """Return what tells why it failed: the last lines of trouble first, else the end.
+        """Return lines that show why the attempt failed, at most 20, as `tail` returns its text.
 
-        As `tail` returns it.
+        The last line of trouble comes first, then lines after and before it; without one, the end.
         """
         lines = self.tail(lines=_CAUSE, characters=_CAUSE).split("\n")
         cause = max((at for at, line in enumerate(lines) if tells_trouble(line)), default=None)
