@@ -67,16 +67,16 @@ class Action:
 
     @property
     def slug(self) -> str:
-        """The last part of the addresses."""
+        """The last part of the action's URLs: its verb, with its option if it has one."""
         return f"{self.verb}-{self.option}" if self.option else self.verb
 
     @property
     def number(self) -> str | None:
-        """The argument that is a number to be set."""
+        """The name of the argument that is a number to set; None if there is none."""
         return next((each for each in self.arguments if each in NUMBERS), None)
 
     def statement(self, *arguments: str) -> str:
-        """Return the call of the SQL function with these arguments, which are SQL."""
+        """Return a call of the action's SQL function; *arguments* are SQL expressions, unquoted."""
         return f"pgcoord.{self.function}({', '.join(arguments)})"
 
 

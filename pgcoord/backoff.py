@@ -1,12 +1,12 @@
-"""How long to wait before something that failed is tried again."""
+"""Delays before a failed operation is retried."""
 
 import random
 
 
 class Backoff:
-    """Seconds before the next try: from 0.05 doubling to `most`, jittered so that many spread.
+    """Exponential delays in seconds: from 0.05, doubling up to *most*, with jitter of a half.
 
-    Not above 0.8 by itself: a stand-by server that was promoted is to be found within a second.
+    The default of *most* is 0.8, so that a promoted stand-by server is found within a second.
     """
 
     def __init__(self, most: float = 0.8) -> None:
@@ -14,17 +14,17 @@ class Backoff:
         self.reset()
 
     def reset(self) -> None:
-        """Begin again: it worked."""
+        """Start again at 0.05 s and forget all reasons; call it after a success."""
         self._seconds = 0.05
         self._said: set[str] = set()
 
     def next(self) -> float:
-        """Seconds to wait now."""
+        """Return the seconds to wait before the next retry, and double the delay."""
         seconds, self._seconds = self._seconds, min(self._seconds * 2, self._most)
         return seconds * random.uniform(0.5, 1.0)
 
     def repeats(self, reason: str) -> bool:
-        """Whether that was the reason of an earlier try, too."""
+        """Whether *reason* was given before since the last `reset`; remember it."""
         repeated = reason in self._said
         self._said.add(reason)
         return repeated

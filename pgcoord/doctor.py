@@ -112,7 +112,7 @@ def _worktrees(configuration: Configuration, environment: Mapping[str, str]) -> 
 
 
 async def _pool(pool: Pool, machine: Machine, *, probes: bool) -> list[Finding]:
-    """Whether jobs can be given to the engine of a pool, and heard of."""
+    """Return findings on whether the engine of a pool answers, and its jobs can report."""
     engine = LAUNCHERS[pool.launcher](pool.settings, machine.environment)
     found = []
     if isinstance(engine, Slurm):
@@ -210,7 +210,7 @@ async def _settings(dsn: str) -> Finding:
 
 
 async def _clocks(conn: Connection) -> tuple[timedelta, timedelta]:
-    """How far the database's clock is ahead of ours, and how exactly that is known."""
+    """Return by how much the database's clock is ahead of ours, and the error of that figure."""
     found = []
     for _ in range(3):
         before, ours = time.monotonic(), time.time()
@@ -306,7 +306,7 @@ def _unusable(settings: GitHub, words: str, remedy: str) -> Finding:
 
 
 def _reports(configuration: Configuration | None) -> Finding:
-    """Whether what processes are told to report to is pgcoord, as seen from this machine."""
+    """Return whether pgcoord answers at the URL to which processes report, from this machine."""
     url = configuration and configuration.server.public_url
     if not url:
         return Finding("reports", "ok", "processes report to the server that starts them", None)

@@ -159,7 +159,10 @@ def spooled_begins(folder: Path, attempt_id: int, secret: str) -> list[dict[str,
 
 
 def answer_spooled(folder: Path, copy: str, refused: str | None) -> None:
-    """Answer a copy that asked in *folder*: *refused* says why not, None: it begins. Blocks."""
+    """Write the answer to a copy that asked in *folder* to begin. Blocks; raises OSError.
+
+    *refused*: the reason for which it must not begin; None: it may.
+    """
     content = json.dumps({"refused": refused}).encode()
     files.write_plain(folder, _ANSWER.format(copy), content)
 

@@ -1,6 +1,6 @@
-"""What JSON from outside has to look like, and words for what is amiss.
+"""Check JSON of clients against a schema, and describe its faults in words.
 
-Shapes are written in a small part of JSON Schema; the same ones are what /openapi.json tells.
+Schemas are written in a small part of JSON Schema; /openapi.json publishes the same ones.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ NOT_BLANK = r"\S"
 
 
 class Fault(NamedTuple):
-    """One thing that is amiss: where, what was given, and what is expected there."""
+    """A violation of a schema: the path of the field, its value, and the expected one in words."""
 
     field: str
     given: Any
@@ -30,7 +30,10 @@ class Fault(NamedTuple):
 
 
 def faults(value: object, schema: Schema, field: str = "", depth: int = 0) -> Iterator[Fault]:
-    """Find what keeps *value*, which lies *depth* levels deep, from fitting *schema*."""
+    """Yield each violation of *schema* by *value*.
+
+    *field*: the path of *value*, such as "phases[0].title"; *depth*: its level of nesting.
+    """
     if depth > _DEEPEST:
         yield Fault(field, None, f"nothing that is nested more than {_DEEPEST} levels deep")
     elif not _fits(value, schema):

@@ -52,7 +52,10 @@ _handler = _Stderr()
 
 
 def configure(*, serves: bool, verbose: bool) -> None:
-    """Log what goes wrong, and what a coordinator does where that is all there is to see."""
+    """Log to stderr, at WARNING and above.
+
+    *serves*: at INFO, with dates, as the log is the output of `serve`. *verbose*: at DEBUG.
+    """
     _handler.setFormatter(_DATED if serves or verbose else _PLAIN)
     logging.getLogger().addHandler(_handler)
     level = logging.DEBUG if verbose else logging.INFO if serves else logging.WARNING
@@ -62,7 +65,7 @@ def configure(*, serves: bool, verbose: bool) -> None:
 
 
 def write_json() -> None:
-    """From now on, write a JSON object a line, and what a coordinator does, too."""
+    """From now on, write the log as a JSON object a line, at INFO and above."""
     _handler.setFormatter(_Json())
     logger = logging.getLogger("pgcoord")
     logger.setLevel(min(logger.level, logging.INFO))

@@ -13,14 +13,14 @@ from pathlib import Path
 
 
 def trusted_owners(environment: Mapping[str, str]) -> frozenset[int]:
-    """The users whose files are taken for ours: this one, root, and who called us by sudo."""
+    """Return the ids of trusted users: this one, root, and the one behind sudo."""
     ours = os.geteuid()
     called_by = environment.get("SUDO_UID", "") if ours == 0 else ""
     return frozenset({ours, 0} | ({int(called_by)} if called_by.isdecimal() else set()))
 
 
 def why_not_ours(path: Path, owners: Collection[int]) -> str | None:
-    """Say why *path*, a file or folder that was found, is not to be used; None if it may be.
+    """Return why *path*, a file or folder that was found, must not be used; None if it may be.
 
     Looks at a link as well as at what it leads to. Raises OSError.
     """

@@ -73,7 +73,7 @@ class WrongShape(InvalidInput):
 
 @dataclass(frozen=True)
 class Signed:
-    """A report as it was sent: the bytes that were signed, and the headers that tell of it."""
+    """A report as it is sent: the signed bytes, and the headers with its id, time and signature."""
 
     body: bytes
     headers: Mapping[str, str]

@@ -104,9 +104,10 @@ def migrate(
 
     With *dry_run* it is rolled back. Returns None when it was done before. Times without a zone are
     read in *time_zone*; without one in the server's, those of SQLite in UTC. With *adopt*, running
-    phases keep a slot and wait for a report, else they are failed. Raises `Refused` while somebody
-    else is connected or something is in the way, `NotFound` when nothing of version 1 is there,
-    `InvalidInput` for a file or zone that is none, `DatabaseUnusable` without the rights.
+    phases keep a slot and wait for a report, else they are failed. Raises `Refused` while another
+    session is connected or other objects are in the way, `NotFound` without tables of version 1,
+    `InvalidInput` for a file that is not SQLite or an unknown zone, and `DatabaseUnusable` without
+    the rights.
     """
     schema.check_server(conn)
     if schema.exists(conn, "pgcoord_v1.migration"):
@@ -146,10 +147,11 @@ def migrate(
 
 @_in_plain_words()
 def undo(conn: Connection, *, dry_run: bool = False) -> list[str] | None:
-    """Bring back version 1 as it was, in one transaction; return what went with it, in lines.
+    """Restore version 1 as it was, in one transaction; return lines on the data lost with it.
 
-    Returns None when there is nothing to undo. Raises `Refused` when phases have run since, and
-    names them; or while somebody is connected, or has made something that hangs on ours.
+    Returns None when there is nothing to undo. *dry_run*: roll back. Raises `Refused` when phases
+    have run since, and names them; also while another session is connected, or objects of others
+    depend on ours.
     """
     schema.check_server(conn)
     if not schema.exists(conn, "pgcoord_v1.migration"):

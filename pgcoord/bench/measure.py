@@ -154,7 +154,7 @@ class Figure:
 
     @property
     def misses_limit(self) -> bool:
-        """Whether a limit is missed."""
+        """Whether the value or its p99 misses its limit, and would on the machine of the limits."""
         return self.verdict == "LIMIT MISSED"
 
 

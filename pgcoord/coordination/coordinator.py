@@ -146,10 +146,10 @@ class Coordinator:
         self._leadership.wake()
 
     def reconfigure(self, configuration: Configuration) -> None:
-        """Go by the workflows, checks and pools of *configuration* from now on.
+        """Replace the fields of `RECONFIGURED` by those of *configuration*; ignore all others.
 
-        What runs goes on as it was started, and the lead is not given away meanwhile. All else of a
-        configuration counts from a start on.
+        Running attempts keep the settings they were started with, and the lead is kept. The loop
+        declares the workflows and pools to the database afterwards.
         """
         counts = {name: getattr(configuration, name) for name in RECONFIGURED}
         self.configuration = replace(self.configuration, **counts)
@@ -192,7 +192,7 @@ class Coordinator:
         return f"{url}/phases/{quote(queue_id)}" if url else None
 
     def _make_notices(self) -> "Notices | None":
-        """Import it only where somebody is to be told."""
+        """Return the sender of notices, imported only if a [notify.NAME] is configured."""
         if not self.configuration.notify:
             return None
         from pgcoord.coordination.notices import Notices

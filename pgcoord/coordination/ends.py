@@ -1,7 +1,7 @@
 """The ends of attempts that the leader's loop records together with its next claim.
 
-The one rule: whoever hands in an end has it answered, or is told to record it by itself, at once
-where this coordinator does not lead.
+The one rule: each end handed in gets an answer: what was recorded, or None, upon which the caller
+records it by itself. While this coordinator does not lead, None is the immediate answer.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _MOST = 50
 
 @dataclass(eq=False)
 class Handed:
-    """An end that waits for the loop; `answer` is set to what was recorded, or to None."""
+    """An end that waits for the loop; *answer* resolves to what was recorded, or to None."""
 
     end: End
     answer: "asyncio.Future[Recorded | None]" = field(
@@ -27,7 +27,7 @@ class Handed:
     )
 
     def settle(self, recorded: Recorded | None) -> None:
-        """Answer who waits, unless that has gone or was answered before."""
+        """Resolve the answer, unless it is resolved, or its caller was cancelled."""
         if not self.answer.done():
             self.answer.set_result(recorded)
 
@@ -42,17 +42,20 @@ class Ends:
         self._is_open = False
 
     def open(self) -> None:
-        """Accept ends: a loop takes them from now on."""
+        """Accept ends from now on, which a loop must take."""
         self._is_open = True
 
     def close(self) -> None:
-        """Accept no more, and tell those who wait to record theirs by themselves."""
+        """Accept no more ends, and answer None to each one that waits."""
         self._is_open = False
         while self._waiting:
             self._waiting.popleft().settle(None)
 
     async def record(self, end: End) -> Recorded | None:
-        """Hand in *end* and wait until it is recorded; None: the caller has to record it."""
+        """Hand in *end*, wait until the loop recorded it, and return what was recorded.
+
+        None: nothing was, so the caller has to record it by itself.
+        """
         if not self._is_open:
             return None
         handed = Handed(end)

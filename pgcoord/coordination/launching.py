@@ -203,10 +203,10 @@ class Place(enum.Enum):
 
 @dataclass(frozen=True)
 class Seen:
-    """What an engine says of one job.
+    """The state of one job, as its engine lists it.
 
-    `job` is its id in the engine, `words` why it waits or how it ended, in the engine's words.
-    `exit_status` is that of the script, 128 + n after signal n; None where the engine has none.
+    `job`: its id in the engine. `words`: why it waits or how it ended, in the engine's words.
+    `exit_status`: that of the script, 128 + n after signal n; None if the engine has none.
     """
 
     job: str
@@ -240,7 +240,7 @@ class Engine(Protocol):
     async def terminate(self, job: str) -> None:
         """Send SIGTERM to all processes of a job that runs, and remove one that waits.
 
-        Returns before they are gone; a job that is not there is none to end.
+        Returns before they are gone. A job that does not exist is not an error.
         """
         ...
 
@@ -249,12 +249,12 @@ class Engine(Protocol):
         ...
 
     async def log(self, job: str) -> bytes | None:
-        """Return the output of a job so far; None where that is in its folder, or there is none."""
+        """Return the output of a job so far; None if there is none, or it is in its folder."""
         ...
 
     def changes(self) -> AsyncGenerator[None, None] | None:
-        """Yield whenever a job may have changed; None where the engine does not tell by itself.
+        """Return an iterator that yields when a job may have changed; None if there is no stream.
 
-        It may end at any time, and raise `NotNow`: then it is called again.
+        The iterator may end at any time, or raise `NotNow`: then the caller asks for another.
         """
         ...

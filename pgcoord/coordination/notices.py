@@ -63,12 +63,12 @@ class Notices:
         self._secrets = {each.name: _secret(each, environment) for each in targets if each.secret}
 
     def wake(self) -> None:
-        """Look at once for what is due."""
+        """Wake the task of each target, so that it looks for due notices at once."""
         for each in self._woken.values():
             each.set()
 
     async def run(self) -> None:
-        """Tell each target what is due to it until the coordinator is stopped."""
+        """Send due notices, with one task for each target, until the coordinator is stopped."""
         async with asyncio.TaskGroup() as tasks:
             for target in self._targets:
                 tasks.create_task(self._tell(target))

@@ -541,7 +541,8 @@ def log_move(assignment: Assignment, was: str, now: str, reason: str) -> None:
 def program_of(file: str, *, travels: bool) -> tuple[str, ...]:
     """Return the command that runs a program of ours, one file of standard-library Python.
 
-    One that *travels* has the file in it: any Python 3.8 or newer of another machine runs it.
+    *travels*: the command contains the source of *file*, so that it runs on another machine with
+    any Python 3.8 or newer; otherwise it names *file* and this Python.
     """
     if not travels:
         return (sys.executable, "-I", file)

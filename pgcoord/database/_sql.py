@@ -83,6 +83,7 @@ def refusals() -> Iterator[None]:
 async def fetch_rows(
     conn: Connection, row: type[Row], statement: str, *values: object
 ) -> list[Row]:
+    """Execute *statement* with *values*; return its rows as *row*. Raises as `refusals`."""
     with refusals():
         cursor = await conn.cursor(row_factory=class_row(row)).execute(statement.encode(), values)
         return await cursor.fetchall()
@@ -91,6 +92,7 @@ async def fetch_rows(
 async def fetch_row(
     conn: Connection, row: type[Row], statement: str, *values: object
 ) -> Row | None:
+    """Return the first row of `fetch_rows`; None if there is none."""
     return next(iter(await fetch_rows(conn, row, statement, *values)), None)
 
 

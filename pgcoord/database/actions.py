@@ -80,9 +80,10 @@ async def perform_on_several(
     reason: str | None = None,
     number: int | None = None,
 ) -> list[Told]:
-    """Do an *action* to several phases in one transaction; each is told.
+    """Perform *action* on several phases in one transaction; return a `Told` for each.
 
-    SQL: pgcoord.act_on_phases.
+    A refusal of one phase is in its `refused`, and does not undo the others. SQL:
+    pgcoord.act_on_phases.
     """
     return await fetch_rows(
         conn,

@@ -332,9 +332,10 @@ def reported(
     attempt_id: int | None = None,
     result: Result | None = None,
 ) -> End:
-    """A report came; *adw_id*: the attempt whose secret signed it. SQL: take_report.
+    """Return the end that records *report*; *adw_id*: the attempt whose secret signed it.
 
-    *attempt_id* and *result*: of a process that is gone, the attempt and its result file.
+    *attempt_id* and *result*: if its process has ended, the attempt and its result file. SQL:
+    take_report.
     """
     return {
         "attempt_id": attempt_id,
@@ -358,9 +359,8 @@ async def record_end(conn: Connection, end: End) -> Recorded:
 async def record_and_claim(conn: Connection, epoch: int, ends: Sequence[End]) -> Claimed:
     """Record *ends* and claim eligible phases, one for each free slot, in one transaction.
 
-    An end that cannot be recorded at once, and a claim that cannot be made, are left out: the
-    caller does them by themselves, which raises the error, or waits. SQL:
-    pgcoord_private.record_and_claim.
+    An end that fails or would wait for a lock is left out, and so is a claim: the caller executes
+    each by itself, which raises its error, or waits. SQL: pgcoord_private.record_and_claim.
     """
     with refusals():
         cursor = await conn.cursor(row_factory=tuple_row).execute(

@@ -29,7 +29,7 @@ _LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 def register() -> None:
-    """Have all connections of this process read what they get by the loaders of this module."""
+    """Register the loaders of this module for all later connections of this process."""
     set_json_loads(load_json)
     psycopg.adapters.register_loader("timestamptz", AnyTimeLoader)
 

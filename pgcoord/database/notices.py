@@ -1,4 +1,7 @@
-"""The statements about notices: whom to tell, what is due. One Python function an SQL function."""
+"""The statements about notices: targets, and the notices due to each.
+
+The one rule: one Python function for each SQL function.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +14,10 @@ from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_value
 
 @dataclass(frozen=True)
 class Notice:
-    """What is due to a target; `due_in`: without any (`id` None), seconds until there is."""
+    """The notice that is due to a target.
+
+    If none is due, `id` is None and `due_in` holds the seconds until the next.
+    """
 
     id: int | None
     key: UUID | None
@@ -21,17 +27,26 @@ class Notice:
 
 
 async def declare_targets(conn: Connection, targets: dict[str, list[str]]) -> None:
-    """Have those be told, by name, who want to be told of these events."""
+    """Replace the targets of notices by *targets*, {name: kinds of events that it subscribes to}.
+
+    SQL: pgcoord_private.declare_targets.
+    """
     await fetch_value(conn, "select pgcoord_private.declare_targets(%s)", Jsonb(targets))
 
 
 async def note_stuck(conn: Connection) -> bool:
-    """Write notices of phases that are stuck; return whether anybody wants to be told."""
+    """Write notices of phases that are stuck; return whether a target subscribes to them.
+
+    Once for each attempt. SQL: pgcoord_private.note_stuck.
+    """
     return bool(await fetch_value(conn, "select pgcoord_private.note_stuck()"))
 
 
 async def begin_notice(conn: Connection, target: str) -> Notice:
-    """Begin to tell a target what is due, oldest first."""
+    """Begin to send the oldest due notice of *target*, and return it.
+
+    SQL: pgcoord_private.begin_notice.
+    """
     found = await fetch_row(
         conn,
         Notice,
@@ -43,5 +58,5 @@ async def begin_notice(conn: Connection, target: str) -> Notice:
 
 
 async def end_notice(conn: Connection, notice_id: int) -> None:
-    """A notice was taken, or is given up."""
+    """Record that a notice was delivered, or given up. SQL: pgcoord_private.end_notice."""
     await fetch_value(conn, "select pgcoord_private.end_notice(%s)", notice_id)

@@ -117,7 +117,7 @@ class Costs:
 
     @property
     def usd(self) -> float:
-        """The sum."""
+        """The sum over all workflows, in US dollars; unknown costs count as 0."""
         return sum(each.cost_usd or 0 for each in self.by_workflow)
 
     @property
@@ -642,7 +642,7 @@ async def history(
 
 @dataclass(frozen=True)
 class Since:
-    """What has happened since somebody looked: numbers of events; `latest` is the last one's id."""
+    """The numbers of events since one that was seen; `latest`: the id of the last event of all."""
 
     latest: int
     looked_at: datetime | None
@@ -657,7 +657,7 @@ _MOST_COUNTED = 100_000
 
 
 async def since(conn: Connection, seen: int | None) -> Since:
-    """Return what has happened after the event *seen*; None: count nothing."""
+    """Count the events after the one with the id *seen*, 100,000 at most; None: count nothing."""
     found = await fetch_row(
         conn,
         Since,

@@ -241,7 +241,7 @@ def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]
 
 
 async def act_on_phases(call: Call) -> Response:
-    """Do an action to several phases; each is told."""
+    """Perform an action on several phases; answer with the state, or refusal, of each."""
     [action] = [each for each in SEVERAL if each.verb == call.body["action"]]
     told = await actions.perform_on_several(
         call.conn,

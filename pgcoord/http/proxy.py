@@ -33,7 +33,7 @@ def prefix_of(scope: MutableMapping[str, Any]) -> str:
 
 
 def user_of(scope: MutableMapping[str, Any]) -> str | None:
-    """Return who the sender is, as a trusted proxy says; None where none does."""
+    """Return the user's name from a trusted proxy's header; None if there is none."""
     return scope.get(_USER)
 
 
@@ -68,7 +68,7 @@ class Proxied:
         return bool(self._trusting and client and client[0] in self._trusting.trusted_hosts)
 
     def _seen_under(self, scope: Scope, headers: Headers, *, believed: bool) -> str:
-        """Return the path that the sender sees before each of ours."""
+        """Return the prefix of paths for the sender: that of the proxy's header, if *believed*."""
         said = headers.get("x-forwarded-prefix", "").rstrip("/") if believed else ""
         if _PATH.fullmatch(said):
             return said

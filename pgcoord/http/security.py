@@ -171,7 +171,7 @@ def actor_of(request: HTTPConnection) -> str:
 
 
 def sender_of(request: HTTPConnection) -> str | None:
-    """Return what `actor_of` does; None where nobody has been let in."""
+    """Return `actor_of` the request; None if its sender was not authenticated."""
     sender: _Sender | None = request.scope[_SENDER]
     return sender.actor if sender else None
 

@@ -114,7 +114,10 @@ class Kubernetes:
         self._namespace = settings.get("namespace")
 
     async def submit(self, order: Order) -> str:
-        """Create the Secret, then the Job, which then owns the Secret; each may be there."""
+        """Create the Secret, then the Job, and make the Job its owner; return the Job's name.
+
+        One that exists already is kept. Raises `CannotStart` and `NotNow`.
+        """
         job = manifest_of(
             read_template(Path(self._settings["template"])), order, order.content["grace"]
         )

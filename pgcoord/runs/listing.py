@@ -68,7 +68,7 @@ def _pattern_problems(where: object) -> Iterator[str]:
 
 
 def values_at(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (last member or index, value) of all that is at *path* in *value*."""
+    """Yield (last key or index, value) of each value at *path* in the JSON *value*."""
     found: list[tuple[str, Any]] = [("", value)]
     for step in _STEP.finditer(path):
         name = step[1] if step[1] is not None else step[2]
@@ -88,7 +88,10 @@ def _members(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def field_of(path: str, key: str, job: Any) -> Any:
-    """Return what *path* says of a job: `@key`, its key, or a path below it."""
+    """Return the first value at *path* below *job*; None if there is none.
+
+    The path "@key" stands for *key*, the job's own key in the list.
+    """
     if path == "@key":
         return key
     steps = path if path.startswith("[") else f".{path}"

@@ -163,7 +163,7 @@ class LocalJob:
             return None
 
     async def log_tail(self) -> str:
-        """Return what of the log tells why it failed."""
+        """Return the lines of the log that show why the job failed."""
         return await asyncio.to_thread(self._run.log.excerpt)
 
     async def result(self) -> str | None:

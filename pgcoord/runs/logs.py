@@ -94,12 +94,15 @@ class Part:
 
     @property
     def lines(self) -> list[str]:
-        """Its lines as they were written; the last one may go on."""
+        """Its lines with their escape sequences; the last one may be incomplete."""
         return self.raw.removesuffix("\n").split("\n") if self.raw else []
 
     @property
     def open(self) -> tuple[int, int]:
-        """(The offset, the number) of the line that goes on, which begins within this part."""
+        """The byte offset and the number of the last, incomplete line, or of the next one.
+
+        A line of more than `_OPEN` characters counts as complete: then the end of the part.
+        """
         last = self.raw.rfind("\n") + 1
         number = self.line + self.raw.count("\n")
         if len(self.raw) - last > _OPEN:
@@ -275,9 +278,9 @@ class Log:
             return None
 
     def excerpt(self) -> str:
-        """Return what tells why it failed: the last lines of trouble first, else the end.
+        """Return lines that show why the attempt failed, at most 20, as `tail` returns its text.
 
-        As `tail` returns it.
+        The last line of trouble comes first, then lines after and before it; without one, the end.
         """
         lines = self.tail(lines=_CAUSE, characters=_CAUSE).split("\n")
         cause = max((at for at, line in enumerate(lines) if tells_trouble(line)), default=None)
@@ -490,7 +493,7 @@ def readable(data: str) -> str:
 
 
 def overwritten(line: str) -> str:
-    """Return what is left of a line that was written again and again from its beginning."""
+    """Return the text of a line that carriage returns have overwritten, as a terminal shows it."""
     return next((each for each in reversed(line.split("\r")) if ESCAPE.sub("", each).strip()), "")
 
 
@@ -500,7 +503,7 @@ def without_controls(text: str) -> str:
 
 
 def tells_trouble(line: str) -> bool:
-    """Whether a line, as it is shown, seems to tell of something that went wrong."""
+    """Whether *line*, without escape sequences, looks like an error message."""
     return bool(_TROUBLE.search(line)) and not _NO_TROUBLE.search(line)
 
 

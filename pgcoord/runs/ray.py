@@ -108,7 +108,7 @@ class Ray:
         return str(_parsed(answer.body).get("logs") or "").encode()
 
     def changes(self) -> None:
-        """Return None: Ray does not tell by itself."""
+        """Return None: Ray has no stream of changes."""
 
     async def _ask(self, method: str, path: str, body: object = None) -> _Answer:
         """Send one request. Raises `NotNow` when there is no answer."""

@@ -112,10 +112,10 @@ class Slurm:
         return None
 
     def changes(self) -> None:
-        """Return None: Slurm tells administrators alone."""
+        """Return None: Slurm streams changes to administrators only."""
 
     async def check(self) -> list[Finding]:
-        """Return what doctor says of this cluster, without the name of the pool."""
+        """Return doctor's findings on this cluster, without the name of the pool."""
         found = [await self._check_controller()]
         if found[0].level != "fail":
             found.append(await self._check_options())
@@ -173,7 +173,7 @@ def _check_settings(text: str) -> list[Finding]:
 
 
 def _read(lines: str) -> Iterator[tuple[str, Seen]]:
-    """Yield the name of each job of pgcoord that squeue lists, and what it says of it."""
+    """Yield (name, state) of each job of pgcoord in *lines*, the output of squeue."""
     for line in lines.splitlines():
         parts = [part.strip() for part in line.split("|", 5)]
         if len(parts) < 6 or not parts[5].startswith("pgcoord-"):

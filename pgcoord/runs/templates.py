@@ -95,7 +95,10 @@ class Commands:
         return found
 
     async def find(self) -> Mapping[str, list[Seen]]:
-        """Ask for all jobs by one command; leave out those of others."""
+        """List all jobs by one run of the command `list`; leave out those not named by pgcoord.
+
+        Raises `NotNow` when the command fails.
+        """
         command = self._command("list", {})
         said = await run_command(command, self._environment)
         empty = self._settings.get("empty")
@@ -111,11 +114,11 @@ class Commands:
         return found
 
     async def terminate(self, job: str) -> None:
-        """Call `cancel`."""
+        """Run the pool's command `cancel` for *job*; its exit status is ignored."""
         await self._end("cancel", job)
 
     async def kill(self, job: str) -> None:
-        """Call `kill`; where there is none, `cancel` once more."""
+        """Run the pool's command `kill` for *job*, else `cancel`; its exit status is ignored."""
         await self._end("kill" if "kill" in self._settings else "cancel", job)
 
     async def log(self, job: str) -> bytes | None:
@@ -123,7 +126,7 @@ class Commands:
         return None
 
     def changes(self) -> None:
-        """Return None: a command does not tell by itself."""
+        """Return None: there is no command that streams changes."""
 
     async def _end(self, key: str, job: str) -> None:
         # What it says of a job that has just ended is an error, too: the list tells what is left.
