@@ -89,10 +89,6 @@ class DryRun:
             "pool": None if workflow.pool == LOCAL else workflow.pool,
         }
 
-    def _set(self, phase: PlannedPhase, workflow: Workflow) -> dict[str, str]:
-        """Return the variables that the workflow or the phase sets; the phase's take precedence."""
-        return {**workflow.variables, **dict(phase.environment)}
-
     def _workflow_of(self, phase: PlannedPhase) -> Workflow | None:
         if phase.workflow is None and phase.gate and not phase.prompt.strip():
             return None
