@@ -356,9 +356,11 @@ class _Chain:
 
         *conn* must be a new connection: Ctrl-C may have interrupted a statement on ours.
         """
+        conn.execute(
+            _sql("cancel_all")
+        )  # first: let out, the last phase would complete the feature
         for number in self._gates:
             self._let_out(number)
-        conn.execute(_sql("cancel_all"))
         _await_count(conn, "open_attempts")
 
     def close(self) -> None:

@@ -82,6 +82,7 @@ def test_bench_measures_beside_the_users_tables_and_leaves_nothing(
     before = all_rows(conn)
     process = started(dsn, tmp_path, "--quick", "--json", "--check")
     out, said = process.communicate(timeout=100)
+    assert out, said
 
     report = json.loads(out)
     figures = {figure["key"]: figure for figure in report["figures"]}
