@@ -26,9 +26,9 @@ from pgcoord.configuration import Pool
 from pgcoord.coordination import engines
 from pgcoord.database.embedded import EmbeddedPostgres
 
-pytestmark = [pytest.mark.scale, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.scale, pytest.mark.timeout(900)]
 
-PATIENCE = 240.0
+PATIENCE = 700.0
 
 # As in test_contract.py.
 HURRIED = {"ASKS": (0.3, 1.0), "UNSURE": 4.0, "SILENT": 3.0, "SETTLED": 1.0, "LOOK": 0.2}

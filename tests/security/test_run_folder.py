@@ -93,7 +93,7 @@ async def look_everywhere(site: Site) -> None:
         "/api/v1/queue/queue-1-1/log",
     ):
         async with (
-            asyncio.timeout(15),
+            asyncio.timeout(60),
             site.client.stream("GET", path, headers={"range": "bytes=0-99999"}) as answer,
         ):
             seen = b"".join([chunk async for chunk in answer.aiter_bytes()])
