@@ -12,32 +12,6 @@ return p_from || ' → ' || p_to in (
     'cancelled → queued', 'cancelled → completed'
 );
 
--- Whether the row of a phase is at odds with itself: the rules that its table does not hold itself (0028_leaner.sql says why).
-create or replace function pgcoord_private.contradicts_itself(
-    p_phase_number integer, p_status text, p_unmet integer, p_eligible_at timestamptz, p_retry_at timestamptz
-) returns boolean
-language sql immutable
-return p_phase_number < 1 or (p_eligible_at is not null) <> (p_unmet = 0) or p_retry_at is not null and p_status <> 'queued';
-
--- Refuse (23514) a row that is.
-create or replace function pgcoord_private.refuse_contradiction(
-    p_queue_id text, p_phase_number integer, p_status text, p_retry_at timestamptz
-) returns void
-language plpgsql
-set search_path = pg_catalog, pg_temp as $$
-begin
-    raise exception using
-        errcode = '23514',
-        message = format('phase %s %s', p_queue_id, case
-            when p_phase_number < 1 then format('cannot have the number %s', p_phase_number)
-            when p_retry_at is not null and p_status <> 'queued' then format('is %s and cannot have a retry time', p_status)
-            else 'cannot be eligible before its prerequisites are completed, nor wait afterwards' end),
-        hint = case
-            when p_phase_number < 1 then 'Phases of a feature are numbered from 1.'
-            when p_retry_at is not null and p_status <> 'queued' then 'Only a queued phase waits for a time.'
-            else 'eligible_at and unmet are derived: leave them out.' end;
-end $$;
-
 -- Whether a phase in this state has ended: nothing happens to it by itself.
 create or replace function pgcoord_private.ended(p_status text) returns boolean
 language sql immutable

@@ -204,8 +204,6 @@ begin
     if not exists (select from new_rows) then
         return null;
     end if;
-    perform pgcoord_private.refuse_contradiction(queue_id, phase_number, status, retry_at) from new_rows
-    where pgcoord_private.contradicts_itself(phase_number, status, unmet, eligible_at, retry_at);
     v_features := array(select distinct feature_id from new_rows);
     perform pgcoord_private.check_isolation(v_features);
     perform pgcoord_private.lock_features(v_features);

@@ -99,16 +99,11 @@ begin
             case when n.slot is null then o.slot end as left_slot, n.gated, n.run_when,
             n.gated and n.status = 'queued' and n.eligible_at is not null and not n.held
                 and (o.eligible_at is null or o.status <> 'queued' or o.held or not o.gated) as asks,
-            n.issue_number, n.retry_at,
-            pgcoord_private.contradicts_itself(n.phase_number, n.status, n.unmet, n.eligible_at, n.retry_at) as contradicts
+            n.issue_number
         from new_rows as n full join old_rows as o on o.queue_id = n.queue_id
         where n.status is distinct from o.status or n.depends_on_phases is distinct from o.depends_on_phases
             or n.status = 'queued' and n.eligible_at is not null and not n.held
-            or pgcoord_private.contradicts_itself(n.phase_number, n.status, n.unmet, n.eligible_at, n.retry_at)
     loop
-        if v.contradicts then
-            perform pgcoord_private.refuse_contradiction(v.queue_id, v.phase_number, v.status, v.retry_at);
-        end if;
         v_wakes := v_wakes or v.status = 'queued' and not v.gated;
         if v.asks then
             perform pgcoord_private.ask_gate(v.queue_id);
