@@ -894,10 +894,12 @@ def run(options: Options) -> int:
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the command gets it as well; no traceback
     folder = Path.cwd()
-    git = Git(folder, environment_for(dict(os.environ), folder))
-    phase = Phase(git.environment, options.title, options.work)
+    given = dict(os.environ)
+    phase = Phase(given, options.title, options.work)
     try:
-        return work(options, phase, git)
+        if shutil.which("git") is None:
+            raise Unfit("there is no git on PATH, which worktrees need")
+        return work(options, phase, Git(folder, environment_for(given, folder)))
     except Unfit as fault:
         say(str(fault))
         phase.put_fault(str(fault))

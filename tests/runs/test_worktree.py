@@ -19,7 +19,6 @@ from pgcoord.coordination.supervision import program_of
 
 PROGRAM = Path(__file__).parents[2] / "pgcoord/runs/worktree.py"
 PATIENCE = 60
-PATHS = os.environ["PATH"].split(":")
 
 
 @dataclass
@@ -801,13 +800,30 @@ def test_what_cannot_be_worked_on_is_refused_before_the_command_runs(
     words: str,
 ) -> None:
     spoil(repository)
-    # Without git-lfs, though it be installed.
-    path = ":".join(each for each in PATHS if not Path(each, "git-lfs").exists())
     ran = f"touch {repository.inputs}/ran"
+    path = path_of(repository.inputs / "bin", "git", "sh", "touch")  # without git-lfs
     done = repository.phase("queue-1-1", ran, *options, environment={"PATH": path})
     assert done.status == 69, done.log
     assert words in done.log
     assert not (repository.inputs / "ran").exists()
+
+
+def path_of(folder: Path, *programs: str) -> str:
+    """A PATH with these programs only."""
+    folder.mkdir()
+    for name in programs:
+        found = shutil.which(name)
+        assert found
+        (folder / name).symlink_to(found)
+    return str(folder)
+
+
+def test_a_machine_without_git_is_named(repository: Repository) -> None:
+    path = path_of(repository.inputs / "bin", "sh")
+    done = repository.phase("queue-1-1", "true", environment={"PATH": path})
+    assert done.status == 69
+    assert "there is no git on PATH" in done.log
+    assert "Traceback" not in done.log
 
 
 def test_a_command_that_is_not_there_is_named_before_anything_is_made(
