@@ -170,7 +170,8 @@ def answer_spooled(folder: Path, copy: str, refused: str | None) -> None:
 def spooled_exit(folder: Path, attempt_id: int, secret: str) -> dict[str, Any] | None:
     """Return how the command of a job ended, as its copy says in *folder*; None if it does not.
 
-    Blocks. Never raises for a file that is malformed, or not signed by *secret*.
+    Blocks. Never raises for a file that is malformed, or not signed by *secret*. Raises `OSError`
+    when the folder cannot be read.
     """
     return _spooled(folder, _EXIT, attempt_id, secret, "exit")
 
@@ -181,5 +182,5 @@ def _spooled(
     try:
         _, message = read_spooled(folder, name, secret, LIMIT)
         return _shaped(message, attempt_id, act)
-    except (NotSigned, InvalidInput, ValueError, OSError):
+    except (NotSigned, InvalidInput, ValueError, FileNotFoundError, files.NotPlain):
         return None

@@ -438,9 +438,7 @@ class Judge:
         failure = self.found.failure or self._reported_failure()
         fails = bool(status or failure) and not self._is_ending
         temporary = self.found.temporary if self.spec.agent and fails else None
-        if temporary:
-            self.found.result |= {"status": "later", "error": f"try again later: {temporary}"}
-        self._keep_result()
+        self._keep_result(f"try again later: {temporary}" if temporary else None)
         if self._is_ending:
             return status or _TERMINATED
         if temporary:
@@ -589,10 +587,15 @@ class Judge:
             return f"it reports that it failed: {quote(reason)}"
         return None
 
-    def _keep_result(self) -> None:
-        """Add the findings to the result file; members that the command wrote take precedence."""
+    def _keep_result(self, later: str | None) -> None:
+        """Add the findings to the result file; members that the command wrote take precedence.
+
+        *later*: why the phase is to be tried later, whatever the command wrote; None: it is not.
+        """
         path, result = os.environ.get("PGCOORD_RESULT_FILE"), _result()
-        if not path or not self.found.result or result is None:
+        if later:
+            result = {**(result or {}), "status": "later", "error": later}
+        if not path or result is None or not (self.found.result or later):
             return
         data = json.dumps({**self.found.result, **result}).encode()
         try:

@@ -284,8 +284,12 @@ class Coordinator:
         finally:
             self._ends.close()
         self.leads.clear()
+        # A start may wait for a lock, or for an issue: whoever keeps the lead goes on without it.
+        until = _now() + _RETRY_AFTER
         while not all(supervised.recorded for supervised in self._supervised.values()):
-            await self._leadership.wait(None)
+            if not self._is_ending and _now() >= until:
+                break
+            await self._leadership.wait(None if self._is_ending else until - _now())
         if self._is_ending:
             await self._leadership.resign()
 
@@ -579,8 +583,8 @@ class Coordinator:
             self.note_recorded()
 
     def note_recorded(self) -> None:
-        """Wake `_lead`, which on shutdown waits until the start of each process is recorded."""
-        if self._is_ending:
+        """Wake `_lead`, which waits for recorded starts before it ends, or declares anew."""
+        if self._is_ending or self._declares_anew:
             self._leadership.wake()
 
 

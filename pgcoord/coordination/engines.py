@@ -23,7 +23,7 @@ from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Superv
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.work import Assignment, DeclaredPool, OpenAttempt
-from pgcoord.errors import CannotStart, NotNow, StaleAttempt
+from pgcoord.errors import CannotStart, InvalidConfiguration, NotNow, StaleAttempt
 from pgcoord.runs import files, logs
 from pgcoord.runs.job import REFUSED
 from pgcoord.runs.ray import Ray
@@ -145,6 +145,11 @@ class Watcher:
         before, self._stamp = self._stamp, _stamp_of(self.folder) if self.folder else ()
         return before != self._stamp
 
+    def read_again(self) -> None:
+        """Have the folder read once more: it could not be read this time."""
+        self.unread = True
+        self._stamp = (-1,)
+
 
 class Watch:
     """Queries the engine of one pool, in a task, as long as a `Watcher` waits for an answer."""
@@ -166,6 +171,7 @@ class Watch:
         self.calls = asyncio.Semaphore(_AT_ONCE)
         self.seen: Mapping[str, Sequence[Seen]] = {}
         self.asked_at = -1.0  # loop time of the last query that was answered; -1: none was
+        self.is_retired = False  # its pool is declared otherwise now: only what waits is watched
         self._pool = pool
         self.shares_folder = shares_folder
         self._prefix = prefix
@@ -283,7 +289,7 @@ class Watch:
                 logger.exception("pool %s: its engine is asked again", self._pool)
             for watcher in self._waiting:
                 watcher.news.set()
-            if not self._waiting and not self._strays and trouble is None:
+            if not self._waiting and (self.is_retired or not (self._strays or trouble)):
                 return
             every = ASKS[0] if self.seen != before else min(2 * every, ASKS[1])
             if await self._coordination.unless_stopped(self._hurried_within(every)):
@@ -354,8 +360,8 @@ class Engines:
         self._prefix = f"pgcoord-{(await claims.installation(conn))[:8]}-"
         before, self._declared = self._declared, {each.name: each for each in pools}
         for name, declared in self._declared.items():
-            if before.get(name) != declared:
-                self._pools.pop(name, None)
+            if before.get(name) != declared and (pool := self._pools.pop(name, None)):
+                pool.watch.is_retired = True
             if declared.launcher in LAUNCHERS:
                 self.pool(name).watch.hurry()
 
@@ -602,12 +608,14 @@ class EngineSupervision(Supervision):
         await self._take_spooled_report()
         try:
             asked = await asyncio.to_thread(spool.spooled_begins, folder, attempt_id, secret)
-        except OSError:
-            asked = []
-        for said in asked:
-            refused = await self._answer(said)
-            await asyncio.to_thread(spool.answer_spooled, folder, said["copy"], refused)
-        end = await asyncio.to_thread(spool.spooled_exit, folder, attempt_id, secret)
+            for said in asked:
+                refused = await self._answer(said)
+                await asyncio.to_thread(spool.answer_spooled, folder, said["copy"], refused)
+            end = await asyncio.to_thread(spool.spooled_exit, folder, attempt_id, secret)
+        except OSError as error:
+            logger.info("%s: its folder is read again: %s", self.assignment, error)
+            self._watcher.read_again()
+            return False
         if end is None:
             return False
         status = end["exit_code"]
@@ -691,7 +699,7 @@ class EngineSupervision(Supervision):
         except NotNow as error:
             logger.info("%s is submitted later: %s", self.assignment, error)
             await asyncio.sleep(min(error.wait.total_seconds(), UNSURE))
-        except CannotStart as error:
+        except (CannotStart, InvalidConfiguration, OSError) as error:
             self._submissions = _MOST_SUBMISSIONS
             logger.warning("%s cannot be submitted: %s", self.assignment, error)
         except StaleAttempt as error:  # it must end; `update` will say so in a moment

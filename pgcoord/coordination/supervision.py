@@ -152,6 +152,8 @@ class Supervision:
         self.process_gone = False
         self.end_is_logged = False
         self._coordinator = coordinator
+        # As it is now: another configuration does not change what runs.
+        self._settings = coordinator.configuration.workflows.get(assignment.workflow)
         self._check: Check | None = None
         self._results: dict[str, str] = {}
         # What the work is, whatever a further attempt at it is asked.
@@ -425,7 +427,7 @@ class Supervision:
 
     async def _watch_output(self) -> None:
         """Record when the job is quiet for longer than its workflow says, and when it is not."""
-        workflow = self._coordinator.configuration.workflows.get(self.assignment.workflow)
+        workflow = self._settings
         if workflow is None or workflow.quiet is None:
             return
         limit = workflow.quiet.total_seconds()
@@ -454,8 +456,7 @@ class Supervision:
         await self.job.end(GRACE)
 
     def _workflow(self) -> Workflow:
-        name = self.assignment.workflow
-        workflow = self._coordinator.configuration.workflows.get(name)
+        name, workflow = self.assignment.workflow, self._settings
         if workflow is None:
             raise InvalidConfiguration(f"workflow {name} is not declared any more")
         if workflow.needs_prompt and not (self.assignment.prompt or "").strip():
@@ -465,13 +466,11 @@ class Supervision:
     @property
     def _keeps_work(self) -> bool:
         """Whether success is that the work is kept, which comes after what the command reports."""
-        workflow = self._coordinator.configuration.workflows.get(self.assignment.workflow)
-        return workflow is not None and workflow.worktree is not None
+        return self._settings is not None and self._settings.worktree is not None
 
     @property
     def _linger(self) -> timedelta:
-        workflow = self._coordinator.configuration.workflows.get(self.assignment.workflow)
-        return workflow.linger if workflow else Workflow.linger
+        return self._settings.linger if self._settings else Workflow.linger
 
     def _set_by_phase(self, workflow: Workflow) -> dict[str, str]:
         """Return the variables that the phase sets: whoever may insert it may not set any."""

@@ -20,7 +20,6 @@ import os
 import re
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -51,9 +50,9 @@ _ROOM = 128
 # The content of `status` when the run was given up, instead of the wrapper's lines.
 _GIVEN_UP = b"given up\n"
 
-# The mode of the status file of a run that was given up: a disk that is full can store it, and once
-# there is room again nobody starts a run whose attempt has ended.
-_GIVEN_UP_MODE = 0o700
+# The modification time, in ns, of the status file of a run that was given up: a disk that is full
+# can store it, and once there is room again nobody starts a run whose attempt has ended.
+_GIVEN_UP_AT = 0
 
 # Seconds to wait after SIGKILL, which only a process in an uninterruptible system call survives.
 _DEATH = timedelta(seconds=5)
@@ -207,9 +206,9 @@ class Run:
                 files.opened(self.folder, _STATUS, os.O_RDWR | os.O_CREAT) as status,
             ):
                 self._claim(status)
-                os.fchmod(status, _GIVEN_UP_MODE)
                 with suppress(OSError):  # for people
                     os.pwrite(status, _GIVEN_UP, 0)
+                os.utime(status, ns=(_GIVEN_UP_AT, _GIVEN_UP_AT))
                 fcntl.flock(status, fcntl.LOCK_UN)  # see _is_locked
                 return True
         except CannotStart:
@@ -512,7 +511,7 @@ def _read(status: int) -> _Record:
     text = os.pread(status, _ROOM, 0)
     wrote = re.match(rb"(\d+) (.+)\n(?:(\d+)\n)?", text)
     if wrote is None:
-        is_marked = bool(os.fstat(status).st_mode & stat.S_IXUSR)
+        is_marked = os.fstat(status).st_mtime_ns == _GIVEN_UP_AT
         return _Record(given_up=is_marked or text.startswith(_GIVEN_UP))
     pid, started, exit_status = wrote.groups()
     return _Record(int(pid), started.decode(), None if exit_status is None else int(exit_status))

@@ -20,53 +20,6 @@ begin atomic
     where a.lock = p_lock and a.ended_at is null;
 end;
 
--- Take the phases that name these locks, which are held, out of the line: a claim meets each of them once. Not those that
--- it has taken itself.
-create or replace function pgcoord_private.park(p_locks text[], p_taken text[]) returns void
-language sql
-set enable_seqscan = off
-begin atomic
-    update public.phase_queue set parked = true
-    where queue_id in (
-        select p.queue_id from public.phase_queue as p
-        where p.lock = any (p_locks) and not p.parked and p.status = 'queued' and p.eligible_at is not null
-            and p.queue_id <> all (p_taken)
-        for no key update skip locked
-    );
-end;
-
--- Put the first phase of each lock that is free into the line. (The locks are looked up one after the other, however many
--- phases name one.)
-create or replace function pgcoord_private.unpark() returns void
-language sql
-set enable_seqscan = off
-begin atomic
-    update public.phase_queue set parked = false
-    where queue_id in (
-        with recursive name (lock) as (
-            (select lock from public.phase_queue where lock is not null and status = 'queued' order by lock limit 1)
-            union all
-            select (
-                select p.lock from public.phase_queue as p
-                where p.lock > n.lock and p.lock is not null and p.status = 'queued'
-                order by p.lock limit 1
-            )
-            from name as n where n.lock is not null
-        )
-        select first.queue_id
-        from name as n
-            cross join lateral (
-                select p.queue_id from public.phase_queue as p
-                where p.lock = n.lock and p.parked and p.status = 'queued' and p.lock is not null
-                    and p.eligible_at is not null and p.retry_at is null and not p.held and not p.gated
-                order by p.priority, p.queue_position, p.feature_id, p.phase_number
-                limit 1
-                for no key update skip locked
-            ) as first
-        where not exists (select from pgcoord.attempt as a where a.lock = n.lock and a.ended_at is null)
-    );
-end;
-
 -- Claimable as soon as the next claim has cleared its retry time.
 create or replace view pgcoord_private.due_retry as
 select p.xmax::text as locker, p.*
@@ -134,6 +87,60 @@ from pgcoord.free_slot as f
     join pgcoord.slot as s on s.number = f.number and s.pool = f.pool
 where not s.draining and not exists (select from public.phase_queue as p where p.slot = f.number);
 comment on view pgcoord_private.vacant_slot is 'Slots that a claim can give to a phase, as far as pgcoord.free_slot knows.';
+
+-- Take the phases that name these locks, which are held, out of the line: a claim meets each of them once. Not those that
+-- it has taken itself.
+create or replace function pgcoord_private.park(p_locks text[], p_taken text[]) returns void
+language sql
+set enable_seqscan = off
+begin atomic
+    update public.phase_queue set parked = true
+    where queue_id in (
+        select p.queue_id from public.phase_queue as p
+        where p.lock = any (p_locks) and not p.parked and p.status = 'queued' and p.eligible_at is not null
+            and p.queue_id <> all (p_taken)
+        for no key update skip locked
+    );
+end;
+
+-- Put the first phase of each lock that is free into the line, of those that a claim can take now: their pool has a free
+-- slot, they are not among p_aside, and have an issue where p_issues_only. Returns them. (The locks are looked up one after
+-- the other, however many phases name one.)
+create or replace function pgcoord_private.unpark(p_aside text[], p_issues_only boolean) returns setof text
+language sql
+set enable_seqscan = off
+begin atomic
+    update public.phase_queue set parked = false
+    where queue_id in (
+        with recursive name (lock) as (
+            (select lock from public.phase_queue where lock is not null and status = 'queued' order by lock limit 1)
+            union all
+            select (
+                select p.lock from public.phase_queue as p
+                where p.lock > n.lock and p.lock is not null and p.status = 'queued'
+                order by p.lock limit 1
+            )
+            from name as n where n.lock is not null
+        )
+        select first.queue_id
+        from name as n
+            cross join lateral (
+                select p.queue_id from public.phase_queue as p
+                where p.lock = n.lock and p.parked and p.status = 'queued' and p.lock is not null
+                    and p.eligible_at is not null and p.retry_at is null and not p.held and not p.gated
+                    and p.queue_id <> all (p_aside) and (p.issue_number is not null or not p_issues_only)
+                    and exists (
+                        select from pgcoord_private.workflow_line as w join pgcoord_private.vacant_slot as v on v.pool = w.pool
+                        where w.line = coalesce(p.workflow_type, '')
+                    )
+                order by p.priority, p.queue_position, p.feature_id, p.phase_number
+                limit 1
+                for no key update skip locked
+            ) as first
+        where not exists (select from pgcoord.attempt as a where a.lock = n.lock and a.ended_at is null)
+    )
+    returning queue_id;
+end;
 
 -- Slots that nobody holds, those of pools that were taken out of the configuration too (they drain).
 create or replace view pgcoord_private.free_slot as

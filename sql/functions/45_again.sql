@@ -35,7 +35,7 @@ begin
             where e.feature_id = p.feature_id and e.phase_number = p.phase_number and e.kind = 'phase_moved'
         )
     );
-    select jsonb_agg(phase - 'status'
+    select jsonb_agg(case when exists (select from public.phase_queue where feature_id = p_feature_id) then phase - 'status' else phase end
         || case when (phase -> 'phase_number')::integer = any (v_taken) then '{"status": "completed"}' else '{}' end::jsonb)
     into v_plan from jsonb_array_elements(v_plan) as phase;
 
@@ -48,12 +48,13 @@ begin
     perform pgcoord.execute_feature(v_id);
     perform pgcoord_private.set_reason(null);
 
-    -- Each result hangs on an attempt: of a phase that was taken over, on its attempt 0.
+    -- A phase that was taken over has an attempt 0: its result hangs on that, and a further copy tells by it that the phase
+    -- did not come in completed.
     with known as (
         select q.queue_id, r.value, a.slot, a.pool, a.workflow, a.ended_at
         from public.phase_queue as p
             join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt and a.outcome = 'completed'
-            join pgcoord.result as r on r.attempt_id = a.id
+            left join pgcoord.result as r on r.attempt_id = a.id
             join public.phase_queue as q on q.feature_id = v_id and q.phase_number = p.phase_number
         where p.feature_id = p_feature_id and p.phase_number = any (v_taken)
     ), made as (
@@ -66,7 +67,8 @@ begin
     )
     insert into pgcoord.result (attempt_id, feature_id, value)
     select m.id, v_id, k.value - '{cost_usd,tokens_in,tokens_out}'::text[]
-    from made as m join known as k using (queue_id);
+    from made as m join known as k using (queue_id)
+    where k.value is not null;
     return v_id;
 end $$;
 

@@ -43,7 +43,7 @@ declare
     v_pool record;    -- with the number of its free slots
     v_slot smallint;
     v_phase record;
-    v_due text[];    -- phases whose retry time has come with this claim
+    v_due text[];    -- phases whose retry time has come, or whose lock is free, with this claim: it has changed them
     v_id bigint;
     v_attempts bigint[];
     v_aside text[] := pgcoord_private.set_aside();
@@ -83,7 +83,7 @@ begin
         );
     end if;
     if exists (select from public.phase_queue where lock is not null and status = 'queued') then
-        perform pgcoord_private.unpark();
+        v_due := v_due || array(select pgcoord_private.unpark(v_aside, v_no_issues));
     end if;
     loop    -- once more where phases wait for locks, for what stands behind them
         v_locks := null;
@@ -118,6 +118,9 @@ begin
                 limit v_pool.slots
             loop
                 if v_phase.lock is not null and pgcoord_private.lock_holder(v_phase.lock) is not null then
+                    if v_phase.queue_id = any (v_due) then    -- the next claim parks it: see below
+                        v_aside := v_aside || v_phase.queue_id;
+                    end if;
                     v_locks := v_locks || v_phase.lock;
                     continue;
                 end if;

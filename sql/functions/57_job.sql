@@ -15,7 +15,9 @@ begin
     perform pgcoord_private.check_epoch(p_epoch);
     update pgcoord.attempt as a
     set submitted_at = coalesce(submitted_at, v_now),
-        deadline = coalesce(deadline, v_now + (select w.queue_timeout from pgcoord.workflow as w where w.name = a.workflow))
+        deadline = case when started_at is null
+            then coalesce(deadline, v_now + (select w.queue_timeout from pgcoord.workflow as w where w.name = a.workflow))
+            else deadline end    -- it has begun, as another coordinator knows
     where id = p_attempt_id and exited_at is null and ended_at is null and ending is null
     returning deadline into v_until;
     if not found then

@@ -88,3 +88,24 @@ def test_what_has_no_phases_cannot_be_run_again(conn: Connection) -> None:
     add_phase(conn, 1, 1)
     conn.execute("select pgcoord.again(1)")
     assert statuses(conn) == {1: "queued"}
+
+
+def test_what_is_stored_as_done_is_done_in_the_copy_too(conn: Connection) -> None:
+    plan = [
+        {"phase_number": 1, "prompt_content": "x", "status": "completed"},
+        {"phase_number": 2, "prompt_content": "x"},
+    ]
+    feature = Jsonb({"title": "a", "phases": plan})
+    one(conn, "select pgcoord.store_feature(%s) as id", feature)
+    assert one(conn, "select pgcoord.again(1) as id") == {"id": 2}
+    assert of_copy(conn, 2) == {1: "completed", 2: "queued"}
+
+
+def test_what_was_taken_over_runs_in_a_copy_from_the_start(conn: Connection, epoch: int) -> None:
+    submit(conn, [{"phase_number": n, "prompt_content": "x"} for n in (1, 2)])
+    assert len(claim(conn, epoch)) == 2
+    conn.execute("select pgcoord.complete_phase('queue-1-1')")  # without a result
+    assert one(conn, "select pgcoord.again_from('queue-1-2') as id") == {"id": 2}
+    assert of_copy(conn, 2) == {1: "completed", 2: "queued"}
+    assert one(conn, "select pgcoord.again(2) as id") == {"id": 3}
+    assert of_copy(conn, 3) == {1: "queued", 2: "queued"}

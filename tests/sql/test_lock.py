@@ -1,6 +1,17 @@
 """Named locks: of the phases that name one, one runs at a time, whatever the slots."""
 
-from support.database import Connection, add_feature, add_phase, claim, one, refused
+import psycopg
+from psycopg.types.json import Jsonb
+from support.database import (
+    WORKFLOW,
+    Connection,
+    add_feature,
+    add_phase,
+    claim,
+    one,
+    refused,
+    take_lead,
+)
 
 
 def why(conn: Connection, queue_id: str) -> list[str]:
@@ -89,3 +100,39 @@ def test_phases_behind_a_lock_are_read_once(conn: Connection, epoch: int) -> Non
     assert before == {"count": 299}
     assert claim(conn, epoch) == ["queue-2-3"]
     assert one(conn, "select count(*) from pgcoord_private.claimable") == {"count": 4}
+
+
+def test_a_free_lock_goes_to_a_phase_that_can_be_claimed_now(conn: Connection) -> None:
+    train = {**WORKFLOW, "name": "train", "default": False, "pool": "gpu"}
+    gpu = {"name": "gpu", "launcher": "slurm", "slots": 1, "settings": {"folder": "/shared"}}
+    epoch = take_lead(conn, WORKFLOW, train, pools=[gpu])
+    feature = add_feature(conn, {})
+    on_gpu = Jsonb({"workflow_type": "train"})
+    add_phase(conn, feature, 1, lock="staging")
+    add_phase(conn, feature, 2, phase_data=on_gpu)
+    add_phase(conn, feature, 3, lock="staging", phase_data=on_gpu, priority=10)
+    add_phase(conn, feature, 4, lock="staging")
+    conn.execute("select pgcoord.pause()")
+    conn.execute("update phase_queue set priority = 1 where phase_number < 3")
+    conn.execute("select pgcoord.resume()")
+    assert sorted(claim(conn, epoch)) == ["queue-1-1", "queue-1-2"]
+    complete(conn, "queue-1-1")
+    assert claim(conn, epoch) == ["queue-1-4"]
+    complete(conn, "queue-1-4")
+    complete(conn, "queue-1-2")
+    assert claim(conn, epoch) == ["queue-1-3"]
+
+
+def test_a_locked_feature_holds_up_no_other_when_its_lock_is_free(
+    dsn: str, conn: Connection, epoch: int
+) -> None:
+    add_phase(conn, add_feature(conn, {}), 1, lock="staging")
+    add_phase(conn, add_feature(conn, {}), 1, lock="staging")
+    assert claim(conn, epoch) == ["queue-1-1"]
+    assert claim(conn, epoch) == []
+    complete(conn, "queue-1-1")
+    add_phase(conn, add_feature(conn, {}), 1)
+    with psycopg.connect(dsn) as other:
+        other.execute("select from planned_features where id = 2 for update")
+        assert claim(conn, epoch) == ["queue-3-1"]
+    assert claim(conn, epoch) == ["queue-2-1"]
