@@ -20,7 +20,7 @@ _USER = "pgcoord.user"
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 # An address in an attribute of HTML, or of HTML in a JSON string.
-_ADDRESS = re.compile(rb"""\b(href|action|src)=(\\?")/(?!/)""")
+_ADDRESS = re.compile(rb"""\b(href|action|src|data-part)=(\\?")/(?!/)""")
 
 # Characters of a name.
 _MOST_NAME = 60
