@@ -727,9 +727,7 @@ def _names_phases(text: str, is_certain: bool) -> bool:
     """Whether the value of "Depends on" in prose names phases, or none of them."""
     value = text.strip().strip("*_").rstrip(".").strip()
     names = re.search(r"\bphases?\b|^[0-9 ,]+$", value, re.IGNORECASE)
-    return bool(
-        names or value.lower() == "none" or (is_certain and re.search("[0-9]", value))
-    )
+    return bool(names or value.lower() == "none" or (is_certain and re.search("[0-9]", value)))
 
 
 def needs_of_prose(body: Sequence[str]) -> Iterator[tuple[int, re.Match[str]]]:

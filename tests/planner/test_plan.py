@@ -816,9 +816,7 @@ def test_a_plan_that_is_written_reads_back(plan: Plan) -> None:
     assert read.description == plan.description
     assert change_plan(text, Changes({}, {})) == text.replace("\r\n", "\n")
     plain = {"line": 0, "taken": (), "body": (0, 0)}
-    assert [vars(phase) | plain for phase in read.phases] == list(
-        map(vars, plan.phases)
-    )
+    assert [vars(phase) | plain for phase in read.phases] == list(map(vars, plan.phases))
 
 
 @pytest.mark.parametrize(

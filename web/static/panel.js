@@ -81,10 +81,13 @@ function becomeChildren(parent, wanted) {
 
 const alike = (one, other) => one.nodeType === other.nodeType && one.nodeName === other.nodeName && !other.id;
 
-function parse(html) {
+// The element of `html`, which is to stand in the place of `old`: maybe within a picture.
+function parse(html, old) {
   const template = document.createElement("template");
-  template.innerHTML = html.trim();
-  return template.content.firstElementChild;
+  const within = old instanceof SVGElement && old.ownerSVGElement;
+  template.innerHTML = within ? `<svg>${html}</svg>` : html.trim();
+  const made = template.content.firstElementChild;
+  return within ? made.firstElementChild : made;
 }
 
 // --- What has come and is not in place yet
@@ -131,8 +134,8 @@ function put() {
   planned = 0;
   const fresh = new Map();
   for (const [id, html] of news.pieces) {
-    const now = parse(html);
     const old = byId(id);
+    const now = parse(html, old);
     // Only another state glows, not an expectation that has moved.
     if (old && old.dataset.state === now.dataset.state) news.glow.delete(id);
     if (!old) fresh.set(id, now);
