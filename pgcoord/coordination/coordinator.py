@@ -250,8 +250,27 @@ class Coordinator:
             if lead.leader.led:
                 return True
             self._backoff.reset()
+            await self._leave_jobs_of_engines()
+            if self._done:
+                return False
             news = answered or bool(await self.unless_stopped(lead.wait(_LEAD_EVERY)))
         return False
+
+    async def _leave_jobs_of_engines(self) -> None:
+        """End the supervision of the jobs of engines: whoever leads sees to them, on any host.
+
+        Only the leader hears that a job began or has to end. One that is being submitted is left
+        once that is over.
+        """
+        left = [
+            each.task
+            for each in self._supervised.values()
+            if each.recorded and each.assignment.host is None
+        ]
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
 
     async def _renew_lease(self) -> None:
         """Renew the lease of this host, so that a leader elsewhere leaves our attempts alone."""
