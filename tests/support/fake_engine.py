@@ -54,7 +54,10 @@ class FakeJob:
 
 
 class FakeEngine:
-    """`down`: it does not answer. `output`: that of each job. `asked` counts its answers, by the kind of question."""
+    """`down`: it does not answer. `output`: that of each job.
+
+    `asked` counts its answers, by the kind of question.
+    """
 
     def __init__(self) -> None:
         self.jobs: dict[str, FakeJob] = {}
