@@ -279,9 +279,9 @@ class Run:
             self._resident_at.append(self._resident())
             since = time.monotonic() if done != before else since
             if done - spent[0] >= self.phases / 10:
-                before, spent = spent, await self._spent()
-                number = spent[0] - before[0]
-                each = [(now - then) / number for now, then in zip(spent, before, strict=True)]
+                then, spent = spent, await self._spent()
+                number = spent[0] - then[0]
+                each = [(now - was) / number for now, was in zip(spent, then, strict=True)]
                 print(
                     f"  {time.monotonic() - began:.0f} s: {done} of {there} done, {slots} held;"
                     f" a phase: server {1000 * each[1]:.1f} ms, Postgres {1000 * each[2]:.1f} ms,"
