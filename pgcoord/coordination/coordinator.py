@@ -298,8 +298,7 @@ class Coordinator:
             await self.unless_stopped(asyncio.wait(disowned))
         self._ends.open()
         try:
-            while not (self._is_ending or self._declares_anew):
-                await self.unless_stopped(self._go_round())
+            await self.unless_stopped(self._go_rounds())
         finally:
             self._ends.close()
         self.leads.clear()
@@ -323,6 +322,15 @@ class Coordinator:
             except Exception:
                 logger.exception("phases that wait for GitHub are released in %d s", _RETRY_AFTER)
                 await self.unless_stopped(asyncio.sleep(_RETRY_AFTER))
+
+    async def _go_rounds(self) -> None:
+        """Go round until drained, or until something is to be declared anew.
+
+        One awaitable for all rounds: tasks for each took seven turns of the event loop between a
+        notification and its claim.
+        """
+        while not (self._is_ending or self._declares_anew):
+            await self._go_round()
 
     async def _go_round(self) -> None:
         """Record ends and claim, attend to what has changed, and wait for a reason to go on."""
