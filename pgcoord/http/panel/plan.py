@@ -179,7 +179,7 @@ async def plan(request: Request) -> Response:
     async with state_of(request).acting(request) as conn:
         feature = await reads.feature_to_plan(conn, feature_id)
         rows = (await panel.described(conn, feature_id)).plan
-    text = write_plan(feature.title, None, rows)
+    text = write_plan(feature.title, None, rows, literal=True)
     faithful = await asyncio.to_thread(_faithful, text, rows)
     return _plan_form(request, feature.title, text, feature.version, None, faithful)
 
@@ -189,7 +189,8 @@ def _faithful(text: str, rows: list[Any]) -> bool:
     from pgcoord.plan import parse_plan
 
     try:
-        return not rows or [each.row() for each in parse_plan(text, name="plan").phases] == rows
+        read = parse_plan(text, name="plan", parameters={})
+        return not rows or [each.row() for each in read.phases] == rows
     except InvalidPlan:
         return False
 
