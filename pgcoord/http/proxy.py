@@ -1,8 +1,8 @@
-"""What a proxy in front of the server says: for whom it asks, and under which path people see it.
+"""The client's address and the URL prefix, as a reverse proxy in front of the server sends them.
 
-The one rule: only those proxies are believed that `[server] trusted_proxies` names. Pages are drawn
-as if they lay at `/`, once for all who look at them; what is sent to those who see them under
-another path has it put before each address (in attributes, which no text of a user can make).
+Their headers count only when they come from an address in `[server] trusted_proxies`. A page is
+rendered once for all viewers, with paths from `/`; for those behind a prefix it is put before each
+address in the response (in attributes, which no text of a user can create).
 """
 
 import re

@@ -318,7 +318,7 @@ class Screen:
         """
         at = self._version_of(seen)
         self.touch()
-        told: Connected | None = None
+        sent: Connected | None = None
         beat = 0.0
         while not self._live.closed:
             changed = self._changed
@@ -329,8 +329,8 @@ class Screen:
                 message, at = self._since(drawing, at), drawing.version
                 yield f"event: {kind}\nid: {_position(at)}\ndata: {message}\n\n"
             state = self._live.state
-            if state and (state is not told or time.monotonic() > beat):
-                told, beat = state, time.monotonic() + _BEAT
+            if state and (state is not sent or time.monotonic() > beat):
+                sent, beat = state, time.monotonic() + _BEAT
                 yield f"event: live\ndata: {json.dumps(self._live.connection_payload(state))}\n\n"
             if tail and (grown := tail.news()):
                 yield f"event: log\ndata: {json.dumps(grown)}\n\n"

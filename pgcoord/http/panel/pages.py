@@ -285,11 +285,11 @@ class FeaturePage(View):
             )
             for each in listed
         }
-        told = _event_pieces(events, "feature", _FEW_EVENTS)
-        pieces |= told
+        event_pieces = _event_pieces(events, "feature", _FEW_EVENTS)
+        pieces |= event_pieces
         lists = {
             "tree": [f"phase-{each.phase_number}" for each in listed],
-            "events": list(told),
+            "events": list(event_pieces),
         }
         trouble = f"({len(needs)}) " if needs else ""
         done = f", {feature.count('completed')}/{feature.total}" if feature.total else ""
@@ -429,9 +429,9 @@ class PhasePage(View):
             "needed-by": Piece("piece/neighbours.html", ("Needed by", "by", phase, needed_by)),
             "details": Piece("piece/details.html", (phase, tries[:1])),
         }
-        told = _event_pieces(events, "phase")
-        pieces |= told
-        lists = {"events": list(told)}
+        event_pieces = _event_pieces(events, "phase")
+        pieces |= event_pieces
+        lists = {"events": list(event_pieces)}
         title = f"{phase.phase_number} {phase.title}, {phase.status} · pgcoord"
         return Page("phase.html", title, now, pieces, lists, {"phase": phase, "tries": tries})
 
@@ -509,8 +509,8 @@ class History(View):
             "notice": Piece("piece/notice.html", installation),
             "older": Piece("piece/older.html", (last, self.query)),
         }
-        told = _event_pieces(events, "all")
-        pieces |= told
-        lists = {"events": list(told)}
+        event_pieces = _event_pieces(events, "all")
+        pieces |= event_pieces
+        lists = {"events": list(event_pieces)}
         extra = {"feature_id": self.feature_id, "view": self, "kinds": EVENTS}
         return Page("history.html", "History · pgcoord", now, pieces, lists, extra)

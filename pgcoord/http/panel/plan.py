@@ -45,10 +45,10 @@ _SLOTS = 3
 # --- Generating and executing
 
 
-def _planning(deed: Callable[[Request], Awaitable[object]]) -> Handler:
+def _planning(change: Callable[[Request], Awaitable[object]]) -> Handler:
     @error_page
     async def act(request: Request) -> Response:
-        await deed(request)
+        await change(request)
         return done(request)
 
     return act
