@@ -20,7 +20,7 @@ _USER = "pgcoord.user"
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 # An address in an attribute of HTML, or of HTML in a JSON string.
-_ADDRESS = re.compile(rb"""\b(href|action|src)=(\\?")/(?!/)""")
+ADDRESS = re.compile(rb"""\b(href|action|src|data-part)=(\\?")/(?!/)""")
 
 # Characters of a name.
 _MOST_NAME = 60
@@ -98,7 +98,7 @@ def _under(prefix: str, path: str, send: Send) -> Send:
         elif message["type"] == "http.response.body" and (
             kind == "text/html" or (kind == "text/event-stream" and "/api/" not in path)
         ):
-            body = _ADDRESS.sub(before, message.get("body", b""))
+            body = ADDRESS.sub(before, message.get("body", b""))
             message = {**message, "body": body}
             if begun:
                 length = None if message.get("more_body") else str(len(body))
