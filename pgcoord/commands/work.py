@@ -1,10 +1,9 @@
 """Commands that bring work in and run it: run, serve, submit."""
 
-import sys
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +16,7 @@ from pgcoord.commands.context import (
     existing_dsn,
     make_place,
     make_runs_folder,
-    tell,
+    print_answer,
 )
 from pgcoord.commands.options import (
     HIGHEST_ID,
@@ -129,7 +128,7 @@ def run(
         from pgcoord.commands.dry_run import DryRun
 
         dry = DryRun(work, configuration, surroundings)
-        tell(Answer("\n".join(dry.lines()), dry.as_json()), as_json=as_json)
+        print_answer(Answer("\n".join(dry.lines()), dry.as_json()), as_json=as_json)
         return
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
@@ -361,20 +360,17 @@ def read_given_plan(
     parameters: list[str] | None,
 ) -> "Plan":
     """Read the plan at *path* (-: standard input), print its notes. Raises `InvalidPlan`."""
-    from pgcoord.plan import parse_plan, read_plan
+    from pgcoord.plan import read_plan
 
     workflows = configuration.workflows if configuration else None
     has_default = configuration is None or configuration.default_workflow is not None
-    how: Any = {
-        "workflows": workflows,
-        "has_default": has_default,
-        "takes_done": done is not None,
-        "parameters": dict(map(_parameter, parameters or ())),
-    }
-    if str(path) == "-":
-        plan = parse_plan(sys.stdin.read(), name="-", **how)
-    else:
-        plan = read_plan(path, **how)
+    plan = read_plan(
+        path,
+        workflows=workflows,
+        has_default=has_default,
+        takes_done=done is not None,
+        parameters=dict(map(_parameter, parameters or ())),
+    )
     for note in plan.notes:
         say(f"pgcoord: {note}", err=True)
     return plan
