@@ -1,8 +1,8 @@
-"""What is wrong with an installation: what the database finds itself, and what it cannot see.
+"""Checks of an installation beyond what SQL can find.
 
-The one rule: what can be told from tables and server is found by `pgcoord.checkup()`, for psql and
-the panel too. Here is only what takes a second connection, or this machine: whether notifications
-arrive, the clock, the configuration, where reports go, the disk.
+`pgcoord.checkup()` finds what tables and server settings show, also for psql and the panel. This
+module adds what needs a second connection or this machine: whether notifications arrive, the clock,
+the configuration, the URL for reports, the disk.
 """
 
 import asyncio

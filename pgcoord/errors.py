@@ -1,4 +1,4 @@
-"""Everything pgcoord raises on purpose, and the exit status that the command line gives each.
+"""The exceptions of pgcoord, and the exit status of the command line for each.
 
 CoordError
 ├── InvalidInput            5  something a person wrote cannot be used as it stands
@@ -14,7 +14,7 @@ CoordError
 ├── DatabaseUnusable        6  no connection, no rights, wrong version, read-only
 │   └── WrongSchema            the schema is missing, older or newer than this release
 ├── CannotStart             7  a process or a server could not be started
-└── PlannerFailed           7  what plans for us did not answer, or with something else than a plan
+└── PlannerFailed           7  the planner did not answer, or its answer is not a plan
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,7 @@
-"""What the job of an engine says: that it asks to begin, and how it ended.
+"""Requests of an engine's job: to begin, and to report its exit status.
 
-It comes by POST /attempts/ID/begin and /exit, or lies in the shared folder of its run. The one
-rule: nothing is believed that the secret of its attempt has not signed, and no copy of a job begins
-but by the answer of the database.
+They arrive by POST /attempts/ID/begin and /exit, or as files in the shared folder of the run. Each
+is signed by the secret of its attempt. A copy of a job begins only when the database permits it.
 """
 
 import json

@@ -51,17 +51,18 @@ _WORDS = (  # noqa: SIM905
     "fifteen sixteen seventeen eighteen nineteen twenty"
 ).split()
 
-_NUMBER = rf"[0-9]{{1,6}}|{'|'.join(_WORDS)}"
+NUMBER = rf"[0-9]{{1,6}}|{'|'.join(_WORDS)}"
 
 # A hyphen needs a space after it: "Phase 1-2: x" is not phase 1, titled "2: x".
 _SEPARATOR = r"(?:[:–—]|-(?=\s))"  # noqa: RUF001
 
-_PHASE = re.compile(rf"phase\s+({_NUMBER})\s*{_SEPARATOR}\s*(.*\S)", re.IGNORECASE)
+# The heading of a phase: its number, and its title.
+PHASE = re.compile(rf"phase\s+({NUMBER})\s*{_SEPARATOR}\s*(.*\S)", re.IGNORECASE)
 
 # A heading's text that its author must have meant as a phase, well-formed or not.
 _PHASE_LIKE = re.compile(
     r"[*_]*phase"
-    rf"(?:\s*(?:$|{_SEPARATOR}|[0-9])|\s+(?:{_NUMBER})\b|\s+[^\s:–—]+\s*{_SEPARATOR})",  # noqa: RUF001
+    rf"(?:\s*(?:$|{_SEPARATOR}|[0-9])|\s+(?:{NUMBER})\b|\s+[^\s:–—]+\s*{_SEPARATOR})",  # noqa: RUF001
     re.IGNORECASE,
 )
 
@@ -70,7 +71,7 @@ _HEADING_LIKE = re.compile(rf"##\s*{_PHASE_LIKE.pattern}", re.IGNORECASE)
 
 # A phase's heading inside such a block, perhaps indented, with an emoji before the word.
 _HIDDEN_PHASE = re.compile(
-    rf"\s*#{{1,6}}\s+[^\w\s]*\s*phase\s+(?:{_NUMBER})\s*(?:{_SEPARATOR}|$)", re.IGNORECASE
+    rf"\s*#{{1,6}}\s+[^\w\s]*\s*phase\s+(?:{NUMBER})\s*(?:{_SEPARATOR}|$)", re.IGNORECASE
 )
 
 # Decoration before the word "phase" in a heading: an emoji, a checkbox.
@@ -89,9 +90,9 @@ _DONE_AT_END = re.compile(
 )
 
 # A heading that may be meant as a phase: with text before it, or another word for "phase".
-_NAMES_PHASE = re.compile(rf"\bphase\s+(?:{_NUMBER})\b", re.IGNORECASE)
+_NAMES_PHASE = re.compile(rf"\bphase\s+(?:{NUMBER})\b", re.IGNORECASE)
 _NAMES_STEP = re.compile(
-    rf"[\W_]*(?:stage|step|task|part|milestone)\s+(?:{_NUMBER})\b", re.IGNORECASE
+    rf"[\W_]*(?:stage|step|task|part|milestone)\s+(?:{NUMBER})\b", re.IGNORECASE
 )
 
 # A line of prose, or the end of a title, that names the prerequisites of a phase.
@@ -101,7 +102,7 @@ _NEED = re.compile(
     r"[*_]*[ \t]*:[*_]*(?P<value>.*)",
     re.IGNORECASE,
 )
-_NEED_OF_TITLE = re.compile(
+NEED_OF_TITLE = re.compile(
     r"\s*[(\[]\s*depends? on:?\s*(?P<value>[^()\[\]]*)[)\]]\s*$", re.IGNORECASE
 )
 
@@ -132,7 +133,7 @@ _LISTED_FILE = re.compile(
     r"`(?P<code>[^`\s,:]+)(?::[^`]*)?`|(?<!\S)(?P<bare>[\w./-]*[\w-][./][\w./-]*\w)(?!\w)"
 )
 
-_DEPENDENCY = re.compile(rf"(?:phases?\s+)?({_NUMBER})", re.IGNORECASE)
+_DEPENDENCY = re.compile(rf"(?:phases?\s+)?({NUMBER})", re.IGNORECASE)
 
 _BLOCK = re.compile(r"\s*(?:#|[-+*>]|[0-9]{1,9}[.)])")
 
@@ -176,6 +177,8 @@ class PlannedPhase:
     is_completed: bool = False
     taken: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     """Pairs of each key in the plan and the number of its line."""
+    body: tuple[int, int] = field(default=(0, 0), compare=False)
+    """The numbers of the first line below its heading, and of the one after its last."""
 
     def row(self) -> dict[str, object]:
         """Return the phase as an object of `Plan.feature`'s "phases", without absent keys."""
@@ -240,6 +243,7 @@ class _Section:
     keys: dict[str, tuple[int, Any]]
     prompt: str
     is_completed: bool = False
+    body: tuple[int, int] = (0, 0)
 
     def value(self, key: str) -> Any:
         return self.keys.get(key, (0, None))[1]
@@ -289,7 +293,7 @@ def read_plan(
 
 def looks_like_plan(text: str) -> bool:
     """Whether *text* has the heading of a phase, well-formed or not; else it is a description."""
-    return any(_HEADING_LIKE.match(line) for line in _lines(text))
+    return any(_HEADING_LIKE.match(line) for line in split_lines(text))
 
 
 def parse_plan(
@@ -310,7 +314,7 @@ def parse_plan(
     each must occur in the plan, and each occurrence needs a value (None: leave them unchanged).
     Raises `InvalidPlan` with every fault, in the order of lines.
     """
-    lines = _without_front_matter(_lines(text))
+    lines = _without_front_matter(split_lines(text))
     problems = [*_unusable_characters(lines), *_excess(lines)]
     notes: list[_Problem] = []
     if not problems:
@@ -400,7 +404,7 @@ class _Heading:
     is_done: bool = False
 
 
-def _lines(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
     """Split *text* at Markdown's line ends, which are kept (str.splitlines splits at more)."""
     return io.StringIO(text, newline="").readlines()
 
@@ -622,8 +626,8 @@ def _read_section(
 ) -> _Section:
     line = heading.start + 1
     text = _DONE_AT_END.sub("", heading.text) if heading.is_done else heading.text
-    match = None if "\n" in text else _PHASE.fullmatch(text)
-    number = _number(match[1]) if match else -1
+    match = None if "\n" in text else PHASE.fullmatch(text)
+    number = number_of(match[1]) if match else -1
     if number < 0:
         expected = 'expected "## Phase 1: Title", numbered from 1 (or One to Twenty)'
         problems.append((line, f"not a phase: {heading.text!r:.60}; {expected}"))
@@ -643,7 +647,8 @@ def _read_section(
     if not prompt.strip() and "gate" not in keys and not heading.is_done:
         empty = "this phase is empty" if number < 0 else f"phase {number} is empty"
         problems.append((line, f"{empty}: expected its prompt below the heading and keys"))
-    return _Section(line, number, title, keys, prompt, heading.is_done)
+    extent = (heading.end + 1, heading.end + 1 + len(body))
+    return _Section(line, number, title, keys, prompt, heading.is_done, extent)
 
 
 def _renumbered(sections: list[_Section], notes: list[_Problem]) -> list[_Section]:
@@ -699,21 +704,11 @@ def _read_needs(
 
     Return the title without them. Prose that names no phase ("Dependencies: numpy") is ignored.
     """
-    found = _NEED_OF_TITLE.search(title)
-    needs = [(line, found["value"], True)] if found else []
-    fence = ""
-    for number, text in enumerate(body, first_line):
-        mark = re.match(r" {0,3}(```+|~~~+)", text)
-        if mark and (not fence or mark[1].startswith(fence)):
-            fence = "" if fence else mark[1]
-        elif not fence and (match := _NEED.match(text.rstrip("\r\n"))):
-            is_certain = match["key"].lower().startswith("depend") and "on" in match["key"].lower()
-            needs.append((number, match["value"], is_certain))
-    for number, text, is_certain in needs:
+    found = NEED_OF_TITLE.search(title)
+    needs = [(line, found["value"])] if found and _names_phases(found["value"], True) else []
+    needs += [(first_line + i, match["value"]) for i, match in needs_of_prose(body)]
+    for number, text in needs:
         value = text.strip().strip("*_").rstrip(".").strip()
-        names = re.search(r"\bphases?\b|^[0-9 ,]+$", value, re.IGNORECASE)
-        if not names and value.lower() != "none" and not (is_certain and re.search("[0-9]", value)):
-            continue
         try:
             read = _dependencies(value)
         except ValueError as error:
@@ -728,7 +723,28 @@ def _read_needs(
     return title[: found.start()] if found else title
 
 
-def _number(text: str) -> int:
+def _names_phases(text: str, is_certain: bool) -> bool:
+    """Whether the value of "Depends on" in prose names phases, or none of them."""
+    value = text.strip().strip("*_").rstrip(".").strip()
+    names = re.search(r"\bphases?\b|^[0-9 ,]+$", value, re.IGNORECASE)
+    return bool(names or value.lower() == "none" or (is_certain and re.search("[0-9]", value)))
+
+
+def needs_of_prose(body: Sequence[str]) -> Iterator[tuple[int, re.Match[str]]]:
+    """Yield each line of *body* that names prerequisites: its index, and a match with `value`."""
+    fence = ""
+    for i, text in enumerate(body):
+        mark = re.match(r" {0,3}(```+|~~~+)", text)
+        if mark and (not fence or mark[1].startswith(fence)):
+            fence = "" if fence else mark[1]
+        elif not fence and (match := _NEED.match(text.rstrip("\r\n"))):
+            is_certain = match["key"].lower().startswith("depend") and "on" in match["key"].lower()
+            if _names_phases(match["value"], is_certain):
+                yield i, match
+
+
+def number_of(text: str) -> int:
+    """Return the number that *text* is, in digits or a word of `NUMBER`."""
     word = text.casefold()
     return _WORDS.index(word) + 1 if word in _WORDS else int(word)
 
@@ -815,7 +831,7 @@ def _dependencies(value: str) -> tuple[int, ...]:
     numbers = []
     for item in re.split(r",\s*and\b|,|\band\b", value):
         match = _DEPENDENCY.fullmatch(item.strip())
-        number = _number(match[1]) if match else -1
+        number = number_of(match[1]) if match else -1
         if number < 0:
             raise ValueError(f'expected phases such as "1, 2" or "none", not {value!r:.60}')
         numbers.append(number)
@@ -1017,6 +1033,7 @@ def _phase(section: _Section) -> PlannedPhase:
         environment=section.value("env") or (),
         is_completed=section.is_completed,
         taken=tuple((key, line) for key, (line, _) in section.keys.items()),
+        body=section.body,
     )
 
 

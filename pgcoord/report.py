@@ -1,8 +1,8 @@
-"""Reports: what a workflow says of its phase, signed as Standard Webhooks prescribes, and taken.
+"""Reports of a workflow about its phase: read, verify the signature, and record the outcome.
 
-They come by POST /workflow-complete, or lie in the folder of a run where the server could not be
-reached. The one rule: nothing is believed that was not signed, by the secret of the attempt that it
-speaks for, or by one that the configuration names.
+A report is signed as Standard Webhooks prescribes, by the secret of its attempt or by one that the
+configuration names; an unsigned one is refused. It arrives by POST /workflow-complete, or as a file
+in the folder of the run where the server could not be reached.
 """
 
 import base64

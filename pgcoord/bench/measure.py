@@ -43,7 +43,7 @@ from pgcoord.errors import CannotStart, DatabaseUnusable
 from pgcoord.report import sign
 
 Connection = psycopg.Connection[Any]
-Tell = Callable[[str], None]
+Announce = Callable[[str], None]
 
 # Seconds to wait for any single step; after that the coordinator is stuck, not slow.
 PATIENCE = 60.0
@@ -206,10 +206,10 @@ class Report:
         }
 
 
-def measure(dsn: str, extent: Extent, environment: Mapping[str, str], tell: Tell) -> Report:
+def measure(dsn: str, extent: Extent, environment: Mapping[str, str], announce: Announce) -> Report:
     """Measure in scratch databases on the server of *dsn*; block for seconds to many minutes.
 
-    Coordinators are started with *environment*; *tell* is called with the name of each step. The
+    Coordinators start with *environment*; *announce* is called with the name of each step. The
     databases are dropped even after an error. Raises `DatabaseUnusable` when the user may not
     create databases, and `CannotStart` when a coordinator does not start or claim.
     """
@@ -218,11 +218,13 @@ def measure(dsn: str, extent: Extent, environment: Mapping[str, str], tell: Tell
         report = Report(_machine(admin))
         scratch = stack.enter_context(scratch_databases(admin, dsn))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgcoord-bench-")))
-        report.figures += _work_of_coordinator(admin, scratch, folder, environment, extent, tell)
-        tell(f"draining {extent.drained:,} phases through 3 slots")
+        report.figures += _work_of_coordinator(
+            admin, scratch, folder, environment, extent, announce
+        )
+        announce(f"draining {extent.drained:,} phases through 3 slots")
         report.figures += drain(scratch(), scratch(with_schema=False), extent.drained)
         report.figures.append(drain_own(scratch(), extent.drained))
-        tell(f"inserting {extent.inserted:,} phases")
+        announce(f"inserting {extent.inserted:,} phases")
         report.figures.append(insert(scratch(), extent.inserted))
     report.figures = list(beside_floors(report.figures))
     return report
@@ -252,12 +254,12 @@ def _work_of_coordinator(
     folder: Path,
     environment: Mapping[str, str],
     extent: Extent,
-    tell: Tell,
+    announce: Announce,
 ) -> list[Figure]:
     """Measure a coordinator on an empty database and, with `extent.finished`, one on a full one."""
     with ExitStack() as stack:
         place = scratch()
-        tell("starting a coordinator")
+        announce("starting a coordinator")
         start = start_up(place, folder / "start", environment, extent.starts)
         coordinator = stack.enter_context(serving(place, folder / "empty", environment))
         with ExitStack() as chains:
@@ -265,16 +267,16 @@ def _work_of_coordinator(
             floor = chains.enter_context(_floor(scratch(with_schema=False)))
             full = None
             if extent.finished:
-                tell(f"storing {extent.finished:,} finished phases")
+                announce(f"storing {extent.finished:,} finished phases")
                 crowded = scratch()
                 fill(crowded, extent.finished)
                 beside = chains.enter_context(serving(crowded, folder / "full", environment))
                 full = chains.enter_context(chained(beside, extent.hops))
-            tell(f"{extent.hops:,} phases, each started by the end of the one before it")
+            announce(f"{extent.hops:,} phases, each started by the end of the one before it")
             figures = hops(chain, floor, full, extent.hops)
         figures += [memory(coordinator), start]
         if extent.idle_seconds:
-            tell(f"watching the coordinator idle for {FLUSHED + extent.idle_seconds:.0f} s")
+            announce(f"watching the coordinator idle for {FLUSHED + extent.idle_seconds:.0f} s")
             figures += idle(admin, place, extent.idle_seconds)
     return figures
 
@@ -290,10 +292,10 @@ class _Chain:
     """
 
     def __init__(
-        self, conn: Connection, ears: Connection, coordinator: "_Coordinator", feature: int
+        self, conn: Connection, listener: Connection, coordinator: "_Coordinator", feature: int
     ) -> None:
         self._conn = conn
-        self._ears = ears
+        self._listener = listener
         self._coordinator = coordinator
         self._folder = coordinator.folder
         self._feature = feature
@@ -319,7 +321,7 @@ class _Chain:
         self._open_gate(self._number + 1)
         sent = time.perf_counter()
         self._conn.execute(_sql("complete"), [f"queue-{self._feature}-{self._number}"])
-        _await_another(self._ears, self._conn.info.backend_pid)
+        _await_another(self._listener, self._conn.info.backend_pid)
         claimed = time.perf_counter()
         self._await_start(self._number + 1)
         started = time.perf_counter()
@@ -391,27 +393,27 @@ class _Chain:
         if self._number - 1 in self._gates:
             os.close(self._gates.pop(self._number - 1))
         time.sleep(CALM)
-        list(self._ears.notifies(timeout=0))
+        list(self._listener.notifies(timeout=0))
 
 
 class _Floor:
     """The same hop on a plain table, with a claimer that does nothing else."""
 
-    def __init__(self, conn: Connection, ears: Connection) -> None:
+    def __init__(self, conn: Connection, listener: Connection) -> None:
         self._conn = conn
-        self._ears = ears
+        self._listener = listener
         self._number = 1
 
     def begin(self) -> None:
         """Block until the claimer has claimed the first job, which it does when it starts."""
-        _await_another(self._ears, self._conn.info.backend_pid)
+        _await_another(self._listener, self._conn.info.backend_pid)
 
     def go_on(self) -> float:
         """Complete the claimed job; return the seconds until the claimer has claimed the next."""
-        list(self._ears.notifies(timeout=0))
+        list(self._listener.notifies(timeout=0))
         sent = time.perf_counter()
         self._conn.execute(_sql("floor_complete"), [self._number])
-        _await_another(self._ears, self._conn.info.backend_pid)
+        _await_another(self._listener, self._conn.info.backend_pid)
         claimed = time.perf_counter()
         self._number += 1
         return claimed - sent
@@ -460,11 +462,11 @@ def chained(coordinator: "_Coordinator", samples: int) -> Iterator[_Chain]:
 
     Blocks until *coordinator* leads. It queues enough phases for *samples* hops and the warm-up.
     """
-    with _connected(coordinator.dsn) as conn, _connected(coordinator.dsn) as ears:
+    with _connected(coordinator.dsn) as conn, _connected(coordinator.dsn) as listener:
         _led_after(conn, coordinator, "epoch")
-        ears.execute(_sql("listen"))
+        listener.execute(_sql("listen"))
         (feature,) = _row(conn, "feature")
-        chain = _Chain(conn, ears, coordinator, feature)
+        chain = _Chain(conn, listener, coordinator, feature)
         try:
             chain.begin(2 * WARM_UP + samples + 1)
             yield chain
@@ -479,16 +481,16 @@ def chained(coordinator: "_Coordinator", samples: int) -> Iterator[_Chain]:
 
 @contextmanager
 def _floor(dsn: str) -> Iterator[_Floor]:
-    with _connected(dsn) as conn, _connected(dsn) as ears:
+    with _connected(dsn) as conn, _connected(dsn) as listener:
         conn.execute(_sql("floor_make"))
-        ears.execute(_sql("floor_hear"))
+        listener.execute(_sql("floor_hear"))
         # In its own process, as the coordinator is.
         claimer = multiprocessing.get_context("spawn").Process(
             target=_claim_from_floor, args=(dsn,), daemon=True
         )
         claimer.start()
         try:
-            floor = _Floor(conn, ears)
+            floor = _Floor(conn, listener)
             floor.begin()
             yield floor
         finally:
@@ -502,12 +504,12 @@ def _claim_from_floor(dsn: str) -> None:
 
     async def claim() -> None:
         async with (
-            await connect(dsn) as ears,
+            await connect(dsn) as listener,
             await connect(dsn) as conn,
         ):
-            await ears.execute(_sql("floor_wake"))
+            await listener.execute(_sql("floor_wake"))
             await conn.execute(_sql("floor_claim"))
-            async for _ in ears.notifies():
+            async for _ in listener.notifies():
                 await conn.execute(_sql("floor_claim"))
 
     asyncio.run(claim())
@@ -604,8 +606,8 @@ def _drained(dsn: str, claim: tuple[str, list[Any]], complete: str, wake: str, t
                 conn.execute(_sql(complete), [taken])
 
     statement, arguments = claim
-    with _connected(dsn) as ears, _connected(dsn) as conn, ThreadPoolExecutor(3) as threads:
-        ears.execute(_sql(wake))
+    with _connected(dsn) as listener, _connected(dsn) as conn, ThreadPoolExecutor(3) as threads:
+        listener.execute(_sql(wake))
         completers = [threads.submit(keep_completing) for _ in range(3)]
         begun, claimed = time.perf_counter(), 0
         try:
@@ -615,7 +617,7 @@ def _drained(dsn: str, claim: tuple[str, list[Any]], complete: str, wake: str, t
                 claimed += len(found)
                 for taken, *_ in found:
                     waiting.put(taken)
-                if not found and not list(ears.notifies(timeout=PATIENCE, stop_after=1)):
+                if not found and not list(listener.notifies(timeout=PATIENCE, stop_after=1)):
                     raise CannotStart(f"{claimed} of {total} phases were drained, then no more")
         finally:
             for _ in completers:
@@ -895,11 +897,11 @@ def _row(conn: Connection, name: str, *values: object) -> tuple[Any, ...]:
     return row
 
 
-def _await_another(ears: Connection, pid: int) -> None:
+def _await_another(listener: Connection, pid: int) -> None:
     """Block until a session other than *pid* notifies; raise `CannotStart` after `PATIENCE`."""
     deadline = time.monotonic() + PATIENCE
     while (left := deadline - time.monotonic()) > 0:
-        if any(notice.pid != pid for notice in ears.notifies(timeout=left, stop_after=1)):
+        if any(notice.pid != pid for notice in listener.notifies(timeout=left, stop_after=1)):
             return
     raise CannotStart(f"nothing was claimed for {PATIENCE:.0f} s")
 

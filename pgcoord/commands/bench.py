@@ -62,7 +62,9 @@ def bench(
     # A service manager's SIGTERM, too, has to leave no database behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        report = measure(existing_dsn(ctx, dsn), extent, surroundings_of(ctx).environment, _tell)
+        report = measure(
+            existing_dsn(ctx, dsn), extent, surroundings_of(ctx).environment, _print_step
+        )
     except psycopg.OperationalError as error:
         raise unusable(error) from error
     if as_json:
@@ -73,7 +75,7 @@ def bench(
         raise typer.Exit(1)
 
 
-def _tell(doing: str) -> None:
+def _print_step(doing: str) -> None:
     say(f"{doing} …", err=True)
 
 

@@ -247,10 +247,10 @@ def act(
         async with changing(surroundings, found) as conn:
             return await change(conn)
 
-    tell(complete(found, work()), as_json=as_json)
+    print_answer(complete(found, work()), as_json=as_json)
 
 
-def tell(answer: Answer, *, as_json: bool) -> None:
+def print_answer(answer: Answer, *, as_json: bool) -> None:
     """Print the words of *answer*, or its value as JSON."""
     if as_json:
         say_json(answer.value)

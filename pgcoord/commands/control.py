@@ -20,8 +20,8 @@ from pgcoord.commands.context import (
     complete,
     existing_dsn,
     find_phase,
+    print_answer,
     session,
-    tell,
 )
 from pgcoord.commands.options import (
     AsJson,
@@ -218,15 +218,15 @@ def _act_on_several(
             names = await _phases_meant(conn, found[0].verb, feature)
         else:
             names = [await find_phase(conn, each) for each in targets]
-        told = await actions.perform_on_several(conn, found[0], names, reason=reason)
-        refused = sum(bool(each.refused) for each in told)
+        results = await actions.perform_on_several(conn, found[0], names, reason=reason)
+        refused = sum(bool(each.refused) for each in results)
         words = "\n".join(
             f"{each.queue_id}: refused: {each.refused}"
             if each.refused
             else f"{each.queue_id} is {each.status}"
-            for each in told
+            for each in results
         )
-        return Answer(words, [{"action": found[0].slug, **asdict(each)} for each in told])
+        return Answer(words, [{"action": found[0].slug, **asdict(each)} for each in results])
 
     act(ctx, dsn, change, as_json=as_json)
     if refused:
@@ -259,8 +259,8 @@ async def _perform(
     further = _FURTHER.get(action.name)
     if further:
         line = await further(conn, target, result, line)
-    told = {"action": action.slug, action.scope: target, "result": result, "said": line}
-    return Answer(line, told)
+    members = {"action": action.slug, action.scope: target, "result": result, "said": line}
+    return Answer(line, members)
 
 
 async def _phases_meant(conn: "Connection", verb: str, feature_id: int) -> list[str]:
@@ -448,13 +448,13 @@ def prune(
             return await actions.prune(conn, older_than, looked_at)
 
     features, looked_at = complete(found, look())
-    told: dict[str, object] = {"features": [asdict(each) for each in features], "removed": 0}
+    members: dict[str, object] = {"features": [asdict(each) for each in features], "removed": 0}
     for each in features:
         line = f"feature {each.id}  {each.title}: {_count(each.total_phases, 'phase')}"
         say(f"{line}, {each.status}", err=as_json)
     if dry_run:
         words = f"{_count(len(features), 'feature')} would be removed, with their history"
-        tell(Answer(words, told), as_json=as_json)
+        print_answer(Answer(words, members), as_json=as_json)
         return
     if features and not confirm(
         f"Remove {_count(len(features), 'feature')} with their history, for good?", yes=yes
@@ -462,8 +462,8 @@ def prune(
         say("nothing is removed")
         raise typer.Exit(1)
     removed = complete(found, remove(looked_at))
-    told["removed"] = removed
-    tell(Answer(f"{_count(removed, 'feature')} removed", told), as_json=as_json)
+    members["removed"] = removed
+    print_answer(Answer(f"{_count(removed, 'feature')} removed", members), as_json=as_json)
 
 
 async def _unless_led(conn: "Connection", words: str) -> str:

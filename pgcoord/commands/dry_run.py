@@ -60,7 +60,7 @@ class DryRun:
 
     def _told(self, phase: PlannedPhase) -> dict[str, Any]:
         """Return what is shown of a phase, by label; without a process only what it waits for."""
-        told: dict[str, Any] = {
+        members: dict[str, Any] = {
             "after": list(phase.depends_on),
             "when": phase.when,
             "asks": phase.gate,
@@ -68,12 +68,12 @@ class DryRun:
         }
         workflow = self._workflow_of(phase)
         if workflow is None:
-            return told
+            return members
         names = [*PASSED_ON, *workflow.environment]
         given = self.surroundings.environment
         check = self.configuration.checks.get(phase.check or "") or workflow.check
         timeout = phase.timeout or workflow.timeout
-        return told | {
+        return members | {
             "workflow": workflow.name,
             "command": " ".join(map(_quoted, workflow.command)),
             "missing": self._missing(workflow),

@@ -13,8 +13,8 @@ from pgcoord.commands.context import (
     complete,
     existing_dsn,
     find_phase,
+    print_answer,
     session,
-    tell,
 )
 from pgcoord.commands.options import (
     AsJson,
@@ -124,7 +124,7 @@ def delete(
         say("nothing is removed")
         raise typer.Exit(1)
     complete(found, remove(what))
-    tell(Answer(f"{name} is removed", {"removed": what}), as_json=as_json)
+    print_answer(Answer(f"{name} is removed", {"removed": what}), as_json=as_json)
 
 
 def _read(folder: Path, path: Path) -> str:

@@ -120,7 +120,7 @@ class _Printer:
             self._print_rest()
         ended = over and (course.ended or self._printed == self._last)
         if ended or course.unwatched or course.status in ("queued", "blocked"):
-            self._tell(course.words)
+            self._print_note(course.words)
         return ended
 
     def _turn_to(self, attempt: Attempt) -> None:
@@ -129,9 +129,9 @@ class _Printer:
         try:
             _, log = log_of(self._queue_id, [attempt], attempt.number, host=gethostname())
         except Refused as error:
-            self._tell(str(error))
+            self._print_note(str(error))
         else:
-            self._tell(f"attempt {attempt.number}, {attempt.adw_id}")
+            self._print_note(f"attempt {attempt.number}, {attempt.adw_id}")
             self._log = _GrowingLog(log, self._lines)
         self._lines = None
 
@@ -140,7 +140,7 @@ class _Printer:
             pass
         self._log = None
 
-    def _tell(self, words: str) -> None:
+    def _print_note(self, words: str) -> None:
         """Print *words* on stderr, unless they were the last ones printed there."""
         if words != self._told:
             sys.stdout.flush()

@@ -113,13 +113,13 @@ def plan(
         _write(surroundings.folder / output, feature, planned, yes)
     if as_json:
         planning = {"source": planned.source, "notes": list(planned.notes), **analysis.as_json()}
-        told = {
+        members = {
             "id": number,
             "title": feature.title,
             "phases": planned.phases,
             "planning": planning,
         }
-        say_json(told)
+        say_json(members)
         return
     from pgcoord.commands.progress import console
 
@@ -152,8 +152,8 @@ def show_check(path: Path, read: "Plan", as_json: bool) -> None:
     head = Text.assemble((read.title, "bold"), f": {_count(analysis)}")
     sources = [line for each in read.phases for line in _sources(each)]
     warnings = [f"warning: {each}" for each in analysis.warnings]
-    told = [*_summary(analysis), *warnings, "taken from:", *sources]
-    console().print(Group(head, _table(analysis), *map(Text, told)))
+    details = [*_summary(analysis), *warnings, "taken from:", *sources]
+    console().print(Group(head, _table(analysis), *map(Text, details)))
     say(f"nothing is queued; 'pgcoord submit {path}' queues it")
 
 
@@ -176,12 +176,12 @@ def execute(
 
     async def change(conn: "Connection") -> Answer:
         queued = await actions.execute_feature(conn, feature)
-        told = {"id": feature, "queued": queued}
+        members = {"id": feature, "queued": queued}
         if not queued:
-            return Answer(f"feature {feature}: its phases were queued before", told)
+            return Answer(f"feature {feature}: its phases were queued before", members)
         waits = "" if await reads.leader(conn) else "; no coordinator runs: 'pgcoord serve'"
         phases = "1 phase is" if queued == 1 else f"{queued} phases are"
-        return Answer(f"feature {feature}: {phases} queued{waits}", told)
+        return Answer(f"feature {feature}: {phases} queued{waits}", members)
 
     act(ctx, dsn, change, as_json=as_json)
 

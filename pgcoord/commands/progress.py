@@ -243,14 +243,14 @@ class _Lines:
         self._before = {phase.phase_number: phase for phase in snapshot.phases}
         if not any(phase.slot for phase in snapshot.phases):
             loop = asyncio.get_running_loop()
-            self._soon = loop.call_later(_STANDSTILL, self._tell_what_holds, snapshot)
+            self._soon = loop.call_later(_STANDSTILL, self._print_obstacles, snapshot)
 
     def close(self) -> None:
         """Cancel the line that would say what the last snapshot waits for."""
         if self._soon:
             self._soon.cancel()
 
-    def _tell_what_holds(self, snapshot: Snapshot) -> None:
+    def _print_obstacles(self, snapshot: Snapshot) -> None:
         waiting = next((phase for phase in snapshot.phases if phase.status == "queued"), None)
         if waiting is None or not waiting.waiting_for or waiting.waiting_for == self._told:
             return
@@ -385,8 +385,8 @@ def summary(snapshot: Snapshot, reasons: Mapping[int, str]) -> str:
     if snapshot.completed:
         return f"{name} completed: {_count(total, 'phase')}{_took(snapshot.phases)}"
     left = [phase for phase in snapshot.phases if phase.status != "completed"]
-    told = "; ".join(_why_not(phase, reasons.get(phase.phase_number)) for phase in left)
-    return f"{name}: {total - len(left)} of {_count(total, 'phase')} completed; {told}"
+    causes = "; ".join(_why_not(phase, reasons.get(phase.phase_number)) for phase in left)
+    return f"{name}: {total - len(left)} of {_count(total, 'phase')} completed; {causes}"
 
 
 def _why_not(phase: BoardPhase, reason: str | None) -> str:

@@ -87,10 +87,10 @@ def report(
         "pr_number": pr,
         "result": _read_result(result, environment),
     }
-    told = _tell(
+    answer = _deliver(
         {key: value for key, value in body.items() if value is not None}, environment, patience
     )
-    say(f"{queue_id} is reported {outcome.value}{told}")
+    say(f"{queue_id} is reported {outcome.value}{answer}")
 
 
 def _read_result(given: Path | None, environment: Mapping[str, str]) -> dict[str, object] | None:
@@ -115,7 +115,7 @@ def _read_result(given: Path | None, environment: Mapping[str, str]) -> dict[str
     return found
 
 
-def _tell(body: Mapping[str, object], environment: Mapping[str, str], patience: float) -> str:
+def _deliver(body: Mapping[str, object], environment: Mapping[str, str], patience: float) -> str:
     """Send a report, retrying with back-off for *patience* seconds; else keep it in its folder.
 
     Return the end of the line that the command prints. Raises `CoordError` when pgcoord refuses the

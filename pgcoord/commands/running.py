@@ -122,14 +122,14 @@ class Runner:
                 leading = tasks.create_task(self._lead())
                 self._watching = tasks.create_task(self._watch(feature_id, shown, leading))
         if self._coordinator.led:
-            await _tell_what_goes_on(self._dsn, self._coordinator, interrupted=bool(came))
+            await _print_what_goes_on(self._dsn, self._coordinator, interrupted=bool(came))
         elif came:
             logger.warning("feature %d goes on without this one", feature_id)
         if self._error:
             raise self._error
         if self._end:
             await sum_up(self._dsn, self._end, as_json=self._as_json)
-            await self._tell_what_waits(feature_id)
+            await self._print_what_waits(feature_id)
         if came:
             say(f"  {ways_on(feature_id)}", err=True)
             return 128 + came[0]
@@ -157,7 +157,7 @@ class Runner:
             await asyncio.wait(
                 {settled, leading}, timeout=_SETTLED, return_when=asyncio.FIRST_COMPLETED
             )
-            await self._tell_what_else_runs(feature_id)
+            await self._print_what_else_runs(feature_id)
             self._end = await watched(self._dsn, feature_id, shown)
             if self._coordinator.issues:
                 await self._coordinator.issues.settle()
@@ -179,11 +179,11 @@ class Runner:
                 ", ".join(running),
             )
 
-    async def _tell_what_else_runs(self, feature_id: int) -> None:
+    async def _print_what_else_runs(self, feature_id: int) -> None:
         if self._coordinator.led and (others := await self._others(feature_id)):
             logger.warning("this one leads, so it starts what else is queued, too: %s", others)
 
-    async def _tell_what_waits(self, feature_id: int) -> None:
+    async def _print_what_waits(self, feature_id: int) -> None:
         """Warn of features that are still queued, if we led and no coordinator leads now."""
         if not self._coordinator.led:
             return
@@ -320,7 +320,7 @@ async def serve(
             await _await_server(dsn, stopping, state)
             if not stopping.is_set():
                 await coordinator.run()
-    await _tell_what_goes_on(dsn, coordinator, interrupted=True)
+    await _print_what_goes_on(dsn, coordinator, interrupted=True)
     # A service manager stops services by SIGTERM: that is not a failure.
     return next((128 + each for each in came if each != signal.SIGTERM), 0)
 
@@ -405,7 +405,7 @@ async def _answers(state: AppState) -> bool:
     return True
 
 
-async def _tell_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:
+async def _print_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:
     """Log which processes a stopped coordinator leaves running, for `pgcoord serve` to adopt."""
     try:
         async with await connect(dsn) as conn:

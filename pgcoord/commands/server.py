@@ -13,8 +13,8 @@ from pgcoord.commands.context import (
     existing_server,
     make_server,
     named_dsn,
+    print_answer,
     running_server,
-    tell,
 )
 from pgcoord.commands.options import AsJson, Dsn, Surroundings, Yes, surroundings_of
 from pgcoord.commands.terminal import confirm, say
@@ -60,7 +60,7 @@ def upgrade(
         enabled = sorted({*disabled} - {*schema.disabled_triggers(conn)})
         name = f"database {conn.info.dbname!r}"
     words = f"{name}: ran {', '.join(ran)}" if ran else f"{name} is up to date"
-    tell(Answer(words, {"ran": list(ran)}), as_json=as_json)
+    print_answer(Answer(words, {"ran": list(ran)}), as_json=as_json)
     if enabled:
         triggers = (
             "a trigger that was" if len(enabled) == 1 else f"{len(enabled)} triggers that were"
@@ -91,7 +91,7 @@ def dump(
     server.dump(target)
     size = target.stat().st_size
     words = f"wrote {file}, {size / 1000:,.0f} kB"
-    tell(Answer(words, {"file": str(target), "bytes": size}), as_json=as_json)
+    print_answer(Answer(words, {"file": str(target), "bytes": size}), as_json=as_json)
 
 
 def restore(
@@ -127,7 +127,7 @@ def restore(
         ran = schema.upgrade(conn)
     upgraded = f", and upgraded it: ran {', '.join(ran)}" if ran else ""
     words = f"restored {file} to the embedded Postgres in {server.state}{upgraded}"
-    tell(Answer(words, {"state": str(server.state), "ran": list(ran)}), as_json=as_json)
+    print_answer(Answer(words, {"state": str(server.state), "ran": list(ran)}), as_json=as_json)
 
 
 def _refuse_another(surroundings: Surroundings, program: str) -> None:
@@ -145,7 +145,7 @@ def start(ctx: typer.Context, as_json: AsJson = False) -> None:
     Where there is none here or above, it is made in the current folder.
     """
     server = make_server(surroundings_of(ctx))
-    tell(_running(server), as_json=as_json)
+    print_answer(_running(server), as_json=as_json)
 
 
 def stop(ctx: typer.Context, as_json: AsJson = False) -> None:
@@ -156,13 +156,13 @@ def stop(ctx: typer.Context, as_json: AsJson = False) -> None:
     server = existing_server(surroundings_of(ctx))
     how = "is stopped" if server.stop() else "was stopped already"
     words = f"the embedded Postgres in {server.state} {how}"
-    tell(Answer(words, {"state": str(server.state), "running": False}), as_json=as_json)
+    print_answer(Answer(words, {"state": str(server.state), "running": False}), as_json=as_json)
 
 
 def status(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Say whether it runs, and how to connect to it."""
     server = running_server(surroundings_of(ctx))
-    tell(_running(server), as_json=as_json)
+    print_answer(_running(server), as_json=as_json)
 
 
 def _running(server: "EmbeddedPostgres") -> Answer:

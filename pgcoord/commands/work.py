@@ -17,7 +17,7 @@ from pgcoord.commands.context import (
     existing_dsn,
     make_place,
     make_runs_folder,
-    tell,
+    print_answer,
 )
 from pgcoord.commands.options import (
     HIGHEST_ID,
@@ -129,7 +129,7 @@ def run(
         from pgcoord.commands.dry_run import DryRun
 
         dry = DryRun(work, configuration, surroundings)
-        tell(Answer("\n".join(dry.lines()), dry.as_json()), as_json=as_json)
+        print_answer(Answer("\n".join(dry.lines()), dry.as_json()), as_json=as_json)
         return
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)

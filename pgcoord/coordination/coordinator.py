@@ -250,8 +250,27 @@ class Coordinator:
             if lead.leader.led:
                 return True
             self._backoff.reset()
+            await self._leave_jobs_of_engines()
+            if self._done:
+                return False
             news = answered or bool(await self.unless_stopped(lead.wait(_LEAD_EVERY)))
         return False
+
+    async def _leave_jobs_of_engines(self) -> None:
+        """End the supervision of the jobs of engines: whoever leads sees to them, on any host.
+
+        Only the leader hears that a job began or has to end. One that is being submitted is left
+        once that is over.
+        """
+        left = [
+            each.task
+            for each in self._supervised.values()
+            if each.recorded and each.assignment.host is None
+        ]
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
 
     async def _renew_lease(self) -> None:
         """Renew the lease of this host, so that a leader elsewhere leaves our attempts alone."""
@@ -279,8 +298,7 @@ class Coordinator:
             await self.unless_stopped(asyncio.wait(disowned))
         self._ends.open()
         try:
-            while not (self._is_ending or self._declares_anew):
-                await self.unless_stopped(self._go_round())
+            await self.unless_stopped(self._go_rounds())
         finally:
             self._ends.close()
         self.leads.clear()
@@ -304,6 +322,15 @@ class Coordinator:
             except Exception:
                 logger.exception("phases that wait for GitHub are released in %d s", _RETRY_AFTER)
                 await self.unless_stopped(asyncio.sleep(_RETRY_AFTER))
+
+    async def _go_rounds(self) -> None:
+        """Go round until drained, or until something is to be declared anew.
+
+        One awaitable for all rounds: tasks for each took seven turns of the event loop between a
+        notification and its claim.
+        """
+        while not (self._is_ending or self._declares_anew):
+            await self._go_round()
 
     async def _go_round(self) -> None:
         """Record ends and claim, attend to what has changed, and wait for a reason to go on."""

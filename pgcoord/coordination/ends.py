@@ -1,7 +1,7 @@
-"""The ends of attempts that the leader's loop records together with its next claim.
+"""Ends of attempts, recorded by the leader's loop in one statement with its next claim.
 
-The one rule: each end handed in gets an answer: what was recorded, or None, upon which the caller
-records it by itself. While this coordinator does not lead, None is the immediate answer.
+Each end that is handed in gets an answer: what was recorded, or None, upon which the caller records
+it in a statement of its own. While this coordinator does not lead, None is returned at once.
 """
 
 import asyncio

@@ -136,14 +136,18 @@ class Watcher:
         self.unread = folder is not None
         self.copied_at = -1e9  # loop time of the last copy of its log
         self._stamp: tuple[int, ...] = ()
+        self._may_have_changed = False
 
     def has_changed(self) -> bool:
         """Whether the folder, or exit.json in it, has changed since the last call. Blocks on I/O.
 
-        On a full disk exit.json is overwritten in place, which does not change the folder.
+        On a full disk exit.json is overwritten in place, which does not change the folder. Each
+        change counts twice: some file systems keep times in whole seconds, so another one may
+        have come after it.
         """
         before, self._stamp = self._stamp, _stamp_of(self.folder) if self.folder else ()
-        return before != self._stamp
+        may_have, self._may_have_changed = self._may_have_changed, before != self._stamp
+        return self._may_have_changed or may_have
 
     def read_again(self) -> None:
         """Have the folder read once more: it could not be read this time."""
@@ -675,6 +679,7 @@ class EngineSupervision(Supervision):
                 await self._launch_again()
                 return False
             return True
+        await self._copy_log(at_its_end=True)
         # `REFUSED` is the status of a copy that ran nothing, so not that of the one that began.
         statuses = (each.exit_status for each in seen if each.exit_status != REFUSED)
         status = next((each for each in statuses if each is not None), None)

@@ -228,7 +228,7 @@ class Issues:
             words, wait = str(error), error.wait or None
         except Refusal as error:
             words, wait = str(error), _CREDENTIALS_RETRY if error.status in (401, 403) else None
-        logger.warning("%s: its issue is not told: %s", task.queue_id, words)
+        logger.warning("%s: its issue was not updated: %s", task.queue_id, words)
         if wait and task.tries < _MAX_TRIES:
             await execute(lambda conn: issues.postpone_github_task(conn, task_id, wait, words))
         else:

@@ -1,8 +1,8 @@
-"""Tells people what has happened: by a signed POST, or a command that reads JSON.
+"""Sends notices to the targets of `[notify.NAME]`: a signed POST, or a command that reads JSON.
 
-Notices are rows that triggers write in the transaction of what they tell (SQL: 58_notice.sql); the
-leader tells them, at least once each, and again later where that fails. The one rule: a receiver
-that is down holds up nothing, not even another receiver.
+Triggers insert a notice in the transaction of the event it describes (SQL: 58_notice.sql). The
+leader delivers each at least once, and retries a failed delivery. A target that is down delays
+no other target.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class Notices:
         """Send due notices, with one task for each target, until the coordinator is stopped."""
         async with asyncio.TaskGroup() as tasks:
             for target in self._targets:
-                tasks.create_task(self._tell(target))
+                tasks.create_task(self._deliver_to(target))
             if any("stuck" in each.events for each in self._targets):
                 tasks.create_task(self._look_for_stuck())
 
@@ -87,22 +87,24 @@ class Notices:
                     logger.exception("what is stuck is looked for again in %.0f s", _LOOK)
             await self._coordinator.unless_stopped(asyncio.sleep(_LOOK))
 
-    async def _tell(self, target: Notify) -> None:
+    async def _deliver_to(self, target: Notify) -> None:
         woken = self._woken[target.name]
         while not self._coordinator.is_stopping:
             woken.clear()
             due_in: float | None = None
             if self._coordinator.leads.is_set():
                 try:
-                    due_in = await self._tell_what_is_due(target)
+                    due_in = await self._deliver_due(target)
                 except Stopped:
                     return
                 except Exception:
-                    logger.exception("%s is told again in %.0f s", target.name, _RETRY_AFTER)
+                    logger.exception(
+                        "notices for %s are sent again in %.0f s", target.name, _RETRY_AFTER
+                    )
                     due_in = _RETRY_AFTER
             await self._coordinator.unless_stopped(_wait(woken, due_in))
 
-    async def _tell_what_is_due(self, target: Notify) -> float | None:
+    async def _deliver_due(self, target: Notify) -> float | None:
         """Return the seconds until something is due; None where nothing is."""
         while self._coordinator.leads.is_set() and not self._coordinator.is_stopping:
             notice = await self._coordinator.execute_with_retry(
@@ -115,10 +117,15 @@ class Notices:
             if trouble is None and self._coordinator.is_stopping:
                 return None  # perhaps not sent: then it is sent again
             if trouble and notice.tries < _MOST_TRIES:
-                logger.warning("%s is not told (try %d): %s", target.name, notice.tries, trouble)
+                logger.warning(
+                    "a notice for %s was not delivered (try %d): %s",
+                    target.name,
+                    notice.tries,
+                    trouble,
+                )
                 continue
             if trouble:
-                logger.error("%s is not told any more of %s", target.name, notice.message)
+                logger.error("gave up delivering to %s: %s", target.name, notice.message)
             await self._coordinator.execute_with_retry(
                 lambda conn, id=notice.id: notices.end_notice(conn, id)
             )

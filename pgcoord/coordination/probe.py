@@ -1,7 +1,7 @@
-"""A tiny real job in a pool, which says what a job finds on a node: `doctor --probe`.
+"""A test job in a pool, which describes the node that it runs on: `doctor --probe`.
 
-The one rule: it is submitted, and reads its order, as the job of a phase is; only what it does
-there is less. It has no attempt, and its name is of no installation, so no coordinator ends it.
+It is submitted, and reads its order, as the job of a phase is, but runs no command. It has no
+attempt, and its name belongs to no installation, so no coordinator ends it.
 """
 
 import asyncio

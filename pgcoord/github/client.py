@@ -1,8 +1,7 @@
-"""A repository at GitHub: the few calls that issues take, and what each failure means.
+"""A client of one GitHub repository: the calls that issues need, and an error for each failure.
 
-The one rule: a call is made once. What is known of one that failed is said as exactly as GitHub
-lets us know it (`NotNow`, `Refusal`), and whoever made it decides when to come back. Imported only
-where a repository is configured.
+Each call is made once. A failure raises `NotNow` (a limit or an outage: try again later) or
+`Refusal`; the caller decides when to retry. Imported only where a repository is configured.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""Texts that pgcoord writes on GitHub: titles, bodies and comments.
+"""Titles, bodies and comments that pgcoord writes on GitHub.
 
-The one rule: a text from a phase reads on GitHub as it was written, and has no effect there. It
-mentions nobody, links to nothing by a bare number, and triggers no automation.
+A text from a phase appears on GitHub as it was written and has no effect there: it mentions nobody,
+links to nothing by a bare number, and triggers no automation.
 """
 
 import re

@@ -243,14 +243,14 @@ def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]
 async def act_on_phases(call: Call) -> Response:
     """Perform an action on several phases; answer with the state, or refusal, of each."""
     [action] = [each for each in SEVERAL if each.verb == call.body["action"]]
-    told = await actions.perform_on_several(
+    results = await actions.perform_on_several(
         call.conn,
         action,
         call.body["queue_ids"],
         reason=call.body.get("reason"),
         number=call.body.get("priority"),
     )
-    return Json([asdict(each) for each in told])
+    return Json([asdict(each) for each in results])
 
 
 def _body_of(action: Action) -> Schema | None:

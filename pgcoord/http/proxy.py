@@ -1,8 +1,8 @@
-"""What a proxy in front of the server says: for whom it asks, and under which path people see it.
+"""The client's address and the URL prefix, as a reverse proxy in front of the server sends them.
 
-The one rule: only those proxies are believed that `[server] trusted_proxies` names. Pages are drawn
-as if they lay at `/`, once for all who look at them; what is sent to those who see them under
-another path has it put before each address (in attributes, which no text of a user can make).
+Their headers count only when they come from an address in `[server] trusted_proxies`. A page is
+rendered once for all viewers, with paths from `/`; for those behind a prefix it is put before each
+address in the response (in attributes, which no text of a user can create).
 """
 
 import re
@@ -20,7 +20,7 @@ _USER = "pgcoord.user"
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 # An address in an attribute of HTML, or of HTML in a JSON string.
-_ADDRESS = re.compile(rb"""\b(href|action|src)=(\\?")/(?!/)""")
+ADDRESS = re.compile(rb"""\b(href|action|src|data-part)=(\\?")/(?!/)""")
 
 # Characters of a name.
 _MOST_NAME = 60
@@ -104,7 +104,7 @@ def _under(prefix: str, path: str, send: Send) -> Send:
         elif message["type"] == "http.response.body" and (
             kind == "text/html" or (kind == "text/event-stream" and "/api/" not in path)
         ):
-            body = _ADDRESS.sub(before, message.get("body", b""))
+            body = ADDRESS.sub(before, message.get("body", b""))
             message = {**message, "body": body}
             if begun:
                 length = None if message.get("more_body") else str(len(body))

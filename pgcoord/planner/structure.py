@@ -400,8 +400,8 @@ class _Reading:
         ordered = ordered or all(_NUMBER_IN_BOX.match(lead) for _, lead in _elements(tokens, place))
         self.sequences += ordered
         works = _begins_with_verb(self.lead_in)
-        told = _DETAILS.search(self.lead_in) or _REASONS.search(self.lead_in)
-        shows = bool(told or (self.lead_in and not works and not ordered))
+        describes = _DETAILS.search(self.lead_in) or _REASONS.search(self.lead_in)
+        shows = bool(describes or (self.lead_in and not works and not ordered))
         found = []
         for opening, lead in _elements(tokens, place):
             text = self._element(opening)

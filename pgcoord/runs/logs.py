@@ -259,7 +259,7 @@ class Log:
                     log.seek(start)
                     data = log.read(end - start)
                     cut = data.find(b"\n") + 1 if start else 0
-                    found = [at for at, line in _lines(data[cut:]) if tells_trouble(line)]
+                    found = [at for at, line in _lines(data[cut:]) if mentions_error(line)]
                     if found:
                         return start + cut + found[-1]
                     # A block that ends with its only line break has no whole line in it.
@@ -272,7 +272,7 @@ class Log:
             while start < limit and (data := log.read(_BLOCK)):
                 data += log.readline(_BLOCK)
                 for at, line in _lines(data):
-                    if tells_trouble(line):
+                    if mentions_error(line):
                         return start + at
                 start += len(data)
             return None
@@ -283,17 +283,17 @@ class Log:
         The last line of trouble comes first, then lines after and before it; without one, the end.
         """
         lines = self.tail(lines=_CAUSE, characters=_CAUSE).split("\n")
-        cause = max((at for at, line in enumerate(lines) if tells_trouble(line)), default=None)
+        cause = max((at for at, line in enumerate(lines) if mentions_error(line)), default=None)
         if cause is None:
             return "\n".join(lines[-_EXCERPT:])[-_MOST_EXCERPT:]
-        told, after = [lines[cause]], lines[cause + 1 :]
+        excerpt, after = [lines[cause]], lines[cause + 1 :]
         if len(after) >= _EXCERPT:
             after = [f"… {len(after) - 8} lines …", *after[-8:]]
-        told += after
-        room = _EXCERPT - len(told)
+        excerpt += after
+        room = _EXCERPT - len(excerpt)
         if room > 1 and cause:
-            told += ["… before it:", *lines[max(0, cause - room + 1) : cause]]
-        return "\n".join(each[:500] for each in told)[:_MOST_EXCERPT]
+            excerpt += ["… before it:", *lines[max(0, cause - room + 1) : cause]]
+        return "\n".join(each[:500] for each in excerpt)[:_MOST_EXCERPT]
 
     def search(self, text: str) -> tuple[list[Found], bool]:
         """Return (lines that contain *text*, in upper or lower case; whether there may be more).
@@ -502,7 +502,7 @@ def without_controls(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r", ""))
 
 
-def tells_trouble(line: str) -> bool:
+def mentions_error(line: str) -> bool:
     """Whether *line*, without escape sequences, looks like an error message."""
     return bool(_TROUBLE.search(line)) and not _NO_TROUBLE.search(line)
 

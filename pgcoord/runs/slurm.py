@@ -1,7 +1,7 @@
-"""Slurm: jobs by sbatch, squeue and scancel.
+"""Slurm: submit, list and cancel jobs by sbatch, squeue and scancel.
 
-The one rule: what Slurm says of a job is never more than a hint. It lets a job run twice when a
-node is lost, it says that it failed to take one that it runs, and it forgets jobs that ended.
+The answers of Slurm are only hints: it may run a job twice when a node is lost, report that it
+could not accept a job that it then runs, and forget jobs that have ended.
 """
 
 import asyncio

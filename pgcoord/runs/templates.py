@@ -1,7 +1,7 @@
-"""Any engine that has commands: jobs by what `[pool.NAME]` says for submit, list, cancel and kill.
+"""Any engine with a command line: `[pool.NAME]` names what submits, lists, cancels and kills.
 
-The one rule: nothing about an engine is known here. Its commands are called without a shell, and
-what they print is read by the pattern, or the path in their JSON, that the configuration gives.
+Commands are called without a shell. Their output is parsed by the pattern, or the path into JSON,
+that the configuration gives; this module knows no engine.
 """
 
 import asyncio

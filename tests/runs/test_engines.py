@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.coordination import Watch, make_coordinator, running, scripts, watching
+from support.coordination import (
+    Watch,
+    make_coordinator,
+    running,
+    scripts,
+    until_it_ends,
+    watching,
+)
 from support.fake_engine import FakeEngine, FakeJob
 from support.serving import served
 
@@ -83,6 +90,41 @@ async def test_a_refused_copy_does_not_end_the_one_that_runs(
     assert "its process may still run" in attempt["error"]
 
 
+async def test_the_log_of_a_job_that_ends_without_a_word_is_copied_to_its_end(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_LOG_EVERY", 600)  # as with a thousand jobs: not its turn again
+    engine.output = b"first\n"
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        await job.begin(watch.conn)
+        log = job.order.folder / "log"
+        await until_it_ends(log, "first\n")
+        engine.output = b"first\nits last words\n"
+        job.end(3)
+        await watch.until_statuses("failed")
+        attempt = await watch.one("select error from pgcoord.attempt")
+    assert "its last words" in attempt["error"]
+    assert log.read_text() == "first\nits last words\n"
+
+
+async def test_who_drains_leaves_the_jobs_of_engines_to_the_next_leader(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    second = coordinator(dsn, tmp_path)
+    async with running(coordinator(dsn, tmp_path)) as first:
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        async with running(second, until_it_leads=False):
+            first.drain()
+            await second.leads.wait()
+            await job.begin(watch.conn)  # which only the second is told
+            await watch.until_statuses("running")
+            job.end(0)
+            await watch.until_statuses("completed")
+
+
 async def test_a_pool_that_becomes_another_launchers_lets_its_jobs_end(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:
@@ -139,6 +181,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root can mount a small disk")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_what_comes_into_a_folder_within_a_tick_of_its_clock_is_seen(tmp_path: Path) -> None:
+    os.utime(tmp_path, (5, 5))
+    watcher = engines.Watcher(tmp_path)
+    assert watcher.has_changed()
+    (tmp_path / "begin-a.json").touch()
+    os.utime(tmp_path, (5, 5))  # of a file system that keeps whole seconds
+    assert watcher.has_changed()
+    assert not watcher.has_changed()
 
 
 async def test_a_full_shared_disk_delays_a_phase_and_says_so(

@@ -125,8 +125,8 @@ class Graph:
 
     @cached_property
     def titles(self) -> dict[int, str]:
-        """The titles to draw, by number of phase, as `tell_apart` shortens them."""
-        return tell_apart({each.phase_number: each.title for each in self.phases}, _FITS)
+        """The titles to draw, by number of phase, as `distinct_labels` shortens them."""
+        return distinct_labels({each.phase_number: each.title for each in self.phases}, _FITS)
 
     @property
     def too_large(self) -> str | None:
@@ -174,7 +174,7 @@ class Graph:
         return number in self.forecast and self.forecast[number].critical
 
 
-def tell_apart(titles: dict[int, str], fits: int) -> dict[int, str]:
+def distinct_labels(titles: dict[int, str], fits: int) -> dict[int, str]:
     """Return *titles*, by number of phase, changed so that their first *fits* characters differ.
 
     Titles with a common beginning have an ellipsis instead of their common words.
@@ -190,7 +190,7 @@ def tell_apart(titles: dict[int, str], fits: int) -> dict[int, str]:
         if len(set(same)) < 2 or len(start) < 4:
             continue
         rest = {number: titles[number][len(start) :] for number in numbers}
-        rest = tell_apart(rest, fits - 1)
+        rest = distinct_labels(rest, fits - 1)
         titles = titles | {n: f"…{words.removeprefix('…')}" for n, words in rest.items()}
     return titles
 

@@ -39,8 +39,10 @@ _MOST_FOUND = 100
 # The most phases of a feature to name as the next in line.
 _NEXT_OF_FEATURE = 5
 
-# With more phases than this, graph and timeline are heavy: fetched only when visible.
+# With more phases than this, graph or timeline are heavy: fetched only when visible. A graph has
+# few parts that change; in a timeline, all do with time.
 _MOST_LIGHT = 40
+_MOST_LANES = 20
 
 # The most features of the overview with a forecast of their end.
 _MOST_FORESEEN = 50
@@ -275,7 +277,9 @@ class FeaturePage(View):
                 "piece/plan.html", self._planned(described.plan, phases, installation.limit)
             ),
             "graph": Piece("piece/graph.html", (graph, len(phases) > ROOMY), heavy=large),
-            "timeline": Piece("piece/timeline.html", timeline, ages=runs, heavy=large),
+            "timeline": Piece(
+                "piece/timeline.html", timeline, ages=runs, heavy=len(phases) > _MOST_LANES
+            ),
             "in-line": Piece("piece/in_line.html", [each.phase_number for each in in_line]),
             "find": Piece("piece/find.html", (self, feature, len(phases), len(listed))),
         }
@@ -285,11 +289,11 @@ class FeaturePage(View):
             )
             for each in listed
         }
-        told = _event_pieces(events, "feature", _FEW_EVENTS)
-        pieces |= told
+        event_pieces = _event_pieces(events, "feature", _FEW_EVENTS)
+        pieces |= event_pieces
         lists = {
             "tree": [f"phase-{each.phase_number}" for each in listed],
-            "events": list(told),
+            "events": list(event_pieces),
         }
         trouble = f"({len(needs)}) " if needs else ""
         done = f", {feature.count('completed')}/{feature.total}" if feature.total else ""
@@ -429,9 +433,9 @@ class PhasePage(View):
             "needed-by": Piece("piece/neighbours.html", ("Needed by", "by", phase, needed_by)),
             "details": Piece("piece/details.html", (phase, tries[:1])),
         }
-        told = _event_pieces(events, "phase")
-        pieces |= told
-        lists = {"events": list(told)}
+        event_pieces = _event_pieces(events, "phase")
+        pieces |= event_pieces
+        lists = {"events": list(event_pieces)}
         title = f"{phase.phase_number} {phase.title}, {phase.status} · pgcoord"
         return Page("phase.html", title, now, pieces, lists, {"phase": phase, "tries": tries})
 
@@ -509,8 +513,8 @@ class History(View):
             "notice": Piece("piece/notice.html", installation),
             "older": Piece("piece/older.html", (last, self.query)),
         }
-        told = _event_pieces(events, "all")
-        pieces |= told
-        lists = {"events": list(told)}
+        event_pieces = _event_pieces(events, "all")
+        pieces |= event_pieces
+        lists = {"events": list(event_pieces)}
         extra = {"feature_id": self.feature_id, "view": self, "kinds": EVENTS}
         return Page("history.html", "History · pgcoord", now, pieces, lists, extra)

@@ -106,10 +106,10 @@ async def act(request: Request) -> Response:
         if not form.get("sure"):
             changes = await panel.preview_several(conn, action.verb, picked, number)
             return _asks(request, wanted, action, picked, number, changes)
-        told = await actions.perform_on_several(
+        results = await actions.perform_on_several(
             conn, action, picked, reason=reason_of(form), number=number
         )
-    refused = [each for each in told if each.refused]
+    refused = [each for each in results if each.refused]
     if not refused:
         return RedirectResponse(wanted.back, 303)
     return render_page(
@@ -118,7 +118,7 @@ async def act(request: Request) -> Response:
         409,
         title="Some were refused · pgcoord",
         refused=refused,
-        done=len(told) - len(refused),
+        done=len(results) - len(refused),
         back=wanted.back,
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup, escape
 
-from pgcoord.runs.logs import ESCAPE, overwritten, tells_trouble, without_controls
+from pgcoord.runs.logs import ESCAPE, mentions_error, overwritten, without_controls
 
 _SGR = re.compile(r"\x1b\[([0-9;:]*)m")
 
@@ -91,7 +91,7 @@ def line(raw: str, number: int, style: Style, *, going_on: bool = False) -> tupl
     pieces.append(_piece(left[at:], style))
     words = Markup().join(pieces)
     kind = "l going" if going_on else "l"
-    if tells_trouble(words.striptags()):
+    if mentions_error(words.striptags()):
         kind += " trouble"
     return Markup(
         '<span class="{}" id="L{}"><a href="#L{}" tabindex="-1" aria-label="{}"></a>{}{}</span>'

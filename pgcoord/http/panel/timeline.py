@@ -10,7 +10,7 @@ from functools import cached_property
 
 from pgcoord.database.panel import Forecast, Span, TreePhase
 from pgcoord.http.panel.format import lasting
-from pgcoord.http.panel.graph import tell_apart
+from pgcoord.http.panel.graph import distinct_labels
 
 # Characters of a title that fit beside its lane.
 _FITS = 20
@@ -86,9 +86,9 @@ class Timeline:
 
     @cached_property
     def titles(self) -> dict[int, str]:
-        """The titles to draw, by number of phase, as `tell_apart` shortens them."""
+        """The titles to draw, by number of phase, as `distinct_labels` shortens them."""
         shown = self.phases[:MOST_PHASES]
-        return tell_apart({each.phase_number: each.title for each in shown}, _FITS)
+        return distinct_labels({each.phase_number: each.title for each in shown}, _FITS)
 
     def draw(self, now: datetime) -> Drawing:
         """Return the drawing for *now*, whose time zone is that of the axis."""
