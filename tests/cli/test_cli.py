@@ -747,6 +747,7 @@ def test_why_gives_a_line_for_each_reason(desk: Desk, conn: Connection) -> None:
     assert desk.say("why", "1.2").splitlines() == [
         "waits for phase 7, which does not exist",
         "waits for phase 1, queued",
+        "says nothing of what is to be done: it has neither title nor prompt",
     ]
 
 
