@@ -323,6 +323,8 @@ begin
     set outcome = excluded.outcome, feature_id = excluded.feature_id, reason = coalesce(excluded.reason, r.reason), at = excluded.at
     returning * into v_run;
     update pgcoord.schedule set error = v_error where name = p_schedule.name and error is distinct from v_error;
+    perform pgcoord_private.log_event('schedule_due', format('%s, %s', p_schedule.name, coalesce('failed: ' || v_error, 'started')),
+        v_run.feature_id);
     return v_run;
 end $$;
 
@@ -417,6 +419,7 @@ begin
         return query
         insert into pgcoord.schedule_run (schedule, due_at, outcome, reason) values (p_name, p_due_at, v_outcome, v_reason)
         returning *;
+        perform pgcoord_private.log_event('schedule_due', format('%s, %s: %s', p_name, v_outcome, v_reason));
     end if;
     delete from pgcoord.schedule_run as r
     where r.schedule = p_name and r.outcome <> 'waiting' and r.feature_id is distinct from v_before and r.due_at < (
