@@ -453,6 +453,8 @@ class Coordinator:
         ]
         for attempt in attempts:
             supervised = self._supervised.get(attempt.folder)
+            if isinstance(supervised, EngineSupervision) and supervised.recorded:
+                supervised.epoch = self._leadership.epoch  # its job was submitted, whoever leads
             # The database refuses a start that began under another lead, and a failover may have
             # lost the record of a start.
             if supervised is None or (

@@ -6,6 +6,7 @@ streams and WebSockets, where the client waits for the server, stay open.
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +111,8 @@ class BoundedProtocol(H11Protocol):
             f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n{retry}"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode()
         )
-        self.transport.write_eof()
+        with suppress(OSError):  # the client is gone
+            self.transport.write_eof()
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
