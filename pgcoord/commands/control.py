@@ -459,7 +459,7 @@ def prune(
     if features and not confirm(
         f"Remove {_count(len(features), 'feature')} with their history, for good?", yes=yes
     ):
-        say("nothing is removed")
+        say("nothing is removed", err=as_json)
         raise typer.Exit(1)
     removed = complete(found, remove(looked_at))
     members["removed"] = removed

@@ -1,10 +1,9 @@
 """Commands that bring work in and run it: run, serve, submit."""
 
-import sys
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -359,20 +358,17 @@ def _plan(
     done: MarkedDone | None,
     parameters: list[str] | None,
 ) -> "Plan":
-    from pgcoord.plan import parse_plan, read_plan
+    from pgcoord.plan import read_plan
 
     workflows = configuration.workflows if configuration else None
     has_default = configuration is None or configuration.default_workflow is not None
-    how: Any = {
-        "workflows": workflows,
-        "has_default": has_default,
-        "takes_done": done is not None,
-        "parameters": dict(map(_parameter, parameters or ())),
-    }
-    if str(path) == "-":
-        plan = parse_plan(sys.stdin.read(), name="-", **how)
-    else:
-        plan = read_plan(path, **how)
+    plan = read_plan(
+        path,
+        workflows=workflows,
+        has_default=has_default,
+        takes_done=done is not None,
+        parameters=dict(map(_parameter, parameters or ())),
+    )
     for note in plan.notes:
         say(f"pgcoord: {note}", err=True)
     return plan

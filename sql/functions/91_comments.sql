@@ -48,7 +48,7 @@ comment on column pgcoord.reasons.feature_id is 'Its feature.';
 comment on column pgcoord.reasons.phase_number is 'Its number within the feature.';
 comment on column pgcoord.reasons.rank is 'The lower, the more decisive.';
 comment on column pgcoord.reasons.kind is
-    'Kind of the reason: unrecorded, ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked, engine or slot.';
+    'Kind of the reason: unrecorded, ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked, engine, slot or empty.';
 comment on column pgcoord.reasons.words is 'The reason in words.';
 comment on column pgcoord.reasons.refers_to is 'What it refers to: a phase, an adw_id, a feature, a workflow.';
 
@@ -59,7 +59,7 @@ comment on column pgcoord_private.first_reason.words is 'The most decisive reaso
 
 comment on column pgcoord.waiting.title is 'What the phase is called.';
 comment on column pgcoord.waiting.kind is
-    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked, engine or slot.';
+    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked, engine, slot or empty.';
 comment on column pgcoord.waiting.words is 'The reason in words.';
 
 comment on column pgcoord.slots.slot is 'Number of the slot.';

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -26,8 +27,10 @@ from support.panel_browser import is_live, look, served
 from support.panel_scene import Scene
 from support.serving import served as serving_of
 
+from pgcoord import assets
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
+from pgcoord.http.proxy import ADDRESS
 
 SCRIPT = '<img src=x onerror="hacked=1"><script>hacked=1</script>"\'>{{7*7}}</textarea></title>'
 
@@ -238,6 +241,25 @@ async def test_only_what_has_changed_is_sent(
     pieces = await page.evaluate("sent.flatMap(each => Object.keys(JSON.parse(each).pieces))")
     assert "feature-7" in pieces
     assert {each for each in pieces if each.startswith("feature-")} == {"feature-7"}
+
+
+async def test_of_a_graph_and_a_timeline_only_what_has_changed_is_sent(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    feature = add_feature(conn, {n: [n - 1] if n > 1 else [] for n in range(1, 21)})
+    await look(page, f"{panel}/features/{feature}")
+    await page.evaluate(
+        "window.sent = []; const before = take;"
+        "take = (message, glows) => { sent.push(message); before(message, glows); }; 0"
+    )
+    conn.execute("select pgcoord.cancel_phase(%s, 'no')", [f"queue-{feature}-20"])
+    await expect(page.locator("#node-20 a.node.cancelled")).to_be_visible()
+    await expect(page.locator("#lane-20")).to_have_attribute("aria-label", "cancelled")
+    await expect(page.locator("#who-20 .icon.cancelled")).to_be_visible()
+    sent = await page.evaluate("sent")
+    assert sum(map(len, sent)) < 10_000
+    pieces = [each for message in sent for each in json.loads(message)["pieces"]]
+    assert [each for each in pieces if each.startswith("node-")] == ["node-20"]
 
 
 async def test_a_change_of_one_phase_of_five_hundred_is_sent_in_ten_kilobytes(
@@ -759,6 +781,16 @@ async def test_under_another_path_all_works_behind_nginx(
             assert await page.evaluate(_OPENS, path) == ["open", "open"]
             await page.get_by_role("button", name="Log out").click()
             assert page.url == f"{outside}{path}/login"
+
+
+def test_each_attribute_with_an_address_is_put_under_the_path() -> None:
+    """Also those that only the script reads."""
+    templates = (assets.WEB / "templates").rglob("*.html")
+    text = "".join(each.read_text() for each in templates)
+    attributes = set(re.findall(r'([\w-]+)="(?:/\w|\{\{ (?:url|here|back|again|address)\b)', text))
+    attributes -= {"value"}  # of a field, which comes back
+    assert {name for name in attributes if not ADDRESS.match(f'{name}="/'.encode())} == set()
+    assert {"href", "action", "data-part"} <= attributes
 
 
 async def test_who_did_it_is_the_name_that_somebody_gave(

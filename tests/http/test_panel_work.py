@@ -338,7 +338,7 @@ async def test_two_attempts_are_compared_and_durations_are_shown_over_time(
     page: Page, panel: str, scene: Scene
 ) -> None:
     log = "step {0}\nsame line\nat 12:0{0}:11 took {0} s\n{1}\n"
-    for number, words in ((1, "3 of 214 tests failed"), (2, "disk full")):
+    for number, words in ((1, "3 of 214 tests failed\nnow b"), (2, "now b\ndisk full")):
         [row] = scene.sql(
             "select folder from pgcoord.attempt where queue_id = 'queue-104-6' and number = %s",
             number,
@@ -411,17 +411,13 @@ async def test_a_plan_is_checked_as_it_is_typed_and_changed_by_its_rows(
     page: Page, panel: str, conn: Connection
 ) -> None:
     await page.goto(f"{panel}/features/new")
-    await page.locator("#title").fill("Search")
-    await page.locator("[value=store]").last.click()
-    await page.get_by_role("link", name="Write plan").click()
     text = page.locator("#plan")
-    await text.fill(
-        "# Search\n\n## Phase 1: Index\n\nDo.\n\n## Phase 2: Page\nDepends on: 7\n\nShow.\n"
-    )
-    await expect(page.locator("#plan-said")).to_contain_text("line 8")
-    await text.fill(
-        "# Search\n\n## Phase 1: Index\n\nDo.\n\n## Phase 2: Page\nDepends on: none\n\nShow.\n"
-    )
+    await page.get_by_role("button", name="Add a phase").click()
+    await expect(text).to_have_value(re.compile("^# New feature\n\n## Phase 1: Phase 1"))
+    front = "# Search\n\nBudget: $5\n\n## Phase 1: Index\n\nDo.\n\n## Notes\n\nNot  ours.\n\n"
+    await text.fill(f"{front}## Phase 2: Page\nDepends on: 7\n\nShow.\n")
+    await expect(page.locator("#plan-said")).to_contain_text("line 14")
+    await text.fill(f"{front}## Phase 2: Page\nDepends on: none\n\nShow.\n")
     await expect(page.locator(".plan .graph")).to_have_attribute("aria-label", "Runs as 1 and 2")
     await expect(page.locator("#plan-said .problem")).to_have_count(0)
     # By picking: the text and the graph follow.
@@ -439,7 +435,20 @@ async def test_a_plan_is_checked_as_it_is_typed_and_changed_by_its_rows(
     await page.locator("#row-1 summary").click()
     await page.locator("#row-1").get_by_label("2 Page").check()
     await expect(page.locator("#plan-said")).to_contain_text("cycle 1 → 2 → 1")
-    assert conn.execute("select plan from planned_features").fetchall() == [{"plan": []}]
+    assert (await text.input_value()).startswith(front)
+    # That nothing is checked is said, until it is.
+    await page.route("**/features/new", lambda route: route.abort())
+    await text.press("Enter")
+    await expect(page.locator("#faults")).to_contain_text("The plan is not checked")
+    await page.unroute("**/features/new")
+    await text.press("Enter")
+    await expect(page.locator("#faults")).to_be_hidden()
+    assert conn.execute("select plan from planned_features").fetchall() == []
+    await page.get_by_role("button", name="Store", exact=True).first.click()
+    await expect(page.locator("h1")).to_have_text("Search")
+    [stored] = conn.execute("select plan, max_cost_usd from planned_features").fetchall()
+    assert [each["title"] for each in stored["plan"]] == ["Index", "Page", "Rollout"]
+    assert stored["max_cost_usd"] == 5
 
 
 async def test_a_plan_is_changed_by_its_rows_without_javascript(

@@ -8,6 +8,33 @@
 const body = document.body;
 const byId = (id) => document.getElementById(id);
 
+// --- What could not be fetched is said, until it can be
+
+const faults = new Map();
+
+function fault(what, words) {
+  if (words) faults.set(what, words);
+  else if (!faults.delete(what)) return;
+  const shown = byId("faults");
+  shown.textContent = [...faults.values()].join(" ");
+  shown.hidden = !faults.size;
+}
+
+// Fetch `address`; say in `words` what is not to be had, and why, where that fails.
+async function get(what, words, address, options) {
+  try {
+    const answer = await fetch(address, options);
+    if (!answer.ok) throw new Error(`the server says ${answer.status}`);
+    fault(what, "");
+    return answer;
+  } catch (error) {
+    fault(what, `${words}: ${error instanceof TypeError ? "the server does not answer" : error.message}.`);
+    throw error;
+  }
+}
+
+const said = () => {}; // `get` has said it
+
 // --- Changing elements into others
 
 // Let `old` become like `fresh`, an element of the same kind.
@@ -54,10 +81,13 @@ function becomeChildren(parent, wanted) {
 
 const alike = (one, other) => one.nodeType === other.nodeType && one.nodeName === other.nodeName && !other.id;
 
-function parse(html) {
+// The element of `html`, which is to stand in the place of `old`: maybe within a picture.
+function parse(html, old) {
   const template = document.createElement("template");
-  template.innerHTML = html.trim();
-  return template.content.firstElementChild;
+  const within = old instanceof SVGElement && old.ownerSVGElement;
+  template.innerHTML = within ? `<svg>${html}</svg>` : html.trim();
+  const made = template.content.firstElementChild;
+  return within ? made.firstElementChild : made;
 }
 
 // --- What has come and is not in place yet
@@ -84,18 +114,17 @@ const FETCH_AFTER = 5000; // milliseconds
 let fetchedAt = 0;
 
 async function fetchStale() {
-  if (document.hidden || Date.now() - fetchedAt < FETCH_AFTER) return;
+  if (document.hidden || !connection.live || Date.now() - fetchedAt < FETCH_AFTER) return;
   const seen = [...stale].find((id) => {
     const { top, bottom } = byId(id)?.getBoundingClientRect() ?? { top: 1, bottom: 0 };
     return bottom > 0 && top < innerHeight;
   });
   if (!seen) return;
   fetchedAt = Date.now();
-  stale.delete(seen);
   const address = new URL(location.href);
   address.searchParams.set("piece", seen);
-  const answer = await fetch(address);
-  if (!answer.ok) return;
+  const answer = await get(seen, `The ${seen} is older than the rest of the page`, address);
+  stale.delete(seen);
   become(byId(seen), parse(await answer.text()));
   zoom(byId(seen), 1);
   rove();
@@ -105,8 +134,8 @@ function put() {
   planned = 0;
   const fresh = new Map();
   for (const [id, html] of news.pieces) {
-    const now = parse(html);
     const old = byId(id);
+    const now = parse(html, old);
     // Only another state glows, not an expectation that has moved.
     if (old && old.dataset.state === now.dataset.state) news.glow.delete(id);
     if (!old) fresh.set(id, now);
@@ -116,7 +145,7 @@ function put() {
   for (const [id, items] of news.lists) arrange(byId(id), items, fresh);
   for (const id of news.glow) glow(byId(id));
   rove();
-  if (news.pieces.has("attempts")) followLatest().catch(() => {}); // the next news tries again
+  if (news.pieces.has("attempts")) followLatest().catch(said);
   news.pieces.clear();
   news.lists.clear();
   news.glow.clear();
@@ -188,8 +217,8 @@ let leftAt = 0;
 async function comeBack() {
   if (document.hidden) leftAt = Date.now();
   else if (leftAt && Date.now() - leftAt > AWAY && byId("since")) {
-    const answer = await fetch(location.href);
-    const fresh = answer.ok && new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("since");
+    const answer = await get("since", "What happened meanwhile cannot be told", location.href);
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("since");
     if (fresh) byId("since").replaceWith(document.adoptNode(fresh));
   }
 }
@@ -325,8 +354,7 @@ async function followLatest() {
   const latest = attempts?.dataset.latest;
   if (!latest || (shown ? shown.dataset.log.split(":")[0] : byId("log").dataset.attempt) === latest) return;
   if (location.search || (follow() && !follow().checked)) return;
-  const answer = await fetch(location.pathname);
-  if (!answer.ok) return;
+  const answer = await get("log", "The log of the latest attempt cannot be shown", location.pathname);
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("log");
   if (!fresh) return;
   byId("log").replaceWith(document.adoptNode(fresh));
@@ -390,8 +418,7 @@ async function extendLog(shown) {
 }
 
 async function fetchPart(shown, from) {
-  const answer = await fetch(`${shown.dataset.part}&at=${from}`);
-  if (!answer.ok) throw new Error("no part");
+  const answer = await get("part", "More of the log cannot be shown", `${shown.dataset.part}&at=${from}`);
   const part = await answer.json();
   const fresh = document.createElement("template");
   fresh.innerHTML = part.html;
@@ -423,8 +450,8 @@ function beginLog() {
     line.classList.add("at");
     shown.scrollTop = line.offsetTop - shown.offsetTop - shown.clientHeight / 3;
   } else shown.scrollTop = shown.scrollHeight;
-  shown.addEventListener("scroll", () => extendLog(shown).catch(() => {})); // the next move tries again
-  byId("log-at")?.addEventListener("change", (event) => goToPlace(shown, Number(event.target.value)).catch(() => {}));
+  shown.addEventListener("scroll", () => extendLog(shown).catch(said)); // the next move tries again
+  byId("log-at")?.addEventListener("change", (event) => goToPlace(shown, Number(event.target.value)).catch(said));
   if (!follow()) return;
   follow().closest("label").hidden = false;
   follow().addEventListener("change", connect);
@@ -588,6 +615,23 @@ const TYPED = 500; // milliseconds without a key
 let typed = 0;
 let checks = 0;
 
+// The form as the server shows it for what is in it now, also with the faults of the plan.
+async function fetchPlan(sent) {
+  const words = "The plan is not checked";
+  let page;
+  try {
+    const answer = await fetch(planForm.action, { method: "POST", body: sent, headers: { accept: "text/html" } });
+    page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  } catch {
+    fault("plan", `${words}: the server does not answer.`);
+    throw new Error(words);
+  }
+  const problem = page.getElementById("plan-said") ? "" : page.querySelector("main")?.textContent.trim().replace(/\s+/g, " ");
+  fault("plan", problem === "" ? "" : `${words}. ${problem ?? "The server gives no reason"}`);
+  if (problem !== "") throw new Error(words);
+  return page;
+}
+
 async function checkPlan(then) {
   clearTimeout(typed);
   const mine = ++checks;
@@ -595,8 +639,7 @@ async function checkPlan(then) {
   sent.set("then", then);
   sent.delete("file");
   const text = byId("plan").value;
-  const answer = await fetch(planForm.action, { method: "POST", body: sent, headers: { accept: "text/html" } });
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const page = await fetchPlan(sent);
   if (mine !== checks || byId("plan").value !== text) return; // something was typed meanwhile: that is checked next
   for (const id of ["plan-said", "plan-rows"]) {
     const fresh = page.getElementById(id);
@@ -608,16 +651,15 @@ async function checkPlan(then) {
 }
 
 if (planForm) {
-  const later = () => {}; // the server does not answer: the next key tries again
   byId("plan").addEventListener("input", () => {
     clearTimeout(typed);
-    typed = setTimeout(() => checkPlan("check").catch(later), TYPED);
+    typed = setTimeout(() => checkPlan("check").catch(said), TYPED);
   });
-  byId("plan-rows").addEventListener("change", () => checkPlan("rows").catch(later));
+  byId("plan-rows").addEventListener("change", () => checkPlan("rows").catch(said));
   planForm.addEventListener("submit", (event) => {
     if (!["check", "rows", "add"].includes(event.submitter?.value)) return;
     event.preventDefault();
-    checkPlan(event.submitter.value).catch(() => planForm.submit());
+    checkPlan(event.submitter.value).catch(said);
   });
 }
 
@@ -687,7 +729,7 @@ if (body.dataset.seen) {
   keepZone();
   beginLog();
   bringNow();
-  document.addEventListener("visibilitychange", () => comeBack().catch(() => {}));
+  document.addEventListener("visibilitychange", () => comeBack().catch(said));
   byId("lost").querySelector("button").addEventListener("click", connect);
   connect();
   setInterval(() => {
@@ -697,7 +739,7 @@ if (body.dataset.seen) {
     }
     showConnection();
     tick();
-    fetchStale().catch(() => {}); // the next second tries again
+    fetchStale().catch(said); // tried again after FETCH_AFTER
   }, 1000);
   addEventListener("pagehide", () => connection.source.close());
   addEventListener("pageshow", (event) => event.persisted && connect());

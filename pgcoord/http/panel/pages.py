@@ -39,8 +39,10 @@ _MOST_FOUND = 100
 # The most phases of a feature to name as the next in line.
 _NEXT_OF_FEATURE = 5
 
-# With more phases than this, graph and timeline are heavy: fetched only when visible.
+# With more phases than this, graph or timeline are heavy: fetched only when visible. A graph has
+# few parts that change; in a timeline, all do with time.
 _MOST_LIGHT = 40
+_MOST_LANES = 20
 
 # The most features of the overview with a forecast of their end.
 _MOST_FORESEEN = 50
@@ -275,7 +277,9 @@ class FeaturePage(View):
                 "piece/plan.html", self._planned(described.plan, phases, installation.limit)
             ),
             "graph": Piece("piece/graph.html", (graph, len(phases) > ROOMY), heavy=large),
-            "timeline": Piece("piece/timeline.html", timeline, ages=runs, heavy=large),
+            "timeline": Piece(
+                "piece/timeline.html", timeline, ages=runs, heavy=len(phases) > _MOST_LANES
+            ),
             "in-line": Piece("piece/in_line.html", [each.phase_number for each in in_line]),
             "find": Piece("piece/find.html", (self, feature, len(phases), len(listed))),
         }
