@@ -578,7 +578,7 @@ class Coordinator:
         epoch = self._leadership.epoch
         if assignment.host is not None:
             return self.supervision(assignment, self, epoch, lead_checked_at)
-        pool = self.engines.pool(assignment.pool)
+        pool = self.engines.pool_of(assignment)
         return EngineSupervision(assignment, self, epoch, lead_checked_at, pool)
 
     async def _supervise(

@@ -93,6 +93,28 @@ async def test_a_refused_copy_does_not_end_the_one_that_runs(
     assert "its process may still run" in attempt["error"]
 
 
+async def test_a_pool_that_gets_another_engine_takes_no_job_of_the_former_for_lost(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = FakeEngine()
+    other.is_launcher(monkeypatch, "other")
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        await job.begin(watch.conn)
+        await watch.until_statuses("running")
+    async with running(coordinator(dsn, tmp_path, launcher="other")):
+        await watch.submit("true")
+        while other.asked["find"] < 15:  # beyond SILENT  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        await watch.until_statuses("running", "ready")
+        await job.exit(watch.conn, 3)
+        await watch.until_statuses("failed", "ready")
+    assert (await watch.one("select outcome from pgcoord.attempt where id = 1"))[
+        "outcome"
+    ] == "failed"
+
+
 async def test_the_log_of_a_job_that_ends_without_a_word_is_copied_to_its_end(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
