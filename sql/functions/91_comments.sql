@@ -170,3 +170,11 @@ comment on column pgcoord.costs.cost_usd is 'Their cost in US dollars.';
 comment on column pgcoord.costs.tokens_in is 'Tokens that they read.';
 comment on column pgcoord.costs.tokens_out is 'Tokens that they wrote.';
 comment on column pgcoord.feature.max_cost_usd is 'What it may cost, in US dollars: once that is spent it is paused.';
+
+comment on column pgcoord.schedules.title is 'What the feature that it queues is called.';
+comment on column pgcoord.schedules.phases is 'How many phases that has.';
+comment on column pgcoord.schedules.last_due_at is 'The latest due time that was taken.';
+comment on column pgcoord.schedules.last_outcome is 'What became of that: started, waiting, skipped, missed or failed.';
+comment on column pgcoord.schedules.last_reason is 'Why, in words.';
+comment on column pgcoord.schedules.last_feature_id is 'The latest feature that it has queued.';
+comment on column pgcoord.schedules.last_status is 'How that stands.';

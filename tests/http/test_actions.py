@@ -30,6 +30,11 @@ NO_ACTIONS = {
     "checkup": "changes nothing: 'pgcoord doctor'",
     "preview": "changes nothing: it rolls back",
     "preview_several": "changes nothing: it rolls back",
+    **dict.fromkeys(
+        ("add_schedule", "change_schedule", "pause_schedule", "resume_schedule"),
+        "of schedules: 'pgcoord schedule'",
+    ),
+    **dict.fromkeys(("run_schedule", "delete_schedule"), "of schedules: 'pgcoord schedule'"),
     "act_on_phases": "does an action to several: 'pgcoord retry A B', /queue/several, /several",
 }
 
