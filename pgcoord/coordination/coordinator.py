@@ -465,6 +465,8 @@ class Coordinator:
         ]
         for attempt in attempts:
             supervised = self._supervised.get(attempt.folder)
+            if isinstance(supervised, EngineSupervision) and supervised.recorded:
+                supervised.epoch = self._leadership.epoch  # its job was submitted, whoever leads
             # The database refuses a start that began under another lead, and a failover may have
             # lost the record of a start.
             if supervised is None or (
@@ -588,7 +590,7 @@ class Coordinator:
         epoch = self._leadership.epoch
         if assignment.host is not None:
             return self.supervision(assignment, self, epoch, lead_checked_at)
-        pool = self.engines.pool(assignment.pool)
+        pool = self.engines.pool_of(assignment)
         return EngineSupervision(assignment, self, epoch, lead_checked_at, pool)
 
     async def _supervise(
