@@ -114,9 +114,9 @@ class Workflow:
     *fails_on*: patterns whose occurrence in the output fails the attempt (judge.py). *agent*: a key
     of `judge.AGENTS`, whose JSON output is understood. *retry_prompt*: the prompt of an attempt
     after a failed one, with {error} and {prompt}. *later_delay*: the first wait of an attempt that
-    is to be tried later; *max_later*: how often in a row (None: always). *quiet*: after so long without output the attempt
-    is reported as stuck and, with *quiet_ends*, ended. *max_cost_usd*: the most that the phases of
-    this workflow may cost in one feature.
+    is to be tried later; *max_later*: how often in a row (None: always). *quiet*: after so long
+    without output the attempt is reported as stuck and, with *quiet_ends*, ended. *max_cost_usd*:
+    the most that the phases of this workflow may cost in one feature.
     """
 
     name: str
