@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import uvicorn
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
+from starlette.types import ASGIApp
 
 from pgcoord.errors import CannotStart
 from pgcoord.http.app import make_app
@@ -67,7 +69,7 @@ async def serving(
     """
     trusted = state.access.trusted_proxies
     config = uvicorn.Config(
-        Proxied(make_app(state), trusted, state.access.public_url),
+        _compressing(Proxied(make_app(state), trusted, state.access.public_url)),
         http=partial(BoundedProtocol, limits or Limits()),  # type: ignore[arg-type]
         proxy_headers=False,  # see Proxied: uvicorn would believe every client of this machine
         lifespan="on",
@@ -89,6 +91,12 @@ async def serving(
         state.feed.close()
         server.stop()
         await served
+
+
+def _compressing(app: ASGIApp) -> ASGIApp:
+    """Compress pages and JSON for clients that take it, but no logs, which may grow meanwhile."""
+    left = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain")
+    return GZipMiddleware(app, minimum_size=1000, compresslevel=4, exclude_content_types=left)
 
 
 class _WithoutRefusals(logging.Filter):
