@@ -24,7 +24,8 @@ from markdown_it.token import Token
 
 from pgcoord.configuration import did_you_mean
 from pgcoord.duration import parse_duration
-from pgcoord.errors import InvalidPlan
+from pgcoord.errors import InvalidInput, InvalidPlan
+from pgcoord.text import read_text
 
 MOST_PHASES = 200
 
@@ -40,8 +41,17 @@ RUN_WHEN = ("completed", "failed", "always")
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
+# A comma that stands where a variable ends, outside of quotes, and what is before it.
+_COMMA = re.compile(
+    r"""((?:[^"'\\]|\\.|"(?:[^"\\]|\\.)*"|'[^']*')*?),(?=\s|$|[A-Za-z_][A-Za-z0-9_]*=)""",
+    re.ASCII | re.DOTALL,
+)
+
 # A parameter of a plan; in double braces it is plain text.
 _PARAMETER = re.compile(r"\{\{param\.[\w-]+\}\}|\{param\.([\w-]+)\}", re.ASCII)
+
+# What `write_plan` puts into braces once more; of {{param.x}} it is the inner part.
+_INNER = re.compile(r"\{param\.[\w-]+\}", re.ASCII)
 
 # The most cycles that are reported: a plan with more needs a rewrite, not a longer list.
 _MOST_CYCLES = 20
@@ -268,19 +278,12 @@ def read_plan(
 ) -> Plan:
     """Read the plan at *path*, a UTF-8 file; the other parameters are those of `parse_plan`.
 
-    Raises `InvalidPlan`, also when the file cannot be read.
+    The path `-` is standard input. Raises `InvalidPlan`, also when the file cannot be read.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InvalidPlan([f"{path}: {(error.strerror or str(error)).lower()}"]) from error
-    try:
-        # Windows editors begin a file with a byte order mark, which Markdown does not know.
-        text = data.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        byte = f"byte 0x{data[error.start]:02x} at offset {error.start}"
-        raise InvalidPlan([f"{path}:{line}: not UTF-8: {byte}"]) from error
+        text = read_text(path)
+    except InvalidInput as error:
+        raise InvalidPlan([str(error)], hint=error.hint) from error
     return parse_plan(
         text,
         name=str(path),
@@ -348,9 +351,16 @@ def parse_plan(
     )
 
 
-def write_plan(title: str, description: str | None, rows: Sequence[Mapping[str, Any]]) -> str:
+def write_plan(
+    title: str,
+    description: str | None,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    literal: bool = False,
+) -> str:
     """Return the Markdown of a plan; *rows* are objects as in `Plan.feature`'s "phases".
 
+    *literal*: the text is stored, so what looks like a parameter is none: it gets double braces.
     Nothing is validated. `parse_plan` reads the same phases back unless a value cannot be expressed
     in a plan; a caller that depends on that must compare.
     """
@@ -358,7 +368,8 @@ def write_plan(title: str, description: str | None, rows: Sequence[Mapping[str, 
     if description and description.strip():
         parts.append(f"{description.strip()}\n")
     parts += [_written(row) for row in rows]
-    return "\n".join(parts)
+    text = "\n".join(parts)
+    return _INNER.sub(r"{\g<0>}", text) if literal else text
 
 
 def _written(row: Mapping[str, Any]) -> str:
@@ -369,7 +380,7 @@ def _written(row: Mapping[str, Any]) -> str:
         "Depends on": needs,
         "When": None if row.get("run_when") == "completed" else row.get("run_when"),
         "Lock": row.get("lock"),
-        "Env": shlex.join(f"{name}={value}" for name, value in environment.items()) or None,
+        "Env": " ".join(_quoted(f"{name}={each}") for name, each in environment.items()) or None,
         "Workflow": row.get("workflow_type"),
         "Hours": _decimal(row.get("estimated_hours")),
         "Priority": row.get("priority"),
@@ -383,6 +394,11 @@ def _written(row: Mapping[str, Any]) -> str:
     mark = "✅ " if row.get("status") == "completed" else ""
     heading = f"## {mark}Phase {row['phase_number']}: {row.get('title') or 'Untitled'}"
     return "\n".join([heading, *lines, "", row.get("prompt_content") or "", ""])
+
+
+def _quoted(word: str) -> str:
+    quoted = shlex.quote(word)
+    return f"'{word}'" if quoted == word and "," in word else quoted
 
 
 def _decimal(number: float | None) -> str | None:
@@ -872,6 +888,12 @@ def _lock(value: str) -> str:
 
 def _variables(value: str) -> tuple[tuple[str, str], ...]:
     expected = 'expected NAME=value, with quotes where there are spaces: MODE=prod TITLE="a b"'
+    # Taken as a part of the value, it would be found only by the process that gets it.
+    if comma := _COMMA.match(value):
+        raise ValueError(
+            f"a comma after {comma[1]!r:.60}: variables are separated by spaces;"
+            " a value that ends with a comma, or has one before NAME=, has quotes"
+        )
     try:
         words = shlex.split(value)
     except ValueError as error:
@@ -1044,7 +1066,11 @@ def _faults_in_parameters(lines: list[str], given: Mapping[str, str]) -> Iterato
         for match in _PARAMETER.finditer(line):
             name = match[1]
             if name is not None and name not in given:
-                yield number, f"{match[0]} has no value: expected --set {name}=VALUE"
+                yield (
+                    number,
+                    f"{match[0]} has no value: 'pgcoord run' and 'submit' take one by"
+                    f" --set {name}=VALUE; {{{match[0]}}} is this text itself",
+                )
             used.add(name)
     for name in given:
         if name not in used:

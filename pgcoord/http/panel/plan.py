@@ -187,7 +187,7 @@ async def plan(request: Request) -> Response:
     async with state_of(request).acting(request) as conn:
         feature = await reads.feature_to_plan(conn, feature_id)
         rows = (await panel.described(conn, feature_id)).plan
-    text = write_plan(feature.title, None, rows)
+    text = write_plan(feature.title, None, rows, literal=True)
     faithful = await asyncio.to_thread(_faithful, text, rows)
     return await _plan_form(request, feature.title, text, feature.version, None, faithful)
 
@@ -197,7 +197,8 @@ def _faithful(text: str, rows: list[Any]) -> bool:
     from pgcoord.plan import parse_plan
 
     try:
-        return not rows or [each.row() for each in parse_plan(text, name="plan").phases] == rows
+        read = parse_plan(text, name="plan", parameters={})
+        return not rows or [each.row() for each in read.phases] == rows
     except InvalidPlan:
         return False
 
