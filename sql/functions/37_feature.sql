@@ -99,7 +99,17 @@ begin
     if new.id < 1 then
         raise exception using
             errcode = 'PC005', message = format('there can be no feature %s', new.id), hint = 'Leave the id out.';
-    elsif new.estimated_hours = 'NaN' or new.estimated_hours > 1000000 then
+    elsif btrim(new.title) = '' then
+        raise exception using
+            errcode = 'PC005',
+            message = format('%s has no title', v_name),
+            hint = 'Give a title that is not empty.';
+    elsif new.max_cost_usd = 'NaN' or new.max_cost_usd <= 0 or new.max_cost_usd > 1e9 then
+        raise exception using
+            errcode = 'PC005',
+            message = format('the budget of %s cannot be %s', v_name, new.max_cost_usd),
+            hint = 'Give US dollars, from 0.01 to 1000000000, or null for no limit.';
+    elsif new.estimated_hours = 'NaN' or new.estimated_hours < 0 or new.estimated_hours > 1000000 then
         raise exception using
             errcode = 'PC005',
             message = format('%s cannot take %s hours', v_name, new.estimated_hours),
