@@ -44,6 +44,7 @@ _MODULES = (
     "show",
     "logs",
     "control",
+    "schedule",
     "edit",
     "report",
     "doctor",

@@ -14,6 +14,7 @@ FLOORS = (
         "text",
         "assets",
         "backoff",
+        "cron",
         "duration",
         "judge",
         "ownership",

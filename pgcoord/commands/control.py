@@ -103,7 +103,7 @@ _Amount = Annotated[
 
 def _command(verb: str) -> Callable[..., None]:
     """Return the Typer command for all actions of *verb*, with the arguments that they take."""
-    of_verb = [each for each in ACTIONS if each.verb == verb]
+    of_verb = [each for each in ACTIONS if each.verb == verb and each.scope != "schedule"]
 
     def command(
         ctx: typer.Context,

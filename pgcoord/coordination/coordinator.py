@@ -28,6 +28,7 @@ from pgcoord.coordination.housekeeping import keep_house
 from pgcoord.coordination.launching import Launcher
 from pgcoord.coordination.leadership import Leadership
 from pgcoord.coordination.retrying import Fact, Retrying, Stopped
+from pgcoord.coordination.schedules import Schedules
 from pgcoord.coordination.supervision import Supervision, log_move
 from pgcoord.database import claims, issues, notices
 from pgcoord.database._sql import Connection
@@ -105,6 +106,7 @@ class Coordinator:
         self._abandoned: set[int] = set()
         self.engines = Engines(self)
         self.notices = self._make_notices()
+        self._schedules = Schedules(self)
 
     async def run(self) -> None:
         """Lead or stand by until `stop`, which leaves running processes alone.
@@ -125,6 +127,7 @@ class Coordinator:
                         tasks.create_task(self.issues.run())
                     if self.notices:
                         tasks.create_task(self.notices.run())
+                    tasks.create_task(self._schedules.run())
                     await self._coordinate()
                 except CoordError as error:
                     refusal = error  # raised below: the task group would wrap it in a group
@@ -161,6 +164,11 @@ class Coordinator:
     def led(self) -> bool:
         """Whether this coordinator ever led."""
         return self._leadership.led
+
+    @property
+    def epoch(self) -> int:
+        """The number of the lead, as this coordinator knows it."""
+        return self._leadership.epoch
 
     @property
     def interruptions(self) -> int:
@@ -299,6 +307,7 @@ class Coordinator:
         if disowned:  # their phases may be claimable: end the old processes before the next claim
             await self.unless_stopped(asyncio.wait(disowned))
         self._ends.open()
+        self._schedules.wake()
         try:
             await self.unless_stopped(self._go_rounds())
         finally:
@@ -366,6 +375,9 @@ class Coordinator:
             self.issues.wake()
         if self.notices:
             self.notices.wake()
+        if self._leadership.take_changed_schedules():
+            self._schedules.wake()
+        self._schedules.note_round()
         self._backoff.reset()  # only now: a server may accept connections but refuse to write
         # What could be claimed right after a claim is not locked: that left it to another.
         if not (claimed and work.locked):
@@ -469,6 +481,8 @@ class Coordinator:
         ]
         for attempt in attempts:
             supervised = self._supervised.get(attempt.folder)
+            if isinstance(supervised, EngineSupervision) and supervised.recorded:
+                supervised.epoch = self._leadership.epoch  # its job was submitted, whoever leads
             # The database refuses a start that began under another lead, and a failover may have
             # lost the record of a start.
             if supervised is None or (
@@ -592,7 +606,7 @@ class Coordinator:
         epoch = self._leadership.epoch
         if assignment.host is not None:
             return self.supervision(assignment, self, epoch, lead_checked_at)
-        pool = self.engines.pool(assignment.pool)
+        pool = self.engines.pool_of(assignment)
         return EngineSupervision(assignment, self, epoch, lead_checked_at, pool)
 
     async def _supervise(

@@ -356,18 +356,34 @@ class Engines:
         self._coordination = coordination
         self._pools: dict[str, Pool] = {}
         self._declared: dict[str, DeclaredPool] = {}
+        self._moved: set[int] = set()  # attempts whose job another launcher has
+        self._former: dict[str, Pool] = {}
         self._prefix = ""
 
     async def declare(self, conn: Connection) -> None:
         """Read the declared pools, and start to query each engine, which finds stray jobs."""
         pools = await claims.pools(conn)
         self._prefix = f"pgcoord-{(await claims.installation(conn))[:8]}-"
+        self._moved = await claims.moved_attempts(conn)
         before, self._declared = self._declared, {each.name: each for each in pools}
         for name, declared in self._declared.items():
             if before.get(name) != declared and (pool := self._pools.pop(name, None)):
                 pool.watch.is_retired = True
             if declared.launcher in LAUNCHERS:
                 self.pool(name).watch.hurry()
+
+    def pool_of(self, assignment: Assignment) -> "Pool":
+        """Return the pool of an attempt; if its job was given to another launcher, what is left.
+
+        The launcher that the pool has by now knows no such job, which says nothing.
+        """
+        name = assignment.pool
+        if assignment.attempt_id not in self._moved:
+            return self.pool(name)
+        if name not in self._former:
+            engine = _Unusable(f"its job was given to another launcher than pool {name} has by now")
+            self._former[name] = self._make_pool(name, engine, shares_folder=True)
+        return self._former[name]
 
     def pool(self, name: str) -> "Pool":
         """Return the pool *name*, made on first use.
@@ -378,19 +394,18 @@ class Engines:
         if name not in self._pools:
             declared = self._declared.get(name)
             settings = declared.settings if declared else {}
-            report_url = settings.get("report_url") or self._coordination.report_url
-            engine = self._engine_of(name, declared)
             launcher = declared.launcher if declared else None
-            watch = Watch(
-                name,
-                engine,
-                self._prefix,
-                self._coordination,
-                # An engine that is not declared any more may have shared them.
-                shares_folder="folder" in settings or launcher not in LAUNCHERS,
-            )
-            self._pools[name] = Pool(watch, report_url)
+            # An engine that is not declared any more may have shared them.
+            shares_folder = "folder" in settings or launcher not in LAUNCHERS
+            engine = self._engine_of(name, declared)
+            self._pools[name] = self._make_pool(name, engine, shares_folder=shares_folder)
         return self._pools[name]
+
+    def _make_pool(self, name: str, engine: Engine, *, shares_folder: bool) -> "Pool":
+        declared = self._declared.get(name)
+        report_url = declared and declared.settings.get("report_url")
+        watch = Watch(name, engine, self._prefix, self._coordination, shares_folder=shares_folder)
+        return Pool(watch, report_url or self._coordination.report_url)
 
     def _engine_of(self, name: str, declared: DeclaredPool | None) -> Engine:
         launcher = declared.launcher if declared else "none"

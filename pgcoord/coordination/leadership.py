@@ -201,6 +201,11 @@ class Leadership:
         assert self.listener is not None
         return self.listener.take_changed()
 
+    def take_changed_schedules(self) -> bool:
+        """Return whether a schedule was changed since the last call, as far as heard."""
+        assert self.listener is not None
+        return self.listener.take_changed_schedules()
+
     def wake(self) -> None:
         """End the current `wait`, or the next one, at once."""
         if self.listener:

@@ -154,6 +154,16 @@ async def pools(conn: Connection) -> list[DeclaredPool]:
     )
 
 
+async def moved_attempts(conn: Connection) -> set[int]:
+    """Return the open attempts whose job another launcher has than their pool names by now."""
+    found = await fetch_value(
+        conn,
+        "select array_agg(a.id) from pgcoord.attempt as a join pgcoord.pool as o on o.name = a.pool"
+        " where a.exited_at is null and a.submitted_to <> o.launcher",
+    )
+    return set(found or ())
+
+
 async def open_attempts(conn: Connection, host: str, *, engines: bool) -> list[OpenAttempt]:
     """Return the attempts of *host*, with *engines* also those of engines, which may be alive.
 

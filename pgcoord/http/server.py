@@ -12,7 +12,7 @@ import uvicorn
 
 from pgcoord.errors import CannotStart
 from pgcoord.http.app import make_app
-from pgcoord.http.connections import BoundedProtocol, Limits
+from pgcoord.http.connections import BoundedProtocol, Limits, SharedByHosts
 from pgcoord.http.proxy import Proxied
 from pgcoord.http.state import AppState
 
@@ -65,10 +65,13 @@ async def serving(
 
     Returns within seconds. Clients that go past *limits* are refused.
     """
-    trusted = state.access.trusted_proxies
+    limits = limits or Limits()
+    app, access = make_app(state), state.access
+    shared = SharedByHosts(app, limits.per_host)
+    proxied = Proxied(app, shared, access.trusted_proxies, access.public_url)
     config = uvicorn.Config(
-        Proxied(make_app(state), trusted, state.access.public_url),
-        http=partial(BoundedProtocol, limits or Limits()),  # type: ignore[arg-type]
+        proxied,
+        http=partial(BoundedProtocol, limits, proxied.is_proxy),  # type: ignore[arg-type]
         proxy_headers=False,  # see Proxied: uvicorn would believe every client of this machine
         lifespan="on",
         log_config=None,

@@ -168,8 +168,8 @@ class Phase:
         beside = f"{self._result_file}.new"
         if os.path.lexists(beside):
             os.unlink(beside)
-        with open(beside, "x", encoding="utf-8") as file:
-            json.dump(result, file)
+        with open(beside, "x", encoding="utf-8", errors="replace") as file:
+            json.dump(result, file, ensure_ascii=False)  # escaped, it may be too large
         os.replace(beside, self._result_file)
 
     def put_fault(self, fault: str) -> None:

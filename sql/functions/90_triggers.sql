@@ -122,3 +122,14 @@ create or replace trigger attempt_delete_tells after delete on pgcoord.attempt
 -- Events are append-only.
 create or replace trigger event_change_refuses before update or delete on pgcoord.event
     for each row execute function pgcoord_private.guard_event();
+
+-- --- pgcoord.schedule: INSERT, UPDATE, DELETE
+
+-- Fill what was left out, refuse what cannot be, have times computed anew.
+create or replace trigger schedule_change_guards before insert or update on pgcoord.schedule
+    for each row execute function pgcoord_private.guard_schedule();
+
+-- Log what people change, and wake the coordinator. (Of these columns: not when a due time is taken.)
+create or replace trigger schedule_change_follows after insert or delete
+    or update of name, cron, timezone, feature, overlap, missed, paused_at, paused_reason on pgcoord.schedule
+    for each row execute function pgcoord_private.follow_schedule();

@@ -645,7 +645,8 @@ def test_status_json_is_an_object_that_stays_as_it_is(
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
     found = json.loads(desk.say("status", "--json"))
-    assert list(found) == ["slots", "paused_at", "coordinator", "lead_blocker", "features"]
+    members = ["slots", "paused_at", "coordinator", "lead_blocker", "features", "schedules"]
+    assert list(found) == members
     assert found["paused_at"] is None
     assert list(found["coordinator"]) == ["epoch", "host", "pid", "version", "lead_at"]
     assert found["slots"][1:] == [
@@ -747,6 +748,7 @@ def test_why_gives_a_line_for_each_reason(desk: Desk, conn: Connection) -> None:
     assert desk.say("why", "1.2").splitlines() == [
         "waits for phase 7, which does not exist",
         "waits for phase 1, queued",
+        "says nothing of what is to be done: it has neither title nor prompt",
     ]
 
 

@@ -41,7 +41,9 @@ def commands(document: Path) -> Iterator[str]:
 def check(command: str) -> None:
     """Assert that its command and its options exist."""
     _, *words = shlex.split(command, comments=True)
-    names = [word for word in words[: 2 if words[:1] == ["db"] else 1] if word[0] != "-"]
+    names = [
+        word for word in words[: 2 if words[:1] in (["db"], ["schedule"]) else 1] if word[0] != "-"
+    ]
     help = CliRunner().invoke(make_app(), [*names, "--help"])
     assert help.exit_code == 0, f"there is no command {' '.join(names)}: {command}"
     if names == ["psql"]:  # hands on what it does not know

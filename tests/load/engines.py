@@ -37,6 +37,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from pgcoord import report
+from pgcoord.assets import SQL
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
 from pgcoord.runs import job
@@ -48,6 +49,9 @@ PHASES, WIDTH = 50, 10
 
 # Phases of the gauge, in each of its measurements.
 GAUGE = 40
+
+# The phases of this run, not those that `--finished` has inserted.
+_OURS = "feature_id < 1000000"
 
 Row = Any
 
@@ -126,7 +130,7 @@ class Engine:
         """POST as the wrapper does, until there is an answer that stays; return its status."""
         parts = urlsplit(order["url"])
         body = {"act": act, "attempt": order["attempt"], "copy": copy, **more}
-        content = json.dumps(body).encode()
+        content, wait = json.dumps(body).encode(), 0.5
         while True:
             signed = report.sign_body(order["secret"], content).headers
             lines = [
@@ -148,7 +152,8 @@ class Engine:
                         writer.close()
                     if status < 500 and status != 429:
                         return status
-            await asyncio.sleep(1)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, 15.0)
 
 
 def configuration(addresses: dict[str, str]) -> str:
@@ -165,6 +170,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--phases", type=int, default=100_000)
     parser.add_argument("--seconds", type=int, default=1500, help="of the accelerated day")
+    parser.add_argument("--finished", type=int, default=0, help="phases of days before")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pgcoord-engines-") as name:
         postgres = EmbeddedPostgres(Path(name) / "server")
@@ -172,6 +178,10 @@ def main() -> int:
         try:
             with psycopg.connect(postgres.dsn, autocommit=True) as conn:
                 schema.upgrade(conn)
+                if wanted.finished:
+                    text = (SQL / "bench/finished.sql").read_text()
+                    conn.execute(text.replace("{features}", str(wanted.finished // 100)).encode())
+                    conn.execute("vacuum analyze")
             return asyncio.run(Run(Path(name), postgres.dsn, wanted).run())
         finally:
             postgres.stop()
@@ -273,7 +283,7 @@ class Run:
             before = done
             done, slots, there = await self._one(
                 "select count(*) filter (where status = 'completed'), count(slot), count(*)"
-                " from phase_queue"
+                f" from phase_queue where {_OURS}"
             )
             held.append(slots)
             self._resident_at.append(self._resident())
@@ -295,14 +305,16 @@ class Run:
 
     async def _spent(self) -> tuple[float, ...]:
         """Return phases done, processor seconds of the server and of Postgres, transactions."""
-        (done,) = await self._one("select count(*) from phase_queue where status = 'completed'")
+        (done,) = await self._one(
+            f"select count(*) from phase_queue where status = 'completed' and {_OURS}"
+        )
         return done, self._busy(), _busy_of_tree(self._postmaster), await self._commits()
 
     async def _judge(self) -> int:
         wrong = await self._one(
             "select (select count(*) from phase_queue where status <> 'completed'),"
             " (select count(*) from pgcoord.attempt where number > 1 or refused_begins > 0"
-            " or outcome is distinct from 'completed'),"
+            " or exited_at is not null and outcome is distinct from 'completed'),"
             " (select count(*) from pgcoord.attempt where exited_at is null)"
         )
         refused = sum(each.refused for each in self.engines.values())
@@ -428,7 +440,9 @@ class Run:
         return await cursor.fetchone()
 
     async def _all_done(self) -> bool:
-        return not await self._one("select 1 from phase_queue where status <> 'completed' limit 1")
+        return not await self._one(
+            f"select 1 from phase_queue where status <> 'completed' and {_OURS} limit 1"
+        )
 
     async def _until(self, statement: str) -> None:
         async with asyncio.timeout(600):

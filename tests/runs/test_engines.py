@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def coordinator(dsn: str, folder: Path, **settings: Any) -> Coordinator:
 
 async def submitted(watch: Watch, engine: FakeEngine) -> FakeJob:
     """The one job that the engine has, once the database knows it."""
+    while not engine.jobs:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
     await watch.until_found("select from pgcoord.attempt where job is not null")
     return list(engine.jobs.values())[-1]
 
@@ -88,6 +91,28 @@ async def test_a_refused_copy_does_not_end_the_one_that_runs(
         attempt = await watch.one("select outcome, error from pgcoord.attempt")
     assert attempt["outcome"] == "lost"
     assert "its process may still run" in attempt["error"]
+
+
+async def test_a_pool_that_gets_another_engine_takes_no_job_of_the_former_for_lost(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = FakeEngine()
+    other.is_launcher(monkeypatch, "other")
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        await job.begin(watch.conn)
+        await watch.until_statuses("running")
+    async with running(coordinator(dsn, tmp_path, launcher="other")):
+        await watch.submit("true")
+        while other.asked["find"] < 15:  # beyond SILENT  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        await watch.until_statuses("running", "ready")
+        await job.exit(watch.conn, 3)
+        await watch.until_statuses("failed", "ready")
+    assert (await watch.one("select outcome from pgcoord.attempt where id = 1"))[
+        "outcome"
+    ] == "failed"
 
 
 async def test_the_log_of_a_job_that_ends_without_a_word_is_copied_to_its_end(
@@ -138,6 +163,32 @@ async def test_a_pool_that_becomes_another_launchers_lets_its_jobs_end(
         await watch.until_statuses("running", "completed")
         await job.exit(watch.conn, 3)
         await watch.until_statuses("failed", "completed")
+
+
+async def test_jobs_stay_with_the_engine_that_has_them_when_their_pool_is_declared_anew(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = FakeEngine()
+    both = {"fake": lambda settings, _: other if settings.get("other") else engine}
+    monkeypatch.setattr(engines, "LAUNCHERS", {**engines.LAUNCHERS, **both})
+    async with running(coordinator(dsn, tmp_path)) as leader:
+        await watch.submit("true", "true")
+        await watch.until_found("select from pgcoord.attempt having count(job) = 2")
+        runs, _ = engine.in_line()
+        await runs.begin(watch.conn)
+        await watch.until_statuses("running", "ready")
+        pool = leader.configuration.pools["far"]
+        pool = replace(pool, settings={**pool.settings, "other": "yes"})
+        pools = {**leader.configuration.pools, "far": pool}
+        leader.reconfigure(replace(leader.configuration, pools=pools))
+        await watch.until_found("select from pgcoord.control where epoch = 2")
+        await watch.submit("true")
+        await submitted(watch, other)
+        for number in (1, 2):
+            await watch.conn.execute(f"select pgcoord.cancel_phase('queue-1-{number}', 'enough')")
+        await watch.until_statuses("cancelled", "cancelled", "ready")
+    assert {each.seen.place for each in engine.in_line()} == {Place.ENDED}
+    assert len(other.jobs) == 1
 
 
 async def test_an_engine_that_is_down_for_ten_minutes_delays_and_no_more(

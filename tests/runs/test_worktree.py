@@ -554,6 +554,15 @@ def test_a_result_of_the_command_is_kept_beside_the_branch(repository: Repositor
         assert repository.worktree(f"queue-1-{number}").exists()
 
 
+def test_a_result_that_is_large_enough_does_not_grow(repository: Repository) -> None:
+    many = "$(yes é | head -20000 | tr -d '\\n')"
+    write = f"""printf '{{"summary": "%s"}}' "{many}" > $PGCOORD_RESULT_FILE"""
+    done = repository.phase("queue-1-1", write)
+    assert done.status == 0, done.log
+    assert done.result["summary"] == "é" * 20_000
+    assert (repository.inputs / "queue-1-1.result").stat().st_size < 65_536
+
+
 def test_what_says_that_it_failed_is_not_kept(repository: Repository) -> None:
     said = """echo x > file; echo '{"status": "failed", "error": "no"}' > $PGCOORD_RESULT_FILE"""
     done = repository.phase("queue-1-1", said)

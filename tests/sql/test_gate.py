@@ -32,7 +32,9 @@ def events(conn: Connection, *kinds: str) -> list[tuple[str, str, str | None]]:
 
 
 def why(conn: Connection, queue_id: str) -> list[tuple[str, str]]:
-    found = conn.execute("select kind, words from pgcoord.why(%s)", [queue_id])
+    found = conn.execute(
+        "select kind, words from pgcoord.why(%s) where kind <> 'empty'", [queue_id]
+    )
     return [(row["kind"], row["words"]) for row in found]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from pgcoord.database import panel, reads, session
+from pgcoord.database import panel, reads, schedules, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.reads import why
 from pgcoord.database.rows import HistoryEvent
@@ -104,6 +104,7 @@ class Overview(View):
             features = await panel.feature_rows(conn, self.show, self.search, MOST_FEATURES)
             finishes = await panel.finishes(conn, _foreseen(features))
             found = await self._found(conn)
+            scheduled = await schedules.schedules(conn)
         finish = None if installation.paused_at else finishes.get(None)
         pieces = {
             "notice": Piece("piece/notice.html", installation),
@@ -117,6 +118,7 @@ class Overview(View):
             "filters": Piece("piece/filters.html", (self, len(needs))),
             "tally": Piece("piece/tally.html", (self, _tally(features))),
             "found": Piece("piece/found.html", (found, _MOST_FOUND, self.query)),
+            "schedules": Piece("piece/schedules.html", scheduled),
             "none": Piece("piece/none.html", (self, bool(features))),
         }
         free = [each for each in slots if not each.queue_id] if len(slots) > _MOST_CARDS else []
@@ -446,6 +448,7 @@ EVENTS = (
     *("phase_inserted", "phase_deleted", "phase_reprioritised", "gate_asked"),
     *("feature_inserted", "feature_changed", "feature_paused", "feature_resumed"),
     "feature_budget",
+    *("schedule_changed", "schedule_due"),
     *("feature_cancelled", "slots_changed", "paused", "resumed"),
 )
 

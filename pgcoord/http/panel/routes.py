@@ -10,8 +10,10 @@ import hashlib
 import io
 import json
 import re
+from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import date
+from itertools import islice
 
 from markupsafe import Markup
 from starlette.requests import Request
@@ -19,7 +21,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import assets
-from pgcoord.database import panel
+from pgcoord.cron import NeverDue, due_times
+from pgcoord.database import panel, reads, schedules
 from pgcoord.database.rows import HistoryEvent
 from pgcoord.errors import InvalidInput, NotFound
 from pgcoord.http.login import local
@@ -34,6 +37,8 @@ from pgcoord.http.panel.responses import (
     feature_id_of,
     keep,
     read_number,
+    render_page,
+    schedule_of,
     show,
     zone_of,
 )
@@ -135,6 +140,29 @@ async def feature(request: Request) -> Response:
     return await show(request, view)
 
 
+@error_page
+async def schedule(request: Request) -> Response:
+    """Answer with a schedule, its next times, and what became of the last ones."""
+    async with state_of(request).database.connection() as conn:
+        found = await schedules.schedule(conn, schedule_of(request))
+        runs = await schedules.runs(conn, found.name)
+        now = await reads.now(conn)
+    times = []
+    with suppress(NeverDue):
+        times = list(islice(due_times(found.cron, found.timezone, now), _NEXT_TIMES))
+    return render_page(
+        request,
+        "schedule.html",
+        title=f"schedule {found.name} · pgcoord",
+        schedule=found,
+        runs=runs,
+        times=[found.clock(each) for each in times],
+    )
+
+
+_NEXT_TIMES = 5
+
+
 def _history_of(request: Request) -> History:
     """Return the history with the filters of the query. Raises `NotFound`, `InvalidInput`."""
     query = {name: value.replace("\0", "").strip() for name, value in request.query_params.items()}
@@ -199,6 +227,7 @@ _ATTACHED = {
 
 _PHASE = "/phases/{queue_id:path}"
 _FEATURE = "/features/{feature_id}"
+_SCHEDULE = "/schedules/{schedule}"
 
 routes: list[BaseRoute] = [
     Route("/", overview),
@@ -208,7 +237,8 @@ routes: list[BaseRoute] = [
     Route("/history", history),
     Route("/history.{kind:str}", export_history),
     *plan_pages.routes(_FEATURE),
-    *actions.routes(_FEATURE, _PHASE),
+    *actions.routes(_FEATURE, _PHASE, _SCHEDULE),
+    Route(_SCHEDULE, schedule),
     Route(_FEATURE, feature),
     Route(f"{_PHASE}/log", phase_pages.send_log),
     Route(f"{_PHASE}/part", phase_pages.send_part),
