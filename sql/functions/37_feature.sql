@@ -114,6 +114,11 @@ begin
             errcode = 'PC005',
             message = format('%s cannot take %s hours', v_name, new.estimated_hours),
             hint = 'estimated_hours lies between 0 and 1000000, or is null.';
+    elsif jsonb_typeof(new.tags) <> 'array' or jsonb_typeof(new.plan) <> 'array' then
+        raise exception using
+            errcode = 'PC005',
+            message = format('%s of %s is no array', case when jsonb_typeof(new.tags) <> 'array' then 'tags' else 'the plan' end, v_name),
+            hint = 'Give a JSON array: of strings for tags, of phases for the plan.';
     elsif jsonb_typeof(new.plan) = 'array' and jsonb_path_exists(new.plan, '$[*] ? (@.type() != "object")') then
         raise exception using
             errcode = 'PC005',

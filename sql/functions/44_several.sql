@@ -136,11 +136,12 @@ begin
             left join first on first.queue_id = p.queue_id
         where p.feature_id = any (v_feature_ids)
             and (concat_ws(' ', p.status, p.gated, p.priority) <> v_before ->> p.queue_id or v_refused ? p.queue_id);
-        select coalesce(v_after, '[]') || jsonb_agg(jsonb_build_object('queue_id', r.key, 'words', r.value) order by r.key)
-        into v_after
-        from jsonb_each_text(v_refused) as r
-        where not exists (select from public.phase_queue as p where p.queue_id = r.key)
-        having count(*) > 0;
+        v_after := coalesce(v_after, '[]') || array_to_json(array(
+            select jsonb_build_object('queue_id', r.key, 'words', r.value)
+            from jsonb_each_text(v_refused) as r
+            where not exists (select from public.phase_queue as p where p.queue_id = r.key)
+            order by r.key
+        ))::jsonb;
         raise exception using errcode = 'PC099', message = 'taken back';
     exception when sqlstate 'PC099' then    -- (PC000 would be all of class PC)
         null;
