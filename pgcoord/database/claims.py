@@ -257,11 +257,18 @@ async def start_phase(
 
 
 def exited(
-    attempt: Assignment, exit_code: int, log_tail: str, left_behind: str, result: Result
+    attempt: Assignment,
+    exit_code: int,
+    log_tail: str,
+    left_behind: str,
+    result: Result,
+    exited_seconds_ago: float | None = None,
 ) -> End:
     """The process of an attempt exited; *left_behind* names the processes that outlived it.
 
-    *result*: its result file. SQL: pgcoord_private.end_attempt.
+    *result*: its result file. *exited_seconds_ago*: None where that is not known.
+
+    SQL: pgcoord_private.end_attempt.
     """
     return {
         "kind": "exited",
@@ -269,6 +276,7 @@ def exited(
         "exit_code": exit_code,
         "log_tail": log_tail,
         "left_behind": left_behind,
+        "exited_seconds_ago": exited_seconds_ago,
         **result,
     }
 

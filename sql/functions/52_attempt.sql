@@ -140,6 +140,35 @@ begin
     end if;
 end $$;
 
+-- Take back the end that was asked for of a process that ran too long, when it had ended in time, p_ago: nobody looked.
+create or replace function pgcoord_private.take_back_timeout(p_attempt_id bigint, p_ago interval) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
+begin
+    if v_attempt.ending = 'timed_out' and v_attempt.exited_at is null and v_attempt.deadline > clock_timestamp() - p_ago then
+        update pgcoord.attempt set ending = null, ending_at = null, ending_reason = null where id = p_attempt_id;
+    end if;
+end $$;
+
+-- Give an attempt that this transaction has ended, and its phase, the time at which its process had ended, p_ago.
+create or replace function pgcoord_private.date_end_back(p_attempt_id bigint, p_ago interval) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_attempt pgcoord.attempt;
+begin
+    update pgcoord.attempt
+    set exited_at = greatest(clock_timestamp() - p_ago, started_at),
+        ended_at = case when ended_at >= now() then greatest(clock_timestamp() - p_ago, started_at) else ended_at end
+    where id = p_attempt_id and exited_at >= now()
+    returning * into v_attempt;
+    update public.phase_queue set finished_timestamp = v_attempt.ended_at
+    where queue_id = v_attempt.queue_id and attempt = v_attempt.number and status in ('completed', 'failed')
+        and finished_timestamp >= now();
+end $$;
+
 -- An attempt has no process and never will: it could not be started, or the process vanished without an exit status.
 -- An end that was asked for meanwhile counts first.
 create or replace function pgcoord.give_up_attempt(p_attempt_id bigint, p_outcome text, p_error text) returns boolean
