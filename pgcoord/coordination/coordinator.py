@@ -85,7 +85,7 @@ class Coordinator:
         self.report_url = report_url
         self.issues = self._make_issues()
         self._dsn = dsn
-        self._runs_folder = runs_folder.resolve()
+        self.runs_folder = runs_folder.resolve()
         self._stopping = asyncio.Event()
         self._draining = False
         self._declares_anew = False
@@ -94,7 +94,7 @@ class Coordinator:
         self._leadership = Leadership(
             dsn,
             host=self.host,
-            runs_folder=self._runs_folder,
+            runs_folder=self.runs_folder,
             workflows=configuration.workflows.values(),
             pools=configuration.pools.values(),
             retrying=self._retrying,
@@ -121,7 +121,7 @@ class Coordinator:
                 self._tasks = tasks
                 try:
                     tasks.create_task(
-                        keep_house(self._dsn, self._runs_folder, retention, self._retrying)
+                        keep_house(self._dsn, self.runs_folder, retention, self._retrying)
                     )
                     if self.issues:
                         tasks.create_task(self.issues.run())
