@@ -121,7 +121,11 @@ def test_the_preview_of_several_is_what_then_happens(conn: Connection, action: A
         ids += [f"queue-{feature}-{n}" for n in (5, 4, 3, 2)]
     look_at = "select queue_id, status || priority || gated as is from phase_queue order by 1"
     before = {each["queue_id"]: each["is"] for each in conn.execute(look_at)}
-    shown = conn.execute("select * from pgcoord.preview_several(%s, %s, 3)", [verb, ids]).fetchall()
+    *shown, absent = conn.execute(
+        "select * from pgcoord.preview_several(%s, %s, 3)", [verb, [*ids, "queue-0-1"]]
+    )
+    assert (absent["queue_id"], absent["words"]) == ("queue-0-1", "there is no phase queue-0-1")
+    assert (absent["from_status"], absent["to_status"]) == (None, None)
     assert {each["queue_id"]: each["is"] for each in conn.execute(look_at)} == before
     told = conn.execute(
         "select * from pgcoord.act_on_phases(%s, %s, 'why', 3)", [verb, [*ids, "queue-0-1"]]
