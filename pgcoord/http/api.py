@@ -138,8 +138,9 @@ async def why(call: Call) -> Response:
 async def log(call: Call) -> Response:
     """Send the log of an attempt, or the range that a Range header requests."""
     attempts = await reads.attempts(call.conn, call.queue_id)
-    host = state_of(call.request).coordinator.host
-    _, log = log_of(call.queue_id, attempts, call.query["attempt"], host=host)
+    at = state_of(call.request).coordinator
+    number = call.query["attempt"]
+    _, log = log_of(call.queue_id, attempts, number, host=at.host, runs=at.runs_folder)
     return LogFile(log.open_for_people())
 
 

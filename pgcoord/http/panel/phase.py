@@ -85,7 +85,8 @@ async def _find_log(
     state = state_of(request)
     async with state.database.connection() as conn:
         attempts = await reads.attempts(conn, queue_id)
-    return logs.log_of(queue_id, attempts, number, host=state.coordinator.host)
+    at = state.coordinator
+    return logs.log_of(queue_id, attempts, number, host=at.host, runs=at.runs_folder)
 
 
 async def _read_log(request: Request, queue_id: str, number: int | None) -> _Log:
