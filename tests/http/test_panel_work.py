@@ -59,7 +59,6 @@ async def test_phases_of_a_large_feature_are_found_and_several_are_changed_with_
     await expect(page.locator("#tree > li")).to_have_count(4)
 
     await page.get_by_role("link", name="Act on several…").click()
-    await is_accessible(page)
     await page.get_by_label("41 Module 41").uncheck()
     await page.get_by_role("button", name="Retry…").click()
     await expect(page.locator("form.dialog h2")).to_contain_text("30 phases change")
@@ -354,11 +353,9 @@ async def test_two_attempts_are_compared_and_durations_are_shown_over_time(
     await expect(table.locator("tr", has_text="Ran")).to_have_text(re.compile(r"12 min\s*14 min"))
     own = page.locator(".log .own")
     await expect(own).to_have_text(["only here: 3 of 214 tests failed\n", "only here: disk full\n"])
-    await is_accessible(page)
     await page.go_back()
     await page.get_by_role("link", name="how long it takes").click()
     await expect(page.locator("h1")).to_have_text("adw_sdlc_complete_iso")
-    await is_accessible(page)
     assert await page.locator(".durations tbody tr").count() > 40
     await expect(page.locator(".durations tbody tr", has_text="104.6").first).to_contain_text(
         "14 min"
