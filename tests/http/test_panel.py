@@ -1223,6 +1223,9 @@ async def test_the_history_is_filtered_and_exported(
     assert ",'=1+1" in text, "no spreadsheet takes it for a formula"
     answer = await page.request.get(f"{panel}/history.json?what=paused")
     assert [each["kind"] for each in await answer.json()] == ["paused"]
+    # The kind is looked at before anything is read.
+    answer = await page.request.get(f"{panel}/history.xml?until=never")
+    assert (answer.status, "not sent as &#39;xml&#39;" in await answer.text()) == (404, True)
     await look(page, f"{panel}/history?until=2001-01-01")
     await expect(page.locator("#events tr")).to_have_count(0)
 
