@@ -332,16 +332,26 @@ async def test_tabs_that_nobody_looks_at_leave_connections_for_the_others(
             )
             await page.wait_for_function("connection.source.readyState === EventSource.CLOSED")
         conn.execute("insert into planned_features (title) values ('Meanwhile')")
-        await look(await context.new_page(), panel)
+        seventh = await context.new_page()
+        await look(seventh, panel)
+        await seventh.close()
         await expect(tabs[0].locator("#features")).not_to_contain_text("Meanwhile")
         await tabs[0].evaluate(
             f"{hidden % 'false'} document.dispatchEvent(new Event('visibilitychange'))"
         )
         await expect(tabs[0].locator("#features")).to_contain_text("Meanwhile")
         await is_live(tabs[0])
-        # Now and then it asks for its title.
+        # Now and then a hidden one asks for its title.
         await tabs[1].evaluate("REST.every = 0; rest(0)")
         await expect(tabs[1].locator("#features")).to_contain_text("Meanwhile")
+        # Where all of them are looked at, an action is done all the same.
+        for page in tabs[1:]:
+            await page.evaluate(
+                f"{hidden % 'false'} document.dispatchEvent(new Event('visibilitychange'))"
+            )
+        await tabs[0].get_by_role("link", name="Pause all").click()
+        await expect(tabs[0].get_by_role("dialog")).to_be_visible()
+        await is_live(tabs[0])
 
 
 # --- Losing the connection
@@ -1213,6 +1223,9 @@ async def test_the_history_is_filtered_and_exported(
     assert ",'=1+1" in text, "no spreadsheet takes it for a formula"
     answer = await page.request.get(f"{panel}/history.json?what=paused")
     assert [each["kind"] for each in await answer.json()] == ["paused"]
+    # The kind is looked at before anything is read.
+    answer = await page.request.get(f"{panel}/history.xml?until=never")
+    assert (answer.status, "not sent as &#39;xml&#39;" in await answer.text()) == (404, True)
     await look(page, f"{panel}/history?until=2001-01-01")
     await expect(page.locator("#events tr")).to_have_count(0)
 

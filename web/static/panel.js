@@ -585,8 +585,21 @@ const dialog = document.createElement("dialog");
 dialog.setAttribute("aria-labelledby", "dialog-title");
 body.append(dialog);
 
+// Where other windows hold all six connections, what somebody does takes that of the stream for itself.
+const WAITS = 2000; // milliseconds
+
+async function act(address, options) {
+  const waits = setTimeout(() => connection.source?.close(), WAITS);
+  try {
+    return await fetch(address, options);
+  } finally {
+    clearTimeout(waits);
+    if (connection.live && connection.source.readyState === EventSource.CLOSED) connect();
+  }
+}
+
 async function ask(address) {
-  const answer = await fetch(address, { headers: { accept: "text/html" } });
+  const answer = await act(address, { headers: { accept: "text/html" } });
   show(await answer.text(), address);
 }
 
@@ -619,7 +632,7 @@ document.addEventListener("submit", async (event) => {
   const button = event.submitter;
   if (button) button.disabled = true;
   try {
-    const answer = await fetch(form.action, {
+    const answer = await act(form.action, {
       method: "POST",
       body: new URLSearchParams(new FormData(form)),
       headers: { "x-panel": "1", accept: "text/html" },
@@ -649,7 +662,7 @@ async function fetchPlan(sent) {
   const words = "The plan is not checked";
   let page;
   try {
-    const answer = await fetch(planForm.action, { method: "POST", body: sent, headers: { accept: "text/html" } });
+    const answer = await act(planForm.action, { method: "POST", body: sent, headers: { accept: "text/html" } });
     page = new DOMParser().parseFromString(await answer.text(), "text/html");
   } catch {
     fault("plan", `${words}: the server does not answer.`);
