@@ -190,6 +190,11 @@ class PlannedPhase:
     body: tuple[int, int] = field(default=(0, 0), compare=False)
     """The numbers of the first line below its heading, and of the one after its last."""
 
+    @property
+    def only_asks(self) -> bool:
+        """Whether it is a gate that runs nothing (pgcoord_private.only_asks, of stored ones)."""
+        return bool(self.gate) and not self.workflow and not self.prompt.strip(" \t\n\r\f\v")
+
     def row(self) -> dict[str, object]:
         """Return the phase as an object of `Plan.feature`'s "phases", without absent keys."""
         seconds = None if self.timeout is None else self.timeout.total_seconds()

@@ -101,7 +101,7 @@ class DryRun:
         }
 
     def _workflow_of(self, phase: PlannedPhase) -> Workflow | None:
-        if phase.workflow is None and phase.gate and not phase.prompt.strip():
+        if phase.only_asks:
             return None
         if phase.workflow is None:
             return self.configuration.default_workflow

@@ -298,7 +298,9 @@ class Coordinator:
         await self.engines.declare(self._leadership.conn)
         wanted = {each.name: list(each.events) for each in self.configuration.notify}
         await notices.declare_targets(self._leadership.conn, wanted)
-        await claims.follow_budgets(self._leadership.conn)
+        again = None
+        if await claims.follow_budgets(self._leadership.conn):
+            again = self._tasks.create_task(self._follow_budgets_again())
         if self.issues is None:
             self._tasks.create_task(self._release_issues())
         disowned = await self.unless_stopped(self._attend_to_all())
@@ -310,6 +312,8 @@ class Coordinator:
             await self.unless_stopped(self._go_rounds())
         finally:
             self._ends.close()
+            if again:
+                again.cancel()
         self.leads.clear()
         # A start may wait for a lock, or for an issue: whoever keeps the lead goes on without it.
         until = _now() + _RETRY_AFTER
@@ -319,6 +323,18 @@ class Coordinator:
             await self._leadership.wait(None if self._is_ending else until - _now())
         if self._is_ending:
             await self._leadership.resign()
+
+    async def _follow_budgets_again(self) -> None:
+        """Come again to the features that somebody had locked when the budgets were followed."""
+        passed_over = True
+        while passed_over:
+            await asyncio.sleep(_RETRY_AFTER)
+            try:
+                passed_over = await self.execute_with_retry(claims.follow_budgets)
+            except Stopped:
+                return
+            except Exception:
+                logger.exception("budgets are followed in %d s", _RETRY_AFTER)
 
     async def _release_issues(self) -> None:
         """Release the phases that wait for GitHub, since it is not configured here (any more)."""

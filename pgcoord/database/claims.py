@@ -307,9 +307,12 @@ def returned(attempt: Assignment, wait: timedelta, reason: str) -> End:
     }
 
 
-async def follow_budgets(conn: Connection) -> None:
-    """Pause or resume features as the budgets of the declared workflows say."""
-    await fetch_value(conn, "select pgcoord_private.follow_budgets()")
+async def follow_budgets(conn: Connection) -> bool:
+    """Pause or resume features as the budgets of the declared workflows say.
+
+    Return whether a feature was passed over since somebody has it locked: call again later.
+    """
+    return bool(await fetch_value(conn, "select pgcoord_private.follow_budgets()"))
 
 
 async def judgement(conn: Connection, attempt: Assignment) -> tuple[str | None, str | None]:

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import uvicorn
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
+from starlette.types import ASGIApp
 
 from pgcoord.errors import CannotStart
 from pgcoord.http.app import make_app
@@ -70,7 +72,7 @@ async def serving(
     shared = SharedByHosts(app, limits.per_host)
     proxied = Proxied(app, shared, access.trusted_proxies, access.public_url)
     config = uvicorn.Config(
-        proxied,
+        _compressing(proxied),
         http=partial(BoundedProtocol, limits, proxied.is_proxy),  # type: ignore[arg-type]
         proxy_headers=False,  # see Proxied: uvicorn would believe every client of this machine
         lifespan="on",
@@ -92,6 +94,12 @@ async def serving(
         state.feed.close()
         server.stop()
         await served
+
+
+def _compressing(app: ASGIApp) -> ASGIApp:
+    """Compress pages and JSON for clients that take it, but no logs, which may grow meanwhile."""
+    left = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain")
+    return GZipMiddleware(app, minimum_size=1000, compresslevel=4, exclude_content_types=left)
 
 
 class _WithoutRefusals(logging.Filter):

@@ -70,6 +70,7 @@ create or replace trigger planned_features_update_checks before update on public
         or old.description is distinct from new.description
         or old.item_type is distinct from new.item_type
         or old.estimated_hours is distinct from new.estimated_hours
+        or old.max_cost_usd is distinct from new.max_cost_usd
         or old.tags is distinct from new.tags
         or old.plan is distinct from new.plan
         or old.paused_reason is distinct from new.paused_reason

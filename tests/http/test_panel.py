@@ -316,6 +316,44 @@ async def test_relative_times_are_worded_alike_on_both_sides(page: Page, panel: 
     assert await page.evaluate("all => all.map(lasting)", seconds) == list(map(lasting, seconds))
 
 
+async def test_tabs_that_nobody_looks_at_leave_connections_for_the_others(
+    browser: Browser, panel: str, conn: Connection
+) -> None:
+    """A browser has six to a server."""
+    async with await browser.new_context() as context:
+        hidden = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true});"
+        tabs = []
+        for _ in range(6):
+            tabs.append(page := await context.new_page())
+            await look(page, panel)
+            await page.evaluate(
+                f"REST.after = 0; {hidden % 'true'}"
+                "document.dispatchEvent(new Event('visibilitychange'))"
+            )
+            await page.wait_for_function("connection.source.readyState === EventSource.CLOSED")
+        conn.execute("insert into planned_features (title) values ('Meanwhile')")
+        seventh = await context.new_page()
+        await look(seventh, panel)
+        await seventh.close()
+        await expect(tabs[0].locator("#features")).not_to_contain_text("Meanwhile")
+        await tabs[0].evaluate(
+            f"{hidden % 'false'} document.dispatchEvent(new Event('visibilitychange'))"
+        )
+        await expect(tabs[0].locator("#features")).to_contain_text("Meanwhile")
+        await is_live(tabs[0])
+        # Now and then a hidden one asks for its title.
+        await tabs[1].evaluate("REST.every = 0; rest(0)")
+        await expect(tabs[1].locator("#features")).to_contain_text("Meanwhile")
+        # Where all of them are looked at, an action is done all the same.
+        for page in tabs[1:]:
+            await page.evaluate(
+                f"{hidden % 'false'} document.dispatchEvent(new Event('visibilitychange'))"
+            )
+        await tabs[0].get_by_role("link", name="Pause all").click()
+        await expect(tabs[0].get_by_role("dialog")).to_be_visible()
+        await is_live(tabs[0])
+
+
 # --- Losing the connection
 
 
@@ -1055,14 +1093,22 @@ async def test_axe_finds_nothing_on_any_page_in_any_colours(
             assert [(page.url, each["id"], each["nodes"][0]["html"]) for each in found] == []
 
     for address in (
-        *("/", "/?q=nothing", "/history?before=12", "/features/new", "/features/120", "/login"),
-        *("/features/118", "/features/115", "/features/101/cancel"),
-        *("/features/120/plan",),
+        *(
+            "/",
+            "/?q=nothing",
+            "/?show=failed",
+            "/history?what=failed",
+            "/history?before=12",
+            "/features/new",
+        ),
+        *("/features/120", "/login", "/features/118", "/features/115", "/features/101/cancel"),
+        *("/features/118/plan", "/several?show=failed", "/pause", "/features/999"),
         *("/phases/queue-104-2", "/phases/queue-104-6", "/phases/queue-104-2?find=passed"),
-        *("/phases/queue-104-1/retry", "/features/999"),
+        *("/phases/queue-104-1/retry", "/phases/queue-104-6/compare"),
+        "/workflows/adw_sdlc_complete_iso",
     ):
         await page.goto(panel + address)
-        await check(dark=address in ("/", "/features/120/plan", "/phases/queue-104-2", "/login"))
+        await check(dark=address in ("/", "/features/118/plan", "/phases/queue-104-2", "/login"))
     await look(page, f"{panel}/features/104")
     await check()
     conn.execute("select pgcoord.pause(null, 'maintenance')")
@@ -1177,6 +1223,9 @@ async def test_the_history_is_filtered_and_exported(
     assert ",'=1+1" in text, "no spreadsheet takes it for a formula"
     answer = await page.request.get(f"{panel}/history.json?what=paused")
     assert [each["kind"] for each in await answer.json()] == ["paused"]
+    # The kind is looked at before anything is read.
+    answer = await page.request.get(f"{panel}/history.xml?until=never")
+    assert (answer.status, "not sent as &#39;xml&#39;" in await answer.text()) == (404, True)
     await look(page, f"{panel}/history?until=2001-01-01")
     await expect(page.locator("#events tr")).to_have_count(0)
 

@@ -225,8 +225,35 @@ async function comeBack() {
 
 // --- The connection, and the age of what is seen
 
-const connection = { live: false, asOf: clock.ahead + Date.now(), reason: "", heard: Date.now(), wait: 0, next: 0, source: null, timer: 0 };
+const connection = { live: false, wakes: false, asOf: clock.ahead + Date.now(), reason: "", heard: Date.now(), wait: 0, next: 0, source: null, timer: 0 };
+const LEAVING = 3000; // milliseconds after which a page that is still there connects again
 const SILENCE = 10000; // milliseconds after which a connection is taken as dead: it beats every four seconds
+
+// A browser has six connections to a server, for all its tabs, and each stream takes one. So a tab that nobody looks at
+// gives its own back after a while, and asks now and then what its title and icon are.
+const REST = { after: 30000, every: 60000, hears: 5000 }; // milliseconds
+let resting = 0;
+
+function rest(after) {
+  clearTimeout(resting);
+  if (!document.hidden) return;
+  resting = setTimeout(() => {
+    if (!connection.live) return rest(REST.after); // what is lost goes on trying
+    connection.source.close();
+    resting = setTimeout(() => {
+      connect();
+      rest(REST.hears);
+    }, REST.every);
+  }, after);
+}
+
+function wake() {
+  clearTimeout(resting);
+  if (!connection.live || connection.source.readyState !== EventSource.CLOSED) return;
+  connection.wakes = true;
+  connect();
+  showConnection();
+}
 
 const twoDigits = (number) => String(number).padStart(2, "0");
 
@@ -241,7 +268,7 @@ function clockTime(milliseconds) {
 function showConnection() {
   const { live, asOf, reason } = connection;
   const shown = byId("live");
-  const words = live ? "Live" : "Reconnecting";
+  const words = live && !connection.wakes ? "Live" : "Reconnecting";
   const status = shown.querySelector("strong");
   if (status.textContent !== words) status.textContent = words;
   shown.classList.toggle("lost", !live);
@@ -273,6 +300,7 @@ function showIcon() {
 
 function lose(reason) {
   connection.live = false;
+  connection.wakes = false;
   connection.reason = reason;
   showConnection();
 }
@@ -299,6 +327,7 @@ function connect() {
     const { live, as_of: asOf, now, reason, assets } = JSON.parse(event.data);
     if (assets !== body.dataset.assets) return location.reload();
     connection.heard = Date.now();
+    connection.wakes = false;
     connection.wait = 0;
     clock.ahead = now - Date.now();
     connection.asOf = Date.parse(asOf);
@@ -556,8 +585,21 @@ const dialog = document.createElement("dialog");
 dialog.setAttribute("aria-labelledby", "dialog-title");
 body.append(dialog);
 
+// Where other windows hold all six connections, what somebody does takes that of the stream for itself.
+const WAITS = 2000; // milliseconds
+
+async function act(address, options) {
+  const waits = setTimeout(() => connection.source?.close(), WAITS);
+  try {
+    return await fetch(address, options);
+  } finally {
+    clearTimeout(waits);
+    if (connection.live && connection.source.readyState === EventSource.CLOSED) connect();
+  }
+}
+
 async function ask(address) {
-  const answer = await fetch(address, { headers: { accept: "text/html" } });
+  const answer = await act(address, { headers: { accept: "text/html" } });
   show(await answer.text(), address);
 }
 
@@ -590,7 +632,7 @@ document.addEventListener("submit", async (event) => {
   const button = event.submitter;
   if (button) button.disabled = true;
   try {
-    const answer = await fetch(form.action, {
+    const answer = await act(form.action, {
       method: "POST",
       body: new URLSearchParams(new FormData(form)),
       headers: { "x-panel": "1", accept: "text/html" },
@@ -620,7 +662,7 @@ async function fetchPlan(sent) {
   const words = "The plan is not checked";
   let page;
   try {
-    const answer = await fetch(planForm.action, { method: "POST", body: sent, headers: { accept: "text/html" } });
+    const answer = await act(planForm.action, { method: "POST", body: sent, headers: { accept: "text/html" } });
     page = new DOMParser().parseFromString(await answer.text(), "text/html");
   } catch {
     fault("plan", `${words}: the server does not answer.`);
@@ -729,7 +771,11 @@ if (body.dataset.seen) {
   keepZone();
   beginLog();
   bringNow();
-  document.addEventListener("visibilitychange", () => comeBack().catch(said));
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) rest(REST.after);
+    else wake();
+    comeBack().catch(said);
+  });
   byId("lost").querySelector("button").addEventListener("click", connect);
   connect();
   setInterval(() => {
@@ -741,6 +787,12 @@ if (body.dataset.seen) {
     tick();
     fetchStale().catch(said); // tried again after FETCH_AFTER
   }, 1000);
+  // The next page may need the connection of this one; what is only downloaded leaves it here.
+  addEventListener("beforeunload", () => {
+    connection.source.close();
+    clearTimeout(connection.timer);
+    connection.timer = setTimeout(connect, LEAVING);
+  });
   addEventListener("pagehide", () => connection.source.close());
   addEventListener("pageshow", (event) => event.persisted && connect());
 }
