@@ -110,7 +110,10 @@ async def let_time_pass(watch: Watch, github: FakeGitHub, length: timedelta) -> 
 
 
 async def reasons(watch: Watch, queue_id: str = "queue-1-1") -> list[str]:
-    return [row["words"] for row in await watch.all("select * from pgcoord.why(%s)", queue_id)]
+    return [
+        row["words"]
+        for row in await watch.all("select * from pgcoord.why(%s) where kind <> 'empty'", queue_id)
+    ]
 
 
 def has_failed(times: int, rows: list[Row]) -> bool:

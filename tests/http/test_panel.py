@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -26,8 +27,10 @@ from support.panel_browser import is_live, look, served
 from support.panel_scene import Scene
 from support.serving import served as serving_of
 
+from pgcoord import assets
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
+from pgcoord.http.proxy import ADDRESS
 
 SCRIPT = '<img src=x onerror="hacked=1"><script>hacked=1</script>"\'>{{7*7}}</textarea></title>'
 
@@ -241,6 +244,25 @@ async def test_only_what_has_changed_is_sent(
     assert {each for each in pieces if each.startswith("feature-")} == {"feature-7"}
 
 
+async def test_of_a_graph_and_a_timeline_only_what_has_changed_is_sent(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    feature = add_feature(conn, {n: [n - 1] if n > 1 else [] for n in range(1, 21)})
+    await look(page, f"{panel}/features/{feature}")
+    await page.evaluate(
+        "window.sent = []; const before = take;"
+        "take = (message, glows) => { sent.push(message); before(message, glows); }; 0"
+    )
+    conn.execute("select pgcoord.cancel_phase(%s, 'no')", [f"queue-{feature}-20"])
+    await expect(page.locator("#node-20 a.node.cancelled")).to_be_visible()
+    await expect(page.locator("#lane-20")).to_have_attribute("aria-label", "cancelled")
+    await expect(page.locator("#who-20 .icon.cancelled")).to_be_visible()
+    sent = await page.evaluate("sent")
+    assert sum(map(len, sent)) < 10_000
+    pieces = [each for message in sent for each in json.loads(message)["pieces"]]
+    assert [each for each in pieces if each.startswith("node-")] == ["node-20"]
+
+
 @pytest.mark.scale
 async def test_a_change_of_one_phase_of_five_hundred_is_sent_in_ten_kilobytes(
     page: Page, panel: str, conn: Connection, epoch: int
@@ -294,6 +316,44 @@ async def test_relative_times_are_worded_alike_on_both_sides(page: Page, panel: 
     await page.goto(panel)
     seconds = [0, 0.9, 1, 59, 60, 61, 3599, 3600, 3660, 7199, 86399, 86400, 90000, 1e6]
     assert await page.evaluate("all => all.map(lasting)", seconds) == list(map(lasting, seconds))
+
+
+async def test_tabs_that_nobody_looks_at_leave_connections_for_the_others(
+    browser: Browser, panel: str, conn: Connection
+) -> None:
+    """A browser has six to a server."""
+    async with await browser.new_context() as context:
+        hidden = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true});"
+        tabs = []
+        for _ in range(6):
+            tabs.append(page := await context.new_page())
+            await look(page, panel)
+            await page.evaluate(
+                f"REST.after = 0; {hidden % 'true'}"
+                "document.dispatchEvent(new Event('visibilitychange'))"
+            )
+            await page.wait_for_function("connection.source.readyState === EventSource.CLOSED")
+        conn.execute("insert into planned_features (title) values ('Meanwhile')")
+        seventh = await context.new_page()
+        await look(seventh, panel)
+        await seventh.close()
+        await expect(tabs[0].locator("#features")).not_to_contain_text("Meanwhile")
+        await tabs[0].evaluate(
+            f"{hidden % 'false'} document.dispatchEvent(new Event('visibilitychange'))"
+        )
+        await expect(tabs[0].locator("#features")).to_contain_text("Meanwhile")
+        await is_live(tabs[0])
+        # Now and then a hidden one asks for its title.
+        await tabs[1].evaluate("REST.every = 0; rest(0)")
+        await expect(tabs[1].locator("#features")).to_contain_text("Meanwhile")
+        # Where all of them are looked at, an action is done all the same.
+        for page in tabs[1:]:
+            await page.evaluate(
+                f"{hidden % 'false'} document.dispatchEvent(new Event('visibilitychange'))"
+            )
+        await tabs[0].get_by_role("link", name="Pause all").click()
+        await expect(tabs[0].get_by_role("dialog")).to_be_visible()
+        await is_live(tabs[0])
 
 
 # --- Losing the connection
@@ -764,6 +824,16 @@ async def test_under_another_path_all_works_behind_nginx(
             assert page.url == f"{outside}{path}/login"
 
 
+def test_each_attribute_with_an_address_is_put_under_the_path() -> None:
+    """Also those that only the script reads."""
+    templates = (assets.WEB / "templates").rglob("*.html")
+    text = "".join(each.read_text() for each in templates)
+    attributes = set(re.findall(r'([\w-]+)="(?:/\w|\{\{ (?:url|here|back|again|address)\b)', text))
+    attributes -= {"value"}  # of a field, which comes back
+    assert {name for name in attributes if not ADDRESS.match(f'{name}="/'.encode())} == set()
+    assert {"href", "action", "data-part"} <= attributes
+
+
 async def test_who_did_it_is_the_name_that_somebody_gave(
     page: Page, dsn: str, conn: Connection, tmp_path: Path
 ) -> None:
@@ -1028,14 +1098,22 @@ async def test_axe_finds_nothing_on_any_page_in_any_colours(
             assert [(page.url, each["id"], each["nodes"][0]["html"]) for each in found] == []
 
     for address in (
-        *("/", "/?q=nothing", "/history?before=12", "/features/new", "/features/120", "/login"),
-        *("/features/118", "/features/115", "/features/101/cancel"),
-        *("/features/120/plan",),
+        *(
+            "/",
+            "/?q=nothing",
+            "/?show=failed",
+            "/history?what=failed",
+            "/history?before=12",
+            "/features/new",
+        ),
+        *("/features/120", "/login", "/features/118", "/features/115", "/features/101/cancel"),
+        *("/features/118/plan", "/several?show=failed", "/pause", "/features/999"),
         *("/phases/queue-104-2", "/phases/queue-104-6", "/phases/queue-104-2?find=passed"),
-        *("/phases/queue-104-1/retry", "/features/999"),
+        *("/phases/queue-104-1/retry", "/phases/queue-104-6/compare"),
+        "/workflows/adw_sdlc_complete_iso",
     ):
         await page.goto(panel + address)
-        await check(dark=address in ("/", "/features/120/plan", "/phases/queue-104-2", "/login"))
+        await check(dark=address in ("/", "/features/118/plan", "/phases/queue-104-2", "/login"))
     await look(page, f"{panel}/features/104")
     await check()
     conn.execute("select pgcoord.pause(null, 'maintenance')")
@@ -1150,6 +1228,9 @@ async def test_the_history_is_filtered_and_exported(
     assert ",'=1+1" in text, "no spreadsheet takes it for a formula"
     answer = await page.request.get(f"{panel}/history.json?what=paused")
     assert [each["kind"] for each in await answer.json()] == ["paused"]
+    # The kind is looked at before anything is read.
+    answer = await page.request.get(f"{panel}/history.xml?until=never")
+    assert (answer.status, "not sent as &#39;xml&#39;" in await answer.text()) == (404, True)
     await look(page, f"{panel}/history?until=2001-01-01")
     await expect(page.locator("#events tr")).to_have_count(0)
 
