@@ -308,7 +308,8 @@ def read_gemini(event: Event, found: Findings) -> Iterator[str]:
         yield _call(event.get("tool_name"), event.get("parameters"))
     elif kind == "tool_result" and event.get("status") == "error":
         words = quote(_message(event.get("error")) or event.get("output"))
-        if "denied" in words:  # by its policy: nobody was asked
+        # By its policy, nobody was asked. Of a tool that it may not use it says there is none.
+        if "denied" in words or 'Tool "run_shell_command" not found' in words:
             found.fail(f"the agent was not allowed to use a tool: {words}")
         yield f"  ✗ {words}"
     elif kind == "error":
@@ -390,12 +391,14 @@ class Agent(NamedTuple):
     """An agent program, run without a person; its stdin is the prompt.
 
     *environment*: names of the coordinator's variables to pass on, if they are set. *read*: the
-    reader of its output.
+    reader of its output. *later_seconds*: the first wait when its model gives no answer; more for
+    those that give up within a minute themselves.
     """
 
     command: Sequence[str]
     environment: Sequence[str]
     read: Reader
+    later_seconds: float = 30
 
 
 AGENTS: dict[str, Agent] = {
@@ -406,12 +409,14 @@ AGENTS: dict[str, Agent] = {
         "ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL CLAUDE_CODE_OAUTH_TOKEN"
         " CLAUDE_CONFIG_DIR".split(),
         read_claude,
+        later_seconds=60,
     ),
     "codex": Agent(
         # It may write only below its current folder, so it cannot commit in a worktree.
         "codex exec --json --sandbox workspace-write -".split(),
         "CODEX_API_KEY OPENAI_API_KEY CODEX_HOME".split(),
         read_codex,
+        later_seconds=60,
     ),
     "gemini": Agent(
         "gemini --output-format stream-json --approval-mode auto_edit --skip-trust".split(),
@@ -426,6 +431,7 @@ AGENTS: dict[str, Agent] = {
         "COPILOT_GITHUB_TOKEN COPILOT_MODEL COPILOT_OFFLINE COPILOT_PROVIDER_BASE_URL"
         " COPILOT_PROVIDER_TYPE COPILOT_PROVIDER_API_KEY".split(),
         read_copilot,
+        later_seconds=60,
     ),
     "opencode": Agent(
         "opencode run --format json".split(),

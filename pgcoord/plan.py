@@ -1073,7 +1073,7 @@ def _faults_in_parameters(lines: list[str], given: Mapping[str, str]) -> Iterato
             if name is not None and name not in given:
                 yield (
                     number,
-                    f"{match[0]} has no value: 'pgcoord run' and 'submit' take one by"
+                    f"{match[0]} has no value: 'run', 'submit' and 'schedule' take one by"
                     f" --set {name}=VALUE; {{{match[0]}}} is this text itself",
                 )
             used.add(name)

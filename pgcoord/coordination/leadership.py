@@ -227,6 +227,8 @@ def _declared(workflow: Workflow) -> dict[str, object]:
         ),
         "pool": workflow.pool,
         "max_cost_usd": workflow.max_cost_usd,
+        "later_delay_seconds": workflow.later_delay.total_seconds(),
+        "max_later": workflow.max_later,
     }
 
 

@@ -7,7 +7,7 @@
 -- What is wrong with a cron expression, in words; null for none. That a date comes at all (31 February) is found by the
 -- coordinator.
 create or replace function pgcoord_private.cron_fault(p_cron text) returns text
-language plpgsql immutable
+language plpgsql immutable strict
 set search_path = pg_catalog, pg_temp as $$
 declare
     v_fields text[] := regexp_split_to_array(btrim(p_cron, e' \t\n\r'), '\s+');
@@ -224,6 +224,12 @@ declare
     v_schedule pgcoord.schedule := pgcoord_private.lock_schedule(p_name);
     v_unknown text;
 begin
+    if jsonb_typeof(p_changes) is distinct from 'object' then
+        raise exception using
+            errcode = 'PC005',
+            message = format('the changes of schedule %s are no JSON object', p_name),
+            hint = 'Such as {"cron": "0 4 * * *"}.';
+    end if;
     select string_agg(key, ', ' order by key) into v_unknown from jsonb_object_keys(p_changes) as key
     where key not in ('cron', 'timezone', 'feature', 'overlap', 'missed');
     if v_unknown is not null then

@@ -482,7 +482,7 @@ def test_a_parameter_without_a_value_and_a_value_without_a_parameter_are_faults(
     text = f"{HEAD}## Phase 1: a\n\nx {{param.mode}}\n"
     assert problems(text, parameters={"mod": "x"}) == [
         "1: --set mod: there is no {param.mod} in the plan; did you mean mode?",
-        "5: {param.mode} has no value: 'pgcoord run' and 'submit' take one by --set mode=VALUE;"
+        "5: {param.mode} has no value: 'run', 'submit' and 'schedule' take one by --set mode=VALUE;"
         " {{param.mode}} is this text itself",
     ]
 

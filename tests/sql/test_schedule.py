@@ -46,6 +46,7 @@ def features(conn: Connection) -> list[int]:
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
+        ({"cron": None}, "schedule nightly cannot run at null"),
         ({"cron": "0 3 * *"}, "it has 4 fields, not five"),
         ({"cron": "60 3 * * *"}, "'60' is no minute"),
         ({"cron": "0 3 * * 1-0"}, "'1-0' is no day of the week"),
