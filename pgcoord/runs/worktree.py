@@ -512,6 +512,10 @@ class Worktree:
             self._mark("start", self.git("rev-parse", "HEAD"))
         self._mark("reserve", "-" * _RESERVE)
 
+    def started_at(self) -> str | None:
+        """Return the commit that `note_start` has noted; None if it was not called."""
+        return self._marked("start")
+
     def done_before(self, digest: str) -> bool:
         """Whether an earlier attempt did the same work, but could not keep it."""
         return self._marked("done") == digest
@@ -881,6 +885,8 @@ def do(
         worktree.remember(digest, result)
     phase.has_worked = True
     commit = worktree.keep()
+    if worktree.started_at() == commit:
+        say("the command has succeeded, and changed nothing")
     worktree.add_costs(result)
     result.update(branch=worktree.branch, commit=commit)
     worktree.note_kept(digest, result)

@@ -223,6 +223,14 @@ def test_work_that_could_not_be_kept_is_kept_by_the_retry_without_the_command(
     assert repository.git("show", "pgcoord/queue-1-1:file") == "both"
 
 
+def test_a_command_that_changes_nothing_is_told(repository: Repository) -> None:
+    said = "worktree: the command has succeeded, and changed nothing"
+    assert said in repository.phase("queue-1-1", "true").log
+    assert said not in repository.phase("queue-1-2", "echo x > y").log
+    commits = "echo x > y; git add y; git commit --quiet --message y"
+    assert said not in repository.phase("queue-1-3", commits).log
+
+
 def test_a_new_prompt_runs_the_command_again(repository: Repository) -> None:
     script = leaves_a_conflict(repository)
     for prompt in ("one", "two"):
