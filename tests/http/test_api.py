@@ -345,14 +345,14 @@ checks.positive_data_acceptance.enabled = false
 
 
 @pytest.mark.parametrize(
-    ("stages", "mode"),
+    ("stages", "mode", "examples"),
     [
-        ("examples,coverage", "positive"),
-        pytest.param("examples,coverage,fuzzing", "all", marks=pytest.mark.scale),
+        ("fuzzing", "positive", 2),
+        pytest.param("examples,coverage,fuzzing", "all", 10, marks=pytest.mark.scale),
     ],
 )
 async def test_the_api_does_what_its_description_says(
-    site: Site, conn: Connection, epoch: int, tmp_path: Path, stages: str, mode: str
+    site: Site, conn: Connection, epoch: int, tmp_path: Path, stages: str, mode: str, examples: int
 ) -> None:
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
@@ -364,7 +364,7 @@ async def test_the_api_does_what_its_description_says(
         f"{site.url}/openapi.json",
         f"--phases={stages}",
         f"--mode={mode}",
-        "--max-examples=10",
+        f"--max-examples={examples}",
         "--generation-allow-x00=false",  # no text of Postgres holds it
         "--seed=1",
         "--exclude-checks=unsupported_method,ignored_auth,missing_required_header",

@@ -191,6 +191,7 @@ async def test_the_line_says_why_and_when_and_a_free_slot_says_why_it_is_free(
     await expect(page.locator(".slot.free").first).to_contain_text("nothing waits for it")
 
 
+@pytest.mark.scale
 async def test_two_browsers_see_the_same(
     browser: Browser, page: Page, panel: str, conn: Connection, epoch: int
 ) -> None:
@@ -246,22 +247,23 @@ async def test_only_what_has_changed_is_sent(
 async def test_of_a_graph_and_a_timeline_only_what_has_changed_is_sent(
     page: Page, panel: str, conn: Connection
 ) -> None:
-    feature = add_feature(conn, {n: [n - 1] if n > 1 else [] for n in range(1, 21)})
+    feature = add_feature(conn, {n: [n - 1] if n > 1 else [] for n in range(1, 13)})
     await look(page, f"{panel}/features/{feature}")
     await page.evaluate(
         "window.sent = []; const before = take;"
         "take = (message, glows) => { sent.push(message); before(message, glows); }; 0"
     )
-    conn.execute("select pgcoord.cancel_phase(%s, 'no')", [f"queue-{feature}-20"])
-    await expect(page.locator("#node-20 a.node.cancelled")).to_be_visible()
-    await expect(page.locator("#lane-20")).to_have_attribute("aria-label", "cancelled")
-    await expect(page.locator("#who-20 .icon.cancelled")).to_be_visible()
+    conn.execute("select pgcoord.cancel_phase(%s, 'no')", [f"queue-{feature}-12"])
+    await expect(page.locator("#node-12 a.node.cancelled")).to_be_visible()
+    await expect(page.locator("#lane-12")).to_have_attribute("aria-label", "cancelled")
+    await expect(page.locator("#who-12 .icon.cancelled")).to_be_visible()
     sent = await page.evaluate("sent")
     assert sum(map(len, sent)) < 10_000
     pieces = [each for message in sent for each in json.loads(message)["pieces"]]
-    assert [each for each in pieces if each.startswith("node-")] == ["node-20"]
+    assert [each for each in pieces if each.startswith("node-")] == ["node-12"]
 
 
+@pytest.mark.scale
 async def test_a_change_of_one_phase_of_five_hundred_is_sent_in_ten_kilobytes(
     page: Page, panel: str, conn: Connection, epoch: int
 ) -> None:
@@ -298,13 +300,13 @@ async def test_many_events_are_drawn_together_and_the_last_state_is_shown(
         "take = (message, glows) => { sent += 1; before(message, glows); };"
         "const count = () => { frames += 1; requestAnimationFrame(count); }; count()"
     )
-    for priority in range(1, 1001):
+    for priority in range(1, 301):
         conn.execute(
             "update phase_queue set priority = %s where feature_id = %s", [priority, feature]
         )
-    await expect(page.locator("#details")).to_contain_text("1000, position")
+    await expect(page.locator("#details")).to_contain_text("300, position")
     seen, frames = await page.evaluate("[sent, frames]")
-    assert 1 <= seen < 500
+    assert 1 <= seen < 150
     assert frames > seen / 2
 
 
@@ -375,6 +377,7 @@ async def test_a_killed_server_is_noticed_and_what_happened_meanwhile_is_caught_
         await expect(page.locator("#lost")).to_be_hidden()
 
 
+@pytest.mark.scale
 async def test_a_restarted_postgres_is_noticed_and_the_page_goes_on(
     page: Page, tmp_path: Path
 ) -> None:
@@ -943,6 +946,7 @@ async def test_the_log_of_an_attempt_that_begins_is_shown_and_followed(
     await expect(page.locator("#log-text")).to_have_text("this is the second\n")
 
 
+@pytest.mark.scale
 async def test_a_log_of_a_hundred_megabytes_stays_usable(
     page: Page, panel: str, written: Path
 ) -> None:
@@ -998,9 +1002,9 @@ async def test_a_log_is_shown_and_searched_as_a_terminal_would_show_it(
 async def test_a_log_opens_where_it_failed_and_goes_from_error_to_error(
     page: Page, panel: str, conn: Connection, written: Path
 ) -> None:
-    lines = [f"line {n}" for n in range(1, 20_001)]
+    lines = [f"line {n}" for n in range(1, 6_001)]
     lines[99] = "Error: first"
-    lines[9_999] = "AssertionError: the cause"
+    lines[2_999] = "AssertionError: the cause"
     await anyio.Path(written).write_text("\n".join(lines) + "\n")
     conn.execute(
         "select pgcoord_private.end_attempt(id, 3, 'AssertionError: the cause')"
@@ -1010,15 +1014,15 @@ async def test_a_log_opens_where_it_failed_and_goes_from_error_to_error(
     await expect(page.locator("#needs")).to_contain_text("the cause")
     await look(page, f"{panel}/phases/queue-1-1")
     await expect(page.locator("main")).to_contain_text("AssertionError: the cause")
-    await expect(page.locator("#L10000")).to_be_in_viewport()
-    await expect(page.locator("#L10000")).to_have_text("AssertionError: the cause\n")
+    await expect(page.locator("#L3000")).to_be_in_viewport()
+    await expect(page.locator("#L3000")).to_have_text("AssertionError: the cause\n")
     await expect(page.get_by_label("Follow")).to_have_count(0)
     await page.get_by_role("link", name="Previous error").click()
     await expect(page.locator("#L100.at")).to_have_text("Error: first\n")
     await page.get_by_role("link", name="Next error").click()
-    await expect(page.locator("#L10000.at")).to_be_visible()
-    await page.goto(f"{panel}/phases/queue-1-1?attempt=1&line=15000#L15000")
-    await expect(page.locator("#L15000")).to_have_text("line 15000\n")
+    await expect(page.locator("#L3000.at")).to_be_visible()
+    await page.goto(f"{panel}/phases/queue-1-1?attempt=1&line=5000#L5000")
+    await expect(page.locator("#L5000")).to_have_text("line 5000\n")
 
 
 async def test_a_log_on_another_machine_is_named(
@@ -1078,6 +1082,7 @@ async def test_no_text_becomes_a_script(
     assert await page.evaluate("typeof hacked") == "undefined"
 
 
+@pytest.mark.scale
 async def test_axe_finds_nothing_on_any_page_in_any_colours(
     page: Page, panel: str, scene: Scene, conn: Connection
 ) -> None:
@@ -1248,6 +1253,7 @@ async def test_everything_fits_on_a_phone(browser: Browser, panel: str, scene: S
             assert (address, await page.evaluate(wide)) == (address, 320)
 
 
+@pytest.mark.scale
 async def test_a_graph_of_two_hundred_phases_is_drawn_without_overlaps(
     page: Page, panel: str, conn: Connection
 ) -> None:

@@ -153,6 +153,7 @@ def test_a_wrong_priority_for_several_changes_none(conn: Connection) -> None:
 # --- A large feature
 
 
+@pytest.mark.scale
 async def test_a_graph_of_two_hundred_phases_folds_what_is_finished_and_is_walked_by_arrows(
     page: Page, panel: str, conn: Connection
 ) -> None:
@@ -215,6 +216,7 @@ async def test_a_page_of_two_hundred_phases_has_less_than_sixty_stops_of_the_tab
     await expect(page.locator("#tree [tabindex='0']")).to_have_count(1)
 
 
+@pytest.mark.scale
 async def test_the_list_takes_the_room_of_five_hundred_phases(
     page: Page, panel: str, conn: Connection
 ) -> None:
@@ -228,6 +230,7 @@ async def test_the_list_takes_the_room_of_five_hundred_phases(
     assert await page.locator("#phase-1").evaluate("e => e.clientHeight") < 40
 
 
+@pytest.mark.scale
 async def test_a_phone_shows_tree_graph_and_timeline_in_tabs_and_all_is_large_enough_to_hit(
     browser: Browser, panel: str, scene: object
 ) -> None:

@@ -309,6 +309,7 @@ async def test_old_runs_are_removed_from_the_folder_of_a_pool(
     assert [each.order.folder.exists() for each in (ended, alive)] == [False, True]
 
 
+@pytest.mark.scale
 async def test_people_see_pool_engine_job_node_and_reason(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:
