@@ -70,6 +70,7 @@ begin
 end $$;
 
 -- Fill what is null, and refuse what no page and no reader can take.
+-- Long, since it is a list of refusals.
 -- Errors: PC005; 42501 for a feature made in somebody else's name.
 create or replace function pgcoord_private.check_feature_values() returns trigger
 language plpgsql

@@ -42,7 +42,7 @@ _NEXT_OF_FEATURE = 5
 # With more phases than this, graph or timeline are heavy: fetched only when visible. A graph has
 # few parts that change; in a timeline, all do with time.
 _MOST_LIGHT = 40
-_MOST_LANES = 20
+_MOST_LANES = 12
 
 # The most features of the overview with a forecast of their end.
 _MOST_FORESEEN = 50
