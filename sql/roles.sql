@@ -40,7 +40,7 @@ grant select (
     id, queue_id, number, adw_id, slot, pool, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,
     retry_lost, timeout, claimed_at, started_at, deadline, pid, process_started, ending, ending_at, ending_reason,
     ended_at, outcome, error, exited_at, exit_code, quiet_since, submitted_at, job, node, copy, waits_for,
-    refused_begins, lock    -- all but the secret
+    refused_begins, lock, submitted_to    -- all but the secret
 ) on pgcoord.attempt to pgcoord_reader, pgcoord_client;
 grant execute on function
     pgcoord.why(text), pgcoord.feature_object(bigint), pgcoord.checkup(),

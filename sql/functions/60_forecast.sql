@@ -6,8 +6,9 @@ language sql immutable
 return case when p_ids is not null then array(select id::integer from unnest(p_ids) as id where id between 1 and 2147483647) end;
 
 -- The open phases, in the order in which they are claimed, at most p_most of them; and all phases of some features. How
--- long each will yet take (nothing where it is completed, null where nothing tells, or too many are before it), and whether it will go by itself: not what is failed, blocked
--- or cancelled, paused with its feature, or waits for an approval or for what nobody has.
+-- long each will yet take (nothing where it is completed, null where nothing tells, or too many are before it), and
+-- whether it will go by itself: not what is failed, blocked or cancelled, paused with its feature, or waits for an
+-- approval or for what nobody has. Long, since it is one statement, planned as a whole.
 create or replace function pgcoord_private.open_work(p_feature_ids integer[], p_most integer)
 returns table (
     feature_id integer, phase_number integer, status text, goes boolean, draining boolean, pool text, runs bigint, usual interval,
