@@ -120,3 +120,9 @@ def test_every_table_is_in_the_list_of_the_database_half() -> None:
         )
     }
     assert {name for name in made if f"`{name}`" not in listed} == set()
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Pytest imports them by name alone: of two, it collects one."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
