@@ -30,7 +30,7 @@ lint: install ## check format and style
 types: install ## check types (mypy, strict)
 	$(BIN)/mypy
 
-test: install browser prism ## run the tests (3 to 6 minutes on two cores)
+test: install browser ## run the tests (3 to 6 minutes on two cores)
 	$(BIN)/pytest -q -n 4 --dist worksteal --durations 20 -m 'not scale'
 
 # The panel is tested in Debian's Chromium without a window, which takes half the processor time of the one with a window.
@@ -67,8 +67,8 @@ test-matrix: install ## run the tests on PostgreSQL 14 to 18: in containers, or 
 test-clients: install ## try pgcoord from clients of many languages (installs them into .clients, 200 MB)
 	$(BIN)/python tests/clients/run.py $(CLIENTS)
 
-test-scale: install prism ## run the tests that take minutes
-	$(BIN)/pytest -q -n 2 -m scale
+test-scale: install browser prism ## run the tests that take minutes (a quarter of an hour)
+	$(BIN)/pytest -q -n 3 --dist worksteal --durations 20 -m scale
 
 test-ray: install ## run the tests of Ray Jobs on a real cluster (installs Ray, 400 MB, into .ray)
 	$(BIN)/python tests/ray_cluster.py

@@ -32,7 +32,7 @@ from pgcoord.errors import CoordError
 _EXIT_STATUSES = """Exit status: 0 all went well; 1 a phase did not complete; 2 wrong usage;
 3 refused in this state; 4 no such feature or phase; 5 a plan or pgcoord.toml has faults;
 6 the database cannot be used; 7 something could not be started; 8 and 9 doctor found something;
-130 Ctrl-C."""
+129, 130, 143 ended by a signal."""
 
 # The modules of commands, in the order of the help; and where the commands are that shall answer at
 # once: to import all, and to make parsers of them, takes a tenth of the time of `status`.
@@ -44,6 +44,7 @@ _MODULES = (
     "show",
     "logs",
     "control",
+    "schedule",
     "edit",
     "report",
     "doctor",

@@ -13,7 +13,7 @@ from typing import Literal
 # Arguments that are numbers: whole ones, and an amount of US dollars.
 NUMBERS = ("priority", "slots", "max_cost_usd")
 
-Scope = Literal["phase", "feature", "all"]
+Scope = Literal["phase", "feature", "all", "schedule"]
 
 
 @dataclass(frozen=True)
@@ -296,6 +296,66 @@ ACTIONS = (
         "{target} has priority {number}",
         several=True,
     ),
+    Action(
+        "pause_schedule",
+        "schedule",
+        "pause_schedule",
+        ("schedule", "reason"),
+        "pause",
+        "Have a schedule start nothing until it is resumed",
+        "{target} is paused: it starts nothing, what it has started goes on",
+        returns="nothing",
+        question=Question(
+            "Pause {}?",
+            "Pause",
+            words="It starts nothing until it is resumed; what it has started goes on.",
+        ),
+        refused=False,
+    ),
+    Action(
+        "resume_schedule",
+        "schedule",
+        "resume_schedule",
+        ("schedule",),
+        "resume",
+        "Have a schedule start its feature again, from its next due time on",
+        "{target} is resumed",
+        returns="nothing",
+        refused=False,
+    ),
+    Action(
+        "run_schedule",
+        "schedule",
+        "run_schedule",
+        ("schedule",),
+        "run",
+        "Queue the feature of a schedule now, whether or not its last run goes on",
+        "{target} is run now, as feature {result}",
+        returns="feature",
+        question=Question(
+            "Run {} now?",
+            "Run now",
+            words="Its feature is queued now, whether or not its last run goes on. Its due times"
+            " stay as they are.",
+            leave="No",
+        ),
+    ),
+    Action(
+        "delete_schedule",
+        "schedule",
+        "delete_schedule",
+        ("schedule",),
+        "delete",
+        "Delete a schedule; the features that it has queued stay",
+        "{target} is deleted",
+        returns="nothing",
+        question=Question(
+            "Delete {}?",
+            "Delete",
+            words="With its record of due times, for good. The features that it has queued stay.",
+        ),
+        refused=False,
+    ),
 )
 
 BY_NAME: Mapping[str, Action] = MappingProxyType({each.name: each for each in ACTIONS})
@@ -331,5 +391,5 @@ SEVERAL = tuple(each for each in ACTIONS if each.several)
 
 
 def of_scope(scope: Scope) -> tuple[Action, ...]:
-    """Return the actions on one phase, on one feature, or on all."""
+    """Return the actions on one phase, on one feature, on all, or on a schedule."""
     return tuple(each for each in ACTIONS if each.scope == scope)

@@ -113,9 +113,10 @@ class Workflow:
     phase may override those that *phase_environment* names. *check* runs after the command.
     *fails_on*: patterns whose occurrence in the output fails the attempt (judge.py). *agent*: a key
     of `judge.AGENTS`, whose JSON output is understood. *retry_prompt*: the prompt of an attempt
-    after a failed one, with {error} and {prompt}. *quiet*: after so long without output the attempt
-    is reported as stuck and, with *quiet_ends*, ended. *max_cost_usd*: the most that the phases of
-    this workflow may cost in one feature.
+    after a failed one, with {error} and {prompt}. *later_delay*: the first wait of an attempt that
+    is to be tried later; *max_later*: how often in a row (None: always). *quiet*: after so long
+    without output the attempt is reported as stuck and, with *quiet_ends*, ended. *max_cost_usd*:
+    the most that the phases of this workflow may cost in one feature.
     """
 
     name: str
@@ -139,6 +140,8 @@ class Workflow:
     fails_on: tuple[str, ...] = ()
     agent: str | None = None
     retry_prompt: str | None = None
+    later_delay: timedelta = timedelta(seconds=30)
+    max_later: int | None = None
     quiet: timedelta | None = None
     quiet_ends: bool = False
     max_cost_usd: float | None = None
@@ -513,6 +516,8 @@ def _workflow_readers(folder: _Reader, checks: Mapping[str, Check]) -> dict[str,
         "check_timeout": parse_duration,
         "fails_on": _failures,
         "retry_prompt": _retry_prompt,
+        "later_delay": parse_duration,
+        "max_later": _whole(0, _MOST_ATTEMPTS),
         "quiet": parse_duration,
         "quiet_ends": _boolean,
         "max_cost_usd": _amount,
@@ -542,6 +547,7 @@ def _read_workflow(
     if agent := AGENTS.get(values.get("agent", "")):
         values["environment"] = (*agent.environment, *values["environment"])
         values.setdefault("command", _command_of(agent, further))
+        values.setdefault("later_delay", timedelta(seconds=agent.later_seconds))
     settings = [values.pop(each, None) for each in _OF_WORKTREES]
     if values.pop("workspace", None):
         values["worktree"] = Worktree(*settings)

@@ -40,8 +40,8 @@ class InvalidInput(CoordError):
 class InvalidPlan(InvalidInput):
     """A plan with faults; `problems` holds them all, each as `file:line: what is expected`."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
+    def __init__(self, problems: Sequence[str], *, hint: str | None = None) -> None:
+        super().__init__("\n".join(problems), hint=hint)
         self.problems = tuple(problems)
 
 

@@ -17,8 +17,10 @@ import contextlib
 import json
 import os
 import re
+import select
 import selectors
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -43,9 +45,16 @@ _LONGEST = 4_000_000
 # Characters that are quoted of an answer, a command or an error.
 _QUOTED = 300
 
-# Seconds: for reading the rest of the output after the command has ended, even if another process
-# holds its pipe; until an agent that only waits for the network is ended; from SIGTERM to SIGKILL.
+# Characters of an answer that are kept as the summary.
+_SUMMARY = 4000
+
+# Bytes of a result file: 64 kB, less what worktree.py adds.
+_MOST_RESULT = 65_536 - 2_048
+
+# Seconds: without output after the command has ended, and in all, if another process holds its
+# pipe; until an agent that only waits for the network is ended; from SIGTERM to SIGKILL.
 _DRAIN = 0.2
+_LONGEST_DRAIN = 2.0
 _PATIENCE = 120.0
 _GRACE = 5.0
 
@@ -78,12 +87,20 @@ class Spec(NamedTuple):
 
 
 class Findings:
-    """What was found in the output so far: a failure, errors, and members of the result."""
+    """What was found in the output so far: how the agent's turn ended, failures, the result.
+
+    *over*: whether the agent has ended its turn; None if it has written no event. *part*: text of
+    an answer that comes in pieces. *waits_since*: monotonic time of the first "waiting for
+    network".
+    """
 
     def __init__(self) -> None:
-        """Begin with nothing; *waits_since*: monotonic time of the first "waiting for network"."""
+        """Begin with nothing."""
         self.failure: str | None = None
+        self.last_error: str | None = None
         self.errors: list[str] = []
+        self.over: bool | None = None
+        self.part = ""
         self.waits_since: float | None = None
         self.result: dict[str, Any] = {}
 
@@ -91,33 +108,76 @@ class Findings:
         """Record that the command failed, whatever its exit status; the first *words* are kept."""
         self.failure = self.failure or words
 
-    def error(self, words: str) -> None:
-        """Record an error, after which the command may still succeed; the last ten are kept."""
-        self.errors = [*self.errors[-9:], words]
+    def error(self, words: object) -> str:
+        """Record an error, after which the command may still succeed; the last ten are kept.
 
-    def add_tokens(self, taken: int, written: int) -> None:
+        Return *words* as they are quoted.
+        """
+        said = quote(words)
+        self.errors = [*self.errors[-9:], said]
+        return said
+
+    def end(self, error: object = None) -> None:
+        """Record that the agent has ended its turn, with *error* if there was one."""
+        self.over = True
+        if error is not None:
+            self.last_error = quote(error)
+            self.fail(f"the agent ended with an error: {self.last_error}")
+
+    def answer(self, text: object) -> None:
+        """Keep *text* as the summary, if there is any; the last one stays."""
+        if str(text).strip():
+            self.result["summary"] = _clean(str(text))[:_SUMMARY]
+
+    def add_tokens(self, taken: object, written: object) -> None:
         """Add *taken* input and *written* output tokens to the result."""
-        self.result["tokens_in"] = self.result.get("tokens_in", 0) + taken
-        self.result["tokens_out"] = self.result.get("tokens_out", 0) + written
+        for name, count in (("tokens_in", taken), ("tokens_out", written)):
+            self.result[name] = self.result.get(name, 0) + int(_amount(count))
 
     @property
     def temporary(self) -> str | None:
-        """The latest of the kept errors that a later retry may mend; None if there is none."""
-        for words in reversed(self.errors):
-            if _TEMPORARY.search(words):
-                return words
-        return None
+        """The error for which the command failed, if a later retry may mend it; else None.
+
+        That is the error with which the agent ended; only if there is none, nor another failure,
+        one of the other errors, the latest first.
+        """
+        if self.last_error is not None:
+            errors = [self.last_error]
+        else:
+            errors = [] if self.failure else self.errors
+        return next((words for words in reversed(errors) if _TEMPORARY.search(words)), None)
+
+
+def _clean(text: str) -> str:
+    """Return *text* with what cannot be stored replaced: NUL, and halves of characters."""
+    return text.replace("\0", "�").encode("utf-8", "replace").decode()
 
 
 def quote(text: object) -> str:
     """Return *text* on one line, cut to `_QUOTED` characters."""
-    line = " ".join(str(text).split())
+    line = " ".join(_clean(str(text)).split())
     return line if len(line) <= _QUOTED else line[: _QUOTED - 1] + "…"
 
 
+def put(data: bytes) -> None:
+    """Write *data* to the log; a full disk must not end what runs."""
+    log = sys.stdout.fileno()
+    with contextlib.suppress(OSError):
+        while data:
+            try:
+                data = data[os.write(log, data) :]
+            except BlockingIOError:  # a child has made our pipe so
+                select.select([], [log], [])
+
+
+def put_line(text: str) -> None:
+    """Write a line to the log."""
+    put(f"{text}\n".encode("utf-8", "replace"))
+
+
 def say(words: str) -> None:
-    """Print a line to the log, marked as ours."""
-    print(f"pgcoord: {words}", flush=True)
+    """Write a line to the log, marked as ours."""
+    put_line(f"pgcoord: {words}")
 
 
 # --- The output of agents: each reader takes one JSON object, yields the lines for people, and
@@ -128,8 +188,9 @@ def _objects(value: object) -> list[Event]:
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
-def _whole(value: object) -> int:
-    return int(value) if isinstance(value, (int, float)) and value > 0 else 0
+def _amount(value: object) -> float:
+    """Return *value* if it is a number that a result may have; else 0."""
+    return value if isinstance(value, (int, float)) and 0 < value < 1e12 else 0
 
 
 def _call(name: object, given: object) -> str:
@@ -145,7 +206,7 @@ def read_claude(event: Event, found: Findings) -> Iterator[str]:
     """Read an object of Claude Code or Qwen Code, `--output-format stream-json`."""
     kind = event.get("type")
     if event.get("subtype") == "api_retry":
-        seconds = _whole(event.get("retry_delay_ms")) // 1000
+        seconds = int(_amount(event.get("retry_delay_ms"))) // 1000
         words = f"{event.get('error_status') or event.get('error') or 'no answer'}"
         yield (
             f"  … the model gives no answer ({words}): try {event.get('attempt')} of"
@@ -171,33 +232,29 @@ def _claude_result(event: Event, found: Findings) -> Iterator[str]:
     usage = event.get("usage")
     if isinstance(usage, dict):
         names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-        taken = sum(_whole(usage.get(name)) for name in names)
-        found.add_tokens(taken, _whole(usage.get("output_tokens")))
-    if isinstance(event.get("total_cost_usd"), (int, float)):
-        found.result["cost_usd"] = event["total_cost_usd"]
+        taken = sum(_amount(usage.get(name)) for name in names)
+        found.add_tokens(taken, usage.get("output_tokens"))
+    cost = _amount(event.get("total_cost_usd"))
+    if cost:
+        found.result["cost_usd"] = cost
     answer = event.get("result")
     if str(answer).startswith("[API Error: "):  # Qwen Code takes that for an answer
-        found.error(quote(answer))
-        found.fail(f"the agent ended with an error: {quote(answer)}")
+        found.end(answer)
         return
     if event.get("is_error") or str(event.get("subtype", "success")) != "success":
         words = answer or event.get("errors") or event.get("error") or event.get("subtype")
-        if isinstance(words, dict):
-            words = words.get("message", words)
-        found.error(quote(words))
-        found.fail(f"the agent ended with an error: {quote(words)}")
+        found.end(_message(words))
         return
-    if answer:
-        found.result["summary"] = str(answer)[:4000]
+    found.end()
+    found.answer(answer or "")
     refused = [
         _call(each.get("tool_name"), each.get("tool_input"))[4:]
         for each in _objects(event.get("permission_denials"))
     ]
     if refused:
         found.fail(f"the agent was not allowed to use {quote(', '.join(refused))}")
-    spent = found.result.get("cost_usd")
-    if isinstance(spent, (int, float)):
-        yield f"  = {event.get('num_turns', '?')} turns, ${spent:.4f}"
+    if cost:
+        yield f"  = {event.get('num_turns', '?')} turns, ${cost:.4f}"
 
 
 def read_codex(event: Event, found: Findings) -> Iterator[str]:
@@ -211,23 +268,23 @@ def read_codex(event: Event, found: Findings) -> Iterator[str]:
     elif kind == "turn.completed":
         usage = event.get("usage")
         if isinstance(usage, dict):
-            found.add_tokens(_whole(usage.get("input_tokens")), _whole(usage.get("output_tokens")))
+            found.add_tokens(usage.get("input_tokens"), usage.get("output_tokens"))
         found.errors = []  # it has got over them
+        found.end()
     elif kind == "turn.failed":
-        error = event.get("error")
-        words = error.get("message") if isinstance(error, dict) else error
-        found.error(quote(words))
-        found.fail(f"the agent ended with an error: {quote(words)}")
+        found.end(_message(event.get("error")))
     elif kind == "error":
-        found.error(quote(event.get("message")))
-        yield f"  ✗ {quote(event.get('message'))}"
+        yield f"  ✗ {found.error(event.get('message'))}"
 
 
 def _codex_item(item: Event, found: Findings) -> Iterator[str]:
     kind = item.get("type")
     if kind == "agent_message" and str(item.get("text", "")).strip():
-        found.result["summary"] = str(item["text"])[:4000]
+        found.answer(item["text"])
         yield str(item["text"])
+    elif kind == "command_execution" and item.get("status") == "declined":
+        found.fail(f"the agent was not allowed to use $ {quote(item.get('command'))}")
+        yield f"  ✗ declined: {quote(item.get('command'))}"
     elif kind == "command_execution" and item.get("exit_code"):
         yield f"  ✗ status {item['exit_code']}: {quote(item.get('aggregated_output'))}"
     elif kind == "file_change":
@@ -236,36 +293,40 @@ def _codex_item(item: Event, found: Findings) -> Iterator[str]:
     elif kind == "mcp_tool_call":
         yield _call(item.get("tool"), item.get("arguments"))
     elif kind == "error":
-        found.error(quote(item.get("message")))
-        yield f"  ✗ {quote(item.get('message'))}"
+        yield f"  ✗ {found.error(item.get('message'))}"
 
 
 def read_gemini(event: Event, found: Findings) -> Iterator[str]:
     """Read an object of Gemini CLI, `--output-format stream-json`."""
     kind = event.get("type")
-    if kind == "message" and event.get("role") == "assistant":
-        text = str(event.get("content", ""))
-        if text.strip():
-            found.result["summary"] = text[:4000]
-            yield text
-    elif kind == "tool_use":
+    if kind == "message":
+        if event.get("role") == "assistant":  # a piece of the answer, cut anywhere
+            found.part += str(event.get("content", ""))
+        return
+    yield from _whole_answer(found)
+    if kind == "tool_use":
         yield _call(event.get("tool_name"), event.get("parameters"))
     elif kind == "tool_result" and event.get("status") == "error":
         words = quote(_message(event.get("error")) or event.get("output"))
-        if "denied" in words:  # by its policy: nobody was asked
+        # By its policy, nobody was asked. Of a tool that it may not use it says there is none.
+        if "denied" in words or 'Tool "run_shell_command" not found' in words:
             found.fail(f"the agent was not allowed to use a tool: {words}")
         yield f"  ✗ {words}"
     elif kind == "error":
-        found.error(quote(event.get("message")))
-        yield f"  ✗ {quote(event.get('message'))}"
+        yield f"  ✗ {found.error(event.get('message'))}"
     elif kind == "result":
         stats = event.get("stats")
         if isinstance(stats, dict):
-            found.add_tokens(_whole(stats.get("input_tokens")), _whole(stats.get("output_tokens")))
-        if event.get("status") != "success":
-            words = quote(_message(event.get("error")))
-            found.error(words)
-            found.fail(f"the agent ended with an error: {words}")
+            found.add_tokens(stats.get("input_tokens"), stats.get("output_tokens"))
+        found.end(None if event.get("status") == "success" else _message(event.get("error")))
+
+
+def _whole_answer(found: Findings) -> Iterator[str]:
+    """Yield the answer whose pieces have come, if there is one."""
+    text, found.part = found.part.strip(), ""
+    if text:
+        found.answer(text)
+        yield text
 
 
 def read_copilot(event: Event, found: Findings) -> Iterator[str]:
@@ -273,7 +334,7 @@ def read_copilot(event: Event, found: Findings) -> Iterator[str]:
     kind, data = event.get("type"), event.get("data")
     data = data if isinstance(data, dict) else {}
     if kind == "assistant.message" and str(data.get("content", "")).strip():
-        found.result["summary"] = str(data["content"])[:4000]
+        found.answer(data["content"])
         yield str(data["content"])
     elif kind == "tool.execution_start":
         yield _call(data.get("toolName"), data.get("arguments"))
@@ -286,9 +347,9 @@ def read_copilot(event: Event, found: Findings) -> Iterator[str]:
     elif kind == "model.call_failure":
         yield f"  … the model gives no answer ({data.get('statusCode') or 'no connection'})"
     elif kind == "session.error":
-        words = quote(data.get("message"))
-        found.error(words)
-        found.fail(f"the agent ended with an error: {words}")
+        found.end(data.get("message"))
+    elif kind == "result":
+        found.end()
 
 
 def read_opencode(event: Event, found: Findings) -> Iterator[str]:
@@ -296,7 +357,7 @@ def read_opencode(event: Event, found: Findings) -> Iterator[str]:
     kind, part = event.get("type"), event.get("part")
     part = part if isinstance(part, dict) else {}
     if kind == "text" and str(part.get("text", "")).strip():
-        found.result["summary"] = str(part["text"])[:4000]
+        found.answer(part["text"])
         yield str(part["text"])
     elif kind == "tool_use":
         state = part.get("state")
@@ -310,14 +371,12 @@ def read_opencode(event: Event, found: Findings) -> Iterator[str]:
     elif kind == "step_finish":
         tokens = part.get("tokens")
         if isinstance(tokens, dict):
-            found.add_tokens(_whole(tokens.get("input")), _whole(tokens.get("output")))
-        cost = part.get("cost")
-        if isinstance(cost, (int, float)):
-            found.result["cost_usd"] = round(found.result.get("cost_usd", 0) + cost, 6)
+            found.add_tokens(tokens.get("input"), tokens.get("output"))
+        cost = _amount(part.get("cost"))
+        found.result["cost_usd"] = round(found.result.get("cost_usd", 0) + cost, 6)
+        found.over = part.get("reason") != "tool-calls"
     elif kind == "error":
-        words = quote(_message(event.get("error")))
-        found.error(words)
-        found.fail(f"the agent ended with an error: {words}")
+        found.end(_message(event.get("error")))
 
 
 def _message(error: object) -> object:
@@ -325,19 +384,21 @@ def _message(error: object) -> object:
     if isinstance(error, dict):
         data = error.get("data")
         return error.get("message") or (_message(data) if data else error.get("name") or error)
-    return error
+    return error or "it does not say which"
 
 
 class Agent(NamedTuple):
     """An agent program, run without a person; its stdin is the prompt.
 
     *environment*: names of the coordinator's variables to pass on, if they are set. *read*: the
-    reader of its output.
+    reader of its output. *later_seconds*: the first wait when its model gives no answer; more for
+    those that give up within a minute themselves.
     """
 
     command: Sequence[str]
     environment: Sequence[str]
     read: Reader
+    later_seconds: float = 30
 
 
 AGENTS: dict[str, Agent] = {
@@ -348,12 +409,14 @@ AGENTS: dict[str, Agent] = {
         "ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL CLAUDE_CODE_OAUTH_TOKEN"
         " CLAUDE_CONFIG_DIR".split(),
         read_claude,
+        later_seconds=60,
     ),
     "codex": Agent(
         # It may write only below its current folder, so it cannot commit in a worktree.
         "codex exec --json --sandbox workspace-write -".split(),
         "CODEX_API_KEY OPENAI_API_KEY CODEX_HOME".split(),
         read_codex,
+        later_seconds=60,
     ),
     "gemini": Agent(
         "gemini --output-format stream-json --approval-mode auto_edit --skip-trust".split(),
@@ -368,6 +431,7 @@ AGENTS: dict[str, Agent] = {
         "COPILOT_GITHUB_TOKEN COPILOT_MODEL COPILOT_OFFLINE COPILOT_PROVIDER_BASE_URL"
         " COPILOT_PROVIDER_TYPE COPILOT_PROVIDER_API_KEY".split(),
         read_copilot,
+        later_seconds=60,
     ),
     "opencode": Agent(
         "opencode run --format json".split(),
@@ -420,6 +484,7 @@ class Judge:
         """Judge by *spec*."""
         self.spec = spec
         self.found = Findings()
+        self._has_output = False
         self._is_ending = False
         self._check: subprocess.Popen[bytes] | None = None
         self._read = AGENTS[spec.agent].read if spec.agent else None
@@ -435,7 +500,9 @@ class Judge:
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(each, self._end)
         status = self._run_command(command)
-        failure = self.found.failure or self._reported_failure()
+        if self.spec.agent and not status and not self.found.over:
+            self._doubt()
+        failure = self.found.failure = self.found.failure or self._reported_failure()
         fails = bool(status or failure) and not self._is_ending
         temporary = self.found.temporary if self.spec.agent and fails else None
         self._keep_result(f"try again later: {temporary}" if temporary else None)
@@ -448,12 +515,25 @@ class Judge:
             if failure:
                 say(failure)
             return status or 1
+        if (_result() or {}).get("status") == "later":
+            return TRY_LATER
         return self._run_check() if self.spec.check else 0
+
+    def _doubt(self) -> None:
+        """Fail an agent whose exit status says success, and whose output does not."""
+        if self.found.over is False:
+            self.found.fail("the agent has exited in the middle of its turn")
+        elif not self._has_output:
+            self.found.fail("the agent has exited without a word")
 
     def _run_command(self, command: list[str]) -> int:
         listens = bool(self._read or self._patterns or self._members)
-        path = os.environ.get("PGCOORD_PROMPT_FILE") if self.spec.agent else None
-        with open(path or os.devnull, "rb") as prompt:
+        with contextlib.ExitStack() as files:
+            # Any other command has our standard input, as it has without a judge.
+            prompt = None
+            if self.spec.agent:
+                path = os.environ.get("PGCOORD_PROMPT_FILE") or os.devnull
+                prompt = files.enter_context(open(path, "rb"))
             try:
                 process = subprocess.Popen(
                     command,
@@ -487,10 +567,11 @@ class Judge:
             selector.register(ended, selectors.EVENT_READ)
             for lines in is_error:
                 selector.register(lines.pipe, selectors.EVENT_READ, lines)
-            timeout: float | None = None
+            over: float | None = None
             while selector.get_map():
-                ready = selector.select(timeout if timeout is not None else 5.0)
-                if not ready and timeout is not None:
+                ready = selector.select(5.0 if over is None else _DRAIN)
+                # What the command has written is in the pipe by its end; others may write for ever.
+                if over is not None and (not ready or time.monotonic() > over):
                     break
                 for key, _ in ready:
                     lines = key.data
@@ -500,16 +581,18 @@ class Judge:
                     if new is None:
                         selector.unregister(key.fileobj)
                     if lines is None:
-                        timeout = _DRAIN
+                        over = time.monotonic() + _LONGEST_DRAIN
                 self._end_what_only_waits(process)
         for lines, error in is_error.items():
             for line in lines.rest():
                 self._take(line, error)
+        for each in _whole_answer(self.found):
+            put_line(each)
 
     def _end_what_only_waits(self, process: subprocess.Popen[bytes]) -> None:
         since = self.found.waits_since
         if since is not None and time.monotonic() - since > _PATIENCE:
-            self.found.fail("the agent waits for the network and does not give up")
+            self.found.end("waiting for network, and does not give up")
             process.terminate()
             self.found.waits_since = None
 
@@ -517,6 +600,7 @@ class Judge:
         """Judge a line of the output, and write it into the log."""
         text = _ESCAPE.sub("", line.decode("utf-8", "replace"))
         event = _object(text)
+        self._has_output = self._has_output or bool(text.strip())
         if is_error and self.spec.agent and text.strip():
             self.found.error(quote(text))
         if self.spec.agent and text.strip():
@@ -524,11 +608,11 @@ class Judge:
             since = self.found.waits_since
             self.found.waits_since = (since or time.monotonic()) if waits else None
         if event is not None and self._read and not is_error:
+            self.found.over = self.found.over or False
             for each in self._read(event, self.found):
-                print(each, flush=True)
+                put_line(each)
         else:
-            sys.stdout.buffer.write(line + b"\n")
-            sys.stdout.flush()
+            put(line + b"\n")
         for pattern in self._patterns:
             if pattern.search(text):
                 self.found.fail(f"its output matches {pattern.pattern}: {quote(text)}")
@@ -591,30 +675,44 @@ class Judge:
         """Add the findings to the result file; members that the command wrote take precedence.
 
         *later*: why the phase is to be tried later, whatever the command wrote; None: it is not.
+        The file is replaced as a whole, so that a kill, or another writer, leaves no half of it.
         """
         path, result = os.environ.get("PGCOORD_RESULT_FILE"), _result()
-        if later:
-            result = {**(result or {}), "status": "later", "error": later}
-        if not path or result is None or not (self.found.result or later):
+        if not path or not (self.found.result or later) or (result is None and not later):
             return
-        data = json.dumps({**self.found.result, **result}).encode()
+        said = {"status": "later", "error": later} if later else {}
+        costs = {name: value for name, value in self.found.result.items() if name != "summary"}
+        for each in (
+            {**self.found.result, **(result or {}), **said},
+            {**costs, **(result or {}), **said},
+            {**costs, **said} if later else None,  # else that of the command stays as it is
+        ):
+            data = json.dumps(each, ensure_ascii=False).encode("utf-8", "replace")
+            if each is None or len(data) <= _MOST_RESULT:
+                break
+        if each is None:
+            return
+        beside = f"{path}.{os.getpid()}"
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
-            descriptor = os.open(path, flags, 0o600)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            with open(os.open(beside, flags, 0o600), "wb") as file:
+                file.write(data)
+            os.replace(beside, path)
         except OSError as error:
             say(f"the result cannot be written: {error.strerror or error}")
-            return
-        with open(descriptor, "wb") as file:
-            file.write(data)
+            with contextlib.suppress(OSError):
+                os.unlink(beside)
 
 
 def _result() -> dict[str, Any] | None:
     """Return the result file's object, {} if there is none; None if it cannot be read as one."""
     path = os.environ.get("PGCOORD_RESULT_FILE")
     try:
-        if not path or not os.path.exists(path):
+        if not path or not os.path.lexists(path):
             return {}
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
             found = json.loads(file.read(1_000_000) or b"{}")
     except (OSError, ValueError, RecursionError):
         return None

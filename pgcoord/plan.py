@@ -24,7 +24,8 @@ from markdown_it.token import Token
 
 from pgcoord.configuration import did_you_mean
 from pgcoord.duration import parse_duration
-from pgcoord.errors import InvalidPlan
+from pgcoord.errors import InvalidInput, InvalidPlan
+from pgcoord.text import read_text
 
 MOST_PHASES = 200
 
@@ -40,8 +41,17 @@ RUN_WHEN = ("completed", "failed", "always")
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
+# A comma that stands where a variable ends, outside of quotes, and what is before it.
+_COMMA = re.compile(
+    r"""((?:[^"'\\]|\\.|"(?:[^"\\]|\\.)*"|'[^']*')*?),(?=\s|$|[A-Za-z_][A-Za-z0-9_]*=)""",
+    re.ASCII | re.DOTALL,
+)
+
 # A parameter of a plan; in double braces it is plain text.
 _PARAMETER = re.compile(r"\{\{param\.[\w-]+\}\}|\{param\.([\w-]+)\}", re.ASCII)
+
+# What `write_plan` puts into braces once more; of {{param.x}} it is the inner part.
+_INNER = re.compile(r"\{param\.[\w-]+\}", re.ASCII)
 
 # The most cycles that are reported: a plan with more needs a rewrite, not a longer list.
 _MOST_CYCLES = 20
@@ -51,17 +61,18 @@ _WORDS = (  # noqa: SIM905
     "fifteen sixteen seventeen eighteen nineteen twenty"
 ).split()
 
-_NUMBER = rf"[0-9]{{1,6}}|{'|'.join(_WORDS)}"
+NUMBER = rf"[0-9]{{1,6}}|{'|'.join(_WORDS)}"
 
 # A hyphen needs a space after it: "Phase 1-2: x" is not phase 1, titled "2: x".
 _SEPARATOR = r"(?:[:–—]|-(?=\s))"  # noqa: RUF001
 
-_PHASE = re.compile(rf"phase\s+({_NUMBER})\s*{_SEPARATOR}\s*(.*\S)", re.IGNORECASE)
+# The heading of a phase: its number, and its title.
+PHASE = re.compile(rf"phase\s+({NUMBER})\s*{_SEPARATOR}\s*(.*\S)", re.IGNORECASE)
 
 # A heading's text that its author must have meant as a phase, well-formed or not.
 _PHASE_LIKE = re.compile(
     r"[*_]*phase"
-    rf"(?:\s*(?:$|{_SEPARATOR}|[0-9])|\s+(?:{_NUMBER})\b|\s+[^\s:–—]+\s*{_SEPARATOR})",  # noqa: RUF001
+    rf"(?:\s*(?:$|{_SEPARATOR}|[0-9])|\s+(?:{NUMBER})\b|\s+[^\s:–—]+\s*{_SEPARATOR})",  # noqa: RUF001
     re.IGNORECASE,
 )
 
@@ -70,7 +81,7 @@ _HEADING_LIKE = re.compile(rf"##\s*{_PHASE_LIKE.pattern}", re.IGNORECASE)
 
 # A phase's heading inside such a block, perhaps indented, with an emoji before the word.
 _HIDDEN_PHASE = re.compile(
-    rf"\s*#{{1,6}}\s+[^\w\s]*\s*phase\s+(?:{_NUMBER})\s*(?:{_SEPARATOR}|$)", re.IGNORECASE
+    rf"\s*#{{1,6}}\s+[^\w\s]*\s*phase\s+(?:{NUMBER})\s*(?:{_SEPARATOR}|$)", re.IGNORECASE
 )
 
 # Decoration before the word "phase" in a heading: an emoji, a checkbox.
@@ -89,9 +100,9 @@ _DONE_AT_END = re.compile(
 )
 
 # A heading that may be meant as a phase: with text before it, or another word for "phase".
-_NAMES_PHASE = re.compile(rf"\bphase\s+(?:{_NUMBER})\b", re.IGNORECASE)
+_NAMES_PHASE = re.compile(rf"\bphase\s+(?:{NUMBER})\b", re.IGNORECASE)
 _NAMES_STEP = re.compile(
-    rf"[\W_]*(?:stage|step|task|part|milestone)\s+(?:{_NUMBER})\b", re.IGNORECASE
+    rf"[\W_]*(?:stage|step|task|part|milestone)\s+(?:{NUMBER})\b", re.IGNORECASE
 )
 
 # A line of prose, or the end of a title, that names the prerequisites of a phase.
@@ -101,7 +112,7 @@ _NEED = re.compile(
     r"[*_]*[ \t]*:[*_]*(?P<value>.*)",
     re.IGNORECASE,
 )
-_NEED_OF_TITLE = re.compile(
+NEED_OF_TITLE = re.compile(
     r"\s*[(\[]\s*depends? on:?\s*(?P<value>[^()\[\]]*)[)\]]\s*$", re.IGNORECASE
 )
 
@@ -132,7 +143,7 @@ _LISTED_FILE = re.compile(
     r"`(?P<code>[^`\s,:]+)(?::[^`]*)?`|(?<!\S)(?P<bare>[\w./-]*[\w-][./][\w./-]*\w)(?!\w)"
 )
 
-_DEPENDENCY = re.compile(rf"(?:phases?\s+)?({_NUMBER})", re.IGNORECASE)
+_DEPENDENCY = re.compile(rf"(?:phases?\s+)?({NUMBER})", re.IGNORECASE)
 
 _BLOCK = re.compile(r"\s*(?:#|[-+*>]|[0-9]{1,9}[.)])")
 
@@ -176,6 +187,13 @@ class PlannedPhase:
     is_completed: bool = False
     taken: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     """Pairs of each key in the plan and the number of its line."""
+    body: tuple[int, int] = field(default=(0, 0), compare=False)
+    """The numbers of the first line below its heading, and of the one after its last."""
+
+    @property
+    def only_asks(self) -> bool:
+        """Whether it is a gate that runs nothing (pgcoord_private.only_asks, of stored ones)."""
+        return bool(self.gate) and not self.workflow and not self.prompt.strip(" \t\n\r\f\v")
 
     def row(self) -> dict[str, object]:
         """Return the phase as an object of `Plan.feature`'s "phases", without absent keys."""
@@ -240,6 +258,7 @@ class _Section:
     keys: dict[str, tuple[int, Any]]
     prompt: str
     is_completed: bool = False
+    body: tuple[int, int] = (0, 0)
 
     def value(self, key: str) -> Any:
         return self.keys.get(key, (0, None))[1]
@@ -264,19 +283,12 @@ def read_plan(
 ) -> Plan:
     """Read the plan at *path*, a UTF-8 file; the other parameters are those of `parse_plan`.
 
-    Raises `InvalidPlan`, also when the file cannot be read.
+    The path `-` is standard input. Raises `InvalidPlan`, also when the file cannot be read.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InvalidPlan([f"{path}: {(error.strerror or str(error)).lower()}"]) from error
-    try:
-        # Windows editors begin a file with a byte order mark, which Markdown does not know.
-        text = data.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        byte = f"byte 0x{data[error.start]:02x} at offset {error.start}"
-        raise InvalidPlan([f"{path}:{line}: not UTF-8: {byte}"]) from error
+        text = read_text(path)
+    except InvalidInput as error:
+        raise InvalidPlan([str(error)], hint=error.hint) from error
     return parse_plan(
         text,
         name=str(path),
@@ -289,7 +301,7 @@ def read_plan(
 
 def looks_like_plan(text: str) -> bool:
     """Whether *text* has the heading of a phase, well-formed or not; else it is a description."""
-    return any(_HEADING_LIKE.match(line) for line in _lines(text))
+    return any(_HEADING_LIKE.match(line) for line in split_lines(text))
 
 
 def parse_plan(
@@ -310,7 +322,7 @@ def parse_plan(
     each must occur in the plan, and each occurrence needs a value (None: leave them unchanged).
     Raises `InvalidPlan` with every fault, in the order of lines.
     """
-    lines = _without_front_matter(_lines(text))
+    lines = _without_front_matter(split_lines(text))
     problems = [*_unusable_characters(lines), *_excess(lines)]
     notes: list[_Problem] = []
     if not problems:
@@ -344,9 +356,16 @@ def parse_plan(
     )
 
 
-def write_plan(title: str, description: str | None, rows: Sequence[Mapping[str, Any]]) -> str:
+def write_plan(
+    title: str,
+    description: str | None,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    literal: bool = False,
+) -> str:
     """Return the Markdown of a plan; *rows* are objects as in `Plan.feature`'s "phases".
 
+    *literal*: the text is stored, so what looks like a parameter is none: it gets double braces.
     Nothing is validated. `parse_plan` reads the same phases back unless a value cannot be expressed
     in a plan; a caller that depends on that must compare.
     """
@@ -354,7 +373,8 @@ def write_plan(title: str, description: str | None, rows: Sequence[Mapping[str, 
     if description and description.strip():
         parts.append(f"{description.strip()}\n")
     parts += [_written(row) for row in rows]
-    return "\n".join(parts)
+    text = "\n".join(parts)
+    return _INNER.sub(r"{\g<0>}", text) if literal else text
 
 
 def _written(row: Mapping[str, Any]) -> str:
@@ -365,7 +385,7 @@ def _written(row: Mapping[str, Any]) -> str:
         "Depends on": needs,
         "When": None if row.get("run_when") == "completed" else row.get("run_when"),
         "Lock": row.get("lock"),
-        "Env": shlex.join(f"{name}={value}" for name, value in environment.items()) or None,
+        "Env": " ".join(_quoted(f"{name}={each}") for name, each in environment.items()) or None,
         "Workflow": row.get("workflow_type"),
         "Hours": _decimal(row.get("estimated_hours")),
         "Priority": row.get("priority"),
@@ -379,6 +399,11 @@ def _written(row: Mapping[str, Any]) -> str:
     mark = "✅ " if row.get("status") == "completed" else ""
     heading = f"## {mark}Phase {row['phase_number']}: {row.get('title') or 'Untitled'}"
     return "\n".join([heading, *lines, "", row.get("prompt_content") or "", ""])
+
+
+def _quoted(word: str) -> str:
+    quoted = shlex.quote(word)
+    return f"'{word}'" if quoted == word and "," in word else quoted
 
 
 def _decimal(number: float | None) -> str | None:
@@ -400,7 +425,7 @@ class _Heading:
     is_done: bool = False
 
 
-def _lines(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
     """Split *text* at Markdown's line ends, which are kept (str.splitlines splits at more)."""
     return io.StringIO(text, newline="").readlines()
 
@@ -622,8 +647,8 @@ def _read_section(
 ) -> _Section:
     line = heading.start + 1
     text = _DONE_AT_END.sub("", heading.text) if heading.is_done else heading.text
-    match = None if "\n" in text else _PHASE.fullmatch(text)
-    number = _number(match[1]) if match else -1
+    match = None if "\n" in text else PHASE.fullmatch(text)
+    number = number_of(match[1]) if match else -1
     if number < 0:
         expected = 'expected "## Phase 1: Title", numbered from 1 (or One to Twenty)'
         problems.append((line, f"not a phase: {heading.text!r:.60}; {expected}"))
@@ -643,7 +668,8 @@ def _read_section(
     if not prompt.strip() and "gate" not in keys and not heading.is_done:
         empty = "this phase is empty" if number < 0 else f"phase {number} is empty"
         problems.append((line, f"{empty}: expected its prompt below the heading and keys"))
-    return _Section(line, number, title, keys, prompt, heading.is_done)
+    extent = (heading.end + 1, heading.end + 1 + len(body))
+    return _Section(line, number, title, keys, prompt, heading.is_done, extent)
 
 
 def _renumbered(sections: list[_Section], notes: list[_Problem]) -> list[_Section]:
@@ -699,21 +725,11 @@ def _read_needs(
 
     Return the title without them. Prose that names no phase ("Dependencies: numpy") is ignored.
     """
-    found = _NEED_OF_TITLE.search(title)
-    needs = [(line, found["value"], True)] if found else []
-    fence = ""
-    for number, text in enumerate(body, first_line):
-        mark = re.match(r" {0,3}(```+|~~~+)", text)
-        if mark and (not fence or mark[1].startswith(fence)):
-            fence = "" if fence else mark[1]
-        elif not fence and (match := _NEED.match(text.rstrip("\r\n"))):
-            is_certain = match["key"].lower().startswith("depend") and "on" in match["key"].lower()
-            needs.append((number, match["value"], is_certain))
-    for number, text, is_certain in needs:
+    found = NEED_OF_TITLE.search(title)
+    needs = [(line, found["value"])] if found and _names_phases(found["value"], True) else []
+    needs += [(first_line + i, match["value"]) for i, match in needs_of_prose(body)]
+    for number, text in needs:
         value = text.strip().strip("*_").rstrip(".").strip()
-        names = re.search(r"\bphases?\b|^[0-9 ,]+$", value, re.IGNORECASE)
-        if not names and value.lower() != "none" and not (is_certain and re.search("[0-9]", value)):
-            continue
         try:
             read = _dependencies(value)
         except ValueError as error:
@@ -728,7 +744,28 @@ def _read_needs(
     return title[: found.start()] if found else title
 
 
-def _number(text: str) -> int:
+def _names_phases(text: str, is_certain: bool) -> bool:
+    """Whether the value of "Depends on" in prose names phases, or none of them."""
+    value = text.strip().strip("*_").rstrip(".").strip()
+    names = re.search(r"\bphases?\b|^[0-9 ,]+$", value, re.IGNORECASE)
+    return bool(names or value.lower() == "none" or (is_certain and re.search("[0-9]", value)))
+
+
+def needs_of_prose(body: Sequence[str]) -> Iterator[tuple[int, re.Match[str]]]:
+    """Yield each line of *body* that names prerequisites: its index, and a match with `value`."""
+    fence = ""
+    for i, text in enumerate(body):
+        mark = re.match(r" {0,3}(```+|~~~+)", text)
+        if mark and (not fence or mark[1].startswith(fence)):
+            fence = "" if fence else mark[1]
+        elif not fence and (match := _NEED.match(text.rstrip("\r\n"))):
+            is_certain = match["key"].lower().startswith("depend") and "on" in match["key"].lower()
+            if _names_phases(match["value"], is_certain):
+                yield i, match
+
+
+def number_of(text: str) -> int:
+    """Return the number that *text* is, in digits or a word of `NUMBER`."""
     word = text.casefold()
     return _WORDS.index(word) + 1 if word in _WORDS else int(word)
 
@@ -815,7 +852,7 @@ def _dependencies(value: str) -> tuple[int, ...]:
     numbers = []
     for item in re.split(r",\s*and\b|,|\band\b", value):
         match = _DEPENDENCY.fullmatch(item.strip())
-        number = _number(match[1]) if match else -1
+        number = number_of(match[1]) if match else -1
         if number < 0:
             raise ValueError(f'expected phases such as "1, 2" or "none", not {value!r:.60}')
         numbers.append(number)
@@ -856,6 +893,12 @@ def _lock(value: str) -> str:
 
 def _variables(value: str) -> tuple[tuple[str, str], ...]:
     expected = 'expected NAME=value, with quotes where there are spaces: MODE=prod TITLE="a b"'
+    # Taken as a part of the value, it would be found only by the process that gets it.
+    if comma := _COMMA.match(value):
+        raise ValueError(
+            f"a comma after {comma[1]!r:.60}: variables are separated by spaces;"
+            " a value that ends with a comma, or has one before NAME=, has quotes"
+        )
     try:
         words = shlex.split(value)
     except ValueError as error:
@@ -1017,6 +1060,7 @@ def _phase(section: _Section) -> PlannedPhase:
         environment=section.value("env") or (),
         is_completed=section.is_completed,
         taken=tuple((key, line) for key, (line, _) in section.keys.items()),
+        body=section.body,
     )
 
 
@@ -1027,7 +1071,11 @@ def _faults_in_parameters(lines: list[str], given: Mapping[str, str]) -> Iterato
         for match in _PARAMETER.finditer(line):
             name = match[1]
             if name is not None and name not in given:
-                yield number, f"{match[0]} has no value: expected --set {name}=VALUE"
+                yield (
+                    number,
+                    f"{match[0]} has no value: 'run', 'submit' and 'schedule' take one by"
+                    f" --set {name}=VALUE; {{{match[0]}}} is this text itself",
+                )
             used.add(name)
     for name in given:
         if name not in used:

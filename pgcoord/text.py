@@ -1,9 +1,36 @@
-"""Text of others, made fit to be shown: nothing that a terminal would obey, nothing too long."""
+"""Text of others, read from files and made fit to be shown: nothing that a terminal would obey."""
 
 import re
+import sys
+from pathlib import Path
+
+from pgcoord.errors import InvalidInput
 
 # Controls (C0, DEL, C1), but for tab and line feed; and what turns the direction of writing.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def read_text(path: Path) -> str:
+    """Return the text of the UTF-8 file *path*; of standard input where it is `-`.
+
+    Raises `InvalidInput` when it cannot be read, or is not UTF-8, with the line.
+    """
+    try:
+        if str(path) != "-":
+            data = path.read_bytes()
+        elif sys.stdin is None:
+            raise InvalidInput("-: standard input is closed", hint="Give a file, or a pipe.")
+        else:
+            data = sys.stdin.buffer.read()
+    except OSError as error:
+        raise InvalidInput(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    try:
+        # Windows editors begin a file with a byte order mark.
+        return data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        byte = f"byte 0x{data[error.start]:02x} at offset {error.start}"
+        raise InvalidInput(f"{path}:{line}: not UTF-8: {byte}") from error
 
 
 def printable(text: str) -> str:

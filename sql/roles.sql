@@ -40,7 +40,7 @@ grant select (
     id, queue_id, number, adw_id, slot, pool, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,
     retry_lost, timeout, claimed_at, started_at, deadline, pid, process_started, ending, ending_at, ending_reason,
     ended_at, outcome, error, exited_at, exit_code, quiet_since, submitted_at, job, node, copy, waits_for,
-    refused_begins, lock    -- all but the secret
+    refused_begins, lock, submitted_to    -- all but the secret
 ) on pgcoord.attempt to pgcoord_reader, pgcoord_client;
 grant execute on function
     pgcoord.why(text), pgcoord.feature_object(bigint), pgcoord.checkup(),
@@ -68,6 +68,7 @@ grant usage on sequence public.planned_features_id_seq to pgcoord_client, pgcoor
 grant usage on sequence pgcoord.queue_position to pgcoord_client;
 
 -- Steering.
+grant insert, update on pgcoord.schedule to pgcoord_client;
 grant update on public.planned_features, public.phase_queue to pgcoord_client;
 grant execute on all functions in schema pgcoord to pgcoord_client;
 revoke execute on function pgcoord.prune(interval), pgcoord.give_up_attempt(bigint, text, text), pgcoord.release_issues()
@@ -78,7 +79,8 @@ grant execute on function
     pgcoord_private.slot_for_inserted(text, text), pgcoord_private.new_adw_id(), pgcoord_private.refuse_gate(text),
     pgcoord_private.check_new_prerequisites(public.phase_queue, jsonb),
     pgcoord_private.hold_feature(integer), pgcoord_private.check_isolation(integer[]),
-    pgcoord_private.settle_edges(integer[], integer[]), pgcoord_private.set_reason(text), pgcoord_private.ask_gate(text)
+    pgcoord_private.settle_edges(integer[], integer[]), pgcoord_private.set_reason(text), pgcoord_private.ask_gate(text),
+    pgcoord_private.check_scheduled_feature(text, jsonb)
 to pgcoord_client;
 
 -- Coordinating. History and the schema's own record stay as they are written.

@@ -9,11 +9,12 @@ ROOT = Path(__file__).parents[1]
 
 # Lowest first. A module belongs to the longest of these names that begins its own.
 FLOORS = (
+    ("errors",),
     (
-        "errors",
         "text",
         "assets",
         "backoff",
+        "cron",
         "duration",
         "judge",
         "ownership",

@@ -17,7 +17,14 @@ import typer
 
 from pgcoord.commands.options import HIGHEST_ID, Surroundings, surroundings_of
 from pgcoord.commands.terminal import say, say_json
-from pgcoord.errors import CannotStart, DatabaseUnusable, InvalidInput, NotFound, WrongSchema
+from pgcoord.errors import (
+    CannotStart,
+    CoordError,
+    DatabaseUnusable,
+    InvalidInput,
+    NotFound,
+    WrongSchema,
+)
 from pgcoord.ownership import remedy, trusted_owners, why_not_ours
 
 if TYPE_CHECKING:
@@ -152,6 +159,17 @@ def would_be_runs_folder(surroundings: Surroundings, configuration: "Configurati
     """Return the runs folder that a coordinator started here would use; create nothing."""
     state = _find_state(surroundings) or surroundings.folder / STATE
     return _runs_folder(state, configuration)
+
+
+def runs_folder_here(surroundings: Surroundings) -> Path:
+    """Return the runs folder of this project; a pgcoord.toml with faults does not count."""
+    from pgcoord.configuration import find_configuration, read_configuration
+
+    configuration = None
+    with suppress(CoordError):
+        path = find_configuration(surroundings.folder, surroundings.environment)
+        configuration = read_configuration(path) if path else None
+    return would_be_runs_folder(surroundings, configuration)
 
 
 def check_schema(dsn: str) -> None:

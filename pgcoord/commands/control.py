@@ -103,7 +103,7 @@ _Amount = Annotated[
 
 def _command(verb: str) -> Callable[..., None]:
     """Return the Typer command for all actions of *verb*, with the arguments that they take."""
-    of_verb = [each for each in ACTIONS if each.verb == verb]
+    of_verb = [each for each in ACTIONS if each.verb == verb and each.scope != "schedule"]
 
     def command(
         ctx: typer.Context,
@@ -459,7 +459,7 @@ def prune(
     if features and not confirm(
         f"Remove {_count(len(features), 'feature')} with their history, for good?", yes=yes
     ):
-        say("nothing is removed")
+        say("nothing is removed", err=as_json)
         raise typer.Exit(1)
     removed = complete(found, remove(looked_at))
     members["removed"] = removed

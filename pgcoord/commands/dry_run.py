@@ -23,10 +23,15 @@ class DryRun:
     def waves(self) -> list[list[PlannedPhase]]:
         """Return the phases in waves: each wave depends only on those before it.
 
-        Limits by slots, locks and pools are not considered.
+        Completed phases are left out. Limits by slots, locks and pools are not considered.
         """
-        of_number = {phase.number: phase for phase in self.plan.phases}
-        sorter = TopologicalSorter({each.number: each.depends_on for each in self.plan.phases})
+        of_number = {each.number: each for each in self.plan.phases if not each.is_completed}
+        sorter = TopologicalSorter(
+            {
+                number: [each for each in phase.depends_on if each in of_number]
+                for number, phase in of_number.items()
+            }
+        )
         sorter.prepare()
         waves = []
         while sorter.is_active():
@@ -39,6 +44,8 @@ class DryRun:
         """Yield the lines to print for people."""
         count = len(self.plan.phases)
         yield f"{self.plan.title}: {count} {'phase' if count == 1 else 'phases'}; nothing is run"
+        if done := self._completed():
+            yield f"completed: {', '.join(map(str, done))}"
         for number, wave in enumerate(self.waves(), 1):
             yield f"wave {number}"
             for phase in wave:
@@ -49,14 +56,18 @@ class DryRun:
                         yield f"    {key}: {words}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the object that `run --dry-run --json` prints: `title`, and `waves` of phases."""
+        """Return what `--json` prints: `title`, `completed` (numbers), and `waves` of phases."""
         return {
             "title": self.plan.title,
+            "completed": self._completed(),
             "waves": [
                 [{"phase": each.number, "title": each.title, **self._told(each)} for each in wave]
                 for wave in self.waves()
             ],
         }
+
+    def _completed(self) -> list[int]:
+        return [each.number for each in self.plan.phases if each.is_completed]
 
     def _told(self, phase: PlannedPhase) -> dict[str, Any]:
         """Return what is shown of a phase, by label; without a process only what it waits for."""
@@ -90,7 +101,7 @@ class DryRun:
         }
 
     def _workflow_of(self, phase: PlannedPhase) -> Workflow | None:
-        if phase.workflow is None and phase.gate and not phase.prompt.strip():
+        if phase.only_asks:
             return None
         if phase.workflow is None:
             return self.configuration.default_workflow

@@ -1,6 +1,5 @@
 """Commands that change or remove queued work: edit, delete."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +27,7 @@ from pgcoord.commands.options import (
 from pgcoord.commands.terminal import confirm, say
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidInput
+from pgcoord.text import read_text
 
 if TYPE_CHECKING:
     from pgcoord.database._sql import Connection
@@ -111,7 +111,8 @@ def delete(
             if feature is None:
                 return await find_phase(conn, target)
             shown = await reads.feature(conn, feature)
-            say(f"feature {feature}  {shown.title}: {shown.total_phases} phases, {shown.status}")
+            words = f"{shown.title}: {shown.total_phases} phases, {shown.status}"
+            say(f"feature {feature}  {words}", err=as_json)
             return feature
 
     async def remove(what: str | int) -> None:
@@ -121,20 +122,17 @@ def delete(
     what = complete(found, look())
     name = f"feature {what}" if feature else str(what)
     if not confirm(f"Remove {name} with its history, for good?", yes=yes):
-        say("nothing is removed")
+        say("nothing is removed", err=as_json)
         raise typer.Exit(1)
     complete(found, remove(what))
     print_answer(Answer(f"{name} is removed", {"removed": what}), as_json=as_json)
 
 
 def _read(folder: Path, path: Path) -> str:
-    if str(path) == "-":
-        return sys.stdin.read()
-    try:
-        return (folder / path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise InvalidInput(f"{path}: {reason.lower()}") from error
+    text = read_text(path if str(path) == "-" else folder / path).replace("\r\n", "\n")
+    if "\0" in text:
+        raise InvalidInput(f"{path}: it has a NUL in it: expected plain text")
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from socket import gethostname
 from typing import IO
 
-from pgcoord.commands.context import find_phase, session
+from pgcoord.commands.context import find_phase, runs_folder_here, session
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.progress import UNFINISHED, clean, follow_through
 from pgcoord.commands.terminal import say
@@ -64,8 +65,9 @@ async def follow_log(
         queue_id = await find_phase(conn, phase)
         course = await _read(conn, queue_id)
     if course.attempts or number:
-        log_of(queue_id, course.attempts, number, host=gethostname())
-    printer = _Printer(queue_id, number or len(course.attempts) or 1, number, lines)
+        log_of(queue_id, course.attempts, number, host=gethostname(), runs=None)
+    runs = runs_folder_here(surroundings)
+    printer = _Printer(queue_id, number or len(course.attempts) or 1, number, lines, runs)
     async with aclosing(follow_through(dsn, lambda conn: _read(conn, queue_id))) as courses:
         upcoming = asyncio.ensure_future(anext(courses))
         try:
@@ -91,11 +93,14 @@ async def _read(conn: Connection, queue_id: str) -> _Course:
 class _Printer:
     """Prints the logs of the attempts *first* to *last* of a phase; None: without a last one."""
 
-    def __init__(self, queue_id: str, first: int, last: int | None, lines: int | None) -> None:
+    def __init__(
+        self, queue_id: str, first: int, last: int | None, lines: int | None, runs: Path
+    ) -> None:
         self._queue_id = queue_id
         self._printed = first - 1
         self._last = last
         self._lines = lines
+        self._runs = runs
         self._log: _GrowingLog | None = None
         self._told = ""
 
@@ -127,7 +132,8 @@ class _Printer:
         self._print_rest()
         self._printed = attempt.number
         try:
-            _, log = log_of(self._queue_id, [attempt], attempt.number, host=gethostname())
+            host = gethostname()
+            _, log = log_of(self._queue_id, [attempt], attempt.number, host=host, runs=self._runs)
         except Refused as error:
             self._print_note(str(error))
         else:

@@ -3,12 +3,19 @@
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgcoord.commands.context import complete, existing_dsn, find_phase, session
+from pgcoord.commands.context import (
+    complete,
+    existing_dsn,
+    find_phase,
+    runs_folder_here,
+    session,
+)
 from pgcoord.commands.options import Dsn, PhaseOrFeature, feature_of, surroundings_of
 from pgcoord.commands.terminal import say
 from pgcoord.errors import NotFound, Refused
@@ -48,21 +55,21 @@ def logs(
 
     Only on the machine where it runs; elsewhere it says where that is.
     """
-    found = existing_dsn(ctx, dsn)
+    found, runs = existing_dsn(ctx, dsn), runs_folder_here(surroundings_of(ctx))
     if feature := feature_of(phase):
         if goes_on or number:
             raise typer.BadParameter(
                 f"name one phase of feature {feature}, such as {feature}.1.",
                 param_hint="--follow" if goes_on else "--attempt",
             )
-        _print_all(complete(found, _find_all(found, feature)), lines)
+        _print_all(complete(found, _find_all(found, feature, runs)), lines)
         return
     if goes_on:
         from pgcoord.commands.following import follow_log
 
         complete(found, follow_log(surroundings_of(ctx), found, phase, number, lines))
         return
-    _print(complete(found, _find(found, phase, number)), lines)
+    _print(complete(found, _find(found, phase, number, runs)), lines)
 
 
 def _print(found: "Log", lines: int | None) -> None:
@@ -88,7 +95,7 @@ def _print_all(found: "Sequence[tuple[str, Log | str]]", lines: int | None) -> N
             say(str(error))
 
 
-async def _find_all(dsn: str, feature_id: int) -> "Sequence[tuple[str, Log | str]]":
+async def _find_all(dsn: str, feature_id: int, runs: Path) -> "Sequence[tuple[str, Log | str]]":
     from pgcoord.database import reads
     from pgcoord.runs.logs import log_of
 
@@ -102,7 +109,7 @@ async def _find_all(dsn: str, feature_id: int) -> "Sequence[tuple[str, Log | str
                 found.append((name, "it has not started, so it has no log"))
                 continue
             try:
-                log = log_of(phase.queue_id, attempts, None, host=gethostname())[1]
+                log = log_of(phase.queue_id, attempts, None, host=gethostname(), runs=runs)[1]
             except Refused as error:
                 found.append((name, str(error)))
             else:
@@ -110,7 +117,7 @@ async def _find_all(dsn: str, feature_id: int) -> "Sequence[tuple[str, Log | str
     return found
 
 
-async def _find(dsn: str, phase: str, number: int | None) -> "Log":
+async def _find(dsn: str, phase: str, number: int | None, runs: Path) -> "Log":
     from pgcoord.database import reads
     from pgcoord.runs.logs import log_of
 
@@ -121,4 +128,4 @@ async def _find(dsn: str, phase: str, number: int | None) -> "Log":
             reasons = await reads.why(conn, queue_id)
             because = f": {reasons[0].words}" if reasons else ""
             raise Refused(f"{queue_id} has not started, so it has no log{because}")
-        return log_of(queue_id, attempts, number, host=gethostname())[1]
+        return log_of(queue_id, attempts, number, host=gethostname(), runs=runs)[1]

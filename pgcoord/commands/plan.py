@@ -19,6 +19,7 @@ from pgcoord.commands.options import (
 )
 from pgcoord.commands.terminal import confirm, say, say_json
 from pgcoord.errors import CannotStart, InvalidInput, Refused
+from pgcoord.text import read_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,7 +52,8 @@ def plan(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="FEATURE|FILE", help="A feature's number; or a description, a plan."
+            metavar="FEATURE|FILE",
+            help="A feature's number; or a description, a plan; - is standard input.",
         ),
     ],
     source: Annotated[
@@ -106,11 +108,11 @@ def plan(
         made = None if show else _make(ctx, dsn, planner, named, source, anew, yes)
         found = _stored(ctx, dsn, named, made, execute)
     else:
-        found = _plan_file(surroundings, planner, surroundings.folder / what, hours)
+        found = _plan_file(planner, _path(surroundings, what), hours)
     number, feature, planned, usual = found
     analysis = planner.analyse(planned.phases, slots or usual)
     if output is not None:
-        _write(surroundings.folder / output, feature, planned, yes)
+        _write(surroundings.folder / output, feature, planned, yes, stored=number is not None)
     if as_json:
         planning = {"source": planned.source, "notes": list(planned.notes), **analysis.as_json()}
         members = {
@@ -140,7 +142,13 @@ def show_check(path: Path, read: "Plan", as_json: bool) -> None:
     from pgcoord.planner.analysis import analyse
 
     rows = [each.row() for each in read.phases]
-    analysis = analyse(rows, _USUAL_SLOTS)
+    done = {each.number for each in read.phases if each.is_completed}
+    to_do = [
+        row | {"depends_on_phases": sorted(set(each.depends_on) - done)}
+        for each, row in zip(read.phases, rows, strict=True)
+        if not each.is_completed
+    ]
+    analysis = analyse(to_do, _USUAL_SLOTS)
     taken = {each.number: dict(each.taken) for each in read.phases}
     if as_json:
         planning = {"source": "file", "notes": list(read.notes), **analysis.as_json()}
@@ -149,7 +157,8 @@ def show_check(path: Path, read: "Plan", as_json: bool) -> None:
             {"id": None, "title": read.title, "phases": rows, "planning": planning, "lines": lines}
         )
         return
-    head = Text.assemble((read.title, "bold"), f": {_count(analysis)}")
+    completed = f", besides {len(done)} completed" if done else ""
+    head = Text.assemble((read.title, "bold"), f": {_count(analysis)}{completed}")
     sources = [line for each in read.phases for line in _sources(each)]
     warnings = [f"warning: {each}" for each in analysis.warnings]
     details = [*_summary(analysis), *warnings, "taken from:", *sources]
@@ -240,9 +249,11 @@ def _make(
         return None
     rows = None
     if source is not None:
-        path = surroundings.folder / source
         read = read_plan(
-            path, workflows=workflows.names, has_default=workflows.has_default, parameters={}
+            _path(surroundings, source),
+            workflows=workflows.names,
+            has_default=workflows.has_default,
+            parameters={},
         )
         for note in read.notes:
             say(f"pgcoord: {note}", err=True)
@@ -292,18 +303,21 @@ def _stored(
     return complete(found, work())
 
 
-def _plan_file(
-    surroundings: Surroundings, planner: "FeaturePlanner", path: Path, hours: float | None
-) -> _Found:
+def _path(surroundings: Surroundings, name: str | Path) -> Path:
+    """Return the path of an argument; `-`, standard input, stays as it is."""
+    return Path("-") if str(name) == "-" else surroundings.folder / name
+
+
+def _plan_file(planner: "FeaturePlanner", path: Path, hours: float | None) -> _Found:
     import asyncio
 
-    from pgcoord.plan import looks_like_plan, read_plan
+    from pgcoord.plan import looks_like_plan, parse_plan
     from pgcoord.planner.planning import Planned
     from pgcoord.planner.structure import Feature, described_by
 
     text = _read(path)
     if looks_like_plan(text):
-        read = read_plan(path)
+        read = parse_plan(text, name=str(path))
         for note in read.notes:
             say(f"pgcoord: {note}", err=True)
         rows = [each.row() for each in read.phases]
@@ -315,24 +329,20 @@ def _plan_file(
 
 
 def _read(path: Path) -> str:
-    try:
-        text = path.read_bytes().decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path}: not UTF-8 at byte {error.start}") from error
-    except OSError as error:
-        raise InvalidInput(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    text = read_text(path)
     if "\0" in text:
         raise InvalidInput(f"{path}: it has a NUL in it: expected plain text")
     return text
 
 
-def _write(path: Path, feature: "Feature", planned: "Planned", yes: bool) -> None:
+def _write(path: Path, feature: "Feature", planned: "Planned", yes: bool, *, stored: bool) -> None:
     from pgcoord.planner.planning import as_markdown
 
     if path.exists() and not confirm(f"Overwrite {path}?", yes=yes):
         raise Refused(f"{path} stays as it is")
     try:
-        path.write_text(as_markdown(feature, planned.phases), encoding="utf-8")
+        text = as_markdown(feature, planned.phases, literal=stored)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise CannotStart(f"{path}: {(error.strerror or str(error)).lower()}") from error
 

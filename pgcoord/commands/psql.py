@@ -45,7 +45,7 @@ def psql(
     own = surroundings.environment.get("PSQLRC") or Path("~/.psqlrc").expanduser()
     if Path(own).is_file():
         options += ["-v", f"own_psqlrc={own}"]
-    if not arguments and sys.stdin.isatty():
+    if not arguments and sys.stdin is not None and sys.stdin.isatty():
         # A long value wraps within its column, not across the screen.
         options += ["-P", "format=wrapped"]
         say("pgcoord: :board shows the work, :help the other shortcuts", err=True)

@@ -5,7 +5,6 @@ is idempotent; run again, it finds the open pull request instead of opening a se
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,8 @@ import typer
 
 from pgcoord.commands.options import surroundings_of
 from pgcoord.commands.terminal import say
-from pgcoord.errors import InvalidConfiguration, InvalidInput, NotNow
+from pgcoord.errors import CannotStart, InvalidConfiguration, InvalidInput, NotNow
+from pgcoord.text import read_text
 
 if TYPE_CHECKING:
     from pgcoord.github.client import PullRequest
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def pull_request(
     ctx: typer.Context,
-    title: Annotated[str | None, typer.Option(help="Else that of the phase.")] = None,
+    title: Annotated[str | None, typer.Option(help="Its title; else 'Feature N'.")] = None,
     base: Annotated[
         str | None, typer.Option(metavar="BRANCH", help="Else the repository's default branch.")
     ] = None,
@@ -59,6 +59,7 @@ def pull_request(
             "there is no [github]", hint='Name the repository there, such as "octo/work".'
         )
     credentials = read_credentials(settings, environment)
+    result_file = environment.get("PGCOORD_RESULT_FILE")
     results = _read_inputs(environment.get("PGCOORD_INPUT_FILE"))
     branch = head or _branch_of(results)
     words = title or f"Feature {environment.get('PGCOORD_FEATURE_ID', branch)}"
@@ -74,21 +75,25 @@ def pull_request(
     try:
         opened = asyncio.run(open_it())
     except NotNow as error:
-        _put_result({"status": "later", "error": str(error)})
+        _put_result(result_file, {"status": "later", "error": str(error)})
         say(f"pgcoord: {error}", err=True)
         raise typer.Exit(_TRY_LATER) from error
-    _put_result({"pr_number": opened.number, "url": opened.url, "summary": f"opened {opened.url}"})
+    result = {"pr_number": opened.number, "url": opened.url, "summary": f"opened {opened.url}"}
+    _put_result(result_file, result)
     say(opened.url)
 
 
 def _read_inputs(path: str | None) -> dict[int, Mapping[str, Any]]:
     """Return the results of the phases before this one, as {phase number: result}, in order.
 
-    *path*: the JSON file of PGCOORD_INPUT_FILE; None gives {}.
+    *path*: the JSON file of PGCOORD_INPUT_FILE; None gives {}. Raises `InvalidInput`.
     """
     if not path:
         return {}
-    given = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        given = json.loads(read_text(Path(path)))
+    except ValueError as error:
+        raise InvalidInput(f"PGCOORD_INPUT_FILE, {path}: not JSON: {error}") from error
     return {int(number): given[number] for number in sorted(given, key=int)}
 
 
@@ -138,7 +143,12 @@ def _text_of(results: Mapping[int, Mapping[str, Any]]) -> str:
     return "\n\n".join(f"**Phase {number}**: {words}" for number, words in said.items() if words)
 
 
-def _put_result(result: Mapping[str, object]) -> None:
-    path = os.environ.get("PGCOORD_RESULT_FILE")
-    if path:
+def _put_result(path: str | None, result: Mapping[str, object]) -> None:
+    """Write the result of the phase to *path*; None: nowhere. Raises `CannotStart`."""
+    if not path:
+        return
+    try:
         Path(path).write_text(json.dumps(result), encoding="utf-8")
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise CannotStart(f"PGCOORD_RESULT_FILE, {path}: {why}") from error

@@ -84,7 +84,7 @@ def dump(
     server = running_server(surroundings)
     target = surroundings.folder / file
     if target.exists() and not confirm(f"{file} is there already. Overwrite it?", yes=yes):
-        say("nothing is written")
+        say("nothing is written", err=as_json)
         raise typer.Exit(1)
     if not target.parent.is_dir():
         raise CannotStart(f"there is no folder {target.parent}")

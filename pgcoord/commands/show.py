@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pgcoord.commands.progress import Snapshot
     from pgcoord.database._sql import Connection
     from pgcoord.database.rows import Cost, LeadBlocker, Leader, Slot
+    from pgcoord.database.schedules import Schedule
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +29,8 @@ def register(app: typer.Typer) -> None:
     app.command()(result)
 
 
-_JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_blocker", "features": […]}
+_JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_blocker", "features": […],
+"schedules": […]}
 
 A slot: slot, draining, queue_id, title, status, since, pool, launcher, job, node, waits_for. The
 coordinator: epoch, host, pid, version, lead_at; null when none leads. The lead_blocker: words,
@@ -37,7 +39,7 @@ title, status, total_phases, phases_completed, phases_running, phases_failed, ph
 paused_at, cost_usd, tokens_in, tokens_out, max_cost_usd, costs (by workflow: workflow, attempts,
 cost_usd, tokens_in, tokens_out), phases. A phase: queue_id, feature_id, phase_number, title,
 status, slot, attempt, priority, depends_on_phases, error_message, since, started_timestamp,
-finished_timestamp, waiting_for, result, skipped.
+finished_timestamp, waiting_for, result, skipped. A schedule: as 'pgcoord schedule list --json'.
 
 Times are ISO 8601 with their offset, or null. Later releases may add keys."""
 
@@ -57,6 +59,7 @@ class _Standing:
     unwatched: str | None
     features: "Sequence[Snapshot]"
     costs: "Sequence[Cost]"
+    schedules: "Sequence[Schedule]"
 
     def as_json(self) -> dict[str, Any]:
         """Return the object that `status --json` prints; its keys are listed in `_JSON`."""
@@ -76,6 +79,7 @@ class _Standing:
                 }
                 for each in self.features
             ],
+            "schedules": [asdict(each) for each in self.schedules],
         }
 
 
@@ -83,7 +87,7 @@ async def _read(
     conn: "Connection", feature: int | None, finished: bool, *, costs: bool
 ) -> _Standing:
     from pgcoord.commands.progress import Snapshot, read_snapshot
-    from pgcoord.database import reads
+    from pgcoord.database import reads, schedules
 
     if feature is not None:
         features = [await read_snapshot(conn, feature)]
@@ -102,6 +106,7 @@ async def _read(
         None if leader else await reads.unwatched(conn),
         features,
         await reads.costs(conn, [each.feature.id for each in features]) if costs else (),
+        await schedules.schedules(conn) if feature is None else (),
     )
 
 
@@ -203,6 +208,7 @@ def _header(standing: _Standing) -> list[Any]:
         lines.insert(0, f"{printable(standing.unwatched)}: {goes_on}")
     if standing.paused_at:
         lines.append(f"everything is paused since {_time(standing.paused_at)} ('pgcoord resume')")
+    lines += [f"schedule {each.name}: {printable(each.words)}" for each in standing.schedules]
     return [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
 
 

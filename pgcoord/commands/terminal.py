@@ -21,7 +21,7 @@ def confirm(question: str, *, yes: bool) -> bool:
     """
     if yes:
         return True
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise typer.BadParameter(
             "there is no terminal to ask on; give it to go on without a question.",
             param_hint="--yes",

@@ -1,10 +1,9 @@
 """Commands that bring work in and run it: run, serve, submit."""
 
-import sys
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -121,7 +120,7 @@ def run(
     close_memory()
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
-    work = _plan(plan, configuration, done, parameters) if plan else feature
+    work = read_given_plan(plan, configuration, done, parameters) if plan else feature
     assert work is not None
     if dry_run:
         if plan is None or isinstance(work, int):
@@ -268,8 +267,8 @@ def submit(
 ) -> None:
     """Queue the phases of a plan, for a coordinator to run."""
     surroundings = surroundings_of(ctx)
-    configuration = _find_configuration(surroundings, config)
-    read = _plan(plan, configuration, done, parameters)
+    configuration = configuration_here(surroundings, config)
+    read = read_given_plan(plan, configuration, done, parameters)
     if check:
         from pgcoord.commands.plan import show_check
 
@@ -294,7 +293,8 @@ def submit(
     say(f"feature {feature_id}: {phases} queued{waits}")
 
 
-def _find_configuration(surroundings: Surroundings, config: Path | None) -> "Configuration | None":
+def configuration_here(surroundings: Surroundings, config: Path | None) -> "Configuration | None":
+    """Read the configuration *config*, else that here or above; None if there is none."""
     from pgcoord.configuration import find_configuration, read_configuration
 
     path = config or find_configuration(surroundings.folder, surroundings.environment)
@@ -303,7 +303,7 @@ def _find_configuration(surroundings: Surroundings, config: Path | None) -> "Con
 
 def _configuration(surroundings: Surroundings, config: Path | None) -> "Configuration":
     """Read the configuration. Raises `InvalidConfiguration` if there is none, or no workflow."""
-    found = _find_configuration(surroundings, config)
+    found = configuration_here(surroundings, config)
     if found is None:
         raise InvalidConfiguration(
             f"no pgcoord.toml in {surroundings.folder} or above: there is no workflow to run",
@@ -353,26 +353,24 @@ def _planner(surroundings: Surroundings, configuration: "Configuration") -> "Fea
     return FeaturePlanner(configuration.planner, surroundings.environment, surroundings.folder)
 
 
-def _plan(
+def read_given_plan(
     path: Path,
     configuration: "Configuration | None",
     done: MarkedDone | None,
     parameters: list[str] | None,
 ) -> "Plan":
-    from pgcoord.plan import parse_plan, read_plan
+    """Read the plan at *path* (-: standard input), print its notes. Raises `InvalidPlan`."""
+    from pgcoord.plan import read_plan
 
     workflows = configuration.workflows if configuration else None
     has_default = configuration is None or configuration.default_workflow is not None
-    how: Any = {
-        "workflows": workflows,
-        "has_default": has_default,
-        "takes_done": done is not None,
-        "parameters": dict(map(_parameter, parameters or ())),
-    }
-    if str(path) == "-":
-        plan = parse_plan(sys.stdin.read(), name="-", **how)
-    else:
-        plan = read_plan(path, **how)
+    plan = read_plan(
+        path,
+        workflows=workflows,
+        has_default=has_default,
+        takes_done=done is not None,
+        parameters=dict(map(_parameter, parameters or ())),
+    )
     for note in plan.notes:
         say(f"pgcoord: {note}", err=True)
     return plan

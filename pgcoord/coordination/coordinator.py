@@ -28,6 +28,7 @@ from pgcoord.coordination.housekeeping import keep_house
 from pgcoord.coordination.launching import Launcher
 from pgcoord.coordination.leadership import Leadership
 from pgcoord.coordination.retrying import Fact, Retrying, Stopped
+from pgcoord.coordination.schedules import Schedules
 from pgcoord.coordination.supervision import Supervision, log_move
 from pgcoord.database import claims, issues, notices
 from pgcoord.database._sql import Connection
@@ -84,7 +85,7 @@ class Coordinator:
         self.report_url = report_url
         self.issues = self._make_issues()
         self._dsn = dsn
-        self._runs_folder = runs_folder.resolve()
+        self.runs_folder = runs_folder.resolve()
         self._stopping = asyncio.Event()
         self._draining = False
         self._declares_anew = False
@@ -93,7 +94,7 @@ class Coordinator:
         self._leadership = Leadership(
             dsn,
             host=self.host,
-            runs_folder=self._runs_folder,
+            runs_folder=self.runs_folder,
             workflows=configuration.workflows.values(),
             pools=configuration.pools.values(),
             retrying=self._retrying,
@@ -105,6 +106,7 @@ class Coordinator:
         self._abandoned: set[int] = set()
         self.engines = Engines(self)
         self.notices = self._make_notices()
+        self._schedules = Schedules(self)
 
     async def run(self) -> None:
         """Lead or stand by until `stop`, which leaves running processes alone.
@@ -119,12 +121,13 @@ class Coordinator:
                 self._tasks = tasks
                 try:
                     tasks.create_task(
-                        keep_house(self._dsn, self._runs_folder, retention, self._retrying)
+                        keep_house(self._dsn, self.runs_folder, retention, self._retrying)
                     )
                     if self.issues:
                         tasks.create_task(self.issues.run())
                     if self.notices:
                         tasks.create_task(self.notices.run())
+                    tasks.create_task(self._schedules.run())
                     await self._coordinate()
                 except CoordError as error:
                     refusal = error  # raised below: the task group would wrap it in a group
@@ -161,6 +164,11 @@ class Coordinator:
     def led(self) -> bool:
         """Whether this coordinator ever led."""
         return self._leadership.led
+
+    @property
+    def epoch(self) -> int:
+        """The number of the lead, as this coordinator knows it."""
+        return self._leadership.epoch
 
     @property
     def interruptions(self) -> int:
@@ -250,8 +258,27 @@ class Coordinator:
             if lead.leader.led:
                 return True
             self._backoff.reset()
+            await self._leave_jobs_of_engines()
+            if self._done:
+                return False
             news = answered or bool(await self.unless_stopped(lead.wait(_LEAD_EVERY)))
         return False
+
+    async def _leave_jobs_of_engines(self) -> None:
+        """End the supervision of the jobs of engines: whoever leads sees to them, on any host.
+
+        Only the leader hears that a job began or has to end. One that is being submitted is left
+        once that is over.
+        """
+        left = [
+            each.task
+            for each in self._supervised.values()
+            if each.recorded and each.assignment.host is None
+        ]
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
 
     async def _renew_lease(self) -> None:
         """Renew the lease of this host, so that a leader elsewhere leaves our attempts alone."""
@@ -271,17 +298,22 @@ class Coordinator:
         await self.engines.declare(self._leadership.conn)
         wanted = {each.name: list(each.events) for each in self.configuration.notify}
         await notices.declare_targets(self._leadership.conn, wanted)
-        await claims.follow_budgets(self._leadership.conn)
+        again = None
+        if await claims.follow_budgets(self._leadership.conn):
+            again = self._tasks.create_task(self._follow_budgets_again())
         if self.issues is None:
             self._tasks.create_task(self._release_issues())
         disowned = await self.unless_stopped(self._attend_to_all())
         if disowned:  # their phases may be claimable: end the old processes before the next claim
             await self.unless_stopped(asyncio.wait(disowned))
         self._ends.open()
+        self._schedules.wake()
         try:
             await self.unless_stopped(self._go_rounds())
         finally:
             self._ends.close()
+            if again:
+                again.cancel()
         self.leads.clear()
         # A start may wait for a lock, or for an issue: whoever keeps the lead goes on without it.
         until = _now() + _RETRY_AFTER
@@ -291,6 +323,18 @@ class Coordinator:
             await self._leadership.wait(None if self._is_ending else until - _now())
         if self._is_ending:
             await self._leadership.resign()
+
+    async def _follow_budgets_again(self) -> None:
+        """Come again to the features that somebody had locked when the budgets were followed."""
+        passed_over = True
+        while passed_over:
+            await asyncio.sleep(_RETRY_AFTER)
+            try:
+                passed_over = await self.execute_with_retry(claims.follow_budgets)
+            except Stopped:
+                return
+            except Exception:
+                logger.exception("budgets are followed in %d s", _RETRY_AFTER)
 
     async def _release_issues(self) -> None:
         """Release the phases that wait for GitHub, since it is not configured here (any more)."""
@@ -331,6 +375,9 @@ class Coordinator:
             self.issues.wake()
         if self.notices:
             self.notices.wake()
+        if self._leadership.take_changed_schedules():
+            self._schedules.wake()
+        self._schedules.note_round()
         self._backoff.reset()  # only now: a server may accept connections but refuse to write
         # What could be claimed right after a claim is not locked: that left it to another.
         if not (claimed and work.locked):
@@ -434,6 +481,8 @@ class Coordinator:
         ]
         for attempt in attempts:
             supervised = self._supervised.get(attempt.folder)
+            if isinstance(supervised, EngineSupervision) and supervised.recorded:
+                supervised.epoch = self._leadership.epoch  # its job was submitted, whoever leads
             # The database refuses a start that began under another lead, and a failover may have
             # lost the record of a start.
             if supervised is None or (
@@ -557,7 +606,7 @@ class Coordinator:
         epoch = self._leadership.epoch
         if assignment.host is not None:
             return self.supervision(assignment, self, epoch, lead_checked_at)
-        pool = self.engines.pool(assignment.pool)
+        pool = self.engines.pool_of(assignment)
         return EngineSupervision(assignment, self, epoch, lead_checked_at, pool)
 
     async def _supervise(

@@ -136,14 +136,18 @@ class Watcher:
         self.unread = folder is not None
         self.copied_at = -1e9  # loop time of the last copy of its log
         self._stamp: tuple[int, ...] = ()
+        self._may_have_changed = False
 
     def has_changed(self) -> bool:
         """Whether the folder, or exit.json in it, has changed since the last call. Blocks on I/O.
 
-        On a full disk exit.json is overwritten in place, which does not change the folder.
+        On a full disk exit.json is overwritten in place, which does not change the folder. Each
+        change counts twice: some file systems keep times in whole seconds, so another one may
+        have come after it.
         """
         before, self._stamp = self._stamp, _stamp_of(self.folder) if self.folder else ()
-        return before != self._stamp
+        may_have, self._may_have_changed = self._may_have_changed, before != self._stamp
+        return self._may_have_changed or may_have
 
     def read_again(self) -> None:
         """Have the folder read once more: it could not be read this time."""
@@ -352,18 +356,34 @@ class Engines:
         self._coordination = coordination
         self._pools: dict[str, Pool] = {}
         self._declared: dict[str, DeclaredPool] = {}
+        self._moved: set[int] = set()  # attempts whose job another launcher has
+        self._former: dict[str, Pool] = {}
         self._prefix = ""
 
     async def declare(self, conn: Connection) -> None:
         """Read the declared pools, and start to query each engine, which finds stray jobs."""
         pools = await claims.pools(conn)
         self._prefix = f"pgcoord-{(await claims.installation(conn))[:8]}-"
+        self._moved = await claims.moved_attempts(conn)
         before, self._declared = self._declared, {each.name: each for each in pools}
         for name, declared in self._declared.items():
             if before.get(name) != declared and (pool := self._pools.pop(name, None)):
                 pool.watch.is_retired = True
             if declared.launcher in LAUNCHERS:
                 self.pool(name).watch.hurry()
+
+    def pool_of(self, assignment: Assignment) -> "Pool":
+        """Return the pool of an attempt; if its job was given to another launcher, what is left.
+
+        The launcher that the pool has by now knows no such job, which says nothing.
+        """
+        name = assignment.pool
+        if assignment.attempt_id not in self._moved:
+            return self.pool(name)
+        if name not in self._former:
+            engine = _Unusable(f"its job was given to another launcher than pool {name} has by now")
+            self._former[name] = self._make_pool(name, engine, shares_folder=True)
+        return self._former[name]
 
     def pool(self, name: str) -> "Pool":
         """Return the pool *name*, made on first use.
@@ -374,19 +394,18 @@ class Engines:
         if name not in self._pools:
             declared = self._declared.get(name)
             settings = declared.settings if declared else {}
-            report_url = settings.get("report_url") or self._coordination.report_url
-            engine = self._engine_of(name, declared)
             launcher = declared.launcher if declared else None
-            watch = Watch(
-                name,
-                engine,
-                self._prefix,
-                self._coordination,
-                # An engine that is not declared any more may have shared them.
-                shares_folder="folder" in settings or launcher not in LAUNCHERS,
-            )
-            self._pools[name] = Pool(watch, report_url)
+            # An engine that is not declared any more may have shared them.
+            shares_folder = "folder" in settings or launcher not in LAUNCHERS
+            engine = self._engine_of(name, declared)
+            self._pools[name] = self._make_pool(name, engine, shares_folder=shares_folder)
         return self._pools[name]
+
+    def _make_pool(self, name: str, engine: Engine, *, shares_folder: bool) -> "Pool":
+        declared = self._declared.get(name)
+        report_url = declared and declared.settings.get("report_url")
+        watch = Watch(name, engine, self._prefix, self._coordination, shares_folder=shares_folder)
+        return Pool(watch, report_url or self._coordination.report_url)
 
     def _engine_of(self, name: str, declared: DeclaredPool | None) -> Engine:
         launcher = declared.launcher if declared else "none"
@@ -675,6 +694,7 @@ class EngineSupervision(Supervision):
                 await self._launch_again()
                 return False
             return True
+        await self._copy_log(at_its_end=True)
         # `REFUSED` is the status of a copy that ran nothing, so not that of the one that began.
         statuses = (each.exit_status for each in seen if each.exit_status != REFUSED)
         status = next((each for each in statuses if each is not None), None)

@@ -150,6 +150,10 @@ class Job(Protocol):
         """
         ...
 
+    async def exited_at(self) -> float | None:
+        """Return when the job exited, in seconds of `time.time`; None if it left no exit status."""
+        ...
+
     async def spooled_report(self, secret: str) -> Kept | None:
         """Return the report that the job could not send, if it left one signed by *secret*.
 

@@ -201,6 +201,11 @@ class Leadership:
         assert self.listener is not None
         return self.listener.take_changed()
 
+    def take_changed_schedules(self) -> bool:
+        """Return whether a schedule was changed since the last call, as far as heard."""
+        assert self.listener is not None
+        return self.listener.take_changed_schedules()
+
     def wake(self) -> None:
         """End the current `wait`, or the next one, at once."""
         if self.listener:
@@ -222,6 +227,8 @@ def _declared(workflow: Workflow) -> dict[str, object]:
         ),
         "pool": workflow.pool,
         "max_cost_usd": workflow.max_cost_usd,
+        "later_delay_seconds": workflow.later_delay.total_seconds(),
+        "max_later": workflow.max_later,
     }
 
 

@@ -355,9 +355,11 @@ class Supervision:
             return
         status = KILLED if gone.exit_status is None else gone.exit_status
         tail = await self.job.log_tail() if status else ""
+        exited_at = await self.job.exited_at()
+        ago = None if exited_at is None else max(0.0, time.time() - exited_at)
         await self._conclude(
             f"exited with status {status}",
-            claims.exited(self.assignment, status, tail, ", ".join(left), result),
+            claims.exited(self.assignment, status, tail, ", ".join(left), result, ago),
         )
 
     async def _read_result(self) -> claims.Result:

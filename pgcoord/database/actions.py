@@ -39,13 +39,15 @@ async def perform(
 ) -> str | int | None:
     """Call the SQL function of *action*.
 
-    *target*: a queue_id, the id of a feature, or None for all, as the scope of *action* says.
+    *target*: a queue_id, the id of a feature, the name of a schedule, or None for all, as the scope
+    of *action* says.
     *number*: the priority, the number of slots, of *pool* (None: local), or US dollars.
     Return the status of the phase, the number of phases, or None, as `action.returns` says.
     """
     values = {
         "queue_id": target,
         "feature_id": target,
+        "schedule": target,
         "reason": reason,
         "priority": number,
         "slots": number,

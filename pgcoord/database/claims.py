@@ -154,6 +154,16 @@ async def pools(conn: Connection) -> list[DeclaredPool]:
     )
 
 
+async def moved_attempts(conn: Connection) -> set[int]:
+    """Return the open attempts whose job another launcher has than their pool names by now."""
+    found = await fetch_value(
+        conn,
+        "select array_agg(a.id) from pgcoord.attempt as a join pgcoord.pool as o on o.name = a.pool"
+        " where a.exited_at is null and a.submitted_to <> o.launcher",
+    )
+    return set(found or ())
+
+
 async def open_attempts(conn: Connection, host: str, *, engines: bool) -> list[OpenAttempt]:
     """Return the attempts of *host*, with *engines* also those of engines, which may be alive.
 
@@ -247,11 +257,18 @@ async def start_phase(
 
 
 def exited(
-    attempt: Assignment, exit_code: int, log_tail: str, left_behind: str, result: Result
+    attempt: Assignment,
+    exit_code: int,
+    log_tail: str,
+    left_behind: str,
+    result: Result,
+    exited_seconds_ago: float | None = None,
 ) -> End:
     """The process of an attempt exited; *left_behind* names the processes that outlived it.
 
-    *result*: its result file. SQL: pgcoord_private.end_attempt.
+    *result*: its result file. *exited_seconds_ago*: None where that is not known.
+
+    SQL: pgcoord_private.end_attempt.
     """
     return {
         "kind": "exited",
@@ -259,6 +276,7 @@ def exited(
         "exit_code": exit_code,
         "log_tail": log_tail,
         "left_behind": left_behind,
+        "exited_seconds_ago": exited_seconds_ago,
         **result,
     }
 
@@ -289,9 +307,12 @@ def returned(attempt: Assignment, wait: timedelta, reason: str) -> End:
     }
 
 
-async def follow_budgets(conn: Connection) -> None:
-    """Pause or resume features as the budgets of the declared workflows say."""
-    await fetch_value(conn, "select pgcoord_private.follow_budgets()")
+async def follow_budgets(conn: Connection) -> bool:
+    """Pause or resume features as the budgets of the declared workflows say.
+
+    Return whether a feature was passed over since somebody has it locked: call again later.
+    """
+    return bool(await fetch_value(conn, "select pgcoord_private.follow_budgets()"))
 
 
 async def judgement(conn: Connection, attempt: Assignment) -> tuple[str | None, str | None]:

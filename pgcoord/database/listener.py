@@ -2,7 +2,7 @@
 
 The one rule: notifications are hints. The caller of `wait` reads the tables afterwards, so a
 notification that is lost, or arrives twice, costs time and nothing else. One may name an attempt,
-by its id: then that is what to read.
+by its id, or say `schedules`: then that is what to read.
 """
 
 import asyncio
@@ -21,6 +21,9 @@ PING_EVERY = 10.0
 
 # Fewer digits than the highest bigint has: anybody may notify.
 _DIGITS = 19
+
+# What a notification says when a schedule was changed (SQL: 59_schedule.sql).
+_SCHEDULES = "schedules"
 
 # Seconds after which a notification counts as lost: without a pooler, one takes milliseconds.
 _LOST_AFTER = 1.0
@@ -46,6 +49,7 @@ class Listener:
         self.conn = conn
         self._woken = asyncio.Event()
         self._changed: set[int] = set()
+        self._schedules_changed = False
         self._lost: psycopg.Error | None = None
         self._idle_since = asyncio.get_running_loop().time()
         conn.add_notify_handler(self._hear)
@@ -69,6 +73,12 @@ class Listener:
         """Return the ids of the attempts that changed since the last call, as far as heard."""
         self._drain()
         taken, self._changed = self._changed, set()
+        return taken
+
+    def take_changed_schedules(self) -> bool:
+        """Return whether a schedule was changed since the last call, as far as heard."""
+        self._drain()
+        taken, self._schedules_changed = self._schedules_changed, False
         return taken
 
     async def wait(self, seconds: float | None) -> bool:
@@ -138,6 +148,8 @@ class Listener:
         names_attempt = notify.payload.isdecimal() and notify.payload.isascii()
         if names_attempt and len(notify.payload) < _DIGITS:
             self._changed.add(int(notify.payload))
+        elif notify.payload == _SCHEDULES:
+            self._schedules_changed = True
         if notify.pid != self.conn.pgconn.backend_pid:
             self._woken.set()
 

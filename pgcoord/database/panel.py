@@ -295,13 +295,14 @@ class Neighbour:
 class Change:
     """The change that an action would make to a phase.
 
-    `to_status` is None where it would be refused; `words` say why.
+    `to_status` is None where it would be refused; `words` say why. Number, title and `from_status`
+    are None where there is no such phase.
     """
 
     queue_id: str
-    phase_number: int
-    title: str
-    from_status: str
+    phase_number: int | None
+    title: str | None
+    from_status: str | None
     to_status: str | None
     words: str | None
 

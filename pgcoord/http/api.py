@@ -6,6 +6,7 @@ The one rule: `OPERATIONS` defines each operation completely; those of actions a
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord.actions import SEVERAL, Action, Scope, of_scope
-from pgcoord.database import actions, reads
+from pgcoord.database import actions, reads, schedules
 from pgcoord.database._sql import Connection
 from pgcoord.database.reads import Listing
 from pgcoord.errors import NotFound
@@ -42,6 +43,7 @@ class Call:
     conn: Connection
     feature_id: int = 0
     queue_id: str = ""
+    schedule: str = ""
     query: Mapping[str, Any] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
     planned: "Planned | None" = None
@@ -136,8 +138,9 @@ async def why(call: Call) -> Response:
 async def log(call: Call) -> Response:
     """Send the log of an attempt, or the range that a Range header requests."""
     attempts = await reads.attempts(call.conn, call.queue_id)
-    host = state_of(call.request).coordinator.host
-    _, log = log_of(call.queue_id, attempts, call.query["attempt"], host=host)
+    at = state_of(call.request).coordinator
+    number = call.query["attempt"]
+    _, log = log_of(call.queue_id, attempts, number, host=at.host, runs=at.runs_folder)
     return LogFile(log.open_for_people())
 
 
@@ -153,6 +156,29 @@ async def show_slots(call: Call) -> Response:
             "holders": slots,
         }
     )
+
+
+async def list_schedules(call: Call) -> Response:
+    return Json([_schedule(each) for each in await schedules.schedules(call.conn)])
+
+
+async def show_schedule(call: Call) -> Response:
+    return Json(_schedule(await schedules.schedule(call.conn, call.schedule)))
+
+
+async def create_schedule(call: Call) -> Response:
+    name = call.body["name"]
+    given = {each: call.body.get(each) for each in ("timezone", "overlap", "missed")}
+    await schedules.add_schedule(call.conn, name, call.body["cron"], call.body["feature"], **given)
+    made = _schedule(await schedules.schedule(call.conn, name))
+    return Json(made, 201, location=f"{PREFIX}/schedules/{name}")
+
+
+def _schedule(found: schedules.Schedule) -> dict[str, object]:
+    return {
+        key: value.isoformat() if isinstance(value, datetime) else value
+        for key, value in asdict(found).items()
+    }
 
 
 async def _feature(
@@ -193,7 +219,14 @@ _ETAG = {"ETag": "The version of the feature, for If-Match."}
 _FEATURE = "/planned-features/{feature_id}"
 _PHASE = "/queue/{queue_id}"
 
-_PATHS: Mapping[Scope, str] = {"phase": _PHASE, "feature": _FEATURE, "all": "/queue"}
+_SCHEDULE = "/schedules/{schedule}"
+
+_PATHS: Mapping[Scope, str] = {
+    "phase": _PHASE,
+    "feature": _FEATURE,
+    "all": "/queue",
+    "schedule": _SCHEDULE,
+}
 
 
 def _operations(scope: Scope) -> Iterator[Operation]:
@@ -216,7 +249,9 @@ def _operations(scope: Scope) -> Iterator[Operation]:
 def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]:
     """Return the handler of an action, which answers with its target, and the schema of that."""
     made = action.returns == "feature"
-    about = "slots" if action.number == "slots" else "feature" if made else action.scope
+    about: str = "slots" if action.number == "slots" else "feature" if made else action.scope
+    if action.name == "delete_schedule":
+        about = "schedules"  # those that are left
     answer, schema = _ANSWERS[about]
 
     async def act(call: Call) -> Response:
@@ -224,6 +259,7 @@ def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]
             "phase": call.queue_id,
             "feature": call.feature_id,
             "all": None,
+            "schedule": call.schedule,
         }
         number = call.body[action.number] if action.number else None
         done = await actions.perform(
@@ -268,6 +304,8 @@ _ANSWERS: Mapping[str, tuple[Callable[[Call], Awaitable[Response]], Schema]] = {
     "feature": (show_feature, schemas.FEATURE),
     "all": (_paused, schemas.PAUSED),
     "slots": (show_slots, schemas.SLOTS),
+    "schedule": (show_schedule, schemas.SCHEDULE),
+    "schedules": (list_schedules, schemas.array(schemas.SCHEDULE)),
 }
 
 OPERATIONS = (
@@ -365,6 +403,26 @@ OPERATIONS = (
     Operation(
         "GET", "/slots", "How many phases may run at once, and what runs", show_slots, schemas.SLOTS
     ),
+    Operation(
+        "GET",
+        "/schedules",
+        "Schedules, with when each is due next and how its last run went",
+        list_schedules,
+        schemas.array(schemas.SCHEDULE),
+    ),
+    Operation(
+        "POST",
+        "/schedules",
+        "Queue a feature at certain times, again and again",
+        create_schedule,
+        schemas.SCHEDULE,
+        body=schemas.NEW_SCHEDULE,
+        status=201,
+        refusals=(409,),
+        headers={"Location": "The path of the schedule."},
+    ),
+    Operation("GET", _SCHEDULE, "A schedule", show_schedule, schemas.SCHEDULE),
+    *_operations("schedule"),
 )
 
 
@@ -376,8 +434,9 @@ def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         planned = await operation.prepare(request, feature_id) if operation.prepare else None
         async with state_of(request).acting(request) as conn:
             queue_id = request.path_params.get("queue_id", "")
+            schedule = request.path_params.get("schedule", "").replace("\0", "")
             return await operation.call(
-                Call(request, conn, feature_id, queue_id, query, body, planned)
+                Call(request, conn, feature_id, queue_id, schedule, query, body, planned)
             )
 
     return answer

@@ -5,12 +5,22 @@ streams and WebSockets, where the client waits for the server, stay open.
 """
 
 import asyncio
+import ipaddress
 import json
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import h11
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pgcoord.http.responses import refusal
+
+_TOO_MANY = "too many connections of this host are open; close some, or try again soon"
 
 
 @dataclass(frozen=True)
@@ -18,31 +28,49 @@ class Limits:
     """The limits of one server; times in seconds."""
 
     connections: int = 500  # with log files, well below the usual limit of 1,024 open files
+    per_host: int = 250  # connections of one host; of one behind a trusted proxy: requests
     headers: float = 10  # from the connection, or the first byte of a later request, to their end
     body: float = 30  # between two parts of a body
     refusal: float = 2  # until a connection that was refused is closed
 
 
+@lru_cache(1024)
+def host_of(address: str) -> str:
+    """Return what is counted as one host: an IPv4 address, the first 64 bits of an IPv6 address."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:  # a trusted proxy may give a name
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(parsed.ipv4_mapped or parsed.exploded[:19])
+    return address
+
+
 class BoundedProtocol(H11Protocol):
     """uvicorn's connection, refused with 503 when there are too many, with 408 when it is too slow.
 
-    Every instance made with the same `uvicorn.Config` counts towards the same bound.
+    Every instance made with the same `uvicorn.Config` counts towards the same bounds. Connections
+    from an address that *is_proxy* says true of do not count towards those of their host.
     """
 
-    def __init__(self, limits: Limits, **given: Any) -> None:
+    def __init__(self, limits: Limits, is_proxy: Callable[[str], bool], **given: Any) -> None:
         super().__init__(**given)
         self._limits = limits
+        self._is_proxy = is_proxy
         self._timer: asyncio.TimerHandle | None = None
         self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a request on the new connection, or refuse it."""
         super().connection_made(transport)
-        # WebSockets are counted as well.
-        if len(self.connections) > 2 * self._limits.connections:
+        # WebSockets are counted as well. So are refused ones until they are closed, few of a host.
+        limits, total, ours = self._limits, len(self.connections), self._of_this_host()
+        if total > 2 * limits.connections or ours > 1.2 * limits.per_host:
             transport.abort()
-        elif len(self.connections) > self._limits.connections:
+        elif total > limits.connections:
             self._refuse(503, "unavailable", "too many connections are open; try again soon")
+        elif ours > limits.per_host:
+            self._refuse(503, "unavailable", _TOO_MANY)
         else:
             self._start_timer(self._limits.headers)
 
@@ -69,6 +97,15 @@ class BoundedProtocol(H11Protocol):
             self.transport.abort()
         else:
             super().shutdown()
+
+    def _of_this_host(self) -> int:
+        """Count the open connections of this one's host; 0 for those of a proxy, or for few."""
+        few = len(self.connections) <= self._limits.per_host
+        if few or self.client is None or self._is_proxy(self.client[0]):
+            return 0
+        host = host_of(self.client[0])
+        clients = (getattr(each, "client", None) for each in self.connections)
+        return sum(1 for client in clients if client and host_of(client[0]) == host)
 
     def _wait_for_client(self) -> None:
         if self.transport.get_protocol() is not self:  # a WebSocket now, which has its own limits
@@ -110,8 +147,37 @@ class BoundedProtocol(H11Protocol):
             f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n{retry}"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode()
         )
-        self.transport.write_eof()
+        with suppress(OSError):  # the client is gone
+            self.transport.write_eof()
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self._start_timer(self._limits.refusal)
+
+
+class SharedByHosts:
+    """Bounds how many requests run at once for one host behind trusted proxies.
+
+    Streams and WebSockets are requests that run as long as they are open.
+    """
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app = app
+        self._most = most
+        self._running: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it with 503 (a WebSocket is closed)."""
+        host = host_of(scope["client"][0]) if scope.get("client") else ""
+        if self._running[host] >= self._most:
+            if scope["type"] == "websocket":
+                await receive()
+            await refusal(503, "unavailable", _TOO_MANY)(scope, receive, send)
+            return
+        self._running[host] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running[host] -= 1
+            if not self._running[host]:
+                del self._running[host]

@@ -33,6 +33,7 @@ REASONS = {
 _PARAMETERS: dict[str, Schema] = {
     "feature_id": {"type": "integer", "minimum": 1},
     "queue_id": {"type": "string", "minLength": 1},
+    "schedule": {"type": "string", "minLength": 1},
 }
 
 

@@ -20,7 +20,7 @@ _USER = "pgcoord.user"
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 # An address in an attribute of HTML, or of HTML in a JSON string.
-_ADDRESS = re.compile(rb"""\b(href|action|src)=(\\?")/(?!/)""")
+ADDRESS = re.compile(rb"""\b(href|action|src|data-part)=(\\?")/(?!/)""")
 
 # Characters of a name.
 _MOST_NAME = 60
@@ -40,9 +40,14 @@ def user_of(scope: MutableMapping[str, Any]) -> str | None:
 class Proxied:
     """Passes requests on as their senders made them, and answers as they see the server."""
 
-    def __init__(self, app: ASGIApp, trusted: tuple[str, ...], public_url: str | None) -> None:
+    def __init__(
+        self, app: ASGIApp, behind: ASGIApp, trusted: tuple[str, ...], public_url: str | None
+    ) -> None:
+        """Pass what the proxies *trusted* pass on to *behind*, anything else to *app*."""
         self._app = app
-        self._trusting = ProxyHeadersMiddleware(cast(Any, app), list(trusted)) if trusted else None
+        self._trusting = (
+            ProxyHeadersMiddleware(cast(Any, behind), list(trusted)) if trusted else None
+        )
         public = urlsplit(public_url or "")
         self._host, self._prefix = public.netloc.lower(), public.path.rstrip("/")
 
@@ -52,7 +57,8 @@ class Proxied:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        believed = self._trusts(scope)
+        client = scope.get("client")
+        believed = client is not None and self.is_proxy(client[0])
         prefix = self._seen_under(scope, headers, believed=believed)
         path = scope["path"]
         if prefix and (path == prefix or path.startswith(f"{prefix}/")):
@@ -63,9 +69,9 @@ class Proxied:
         app = cast(ASGIApp, self._trusting) if believed else self._app  # other types, the same
         await app(scope, receive, _under(prefix, path, send) if prefix else send)
 
-    def _trusts(self, scope: Scope) -> bool:
-        client = scope.get("client")
-        return bool(self._trusting and client and client[0] in self._trusting.trusted_hosts)
+    def is_proxy(self, address: str) -> bool:
+        """Whether a trusted proxy has this address."""
+        return self._trusting is not None and address in self._trusting.trusted_hosts
 
     def _seen_under(self, scope: Scope, headers: Headers, *, believed: bool) -> str:
         """Return the prefix of paths for the sender: that of the proxy's header, if *believed*."""
@@ -98,7 +104,7 @@ def _under(prefix: str, path: str, send: Send) -> Send:
         elif message["type"] == "http.response.body" and (
             kind == "text/html" or (kind == "text/event-stream" and "/api/" not in path)
         ):
-            body = _ADDRESS.sub(before, message.get("body", b""))
+            body = ADDRESS.sub(before, message.get("body", b""))
             message = {**message, "body": body}
             if begun:
                 length = None if message.get("more_body") else str(len(body))

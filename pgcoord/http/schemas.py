@@ -241,6 +241,43 @@ TOLD = _object(
     },
     ["queue_id", "status", "refused"],
 )
+_SCHEDULE = {
+    "name": _TEXT,
+    "cron": _TEXT,
+    "timezone": _TEXT,
+    "title": _TEXT,
+    "phases": _COUNT,
+    "overlap": {"type": "string", "enum": ["skip", "queue", "start"]},
+    "missed": {"type": "string", "enum": ["run", "skip"]},
+    "paused_at": _MAYBE_TIME,
+    "paused_reason": _MAYBE_TEXT,
+    "next_at": _MAYBE_TIME,
+    "error": _MAYBE_TEXT,
+    "last_due_at": _MAYBE_TIME,
+    "last_outcome": _MAYBE_TEXT,
+    "last_reason": _MAYBE_TEXT,
+    "last_feature_id": _MAYBE_NUMBER,
+    "last_status": _MAYBE_TEXT,
+    "created_at": _MAYBE_TIME,
+    "created_by": _TEXT,
+}
+SCHEDULE = _object(_SCHEDULE, [*_SCHEDULE])
+NEW_SCHEDULE = _object(
+    {
+        "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"},
+        "cron": {"type": "string", "maxLength": 200, "description": "Five fields: 0 3 * * *."},
+        "feature": {**NEW_FEATURE, "required": ["title", "phases"]},
+        "timezone": {
+            "type": ["string", "null"],
+            "maxLength": 100,
+            "description": "Such as Europe/Berlin; that of the database where it is left out.",
+        },
+        "overlap": {"type": ["string", "null"], "enum": ["skip", "queue", "start", None]},
+        "missed": {"type": ["string", "null"], "enum": ["run", "skip", None]},
+    },
+    ["name", "cron", "feature"],
+    additionalProperties=False,
+)
 PAUSED = _object({"paused": {"type": "boolean"}, "paused_at": _MAYBE_TIME}, ["paused"])
 WHY = _object({"kind": _TEXT, "words": _TEXT, "refers_to": _MAYBE_TEXT}, ["kind", "words"])
 SLOTS = _object(

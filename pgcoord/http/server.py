@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import uvicorn
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
+from starlette.types import ASGIApp
 
 from pgcoord.errors import CannotStart
 from pgcoord.http.app import make_app
-from pgcoord.http.connections import BoundedProtocol, Limits
+from pgcoord.http.connections import BoundedProtocol, Limits, SharedByHosts
 from pgcoord.http.proxy import Proxied
 from pgcoord.http.state import AppState
 
@@ -65,10 +67,13 @@ async def serving(
 
     Returns within seconds. Clients that go past *limits* are refused.
     """
-    trusted = state.access.trusted_proxies
+    limits = limits or Limits()
+    app, access = make_app(state), state.access
+    shared = SharedByHosts(app, limits.per_host)
+    proxied = Proxied(app, shared, access.trusted_proxies, access.public_url)
     config = uvicorn.Config(
-        Proxied(make_app(state), trusted, state.access.public_url),
-        http=partial(BoundedProtocol, limits or Limits()),  # type: ignore[arg-type]
+        _compressing(proxied),
+        http=partial(BoundedProtocol, limits, proxied.is_proxy),  # type: ignore[arg-type]
         proxy_headers=False,  # see Proxied: uvicorn would believe every client of this machine
         lifespan="on",
         log_config=None,
@@ -89,6 +94,12 @@ async def serving(
         state.feed.close()
         server.stop()
         await served
+
+
+def _compressing(app: ASGIApp) -> ASGIApp:
+    """Compress pages and JSON for clients that take it, but no logs, which may grow meanwhile."""
+    left = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain")
+    return GZipMiddleware(app, minimum_size=1000, compresslevel=4, exclude_content_types=left)
 
 
 class _WithoutRefusals(logging.Filter):

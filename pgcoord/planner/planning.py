@@ -62,7 +62,7 @@ class FeaturePlanner:
         """
         if looks_like_plan(feature.description):
             plan = await asyncio.to_thread(
-                _read, feature.description, "description", feature, workflows
+                _read, feature.description, "description", feature, workflows, {}
             )
             return Planned([each.row() for each in plan.phases], "description")
         if self.settings.command:
@@ -130,13 +130,20 @@ async def plan_unless_planned(
         raise
 
 
-def _read(text: str, name: str, feature: Feature, workflows: Workflows) -> Plan:
+def _read(
+    text: str,
+    name: str,
+    feature: Feature,
+    workflows: Workflows,
+    parameters: Mapping[str, str] | None = None,
+) -> Plan:
     return parse_plan(
         text.replace("\r\n", "\n"),
         name=name,
         title=feature.title,
         workflows=workflows.names,
         has_default=workflows.has_default,
+        parameters=parameters,
     )
 
 
@@ -182,14 +189,20 @@ def _as_read(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     return rows
 
 
-def as_markdown(feature: Feature, rows: Sequence[Mapping[str, object]]) -> str:
-    """Return the plan in Markdown, with the description unless it would change how it is parsed."""
-    text = write_plan(feature.title, feature.description, rows)
+def as_markdown(
+    feature: Feature, rows: Sequence[Mapping[str, object]], *, literal: bool = False
+) -> str:
+    """Return the plan in Markdown, with the description unless it would change how it is parsed.
+
+    *literal*: as in `write_plan`.
+    """
+    text = write_plan(feature.title, feature.description, rows, literal=literal)
     try:
-        whole = [each.row() for each in parse_plan(text, name="plan").phases] == rows
+        read = parse_plan(text, name="plan", parameters={} if literal else None)
+        whole = [each.row() for each in read.phases] == rows
     except InvalidPlan:
         whole = False
-    return text if whole else write_plan(feature.title, None, rows)
+    return text if whole else write_plan(feature.title, None, rows, literal=literal)
 
 
 def _contained(row: dict[str, object]) -> dict[str, object]:

@@ -116,7 +116,8 @@ class Kubernetes:
     async def submit(self, order: Order) -> str:
         """Create the Secret, then the Job, and make the Job its owner; return the Job's name.
 
-        One that exists already is kept. Raises `CannotStart` and `NotNow`.
+        One that exists already is kept. A Secret whose Job is refused is deleted again, as nothing
+        owns it. Raises `CannotStart` and `NotNow`.
         """
         job = manifest_of(
             read_template(Path(self._settings["template"])), order, order.content["grace"]
@@ -131,10 +132,18 @@ class Kubernetes:
             },
         }
         async with self._asking("the API refuses the Job", for_good=True) as client:
+            is_new = False
             with _conflict_is_fine():
                 await client.create(_Secret.from_dict(secret))
-            with _conflict_is_fine():
-                await client.create(_Job.from_dict(job))
+                is_new = True
+            try:
+                with _conflict_is_fine():
+                    await client.create(_Job.from_dict(job))
+            except ApiError as error:
+                if is_new and 400 <= (error.status.code or 0) < 500:
+                    with _absence_is_fine():
+                        await client.delete(_Secret, order.name)
+                raise
             found = (await client.get(_Job, order.name)).to_dict()
             owner = {
                 "apiVersion": "batch/v1",

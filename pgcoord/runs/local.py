@@ -170,6 +170,10 @@ class LocalJob:
         """Return the text of the result file in the folder of the run."""
         return await asyncio.to_thread(self._run.result)
 
+    async def exited_at(self) -> float | None:
+        """Return when the wrapper wrote the exit status into the folder of the run."""
+        return await asyncio.to_thread(self._run.exited_at)
+
     async def spooled_report(self, secret: str) -> Kept | None:
         """Return the report in the folder of the run."""
         return await asyncio.to_thread(spooled, self._run.folder, secret)

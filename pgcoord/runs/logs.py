@@ -166,6 +166,13 @@ class Log:
         try:
             return self.open()
         except FileNotFoundError as error:
+            runs = self.folder.parent.parent
+            if not runs.exists():
+                raise NotFound(
+                    f"the folder of the runs is not there any more: {runs}",
+                    hint="Where it was moved, with its project: ask from there, or let 'folder' of"
+                    " [log] in pgcoord.toml name it.",
+                ) from error
             raise NotFound(f"nothing was written to {self.path}, or it was removed") from error
         except OSError as error:
             reason = error.strerror or str(error)
@@ -431,12 +438,14 @@ class LogTail:
 
 
 def log_of(
-    queue_id: str, attempts: Sequence[Attempt], number: int | None, *, host: str
+    queue_id: str, attempts: Sequence[Attempt], number: int | None, *, host: str, runs: Path | None
 ) -> tuple[Attempt, Log]:
     """Return the log of attempt *number* (None: of the latest) of *attempts*, which are in order.
 
-    *host*: the name of this machine. Raises `NotFound` when there is no such attempt, `Refused`
-    when its log is on another machine. Does not check that the file exists.
+    *host*: the name of this machine. *runs*: the folder of the runs as it is now, where the log is
+    looked for if the one that was stored is gone: a project may have been moved. Raises `NotFound`
+    when there is no such attempt, `Refused` when its log is on another machine. Does not check
+    that the file exists.
     """
     if not attempts:
         raise NotFound(f"{queue_id} has not started, so it has no log")
@@ -449,12 +458,18 @@ def log_of(
         )
     if attempt.folder is None:
         raise Refused(f"{queue_id} was inserted as running: its log is not kept here")
-    log = Log(Path(attempt.folder))
+    log = Log(_as_it_is_now(Path(attempt.folder), runs))
     if attempt.host not in (None, host):  # None: an engine's, in a folder that is shared
         raise Refused(
             f"the log of {queue_id}, attempt {attempt.number}, is on {attempt.host}: {log.path}"
         )
     return attempt, log
+
+
+def _as_it_is_now(folder: Path, runs: Path | None) -> Path:
+    """Return *folder*, or the one of its name in *runs* if only that exists; names are unique."""
+    moved = None if runs is None else runs.joinpath(*folder.parts[-2:])
+    return moved if moved and not folder.exists() and moved.exists() else folder
 
 
 def seek_last_lines(log: IO[bytes], lines: int) -> None:

@@ -243,6 +243,13 @@ class Run:
         known = self._known.exit_status
         return self._look()[0].exit_status if known is None else known
 
+    def exited_at(self) -> float | None:
+        """Return when the exit status was written, in seconds of `time.time`; None if it is not."""
+        with suppress(OSError, files.NotPlain), files.opened(self.folder, _STATUS) as status:
+            if _read(status).exit_status is not None:
+                return os.fstat(status).st_mtime
+        return None
+
     async def wait(self) -> int | None:
         """Wait until the wrapper is gone, and return the exit status; None when it is lost.
 

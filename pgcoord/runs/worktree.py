@@ -168,8 +168,8 @@ class Phase:
         beside = f"{self._result_file}.new"
         if os.path.lexists(beside):
             os.unlink(beside)
-        with open(beside, "x", encoding="utf-8") as file:
-            json.dump(result, file)
+        with open(beside, "x", encoding="utf-8", errors="replace") as file:
+            json.dump(result, file, ensure_ascii=False)  # escaped, it may be too large
         os.replace(beside, self._result_file)
 
     def put_fault(self, fault: str) -> None:
@@ -511,6 +511,10 @@ class Worktree:
         if self._marked("start") is None:
             self._mark("start", self.git("rev-parse", "HEAD"))
         self._mark("reserve", "-" * _RESERVE)
+
+    def started_at(self) -> str | None:
+        """Return the commit that `note_start` has noted; None if it was not called."""
+        return self._marked("start")
 
     def done_before(self, digest: str) -> bool:
         """Whether an earlier attempt did the same work, but could not keep it."""
@@ -881,6 +885,8 @@ def do(
         worktree.remember(digest, result)
     phase.has_worked = True
     commit = worktree.keep()
+    if worktree.started_at() == commit:
+        say("the command has succeeded, and changed nothing")
     worktree.add_costs(result)
     result.update(branch=worktree.branch, commit=commit)
     worktree.note_kept(digest, result)

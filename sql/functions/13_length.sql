@@ -53,6 +53,13 @@ begin
     high := greatest(make_interval(secs => exp(v_mid + v_ten / sqrt(v_weight))), p_estimate, p_median);
 end $$;
 
+-- By how much the average of past runs exceeds the one in the middle, of which eight of ten lie between low and high: a long
+-- run is longer than a short one is shorter (log-normal), and sums of many phases are those of averages. Half, at most.
+create or replace function pgcoord_private.average_exceeds(p_low interval, p_high interval) returns double precision
+language sql immutable
+return case when extract(epoch from p_low) > 0
+    then least(exp((ln(extract(epoch from p_high)::float8 / extract(epoch from p_low)::float8) / 2 / 1.2816) ^ 2 / 2), 1.5) else 1 end;
+
 -- What is left, in seconds, of a phase that runs for so long: until the usual length, and once that has passed until the
 -- longest usual one, then until twice that, and so on. So an expected end stays where it is until it has passed.
 create or replace function pgcoord_private.remaining_length(p_elapsed double precision, p_usual double precision, p_high double precision)

@@ -41,11 +41,12 @@ where p.gated and p.status = 'queued' and p.eligible_at is not null and not p.he
 comment on view pgcoord.gate is
     'Phases that wait for pgcoord.approve or pgcoord.reject: what is asked, and since when it could go on.';
 
--- A gate that runs nothing: it names no workflow and has no prompt for one. Its approval completes it.
+-- A gate that runs nothing: it names no workflow and has no prompt for one. Its approval completes it. (`only_asks` of
+-- pgcoord/plan.py says the same of a plan that is not stored yet.)
 create or replace function pgcoord_private.only_asks(p_data jsonb) returns boolean
 language sql immutable
 return coalesce(p_data ->> 'gate' is not null and coalesce(p_data ->> 'workflow_type', '') = ''
-    and btrim(coalesce(p_data ->> 'prompt_content', '')) = '', false);
+    and btrim(coalesce(p_data ->> 'prompt_content', ''), E' \t\n\r\f\v') = '', false);
 
 -- Whether a phase says nothing of what is to be done: the default workflow would start with no title and no prompt.
 create or replace function pgcoord_private.is_empty(p_data jsonb) returns boolean

@@ -211,7 +211,12 @@ from (
         union all
         select o.name, 0, 0 from pgcoord.pool as o where not exists (select from pgcoord.slot as s where s.pool = o.name)
     ) as count on count.pool = line.pool
-where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0);
+where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0)
+union all    -- it holds nothing back, but nobody can have meant it (the size is known without reading a long prompt)
+select p.queue_id, p.feature_id, p.phase_number, 11, 'empty',
+    'says nothing of what is to be done: it has neither title nor prompt', null
+from public.phase_queue as p
+where p.status in ('queued', 'blocked', 'ready', 'running') and pg_column_size(p.phase_data) < 1000 and pgcoord_private.is_empty(p.phase_data);
 comment on view pgcoord.reasons is 'Why each phase is where it is: a row for each reason.';
 
 create or replace function pgcoord.why(p_queue_id text) returns table (kind text, words text, refers_to text)
@@ -251,12 +256,12 @@ create or replace function pgcoord_private.waiting_for(p_phase public.phase_queu
 language sql stable cost 10000
 begin atomic
     select case when p_phase.status in ('queued', 'blocked', 'ready', 'running')
-        then (select y.words from pgcoord.why(p_phase.queue_id) as y where y.kind not in ('ready', 'running') limit 1) end;
+        then (select y.words from pgcoord.why(p_phase.queue_id) as y where y.kind not in ('ready', 'running', 'empty') limit 1) end;
 end;
 
 create or replace view pgcoord_private.first_reason as
 select distinct on (feature_id, phase_number, queue_id) feature_id, phase_number, queue_id, words
 from pgcoord.reasons
-where kind not in ('ready', 'running', 'completed', 'failed', 'cancelled')
+where kind not in ('ready', 'running', 'completed', 'failed', 'cancelled', 'empty')
 order by feature_id, phase_number, queue_id, rank, refers_to;
 comment on view pgcoord_private.first_reason is 'What each phase waits for that does: the most decisive reason alone.';

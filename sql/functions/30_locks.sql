@@ -1,6 +1,6 @@
 -- The lock order, and the functions that lock, find out what is locked and wait for it.
 --
--- Lock order, for everybody: control, then features by id, then phases, then attempts, then slots, then issues, then errands.
+-- Lock order, for everybody: control, then a schedule, then features by id, then phases, then attempts, then slots, then issues, then errands.
 -- A hand-written UPDATE holds its phase before any trigger runs; that is why the trigger does not wait for the feature
 -- (hold_feature). A claim takes the control row and phases that nobody else has locked, and never waits for a feature or a
 -- phase.

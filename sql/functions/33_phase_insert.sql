@@ -28,19 +28,39 @@ begin
     return v_slot;
 end $$;
 
--- Refuse (PC006) the insertion of a running phase whose lock another one holds.
-create or replace function pgcoord_private.check_lock_is_free(p_queue_id text, p_lock text) returns void
-language plpgsql stable
+-- Refuse the insertion of a running phase that cannot have an attempt: its adw_id is another attempt's (PC005), or another
+-- phase holds its lock (PC006).
+create or replace function pgcoord_private.refuse_running(p_queue_id text, p_adw_id text, p_lock text) returns void
+language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
-    v_holder text := pgcoord_private.lock_holder(p_lock);
+    v_other pgcoord.attempt;
 begin
-    if v_holder is not null then
+    select * into v_other from pgcoord.attempt where adw_id = p_adw_id;
+    if found then
         raise exception using
-            errcode = 'PC006',
-            message = format('lock %s is held by %s: phase %s cannot be inserted as running', p_lock, v_holder, p_queue_id),
-            hint = 'Insert it as queued.';
+            errcode = 'PC005',
+            message = format('phase %s cannot be inserted as running with adw_id %s: attempt %s of phase %s has it, which %s',
+                p_queue_id, p_adw_id, v_other.number, v_other.queue_id,
+                case when v_other.ended_at is null then 'runs' else 'has ended' end),
+            hint = 'Leave adw_id out: the phase gets one of its own.';
     end if;
+    raise exception using
+        errcode = 'PC006',
+        message = format('lock %s is held by %s: phase %s cannot be inserted as running',
+            p_lock, pgcoord_private.lock_holder(p_lock), p_queue_id),
+        hint = 'Insert it as queued.';
+end $$;
+
+-- Refuse (PC005) a retry time of a phase that waits for none.
+create or replace function pgcoord_private.refuse_retry_time(p_queue_id text, p_status text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'PC005',
+        message = format('phase %s is %s: it cannot have a retry_at', p_queue_id, p_status),
+        hint = 'Leave it null: only a phase that is queued waits for a time.';
 end $$;
 
 -- Refuse (PC008) an inserted phase for what its row says of derived columns. What says nothing else than an empty
@@ -150,6 +170,9 @@ begin
     elsif new.status <> 'queued' then
         new.finished_timestamp := coalesce(new.finished_timestamp, now());
     end if;
+    if new.retry_at is not null and new.status <> 'queued' then
+        perform pgcoord_private.refuse_retry_time(new.queue_id, new.status);
+    end if;
     if v_says then
         perform pgcoord_private.check_inserted_columns(v_given, new);
     end if;
@@ -218,10 +241,12 @@ begin
     select 'phase_inserted', feature_id, phase_number, queue_id, status, nullif(attempt, 0), pgcoord_private.actor(), pgcoord_private.reason()
     from new_rows order by feature_id, phase_number;
 
-    perform pgcoord_private.check_lock_is_free(queue_id, lock) from new_rows where status = 'running' and lock is not null;
     insert into pgcoord.attempt (queue_id, number, adw_id, secret, slot, pool, external, workflow, lock, claimed_at, started_at)
     select queue_id, 1, adw_id, pgcoord_private.new_secret(), slot, pgcoord_private.pool_of_slot(slot), true, workflow_type, lock, ready_timestamp, started_timestamp
-    from new_rows where status = 'running';
+    from new_rows where status = 'running'
+    on conflict do nothing;
+    perform pgcoord_private.refuse_running(n.queue_id, n.adw_id, n.lock) from new_rows as n
+    where n.status = 'running' and not exists (select from pgcoord.attempt as a where a.queue_id = n.queue_id);
 
     select array_agg(feature_id), array_agg(phase_number) into v_features, v_phases
     from new_rows where depends_on_phases <> '[]';

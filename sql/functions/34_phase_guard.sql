@@ -279,6 +279,9 @@ begin
         end if;
         if new.retry_at is distinct from old.retry_at and new.retry_at is not null then    -- by a trigger, too
             perform pgcoord_private.check_times('phase ' || old.queue_id, new.retry_at);
+            if old.status <> 'queued' then
+                perform pgcoord_private.refuse_retry_time(old.queue_id, old.status);
+            end if;
         end if;
         return new;
     end if;

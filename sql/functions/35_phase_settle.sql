@@ -127,6 +127,8 @@ begin
         end if;
         if v.left_slot is not null then
             v_ended := pgcoord_private.end_left_attempt(v.queue_id, v.attempt, v.status, v.error_message, v.left_slot);
+        elsif pgcoord_private.ended(v.status) then    -- by hand: a schedule may wait for the end of the feature
+            v_wakes := v_wakes or exists (select from pgcoord.schedule_run where outcome = 'waiting');
         end if;
         if v.issue_number is not null and (pgcoord_private.ended(v.status) or v.was in ('failed', 'cancelled')) then
             perform pgcoord_private.leave_errand(v.queue_id, v.status, case when v.left_slot is not null then v.attempt end);

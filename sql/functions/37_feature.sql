@@ -70,6 +70,7 @@ begin
 end $$;
 
 -- Fill what is null, and refuse what no page and no reader can take.
+-- Long, since it is a list of refusals.
 -- Errors: PC005; 42501 for a feature made in somebody else's name.
 create or replace function pgcoord_private.check_feature_values() returns trigger
 language plpgsql
@@ -99,11 +100,26 @@ begin
     if new.id < 1 then
         raise exception using
             errcode = 'PC005', message = format('there can be no feature %s', new.id), hint = 'Leave the id out.';
-    elsif new.estimated_hours = 'NaN' or new.estimated_hours > 1000000 then
+    elsif btrim(new.title) = '' then
+        raise exception using
+            errcode = 'PC005',
+            message = format('%s has no title', v_name),
+            hint = 'Give a title that is not empty.';
+    elsif new.max_cost_usd = 'NaN' or new.max_cost_usd <= 0 or new.max_cost_usd > 1e9 then
+        raise exception using
+            errcode = 'PC005',
+            message = format('the budget of %s cannot be %s', v_name, new.max_cost_usd),
+            hint = 'Give US dollars, from 0.01 to 1000000000, or null for no limit.';
+    elsif new.estimated_hours = 'NaN' or new.estimated_hours < 0 or new.estimated_hours > 1000000 then
         raise exception using
             errcode = 'PC005',
             message = format('%s cannot take %s hours', v_name, new.estimated_hours),
             hint = 'estimated_hours lies between 0 and 1000000, or is null.';
+    elsif jsonb_typeof(new.tags) <> 'array' or jsonb_typeof(new.plan) <> 'array' then
+        raise exception using
+            errcode = 'PC005',
+            message = format('%s of %s is no array', case when jsonb_typeof(new.tags) <> 'array' then 'tags' else 'the plan' end, v_name),
+            hint = 'Give a JSON array: of strings for tags, of phases for the plan.';
     elsif jsonb_typeof(new.plan) = 'array' and jsonb_path_exists(new.plan, '$[*] ? (@.type() != "object")') then
         raise exception using
             errcode = 'PC005',

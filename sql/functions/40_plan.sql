@@ -57,6 +57,21 @@ end;
 comment on function pgcoord.add_feature(text, text, bigint, text[], numeric, text, bigint) is
     'Insert a feature; its row comes back, with the id that add_phase takes.';
 
+-- Refuse (23505, as an INSERT does) a phase that exists already.
+create or replace function pgcoord_private.check_number_is_free(p_feature_id bigint, p_phase_number bigint) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_status text := (select status from public.phase_queue where feature_id = p_feature_id and phase_number = p_phase_number);
+begin
+    if v_status is not null then
+        raise exception using
+            errcode = '23505',
+            message = format('feature %s has a phase %s already, which is %s', p_feature_id, p_phase_number, v_status),
+            hint = 'Give another number, or change that one: pgcoord.edit_phase.';
+    end if;
+end $$;
+
 create or replace function pgcoord.add_phase(
     p_feature_id bigint, p_phase_number bigint, p_after bigint[] default '{}', p_data jsonb default '{}',
     p_priority bigint default null, p_queue_id text default null, p_retry_at timestamptz default null
@@ -64,6 +79,7 @@ create or replace function pgcoord.add_phase(
 language sql
 security definer set search_path = pg_catalog, pg_temp
 begin atomic
+    select pgcoord_private.check_feature(p_feature_id), pgcoord_private.check_number_is_free(p_feature_id, p_phase_number);
     insert into public.phase_queue (feature_id, phase_number, depends_on_phases, phase_data, priority, queue_id, retry_at)
     values (p_feature_id, p_phase_number, to_jsonb(p_after), p_data, p_priority, p_queue_id, p_retry_at)
     returning *;

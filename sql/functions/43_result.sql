@@ -87,13 +87,15 @@ begin
 end $$;
 
 -- Follow the budgets of workflows that a new leader has declared: pause the features in which one is spent, resume those
--- that such a one alone had paused. A feature that somebody has locked is passed over: its next cost is looked at again.
-create or replace function pgcoord_private.follow_budgets() returns void
+-- that such a one alone had paused. A feature that somebody has locked is passed over. Returns whether one was: then the
+-- leader comes again.
+create or replace function pgcoord_private.follow_budgets() returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '1s' as $$
 declare
     v record;
+    v_passed_over boolean := false;
 begin
     for v in
         select f.id, f.paused_reason like 'the budget of workflow %' as is_paused
@@ -107,18 +109,22 @@ begin
                     where p.feature_id = f.id and p.status in ('queued', 'blocked', 'ready', 'running'))
             end
         order by f.id
-        for no key update of f skip locked
     loop
         begin
-            if not coalesce(v.is_paused, false) then
+            perform 1 from public.planned_features where id = v.id for no key update skip locked;
+            if not found then
+                v_passed_over := true;
+            elsif not coalesce(v.is_paused, false) then
                 perform pgcoord_private.keep_budget(v.id);
             elsif pgcoord_private.spent_budget(v.id) is null then
-                update public.planned_features set paused_at = null, paused_reason = null where id = v.id;
+                update public.planned_features set paused_at = null, paused_reason = null
+                where id = v.id and paused_reason like 'the budget of workflow %';
             end if;
         exception when lock_not_available then
-            continue;
+            v_passed_over := true;
         end;
     end loop;
+    return v_passed_over;
 end $$;
 
 -- Store a result of a locked attempt, or add it to the one that it has; of two values of a key the later counts.

@@ -136,6 +136,12 @@ begin
             left join first on first.queue_id = p.queue_id
         where p.feature_id = any (v_feature_ids)
             and (concat_ws(' ', p.status, p.gated, p.priority) <> v_before ->> p.queue_id or v_refused ? p.queue_id);
+        v_after := coalesce(v_after, '[]') || array_to_json(array(
+            select jsonb_build_object('queue_id', r.key, 'words', r.value)
+            from jsonb_each_text(v_refused) as r
+            where not exists (select from public.phase_queue as p where p.queue_id = r.key)
+            order by r.key
+        ))::jsonb;
         raise exception using errcode = 'PC099', message = 'taken back';
     exception when sqlstate 'PC099' then    -- (PC000 would be all of class PC)
         null;
@@ -174,4 +180,4 @@ security definer set search_path = pg_catalog, pg_temp as $$
     select * from pgcoord_private.look_ahead(p_action, null, p_queue_ids, p_priority, true);
 $$;
 comment on function pgcoord.preview_several(text, text[], bigint) is
-    'What act_on_phases would change, phase by phase; nothing is changed. One that would be refused has no to_status, and its words say why.';
+    'What act_on_phases would change, phase by phase; nothing is changed. One that would be refused has no to_status, and its words say why; one that does not exist has nothing else.';

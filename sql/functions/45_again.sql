@@ -1,5 +1,17 @@
 -- Run a feature again: queue a copy with the same phases, linked to its origin, which stays as it is.
 
+-- Whether a phase was completed when it came in, as a plan may say.
+create or replace function pgcoord_private.came_completed(p_phase public.phase_queue) returns boolean
+language sql stable
+begin atomic
+    select p_phase.status = 'completed'
+        and not exists (select from pgcoord.attempt as a where a.queue_id = p_phase.queue_id)
+        and not exists (
+            select from pgcoord.event as e
+            where e.feature_id = p_phase.feature_id and e.phase_number = p_phase.phase_number and e.kind = 'phase_moved'
+        );
+end;
+
 -- Copy a feature and queue its phases. With p_from, what is completed there, but this phase and what depends on it, is taken
 -- over. What was completed when it came in, as a plan may say, stays so. (Without cost and tokens: they were spent once.)
 -- Long, since one copy is three parts: what is taken over, the feature, and the results of what was taken over.
@@ -30,10 +42,7 @@ begin
     from public.phase_queue as p
     where p.feature_id = p_feature_id and p.status = 'completed' and (
         p_from is not null and p.phase_number not in (select b.phase_number from branch as b)
-        or not exists (select from pgcoord.attempt as a where a.queue_id = p.queue_id) and not exists (
-            select from pgcoord.event as e
-            where e.feature_id = p.feature_id and e.phase_number = p.phase_number and e.kind = 'phase_moved'
-        )
+        or pgcoord_private.came_completed(p)
     );
     select jsonb_agg(case when exists (select from public.phase_queue where feature_id = p_feature_id) then phase - 'status' else phase end
         || case when (phase -> 'phase_number')::integer = any (v_taken) then '{"status": "completed"}' else '{}' end::jsonb)

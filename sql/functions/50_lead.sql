@@ -95,12 +95,13 @@ begin
     delete from pgcoord.workflow;
     perform pgcoord_private.declare_pools(p_pools);
     perform pgcoord_private.find_free_slots();
-    insert into pgcoord.workflow (name, is_default, reports, max_attempts, retry_delay, retry_lost, timeout, queue_timeout, pool, max_cost_usd)
+    insert into pgcoord.workflow (name, is_default, reports, max_attempts, retry_delay, retry_lost, timeout, queue_timeout, pool, max_cost_usd, later_delay, max_later)
     select w ->> 'name', (w ->> 'default')::boolean, (w ->> 'reports')::boolean, (w ->> 'max_attempts')::integer,
         make_interval(secs => (w ->> 'retry_delay_seconds')::float8), (w ->> 'retry_lost')::boolean,
         make_interval(secs => (w ->> 'timeout_seconds')::float8),
         make_interval(secs => (w ->> 'queue_timeout_seconds')::float8), coalesce(w ->> 'pool', 'local'),
-        (w ->> 'max_cost_usd')::numeric
+        (w ->> 'max_cost_usd')::numeric,
+        coalesce(make_interval(secs => (w ->> 'later_delay_seconds')::float8), '30 s'), (w ->> 'max_later')::integer
     from jsonb_array_elements(p_workflows) as w;
     select c.epoch, p_host, p_pid into epoch, host, pid from pgcoord.control as c;
 end $$;

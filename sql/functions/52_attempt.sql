@@ -140,6 +140,35 @@ begin
     end if;
 end $$;
 
+-- Take back the end that was asked for of a process that ran too long, when it had ended in time, p_ago: nobody looked.
+create or replace function pgcoord_private.take_back_timeout(p_attempt_id bigint, p_ago interval) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
+begin
+    if v_attempt.ending = 'timed_out' and v_attempt.exited_at is null and v_attempt.deadline > clock_timestamp() - p_ago then
+        update pgcoord.attempt set ending = null, ending_at = null, ending_reason = null where id = p_attempt_id;
+    end if;
+end $$;
+
+-- Give an attempt that this transaction has ended, and its phase, the time at which its process had ended, p_ago.
+create or replace function pgcoord_private.date_end_back(p_attempt_id bigint, p_ago interval) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_attempt pgcoord.attempt;
+begin
+    update pgcoord.attempt
+    set exited_at = greatest(clock_timestamp() - p_ago, started_at),
+        ended_at = case when ended_at >= now() then greatest(clock_timestamp() - p_ago, started_at) else ended_at end
+    where id = p_attempt_id and exited_at >= now()
+    returning * into v_attempt;
+    update public.phase_queue set finished_timestamp = v_attempt.ended_at
+    where queue_id = v_attempt.queue_id and attempt = v_attempt.number and status in ('completed', 'failed')
+        and finished_timestamp >= now();
+end $$;
+
 -- An attempt has no process and never will: it could not be started, or the process vanished without an exit status.
 -- An end that was asked for meanwhile counts first.
 create or replace function pgcoord.give_up_attempt(p_attempt_id bigint, p_outcome text, p_error text) returns boolean
@@ -208,24 +237,33 @@ begin
 end $$;
 
 -- Give back an attempt whose process has ended for want of something that comes again by itself, such as an answer of a model:
--- later each time that this happens to the phase in a row, half a minute at first, a quarter of an hour at most. What it has
--- cost counts, as of all attempts; its tries stay as they were.
+-- later each time that this happens to the phase in a row, at first after later_delay of its workflow, a quarter of an hour at
+-- most. What it has cost counts, as of all attempts; its tries stay as they were, until that was so max_later times.
 create or replace function pgcoord_private.postpone_attempt(p_attempt_id bigint, p_reason text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
     v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
     v_in_a_row integer;
+    v_delay interval;
+    v_most integer;
 begin
+    select later_delay, max_later into v_delay, v_most from pgcoord.workflow where name = v_attempt.workflow;
+    v_delay := coalesce(v_delay, '30 s');
     select a.number - 1 - coalesce(max(b.number), 0) into v_in_a_row
     from pgcoord.attempt as a
         left join pgcoord.attempt as b
             on b.queue_id = a.queue_id and b.number < a.number and b.outcome is distinct from 'returned'
     where a.id = p_attempt_id
     group by a.number;
+    if v_in_a_row >= v_most then
+        perform pgcoord_private.conclude_attempt(v_attempt, 'failed',
+            format('%s (max_later = %s is reached)', p_reason, v_most));
+        return;
+    end if;
     perform pgcoord_private.conclude_attempt(v_attempt, 'returned', p_reason);
     update public.phase_queue
-    set retry_at = clock_timestamp() + least('30 s'::interval * 2 ^ least(v_in_a_row, 10), '15 min')
+    set retry_at = clock_timestamp() + least(v_delay * 2 ^ least(v_in_a_row, 10), greatest(v_delay, '15 min'))
     where queue_id = v_attempt.queue_id and status = 'queued';
 end $$;
 

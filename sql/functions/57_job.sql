@@ -15,6 +15,7 @@ begin
     perform pgcoord_private.check_epoch(p_epoch);
     update pgcoord.attempt as a
     set submitted_at = coalesce(submitted_at, v_now),
+        submitted_to = coalesce(submitted_to, (select o.launcher from pgcoord.pool as o where o.name = a.pool)),
         deadline = case when started_at is null
             then coalesce(deadline, v_now + (select w.queue_timeout from pgcoord.workflow as w where w.name = a.workflow))
             else deadline end    -- it has begun, as another coordinator knows

@@ -6,8 +6,9 @@ language sql immutable
 return case when p_ids is not null then array(select id::integer from unnest(p_ids) as id where id between 1 and 2147483647) end;
 
 -- The open phases, in the order in which they are claimed, at most p_most of them; and all phases of some features. How
--- long each will yet take (nothing where it is completed, null where nothing tells, or too many are before it), and whether it will go by itself: not what is failed, blocked
--- or cancelled, paused with its feature, or waits for an approval or for what nobody has.
+-- long each will yet take (nothing where it is completed, null where nothing tells, or too many are before it), and
+-- whether it will go by itself: not what is failed, blocked or cancelled, paused with its feature, or waits for an
+-- approval or for what nobody has. Long, since it is one statement, planned as a whole.
 create or replace function pgcoord_private.open_work(p_feature_ids integer[], p_most integer)
 returns table (
     feature_id integer, phase_number integer, status text, goes boolean, draining boolean, pool text, runs bigint, usual interval,
@@ -39,14 +40,14 @@ set jit = off as $$
             join public.phase_queue as p using (queue_id)
     ),
     length as materialized (    -- of phases that nothing tells apart, once
-        select d.workflow, d.estimate, u.runs, l.low, l.median, l.high
+        select d.workflow, d.estimate, u.runs, l.low, l.median, l.high, pgcoord_private.average_exceeds(u.low, u.high) as average_exceeds
         from (select distinct e.workflow, e.estimate from estimated as e where not e.beyond) as d
             left join usual as u on u.workflow = d.workflow
             cross join lateral pgcoord_private.expected_length(
                 nullif(d.estimate, '-1 s'), u.runs, u.low, u.median, u.high) as l
     ),
     phase as (
-        select e.*, l.runs, l.low as s_low, l.median as s_median, l.high as s_high
+        select e.*, l.runs, l.low as s_low, l.median as s_median, l.high as s_high, l.average_exceeds
         from estimated as e
             left join length as l on l.workflow = e.workflow and l.estimate = e.estimate and not e.beyond
     ),
@@ -60,7 +61,9 @@ set jit = off as $$
         coalesce((select s.draining from pgcoord.slot as s where s.number = p.slot), false),
         coalesce((select w.pool from pgcoord.workflow as w where w.name = p.workflow), 'local'), coalesce(p.runs, 0), p.s_median,
         case when p.status = 'completed' then 0 else greatest(p.low - p.elapsed, 0) end,
-        case when p.status = 'completed' then 0 else pgcoord_private.remaining_length(p.elapsed, p.mid, p.high) end,
+        case when p.status = 'completed' then 0
+            when p.slot is null then least(p.mid * p.average_exceeds, p.high)    -- what runs is expected as its slot says it
+            else pgcoord_private.remaining_length(p.elapsed, p.mid, p.high) end,
         case when p.status = 'completed' then 0
             else pgcoord_private.remaining_length(p.elapsed, p.high, 2 * p.high) end,
         case when p.status = 'queued' and p.retry_at is not null    -- which may be infinite, as an older release stored it

@@ -399,6 +399,29 @@ set search_path = pg_catalog, pg_temp as $$
         ) as late;
 $$;
 
+-- Checkup: can every schedule run, and does it in time?
+create or replace function pgcoord_private.checkup_schedules() returns setof pgcoord.finding
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
+    select 'schedules', case when late.names is not null then 'fail' when faulty.names is not null then 'warn' else 'ok' end,
+        case when late.names is not null then 'due for a minute and not started: ' || pgcoord_private.some_of(late.names)
+            when faulty.names is not null then pgcoord_private.some_of(faulty.names)
+            when c.n = 0 then 'there are none'
+            else pgcoord_private.counted(c.n, 'schedule has a time and a feature', 'schedules have a time and a feature') end,
+        case when late.names is not null then 'end what locks it (see transactions); else restart the coordinator, and keep its log'
+            when faulty.names is not null then '''pgcoord schedule change NAME'' gives it other times, or another feature' end
+    from (select count(*) as n from pgcoord.schedule) as c
+        cross join (
+            select array_agg(format('schedule %s: %s', name, error) order by name) as names
+            from pgcoord.schedule where error is not null
+        ) as faulty
+        cross join (
+            select array_agg(s.name order by s.name) as names from pgcoord.schedule as s
+                join pgcoord.leader as l on l.lead_at < clock_timestamp() - interval '1 min'
+            where s.paused_at is null and s.next_at < clock_timestamp() - interval '1 min'
+        ) as late;
+$$;
+
 create or replace function pgcoord.checkup() returns setof pgcoord.finding
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -419,6 +442,7 @@ begin
     return query select * from pgcoord_private.checkup_quiet();
     return query select * from pgcoord_private.checkup_empty();
     return query select * from pgcoord_private.checkup_replication();
+    return query select * from pgcoord_private.checkup_schedules();
     return query select * from pgcoord_private.checkup_issues();
     return query select * from pgcoord_private.checkup_locks();
     return query select * from pgcoord_private.checkup_transactions();

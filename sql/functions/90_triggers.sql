@@ -70,6 +70,7 @@ create or replace trigger planned_features_update_checks before update on public
         or old.description is distinct from new.description
         or old.item_type is distinct from new.item_type
         or old.estimated_hours is distinct from new.estimated_hours
+        or old.max_cost_usd is distinct from new.max_cost_usd
         or old.tags is distinct from new.tags
         or old.plan is distinct from new.plan
         or old.paused_reason is distinct from new.paused_reason
@@ -121,3 +122,14 @@ create or replace trigger attempt_delete_tells after delete on pgcoord.attempt
 -- Events are append-only.
 create or replace trigger event_change_refuses before update or delete on pgcoord.event
     for each row execute function pgcoord_private.guard_event();
+
+-- --- pgcoord.schedule: INSERT, UPDATE, DELETE
+
+-- Fill what was left out, refuse what cannot be, have times computed anew.
+create or replace trigger schedule_change_guards before insert or update on pgcoord.schedule
+    for each row execute function pgcoord_private.guard_schedule();
+
+-- Log what people change, and wake the coordinator. (Of these columns: not when a due time is taken.)
+create or replace trigger schedule_change_follows after insert or delete
+    or update of name, cron, timezone, feature, overlap, missed, paused_at, paused_reason on pgcoord.schedule
+    for each row execute function pgcoord_private.follow_schedule();

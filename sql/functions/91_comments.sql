@@ -48,7 +48,7 @@ comment on column pgcoord.reasons.feature_id is 'Its feature.';
 comment on column pgcoord.reasons.phase_number is 'Its number within the feature.';
 comment on column pgcoord.reasons.rank is 'The lower, the more decisive.';
 comment on column pgcoord.reasons.kind is
-    'Kind of the reason: unrecorded, ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked, engine or slot.';
+    'Kind of the reason: unrecorded, ending, a status, blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked, engine, slot or empty.';
 comment on column pgcoord.reasons.words is 'The reason in words.';
 comment on column pgcoord.reasons.refers_to is 'What it refers to: a phase, an adw_id, a feature, a workflow.';
 
@@ -59,7 +59,7 @@ comment on column pgcoord_private.first_reason.words is 'The most decisive reaso
 
 comment on column pgcoord.waiting.title is 'What the phase is called.';
 comment on column pgcoord.waiting.kind is
-    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked, engine or slot.';
+    'Kind of the reason: blocked, missing, prerequisite, retry, paused, coordinator, workflow, github, locked, engine, slot or empty.';
 comment on column pgcoord.waiting.words is 'The reason in words.';
 
 comment on column pgcoord.slots.slot is 'Number of the slot.';
@@ -170,3 +170,11 @@ comment on column pgcoord.costs.cost_usd is 'Their cost in US dollars.';
 comment on column pgcoord.costs.tokens_in is 'Tokens that they read.';
 comment on column pgcoord.costs.tokens_out is 'Tokens that they wrote.';
 comment on column pgcoord.feature.max_cost_usd is 'What it may cost, in US dollars: once that is spent it is paused.';
+
+comment on column pgcoord.schedules.title is 'What the feature that it queues is called.';
+comment on column pgcoord.schedules.phases is 'How many phases that has.';
+comment on column pgcoord.schedules.last_due_at is 'The latest due time that was taken.';
+comment on column pgcoord.schedules.last_outcome is 'What became of that: started, waiting, skipped, missed or failed.';
+comment on column pgcoord.schedules.last_reason is 'Why, in words.';
+comment on column pgcoord.schedules.last_feature_id is 'The latest feature that it has queued.';
+comment on column pgcoord.schedules.last_status is 'How that stands.';

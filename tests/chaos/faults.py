@@ -55,7 +55,7 @@ CALLS = (
     + ["complete_phase('{phase}')", "fail_phase('{phase}', 'broken')"]
     + ["approve('{phase}')", "reject('{phase}', 'no')"]
     + ["act_on_phases('retry', array['{phase}'], 'all')", "set_budget({feature}, 5)"]
-    + ["again({feature})", "again_from({feature}, 1)"]
+    + ["again({feature})", "again_from('{phase}')"]
     + [
         "set_result('{phase}', '{{\"summary\": \"s\"}}')",
         "add_feature('d')",

@@ -25,6 +25,9 @@ PATIENCE_PROCESS = 60
 PATIENCE_SLOT = 300
 PATIENCE_LEFT = 30
 
+# Seconds until a coordinator leads after the calm (starting is slow beside other work).
+PATIENCE_LEAD = 120
+
 # SQLSTATEs of errors in the server's log that the faults themselves make: shutdown and crash,
 # cancelled and terminated statements, locks that were not had in time, a read-only session.
 _EXPECTED = re.compile(r"^(PC\d{3}|57\w{3}|55P03|08\w{3}|53300|00000)$")
@@ -71,9 +74,16 @@ class Judge:
     def wait_for_rest(self, spared: int | None) -> bool:
         """Wait until every phase is at rest but those of feature `spared`, which somebody locks.
 
-        A phase that is stuck for longer than it may be is a violation; False then.
+        A phase that is stuck for longer than it may be is a violation; False then. Its time is
+        counted from when a coordinator leads, for which there is a limit too.
         """
         self._since.clear()
+        deadline = time.monotonic() + PATIENCE_LEAD
+        while not self._is_led():
+            if time.monotonic() > deadline:
+                self.wrong.append(f"no coordinator leads {PATIENCE_LEAD} s after the calm")
+                return False
+            time.sleep(0.5)
         while True:
             try:
                 busy = self._busy(spared)
@@ -92,6 +102,12 @@ class Judge:
                     )
                     return False
             time.sleep(0.5)
+
+    def _is_led(self) -> bool:
+        try:
+            return bool(self.site.rows("select from pgcoord.leader"))
+        except psycopg.Error:
+            return False
 
     def _busy(self, spared: int | None) -> list[tuple[str, str, int]]:
         """What is not at rest: the phase, what it does, and for how long it may."""

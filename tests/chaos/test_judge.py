@@ -81,3 +81,6 @@ def test_the_storm_calls_every_function_that_people_change_something_with(
     ).fetchall()
     called = {call.partition("(")[0] for call in CALLS} | {"submit_feature"}
     assert {row["proname"] for row in rows} <= called
+    for call in CALLS:  # the arguments as well
+        given = call.format(phase="queue-1-1", feature=1, number=1, slots=1)
+        conn.execute(f"explain select * from pgcoord.{given}".encode())

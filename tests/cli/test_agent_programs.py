@@ -96,6 +96,17 @@ def test_an_agent_that_was_refused_a_tool_has_failed(model: FakeModel, tmp_path:
 
 
 @pytest.mark.scale
+@pytest.mark.timeout(550)
+@pytest.mark.parametrize("agent", PACKAGES)
+def test_an_agent_whose_key_is_refused_has_failed(
+    agent: str, model: FakeModel, tmp_path: Path
+) -> None:
+    status, lines, _ = run(agent, "STATUS: 401\nSAY: Done.", model, tmp_path)
+    assert status not in (0, judge.TRY_LATER), lines
+    assert lines[-1].startswith("pgcoord: the agent ended with an error: "), lines
+
+
+@pytest.mark.scale
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("agent", "answer"),

@@ -1,5 +1,6 @@
 """The example for agents: its configuration is read, and its phases work in worktrees."""
 
+from datetime import timedelta
 from pathlib import Path
 
 from pgcoord.configuration import PLACEHOLDERS, read_configuration
@@ -18,4 +19,6 @@ def test_every_workflow_is_read_and_every_placeholder_filled() -> None:
         assert workflow.timeout
     adw = workflows["adw_sdlc_complete_iso"]
     assert adw.reports
+    assert workflows["claude"].later_delay == timedelta(minutes=1)
+    assert adw.later_delay == timedelta(seconds=30)
     assert adw.arguments(values)[-2:] == ["<issue_number>", "<adw_id>"]

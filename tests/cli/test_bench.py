@@ -75,6 +75,7 @@ def all_rows(conn: Connection) -> list[list[dict[str, Any]]]:
     ]
 
 
+@pytest.mark.scale
 def test_bench_measures_beside_the_users_tables_and_leaves_nothing(
     dsn: str, conn: Connection, tmp_path: Path
 ) -> None:

@@ -510,11 +510,16 @@ def test_submit_shows_what_it_would_queue_without_a_database(desk: Desk) -> None
         True,
     )
     shown = desk.say(*nowhere, "--done", "completed")
-    assert "runs as 1, then 2 and 3" in shown
+    assert "A: 2 phases, besides 1 completed" in shown
     assert "  1  line 2, completed: no prompt" in shown
     assert "  3  line 8: a prompt of 1 characters; depends on of line 8" in shown
     printed = json.loads(desk.say(*nowhere, "--done", "completed", "--json"))
-    assert printed["planning"]["waves"] == [[1], [2, 3]]
+    assert printed["planning"]["waves"] == [[2, 3]]
+    dry = json.loads(desk.say("run", plan, "--dry-run", "--done", "completed", "--json"))
+    assert dry["completed"] == [1]
+    assert [[each["phase"] for each in wave] for wave in dry["waves"]] == [[2, 3]]
+    said = desk.say("run", plan, "--dry-run", "--done", "completed").splitlines()
+    assert said[:4] == ["A: 3 phases; nothing is run", "completed: 1", "wave 1", "  phase 2  C"]
 
 
 def test_submit_takes_what_is_done_as_completed(desk: Desk, conn: Connection) -> None:
@@ -640,7 +645,8 @@ def test_status_json_is_an_object_that_stays_as_it_is(
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
     found = json.loads(desk.say("status", "--json"))
-    assert list(found) == ["slots", "paused_at", "coordinator", "lead_blocker", "features"]
+    members = ["slots", "paused_at", "coordinator", "lead_blocker", "features", "schedules"]
+    assert list(found) == members
     assert found["paused_at"] is None
     assert list(found["coordinator"]) == ["epoch", "host", "pid", "version", "lead_at"]
     assert found["slots"][1:] == [
@@ -742,6 +748,7 @@ def test_why_gives_a_line_for_each_reason(desk: Desk, conn: Connection) -> None:
     assert desk.say("why", "1.2").splitlines() == [
         "waits for phase 7, which does not exist",
         "waits for phase 1, queued",
+        "says nothing of what is to be done: it has neither title nor prompt",
     ]
 
 

@@ -33,7 +33,7 @@ KINDS = [
         "slots",
     ),
     *("line", "retries", "workflows", "prerequisites", "attempts", "external", "quiet"),
-    *("empty", "replication", "issues"),
+    *("empty", "replication", "schedules", "issues"),
     *("locks", "transactions", "notifications", "configuration", "reports", "disk"),
 ]
 

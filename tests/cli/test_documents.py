@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from support.database import Connection
+from support.desk import Desk
 from support.walk import blocks_of
 from typer.testing import CliRunner
 
@@ -39,7 +41,9 @@ def commands(document: Path) -> Iterator[str]:
 def check(command: str) -> None:
     """Assert that its command and its options exist."""
     _, *words = shlex.split(command, comments=True)
-    names = [word for word in words[: 2 if words[:1] == ["db"] else 1] if word[0] != "-"]
+    names = [
+        word for word in words[: 2 if words[:1] in (["db"], ["schedule"]) else 1] if word[0] != "-"
+    ]
     help = CliRunner().invoke(make_app(), [*names, "--help"])
     assert help.exit_code == 0, f"there is no command {' '.join(names)}: {command}"
     if names == ["psql"]:  # hands on what it does not know
@@ -92,7 +96,28 @@ def test_every_plan_of_a_recipe_is_one_for_its_configuration(tmp_path: Path) -> 
         read = read_configuration(tmp_path / "pgcoord.toml")
         has_default = read.default_workflow is not None
         text = plan.code.replace("{param.branch}", "main")
-        parse_plan(text, name="recipe", workflows=read.workflows, has_default=has_default)
+        parsed = parse_plan(text, name="recipe", workflows=read.workflows, has_default=has_default)
+        for phase in parsed.phases:
+            named = read.workflows[phase.workflow] if phase.workflow else read.default_workflow
+            assert named is not None
+            assert {name for name, _ in phase.environment} <= {*named.phase_environment}
+
+
+def test_the_recipe_of_a_matrix_sets_the_variables_that_its_titles_name(
+    desk: Desk, conn: Connection
+) -> None:
+    _, text = re.split(r"^## A matrix .*$", (ROOT / "docs/recipes.md").read_text(), flags=re.M)
+    configuration, plan, *_ = re.findall(r"^```\w+\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    desk.write("pgcoord.toml", configuration)
+    desk.say("submit", desk.write("matrix.md", plan), "--set", "branch=main")
+    rows = conn.execute(
+        "select phase_data ->> 'title' as title, phase_data -> 'environment' as environment"
+        " from phase_queue where phase_number < 3 order by phase_number"
+    ).fetchall()
+    assert [(each["title"], each["environment"]) for each in rows] == [
+        ("Python 3.11, Postgres 14", {"PYTHON": "3.11", "DATABASE": "14"}),
+        ("Python 3.13, Postgres 18", {"PYTHON": "3.13", "DATABASE": "18"}),
+    ]
 
 
 def test_the_unit_of_the_service_is_one_to_systemd(tmp_path: Path) -> None:

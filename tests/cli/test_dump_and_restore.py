@@ -20,6 +20,7 @@ def other_desk(tmp_path: Path) -> Iterator[Desk]:
     EmbeddedPostgres(folder / ".pgcoord").stop()
 
 
+@pytest.mark.scale
 def test_a_database_with_work_in_it_goes_there_and_back(bare_desk: Desk, other_desk: Desk) -> None:
     bare_desk.call("run", bare_desk.plan("echo one", "exit 1", "echo three"))
     bare_desk.call("submit", bare_desk.plan("echo waits", name="other.md"))

@@ -207,6 +207,7 @@ def test_a_start_that_another_got_ahead_of_finds_the_server_up(
     assert stopped.stop()
 
 
+@pytest.mark.scale
 def test_a_server_whose_folder_was_moved_is_named_and_started_anew(make: Make, short: Path) -> None:
     embedded = make(short / "before" / ".pgcoord")
     embedded.start()

@@ -485,3 +485,22 @@ def test_trouble_is_found_behind_lines_of_any_length(tmp_path: Path) -> None:
     log.write_bytes(b"Error: here\n" + (b"x" * 999_999 + b"\n") * 3)
     assert run.log.find_trouble(None, before=True) == 0
     assert run.log.find_trouble(5_000, before=False) is None
+
+
+def test_logs_are_found_where_their_project_was_moved_or_that_is_said(
+    desk: Desk, tmp_path: Path
+) -> None:
+    before = tmp_path / "before"
+    before.mkdir()
+    there = Desk(before, desk.environment)
+    there.call("run", there.plan("echo one"))
+    assert there.say("logs", "1.1") == "one"
+    after = before.rename(tmp_path / "after")
+    moved = Desk(after, desk.environment)
+    assert moved.say("logs", "1.1") == "one"
+    assert moved.call("logs", "-f", "1.1").stdout == "one\n"
+    elsewhere = desk.call("logs", "1.1")
+    assert elsewhere.returncode == 4
+    assert elsewhere.stderr.startswith(
+        f"pgcoord: the folder of the runs is not there any more: {before}/.pgcoord/runs\n  Where"
+    )

@@ -4,10 +4,11 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from pgcoord import errors
-from pgcoord.commands import reference
+from pgcoord import errors, judge
+from pgcoord.commands import reference, running
 from pgcoord.commands.doctor import EXIT_STATUSES
 from pgcoord.configuration import known_keys
+from pgcoord.runs import job
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +48,6 @@ def test_no_words_are_about_what_is_not_there() -> None:
 def test_each_exit_status_is_in_it() -> None:
     module = ast.parse(Path(errors.__file__).read_text())
     classes = [getattr(errors, each.name) for each in module.body if isinstance(each, ast.ClassDef)]
-    statuses = {str(each.exit_status) for each in classes} | {
-        str(each) for each in EXIT_STATUSES.values()
-    }
-    assert statuses <= set(reference.words()["exit"])
+    statuses = {each.exit_status for each in classes} | set(EXIT_STATUSES.values())
+    statuses |= {128 + number for number in running._SIGNALS} | {judge.TRY_LATER, job.REFUSED}
+    assert {str(each) for each in statuses} <= set(reference.words()["exit"])

@@ -101,23 +101,98 @@ def test_queued_work_is_edited_and_deleted(desk: Desk, conn: Connection) -> None
     assert desk.call("status", "1").returncode == 4
 
 
-def test_a_plan_comes_from_standard_input_too(desk: Desk, conn: Connection) -> None:
-    command = [sys.executable, "-m", "pgcoord", "submit", "-"]
-    text = "# P\n## Phase 1: A\ntrue\n"
-    done = subprocess.run(
-        command, input=text, env=desk.environment, cwd=desk.folder, capture_output=True, text=True
-    )
+def test_text_comes_from_standard_input_too(desk: Desk, conn: Connection) -> None:
+    def piped(given: bytes | None, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pgcoord", *arguments]
+        if given is None:
+            command = ["sh", "-c", 'exec "$@" <&-', "sh", *command]
+        done = subprocess.run(
+            command, input=given, env=desk.environment, cwd=desk.folder, capture_output=True
+        )
+        output = (done.stdout.decode(), done.stderr.decode())
+        return subprocess.CompletedProcess(arguments, done.returncode, *output)
+
+    text = "\ufeff# P\n## Phase 1: Ä\ntrue\n".encode()
+    done = piped(text, "submit", "-")
     assert done.stdout.startswith("feature 1: 1 phase is queued"), done
-    broken = subprocess.run(
-        command,
-        input="# P\n",
-        env=desk.environment,
-        cwd=desk.folder,
-        capture_output=True,
-        text=True,
-    )
-    assert broken.returncode == 5
-    assert broken.stderr.startswith("pgcoord: -:1: ")
+    assert "Ä" in piped(text, "plan", "-").stdout
+    edit = ("edit", "1.1", "--prompt", "-")
+    assert piped("echo ö\r\n".encode(), *edit).returncode == 0
+    row = conn.execute(
+        "select phase_data ->> 'title' as title, phase_data ->> 'prompt_content' as prompt"
+        " from phase_queue"
+    ).fetchone()
+    assert row == {"title": "Ä", "prompt": "echo ö\n"}
+    dry = ("run", "-", "--dry-run")
+    for given, arguments, words in (
+        (b"# P\n", ("submit", "-"), "-:1: "),
+        (b"# P\n\xe4", dry, "-:2: not UTF-8: byte 0xe4 at offset 4"),
+        (None, dry, "-: standard input is closed"),
+        (b"\xe4", edit, "-:1: not UTF-8: byte 0xe4 at offset 0"),
+        (b"a\0", edit, "-: it has a NUL in it: expected plain text"),
+        (None, edit, "-: standard input is closed"),
+        (b"\xe4", ("plan", "-"), "-:1: not UTF-8"),
+    ):
+        refused = piped(given, *arguments)
+        assert (refused.returncode, refused.stdout) == (5, ""), (arguments, refused)
+        assert refused.stderr.startswith(f"pgcoord: {words}"), refused
+    closed = piped(None, "delete", "1")
+    assert (closed.returncode, "no terminal to ask on" in closed.stderr) == (2, True), closed
+
+
+def test_json_on_stdout_is_one_document_or_nothing(desk: Desk, conn: Connection) -> None:
+    plan = desk.plan("exit 1", "echo two", depends_on="none")
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    wrong = []
+    for status, command in (
+        (1, f"run {plan}"),
+        (0, f"submit {plan}"),
+        (0, f"run {plan} --dry-run"),
+        (0, f"submit {plan} --check"),
+        (0, f"plan {plan}"),
+        (0, "plan 2"),
+        (1, "attach 1"),
+        (0, "status"),
+        (0, "why 2.1"),
+        (0, "execute 2"),
+        (0, "budget 2 2.50"),
+        (0, "budget 2 none"),
+        (0, "priority 2.1 10"),
+        (0, "priority 1.2 10"),
+        (0, "slots"),
+        (0, "slots 2"),
+        (4, "slots 2 --pool elsewhere"),
+        (0, "pause 2"),
+        (0, "resume"),
+        (0, "edit 2.1 --title x"),
+        (3, "edit 1.2 --title x"),
+        (0, "again 1"),
+        (0, "skip 2.1"),
+        (0, "skip 1"),
+        (3, "skip 1"),
+        (3, "retry 1.1 1.2"),
+        (3, "approve 2.2"),
+        (4, "reject 9.1"),
+        (0, "cancel 2"),
+        (0, "prune 0 --dry-run"),
+        (2, "prune 0"),
+        (0, "prune 0 --yes"),
+        (2, "delete 3"),
+        (0, "delete 3 --yes"),
+        (4, "delete 3 --yes"),
+        (0, "upgrade"),
+    ):
+        done = desk.call(*command.split(), "--json")
+        if done.returncode != status:
+            wrong.append((command, done))
+            continue
+        if done.stdout:
+            json.loads(done.stdout, parse_constant=refuse)
+        assert bool(done.stdout) == (status in (0, 1) or command == "retry 1.1 1.2"), command
+    assert not wrong
 
 
 def test_run_prints_the_feature_at_its_end_as_json(desk: Desk) -> None:

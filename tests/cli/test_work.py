@@ -100,6 +100,15 @@ def test_past_runs_and_the_estimate_are_weighed_by_how_much_each_tells(
     assert expected() == pytest.approx([0.4, 0.5, 0.6], abs=0.11)
 
 
+def test_a_phase_of_unlike_runs_counts_with_their_average(conn: Connection, epoch: int) -> None:
+    """Half of them take longer than the one in the middle, and by more than the others less."""
+    for minutes in (15, 30, 60):
+        ran(conn, epoch, add_feature(conn, {n: [] for n in range(1, 11)}), minutes=minutes)
+    feature = add_feature(conn, {n: [n - 1] if n > 1 else [] for n in range(1, 11)})
+    assert forecast(conn, feature)[1]["usual"] == timedelta(minutes=30)
+    assert in_hours(conn, finish(conn, feature)["ends_at"]) == pytest.approx(5.8, abs=0.2)
+
+
 def test_unlike_or_few_runs_tell_nothing(conn: Connection, epoch: int) -> None:
     feature = add_feature(conn, {1: []}, retry_at=now(conn) + timedelta(seconds=1))
     ran(conn, epoch, add_feature(conn, {1: [], 2: []}), minutes=30)

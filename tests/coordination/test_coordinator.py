@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -108,6 +109,50 @@ async def test_a_process_that_outstays_its_linger_is_ended_and_changes_nothing(
     assert row["error_message"] is None
     attempt = await watch.one("select outcome, exit_code, exited_at from pgcoord.attempt")
     assert (attempt["outcome"], attempt["exit_code"]) == ("completed", 9)
+
+
+async def test_what_runs_keeps_the_settings_of_its_start(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    coordinator = make_coordinator(dsn, tmp_path, scripts(linger=NONE))
+    async with running(coordinator):
+        await watch.submit(f"read _ < {gate.path}")
+        await watch.until_statuses("running")
+        work = scripts(linger=timedelta(hours=1))
+        coordinator.reconfigure(replace(coordinator.configuration, workflows={"work": work}))
+        await watch.until_found("select from pgcoord.control where epoch = 2")
+        await watch.conn.execute("select pgcoord.complete_phase('queue-1-1')")
+        await watch.until_found("select from pgcoord.attempt where exited_at is not null")
+
+
+async def test_a_start_whose_record_waits_does_not_keep_a_new_configuration_from_counting(
+    dsn: str, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgcoord.coordination.coordinator._RETRY_AFTER", 0.2)
+    await watch.conn.execute(
+        b"""
+        create function public.wait() returns trigger language plpgsql as $$
+        begin perform pg_advisory_xact_lock(1); return new; end $$;
+        create trigger wait before update on phase_queue for each row
+            when (new.status = 'running' and new.feature_id = 1) execute function public.wait();
+        select pg_advisory_lock(1)"""
+    )
+    coordinator = make_coordinator(dsn, tmp_path)
+    async with running(coordinator):
+        await watch.submit("true")
+        await watch.until_found(
+            "select from pg_stat_activity"
+            " where wait_event = 'advisory' and datname = current_database()"
+        )
+        coordinator.reconfigure(coordinator.configuration)
+        await watch.submit("true")
+        await watch.until_found(
+            "select from phase_queue where feature_id = 2 and status = 'completed'"
+        )
+        assert (await watch.one("select epoch from pgcoord.control"))["epoch"] == 2
+        await watch.conn.execute("select pg_advisory_unlock(1)")
+        await watch.until_statuses("completed", "completed")
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,22 @@ async def test_an_agent_without_a_model_waits_and_uses_up_no_attempt(
     assert spent["cost_usd"] >= 0.75, "what was spent in vain counts, too"
 
 
+async def test_a_workflow_says_how_long_and_how_often_it_waits(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    later = """echo '{"status": "later", "error": "no answer"}' > $PGCOORD_RESULT_FILE"""
+    work = scripts(later_delay=timedelta(hours=1), max_later=1)
+    await watch.submit(later)
+    async with running(make_coordinator(dsn, tmp_path, work)):
+        await watch.until_found("select from phase_queue where retry_at is not null")
+        row = await watch.one("select retry_at - now() > '50 min' as waits from phase_queue")
+        assert row == {"waits": True}
+        await watch.one("select pgcoord.retry_phase('queue-1-1')")
+        (row,) = await watch.until_statuses("failed")
+    assert row["error_message"] == "no answer (max_later = 1 is reached)"
+    assert row["attempts_used"] == 1
+
+
 async def test_a_process_that_writes_nothing_is_shown_and_no_more_when_it_writes(
     dsn: str, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

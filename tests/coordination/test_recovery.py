@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import signal
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -106,6 +107,30 @@ async def test_a_process_that_ended_while_nobody_coordinated_has_its_status_coun
     async with running(make_coordinator(dsn, tmp_path)):
         (row,) = await watch.until_statuses("failed")
     assert row["error_message"] == "exited with status 5\nbye"
+
+
+async def test_a_process_that_ended_in_time_while_nobody_looked_counts_from_its_real_end(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    await watch.submit(f"read _ < {gate.path}")
+    await kill_coordinator_at("running", dsn, tmp_path)
+    (folder,) = (tmp_path / "runs").glob("*/1-*")
+    gate.open()
+    await wait_for_end(folder)
+    # It began an hour ago and ended four minutes later, before its time was up.
+    await watch.all(
+        "update pgcoord.attempt set claimed_at = now() - interval '1 h', timeout = '5 min',"
+        " started_at = now() - interval '1 h', deadline = now() - interval '55 min' returning id"
+    )
+    os.utime(folder / "status", (time.time() - 56 * 60,) * 2)
+    async with running(make_coordinator(dsn, tmp_path)):
+        await watch.until_statuses("completed")
+    assert await watch.one(
+        "select outcome, round(extract(epoch from ended_at - started_at) / 60) as attempt,"
+        " round(extract(epoch from finished_timestamp - started_at) / 60) as phase"
+        " from pgcoord.attempt join phase_queue using (queue_id)"
+    ) == {"outcome": "completed", "attempt": 4, "phase": 4}
 
 
 async def test_an_end_asked_for_while_nobody_coordinated_is_brought_about(

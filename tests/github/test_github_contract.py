@@ -10,7 +10,10 @@ from support.fake_github import REPOSITORY, TOKEN, prism, why_no_prism
 from pgcoord.configuration import GitHub
 from pgcoord.github.client import Issue, PullRequest, Repository, read_credentials
 
-pytestmark = pytest.mark.skipif(why_no_prism() is not None, reason=why_no_prism() or "")
+pytestmark = [
+    pytest.mark.scale,  # Prism takes ten seconds to read the description of GitHub
+    pytest.mark.skipif(why_no_prism() is not None, reason=why_no_prism() or ""),
+]
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,10 @@ async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
 async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
     """One window for all tests, in which nothing is animated: that would cost most of the time."""
     async with await browser.new_context(reduced_motion="reduce") as context:
+        # A page that stays open keeps the process that draws: starting one costs as much as a page.
+        kept = await context.new_page()
+        await kept.route("**", lambda route: route.fulfill(body="kept"))
+        await kept.goto("http://127.0.0.1:1/")
         yield context
 
 

@@ -30,6 +30,8 @@ NO_ACTIONS = {
     "checkup": "changes nothing: 'pgcoord doctor'",
     "preview": "changes nothing: it rolls back",
     "preview_several": "changes nothing: it rolls back",
+    "add_schedule": "brings a plan: 'pgcoord schedule create', POST /schedules",
+    "change_schedule": "brings a plan: 'pgcoord schedule change'",
     "act_on_phases": "does an action to several: 'pgcoord retry A B', /queue/several, /several",
 }
 
@@ -45,6 +47,8 @@ async def site(dsn: str, tmp_path: Path) -> Any:
 def target_of(action: Action, feature: int) -> str | int | None:
     if action.scope == "phase":
         return f"queue-{feature}-2"
+    if action.scope == "schedule":
+        return "nightly"
     return feature if action.scope == "feature" else None
 
 
@@ -68,7 +72,7 @@ async def by_rest(action: Action, feature: int, site: Site, conn: Connection) ->
         for method, operation in methods.items()
         if operation["operationId"] == action.name
     ]
-    address = path.format(queue_id=f"queue-{feature}-2", feature_id=feature)
+    address = path.format(queue_id=f"queue-{feature}-2", feature_id=feature, schedule="nightly")
     body = {action.number: NUMBER} if action.number else {"reason": reason_of(action)}
     answer = await site.client.request(
         method.upper(), address, json=body if len(action.arguments) > 1 or action.number else None
@@ -78,6 +82,7 @@ async def by_rest(action: Action, feature: int, site: Site, conn: Connection) ->
 
 async def by_panel(action: Action, feature: int, site: Site, conn: Connection) -> None:
     pages = {"phase": f"/phases/queue-{feature}-2", "feature": f"/features/{feature}", "all": ""}
+    pages["schedule"] = "/schedules/nightly"
     address = f"{pages[action.scope]}/{action.slug}"
     if action.question:
         asked = await site.client.get(address)
@@ -90,7 +95,10 @@ async def by_panel(action: Action, feature: int, site: Site, conn: Connection) -
 
 async def by_command(action: Action, feature: int, site: Site, conn: Connection) -> None:
     targets = {"phase": [f"{feature}.2"], "feature": [str(feature)], "all": []}
-    arguments = [action.verb, *targets[action.scope]]
+    targets["schedule"] = ["nightly"]
+    group = ["schedule"] if action.scope == "schedule" else []
+    arguments = [*group, action.verb, *targets[action.scope]]
+    arguments += ["--yes"] if action.verb == "delete" else []
     arguments += [f"--{action.option}"] if action.option else []
     arguments += [str(NUMBER)] if action.number else []
     arguments += ["--reason", "why"] if reason_of(action) else []
@@ -123,6 +131,7 @@ BEFORE = {
     "retry_phase": "select pgcoord.cancel_phase(format('queue-%%s-2', %(f)s::int), 'x')",
     "resume_feature": "select pgcoord.pause(%(f)s, 'x')",
     "resume": "select pgcoord.pause()",
+    "resume_schedule": "select pgcoord.pause_schedule('nightly')",
 }
 
 
@@ -138,6 +147,9 @@ def look(conn: Connection, feature: int) -> dict[str, Any]:
                 from pgcoord.event as e where e.feature_id = f.id) as events,
             f.paused_reason, f.paused_at is not null as paused, f.cancelled_at is not null as over,
             (select count(*) from planned_features as c where c.origin_id = f.id) as copies,
+            (select jsonb_agg(array[s.name, s.paused_reason, (s.paused_at is null)::text,
+                (select count(*) from pgcoord.schedule_run)::text]) from pgcoord.schedule as s
+            ) as schedules,
             f.max_cost_usd, (select count(*) from pgcoord.slot) as slots,
             (select (paused_at is not null, paused_reason)::text from pgcoord.control) as control
         from planned_features as f where f.id = %s
@@ -154,7 +166,15 @@ async def test_each_action_does_the_same_by_every_door(
     for door in DOORS:
         conn.execute("select pgcoord.resume(), pgcoord.set_slots(3)")
         feature = add_feature(conn, {1: [], 2: [1], 3: [2]})
-        conn.execute(BEFORE.get(action.name, "select %(f)s::int").encode(), {"f": feature})
+        if action.scope != "schedule":
+            conn.execute(BEFORE.get(action.name, "select %(f)s::int").encode(), {"f": feature})
+        if action.scope == "schedule":
+            conn.execute("delete from pgcoord.schedule")
+            conn.execute(
+                "select pgcoord.add_schedule('nightly', '0 3 1 1 *', pgcoord.feature_plan(%s))",
+                [feature],
+            )
+            conn.execute(BEFORE.get(action.name, "select 1").encode())
         before = look(conn, feature)
         await door(action, feature, site, conn)
         effects[door.__name__] = look(conn, feature)

@@ -277,6 +277,27 @@ async def test_what_cannot_be_done_is_answered_with_the_reason(
             assert statuses(conn) == {1: "queued"}
 
 
+async def test_a_schedule_is_made_and_shown(site: Site, conn: Connection) -> None:
+    feature = {"title": "a", "phases": [{"phase_number": 1, "prompt_content": "x"}]}
+    body = {"name": "nightly", "cron": "0 3 * * *", "feature": feature, "timezone": "UTC"}
+    made = await site.client.post(f"{API}/schedules", json=body)
+    assert (made.status_code, made.headers["location"]) == (201, "/api/v1/schedules/nightly")
+    again = await site.client.post(f"{API}/schedules", json=body)
+    assert (again.status_code, "already" in again.text) == (409, True)
+    wrong = await site.client.post(f"{API}/schedules", json={**body, "name": "b", "cron": "x"})
+    assert (wrong.status_code, "not five" in wrong.json()["reason"]) == (422, True)
+    shown = await site.client.get(f"{API}/schedules/nightly")
+    assert (await site.client.get(f"{API}/schedules")).json() == [shown.json()]
+    assert shown.json()["title"] == "a"
+    # The panel: on the overview, and with its next times on a page of its own.
+    conn.execute("select pgcoord.run_schedule('nightly')")
+    overview = (await site.client.get("/")).text
+    assert '<a href="/schedules/nightly">nightly</a>' in overview
+    page = (await site.client.get("/schedules/nightly")).text
+    assert page.count("03:00 UTC</li>") == 5
+    assert "asked for by" in page
+
+
 async def test_every_fault_of_a_body_is_named(site: Site) -> None:
     body = {"title": 1, "priority": 500, "phases": [{"title": 3}]}
     answer = await site.client.post(f"{API}/planned-features", json=body)
@@ -311,23 +332,27 @@ async def test_paths_answer_with_a_slash_at_their_end_too(site: Site) -> None:
         assert (await site.client.get(path)).status_code == 200
 
 
-# That the phases of a plan depend on each other in circles, no schema can tell.
+# That the phases of a plan depend on each other in circles, no schema can tell; nor what a time is.
 SCHEMATHESIS = """
 [[operations]]
 include-operation-id = "create_feature"
+checks.positive_data_acceptance.enabled = false
+
+[[operations]]
+include-operation-id = "create_schedule"
 checks.positive_data_acceptance.enabled = false
 """
 
 
 @pytest.mark.parametrize(
-    ("stages", "mode"),
+    ("stages", "mode", "examples"),
     [
-        ("examples,coverage", "positive"),
-        pytest.param("examples,coverage,fuzzing", "all", marks=pytest.mark.scale),
+        ("fuzzing", "positive", 2),
+        pytest.param("examples,coverage,fuzzing", "all", 10, marks=pytest.mark.scale),
     ],
 )
 async def test_the_api_does_what_its_description_says(
-    site: Site, conn: Connection, epoch: int, tmp_path: Path, stages: str, mode: str
+    site: Site, conn: Connection, epoch: int, tmp_path: Path, stages: str, mode: str, examples: int
 ) -> None:
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
@@ -339,7 +364,7 @@ async def test_the_api_does_what_its_description_says(
         f"{site.url}/openapi.json",
         f"--phases={stages}",
         f"--mode={mode}",
-        "--max-examples=10",
+        f"--max-examples={examples}",
         "--generation-allow-x00=false",  # no text of Postgres holds it
         "--seed=1",
         "--exclude-checks=unsupported_method,ignored_auth,missing_required_header",

@@ -4,6 +4,7 @@ import re
 import urllib.request
 from typing import Any
 
+import pytest
 from support.database import Connection, add_feature
 from support.desk import Desk, address_of
 
@@ -50,6 +51,7 @@ def test_a_forecast_looks_at_each_edge_a_few_times_only(conn: Connection) -> Non
     assert edges < rows_looked_at(row["QUERY PLAN"][0]["Plan"]) < 10 * edges
 
 
+@pytest.mark.scale
 def test_a_graph_with_too_many_edges_is_not_drawn_and_its_page_stays_small(
     desk: Desk, conn: Connection
 ) -> None:

@@ -59,7 +59,6 @@ async def test_phases_of_a_large_feature_are_found_and_several_are_changed_with_
     await expect(page.locator("#tree > li")).to_have_count(4)
 
     await page.get_by_role("link", name="Act on several…").click()
-    await is_accessible(page)
     await page.get_by_label("41 Module 41").uncheck()
     await page.get_by_role("button", name="Retry…").click()
     await expect(page.locator("form.dialog h2")).to_contain_text("30 phases change")
@@ -122,7 +121,11 @@ def test_the_preview_of_several_is_what_then_happens(conn: Connection, action: A
         ids += [f"queue-{feature}-{n}" for n in (5, 4, 3, 2)]
     look_at = "select queue_id, status || priority || gated as is from phase_queue order by 1"
     before = {each["queue_id"]: each["is"] for each in conn.execute(look_at)}
-    shown = conn.execute("select * from pgcoord.preview_several(%s, %s, 3)", [verb, ids]).fetchall()
+    *shown, absent = conn.execute(
+        "select * from pgcoord.preview_several(%s, %s, 3)", [verb, [*ids, "queue-0-1"]]
+    )
+    assert (absent["queue_id"], absent["words"]) == ("queue-0-1", "there is no phase queue-0-1")
+    assert (absent["from_status"], absent["to_status"]) == (None, None)
     assert {each["queue_id"]: each["is"] for each in conn.execute(look_at)} == before
     told = conn.execute(
         "select * from pgcoord.act_on_phases(%s, %s, 'why', 3)", [verb, [*ids, "queue-0-1"]]
@@ -150,6 +153,7 @@ def test_a_wrong_priority_for_several_changes_none(conn: Connection) -> None:
 # --- A large feature
 
 
+@pytest.mark.scale
 async def test_a_graph_of_two_hundred_phases_folds_what_is_finished_and_is_walked_by_arrows(
     page: Page, panel: str, conn: Connection
 ) -> None:
@@ -212,6 +216,7 @@ async def test_a_page_of_two_hundred_phases_has_less_than_sixty_stops_of_the_tab
     await expect(page.locator("#tree [tabindex='0']")).to_have_count(1)
 
 
+@pytest.mark.scale
 async def test_the_list_takes_the_room_of_five_hundred_phases(
     page: Page, panel: str, conn: Connection
 ) -> None:
@@ -225,6 +230,7 @@ async def test_the_list_takes_the_room_of_five_hundred_phases(
     assert await page.locator("#phase-1").evaluate("e => e.clientHeight") < 40
 
 
+@pytest.mark.scale
 async def test_a_phone_shows_tree_graph_and_timeline_in_tabs_and_all_is_large_enough_to_hit(
     browser: Browser, panel: str, scene: object
 ) -> None:
@@ -338,7 +344,7 @@ async def test_two_attempts_are_compared_and_durations_are_shown_over_time(
     page: Page, panel: str, scene: Scene
 ) -> None:
     log = "step {0}\nsame line\nat 12:0{0}:11 took {0} s\n{1}\n"
-    for number, words in ((1, "3 of 214 tests failed"), (2, "disk full")):
+    for number, words in ((1, "3 of 214 tests failed\nnow b"), (2, "now b\ndisk full")):
         [row] = scene.sql(
             "select folder from pgcoord.attempt where queue_id = 'queue-104-6' and number = %s",
             number,
@@ -350,11 +356,9 @@ async def test_two_attempts_are_compared_and_durations_are_shown_over_time(
     await expect(table.locator("tr", has_text="Ran")).to_have_text(re.compile(r"12 min\s*14 min"))
     own = page.locator(".log .own")
     await expect(own).to_have_text(["only here: 3 of 214 tests failed\n", "only here: disk full\n"])
-    await is_accessible(page)
     await page.go_back()
     await page.get_by_role("link", name="how long it takes").click()
     await expect(page.locator("h1")).to_have_text("adw_sdlc_complete_iso")
-    await is_accessible(page)
     assert await page.locator(".durations tbody tr").count() > 40
     await expect(page.locator(".durations tbody tr", has_text="104.6").first).to_contain_text(
         "14 min"
@@ -411,17 +415,13 @@ async def test_a_plan_is_checked_as_it_is_typed_and_changed_by_its_rows(
     page: Page, panel: str, conn: Connection
 ) -> None:
     await page.goto(f"{panel}/features/new")
-    await page.locator("#title").fill("Search")
-    await page.locator("[value=store]").last.click()
-    await page.get_by_role("link", name="Write plan").click()
     text = page.locator("#plan")
-    await text.fill(
-        "# Search\n\n## Phase 1: Index\n\nDo.\n\n## Phase 2: Page\nDepends on: 7\n\nShow.\n"
-    )
-    await expect(page.locator("#plan-said")).to_contain_text("line 8")
-    await text.fill(
-        "# Search\n\n## Phase 1: Index\n\nDo.\n\n## Phase 2: Page\nDepends on: none\n\nShow.\n"
-    )
+    await page.get_by_role("button", name="Add a phase").click()
+    await expect(text).to_have_value(re.compile("^# New feature\n\n## Phase 1: Phase 1"))
+    front = "# Search\n\nBudget: $5\n\n## Phase 1: Index\n\nDo.\n\n## Notes\n\nNot  ours.\n\n"
+    await text.fill(f"{front}## Phase 2: Page\nDepends on: 7\n\nShow.\n")
+    await expect(page.locator("#plan-said")).to_contain_text("line 14")
+    await text.fill(f"{front}## Phase 2: Page\nDepends on: none\n\nShow.\n")
     await expect(page.locator(".plan .graph")).to_have_attribute("aria-label", "Runs as 1 and 2")
     await expect(page.locator("#plan-said .problem")).to_have_count(0)
     # By picking: the text and the graph follow.
@@ -439,7 +439,20 @@ async def test_a_plan_is_checked_as_it_is_typed_and_changed_by_its_rows(
     await page.locator("#row-1 summary").click()
     await page.locator("#row-1").get_by_label("2 Page").check()
     await expect(page.locator("#plan-said")).to_contain_text("cycle 1 → 2 → 1")
-    assert conn.execute("select plan from planned_features").fetchall() == [{"plan": []}]
+    assert (await text.input_value()).startswith(front)
+    # That nothing is checked is said, until it is.
+    await page.route("**/features/new", lambda route: route.abort())
+    await text.press("Enter")
+    await expect(page.locator("#faults")).to_contain_text("The plan is not checked")
+    await page.unroute("**/features/new")
+    await text.press("Enter")
+    await expect(page.locator("#faults")).to_be_hidden()
+    assert conn.execute("select plan from planned_features").fetchall() == []
+    await page.get_by_role("button", name="Store", exact=True).first.click()
+    await expect(page.locator("h1")).to_have_text("Search")
+    [stored] = conn.execute("select plan, max_cost_usd from planned_features").fetchall()
+    assert [each["title"] for each in stored["plan"]] == ["Index", "Page", "Rollout"]
+    assert stored["max_cost_usd"] == 5
 
 
 async def test_a_plan_is_changed_by_its_rows_without_javascript(

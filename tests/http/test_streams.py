@@ -205,6 +205,7 @@ async def test_more_than_waits_for_a_client_is_caught_up_in_parts(
     assert told(heard) == list(range(1, 3502))
 
 
+@pytest.mark.scale
 async def test_a_slow_client_is_dropped_and_slows_nobody(
     site: Site, conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

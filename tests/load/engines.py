@@ -9,7 +9,9 @@ and its jobs take more of it than the coordinator does. Any phase that is stuck,
 makes the exit status 1.
 
 A line of single phases, first in its pool, is the gauge: from the end of one (recorded) to the
-claim of the next, with nothing else to do and with all else under way.
+claim of the next, with nothing else to do and with all else under way. What a phase costs is
+printed for each tenth of the run: processor time and transactions tell what grows with what is
+there, on a busy machine as well.
 """
 
 import argparse
@@ -35,6 +37,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from pgcoord import report
+from pgcoord.assets import SQL
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
 from pgcoord.runs import job
@@ -46,6 +49,9 @@ PHASES, WIDTH = 50, 10
 
 # Phases of the gauge, in each of its measurements.
 GAUGE = 40
+
+# The phases of this run, not those that `--finished` has inserted.
+_OURS = "feature_id < 1000000"
 
 Row = Any
 
@@ -124,7 +130,7 @@ class Engine:
         """POST as the wrapper does, until there is an answer that stays; return its status."""
         parts = urlsplit(order["url"])
         body = {"act": act, "attempt": order["attempt"], "copy": copy, **more}
-        content = json.dumps(body).encode()
+        content, wait = json.dumps(body).encode(), 0.5
         while True:
             signed = report.sign_body(order["secret"], content).headers
             lines = [
@@ -146,7 +152,8 @@ class Engine:
                         writer.close()
                     if status < 500 and status != 429:
                         return status
-            await asyncio.sleep(1)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, 15.0)
 
 
 def configuration(addresses: dict[str, str]) -> str:
@@ -163,6 +170,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--phases", type=int, default=100_000)
     parser.add_argument("--seconds", type=int, default=1500, help="of the accelerated day")
+    parser.add_argument("--finished", type=int, default=0, help="phases of days before")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pgcoord-engines-") as name:
         postgres = EmbeddedPostgres(Path(name) / "server")
@@ -170,6 +178,10 @@ def main() -> int:
         try:
             with psycopg.connect(postgres.dsn, autocommit=True) as conn:
                 schema.upgrade(conn)
+                if wanted.finished:
+                    text = (SQL / "bench/finished.sql").read_text()
+                    conn.execute(text.replace("{features}", str(wanted.finished // 100)).encode())
+                    conn.execute("vacuum analyze")
             return asyncio.run(Run(Path(name), postgres.dsn, wanted).run())
         finally:
             postgres.stop()
@@ -212,6 +224,8 @@ class Run:
         await self._until("select 1 from pgcoord.leader")
         await self.conn.execute("insert into planned_features (id, title) values (1, 'gauge')")
         self._resident_at = [self._resident()]
+        (file,) = await self._one("select pg_read_file('postmaster.pid')")
+        self._postmaster = int(file.split()[0])
         local, ours = [], []
         for _ in range(5):  # in turn, as what else the machine does changes
             local.append(await self._gauge("here"))
@@ -261,6 +275,7 @@ class Run:
         """Let the day pass; return how many slots were held, every five seconds."""
         feeding = asyncio.create_task(self._feed())
         began, held, done, since = time.monotonic(), [0], 0, time.monotonic()
+        spent = await self._spent()
         while not (feeding.done() and await self._all_done()):
             await asyncio.sleep(5)
             if feeding.done():
@@ -268,24 +283,38 @@ class Run:
             before = done
             done, slots, there = await self._one(
                 "select count(*) filter (where status = 'completed'), count(slot), count(*)"
-                " from phase_queue"
+                f" from phase_queue where {_OURS}"
             )
             held.append(slots)
             self._resident_at.append(self._resident())
             since = time.monotonic() if done != before else since
-            if len(held) % 12 == 0:
-                passed = time.monotonic() - began
-                print(f"  {passed:.0f} s: {done} of {there} done, {slots} held", flush=True)
+            if done - spent[0] >= self.phases / 10:
+                then, spent = spent, await self._spent()
+                number = spent[0] - then[0]
+                each = [(now - was) / number for now, was in zip(spent, then, strict=True)]
+                print(
+                    f"  {time.monotonic() - began:.0f} s: {done} of {there} done, {slots} held;"
+                    f" a phase: server {1000 * each[1]:.1f} ms, Postgres {1000 * each[2]:.1f} ms,"
+                    f" {each[3]:.1f} transactions; resident {self._resident_at[-1]:.0f} MB",
+                    flush=True,
+                )
             if time.monotonic() - since > 300:
                 print("  STUCK", flush=True)
                 return held
         return held
 
+    async def _spent(self) -> tuple[float, ...]:
+        """Return phases done, processor seconds of the server and of Postgres, transactions."""
+        (done,) = await self._one(
+            f"select count(*) from phase_queue where status = 'completed' and {_OURS}"
+        )
+        return done, self._busy(), _busy_of_tree(self._postmaster), await self._commits()
+
     async def _judge(self) -> int:
         wrong = await self._one(
             "select (select count(*) from phase_queue where status <> 'completed'),"
             " (select count(*) from pgcoord.attempt where number > 1 or refused_begins > 0"
-            " or outcome is distinct from 'completed'),"
+            " or exited_at is not null and outcome is distinct from 'completed'),"
             " (select count(*) from pgcoord.attempt where exited_at is null)"
         )
         refused = sum(each.refused for each in self.engines.values())
@@ -411,7 +440,9 @@ class Run:
         return await cursor.fetchone()
 
     async def _all_done(self) -> bool:
-        return not await self._one("select 1 from phase_queue where status <> 'completed' limit 1")
+        return not await self._one(
+            f"select 1 from phase_queue where status <> 'completed' and {_OURS} limit 1"
+        )
 
     async def _until(self, statement: str) -> None:
         async with asyncio.timeout(600):
@@ -430,11 +461,25 @@ class Run:
         return int(found[1]) / 1024
 
     def _busy(self) -> float:
-        fields = Path(f"/proc/{self.serve.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = _stat(self.serve.pid)
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _row(self, what: str, value: str) -> None:
         print(f"| {what} | {value} |", flush=True)
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the third on, the state."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _busy_of_tree(pid: int) -> float:
+    """Return the processor seconds of *pid*, its children, and those of them that have ended."""
+    ticks = sum(map(int, _stat(pid)[11:15]))
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            ticks += sum(map(int, _stat(int(child))[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _p50(times: list[float]) -> float:

@@ -234,9 +234,10 @@ def stream(server: Server, clients: int, rate: int, seconds: int) -> bool:
     context = multiprocessing.get_context("spawn")
     shares = [clients // 2, clients - clients // 2]
     pipes, processes = [], []
-    for share in shares:
+    for number, share in enumerate(shares, 2):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_listen, args=(theirs, server.address, share, last))
+        host = f"127.0.0.{number}"  # one host may hold half of all connections
+        process = context.Process(target=_listen, args=(theirs, server.address, host, share, last))
         process.start()
         pipes.append(ours)
         processes.append(process)
@@ -273,16 +274,17 @@ def stream(server: Server, clients: int, rate: int, seconds: int) -> bool:
     return right
 
 
-def _listen(pipe: Pipe, address: str, clients: int, last: int) -> None:
+def _listen(pipe: Pipe, address: str, host: str, clients: int, last: int) -> None:
     """A process of clients: says when all have their snapshot, then what each of them heard."""
-    asyncio.run(_listen_all(pipe, address, clients, last))
+    asyncio.run(_listen_all(pipe, address, host, clients, last))
 
 
-async def _listen_all(pipe: Pipe, address: str, clients: int, last: int) -> None:
+async def _listen_all(pipe: Pipe, address: str, host: str, clients: int, last: int) -> None:
     async with contextlib.AsyncExitStack() as stack:
         sockets = []
         for _ in range(clients):
-            client = connect(f"ws://{address}/ws/queue", compression=None, max_queue=None)
+            url, local = f"ws://{address}/ws/queue", (host, 0)
+            client = connect(url, compression=None, max_queue=None, local_addr=local)
             sockets.append(await stack.enter_async_context(client))
         for socket in sockets:
             await socket.recv()

@@ -19,6 +19,7 @@ def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
         yield newcomer
 
 
+@pytest.mark.scale
 def test_readme_works_as_pasted(newcomer: Newcomer) -> None:
     blocks = [each for each in blocks_of(README) if each.language in ("sh", "sql")]
     make_run, install, *rest = blocks

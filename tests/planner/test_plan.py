@@ -16,6 +16,7 @@ from support.cases import case
 
 from pgcoord.errors import InvalidPlan
 from pgcoord.plan import Plan, PlannedPhase, parse_plan, read_plan, write_plan
+from pgcoord.planner.rows import Changes, change_plan
 
 HEAD = "# T\n\n"
 PHASE_1 = "## Phase 1: a\n\nx\n\n"
@@ -481,8 +482,27 @@ def test_a_parameter_without_a_value_and_a_value_without_a_parameter_are_faults(
     text = f"{HEAD}## Phase 1: a\n\nx {{param.mode}}\n"
     assert problems(text, parameters={"mod": "x"}) == [
         "1: --set mod: there is no {param.mod} in the plan; did you mean mode?",
-        "5: {param.mode} has no value: expected --set mode=VALUE",
+        "5: {param.mode} has no value: 'run', 'submit' and 'schedule' take one by --set mode=VALUE;"
+        " {{param.mode}} is this text itself",
     ]
+
+
+def test_stored_text_that_looks_like_a_parameter_is_written_so_that_it_is_read_as_text() -> None:
+    words = "{param.a} {{param.b}} {{{param.c}}} {{param.d} {param.e}}"
+    row = phase(f"Gate: {words}\nEnv: A='{words}'\n\n{words}").row() | {"title": words}
+    text = write_plan(words, words, [row], literal=True)
+    read = parse(text, parameters={})
+    assert (read.title, read.description, [each.row() for each in read.phases]) == (
+        words,
+        words,
+        [row],
+    )
+
+
+def test_a_comma_within_a_value_is_part_of_it_and_one_at_its_end_has_quotes() -> None:
+    found = phase("""Env: A=x,y B="1," C='p, q=r' D="1,E=2"\n\nx""")
+    assert dict(found.environment) == {"A": "x,y", "B": "1,", "C": "p, q=r", "D": "1,E=2"}
+    assert parse(write_plan("T", "", [found.row()])).phases[0].environment == found.environment
 
 
 def test_an_unknown_key_is_an_error_that_tells_how_it_becomes_text() -> None:
@@ -511,6 +531,10 @@ def test_a_key_in_markup_is_an_error_rather_than_text(line: str) -> None:
         ("Depends on: 1,,2", "expected phases"),
         ("Env: MODE", "expected NAME=value"),
         ("Env: A=1 A=2", "a variable is given twice"),
+        ("Env: A=3.11, B=14", "a comma after 'A=3.11': variables are separated by spaces"),
+        ("Env: A=3.11,B=14", "a comma after 'A=3.11'"),
+        ('Env: A="1", B=2', "a comma after"),
+        ("Env: A=1,", "a comma after 'A=1'"),
         ("Lock:", 'expected a name such as "staging"'),
         ("When: never", "expected completed, failed or always, not 'never'"),
         ("When: failed", "failed: expected phases that it depends on"),
@@ -813,9 +837,9 @@ def test_a_plan_that_is_written_reads_back(plan: Plan) -> None:
     assert [phase.line for phase in read.phases] == lines
     assert read.title == plan.title
     assert read.description == plan.description
-    assert [{**vars(phase), "line": 0, "taken": ()} for phase in read.phases] == list(
-        map(vars, plan.phases)
-    )
+    assert change_plan(text, Changes({}, {})) == text.replace("\r\n", "\n")
+    plain = {"line": 0, "taken": (), "body": (0, 0)}
+    assert [vars(phase) | plain for phase in read.phases] == list(map(vars, plan.phases))
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ WRONG_USE: Any = [
     (["99999999999"], 2, "there is no feature 99999999999"),
     (["no.md"], 5, "no.md: no such file or directory"),
     (["empty.md"], 5, "empty.md: it is empty"),
-    (["binary.md"], 5, "binary.md: not UTF-8 at byte 0"),
+    (["binary.md"], 5, "binary.md:1: not UTF-8: byte 0xff at offset 0"),
     (["nul.md"], 5, "nul.md: it has a NUL in it"),
     (["faulty.md"], 5, "faulty.md:3: phase 1 is empty"),
     (["idea.md", "--execute"], 2, "--execute"),

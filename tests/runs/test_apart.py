@@ -196,6 +196,7 @@ async def test_a_cluster_that_is_down_says_nothing_and_one_that_refuses_says_why
     engine = Kubernetes(settings_of(kubeconfig) | {"template": str(template)}, {})
     with pytest.raises(CannotStart, match="activeDedlineSeconds: unknown"):
         await engine.submit(order)
+    assert not fake.objects  # no Secret without an owner
     template.write_text("kind: Pod")
     with pytest.raises(CannotStart, match="is no manifest of a Job"):
         await engine.submit(order)

@@ -6,12 +6,20 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.coordination import Watch, make_coordinator, running, scripts, watching
+from support.coordination import (
+    Watch,
+    make_coordinator,
+    running,
+    scripts,
+    until_it_ends,
+    watching,
+)
 from support.fake_engine import FakeEngine, FakeJob
 from support.serving import served
 
@@ -48,6 +56,8 @@ def coordinator(dsn: str, folder: Path, **settings: Any) -> Coordinator:
 
 async def submitted(watch: Watch, engine: FakeEngine) -> FakeJob:
     """The one job that the engine has, once the database knows it."""
+    while not engine.jobs:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
     await watch.until_found("select from pgcoord.attempt where job is not null")
     return list(engine.jobs.values())[-1]
 
@@ -83,6 +93,63 @@ async def test_a_refused_copy_does_not_end_the_one_that_runs(
     assert "its process may still run" in attempt["error"]
 
 
+async def test_a_pool_that_gets_another_engine_takes_no_job_of_the_former_for_lost(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = FakeEngine()
+    other.is_launcher(monkeypatch, "other")
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        await job.begin(watch.conn)
+        await watch.until_statuses("running")
+    async with running(coordinator(dsn, tmp_path, launcher="other")):
+        await watch.submit("true")
+        while other.asked["find"] < 15:  # beyond SILENT  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        await watch.until_statuses("running", "ready")
+        await job.exit(watch.conn, 3)
+        await watch.until_statuses("failed", "ready")
+    assert (await watch.one("select outcome from pgcoord.attempt where id = 1"))[
+        "outcome"
+    ] == "failed"
+
+
+async def test_the_log_of_a_job_that_ends_without_a_word_is_copied_to_its_end(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_LOG_EVERY", 600)  # as with a thousand jobs: not its turn again
+    engine.output = b"first\n"
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        await job.begin(watch.conn)
+        log = job.order.folder / "log"
+        await until_it_ends(log, "first\n")
+        engine.output = b"first\nits last words\n"
+        job.end(3)
+        await watch.until_statuses("failed")
+        attempt = await watch.one("select error from pgcoord.attempt")
+    assert "its last words" in attempt["error"]
+    assert log.read_text() == "first\nits last words\n"
+
+
+async def test_who_drains_leaves_the_jobs_of_engines_to_the_next_leader(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    second = coordinator(dsn, tmp_path)
+    async with running(coordinator(dsn, tmp_path)) as first:
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        async with running(second, until_it_leads=False):
+            first.drain()
+            await second.leads.wait()
+            await job.begin(watch.conn)  # which only the second is told
+            await watch.until_statuses("running")
+            job.end(0)
+            await watch.until_statuses("completed")
+
+
 async def test_a_pool_that_becomes_another_launchers_lets_its_jobs_end(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:
@@ -96,6 +163,32 @@ async def test_a_pool_that_becomes_another_launchers_lets_its_jobs_end(
         await watch.until_statuses("running", "completed")
         await job.exit(watch.conn, 3)
         await watch.until_statuses("failed", "completed")
+
+
+async def test_jobs_stay_with_the_engine_that_has_them_when_their_pool_is_declared_anew(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = FakeEngine()
+    both = {"fake": lambda settings, _: other if settings.get("other") else engine}
+    monkeypatch.setattr(engines, "LAUNCHERS", {**engines.LAUNCHERS, **both})
+    async with running(coordinator(dsn, tmp_path)) as leader:
+        await watch.submit("true", "true")
+        await watch.until_found("select from pgcoord.attempt having count(job) = 2")
+        runs, _ = engine.in_line()
+        await runs.begin(watch.conn)
+        await watch.until_statuses("running", "ready")
+        pool = leader.configuration.pools["far"]
+        pool = replace(pool, settings={**pool.settings, "other": "yes"})
+        pools = {**leader.configuration.pools, "far": pool}
+        leader.reconfigure(replace(leader.configuration, pools=pools))
+        await watch.until_found("select from pgcoord.control where epoch = 2")
+        await watch.submit("true")
+        await submitted(watch, other)
+        for number in (1, 2):
+            await watch.conn.execute(f"select pgcoord.cancel_phase('queue-1-{number}', 'enough')")
+        await watch.until_statuses("cancelled", "cancelled", "ready")
+    assert {each.seen.place for each in engine.in_line()} == {Place.ENDED}
+    assert len(other.jobs) == 1
 
 
 async def test_an_engine_that_is_down_for_ten_minutes_delays_and_no_more(
@@ -139,6 +232,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root can mount a small disk")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_what_comes_into_a_folder_within_a_tick_of_its_clock_is_seen(tmp_path: Path) -> None:
+    os.utime(tmp_path, (5, 5))
+    watcher = engines.Watcher(tmp_path)
+    assert watcher.has_changed()
+    (tmp_path / "begin-a.json").touch()
+    os.utime(tmp_path, (5, 5))  # of a file system that keeps whole seconds
+    assert watcher.has_changed()
+    assert not watcher.has_changed()
 
 
 async def test_a_full_shared_disk_delays_a_phase_and_says_so(
@@ -206,6 +309,7 @@ async def test_old_runs_are_removed_from_the_folder_of_a_pool(
     assert [each.order.folder.exists() for each in (ended, alive)] == [False, True]
 
 
+@pytest.mark.scale
 async def test_people_see_pool_engine_job_node_and_reason(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:

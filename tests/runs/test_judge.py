@@ -31,18 +31,33 @@ CLAUDE_OVERLOADED = {
     "result": "API Error: Repeated 529 Overloaded errors",
 }
 CODEX_FAILED = {"type": "turn.failed", "error": {"message": "unexpected status 401 Unauthorized"}}
+CODEX_DECLINED = {
+    "type": "item.completed",
+    "item": {"type": "command_execution", "command": "curl example.org", "status": "declined"},
+}
+MAX_TURNS = {
+    "type": "result",
+    "subtype": "error_max_turns",
+    "errors": ["Reached maximum number of turns (3)"],
+}
+HALF_A_CHARACTER = {
+    "type": "assistant",
+    "message": {"content": [{"type": "text", "text": "a \ud83d b"}]},
+}
 
 
 def judged(
-    script: str, environment: Mapping[str, str] | None = None, **spec: Any
+    script: str, environment: Mapping[str, str] | None = None, given: str = "", **spec: Any
 ) -> tuple[int, list[str]]:
-    """The exit status and the output of a shell script that is judged."""
+    """The exit status and the output of a shell script that is judged, with *given* as its input."""
     command = [sys.executable, "-I", judge.__file__, json.dumps(spec), "sh", "-c", script]
     done = subprocess.run(
         command,
+        input=given,
         capture_output=True,
         text=True,
         check=False,
+        timeout=60,
         env={**os.environ, **(environment or {})},
     )
     return done.returncode, (done.stdout + done.stderr).splitlines()
@@ -71,6 +86,14 @@ def writes(*events: object) -> str:
         (writes(CODEX_FAILED), {"agent": "codex"}, 1, "pgcoord: the agent ended with an error: unexpected status 401 Unauthorized"),
         ("echo 'connect ECONNREFUSED 127.0.0.1:1' >&2; exit 1", {"agent": "codex"}, 75, "pgcoord: try again later: connect ECONNREFUSED 127.0.0.1:1"),
         ("echo 'No authentication found' >&2; exit 1", {"agent": "codex"}, 1, "No authentication found"),
+        # What the agent says at its end counts, not what it had got over before.
+        ("echo 'mcp: connection refused' >&2;" + writes(MAX_TURNS) + "exit 1", {"agent": "claude"}, 1, "pgcoord: the agent ended with an error: ['Reached maximum number of turns (3)']"),
+        ("echo 'mcp: timed out' >&2;" + writes(CLAUDE_DENIED), {"agent": "claude"}, 1, "pgcoord: the agent was not allowed to use Bash npm test"),
+        (writes(CODEX_DECLINED, {"type": "turn.completed"}), {"agent": "codex"}, 1, "pgcoord: the agent was not allowed to use $ curl example.org"),
+        (writes({"type": "thread.started"}, {"type": "turn.started"}), {"agent": "codex"}, 1, "pgcoord: the agent has exited in the middle of its turn"),
+        ("true", {"agent": "codex"}, 1, "pgcoord: the agent has exited without a word"),
+        ("echo 'a command of their own'", {"agent": "codex"}, 0, "a command of their own"),
+        (writes(HALF_A_CHARACTER, {"type": "result", "result": "Done."}), {"agent": "claude"}, 0, "a ? b"),
     ],
 )  # fmt: skip
 def test_a_command_is_judged_by_what_it_says_and_by_its_check(
@@ -117,6 +140,105 @@ def test_a_command_can_say_in_its_result_that_it_failed(tmp_path: Path) -> None:
     said = '{"status": "failed", "error_message": "no network"}'
     status, lines = judged(f"echo '{said}' >$PGCOORD_RESULT_FILE", result, check=["true"])
     assert (status, lines[-1]) == (1, "pgcoord: it reports that it failed: no network")
+
+
+def test_what_a_command_says_in_its_result_does_not_hide_that_it_is_to_be_tried_later(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "result.json"
+    said = (
+        """echo '{"status": "failed", "error": "gave up", "cost_usd": 1}' >$PGCOORD_RESULT_FILE;"""
+    )
+    status, _ = judged(
+        f"{said} {writes(CLAUDE_OVERLOADED)} exit 1",
+        {"PGCOORD_RESULT_FILE": str(path)},
+        agent="claude",
+    )
+    assert status == judge.TRY_LATER
+    assert json.loads(path.read_text()) == {
+        "status": "later",
+        "error": "try again later: API Error: Repeated 529 Overloaded errors",
+        "cost_usd": 1,
+    }
+
+
+def test_a_command_that_asks_to_be_tried_later_is_not_checked(tmp_path: Path) -> None:
+    result = {"PGCOORD_RESULT_FILE": str(tmp_path / "result.json")}
+    status, lines = judged(
+        """echo '{"status": "later"}' >$PGCOORD_RESULT_FILE""", result, check=["echo", "checked"]
+    )
+    assert (status, lines) == (judge.TRY_LATER, [])
+
+
+@pytest.mark.parametrize(
+    ("own", "answer", "expected"),
+    [
+        ({"summary": "é" * 20_000}, "Done.", {"summary": "é" * 20_000}),  # 40 kB, escaped 120 kB
+        ({"notes": "x" * 60_000}, "ü" * 4_000, {"notes": "x" * 60_000}),  # both were too much
+        ({}, "Nul \0, half \ud83d", {"summary": "Nul �, half ?"}),  # neither can be stored
+        ({}, "x", {"summary": "x"}),
+    ],
+)
+def test_what_is_added_to_a_result_never_makes_it_one_that_is_refused(
+    own: dict[str, str], answer: str, expected: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(own, ensure_ascii=False))
+    event = {"type": "result", "result": answer, "total_cost_usd": 0.5}
+    status, _ = judged(writes(event), {"PGCOORD_RESULT_FILE": str(path)}, agent="claude")
+    assert status == 0
+    assert path.stat().st_size <= 65_536
+    assert json.loads(path.read_bytes()) == {"cost_usd": 0.5, **expected}
+    assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_command_that_is_judged_has_the_standard_input_that_it_has_without(
+    tmp_path: Path,
+) -> None:
+    """It is the prompt, in a worktree."""
+    status, lines = judged("cat", given="do it", check=["true"])
+    assert (status, lines[0]) == (0, "do itpgcoord: check: true")
+
+
+def test_a_process_left_behind_that_writes_for_ever_holds_up_nothing() -> None:
+    status, lines = judged("while :; do echo; done & echo $!", fails_on=["x"])
+    os.kill(int(next(filter(None, lines))), signal.SIGKILL)
+    assert status == 0
+
+
+def test_a_log_on_a_full_disk_fails_nothing(tmp_path: Path) -> None:
+    spec = json.dumps({"agent": "claude", "check": ["true"]})
+    path = tmp_path / "result.json"
+    script = writes({"type": "result", "result": "Done.", "total_cost_usd": 0.5})
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-I", judge.__file__, spec, "sh", "-c", script],
+            stdout=full,
+            stderr=full,
+            check=False,
+            env={**os.environ, "PGCOORD_RESULT_FILE": str(path)},
+        )
+    assert done.returncode == 0
+    assert json.loads(path.read_text())["summary"] == "Done."
+
+
+def test_an_answer_that_comes_in_pieces_is_whole_in_log_and_result(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    pieces = [
+        {"type": "message", "role": "assistant", "content": each, "delta": True}
+        for each in ("First I lo", "ok.\nThen I wr", "ite.")
+    ]
+    tool = {"type": "tool_use", "tool_name": "write_file", "parameters": {"file_path": "a"}}
+    last = [{**pieces[0], "content": each} for each in ("It is ", "done.")]
+    end = {"type": "result", "status": "success", "stats": {}}
+    status, lines = judged(
+        writes(*pieces, tool, *last, end), {"PGCOORD_RESULT_FILE": str(path)}, agent="gemini"
+    )
+    assert (status, lines) == (
+        0,
+        ["First I look.", "Then I write.", "  → write_file a", "It is done."],
+    )
+    assert json.loads(path.read_text())["summary"] == "It is done."
 
 
 def test_a_check_that_hangs_is_ended_with_all_that_it_started() -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 from support.desk import Desk
 from support.fake_kubernetes import serving_kubernetes
 from support.serving import served
@@ -57,6 +58,7 @@ async def test_a_node_where_all_is_well_and_one_that_cannot_report(
     assert "is 0:10:00 ahead of ours" in clock[1] or "is 0:09:59 ahead of ours" in clock[1]
 
 
+@pytest.mark.scale
 async def test_what_is_wrong_with_a_node_is_said(slurm: Cluster, tmp_path: Path) -> None:
     old = sorted(Path.home().glob(".pyenv/versions/3.[67].*/bin/python3"))
     oldest = old[0] if old else None
@@ -73,6 +75,7 @@ async def test_what_is_wrong_with_a_node_is_said(slurm: Cluster, tmp_path: Path)
         assert words in said
 
 
+@pytest.mark.scale
 def test_a_folder_that_is_not_shared_is_found_out(slurm: Cluster, desk: Desk) -> None:
     shared = desk.folder / "shared"
     shared.mkdir()

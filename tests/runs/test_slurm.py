@@ -114,6 +114,7 @@ async def test_ending_reaches_all_processes_and_lets_them_clean_up(
     await engine.kill(number)  # of one that is gone already
 
 
+@pytest.mark.scale
 async def test_a_job_that_ignores_sigterm_is_killed(
     slurm: Cluster, engine: Slurm, tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ async def test_a_partition_that_does_not_exist_is_refused_for_good(
         await engine_of(slurm, "--partition=gpu").submit(order(tmp_path, "true"))
 
 
+@pytest.mark.scale
 async def test_a_frozen_controller_may_have_taken_the_job(
     slurm: Cluster, engine: Slurm, tmp_path: Path
 ) -> None:
@@ -149,6 +151,7 @@ async def test_a_frozen_controller_may_have_taken_the_job(
     assert len((await engine.find())[job.name]) == 2
 
 
+@pytest.mark.scale
 async def test_a_dead_controller_has_certainly_not_taken_it(
     slurm: Cluster, engine: Slurm, tmp_path: Path
 ) -> None:

@@ -223,6 +223,14 @@ def test_work_that_could_not_be_kept_is_kept_by_the_retry_without_the_command(
     assert repository.git("show", "pgcoord/queue-1-1:file") == "both"
 
 
+def test_a_command_that_changes_nothing_is_told(repository: Repository) -> None:
+    said = "worktree: the command has succeeded, and changed nothing"
+    assert said in repository.phase("queue-1-1", "true").log
+    assert said not in repository.phase("queue-1-2", "echo x > y").log
+    commits = "echo x > y; git add y; git commit --quiet --message y"
+    assert said not in repository.phase("queue-1-3", commits).log
+
+
 def test_a_new_prompt_runs_the_command_again(repository: Repository) -> None:
     script = leaves_a_conflict(repository)
     for prompt in ("one", "two"):
@@ -552,6 +560,15 @@ def test_a_result_of_the_command_is_kept_beside_the_branch(repository: Repositor
         assert broken.status == 65, broken.log
         assert "worktree: the result file " in broken.log
         assert repository.worktree(f"queue-1-{number}").exists()
+
+
+def test_a_result_that_is_large_enough_does_not_grow(repository: Repository) -> None:
+    many = "$(yes é | head -20000 | tr -d '\\n')"
+    write = f"""printf '{{"summary": "%s"}}' "{many}" > $PGCOORD_RESULT_FILE"""
+    done = repository.phase("queue-1-1", write)
+    assert done.status == 0, done.log
+    assert done.result["summary"] == "é" * 20_000
+    assert (repository.inputs / "queue-1-1.result").stat().st_size < 65_536
 
 
 def test_what_says_that_it_failed_is_not_kept(repository: Repository) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from support.coordination import PATIENCE
 from support.database import Connection, add_feature
 from support.serving import Site, served
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from pgcoord.http.connections import Limits
 
@@ -32,10 +33,10 @@ async def strict(dsn: str, tmp_path: Path) -> AsyncIterator[Site]:
 
 
 @asynccontextmanager
-async def raw(site: Site, sent: bytes = b"") -> AsyncIterator[Socket]:
-    """A connection on which something was sent."""
+async def raw(site: Site, sent: bytes = b"", *, source: str = "127.0.0.1") -> AsyncIterator[Socket]:
+    """A connection from the address `source` on which something was sent."""
     host, port = site.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await asyncio.open_connection(host, int(port), local_addr=(source, 0))
     try:
         writer.write(sent)
         await writer.drain()
@@ -142,6 +143,46 @@ async def test_more_connections_than_the_bound_are_refused(dsn: str, tmp_path: P
         for reader, writer in held:
             writer.write(GET.removeprefix(b"GET /"))
             assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_one_host_leaves_room_for_others(dsn: str, tmp_path: Path) -> None:
+    limits = Limits(connections=20, per_host=10)
+    async with served(dsn, tmp_path, leads=False, limits=limits) as site, AsyncExitStack() as stack:
+        held = [
+            await stack.enter_async_context(raw(site, b"GET /", source="127.0.0.2"))
+            for _ in range(50)
+        ]
+        answers = []
+        for reader, _ in held[10:]:
+            with suppress(ConnectionError):  # closed with something unread
+                answers.append(await rest_of(reader))
+        # Some are told, and what comes in a flood is not even told.
+        assert answers[0].startswith(b"HTTP/1.1 503 ")
+        assert b"of this host" in answers[0]
+        assert sum(map(bool, answers)) == 2
+        async with raw(site, GET, source="127.0.0.3") as (reader, _):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_one_host_behind_a_proxy_leaves_room_for_others(dsn: str, tmp_path: Path) -> None:
+    limits = Limits(connections=20, per_host=5)
+    async with (
+        served(dsn, tmp_path, leads=False, limits=limits, trusted_proxies=("127.0.0.1",)) as site,
+        AsyncExitStack() as stack,
+    ):
+        greedy, modest = ({"x-forwarded-for": f"2001:db8:0:{net}::1"} for net in (1, 2))
+        for _ in range(3):
+            url = f"{site.socket_url}/ws/queue"
+            await stack.enter_async_context(connect(url, additional_headers=greedy))
+        for _ in range(2):
+            events = site.client.stream("GET", "/events", headers=greedy)
+            await stack.enter_async_context(events)
+        neighbour = {"x-forwarded-for": "2001:db8:0:1:ffff::1"}
+        refused = await site.client.get("/healthz", headers=neighbour)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        with pytest.raises(InvalidStatus, match="503"):
+            await stack.enter_async_context(connect(url, additional_headers=greedy))
+        assert (await site.client.get("/healthz", headers=modest)).status_code == 200
 
 
 def nested(depth: int) -> bytes:

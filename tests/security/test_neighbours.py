@@ -67,6 +67,7 @@ def test_a_phase_cannot_look_into_the_coordinator(desk: Desk, dsn: str) -> None:
     assert SECRET.encode() not in Path(f"/proc/{serve.pid}/environ").read_bytes()
 
 
+@pytest.mark.scale
 @needs_proc
 @pytest.mark.skipif(IS_ROOT and not shutil.which("setpriv"), reason="no setpriv")
 def test_a_coordinator_that_nobody_can_look_into_adopts_processes(desk: Desk, dsn: str) -> None:

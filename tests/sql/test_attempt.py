@@ -254,8 +254,18 @@ def test_an_adw_id_that_a_client_used_is_not_given_again(conn: Connection, epoch
 def test_an_adw_id_is_of_one_attempt(conn: Connection) -> None:
     feature = add_feature(conn, {})
     add_phase(conn, feature, 1, status="running", adw_id="adw-ghi789")
-    with refused("23505", "attempt_adw_id_is_unique"):
+    taken = "running with adw_id adw-ghi789: attempt 1 of phase queue-1-1 has it, which"
+    with refused("PC005", f"phase queue-1-2 cannot be inserted as {taken} runs"):
         add_phase(conn, feature, 2, status="running", adw_id="adw-ghi789")
+    conn.execute("select pgcoord.complete_phase('queue-1-1')")
+    with refused("PC005", f"{taken} has ended"):
+        add_phase(conn, feature, 2, status="running", adw_id="adw-ghi789")
+    with refused("PC005", "phase queue-1-3 cannot be inserted as running with adw_id twice"):
+        conn.execute(
+            "insert into phase_queue (feature_id, phase_number, status, adw_id)"
+            " values (1, 2, 'running', 'twice'), (1, 3, 'running', 'twice')"
+        )
+    assert statuses(conn) == {1: "completed"}
 
 
 # --- Starting and ending

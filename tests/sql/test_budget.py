@@ -1,5 +1,6 @@
 """Budgets: nothing of a feature starts once what it may cost is spent, and `why` says so."""
 
+import psycopg
 from psycopg.types.json import Jsonb
 from support.database import (
     WORKFLOW,
@@ -70,3 +71,20 @@ def test_a_workflow_may_cost_so_much_in_each_feature(conn: Connection) -> None:
             "select paused_at is not null as paused from planned_features order by id"
         ).fetchall()
         assert [row["paused"] for row in rows] == statuses
+
+
+def test_a_feature_that_is_locked_while_budgets_are_followed_is_come_back_to(
+    conn: Connection, dsn: str
+) -> None:
+    take_lead(conn, {**WORKFLOW, "max_cost_usd": 0.5})
+    add_feature(conn, {1: [], 2: [1]})
+    conn.execute(
+        "update planned_features set paused_at = now(),"
+        " paused_reason = 'the budget of workflow work in a feature, $0.1, is spent: $0.2'"
+    )
+    follow = "select pgcoord_private.follow_budgets() as passed_over"
+    with psycopg.connect(dsn) as other:
+        other.execute("select from planned_features for update")
+        assert one(conn, follow) == {"passed_over": True}
+    assert one(conn, follow) == {"passed_over": False}
+    assert one(conn, "select paused_at from planned_features") == {"paused_at": None}

@@ -20,6 +20,7 @@ KINDS = [
         "quiet",
         "empty",
         "replication",
+        "schedules",
         "issues",
         "locks",
         "transactions",

@@ -26,7 +26,7 @@ def fail(conn: Connection, queue_id: str) -> None:
 
 
 def why(conn: Connection, queue_id: str) -> list[str]:
-    found = conn.execute("select words from pgcoord.why(%s)", [queue_id])
+    found = conn.execute("select words from pgcoord.why(%s) where kind <> 'empty'", [queue_id])
     return [row["words"] for row in found]
 
 

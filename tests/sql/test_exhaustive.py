@@ -36,6 +36,7 @@ def test_every_state_that_nothing_but_work_leads_to_keeps_the_rules(dsn: str) ->
     assert explored(dsn, faults=0).longest >= 15
 
 
+@pytest.mark.scale
 def test_every_state_of_conditional_phases_that_one_fault_leads_to_keeps_the_rules(
     dsn: str,
 ) -> None:

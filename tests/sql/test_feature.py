@@ -226,18 +226,22 @@ def test_a_feature_may_be_inserted_with_nulls_and_empty_values(
 
 
 @pytest.mark.parametrize(
-    ("column", "value"),
+    ("column", "value", "sqlstate", "words"),
     [
-        ("title", " "),
-        ("title", None),
-        ("tags", Jsonb({"a": 1})),
-        ("plan", Jsonb({"a": 1})),
-        ("plan", Jsonb("x")),
+        ("title", " ", "PC005", "feature 1 has no title"),
+        ("title", None, "23502", "title"),
+        ("tags", Jsonb({"a": 1}), "PC005", "tags of feature 1 is no array"),
+        ("plan", Jsonb({"a": 1}), "PC005", "the plan of feature 1 is no array"),
+        ("plan", Jsonb("x"), "PC005", "the plan of feature 1 is no array"),
+        ("estimated_hours", -1, "PC005", "feature 1 cannot take -1 hours"),
+        ("max_cost_usd", 0, "PC005", "the budget of feature 1 cannot be 0"),
     ],
 )
-def test_the_table_refuses_what_is_no_feature(conn: Connection, column: str, value: object) -> None:
+def test_the_table_refuses_what_is_no_feature(
+    conn: Connection, column: str, value: object, sqlstate: str, words: str
+) -> None:
     feature = add_feature(conn, {})
-    with pytest.raises(psycopg.errors.IntegrityError):
+    with refused(sqlstate, words):
         conn.execute(
             f"update planned_features set {column} = %s where id = %s".encode(), [value, feature]
         )

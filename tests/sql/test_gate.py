@@ -1,6 +1,7 @@
 """Gates: a phase waits for a person's yes, holds no slot meanwhile, and says who said what."""
 
 import re
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -17,6 +18,8 @@ from support.database import (
     statuses,
 )
 
+from pgcoord.plan import parse_plan
+
 ASKS = Jsonb({"gate": "may it be merged?", "prompt_content": "Merge it."})
 
 
@@ -29,7 +32,9 @@ def events(conn: Connection, *kinds: str) -> list[tuple[str, str, str | None]]:
 
 
 def why(conn: Connection, queue_id: str) -> list[tuple[str, str]]:
-    found = conn.execute("select kind, words from pgcoord.why(%s)", [queue_id])
+    found = conn.execute(
+        "select kind, words from pgcoord.why(%s) where kind <> 'empty'", [queue_id]
+    )
     return [(row["kind"], row["words"]) for row in found]
 
 
@@ -66,6 +71,17 @@ def test_a_gate_that_runs_nothing_is_completed_by_its_approval(
     assert statuses(conn) == {1: "completed", 2: "queued"}
     assert phase(conn, gate)["attempt"] == 0
     assert claim(conn, epoch) == ["queue-1-2"]
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "\n\t\n", "do it", "\u00a0"])
+@pytest.mark.parametrize("keys", ["", "Gate: may it?\n", "Gate: may it?\nWorkflow: work\n"])
+def test_a_plan_and_the_database_agree_on_what_only_asks(
+    conn: Connection, prompt: str, keys: str
+) -> None:
+    [read] = parse_plan(f"# T\n## Phase 1: A\n{keys}\nx", name="plan").phases
+    read = replace(read, prompt=prompt)
+    found = one(conn, "select pgcoord_private.only_asks(%s) as asks", Jsonb(read.row()))
+    assert found["asks"] is read.only_asks
 
 
 def test_a_rejected_gate_blocks_what_depends_on_it_and_asks_again_when_retried(

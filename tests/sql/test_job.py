@@ -73,6 +73,19 @@ def test_a_job_waits_as_ready_and_runs_from_its_begin_on(conn: Connection, submi
     assert event == {"actor": f"{attempt['adw_id']} (job)", "reason": "begun by job 17 on node1"}
 
 
+def test_a_job_that_has_begun_keeps_its_deadline_when_it_is_submitted_once_more(
+    conn: Connection, epoch: int
+) -> None:
+    conn.execute("update pgcoord.workflow set queue_timeout = '1 minute'")
+    queue_id = add_phase(conn, add_feature(conn, {}), 1)
+    assert claim(conn, epoch) == [queue_id]
+    submit(conn, epoch, queue_id)
+    assert attempt_of(conn, queue_id)["deadline"] is not None
+    begin(conn, queue_id, "a")
+    submit(conn, epoch, queue_id)  # by a leader that has not heard of that yet
+    assert attempt_of(conn, queue_id)["deadline"] is None
+
+
 def test_a_second_copy_is_refused_and_the_first_may_ask_again(
     conn: Connection, submitted: str
 ) -> None:

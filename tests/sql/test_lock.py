@@ -15,7 +15,7 @@ from support.database import (
 
 
 def why(conn: Connection, queue_id: str) -> list[str]:
-    found = conn.execute("select words from pgcoord.why(%s)", [queue_id])
+    found = conn.execute("select words from pgcoord.why(%s) where kind <> 'empty'", [queue_id])
     return [row["words"] for row in found]
 
 
@@ -76,6 +76,11 @@ def test_the_database_itself_refuses_a_second_holder(conn: Connection, epoch: in
     assert claim(conn, epoch) == ["queue-1-1"]
     with refused("PC006", "lock staging is held by 1.1"):
         add_phase(conn, feature, 2, lock="staging", status="running")
+    with refused("PC006", "lock new is held by 1.3: phase queue-1-4 cannot be inserted"):
+        conn.execute(
+            "insert into phase_queue (feature_id, phase_number, status, lock)"
+            " values (1, 3, 'running', 'new'), (1, 4, 'running', 'new')"
+        )
     with refused("23505", "attempt_lock_key"):
         conn.execute(
             "insert into pgcoord.attempt"

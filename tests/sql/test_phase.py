@@ -362,8 +362,22 @@ def test_what_is_no_time_to_retry_is_refused(conn: Connection, retry_at: str) ->
         conn.execute("update phase_queue set retry_at = %s", [retry_at])
 
 
+def test_only_a_queued_phase_has_a_retry_time(conn: Connection) -> None:
+    feature = add_feature(conn, {1: []})
+    for status in ("completed", "running", "failed"):
+        with refused("PC005", f"phase queue-1-2 is {status}: it cannot have a retry_at"):
+            add_phase(conn, feature, 2, status=status, retry_at="2030-01-01")
+    conn.execute("select pgcoord.skip_phase('queue-1-1', 'x')")
+    with refused("PC005", "phase queue-1-1 is completed: it cannot have a retry_at"):
+        conn.execute("update phase_queue set retry_at = now()")
+
+
 def test_a_phase_that_exists_already_is_refused(conn: Connection) -> None:
     feature = add_feature(conn, {1: []})
+    with refused("23505", f"feature {feature} has a phase 1 already, which is queued"):
+        conn.execute("select pgcoord.add_phase(%s, 1)", [feature])
+    with refused("PC001", "there is no feature 99"):
+        conn.execute("select pgcoord.add_phase(99, 1)")
     with refused("23505", f"queue-{feature}-1"):
         add_phase(conn, feature, 1)
     with refused("23505", "phase_queue_phase_is_unique"):

@@ -38,7 +38,9 @@ def pools(conn: Connection) -> dict[str, tuple[int, int, int]]:
 
 
 def why(conn: Connection, queue_id: str) -> list[str]:
-    found = conn.execute("select words from pgcoord.why(%s)", [queue_id]).fetchall()
+    found = conn.execute(
+        "select words from pgcoord.why(%s) where kind <> 'empty'", [queue_id]
+    ).fetchall()
     return [row["words"] for row in found]
 
 

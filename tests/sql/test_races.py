@@ -825,7 +825,7 @@ def run_mixed_load(dsn: str, conn: Connection, epoch: int, seconds: float) -> No
 def test_a_mixed_load_neither_deadlocks_nor_leaves_anything_wrong(
     dsn: str, conn: Connection, epoch: int
 ) -> None:
-    run_mixed_load(dsn, conn, epoch, 3)
+    run_mixed_load(dsn, conn, epoch, 2)
 
 
 @pytest.mark.scale

@@ -54,11 +54,15 @@ class FakeJob:
 
 
 class FakeEngine:
-    """`down`: it does not answer. `asked` counts its answers, by the kind of question."""
+    """`down`: it does not answer. `output`: that of each job.
+
+    `asked` counts its answers, by the kind of question.
+    """
 
     def __init__(self) -> None:
         self.jobs: dict[str, FakeJob] = {}
         self.down = False
+        self.output: bytes | None = None
         self.asked = {"submit": 0, "find": 0, "end": 0, "log": 0}
         self._ids = itertools.count(1)
 
@@ -93,7 +97,7 @@ class FakeEngine:
         await self.terminate(job)
 
     async def log(self, job: str) -> bytes | None:
-        return None
+        return self.output
 
     def changes(self) -> None:
         return None

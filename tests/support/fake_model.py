@@ -44,6 +44,8 @@ class Handler(BaseHTTPRequestHandler):
         text = json.dumps(body, ensure_ascii=False).replace("\\n", "\n").replace('\\"', '"')
         if status := re.findall(r"^.*STATUS: (\d+)", text, re.MULTILINE):
             error = {"type": "overloaded_error", "message": "Overloaded"}
+            if status[0] == "401":
+                error = {"type": "authentication_error", "message": "invalid x-api-key"}
             self.answer(int(status[0]), {"type": "error", "error": error})
             return
         if path.endswith("/messages"):

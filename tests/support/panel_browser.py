@@ -27,7 +27,8 @@ async def browsing() -> AsyncIterator[Browser]:
     """A browser, until the block ends."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
-            executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"]
+            executable_path=chromium(),
+            args=["--no-sandbox", "--disable-gpu", "--renderer-process-limit=1"],
         )
         try:
             yield browser

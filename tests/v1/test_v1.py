@@ -817,6 +817,7 @@ def test_something_in_the_way_is_named_and_nothing_changed(empty: str) -> None:
 # --- Who may, and when
 
 
+@pytest.mark.scale
 def test_a_connection_of_version_1_is_named(empty: str) -> None:
     build(empty, "chain")
     with psycopg.connect(make_conninfo(empty, application_name="uvicorn")) as other:

@@ -8,6 +8,33 @@
 const body = document.body;
 const byId = (id) => document.getElementById(id);
 
+// --- What could not be fetched is said, until it can be
+
+const faults = new Map();
+
+function fault(what, words) {
+  if (words) faults.set(what, words);
+  else if (!faults.delete(what)) return;
+  const shown = byId("faults");
+  shown.textContent = [...faults.values()].join(" ");
+  shown.hidden = !faults.size;
+}
+
+// Fetch `address`; say in `words` what is not to be had, and why, where that fails.
+async function get(what, words, address, options) {
+  try {
+    const answer = await fetch(address, options);
+    if (!answer.ok) throw new Error(`the server says ${answer.status}`);
+    fault(what, "");
+    return answer;
+  } catch (error) {
+    fault(what, `${words}: ${error instanceof TypeError ? "the server does not answer" : error.message}.`);
+    throw error;
+  }
+}
+
+const said = () => {}; // `get` has said it
+
 // --- Changing elements into others
 
 // Let `old` become like `fresh`, an element of the same kind.
@@ -54,10 +81,13 @@ function becomeChildren(parent, wanted) {
 
 const alike = (one, other) => one.nodeType === other.nodeType && one.nodeName === other.nodeName && !other.id;
 
-function parse(html) {
+// The element of `html`, which is to stand in the place of `old`: maybe within a picture.
+function parse(html, old) {
   const template = document.createElement("template");
-  template.innerHTML = html.trim();
-  return template.content.firstElementChild;
+  const within = old instanceof SVGElement && old.ownerSVGElement;
+  template.innerHTML = within ? `<svg>${html}</svg>` : html.trim();
+  const made = template.content.firstElementChild;
+  return within ? made.firstElementChild : made;
 }
 
 // --- What has come and is not in place yet
@@ -84,18 +114,17 @@ const FETCH_AFTER = 5000; // milliseconds
 let fetchedAt = 0;
 
 async function fetchStale() {
-  if (document.hidden || Date.now() - fetchedAt < FETCH_AFTER) return;
+  if (document.hidden || !connection.live || Date.now() - fetchedAt < FETCH_AFTER) return;
   const seen = [...stale].find((id) => {
     const { top, bottom } = byId(id)?.getBoundingClientRect() ?? { top: 1, bottom: 0 };
     return bottom > 0 && top < innerHeight;
   });
   if (!seen) return;
   fetchedAt = Date.now();
-  stale.delete(seen);
   const address = new URL(location.href);
   address.searchParams.set("piece", seen);
-  const answer = await fetch(address);
-  if (!answer.ok) return;
+  const answer = await get(seen, `The ${seen} is older than the rest of the page`, address);
+  stale.delete(seen);
   become(byId(seen), parse(await answer.text()));
   zoom(byId(seen), 1);
   rove();
@@ -105,8 +134,8 @@ function put() {
   planned = 0;
   const fresh = new Map();
   for (const [id, html] of news.pieces) {
-    const now = parse(html);
     const old = byId(id);
+    const now = parse(html, old);
     // Only another state glows, not an expectation that has moved.
     if (old && old.dataset.state === now.dataset.state) news.glow.delete(id);
     if (!old) fresh.set(id, now);
@@ -116,7 +145,7 @@ function put() {
   for (const [id, items] of news.lists) arrange(byId(id), items, fresh);
   for (const id of news.glow) glow(byId(id));
   rove();
-  if (news.pieces.has("attempts")) followLatest().catch(() => {}); // the next news tries again
+  if (news.pieces.has("attempts")) followLatest().catch(said);
   news.pieces.clear();
   news.lists.clear();
   news.glow.clear();
@@ -188,16 +217,43 @@ let leftAt = 0;
 async function comeBack() {
   if (document.hidden) leftAt = Date.now();
   else if (leftAt && Date.now() - leftAt > AWAY && byId("since")) {
-    const answer = await fetch(location.href);
-    const fresh = answer.ok && new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("since");
+    const answer = await get("since", "What happened meanwhile cannot be told", location.href);
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("since");
     if (fresh) byId("since").replaceWith(document.adoptNode(fresh));
   }
 }
 
 // --- The connection, and the age of what is seen
 
-const connection = { live: false, asOf: clock.ahead + Date.now(), reason: "", heard: Date.now(), wait: 0, next: 0, source: null, timer: 0 };
+const connection = { live: false, wakes: false, asOf: clock.ahead + Date.now(), reason: "", heard: Date.now(), wait: 0, next: 0, source: null, timer: 0 };
+const LEAVING = 3000; // milliseconds after which a page that is still there connects again
 const SILENCE = 10000; // milliseconds after which a connection is taken as dead: it beats every four seconds
+
+// A browser has six connections to a server, for all its tabs, and each stream takes one. So a tab that nobody looks at
+// gives its own back after a while, and asks now and then what its title and icon are.
+const REST = { after: 30000, every: 60000, hears: 5000 }; // milliseconds
+let resting = 0;
+
+function rest(after) {
+  clearTimeout(resting);
+  if (!document.hidden) return;
+  resting = setTimeout(() => {
+    if (!connection.live) return rest(REST.after); // what is lost goes on trying
+    connection.source.close();
+    resting = setTimeout(() => {
+      connect();
+      rest(REST.hears);
+    }, REST.every);
+  }, after);
+}
+
+function wake() {
+  clearTimeout(resting);
+  if (!connection.live || connection.source.readyState !== EventSource.CLOSED) return;
+  connection.wakes = true;
+  connect();
+  showConnection();
+}
 
 const twoDigits = (number) => String(number).padStart(2, "0");
 
@@ -212,7 +268,7 @@ function clockTime(milliseconds) {
 function showConnection() {
   const { live, asOf, reason } = connection;
   const shown = byId("live");
-  const words = live ? "Live" : "Reconnecting";
+  const words = live && !connection.wakes ? "Live" : "Reconnecting";
   const status = shown.querySelector("strong");
   if (status.textContent !== words) status.textContent = words;
   shown.classList.toggle("lost", !live);
@@ -244,6 +300,7 @@ function showIcon() {
 
 function lose(reason) {
   connection.live = false;
+  connection.wakes = false;
   connection.reason = reason;
   showConnection();
 }
@@ -270,6 +327,7 @@ function connect() {
     const { live, as_of: asOf, now, reason, assets } = JSON.parse(event.data);
     if (assets !== body.dataset.assets) return location.reload();
     connection.heard = Date.now();
+    connection.wakes = false;
     connection.wait = 0;
     clock.ahead = now - Date.now();
     connection.asOf = Date.parse(asOf);
@@ -325,8 +383,7 @@ async function followLatest() {
   const latest = attempts?.dataset.latest;
   if (!latest || (shown ? shown.dataset.log.split(":")[0] : byId("log").dataset.attempt) === latest) return;
   if (location.search || (follow() && !follow().checked)) return;
-  const answer = await fetch(location.pathname);
-  if (!answer.ok) return;
+  const answer = await get("log", "The log of the latest attempt cannot be shown", location.pathname);
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("log");
   if (!fresh) return;
   byId("log").replaceWith(document.adoptNode(fresh));
@@ -390,8 +447,7 @@ async function extendLog(shown) {
 }
 
 async function fetchPart(shown, from) {
-  const answer = await fetch(`${shown.dataset.part}&at=${from}`);
-  if (!answer.ok) throw new Error("no part");
+  const answer = await get("part", "More of the log cannot be shown", `${shown.dataset.part}&at=${from}`);
   const part = await answer.json();
   const fresh = document.createElement("template");
   fresh.innerHTML = part.html;
@@ -423,8 +479,8 @@ function beginLog() {
     line.classList.add("at");
     shown.scrollTop = line.offsetTop - shown.offsetTop - shown.clientHeight / 3;
   } else shown.scrollTop = shown.scrollHeight;
-  shown.addEventListener("scroll", () => extendLog(shown).catch(() => {})); // the next move tries again
-  byId("log-at")?.addEventListener("change", (event) => goToPlace(shown, Number(event.target.value)).catch(() => {}));
+  shown.addEventListener("scroll", () => extendLog(shown).catch(said)); // the next move tries again
+  byId("log-at")?.addEventListener("change", (event) => goToPlace(shown, Number(event.target.value)).catch(said));
   if (!follow()) return;
   follow().closest("label").hidden = false;
   follow().addEventListener("change", connect);
@@ -529,8 +585,21 @@ const dialog = document.createElement("dialog");
 dialog.setAttribute("aria-labelledby", "dialog-title");
 body.append(dialog);
 
+// Where other windows hold all six connections, what somebody does takes that of the stream for itself.
+const WAITS = 2000; // milliseconds
+
+async function act(address, options) {
+  const waits = setTimeout(() => connection.source?.close(), WAITS);
+  try {
+    return await fetch(address, options);
+  } finally {
+    clearTimeout(waits);
+    if (connection.live && connection.source.readyState === EventSource.CLOSED) connect();
+  }
+}
+
 async function ask(address) {
-  const answer = await fetch(address, { headers: { accept: "text/html" } });
+  const answer = await act(address, { headers: { accept: "text/html" } });
   show(await answer.text(), address);
 }
 
@@ -563,7 +632,7 @@ document.addEventListener("submit", async (event) => {
   const button = event.submitter;
   if (button) button.disabled = true;
   try {
-    const answer = await fetch(form.action, {
+    const answer = await act(form.action, {
       method: "POST",
       body: new URLSearchParams(new FormData(form)),
       headers: { "x-panel": "1", accept: "text/html" },
@@ -588,6 +657,23 @@ const TYPED = 500; // milliseconds without a key
 let typed = 0;
 let checks = 0;
 
+// The form as the server shows it for what is in it now, also with the faults of the plan.
+async function fetchPlan(sent) {
+  const words = "The plan is not checked";
+  let page;
+  try {
+    const answer = await act(planForm.action, { method: "POST", body: sent, headers: { accept: "text/html" } });
+    page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  } catch {
+    fault("plan", `${words}: the server does not answer.`);
+    throw new Error(words);
+  }
+  const problem = page.getElementById("plan-said") ? "" : page.querySelector("main")?.textContent.trim().replace(/\s+/g, " ");
+  fault("plan", problem === "" ? "" : `${words}. ${problem ?? "The server gives no reason"}`);
+  if (problem !== "") throw new Error(words);
+  return page;
+}
+
 async function checkPlan(then) {
   clearTimeout(typed);
   const mine = ++checks;
@@ -595,8 +681,7 @@ async function checkPlan(then) {
   sent.set("then", then);
   sent.delete("file");
   const text = byId("plan").value;
-  const answer = await fetch(planForm.action, { method: "POST", body: sent, headers: { accept: "text/html" } });
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const page = await fetchPlan(sent);
   if (mine !== checks || byId("plan").value !== text) return; // something was typed meanwhile: that is checked next
   for (const id of ["plan-said", "plan-rows"]) {
     const fresh = page.getElementById(id);
@@ -608,16 +693,15 @@ async function checkPlan(then) {
 }
 
 if (planForm) {
-  const later = () => {}; // the server does not answer: the next key tries again
   byId("plan").addEventListener("input", () => {
     clearTimeout(typed);
-    typed = setTimeout(() => checkPlan("check").catch(later), TYPED);
+    typed = setTimeout(() => checkPlan("check").catch(said), TYPED);
   });
-  byId("plan-rows").addEventListener("change", () => checkPlan("rows").catch(later));
+  byId("plan-rows").addEventListener("change", () => checkPlan("rows").catch(said));
   planForm.addEventListener("submit", (event) => {
     if (!["check", "rows", "add"].includes(event.submitter?.value)) return;
     event.preventDefault();
-    checkPlan(event.submitter.value).catch(() => planForm.submit());
+    checkPlan(event.submitter.value).catch(said);
   });
 }
 
@@ -687,7 +771,11 @@ if (body.dataset.seen) {
   keepZone();
   beginLog();
   bringNow();
-  document.addEventListener("visibilitychange", () => comeBack().catch(() => {}));
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) rest(REST.after);
+    else wake();
+    comeBack().catch(said);
+  });
   byId("lost").querySelector("button").addEventListener("click", connect);
   connect();
   setInterval(() => {
@@ -697,8 +785,14 @@ if (body.dataset.seen) {
     }
     showConnection();
     tick();
-    fetchStale().catch(() => {}); // the next second tries again
+    fetchStale().catch(said); // tried again after FETCH_AFTER
   }, 1000);
+  // The next page may need the connection of this one; what is only downloaded leaves it here.
+  addEventListener("beforeunload", () => {
+    connection.source.close();
+    clearTimeout(connection.timer);
+    connection.timer = setTimeout(connect, LEAVING);
+  });
   addEventListener("pagehide", () => connection.source.close());
   addEventListener("pageshow", (event) => event.persisted && connect());
 }

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord.actions import ACTIONS, Action, Question, Scope
-from pgcoord.database import actions, panel
+from pgcoord.database import actions, panel, schedules
 from pgcoord.database._sql import Connection
 from pgcoord.errors import CoordError
 from pgcoord.http.panel import format
@@ -30,6 +30,7 @@ from pgcoord.http.panel.responses import (
     read_number,
     reason_of,
     render_page,
+    schedule_of,
 )
 from pgcoord.http.state import state_of
 
@@ -64,6 +65,11 @@ async def _feature(conn: Connection, request: Request) -> _Subject:
     feature = await panel.feature_row(conn, feature_id_of(request))
     words = f"feature {feature.id}, {feature.title}"
     return _Subject(words, str(feature.id), f"/features/{feature.id}", feature_id=feature.id)
+
+
+async def _schedule(conn: Connection, request: Request) -> _Subject:
+    found = await schedules.schedule(conn, schedule_of(request))
+    return _Subject(f"schedule {found.name}", f"'{found.name}'", f"/schedules/{found.name}")
 
 
 async def _everything(conn: Connection, request: Request) -> _Subject:
@@ -101,6 +107,7 @@ def _asks(action: Action, asked: Question, find: _Finding) -> Handler:
             gate=subject.gate if action.name in ("approve", "reject") else None,
             error=refusal,
             url=subject.url,
+            reasoned="reason" in action.arguments,
         )
 
     return ask
@@ -158,26 +165,39 @@ def _acts(action: Action) -> Handler:
             result = await actions.perform(
                 conn, action, target, reason=reason, number=number, pool=pool
             )
+        if action.name == "delete_schedule":
+            return done(request, "/")
         return done(request, f"/features/{result}" if action.returns == "feature" else None)
 
     return act
 
 
-_FINDING: Mapping[Scope, _Finding] = {"phase": _phase, "feature": _feature, "all": _everything}
+_FINDING: Mapping[Scope, _Finding] = {
+    "phase": _phase,
+    "feature": _feature,
+    "all": _everything,
+    "schedule": _schedule,
+}
 
 _TARGETS: Mapping[Scope, Callable[[Request], str | int | None]] = {
     "phase": queue_id_of,
     "feature": feature_id_of,
     "all": lambda request: None,
+    "schedule": schedule_of,
 }
 
 
-def routes(feature: str, phase: str) -> Iterator[BaseRoute]:
+def routes(feature: str, phase: str, schedule: str) -> Iterator[BaseRoute]:
     """Yield the routes of all questions and actions.
 
-    *feature* and *phase*: the path patterns of their pages, below which their actions are.
+    *feature*, *phase* and *schedule*: the path patterns of their pages, above their actions.
     """
-    paths: Mapping[Scope, str] = {"phase": phase, "feature": feature, "all": ""}
+    paths: Mapping[Scope, str] = {
+        "phase": phase,
+        "feature": feature,
+        "all": "",
+        "schedule": schedule,
+    }
     for action in ACTIONS:
         path = f"{paths[action.scope]}/{action.slug}"
         if action.question:

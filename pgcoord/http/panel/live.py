@@ -1,9 +1,11 @@
 """Live pages: a page with viewers is a screen, rendered once for all of them.
 
 A page consists of pieces. A piece is a template and its data, and is rendered again only when the
-data changes. Each drawing of a screen has a version, and each piece the version at which it last
-changed. A viewer sends the last version that it saw, and receives the pieces that are newer,
-whether that was a millisecond or an hour ago.
+data changes. An element of a piece that is a line of its own, with an id such as `lane-3`, is a
+part: as long as nothing else of the piece changes, only the parts that did are sent. Each drawing
+of a screen has a version, and each piece and part the version at which it last changed. A viewer
+sends the last version that it saw, and receives what is newer, whether that was a millisecond or an
+hour ago.
 
 The one rule: no viewer waits for another. Each takes the latest version when it is ready; a piece
 that changed twice meanwhile is sent once.
@@ -12,6 +14,7 @@ that changed twice meanwhile is sent once.
 import asyncio
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -138,6 +141,17 @@ class _Drawn:
     html: str
     at: datetime
     version: int
+    whole: int
+    """The version at which something changed that is in no part."""
+    parts: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """The HTML of each part that has changed since, with its version."""
+
+    def since(self, name: str, seen: int) -> Iterator[tuple[str, str]]:
+        """Yield (id, HTML) of what changed after version *seen*: all of it, or parts."""
+        if self.whole > seen:
+            yield name, self.html
+        else:
+            yield from ((part, html) for part, (html, at) in self.parts.items() if at > seen)
 
     def holds(self, piece: Piece, now: datetime) -> bool:
         """Whether it is still valid for *piece*, so need not be rendered again."""
@@ -158,9 +172,12 @@ class _Drawing:
         """Return the changes after version *seen*, as JSON for the script."""
         news = {
             "title": self.title[0],
-            "pieces": {
-                n: e.html for n, e in self.pieces.items() if e.version > seen and not e.piece.heavy
-            },
+            "pieces": dict(
+                each
+                for n, e in self.pieces.items()
+                if e.version > seen and not e.piece.heavy
+                for each in e.since(n, seen)
+            ),
             "stale": [n for n, e in self.pieces.items() if e.version > seen and e.piece.heavy],
             "lists": {n: items for n, (items, at) in self.lists.items() if at > seen},
         }
@@ -285,8 +302,15 @@ class Screen:
         if before and before.holds(piece, now):
             return before
         html = self._live.draw(name, piece, now)
-        changed = before is None or before.html != html
-        return _Drawn(piece, html, now, version if changed or before is None else before.version)
+        if before is None:
+            return _Drawn(piece, html, now, version, version)
+        if before.html == html:
+            return replace(before, piece=piece, at=now)
+        changed = _changed_parts(before.html, html)
+        if changed is None:
+            return _Drawn(piece, html, now, version, version)
+        parts = {**before.parts, **{name: (part, version) for name, part in changed.items()}}
+        return _Drawn(piece, html, now, version, before.whole, parts)
 
     def _draw_whole(self, drawing: _Drawing, more: Mapping[str, Any]) -> str:
         """Return the whole HTML; pieces of an earlier time are rendered anew, for its durations."""
@@ -345,6 +369,25 @@ class Screen:
         latest = self._drawing.version if self._drawing else 0
         known = boot == _BOOT and number.isdecimal() and int(number) <= latest
         return int(number) if known else -1
+
+
+# A line that is a whole element with an id such as "lane-3".
+_PART = re.compile(r"""<(\w+) id="([a-z]+(?:-\d+)+)".*</\1>""", re.ASCII)
+
+
+def _changed_parts(before: str, after: str) -> dict[str, str] | None:
+    """Return {id: HTML} of the parts that differ; None if anything else does."""
+    old, new = before.split("\n"), after.split("\n")
+    if len(old) != len(new):
+        return None
+    changed = {}
+    for one, other in zip(old, new, strict=True):
+        if one != other:
+            match, again = _PART.fullmatch(one), _PART.fullmatch(other)
+            if not match or not again or match[2] != again[2]:
+                return None
+            changed[again[2]] = other
+    return changed
 
 
 def _position(version: int) -> str:

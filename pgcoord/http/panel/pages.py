@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from pgcoord.database import panel, reads, session
+from pgcoord.database import panel, reads, schedules, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.reads import why
 from pgcoord.database.rows import HistoryEvent
@@ -39,8 +39,10 @@ _MOST_FOUND = 100
 # The most phases of a feature to name as the next in line.
 _NEXT_OF_FEATURE = 5
 
-# With more phases than this, graph and timeline are heavy: fetched only when visible.
+# With more phases than this, graph or timeline are heavy: fetched only when visible. A graph has
+# few parts that change; in a timeline, all do with time.
 _MOST_LIGHT = 40
+_MOST_LANES = 12
 
 # The most features of the overview with a forecast of their end.
 _MOST_FORESEEN = 50
@@ -102,6 +104,7 @@ class Overview(View):
             features = await panel.feature_rows(conn, self.show, self.search, MOST_FEATURES)
             finishes = await panel.finishes(conn, _foreseen(features))
             found = await self._found(conn)
+            scheduled = await schedules.schedules(conn)
         finish = None if installation.paused_at else finishes.get(None)
         pieces = {
             "notice": Piece("piece/notice.html", installation),
@@ -115,6 +118,7 @@ class Overview(View):
             "filters": Piece("piece/filters.html", (self, len(needs))),
             "tally": Piece("piece/tally.html", (self, _tally(features))),
             "found": Piece("piece/found.html", (found, _MOST_FOUND, self.query)),
+            "schedules": Piece("piece/schedules.html", scheduled),
             "none": Piece("piece/none.html", (self, bool(features))),
         }
         free = [each for each in slots if not each.queue_id] if len(slots) > _MOST_CARDS else []
@@ -275,7 +279,9 @@ class FeaturePage(View):
                 "piece/plan.html", self._planned(described.plan, phases, installation.limit)
             ),
             "graph": Piece("piece/graph.html", (graph, len(phases) > ROOMY), heavy=large),
-            "timeline": Piece("piece/timeline.html", timeline, ages=runs, heavy=large),
+            "timeline": Piece(
+                "piece/timeline.html", timeline, ages=runs, heavy=len(phases) > _MOST_LANES
+            ),
             "in-line": Piece("piece/in_line.html", [each.phase_number for each in in_line]),
             "find": Piece("piece/find.html", (self, feature, len(phases), len(listed))),
         }
@@ -442,6 +448,7 @@ EVENTS = (
     *("phase_inserted", "phase_deleted", "phase_reprioritised", "gate_asked"),
     *("feature_inserted", "feature_changed", "feature_paused", "feature_resumed"),
     "feature_budget",
+    *("schedule_changed", "schedule_due"),
     *("feature_cancelled", "slots_changed", "paused", "resumed"),
 )
 

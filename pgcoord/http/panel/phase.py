@@ -2,9 +2,9 @@
 
 import asyncio
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from difflib import SequenceMatcher
 from typing import Any
 
 from starlette.datastructures import QueryParams
@@ -85,7 +85,8 @@ async def _find_log(
     state = state_of(request)
     async with state.database.connection() as conn:
         attempts = await reads.attempts(conn, queue_id)
-    return logs.log_of(queue_id, attempts, number, host=state.coordinator.host)
+    at = state.coordinator
+    return logs.log_of(queue_id, attempts, number, host=at.host, runs=at.runs_folder)
 
 
 async def _read_log(request: Request, queue_id: str, number: int | None) -> _Log:
@@ -277,17 +278,21 @@ async def _side(request: Request, queue_id: str, attempt: Attempt) -> _Side:
 
 
 def _differing(sides: list[_Side]) -> list[_Side]:
-    """Mark the lines that only one side has; lines that differ only in numbers are equal."""
-    texts = [[_NUMBERS.sub("0", line) for line, _ in each.lines or []] for each in sides]
-    own: list[set[int]] = [set(), set()]
-    for kind, a, b, c, d in SequenceMatcher(None, texts[0], texts[1], autojunk=False).get_opcodes():
-        if kind != "equal":
-            own[0].update(range(a, b))
-            own[1].update(range(c, d))
-    return [
-        replace(side, lines=[(line, at in marked) for at, (line, _) in enumerate(side.lines or [])])
-        for side, marked in zip(sides, own, strict=True)
-    ]
+    """Mark the lines that one side has more often than the other, wherever they stand.
+
+    Lines that differ only in numbers are equal. The order is ignored: what runs in parallel is
+    written in another one each time.
+    """
+    texts = [[_NUMBERS.sub("0", line) for line, _ in side.lines or []] for side in sides]
+    marked = []
+    for side, mine, others in zip(sides, texts, texts[::-1], strict=True):
+        left = Counter(others)
+        lines = []
+        for (line, _), text in zip(side.lines or [], mine, strict=True):
+            lines.append((line, not left[text]))
+            left[text] = max(0, left[text] - 1)
+        marked.append(replace(side, lines=lines))
+    return marked
 
 
 @error_page

@@ -71,29 +71,36 @@ async def _execute(request: Request) -> None:
 @error_page
 async def new(request: Request) -> Response:
     """Answer with the forms for a new feature."""
-    return _new(request, {}, None)
+    return await _new(request, {}, None, "")
 
 
 @error_page
 async def create(request: Request) -> Response:
     """Store a feature from a plan or a description, and redirect to it; with faults, show the form.
 
-    The field `then`: "generate" plans a description, "execute" queues the phases as well.
+    The field `then`: "generate" plans a description, "execute" queues the phases as well; "check",
+    "rows" and "add" only show the form again, as `edit` does.
     """
-    form = await read_form(request, _PLAN)
+    form = await read_form(request, _PLAN, _MOST_CHOICES)
     from_plan = "plan" in form or "file" in form
+    text = _plan_text(form)
     try:
+        if from_plan:
+            text = await _with_rows(text, form)
+            if form.get("then") in _SHOWS:
+                await _parse(request, text)
+                return await _new(request, form, None, text)
         given = await (_read_plan if from_plan else _read_description)(request, form)
         async with state_of(request).acting(request) as conn, conn.transaction():
             feature_id = await actions.store_feature(conn, given)
             if form.get("then") == "execute":
                 await actions.execute_feature(conn, feature_id)
     except (InvalidInput, PlannerFailed) as error:
-        return _new(request, form, error)
+        return await _new(request, form, error, text)
     return RedirectResponse(f"/features/{feature_id}", 303)
 
 
-def _new(request: Request, form: Form, error: CoordError | None) -> Response:
+async def _new(request: Request, form: Form, error: CoordError | None, text: str) -> Response:
     return render_page(
         request,
         "new.html",
@@ -101,8 +108,9 @@ def _new(request: Request, form: Form, error: CoordError | None) -> Response:
         title="New feature · pgcoord",
         error=error_view(error) if error else None,
         faulty=isinstance(error, InvalidPlan),
-        plan=_plan_text(form),
+        plan=text,
         form=form,
+        draft=await _draft(request, text),
     )
 
 
@@ -179,9 +187,9 @@ async def plan(request: Request) -> Response:
     async with state_of(request).acting(request) as conn:
         feature = await reads.feature_to_plan(conn, feature_id)
         rows = (await panel.described(conn, feature_id)).plan
-    text = write_plan(feature.title, None, rows)
+    text = write_plan(feature.title, None, rows, literal=True)
     faithful = await asyncio.to_thread(_faithful, text, rows)
-    return _plan_form(request, feature.title, text, feature.version, None, faithful)
+    return await _plan_form(request, feature.title, text, feature.version, None, faithful)
 
 
 def _faithful(text: str, rows: list[Any]) -> bool:
@@ -189,7 +197,8 @@ def _faithful(text: str, rows: list[Any]) -> bool:
     from pgcoord.plan import parse_plan
 
     try:
-        return not rows or [each.row() for each in parse_plan(text, name="plan").phases] == rows
+        read = parse_plan(text, name="plan", parameters={})
+        return not rows or [each.row() for each in read.phases] == rows
     except InvalidPlan:
         return False
 
@@ -209,11 +218,10 @@ async def edit(request: Request) -> Response:
     text = _plan_text(form)
     then = form.get("then")
     try:
-        if then in ("rows", "add"):
-            text = await asyncio.to_thread(_with_rows, text, form)
+        text = await _with_rows(text, form)
         read = await _parse(request, text)
-        if then in ("check", "rows", "add"):
-            return _plan_form(request, feature.title, text, version or "", None, True)
+        if then in _SHOWS:
+            return await _plan_form(request, feature.title, text, version or "", None, True)
         changes: dict[str, object] = {"title": read.title, "phases": read.feature()["phases"]}
         if read.description:
             changes["description"] = read.description
@@ -224,7 +232,7 @@ async def edit(request: Request) -> Response:
             if then == "execute":
                 await actions.execute_feature(conn, feature_id)
     except (InvalidInput, Refused) as error:
-        return _plan_form(request, feature.title, text, version or "", error, True)
+        return await _plan_form(request, feature.title, text, version or "", error, True)
     return RedirectResponse(f"/features/{feature_id}", 303)
 
 
@@ -235,38 +243,34 @@ _MOST_CHOICES = 20_000
 _MOST_ROWS = 60
 
 
-def _with_rows(text: str, form: Form) -> str:
-    """Return the plan *text* with the form's changes of titles, dependencies and phases.
+# What the form may ask for without that anything is stored.
+_SHOWS = ("check", "rows", "add")
 
-    Raises `InvalidPlan`. CPU-bound: call it in a thread.
+
+async def _with_rows(text: str, form: Form) -> str:
+    """Return the plan *text* with what was changed in the form's rows since they were drawn.
+
+    Raises `InvalidPlan` and `InvalidInput`; none if the form asks for another deed.
     """
-    from pgcoord.plan import parse_plan, write_plan
+    from pgcoord.planner.rows import Changes, change_plan
 
-    read = parse_plan(text.replace("\r\n", "\n"), name="plan")
-    stay: list[dict[str, Any]] = [
-        each.row() for each in read.phases if f"remove-{each.number}" not in form
-    ]
-    # The remaining phases are renumbered without gaps.
-    number_of = {row["phase_number"]: at for at, row in enumerate(stay, 1)}
-    rows: list[dict[str, Any]] = []
-    for row in stay:
-        number = row["phase_number"]
-        needs: list[int] = row.get("depends_on_phases") or []
-        title = row.get("title")
-        if f"title-{number}" in form:
-            needs = [each for each in number_of if f"needs-{number}-{each}" in form]
-            title = form[f"title-{number}"].strip() or title
-        changed = {
-            "phase_number": number_of[number],
-            "title": title,
-            "depends_on_phases": [number_of[each] for each in needs if each in number_of],
-        }
-        rows.append(row | changed)
-    if form.get("then") == "add":
-        number = len(rows) + 1
-        new = {"phase_number": number, "title": f"Phase {number}", "depends_on_phases": []}
-        rows.append(new | {"prompt_content": "What is to be done."})
-    return write_plan(read.title, read.description, rows)
+    if form.get("then") not in ("rows", "add"):
+        return text
+    numbers = [int(name[4:]) for name in form if re.fullmatch(r"row-[0-9]{1,6}", name)]
+    titles = {
+        each: title
+        for each in numbers
+        if (title := form.get(f"title-{each}", "").replace("\0", "").strip())
+        and title != form.get(f"was-{each}", "").strip()
+    }
+    needs = {}
+    for each in numbers:
+        picked = {other for other in numbers if f"needs-{each}-{other}" in form}
+        if picked != {int(other) for other in re.findall("[0-9]{1,6}", form[f"row-{each}"])}:
+            needs[each] = picked
+    removed = {each for each in numbers if f"remove-{each}" in form}
+    changes = Changes(titles, needs, removed, adds=form["then"] == "add")
+    return await asyncio.to_thread(change_plan, text, changes)
 
 
 @dataclass(frozen=True)
@@ -277,8 +281,13 @@ class _Draft:
     layout: Layout
 
 
-def _draft(text: str, slots: int, most_tokens: int) -> _Draft | None:
+async def _draft(request: Request, text: str) -> _Draft | None:
     """Return the draft of a plan; None if it is faulty, empty, or has more than `_MOST_ROWS`."""
+    most_tokens = state_of(request).planner.settings.max_prompt
+    return await asyncio.to_thread(_analysed, text, most_tokens) if text.strip() else None
+
+
+def _analysed(text: str, most_tokens: int) -> _Draft | None:
     from pgcoord.plan import parse_plan
     from pgcoord.planner.analysis import analyse
 
@@ -288,7 +297,7 @@ def _draft(text: str, slots: int, most_tokens: int) -> _Draft | None:
         return None
     if not 0 < len(read.phases) <= _MOST_ROWS:
         return None
-    weighed = analyse([each.row() for each in read.phases], slots, most_tokens)
+    weighed = analyse([each.row() for each in read.phases], _SLOTS, most_tokens)
     column = {number: at for at, wave in enumerate(weighed.waves) for number in wave}
     layers = tuple((each.number, column.get(each.number, 0)) for each in weighed.phases)
     edges = tuple(
@@ -297,7 +306,7 @@ def _draft(text: str, slots: int, most_tokens: int) -> _Draft | None:
     return _Draft(weighed, lay_out(layers, edges))
 
 
-def _plan_form(
+async def _plan_form(
     request: Request,
     title: str,
     text: str,
@@ -317,7 +326,7 @@ def _plan_form(
         error=error_view(error) if error else None,
         faulty=isinstance(error, InvalidPlan),
         faithful=faithful,
-        draft=_draft(text, _SLOTS, state_of(request).planner.settings.max_prompt),
+        draft=await _draft(request, text),
     )
 
 

@@ -229,6 +229,12 @@ def queue_id_of(request: Request) -> str:
     return queue_id
 
 
+def schedule_of(request: Request) -> str:
+    """Return the name of the schedule in the request's path."""
+    name: str = request.path_params["schedule"]
+    return name.replace("\0", "")
+
+
 def feature_id_of(request: Request) -> int:
     """Return the id of the feature in the request's path. Raises `InvalidInput`."""
     return read_number(request.path_params["feature_id"], 2**31 - 1)

@@ -5,13 +5,17 @@ stream of its changes. Actions are forms, each posted to its own path; one that 
 page before it that asks, and previews the changes.
 """
 
+import asyncio
 import csv
 import hashlib
 import io
 import json
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import date
+from itertools import islice
 
 from markupsafe import Markup
 from starlette.requests import Request
@@ -19,7 +23,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import assets
-from pgcoord.database import panel
+from pgcoord.cron import NeverDue, due_times
+from pgcoord.database import panel, reads, schedules
 from pgcoord.database.rows import HistoryEvent
 from pgcoord.errors import InvalidInput, NotFound
 from pgcoord.http.login import local
@@ -34,6 +39,8 @@ from pgcoord.http.panel.responses import (
     feature_id_of,
     keep,
     read_number,
+    render_page,
+    schedule_of,
     show,
     zone_of,
 )
@@ -135,6 +142,29 @@ async def feature(request: Request) -> Response:
     return await show(request, view)
 
 
+@error_page
+async def schedule(request: Request) -> Response:
+    """Answer with a schedule, its next times, and what became of the last ones."""
+    async with state_of(request).database.connection() as conn:
+        found = await schedules.schedule(conn, schedule_of(request))
+        runs = await schedules.runs(conn, found.name)
+        now = await reads.now(conn)
+    times = []
+    with suppress(NeverDue):
+        times = list(islice(due_times(found.cron, found.timezone, now), _NEXT_TIMES))
+    return render_page(
+        request,
+        "schedule.html",
+        title=f"schedule {found.name} · pgcoord",
+        schedule=found,
+        runs=runs,
+        times=[found.clock(each) for each in times],
+    )
+
+
+_NEXT_TIMES = 5
+
+
 def _history_of(request: Request) -> History:
     """Return the history with the filters of the query. Raises `NotFound`, `InvalidInput`."""
     query = {name: value.replace("\0", "").strip() for name, value in request.query_params.items()}
@@ -165,20 +195,30 @@ async def history(request: Request) -> Response:
 @error_page
 async def export_history(request: Request) -> Response:
     """Answer with the filtered history as CSV or JSON, latest first, at most 100,000 events."""
+    kind = request.path_params["kind"]
+    if kind not in _ATTACHED:
+        raise NotFound(
+            f"the history is not sent as {kind!r:.60}", hint="There is /history.csv, /history.json."
+        )
     async with state_of(request).acting(request) as conn:
         events = await _history_of(request).events(conn, _MOST_EXPORTED)
-    rows = [asdict(each) for each in events]
-    if request.path_params["kind"] not in _ATTACHED:
-        raise NotFound("the history is sent as csv or json", hint="/history.csv, /history.json")
-    if request.path_params["kind"] == "json":
-        text = json.dumps(rows, default=str, ensure_ascii=False)
-        return Response(text, media_type="application/json", headers=_ATTACHED["json"])
+    # Seconds of processor time, meanwhile the loop claims and reports.
+    body = await asyncio.to_thread(_as_json if kind == "json" else _as_csv, events)
+    media_type = "application/json" if kind == "json" else "text/csv"
+    return Response(body, media_type=media_type, headers=_ATTACHED[kind])
+
+
+def _as_json(events: Iterable[HistoryEvent]) -> bytes:
+    return json.dumps([asdict(each) for each in events], default=str, ensure_ascii=False).encode()
+
+
+def _as_csv(events: Iterable[HistoryEvent]) -> bytes:
     written = io.StringIO()
     writer = csv.DictWriter(written, [each.name for each in fields(HistoryEvent)])
     writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _cell(value) for name, value in row.items()})
-    return Response(written.getvalue(), media_type="text/csv", headers=_ATTACHED["csv"])
+    for each in events:
+        writer.writerow({name: _cell(value) for name, value in asdict(each).items()})
+    return written.getvalue().encode()
 
 
 def _cell(value: object) -> object:
@@ -199,6 +239,7 @@ _ATTACHED = {
 
 _PHASE = "/phases/{queue_id:path}"
 _FEATURE = "/features/{feature_id}"
+_SCHEDULE = "/schedules/{schedule}"
 
 routes: list[BaseRoute] = [
     Route("/", overview),
@@ -208,7 +249,8 @@ routes: list[BaseRoute] = [
     Route("/history", history),
     Route("/history.{kind:str}", export_history),
     *plan_pages.routes(_FEATURE),
-    *actions.routes(_FEATURE, _PHASE),
+    *actions.routes(_FEATURE, _PHASE, _SCHEDULE),
+    Route(_SCHEDULE, schedule),
     Route(_FEATURE, feature),
     Route(f"{_PHASE}/log", phase_pages.send_log),
     Route(f"{_PHASE}/part", phase_pages.send_part),

@@ -1,0 +1,319 @@
+"""Commands on schedules: features that are queued at certain times, again and again."""
+
+from dataclasses import asdict
+from datetime import datetime
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pgcoord.commands.context import Answer, act, check_schema, make_place
+from pgcoord.commands.options import HIGHEST_ID, AsJson, Config, Dsn, Reason, Yes, surroundings_of
+from pgcoord.commands.terminal import confirm, say
+from pgcoord.commands.work import Parameters, configuration_here, read_given_plan
+from pgcoord.errors import InvalidInput
+from pgcoord.text import printable
+
+if TYPE_CHECKING:
+    from pgcoord.database._sql import Connection
+    from pgcoord.database.schedules import Run, Schedule
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to *app*."""
+    group = typer.Typer(
+        help="Features that are queued at certain times: create, list, show, run, pause …",
+        no_args_is_help=True,
+    )
+    group.command("list")(list_)
+    for command in (create, show, change, run, pause, resume, delete):
+        group.command()(command)
+    app.add_typer(group, name="schedule")
+
+
+class Overlap(StrEnum):
+    """What happens when a schedule is due while its last run goes on."""
+
+    SKIP = "skip"
+    QUEUE = "queue"
+    START = "start"
+
+
+class Missed(StrEnum):
+    """What happens with due times at which nothing could start them."""
+
+    RUN = "run"
+    SKIP = "skip"
+
+
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="What the schedule is called.")]
+_CRON = (
+    'When: minute, hour, day of the month, month, day of the week, as in a crontab: "0 3 * * *"'
+    " is each night at three."
+)
+_Plan = Annotated[
+    Path | None,
+    typer.Argument(metavar="PLAN", help="What is queued: a Markdown file; - is standard input."),
+]
+_Feature = Annotated[
+    int | None,
+    typer.Option(
+        "--feature", metavar="N", min=1, max=HIGHEST_ID, help="In place of a plan: as feature N."
+    ),
+]
+_Timezone = Annotated[
+    str | None,
+    typer.Option(metavar="ZONE", help="Such as Europe/Berlin; yours, where none is given."),
+]
+_Overlap = Annotated[
+    Overlap | None,
+    typer.Option(
+        help="While its last run goes on: skip that time (the default), queue one for its end,"
+        " or start another beside it."
+    ),
+]
+_Missed = Annotated[
+    Missed | None,
+    typer.Option(
+        help="When no coordinator ran at the time: run once for all that were missed (the default),"
+        " or skip them."
+    ),
+]
+
+
+def create(
+    ctx: typer.Context,
+    name: _Name,
+    cron: Annotated[str, typer.Argument(metavar="CRON", help=_CRON)],
+    plan: _Plan = None,
+    feature: _Feature = None,
+    timezone: _Timezone = None,
+    overlap: _Overlap = None,
+    missed: _Missed = None,
+    parameters: Parameters = None,
+    as_json: AsJson = False,
+    config: Config = None,
+    dsn: Dsn = None,
+) -> None:
+    """Queue a plan, or a copy of a feature, at certain times.
+
+    The plan is stored as it is now: a later change of the file changes nothing, until 'pgcoord
+    schedule change NAME --plan FILE'.
+    """
+    if (plan is None) == (feature is None):
+        raise typer.BadParameter("give a plan, or --feature with a number.", param_hint="PLAN")
+    work = None if plan is None else _read(ctx, plan, config, parameters)
+    if dsn is None:
+        place = make_place(surroundings_of(ctx), dsn)
+        check_schema(place.dsn)
+        dsn = place.dsn
+
+    async def add(conn: "Connection") -> Answer:
+        from pgcoord.database import schedules
+
+        stored = await schedules.feature_plan(conn, feature) if feature is not None else work
+        await schedules.add_schedule(
+            conn, name, cron, stored, timezone=timezone, overlap=overlap, missed=missed
+        )
+        return await _told(conn, name, "is created")
+
+    act(ctx, dsn or None, add, as_json=as_json)
+
+
+def change(
+    ctx: typer.Context,
+    name: _Name,
+    cron: Annotated[str | None, typer.Option(metavar="CRON", help=_CRON)] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="FILE", help="What is queued from now on.")
+    ] = None,
+    feature: _Feature = None,
+    timezone: _Timezone = None,
+    overlap: _Overlap = None,
+    missed: _Missed = None,
+    parameters: Parameters = None,
+    as_json: AsJson = False,
+    config: Config = None,
+    dsn: Dsn = None,
+) -> None:
+    """Change a schedule; what it has queued goes on as it is."""
+    if plan is not None and feature is not None:
+        raise typer.BadParameter("give a plan or a feature, not both.", param_hint="--feature")
+    changes: dict[str, object] = {
+        "cron": cron,
+        "timezone": timezone,
+        "overlap": overlap,
+        "missed": missed,
+        "feature": None if plan is None else _read(ctx, plan, config, parameters),
+    }
+
+    async def store(conn: "Connection") -> Answer:
+        from pgcoord.database import schedules
+
+        if feature is not None:
+            changes["feature"] = await schedules.feature_plan(conn, feature)
+        given = {key: value for key, value in changes.items() if value is not None}
+        if not given:
+            raise InvalidInput(
+                f"nothing to change of schedule {name} was given",
+                hint="Give --cron, --timezone, --plan, --feature, --overlap or --missed.",
+            )
+        await schedules.change_schedule(conn, name, given)
+        return await _told(conn, name, "is changed")
+
+    act(ctx, dsn, store, as_json=as_json)
+
+
+def list_(ctx: typer.Context, as_json: AsJson = False, dsn: Dsn = None) -> None:
+    """List the schedules, with when each is due next and how its last run went."""
+
+    async def read(conn: "Connection") -> Answer:
+        from pgcoord.database import schedules
+
+        found = await schedules.schedules(conn)
+        lines = [line for each in found for line in _lines(each)]
+        none = "no schedules: 'pgcoord schedule create' makes one"
+        return Answer("\n".join(lines) or none, [asdict(each) for each in found])
+
+    act(ctx, dsn, read, as_json=as_json)
+
+
+def show(
+    ctx: typer.Context,
+    name: _Name,
+    times: Annotated[
+        int, typer.Option("--next", metavar="N", min=0, max=100, help="How many times to show.")
+    ] = 5,
+    as_json: AsJson = False,
+    dsn: Dsn = None,
+) -> None:
+    """Show a schedule: its next times, and what became of the last ones."""
+
+    async def read(conn: "Connection") -> Answer:
+        from pgcoord.database import reads, schedules
+
+        found = await schedules.schedule(conn, name)
+        following = _following(found, await reads.now(conn), times)
+        runs = await schedules.runs(conn, name)
+        lines = [
+            *_lines(found),
+            *(f"  due {found.clock(each)}" for each in following),
+            *(f"  was {_run_in_words(found, each)}" for each in runs[:10]),
+        ]
+        value = {**asdict(found), "next": following, "runs": [asdict(each) for each in runs]}
+        return Answer("\n".join(lines), value)
+
+    act(ctx, dsn, read, as_json=as_json)
+
+
+def run(ctx: typer.Context, name: _Name, as_json: AsJson = False, dsn: Dsn = None) -> None:
+    """Queue the feature of a schedule now, whether or not its last run goes on."""
+
+    async def queue(conn: "Connection") -> Answer:
+        from pgcoord.database import reads, schedules
+
+        feature_id = await schedules.run_schedule(conn, name)
+        waits = "" if await reads.leader(conn) else "; no coordinator runs: 'pgcoord serve'"
+        words = f"schedule {name} is run now, as feature {feature_id}{waits}"
+        return Answer(words, {"schedule": name, "feature_id": feature_id})
+
+    act(ctx, dsn, queue, as_json=as_json)
+
+
+def pause(
+    ctx: typer.Context,
+    name: _Name,
+    reason: Reason = None,
+    as_json: AsJson = False,
+    dsn: Dsn = None,
+) -> None:
+    """Have a schedule start nothing until it is resumed; what it has started goes on."""
+
+    async def store(conn: "Connection") -> Answer:
+        from pgcoord.database import schedules
+
+        await schedules.pause_schedule(conn, name, reason)
+        return await _told(conn, name, "is paused")
+
+    act(ctx, dsn, store, as_json=as_json)
+
+
+def resume(ctx: typer.Context, name: _Name, as_json: AsJson = False, dsn: Dsn = None) -> None:
+    """Start a schedule again, from its next time on: what came meanwhile was not missed."""
+
+    async def store(conn: "Connection") -> Answer:
+        from pgcoord.database import schedules
+
+        was = await schedules.resume_schedule(conn, name)
+        return await _told(conn, name, "is resumed" if was else "was not paused")
+
+    act(ctx, dsn, store, as_json=as_json)
+
+
+def delete(
+    ctx: typer.Context, name: _Name, yes: Yes = False, as_json: AsJson = False, dsn: Dsn = None
+) -> None:
+    """Delete a schedule; the features that it has queued stay."""
+    if not confirm(f"Delete schedule {name}, for good?", yes=yes):
+        say("nothing is deleted")
+        raise typer.Exit(1)
+
+    async def remove(conn: "Connection") -> Answer:
+        from pgcoord.database import schedules
+
+        await schedules.delete_schedule(conn, name)
+        return Answer(f"schedule {name} is deleted", {"schedule": name, "deleted": True})
+
+    act(ctx, dsn, remove, as_json=as_json)
+
+
+def _read(
+    ctx: typer.Context, plan: Path, config: Path | None, parameters: list[str] | None
+) -> dict[str, Any]:
+    configuration = configuration_here(surroundings_of(ctx), config)
+    return dict(read_given_plan(plan, configuration, None, parameters).feature())
+
+
+async def _told(conn: "Connection", name: str, words: str) -> Answer:
+    """Return the answer of a command that has changed a schedule: how it is now."""
+    from pgcoord.database import reads, schedules
+
+    found = await schedules.schedule(conn, name)
+    line = f"schedule {name} {words}"
+    if found.paused_at is None and found.error is None:
+        following = _following(found, await reads.now(conn), 1)
+        line += "".join(f": next {found.clock(each)}" for each in following)
+    if await reads.leader(conn) is None:
+        line += "; no coordinator runs: 'pgcoord serve' starts it then"
+    return Answer(line, asdict(found))
+
+
+def _following(schedule: "Schedule", now: datetime, count: int) -> list[datetime]:
+    """Return the next *count* due times. Raises `InvalidInput` for one that is never due."""
+    from pgcoord.cron import NeverDue, due_times
+
+    try:
+        return list(islice(due_times(schedule.cron, schedule.timezone, now), count))
+    except NeverDue as error:
+        raise InvalidInput(
+            f"schedule {schedule.name}: {error}", hint="Five fields, as in a crontab: 0 3 * * *."
+        ) from error
+
+
+def _lines(schedule: "Schedule") -> list[str]:
+    phases = "1 phase" if schedule.phases == 1 else f"{schedule.phases} phases"
+    lines = [
+        f"{schedule.name}: {schedule.cron} ({schedule.timezone}), {schedule.words}",
+        f"  queues {schedule.title}, {phases}",
+    ]
+    if schedule.last_words:
+        lines.append(f"  last: {schedule.last_words}")
+    return [printable(each) for each in lines]
+
+
+def _run_in_words(schedule: "Schedule", run: "Run") -> str:
+    feature = f" as feature {run.feature_id}" if run.feature_id else ""
+    because = f": {run.reason}" if run.reason else ""
+    return printable(f"{schedule.clock(run.due_at)}, {run.outcome}{feature}{because}")

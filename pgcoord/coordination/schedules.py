@@ -1,0 +1,138 @@
+"""Starts schedules when they are due.
+
+The leader computes due times (pgcoord/cron.py); SQL decides what happens at each (59_schedule.sql).
+The one rule: it sleeps until the next due time by the database's clock, or until it is woken: by a
+change of a schedule, and by each round of the leader's loop while a run waits for the end of
+another.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from pgcoord.coordination.retrying import Stopped
+from pgcoord.cron import NeverDue, due_times, latest_due
+from pgcoord.database import schedules
+from pgcoord.database._sql import Connection
+from pgcoord.errors import AnotherLeads
+
+logger = logging.getLogger(__name__)
+
+_RETRY_AFTER = 10.0
+
+# Seconds between two looks at this machine's clock: while it is suspended, timers stand still.
+_LOOK_AT_CLOCK = 10.0
+
+
+class _Coordinator(Protocol):
+    @property
+    def leads(self) -> asyncio.Event: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def is_stopping(self) -> bool: ...
+
+    async def execute_with_retry(
+        self, statement: Callable[[Connection], Awaitable[Any]]
+    ) -> Any: ...
+
+    async def unless_stopped(self, awaitable: Awaitable[Any]) -> Any: ...
+
+
+class Schedules:
+    """The schedules of one database, while this coordinator leads."""
+
+    def __init__(self, coordinator: _Coordinator) -> None:
+        self._coordinator = coordinator
+        self._woken = asyncio.Event()
+        self._waits = False
+
+    def wake(self) -> None:
+        """Look at the schedules at once: one was changed, or this coordinator has begun to lead."""
+        self._woken.set()
+
+    def note_round(self) -> None:
+        """Look at the runs that wait, if there are any: a feature may have ended."""
+        if self._waits:
+            self._woken.set()
+
+    async def run(self) -> None:
+        """Start what is due, until the coordinator is stopped."""
+        while not self._coordinator.is_stopping:
+            self._woken.clear()
+            seconds: float | None = None
+            if self._coordinator.leads.is_set():
+                try:
+                    seconds = await self._look()
+                except Stopped:
+                    return
+                except AnotherLeads as error:
+                    logger.info("schedules are left to whoever leads now: %s", error)
+                except Exception:
+                    logger.exception("schedules are looked at again in %.0f s", _RETRY_AFTER)
+                    seconds = _RETRY_AFTER
+            await self._coordinator.unless_stopped(self._wait(seconds))
+
+    async def _wait(self, seconds: float | None) -> None:
+        until = None if seconds is None else time.time() + seconds
+        while not self._woken.is_set() and (left := _left(until)) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left if until else None):
+                    await self._woken.wait()
+
+    async def _look(self) -> float | None:
+        """Start what is due; return the seconds until something is, None without schedules."""
+        execute, epoch = self._coordinator.execute_with_retry, self._coordinator.epoch
+        for todo in await execute(schedules.schedules_to_do):
+            await self._do(todo, epoch)
+        rest = await execute(schedules.rest)
+        if rest.waits:
+            for run in await execute(lambda conn: schedules.start_waiting_runs(conn, epoch)):
+                _log(run)
+            rest = await execute(schedules.rest)
+        self._waits = rest.waits
+        due_in: float | None = rest.due_in
+        return due_in
+
+    async def _do(self, todo: schedules.ToDo, epoch: int) -> None:
+        execute = self._coordinator.execute_with_retry
+        try:
+            following = next(due_times(todo.cron, todo.timezone, todo.now))
+            if todo.next_at is not None:
+                due_at = latest_due(todo.cron, todo.timezone, todo.next_at, todo.now)
+        except NeverDue as error:
+            words = str(error)
+            logger.error("schedule %s: %s", todo.name, words)
+            await execute(lambda conn: schedules.plan_schedule(conn, epoch, todo, None, words))
+            return
+        if todo.next_at is None:
+            await execute(lambda conn: schedules.plan_schedule(conn, epoch, todo, following, None))
+            return
+        run = await execute(
+            lambda conn: schedules.take_due_time(conn, epoch, todo, due_at, following)
+        )
+        if run:
+            _log(run)
+
+
+def _left(until: float | None) -> float:
+    return _LOOK_AT_CLOCK if until is None else min(until - time.time(), _LOOK_AT_CLOCK)
+
+
+def _log(run: schedules.Run) -> None:
+    level = logging.ERROR if run.outcome == "failed" else logging.INFO
+    because = f": {run.reason}" if run.reason else ""
+    started = f" as feature {run.feature_id}" if run.feature_id else ""
+    logger.log(
+        level,
+        "schedule %s, due at %s: %s%s",
+        run.schedule,
+        run.due_at,
+        run.outcome + started,
+        because,
+    )

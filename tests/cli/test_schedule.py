@@ -1,0 +1,55 @@
+"""`pgcoord schedule`: what is typed, what is said, what is refused."""
+
+import json
+
+from support.database import Connection, one, statuses
+from support.desk import Desk
+
+
+def test_a_schedule_from_its_creation_to_its_end(desk: Desk, conn: Connection) -> None:
+    plan = desk.plan("echo one", "true")
+    said = desk.say("schedule", "create", "nightly", "0 3 * * *", plan, "--timezone", "UTC")
+    assert said.startswith("schedule nightly is created: next 2")
+    assert said.endswith("03:00 UTC; no coordinator runs: 'pgcoord serve' starts it then")
+    refused = desk.call("schedule", "create", "nightly", "0 4 * * *", plan)
+    assert (refused.returncode, refused.stderr.splitlines()[0]) == (
+        3,
+        "pgcoord: there is a schedule nightly already",
+    )
+    assert desk.say("schedule", "pause", "nightly", "--reason", "holidays").startswith(
+        "schedule nightly is paused"
+    )
+    assert "schedule nightly: paused since" in desk.say("status")
+    desk.say("schedule", "resume", "nightly")
+    desk.say("schedule", "change", "nightly", "--cron", "30 4 * * MON", "--overlap", "queue")
+    feature = one(conn, "select pgcoord.run_schedule('nightly') as id")["id"]
+    assert statuses(conn, feature) == {1: "queued", 2: "queued"}
+    assert f", as feature {feature + 1};" in desk.say("schedule", "run", "nightly")
+    lines = desk.say("schedule", "list").splitlines()
+    assert lines[0].startswith("nightly: 30 4 * * MON (UTC), its next time is found once")
+    assert lines[2].endswith(f", feature {feature + 1} planned")
+    shown = json.loads(desk.say("schedule", "show", "nightly", "--next", "3", "--json"))
+    assert [each[10:] for each in shown["next"]] == ["T04:30:00+00:00"] * 3
+    assert [each["outcome"] for each in shown["runs"]] == ["started", "started"]
+    assert json.loads(desk.say("status", "--json"))["schedules"][0]["overlap"] == "queue"
+    desk.say("schedule", "create", "copy", "0 3 * * *", "--feature", str(feature))
+    assert desk.say("schedule", "delete", "nightly", "--yes") == "schedule nightly is deleted"
+    unknown = desk.call("schedule", "run", "nightly")
+    assert (unknown.returncode, unknown.stderr) == (
+        4,
+        "pgcoord: there is no schedule nightly\n  There is copy.\n",
+    )
+
+
+def test_times_that_cannot_be_are_refused_with_a_hint(desk: Desk) -> None:
+    plan = desk.plan("true")
+    for cron, zone, words in (
+        ("0 25 * * *", "UTC", "'25' is no hour"),
+        ("0 3 31 2 *", "UTC", "'0 3 31 2 *' is no cron expression: Bad day-of-month"),
+        ("0 3 * * *", "Nowhere/Else", "there is none of that name"),
+    ):
+        refused = desk.call("schedule", "create", "a", cron, plan, "--timezone", zone)
+        message, hint = refused.stderr.splitlines()
+        assert (refused.returncode, words in message) == (5, True), refused.stderr
+        assert hint.startswith("  ")
+    assert desk.say("schedule", "list") == "no schedules: 'pgcoord schedule create' makes one"

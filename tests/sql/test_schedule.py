@@ -1,0 +1,295 @@
+"""Schedules: what may be stored, and what happens to a due time, whoever takes it."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+from support.database import Connection, as_user, claim, one, refused, take_lead
+
+FEATURE = {"title": "nightly", "phases": [{"phase_number": 1, "prompt_content": "x"}]}
+DUE = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
+
+
+def add(conn: Connection, name: str = "nightly", **columns: Any) -> None:
+    values = {"cron": "0 3 * * *", "timezone": "UTC", "feature": Jsonb(FEATURE), **columns}
+    names = ", ".join(values)
+    conn.execute(
+        f"insert into pgcoord.schedule (name, {names}) values (%s{', %s' * len(values)})".encode(),
+        [name, *values.values()],
+    )
+
+
+def plan(conn: Connection, epoch: int, at: datetime, name: str = "nightly") -> None:
+    conn.execute(
+        "select pgcoord_private.plan_schedule(%s, name, cron, timezone, %s, null)"
+        " from pgcoord.schedule where name = %s",
+        [epoch, at, name],
+    )
+
+
+def take(
+    conn: Connection, epoch: int, since: datetime, due: datetime, then: datetime
+) -> dict[str, Any] | None:
+    return conn.execute(
+        "select outcome, feature_id, reason from"
+        " pgcoord_private.take_due_time(%s, 'nightly', %s, %s, %s)",
+        [epoch, since, due, then],
+    ).fetchone()
+
+
+def features(conn: Connection) -> list[int]:
+    return [each["id"] for each in conn.execute("select id from planned_features order by id")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"cron": None}, "schedule nightly cannot run at null"),
+        ({"cron": "0 3 * *"}, "it has 4 fields, not five"),
+        ({"cron": "60 3 * * *"}, "'60' is no minute"),
+        ({"cron": "0 3 * * 1-0"}, "'1-0' is no day of the week"),
+        ({"cron": "0 3 0 * *"}, "'0' is no day of the month"),
+        ({"cron": "*/0 3 * * *"}, "'*/0' is no minute"),
+        ({"cron": "@daily"}, "it has 1 field, not five"),
+        ({"cron": "0 3 * FOO *"}, "'FOO' is no month"),
+        ({"timezone": "Mars/Olympus"}, "the time zone 'Mars/Olympus'"),
+        ({"overlap": "kill"}, "overlap of schedule nightly cannot be 'kill'"),
+        ({"missed": "all"}, "missed of schedule nightly cannot be 'all'"),
+        ({"feature": Jsonb({"title": "a", "phases": []})}, "has no phases"),
+        (
+            {
+                "feature": Jsonb(
+                    {"title": "a", "phases": [{"phase_number": 1, "depends_on_phases": [1]}]}
+                )
+            },
+            "could not queue its feature: depends_on_phases of phase queue-",
+        ),
+    ],
+)
+def test_what_cannot_run_is_refused_when_it_is_inserted(
+    conn: Connection, columns: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(psycopg.Error) as caught:
+        add(conn, **columns)
+    assert words in str(caught.value)
+    assert caught.value.diag.message_hint
+    assert caught.value.sqlstate
+    assert caught.value.sqlstate.startswith("PC")
+
+
+def test_what_a_crontab_may_say_is_taken(conn: Connection) -> None:
+    for cron in (
+        "*/15 9-17 * * MON-FRI",
+        "0 3 1,15 jan-mar 7",
+        "5 4 L * *",
+        "0 0 LW * 5L",
+        "0 0 * * 1#2",
+    ):
+        fault = one(conn, "select pgcoord_private.cron_fault(%s) as words", cron)
+        assert fault == {"words": None}, cron
+    add(conn)
+    assert one(conn, "select overlap, missed, next_at, error from pgcoord.schedule") == {
+        "overlap": "skip",
+        "missed": "run",
+        "next_at": None,
+        "error": None,
+    }
+    assert one(conn, "select count(*) as n from planned_features") == {"n": 0}
+
+
+def test_a_due_time_is_taken_once_whoever_takes_it(conn: Connection, epoch: int, dsn: str) -> None:
+    add(conn)
+    plan(conn, epoch, DUE)
+    following = DUE + timedelta(days=1)
+    taken = take(conn, epoch, DUE, DUE, following)
+    assert taken
+    assert (taken["outcome"], taken["reason"]) == ("started", None)
+    assert one(conn, "select reason from pgcoord.event where kind = 'feature_inserted'") == {
+        "reason": "schedule nightly, due at 2026-03-29 01:00 UTC"
+    }
+    assert take(conn, epoch, DUE, DUE, following) is None
+    # A restore, or a clock that was set back: its row is there.
+    conn.execute("update pgcoord.schedule set next_at = %s", [DUE])
+    assert take(conn, epoch, DUE, DUE, following) is None
+    assert one(conn, "select count(*) as n from planned_features") == {"n": 1}
+    conn.execute("select pg_advisory_unlock_all()")
+    with psycopg.connect(dsn, autocommit=True, row_factory=psycopg.rows.dict_row) as other:
+        take_lead(other)
+        with pytest.raises(psycopg.Error, match="lead 1 is over"):
+            take(conn, epoch, following, following, following + timedelta(days=1))
+
+
+def test_a_run_that_goes_on_is_waited_for_skipped_or_run_beside(
+    conn: Connection, epoch: int
+) -> None:
+    day = timedelta(days=1)
+    add(conn)
+    plan(conn, epoch, DUE)
+    outcomes = []
+    for number, overlap in enumerate(("skip", "skip", "start", "queue", "queue")):
+        conn.execute("update pgcoord.schedule set overlap = %s", [overlap])
+        at = DUE + number * day
+        taken = take(conn, epoch, at, at, at + day)
+        assert taken
+        outcomes.append((taken["outcome"], taken["reason"]))
+    first, second = features(conn)
+    assert outcomes == [
+        ("started", None),
+        ("skipped", f"its last run goes on: feature {first}"),
+        ("started", None),
+        ("waiting", f"its last run goes on: feature {second}"),
+        ("skipped", f"its last run goes on: feature {second}"),
+    ]
+    waiting = "select outcome, feature_id from pgcoord_private.start_waiting_runs(%s)"
+    claim(conn, epoch)
+    conn.execute("select pgcoord.complete_phase(%s)", [f"queue-{first}-1"])
+    assert conn.execute(waiting, [epoch]).fetchall() == []
+    # A failed run does not go on: it must not keep the next ones from starting.
+    conn.execute(
+        "select pgcoord.give_up_attempt(id, 'failed', 'no') from pgcoord.attempt"
+        " where ended_at is null"
+    )
+    third = second + 1
+    assert one(conn, waiting, epoch) == {"outcome": "started", "feature_id": third}
+    assert one(conn, "select last_feature_id, last_status from pgcoord.schedules") == {
+        "last_feature_id": third,
+        "last_status": "planned",
+    }
+
+
+def test_the_end_of_a_run_by_hand_wakes_what_waits_for_it(
+    conn: Connection, epoch: int, dsn: str
+) -> None:
+    add(conn, overlap="queue")
+    plan(conn, epoch, DUE)
+    day = timedelta(days=1)
+    for at in (DUE, DUE + day):
+        take(conn, epoch, at, at, at + day)
+    with psycopg.connect(dsn, autocommit=True) as listener:
+        listener.execute("listen pgcoord_wake")
+        conn.execute("select pgcoord.cancel_feature(%s, 'x')", features(conn))
+        assert [each.channel for each in listener.notifies(timeout=10, stop_after=1)]
+
+
+def test_what_was_missed_is_run_once_or_not_at_all(conn: Connection, epoch: int) -> None:
+    add(conn)
+    plan(conn, epoch, DUE)
+    latest = DUE + timedelta(days=5)
+    taken = take(conn, epoch, DUE, latest, latest + timedelta(days=1))
+    assert taken
+    assert taken["outcome"] == "started"
+    assert taken["reason"].startswith("the one for all that were missed since 2026-03-2")
+    conn.execute("update pgcoord.schedule set missed = 'skip', overlap = 'start'")
+    again = latest + timedelta(days=1)
+    taken = take(conn, epoch, again, again, again + timedelta(days=1))
+    assert taken == {
+        "outcome": "missed",
+        "feature_id": None,
+        "reason": "nothing could start it in time",
+    }
+
+
+def test_a_change_or_resumption_counts_from_now_on(conn: Connection, epoch: int) -> None:
+    add(conn)
+    plan(conn, epoch, DUE)
+    conn.execute("select pgcoord.pause_schedule('nightly', 'holidays')")
+    assert take(conn, epoch, DUE, DUE, DUE + timedelta(days=1)) is None
+    assert one(conn, "select next_at, paused_reason from pgcoord.schedule") == {
+        "next_at": None,
+        "paused_reason": "holidays",
+    }
+    assert one(conn, "select pgcoord.resume_schedule('nightly') as was") == {"was": True}
+    assert one(conn, "select pgcoord.resume_schedule('nightly') as was") == {"was": False}
+    plan(conn, epoch, DUE)
+    conn.execute("select pgcoord.change_schedule('nightly', '{\"cron\": \"0 4 * * *\"}')")
+    assert one(conn, "select next_at from pgcoord.schedule") == {"next_at": None}
+    reasons = conn.execute(
+        "select reason from pgcoord.event where kind = 'schedule_changed' order by id"
+    ).fetchall()
+    assert [each["reason"] for each in reasons] == [
+        "nightly: 0 3 * * * (UTC)",
+        "nightly is paused: holidays",
+        "nightly is resumed",
+        "nightly is changed: 0 4 * * * (UTC)",
+    ]
+
+
+def test_a_feature_that_cannot_be_queued_is_named_until_one_can(
+    conn: Connection, epoch: int
+) -> None:
+    add(conn)
+    plan(conn, epoch, DUE)
+    conn.execute(
+        "create function public.refuse() returns trigger language plpgsql as"
+        " $$ begin raise exception 'not today'; end $$;"
+        "create trigger refuses before insert on planned_features"
+        " for each row execute function public.refuse()"
+    )
+    day = timedelta(days=1)
+    taken = take(conn, epoch, DUE, DUE, DUE + day)
+    assert taken == {"outcome": "failed", "feature_id": None, "reason": "not today"}
+    finding = "select level, words from pgcoord.checkup() where kind = 'schedules'"
+    assert one(conn, finding) == {"level": "warn", "words": "schedule nightly: not today"}
+    with refused("PC002", "not today"):
+        conn.execute("select pgcoord.run_schedule('nightly')")
+    conn.execute("drop trigger refuses on planned_features")
+    taken = take(conn, epoch, DUE + day, DUE + day, DUE + 2 * day)
+    assert taken
+    assert taken["outcome"] == "started"
+    assert one(conn, finding)["level"] == "ok"
+    conn.execute("select pgcoord.run_schedule('nightly')")
+    assert one(conn, "select count(*) as n from planned_features") == {"n": 2}
+
+
+def test_a_feature_can_be_scheduled_as_it_was_planned(conn: Connection, epoch: int) -> None:
+    phases = [
+        {"phase_number": 1, "prompt_content": "x", "status": "completed"},
+        {"phase_number": 2, "prompt_content": "y", "depends_on_phases": [1], "lock": "staging"},
+    ]
+    conn.execute(
+        "select pgcoord.submit_feature(%s)",
+        [Jsonb({"title": "a", "tags": ["x"], "phases": phases})],
+    )
+    claim(conn, epoch)
+    conn.execute("select pgcoord.complete_phase('queue-1-2')")
+    conn.execute("select pgcoord.add_schedule('b', '0 3 * * *', pgcoord.feature_plan(1))")
+    conn.execute("select pgcoord.run_schedule('b')")
+    found = conn.execute(
+        "select p.phase_number, p.status, p.lock, f.tags from phase_queue as p"
+        " join planned_features as f on f.id = p.feature_id"
+        " where f.id = (select max(id) from planned_features) order by 1"
+    ).fetchall()
+    assert [tuple(each.values()) for each in found] == [
+        (1, "completed", None, ["x"]),
+        (2, "queued", "staging", ["x"]),
+    ]
+    with refused("PC002", "there is a schedule b already"):
+        conn.execute("select pgcoord.add_schedule('b', '0 3 * * *', pgcoord.feature_plan(1))")
+    conn.execute("select pgcoord.delete_schedule('b')")
+    with refused("PC001", "there is no schedule b"):
+        conn.execute("select pgcoord.delete_schedule('b')")
+
+
+def test_a_client_may_insert_and_change_and_gives_nothing_that_is_derived(
+    dsn: str, conn: Connection, logins: dict[str, str]
+) -> None:
+    with psycopg.connect(as_user(dsn, logins["client"]), autocommit=True) as client:
+        client.execute(
+            "insert into pgcoord.schedule (name, cron, feature, next_at, created_by)"
+            " values ('a', '0 3 * * *', %s, now(), 'somebody')",
+            [Jsonb(FEATURE)],
+        )
+        client.execute("update pgcoord.schedule set cron = '0 4 * * *'")
+        client.execute("select pgcoord.run_schedule('a')")
+        with pytest.raises(psycopg.Error, match="are not given by hand"):
+            client.execute("update pgcoord.schedule set next_at = now()")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            client.execute(
+                "insert into pgcoord.schedule_run (schedule, due_at) values ('a', now())"
+            )
+    assert one(conn, "select next_at, created_by from pgcoord.schedule") == {
+        "next_at": None,
+        "created_by": logins["client"],
+    }
