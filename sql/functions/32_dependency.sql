@@ -142,10 +142,17 @@ begin
     from pgcoord_private.phases_at(p_features, p_phases) as p
     where p.depends_on_phases <> '[]';
 
-    delete from pgcoord.dependency as d
-    using pgcoord_private.phases_at(p_features, p_phases) as p
-    where d.feature_id = p.feature_id and d.dependent = p.phase_number
-        and not p.depends_on_phases @> to_jsonb(d.prerequisite);
+    delete from pgcoord.dependency    -- found by a look-up for each phase; the features are locked, so no row moves
+    where ctid = any (array(
+        select d.ctid
+        from pgcoord_private.phases_at(p_features, p_phases) as p
+            cross join lateral (
+                select ctid, prerequisite from pgcoord.dependency
+                where feature_id = p.feature_id and dependent = p.phase_number
+                offset 0
+            ) as d
+        where not p.depends_on_phases @> to_jsonb(d.prerequisite)
+    ));
 
     insert into pgcoord.dependency (feature_id, prerequisite, dependent, conditional)
     select p.feature_id, element.e::integer, p.phase_number, p.run_when <> 'completed'

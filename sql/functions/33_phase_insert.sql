@@ -223,6 +223,9 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off se
 declare
     v_features integer[];
     v_phases integer[];
+    v_paused integer[];    -- features: looked up once each, never joined with a thousand new rows
+    v_cancelled integer[];
+    v_suspect text[];
 begin
     if not exists (select from new_rows) then
         return null;
@@ -231,6 +234,8 @@ begin
     perform pgcoord_private.check_isolation(v_features);
     perform pgcoord_private.lock_features(v_features);
     delete from pgcoord.unqueued where feature_id = any (v_features);
+    v_paused := array(select id from public.planned_features where id = any (v_features) and paused_at is not null);
+    v_cancelled := array(select id from public.planned_features where id = any (v_features) and cancelled_at is not null);
 
     insert into pgcoord.event (kind, feature_id, phase_number, queue_id, to_status, attempt, actor, reason)
     select 'phase_inserted', feature_id, phase_number, queue_id, status, nullif(attempt, 0), pgcoord_private.actor(), pgcoord_private.reason()
@@ -249,16 +254,15 @@ begin
         perform pgcoord_private.store_edges(v_features, v_phases);
     end if;
 
-    perform pgcoord_private.check_inserted(array_agg(n.queue_id))
-    from new_rows as n join public.planned_features as f on f.id = n.feature_id
-    where n.status = 'running' or f.cancelled_at is not null;
+    v_suspect := array(select queue_id from new_rows where status = 'running' or feature_id = any (v_cancelled));
+    if v_suspect <> '{}' then
+        perform pgcoord_private.check_inserted(v_suspect);
+    end if;
 
-    update public.phase_queue set held = true
-    where queue_id = any (array(
-        select n.queue_id
-        from new_rows as n join public.planned_features as f on f.id = n.feature_id
-        where f.paused_at is not null
-    ));
+    if v_paused <> '{}' then
+        update public.phase_queue set held = true
+        where queue_id = any (array(select queue_id from new_rows where feature_id = any (v_paused)));
+    end if;
 
     -- Inserted phases that wait for one that is there already, and older ones that waited for an inserted one. (Statistics
     -- of tables that were empty once make all indexes and joins look alike: so prerequisites are read from the phase, not
@@ -299,8 +303,7 @@ begin
     perform pgcoord_private.log_event('gate_asked', n.phase_data ->> 'gate', n.feature_id, n.phase_number, n.queue_id),
         pgcoord_private.note_event('gate', n.phase_data ->> 'gate', n.feature_id, n.phase_number, n.queue_id)
     from new_rows as n
-    where n.gated and n.status = 'queued' and n.eligible_at is not null
-        and not exists (select from public.planned_features as f where f.id = n.feature_id and f.paused_at is not null);
+    where n.gated and n.status = 'queued' and n.eligible_at is not null and n.feature_id <> all (v_paused);
     if exists (select from new_rows where status = 'queued' and eligible_at is not null and not gated) then
         notify pgcoord_wake;
     end if;

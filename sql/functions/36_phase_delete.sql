@@ -36,7 +36,11 @@ begin
 
     select array_agg(d.feature_id), array_agg(d.dependent) into v_features, v_phases
     from old_rows as o
-        join pgcoord.dependency as d on d.feature_id = o.feature_id and d.prerequisite = o.phase_number;
+        cross join lateral (
+            select feature_id, dependent from pgcoord.dependency
+            where feature_id = o.feature_id and prerequisite = o.phase_number
+            offset 0
+        ) as d;
     if v_features is not null then
         perform pgcoord_private.recount_unmet(v_features, v_phases);
         perform pgcoord_private.settle_because(v_features, v_phases, 'a prerequisite was deleted');

@@ -4,7 +4,15 @@ from typing import Any
 
 import psycopg
 from psycopg.types.json import Jsonb
-from support.database import Connection, add_feature, attempt_of, claim, statuses, take_lead
+from support.database import (
+    Connection,
+    add_feature,
+    attempt_of,
+    claim,
+    rows_read,
+    statuses,
+    take_lead,
+)
 
 
 def exited(conn: Connection, queue_id: str, exit_code: int = 0) -> dict[str, Any]:
@@ -82,22 +90,6 @@ def test_a_report_in_a_round_is_answered_as_alone(conn: Connection) -> None:
     ]
     assert [answer["repeated"] for answer in answers] == [False, True]
     assert statuses(conn, first) == {1: "completed", 2: "ready"}
-
-
-READ = """
-    select sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::integer as rows
-    from pg_stat_xact_user_tables"""
-
-
-def rows_read(conn: Connection, statement: str, *values: object) -> int:
-    """The rows of tables that *statement* reads, which counts what it does, not how long."""
-    with conn.transaction():
-        before = conn.execute(READ).fetchone()
-        conn.execute(statement.encode(), values)
-        after = conn.execute(READ).fetchone()
-    assert before
-    assert after
-    return int(after["rows"] or 0) - int(before["rows"] or 0)
 
 
 def test_a_round_reads_no_more_however_many_slots_are_held_and_attempts_open(

@@ -180,6 +180,22 @@ def phase(conn: Connection, queue_id: str) -> dict[str, Any]:
     return one(conn, "select * from phase_queue where queue_id = %s", queue_id)
 
 
+READ = """
+    select sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::integer as rows
+    from pg_stat_xact_user_tables"""
+
+
+def rows_read(conn: Connection, statement: str, *values: object) -> int:
+    """The rows of tables that *statement* reads, which counts what it does, not how long."""
+    with conn.transaction():
+        before = conn.execute(READ).fetchone()
+        conn.execute(statement.encode(), values)
+        after = conn.execute(READ).fetchone()
+    assert before
+    assert after
+    return int(after["rows"] or 0) - int(before["rows"] or 0)
+
+
 def attempt_of(conn: Connection, queue_id: str) -> dict[str, Any]:
     """The latest attempt of a phase."""
     return one(
