@@ -120,3 +120,10 @@ def test_every_table_is_in_the_list_of_the_database_half() -> None:
         )
     }
     assert {name for name in made if f"`{name}`" not in listed} == set()
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Pytest imports those outside packages by name alone: of two, it collects one."""
+    paths = (ROOT / "tests").rglob("test_*.py")
+    names = [path.name for path in paths if not (path.parent / "__init__.py").exists()]
+    assert sorted(names) == sorted(set(names))

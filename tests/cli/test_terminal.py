@@ -38,7 +38,7 @@ def _is_text(call: ast.Call) -> bool:
     if name in ("run", "Popen", "check_output"):
         return any(each.arg in ("text", "universal_newlines") for each in call.keywords)
     if name in ("read_text", "write_text"):
-        return True
+        return isinstance(call.func, ast.Attribute)  # not pgcoord.text.read_text
     mode = {"open": 0, "fdopen": 1}.get(name)
     words = call.args[mode : mode + 1] if mode is not None else []
     return any(
