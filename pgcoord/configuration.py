@@ -12,10 +12,11 @@ import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pgcoord import results
 from pgcoord.duration import parse_duration
@@ -66,6 +67,9 @@ LOCAL = "local"
 _POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 _MOST_SLOTS = 1_000
+
+# The same pattern as in pgcoord_private.guard_schedule.
+_SCHEDULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,26 @@ class Notify:
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """A plan that is queued at certain times, again and again, `[schedule.NAME]`.
+
+    *cron*: when, as in a crontab. *timezone*: its zone (None: that of the database). *overlap*,
+    *missed*: what happens while the last run goes on, and with times at which nothing ran.
+    *parameters*: the values of the plan's `{param.NAME}`. *feature*: what the plan says
+    (`plan.read_schedules`; None: not read yet).
+    """
+
+    name: str
+    plan: Path
+    cron: str
+    timezone: str | None = None
+    overlap: str = "skip"
+    missed: str = "run"
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    feature: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True)
 class Server:
     """Where and how `pgcoord serve` is reached, `[server]`.
 
@@ -270,7 +294,8 @@ class Configuration:
     """The contents of pgcoord.toml; *path* is None if there is no such file.
 
     *log_max_size*: bytes of an attempt's log. *log_retention*: how long runs are kept (None: for
-    ever). *workflows*, *checks*, *pools*: by name.
+    ever). *workflows*, *checks*, *pools*, *schedules*: by name; without schedules (None), those of
+    the database stay as they are.
     """
 
     path: Path | None
@@ -284,6 +309,7 @@ class Configuration:
     checks: Mapping[str, Check] = field(default_factory=dict)
     pools: Mapping[str, Pool] = field(default_factory=lambda: {LOCAL: Pool(LOCAL)})
     notify: tuple[Notify, ...] = ()
+    schedules: Mapping[str, Schedule] | None = field(default_factory=dict)
 
     @property
     def secret_variables(self) -> tuple[str, ...]:
@@ -352,7 +378,10 @@ def known_keys() -> Mapping[str, Mapping[str, Callable[[object], Any]]]:
     return found.known
 
 
-_SECTIONS = ("workflow", "check", "pool", "notify", "server", "github", "planner", "log")
+_SECTIONS = (
+    *("workflow", "check", "pool", "notify", "schedule"),
+    *("server", "github", "planner", "log"),
+)
 
 
 def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configuration:
@@ -370,6 +399,7 @@ def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configur
     ]
     problems += _launcher_problems(workflows, pools)
     notify = _read_notify(sections.get("notify", {}), problems)
+    schedules = _read_schedules(sections.get("schedule", {}), folder, problems)
     server = _read_server(sections.get("server", {}), problems)
     planner = _read_planner(sections.get("planner", {}), folder, problems)
     github = _read_github(sections.get("github"), folder, problems)
@@ -388,6 +418,7 @@ def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configur
         checks=checks,
         pools=pools,
         notify=notify,
+        schedules=schedules,
         **limits,
     )
 
@@ -395,7 +426,8 @@ def _read(document: dict[str, Any], path: Path, problems: list[str]) -> Configur
 def differences(before: Configuration, after: Configuration) -> Iterator[tuple[str, str]]:
     """Yield a pair for each difference: the name of the `Configuration` field, and a phrase.
 
-    Of workflows, checks and pools there is a pair for each one added, changed or removed.
+    Of workflows, checks, pools and schedules there is a pair for each one added, changed or
+    removed.
     """
     for each in fields(Configuration):
         was, now = getattr(before, each.name), getattr(after, each.name)
@@ -629,6 +661,71 @@ def _read_notify(tables: Mapping[str, object], problems: list[str]) -> tuple[Not
         values = _read_table(table, readers, key=key, problems=problems)
         found.append(Notify(name, **{"events": (), **values}))
     return tuple(found)
+
+
+def _read_schedules(
+    tables: Mapping[str, object], folder: _Reader, problems: list[str]
+) -> dict[str, Schedule]:
+    """Read every `[schedule.NAME]`, but not its plan."""
+    found: dict[str, Schedule] = {}
+    readers: dict[str, _Reader] = {
+        "plan": partial(_plan_file, folder),
+        "cron": _cron,
+        "timezone": _timezone,
+        "overlap": partial(_choice, ("skip", "queue", "start")),
+        "missed": partial(_choice, ("run", "skip")),
+        "parameters": _parameters,
+    }
+    for name, table in tables.items():
+        key = f"schedule.{_bare(name)}"
+        if not isinstance(table, dict):
+            problems.append(f"{key}: expected a table [schedule.NAME], not {table!r:.60}")
+            continue
+        if not _SCHEDULE_NAME.fullmatch(name):
+            problems.append(f"{key}: expected a name of letters, digits, and . _ - between them")
+        if "plan" not in table:
+            problems.append(f'{key}.plan: missing; expected a file such as "nightly.md"')
+        if "cron" not in table:
+            problems.append(f'{key}.cron: missing; expected times such as "0 3 * * *"')
+        values = _read_table(table, readers, key=key, problems=problems)
+        found[name] = Schedule(name, **{"plan": Path(), "cron": "", **values})
+    return found
+
+
+def _plan_file(folder: _Reader, value: object) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f'expected a file such as "nightly.md", not {value!r:.60}')
+    path: Path = folder(value)
+    return path
+
+
+def _cron(value: object) -> str:
+    from pgcoord.cron import NeverDue, due_times
+
+    if not isinstance(value, str):
+        raise ValueError(f'expected times such as "0 3 * * *", not {value!r:.60}')
+    try:
+        next(due_times(value, "UTC", datetime.now(UTC)))
+    except NeverDue as error:
+        raise ValueError(f'expected times such as "0 3 * * *": {error}') from error
+    return value
+
+
+def _timezone(value: object) -> str:
+    expected = 'expected a time zone such as "Europe/Berlin"'
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{expected}, not {value!r:.60}")
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"{expected}, not {value!r:.60}: this machine does not know it") from error
+    return value
+
+
+def _parameters(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+        raise ValueError(f'expected a table such as {{ mode = "full" }}, not {value!r:.60}')
+    return value
 
 
 def _notify_events(value: object) -> tuple[str, ...]:

@@ -22,9 +22,9 @@ from typing import Any
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from pgcoord.configuration import did_you_mean
+from pgcoord.configuration import Configuration, Schedule, did_you_mean
 from pgcoord.duration import parse_duration
-from pgcoord.errors import InvalidInput, InvalidPlan
+from pgcoord.errors import InvalidConfiguration, InvalidInput, InvalidPlan
 from pgcoord.text import read_text
 
 MOST_PHASES = 200
@@ -297,6 +297,31 @@ def read_plan(
         takes_done=takes_done,
         parameters=parameters,
     )
+
+
+def read_schedules(configuration: Configuration) -> Configuration:
+    """Return *configuration* with what the plans of its schedules say now.
+
+    Raises `InvalidConfiguration` with every fault of every plan, and whose it is.
+    """
+    problems: list[str] = []
+    read: dict[str, Schedule] = {}
+    for name, each in (configuration.schedules or {}).items():
+        try:
+            plan = read_plan(
+                each.plan,
+                workflows=configuration.workflows,
+                has_default=configuration.default_workflow is not None,
+                parameters=each.parameters,
+            )
+        except InvalidPlan as error:
+            where = f"{configuration.path}: schedule.{name}.plan"
+            problems += [f"{where}: {problem}" for problem in error.problems]
+        else:
+            read[name] = replace(each, feature=plan.feature())
+    if problems:
+        raise InvalidConfiguration("\n".join(problems))
+    return replace(configuration, schedules=read)
 
 
 def looks_like_plan(text: str) -> bool:

@@ -63,11 +63,12 @@ def doctor(
 def _machine(surroundings: Surroundings, config: Path | None) -> "Machine":
     from pgcoord.configuration import find_configuration, read_configuration
     from pgcoord.doctor import Machine
+    from pgcoord.plan import read_schedules
 
     read, faults = None, None
     try:
         path = config or find_configuration(surroundings.folder, surroundings.environment)
-        read = read_configuration(path) if path else None
+        read = read_schedules(read_configuration(path)) if path else None
     except InvalidConfiguration as error:
         faults = error
     return Machine(read, faults, would_be_runs_folder(surroundings, read), surroundings.environment)

@@ -306,7 +306,7 @@ def _lines(schedule: "Schedule") -> list[str]:
     phases = "1 phase" if schedule.phases == 1 else f"{schedule.phases} phases"
     lines = [
         f"{schedule.name}: {schedule.cron} ({schedule.timezone}), {schedule.words}",
-        f"  queues {schedule.title}, {phases}",
+        f"  queues {schedule.title}, {phases}; {schedule.origin}",
     ]
     if schedule.last_words:
         lines.append(f"  last: {schedule.last_words}")

@@ -208,7 +208,11 @@ def _header(standing: _Standing) -> list[Any]:
         lines.insert(0, f"{printable(standing.unwatched)}: {goes_on}")
     if standing.paused_at:
         lines.append(f"everything is paused since {_time(standing.paused_at)} ('pgcoord resume')")
-    lines += [f"schedule {each.name}: {printable(each.words)}" for each in standing.schedules]
+    lines += [
+        f"schedule {each.name}: {printable(each.words)}"
+        + (f" ({each.origin})" if each.declared else "")
+        for each in standing.schedules
+    ]
     return [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
 
 

@@ -1,5 +1,6 @@
 """Commands that bring work in and run it: run, serve, submit."""
 
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -145,6 +146,8 @@ def run(
             name=_LOOPBACK,
             github=configuration.github,
         )
+        # It ends with its feature, and may be of another project: 'serve' declares schedules.
+        configuration = replace(configuration, schedules=None)
         coordinator = _coordinator(surroundings, configuration, place, url=url_of(taken))
         forget_variables(configuration.secret_variables)
         planner = partial(_planner, surroundings, configuration)
@@ -209,7 +212,7 @@ def serve(
     """
     close_memory()
     surroundings = surroundings_of(ctx)
-    configuration = _configuration(surroundings, config)
+    configuration = _configuration_to_serve(surroundings, config)
     place = make_place(surroundings, dsn)
     from pgcoord.commands import running
     from pgcoord.http.security import read_access
@@ -234,7 +237,7 @@ def serve(
         def read_anew() -> "Configuration":
             from pgcoord.runs.account import check_accounts
 
-            read = _configuration(surroundings, configuration.path)
+            read = _configuration_to_serve(surroundings, configuration.path)
             check_accounts(read.workflows.values())
             return read
 
@@ -312,6 +315,13 @@ def _configuration(surroundings: Surroundings, config: Path | None) -> "Configur
     if not found.workflows:
         raise InvalidConfiguration(f"{found.path}: no workflow is declared", hint=_EXAMPLE)
     return found
+
+
+def _configuration_to_serve(surroundings: Surroundings, config: Path | None) -> "Configuration":
+    """Read the configuration, and the plans of its schedules. Raises `InvalidConfiguration`."""
+    from pgcoord.plan import read_schedules
+
+    return read_schedules(_configuration(surroundings, config))
 
 
 def _coordinator(

@@ -52,7 +52,7 @@ _RETRY_AFTER = 5
 _LEAD_EVERY = 4.0
 
 # What of a configuration counts at once when it was changed.
-RECONFIGURED = ("workflows", "checks", "pools")
+RECONFIGURED = ("workflows", "checks", "pools", "schedules")
 
 # The name of the lock that every claim takes.
 _CONTROL = "pgcoord.control"
@@ -152,7 +152,7 @@ class Coordinator:
         """Replace the fields of `RECONFIGURED` by those of *configuration*; ignore all others.
 
         Running attempts keep the settings they were started with, and the lead is kept. The loop
-        declares the workflows and pools to the database afterwards.
+        declares workflows, pools and schedules to the database afterwards.
         """
         counts = {name: getattr(configuration, name) for name in RECONFIGURED}
         self.configuration = replace(self.configuration, **counts)
@@ -307,7 +307,7 @@ class Coordinator:
         if disowned:  # their phases may be claimable: end the old processes before the next claim
             await self.unless_stopped(asyncio.wait(disowned))
         self._ends.open()
-        self._schedules.wake()
+        self._schedules.declare()
         try:
             await self.unless_stopped(self._go_rounds())
         finally:

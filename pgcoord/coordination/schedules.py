@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from pgcoord.configuration import Configuration, Schedule
 from pgcoord.coordination.retrying import Stopped
 from pgcoord.cron import NeverDue, due_times, latest_due
 from pgcoord.database import schedules
@@ -28,6 +29,9 @@ _LOOK_AT_CLOCK = 10.0
 
 
 class _Coordinator(Protocol):
+    @property
+    def configuration(self) -> Configuration: ...
+
     @property
     def leads(self) -> asyncio.Event: ...
 
@@ -51,9 +55,15 @@ class Schedules:
         self._coordinator = coordinator
         self._woken = asyncio.Event()
         self._waits = False
+        self._is_declared = False
+
+    def declare(self) -> None:
+        """Declare those of the configuration: it was read anew, or this one has begun to lead."""
+        self._is_declared = False
+        self._woken.set()
 
     def wake(self) -> None:
-        """Look at the schedules at once: one was changed, or this coordinator has begun to lead."""
+        """Look at the schedules at once: one was changed."""
         self._woken.set()
 
     def note_round(self) -> None:
@@ -88,6 +98,8 @@ class Schedules:
     async def _look(self) -> float | None:
         """Start what is due; return the seconds until something is, None without schedules."""
         execute, epoch = self._coordinator.execute_with_retry, self._coordinator.epoch
+        if not self._is_declared:
+            await self._declare(epoch)
         for todo in await execute(schedules.schedules_to_do):
             await self._do(todo, epoch)
         rest = await execute(schedules.rest)
@@ -98,6 +110,22 @@ class Schedules:
         self._waits = rest.waits
         due_in: float | None = rest.due_in
         return due_in
+
+    async def _declare(self, epoch: int) -> None:
+        self._is_declared = True  # before: it may be unset while the database is asked
+        found = self._coordinator.configuration.schedules
+        if found is None:
+            return
+        wanted = [_declared(each) for each in found.values()]
+        try:
+            refused = await self._coordinator.execute_with_retry(
+                lambda conn: schedules.declare_schedules(conn, epoch, wanted)
+            )
+        except BaseException:
+            self._is_declared = False
+            raise
+        for each in refused:
+            logger.error("schedule %s of pgcoord.toml is not stored: %s", each.name, each.error)
 
     async def _do(self, todo: schedules.ToDo, epoch: int) -> None:
         execute = self._coordinator.execute_with_retry
@@ -118,6 +146,18 @@ class Schedules:
         )
         if run:
             _log(run)
+
+
+def _declared(schedule: Schedule) -> dict[str, object]:
+    """Return *schedule* as an element of the argument of pgcoord_private.declare_schedules."""
+    return {
+        "name": schedule.name,
+        "cron": schedule.cron,
+        "timezone": schedule.timezone,
+        "overlap": schedule.overlap,
+        "missed": schedule.missed,
+        "feature": schedule.feature,
+    }
 
 
 def _left(until: float | None) -> float:

@@ -36,6 +36,14 @@ class Schedule:
     last_status: str | None
     created_at: datetime
     created_by: str
+    declared: bool
+
+    @property
+    def origin(self) -> str:
+        """Who decides what it is: pgcoord.toml, or who made it."""
+        if self.declared:
+            return "declared in pgcoord.toml"
+        return f"made by {self.created_by}, {self.clock(self.created_at)}"
 
     @property
     def words(self) -> str:
@@ -92,6 +100,14 @@ class ToDo:
     timezone: str
     next_at: datetime | None
     now: datetime
+
+
+@dataclass(frozen=True)
+class Undeclared:
+    """A schedule of the configuration that could not be stored, and why."""
+
+    name: str
+    error: str
 
 
 @dataclass(frozen=True)
@@ -178,6 +194,22 @@ async def rest(conn: Connection) -> Rest:
     )
     assert found is not None
     return found
+
+
+async def declare_schedules(
+    conn: Connection, epoch: int, wanted: list[dict[str, object]]
+) -> list[Undeclared]:
+    """Store the schedules of the configuration, remove those that it has no more.
+
+    *wanted*: each with name, cron, timezone (None: that of the session), overlap, missed, feature.
+    Return those that were refused. Raises `AnotherLeads`. SQL: pgcoord_private.declare_schedules.
+    """
+    return await fetch_rows(
+        conn,
+        Undeclared,
+        f"select {columns_of(Undeclared)} from pgcoord_private.declare_schedules(%s, %s)",
+        *(epoch, Jsonb(wanted)),
+    )
 
 
 async def plan_schedule(

@@ -260,6 +260,7 @@ _SCHEDULE = {
     "last_status": _MAYBE_TEXT,
     "created_at": _MAYBE_TIME,
     "created_by": _TEXT,
+    "declared": {"type": "boolean", "description": "Whether pgcoord.toml declares it."},
 }
 SCHEDULE = _object(_SCHEDULE, [*_SCHEDULE])
 NEW_SCHEDULE = _object(

@@ -75,8 +75,20 @@ exception
             errcode = v_state, message = format('schedule %s could not queue its feature: %s', p_name, v_message), hint = v_hint;
 end $$;
 
--- Fill what was left out; refuse what cannot be. A change of its times, or its resumption, has them computed anew.
--- Errors: PC005; PC008 for what is derived.
+-- Refuse what people do to a schedule that pgcoord.toml declares.
+create or replace function pgcoord_private.refuse_declared(p_name text, p_done text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'PC002',
+        message = format('schedule %s is declared in pgcoord.toml, and is %s there', p_name, p_done),
+        hint = format('Edit [schedule.%s] or its plan, and send SIGHUP to ''pgcoord serve''. It is paused, resumed and run by hand.', p_name);
+end $$;
+
+-- Fill what was left out; refuse what cannot be. A change of its times, or its resumption, has them computed anew. What
+-- pgcoord.toml declares is changed only by who begins or ends to declare it: declare_schedules does both.
+-- Errors: PC002 for what is declared; PC005; PC008 for what is derived.
 create or replace function pgcoord_private.guard_schedule() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -90,15 +102,21 @@ begin
     new.created_at := coalesce(new.created_at, now());
     if tg_op = 'INSERT' then
         new.created_by := case when pgcoord_private.writes_state() then coalesce(new.created_by, session_user) else session_user end;
+        new.declared := new.declared and pgcoord_private.writes_state();
         new.next_at := null;
         new.error := null;
     elsif (new.created_at, new.created_by) is distinct from (old.created_at, old.created_by)
-        or (new.next_at, new.error) is distinct from (old.next_at, old.error) and not pgcoord_private.writes_state()
+        or (new.next_at, new.error, new.declared) is distinct from (old.next_at, old.error, old.declared)
+            and not pgcoord_private.writes_state()
     then
         raise exception using
             errcode = 'PC008',
-            message = format('next_at, error and who made schedule %s are not given by hand', old.name),
+            message = format('next_at, error, declared and who made schedule %s are not given by hand', old.name),
             hint = 'Change cron and timezone: when it is due follows from them.';
+    elsif old.declared and new.declared and (new.name, new.cron, new.timezone, new.feature, new.overlap, new.missed)
+        is distinct from (old.name, old.cron, old.timezone, old.feature, old.overlap, old.missed)
+    then
+        perform pgcoord_private.refuse_declared(old.name, 'changed');
     end if;
     if coalesce(new.name, '') !~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$' then
         v_message := format('a schedule cannot be called %s', coalesce(quote_literal(left(new.name, 120)), 'null'));
@@ -281,11 +299,54 @@ comment on function pgcoord.resume_schedule(text) is
 create or replace function pgcoord.delete_schedule(p_name text) returns void
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_schedule pgcoord.schedule := pgcoord_private.lock_schedule(p_name);
 begin
-    perform pgcoord_private.lock_schedule(p_name);
+    if v_schedule.declared then
+        perform pgcoord_private.refuse_declared(p_name, 'removed');
+    end if;
     delete from pgcoord.schedule where name = p_name;
 end $$;
 comment on function pgcoord.delete_schedule(text) is 'Delete a schedule and its record of due times; the features that it has queued stay.';
+
+-- Take over the schedules of a coordinator's configuration: [{"name", "cron", "timezone", "overlap", "missed", "feature"}]. What
+-- was declared and is no more goes; one that was made by hand is declared from now on, with its pause and its record.
+-- Returns those that could not be stored, which stay as they were, and why.
+-- Errors: PC007 from a coordinator that does not lead any more.
+create or replace function pgcoord_private.declare_schedules(p_epoch bigint, p_schedules jsonb)
+returns table (name text, error text)
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+    v pgcoord.schedule;
+begin
+    perform pgcoord_private.check_epoch(p_epoch);
+    delete from pgcoord.schedule as s
+    where s.declared and not exists (select from jsonb_array_elements(p_schedules) as e where e ->> 'name' = s.name);
+    for v in
+        select * from jsonb_populate_recordset(null::pgcoord.schedule, p_schedules) as e order by e.name
+    loop
+        v.timezone := coalesce(v.timezone, current_setting('TimeZone'));
+        begin
+            update pgcoord.schedule as s set declared = false
+            where s.name = v.name and s.declared and (s.cron, s.timezone, s.feature, s.overlap, s.missed)
+                is distinct from (v.cron, v.timezone, v.feature, v.overlap, v.missed);
+            update pgcoord.schedule as s
+            set cron = v.cron, timezone = v.timezone, feature = v.feature, overlap = v.overlap, missed = v.missed, declared = true
+            where s.name = v.name and not s.declared;
+            if not found and not exists (select from pgcoord.schedule as s where s.name = v.name) then
+                insert into pgcoord.schedule (name, cron, timezone, feature, overlap, missed, declared)
+                values (v.name, v.cron, v.timezone, v.feature, v.overlap, v.missed, true);
+            end if;
+        exception when others then
+            if sqlstate not like 'PC%' then
+                raise;
+            end if;
+            return query values (v.name, sqlerrm);
+        end;
+    end loop;
+end $$;
 
 -- The latest feature of a schedule that still goes on: a phase of it runs, or could. Null where none does.
 create or replace function pgcoord_private.run_going_on(p_name text) returns integer
@@ -455,7 +516,7 @@ create or replace view pgcoord.schedules as
 select s.name, s.cron, s.timezone, s.feature ->> 'title' as title, jsonb_array_length(s.feature -> 'phases') as phases,
     s.overlap, s.missed, s.paused_at, s.paused_reason, s.next_at, s.error,
     l.due_at as last_due_at, l.outcome as last_outcome, l.reason as last_reason, r.feature_id as last_feature_id,
-    f.status as last_status, s.created_at, s.created_by
+    f.status as last_status, s.created_at, s.created_by, s.declared
 from pgcoord.schedule as s
     left join lateral (
         select * from pgcoord.schedule_run as run where run.schedule = s.name order by run.due_at desc limit 1

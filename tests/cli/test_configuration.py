@@ -19,6 +19,7 @@ from pgcoord.configuration import (
 )
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
+from pgcoord.plan import read_schedules
 
 VALUES = {name: f"<{name}>" for name in PLACEHOLDERS}
 
@@ -27,6 +28,10 @@ def read(folder: Path, text: str) -> Configuration:
     path = folder / "pgcoord.toml"
     path.write_text(text)
     return read_configuration(path)
+
+
+# A schedule's plan and times, without a fault.
+GOOD = "plan = 'good.md'\ncron = '0 3 * * *'\n"
 
 
 def problems(folder: Path, text: str) -> list[str]:
@@ -213,6 +218,49 @@ def test_a_pool_has_slots_and_workflows_name_it(tmp_path: Path) -> None:
 def test_a_fault_of_a_pool_is_named(tmp_path: Path, text: str, expected: str) -> None:
     [problem] = problems(tmp_path, text)
     assert expected in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "cron = '0 3 * * *'",
+            'schedule.nightly.plan: missing; expected a file such as "nightly.md"',
+        ),
+        ("plan = 'good.md'", 'schedule.nightly.cron: missing; expected times such as "0 3 * * *"'),
+        ("plan = 'good.md'\ncron = '0 25 * * *'", "schedule.nightly.cron: expected times such as"),
+        ("plan = 'good.md'\ncron = '0 3 31 2 *'", "schedule.nightly.cron: expected times such as"),
+        (GOOD + "zone = 'UTC'", "schedule.nightly.zone: unknown key; did you mean timezone?"),
+        (
+            GOOD + "timezone = 'Mars/Olympus'",
+            "schedule.nightly.timezone: expected a time zone such",
+        ),
+        (
+            GOOD + "overlap = 'kill'",
+            "schedule.nightly.overlap: expected skip or queue or start, not",
+        ),
+        (GOOD + "missed = true", "schedule.nightly.missed: expected run or skip, not True"),
+        (GOOD + "parameters = {a = 1}", "schedule.nightly.parameters: expected a table such as"),
+        (GOOD + "[schedule.'a b']\n" + GOOD, 'schedule."a b": expected a name of letters, digits'),
+        (GOOD.replace("good", "none"), "schedule.nightly.plan: {folder}/none.md: no such file"),
+        (
+            GOOD.replace("good", "bad"),
+            "schedule.nightly.plan: {folder}/bad.md:3: Workflow: ",
+        ),
+        (GOOD + "parameters = {b = 'x'}", "schedule.nightly.plan: {folder}/good.md:"),
+    ],
+)
+def test_a_fault_of_a_schedule_or_its_plan_is_named(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    (tmp_path / "good.md").write_text("# P\n## Phase 1: A\nx\n")
+    (tmp_path / "bad.md").write_text("# P\n## Phase 1: A\nWorkflow: none\nx\n")
+    workflow = "[workflow.work]\ncommand = ['true']\n[schedule.nightly]\n"
+    with pytest.raises(InvalidConfiguration) as caught:
+        read_schedules(read(tmp_path, workflow + text))
+    assert str(caught.value).startswith(
+        f"{tmp_path / 'pgcoord.toml'}: {expected.format(folder=tmp_path)}"
+    )
 
 
 def test_an_empty_file_declares_nothing(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """`pgcoord schedule`: what is typed, what is said, what is refused."""
 
 import json
+import signal
 
 from support.database import Connection, one, statuses
-from support.desk import Desk
+from support.desk import CONFIGURATION, Desk, until
 
 
 def test_a_schedule_from_its_creation_to_its_end(desk: Desk, conn: Connection) -> None:
@@ -53,3 +54,48 @@ def test_times_that_cannot_be_are_refused_with_a_hint(desk: Desk) -> None:
         assert (refused.returncode, words in message) == (5, True), refused.stderr
         assert hint.startswith("  ")
     assert desk.say("schedule", "list") == "no schedules: 'pgcoord schedule create' makes one"
+
+
+def test_what_the_configuration_declares_goes_by_the_file_whoever_leads(
+    desk: Desk, conn: Connection, dsn: str
+) -> None:
+    table = '[schedule.nightly]\nplan = "plan.md"\ncron = "0 3 * * *"\ntimezone = "UTC"\n'
+    desk.plan("true")
+    desk.write("pgcoord.toml", CONFIGURATION + table)
+    first = desk.start("serve")
+    first.until("leading")
+    until(dsn, "next_at is not null from pgcoord.schedule where name = 'nightly'")
+    assert "; declared in pgcoord.toml" in desk.say("schedule", "show", "nightly")
+    assert "schedule nightly: next" in (status := desk.say("status"))
+    assert "(declared in pgcoord.toml)" in status
+    for command in (["change", "nightly", "--cron", "0 4 * * *"], ["delete", "nightly", "--yes"]):
+        refused = desk.call("schedule", *command)
+        message, hint = refused.stderr.splitlines()
+        assert (refused.returncode, message[:55]) == (
+            3,
+            "pgcoord: schedule nightly is declared in pgcoord.toml, ",
+        )
+        assert "Edit [schedule.nightly] or its plan, and send SIGHUP" in hint
+    desk.say("schedule", "pause", "nightly")
+    desk.say("schedule", "run", "nightly")
+    # A changed plan is read at the next hang-up; the next leader brings what its own file says.
+    desk.plan("true", "true")
+    first.send(signal.SIGHUP)
+    first.until("read .*pgcoord.toml: schedule nightly changed")
+    until(dsn, "phases = 2 from pgcoord.schedules")
+    desk.write("pgcoord.toml", CONFIGURATION + table.replace("3", "5"))
+    second = desk.start("serve")
+    second.until("standing by")
+    first.send(signal.SIGTERM)
+    second.until("leading")
+    until(dsn, "cron = '0 5 * * *' from pgcoord.schedule where declared and paused_at is not null")
+    assert one(conn, "select outcome from pgcoord.schedule_run") == {"outcome": "started"}
+    desk.write("pgcoord.toml", CONFIGURATION)
+    # A run leads, too, and leaves schedules as they are.
+    second.send(signal.SIGTERM)
+    second.wait()
+    desk.say("run", "plan.md")
+    assert desk.say("schedule", "list").startswith("nightly: 0 5")
+    third = desk.start("serve")
+    third.until("leading")
+    until(dsn, "count(*) = 0 from pgcoord.schedule")

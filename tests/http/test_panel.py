@@ -1097,6 +1097,10 @@ async def test_axe_finds_nothing_on_any_page_in_any_colours(
             found = await page.evaluate(run, {"resultTypes": ["violations"], **options})
             assert [(page.url, each["id"], each["nodes"][0]["html"]) for each in found] == []
 
+    conn.execute(
+        "select pgcoord.add_schedule('nightly', '0 3 * * *', pgcoord.feature_plan(104), 'UTC')"
+    )
+    conn.execute("select pgcoord.run_schedule('nightly')")
     for address in (
         *(
             "/",
@@ -1110,7 +1114,7 @@ async def test_axe_finds_nothing_on_any_page_in_any_colours(
         *("/features/118/plan", "/several?show=failed", "/pause", "/features/999"),
         *("/phases/queue-104-2", "/phases/queue-104-6", "/phases/queue-104-2?find=passed"),
         *("/phases/queue-104-1/retry", "/phases/queue-104-6/compare"),
-        "/workflows/adw_sdlc_complete_iso",
+        *("/workflows/adw_sdlc_complete_iso", "/schedules/nightly"),
     ):
         await page.goto(panel + address)
         await check(dark=address in ("/", "/features/118/plan", "/phases/queue-104-2", "/login"))

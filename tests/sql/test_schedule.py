@@ -293,3 +293,40 @@ def test_a_client_may_insert_and_change_and_gives_nothing_that_is_derived(
         "next_at": None,
         "created_by": logins["client"],
     }
+
+
+def declare(conn: Connection, epoch: int, *wanted: dict[str, Any]) -> list[tuple[str, str]]:
+    values = {"cron": "0 3 * * *", "overlap": "skip", "missed": "run", "feature": FEATURE}
+    found = conn.execute(
+        "select name, error from pgcoord_private.declare_schedules(%s, %s)",
+        [epoch, Jsonb([{**values, **each} for each in wanted])],
+    )
+    return [(each["name"], each["error"]) for each in found]
+
+
+def test_a_declaration_takes_over_what_was_made_by_hand_and_is_not_changed_by_hand(
+    conn: Connection,
+) -> None:
+    epoch = take_lead(conn)
+    add(conn, "nightly", cron="0 9 * * *")
+    add(conn, "own")
+    conn.execute("select pgcoord.pause_schedule('nightly', 'holidays')")
+    empty = {"title": "a", "phases": []}
+    faults = declare(conn, epoch, {"name": "nightly"}, {"name": "empty", "feature": empty})
+    assert [(name, "has no phases" in error) for name, error in faults] == [("empty", True)]
+    taken = "select cron, declared, paused_reason from pgcoord.schedules where name = 'nightly'"
+    expected = {"cron": "0 3 * * *", "declared": True, "paused_reason": "holidays"}
+    assert one(conn, taken) == expected
+    with refused("PC002", "schedule nightly is declared in pgcoord.toml"):
+        conn.execute("update pgcoord.schedule set missed = 'skip' where declared")
+    # What cannot be stored stays as it was, and declared; what is the same is not tried again.
+    [fault] = declare(conn, epoch, {"name": "nightly", "feature": empty})
+    assert fault[0] == "nightly"
+    number = "select last_value as n from public.planned_features_id_seq"
+    before = one(conn, number)
+    assert declare(conn, epoch, {"name": "nightly"}) == []
+    assert (one(conn, taken), one(conn, number)) == (expected, before)
+    with refused("PC007", "is over"):
+        declare(conn, epoch - 1)
+    assert declare(conn, epoch) == []
+    assert one(conn, "select name from pgcoord.schedule") == {"name": "own"}
