@@ -39,7 +39,7 @@ def main() -> None:
         report(adw_id, status="failed", error_message=f"{type(error).__name__}: {error}")
         raise
     commit = git(tree, "rev-parse", "HEAD")
-    git(Path.cwd(), "worktree", "remove", str(tree))
+    git_alone("worktree", "remove", str(tree))
     result = {"summary": f"wrote {', '.join(written)}", "branch": branch, "commit": commit}
     report(adw_id, status="completed", result=result)
 
@@ -62,9 +62,7 @@ def read_issue(number: int) -> dict[str, object]:
 def make_worktree(branch: str, adw_id: str) -> Path:
     """Make a worktree with what the phases before this one have handed on."""
     tree = Path("trees", adw_id).absolute()
-    with open(".git/adw.lock", "w") as lock:  # git fails now and then where two are made at once
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        git(Path.cwd(), "worktree", "add", "--quiet", "-b", branch, str(tree))
+    git_alone("worktree", "add", "--quiet", "-b", branch, str(tree))
     inputs = json.loads(Path(os.environ["PGCOORD_INPUT_FILE"]).read_text())
     for number in sorted(inputs, key=int):
         if commit := inputs[number].get("commit"):
@@ -98,6 +96,13 @@ def report(adw_id: str, **what: object) -> None:
     request = urllib.request.Request(os.environ["PGCOORD_REPORT_URL"], body, headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
         print(f"reported {what['status']}: {answer.read().decode()}")
+
+
+def git_alone(*words: str) -> None:
+    """Make or remove a worktree: git fails now and then where two do so at once."""
+    with open(".git/adw.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        git(Path.cwd(), *words)
 
 
 def git(folder: Path, *words: str) -> str:

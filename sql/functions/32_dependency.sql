@@ -204,6 +204,8 @@ end $$;
 -- Block what waits, directly or not, for a failed or cancelled phase, and unblock what no longer does. Looks at the
 -- given phases and everything downstream of them that waits: upstream of those nothing has changed.
 -- Long, as it is one statement, however long the chain is; `offset 0` keeps the planner at index look-ups inside the recursion.
+-- Two lists are compared by a full join or by grouping, never by `in` or `exists`: what the planner expects of a recursion
+-- it may not hash, and then each phase is compared with each. (`coalesce` keeps the full join from being made a plain one.)
 create or replace function pgcoord_private.settle_blocked(p_features integer[], p_phases integer[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -225,24 +227,31 @@ begin
                 ) as next
         ),
         candidate as materialized (
-            select p.queue_id, p.feature_id, p.phase_number, p.status
+            select p.queue_id, p.feature_id, p.phase_number
             from waiting as w
-                join public.phase_queue as p using (feature_id, phase_number)
-            where p.status in ('queued', 'blocked') and p.run_when = 'completed'
+                cross join lateral (
+                    select queue_id, feature_id, phase_number from public.phase_queue
+                    where feature_id = w.feature_id and phase_number = w.phase_number
+                        and status in ('queued', 'blocked') and run_when = 'completed'
+                    offset 0
+                ) as p
+        ),
+        unmet as materialized (
+            select c.feature_id, c.phase_number, up.phase_number as prerequisite, up.status
+            from candidate as c
+                cross join lateral (
+                    select q.phase_number, q.status
+                    from pgcoord.dependency as d
+                        join public.phase_queue as q on q.feature_id = d.feature_id and q.phase_number = d.prerequisite
+                    where d.feature_id = c.feature_id and d.dependent = c.phase_number and q.status in ('failed', 'cancelled', 'blocked')
+                    offset 0
+                ) as up
         ),
         doomed (feature_id, phase_number) as (
-            select c.feature_id, c.phase_number
-            from candidate as c
-            where exists (
-                select from pgcoord.dependency as d
-                    join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
-                where d.feature_id = c.feature_id and d.dependent = c.phase_number
-                    and (up.status in ('failed', 'cancelled')
-                        or up.status = 'blocked' and not exists (
-                            select from waiting as w
-                            where w.feature_id = up.feature_id and w.phase_number = up.phase_number
-                        ))
-            )
+            select u.feature_id, u.phase_number
+            from unmet as u
+                full join waiting as w on w.feature_id = u.feature_id and w.phase_number = u.prerequisite
+            where coalesce(u.status, 'none') in ('failed', 'cancelled') or coalesce(u.status, 'none') = 'blocked' and w.feature_id is null
             union
             select d.feature_id, d.dependent
             from doomed
@@ -257,11 +266,14 @@ begin
                 ) as d
         ),
         settled as (
-            -- `in` is hashed, however many the planner expects; a join of the two would compare each with each.
-            select queue_id,
-                case when (feature_id, phase_number) in (select feature_id, phase_number from doomed)
-                    then 'blocked' else 'queued' end as status
-            from candidate
+            select max(queue_id) as queue_id, case when bool_or(is_doomed) then 'blocked' else 'queued' end as status
+            from (
+                select feature_id, phase_number, queue_id, false as is_doomed from candidate
+                union all
+                select feature_id, phase_number, null, true from doomed
+            ) as each
+            group by feature_id, phase_number
+            having max(queue_id) is not null
         )
         update public.phase_queue as p
         set status = settled.status
