@@ -217,13 +217,17 @@ async def _another(dsn: str, first: _sql.Connection) -> _sql.Connection:
     try:
         return await connect(dsn)
     except DatabaseUnusable as error:
-        if error.sqlstate is not None:
-            raise
-        try:
-            await session.ping(first)
-        except psycopg.OperationalError:
-            raise error from None
-        raise only_one_connection(error) from None
+        if error.sqlstate is None and await _answers(first):
+            raise only_one_connection(error) from None
+        raise  # with its cause, by which `may_pass` knows it
+
+
+async def _answers(conn: _sql.Connection) -> bool:
+    try:
+        await session.ping(conn)
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def only_one_connection(error: DatabaseUnusable) -> DatabaseUnusable:

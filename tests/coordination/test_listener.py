@@ -15,8 +15,9 @@ from support.coordination import PATIENCE, Gate, Watch, make_coordinator, runnin
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.supervision import Supervision
 from pgcoord.database import schema, session
+from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.embedded import EmbeddedPostgres
-from pgcoord.database.listener import PING_EVERY, Listener, listening
+from pgcoord.database.listener import PING_EVERY, Listener, listening, round_trip
 from pgcoord.database.work import NextWork
 from pgcoord.errors import DatabaseUnusable
 
@@ -360,3 +361,16 @@ async def test_what_cuts_idle_connections_is_named_with_its_time(
                 await asyncio.sleep(0.05)
         await watch.submit("true")
         await watch.until_statuses("completed")
+
+
+async def test_a_server_that_dies_between_two_connections_may_come_back(dsn: str) -> None:
+    nowhere = make_conninfo(dsn, port=1)
+    async with await connect(dsn) as first:
+        with pytest.raises(DatabaseUnusable, match="one connection at a time") as refused:
+            await round_trip(nowhere, first)
+        assert not may_pass(refused.value)
+        async with await connect(dsn) as other:
+            await other.execute("select pg_terminate_backend(%s)", [first.info.backend_pid])
+        with pytest.raises(DatabaseUnusable, match="the database cannot be used") as lost:
+            await round_trip(nowhere, first)
+    assert may_pass(lost.value)

@@ -340,7 +340,7 @@ def _attempt_faults(conn: Connection, phases: dict[tuple[int, int], Row]) -> lis
     found = overlaps([each for of_phase in attempts.values() for each in of_phase])
     for phase in phases.values():
         name = phase["queue_id"]
-        tries = attempts[name]
+        tries = [each for each in attempts[name] if each["number"]]  # 0: another feature's
         if [each["number"] for each in tries] != list(range(1, phase["attempt"] + 1)):
             found.append(f"{name}: attempts {[each['number'] for each in tries]}")
         running = [(each["number"], each["slot"]) for each in tries if each["ended_at"] is None]
