@@ -409,7 +409,7 @@ set search_path = pg_catalog, pg_temp as $$
             when c.n = 0 then 'there are none'
             else pgcoord_private.counted(c.n, 'schedule has a time and a feature', 'schedules have a time and a feature') end,
         case when late.names is not null then 'end what locks it (see transactions); else restart the coordinator, and keep its log'
-            when faulty.names is not null then '''pgcoord schedule change NAME'' gives it other times, or another feature' end
+            when faulty.names is not null then '''pgcoord schedule change NAME'' gives it other times, or another feature; pgcoord.toml does for what it declares' end
     from (select count(*) as n from pgcoord.schedule) as c
         cross join (
             select array_agg(format('schedule %s: %s', name, error) order by name) as names
