@@ -268,7 +268,8 @@ async def test_a_change_of_one_phase_of_five_hundred_is_sent_in_ten_kilobytes(
     page: Page, panel: str, conn: Connection, epoch: int
 ) -> None:
     with conn.transaction():
-        feature = add_feature(conn, {n: [n - 10] if n > 300 else [] for n in range(1, 501)})
+        phases = {n: [n - 10] if n > 300 else [] for n in range(1, 501)}
+        feature = add_feature(conn, phases, phase_data=Jsonb({"title": "Step"}))
     queue_ids = claim(conn, epoch)
     await look(page, f"{panel}/features/{feature}")
     await expect(page.locator("#in-line")).to_have_text("next in line: 4, 5, 6, 7, 8")

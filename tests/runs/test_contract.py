@@ -133,6 +133,7 @@ async def test_agents_are_judged_in_worktrees_and_wait_for_their_model(engine: E
     overloaded = (
         '{"type": "result", "is_error": true, "result": "529 Overloaded", "total_cost_usd": 1}'
     )
+    done = '{"type": "result", "is_error": false, "result": "done"}'
     report = f"{sys.executable} -m pgcoord report completed --patience 0"
     coordinator = engine.coordinator(
         agent="claude",
@@ -145,7 +146,7 @@ async def test_agents_are_judged_in_worktrees_and_wait_for_their_model(engine: E
         await watch.submit(
             f"echo 1 > one; {report}",
             (f"cat one; echo 2 > two; {report}", [1]),
-            ("touch bad", [1]),
+            (f"touch bad; echo '{done}'", [1]),
             (f"echo '{overloaded}'; exit 1", [1]),
         )
         retried = "select from phase_queue where phase_number = 4 and retry_at is not null"

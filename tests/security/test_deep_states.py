@@ -69,6 +69,16 @@ class Walk:
         execute = self.dice.choice(("true", "false"))
         await self.request("POST", f"{API}/planned-features?execute={execute}", "create", body)
 
+    async def schedule(self) -> str:
+        """The name of the one schedule, which is made where it was deleted."""
+        body = {
+            "name": "s",
+            "cron": "0 3 * * *",
+            "feature": {"title": "a", "phases": self.phases()},
+        }
+        await self.request("POST", f"{API}/schedules", "schedule", body)
+        return "s"
+
     async def change(self) -> None:
         changes: dict[str, Any] = {
             "title": self.text(),
@@ -90,6 +100,8 @@ class Walk:
         if action.scope == "all" and self.dice.random() < 0.7:
             return
         target: object = self.queue_id() if action.scope == "phase" else self.feature()
+        if action.scope == "schedule":
+            target = await self.schedule()
         if action.name in ("pause", "set_slots"):
             await self.set_control(action)
         elif self.dice.random() < 0.5:
@@ -97,6 +109,7 @@ class Walk:
                 "phase": f"queue/{target}",
                 "feature": f"planned-features/{target}",
                 "all": "queue",
+                "schedule": f"schedules/{target}",
             }
             path = f"{API}/{at[action.scope]}/{action.slug}"
             await self.request("POST", path, action.name, self.arguments(action))
@@ -108,6 +121,8 @@ class Walk:
         if action.scope == "phase":
             _, feature, number = str(target).split("-")
             at = f"/features/{feature}/phases/{number}"
+        elif action.scope == "schedule":
+            at = f"/schedules/{target}"
         path = f"{'' if action.scope == 'all' else at}/{action.slug}"
         form = {name: str(value) for name, value in (self.arguments(action) or {}).items()}
         answer = await self.site.client.post(path, data=form)
@@ -165,6 +180,7 @@ class Walk:
             *(f"/features/{feature}", f"/features/{feature}/plan"),
             *(f"/features/{of}/phases/{number}", f"{API}/planned-features/{feature}"),
             *(f"{API}/queue/{queue_id}", f"{API}/queue/{queue_id}/why"),
+            *(f"{API}/schedules", "/schedules/s"),
         ]
         for path in paths:
             answer = await self.site.client.get(path, follow_redirects=True)
