@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from pgcoord.backoff import Backoff
 from pgcoord.coordination.locks import LockWaits
@@ -144,6 +144,9 @@ class Retrying:
                     await self._await_lock(lock, fact)
                 else:
                     await self._pause_unless_stopping(backoff, error, fact)
+            except PoolClosed as error:  # the session has ended: the next one may come
+                if self.is_stopping:
+                    raise Stopped(one_line(error)) from error
             except (DatabaseUnusable, *LOST_CONNECTION) as error:
                 await self._pause_unless_stopping(backoff, error, fact)
 

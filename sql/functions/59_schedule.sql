@@ -88,6 +88,7 @@ end $$;
 
 -- Fill what was left out; refuse what cannot be. A change of its times, or its resumption, has them computed anew. What
 -- pgcoord.toml declares is changed only by who begins or ends to declare it: declare_schedules does both.
+-- Long, since it is a list: one refusal after the other.
 -- Errors: PC002 for what is declared; PC005; PC008 for what is derived.
 create or replace function pgcoord_private.guard_schedule() returns trigger
 language plpgsql

@@ -220,7 +220,7 @@ class Desk:
 
 
 def until(dsn: str, condition: str) -> None:
-    """Wait until the database says so, looking whenever it notifies."""
+    """Wait until the database says so: look whenever it notifies, and five times a second."""
     deadline = time.monotonic() + PATIENCE
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("listen pgcoord_event")
@@ -229,4 +229,4 @@ def until(dsn: str, condition: str) -> None:
             assert left > 0, condition
             # One that came with the end of the statement is not seen by `notifies`.
             if not conn.pgconn.notifies():
-                list(conn.notifies(timeout=left, stop_after=1))
+                list(conn.notifies(timeout=min(left, 0.2), stop_after=1))
