@@ -186,7 +186,13 @@ def _not_ready(error: psycopg.Error) -> DatabaseUnusable:
             hint="Its owner can remove it: alter role … reset session_replication_role,"
             " or alter database … reset session_replication_role.",
         )
-    return DatabaseUnusable(f"the connection cannot be prepared: {' '.join(str(error).split())}")
+    return DatabaseUnusable(
+        f"the connection cannot be prepared: {' '.join(str(error).split())}",
+        hint="idle_session_timeout ends sessions before this busy machine uses them: alter role …"
+        " set idle_session_timeout = '1min', or more."
+        if error.sqlstate == "57P05"
+        else None,
+    )
 
 
 async def differing_settings(

@@ -5,7 +5,11 @@ from collections.abc import Callable
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.database import Connection
 from support.desk import Desk
+
+from pgcoord.database.connect import make_ready, may_pass
+from pgcoord.errors import DatabaseUnusable
 
 # What somebody may have set for people at a prompt or for another program, each to our harm.
 HOSTILE = {
@@ -173,3 +177,18 @@ def test_a_session_that_only_reads_is_refused_with_the_settings_name(desk: Desk,
         assert done.returncode == 6
         assert "default_transaction_read_only is on" in done.stderr
         assert "set default_transaction_read_only = off overrules it" in done.stderr
+
+
+async def test_a_session_that_is_ended_as_idle_before_its_first_statement_names_the_setting(
+    dsn: str, conn: Connection
+) -> None:
+    hasty = make_conninfo(dsn, options="-c idle_session_timeout=1")
+    async with await psycopg.AsyncConnection.connect(hasty, autocommit=True) as ended:
+        gone = "select count(*) = 0 as gone from pg_stat_activity where pid = %s"
+        while conn.execute(gone, [ended.info.backend_pid]).fetchone() != {"gone": True}:
+            pass
+        with pytest.raises(DatabaseUnusable, match="idle-session timeout") as refused:
+            await make_ready(ended)
+    assert refused.value.hint
+    assert "idle_session_timeout = " in refused.value.hint
+    assert may_pass(refused.value)
