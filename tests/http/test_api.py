@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from psycopg.types.json import Jsonb
 from support.cases import case
 from support.coordination import watching
 from support.database import Connection, add_feature, claim, start, statuses
@@ -93,6 +94,16 @@ async def test_a_feature_is_changed_only_as_it_was_seen(site: Site) -> None:
     assert blind.json()["description"] is None
     assert blind.headers["etag"] not in (seen, changed.headers["etag"])
     assert (await site.client.get(path)).headers["etag"] == blind.headers["etag"]
+
+
+async def test_columns_win_over_what_a_client_has_put_into_phase_data(
+    site: Site, conn: Connection
+) -> None:
+    lies = {"status": "completed", "queue_id": "queue-9-9", "phase_number": 7, "feature_id": 9}
+    feature = add_feature(conn, {1: []}, phase_data=Jsonb({**lies, "title": "Step"}))
+    (phase,) = (await site.client.get(f"{API}/planned-features/{feature}")).json()["phases"]
+    true = {"status": "queued", "queue_id": f"queue-{feature}-1", "phase_number": 1}
+    assert phase.items() >= {**true, "title": "Step"}.items()
 
 
 async def test_the_plan_of_a_queued_feature_stays(site: Site) -> None:
