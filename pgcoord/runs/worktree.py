@@ -38,8 +38,8 @@ from typing import Any, NamedTuple
 WORK_NOT_KEPT = 65
 NOT_RUN = 69
 
-# Bytes of a result, less what is added to it here.
-_RESULT_LIMIT = 65_536 - 2_048
+# Bytes of a result: 64 kB by the command, and 1 kB that judge.py may have added.
+_RESULT_LIMIT = 65_536 + 1_024
 # Keys of a result that must not count again for an attempt that only keeps the work.
 _COSTS = ("cost_usd", "tokens_in", "tokens_out")
 # Bytes reserved for the note that the work is done, in case the disk is full by then.
