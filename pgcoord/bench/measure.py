@@ -264,7 +264,7 @@ def _work_of_coordinator(
         coordinator = stack.enter_context(serving(place, folder / "empty", environment))
         with ExitStack() as chains:
             chain = chains.enter_context(chained(coordinator, 2 * extent.hops))
-            floor = chains.enter_context(_floor(scratch(with_schema=False)))
+            floor = chains.enter_context(bare(scratch(with_schema=False)))
             full = None
             if extent.finished:
                 announce(f"storing {extent.finished:,} finished phases")
@@ -480,7 +480,8 @@ def chained(coordinator: "_Coordinator", samples: int) -> Iterator[_Chain]:
 
 
 @contextmanager
-def _floor(dsn: str) -> Iterator[_Floor]:
+def bare(dsn: str) -> Iterator[_Floor]:
+    """Yield the floor on a database without our schema; its claimer, a process, ends on exit."""
     with _connected(dsn) as conn, _connected(dsn) as listener:
         conn.execute(_sql("floor_make"))
         listener.execute(_sql("floor_hear"))
