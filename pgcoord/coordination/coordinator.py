@@ -329,27 +329,31 @@ class Coordinator:
 
     async def _follow_budgets_again(self) -> None:
         """Come again to the features that somebody had locked when the budgets were followed."""
-        passed_over = True
+        passed_over: bool | None = True
         while passed_over:
             await asyncio.sleep(_RETRY_AFTER)
-            try:
-                passed_over = await self.execute_with_retry(claims.follow_budgets)
-            except Stopped:
-                return
-            except Exception:
-                logger.exception("budgets are followed in %d s", _RETRY_AFTER)
+            passed_over = await self._insist(claims.follow_budgets, "budgets are followed")
 
     async def _release_issues(self) -> None:
         """Release the phases that wait for GitHub, since it is not configured here (any more)."""
+        await self._insist(issues.release_issues, "phases that wait for GitHub are released")
+
+    async def _insist(
+        self, statement: Callable[[Connection], Awaitable[Result]], words: str
+    ) -> Result | None:
+        """Run *statement*, also again when the database refuses it; None when stopped first.
+
+        *words*: what it does, for the log.
+        """
         while not self.is_stopping:
             try:
-                await self.execute_with_retry(issues.release_issues)
-                return
+                return await self.execute_with_retry(statement)
             except Stopped:
-                return
+                break
             except Exception:
-                logger.exception("phases that wait for GitHub are released in %d s", _RETRY_AFTER)
+                logger.exception("%s in %d s", words, _RETRY_AFTER)
                 await self.unless_stopped(asyncio.sleep(_RETRY_AFTER))
+        return None
 
     async def _go_rounds(self) -> None:
         """Go round until drained, or until something is to be declared anew.

@@ -8,6 +8,8 @@ npm) below `--folder`, starts a Postgres there, and asks each system in alternat
 - hop: a job becomes runnable (pgcoord: its prerequisite is completed by SQL; a peer: it is
   enqueued) by a statement of one process → a worker process has it (pgcoord: the claim is committed
   and its notification has come; a peer: the first instruction of the job runs).
+- floor: the hop that Postgres alone would have, of a table with nothing around it: an update that
+  notifies, and the claim of the next row, both flushed to disk (as in `pgcoord bench`).
 - drain: jobs that do nothing, a second, at most 3 at a time, each end recorded.
 - insert: jobs stored a second by the bulk call of each.
 - idle: transactions a minute that a worker with nothing to do sends.
@@ -65,6 +67,7 @@ class Results:
     hops: list[float] = field(default_factory=list)
     drains: list[float] = field(default_factory=list)
     inserts: list[float] = field(default_factory=list)
+    floor: list[float] = field(default_factory=list)
     idle: float | None = None
 
 
@@ -188,6 +191,12 @@ def pgcoord_round(
             claimed, _ = chain.go_on()
             if number >= measure.WARM_UP:
                 results.hops.append(claimed)
+    with measure.bare(make(with_schema=False)) as floor:
+        for number in range(measure.WARM_UP + hops):
+            taken = floor.go_on()
+            if number >= measure.WARM_UP:
+                results.floor.append(taken)
+            time.sleep(measure.CALM)  # as after the other hops
     results.drains.append(measure.drain_own(make(), jobs).value)
     results.inserts.append(measure.insert(make(), jobs).value)
 
@@ -229,6 +238,10 @@ def report(results: dict[str, Results], names: list[str]) -> Iterator[str]:
             *ratios,
         ]
         yield f"| {name} | {' | '.join(cells)} |"
+    floor = sorted(ours.floor)
+    values = (f"{1000 * value:.2f} ms" for value in (median(floor), _p99(floor), floor[-1]))
+    share = f"{median(ours.hops) / median(floor):.2f}"
+    yield f"| bare floor | {' | '.join(values)} | | | | {share} | |"
 
 
 def _p99(ordered: list[float]) -> float:
