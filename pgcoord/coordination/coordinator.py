@@ -29,7 +29,7 @@ from pgcoord.coordination.launching import Launcher
 from pgcoord.coordination.leadership import Leadership
 from pgcoord.coordination.retrying import Fact, Retrying, Stopped
 from pgcoord.coordination.schedules import Schedules
-from pgcoord.coordination.supervision import Supervision, log_move
+from pgcoord.coordination.supervision import Shortage, Supervision, log_move
 from pgcoord.database import claims, issues, notices
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import refused_for_good
@@ -237,8 +237,11 @@ class Coordinator:
                 if not self._leadership.leader and refused_for_good(error):
                     raise
                 await self._retrying.pause(self._backoff, error)
-            except (CoordError, psycopg.Error) as error:  # also what one row's triggers refuse
+            except (CoordError, psycopg.Error, OSError) as error:  # or one row's triggers refuse
                 await self._retrying.pause(self._backoff, error)
+            except Exception:
+                logger.exception("this coordinator connects anew in %d s", _RETRY_AFTER)
+                await self.unless_stopped(asyncio.sleep(_RETRY_AFTER))
 
     async def _stand_by(self) -> bool:
         """Ask for the lead; return True once we lead, False when this coordinator is done.
@@ -632,8 +635,15 @@ class Coordinator:
                 supervised.assignment,
                 error,
             )
-        except Exception:
-            logger.exception("%s is looked at again in %d s", supervised.assignment, _RETRY_AFTER)
+        except Exception as error:
+            logger.log(
+                logging.WARNING if isinstance(error, Shortage) else logging.ERROR,
+                "%s is looked at again in %d s: %s",
+                supervised.assignment,
+                _RETRY_AFTER,
+                error,
+                exc_info=None if isinstance(error, Shortage) else error,
+            )
             await self.unless_stopped(asyncio.sleep(_RETRY_AFTER))
             self._left_unsupervised = True
             self._leadership.wake()
