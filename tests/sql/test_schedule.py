@@ -347,7 +347,9 @@ def test_a_refused_declaration_is_seen_until_it_is_stored_or_removed(conn: Conne
     empty = {"title": "a", "phases": []}
     declare(conn, epoch, {"name": "a", "feature": empty})
     declare(conn, epoch, {"name": "a", "feature": empty})  # once in the history
-    refused_words = "schedule a could not queue its feature: the feature of schedule a has no phases"
+    refused_words = (
+        "schedule a could not queue its feature: the feature of schedule a has no phases"
+    )
     assert seen() == [f"schedule a of pgcoord.toml is not stored: {refused_words}", "a"]
     assert why().endswith(f"the database refused that: {refused_words}")
     declare(conn, epoch, {"name": "a"})
