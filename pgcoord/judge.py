@@ -48,8 +48,8 @@ _QUOTED = 300
 # Characters of an answer that are kept as the summary.
 _SUMMARY = 4000
 
-# Bytes of a result file: 64 kB, less what worktree.py adds.
-_MOST_RESULT = 65_536 - 2_048
+# Bytes of a result file: 64 kB by the command, and 1 kB for tokens and costs.
+_MOST_RESULT = 65_536 + 1_024
 
 # Seconds: without output after the command has ended, and in all, if another process holds its
 # pipe; until an agent that only waits for the network is ended; from SIGTERM to SIGKILL.
@@ -368,6 +368,12 @@ def read_opencode(event: Event, found: Findings) -> Iterator[str]:
             if "rejected permission" in words or "prevents you from using" in words:
                 found.fail(f"the agent was not allowed to use {part.get('tool')}: {words}")
             yield f"  ✗ {words}"
+        elif part.get("tool") == "invalid" and isinstance(state.get("input"), dict):
+            # One of its tools that its configuration denies wholly is called unavailable.
+            given = state["input"]
+            if given.get("tool") in ("bash", "edit", "write", "webfetch"):
+                found.fail(f"the agent was not allowed to use {given['tool']}")
+            yield f"  ✗ {quote(given.get('error'))}"
     elif kind == "step_finish":
         tokens = part.get("tokens")
         if isinstance(tokens, dict):
@@ -392,13 +398,15 @@ class Agent(NamedTuple):
 
     *environment*: names of the coordinator's variables to pass on, if they are set. *read*: the
     reader of its output. *later_seconds*: the first wait when its model gives no answer; more for
-    those that give up within a minute themselves.
+    those that give up within a minute themselves. *refusal*: a regular expression that a line of
+    its stderr matches when it was refused a tool and its stdout does not tell; group 1 says which.
     """
 
     command: Sequence[str]
     environment: Sequence[str]
     read: Reader
     later_seconds: float = 30
+    refusal: str | None = None
 
 
 AGENTS: dict[str, Agent] = {
@@ -417,6 +425,8 @@ AGENTS: dict[str, Agent] = {
         "CODEX_API_KEY OPENAI_API_KEY CODEX_HOME".split(),
         read_codex,
         later_seconds=60,
+        # Of a command that its rules forbid there is no event.
+        refusal=r"""codex_core::tools::router: error=.*Rejected\(\\?"(.*?)\\?"\)""",
     ),
     "gemini": Agent(
         "gemini --output-format stream-json --approval-mode auto_edit --skip-trust".split(),
@@ -603,6 +613,9 @@ class Judge:
         self._has_output = self._has_output or bool(text.strip())
         if is_error and self.spec.agent and text.strip():
             self.found.error(quote(text))
+            refusal = AGENTS[self.spec.agent].refusal
+            if refusal and (refused := re.search(refusal, text)):
+                self.found.fail(f"the agent was not allowed to use a tool: {quote(refused[1])}")
         if self.spec.agent and text.strip():
             waits = _NO_NETWORK.search(text) is not None
             since = self.found.waits_since

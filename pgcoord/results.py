@@ -10,8 +10,12 @@ from typing import Any
 
 from pgcoord.errors import CannotStart
 
-# Bytes of a result file, and of a result; pgcoord_private.check_result has the same limit.
+# Bytes of a result.
 LIMIT = 65_536
+
+# Bytes of a result file at the end of an attempt: judge.py adds costs, worktree.py the branches.
+# pgcoord_private.check_result has the same limit.
+FILE_LIMIT = LIMIT + 4_096
 
 # The name of a placeholder, without its braces.
 NAME = re.compile(r"result\.(\d{1,9})\.([A-Za-z_][\w-]*)", re.ASCII)

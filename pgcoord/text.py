@@ -43,6 +43,11 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def counted(number: int, noun: str, nouns: str | None = None) -> str:
+    """Return a number with its noun, such as "1 phase" or "2 phases"; *nouns*: the plural."""
+    return f"{number} {noun if number == 1 else nouns or f'{noun}s'}"
+
+
 def shortened(text: str, most: int) -> str:
     """Return *text* itself, or its head and its tail, *most* characters at most without the note.
 

@@ -264,7 +264,7 @@ def _work_of_coordinator(
         coordinator = stack.enter_context(serving(place, folder / "empty", environment))
         with ExitStack() as chains:
             chain = chains.enter_context(chained(coordinator, 2 * extent.hops))
-            floor = chains.enter_context(_floor(scratch(with_schema=False)))
+            floor = chains.enter_context(bare(scratch(with_schema=False)))
             full = None
             if extent.finished:
                 announce(f"storing {extent.finished:,} finished phases")
@@ -480,7 +480,8 @@ def chained(coordinator: "_Coordinator", samples: int) -> Iterator[_Chain]:
 
 
 @contextmanager
-def _floor(dsn: str) -> Iterator[_Floor]:
+def bare(dsn: str) -> Iterator[_Floor]:
+    """Yield the floor on a database without our schema; its claimer, a process, ends on exit."""
     with _connected(dsn) as conn, _connected(dsn) as listener:
         conn.execute(_sql("floor_make"))
         listener.execute(_sql("floor_hear"))
@@ -779,29 +780,13 @@ def _resident(pid: int) -> int:
 def idle(admin: Connection, dsn: str, seconds: float) -> list[Figure]:
     """Watch the database *dsn*, whose coordinator is idle, for `FLUSHED` + *seconds* seconds.
 
-    Return its statements and its table reads, per minute. Each statement is a transaction of its
-    own, which the server counts. If autovacuum ran meanwhile, which adds transactions, the observed
-    changes of `query_start` count instead. *admin* must be connected to another database, so that
-    our own statements do not count.
+    Return its statements and its table reads, per minute. *admin* must be connected to another
+    database, so that our own statements do not count.
     """
     time.sleep(FLUSHED)
     name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
     reads = _table_reads(admin, dsn)
-    (transactions,) = _row(admin, "transactions", name)
-    seen: set[tuple[int, object]] = set()
-    visited = False
-    begun = time.monotonic()
-    known = {(pid, at) for pid, _, at in admin.execute(_sql("sessions"), [name])}
-    while (spent := time.monotonic() - begun) < seconds:
-        for pid, ours, at in admin.execute(_sql("sessions"), [name]):
-            visited = visited or not ours
-            if ours:
-                seen.add((pid, at))
-        time.sleep(0.02)
-    (later,) = _row(admin, "transactions", name)
-    statements = len(seen - known)
-    if not visited:
-        statements = max(statements, later - transactions)
+    statements, spent = _watch_statements(admin, str(name), seconds)
     reads = _table_reads(admin, dsn) - reads
     return [
         Figure(
@@ -819,6 +804,28 @@ def idle(admin: Connection, dsn: str, seconds: float) -> list[Figure]:
             goal=Goal(None, 0),
         ),
     ]
+
+
+def _watch_statements(admin: Connection, name: str, seconds: float) -> tuple[int, float]:
+    """Count the statements in the database *name*; return their number, and the seconds watched.
+
+    Each statement is a transaction of its own, which the server counts. If autovacuum ran
+    meanwhile, which adds transactions, the observed changes of `query_start` count instead.
+    """
+    (transactions,) = _row(admin, "transactions", name)
+    seen: set[tuple[int, object]] = set()
+    visited = False
+    begun = time.monotonic()
+    known = {(pid, at) for pid, _, at in admin.execute(_sql("sessions"), [name])}
+    while (spent := time.monotonic() - begun) < seconds:
+        for pid, ours, at in admin.execute(_sql("sessions"), [name]):
+            visited = visited or not ours
+            if ours:
+                seen.add((pid, at))
+        time.sleep(0.02)
+    (later,) = _row(admin, "transactions", name)
+    statements = len(seen - known)
+    return (statements if visited else max(statements, later - transactions)), spent
 
 
 def _table_reads(admin: Connection, dsn: str) -> int:

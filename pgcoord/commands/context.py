@@ -276,6 +276,13 @@ def print_answer(answer: Answer, *, as_json: bool) -> None:
         say(answer.words)
 
 
+async def unless_led(conn: "Connection", words: str) -> str:
+    """Return *words*, to be printed behind an answer, while no coordinator leads; else ""."""
+    from pgcoord.database import reads
+
+    return "" if await reads.leader(conn) else words
+
+
 async def find_phase(conn: "Connection", name: str) -> str:
     """Return the queue_id for *name*, which is a queue_id, or 104.2 or 104/2 for short.
 

@@ -22,6 +22,7 @@ from pgcoord.commands.context import (
     find_phase,
     print_answer,
     session,
+    unless_led,
 )
 from pgcoord.commands.options import (
     AsJson,
@@ -33,9 +34,10 @@ from pgcoord.commands.options import (
     feature_of,
     surroundings_of,
 )
-from pgcoord.commands.terminal import confirm, say
+from pgcoord.commands.terminal import confirm_or_exit, say
 from pgcoord.duration import parse_duration
 from pgcoord.errors import NotFound, Refused
+from pgcoord.text import counted
 
 if TYPE_CHECKING:
     from pgcoord.database._sql import Connection
@@ -198,8 +200,8 @@ def _act_on_several(
 
     Print a line for each with its state, or why it was refused. Exit with status 3 if one was.
     """
-    found = [each for each in of_verb if each.several and each.option == option]
-    if not found:
+    action = next((each for each in of_verb if each.several and each.option == option), None)
+    if action is None:
         raise typer.BadParameter("Give one phase only.", param_hint=f"--{option}")
     feature = feature_of(targets[0]) if len(targets) == 1 else None
     for each in targets:
@@ -215,10 +217,10 @@ def _act_on_several(
 
         nonlocal refused
         if feature:
-            names = await _phases_meant(conn, found[0].verb, feature)
+            names = await _phases_meant(conn, action.verb, feature)
         else:
             names = [await find_phase(conn, each) for each in targets]
-        results = await actions.perform_on_several(conn, found[0], names, reason=reason)
+        results = await actions.perform_on_several(conn, action, names, reason=reason)
         refused = sum(bool(each.refused) for each in results)
         words = "\n".join(
             f"{each.queue_id}: refused: {each.refused}"
@@ -226,7 +228,7 @@ def _act_on_several(
             else f"{each.queue_id} is {each.status}"
             for each in results
         )
-        return Answer(words, [{"action": found[0].slug, **asdict(each)} for each in results])
+        return Answer(words, [{"action": action.slug, **asdict(each)} for each in results])
 
     act(ctx, dsn, change, as_json=as_json)
     if refused:
@@ -252,7 +254,7 @@ async def _perform(
     amount = None if number == math.inf else number
     result = await actions.perform(conn, action, target, reason=reason, number=amount)
     names = {"phase": str(target), "feature": f"feature {target}", "all": "everything"}
-    said = _count(int(result or 0), "phase") if action.returns == "count" else result
+    said = counted(int(result or 0), "phase") if action.returns == "count" else result
     line = action.said.format(
         target=names[action.scope], result=said, number=_in_words(action, number)
     )
@@ -297,7 +299,7 @@ async def _after_cancel_phase(conn: "Connection", queue_id: Any, status: Any, li
     if status not in ("ready", "running"):
         return line
     line = f"{queue_id} is being cancelled: its process is ended first"
-    return line + await _unless_led(conn, ", once a coordinator runs ('pgcoord serve')")
+    return line + await unless_led(conn, ", once a coordinator runs ('pgcoord serve')")
 
 
 async def _after_cancel_feature(conn: "Connection", feature: Any, count: Any, line: str) -> str:
@@ -306,8 +308,8 @@ async def _after_cancel_feature(conn: "Connection", feature: Any, count: Any, li
     running = (await reads.feature(conn, feature)).phases_running
     if not running:
         return line
-    line += f", of which {_count(running, 'process', 'processes')} must be ended first"
-    return line + await _unless_led(conn, ", once a coordinator runs ('pgcoord serve')")
+    line += f", of which {counted(running, 'process', 'processes')} must be ended first"
+    return line + await unless_led(conn, ", once a coordinator runs ('pgcoord serve')")
 
 
 async def _after_resume(conn: "Connection", feature: Any, result: Any, line: str) -> str:
@@ -315,7 +317,7 @@ async def _after_resume(conn: "Connection", feature: Any, result: Any, line: str
 
     if feature is not None and await reads.paused(conn):
         return f"feature {feature} is resumed, but everything is paused: 'pgcoord resume'"
-    return line + await _unless_led(conn, "; no coordinator runs: 'pgcoord serve' starts one")
+    return line + await unless_led(conn, "; no coordinator runs: 'pgcoord serve' starts one")
 
 
 # Extends the printed line after an action: takes its target, its result, and the line so far.
@@ -406,7 +408,7 @@ def _pools_in_words(pools: list["Pool"]) -> str:
 def _slots_in_words(pool: "Pool", slots: list["Slot"], named: bool) -> str:
     """Return a line on the slots of one pool; *named*: begin with its name and launcher."""
     draining = [each.queue_id or "" for each in slots if each.draining and each.pool == pool.pool]
-    line = f"{_count(pool.slots, 'slot')}, {pool.held - len(draining)} held"
+    line = f"{counted(pool.slots, 'slot')}, {pool.held - len(draining)} held"
     if named:
         gone = "" if pool.declared else ", taken out of the configuration"
         line = f"{pool.pool} ({pool.launcher}{gone}): {line}"
@@ -450,27 +452,15 @@ def prune(
     features, looked_at = complete(found, look())
     members: dict[str, object] = {"features": [asdict(each) for each in features], "removed": 0}
     for each in features:
-        line = f"feature {each.id}  {each.title}: {_count(each.total_phases, 'phase')}"
+        line = f"feature {each.id}  {each.title}: {counted(each.total_phases, 'phase')}"
         say(f"{line}, {each.status}", err=as_json)
     if dry_run:
-        words = f"{_count(len(features), 'feature')} would be removed, with their history"
+        words = f"{counted(len(features), 'feature')} would be removed, with their history"
         print_answer(Answer(words, members), as_json=as_json)
         return
-    if features and not confirm(
-        f"Remove {_count(len(features), 'feature')} with their history, for good?", yes=yes
-    ):
-        say("nothing is removed", err=as_json)
-        raise typer.Exit(1)
+    if features:
+        question = f"Remove {counted(len(features), 'feature')} with their history, for good?"
+        confirm_or_exit(question, yes=yes, otherwise="nothing is removed", err=as_json)
     removed = complete(found, remove(looked_at))
     members["removed"] = removed
-    print_answer(Answer(f"{_count(removed, 'feature')} removed", members), as_json=as_json)
-
-
-async def _unless_led(conn: "Connection", words: str) -> str:
-    from pgcoord.database import reads
-
-    return "" if await reads.leader(conn) else words
-
-
-def _count(number: int, noun: str, nouns: str | None = None) -> str:
-    return f"{number} {noun if number == 1 else nouns or f'{noun}s'}"
+    print_answer(Answer(f"{counted(removed, 'feature')} removed", members), as_json=as_json)

@@ -10,6 +10,7 @@ from pgcoord.commands.options import Surroundings
 from pgcoord.configuration import LOCAL, Configuration, Workflow
 from pgcoord.coordination.supervision import PASSED_ON
 from pgcoord.plan import Plan, PlannedPhase
+from pgcoord.text import counted
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,15 @@ class DryRun:
 
     def lines(self) -> Iterator[str]:
         """Yield the lines to print for people."""
-        count = len(self.plan.phases)
-        yield f"{self.plan.title}: {count} {'phase' if count == 1 else 'phases'}; nothing is run"
+        phases = counted(len(self.plan.phases), "phase")
+        yield f"{self.plan.title}: {phases}; nothing is run"
         if done := self._completed():
             yield f"completed: {', '.join(map(str, done))}"
         for number, wave in enumerate(self.waves(), 1):
             yield f"wave {number}"
             for phase in wave:
                 yield f"  phase {phase.number}  {phase.title}"
-                for key, value in self._told(phase).items():
+                for key, value in self._described(phase).items():
                     if value:
                         words = ", ".join(map(str, value)) if isinstance(value, list) else value
                         yield f"    {key}: {words}"
@@ -61,7 +62,10 @@ class DryRun:
             "title": self.plan.title,
             "completed": self._completed(),
             "waves": [
-                [{"phase": each.number, "title": each.title, **self._told(each)} for each in wave]
+                [
+                    {"phase": each.number, "title": each.title, **self._described(each)}
+                    for each in wave
+                ]
                 for wave in self.waves()
             ],
         }
@@ -69,7 +73,7 @@ class DryRun:
     def _completed(self) -> list[int]:
         return [each.number for each in self.plan.phases if each.is_completed]
 
-    def _told(self, phase: PlannedPhase) -> dict[str, Any]:
+    def _described(self, phase: PlannedPhase) -> dict[str, Any]:
         """Return what is shown of a phase, by label; without a process only what it waits for."""
         members: dict[str, Any] = {
             "after": list(phase.depends_on),

@@ -24,7 +24,7 @@ from pgcoord.commands.options import (
     feature_of,
     surroundings_of,
 )
-from pgcoord.commands.terminal import confirm, say
+from pgcoord.commands.terminal import confirm_or_exit, say
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidInput
 from pgcoord.text import read_text
@@ -121,9 +121,8 @@ def delete(
 
     what = complete(found, look())
     name = f"feature {what}" if feature else str(what)
-    if not confirm(f"Remove {name} with its history, for good?", yes=yes):
-        say("nothing is removed", err=as_json)
-        raise typer.Exit(1)
+    question = f"Remove {name} with its history, for good?"
+    confirm_or_exit(question, yes=yes, otherwise="nothing is removed", err=as_json)
     complete(found, remove(what))
     print_answer(Answer(f"{name} is removed", {"removed": what}), as_json=as_json)
 

@@ -102,7 +102,7 @@ class _Printer:
         self._lines = lines
         self._runs = runs
         self._log: _GrowingLog | None = None
-        self._told = ""
+        self._last_note = ""
 
     def print_some(self) -> float | None:
         """Print a chunk of the current log; return the seconds to wait before the next call.
@@ -148,10 +148,10 @@ class _Printer:
 
     def _print_note(self, words: str) -> None:
         """Print *words* on stderr, unless they were the last ones printed there."""
-        if words != self._told:
+        if words != self._last_note:
             sys.stdout.flush()
             say(f"pgcoord: {self._queue_id}: {clean(words)}", err=True)
-        self._told = words
+        self._last_note = words
 
 
 class _GrowingLog:

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgcoord.commands.context import Answer, act, changing, complete, existing_dsn, session
+from pgcoord.commands.context import (
+    Answer,
+    act,
+    changing,
+    complete,
+    existing_dsn,
+    session,
+    unless_led,
+)
 from pgcoord.commands.options import (
     HIGHEST_ID,
     AsJson,
@@ -19,7 +27,7 @@ from pgcoord.commands.options import (
 )
 from pgcoord.commands.terminal import confirm, say, say_json
 from pgcoord.errors import CannotStart, InvalidInput, Refused
-from pgcoord.text import read_text
+from pgcoord.text import counted, read_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -94,14 +102,7 @@ def plan(
     surroundings = surroundings_of(ctx)
     is_stored = what.isascii() and what.isdecimal()
     of_stored = {"--from": source, "--execute": execute, "--again": anew, "--show": show}
-    given = [name for name, value in of_stored.items() if value]
-    if not is_stored and given:
-        raise typer.BadParameter("it is for a feature, given by its number.", param_hint=given[0])
-    ways = [name for name in given if name != "--execute"]
-    if len(ways) > 1 or (show and execute):
-        raise typer.BadParameter(f"not together with {given[0]}.", param_hint=given[1])
-    if is_stored and hours is not None:
-        raise typer.BadParameter("a feature has its own.", param_hint="--hours")
+    _check_options(is_stored, [name for name, value in of_stored.items() if value], hours)
     planner = _planner(surroundings, config)
     if is_stored:
         named = _number(what)
@@ -128,6 +129,20 @@ def plan(
     name = f"feature {number}, {feature.title}" if number else feature.title
     console().print(_shown(name, planned, analysis))
     say(_what_next(number, output, planned.source == "queued"))
+
+
+def _check_options(is_stored: bool, given: list[str], hours: float | None) -> None:
+    """Raise `typer.BadParameter` for options that do not go together.
+
+    *given*: those of --from, --execute, --again and --show that were given, in this order.
+    """
+    if not is_stored and given:
+        raise typer.BadParameter("it is for a feature, given by its number.", param_hint=given[0])
+    ways = [name for name in given if name != "--execute"]
+    if len(ways) > 1 or {"--show", "--execute"} <= set(given):
+        raise typer.BadParameter(f"not together with {given[0]}.", param_hint=given[1])
+    if is_stored and hours is not None:
+        raise typer.BadParameter("a feature has its own.", param_hint="--hours")
 
 
 def show_check(path: Path, read: "Plan", as_json: bool) -> None:
@@ -158,7 +173,9 @@ def show_check(path: Path, read: "Plan", as_json: bool) -> None:
         )
         return
     completed = f", besides {len(done)} completed" if done else ""
-    head = Text.assemble((read.title, "bold"), f": {_count(analysis)}{completed}")
+    head = Text.assemble(
+        (read.title, "bold"), f": {counted(len(analysis.phases), 'phase')}{completed}"
+    )
     sources = [line for each in read.phases for line in _sources(each)]
     warnings = [f"warning: {each}" for each in analysis.warnings]
     details = [*_summary(analysis), *warnings, "taken from:", *sources]
@@ -181,15 +198,15 @@ def execute(
     ctx: typer.Context, feature: FeatureNumber, as_json: AsJson = False, dsn: Dsn = None
 ) -> None:
     """Queue the phases of a feature's stored plan; a second time changes nothing."""
-    from pgcoord.database import actions, reads
+    from pgcoord.database import actions
 
     async def change(conn: "Connection") -> Answer:
         queued = await actions.execute_feature(conn, feature)
         members = {"id": feature, "queued": queued}
         if not queued:
             return Answer(f"feature {feature}: its phases were queued before", members)
-        waits = "" if await reads.leader(conn) else "; no coordinator runs: 'pgcoord serve'"
-        phases = "1 phase is" if queued == 1 else f"{queued} phases are"
+        waits = await unless_led(conn, "; no coordinator runs: 'pgcoord serve'")
+        phases = counted(queued, "phase is", "phases are")
         return Answer(f"feature {feature}: {phases} queued{waits}", members)
 
     act(ctx, dsn, change, as_json=as_json)
@@ -230,7 +247,6 @@ def _make(
     phases are queued already, or the question was answered with no.
     """
     from pgcoord.database import actions, reads
-    from pgcoord.plan import read_plan
     from pgcoord.planner.planning import Planned, declared_workflows, plan_stored
 
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
@@ -247,17 +263,7 @@ def _make(
     is_planned, version, workflows = complete(found, look())
     if is_planned and not replaces:
         return None
-    rows = None
-    if source is not None:
-        read = read_plan(
-            _path(surroundings, source),
-            workflows=workflows.names,
-            has_default=workflows.has_default,
-            parameters={},
-        )
-        for note in read.notes:
-            say(f"pgcoord: {note}", err=True)
-        rows = [each.row() for each in read.phases]
+    rows = _read_rows(_path(surroundings, source), workflows) if source is not None else None
     if is_planned and not confirm(f"Replace the plan of feature {feature_id}?", yes=yes):
         raise Refused(f"the plan of feature {feature_id} stays as it is")
 
@@ -269,6 +275,18 @@ def _make(
         return Planned(rows, "file")
 
     return complete(found, store())
+
+
+def _read_rows(path: Path, workflows: "Workflows") -> list[dict[str, object]]:
+    """Read a plan for a stored feature, print its notes; return its phases as they are stored."""
+    from pgcoord.plan import read_plan
+
+    read = read_plan(
+        path, workflows=workflows.names, has_default=workflows.has_default, parameters={}
+    )
+    for note in read.notes:
+        say(f"pgcoord: {note}", err=True)
+    return [each.row() for each in read.phases]
 
 
 def _stored(
@@ -362,13 +380,10 @@ def _shown(name: str, planned: "Planned", analysis: "Analysis") -> "RenderableTy
     from rich.text import Text
 
     lines = [*_summary(analysis), *_remarks(planned, analysis)]
-    head = Text.assemble((name, "bold"), f": {_PLANNERS[planned.source]}, {_count(analysis)}")
+    head = Text.assemble(
+        (name, "bold"), f": {_PLANNERS[planned.source]}, {counted(len(analysis.phases), 'phase')}"
+    )
     return Group(head, _table(analysis), *map(Text, lines))
-
-
-def _count(analysis: "Analysis") -> str:
-    count = len(analysis.phases)
-    return "1 phase" if count == 1 else f"{count} phases"
 
 
 def _table(analysis: "Analysis") -> "RenderableType":
@@ -400,7 +415,7 @@ def _summary(analysis: "Analysis") -> list[str]:
         lines.append(f"runs as {waves}")
     if analysis.hours is not None and analysis.hours_with_slots is not None:
         path = " → ".join(map(str, analysis.critical_path))
-        slots = "1 slot" if analysis.slots == 1 else f"{analysis.slots} slots"
+        slots = counted(analysis.slots, "slot")
         lines.append(
             f"{hours_in_words(analysis.hours)} of work, {hours_in_words(analysis.hours_with_slots)}"
             f" with {slots}; the longest path, {path}, takes"

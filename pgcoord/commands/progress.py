@@ -24,6 +24,7 @@ from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import Listener
 from pgcoord.database.rows import BoardPhase, Feature
 from pgcoord.errors import DatabaseUnusable
+from pgcoord.text import counted
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -223,12 +224,12 @@ class _Lines:
     def __init__(self) -> None:
         self._before: Mapping[int, BoardPhase] | None = None
         self._soon: asyncio.TimerHandle | None = None
-        self._told = ""
+        self._last_obstacle = ""
 
     def show(self, snapshot: Snapshot) -> None:
         self.close()
         if self._before is None:
-            phases = _count(len(snapshot.phases), "phase")
+            phases = counted(len(snapshot.phases), "phase")
             _line(
                 _now(), f"feature {snapshot.feature.id}  {clean(snapshot.feature.title)}, {phases}"
             )
@@ -252,9 +253,9 @@ class _Lines:
 
     def _print_obstacles(self, snapshot: Snapshot) -> None:
         waiting = next((phase for phase in snapshot.phases if phase.status == "queued"), None)
-        if waiting is None or not waiting.waiting_for or waiting.waiting_for == self._told:
+        if waiting is None or not waiting.waiting_for or waiting.waiting_for == self._last_obstacle:
             return
-        self._told = waiting.waiting_for
+        self._last_obstacle = waiting.waiting_for
         words = f"{clean(waiting.title)}: {clean(waiting.waiting_for)}"
         _line(_now(), _words(waiting, waiting.status, words))
 
@@ -310,7 +311,7 @@ def feature_tree(snapshot: Snapshot, *, rows: int | None = None) -> Tree:
     done = [phase for phase in phases if phase.status == "completed"]
     if len(phases) > room and done:
         phases = [phase for phase in phases if phase.status != "completed"]
-        tree.add(_one_line(_look("completed"), f"  {_count(len(done), 'phase')}"))
+        tree.add(_one_line(_look("completed"), f"  {counted(len(done), 'phase')}"))
         room -= 1
     if not phases and not done:
         tree.add(_one_line("no phases queued yet"))
@@ -383,10 +384,10 @@ def summary(snapshot: Snapshot, reasons: Mapping[int, str]) -> str:
     feature, total = snapshot.feature, len(snapshot.phases)
     name = f"feature {feature.id} ({clean(feature.title)})"
     if snapshot.completed:
-        return f"{name} completed: {_count(total, 'phase')}{_took(snapshot.phases)}"
+        return f"{name} completed: {counted(total, 'phase')}{_took(snapshot.phases)}"
     left = [phase for phase in snapshot.phases if phase.status != "completed"]
     causes = "; ".join(_why_not(phase, reasons.get(phase.phase_number)) for phase in left)
-    return f"{name}: {total - len(left)} of {_count(total, 'phase')} completed; {causes}"
+    return f"{name}: {total - len(left)} of {counted(total, 'phase')} completed; {causes}"
 
 
 def _why_not(phase: BoardPhase, reason: str | None) -> str:
@@ -441,10 +442,6 @@ def clean(text: str) -> str:
 def _one_line(*parts: str | Text | tuple[str, str]) -> Text:
     """Join *parts* to a line that is cut at the terminal's width rather than wrapped."""
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _now() -> datetime:

@@ -96,24 +96,10 @@ class Runner:
         run.
         """
         from pgcoord.commands.progress import progress
-        from pgcoord.plan import Plan
 
         settle_memory()
         await check_wake_ups(self._dsn)
-        async with changing(self._surroundings, self._dsn) as conn:
-            leader = await reads.leader(conn)
-            if isinstance(work, Plan):
-                feature_id = await actions.submit_feature(conn, work.feature())
-            else:
-                feature_id = work
-                await actions.execute_feature(conn, feature_id)
-        if leader:
-            logger.warning(
-                "process %d on %s leads and runs the phases, as the pgcoord.toml says that it has"
-                " read; this one watches, and takes over when that one ends",
-                leader.pid,
-                leader.host,
-            )
+        feature_id = await self._queue(work)
         state = _app_state(self._dsn, self._coordinator, self._access, self._make_planner)
         state.obstacle = None
         say(f"panel: {url_of(self._taken)}/features/{feature_id}", err=self._as_json)
@@ -134,6 +120,26 @@ class Runner:
             say(f"  {ways_on(feature_id)}", err=True)
             return 128 + came[0]
         return 0 if self._end and self._end.completed else 1
+
+    async def _queue(self, work: "Plan | int") -> int:
+        """Queue the phases of *work*; return the feature's number. Warn if another one leads."""
+        from pgcoord.plan import Plan
+
+        async with changing(self._surroundings, self._dsn) as conn:
+            leader = await reads.leader(conn)
+            if isinstance(work, Plan):
+                feature_id = await actions.submit_feature(conn, work.feature())
+            else:
+                feature_id = work
+                await actions.execute_feature(conn, feature_id)
+        if leader:
+            logger.warning(
+                "process %d on %s leads and runs the phases, as the pgcoord.toml says that it has"
+                " read; this one watches, and takes over when that one ends",
+                leader.pid,
+                leader.host,
+            )
+        return feature_id
 
     def _stop(self) -> None:
         self._coordinator.stop()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pgcoord.commands.context import Answer, act, check_schema, make_place
+from pgcoord.commands.context import Answer, act, check_schema, make_place, unless_led
 from pgcoord.commands.options import HIGHEST_ID, AsJson, Config, Dsn, Reason, Yes, surroundings_of
-from pgcoord.commands.terminal import confirm, say
+from pgcoord.commands.terminal import confirm_or_exit
 from pgcoord.commands.work import Parameters, configuration_here, read_given_plan
 from pgcoord.errors import InvalidInput
-from pgcoord.text import printable
+from pgcoord.text import counted, printable
 
 if TYPE_CHECKING:
     from pgcoord.database._sql import Connection
@@ -117,7 +117,7 @@ def create(
         await schedules.add_schedule(
             conn, name, cron, stored, timezone=timezone, overlap=overlap, missed=missed
         )
-        return await _told(conn, name, "is created")
+        return await _changed(conn, name, "is created")
 
     act(ctx, dsn or None, add, as_json=as_json)
 
@@ -161,7 +161,7 @@ def change(
                 hint="Give --cron, --timezone, --plan, --feature, --overlap or --missed.",
             )
         await schedules.change_schedule(conn, name, given)
-        return await _told(conn, name, "is changed")
+        return await _changed(conn, name, "is changed")
 
     act(ctx, dsn, store, as_json=as_json)
 
@@ -212,10 +212,10 @@ def run(ctx: typer.Context, name: _Name, as_json: AsJson = False, dsn: Dsn = Non
     """Queue the feature of a schedule now, whether or not its last run goes on."""
 
     async def queue(conn: "Connection") -> Answer:
-        from pgcoord.database import reads, schedules
+        from pgcoord.database import schedules
 
         feature_id = await schedules.run_schedule(conn, name)
-        waits = "" if await reads.leader(conn) else "; no coordinator runs: 'pgcoord serve'"
+        waits = await unless_led(conn, "; no coordinator runs: 'pgcoord serve'")
         words = f"schedule {name} is run now, as feature {feature_id}{waits}"
         return Answer(words, {"schedule": name, "feature_id": feature_id})
 
@@ -235,7 +235,7 @@ def pause(
         from pgcoord.database import schedules
 
         await schedules.pause_schedule(conn, name, reason)
-        return await _told(conn, name, "is paused")
+        return await _changed(conn, name, "is paused")
 
     act(ctx, dsn, store, as_json=as_json)
 
@@ -247,7 +247,7 @@ def resume(ctx: typer.Context, name: _Name, as_json: AsJson = False, dsn: Dsn = 
         from pgcoord.database import schedules
 
         was = await schedules.resume_schedule(conn, name)
-        return await _told(conn, name, "is resumed" if was else "was not paused")
+        return await _changed(conn, name, "is resumed" if was else "was not paused")
 
     act(ctx, dsn, store, as_json=as_json)
 
@@ -256,9 +256,9 @@ def delete(
     ctx: typer.Context, name: _Name, yes: Yes = False, as_json: AsJson = False, dsn: Dsn = None
 ) -> None:
     """Delete a schedule; the features that it has queued stay."""
-    if not confirm(f"Delete schedule {name}, for good?", yes=yes):
-        say("nothing is deleted")
-        raise typer.Exit(1)
+    confirm_or_exit(
+        f"Delete schedule {name}, for good?", yes=yes, otherwise="nothing is deleted", err=as_json
+    )
 
     async def remove(conn: "Connection") -> Answer:
         from pgcoord.database import schedules
@@ -276,8 +276,8 @@ def _read(
     return dict(read_given_plan(plan, configuration, None, parameters).feature())
 
 
-async def _told(conn: "Connection", name: str, words: str) -> Answer:
-    """Return the answer of a command that has changed a schedule: how it is now."""
+async def _changed(conn: "Connection", name: str, words: str) -> Answer:
+    """Return the answer of a command that has changed a schedule: what it did, and what is next."""
     from pgcoord.database import reads, schedules
 
     found = await schedules.schedule(conn, name)
@@ -285,8 +285,7 @@ async def _told(conn: "Connection", name: str, words: str) -> Answer:
     if found.paused_at is None and found.error is None:
         following = _following(found, await reads.now(conn), 1)
         line += "".join(f": next {found.clock(each)}" for each in following)
-    if await reads.leader(conn) is None:
-        line += "; no coordinator runs: 'pgcoord serve' starts it then"
+    line += await unless_led(conn, "; no coordinator runs: 'pgcoord serve' starts it then")
     return Answer(line, asdict(found))
 
 
@@ -303,7 +302,7 @@ def _following(schedule: "Schedule", now: datetime, count: int) -> list[datetime
 
 
 def _lines(schedule: "Schedule") -> list[str]:
-    phases = "1 phase" if schedule.phases == 1 else f"{schedule.phases} phases"
+    phases = counted(schedule.phases, "phase")
     lines = [
         f"{schedule.name}: {schedule.cron} ({schedule.timezone}), {schedule.words}",
         f"  queues {schedule.title}, {phases}; {schedule.origin}",

@@ -17,7 +17,7 @@ from pgcoord.commands.context import (
     running_server,
 )
 from pgcoord.commands.options import AsJson, Dsn, Surroundings, Yes, surroundings_of
-from pgcoord.commands.terminal import confirm, say
+from pgcoord.commands.terminal import confirm_or_exit, say
 from pgcoord.errors import CannotStart, InvalidInput, Refused
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ def dump(
     _refuse_another(surroundings, "pg_dump --format=custom")
     server = running_server(surroundings)
     target = surroundings.folder / file
-    if target.exists() and not confirm(f"{file} is there already. Overwrite it?", yes=yes):
-        say("nothing is written", err=as_json)
-        raise typer.Exit(1)
+    if target.exists():
+        question = f"{file} is there already. Overwrite it?"
+        confirm_or_exit(question, yes=yes, otherwise="nothing is written", err=as_json)
     if not target.parent.is_dir():
         raise CannotStart(f"there is no folder {target.parent}")
     server.dump(target)

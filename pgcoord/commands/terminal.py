@@ -29,6 +29,16 @@ def confirm(question: str, *, yes: bool) -> bool:
     return typer.confirm(printable(question), err=True)
 
 
+def confirm_or_exit(question: str, *, yes: bool, otherwise: str, err: bool) -> None:
+    """Ask as `confirm` does; if the answer is no, print *otherwise* and exit with status 1.
+
+    *err*: print it to stderr.
+    """
+    if not confirm(question, yes=yes):
+        say(otherwise, err=err)
+        raise typer.Exit(1)
+
+
 def say_json(value: object) -> None:
     """Print *value* as JSON; times as ISO 8601, and ASCII only, so that no locale changes it."""
     typer.echo(json.dumps(value, indent=2, default=datetime.isoformat))

@@ -34,6 +34,7 @@ from pgcoord.commands.options import (
 from pgcoord.commands.terminal import say, say_json
 from pgcoord.errors import InvalidConfiguration
 from pgcoord.secrecy import close_memory, forget_variables
+from pgcoord.text import counted
 
 if TYPE_CHECKING:
     from pgcoord.configuration import Configuration
@@ -292,8 +293,7 @@ def submit(
         say_json({"id": feature_id, "title": read.title, "total_phases": total})
         return
     waits = "" if led else "; no coordinator runs: 'pgcoord serve' starts one"
-    phases = "1 phase is" if total == 1 else f"{total} phases are"
-    say(f"feature {feature_id}: {phases} queued{waits}")
+    say(f"feature {feature_id}: {counted(total, 'phase is', 'phases are')} queued{waits}")
 
 
 def configuration_here(surroundings: Surroundings, config: Path | None) -> "Configuration | None":

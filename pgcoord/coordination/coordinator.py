@@ -29,7 +29,7 @@ from pgcoord.coordination.launching import Launcher
 from pgcoord.coordination.leadership import Leadership
 from pgcoord.coordination.retrying import Fact, Retrying, Stopped
 from pgcoord.coordination.schedules import Schedules
-from pgcoord.coordination.supervision import Supervision, log_move
+from pgcoord.coordination.supervision import Shortage, Supervision, log_move
 from pgcoord.database import claims, issues, notices
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import refused_for_good
@@ -237,8 +237,11 @@ class Coordinator:
                 if not self._leadership.leader and refused_for_good(error):
                     raise
                 await self._retrying.pause(self._backoff, error)
-            except (CoordError, psycopg.Error) as error:  # also what one row's triggers refuse
+            except (CoordError, psycopg.Error, OSError) as error:  # or one row's triggers refuse
                 await self._retrying.pause(self._backoff, error)
+            except Exception:
+                logger.exception("this coordinator connects anew in %d s", _RETRY_AFTER)
+                await self.unless_stopped(asyncio.sleep(_RETRY_AFTER))
 
     async def _stand_by(self) -> bool:
         """Ask for the lead; return True once we lead, False when this coordinator is done.
@@ -326,27 +329,31 @@ class Coordinator:
 
     async def _follow_budgets_again(self) -> None:
         """Come again to the features that somebody had locked when the budgets were followed."""
-        passed_over = True
+        passed_over: bool | None = True
         while passed_over:
             await asyncio.sleep(_RETRY_AFTER)
-            try:
-                passed_over = await self.execute_with_retry(claims.follow_budgets)
-            except Stopped:
-                return
-            except Exception:
-                logger.exception("budgets are followed in %d s", _RETRY_AFTER)
+            passed_over = await self._insist(claims.follow_budgets, "budgets are followed")
 
     async def _release_issues(self) -> None:
         """Release the phases that wait for GitHub, since it is not configured here (any more)."""
+        await self._insist(issues.release_issues, "phases that wait for GitHub are released")
+
+    async def _insist(
+        self, statement: Callable[[Connection], Awaitable[Result]], words: str
+    ) -> Result | None:
+        """Run *statement*, also again when the database refuses it; None when stopped first.
+
+        *words*: what it does, for the log.
+        """
         while not self.is_stopping:
             try:
-                await self.execute_with_retry(issues.release_issues)
-                return
+                return await self.execute_with_retry(statement)
             except Stopped:
-                return
+                break
             except Exception:
-                logger.exception("phases that wait for GitHub are released in %d s", _RETRY_AFTER)
+                logger.exception("%s in %d s", words, _RETRY_AFTER)
                 await self.unless_stopped(asyncio.sleep(_RETRY_AFTER))
+        return None
 
     async def _go_rounds(self) -> None:
         """Go round until drained, or until something is to be declared anew.
@@ -628,8 +635,15 @@ class Coordinator:
                 supervised.assignment,
                 error,
             )
-        except Exception:
-            logger.exception("%s is looked at again in %d s", supervised.assignment, _RETRY_AFTER)
+        except Exception as error:
+            logger.log(
+                logging.WARNING if isinstance(error, Shortage) else logging.ERROR,
+                "%s is looked at again in %d s: %s",
+                supervised.assignment,
+                _RETRY_AFTER,
+                error,
+                exc_info=None if isinstance(error, Shortage) else error,
+            )
             await self.unless_stopped(asyncio.sleep(_RETRY_AFTER))
             self._left_unsupervised = True
             self._leadership.wake()

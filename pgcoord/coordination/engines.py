@@ -186,7 +186,7 @@ class Watch:
         self._hurried = asyncio.Event()
         self._strays: dict[str, int] = {}
         self._asking = asyncio.Lock()
-        self._is_told = False
+        self._is_streaming = False
         self._unanswered: tuple[float, NotNow] | None = None
 
     async def ask(self) -> Mapping[str, Sequence[Seen]]:
@@ -259,7 +259,7 @@ class Watch:
     async def _heed_changes(self) -> None:
         """Hurry whenever the engine's own stream of changes yields, if it has one."""
         while (changes := self.engine.changes()) is not None:
-            self._is_told = True
+            self._is_streaming = True
             try:
                 async with aclosing(changes):
                     async for _ in changes:
@@ -268,7 +268,7 @@ class Watch:
                 logger.info("pool %s: its engine tells nothing by itself: %s", self._pool, error)
             except Exception:
                 logger.exception("pool %s: its engine tells nothing by itself", self._pool)
-            self._is_told = False
+            self._is_streaming = False
             await asyncio.sleep(ASKS[1])
 
     async def _ask_in_turn(self) -> None:
@@ -302,7 +302,7 @@ class Watch:
     async def _hurried_within(self, seconds: float) -> bool:
         # A lower bound, since many may hurry one after the other. It is shorter if the engine
         # streams changes and its answers are short.
-        least = min(ASKS[0], max(1.0, len(self.seen) / 100)) if self._is_told else ASKS[0]
+        least = min(ASKS[0], max(1.0, len(self.seen) / 100)) if self._is_streaming else ASKS[0]
         await asyncio.sleep(least)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds - least):

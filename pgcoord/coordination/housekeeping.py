@@ -34,8 +34,10 @@ async def keep_house(
     while retention and not retrying.is_stopping:
         try:
             await retrying.unless_stopped(_remove_old_runs(dsn, runs_folder, retention))
-        except (psycopg.Error, CoordError) as error:
+        except (psycopg.Error, CoordError, OSError) as error:
             logger.info("old runs stay for another day: %s", one_line(error))
+        except Exception:
+            logger.exception("old runs stay for another day")
         await retrying.unless_stopped(asyncio.sleep(_DAY))
 
 

@@ -6,6 +6,7 @@ coordinator can repeat each step, since the database and the launcher know how f
 
 import asyncio
 import base64
+import errno
 import hashlib
 import json
 import logging
@@ -47,8 +48,23 @@ _TRUSTED_FOR = 1.0
 # Seconds after which to look whether a quiet job writes again.
 _AGAIN = 60.0
 
+# Errors that say what the machine lacks at the moment: of these, no phase fails.
+_SHORTAGES = (
+    errno.EAGAIN,  # of processes
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,  # a disk with errors is mounted anew, to be read only
+)
+
 # What the process of a phase is given of the environment, whatever its workflow says.
 PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
+
+
+class Shortage(Exception):
+    """The machine lacks what a start needs; the attempt keeps its slot, and is tried again."""
 
 
 class IssueMaker(Protocol):
@@ -183,6 +199,10 @@ class Supervision:
             await self._return(error)
             return
         except (CannotStart, InvalidConfiguration, OSError) as error:
+            lack = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(lack, OSError) and lack.errno in _SHORTAGES:
+                words = lack.strerror or str(lack)
+                raise Shortage(f"it cannot be started now: {words.lower()}") from error
             if await self.job.give_up():
                 logger.warning("%s could not be started: %s", self.assignment, error)
                 await self._give_up("failed", str(error))

@@ -128,7 +128,7 @@ async def connect(
     try:
         conn = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
     except psycopg.OperationalError as error:
-        raise await asyncio.to_thread(unusable, error, conninfo) from error
+        raise await _unusable(error, conninfo) from error
     try:
         await make_ready(conn, leads=leads)
     except BaseException:
@@ -253,7 +253,11 @@ def unusable(error: psycopg.OperationalError, conninfo: str | None = None) -> Da
     for 2 s at most.
     """
     message = " ".join(str(error).split())
-    sqlstate = error.sqlstate or (sqlstate_of_refusal(conninfo) if conninfo else None)
+    sqlstate = error.sqlstate
+    try:
+        sqlstate = sqlstate or (sqlstate_of_refusal(conninfo) if conninfo else None)
+    except OSError as lack:  # of descriptors: perhaps the reason, which libpq does not give
+        message = f"{message}: {(lack.strerror or str(lack)).lower()}"
     return DatabaseUnusable(
         f"the database cannot be used: {message}",
         hint=_POOLED
@@ -263,11 +267,19 @@ def unusable(error: psycopg.OperationalError, conninfo: str | None = None) -> Da
     )
 
 
+async def _unusable(error: psycopg.OperationalError, conninfo: str) -> DatabaseUnusable:
+    try:
+        return await asyncio.to_thread(unusable, error, conninfo)
+    except RuntimeError:  # no thread can be started
+        return unusable(error)
+
+
 def sqlstate_of_refusal(conninfo: str) -> str | None:
     """Return the SQLSTATE with which a server refuses a connection; None if it does not refuse.
 
     libpq returns only the message, in the server's language, so connect with a trace of the
     protocol and read that. None also where libpq cannot trace (macOS). Blocks for 2 s at most.
+    Raises `OSError` when no descriptor is left.
     """
     if sys.platform != "linux":
         return None

@@ -17,7 +17,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -234,11 +234,15 @@ class EmbeddedPostgres:
             raise CannotStart(f"{program} did not succeed:\n{lines}")
 
     def _shut_down(self) -> None:
+        place = self.server.socket
         arguments = ("-D", "data", "-m", "fast", "-w", "-t", str(PATIENCE), "stop")
         done = self._run(self._identity(), "pg_ctl", *arguments)
         if done.returncode != 0 and self._occupied():
             said = done.stdout.strip()
             raise DatabaseUnusable(f"the server in {self._folder} does not stop: {said}")
+        if place.name == self._name:  # ours alone, in a folder for everybody's temporary files
+            with suppress(OSError):
+                place.rmdir()
 
     def _identity(self) -> _Identity:
         """Choose the user to run Postgres as, which refuses to run as root."""

@@ -25,6 +25,7 @@ from pgcoord.http.state import state_of
 from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
 from pgcoord.report import WrongShape, parse_json
 from pgcoord.runs.logs import log_of
+from pgcoord.text import counted
 
 if TYPE_CHECKING:
     from pgcoord.planner.planning import Planned
@@ -114,7 +115,7 @@ async def generate_implementation(call: Call) -> Response:
 async def execute_feature(call: Call) -> Response:
     queued = await actions.execute_feature(call.conn, call.feature_id)
     feature = await reads.feature_object(call.conn, call.feature_id)
-    said = "1 phase is queued" if queued == 1 else f"{queued} phases are queued"
+    said = f"{counted(queued, 'phase is', 'phases are')} queued"
     message = said if queued else "its phases were queued before"
     return Json({"queued": queued, "message": message, "feature": feature})
 

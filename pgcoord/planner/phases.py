@@ -149,9 +149,9 @@ def _count(feature: Feature, items: Sequence[Item], natural: int, most: int) -> 
     """Return the number of phases to create."""
     if all(each.is_phase for each in items):  # people have split it
         return natural
-    is_told = feature.hours or len(items) > 1 or items[0].hours
+    says_its_size = feature.hours or len(items) > 1 or items[0].hours
     hours = feature.hours or sum(each.hours or _USUAL_HOURS for each in items)
-    if hours <= _STEPS[0][0] or not is_told:
+    if hours <= _STEPS[0][0] or not says_its_size:
         return 1
     # What is suggested, where that leaves two hours to each; each layer, where that leaves one.
     layers = len({each.layer for each in items})

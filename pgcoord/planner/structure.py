@@ -399,9 +399,6 @@ class _Reading:
         ordered = tokens[place].type == "ordered_list_open"
         ordered = ordered or all(_NUMBER_IN_BOX.match(lead) for _, lead in _elements(tokens, place))
         self.sequences += ordered
-        works = _begins_with_verb(self.lead_in)
-        describes = _DETAILS.search(self.lead_in) or _REASONS.search(self.lead_in)
-        shows = bool(describes or (self.lead_in and not works and not ordered))
         found = []
         for opening, lead in _elements(tokens, place):
             text = self._element(opening)
@@ -417,23 +414,17 @@ class _Reading:
             if self._heading.kind != "work":
                 self._surround(text)
                 continue
-            named = layer_of(self._heading.title) or layer_of(lead)
-            is_work = not self.steps and (
-                bool(_PREFIX.match(lead))
-                or (
-                    not _DETAILS.search(self.lead_in)
-                    and (_begins_with_verb(lead) or works or (not shows and bool(ordered or named)))
-                )
-            )
-            number = int(own_number[1] if own_number else opening.info or 0) if ordered else 0
+            is_work = self._is_work(lead, ordered=ordered)
             found.append(
                 _Piece(
                     text,
                     lead,
-                    self._heading.title if self._heading.level > 1 else "",
-                    number,
-                    self.sequences if ordered else 0,
-                    is_work,
+                    section=self._heading.title if self._heading.level > 1 else "",
+                    number=int(own_number[1] if own_number else opening.info or 0)
+                    if ordered
+                    else 0,
+                    sequence=self.sequences if ordered else 0,
+                    is_work=is_work,
                     is_phase=ordered and is_work,
                 )
             )
@@ -445,6 +436,23 @@ class _Reading:
         elif found:
             self.body.append("\n".join(f"- {each.text}" for each in found))
         self.lead_in = ""
+
+    def _is_work(self, lead: str, *, ordered: bool) -> bool:
+        """Whether the element of a list that begins with *lead* is work, not a detail or a remark.
+
+        Its own first words decide, then those that introduce the list, then its layer or number.
+        """
+        if self.steps:
+            return False
+        if _PREFIX.match(lead):
+            return True
+        if _DETAILS.search(self.lead_in):
+            return False
+        if _begins_with_verb(lead) or _begins_with_verb(self.lead_in):
+            return True
+        if _REASONS.search(self.lead_in) or (self.lead_in and not ordered):
+            return False
+        return ordered or bool(layer_of(self._heading.title) or layer_of(lead))
 
     def _element(self, token: Token) -> str:
         """Return the text of a list's element, without its marker and indentation."""
@@ -464,57 +472,70 @@ def _cells(line: str) -> list[str]:
 _OF_PARAGRAPH = 7
 
 
+class _Block(NamedTuple):
+    """A heading, or a paragraph that begins like one; lines *start* to *end* (excluded), from 0."""
+
+    start: int
+    end: int
+    level: int
+    content: str
+
+
+def _blocks(tokens: list[Token]) -> Iterator[_Block]:
+    for place, token in enumerate(tokens[:-1]):
+        if token.level != 0 or token.nesting < 0 or not token.map:
+            continue
+        begin, end = token.map
+        content = tokens[place + 1].content
+        if token.type == "heading_open":
+            yield _Block(begin, end, int(token.tag[1]), content)
+        elif token.type == "paragraph_open" and (match := _NUMBERED.match(content)):
+            is_bold = re.match(r"\s*(?:\*\*|__)", content)
+            if is_bold or match["named"]:
+                yield _Block(begin, end, _OF_PARAGRAPH, content)
+
+
 def _candidates(tokens: list[Token], lines: list[str]) -> Iterator[_Step]:
     """Yield the sections of work whose heading, or first paragraph, begins with a number."""
-    outer = [token for token in tokens if token.level == 0 and token.nesting >= 0 and token.map]
-    contents = {id(token): tokens[place + 1].content for place, token in enumerate(tokens[:-1])}
-    blocks: list[tuple[int, int, int, str]] = []  # start, end of the heading, level, content
-    for token in outer:
-        begin, end = token.map or (0, 0)
-        content = contents.get(id(token), "")
-        if token.type == "heading_open":
-            blocks.append((begin, end, int(token.tag[1]), content))
-        elif token.type == "paragraph_open" and _NUMBERED.match(content):
-            bold = re.match(r"\s*(?:\*\*|__)", content) is not None
-            match = _NUMBERED.match(content)
-            if bold or (match and match["named"]):
-                blocks.append((begin, end, _OF_PARAGRAPH, content))
+    blocks = list(_blocks(tokens))
     around: list[_Heading] = []
-    for place, (begin, end, level, content) in enumerate(blocks):
-        around = [each for each in around if each.level < level]
+    for place, block in enumerate(blocks):
+        around = [each for each in around if each.level < block.level]
         kind = around[-1].kind if around else "work"
-        plain = _plain(content)
-        if kind == "work" and level > 1:
+        plain = _plain(block.content)
+        if kind == "work" and block.level > 1:
             kind = next((kind for kind, words in _SECTIONS.items() if words.match(plain)), "work")
         section = next((each.title for each in reversed(around) if each.level > 1), "")
-        if level < _OF_PARAGRAPH:
-            around.append(_Heading(level, plain, kind))
-        match = _NUMBERED.match(content)
-        if match and kind == "work" and level > 1:
-            until = next((one[0] for one in blocks[place + 1 :] if one[2] <= level), len(lines))
-            body = "\n".join(lines[end:until]).strip().removesuffix("---").rstrip()
-            title = match["title"].strip()
-            if level == _OF_PARAGRAPH and not title.endswith(("**", "__")):
-                body = f"{title}\n\n{body}".strip()
-            word = (match["named"] or match["bare"]).lower()
-            number = _NUMBER_WORDS.index(word) + 1 if word in _NUMBER_WORDS else int(word)
-            minor = match["minor"] or match["part"]
-            boxes = re.findall(r"^\s*[-+*] \[([ xX])\]", body, re.MULTILINE)
-            done = bool(_DONE.match(content)) or (bool(boxes) and " " not in boxes)
-            title = re.sub(r"(?:[✅☑✔]\ufe0f?|~~|[\s*_])+$", "", title) or plain
-            kind = (match["kind"] or "").lower()
-            yield _Step(
-                begin,
-                until,
-                level,
-                0 if minor else number,
-                title,
-                body,
-                kind,
-                section,
-                done,
-                bool(minor),
-            )
+        if block.level < _OF_PARAGRAPH:
+            around.append(_Heading(block.level, plain, kind))
+        match = _NUMBERED.match(block.content)
+        if match and kind == "work" and block.level > 1:
+            following = (each.start for each in blocks[place + 1 :] if each.level <= block.level)
+            yield _step(block, match, next(following, len(lines)), lines, section)
+
+
+def _step(block: _Block, match: re.Match[str], until: int, lines: list[str], section: str) -> _Step:
+    """Return the step that *block* begins and that goes on to the line *until*."""
+    body = "\n".join(lines[block.end : until]).strip().removesuffix("---").rstrip()
+    title = match["title"].strip()
+    if block.level == _OF_PARAGRAPH and not title.endswith(("**", "__")):
+        body = f"{title}\n\n{body}".strip()
+    word = (match["named"] or match["bare"]).lower()
+    number = _NUMBER_WORDS.index(word) + 1 if word in _NUMBER_WORDS else int(word)
+    is_part = bool(match["minor"] or match["part"])
+    boxes = re.findall(r"^\s*[-+*] \[([ xX])\]", body, re.MULTILINE)
+    return _Step(
+        block.start,
+        until,
+        block.level,
+        number=0 if is_part else number,
+        title=re.sub(r"(?:[✅☑✔]\ufe0f?|~~|[\s*_])+$", "", title) or _plain(block.content),
+        body=body,
+        kind=(match["kind"] or "").lower(),
+        section=section,
+        is_done=bool(_DONE.match(block.content)) or (bool(boxes) and " " not in boxes),
+        has_minor=is_part,
+    )
 
 
 def _is_counted(steps: list[_Step]) -> bool:
@@ -623,28 +644,19 @@ def _item(piece: _Piece) -> tuple[Item, bool]:
     """Return the item of a piece, and whether its text has a layer."""
     prefix = _PREFIX.match(piece.lead)
     lead = piece.lead[prefix.end() :] if prefix else piece.lead
-    text = piece.text
-    begin = _PREFIX.match(text)
-    text = text[begin.end() :] if begin else text
-    named = list(_AFTER.finditer(text))
-    after = None
-    if named:
-        numbers = re.findall(r"\d+", " ".join(each[1] or each[2] for each in named))
-        after = tuple(sorted({int(each) for each in numbers}))
-    elif piece.needs:
-        after = tuple(int(each) for each in piece.needs.split() if each != "none")
-    elif _NONE_NEEDED.search(text):
-        after = ()
-    text = _HOURS.sub("", text, count=1) if _HOURS.search(lead) else text
-    text = _tidy(_NONE_NEEDED.sub("", re.sub(_AFTER, "", text) if named else text))
+    begin = _PREFIX.match(piece.text)
+    text = piece.text[begin.end() :] if begin else piece.text
     hours = _HOURS.search(lead)
+    after = _prerequisites(piece, text)
+    names_others = _AFTER.search(text)
+    if hours:
+        text = _HOURS.sub("", text, count=1)
+    if names_others:
+        text = _AFTER.sub("", text)
+    text = _tidy(_NONE_NEEDED.sub("", text))
     lead = _HOURS.sub("", _NONE_NEEDED.sub("", _AFTER.sub("", lead)))
     files = files_in(text)
-    own = layer_of(lead, files)
-    layer = layer_of(piece.section)
-    # Tests and documentation are layers of their own, whatever their section.
-    if layer is None or own in ("tests", "documentation"):
-        layer = own or layer_of(text, files)
+    layer = _layer(piece, lead, text, files)
     item = Item(
         text=text,
         title=title_of(lead),
@@ -661,6 +673,26 @@ def _item(piece: _Piece) -> tuple[Item, bool]:
         is_phase=piece.is_phase or (prefix is not None and prefix[1].lower() == "phase"),
     )
     return item, layer is not None
+
+
+def _prerequisites(piece: _Piece, text: str) -> tuple[int, ...] | None:
+    """Return the numbers of the items that a piece comes after; None if it says nothing of that."""
+    if named := list(_AFTER.finditer(text)):
+        numbers = re.findall(r"\d+", " ".join(each[1] or each[2] for each in named))
+        return tuple(sorted({int(each) for each in numbers}))
+    if piece.needs:
+        return tuple(int(each) for each in piece.needs.split() if each != "none")
+    return () if _NONE_NEEDED.search(text) else None
+
+
+def _layer(piece: _Piece, lead: str, text: str, files: tuple[str, ...]) -> str | None:
+    """Return the layer of a piece, by its section, else by its words and files; None: unknown."""
+    own = layer_of(lead, files)
+    layer = layer_of(piece.section)
+    # Tests and documentation are layers of their own, whatever their section.
+    if layer is None or own in ("tests", "documentation"):
+        return own or layer_of(text, files)
+    return layer
 
 
 def _tidy(text: str) -> str:

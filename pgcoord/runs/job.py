@@ -58,8 +58,8 @@ _LEFT_OUT = b"\n-- pgcoord: %d bytes were left out here --\n"
 _TAIL = 16_000
 _TAIL_CHARACTERS = 4_000
 
-# The most bytes of a result file.
-_MOST_RESULT = 65_536
+# The most bytes of a result file: 64 kB by the command, 4 kB by judge.py and worktree.py.
+_MOST_RESULT = 65_536 + 4_096
 
 # Seconds that one request may take.
 _TRY = 15.0

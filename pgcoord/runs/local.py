@@ -76,10 +76,13 @@ class _LogLimiter:
         """Limit *log* once a second until the block ends, and once more then."""
         growing = _Growing(log)
         with self._lock:
-            self._growing.add(growing)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="logs", daemon=True)
+                thread.start()
+                self._thread = (
+                    thread  # only now: where no thread can be started, the next one tries
+                )
+            self._growing.add(growing)
         try:
             yield
         finally:
@@ -96,7 +99,10 @@ class _LogLimiter:
                     self._thread = None
                     return
             for growing in logs:
-                growing.limit(self._size)
+                try:
+                    growing.limit(self._size)
+                except Exception:  # of one log: the others are limited by this thread as well
+                    logger.exception("the log %s is not limited", growing.log.path)
 
 
 class LocalJob:

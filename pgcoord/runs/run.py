@@ -130,7 +130,7 @@ class Run:
         Raises `InvalidInput` when it is not a plain file of UTF-8 text of at most 64 kB.
         """
         try:
-            content = files.read_plain(self.folder, _RESULT, results.LIMIT + 1)
+            content = files.read_plain(self.folder, _RESULT, results.FILE_LIMIT + 1)
             text = content.decode()
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -138,7 +138,7 @@ class Run:
             raise InvalidInput(f"it is not UTF-8 at byte {error.start}") from error
         except OSError as error:
             raise InvalidInput(error.strerror or str(error)) from error
-        if len(content) > results.LIMIT:
+        if len(content) > results.FILE_LIMIT:
             raise InvalidInput("it has more than 64 kB")
         if "\0" in text or not text.strip():
             raise InvalidInput("it is empty" if not text.strip() else "it is not JSON")

@@ -38,8 +38,8 @@ from typing import Any, NamedTuple
 WORK_NOT_KEPT = 65
 NOT_RUN = 69
 
-# Bytes of a result, less what is added to it here.
-_RESULT_LIMIT = 65_536 - 2_048
+# Bytes of a result: 64 kB by the command, and 1 kB that judge.py may have added.
+_RESULT_LIMIT = 65_536 + 1_024
 # Keys of a result that must not count again for an attempt that only keeps the work.
 _COSTS = ("cost_usd", "tokens_in", "tokens_out")
 # Bytes reserved for the note that the work is done, in case the disk is full by then.
@@ -444,10 +444,29 @@ class Worktree:
         """
         files = ", ".join(self._conflicts())
         say(f"{branch} conflicts in {files}: {resolve}")
-        task = (
+        status, result = self._run_resolver(
+            resolve,
             f"Merging {branch} into {self.branch} conflicts in {files}. Resolve the conflicts so"
-            " that what both sides did is kept. Leave no conflict markers; do not commit.\n"
+            " that what both sides did is kept. Leave no conflict markers; do not commit.\n",
         )
+        for name in _COSTS:
+            if isinstance(result.get(name), (int, float)):
+                self.resolved_for[name] = self.resolved_for.get(name, 0) + result[name]
+        if result.get("status") == "later":  # its model does not answer
+            self.git.attempt("merge", "--abort")
+            said = {name: value for name, value in result.items() if name not in _COSTS}
+            self.phase.put_result(self.add_costs(said))
+            raise Unfit(str(result.get("error")))
+        if status:
+            return self.git.attempt("diff", "--quiet")  # not 0: the conflicts are left
+        self.git("add", "--update")
+        if "leftover conflict marker" in self.git.attempt("diff", "--cached", "--check").stdout:
+            self.git.attempt("merge", "--abort")
+            raise Unfit(f"{resolve} has left conflict markers in {files}")
+        return self.git.attempt("commit", "--no-edit", "--quiet", *_UNQUESTIONED)
+
+    def _run_resolver(self, resolve: str, task: str) -> tuple[int, dict[str, Any]]:
+        """Run *resolve* with *task* as its prompt; return its exit status and its result or {}."""
         self._mark("task", task)
         task_file, result_file = (self._place() / f"pgcoord-{name}" for name in ("task", "cost"))
         with suppress(FileNotFoundError):
@@ -466,21 +485,7 @@ class Worktree:
         result: dict[str, Any] = {}
         with suppress(Unfit):
             result = Phase(environment, "", None).result()
-        for name in _COSTS:
-            if isinstance(result.get(name), (int, float)):
-                self.resolved_for[name] = self.resolved_for.get(name, 0) + result[name]
-        if result.get("status") == "later":  # its model does not answer
-            self.git.attempt("merge", "--abort")
-            said = {name: value for name, value in result.items() if name not in _COSTS}
-            self.phase.put_result(self.add_costs(said))
-            raise Unfit(str(result.get("error")))
-        if status == 0:
-            self.git("add", "--update")
-            if "leftover conflict marker" in self.git.attempt("diff", "--cached", "--check").stdout:
-                self.git.attempt("merge", "--abort")
-                raise Unfit(f"{resolve} has left conflict markers in {files}")
-            return self.git.attempt("commit", "--no-edit", "--quiet", *_UNQUESTIONED)
-        return self.git.attempt("diff", "--quiet")  # not 0: the conflicts are left
+        return status, result
 
     def add_costs(self, result: dict[str, Any]) -> dict[str, Any]:
         """Add the costs of resolving conflicts to those in *result*, in place; return it."""

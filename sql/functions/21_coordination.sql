@@ -5,7 +5,8 @@ create or replace view pgcoord_private.assignment as
 select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as attempt, a.adw_id, a.secret, a.host, a.folder,
     a.workflow, p.issue_number, p.phase_data ->> 'title' as title, p.phase_data ->> 'prompt_content' as prompt,
     a.pid, a.process_started, a.started_at is not null as started, a.ended_at is not null as ended, a.ending,
-    greatest(extract(epoch from clock_timestamp() - a.ended_at), 0)::float8 as ended_seconds_ago, a.slot, a.pool,
+    case when a.ended_at is not null then greatest(extract(epoch from clock_timestamp() - a.ended_at), 0)::float8 end
+        as ended_seconds_ago, a.slot, a.pool,
     exists (select from pgcoord.result as r where r.feature_id = p.feature_id) as has_inputs,
     p.phase_data -> 'environment' as environment
 from pgcoord.attempt as a

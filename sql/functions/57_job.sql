@@ -164,7 +164,7 @@ language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
-    if p_secret is not distinct from pgcoord_private.secret_of(p_attempt_id) and p_secret is not null and p_copy <> '' then
+    if p_secret = pgcoord_private.secret_of(p_attempt_id) and p_copy <> '' then
         select b.code, b.reason, b.hint into code, reason, hint
         from pgcoord_private.begin_job(p_attempt_id, p_copy, p_job, p_node) as b;
         return;
@@ -185,7 +185,7 @@ language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
-    if p_secret is not distinct from pgcoord_private.secret_of(p_attempt_id) and p_secret is not null and p_copy <> '' then
+    if p_secret = pgcoord_private.secret_of(p_attempt_id) and p_copy <> '' then
         select e.code, e.reason, e.hint into code, reason, hint
         from pgcoord_private.exit_job(p_attempt_id, p_copy, p_exit_code, p_log_tail) as e;
         return;

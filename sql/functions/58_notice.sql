@@ -87,8 +87,8 @@ begin
             'title', (select pgcoord_private.title_of(p) from public.phase_queue as p where p.queue_id = n.queue_id)))
     into id, key, tries, message;
     if id is null then
-        select greatest(extract(epoch from min(n.due_at) - clock_timestamp()), 0) into due_in
-        from pgcoord.notice as n where n.target = p_target;
+        select greatest(extract(epoch from n.due_at - clock_timestamp()), 0) into due_in
+        from pgcoord.notice as n where n.target = p_target order by n.due_at limit 1;
     end if;
 end $$;
 

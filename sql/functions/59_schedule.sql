@@ -452,9 +452,10 @@ end;
 create or replace function pgcoord_private.schedules_rest(out due_in float8, out waits boolean)
 language sql stable
 begin atomic
-    select greatest(extract(epoch from min(s.next_at) - clock_timestamp()), 0),
-        exists (select from pgcoord.schedule_run where outcome = 'waiting')
-    from pgcoord.schedule as s where s.paused_at is null;
+    select
+        (select greatest(extract(epoch from s.next_at - clock_timestamp()), 0)
+            from pgcoord.schedule as s where s.paused_at is null and s.next_at is not null order by s.next_at limit 1),
+        exists (select from pgcoord.schedule_run where outcome = 'waiting');
 end;
 
 -- Write down when a schedule is due first, or why that cannot be computed; not of one that was changed meanwhile.

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,9 +24,13 @@ def model() -> Iterator[FakeModel]:
 
 
 def run(
-    agent: str, prompt: str, model: FakeModel, place: Path, further: Mapping[str, str] | None = None
+    agent: str, prompt: str, model: FakeModel, place: Path, *, is_refused: bool = False
 ) -> tuple[int, list[str], dict[str, object]]:
-    """Run an agent as its preset does; its exit status, log and result."""
+    """Run an agent as its preset does; its exit status, log and result.
+
+    It may run commands, unless it *is_refused* them: by the preset itself (claude, gemini, qwen),
+    by an argument, or by a rule of its own configuration.
+    """
     home, work = place / "home", place / "work"
     home.mkdir()
     subprocess.run(["git", "init", "--quiet", str(work)], check=True)
@@ -35,6 +39,10 @@ def run(
     arguments, variables = settings(agent, model, home)
     assert set(variables) <= set(preset.environment)
     words = [*preset.command]
+    if is_refused:
+        if "--approval-mode" in arguments:
+            del arguments[arguments.index("--approval-mode") :]
+        variables |= refuse_commands(agent, home, arguments)
     if agent == "codex":
         words[words.index("--sandbox") : words.index("--sandbox") + 2] = []
         words[-1:] = [*arguments, "-"]
@@ -52,7 +60,6 @@ def run(
             "PGCOORD_PROMPT_FILE": str(place / "prompt.md"),
             "PGCOORD_RESULT_FILE": str(place / "result.json"),
             **variables,
-            **(further or {}),
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -64,6 +71,22 @@ def run(
     result = place / "result.json"
     found = json.loads(result.read_text()) if result.exists() else {}
     return done.returncode, done.stdout.splitlines(), found
+
+
+def refuse_commands(agent: str, home: Path, arguments: list[str]) -> dict[str, str]:
+    """Forbid an agent's shell where its preset allows it; variables that it needs for that."""
+    if agent == "codex":
+        rules = home / ".codex" / "rules"
+        rules.mkdir(parents=True)
+        rule = 'prefix_rule(pattern=["npm", "test"], decision="forbidden")\n'
+        (rules / "default.rules").write_text(rule)
+    elif agent == "copilot":
+        arguments.append("--deny-tool=shell")
+    elif agent == "opencode":
+        path = home / "opencode.json"
+        path.write_text(json.dumps({"permission": {"bash": "deny"}}))
+        return {"OPENCODE_CONFIG": str(path)}
+    return {}
 
 
 @pytest.mark.scale
@@ -89,9 +112,14 @@ def test_an_agent_works_tells_what_it_does_and_what_it_cost(
 
 @pytest.mark.scale
 @pytest.mark.timeout(550)
-def test_an_agent_that_was_refused_a_tool_has_failed(model: FakeModel, tmp_path: Path) -> None:
-    status, lines, result = run("claude", "RUN: npm test\nSAY: Done.", model, tmp_path)
-    assert (status, lines[-1]) == (1, "pgcoord: the agent was not allowed to use Bash npm test")
+@pytest.mark.parametrize("agent", PACKAGES)
+def test_an_agent_that_was_refused_a_tool_has_failed(
+    agent: str, model: FakeModel, tmp_path: Path
+) -> None:
+    prompt = "RUN: npm test\nSAY: Done."
+    status, lines, result = run(agent, prompt, model, tmp_path, is_refused=True)
+    assert status == 1, lines
+    assert lines[-1].startswith("pgcoord: the agent was not allowed to use "), lines
     assert result["summary"] == "Done."
 
 

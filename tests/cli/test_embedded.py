@@ -281,7 +281,10 @@ def test_the_socket_of_a_long_path_is_elsewhere_and_every_environment_finds_it(
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert not make(state).start()
     assert ask(make(state), "select 1") == 1
+    socket = make(state).server.socket
     assert make(state).stop()
+    assert not socket.exists()
+    assert make(state).start()
 
 
 def test_the_socket_of_a_path_with_a_comma_is_elsewhere(make: Make, tmp_path: Path) -> None:

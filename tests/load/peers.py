@@ -8,6 +8,8 @@ npm) below `--folder`, starts a Postgres there, and asks each system in alternat
 - hop: a job becomes runnable (pgcoord: its prerequisite is completed by SQL; a peer: it is
   enqueued) by a statement of one process → a worker process has it (pgcoord: the claim is committed
   and its notification has come; a peer: the first instruction of the job runs).
+- floor: the hop that Postgres alone would have, of a table with nothing around it: an update that
+  notifies, and the claim of the next row, both flushed to disk (as in `pgcoord bench`).
 - drain: jobs that do nothing, a second, at most 3 at a time, each end recorded.
 - insert: jobs stored a second by the bulk call of each.
 - idle: transactions a minute that a worker with nothing to do sends.
@@ -18,6 +20,7 @@ shortest sensible poll. What is printed is Markdown, as in docs/performance.md.
 """
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -52,6 +55,7 @@ PROGRAMS = {
     "DBOS": "with_dbos.py",
 }
 HERE = Path(__file__).parent / "peer"
+FLOOR = "bare floor"
 WARM_UP = 20
 IDLE_SECONDS = 30
 PATIENCE = 120.0
@@ -126,17 +130,25 @@ def _send(client: subprocess.Popen[str], line: str) -> tuple[int, int]:
     return int(begun), int(ended)
 
 
-def hops_of(peer: Peer, samples: int) -> list[float]:
-    """Seconds from the call that enqueues a job until its first instruction, one job at a time."""
-    taken = []
+def take_hops(hop: Callable[[], float], samples: int) -> list[float]:
+    """Take `samples` hops one by one, after a warm-up."""
+    return [hop() for _ in range(WARM_UP + samples)][WARM_UP:]
+
+
+def hops_of(peer: Peer, samples: int, results: Results) -> None:
+    """From the call that enqueues a job until its first instruction, one job at a time."""
+    numbers = itertools.count()
     with peer.client() as client, peer.worker() as started:
-        for number in range(WARM_UP + samples):
+
+        def hop() -> float:
+            number = next(numbers)
             begun, _ = _send(client, f"one {number}")
             found, at = next(started)
             assert found == number
-            taken.append((at - begun) / 1e9)
-            time.sleep(0.005)  # as in bench: the worker has recorded the end, and waits
-    return taken[WARM_UP:]
+            time.sleep(measure.CALM)  # as in bench: the worker has recorded the end, and waits
+            return (at - begun) / 1e9
+
+        results.hops += take_hops(hop, samples)
 
 
 def drain_of(peer: Peer, jobs: int) -> tuple[float, float]:
@@ -184,12 +196,21 @@ def pgcoord_round(
         measure.serving(dsn, folder / "serve", os.environ) as coordinator,
         measure.chained(coordinator, hops) as chain,
     ):
-        for number in range(measure.WARM_UP + hops):
-            claimed, _ = chain.go_on()
-            if number >= measure.WARM_UP:
-                results.hops.append(claimed)
+        results.hops += take_hops(lambda: chain.go_on()[0], hops)
     results.drains.append(measure.drain_own(make(), jobs).value)
     results.inserts.append(measure.insert(make(), jobs).value)
+
+
+def floor_round(dsn: str, hops: int, results: Results) -> None:
+    """Take the hops of a plain table; as after the others, all rests before the next."""
+    with measure.bare(dsn) as floor:
+
+        def hop() -> float:
+            taken = floor.go_on()
+            time.sleep(measure.CALM)
+            return taken
+
+        results.hops += take_hops(hop, hops)
 
 
 def environment(folder: Path) -> None:
@@ -207,26 +228,21 @@ def environment(folder: Path) -> None:
             (folder / program.name).write_text(program.read_text(encoding="utf-8"), "utf-8")
 
 
-def report(results: dict[str, Results], names: list[str]) -> Iterator[str]:
+def report(results: dict[str, Results]) -> Iterator[str]:
     """The table, in Markdown; ratios are ours to each, medians of the same run."""
     yield "| | hop p50 | p99 | worst | drain /s | insert /s | idle, transactions/min | our hop ÷ | our drain ÷ |"  # noqa: E501
     yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     ours = results["pgcoord"]
-    for name in names:
-        each = results[name]
+    for name, each in results.items():
         hops = sorted(each.hops)
-        ratios = ["", ""]
-        if name != "pgcoord" and ours.hops:
-            ratios = [
-                f"{median(ours.hops) / median(hops):.2f}",
-                f"{median(ours.drains) / median(each.drains):.2f}",
-            ]
         cells = [
             *(f"{1000 * value:.2f} ms" for value in (median(hops), _p99(hops), hops[-1])),
-            f"{median(each.drains):,.0f}",
-            f"{median(each.inserts):,.0f}",
+            *(f"{median(rates):,.0f}" if rates else "" for rates in (each.drains, each.inserts)),
             "" if each.idle is None else f"{each.idle:.0f}",
-            *ratios,
+            "" if each is ours else f"{median(ours.hops) / median(hops):.2f}",
+            ""
+            if each is ours or not each.drains
+            else f"{median(ours.drains) / median(each.drains):.2f}",
         ]
         yield f"| {name} | {' | '.join(cells)} |"
 
@@ -247,7 +263,7 @@ def main() -> None:
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     environment(folder)
-    results = {name: Results() for name in ("pgcoord", *given.only)}
+    results = {name: Results() for name in ("pgcoord", *given.only, FLOOR)}
     with ExitStack() as stack:
         state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="peers-")))
         server = EmbeddedPostgres(state, find_binaries())
@@ -260,11 +276,13 @@ def main() -> None:
             work = state / f"round-{number}"
             work.mkdir()
             print(f"round {number + 1} of {given.rounds}", file=sys.stderr, flush=True)
-            pgcoord_round(make, work, given.hops // given.rounds, given.jobs, results["pgcoord"])
+            hops = given.hops // given.rounds
+            pgcoord_round(make, work, hops, given.jobs, results["pgcoord"])
+            floor_round(make(with_schema=False), hops, results[FLOOR])
             # Each round anew: jobs that a round has left would be the first of the next.
             peers = {name: _peer(name, folder, make) for name in given.only}
             for name, peer in peers.items():
-                results[name].hops += hops_of(peer, given.hops // given.rounds)
+                hops_of(peer, hops, results[name])
                 inserted, drained = drain_of(peer, given.jobs)
                 results[name].inserts.append(inserted)
                 results[name].drains.append(drained)
@@ -275,7 +293,7 @@ def main() -> None:
         dsn = make()
         with measure.serving(dsn, state / "idle", os.environ):
             results["pgcoord"].idle = transactions_a_minute(admin, dsn)
-    print(*report(results, ["pgcoord", *given.only]), sep="\n")
+    print(*report(results), sep="\n")
 
 
 def _peer(name: str, folder: Path, make: Callable[..., str]) -> Peer:

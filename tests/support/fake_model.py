@@ -174,7 +174,8 @@ class Handler(BaseHTTPRequestHandler):
         step = next_step(prompt, done) if tools else None
         delta: dict[str, Any] = {"role": "assistant", "content": said(prompt)}
         if step:
-            name = next(each for each in tools if each in ("run_shell_command", "bash"))
+            # A tool that it may not use is not offered to it by qwen: it asks for it all the same.
+            name = "bash" if "bash" in tools else "run_shell_command"
             given = {"command": as_shell(step), "description": "as told"}
             if name == "run_shell_command":
                 given["is_background"] = False  # type: ignore[assignment]

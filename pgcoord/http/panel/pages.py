@@ -130,15 +130,8 @@ class Overview(View):
             "schedules": Piece("piece/schedules.html", scheduled),
             "none": Piece("piece/none.html", (self, bool(features))),
         }
-        free = [each for each in slots if not each.queue_id] if len(slots) > _MOST_CARDS else []
-        pieces |= {
-            f"slot-{each.slot}": _slot_piece(each, installation, line)
-            for each in slots
-            if each not in free
-        }
-        if free:
-            waited_for = any(each.pool in {slot.pool for slot in free} for each in line)
-            pieces["free"] = Piece("piece/free_slots.html", (len(free), installation, waited_for))
+        slot_pieces = _slot_pieces(slots, installation, line)
+        pieces |= slot_pieces
         pieces |= {
             f"feature-{each.id}": Piece(
                 "piece/feature.html", (each, finishes.get(each.id), installation.limit)
@@ -146,7 +139,7 @@ class Overview(View):
             for each in features
         }
         lists = {
-            "slots": [name for name in pieces if name.startswith(("slot-", "free"))] + ["line"],
+            "slots": [*slot_pieces, "line"],
             "features": [f"feature-{each.id}" for each in features],
         }
         title = f"({len(needs)}) pgcoord" if needs else "pgcoord"
@@ -172,6 +165,22 @@ class Overview(View):
         if slot.folder is None or slot.host not in (None, self.host):
             return SlotCard(slot)
         return SlotCard(slot, Log(Path(slot.folder)).last_line())
+
+
+def _slot_pieces(
+    slots: list[panel.HeldSlot], installation: panel.Installation, line: list[panel.InLine]
+) -> dict[str, Piece]:
+    """Return a card for each slot; of more than `_MOST_CARDS` the free ones share one."""
+    free = [each for each in slots if not each.queue_id] if len(slots) > _MOST_CARDS else []
+    pieces = {
+        f"slot-{each.slot}": _slot_piece(each, installation, line)
+        for each in slots
+        if each not in free
+    }
+    if free:
+        waited_for = any(each.pool in {slot.pool for slot in free} for each in line)
+        pieces["free"] = Piece("piece/free_slots.html", (len(free), installation, waited_for))
+    return pieces
 
 
 def _slot_piece(

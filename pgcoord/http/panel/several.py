@@ -114,7 +114,7 @@ async def act(request: Request) -> Response:
         return RedirectResponse(wanted.back, 303)
     return render_page(
         request,
-        "told.html",
+        "some_refused.html",
         409,
         title="Some were refused · pgcoord",
         refused=refused,

@@ -53,11 +53,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Lane:
-    """A phase on the timeline; *told*: the same in words, for a title and screen readers."""
+    """A phase on the timeline; *description*: the lane in words, for a title and screen readers."""
 
     phase: TreePhase
     bars: list[Bar]
-    told: str
+    description: str
 
 
 @dataclass(frozen=True)
@@ -206,45 +206,67 @@ def _merged(intervals: list[tuple[datetime, datetime]]) -> list[tuple[datetime, 
 def _lane(
     phase: TreePhase, spans: list[Span], expected: Forecast | None, scale: _Scale, now: datetime
 ) -> Lane:
-    bars: list[Bar] = []
-    told: list[str] = []
-
-    def bar(kind: str, start: datetime, end: datetime, state: str = "", words: str = "") -> None:
-        x = scale.at(start)
-        bars.append(Bar(kind, x, round(max(0.0, scale.at(end) - x), 2), state, words))
-
+    lane = _LaneInMaking(scale)
     waits_until = spans[0].eligible_at or now if spans else now
     if spans:
         first = spans[0].claimed_at or now
         if spans[0].queued_at < min(waits_until, first):
-            bar("wait", spans[0].queued_at, min(waits_until, first))
+            lane.bar("wait", spans[0].queued_at, min(waits_until, first))
     free_since = waits_until
     for span in spans:
-        if span.claimed_at is None:
-            continue
-        if span.claimed_at - free_since > timedelta(seconds=1):
-            bar("backoff" if (span.attempt or 1) > 1 else "queue", free_since, span.claimed_at)
-            told.append(f"waited {lasting(span.claimed_at - free_since)}")
+        if span.claimed_at is not None:
+            free_since = lane.add_attempt(span, span.claimed_at, free_since, now)
+    if phase.status == "queued" and spans and waits_until < now:
+        lane.bar("queue", max(waits_until, free_since), now)
+    if expected and _is_open(phase):
+        lane.add_forecast(phase.status, expected, now)
+    words = [phase.status, *_waits(phase), *lane.words]
+    return Lane(phase, lane.bars, "; ".join(words))
+
+
+class _LaneInMaking:
+    """Collects the bars of a lane, and its description in words."""
+
+    def __init__(self, scale: _Scale) -> None:
+        self._scale = scale
+        self.bars: list[Bar] = []
+        self.words: list[str] = []
+
+    def bar(
+        self, kind: str, start: datetime, end: datetime, state: str = "", words: str = ""
+    ) -> None:
+        x = self._scale.at(start)
+        width = round(max(0.0, self._scale.at(end) - x), 2)
+        self.bars.append(Bar(kind, x, width, state, words))
+
+    def add_attempt(
+        self, span: Span, claimed_at: datetime, free_since: datetime, now: datetime
+    ) -> datetime:
+        """Add an attempt, and what its phase waited since *free_since*; return when it ended."""
+        if claimed_at - free_since > timedelta(seconds=1):
+            self.bar("backoff" if (span.attempt or 1) > 1 else "queue", free_since, claimed_at)
+            self.words.append(f"waited {lasting(claimed_at - free_since)}")
         if span.started_at:
-            bar("prepare", span.claimed_at, span.started_at)
-        began, ended = span.started_at or span.claimed_at, span.ended_at or now
+            self.bar("prepare", claimed_at, span.started_at)
+        began, ended = span.started_at or claimed_at, span.ended_at or now
         state = _state(span)
         took = lasting(ended - began)
-        bar("work" if span.started_at else "prepare", began, ended, state, took)
+        self.bar("work" if span.started_at else "prepare", began, ended, state, took)
         verb = "took" if span.ended_at else "runs for"
-        told.append(f"attempt {span.attempt} {verb} {took}, {state}")
-        free_since = ended
-    if phase.status == "queued" and spans and waits_until < now:
-        bar("queue", max(waits_until, free_since), now)
-    if expected and expected.starts_at and expected.ends_at and _is_open(phase):
-        start = now if phase.status == "running" else max(now, expected.starts_at)
+        self.words.append(f"attempt {span.attempt} {verb} {took}, {state}")
+        return ended
+
+    def add_forecast(self, status: str, expected: Forecast, now: datetime) -> None:
+        """Add the expected time of a phase that has the state *status*, where one is known."""
+        if not (expected.starts_at and expected.ends_at):
+            return
+        start = now if status == "running" else max(now, expected.starts_at)
         ends = max(start, expected.ends_at)
-        words = "if retried" if phase.status in ("failed", "blocked") else lasting(ends - start)
-        bar("expect", start, ends, phase.status, words)
+        words = "if retried" if status in ("failed", "blocked") else lasting(ends - start)
+        self.bar("expect", start, ends, status, words)
         if expected.latest and expected.latest > expected.ends_at:
-            bar("spread", ends, expected.latest, phase.status)
-        told.append(f"expected to end at {expected.ends_at.astimezone(now.tzinfo):%H:%M}")
-    return Lane(phase, bars, "; ".join([phase.status, *_waits(phase), *told]))
+            self.bar("spread", ends, expected.latest, status)
+        self.words.append(f"expected to end at {expected.ends_at.astimezone(now.tzinfo):%H:%M}")
 
 
 def _waits(phase: TreePhase) -> list[str]:

@@ -1,0 +1,62 @@
+"""What the machine is short of fails nothing: the coordinator and the phases wait for it."""
+
+import resource
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.coordination import coordinator_process, watching
+
+SOON = "coordinator._RETRY_AFTER = 0.2"
+NONE = 3  # a limit below every descriptor that a coordinator has open
+
+
+async def test_a_coordinator_without_descriptors_waits_until_there_are_some(
+    dsn: str, tmp_path: Path
+) -> None:
+    async with (
+        watching(dsn) as watch,
+        coordinator_process(dsn, tmp_path, setting=SOON) as coordinator,
+    ):
+        await coordinator.until("leading")
+        limits = resource.prlimit(coordinator.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(coordinator.pid, resource.RLIMIT_NOFILE, (NONE, limits[1]))
+        await watch.submit("true")
+        await coordinator.until("looked at again")
+        await watch.all(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where application_name like 'pgcoord%%' and datname = current_database()"
+        )
+        await coordinator.until("too many open files")
+        resource.prlimit(coordinator.pid, resource.RLIMIT_NOFILE, limits)
+        await watch.until_statuses("completed")
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A file that fills the disk of the runs."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(runs)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        with (runs / "full").open("wb", buffering=0) as file:
+            file.write(b"x" * 100_000)
+        yield runs / "full"
+    finally:
+        subprocess.run(["umount", str(runs)], check=True)
+
+
+async def test_phases_wait_while_the_disk_of_their_runs_is_full(
+    full: Path, dsn: str, tmp_path: Path
+) -> None:
+    async with watching(dsn) as watch, coordinator_process(dsn, tmp_path, setting=SOON) as it:
+        await watch.submit("true", "true")
+        await it.until("cannot be started now: no space left")
+        full.unlink()  # noqa: ASYNC240
+        await watch.until_statuses("completed", "completed")
+        (row,) = await watch.all("select count(*) as n from pgcoord.attempt")
+        assert row["n"] == 2
