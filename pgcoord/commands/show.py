@@ -40,7 +40,8 @@ title, status, total_phases, phases_completed, phases_running, phases_failed, ph
 paused_at, cost_usd, tokens_in, tokens_out, max_cost_usd, costs (by workflow: workflow, attempts,
 cost_usd, tokens_in, tokens_out), phases. A phase: queue_id, feature_id, phase_number, title,
 status, slot, attempt, priority, depends_on_phases, error_message, since, started_timestamp,
-finished_timestamp, waiting_for, result, skipped. A schedule: as 'pgcoord schedule list --json'. A refused one of pgcoord.toml: name, error, at.
+finished_timestamp, waiting_for, result, skipped. A schedule: as 'pgcoord schedule list --json'.
+A refused one of pgcoord.toml: name, error, at.
 
 Times are ISO 8601 with their offset, or null. Later releases may add keys."""
 

@@ -391,4 +391,5 @@ def test_why_says_of_a_schedule_when_it_is_due_and_why_a_time_was_left_out(
     ]
     conn.execute("select pgcoord.pause_schedule('a', 'holidays')")
     kind, words = why()[0]
-    assert kind == "paused" and words.endswith(": holidays")
+    assert kind == "paused"
+    assert words.endswith(": holidays")
