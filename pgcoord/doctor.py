@@ -8,7 +8,6 @@ the configuration, the URL for reports, the disk.
 import asyncio
 import os
 import re
-import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -30,7 +29,14 @@ from pgcoord.database._sql import Connection
 from pgcoord.database.connect import connect, connect_blocking, differing_settings
 from pgcoord.database.listener import BALANCED, UNBALANCED, round_trip
 from pgcoord.database.rows import Finding
-from pgcoord.errors import CoordError, DatabaseUnusable, InvalidConfiguration, NotNow, WrongSchema
+from pgcoord.errors import (
+    CoordError,
+    DatabaseUnusable,
+    InvalidConfiguration,
+    Locked,
+    NotNow,
+    WrongSchema,
+)
 from pgcoord.runs import worktree
 from pgcoord.runs.slurm import Slurm
 
@@ -40,12 +46,18 @@ _SLOW = 0.1
 # How far the clocks may be apart: times on a screen are off by as much, deadlines are not.
 _APART = timedelta(seconds=2)
 
+# Seconds that a statement waits for a lock; by then the session that holds it is known.
+_LOCK_SECONDS = 2.0
+
 # Seconds that an answer to `public_url` may take.
 _PATIENCE = 5
 
 # Bytes that a disk should have free: some logs of a usual size, and what is left to stop in order.
 _SCARCE = 2_000_000_000
 _FULL = 200_000_000
+
+# Files that such a disk should at least have room for.
+_FEW_FILES = 1_000
 
 # Addresses that mean another machine there.
 _LOOPBACK = re.compile(r"https?://(localhost|127\.|\[::1\])")
@@ -162,7 +174,7 @@ async def _examine_database(dsn: str) -> list[Finding]:
                 *settings,
                 _clock(*await _clocks(conn)),
                 await _schema(dsn),
-                *await _checkup(conn),
+                *await _checkup(dsn, conn),
             ]
     except DatabaseUnusable as error:
         return [Finding("connection", "fail", _line(error), error.hint)]
@@ -248,9 +260,20 @@ def _check_schema(dsn: str) -> None:
         schema.check_schema(conn)
 
 
-async def _checkup(conn: Connection) -> list[Finding]:
+async def _checkup(dsn: str, conn: Connection) -> list[Finding]:
     try:
-        return await reads.checkup(conn)
+        async with conn.transaction():
+            await session.set_lock_timeout(conn, _LOCK_SECONDS, for_transaction=True)
+            pid = await session.backend_pid(conn)
+            holder = asyncio.create_task(_holder(dsn, pid))
+            try:
+                return await reads.checkup(conn)
+            except Locked:
+                words = f"a table is locked, so that nothing can be read or started: {await holder}"
+                remedy = "end that transaction, or: select pg_terminate_backend(PROCESS)"
+                return [Finding("locks", "fail", words, remedy)]
+            finally:
+                holder.cancel()
     except WrongSchema:
         return []  # told already: without our schema there is nothing to look at
     except DatabaseUnusable as error:
@@ -258,6 +281,16 @@ async def _checkup(conn: Connection) -> list[Finding]:
         return [Finding("rights", "fail", _line(error), remedy)]
     except psycopg.ProgrammingError as error:  # a view was changed so that others fail
         return [Finding("definitions", "fail", _line(error), "'pgcoord upgrade' writes them anew")]
+
+
+async def _holder(dsn: str, pid: int) -> str:
+    """Wait until the session *pid* has waited for a lock; return the holder, in words."""
+    await asyncio.sleep(_LOCK_SECONDS / 2)
+    try:
+        async with await connect(dsn) as conn:
+            return await reads.blocked_by(conn, pid) or "its holder is not known"
+    except (psycopg.Error, CoordError) as error:
+        return f"its holder is not known: {_line(error)}"
 
 
 def _configuration(machine: Machine) -> Finding:
@@ -328,15 +361,26 @@ def _reports(configuration: Configuration | None) -> Finding:
 async def _runs_folder(dsn: str, machine: Machine) -> Path:
     """Where a coordinator of this machine has kept its runs last, or would keep them."""
     try:
-        async with await connect(dsn) as conn:
+        async with await connect(dsn) as conn, conn.transaction():
+            await session.set_lock_timeout(conn, _LOCK_SECONDS, for_transaction=True)
             return Path(await claims.runs_folder(conn, socket.gethostname()) or machine.runs_folder)
     except CoordError:
         return machine.runs_folder
 
 
 def _disk(folder: Path) -> Finding:
-    there = next(each for each in (folder, *folder.parents) if each.exists())
-    return _room(folder, shutil.disk_usage(there).free)
+    # What this user may not look at counts as being on the disk of the folder above.
+    there = next(each for each in (folder, *folder.parents) if os.path.exists(each))
+    found = os.statvfs(there)
+    if found.f_flag & os.ST_RDONLY:
+        words = f"the disk of {folder} can only be read: no phase can start"
+        return Finding(
+            "disk", "fail", words, "mount it to be written to; errors may have caused it"
+        )
+    if found.f_files and found.f_favail < _FEW_FILES:
+        words = f"the disk of {folder} has room for {found.f_favail} files more; a run makes six"
+        return Finding("disk", "fail", words, "remove some; 'retention' of [log] removes old runs")
+    return _room(folder, found.f_bavail * found.f_frsize)
 
 
 def _room(folder: Path, free: int) -> Finding:

@@ -29,9 +29,12 @@ async def act_as(conn: Connection, actor: str, *, for_transaction: bool = False)
     await fetch_value(conn, "select set_config('pgcoord.actor', %s, %s)", actor, for_transaction)
 
 
-async def set_lock_timeout(conn: Connection, seconds: float) -> None:
+async def set_lock_timeout(
+    conn: Connection, seconds: float, *, for_transaction: bool = False
+) -> None:
     """Have statements on *conn* fail (55P03) when they have waited so long for a lock."""
-    await fetch_value(conn, "select set_config('lock_timeout', %s, false)", f"{seconds * 1000:.0f}")
+    statement = "select set_config('lock_timeout', %s, %s)"
+    await fetch_value(conn, statement, f"{seconds * 1000:.0f}", for_transaction)
 
 
 async def listen(conn: Connection, channel: str) -> None:
@@ -43,6 +46,11 @@ async def listen(conn: Connection, channel: str) -> None:
 async def notify(conn: Connection, channel: str) -> None:
     """Notify the sessions that listen to *channel*, with an empty payload."""
     await conn.execute(f"notify {channel}".encode())
+
+
+async def backend_pid(conn: Connection) -> int:
+    """Return the pid of the server's process, also where a pooler is between."""
+    return int(await fetch_value(conn, "select pg_backend_pid()"))
 
 
 async def is_pooled(conn: Connection) -> bool:

@@ -139,7 +139,7 @@ create or replace function pgcoord_private.checkup_line() returns setof pgcoord.
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
     select 'line', case when line.stuck then 'fail' when refused.n > 0 then 'warn' else 'ok' end,
-        case when line.stuck then format('%s, the first since %s, though a slot is free',
+        case when line.stuck then format('%s, the first for %s, though a slot is free',
                 pgcoord_private.counted(line.n, 'phase waits', 'phases wait'), pgcoord_private.in_words(line.longest))
             when refused.n > 0 then format('the database refuses the claim of %s: %s', pgcoord_private.some_of(refused.names), refused.error)
             when line.n > 0 then pgcoord_private.counted(line.n, 'phase waits', 'phases wait') || ' for a slot'
@@ -175,7 +175,7 @@ set search_path = pg_catalog, pg_temp as $$
         case when r.n = 0 then 'no phase waits for its next attempt'
             else format('%s for another attempt, the first %s', pgcoord_private.counted(r.n, 'phase waits', 'phases wait'),
                 case when r.due_in > interval '0' then 'in ' || pgcoord_private.in_words(r.due_in)
-                    else 'due since ' || pgcoord_private.in_words(-r.due_in) end)
+                    else 'overdue for ' || pgcoord_private.in_words(-r.due_in) end)
         end,
         case when r.late then 'end what locks it (see transactions); else restart the coordinator, and keep its log' end
     from (
@@ -221,28 +221,39 @@ set search_path = pg_catalog, pg_temp as $$
     ) as missing;
 $$;
 
--- Checkup: are there processes that no coordinator looks after?
+-- Checkup: are there processes that no coordinator looks after, or phases that are claimed and not started?
 -- An attempt is looked after by a coordinator on its own machine, which alone sees the process: the one that leads, or
--- one that stands by and renews a lease. Without either it is lost after a while, its process perhaps not.
+-- one that stands by and renews a lease. Without either it is lost after a while, its process perhaps not. The jobs of
+-- engines have no machine: whoever leads looks after them, and they wait there for as long as they do.
 create or replace function pgcoord_private.checkup_attempts() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
-    select 'attempts', case when n = 0 then 'ok' when holds_slot then 'fail' else 'warn' end,
-        case when n = 0 then 'every process has a coordinator on its machine'
-            else format('%s no coordinator on the same machine: %s',
-                pgcoord_private.counted(n, 'process has', 'processes have'), pgcoord_private.some_of(names))
+    select 'attempts', case when o.n = 0 and late.n = 0 then 'ok' when o.holds_slot then 'fail' else 'warn' end,
+        case when o.n > 0 then format('%s no coordinator on the same machine: %s',
+                pgcoord_private.counted(o.n, 'process has', 'processes have'), pgcoord_private.some_of(o.names))
+            when late.n > 0 then format('%s claimed, and not started: %s',
+                pgcoord_private.counted(late.n, 'phase is', 'phases are'), pgcoord_private.some_of(late.names))
+            else 'every process has a coordinator on its machine'
         end,
-        case when n > 0 then format(
-            'start ''pgcoord serve'' there; where it is gone for good: select pgcoord.give_up_attempt(%s, ''lost'', ''its machine is gone'')',
-            first_id) end
+        case when o.n > 0 then format(
+                'start ''pgcoord serve'' there; where it is gone for good: select pgcoord.give_up_attempt(%s, ''lost'', ''its machine is gone'')',
+                o.first_id)
+            when late.n > 0 then 'the log of the coordinator says what it waits for: room on the disk (see disk), processes, a lock (see locks)' end
     from (
-        select count(*) as n, bool_or(a.ended_at is null) as holds_slot,
-            array_agg(format('%s on %s', a.queue_id, a.host) order by a.id) as names, min(a.id) as first_id
-        from pgcoord.attempt as a
-        where a.exited_at is null and not a.external
-            and not exists (select from pgcoord.leader as l where l.host = a.host)
-            and not exists (select from pgcoord.host as h where h.name = a.host and h.lease_until > clock_timestamp())
-    ) as orphaned;
+            select count(*) as n, bool_or(a.ended_at is null) as holds_slot,
+                array_agg(a.queue_id || coalesce(' on ' || a.host, '') order by a.id) as names, min(a.id) as first_id
+            from pgcoord.attempt as a
+            where a.exited_at is null and not a.external
+                and not exists (select from pgcoord.leader as l where a.host is null or l.host = a.host)
+                and not exists (select from pgcoord.host as h where h.name = a.host and h.lease_until > clock_timestamp())
+        ) as o
+        cross join (
+            select count(*) as n, array_agg(
+                    format('%s for %s', a.queue_id, pgcoord_private.in_words(clock_timestamp() - a.claimed_at)) order by a.id) as names
+            from pgcoord.attempt as a
+            where a.started_at is null and a.ended_at is null and a.exited_at is null and not a.external
+                and a.host is not null and a.claimed_at < clock_timestamp() - interval '30 s'
+        ) as late;
 $$;
 
 -- Checkup: are there phases that were inserted as running, which only a report ends?

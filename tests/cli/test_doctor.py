@@ -101,6 +101,19 @@ def test_a_view_that_was_broken_by_hand_is_a_finding(desk: Desk, conn: Connectio
     assert (status, found["definitions"]) == (9, "fail")
 
 
+def test_a_table_that_is_locked_is_a_finding_with_its_holder(desk: Desk, dsn: str) -> None:
+    with psycopg.connect(dsn) as other:
+        other.execute("lock table phase_queue")
+        lines = desk.call("doctor").stdout.splitlines()
+        pid = other.info.backend_pid
+    locked = next(each for each in lines if "locks" in each)
+    assert locked.startswith(
+        "✗ fail  locks          a table is locked, so that nothing can be read"
+    )
+    assert f"process {pid} " in locked
+    assert lines[-1].split()[:3] == ["✓", "ok", "disk"]
+
+
 def test_faults_of_the_configuration_are_named(desk: Desk) -> None:
     desk.write("pgcoord.toml", '[workflow.a]\ncommand = ["a"]\ntmeout = 1\nlinger = "x"\n')
     said = desk.call("doctor").stdout
