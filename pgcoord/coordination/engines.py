@@ -476,7 +476,7 @@ class EngineSupervision(Supervision):
         """
         if not self._begun and self._coordinator.leads.is_set():
             logger.info("%s taken over, job %s", self.assignment, self.name)
-        await self._see_to_its_end()
+        await self._supervise_to_end()
 
     async def disown(self) -> None:
         """Log the end that the job itself has reported; the watch ends a job that stays on."""
@@ -563,7 +563,7 @@ class EngineSupervision(Supervision):
             order,
         )
 
-    async def _see_to_its_end(self) -> None:
+    async def _supervise_to_end(self) -> None:
         """Follow the job until its end is recorded, ending it if necessary."""
         self.recorded = True
         self._coordinator.note_recorded()

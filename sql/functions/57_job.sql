@@ -155,7 +155,7 @@ begin atomic
     select secret from pgcoord.attempt where id = p_attempt_id;
 end;
 
--- The same two for a job that has a connection of its own instead of the coordinator's address.
+-- begin_job and exit_job for a job that has a connection of its own instead of the coordinator's address.
 create or replace function pgcoord.begin_attempt(
     p_attempt_id bigint, p_secret text, p_copy text, p_job text default null, p_node text default null,
     out code text, out reason text, out hint text
