@@ -101,6 +101,7 @@ begin
     new.overlap := coalesce(new.overlap, 'skip');
     new.missed := coalesce(new.missed, 'run');
     new.created_at := coalesce(new.created_at, now());
+    new.declared := coalesce(new.declared, false);
     if tg_op = 'INSERT' then
         new.created_by := case when pgcoord_private.writes_state() then coalesce(new.created_by, session_user) else session_user end;
         new.declared := new.declared and pgcoord_private.writes_state();
@@ -140,6 +141,7 @@ begin
     if v_message is not null then
         raise exception using errcode = 'PC005', message = v_message, hint = v_hint;
     end if;
+    perform pgcoord_private.check_times('schedule ' || new.name, new.created_at, new.paused_at, new.next_at);
     if tg_op = 'INSERT' or new.feature is distinct from old.feature then
         perform pgcoord_private.check_scheduled_feature(new.name, new.feature);
     end if;
