@@ -119,6 +119,13 @@ NEED_OF_TITLE = re.compile(
     r"\s*[(\[]\s*depends? on:?\s*(?P<value>[^()\[\]]*)[)\]]\s*$", re.IGNORECASE
 )
 
+# Text that says of one phase that it comes after another.
+_SAYS_NEED = re.compile(
+    rf"\bphases?\s+(?:{NUMBER})\b.*\b(?:depends? on|after|blocked by|requires|needs)\b"
+    rf".*\bphases?\s+(?:{NUMBER})\b",
+    re.IGNORECASE,
+)
+
 # The headings of sections in prompts of the built-in planner (planner/prompt.md).
 _OF_PROMPTS = {
     "what is to be done",
@@ -364,6 +371,7 @@ def parse_plan(
         found, description = _read_front(tokens, headings, starts, lines, problems, title)
         description, budget = _take_budget(description, lines, problems)
         sections = _read_sections(headings, starts, lines, problems, notes, takes_done)
+        notes += _unread_dependencies(lines, starts)
         sections = _renumbered(sections, notes)
         problems += _faults_in_order(sections)
         problems += _faults_in_dependencies(sections)
@@ -638,6 +646,29 @@ def _ends(headings: list[_Heading], starts: list[_Heading]) -> list[_Heading]:
         or each.tag == "h1"
         or (each.tag == "h2" and each.text.casefold() not in parts)
     ]
+
+
+def _unread_dependencies(lines: list[str], starts: list[_Heading]) -> Iterator[_Problem]:
+    """Find what names dependencies of phases, and is read by nobody: graphs, and text above them.
+
+    A note for each graph, and one for all of the text.
+    """
+    below = "say it by 'Depends on: …' below the heading of each phase"
+    graph, drawn = -1, set[str]()
+    front = starts[0].start if starts else 0
+    is_said = False
+    for i, line in enumerate(lines):
+        if re.match(r"\s*(?:```+|~~~+)\s*mermaid\b", line):
+            graph, drawn = i, set()
+        elif graph >= 0 and re.match(r"\s*(?:```|~~~)", line):
+            if len(drawn) > 1:
+                yield graph + 1, f"the dependencies that this graph draws are not read: {below}"
+            graph = -1
+        elif graph >= 0:
+            drawn |= {each[0].lower() for each in re.finditer(_NAMES_PHASE, line)}
+        elif i < front and not is_said and _SAYS_NEED.search(line):
+            is_said = True
+            yield i + 1, f"dependencies that are named above the phases are not read: {below}"
 
 
 def _is_ornament(token: Token, lines: list[str]) -> bool:

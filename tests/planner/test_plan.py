@@ -863,3 +863,14 @@ def test_a_plan_that_is_written_reads_back(plan: Plan) -> None:
 )
 def test_a_prompt_of_megabytes_is_read(prompt: str) -> None:
     assert phase(f"\n{prompt}").prompt == prompt.rstrip("\n")
+
+
+def test_dependencies_that_nobody_reads_are_named() -> None:
+    graph = "```mermaid\ngraph TD\n    A[Phase 1: a] --> B[Phase 2: b]\n```\n\n"
+    said = "Phase 2 can only start after Phase 1.\n\n"
+    below = "say it by 'Depends on: …' below the heading of each phase"
+    plan = parse(f"{HEAD}{said}{graph}{PHASE_1}## Phase 2: b\n\ny\n")
+    assert plan.notes == (
+        f"plan.md:3: dependencies that are named above the phases are not read: {below}",
+        f"plan.md:5: the dependencies that this graph draws are not read: {below}",
+    )
