@@ -107,10 +107,19 @@ class Overview(View):
             finishes = await panel.finishes(conn, _foreseen(features))
             found = await self._found(conn)
             scheduled = await schedules.schedules(conn)
+            refused = await schedules.refused(conn)
         finish = None if installation.paused_at else finishes.get(None)
         pieces = {
             "notice": Piece("piece/notice.html", installation),
-            "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
+            "needs": Piece(
+                "piece/needs.html",
+                {
+                    "needs": needs[:_FEW_NEEDS],
+                    "all": len(needs),
+                    "schedules": [each for each in scheduled if each.error],
+                    "refused": refused,
+                },
+            ),
             "slots-head": Piece("piece/slots_head.html", (installation, slots, pools)),
             "line": Piece(
                 "piece/line.html",
