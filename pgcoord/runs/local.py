@@ -79,9 +79,7 @@ class _LogLimiter:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="logs", daemon=True)
                 thread.start()
-                self._thread = (
-                    thread  # only now: where no thread can be started, the next one tries
-                )
+                self._thread = thread  # now, so that the next one tries where none can be started
             self._growing.add(growing)
         try:
             yield
