@@ -347,14 +347,20 @@ async def test_tabs_that_nobody_looks_at_leave_connections_for_the_others(
         # Now and then a hidden one asks for its title.
         await tabs[1].evaluate("REST.every = 0; rest(0)")
         await expect(tabs[1].locator("#features")).to_contain_text("Meanwhile")
-        # Where all of them are looked at, an action is done all the same.
+        # Where all of eight are looked at, those that nobody was in for longest take turns.
         for page in tabs[1:]:
             await page.evaluate(
                 f"{hidden % 'false'} document.dispatchEvent(new Event('visibilitychange'))"
             )
+        for _ in range(2):
+            tabs.append(page := await context.new_page())
+            await look(page, panel)
+        conn.execute("insert into planned_features (title) values ('For all')")
+        for page in tabs:
+            await expect(page.locator("#features")).to_contain_text("For all")
+            await is_live(page)
         await tabs[0].get_by_role("link", name="Pause all").click()
         await expect(tabs[0].get_by_role("dialog")).to_be_visible()
-        await is_live(tabs[0])
 
 
 # --- Losing the connection
@@ -663,7 +669,17 @@ async def test_a_refusal_is_shown_as_the_database_words_it(
     await page.get_by_role("link", name="Retry…").click()
     await expect(page.get_by_role("dialog")).to_be_visible()
     conn.execute("select pgcoord.retry_phase(%s)", [f"queue-{feature}-1"])
-    await page.get_by_role("dialog").get_by_role("button", name="Retry").click()
+    answered = asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await answered.wait()
+        await route.continue_()
+
+    await page.route("**/retry", hold)
+    button = page.get_by_role("dialog").get_by_role("button", name="Retry")
+    await button.click()
+    await expect(button).to_have_attribute("data-sending", "")
+    answered.set()
     refusal = page.get_by_role("dialog").get_by_role("alert")
     await expect(refusal).to_contain_text("Refused: PC002")
     await expect(refusal).to_contain_text("only a failed or cancelled one can be retried")
@@ -1209,6 +1225,21 @@ async def test_keys_search_step_and_ask(
     await page.keyboard.press("g")
     await page.keyboard.press("o")
     await expect(page.locator("#features")).to_be_visible()
+
+
+async def test_a_schedule_is_watched_live(page: Page, panel: str, conn: Connection) -> None:
+    feature = branch(conn)
+    conn.execute(
+        "select pgcoord.add_schedule('nightly', '0 3 * * *', pgcoord.feature_plan(%s))", [feature]
+    )
+    await look(page, f"{panel}/schedules/nightly")
+    await expect(page.locator("#next li")).to_have_count(5)
+    conn.execute("select pgcoord.pause_schedule('nightly', 'a release')")
+    await expect(page.locator("#schedule")).to_contain_text("a release")
+    await expect(page.get_by_role("button", name="Resume")).to_be_visible()
+    await expect(page.locator("#next")).to_be_hidden()
+    conn.execute("select pgcoord.run_schedule('nightly')")
+    await expect(page.locator("#runs tbody tr")).to_contain_text("started")
 
 
 async def test_the_history_is_filtered_and_exported(

@@ -1,13 +1,15 @@
 """The views of the panel; each reads its page in one snapshot of the database."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, tzinfo
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from pgcoord.cron import NeverDue, due_times
 from pgcoord.database import panel, reads, schedules, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.reads import why
@@ -105,10 +107,19 @@ class Overview(View):
             finishes = await panel.finishes(conn, _foreseen(features))
             found = await self._found(conn)
             scheduled = await schedules.schedules(conn)
+            refused = await schedules.refused(conn)
         finish = None if installation.paused_at else finishes.get(None)
         pieces = {
             "notice": Piece("piece/notice.html", installation),
-            "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
+            "needs": Piece(
+                "piece/needs.html",
+                {
+                    "needs": needs[:_FEW_NEEDS],
+                    "all": len(needs),
+                    "schedules": [each for each in scheduled if each.error],
+                    "refused": refused,
+                },
+            ),
             "slots-head": Piece("piece/slots_head.html", (installation, slots, pools)),
             "line": Piece(
                 "piece/line.html",
@@ -452,6 +463,44 @@ class PhasePage(View):
         lists = {"events": list(event_pieces)}
         title = f"{phase.phase_number} {phase.title}, {phase.status} · pgcoord"
         return Page("phase.html", title, now, pieces, lists, {"phase": phase, "tries": tries})
+
+
+@dataclass(frozen=True)
+class SchedulePage(View):
+    """The page of a schedule: its next times, and what became of the last ones."""
+
+    name: str
+
+    @property
+    def key(self) -> str:
+        """A string that is equal for views that show the same."""
+        return f"/schedules/{self.name}"
+
+    def concerns(self, event: Event) -> bool:
+        """Whether it is of the whole installation, or of a feature: maybe of one of its runs."""
+        return event.row.queue_id is None
+
+    async def read(self, conn: Connection) -> Page:
+        """Read the page from the database. Raises `NotFound`."""
+        async with one_snapshot(conn):
+            now = await session.now(conn)
+            installation = await panel.installation(conn)
+            found = await schedules.schedule(conn, self.name)
+            runs = await schedules.runs(conn, found.name)
+        times: list[datetime] = []
+        if not found.paused_at:
+            with suppress(NeverDue):
+                times = list(islice(due_times(found.cron, found.timezone, now), _NEXT_TIMES))
+        pieces = {
+            "notice": Piece("piece/notice.html", installation),
+            "schedule": Piece("piece/schedule_head.html", found),
+            "next": Piece("piece/schedule_next.html", [found.clock(each) for each in times]),
+            "runs": Piece("piece/schedule_runs.html", (found, runs)),
+        }
+        return Page("schedule.html", f"schedule {found.name} · pgcoord", now, pieces)
+
+
+_NEXT_TIMES = 5
 
 
 # The filters of the history: kinds of events, and states that phases moved to.
