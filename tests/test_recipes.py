@@ -13,6 +13,9 @@ from pgcoord.database import panel
 
 ROOT = Path(__file__).parents[1]
 
+# Those with a shared folder, and those without.
+_OF_ENGINES = ("test_contract.py", "test_apart.py")
+
 
 def test_the_design_lists_the_moves_that_the_tests_expect() -> None:
     section = (ROOT / "docs/design.md").read_text().split("\n## 4.")[1].split("\n## ")[0]
@@ -28,6 +31,11 @@ def test_the_design_lists_the_moves_that_the_tests_expect() -> None:
 def test_every_engine_has_its_keys() -> None:
     declared = configuration._launchers(lambda value: value)
     assert set(declared) - {configuration.LOCAL} == set(engines.LAUNCHERS)
+
+
+def test_every_engine_is_tested_on_a_real_one_or_a_stand_in() -> None:
+    tests = "".join((ROOT / "tests/runs" / name).read_text() for name in _OF_ENGINES)
+    assert [name for name in engines.LAUNCHERS if f'"{name}"' not in tests] == []
 
 
 def test_every_column_that_the_panel_reads_is_shown() -> None:
