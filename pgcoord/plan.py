@@ -7,6 +7,7 @@ changed. All faults are collected and raised together. `write_plan` is the inver
 """
 
 import io
+import logging
 import re
 import shlex
 from collections import Counter
@@ -26,6 +27,8 @@ from pgcoord.configuration import Configuration, Schedule, did_you_mean
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration, InvalidInput, InvalidPlan
 from pgcoord.text import read_text
+
+logger = logging.getLogger(__name__)
 
 MOST_PHASES = 200
 
@@ -307,7 +310,7 @@ def read_plan(
 
 
 def read_schedules(configuration: Configuration) -> Configuration:
-    """Return *configuration* with what the plans of its schedules say now.
+    """Return *configuration* with what the plans of its schedules say now; log their notes.
 
     Raises `InvalidConfiguration` with every fault of every plan, and whose it is.
     """
@@ -325,6 +328,8 @@ def read_schedules(configuration: Configuration) -> Configuration:
             where = f"{configuration.path}: schedule.{name}.plan"
             problems += [f"{where}: {problem}" for problem in error.problems]
         else:
+            for note in plan.notes:
+                logger.info("schedule %s: %s", name, note)
             read[name] = replace(each, feature=plan.feature())
     if problems:
         raise InvalidConfiguration("\n".join(problems))
@@ -371,7 +376,9 @@ def parse_plan(
         problems += _faults_in_order(sections)
         problems += _faults_in_dependencies(sections)
         problems += _faults_in_workflows(sections, workflows, has_default)
-        problems += _faults_in_parameters(lines, parameters) if parameters is not None else ()
+        if parameters is not None:
+            problems += _faults_in_parameters(lines, parameters)
+            problems += _unfilled_names(sections)
     if problems:
         raise InvalidPlan(
             [f"{name}:{line}: {problem}" for line, problem in sorted(problems, key=itemgetter(0))]
@@ -1139,6 +1146,17 @@ def _faults_in_parameters(lines: list[str], given: Mapping[str, str]) -> Iterato
             yield 1, f"--set {name}: there is no {{param.{name}}} in the plan{hint}"
 
 
+def _unfilled_names(sections: list[_Section]) -> Iterator[_Problem]:
+    """Find parameters in names of pgcoord.toml, which are looked up before anything is filled."""
+    for section in sections:
+        for key in ("workflow", "check"):
+            if match := _PARAMETER.search(section.value(key) or ""):
+                yield (
+                    section.line_of(key),
+                    f"{key.capitalize()} is a name of pgcoord.toml: {match[0]} is not filled there",
+                )
+
+
 def _filled(text: str, values: Mapping[str, str]) -> str:
     """Fill the parameters of *text*, once: braces in a value are not filled again."""
     return _PARAMETER.sub(lambda match: values[match[1]] if match[1] else match[0][1:-1], text)
@@ -1154,5 +1172,6 @@ def _phase_filled(phase: PlannedPhase, values: Mapping[str, str]) -> PlannedPhas
         prompt=_filled(phase.prompt, values),
         gate=line(phase.gate) if phase.gate else None,
         lock=line(phase.lock) if phase.lock else None,
+        files=tuple(line(each) for each in phase.files),
         environment=tuple((name, _filled(each, values)) for name, each in phase.environment),
     )

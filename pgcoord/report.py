@@ -169,7 +169,7 @@ async def take(
     With *unsigned*, one that claims no signature is taken as well. *record* is tried first, *conn*
     then. Raises `NotSigned`, `NotJson`, `WrongShape`; what the database refuses is in the result.
     """
-    taking = _Taking(conn, record, signed)
+    taking = _Checked(conn, record, signed)
     if signed.is_signed():
         signed.is_by(_NOBODYS)  # refuses what is malformed or old, before anything is looked up
         sender = next((name for name, each in secrets.items() if signed.is_by(each)), None)
@@ -204,8 +204,8 @@ async def _attempt_that_signed(conn: Connection, report: object, signed: Signed)
 
 
 @dataclass(frozen=True)
-class _Taking:
-    """A message whose signature was checked, and how the database is told of it."""
+class _Checked:
+    """A message whose signature was checked, and how it is recorded."""
 
     conn: Connection
     record: Record | None

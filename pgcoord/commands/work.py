@@ -127,10 +127,7 @@ def run(
     if dry_run:
         if plan is None or isinstance(work, int):
             raise typer.BadParameter("it is of a plan.", param_hint="--dry-run")
-        from pgcoord.commands.dry_run import DryRun
-
-        dry = DryRun(work, configuration, surroundings)
-        print_answer(Answer("\n".join(dry.lines()), dry.as_json()), as_json=as_json)
+        _show_dry_run(work, configuration, surroundings, as_json=as_json)
         return
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
@@ -156,6 +153,15 @@ def run(
             surroundings, place.dsn, coordinator, taken, access, planner, as_json=as_json
         )
         raise typer.Exit(complete(place.dsn, runner.run(work)))
+
+
+def _show_dry_run(
+    plan: "Plan", configuration: "Configuration", surroundings: Surroundings, *, as_json: bool
+) -> None:
+    from pgcoord.commands.dry_run import DryRun
+
+    dry = DryRun(plan, configuration, surroundings)
+    print_answer(Answer("\n".join(dry.lines()), dry.as_json()), as_json=as_json)
 
 
 def attach(

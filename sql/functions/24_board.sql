@@ -59,7 +59,7 @@ begin atomic
         );
 end;
 
--- What somebody has to see to in features of which nothing runs, and nothing would start by itself.
+-- What needs a person in features of which nothing runs, and nothing would start by itself.
 create or replace view pgcoord_private.standstill as
 select n.feature_id, string_agg(format('phase %s %s', n.phase_number, n.words), '; ' order by n.phase_number) as words
 from (

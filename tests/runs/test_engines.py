@@ -76,6 +76,24 @@ async def test_an_end_asked_for_before_the_job_was_submitted_is_brought_about(
     assert engine.asked["submit"] == 0
 
 
+async def test_a_job_whose_submission_a_failover_lost_is_found_at_its_engine(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+    await watch.conn.execute(
+        "update pgcoord.attempt set submitted_at = null, submitted_to = null, job = null"
+    )
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.until_found("select from pgcoord.attempt where job is not null")
+        assert await job.begin(watch.conn) is None
+        await watch.until_statuses("running")
+        await job.exit(watch.conn)
+        await watch.until_statuses("completed")
+    assert engine.asked["submit"] == 1
+
+
 async def test_a_refused_copy_does_not_end_the_one_that_runs(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:
