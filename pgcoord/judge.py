@@ -69,7 +69,7 @@ _TEMPORARY = re.compile(
     r"|stream disconnected|error sending request|timed out",
     re.IGNORECASE,
 )
-# A quota that only a person renews, by paying; one that is told when it is renewed is another matter.
+# A quota that only a person renews, by paying; and words that say when a quota renews itself.
 _SPENT = re.compile(
     r"insufficient.?quota|credit balance is too low|check your plan and billing|out of credits"
     r"|insufficient (?:credits|balance|funds)|payment required|billing (?:hard )?limit",
