@@ -376,7 +376,7 @@ def read_given_plan(
     parameters: list[str] | None,
 ) -> "Plan":
     """Read the plan at *path* (-: standard input), print its notes. Raises `InvalidPlan`."""
-    from pgcoord.plan import read_plan
+    from pgcoord.plan import check_environment, read_plan
 
     workflows = configuration.workflows if configuration else None
     has_default = configuration is None or configuration.default_workflow is not None
@@ -387,6 +387,8 @@ def read_given_plan(
         takes_done=done is not None,
         parameters=dict(map(_parameter, parameters or ())),
     )
+    if configuration:
+        check_environment(path, plan, configuration)
     for note in plan.notes:
         say(f"pgcoord: {note}", err=True)
     return plan
