@@ -89,7 +89,7 @@ class Backlog:
 class Attention:
     """A phase that needs attention.
 
-    `kind`: failed, missing, workflow, gate, quiet, slow or locked.
+    `kind`: failed, missing, workflow, gate, quiet, later, slow or locked.
 
     `words`: the reason; `blocks`: numbers of the phases that it blocks.
     """

@@ -25,8 +25,8 @@ begin
     notify pgcoord_wake;
 end $$;
 
--- Write a notice of each phase that needs a person though no event says so: once for each attempt. Returns whether any
--- receiver wants such notices.
+-- Write a notice of each phase that needs a person though no event says so: once for each attempt, and once for all of them
+-- of a phase that is given back again and again. Returns whether any receiver wants such notices.
 create or replace function pgcoord_private.note_stuck() returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -42,7 +42,7 @@ begin
     where a.kind not in ('failed', 'gate') and 'stuck' = any (t.events) and not exists (
         select from pgcoord.event as e
         where e.feature_id = a.feature_id and e.phase_number = a.phase_number and e.kind = 'phase_stuck'
-            and e.attempt is not distinct from nullif(p.attempt, 0)
+            and (e.attempt is not distinct from nullif(p.attempt, 0) or a.kind = 'later' and e.at >= a.since)
     );
     if found then
         perform pgcoord_private.log_event('phase_stuck', max(n.words), n.feature_id, n.phase_number, n.queue_id, nullif(n.attempt, 0))
