@@ -89,7 +89,7 @@ class Backlog:
 class Attention:
     """A phase that needs attention.
 
-    `kind`: failed, missing, workflow, gate, quiet, slow or locked.
+    `kind`: failed, missing, workflow, gate, quiet, later, slow or locked.
 
     `words`: the reason; `blocks`: numbers of the phases that it blocks.
     """
@@ -610,36 +610,26 @@ async def history(
     *what*: of this kind, or a move to this state. *actor*: words of who did it. *until*: the last
     day, in *zone*, else in that of the database's session. *after*: only ids above.
     """
-    condition = "true"
-    values: list[object] = []
-    for column, value in (("feature_id", feature_id), ("phase_number", phase_number)):
-        if value is not None:
-            condition += f" and {column} = %s"
-            values.append(value)
-    if before is not None:
-        condition += " and id < %s"
-        values.append(before)
-    if what is not None:
-        condition += " and (kind = %s or kind = 'phase_moved' and to_status = %s)"
-        values += [what, what]
-    if actor is not None:
-        condition += " and strpos(lower(actor), lower(%s)) > 0"
-        values.append(actor)
-    if until is not None:
-        condition += (
-            " and at < (%s::date + 1)::timestamp"
-            " at time zone coalesce(%s, current_setting('timezone'))"
-        )
-        values += [until, zone]
-    if after is not None:
-        condition += " and id > %s"
-        values.append(after)
+    conditions: tuple[tuple[str, list[object]], ...] = (
+        ("feature_id = %s", [feature_id]),
+        ("phase_number = %s", [phase_number]),
+        ("id < %s", [before]),
+        ("(kind = %s or kind = 'phase_moved' and to_status = %s)", [what, what]),
+        ("strpos(lower(actor), lower(%s)) > 0", [actor]),
+        (
+            "at < (%s::date + 1)::timestamp at time zone coalesce(%s, current_setting('timezone'))",
+            [until, zone],
+        ),
+        ("id > %s", [after]),
+    )
+    given = [(condition, values) for condition, values in conditions if values[0] is not None]
+    where = " and ".join(condition for condition, _ in given) or "true"
     return await fetch_rows(
         conn,
         HistoryEvent,
-        f"select {columns_of(HistoryEvent)} from pgcoord.history where {condition}"
+        f"select {columns_of(HistoryEvent)} from pgcoord.history where {where}"
         " order by id desc limit %s",
-        *values,
+        *(value for _, values in given for value in values),
         limit,
     )
 
