@@ -309,6 +309,31 @@ def read_plan(
     )
 
 
+def check_environment(path: Path, plan: Plan, configuration: Configuration) -> None:
+    """Raise `InvalidPlan` if phases of *plan*, read from *path*, set what their workflow forbids.
+
+    What was not read from a plan is refused when it is started (`coordination.supervision`).
+    """
+    problems = []
+    for phase in plan.phases:
+        workflow = (
+            configuration.workflows.get(phase.workflow)
+            if phase.workflow
+            else configuration.default_workflow
+        )
+        if workflow is None or phase.is_completed:
+            continue
+        line = dict(phase.taken).get("env", phase.line)
+        problems += [
+            f"{path}:{line}: Env: phases of workflow {workflow.name} may not set {name};"
+            f" phase_environment of [workflow.{workflow.name}] lists what they may"
+            for name, _ in phase.environment
+            if not workflow.lets_phases_set(name)
+        ]
+    if problems:
+        raise InvalidPlan(problems)
+
+
 def read_schedules(configuration: Configuration) -> Configuration:
     """Return *configuration* with what the plans of its schedules say now; log their notes.
 
@@ -324,6 +349,7 @@ def read_schedules(configuration: Configuration) -> Configuration:
                 has_default=configuration.default_workflow is not None,
                 parameters=each.parameters,
             )
+            check_environment(each.plan, plan, configuration)
         except InvalidPlan as error:
             where = f"{configuration.path}: schedule.{name}.plan"
             problems += [f"{where}: {problem}" for problem in error.problems]

@@ -390,7 +390,7 @@ set search_path = pg_catalog, pg_temp as $$
     where p.status in ('queued', 'blocked') and pg_column_size(p.phase_data) < 1000 and pgcoord_private.is_empty(p.phase_data);
 $$;
 
--- Checkup: does GitHub make issues, and are they told how their phases ended?
+-- Checkup: does GitHub make issues, and take comments on how their phases ended?
 create or replace function pgcoord_private.checkup_issues() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
