@@ -498,7 +498,7 @@ class Supervision:
         """Return the variables that the phase sets: whoever may insert it may not set any."""
         given = self.assignment.environment or {}
         for name in given:
-            if name not in workflow.phase_environment or name.startswith("PGCOORD_"):
+            if not workflow.lets_phases_set(name):
                 raise InvalidConfiguration(
                     f"the phase sets {name}, which workflow {workflow.name} does not let phases set"
                     f" (phase_environment)"

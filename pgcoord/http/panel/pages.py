@@ -107,10 +107,19 @@ class Overview(View):
             finishes = await panel.finishes(conn, _foreseen(features))
             found = await self._found(conn)
             scheduled = await schedules.schedules(conn)
+            refused = await schedules.refused(conn)
         finish = None if installation.paused_at else finishes.get(None)
         pieces = {
             "notice": Piece("piece/notice.html", installation),
-            "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
+            "needs": Piece(
+                "piece/needs.html",
+                {
+                    "needs": needs[:_FEW_NEEDS],
+                    "all": len(needs),
+                    "schedules": [each for each in scheduled if each.error],
+                    "refused": refused,
+                },
+            ),
             "slots-head": Piece("piece/slots_head.html", (installation, slots, pools)),
             "line": Piece(
                 "piece/line.html",
@@ -273,13 +282,12 @@ class FeaturePage(View):
             events = await panel.history(conn, self.feature_id, None, None, MOST_EVENTS)
         ended = feature.status in ("completed", "cancelled") or not phases
         timeline = Timeline(phases, spans, forecast, ended)
-        runs = any(each.slot for each in phases)
-        large = len(phases) > _MOST_LIGHT
         graph = Graph(phases, forecast, len(phases) > ROOMY and not self.whole)
+        runs, many = any(each.slot for each in phases), len(phases)
         listed = [each for each in phases if self._is_wanted(each)]
         pieces = {
             "notice": Piece("piece/notice.html", installation),
-            "head": Piece("piece/feature_head.html", (feature, described, len(phases))),
+            "head": Piece("piece/feature_head.html", (feature, described, many)),
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
             "facts": Piece(
                 "piece/facts.html",
@@ -289,12 +297,10 @@ class FeaturePage(View):
             "plan": Piece(
                 "piece/plan.html", self._planned(described.plan, phases, installation.limit)
             ),
-            "graph": Piece("piece/graph.html", (graph, len(phases) > ROOMY), heavy=large),
-            "timeline": Piece(
-                "piece/timeline.html", timeline, ages=runs, heavy=len(phases) > _MOST_LANES
-            ),
+            "graph": Piece("piece/graph.html", (graph, many > ROOMY), heavy=many > _MOST_LIGHT),
+            "timeline": Piece("piece/timeline.html", timeline, ages=runs, heavy=many > _MOST_LANES),
             "in-line": Piece("piece/in_line.html", [each.phase_number for each in in_line]),
-            "find": Piece("piece/find.html", (self, feature, len(phases), len(listed))),
+            "find": Piece("piece/find.html", (self, feature, many, len(listed))),
         }
         pieces |= {
             f"phase-{each.phase_number}": Piece(
@@ -308,10 +314,9 @@ class FeaturePage(View):
             "tree": [f"phase-{each.phase_number}" for each in listed],
             "events": list(event_pieces),
         }
-        trouble = f"({len(needs)}) " if needs else ""
-        done = f", {feature.count('completed')}/{feature.total}" if feature.total else ""
-        title = f"{trouble}{feature.title}{done} · pgcoord"
-        return Page("feature.html", title, now, pieces, lists, {"feature": feature})
+        return Page(
+            "feature.html", _title_of(feature, len(needs)), now, pieces, lists, {"feature": feature}
+        )
 
     def _planned(
         self, plan: object, phases: Sequence[panel.TreePhase], slots: int
@@ -321,6 +326,13 @@ class FeaturePage(View):
 
         weighed = None if phases else analyse(plan, slots, self.most_tokens)
         return weighed if weighed and weighed.phases else None
+
+
+def _title_of(feature: panel.FeatureRow, needs: int) -> str:
+    """Return the title of a feature's page, which browsers show in its tab."""
+    trouble = f"({needs}) " if needs else ""
+    done = f", {feature.count('completed')}/{feature.total}" if feature.total else ""
+    return f"{trouble}{feature.title}{done} · pgcoord"
 
 
 # Equal events of at least so many phases are one row, with at most this time between two of them.
