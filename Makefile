@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATABASE_TESTS := tests/sql tests/coordination
 
+# Some containers set it; every worker of the tests would compile all of them anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 

@@ -151,6 +151,10 @@ class Workflow:
     max_cost_usd: float | None = None
     worktree: Worktree | None = None
 
+    def lets_phases_set(self, variable: str) -> bool:
+        """Whether the environment of a phase may set *variable*."""
+        return variable in self.phase_environment and not variable.startswith("PGCOORD_")
+
     def prompt_after(self, error: str, prompt: str) -> str:
         """Return the prompt of the next attempt, after one at *prompt* failed with *error*."""
         values = {"error": error, "prompt": prompt}

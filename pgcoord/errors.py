@@ -5,12 +5,12 @@ CoordError
 │   ├── InvalidPlan            a plan, with every fault in it by line
 │   └── InvalidConfiguration   pgcoord.toml
 ├── NotFound                4  no such feature or phase
-├── Refused                 3  the database does not allow it in the state things are in
+├── Refused                 3  the database does not allow it in the present state
 │   ├── StaleAttempt           an attempt that was given up
 │   ├── ChangedMeanwhile       somebody else changed what was to be changed
 │   ├── AnotherLeads           this coordinator does not lead (any more)
 │   └── Locked                 somebody else holds a lock for too long
-├── NotNow                  1  GitHub cannot do it now: a limit, or an outage
+├── NotNow                  1  GitHub or an engine cannot do it now: a limit, or an outage
 ├── DatabaseUnusable        6  no connection, no rights, wrong version, read-only
 │   └── WrongSchema            the schema is missing, older or newer than this release
 ├── CannotStart             7  a process or a server could not be started
@@ -56,7 +56,7 @@ class NotFound(CoordError):
 
 
 class Refused(CoordError):
-    """The database does not allow it in the state things are in."""
+    """The database does not allow it in the present state of a phase, a feature or the whole."""
 
     exit_status = 3
 
@@ -74,14 +74,14 @@ class AnotherLeads(Refused):
 
 
 class Locked(Refused):
-    """Somebody else holds a lock for longer than was waited."""
+    """Another session holds a lock for longer than we wait for one."""
 
 
 class NotNow(CoordError):
-    """GitHub, or an engine, cannot do it now; it is asked again after `wait`.
+    """GitHub, or an engine, cannot do now what was asked; the caller asks again after `wait`.
 
-    Where it `grows`, after twice as long with each further failure. `certain` when nothing was
-    done: else it may have been.
+    `grows`: each further failure doubles the wait. `certain`: the request had no effect; otherwise
+    it may have had one.
     """
 
     def __init__(

@@ -69,6 +69,13 @@ _TEMPORARY = re.compile(
     r"|stream disconnected|error sending request|timed out",
     re.IGNORECASE,
 )
+# A quota that only a person renews, by paying; and words that say when a quota renews itself.
+_SPENT = re.compile(
+    r"insufficient.?quota|credit balance is too low|check your plan and billing|out of credits"
+    r"|insufficient (?:credits|balance|funds)|payment required|billing (?:hard )?limit",
+    re.IGNORECASE,
+)
+_RENEWED = re.compile(r"\b(?:retry|try again|resets?)\b.{0,20}\b(?:in|at|after)\b", re.IGNORECASE)
 _NO_NETWORK = re.compile(r"waiting for network", re.IGNORECASE)
 
 
@@ -145,6 +152,9 @@ class Findings:
             errors = [self.last_error]
         else:
             errors = [] if self.failure else self.errors
+        # Of a quota that is spent, the agent's other errors (429) must not have it tried again.
+        if any(_SPENT.search(words) and not _RENEWED.search(words) for words in errors):
+            return None
         return next((words for words in reversed(errors) if _TEMPORARY.search(words)), None)
 
 

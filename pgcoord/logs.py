@@ -60,7 +60,7 @@ def configure(*, serves: bool, verbose: bool) -> None:
     logging.getLogger().addHandler(_handler)
     level = logging.DEBUG if verbose else logging.INFO if serves else logging.WARNING
     logging.getLogger("pgcoord").setLevel(level)
-    # What the driver and its pool warn of is told by whoever uses them.
+    # Warnings of the driver and its pool are left out: their callers log the same faults.
     logging.getLogger("psycopg").setLevel(logging.DEBUG if verbose else logging.ERROR)
 
 

@@ -7,6 +7,7 @@ changed. All faults are collected and raised together. `write_plan` is the inver
 """
 
 import io
+import logging
 import re
 import shlex
 from collections import Counter
@@ -26,6 +27,8 @@ from pgcoord.configuration import Configuration, Schedule, did_you_mean
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration, InvalidInput, InvalidPlan
 from pgcoord.text import read_text
+
+logger = logging.getLogger(__name__)
 
 MOST_PHASES = 200
 
@@ -114,6 +117,13 @@ _NEED = re.compile(
 )
 NEED_OF_TITLE = re.compile(
     r"\s*[(\[]\s*depends? on:?\s*(?P<value>[^()\[\]]*)[)\]]\s*$", re.IGNORECASE
+)
+
+# Text that says of one phase that it comes after another.
+_SAYS_NEED = re.compile(
+    rf"\bphases?\s+(?:{NUMBER})\b.*\b(?:depends? on|after|blocked by|requires|needs)\b"
+    rf".*\bphases?\s+(?:{NUMBER})\b",
+    re.IGNORECASE,
 )
 
 # The headings of sections in prompts of the built-in planner (planner/prompt.md).
@@ -299,8 +309,33 @@ def read_plan(
     )
 
 
+def check_environment(path: Path, plan: Plan, configuration: Configuration) -> None:
+    """Raise `InvalidPlan` if phases of *plan*, read from *path*, set what their workflow forbids.
+
+    What was not read from a plan is refused when it is started (`coordination.supervision`).
+    """
+    problems = []
+    for phase in plan.phases:
+        workflow = (
+            configuration.workflows.get(phase.workflow)
+            if phase.workflow
+            else configuration.default_workflow
+        )
+        if workflow is None or phase.is_completed:
+            continue
+        line = dict(phase.taken).get("env", phase.line)
+        problems += [
+            f"{path}:{line}: Env: phases of workflow {workflow.name} may not set {name};"
+            f" phase_environment of [workflow.{workflow.name}] lists what they may"
+            for name, _ in phase.environment
+            if not workflow.lets_phases_set(name)
+        ]
+    if problems:
+        raise InvalidPlan(problems)
+
+
 def read_schedules(configuration: Configuration) -> Configuration:
-    """Return *configuration* with what the plans of its schedules say now.
+    """Return *configuration* with what the plans of its schedules say now; log their notes.
 
     Raises `InvalidConfiguration` with every fault of every plan, and whose it is.
     """
@@ -314,10 +349,13 @@ def read_schedules(configuration: Configuration) -> Configuration:
                 has_default=configuration.default_workflow is not None,
                 parameters=each.parameters,
             )
+            check_environment(each.plan, plan, configuration)
         except InvalidPlan as error:
             where = f"{configuration.path}: schedule.{name}.plan"
             problems += [f"{where}: {problem}" for problem in error.problems]
         else:
+            for note in plan.notes:
+                logger.info("schedule %s: %s", name, note)
             read[name] = replace(each, feature=plan.feature())
     if problems:
         raise InvalidConfiguration("\n".join(problems))
@@ -359,11 +397,14 @@ def parse_plan(
         found, description = _read_front(tokens, headings, starts, lines, problems, title)
         description, budget = _take_budget(description, lines, problems)
         sections = _read_sections(headings, starts, lines, problems, notes, takes_done)
+        notes += _unread_dependencies(lines, starts)
         sections = _renumbered(sections, notes)
         problems += _faults_in_order(sections)
         problems += _faults_in_dependencies(sections)
         problems += _faults_in_workflows(sections, workflows, has_default)
-        problems += _faults_in_parameters(lines, parameters) if parameters is not None else ()
+        if parameters is not None:
+            problems += _faults_in_parameters(lines, parameters)
+            problems += _unfilled_names(sections)
     if problems:
         raise InvalidPlan(
             [f"{name}:{line}: {problem}" for line, problem in sorted(problems, key=itemgetter(0))]
@@ -631,6 +672,29 @@ def _ends(headings: list[_Heading], starts: list[_Heading]) -> list[_Heading]:
         or each.tag == "h1"
         or (each.tag == "h2" and each.text.casefold() not in parts)
     ]
+
+
+def _unread_dependencies(lines: list[str], starts: list[_Heading]) -> Iterator[_Problem]:
+    """Find what names dependencies of phases, and is read by nobody: graphs, and text above them.
+
+    A note for each graph, and one for all of the text.
+    """
+    below = "say it by 'Depends on: …' below the heading of each phase"
+    graph, drawn = -1, set[str]()
+    front = starts[0].start if starts else 0
+    is_said = False
+    for i, line in enumerate(lines):
+        if re.match(r"\s*(?:```+|~~~+)\s*mermaid\b", line):
+            graph, drawn = i, set()
+        elif graph >= 0 and re.match(r"\s*(?:```|~~~)", line):
+            if len(drawn) > 1:
+                yield graph + 1, f"the dependencies that this graph draws are not read: {below}"
+            graph = -1
+        elif graph >= 0:
+            drawn |= {each[0].lower() for each in re.finditer(_NAMES_PHASE, line)}
+        elif i < front and not is_said and _SAYS_NEED.search(line):
+            is_said = True
+            yield i + 1, f"dependencies that are named above the phases are not read: {below}"
 
 
 def _is_ornament(token: Token, lines: list[str]) -> bool:
@@ -1108,6 +1172,17 @@ def _faults_in_parameters(lines: list[str], given: Mapping[str, str]) -> Iterato
             yield 1, f"--set {name}: there is no {{param.{name}}} in the plan{hint}"
 
 
+def _unfilled_names(sections: list[_Section]) -> Iterator[_Problem]:
+    """Find parameters in names of pgcoord.toml, which are looked up before anything is filled."""
+    for section in sections:
+        for key in ("workflow", "check"):
+            if match := _PARAMETER.search(section.value(key) or ""):
+                yield (
+                    section.line_of(key),
+                    f"{key.capitalize()} is a name of pgcoord.toml: {match[0]} is not filled there",
+                )
+
+
 def _filled(text: str, values: Mapping[str, str]) -> str:
     """Fill the parameters of *text*, once: braces in a value are not filled again."""
     return _PARAMETER.sub(lambda match: values[match[1]] if match[1] else match[0][1:-1], text)
@@ -1123,5 +1198,6 @@ def _phase_filled(phase: PlannedPhase, values: Mapping[str, str]) -> PlannedPhas
         prompt=_filled(phase.prompt, values),
         gate=line(phase.gate) if phase.gate else None,
         lock=line(phase.lock) if phase.lock else None,
+        files=tuple(line(each) for each in phase.files),
         environment=tuple((name, _filled(each, values)) for name, each in phase.environment),
     )

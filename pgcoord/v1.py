@@ -178,7 +178,7 @@ def undo(conn: Connection, *, dry_run: bool = False) -> list[str] | None:
 
 
 def _refuse_others(conn: Connection) -> None:
-    """Refuse while somebody is connected; one who has just left is still seen for a moment."""
+    """Refuse while another session is connected; one that has just ended is listed for a moment."""
     deadline = time.monotonic() + MOMENT
     while (others := _words(conn, "connections")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -87,6 +88,7 @@ def install(version: str) -> Path | None:
         with urllib.request.urlopen(json.loads(found.stdout), timeout=300) as answer:
             data = io.BytesIO(answer.read())
         making = CACHE / f"{version}.new"
+        shutil.rmtree(making, ignore_errors=True)  # of an installation that was interrupted
         with tarfile.open(fileobj=data) as archive:
             archive.extractall(making, filter="data")
     except (OSError, subprocess.SubprocessError, ValueError, tarfile.TarError) as error:
@@ -100,6 +102,7 @@ def install(version: str) -> Path | None:
     for binary in (native / "bin").iterdir():
         binary.chmod(0o755)
     native.rename(folder)
+    shutil.rmtree(making)
     return folder / "bin"
 
 

@@ -10,8 +10,12 @@ from support.database import MOVES
 from pgcoord import actions, configuration
 from pgcoord.coordination import engines
 from pgcoord.database import panel
+from pgcoord.http import api
 
 ROOT = Path(__file__).parents[1]
+
+# Those with a shared folder, and those without.
+_OF_ENGINES = ("test_contract.py", "test_apart.py")
 
 
 def test_the_design_lists_the_moves_that_the_tests_expect() -> None:
@@ -28,6 +32,18 @@ def test_the_design_lists_the_moves_that_the_tests_expect() -> None:
 def test_every_engine_has_its_keys() -> None:
     declared = configuration._launchers(lambda value: value)
     assert set(declared) - {configuration.LOCAL} == set(engines.LAUNCHERS)
+
+
+def test_every_handler_of_the_api_is_offered() -> None:
+    offered = {each.call for each in api.OPERATIONS} | {each for each, _ in api._ANSWERS.values()}
+    handlers = inspect.getmembers(api, inspect.iscoroutinefunction)
+    ours = {name: each for name, each in handlers if each.__module__ == api.__name__}
+    assert [n for n, each in ours.items() if n[0] != "_" and each not in offered] == []
+
+
+def test_every_engine_is_tested_on_a_real_one_or_a_stand_in() -> None:
+    tests = "".join((ROOT / "tests/runs" / name).read_text() for name in _OF_ENGINES)
+    assert [name for name in engines.LAUNCHERS if f'"{name}"' not in tests] == []
 
 
 def test_every_column_that_the_panel_reads_is_shown() -> None:

@@ -455,7 +455,8 @@ def prune(
         line = f"feature {each.id}  {each.title}: {counted(each.total_phases, 'phase')}"
         say(f"{line}, {each.status}", err=as_json)
     if dry_run:
-        words = f"{counted(len(features), 'feature')} would be removed, with their history"
+        whose = "its" if len(features) == 1 else "their"
+        words = f"{counted(len(features), 'feature')} would be removed, with {whose} history"
         print_answer(Answer(words, members), as_json=as_json)
         return
     if features:

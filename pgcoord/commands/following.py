@@ -154,6 +154,10 @@ class _Printer:
         self._last_note = words
 
 
+# Bytes by which a log is recognized: more than a line, as a rule.
+_REMEMBERED = 256
+
+
 class _GrowingLog:
     """A log file that may not exist yet, and may be rewritten without its middle when too large."""
 
@@ -161,6 +165,7 @@ class _GrowingLog:
         self._log = log
         self._lines = lines
         self._file: IO[bytes] | None = None
+        self._last = b""  # the bytes before the place where it reads on
 
     def print_some(self) -> bool:
         """Print the next chunk; return whether more is available now."""
@@ -170,9 +175,16 @@ class _GrowingLog:
             self._file = self._log.open_for_people()
             if self._lines is not None:
                 seek_last_lines(self._file, self._lines)
-        if os.fstat(self._file.fileno()).st_size < self._file.tell():
+        if self._was_rewritten(self._file):
             seek_last_lines(self._file, _CONTEXT)
+            self._last = b""
         chunk = self._file.read(_CHUNK)
+        self._last = (self._last + chunk)[-_REMEMBERED:]
         sys.stdout.buffer.write(chunk)
         sys.stdout.flush()
         return len(chunk) == _CHUNK
+
+    def _was_rewritten(self, file: IO[bytes]) -> bool:
+        """Whether the bytes read last are not there any more; the size may be the same by now."""
+        before = max(0, file.tell() - len(self._last))
+        return os.pread(file.fileno(), len(self._last), before) != self._last

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pgcoord.commands.context import Answer, act, complete, existing_dsn, find_phase, session
-from pgcoord.commands.options import AsJson, Dsn, FeatureOrAll, Phase
+from pgcoord.commands.options import AsJson, Dsn, FeatureOrAll
 from pgcoord.commands.terminal import say_json
 from pgcoord.text import printable
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
     from pgcoord.commands.progress import Snapshot
     from pgcoord.database._sql import Connection
-    from pgcoord.database.rows import Cost, LeadBlocker, Leader, Slot
-    from pgcoord.database.schedules import Schedule
+    from pgcoord.database.rows import Cost, LeadBlocker, Leader, Reason, Slot
+    from pgcoord.database.schedules import Refused, Schedule, Why
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 _JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_blocker", "features": […],
-"schedules": […]}
+"schedules": […], "refused_schedules": […]}
 
 A slot: slot, draining, queue_id, title, status, since, pool, launcher, job, node, waits_for. The
 coordinator: epoch, host, pid, version, lead_at; null when none leads. The lead_blocker: words,
@@ -40,6 +41,7 @@ paused_at, cost_usd, tokens_in, tokens_out, max_cost_usd, costs (by workflow: wo
 cost_usd, tokens_in, tokens_out), phases. A phase: queue_id, feature_id, phase_number, title,
 status, slot, attempt, priority, depends_on_phases, error_message, since, started_timestamp,
 finished_timestamp, waiting_for, result, skipped. A schedule: as 'pgcoord schedule list --json'.
+A refused one of pgcoord.toml: name, error, at.
 
 Times are ISO 8601 with their offset, or null. Later releases may add keys."""
 
@@ -60,6 +62,7 @@ class _Standing:
     features: "Sequence[Snapshot]"
     costs: "Sequence[Cost]"
     schedules: "Sequence[Schedule]"
+    refused_schedules: "Sequence[Refused]"
 
     def as_json(self) -> dict[str, Any]:
         """Return the object that `status --json` prints; its keys are listed in `_JSON`."""
@@ -80,6 +83,7 @@ class _Standing:
                 for each in self.features
             ],
             "schedules": [asdict(each) for each in self.schedules],
+            "refused_schedules": [asdict(each) for each in self.refused_schedules],
         }
 
 
@@ -107,6 +111,7 @@ async def _read(
         features,
         await reads.costs(conn, [each.feature.id for each in features]) if costs else (),
         await schedules.schedules(conn) if feature is None else (),
+        await schedules.refused(conn) if feature is None else (),
     )
 
 
@@ -213,6 +218,10 @@ def _header(standing: _Standing) -> list[Any]:
         + (f" ({each.origin})" if each.declared else "")
         for each in standing.schedules
     ]
+    lines += [
+        f"schedule {printable(each.name)} of pgcoord.toml is not stored: {printable(each.error)}"
+        for each in standing.refused_schedules
+    ]
     return [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
 
 
@@ -256,15 +265,36 @@ def result(
     say_json(complete(found, once()))
 
 
-def why(ctx: typer.Context, phase: Phase, as_json: AsJson = False, dsn: Dsn = None) -> None:
-    """Say why a phase is where it is.
+def why(
+    ctx: typer.Context,
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="A phase such as 104.2, or the name of a schedule."),
+    ],
+    as_json: AsJson = False,
+    dsn: Dsn = None,
+) -> None:
+    """Say why a phase is where it is, or when a schedule runs and why it did not.
 
     A line for each reason, the most decisive one first.
     """
     from pgcoord.database import reads
+    from pgcoord.errors import NotFound
+
+    async def reasons_of(conn: "Connection") -> "Sequence[Reason | Why]":
+        try:
+            queue_id = await find_phase(conn, target)
+        except NotFound:
+            from pgcoord.database import schedules
+
+            with suppress(NotFound):
+                async with conn.transaction():  # of a connection that shall still be of use
+                    return await schedules.why_schedule(conn, target)
+            raise
+        return await reads.why(conn, queue_id)
 
     async def ask(conn: "Connection") -> Answer:
-        reasons = await reads.why(conn, await find_phase(conn, phase))
+        reasons = await reasons_of(conn)
         return Answer("\n".join(each.words for each in reasons), [asdict(each) for each in reasons])
 
     act(ctx, dsn, ask, as_json=as_json)

@@ -127,10 +127,7 @@ def run(
     if dry_run:
         if plan is None or isinstance(work, int):
             raise typer.BadParameter("it is of a plan.", param_hint="--dry-run")
-        from pgcoord.commands.dry_run import DryRun
-
-        dry = DryRun(work, configuration, surroundings)
-        print_answer(Answer("\n".join(dry.lines()), dry.as_json()), as_json=as_json)
+        _show_dry_run(work, configuration, surroundings, as_json=as_json)
         return
     place = make_place(surroundings, dsn)
     check_schema(place.dsn)
@@ -156,6 +153,15 @@ def run(
             surroundings, place.dsn, coordinator, taken, access, planner, as_json=as_json
         )
         raise typer.Exit(complete(place.dsn, runner.run(work)))
+
+
+def _show_dry_run(
+    plan: "Plan", configuration: "Configuration", surroundings: Surroundings, *, as_json: bool
+) -> None:
+    from pgcoord.commands.dry_run import DryRun
+
+    dry = DryRun(plan, configuration, surroundings)
+    print_answer(Answer("\n".join(dry.lines()), dry.as_json()), as_json=as_json)
 
 
 def attach(
@@ -370,7 +376,7 @@ def read_given_plan(
     parameters: list[str] | None,
 ) -> "Plan":
     """Read the plan at *path* (-: standard input), print its notes. Raises `InvalidPlan`."""
-    from pgcoord.plan import read_plan
+    from pgcoord.plan import check_environment, read_plan
 
     workflows = configuration.workflows if configuration else None
     has_default = configuration is None or configuration.default_workflow is not None
@@ -381,6 +387,8 @@ def read_given_plan(
         takes_done=done is not None,
         parameters=dict(map(_parameter, parameters or ())),
     )
+    if configuration:
+        check_environment(path, plan, configuration)
     for note in plan.notes:
         say(f"pgcoord: {note}", err=True)
     return plan

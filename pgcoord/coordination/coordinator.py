@@ -474,18 +474,7 @@ class Coordinator:
         *missing*: ids that the database did not have among the open ones. Return the tasks that end
         their processes.
         """
-        unknown = [
-            supervised.assignment
-            for supervised in self._supervised.values()
-            # A process that is gone under this lead has just been recorded. Under an older lead,
-            # the record may still be missing, or be of another attempt: a failover reuses numbers.
-            if supervised.assignment.attempt_id in missing
-            and not (supervised.process_gone and supervised.epoch == self._leadership.epoch)
-        ]
-        disowned = [
-            self._start_supervising(assignment, lambda each: each.disown(), lead_checked_at).task
-            for assignment in await self._confirm_gone(unknown)
-        ]
+        disowned = await self._disown(missing, lead_checked_at)
         for attempt in attempts:
             supervised = self._supervised.get(attempt.folder)
             if isinstance(supervised, EngineSupervision) and supervised.recorded:
@@ -507,6 +496,23 @@ class Coordinator:
                     await claims.last_move(self._leadership.conn, supervised.assignment), "reported"
                 )
         return disowned
+
+    async def _disown(
+        self, missing: Collection[int], lead_checked_at: float
+    ) -> list[asyncio.Task[None]]:
+        """End the jobs of the attempts *missing* from the database; return the tasks that do it."""
+        unknown = [
+            supervised.assignment
+            for supervised in self._supervised.values()
+            # A process that is gone under this lead has just been recorded. Under an older lead,
+            # the record may still be missing, or be of another attempt: a failover reuses numbers.
+            if supervised.assignment.attempt_id in missing
+            and not (supervised.process_gone and supervised.epoch == self._leadership.epoch)
+        ]
+        return [
+            self._start_supervising(assignment, lambda each: each.disown(), lead_checked_at).task
+            for assignment in await self._confirm_gone(unknown)
+        ]
 
     async def _confirm_gone(self, assignments: list[Assignment]) -> list[Assignment]:
         """Return the *assignments* whose attempts are gone from the primary as well.

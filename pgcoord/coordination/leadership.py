@@ -197,12 +197,12 @@ class Leadership:
         return self.listener.has_changed
 
     def take_changed(self) -> set[int]:
-        """Return the ids of the attempts that changed since the last call, as far as heard."""
+        """Return the ids of the attempts that changed since the last call, by notifications."""
         assert self.listener is not None
         return self.listener.take_changed()
 
     def take_changed_schedules(self) -> bool:
-        """Return whether a schedule was changed since the last call, as far as heard."""
+        """Return whether a schedule was changed since the last call, by notifications."""
         assert self.listener is not None
         return self.listener.take_changed_schedules()
 

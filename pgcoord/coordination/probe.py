@@ -35,7 +35,7 @@ _APART = 2.0
 
 @dataclass(frozen=True)
 class _Answer:
-    """What the job said, and when that was heard at the latest and at the earliest."""
+    """The job's message, which arrived between *asked_at* and *heard_at*."""
 
     said: Mapping[str, Any]
     asked_at: float

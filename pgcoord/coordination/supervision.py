@@ -46,9 +46,9 @@ KILLED = 128 + 9
 _TRUSTED_FOR = 1.0
 
 # Seconds after which to look whether a quiet job writes again.
-_AGAIN = 60.0
+_RECHECK = 60.0
 
-# Errors that say what the machine lacks at the moment: of these, no phase fails.
+# Errors for what the machine lacks at the moment: they fail no phase.
 _SHORTAGES = (
     errno.EAGAIN,  # of processes
     errno.ENOMEM,
@@ -59,7 +59,7 @@ _SHORTAGES = (
     errno.EROFS,  # a disk with errors is mounted anew, to be read only
 )
 
-# What the process of a phase is given of the environment, whatever its workflow says.
+# The variables of our environment that every process of a phase gets.
 PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
 
@@ -211,7 +211,7 @@ class Supervision:
             await self.go_on()
             return
         await self._record_start()
-        await self._see_to_its_end()
+        await self._supervise_to_end()
 
     async def go_on(self) -> None:
         """Continue an attempt at the point where its last coordinator left it."""
@@ -223,12 +223,12 @@ class Supervision:
                 await self._record_start()
             ended = state is JobState.ENDED
             await self._take_spooled_report(await self._read_result() if ended else None)
-            await self._see_to_its_end()
+            await self._supervise_to_end()
         elif assignment.started or state is JobState.LOST:
             await self._take_spooled_report()
             logger.warning("%s is lost: its process left no exit status", assignment)
             await self.job.end(GRACE)  # it may be alive, with its folder deleted
-            await self._end_what_it_left()
+            await self._end_left_behind()
             await self._give_up("lost", "its process is gone and left no exit status")
         elif state is JobState.GIVEN_UP:
             await self._give_up("returned", "given up before it was started")
@@ -268,7 +268,7 @@ class Supervision:
                 self.job.identity,
             )
             await self.job.end(GRACE)
-        await self._end_what_it_left()
+        await self._end_left_behind()
 
     async def _prepare(self) -> None:
         """Create the files and the issue that the job needs before it starts."""
@@ -358,16 +358,16 @@ class Supervision:
         )
         log_move(self.assignment, "ready", "running", f"started, {identity}")
 
-    async def _see_to_its_end(self) -> None:
+    async def _supervise_to_end(self) -> None:
         """Wait until the job is gone, ending it if necessary, and record its end."""
         self.recorded = True
         self._coordinator.note_recorded()
-        gone = await self._coordinator.unless_stopped(self._gone())
+        gone = await self._coordinator.unless_stopped(self._wait_until_gone())
         if gone is None:
             logger.info("%s is left running, %s", self.assignment, self.job.identity)
             return
         self.process_gone = True
-        left = await self._end_what_it_left()
+        left = await self._end_left_behind()
         result = await self._read_result()
         await self._take_spooled_report(result)
         if gone.exit_status is None and not self.is_ending:
@@ -422,7 +422,7 @@ class Supervision:
             logger.info("%s: its spooled report is taken", assignment)
         await self.job.remove_spooled_report()
 
-    async def _end_what_it_left(self) -> Sequence[str]:
+    async def _end_left_behind(self) -> Sequence[str]:
         left = await self.job.end_left_behind(GRACE)
         for process in left:
             logger.warning("%s left behind %s", self.assignment, process)
@@ -436,7 +436,7 @@ class Supervision:
         move = await self._coordinator.record(end, Fact(self.assignment, reason))
         self.log_end(Move(**move) if move else None, reason)
 
-    async def _gone(self) -> _Gone:
+    async def _wait_until_gone(self) -> _Gone:
         """Wait until the job is gone, and end it when `update` says so."""
         async with asyncio.TaskGroup() as tasks:
             ender = tasks.create_task(self._end_in_time())
@@ -469,7 +469,7 @@ class Supervision:
                     )
                 )
                 noted = is_quiet
-            await asyncio.sleep(min(limit, _AGAIN) if is_quiet else limit - silence)
+            await asyncio.sleep(min(limit, _RECHECK) if is_quiet else limit - silence)
 
     async def _end_in_time(self) -> None:
         await asyncio.sleep(await self._end_in)
@@ -498,7 +498,7 @@ class Supervision:
         """Return the variables that the phase sets: whoever may insert it may not set any."""
         given = self.assignment.environment or {}
         for name in given:
-            if name not in workflow.phase_environment or name.startswith("PGCOORD_"):
+            if not workflow.lets_phases_set(name):
                 raise InvalidConfiguration(
                     f"the phase sets {name}, which workflow {workflow.name} does not let phases set"
                     f" (phase_environment)"

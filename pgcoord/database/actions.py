@@ -63,8 +63,8 @@ async def perform(
 
 
 @dataclass(frozen=True)
-class Told:
-    """A phase after an action on several, and why it was refused, if it was.
+class Acted:
+    """A phase after an action on several; `refused`: why it was not done to this one.
 
     `status` is None if there is no such phase.
     """
@@ -81,16 +81,16 @@ async def perform_on_several(
     *,
     reason: str | None = None,
     number: int | None = None,
-) -> list[Told]:
-    """Perform *action* on several phases in one transaction; return a `Told` for each.
+) -> list[Acted]:
+    """Perform *action* on several phases in one transaction; return an `Acted` for each.
 
     A refusal of one phase is in its `refused`, and does not undo the others. SQL:
     pgcoord.act_on_phases.
     """
     return await fetch_rows(
         conn,
-        Told,
-        f"select {columns_of(Told)} from pgcoord.act_on_phases(%s, %s, %s, %s)",
+        Acted,
+        f"select {columns_of(Acted)} from pgcoord.act_on_phases(%s, %s, %s, %s)",
         action.verb,
         list(queue_ids),
         reason,

@@ -70,13 +70,13 @@ class Listener:
         return bool(self._changed)
 
     def take_changed(self) -> set[int]:
-        """Return the ids of the attempts that changed since the last call, as far as heard."""
+        """Return the ids of the attempts that changed since the last call, by notifications."""
         self._drain()
         taken, self._changed = self._changed, set()
         return taken
 
     def take_changed_schedules(self) -> bool:
-        """Return whether a schedule was changed since the last call, as far as heard."""
+        """Return whether a schedule was changed since the last call, by notifications."""
         self._drain()
         taken, self._schedules_changed = self._schedules_changed, False
         return taken

@@ -89,7 +89,7 @@ class Backlog:
 class Attention:
     """A phase that needs attention.
 
-    `kind`: failed, missing, workflow, gate, quiet, slow or locked.
+    `kind`: failed, missing, workflow, gate, quiet, later, slow or locked.
 
     `words`: the reason; `blocks`: numbers of the phases that it blocks.
     """
@@ -328,7 +328,8 @@ async def installation(conn: Connection) -> Installation:
 
 async def held_slots(conn: Connection) -> list[HeldSlot]:
     """Return all slots by pool and number, the free ones too."""
-    # Lateral, since the planner expects thousands of slots, and would scan all attempts for them.
+    # Lateral with a limit, since the planner expects as many slots held as there are phases, and
+    # would scan all phases, features and attempts for them.
     return await fetch_rows(
         conn,
         HeldSlot,
@@ -338,10 +339,12 @@ async def held_slots(conn: Connection) -> list[HeldSlot]:
         " s.since + make_interval(secs => e.elapsed"
         " + pgcoord_private.remaining_length(e.elapsed, extract(epoch from l.median)::float8,"
         " extract(epoch from l.high)::float8)) as free_at from pgcoord.slots as s"
-        " left join public.planned_features as f on f.id = s.feature_id"
+        " left join lateral (select title from public.planned_features"
+        " where id = s.feature_id limit 1) as f on true"
         " left join lateral (select number, folder, workflow from pgcoord.attempt"
         " where adw_id = s.adw_id limit 1) as a on true"
-        " left join public.phase_queue as p on p.queue_id = s.queue_id"
+        " left join lateral (select phase_data from public.phase_queue"
+        " where queue_id = s.queue_id limit 1) as p on true"
         " left join pgcoord.usual as u on u.workflow = a.workflow"
         " left join lateral pgcoord_private.expected_length("
         "pgcoord_private.estimate_of(p.phase_data), u.runs, u.low, u.median, u.high) as l on true"
@@ -607,36 +610,26 @@ async def history(
     *what*: of this kind, or a move to this state. *actor*: words of who did it. *until*: the last
     day, in *zone*, else in that of the database's session. *after*: only ids above.
     """
-    condition = "true"
-    values: list[object] = []
-    for column, value in (("feature_id", feature_id), ("phase_number", phase_number)):
-        if value is not None:
-            condition += f" and {column} = %s"
-            values.append(value)
-    if before is not None:
-        condition += " and id < %s"
-        values.append(before)
-    if what is not None:
-        condition += " and (kind = %s or kind = 'phase_moved' and to_status = %s)"
-        values += [what, what]
-    if actor is not None:
-        condition += " and strpos(lower(actor), lower(%s)) > 0"
-        values.append(actor)
-    if until is not None:
-        condition += (
-            " and at < (%s::date + 1)::timestamp"
-            " at time zone coalesce(%s, current_setting('timezone'))"
-        )
-        values += [until, zone]
-    if after is not None:
-        condition += " and id > %s"
-        values.append(after)
+    conditions: tuple[tuple[str, list[object]], ...] = (
+        ("feature_id = %s", [feature_id]),
+        ("phase_number = %s", [phase_number]),
+        ("id < %s", [before]),
+        ("(kind = %s or kind = 'phase_moved' and to_status = %s)", [what, what]),
+        ("strpos(lower(actor), lower(%s)) > 0", [actor]),
+        (
+            "at < (%s::date + 1)::timestamp at time zone coalesce(%s, current_setting('timezone'))",
+            [until, zone],
+        ),
+        ("id > %s", [after]),
+    )
+    given = [(condition, values) for condition, values in conditions if values[0] is not None]
+    where = " and ".join(condition for condition, _ in given) or "true"
     return await fetch_rows(
         conn,
         HistoryEvent,
-        f"select {columns_of(HistoryEvent)} from pgcoord.history where {condition}"
+        f"select {columns_of(HistoryEvent)} from pgcoord.history where {where}"
         " order by id desc limit %s",
-        *values,
+        *(value for _, values in given for value in values),
         limit,
     )
 
@@ -663,8 +656,9 @@ async def since(conn: Connection, seen: int | None) -> Since:
         conn,
         Since,
         "with latest as (select coalesce(max(id), 0) as id from pgcoord.event),"
-        " e as (select * from pgcoord.event where id >"
-        " greatest(%s::bigint, (select id from latest) - %s))"
+        # Ordered, so that no plan reads all events.
+        " e as (select kind, to_status from pgcoord.event where id > %s::bigint"
+        " order by id desc limit %s)"
         " select (select id from latest) as latest,"
         " (select at from pgcoord.event where id <= %s order by id desc limit 1) as looked_at,"
         " count(*) filter (where to_status = 'failed') as failed,"

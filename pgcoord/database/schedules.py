@@ -111,6 +111,23 @@ class Undeclared:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """A schedule of pgcoord.toml that is not stored, why, and since when."""
+
+    name: str
+    error: str
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Why:
+    """A reason why a schedule does not run, or when it does."""
+
+    kind: str
+    words: str
+
+
+@dataclass(frozen=True)
 class Rest:
     """Seconds until the next schedule is due (None: none is), and whether a run waits."""
 
@@ -135,6 +152,25 @@ async def schedule(conn: Connection, name: str) -> Schedule:
     raise NotFound(
         f"there is no schedule {name:.120}",
         hint=f"There is {names}." if names else "There is none: 'pgcoord schedule create'.",
+    )
+
+
+async def refused(conn: Connection) -> list[Refused]:
+    """Return what pgcoord.toml declares and could not be stored, by name."""
+    return await fetch_rows(
+        conn,
+        Refused,
+        f"select {columns_of(Refused)} from pgcoord.refused_schedule order by name",
+    )
+
+
+async def why_schedule(conn: Connection, name: str) -> list[Why]:
+    """Return why a schedule runs or does not, most decisive first. Raises `NotFound`.
+
+    SQL: pgcoord.why_schedule.
+    """
+    return await fetch_rows(
+        conn, Why, f"select {columns_of(Why)} from pgcoord.why_schedule(%s)", name
     )
 
 

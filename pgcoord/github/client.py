@@ -34,7 +34,7 @@ _SKEW = timedelta(minutes=5)
 # Waits before the next request when GitHub gives none; each further one is twice as long. After a
 # request of unknown outcome, until an issue would be listed: pgcoord_private.issue_settles().
 _LIMITED = timedelta(seconds=60)
-_AWAY = timedelta(seconds=5)
+_UNREACHABLE = timedelta(seconds=5)
 _UNKNOWN = timedelta(seconds=20)
 
 # GitHub's limits end within an hour: a wrong clock must not stop requests for days.
@@ -141,7 +141,7 @@ class Repository:
 
     async def post_issue(self, title: str, body: str, labels: list[str]) -> Issue:
         """Create an issue. Raises `NotNow` or `Refusal`, as all methods do."""
-        with self._meanings("no repository, or no right to see it"):
+        with self._errors_translated("no repository, or no right to see it"):
             issue = {"title": title, "body": body, "labels": labels}
             return Issue.read(await self._post("/issues", issue))
 
@@ -164,14 +164,14 @@ class Repository:
 
     async def issue(self, number: int) -> Issue:
         """Return the issue *number*."""
-        with self._meanings(f"no issue #{number}", changes=False):
+        with self._errors_translated(f"no issue #{number}", changes=False):
             return Issue.read(await self._get(f"/issues/{number}"))
 
     async def make_label(self, name: str, color: str, description: str) -> None:
         """Create a label unless it exists."""
         label = {"name": name, "color": color, "description": description[:100]}
         try:
-            with self._meanings("no right to make labels"):
+            with self._errors_translated("no right to make labels"):
                 await self._post("/labels", label)
         except Refusal as error:
             if error.status != 422:
@@ -187,7 +187,7 @@ class Repository:
 
     async def comment(self, number: int, body: str) -> None:
         """Comment on an issue."""
-        with self._meanings(f"no issue #{number}"):
+        with self._errors_translated(f"no issue #{number}"):
             await self._post(f"/issues/{number}/comments", {"body": body})
 
     async def close(self, number: int, reason: str) -> None:
@@ -208,7 +208,7 @@ class Repository:
         """Return the pull request of the branch *head* into *base* that is open."""
         owner = self.name.partition("/")[0]
         given = urlencode({"head": f"{owner}:{head}", "base": base, "state": "open"})
-        with self._meanings("no repository, or no right to see it", changes=False):
+        with self._errors_translated("no repository, or no right to see it", changes=False):
             found = await self._get(f"/pulls?{given}")
             return PullRequest.read(found[0]) if found else None
 
@@ -217,12 +217,12 @@ class Repository:
     ) -> PullRequest:
         """Open a pull request of the branch *head* into *base*."""
         asked = {"title": title, "head": head, "base": base, "body": body, "draft": draft}
-        with self._meanings(f"no branch {head}, or no right to open a pull request"):
+        with self._errors_translated(f"no branch {head}, or no right to open a pull request"):
             return PullRequest.read(await self._post("/pulls", asked))
 
     async def about(self) -> dict[str, Any]:
         """Return the repository, as the API describes it."""
-        with self._meanings("no repository, or no right to see it", changes=False):
+        with self._errors_translated("no repository, or no right to see it", changes=False):
             found: dict[str, Any] = await self._get("")
             return found
 
@@ -232,14 +232,14 @@ class Repository:
         Sends an issue without a title: GitHub checks permissions first, and never creates it.
         """
         try:
-            with self._meanings("no right to make issues"):
+            with self._errors_translated("no right to make issues"):
                 await self._post("/issues", {})
         except Refusal as error:
             if error.status != 422:
                 raise
 
     async def _change(self, number: int, **change: object) -> None:
-        with self._meanings(f"no issue #{number}"):
+        with self._errors_translated(f"no issue #{number}"):
             path = self._path(f"/issues/{number}")
             await self._api.patch(path, data=change, **await self._options())
 
@@ -247,7 +247,7 @@ class Repository:
         """Return the login of the token; None for an app, which has no user."""
         if self._login is None:
             try:
-                with self._meanings("no user", changes=False):
+                with self._errors_translated("no user", changes=False):
                     user = await self._api.getitem("/user", **await self._options())
                     self._login = str(user["login"])
             except Refusal as error:
@@ -257,7 +257,7 @@ class Repository:
         return self._login or None
 
     async def _listed(self, path: str) -> AsyncGenerator[dict[str, Any]]:
-        with self._meanings("no repository, or no right to see it", changes=False):
+        with self._errors_translated("no repository, or no right to see it", changes=False):
             pages = self._api.getiter(self._path(path), **await self._options())
             async for each in pages:
                 yield each
@@ -285,7 +285,7 @@ class Repository:
         """
         ends = self._token_ends
         if self._token is None or (ends and datetime.now(UTC) > ends - _RENEWED):
-            with self._meanings("no such installation of the app", changes=False):
+            with self._errors_translated("no such installation of the app", changes=False):
                 given = await apps.get_installation_access_token(
                     self._api,
                     installation_id=self._credentials.installation_id,
@@ -297,7 +297,7 @@ class Repository:
         return self._token
 
     @contextmanager
-    def _meanings(self, missing: str, *, changes: bool = True) -> Iterator[None]:
+    def _errors_translated(self, missing: str, *, changes: bool = True) -> Iterator[None]:
         """Convert errors of the block to `NotNow` or `Refusal`.
 
         *missing*: the meaning of 404. *changes*: a request without an answer may have succeeded.
@@ -305,9 +305,11 @@ class Repository:
         try:
             yield
         except HTTPException as error:
-            raise _meaning(error, self.name, missing, changes=changes) from error
+            raise _error_of(error, self.name, missing, changes=changes) from error
         except _NOT_SENT as error:
-            raise NotNow(f"GitHub cannot be reached: {_words(error)}", _AWAY, grows=True) from error
+            raise NotNow(
+                f"GitHub cannot be reached: {_words(error)}", _UNREACHABLE, grows=True
+            ) from error
         except httpx2.TransportError as error:
             raise NotNow(
                 f"GitHub did not answer: {_words(error)}",
@@ -324,7 +326,7 @@ class Repository:
             ) from error
 
 
-def _meaning(
+def _error_of(
     error: HTTPException, repository: str, missing: str, *, changes: bool
 ) -> NotNow | Refusal:
     """Convert an error response, by its status, headers and message."""

@@ -116,6 +116,8 @@ handlers: Mapping[Any, Any] = {
 def _reason(error: Exception) -> str:
     if isinstance(error, PoolTimeout):
         return "the database cannot be reached, or is overloaded"
+    if isinstance(error, TooManyRequests):  # an OperationalError, though no connection was lost
+        return str(error)
     if isinstance(error, psycopg.errors.ProgramLimitExceeded):
         return f"something in it is too long: {error.diag.message_primary}"
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):

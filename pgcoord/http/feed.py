@@ -302,7 +302,9 @@ class Feed:
             except (psycopg.Error, DatabaseUnusable) as error:
                 reason = " ".join(str(error).split())
                 logger.warning("events cannot be followed: %s", reason)
-                self._set_connected(live=False, reason=reason)
+                # What libpq adds in further lines is guesses.
+                first = str(error).strip().partition("\n")[0].strip()
+                self._set_connected(live=False, reason=first)
                 await asyncio.sleep(backoff.next())
             except Exception as error:
                 logger.exception("events cannot be followed")

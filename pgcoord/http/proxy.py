@@ -38,7 +38,7 @@ def user_of(scope: MutableMapping[str, Any]) -> str | None:
 
 
 class Proxied:
-    """Passes requests on as their senders made them, and answers as they see the server."""
+    """Middleware that passes requests on without a proxy's prefix, and puts it into the answers."""
 
     def __init__(
         self, app: ASGIApp, behind: ASGIApp, trusted: tuple[str, ...], public_url: str | None
@@ -66,7 +66,8 @@ class Proxied:
         scope = {**scope, _PREFIX: prefix}
         if believed and (user := headers.get("x-forwarded-user", "").strip()):
             scope[_USER] = user.encode("latin-1").decode(errors="replace")[:_MOST_NAME]
-        app = cast(ASGIApp, self._trusting) if believed else self._app  # other types, the same
+        # uvicorn has types of its own for ASGI, which are equal to Starlette's.
+        app = cast(ASGIApp, self._trusting) if believed else self._app
         await app(scope, receive, _under(prefix, path, send) if prefix else send)
 
     def is_proxy(self, address: str) -> bool:

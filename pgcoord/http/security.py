@@ -42,7 +42,7 @@ _OPEN = (
     *("/workflow-complete", "/api/v1/workflow-complete"),
     *("/webhooks/github", "/api/v1/webhooks/github"),
 )
-# What a job of an engine says, signed by the secret of its attempt.
+# Requests of an engine's job, which are signed with the secret of its attempt.
 _OF_JOBS = re.compile(r"(/api/v1)?/attempts/[0-9]+/(begin|exit)")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
@@ -184,7 +184,7 @@ def client_of(request: HTTPConnection) -> str:
 def may_change(request: HTTPConnection) -> bool:
     """Whether the sender of a request may change things."""
     sender: _Sender | None = request.scope[_SENDER]
-    return sender is not None and sender.steers
+    return sender is not None and sender.may_change
 
 
 def has_logged_in(request: HTTPConnection) -> bool:
@@ -199,7 +199,7 @@ _SENDER = "pgcoord.sender"
 @dataclass(frozen=True)
 class _Sender:
     actor: str
-    steers: bool
+    may_change: bool
     has_cookie: bool = False
 
 
@@ -214,14 +214,14 @@ class Sessions:
 
     def log_in(self, token: str, name: str) -> str | None:
         """Return the cookie for the person *name*; None when *token* is wrong."""
-        # Without a token everybody may steer: then people only say who they are.
-        steers = self.steers(token) if self._access.token else True
-        if steers is None:
+        # Without a token everybody may change things: a log-in only gives a name for the history.
+        changes = self.permits_changes(token) if self._access.token else True
+        if changes is None:
             return None
         until = int(time.time()) + SESSION_SECONDS
         said = base64.urlsafe_b64encode(name.encode(errors="replace")).decode().rstrip("=")
         login = secrets.token_hex(8)
-        return self._seal(f"{'steer' if steers else 'read'}.{until}.{said}.{login}")
+        return self._seal(f"{'steer' if changes else 'read'}.{until}.{said}.{login}")
 
     def sender(self, cookie: str) -> _Sender | None:
         """Return the holder of a cookie; None when its signature is wrong or it has expired."""
@@ -229,7 +229,7 @@ class Sessions:
         if not hmac.compare_digest(self._seal(text).encode(), cookie.encode()):
             return None
         level, until, said, *login = text.split(".")
-        if int(until) < time.time() or not login:  # none: of a release that could not end it
+        if int(until) < time.time() or not login:  # an older release could not end its log-ins
             return None
         name = base64.urlsafe_b64decode(said + "==").decode()
         return _Sender(f"{name or 'somebody'} (panel)", level == "steer", has_cookie=True)
@@ -241,15 +241,15 @@ class Sessions:
         _, until, _, login, _ = cookie.split(".")
         return hashlib.sha256(login.encode()).hexdigest(), int(until)
 
-    def steers(self, token: str) -> bool | None:
+    def permits_changes(self, token: str) -> bool | None:
         """Whether *token* permits changes, or reading only; None when it is wrong."""
-        steering = [self._access.token, *self._access.tokens.values()]
-        for known, steers in (
-            *((each, True) for each in steering),
+        changing = [self._access.token, *self._access.tokens.values()]
+        for known, changes in (
+            *((each, True) for each in changing),
             (self._access.read_token, False),
         ):
             if known and hmac.compare_digest(known.encode(), token.encode()):
-                return steers
+                return changes
         return None
 
     def has_to_wait(self, client: str) -> bool:
@@ -269,7 +269,7 @@ class Sessions:
 
 
 class Guard:
-    """Stands before the application: lets in who may enter, and sends the headers that protect."""
+    """Middleware that refuses requests without permission, and adds the security headers."""
 
     def __init__(
         self,
@@ -336,7 +336,7 @@ class Guard:
             tried = "authorization" in request.headers
             reason = "this is not the token" if tried else "a token is needed"
             return refusal(401, "not_authenticated", f"{reason}: Authorization: Bearer …")
-        if not sender.steers and method not in _SAFE:
+        if not sender.may_change and method not in _SAFE:
             return refusal(403, "forbidden", "this token is for reading only")
         return None
 
@@ -344,7 +344,7 @@ class Guard:
         return path in _OPEN or path.startswith("/static/") or bool(_OF_JOBS.fullmatch(path))
 
     def _without_cookie(self, request: HTTPConnection) -> _Sender | None:
-        """Return the sender of a request whose cookie does not count: one only without a token."""
+        """Return the sender of a request without a valid cookie; None where a token is needed."""
         if self._access.token is not None:
             return None
         return _Sender(f"http ({client_of(request)})", True)
@@ -355,9 +355,9 @@ class Guard:
         user = user_of(request.scope)
         token = _bearer(request)
         if token is not None and self._access.token is not None:
-            steers = self._sessions.steers(token)
+            changes = self._sessions.permits_changes(token)
             name = user or self._access.name_of(token)
-            return None if steers is None else _Sender(f"{name or 'http'} ({client})", steers)
+            return None if changes is None else _Sender(f"{name or 'http'} ({client})", changes)
         cookie = request.cookies.get(COOKIE)
         sender = self._sessions.sender(cookie) if cookie else None
         if sender is None:

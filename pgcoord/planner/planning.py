@@ -178,7 +178,8 @@ def build(
             zip(drafts, called, prompts, strict=True), 1
         )
     ]
-    return Planned(_as_read(rows), "built-in", tuple(_notes(feature, len(rows), most_phases)))
+    notes = (*structure.notes, *_notes(feature, len(rows), most_phases))
+    return Planned(_as_read(rows), "built-in", notes)
 
 
 def _as_read(rows: list[dict[str, object]]) -> list[dict[str, object]]:

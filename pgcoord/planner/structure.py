@@ -16,6 +16,14 @@ from markdown_it.token import Token
 
 from pgcoord.errors import InvalidInput
 from pgcoord.planner.layers import WORDS, layer_of
+from pgcoord.planner.references import (
+    graphs_in,
+    is_parallel,
+    key_of,
+    keys_needed,
+    todos_in,
+    without_marks,
+)
 
 # The most characters of a description: ten times the longest that we have seen.
 MOST_CHARACTERS = 200_000
@@ -41,6 +49,20 @@ _SECTIONS = {
         re.IGNORECASE,
     ),
 }
+
+# Sections of a design document, which surround the work if another section is about that.
+_OF_DESIGN = re.compile(
+    r"(?:detailed|technical|proposed|high-level)? ?(?:design|architecture|approach|solution)\b"
+    r"|alternatives|considered|decision|consequences|drawbacks|rationale|prior art|unresolved"
+    r"|status|abstract|terminology|definitions|requirements|trade-?offs|metadata"
+    r"|(?:critical |relevant )?files\b|current goal",
+    re.IGNORECASE,
+)
+_OF_WORK = re.compile(
+    r"implementation|work (?:plan|items)|(?:implementation |task )?(?:tasks?|steps|plan|list)\b"
+    r"|(?:delivery|migration|rollout) plan|milestones|action items|to-?do",
+    re.IGNORECASE,
+)
 
 _VERBS = frozenset(WORDS["verbs"].split())
 
@@ -88,7 +110,8 @@ _DONE = re.compile(
 # The prerequisites that a piece of work names: "(depends on [1, 2])", "after step 3".
 _KINDS = r"(?:(?:phase|step|task|part|item|stage|milestone|pr)s?\s+)"
 _NUMBERS = (
-    rf"\[?\s*#?\d{{1,3}}(?:\s*(?:,\s*and\b|,|\band\b|&|\+)\s*{_KINDS}?#?\d{{1,3}})*(?!\d)\s*\]?"
+    rf"\[?\s*#?\d{{1,3}}(?:\s*(?:,\s*and\b|,|\band\b|&|\+|-|–|to\b|through\b)\s*{_KINDS}?#?\d{{1,3}})*"  # noqa: RUF001
+    r"(?!\d)\s*\]?"
 )
 _NEEDS = r"(?:depends? on|needs|requires|after|once|blocked by):?[*_]*"
 _AFTER = re.compile(
@@ -111,7 +134,8 @@ _FINALLY = re.compile(r"(?:finally|at the end|last(?:ly)?|in the end)\b,?\s*", r
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(\[*])")
 _CLAUSE = re.compile(r"\s*[;:]\s+|,\s+(?:and\s+)?|\s+and\s+|\s+then\s+")
 
-_TASK_BOX = re.compile(r"\[([ xX])\]\s+")
+# "[-]" and "[~]": it is being done; "[ ]*": it may be left out.
+_TASK_BOX = re.compile(r"\[([ xX/~-])\]\*?\s+")
 
 # Characters of a title, and of a path.
 _LONGEST_TITLE = 72
@@ -175,6 +199,8 @@ class Structure:
     criteria: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     in_prose: bool = False
+    notes: tuple[str, ...] = ()
+    """What the pieces say of each other that could not be used."""
 
 
 def described_by(text: str, hours: float | None = None) -> Feature:
@@ -184,8 +210,7 @@ def described_by(text: str, hours: float | None = None) -> Feature:
     *hours*: the estimate for it, if there is one.
     """
     lines = text.strip().split("\n")
-    if lines[0].rstrip() == "---" and "---" in map(str.rstrip, lines[1:]):  # YAML above it
-        lines = lines[[line.rstrip() for line in lines].index("---", 1) + 1 :]
+    lines = _without_front_matter(lines)
     tokens = _markdown.parse("\n".join(lines)[:MOST_CHARACTERS])
     places = [i for i, each in enumerate(tokens) if each.level == 0 and each.map]
     heads = [i for i in places if tokens[i].tag == "h1"]
@@ -201,6 +226,27 @@ def described_by(text: str, hours: float | None = None) -> Feature:
     return Feature(title, "\n".join([*lines[:begin], *lines[end:]]).strip(), hours)
 
 
+def _without_front_matter(lines: list[str]) -> list[str]:
+    """Return *lines* without YAML above them.
+
+    If that lists what is to be done, this list is the work, and the text below only surrounds it.
+    """
+    if not lines or lines[0].rstrip() != "---" or "---" not in map(str.rstrip, lines[1:]):
+        return lines
+    end = [line.rstrip() for line in lines].index("---", 1)
+    rest = lines[end + 1 :]
+    todos = todos_in(lines[1:end])
+    if not todos:
+        return rest
+    is_code = False
+    for place, line in enumerate(rest):
+        is_code ^= line.lstrip().startswith(("```", "~~~"))
+        if not is_code and re.match(r"#{2,4}\s", line):
+            rest[place] = f"#{line}"
+    title = next((i + 1 for i, line in enumerate(rest) if re.match(r"#\s", line)), 0)
+    return [*rest[:title], "", "## Tasks", "", todos, "", "## Context", "", *rest[title:]]
+
+
 def read_structure(feature: Feature) -> Structure:
     """Read the structure of a feature's description.
 
@@ -213,11 +259,16 @@ def read_structure(feature: Feature) -> Structure:
             f" {MOST_CHARACTERS:,} are planned at most",
             hint="Describe the work, and put the rest into files that it names.",
         )
+    text = "\n".join(_without_front_matter(text.split("\n")))
     reading = _Reading(text.split("\n"))
     tokens = _markdown.parse(text)
     reading.steps = _numbered_sections(tokens, reading.lines)
+    reading.is_design = any(
+        one.type == "heading_open" and one.tag != "h1" and _OF_WORK.match(_plain(other.content))
+        for one, other in pairwise(tokens)
+    )
     reading.read(tokens)
-    work = [each for each in reading.pieces if each.is_work]
+    work, notes = _referring([each for each in reading.pieces if each.is_work], text)
     details = [each.text for each in reading.pieces if not each.is_work]
     if work:
         items = tuple(_items(work))
@@ -237,6 +288,7 @@ def read_structure(feature: Feature) -> Structure:
         tuple(reading.criteria),
         tuple(reading.excluded),
         in_prose=not work,
+        notes=tuple(notes),
     )
 
 
@@ -244,6 +296,8 @@ class _Piece(NamedTuple):
     """An element of a list, a row of a table, or a section, as written; *lead*: its first line.
 
     *needs*: numbers of prerequisites from a table, separated by spaces, "none", or "" if unknown.
+    *key*: what others call it, such as "T001"; "" for a number only. *is_parallel*: its heading, or
+    what introduces it, says that it may run beside others.
     """
 
     text: str
@@ -255,6 +309,8 @@ class _Piece(NamedTuple):
     is_phase: bool = False
     then: int = 0
     needs: str = ""
+    key: str = ""
+    is_parallel: bool = False
 
 
 class _Step(NamedTuple):
@@ -273,6 +329,7 @@ class _Step(NamedTuple):
     section: str
     is_done: bool
     has_minor: bool
+    key: str
 
 
 class _Heading(NamedTuple):
@@ -296,6 +353,7 @@ class _Reading:
     lead_in: str = ""
     sequences: int = 0
     steps: dict[int, _Step] = field(default_factory=dict)
+    is_design: bool = False
 
     def read(self, tokens: list[Token]) -> None:
         inside = 0
@@ -322,40 +380,48 @@ class _Reading:
     def _take_step(self, step: _Step) -> None:
         before = bool(self.pieces)
         text = "\n\n".join(filter(None, [step.title, step.body]))
+        piece = _Piece(text, step.title, step.section, step.number, 0, is_phase=True)
         self.pieces.append(
-            _Piece(text, step.title, step.section, step.number, 0, is_phase=True, then=int(before))
+            piece._replace(then=int(before), key=step.key, is_parallel=is_parallel(step.title))
         )
 
     def _read_table(self, text: str) -> bool:
         """Add the rows of a table as pieces if it is one of numbered work; return whether it is."""
         head, *rows = (_cells(line) for line in text.split("\n") if set(line.strip()) - set("|-: "))
-        numbers = [re.fullmatch(r"[A-Za-z]{0,10}\s?#?(\d{1,3})\.?", row[0]) for row in rows if row]
-        if self.steps or self._heading.kind != "work" or len(rows) < 2 or not all(numbers):
+        columns = [_plain(name).lower() for name in head]
+        rows = [[*row, *[""] * (len(head) - len(row))] for row in rows]
+        own = _column_of_numbers(rows)
+        if self.steps or self._heading.kind != "work" or len(rows) < 2 or own is None:
             return False
-        columns = [name.lower() for name in head]
+        keys = [key_of(row[own]) for row in rows]
+        plain = [re.fullmatch(_NUMBER_CELL, _plain(row[own])) for row in rows]
         needs = next((i for i, name in enumerate(columns) if _NEEDS_COLUMN.search(name)), None)
         hours = next((i for i, name in enumerate(columns) if _HOURS_COLUMN.match(name)), None)
+        if hours is not None and not all(plain) and "h" not in columns[hours]:
+            hours = None  # an estimate of a ticket is in points
+        status = next((i for i, name in enumerate(columns) if name in ("status", "state")), None)
+        called = next((i for i, name in enumerate(columns) if _TITLE_COLUMN.match(name)), None)
         self.prose += [] if self._heading.level > 1 else self.body
         self.body = []
         self.sequences += 1
-        for row, number in zip(rows, numbers, strict=True):
-            row += [""] * (len(head) - len(row))
-            named = [each for i, each in enumerate(row) if i not in (0, needs, hours) and each]
-            title = _TASK_BOX.sub("", named[0]) if named else row[0]
+        for row, number, key in zip(rows, plain, keys, strict=True):
+            named = [row[called]] if called is not None and row[called] else []
+            left = (own, needs, hours, status, called)
+            named += [each for i, each in enumerate(row) if i not in left and each]
+            title = _TASK_BOX.sub("", named[0]) if named else row[own]
             stated = f" ({row[hours]} h)" if hours and re.fullmatch(r"\d[\d.]*", row[hours]) else ""
-            said = "" if needs is None else " ".join(re.findall(r"\d+", row[needs])) or "none"
-            if number and not any(_DONE.match(each) for each in row[1:]):
-                text = "\n\n".join([title + stated, *named[1:]])
-                self.pieces.append(
-                    _Piece(
-                        text,
-                        title + stated,
-                        number=int(number[1]),
-                        sequence=self.sequences,
-                        is_phase=True,
-                        needs=said,
-                    )
-                )
+            is_done = any(_DONE.match(each) for i, each in enumerate(row) if i != own)
+            if is_done or (status is not None and _DONE_STATUS.fullmatch(row[status])):
+                continue
+            said = "" if needs is None else _needs_of_cell(row[needs], self.pieces)
+            if not number:
+                title = f"{key} {title}"
+                named = [*named, f"Depends on: {row[needs]}"] if needs and row[needs] else named
+                said = said if said == "none" else ""
+            text = "\n\n".join([title + stated, *named[1:]])
+            piece = _Piece(text, title + stated, sequence=self.sequences, is_phase=True, needs=said)
+            piece = piece._replace(number=int(number[1]) if number else 0)
+            self.pieces.append(piece._replace(key="" if number else key))
         return True
 
     @property
@@ -367,6 +433,8 @@ class _Reading:
         self.headings = [each for each in self.headings if each.level < level]
         around = self._heading.kind
         own = next((kind for kind, words in _SECTIONS.items() if words.match(title)), "work")
+        if self.is_design and own == "work" and _OF_DESIGN.match(title):
+            own = "context"
         # A heading of the first level is the title of the whole text.
         kind = "work" if level == 1 else around if around != "work" else own
         self.headings.append(_Heading(level, title, kind))
@@ -376,7 +444,8 @@ class _Reading:
         if body and self.steps:
             self.context.append(body)
         elif body and self._heading.level > 1:
-            self.pieces.append(_Piece(f"{self._heading.title}\n\n{body}", self._heading.title))
+            title = self._heading.title
+            self.pieces.append(_Piece(f"{title}\n\n{body}", title, key=key_of(title)))
         elif body:
             self.prose.append(body)
 
@@ -399,13 +468,18 @@ class _Reading:
         ordered = tokens[place].type == "ordered_list_open"
         ordered = ordered or all(_NUMBER_IN_BOX.match(lead) for _, lead in _elements(tokens, place))
         self.sequences += ordered
-        found = []
+        found: list[_Piece] = []
+        beside = is_parallel(self.body[-1] if self.body else self._heading.title)
         for opening, lead in _elements(tokens, place):
             text = self._element(opening)
             box = _TASK_BOX.match(text)
-            if (box and box[1] != " ") or _DONE.match(lead):
+            if (box and box[1] in "xX") or _DONE.match(lead):
                 continue
             text, lead = (_TASK_BOX.sub("", each, count=1) for each in (text, lead))
+            part = re.match(r"[*_]*(\d{1,3})\.\d{1,3}[\d.]*[.):]?\s+", lead)
+            if part and found and found[-1].number == int(part[1]):  # of the element before
+                found[-1] = found[-1]._replace(text=f"{found[-1].text}\n- {_indented(text)}")
+                continue
             own_number = re.match(r"[*_]*(\d{1,3})[.)]\s+[*_]*", lead) if ordered else None
             if own_number:
                 text, lead = text[own_number.end() :], lead[own_number.end() :]
@@ -426,6 +500,8 @@ class _Reading:
                     sequence=self.sequences if ordered else 0,
                     is_work=is_work,
                     is_phase=ordered and is_work,
+                    key=key_of(lead),
+                    is_parallel=beside or is_parallel(lead),
                 )
             )
         if any(each.is_work for each in found):
@@ -444,7 +520,7 @@ class _Reading:
         """
         if self.steps:
             return False
-        if _PREFIX.match(lead):
+        if _PREFIX.match(lead) or key_of(lead):
             return True
         if _DETAILS.search(self.lead_in):
             return False
@@ -462,6 +538,11 @@ class _Reading:
         width = len(mark[0]) if mark else 0
         rest = [line[len(line[:width]) - len(line[:width].lstrip()) :] for line in others]
         return "\n".join([first[width:], *rest]).strip()
+
+
+def _indented(text: str) -> str:
+    """Return *text* as an element of a list: what follows the first line is indented."""
+    return text.replace("\n", "\n  ")
 
 
 def _cells(line: str) -> list[str]:
@@ -535,6 +616,7 @@ def _step(block: _Block, match: re.Match[str], until: int, lines: list[str], sec
         section=section,
         is_done=bool(_DONE.match(block.content)) or (bool(boxes) and " " not in boxes),
         has_minor=is_part,
+        key=key_of(block.content) if is_part or len(match["kind"] or "phase") < 3 else "",
     )
 
 
@@ -565,9 +647,36 @@ def _numbered_sections(tokens: list[Token], lines: list[str]) -> dict[int, _Step
     return {step.start: step for step in chosen}
 
 
+_NUMBER_CELL = re.compile(r"[A-Za-z]{0,10}\s?#?(\d{1,3})\.?")
+_TITLE_COLUMN = re.compile(r"(?:title|summary|name)$")
+_DONE_STATUS = re.compile(
+    r"\W*(?:done|closed|completed?|resolved|cancell?ed|duplicate|won'?t do)\W*", re.IGNORECASE
+)
+
+
+def _column_of_numbers(rows: list[list[str]]) -> int | None:
+    """Return the column that numbers the rows of a table: the first, or one of keys (ENG-101)."""
+    if all(re.fullmatch(_NUMBER_CELL, _plain(row[0])) for row in rows):
+        return 0
+    for place in range(len(rows[0]) if rows else 0):
+        keys = [key_of(row[place]) for row in rows]
+        if all(keys) and len(set(keys)) == len(keys):
+            return place
+    return None
+
+
+def _needs_of_cell(cell: str, before: list[_Piece]) -> str:
+    """Return the numbers of prerequisites in the cell of a table: "none" if there are none."""
+    if re.match(r"\W*all\b", cell, re.IGNORECASE):
+        return " ".join(str(each.number) for each in before if each.number) or "none"
+    return " ".join(map(str, _numbers(cell))) or "none"
+
+
 _NEEDS_COLUMN = re.compile(r"depend|after|needs|blocked|prerequisite|requires")
 _HOURS_COLUMN = re.compile(r"hours|h$|estimate")
-_NUMBER_IN_BOX = re.compile(r"(?:\[[ xX]\]\s+)?[*_]*\d{1,3}[.)]\s")
+# A line that begins an element of a list for its author, and for Markdown goes on with a paragraph.
+_ENUMERATED = re.compile(r"\n\s*(?:\d{1,3}(?:\.\d{1,3})+[.)]?|[a-z]{1,3}[.)])\s")
+_NUMBER_IN_BOX = re.compile(r"(?:\[[ xX/~-]\]\*?\s+)?[*_]*\d{1,3}(?:[.)]|(?:\.\d{1,3})+[.):]?)\s")
 _REASONS = re.compile(
     r"\b(?:problems?|reasons?|issues?|questions?|complaints?|facts?)\b", re.IGNORECASE
 )
@@ -589,7 +698,8 @@ def _elements(tokens: list[Token], place: int) -> Iterator[tuple[Token, str]]:
         if token.type == "list_item_open" and token.level == 1:
             paragraph = tokens[at + 1 : at + 3]
             is_text = len(paragraph) == 2 and paragraph[0].type == "paragraph_open"
-            yield token, " ".join(paragraph[1].content.split()) if is_text else ""
+            lead = _ENUMERATED.split(paragraph[1].content, maxsplit=1)[0] if is_text else ""
+            yield token, " ".join(lead.split())
 
 
 def _plain(text: str) -> str:
@@ -627,6 +737,109 @@ def _begins_with_verb(text: str) -> bool:
     rest = plain[preamble.end() :] if preamble else plain
     word = re.match(r"[A-Za-z]+", rest)
     return word is not None and word[0].lower() in _VERBS and not _TELLS.match(rest)
+
+
+def _referring(work: list[_Piece], text: str) -> tuple[list[_Piece], list[str]]:
+    """Return *work* with the needs that it states by keys, or in a graph, as numbers; and notes.
+
+    Where some of it does, or is marked as parallel, the rest follows in the order of the text: what
+    is parallel beside what is, anything else after what is directly before it.
+    """
+    keys = [each.key for each in work]
+    named = [key for key in keys if key]
+    if len(named) < 2 or len(set(named)) < len(named) or 2 * len(named) < len(work):
+        return _drawn(work, text), []
+    stated: list[str] = []
+    notes = []
+    for piece in work:
+        known, unknown = keys_needed(piece.text, keys)
+        known = [each for each in known if each != piece.key]
+        by_number = _prerequisites(piece, piece.text)
+        old = [i for i, each in enumerate(work) if each.number and each.number in (by_number or ())]
+        numbers = sorted({keys.index(each) + 1 for each in known} | {i + 1 for i in old})
+        none = by_number is not None and not numbers and not unknown
+        stated.append("none" if none else " ".join(map(str, numbers)))
+        notes += [
+            f"{piece.key or piece.lead:.60} comes after {each}, which is none of these: ignored"
+            for each in unknown
+        ]
+    if any(stated) or any(each.is_parallel for each in work):
+        stated = _in_order(work, stated)
+    found = [
+        each._replace(
+            number=i,
+            sequence=0 if stated[i - 1] else -1,
+            is_phase=True,
+            then=0,
+            needs=stated[i - 1],
+        )
+        for i, each in enumerate(work, 1)
+    ]
+    return _drawn(found, text), notes
+
+
+def _in_order(work: list[_Piece], stated: list[str]) -> list[str]:
+    """Return what each piece needs: what it states, or what its place in the text says."""
+    needs = []
+    level: list[int] = []
+    below: list[int] = []
+    beside = True
+    for number, (piece, said) in enumerate(zip(work, stated, strict=True), 1):
+        if not (piece.is_parallel and beside and level):
+            below, level = level, []
+        level.append(number)
+        beside = piece.is_parallel
+        needs.append(said or " ".join(map(str, below)) or "none")
+    return needs
+
+
+def _drawn(work: list[_Piece], text: str) -> list[_Piece]:
+    """Return *work* with the needs that a graph of Mermaid in *text* draws, if it names all of it.
+
+    What a piece states itself stays.
+    """
+    for graph in graphs_in(text):
+        place_of = {node: _place_of(label, node, work) for node, label in graph.labels.items()}
+        drawn = {place for place in place_of.values() if place is not None}
+        if len(drawn) < max(2, len(work)):
+            continue
+        needs: dict[int, set[int]] = {place: set() for place in drawn}
+        for source, end in graph.edges:
+            first, second = place_of[source], place_of[end]
+            if first is not None and second is not None and first != second:
+                needs[second].add(first + 1)
+        return [
+            each
+            if each.needs or _prerequisites(each, each.text) is not None
+            else each._replace(
+                number=place + 1,
+                then=0,
+                is_phase=True,
+                needs=" ".join(map(str, sorted(needs.get(place, ())))) or "none",
+            )
+            for place, each in enumerate(work)
+        ]
+    return work
+
+
+def _place_of(label: str, node: str, work: list[_Piece]) -> int | None:
+    """Return the place of the piece of work that a node of a graph stands for."""
+    match = _NUMBERED.match(_plain(label))
+    title = match["title"] if match and match["title"] else label
+    wanted = " ".join(_plain(title).casefold().split())
+    key = key_of(label)
+    for place, each in enumerate(work):
+        if key and each.key == key:
+            return place
+        if wanted and wanted == " ".join(_plain(each.lead).casefold().split()):
+            return place
+    number = re.fullmatch(r"(?:phase|step|task|stage|p|s|t)?[ _-]?(\d{1,3})", label.lower())
+    if match and match["named"] and match["named"].isdecimal() and not match["minor"]:
+        number = re.fullmatch(r"(\d+)", match["named"])
+    if not number:
+        return None
+    found = [place for place, each in enumerate(work) if each.number == int(number[1])]
+    return found[0] if len(found) == 1 else None
 
 
 def _items(pieces: list[_Piece]) -> Iterator[Item]:
@@ -678,11 +891,19 @@ def _item(piece: _Piece) -> tuple[Item, bool]:
 def _prerequisites(piece: _Piece, text: str) -> tuple[int, ...] | None:
     """Return the numbers of the items that a piece comes after; None if it says nothing of that."""
     if named := list(_AFTER.finditer(text)):
-        numbers = re.findall(r"\d+", " ".join(each[1] or each[2] for each in named))
-        return tuple(sorted({int(each) for each in numbers}))
+        return _numbers(" ".join(each[1] or each[2] for each in named))
     if piece.needs:
         return tuple(int(each) for each in piece.needs.split() if each != "none")
     return () if _NONE_NEEDED.search(text) else None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Return the numbers in *text*, each once, those of ranges such as 2-4 as well."""
+    found: set[int] = set()
+    for match in re.finditer(r"(\d{1,3})(?:\s*(?:-|–|to|through)\s*(\d{1,3}))?", text):  # noqa: RUF001
+        first, last = int(match[1]), int(match[2] or match[1])
+        found |= {first, last, *range(first, last)}
+    return tuple(sorted(found))
 
 
 def _layer(piece: _Piece, lead: str, text: str, files: tuple[str, ...]) -> str | None:
@@ -712,13 +933,19 @@ def title_of(lead: str) -> str:
     Markup, "then" and "we need to" are dropped. "Work" if nothing is left.
     """
     text = lead[:_TELLING]
+    text = without_marks(text)
     for begin in (_TASK_BOX, _THEN, _FINALLY, _PREAMBLE):
         match = begin.match(text)
         text = text[match.end() :] if match else text
     text = re.sub(r" ?\([^()]{0,200}\)$", "", _SENTENCE.split(text.strip(), maxsplit=1)[0])
     text = _plain(text).rstrip(" .;:,!-–—")  # noqa: RUF001
     name, separator, _ = re.sub(r"\s[-–—]\s", ": ", text, count=1).partition(": ")  # noqa: RUF001
-    if separator and len(name.split()) <= 6 and (len(name.split()) > 1 or layer_of(name)):
+    if (
+        separator
+        and not key_of(name)
+        and len(name.split()) <= 6
+        and (len(name.split()) > 1 or layer_of(name))
+    ):
         text = name
     if len(text) > _LONGEST_TITLE:
         text = _shortened(text)

@@ -18,6 +18,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import http.client
 import json
 import os
 import platform
@@ -406,8 +407,8 @@ class Job:
                 if error.code in (400, 401, 404, 409, 413, 422) and "error" in said:
                     raise Refused(str(said.get("reason"))) from error
                 raise _NotHeard(f"{url} answered {error.code}") from error
-            except (OSError, ValueError) as error:
-                raise _NotHeard(f"{url}: {error}") from error
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                raise _NotHeard(f"{url}: {error!r}") from error
         raise AssertionError
 
     def _set_clock(self, now: object) -> bool:

@@ -132,18 +132,7 @@ class Kubernetes:
             },
         }
         async with self._asking("the API refuses the Job", for_good=True) as client:
-            is_new = False
-            with _conflict_is_fine():
-                await client.create(_Secret.from_dict(secret))
-                is_new = True
-            try:
-                with _conflict_is_fine():
-                    await client.create(_Job.from_dict(job))
-            except ApiError as error:
-                if is_new and 400 <= (error.status.code or 0) < 500:
-                    with _absence_is_fine():
-                        await client.delete(_Secret, order.name)
-                raise
+            await _create(client, order.name, secret, job)
             found = (await client.get(_Job, order.name)).to_dict()
             owner = {
                 "apiVersion": "batch/v1",
@@ -233,6 +222,24 @@ class Kubernetes:
             namespace=self._namespace,
             timeout=httpx2.Timeout(_PATIENCE),
         )
+
+
+async def _create(
+    client: AsyncClient, name: str, secret: Mapping[str, Any], job: Mapping[str, Any]
+) -> None:
+    """Create the Secret and the Job unless they exist; of a refused Job, delete the new Secret."""
+    is_new = False
+    with _conflict_is_fine():
+        await client.create(_Secret.from_dict(secret))
+        is_new = True
+    try:
+        with _conflict_is_fine():
+            await client.create(_Job.from_dict(job))
+    except ApiError as error:
+        if is_new and 400 <= (error.status.code or 0) < 500:
+            with _absence_is_fine():
+                await client.delete(_Secret, name)
+        raise
 
 
 def _pods_of(job: str) -> dict[str, str]:

@@ -456,6 +456,10 @@ def log_of(
         raise NotFound(
             f"{queue_id} has no attempt {number}", hint=f"Its latest one is attempt {last}."
         )
+    if attempt.number == 0:  # of a copy: what was completed before
+        raise Refused(
+            f"{queue_id} was completed in the feature that this one copies: its log is there"
+        )
     if attempt.folder is None:
         raise Refused(f"{queue_id} was inserted as running: its log is not kept here")
     log = Log(_as_it_is_now(Path(attempt.folder), runs))

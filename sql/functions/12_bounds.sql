@@ -122,6 +122,18 @@ create or replace function pgcoord_private.meant_as(p_empty jsonb, p_value jsonb
 language sql immutable
 return case when p_value is null or p_value in ('null', '[]', '{}') then p_empty else p_value end;
 
+-- Refuse (PC005) null in those of p_columns that are null in the row.
+create or replace function pgcoord_private.refuse_nulls(p_what text, p_row jsonb, variadic p_columns text[]) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'PC005',
+        message = format('%s of %s cannot be null',
+            (select string_agg(c, ', ') from unnest(p_columns) as c where p_row ->> c is null), p_what),
+        hint = 'Give a value, or leave the column out: it then keeps the one it has.';
+end $$;
+
 -- Refuse (PC005) a time that nobody can count with, such as infinity.
 create or replace function pgcoord_private.check_times(p_what text, variadic p_times timestamptz[]) returns void
 language plpgsql stable

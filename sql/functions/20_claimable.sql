@@ -190,3 +190,17 @@ where p.status in ('queued', 'blocked') and exists (select from pgcoord.coordina
 ) and not (p.gated and pgcoord_private.only_asks(p.phase_data));
 comment on view pgcoord_private.stranded is
     'Phases that cannot start until somebody changes something: a prerequisite that does not exist, a workflow that no coordinator knows.';
+
+-- Phases that were given back at the end of each of their last tries, as a model gave no answer or GitHub took no request:
+-- how often in a row, and since when.
+create or replace view pgcoord_private.postponed as
+select p.queue_id, count(*) as times, min(a.ended_at) as since
+from public.phase_queue as p
+    join pgcoord.attempt as a on a.queue_id = p.queue_id
+where p.retry_at is not null and p.status = 'queued' and p.eligible_at is not null and a.number > (
+    select coalesce(max(b.number), 0) from pgcoord.attempt as b
+    where b.queue_id = p.queue_id and b.outcome is distinct from 'returned'
+)
+group by p.queue_id;
+comment on view pgcoord_private.postponed is
+    'Phases that wait for another try and use up no attempt: how often in a row that was so, and since when.';

@@ -82,8 +82,8 @@ create or replace function pgcoord_private.lease_length() returns interval
 language sql immutable
 return interval '60 seconds';
 
--- The leader needs no lease: while it leads nobody declares anything of its host lost, and from when another one leads
--- every host has a whole lease to be heard of again, however long the database or the network was away before.
+-- The leader needs no lease: while it leads nobody declares anything of its host lost. From the moment when another one
+-- leads, every host has a whole lease to renew its own, however long the database or the network was away before.
 create or replace view pgcoord.elsewhere as
 select a.id as attempt_id, a.queue_id, a.host, greatest(h.lease_until, c.lead_at + pgcoord_private.lease_length()) as left_alone_until
 from pgcoord.control as k

@@ -154,10 +154,12 @@ select g.queue_id, g.feature_id, g.phase_number, 3, 'gate',
 from pgcoord.gate as g
 union all    -- what holds back one whose prerequisites are completed: its retry time, a pause, nobody to run it, the line
 select p.queue_id, p.feature_id, p.phase_number, 5, 'retry',
-    format('is tried again at %s%s',
+    format('is tried again at %s%s%s',
         pgcoord_private.clock(p.retry_at),
+        case when l.times > 1 then format(' (try %s in a row since %s)', l.times + 1, pgcoord_private.clock(l.since)) end,
         ', after: ' || pgcoord_private.headline(p.error_message)), null
 from public.phase_queue as p
+    left join lateral (select * from pgcoord_private.postponed as each where each.queue_id = p.queue_id) as l on true
 where p.status = 'queued' and p.eligible_at is not null and p.retry_at > clock_timestamp()
 union all
 select p.queue_id, p.feature_id, p.phase_number, 6, 'paused',

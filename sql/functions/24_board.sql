@@ -59,7 +59,7 @@ begin atomic
         );
 end;
 
--- What somebody has to see to in features of which nothing runs, and nothing would start by itself.
+-- What needs a person in features of which nothing runs, and nothing would start by itself.
 create or replace view pgcoord_private.standstill as
 select n.feature_id, string_agg(format('phase %s %s', n.phase_number, n.words), '; ' order by n.phase_number) as words
 from (
@@ -180,6 +180,13 @@ from (
             join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
         where p.slot is not null and a.quiet_since is not null and a.ended_at is null and a.ending is null
         union all
+        select 'later' as kind, l.queue_id, l.since,
+            format('was given back %s times: %s', l.times, pgcoord_private.headline(q.error_message)),
+            null::integer as attempt, null::integer as exit_code, null::integer[] as blocks
+        from pgcoord_private.postponed as l
+            join public.phase_queue as q on q.queue_id = l.queue_id
+        where l.since < now() - interval '1 hour' and l.times > 1
+        union all
         select 'slow' as kind, p.queue_id, p.started_timestamp,
             format('runs more than twice as long as expected at most (%s, from %s%s)', pgcoord_private.in_words(l.high),
                 pgcoord_private.counted(u.runs, 'past run', 'past runs'),
@@ -204,7 +211,7 @@ from (
     join public.planned_features as f on f.id = p.feature_id
 where f.cancelled_at is null;
 comment on view pgcoord.attention is
-    'Phases that need somebody: failed ones, such as cannot start, such as wait for an approval, such as write nothing for long, such as run much longer than usual, and such as a lock of somebody''s holds up.';
+    'Phases that need somebody: failed ones, such as cannot start, such as wait for an approval, such as write nothing for long, such as were given back again and again for an hour, such as run much longer than usual, and such as a lock of somebody''s holds up.';
 
 -- In the order in which claims of a pool take them. (Without any coordinator yet all are in the line of local.) The order is
 -- read from the index alone; then so many phases as are asked for.

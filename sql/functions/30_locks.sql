@@ -12,7 +12,7 @@ language sql stable
 return current_setting('transaction_isolation') in ('read committed', 'read uncommitted');
 
 -- Whether this very transaction has made the feature, under a snapshot of its own: then nobody else can have changed
--- anything of it. Told by its first event: visible, though younger than the snapshot.
+-- anything of it. Its first event shows that: it is visible, though younger than the snapshot.
 create or replace function pgcoord_private.made_here(p_feature_id integer) returns boolean
 language sql stable
 begin atomic

@@ -67,7 +67,7 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off se
     order by h.id;
 $$;
 
--- Where somebody stands who has read all that is there: the highest id, and the ids missing among the last p_back
+-- The position of a reader that has read all events there are: the highest id, and the ids missing among the last p_back
 -- events (of which some may be of transactions that go on).
 create or replace function pgcoord_private.last_event(p_back integer, out last bigint, out lows bigint[], out highs bigint[])
 language sql stable

@@ -104,11 +104,12 @@ declare
         or (new.attempt, new.attempts_used, new.unmet, new.held, new.gated) is distinct from (0, 0, 0, false, false);
     v_given public.phase_queue;
 begin
-    if new.phase_number < 1 then
+    if (new.phase_number >= 1 and new.feature_id is not null) is not true then
         raise exception using
             errcode = 'PC005',
-            message = format('feature %s cannot have a phase %s', new.feature_id, new.phase_number),
-            hint = 'Number the phases of a feature from 1.';
+            message = format('feature %s cannot have a phase %s', coalesce(new.feature_id::text, 'null'), coalesce(new.phase_number::text, 'null')),
+            hint = case when new.feature_id is null then 'Give feature_id, the id of its feature in planned_features.'
+                else 'Number the phases of a feature from 1.' end;
     end if;
     new.queue_id := coalesce(nullif(new.queue_id, ''), v_name);
     if new.queue_id <> v_name then

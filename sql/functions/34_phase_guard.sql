@@ -245,6 +245,10 @@ begin
     then
         perform pgcoord_private.refuse_identity(old.queue_id);
     end if;
+    if num_nulls(new.priority, new.queue_position, new.gated, new.parked, new.created_at) > 0 then
+        perform pgcoord_private.refuse_nulls('phase ' || old.queue_id, to_jsonb(new) - 'phase_data',
+            'priority', 'queue_position', 'gated', 'parked', 'created_at');
+    end if;
     if new.depends_on_phases is distinct from old.depends_on_phases then
         new.depends_on_phases := pgcoord_private.meant_as('[]', new.depends_on_phases);
         if new.depends_on_phases <> old.depends_on_phases then
@@ -273,9 +277,12 @@ begin
                 is distinct from (old.error_message, old.created_at, old.ready_timestamp, old.started_timestamp, old.finished_timestamp)
             or new.parked <> old.parked
             or new.gated <> old.gated and new.phase_data ->> 'gate' is not distinct from old.phase_data ->> 'gate')
-            and not pgcoord_private.writes_state()
         then
-            perform pgcoord_private.refuse_derived(old, new);
+            if not pgcoord_private.writes_state() then
+                perform pgcoord_private.refuse_derived(old, new);
+            end if;
+            perform pgcoord_private.check_times('phase ' || old.queue_id,
+                new.created_at, new.ready_timestamp, new.started_timestamp, new.finished_timestamp);
         end if;
         if new.retry_at is distinct from old.retry_at and new.retry_at is not null then    -- by a trigger, too
             perform pgcoord_private.check_times('phase ' || old.queue_id, new.retry_at);

@@ -1,8 +1,8 @@
 -- Phases that were updated: one AFTER trigger on the statement writes the events, ends attempts, frees slots, resolves
 -- dependents and notifies.
 
--- The attempt of a phase that has left its slot ends with it; a slot that was to go is deleted. Wakes the coordinator, which
--- is told the attempt where its process may be alive. Returns true, so that it can stand in an assignment, which costs half
+-- The attempt of a phase that has left its slot ends with it; a slot that was to go is deleted. Wakes the coordinator, with
+-- the attempt as the payload where its process may be alive. Returns true, so that it can stand in an assignment, which costs half
 -- of a PERFORM; so does `pg_notify(…) is null`, which is always false.
 -- Errors: PC004 for completed when another end of the attempt was asked for already.
 create or replace function pgcoord_private.end_left_attempt(
@@ -180,7 +180,7 @@ begin
     return null;
 end $$;
 
--- Log that somebody is asked about a phase, and what.
+-- Log that a phase waits for an answer to its question.
 create or replace function pgcoord_private.ask_gate(p_queue_id text) returns void
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$

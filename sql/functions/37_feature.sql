@@ -100,7 +100,7 @@ begin
     if new.id < 1 then
         raise exception using
             errcode = 'PC005', message = format('there can be no feature %s', new.id), hint = 'Leave the id out.';
-    elsif btrim(new.title) = '' then
+    elsif coalesce(btrim(new.title), '') = '' then
         raise exception using
             errcode = 'PC005',
             message = format('%s has no title', v_name),
@@ -136,7 +136,7 @@ begin
     return new;
 end $$;
 
--- Stamp updated_at; refuse (PC008) another id and, from a client, another origin; refuse (42501) a client what functions do.
+-- Stamp updated_at; refuse (PC005) null; refuse (PC008) another id and, from a client, another origin; refuse (42501) a client what functions do.
 create or replace function pgcoord_private.stamp_feature() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -146,6 +146,8 @@ begin
             errcode = 'PC008',
             message = format('feature %s keeps its id', old.id),
             hint = 'Insert another feature.';
+    elsif num_nulls(new.priority, new.created_by, new.created_at) > 0 then
+        perform pgcoord_private.refuse_nulls('feature ' || old.id, to_jsonb(new) - 'plan', 'priority', 'created_by', 'created_at');
     elsif (new.created_by, new.created_at) is distinct from (old.created_by, old.created_at)
         and not pgcoord_private.writes_state()
     then

@@ -74,7 +74,7 @@ begin
     end if;
 end $$;
 
--- Follow another budget of a feature: log it, pause the feature, or resume it where that alone had paused it.
+-- The budget of a feature was changed: log that, pause the feature, or resume it where only its budget had paused it.
 create or replace function pgcoord_private.follow_budget() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -87,9 +87,9 @@ begin
     return null;
 end $$;
 
--- Follow the budgets of workflows that a new leader has declared: pause the features in which one is spent, resume those
--- that such a one alone had paused. A feature that somebody has locked is passed over. Returns whether one was: then the
--- leader comes again.
+-- A new leader has declared the budgets of its workflows: pause the features in which one is spent, resume those that only
+-- such a budget had paused. A feature that another session has locked is passed over; returns whether there was one, so
+-- that the leader calls this again.
 create or replace function pgcoord_private.follow_budgets() returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp

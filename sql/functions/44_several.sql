@@ -22,8 +22,8 @@ begin
     end case;
 end $$;
 
--- Phases are taken by feature and number. Each is told: one whose state refuses the action stays as it is, the others go on.
--- One that was changed by what was done to another (unblocked, say) is not told that it could not be acted on.
+-- Phases are taken by feature and number, and each gets a row: one whose state refuses the action stays as it is, the others
+-- go on. One that an action on another phase has changed already (unblocked, say) counts as done, not as refused.
 -- Locks: the features by id, then their phases.
 -- Errors: PC005 for an unknown action, a wrong priority or more than 10,000 phases; then nothing is done.
 create or replace function pgcoord.act_on_phases(

@@ -50,9 +50,9 @@ begin
 end $$;
 
 -- Take the lead on this connection: a new epoch, and the pools and workflows that can be used from now on. The epoch is higher
--- than p_after, too, the last one that the coordinator heard of: a failover may have lost it, and none may come twice.
+-- than p_after, too, the last one that the coordinator knows: a failover may have lost it, and no epoch may come twice.
 -- Waits up to two seconds for the lock, as its holder may be just going away, and as long for the control row. Where
--- another one leads that is no error but a row that names it: who stands by asks again every few seconds.
+-- another one leads that is no error but a row that names it: a coordinator that stands by asks again every few seconds.
 create or replace function pgcoord_private.lead(
     p_host text, p_pid integer, p_version text, p_runs_folder text, p_workflows jsonb, p_after bigint default 0,
     p_pools jsonb default '[]',
@@ -88,7 +88,10 @@ begin
         return;
     end if;
 
-    update pgcoord.control set epoch = greatest(control.epoch, p_after) + 1;
+    update pgcoord.control
+    set epoch = greatest(control.epoch, p_after) + 1,
+        place = left(md5(concat_ws('/', (select system from pgcoord_private.lineage()), d.oid)), 4)
+    from pg_database as d where d.datname = current_database();
     insert into pgcoord.coordinator (epoch, host, pid, version, runs_folder, backend_pid, backend_start)
     select c.epoch, p_host, p_pid, p_version, p_runs_folder, s.pid, s.backend_start
     from pgcoord.control as c, pg_stat_get_activity(pg_backend_pid()) as s;

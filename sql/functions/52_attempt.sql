@@ -199,9 +199,9 @@ end $$;
 comment on function pgcoord.give_up_attempt(bigint, text, text) is
     'For the coordinator: an attempt has no process; its outcome is failed (could not start), lost (vanished) or returned (given back unused); returns whether it was still open.';
 
--- An attempt of another host, of which nothing was heard for the length of a lease, is lost; an end that was asked for
--- meanwhile counts first. Whether its process is gone nobody here can know: that stays open, and a coordinator that
--- comes to life there ends it.
+-- An attempt of another host that has not renewed its lease in time is lost; an end that was asked for meanwhile counts
+-- first. Nobody here can know whether its process is gone: that stays open, and a coordinator that comes to life on that
+-- host ends it.
 -- Errors: PC007 when the lead is over.
 create or replace function pgcoord_private.abandon_attempt(p_epoch bigint, p_attempt_id bigint) returns void
 language plpgsql
@@ -267,8 +267,8 @@ begin
     where queue_id = v_attempt.queue_id and status = 'queued';
 end $$;
 
--- Ask for the end of attempts that have run, or waited in their engine, longer than they may. One that somebody has locked is passed over, so that
--- no transaction of a person's holds the coordinator up; next_work names it.
+-- Ask for the end of attempts that have run, or waited in their engine, longer than they may. One that another session has
+-- locked is passed over, so that no transaction of a person's holds the coordinator up; next_work names it.
 create or replace function pgcoord_private.expire_attempts() returns void
 language sql
 begin atomic

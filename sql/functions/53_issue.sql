@@ -43,7 +43,7 @@ end;
 
 -- Say that the issue of a claimed phase is about to be made. With `posts` the caller posts it now. Without, and without a
 -- number, it may have been made before: the caller looks for the marker, and comes again with p_looked when there is
--- none; then it is told to post, or how long the list of issues may still lag behind.
+-- none; then the answer is to post, or for how long the list of issues may still lag behind.
 -- Errors: PC007 when the lead is over; PC003 when the attempt was given up.
 create or replace function pgcoord_private.intend_issue(
     p_epoch bigint, p_attempt_id bigint, p_repository text, p_looked boolean default false,

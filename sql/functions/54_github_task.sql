@@ -1,6 +1,6 @@
 -- What is to be said or looked for on GitHub: errands, begun one by one, and tried again when GitHub refuses.
 
--- The issue of a phase that ended, or was taken up again, is to be told so.
+-- Leave an errand to comment on the issue of a phase that ended, or was taken up again.
 create or replace function pgcoord_private.leave_errand(p_queue_id text, p_status text, p_attempt integer) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$

@@ -1,4 +1,4 @@
--- What people do on GitHub, told by a webhook.
+-- What people do on GitHub, as its webhook reports it.
 
 -- The phases with one of these issues, or named by one of these words.
 -- What somebody did on GitHub concerns the phases whose issue it was, and for a pull request those that it names: by
@@ -59,7 +59,7 @@ exception when sqlstate 'PC002' or sqlstate 'PC003' or sqlstate 'PC004' then
     return v_refused;
 end $$;
 
--- Take what happened on GitHub, told by a webhook whose signature was checked: {"delivery", "kind": issue_closed,
+-- Take what happened on GitHub, from a webhook whose signature was checked: {"delivery", "kind": issue_closed,
 -- issue_reopened, pull_request_opened or pull_request_merged, "repository", "numbers", "words", "pr_number", "sender",
 -- "said"}. It is recorded for every phase that it concerns; a delivery that comes again changes nothing.
 create or replace function pgcoord_private.take_github_event(p_event jsonb, p_action text, out result text, out queue_ids text[])

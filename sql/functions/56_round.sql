@@ -1,9 +1,9 @@
 -- One round of the leading coordinator: it records the ends that it has learned, claims what follows, and learns what to do
 -- and until when to wait.
 
--- Record one end of an attempt, as the coordinator learned it: an object with its `kind` and what the function of that kind
--- takes. Returns what its caller wants to know: of a report the row of take_report, of a job that exited that of exit_job, else the move that took the phase out of
--- ready or running, also when an earlier report made it (null: it has not moved).
+-- Record one end of an attempt, as the coordinator learned it: an object with its `kind` and the arguments of that kind's
+-- function. Returns the row of take_report for a report, that of exit_job for a job that exited, else the move that took the
+-- phase out of ready or running, also when an earlier report made it (null: the phase has not moved).
 create or replace function pgcoord_private.record_end(p_end jsonb) returns jsonb
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -110,9 +110,9 @@ begin
     end loop;
 end $$;
 
--- Before the coordinator rests: what has changed, and when to look next. First asks for the end of attempts whose time is up;
--- `changed` is of p_attempts, of which the coordinator was told that they changed: those of p_host, and of engines, that may be
--- alive, as an array of {attempt_id, folder, started, ended, ending, ended_seconds_ago}. The rest is as next_work says.
+-- Before the coordinator waits: what has changed, and when to look next. First asks for the end of attempts whose time is up.
+-- p_attempts: attempts that notifications have named. `changed`: those of them that are of p_host or of an engine and may be
+-- alive, as an array of {attempt_id, folder, started, ended, ending, ended_seconds_ago}. next_work says the rest.
 create or replace function pgcoord_private.look_round(
     p_host text, p_attempts bigint[], p_awaited text[],
     out changed jsonb, out due_in float8, out abandoned bigint[], out locked text[]

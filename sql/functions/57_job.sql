@@ -47,14 +47,15 @@ begin
     end if;
 end $$;
 
--- Why a copy of an attempt's job may not begin; null when it may, or has.
+-- Why a copy of an attempt's job may not begin; null when it may, or has. A copy that has the secret of an attempt of an engine
+-- shows that its job was submitted: where that is not stored, a failover has lost it.
 create or replace function pgcoord_private.begin_obstacle(p_attempt pgcoord.attempt, p_copy text) returns text
 language sql stable
 return case
     when p_attempt.exited_at is not null then 'it has ended'
     when p_attempt.ended_at is not null then format('it was reported %s', p_attempt.outcome)
     when p_attempt.ending is not null then format('it is to end (%s)', concat_ws(': ', p_attempt.ending, p_attempt.ending_reason))
-    when p_attempt.copy is null and p_attempt.submitted_at is null then 'no job was submitted for it'
+    when p_attempt.copy is null and p_attempt.submitted_at is null and p_attempt.host is not null then 'no job was submitted for it'
     when p_attempt.copy <> p_copy then 'another copy of its job began' || coalesce(' on ' || p_attempt.node, '')
 end;
 
@@ -71,6 +72,25 @@ begin
     if v_attempt.refused_begins <= 10 then
         perform pgcoord_private.log_attempt(v_attempt, 'begin_refused', p_reason);
     end if;
+end $$;
+
+-- Record that a copy of the job of a locked attempt has begun; its phase is running from then on.
+create or replace function pgcoord_private.take_begin(
+    p_attempt pgcoord.attempt, p_copy text, p_job text, p_node text, p_reason text
+) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    update pgcoord.attempt as a
+    set copy = p_copy, job = coalesce(p_job, a.job), node = p_node, waits_for = null,
+        submitted_at = coalesce(a.submitted_at, clock_timestamp()),
+        submitted_to = coalesce(a.submitted_to, (select o.launcher from pgcoord.pool as o where o.name = a.pool)),
+        started_at = clock_timestamp(), deadline = clock_timestamp() + a.timeout
+    where a.id = p_attempt.id;
+    perform pgcoord_private.set_reason(p_reason);
+    update public.phase_queue set status = 'running', started_timestamp = clock_timestamp()
+    where queue_id = p_attempt.queue_id and attempt = p_attempt.number and status = 'ready';
+    perform pgcoord_private.set_reason(null);
 end $$;
 
 -- A copy of an attempt's job asks whether it may begin, and its phase is running from then on. Its caller has checked that
@@ -103,14 +123,7 @@ begin
         perform pgcoord_private.note_refused_begin(p_attempt_id, reason);
     elsif v_attempt.copy is null then
         reason := null;
-        update pgcoord.attempt
-        set copy = p_copy, job = coalesce(p_job, job), node = p_node, waits_for = null,
-            started_at = clock_timestamp(), deadline = clock_timestamp() + timeout
-        where id = p_attempt_id;
-        perform pgcoord_private.set_reason('begun by ' || v_words);
-        update public.phase_queue set status = 'running', started_timestamp = clock_timestamp()
-        where queue_id = v_attempt.queue_id and attempt = v_attempt.number and status = 'ready';
-        perform pgcoord_private.set_reason(null);
+        perform pgcoord_private.take_begin(v_attempt, p_copy, p_job, p_node, 'begun by ' || v_words);
         perform pg_notify('pgcoord_wake', p_attempt_id::text);
     else
         reason := null;
@@ -120,6 +133,7 @@ end $$;
 
 -- The copy of a job that began says how its command ended. Its caller has checked that the attempt's secret signed that.
 -- A repeat changes nothing. An end that comes after the attempt was given up as lost is recorded, and changes nothing else.
+-- Only a copy that may begin does, so one that ends had begun, also where a failover has lost that.
 -- Never raises PC001 or PC003: code, reason and hint say why it was refused.
 create or replace function pgcoord_private.exit_job(
     p_attempt_id bigint, p_copy text, p_exit_code integer, p_log_tail text default null, p_left_behind text default null,
@@ -132,6 +146,10 @@ declare
     v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
 begin
     perform set_config('pgcoord.actor', concat_ws(' ', v_attempt.adw_id, '(job)'), true);
+    if v_attempt.id is not null and v_attempt.copy is null and v_attempt.host is null and v_attempt.exited_at is null then
+        perform pgcoord_private.take_begin(v_attempt, p_copy, null, null, 'begun by the copy of its job that has ended');
+        v_attempt.copy := p_copy;
+    end if;
     if v_attempt.id is null or v_attempt.copy is distinct from p_copy then
         code := case when v_attempt.id is null then 'PC001' else 'PC003' end;
         reason := case when v_attempt.id is null then format('there is no attempt %s', p_attempt_id)
@@ -155,7 +173,7 @@ begin atomic
     select secret from pgcoord.attempt where id = p_attempt_id;
 end;
 
--- The same two for a job that has a connection of its own instead of the coordinator's address.
+-- begin_job and exit_job for a job that has a connection of its own instead of the coordinator's address.
 create or replace function pgcoord.begin_attempt(
     p_attempt_id bigint, p_secret text, p_copy text, p_job text default null, p_node text default null,
     out code text, out reason text, out hint text

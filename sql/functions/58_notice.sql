@@ -1,8 +1,8 @@
--- Telling people: what has happened is written down in the transaction in which it does, and told by the leader
--- afterwards. Where nobody wants to be told, nothing is written.
+-- Notices to people: the transaction in which something happens writes them, and the leader sends them afterwards. Where no
+-- receiver wants an event, nothing is written.
 
--- Write a notice for each who wants to be told: of a phase that was completed (finished), has failed, or asks (gate). A feature
--- is finished once, though several of its phases may be completed by one statement.
+-- Write a notice for each receiver that wants this event of a phase: it was completed (finished), has failed, or asks (gate).
+-- A feature is finished once, though several of its phases may be completed by one statement.
 create or replace function pgcoord_private.note_event(
     p_event text, p_reason text, p_feature_id integer, p_phase_number integer, p_queue_id text, p_attempt integer default null
 ) returns void
@@ -25,8 +25,8 @@ begin
     notify pgcoord_wake;
 end $$;
 
--- Write a notice of each phase that needs somebody because of no event: once for each attempt. Returns whether anybody
--- wants to be told.
+-- Write a notice of each phase that needs a person though no event says so: once for each attempt, and once for all of them
+-- of a phase that is given back again and again. Returns whether any receiver wants such notices.
 create or replace function pgcoord_private.note_stuck() returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -42,7 +42,7 @@ begin
     where a.kind not in ('failed', 'gate') and 'stuck' = any (t.events) and not exists (
         select from pgcoord.event as e
         where e.feature_id = a.feature_id and e.phase_number = a.phase_number and e.kind = 'phase_stuck'
-            and e.attempt is not distinct from nullif(p.attempt, 0)
+            and (e.attempt is not distinct from nullif(p.attempt, 0) or a.kind = 'later' and e.at >= a.since)
     );
     if found then
         perform pgcoord_private.log_event('phase_stuck', max(n.words), n.feature_id, n.phase_number, n.queue_id, nullif(n.attempt, 0))
@@ -53,7 +53,7 @@ begin
     return true;
 end $$;
 
--- For the leading coordinator: whom to tell from now on. What is due to others is told to nobody any more.
+-- For the leading coordinator: the receivers from now on. Notices that others have not got yet are not sent any more.
 create or replace function pgcoord_private.declare_targets(p_targets jsonb) returns void
 language sql
 begin atomic

@@ -101,6 +101,7 @@ begin
     new.overlap := coalesce(new.overlap, 'skip');
     new.missed := coalesce(new.missed, 'run');
     new.created_at := coalesce(new.created_at, now());
+    new.declared := coalesce(new.declared, false);
     if tg_op = 'INSERT' then
         new.created_by := case when pgcoord_private.writes_state() then coalesce(new.created_by, session_user) else session_user end;
         new.declared := new.declared and pgcoord_private.writes_state();
@@ -140,6 +141,7 @@ begin
     if v_message is not null then
         raise exception using errcode = 'PC005', message = v_message, hint = v_hint;
     end if;
+    perform pgcoord_private.check_times('schedule ' || new.name, new.created_at, new.paused_at, new.next_at);
     if tg_op = 'INSERT' or new.feature is distinct from old.feature then
         perform pgcoord_private.check_scheduled_feature(new.name, new.feature);
     end if;
@@ -321,8 +323,16 @@ set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     v pgcoord.schedule;
+    v_name text;
 begin
     perform pgcoord_private.check_epoch(p_epoch);
+    for v_name in
+        delete from pgcoord.refused_schedule as r
+        where not exists (select from jsonb_array_elements(p_schedules) as e where e ->> 'name' = r.name)
+        returning r.name
+    loop
+        perform pgcoord_private.log_event('schedule_changed', v_name || ', refused before, is not in pgcoord.toml any more');
+    end loop;
     delete from pgcoord.schedule as s
     where s.declared and not exists (select from jsonb_array_elements(p_schedules) as e where e ->> 'name' = s.name);
     for v in
@@ -340,9 +350,18 @@ begin
                 insert into pgcoord.schedule (name, cron, timezone, feature, overlap, missed, declared)
                 values (v.name, v.cron, v.timezone, v.feature, v.overlap, v.missed, true);
             end if;
+            delete from pgcoord.refused_schedule as r where r.name = v.name;
+            if found then
+                perform pgcoord_private.log_event('schedule_changed', v.name || ', stored as pgcoord.toml declares it now');
+            end if;
         exception when others then
             if sqlstate not like 'PC%' then
                 raise;
+            end if;
+            insert into pgcoord.refused_schedule as r (name, error) values (v.name, sqlerrm)
+            on conflict (name) do update set error = excluded.error, at = excluded.at where r.error <> excluded.error;
+            if found then
+                perform pgcoord_private.log_event('schedule_changed', format('%s of pgcoord.toml is not stored: %s', v.name, sqlerrm));
             end if;
             return query values (v.name, sqlerrm);
         end;
@@ -362,6 +381,11 @@ begin atomic
     limit 1;
 end;
 
+-- A time in the time zone of a schedule, to the minute.
+create or replace function pgcoord_private.schedule_clock(p_schedule pgcoord.schedule, p_at timestamptz) returns text
+language sql stable
+return to_char(p_at at time zone p_schedule.timezone, 'YYYY-MM-DD HH24:MI ') || p_schedule.timezone;
+
 -- Queue the feature of a schedule for a due time, and write down what became of it. Of what cannot be queued the error is
 -- kept; what passes by itself (a lock, a lost connection) is raised.
 create or replace function pgcoord_private.start_run(p_schedule pgcoord.schedule, p_due_at timestamptz, p_reason text)
@@ -375,7 +399,7 @@ declare
 begin
     begin
         perform pgcoord_private.set_reason(format('schedule %s, due at %s', p_schedule.name,
-            to_char(p_due_at at time zone p_schedule.timezone, 'YYYY-MM-DD HH24:MI') || ' ' || p_schedule.timezone));
+            pgcoord_private.schedule_clock(p_schedule, p_due_at)));
         v_run.feature_id := pgcoord.submit_feature(p_schedule.feature);
     exception when others then
         get stacked diagnostics v_state = returned_sqlstate, v_error = message_text;
@@ -530,3 +554,48 @@ from pgcoord.schedule as s
     left join pgcoord.feature as f on f.id = r.feature_id
 order by s.name;
 comment on view pgcoord.schedules is 'Schedules with when each is due next, what became of the last due time, and how the last feature that it queued stands.';
+
+create or replace function pgcoord.why_schedule(p_name text) returns table (kind text, words text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+begin
+    return query
+    select r.kind, r.words from (
+            select 1 as rank, 'refused' as kind, format('pgcoord.toml declares it, and the database refused that: %s', f.error) as words
+            from pgcoord.refused_schedule as f where f.name = p_name
+            union all
+            select 2, 'error', 'it cannot run: ' || s.error
+            from pgcoord.schedule as s where s.name = p_name and s.error is not null
+            union all
+            select 3, 'paused', format('it is paused since %s', pgcoord_private.schedule_clock(s, s.paused_at)) || coalesce(': ' || s.paused_reason, '')
+            from pgcoord.schedule as s where s.name = p_name and s.paused_at is not null
+            union all
+            select 4, 'unwatched', u.words || ': no schedule starts until one does'
+            from pgcoord_private.unwatched as u where exists (select from pgcoord.schedule as s where s.name = p_name)
+            union all
+            select 5, 'next', case when s.next_at is null then 'its next time is found once a coordinator runs'
+                else format('it is due %s %s', case when s.next_at < clock_timestamp() then 'since' else 'next at' end,
+                    pgcoord_private.schedule_clock(s, s.next_at)) end
+            from pgcoord.schedule as s where s.name = p_name and s.paused_at is null and s.error is null
+            union all
+            (select 6, l.outcome, format('its last time, %s: %s', pgcoord_private.schedule_clock(s, l.due_at), l.outcome)
+                || coalesce(' as feature ' || l.feature_id, '') || coalesce(', ' || l.reason, '')
+            from pgcoord.schedule as s join pgcoord.schedule_run as l on l.schedule = s.name
+            where s.name = p_name
+            order by l.due_at desc limit 1)
+            union all    -- that a later one was started does not say why this was not
+            (select 7, l.outcome, format('before that, %s: %s', pgcoord_private.schedule_clock(s, l.due_at), l.outcome) || coalesce(', ' || l.reason, '')
+            from pgcoord.schedule as s join pgcoord.schedule_run as l on l.schedule = s.name
+            where s.name = p_name and l.outcome <> 'started'
+                and exists (select from pgcoord.schedule_run as k where k.schedule = p_name and k.due_at > l.due_at)
+            order by l.due_at desc limit 1)
+        ) as r
+    order by r.rank;
+    if not found then
+        raise exception using
+            errcode = 'PC001', message = format('there is no schedule %s', p_name),
+            hint = 'select name from pgcoord.schedules shows those that exist.';
+    end if;
+end $$;
+comment on function pgcoord.why_schedule(text) is
+    'When a schedule is due next, and why it does not run, or did not: a row for each reason, most decisive first.';

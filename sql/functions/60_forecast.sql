@@ -141,7 +141,7 @@ declare
     v_layer integer[];
     v_start double precision[];
     v_end double precision[];
-    v_known boolean[];    -- whether the times are told by something
+    v_known boolean[];    -- whether an estimate or past runs say the times
     v_down double precision[];    -- squared spread along what decides
     v_up double precision[];
     v_before integer[];    -- the prerequisite that decides when a phase starts
@@ -240,7 +240,7 @@ begin
         end loop;
     end loop;
 
-    -- What runs, and who is in line already.
+    -- The phases that run, and those that are in line already.
     for i in 1 .. v_count loop
         if v_states[i] in ('ready', 'running') then
             if not v_draining[i] then

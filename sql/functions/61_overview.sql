@@ -19,8 +19,8 @@ begin atomic
 end;
 
 -- Features to show: all, attention, in_progress, planned, finished, or with a phase in a state; found by title, id,
--- queue_id, adw_id or issue, and by titles of phases while they are not finished. Planned is what has no phases yet, in
--- progress what has and is not stopped: something of it runs, or may start, or nothing of it needs somebody.
+-- queue_id, adw_id or issue, and by titles of phases while they are not finished. A planned feature has no phases yet; one
+-- in progress has, and is not stopped: a phase of it runs or may start, or none of them needs a person.
 -- Features that are not finished, then the latest of those that are: what a page of features shows. It reads the phases
 -- that are open and as many features as are shown, not what is done, however much that is. (Long: one query, each part once.)
 create or replace function pgcoord_private.list_features(p_show text, p_search text, p_limit integer)

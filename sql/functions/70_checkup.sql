@@ -390,7 +390,7 @@ set search_path = pg_catalog, pg_temp as $$
     where p.status in ('queued', 'blocked') and pg_column_size(p.phase_data) < 1000 and pgcoord_private.is_empty(p.phase_data);
 $$;
 
--- Checkup: does GitHub make issues, and are they told how their phases ended?
+-- Checkup: does GitHub make issues, and take comments on how their phases ended?
 create or replace function pgcoord_private.checkup_issues() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -420,11 +420,15 @@ set search_path = pg_catalog, pg_temp as $$
             when c.n = 0 then 'there are none'
             else pgcoord_private.counted(c.n, 'schedule has a time and a feature', 'schedules have a time and a feature') end,
         case when late.names is not null then 'end what locks it (see transactions); else restart the coordinator, and keep its log'
-            when faulty.names is not null then '''pgcoord schedule change NAME'' gives it other times, or another feature; pgcoord.toml does for what it declares' end
+            when faulty.names is not null then '''pgcoord schedule change NAME'' gives it other times, or another feature; what pgcoord.toml declares is mended there, then SIGHUP to ''pgcoord serve''' end
     from (select count(*) as n from pgcoord.schedule) as c
         cross join (
-            select array_agg(format('schedule %s: %s', name, error) order by name) as names
-            from pgcoord.schedule where error is not null
+            select array_agg(format('schedule %s%s', f.name, f.words) order by f.name) as names
+            from (
+                select name, ': ' || error as words from pgcoord.schedule where error is not null
+                union all
+                select name, ' of pgcoord.toml is not stored: ' || error from pgcoord.refused_schedule
+            ) as f
         ) as faulty
         cross join (
             select array_agg(s.name order by s.name) as names from pgcoord.schedule as s

@@ -133,7 +133,7 @@ comment on column pgcoord_private.stranded.words is 'What is wrong.';
 comment on column pgcoord_private.stranded.refers_to is 'Number of the phase, or name of the workflow, that does not exist.';
 
 comment on column pgcoord.attention.kind is
-    'failed, missing (a prerequisite does not exist), workflow (nobody knows it), unclaimable (the database refuses its claim), slow (runs much longer than usual) or locked (a lock of somebody''s holds it up).';
+    'failed, missing (a prerequisite does not exist), workflow (nobody knows it), unclaimable (the database refuses its claim), later (given back again and again for an hour), slow (runs much longer than usual) or locked (a lock of somebody''s holds it up).';
 comment on column pgcoord.attention.feature is 'What the feature is called.';
 comment on column pgcoord.attention.title is 'What the phase is called.';
 comment on column pgcoord.attention.since is 'Since when it is so.';

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.cases import case
-from support.database import Connection, add_feature, claim, statuses, take_lead
+from support.database import Connection, add_feature, add_phase, claim, statuses, take_lead
 from support.desk import CONFIGURATION, PATIENCE, Desk, until
 
 from pgcoord.database import schema
@@ -82,26 +82,40 @@ def test_a_feature_runs_again_from_a_phase_on(desk: Desk, conn: Connection) -> N
         "queue-1-2 and what depends on it are queued again, as feature 2"
     )
     assert desk.call("run", "--feature", "2").returncode == 0
+    assert desk.call("logs", "2.1").stderr == (
+        "pgcoord: queue-2-1 was completed in the feature that this one copies: its log is there\n"
+    )
     assert desk.say("again", "1") == "feature 1 is queued again, as feature 3"
     assert desk.call("run", "--feature", "3").returncode == 1
     assert desk.call("again", "9").returncode != 0
 
 
-def test_a_phase_gets_its_variables_and_those_of_its_workflow(desk: Desk) -> None:
+def test_a_phase_gets_its_variables_and_those_of_its_workflow(desk: Desk, conn: Connection) -> None:
     (desk.folder / "pgcoord.toml").write_text(
         '[server]\nport = 0\n[workflow.sh]\ncommand = ["sh", "-c", "{prompt}"]\n'
         'environment = { MODE = "dev", REGION = "eu", HOME = true }\n'
         'phase_environment = ["MODE"]\n'
     )
     path = desk.folder / "plan.md"
-    path.write_text(
+    plan = (
         "# A plan\n## Phase 1: Work\nEnv: MODE={param.mode}\n\n"
         'test "$MODE $REGION" = "prod eu"\n'
         "## Phase 2: Defaults\n\n"
         'test "$MODE" = dev\n'
-        "## Phase 3: Too much\nEnv: LD_PRELOAD=x\n\ntrue\n"
     )
-    done = desk.call("run", str(path), "--set", "mode=prod")
+    path.write_text(plan + "## Phase 3: Too much\nEnv: LD_PRELOAD=x\n\ntrue\n")
+    for command in (["run"], ["run", "--dry-run"], ["submit", "--check"]):
+        refused = desk.call(*command, str(path), "--set", "mode=prod")
+        assert (refused.returncode, refused.stderr) == (
+            5,
+            f"pgcoord: {path}:10: Env: phases of workflow sh may not set LD_PRELOAD;"
+            " phase_environment of [workflow.sh] lists what they may\n",
+        )
+    # What is inserted by SQL has no line: it is refused when it is to be started.
+    path.write_text(plan)
+    desk.say("submit", str(path), "--set", "mode=prod")
+    add_phase(conn, 1, 3, phase_data='{"environment": {"LD_PRELOAD": "x"}, "prompt_content": "x"}')
+    done = desk.call("run", "--feature", "1")
     assert done.stdout.splitlines()[-1] == (
         "feature 1 (A plan): 2 of 3 phases completed; phase 3 failed: the phase sets LD_PRELOAD,"
         " which workflow sh does not let phases set (phase_environment)"

@@ -208,6 +208,21 @@ def test_a_log_of_another_machine_cannot_be_followed(
 # --- Size
 
 
+def test_a_log_that_lost_its_middle_and_has_its_old_size_again_is_followed(
+    desk: Desk, dsn: str
+) -> None:
+    gate = desk.gate()
+    desk.start("serve").until("leading")
+    desk.say("submit", desk.plan(f"echo begins; seq 1000 1100; cat {gate}"))
+    follow = desk.start("logs", "-f", "1.1")
+    follow.until("\n1100\n")
+    log = log_of(dsn)
+    log.write_text(f"begins\n{'-' * (log.stat().st_size - 13)}\nlast\n")
+    gate.write_text("between\n")
+    assert follow.wait() == 0
+    assert "\nlast\nbetween\n" in follow.said
+
+
 def test_a_log_that_grows_too_large_keeps_its_beginning_and_its_end(desk: Desk, dsn: str) -> None:
     desk.write("pgcoord.toml", f'{CONFIGURATION}[log]\nmax_size = "40kB"\n')
     gate = desk.gate()

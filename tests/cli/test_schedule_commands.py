@@ -2,9 +2,10 @@
 
 import json
 import signal
+from urllib.request import urlopen
 
 from support.database import Connection, one, statuses
-from support.desk import CONFIGURATION, Desk, until
+from support.desk import CONFIGURATION, Desk, address_of, until
 
 
 def test_a_schedule_from_its_creation_to_its_end(desk: Desk, conn: Connection) -> None:
@@ -99,3 +100,30 @@ def test_what_the_configuration_declares_goes_by_the_file_whoever_leads(
     third = desk.start("serve")
     third.until("leading")
     until(dsn, "count(*) = 0 from pgcoord.schedule")
+
+
+def test_a_schedule_that_the_database_refuses_is_shown_and_what_its_plan_notes_is_logged(
+    desk: Desk,
+) -> None:
+    desk.write("plan.md", "# T\n## Phase 0: a\nLock: {param.to}\n\ntrue\n## Phase 1: b\n\ntrue\n")
+    table = '[schedule.nightly]\nplan = "plan.md"\ncron = "0 3 * * *"\nparameters = {to = "%s"}\n'
+    desk.write("pgcoord.toml", CONFIGURATION + table % ("x" * 300))
+    serve = desk.start("serve")
+    serve.until(r"schedule nightly: .*plan.md:2: phases are numbered from 1")
+    serve.until("schedule nightly of pgcoord.toml is not stored")
+    assert "schedule nightly of pgcoord.toml is not stored: " in desk.say("status")
+    assert desk.say("why", "nightly").startswith("pgcoord.toml declares it, and the database refu")
+    [found] = json.loads(desk.say("status", "--json"))["refused_schedules"]
+    assert found["name"] == "nightly"
+    with urlopen(f"http://{address_of(serve)}/") as page:
+        assert "Schedule nightly" in page.read().decode()
+    desk.write("pgcoord.toml", CONFIGURATION + table % "staging")
+    serve.send(signal.SIGHUP)
+    serve.until("read .*pgcoord.toml: schedule nightly changed")
+    until(desk.environment["DATABASE_URL"], "next_at is not null from pgcoord.schedule")
+    assert desk.say("why", "nightly").startswith("it is due next at 2")
+    unknown = desk.call("why", "nightl")
+    assert (unknown.returncode, unknown.stderr.splitlines()[0]) == (
+        4,
+        "pgcoord: there is no phase nightl",
+    )

@@ -288,7 +288,7 @@ async def test_a_process_is_not_ended_because_a_stand_by_does_not_know_it_yet(
     assert assignment.queue_id == "queue-1-1"
 
 
-async def test_a_server_that_only_reads_costs_one_line_an_end(
+async def test_a_server_that_only_reads_costs_at_most_one_line_an_end(
     dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = Gate(tmp_path / "gate")
@@ -297,9 +297,11 @@ async def test_a_server_that_only_reads_costs_one_line_an_end(
     async with running(make_coordinator(dsn, tmp_path)) as coordinator:
         await watch.until_statuses("running", "running")
         await reconnect(watch, f"alter database {name} set default_transaction_read_only = on")
+        pids = await watch.all("select pid from pgcoord.attempt")
         gate.open(2)
-        await until_logged(caplog, "queue-1-1", "not recorded yet")
-        await until_logged(caplog, "queue-1-2", "not recorded yet")
+        while any(is_alive(each["pid"]) for each in pids):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await until_logged(caplog, "read-only transaction")
         await watch.conn.execute("set default_transaction_read_only = off")
         await reconnect(watch, f"alter database {name} reset default_transaction_read_only")
         await watch.until_statuses("completed", "completed")
@@ -310,7 +312,8 @@ async def test_a_server_that_only_reads_costs_one_line_an_end(
             for record in caplog.records
             if record.levelno >= logging.WARNING and queue_id in record.getMessage()
         ]
-        assert len(lines) == 1
+        # None where no session lived for long enough to try.
+        assert len(lines) <= 1
     assert not [record for record in caplog.records if record.exc_info]
 
 

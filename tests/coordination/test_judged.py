@@ -1,6 +1,7 @@
 """Phases that are judged: checks, the prompt after a failure, and what is tried again later."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -87,6 +88,27 @@ async def test_an_agent_without_a_model_waits_and_uses_up_no_attempt(
                 "wait": wait,
             }
             await watch.one("select pgcoord.retry_phase('queue-1-1')")
+        await watch.until_found("select from phase_queue where retry_at is not null")
+    waits = await watch.one("select words from pgcoord.why('queue-1-1') where kind = 'retry'")
+    assert re.fullmatch(
+        r"is tried again at \S+ \(try 5 in a row since \S+\), after: try again later: .*",
+        waits["words"],
+    )
+    since = (
+        "select kind, since < now() - interval '1 hour' as is_long, words from pgcoord.attention"
+    )
+    assert await watch.all(since) == []
+    await watch.all(
+        "update pgcoord.attempt set ended_at = ended_at - interval '61 min' returning 1"
+    )
+    assert await watch.all(since) == [
+        {
+            "kind": "later",
+            "is_long": True,
+            "words": "was given back 4 times:"
+            " try again later: API Error: Repeated 529 Overloaded errors",
+        }
+    ]
     spent = await watch.one("select cost_usd from pgcoord.feature")
     assert spent["cost_usd"] >= 0.75, "what was spent in vain counts, too"
 
@@ -110,7 +132,7 @@ async def test_a_workflow_says_how_long_and_how_often_it_waits(
 async def test_a_process_that_writes_nothing_is_shown_and_no_more_when_it_writes(
     dsn: str, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgcoord.coordination.supervision._AGAIN", 0.01)
+    monkeypatch.setattr("pgcoord.coordination.supervision._RECHECK", 0.01)
     gate = Gate(tmp_path / "gate")
     await watch.submit(f"read _ < {gate.path}; while :; do echo; sleep 0.01; done")
     quiet = "select words from pgcoord.why('queue-1-1') where kind = 'quiet'"

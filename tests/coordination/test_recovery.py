@@ -50,9 +50,9 @@ class Dies(Supervision):
     async def _record_start(self):
         die() if {point!r} == "spawned" else None
         await super()._record_start()
-    async def _see_to_its_end(self):
+    async def _supervise_to_end(self):
         die() if {point!r} == "running" else None
-        await super()._see_to_its_end()
+        await super()._supervise_to_end()
 
 class Dying(Coordinator):
     supervision = Dies

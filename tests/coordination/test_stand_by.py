@@ -93,7 +93,7 @@ async def test_one_that_stands_by_takes_nothing_from_the_line(
 
 
 @pytest.mark.parametrize(
-    "step", ["launch_and_supervise", "_launch", "_record_start", "_see_to_its_end"]
+    "step", ["launch_and_supervise", "_launch", "_record_start", "_supervise_to_end"]
 )
 async def test_a_frozen_leader_is_replaced_and_when_it_goes_on_starts_nothing_twice(
     step: str, dsn: str, watch: Watch, tmp_path: Path

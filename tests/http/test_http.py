@@ -9,6 +9,8 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
+from psycopg_pool import TooManyRequests
+from starlette.requests import Request
 from support.cases import case
 from support.database import Connection, add_feature, claim, start, statuses
 from support.serving import Site, served
@@ -17,6 +19,7 @@ from websockets.exceptions import InvalidStatus
 
 from pgcoord.configuration import Server
 from pgcoord.errors import CannotStart, InvalidConfiguration
+from pgcoord.http.errors import answer_error
 from pgcoord.http.security import read_access
 
 TOKEN, READ_TOKEN = "t" * 32, "r" * 32
@@ -394,6 +397,12 @@ async def test_metrics_tell_how_it_goes(site: Site, conn: Connection, epoch: int
     assert 0 <= sample(text, "pgcoord_notification_queue_usage") < 1
     again = (await site.client.get("/metrics")).text
     assert sample(again, "pgcoord_run_seconds_count") == 1
+
+
+async def test_requests_that_wait_for_the_database_are_no_lost_connection() -> None:
+    words = "4 requests of the same kind (report) are waiting for the database"
+    answer = await answer_error(Request({"type": "http"}), TooManyRequests(words))
+    assert (answer.status_code, json.loads(bytes(answer.body))["reason"]) == (503, words)
 
 
 async def test_a_database_that_is_lost_is_an_answer_that_may_be_repeated(

@@ -195,6 +195,7 @@ async def test_a_graph_of_two_hundred_phases_folds_what_is_finished_and_is_walke
     await expect(page.locator("a.node")).to_have_count(97)
 
 
+@pytest.mark.scale
 async def test_a_page_of_two_hundred_phases_has_less_than_sixty_stops_of_the_tab_key(
     page: Page, panel: str, conn: Connection
 ) -> None:

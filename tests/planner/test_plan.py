@@ -460,6 +460,7 @@ def test_files_may_be_a_list(mark: str, above: str) -> None:
 def test_parameters_are_filled_in_and_never_looked_at_again() -> None:
     text = (
         "# Deploy to {param.to}\n## Phase 1: Build {param.to}\nLock: {param.to}\n"
+        "Files: src/{param.to}/a.py, b.py\n"
         "Env: MODE={param.mode} TITLE='a b'\n\n"
         "{param.mode} {{param.mode}} {result.1.x} {param} {PARAM.to}\n"
     )
@@ -469,6 +470,7 @@ def test_parameters_are_filled_in_and_never_looked_at_again() -> None:
     [row] = [each.row() for each in plan.phases]
     assert row["title"] == "Build prod"
     assert row["lock"] == "prod"
+    assert row["files"] == ["src/prod/a.py", "b.py"]
     assert row["environment"] == {"MODE": given["mode"], "TITLE": "a b"}
     assert row["prompt_content"] == (
         f"{given['mode']} {{param.mode}} {{result.1.x}} {{param}} {{PARAM.to}}"
@@ -484,6 +486,14 @@ def test_a_parameter_without_a_value_and_a_value_without_a_parameter_are_faults(
         "1: --set mod: there is no {param.mod} in the plan; did you mean mode?",
         "5: {param.mode} has no value: 'run', 'submit' and 'schedule' take one by --set mode=VALUE;"
         " {{param.mode}} is this text itself",
+    ]
+
+
+def test_a_parameter_in_a_name_of_the_configuration_is_a_fault_of_its_line() -> None:
+    text = f"{HEAD}## Phase 1: a\nWorkflow: {{param.a}}\nCheck: x-{{param.a}}\n\nx\n"
+    assert problems(text, parameters={"a": "x"}) == [
+        "4: Workflow is a name of pgcoord.toml: {param.a} is not filled there",
+        "5: Check is a name of pgcoord.toml: {param.a} is not filled there",
     ]
 
 
@@ -853,3 +863,14 @@ def test_a_plan_that_is_written_reads_back(plan: Plan) -> None:
 )
 def test_a_prompt_of_megabytes_is_read(prompt: str) -> None:
     assert phase(f"\n{prompt}").prompt == prompt.rstrip("\n")
+
+
+def test_dependencies_that_nobody_reads_are_named() -> None:
+    graph = "```mermaid\ngraph TD\n    A[Phase 1: a] --> B[Phase 2: b]\n```\n\n"
+    said = "Phase 2 can only start after Phase 1.\n\n"
+    below = "say it by 'Depends on: …' below the heading of each phase"
+    plan = parse(f"{HEAD}{said}{graph}{PHASE_1}## Phase 2: b\n\ny\n")
+    assert plan.notes == (
+        f"plan.md:3: dependencies that are named above the phases are not read: {below}",
+        f"plan.md:5: the dependencies that this graph draws are not read: {below}",
+    )

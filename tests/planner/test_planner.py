@@ -75,8 +75,8 @@ def test_the_numbering_of_an_author_is_kept(path: Path) -> None:
     assert found == path.with_suffix(".graph").read_text().splitlines()
 
 
-def test_there_are_thirty_plans_in_different_styles() -> None:
-    assert len(PLANS) >= 30
+def test_there_are_forty_plans_in_different_styles() -> None:
+    assert len(PLANS) >= 40
 
 
 def test_there_are_fifteen_features_of_different_kinds() -> None:
@@ -478,3 +478,31 @@ def test_a_description_beyond_all_measure_is_refused() -> None:
         read_structure(Feature("T", "x" * 200_001))
     with pytest.raises(InvalidInput, match="201 pieces of work; 200 are planned at most"):
         read_structure(Feature("T", "- Add a table\n" * 201))
+
+
+def test_a_key_that_nothing_has_is_named() -> None:
+    text = "- T001 Add the table\n- T002 Add the page (depends on T001, T009)\n"
+    planned = build(Feature("A feature", text))
+    assert planned.phases[1]["depends_on_phases"] == [1]
+    assert planned.notes == ("T002 comes after T009, which is none of these: ignored",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. Add one\n2. Add two\n3. Add three\n4. Join them (after steps 1-3)\n",
+        "- T1 [P] Add one\n- T2 [P] Add two\n- T3 [P] Add three\n- T4 Join (depends on T1-T3)\n",
+        "| # | Task | After |\n|---|---|---|\n| 1 | One | |\n| 2 | Two | |\n| 3 | Three | |\n"
+        "| 4 | Join | 1–3 |\n",  # noqa: RUF001
+        "| # | Task | After |\n|---|---|---|\n| 1 | One | |\n| 2 | Two | |\n| 3 | Three | |\n"
+        "| 4 | Join | all |\n",
+    ],
+)
+def test_a_range_names_all_that_is_in_it(text: str) -> None:
+    needs = rows(text)[3]["depends_on_phases"]
+    found = rows(text)
+    reached, open_ones = set(), set(needs)
+    while open_ones:
+        reached |= open_ones
+        open_ones = {n for o in open_ones for n in found[o - 1]["depends_on_phases"]} - reached
+    assert reached == {1, 2, 3}

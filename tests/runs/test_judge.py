@@ -67,6 +67,9 @@ def writes(*events: object) -> str:
     return "cat <<'END'\n" + "\n".join(map(json.dumps, events)) + "\nEND\n"
 
 
+QUOTA = "429: You exceeded your current quota, please check your plan and billing details."
+
+
 @pytest.mark.parametrize(
     ("script", "spec", "status", "last"),
     [
@@ -82,6 +85,8 @@ def writes(*events: object) -> str:
         ("true", {"check": ["no-such-program"]}, 127, "pgcoord: cannot start the check no-such-program: No such file or directory"),
         (writes(CLAUDE_DENIED), {"agent": "claude"}, 1, "pgcoord: the agent was not allowed to use Bash npm test"),
         (writes(CLAUDE_OVERLOADED) + "exit 1", {"agent": "claude"}, 75, "pgcoord: try again later: API Error: Repeated 529 Overloaded errors"),
+        (writes({"type": "turn.failed", "error": {"message": QUOTA}}) + "exit 1", {"agent": "codex"}, 1, f"pgcoord: the agent ended with an error: {QUOTA}"),
+        (writes({"type": "turn.failed", "error": {"message": f"{QUOTA} Please retry in 20s."}}) + "exit 1", {"agent": "codex"}, 75, f"pgcoord: try again later: {QUOTA} Please retry in 20s."),
         (writes({"type": "result", "is_error": False, "result": "[API Error: 529 Overloaded]"}), {"agent": "qwen"}, 75, "pgcoord: try again later: [API Error: 529 Overloaded]"),
         (writes(CODEX_FAILED), {"agent": "codex"}, 1, "pgcoord: the agent ended with an error: unexpected status 401 Unauthorized"),
         ("echo 'connect ECONNREFUSED 127.0.0.1:1' >&2; exit 1", {"agent": "codex"}, 75, "pgcoord: try again later: connect ECONNREFUSED 127.0.0.1:1"),

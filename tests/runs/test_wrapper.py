@@ -111,6 +111,25 @@ async def test_it_begins_runs_and_says_how_it_ended_where_no_folder_is_shared(
     assert statuses(conn) == {1: "failed"}
 
 
+async def test_an_answer_that_is_no_http_is_asked_for_again(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        said.append((await reader.readuntil(b"\r\n")).split()[1].decode())
+        if said.count(said[-1]) == 1:  # as from a coordinator that is killed meanwhile
+            writer.write(b"HTT")
+        else:
+            writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\n{"attempt": 1}')
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1") as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        attempt = {"id": 1, "secret": "whsec_" + "A" * 32}
+        status, output = await run(order(attempt, "exit 3", url=url, scratch=str(tmp_path / "s")))
+    assert (status, output) == (3, "")
+    assert said == ["/attempts/1/begin"] * 2 + ["/attempts/1/exit"] * 2
+
+
 async def test_a_job_without_a_coordinator_asks_and_tells_by_the_shared_folder(
     attempt: dict[str, Any], tmp_path: Path
 ) -> None:

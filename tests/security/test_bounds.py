@@ -145,3 +145,60 @@ def test_what_is_long_but_can_be_read_is_taken(conn: Connection) -> None:
     feature = add_feature(conn, {})
     data = {"title": "t", "prompt_content": "p" * 5_000_000, "deep": [[[[1e300]]]]}
     conn.execute(INSERT, [feature, 1, None, Jsonb(data)])
+
+
+# What Postgres itself says of a value that is of another type.
+_OF_ANOTHER_TYPE = {"22P02", "22003", "22007", "22008"}
+
+
+@pytest.mark.parametrize("role", ["client", pytest.param("owner", marks=pytest.mark.scale)])
+def test_no_column_takes_what_nobody_can_read_or_refuses_without_a_word(
+    conn: Connection, client: Connection, role: str
+) -> None:
+    """Every column of every table that a client writes, by INSERT and UPDATE."""
+    add_feature(conn, {1: [], 2: [1]})
+    add_phase(conn, 1, 4, status="running")
+    plan = '\'{"title": "a", "phases": [{"phase_number": 1}]}\''
+    conn.execute(
+        "insert into pgcoord.schedule (name, cron, feature)"
+        f" values ('nightly', '0 3 * * *', {plan})".encode()
+    )
+    tables = {
+        "public.planned_features": ({"title": "'a'"}, ["id = 1"]),
+        "public.phase_queue": (
+            {"feature_id": "1", "phase_number": "9"},
+            [f"phase_number = {number}" for number in (1, 4)],
+        ),
+        "pgcoord.schedule": (
+            {"name": "'b'", "cron": "'0 3 * * *'", "feature": plan},
+            ["name = 'nightly'"],
+        ),
+    }
+    user = conn if role == "owner" else client
+    wrong = []
+    for table, (given, rows) in tables.items():
+        columns = conn.execute(
+            "select attname from pg_attribute"
+            " where attrelid = %s::regclass and attnum > 0 and not attisdropped",
+            [table],
+        ).fetchall()
+        for column in (each["attname"] for each in columns):
+            for value in ("null", "'-infinity'", "'NaN'", "-1"):
+                row = given | {column: value}
+                statements = [
+                    f"insert into {table} ({', '.join(row)}) values ({', '.join(row.values())})",
+                    *(f"update {table} set {column} = {value} where {each}" for each in rows),
+                ]
+                for statement in statements:
+                    try:
+                        with user.transaction(force_rollback=True):
+                            user.execute(statement.encode())
+                            user.execute(f"select * from {table}".encode()).fetchall()
+                    except psycopg.Error as error:
+                        state = error.sqlstate or "unreadable"
+                        words = state.startswith("PC") or state in ("42501", "23503", "428C9")
+                        if state not in (*_OF_ANOTHER_TYPE, "42804") and not (
+                            words and (error.diag.message_hint or state == "23503")
+                        ):
+                            wrong.append(f"{statement}: {error.sqlstate} {error}")
+    assert wrong == []

@@ -229,7 +229,8 @@ def test_a_feature_may_be_inserted_with_nulls_and_empty_values(
     ("column", "value", "sqlstate", "words"),
     [
         ("title", " ", "PC005", "feature 1 has no title"),
-        ("title", None, "23502", "title"),
+        ("title", None, "PC005", "feature 1 has no title"),
+        ("priority", None, "PC005", "priority of feature 1 cannot be null"),
         ("tags", Jsonb({"a": 1}), "PC005", "tags of feature 1 is no array"),
         ("plan", Jsonb({"a": 1}), "PC005", "the plan of feature 1 is no array"),
         ("plan", Jsonb("x"), "PC005", "the plan of feature 1 is no array"),

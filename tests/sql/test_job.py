@@ -126,6 +126,28 @@ def test_who_comes_too_late_or_was_never_submitted_is_refused(conn: Connection, 
     assert feature == 1
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_job_whose_submission_or_begin_a_failover_lost_goes_on(
+    conn: Connection, epoch: int, begins: bool
+) -> None:
+    pools = Jsonb([{"name": "far", "launcher": "ray", "slots": 1}])
+    conn.execute("select pgcoord_private.declare_pools(%s)", [pools])
+    conn.execute("update pgcoord.workflow set pool = 'far'")
+    queue_id = add_phase(conn, add_feature(conn, {}), 1)
+    assert claim(conn, epoch) == [queue_id]
+    if begins:
+        assert begin(conn, queue_id, "a")["code"] is None
+        assert begin(conn, queue_id, "b")["code"] == "PC003"
+    assert leave(conn, queue_id, "a", 0)["code"] is None
+    attempt = attempt_of(conn, queue_id)
+    assert (attempt["outcome"], attempt["submitted_to"]) == ("completed", "ray")
+    moves = conn.execute(
+        "select to_status from pgcoord.event where kind = 'phase_moved' order by id"
+    )
+    assert [row["to_status"] for row in moves][-2:] == ["running", "completed"]
+    assert begin(conn, queue_id, "b")["code"] == "PC003"
+
+
 def test_a_forged_begin_is_refused_and_only_the_first_ten_are_events(
     conn: Connection, submitted: str
 ) -> None:

@@ -309,9 +309,9 @@ def test_a_running_phase_is_refused_before_its_prerequisites(
 
 NO_PHASES: Any = [
     ({"phase_number": 0}, "PC005", "cannot have a phase 0"),
-    ({"phase_number": None}, "23502", "phase_number"),
+    ({"phase_number": None}, "PC005", "cannot have a phase null"),
     ({"feature_id": 999}, "23503", "phase_queue_feature_exists"),
-    ({"feature_id": None}, "23502", "feature_id"),
+    ({"feature_id": None}, "PC005", "feature null cannot have a phase 1"),
     ({"status": "QUEUED"}, "PC005", "cannot have the status 'QUEUED'"),
     ({"status": "done"}, "PC005", "cannot have the status 'done'"),
     ({"phase_data": Jsonb([1])}, "PC005", "-1 is [1], a JSON array"),

@@ -330,3 +330,66 @@ def test_a_declaration_takes_over_what_was_made_by_hand_and_is_not_changed_by_ha
         declare(conn, epoch - 1)
     assert declare(conn, epoch) == []
     assert one(conn, "select name from pgcoord.schedule") == {"name": "own"}
+
+
+def test_a_refused_declaration_is_seen_until_it_is_stored_or_removed(conn: Connection) -> None:
+    def why() -> str:
+        return " / ".join(
+            str(each["words"]) for each in conn.execute("select * from pgcoord.why_schedule('a')")
+        )
+
+    def seen() -> list[str]:
+        found = one(conn, "select words from pgcoord.checkup() where kind = 'schedules'")["words"]
+        rows = conn.execute("select name from pgcoord.refused_schedule")
+        return [found, *(each["name"] for each in rows)]
+
+    epoch = take_lead(conn)
+    empty = {"title": "a", "phases": []}
+    declare(conn, epoch, {"name": "a", "feature": empty})
+    declare(conn, epoch, {"name": "a", "feature": empty})  # once in the history
+    refused_words = (
+        "schedule a could not queue its feature: the feature of schedule a has no phases"
+    )
+    assert seen() == [f"schedule a of pgcoord.toml is not stored: {refused_words}", "a"]
+    assert why().endswith(f"the database refused that: {refused_words}")
+    declare(conn, epoch, {"name": "a"})
+    assert seen() == ["1 schedule has a time and a feature"]
+    assert why() == "its next time is found once a coordinator runs"
+    declare(conn, epoch, {"name": "a", "cron": "never"})
+    assert seen()[1:] == ["a"]
+    declare(conn, epoch)
+    assert seen() == ["there are none"]
+    with refused("PC001", "there is no schedule a"):
+        why()
+    logged = "select count(*) as n from pgcoord.event where starts_with(reason, 'a of pgcoord')"
+    assert one(conn, logged) == {"n": 2}
+
+
+def test_why_says_of_a_schedule_when_it_is_due_and_why_a_time_was_left_out(
+    conn: Connection,
+) -> None:
+    def why() -> list[tuple[str, str]]:
+        found = conn.execute("select * from pgcoord.why_schedule('a')")
+        return [(each["kind"], each["words"]) for each in found]
+
+    epoch = take_lead(conn)
+    add(conn, "a")
+    conn.execute(
+        "select pgcoord_private.plan_schedule(%s, 'a', cron, timezone, '2100-01-01 03:00Z', null)"
+        " from pgcoord.schedule",
+        [epoch],
+    )
+    assert why() == [("next", "it is due next at 2100-01-01 03:00 UTC")]
+    conn.execute(
+        "insert into pgcoord.schedule_run (schedule, due_at, outcome, reason) values"
+        " ('a', '2020-01-01 03:00Z', 'missed', 'nothing could start it in time'),"
+        " ('a', '2020-01-02 03:00Z', 'started', null)"
+    )
+    assert why()[1:] == [
+        ("started", "its last time, 2020-01-02 03:00 UTC: started"),
+        ("missed", "before that, 2020-01-01 03:00 UTC: missed, nothing could start it in time"),
+    ]
+    conn.execute("select pgcoord.pause_schedule('a', 'holidays')")
+    kind, words = why()[0]
+    assert kind == "paused"
+    assert words.endswith(": holidays")

@@ -37,6 +37,9 @@ _LOADED = (
     "pgcoord.http.server",
     "pgcoord.planner.planning",
     "pgcoord.v1",
+    "encodings.idna",
+    "uvicorn.lifespan.on",
+    "uvicorn.protocols.websockets.websockets_sansio_impl",
 )
 
 _TESTS = str(Path(__file__).parents[1])

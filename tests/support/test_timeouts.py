@@ -27,19 +27,82 @@ def test_other(n):
 """
 
 
+SHARED = """
+import asyncio
+import pytest
+
+@pytest.fixture(scope="session")
+def anyio_backend():
+    return "asyncio"
+
+@pytest.fixture(scope="session")
+async def port(anyio_backend):
+    async with await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+@pytest.fixture
+async def reader(port):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    yield reader
+    writer.close()
+    await writer.wait_closed()
+
+@pytest.fixture
+async def silent(reader):
+    yield await reader.readline()
+
+@pytest.fixture
+async def endless(reader):
+    yield
+    await reader.readline()
+"""
+
+WAITING = """
+import pytest
+
+@pytest.mark.timeout(1)
+async def test_that_waits(reader):
+    await reader.readline()
+
+@pytest.mark.timeout(1)
+async def test_whose_fixture_waits(silent):
+    pass
+
+@pytest.mark.timeout(1)
+async def test_whose_fixture_waits_in_the_end(endless):
+    pass
+
+@pytest.mark.parametrize("n", range(5))
+async def test_other(reader, n):
+    pass
+"""
+
+
 def test_a_time_out_while_a_failure_is_reported_loses_no_other_test(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_some.py").write_text(TESTS)
+    assert "1 failed, 5 passed in" in run_tests(tmp_path)
+
+
+def test_a_time_out_in_an_event_loop_that_tests_share_loses_no_other_test(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(SHARED)
+    (tmp_path / "test_some.py").write_text(WAITING)
+    assert "1 failed, 6 passed, 2 errors in" in run_tests(tmp_path)
+
+
+def run_tests(folder: Path) -> str:
+    """Run the tests in *folder*, of which some fail; return what pytest printed."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-n", "1", "-W", "error"),
-            *("-o", "timeout=60", "-p", "support.timeouts"),
+            *("-o", "timeout=60", "-o", "anyio_mode=auto", "-p", "support.timeouts"),
         ],
-        cwd=tmp_path,
+        cwd=folder,
         env={"PATH": "", "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
         check=False,
+        timeout=90,
     )
-    assert "1 failed, 5 passed" in done.stdout, done.stdout + done.stderr
-    assert done.returncode == 1
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stdout

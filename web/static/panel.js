@@ -239,12 +239,45 @@ function rest(after) {
   if (!document.hidden) return;
   resting = setTimeout(() => {
     if (!connection.live) return rest(REST.after); // what is lost goes on trying
+    clearTimeout(connection.timer);
     connection.source.close();
+    tellOthers(false);
     resting = setTimeout(() => {
       connect();
       rest(REST.hears);
     }, REST.every);
   }, after);
+}
+
+// Of the windows that are looked at, those that somebody was in last keep their stream, and the others take turns with
+// what is left: each asks every few seconds. They tell each other that they are there, over all paths of the server.
+const TURN = { streams: 4, hears: 500, every: 2500, silence: 3000 }; // milliseconds
+const shared = !/^h[23]/.test(performance.getEntriesByType("navigation")[0]?.nextHopProtocol); // one connection carries all
+const others = new Map();
+const here = { id: Math.random(), at: Date.now() };
+const channel = new BroadcastChannel("pgcoord");
+channel.addEventListener("message", ({ data }) => others.set(data.id, { ...data, heard: Date.now() }));
+
+function tellOthers(streams) {
+  channel.postMessage({ ...here, streams });
+}
+
+function takeTurns() {
+  if (!shared) return;
+  for (const [id, { heard, streams }] of others) if (!streams || Date.now() - heard > TURN.silence) others.delete(id);
+  const before = [...others.values()].filter(({ at, id }) => at > here.at || (at === here.at && id > here.id));
+  if (before.length < TURN.streams || connection.source.readyState !== EventSource.OPEN) return;
+  clearTimeout(connection.timer);
+  connection.timer = setTimeout(() => {
+    connection.source.close();
+    connection.timer = setTimeout(connect, TURN.every);
+  }, TURN.hears);
+}
+
+// Somebody is in this window now.
+function enter() {
+  here.at = Date.now();
+  if (connection.live && connection.source.readyState === EventSource.CLOSED) connect();
 }
 
 function wake() {
@@ -335,6 +368,7 @@ function connect() {
     else lose(`The database does not answer (${reason})`);
     showConnection();
     tick();
+    takeTurns();
   });
   source.addEventListener("log", (event) => grow(JSON.parse(event.data)));
   source.addEventListener("error", () => {
@@ -585,22 +619,27 @@ const dialog = document.createElement("dialog");
 dialog.setAttribute("aria-labelledby", "dialog-title");
 body.append(dialog);
 
-// Where other windows hold all six connections, what somebody does takes that of the stream for itself.
+// Where all six connections are held, what somebody does takes that of the stream for itself.
 const WAITS = 2000; // milliseconds
+const WONDERS = 200; // milliseconds after which somebody would, so what was pressed says that it is sent
 
-async function act(address, options) {
+async function act(address, options, pressed) {
   const waits = setTimeout(() => connection.source?.close(), WAITS);
+  const wonders = setTimeout(() => pressed?.setAttribute("data-sending", ""), WONDERS);
+  pressed?.setAttribute("aria-busy", "true");
   try {
     return await fetch(address, options);
   } finally {
     clearTimeout(waits);
+    clearTimeout(wonders);
+    for (const name of ["aria-busy", "data-sending"]) pressed?.removeAttribute(name);
     if (connection.live && connection.source.readyState === EventSource.CLOSED) connect();
   }
 }
 
-async function ask(address) {
-  const answer = await act(address, { headers: { accept: "text/html" } });
-  show(await answer.text(), address);
+async function ask(link) {
+  const answer = await act(link.href, { headers: { accept: "text/html" } }, link);
+  show(await answer.text(), link.href);
 }
 
 // Show what a page asks or says in the dialog, or go to the page if it does neither.
@@ -618,7 +657,7 @@ document.addEventListener("click", (event) => {
   const link = event.target.closest("a[data-dialog]");
   if (link) {
     event.preventDefault();
-    ask(link.href).catch(() => location.assign(link.href));
+    if (!link.ariaBusy) ask(link).catch(() => location.assign(link.href));
   } else if (dialog.contains(event.target) && event.target.closest("a[data-close], [data-problem] a")) {
     event.preventDefault();
     dialog.close();
@@ -630,13 +669,10 @@ document.addEventListener("submit", async (event) => {
   if (!form.matches("form[data-action]") || !body.dataset.seen) return;
   event.preventDefault();
   const button = event.submitter;
-  if (button) button.disabled = true;
+  if (button?.ariaBusy) return;
   try {
-    const answer = await act(form.action, {
-      method: "POST",
-      body: new URLSearchParams(new FormData(form)),
-      headers: { "x-panel": "1", accept: "text/html" },
-    });
+    const options = { method: "POST", body: new URLSearchParams(new FormData(form)), headers: { "x-panel": "1", accept: "text/html" } };
+    const answer = await act(form.action, options, button);
     const made = answer.headers.get("location");
     if (answer.ok && made) location.assign(made);
     else if (answer.ok) {
@@ -644,9 +680,8 @@ document.addEventListener("submit", async (event) => {
       for (const input of form.querySelectorAll("input")) input.dataset.was = input.value;
     } else show(await answer.text(), form.action);
   } catch {
-    lose("The action was not done: the server does not answer");
-  } finally {
-    if (button) button.disabled = false;
+    if (dialog.open) dialog.close();
+    lose("The server does not answer, so whether the action was done is not known");
   }
 });
 
@@ -777,12 +812,15 @@ if (body.dataset.seen) {
     comeBack().catch(said);
   });
   byId("lost").querySelector("button").addEventListener("click", connect);
+  tellOthers(true);
   connect();
   setInterval(() => {
     if (Date.now() - connection.heard > SILENCE && connection.source.readyState !== EventSource.CLOSED) {
       lose("");
       connect();
     }
+    if (!document.hidden || connection.source.readyState !== EventSource.CLOSED) tellOthers(true);
+    takeTurns();
     showConnection();
     tick();
     fetchStale().catch(said); // tried again after FETCH_AFTER
@@ -793,6 +831,10 @@ if (body.dataset.seen) {
     clearTimeout(connection.timer);
     connection.timer = setTimeout(connect, LEAVING);
   });
-  addEventListener("pagehide", () => connection.source.close());
+  addEventListener("focus", enter);
+  addEventListener("pagehide", () => {
+    connection.source.close();
+    tellOthers(false);
+  });
   addEventListener("pageshow", (event) => event.persisted && connect());
 }

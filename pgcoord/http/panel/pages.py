@@ -1,13 +1,15 @@
 """The views of the panel; each reads its page in one snapshot of the database."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, tzinfo
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from pgcoord.cron import NeverDue, due_times
 from pgcoord.database import panel, reads, schedules, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.reads import why
@@ -105,10 +107,19 @@ class Overview(View):
             finishes = await panel.finishes(conn, _foreseen(features))
             found = await self._found(conn)
             scheduled = await schedules.schedules(conn)
+            refused = await schedules.refused(conn)
         finish = None if installation.paused_at else finishes.get(None)
         pieces = {
             "notice": Piece("piece/notice.html", installation),
-            "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
+            "needs": Piece(
+                "piece/needs.html",
+                {
+                    "needs": needs[:_FEW_NEEDS],
+                    "all": len(needs),
+                    "schedules": [each for each in scheduled if each.error],
+                    "refused": refused,
+                },
+            ),
             "slots-head": Piece("piece/slots_head.html", (installation, slots, pools)),
             "line": Piece(
                 "piece/line.html",
@@ -271,13 +282,12 @@ class FeaturePage(View):
             events = await panel.history(conn, self.feature_id, None, None, MOST_EVENTS)
         ended = feature.status in ("completed", "cancelled") or not phases
         timeline = Timeline(phases, spans, forecast, ended)
-        runs = any(each.slot for each in phases)
-        large = len(phases) > _MOST_LIGHT
         graph = Graph(phases, forecast, len(phases) > ROOMY and not self.whole)
+        runs, many = any(each.slot for each in phases), len(phases)
         listed = [each for each in phases if self._is_wanted(each)]
         pieces = {
             "notice": Piece("piece/notice.html", installation),
-            "head": Piece("piece/feature_head.html", (feature, described, len(phases))),
+            "head": Piece("piece/feature_head.html", (feature, described, many)),
             "needs": Piece("piece/needs.html", {"needs": needs[:_FEW_NEEDS], "all": len(needs)}),
             "facts": Piece(
                 "piece/facts.html",
@@ -287,12 +297,10 @@ class FeaturePage(View):
             "plan": Piece(
                 "piece/plan.html", self._planned(described.plan, phases, installation.limit)
             ),
-            "graph": Piece("piece/graph.html", (graph, len(phases) > ROOMY), heavy=large),
-            "timeline": Piece(
-                "piece/timeline.html", timeline, ages=runs, heavy=len(phases) > _MOST_LANES
-            ),
+            "graph": Piece("piece/graph.html", (graph, many > ROOMY), heavy=many > _MOST_LIGHT),
+            "timeline": Piece("piece/timeline.html", timeline, ages=runs, heavy=many > _MOST_LANES),
             "in-line": Piece("piece/in_line.html", [each.phase_number for each in in_line]),
-            "find": Piece("piece/find.html", (self, feature, len(phases), len(listed))),
+            "find": Piece("piece/find.html", (self, feature, many, len(listed))),
         }
         pieces |= {
             f"phase-{each.phase_number}": Piece(
@@ -306,10 +314,9 @@ class FeaturePage(View):
             "tree": [f"phase-{each.phase_number}" for each in listed],
             "events": list(event_pieces),
         }
-        trouble = f"({len(needs)}) " if needs else ""
-        done = f", {feature.count('completed')}/{feature.total}" if feature.total else ""
-        title = f"{trouble}{feature.title}{done} · pgcoord"
-        return Page("feature.html", title, now, pieces, lists, {"feature": feature})
+        return Page(
+            "feature.html", _title_of(feature, len(needs)), now, pieces, lists, {"feature": feature}
+        )
 
     def _planned(
         self, plan: object, phases: Sequence[panel.TreePhase], slots: int
@@ -319,6 +326,13 @@ class FeaturePage(View):
 
         weighed = None if phases else analyse(plan, slots, self.most_tokens)
         return weighed if weighed and weighed.phases else None
+
+
+def _title_of(feature: panel.FeatureRow, needs: int) -> str:
+    """Return the title of a feature's page, which browsers show in its tab."""
+    trouble = f"({needs}) " if needs else ""
+    done = f", {feature.count('completed')}/{feature.total}" if feature.total else ""
+    return f"{trouble}{feature.title}{done} · pgcoord"
 
 
 # Equal events of at least so many phases are one row, with at most this time between two of them.
@@ -449,6 +463,44 @@ class PhasePage(View):
         lists = {"events": list(event_pieces)}
         title = f"{phase.phase_number} {phase.title}, {phase.status} · pgcoord"
         return Page("phase.html", title, now, pieces, lists, {"phase": phase, "tries": tries})
+
+
+@dataclass(frozen=True)
+class SchedulePage(View):
+    """The page of a schedule: its next times, and what became of the last ones."""
+
+    name: str
+
+    @property
+    def key(self) -> str:
+        """A string that is equal for views that show the same."""
+        return f"/schedules/{self.name}"
+
+    def concerns(self, event: Event) -> bool:
+        """Whether it is of the whole installation, or of a feature: maybe of one of its runs."""
+        return event.row.queue_id is None
+
+    async def read(self, conn: Connection) -> Page:
+        """Read the page from the database. Raises `NotFound`."""
+        async with one_snapshot(conn):
+            now = await session.now(conn)
+            installation = await panel.installation(conn)
+            found = await schedules.schedule(conn, self.name)
+            runs = await schedules.runs(conn, found.name)
+        times: list[datetime] = []
+        if not found.paused_at:
+            with suppress(NeverDue):
+                times = list(islice(due_times(found.cron, found.timezone, now), _NEXT_TIMES))
+        pieces = {
+            "notice": Piece("piece/notice.html", installation),
+            "schedule": Piece("piece/schedule_head.html", found),
+            "next": Piece("piece/schedule_next.html", [found.clock(each) for each in times]),
+            "runs": Piece("piece/schedule_runs.html", (found, runs)),
+        }
+        return Page("schedule.html", f"schedule {found.name} · pgcoord", now, pieces)
+
+
+_NEXT_TIMES = 5
 
 
 # The filters of the history: kinds of events, and states that phases moved to.

@@ -12,10 +12,8 @@ import io
 import json
 import re
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import date
-from itertools import islice
 
 from markupsafe import Markup
 from starlette.requests import Request
@@ -23,8 +21,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from pgcoord import assets
-from pgcoord.cron import NeverDue, due_times
-from pgcoord.database import panel, reads, schedules
+from pgcoord.database import panel
 from pgcoord.database.rows import HistoryEvent
 from pgcoord.errors import InvalidInput, NotFound
 from pgcoord.http.login import local
@@ -32,14 +29,13 @@ from pgcoord.http.panel import actions, format, several
 from pgcoord.http.panel import phase as phase_pages
 from pgcoord.http.panel import plan as plan_pages
 from pgcoord.http.panel.live import Live
-from pgcoord.http.panel.pages import EVENTS, FeaturePage, History, Overview
+from pgcoord.http.panel.pages import EVENTS, FeaturePage, History, Overview, SchedulePage
 from pgcoord.http.panel.responses import (
     ZONE,
     error_page,
     feature_id_of,
     keep,
     read_number,
-    render_page,
     schedule_of,
     show,
     zone_of,
@@ -145,24 +141,7 @@ async def feature(request: Request) -> Response:
 @error_page
 async def schedule(request: Request) -> Response:
     """Answer with a schedule, its next times, and what became of the last ones."""
-    async with state_of(request).database.connection() as conn:
-        found = await schedules.schedule(conn, schedule_of(request))
-        runs = await schedules.runs(conn, found.name)
-        now = await reads.now(conn)
-    times = []
-    with suppress(NeverDue):
-        times = list(islice(due_times(found.cron, found.timezone, now), _NEXT_TIMES))
-    return render_page(
-        request,
-        "schedule.html",
-        title=f"schedule {found.name} · pgcoord",
-        schedule=found,
-        runs=runs,
-        times=[found.clock(each) for each in times],
-    )
-
-
-_NEXT_TIMES = 5
+    return await show(request, SchedulePage(schedule_of(request)))
 
 
 def _history_of(request: Request) -> History:

@@ -32,7 +32,7 @@ _ACTIONS = {each.verb: each for each in SEVERAL}
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _Filters:
     """The filters of the list: a feature, a state, words (None: no filter)."""
 
     feature_id: int | None
@@ -50,16 +50,16 @@ class _Wanted:
         """The path and query of the page that shows these phases."""
         if self.feature_id is None:
             return f"/?{self.query}" if self.query else "/"
-        query = _Wanted(None, self.show, self.search).query
+        query = _Filters(None, self.show, self.search).query
         return f"/features/{self.feature_id}{'?' if query else ''}{query}"
 
 
-def _wanted(given: dict[str, str]) -> _Wanted:
+def _filters(given: dict[str, str]) -> _Filters:
     show = given.get("show") or None
     if show is not None and show not in format.STATES:
         raise NotFound(f"no state is called {show!r:.60}", hint="Follow a link of the overview.")
     feature = given.get("feature")
-    return _Wanted(
+    return _Filters(
         read_number(feature, 2**31 - 1) if feature else None,
         show,
         given.get("q", "").replace("\0", "").strip()[:200] or None,
@@ -69,21 +69,21 @@ def _wanted(given: dict[str, str]) -> _Wanted:
 @error_page
 async def pick(request: Request) -> Response:
     """Answer with a list of at most `MOST` phases to pick from, all picked if there is a filter."""
-    wanted = _wanted(dict(request.query_params))
+    filters = _filters(dict(request.query_params))
     async with state_of(request).acting(request) as conn:
-        feature = await panel.feature_row(conn, wanted.feature_id) if wanted.feature_id else None
+        feature = await panel.feature_row(conn, filters.feature_id) if filters.feature_id else None
         found = await panel.found_phases(
-            conn, wanted.search, wanted.show, MOST + 1, wanted.feature_id
+            conn, filters.search, filters.show, MOST + 1, filters.feature_id
         )
     return render_page(
         request,
         "several.html",
         title="Several phases · pgcoord",
-        wanted=wanted,
+        filters=filters,
         feature=feature,
         found=found[:MOST],
         more=len(found) > MOST,
-        picked=bool(wanted.show or wanted.search),
+        picked=bool(filters.show or filters.search),
     )
 
 
@@ -95,7 +95,7 @@ async def act(request: Request) -> Response:
     an unknown action, `InvalidInput` if no phase is picked.
     """
     form, picked = await _read(request)
-    wanted = _wanted(form)
+    filters = _filters(form)
     action = _ACTIONS.get(form.get("action", ""))
     if action is None:
         raise NotFound(f"{form.get('action', '')!r:.60} is no action on several phases")
@@ -105,13 +105,13 @@ async def act(request: Request) -> Response:
     async with state_of(request).acting(request, kind="change") as conn:
         if not form.get("sure"):
             changes = await panel.preview_several(conn, action.verb, picked, number)
-            return _asks(request, wanted, action, picked, number, changes)
+            return _question_page(request, filters, action, picked, number, changes)
         results = await actions.perform_on_several(
             conn, action, picked, reason=reason_of(form), number=number
         )
     refused = [each for each in results if each.refused]
     if not refused:
-        return RedirectResponse(wanted.back, 303)
+        return RedirectResponse(filters.back, 303)
     return render_page(
         request,
         "some_refused.html",
@@ -119,7 +119,7 @@ async def act(request: Request) -> Response:
         title="Some were refused · pgcoord",
         refused=refused,
         done=len(results) - len(refused),
-        back=wanted.back,
+        back=filters.back,
     )
 
 
@@ -134,9 +134,9 @@ async def _read(request: Request) -> tuple[dict[str, str], list[str]]:
     return form, [each for each in dict.fromkeys(fields.get("phase", [])) if "\0" not in each]
 
 
-def _asks(
+def _question_page(
     request: Request,
-    wanted: _Wanted,
+    filters: _Filters,
     action: Action,
     picked: list[str],
     number: int | None,
@@ -150,9 +150,9 @@ def _asks(
     given = {
         "action": action.verb,
         "sure": 1,
-        "feature": wanted.feature_id,
-        "show": wanted.show,
-        "q": wanted.search,
+        "feature": filters.feature_id,
+        "show": filters.show,
+        "q": filters.search,
         "priority": number,
     }
     hidden = [(name, value) for name, value in given.items() if value is not None]
@@ -169,7 +169,7 @@ def _asks(
         changes=changes,
         gate=None,
         error=None,
-        url=wanted.back,
+        url=filters.back,
     )
 
 
