@@ -118,7 +118,11 @@ LAUNCHERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str]], Engine]
 
 
 def name_of(folder: str) -> str:
-    """Return the name of the job whose run has *folder*: pgcoord-INSTALLATION-ATTEMPT-RANDOM."""
+    """Return the name of the job whose run has *folder*.
+
+    It is pgcoord-INSTALLATION-ATTEMPT-RANDOM, of which the last four characters are the database's
+    place, which a copy of it does not have.
+    """
     path = Path(folder)
     return f"pgcoord-{path.parent.name[:8]}-{path.name}"
 
@@ -162,12 +166,12 @@ class Watch:
         self,
         pool: str,
         engine: Engine,
-        prefix: str,
+        names: tuple[str, str],
         coordination: Coordination,
         *,
         shares_folder: bool,
     ) -> None:
-        """*prefix*: the begin of the names of this installation's jobs; no others are touched.
+        """*names*: how the names of our jobs begin and end; strays with others are left alone.
 
         *shares_folder*: whether the nodes see the folders of runs.
         """
@@ -178,7 +182,7 @@ class Watch:
         self.is_retired = False  # its pool is declared otherwise now: only what waits is watched
         self._pool = pool
         self.shares_folder = shares_folder
-        self._prefix = prefix
+        self._names = names
         self._coordination = coordination
         self._waiting: set[Watcher] = set()
         self._looker: asyncio.Task[None] | None = None
@@ -326,10 +330,13 @@ class Watch:
         A running job may just have reported its end, so it is terminated only at the third answer
         that lists it, and killed from the fifth on; a waiting one at once.
         """
+        begin, end = self._names
         live = {
             name
             for name, seen in self.seen.items()
-            if name.startswith(self._prefix) and any(each.place is not Place.ENDED for each in seen)
+            if name.startswith(begin)
+            and name.endswith(end)
+            and any(each.place is not Place.ENDED for each in seen)
         }
         strays = live - await self._open_jobs(live)
         self._strays = {name: self._strays.get(name, 0) + 1 for name in strays}
@@ -358,12 +365,12 @@ class Engines:
         self._declared: dict[str, DeclaredPool] = {}
         self._moved: set[int] = set()  # attempts whose job another launcher has
         self._former: dict[str, Pool] = {}
-        self._prefix = ""
+        self._names = ("", "")
 
     async def declare(self, conn: Connection) -> None:
         """Read the declared pools, and start to query each engine, which finds stray jobs."""
         pools = await claims.pools(conn)
-        self._prefix = f"pgcoord-{(await claims.installation(conn))[:8]}-"
+        self._names = await claims.job_names(conn)
         self._moved = await claims.moved_attempts(conn)
         before, self._declared = self._declared, {each.name: each for each in pools}
         for name, declared in self._declared.items():
@@ -404,7 +411,7 @@ class Engines:
     def _make_pool(self, name: str, engine: Engine, *, shares_folder: bool) -> "Pool":
         declared = self._declared.get(name)
         report_url = declared and declared.settings.get("report_url")
-        watch = Watch(name, engine, self._prefix, self._coordination, shares_folder=shares_folder)
+        watch = Watch(name, engine, self._names, self._coordination, shares_folder=shares_folder)
         return Pool(watch, report_url or self._coordination.report_url)
 
     def _engine_of(self, name: str, declared: DeclaredPool | None) -> Engine:

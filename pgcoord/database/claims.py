@@ -228,6 +228,15 @@ async def installation(conn: Connection) -> str:
     return str(await fetch_value(conn, "select installation from pgcoord.control"))
 
 
+async def job_names(conn: Connection) -> tuple[str, str]:
+    """Return how the names of all jobs of this database begin and end (`engines.name_of`).
+
+    A copy of the database has the same begin.
+    """
+    place = await fetch_value(conn, "select place from pgcoord.control")
+    return f"pgcoord-{(await installation(conn))[:8]}-", place or ""
+
+
 async def open_folders(conn: Connection) -> list[str]:
     """Return the folders of all runs, on any machine, whose process may be alive."""
     with refusals():

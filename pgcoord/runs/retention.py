@@ -16,8 +16,9 @@ from pgcoord.runs.run import Run
 
 logger = logging.getLogger(__name__)
 
-# The names that pgcoord_private.claim_phases gives: the attempt's number, and a random suffix.
-_NAME = re.compile("[0-9]+-[0-9a-f]{8}")
+# The names that pgcoord_private.claim_phases gives: the attempt's number, a random text, and
+# (unless it is older) the place of the database.
+_NAME = re.compile("[0-9]+-[0-9a-f]{8}(?:[0-9a-f]{4})?")
 
 
 def remove_old_runs(folder: Path, retention: timedelta, *, spared: Collection[Path]) -> int:

@@ -88,7 +88,10 @@ begin
         return;
     end if;
 
-    update pgcoord.control set epoch = greatest(control.epoch, p_after) + 1;
+    update pgcoord.control
+    set epoch = greatest(control.epoch, p_after) + 1,
+        place = left(md5(concat_ws('/', (select system from pgcoord_private.lineage()), d.oid)), 4)
+    from pg_database as d where d.datname = current_database();
     insert into pgcoord.coordinator (epoch, host, pid, version, runs_folder, backend_pid, backend_start)
     select c.epoch, p_host, p_pid, p_version, p_runs_folder, s.pid, s.backend_start
     from pgcoord.control as c, pg_stat_get_activity(pg_backend_pid()) as s;

@@ -63,7 +63,7 @@ begin
     elsif not (v_leader.finds_slot or v_leader.finds_retry) then
         return;
     end if;
-    select epoch, paused_at, installation, adw_offset, issues_held_until into v_control from pgcoord.control for no key update;
+    select epoch, paused_at, installation, place, adw_offset, issues_held_until into v_control from pgcoord.control for no key update;
     if v_control.epoch <> p_epoch then
         perform pgcoord_private.check_epoch(p_epoch);
     end if;
@@ -147,8 +147,9 @@ begin
                     values (
                         v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord_private.adw_id(v_id, v_control.adw_offset), pgcoord_private.new_secret(),
                         v_slot, p_epoch, v_pool.host,
-                        -- The random end keeps a restored database, whose numbers come again, out of the folders of before.
-                        format('%s/%s/%s-%s', coalesce(v_pool.runs_folder, v_leader.runs_folder), v_control.installation, v_id, left(gen_random_uuid()::text, 8)),
+                        -- The random part keeps a restored database, whose numbers come again, out of the folders of before.
+                        -- The end, its place, is in the name of a job, so that a copy of the database ends no job of this one.
+                        format('%s/%s/%s-%s%s', coalesce(v_pool.runs_folder, v_leader.runs_folder), v_control.installation, v_id, left(gen_random_uuid()::text, 8), v_control.place),
                         v_phase.name, v_phase.reports, v_phase.max_attempts, v_phase.retry_delay, v_phase.retry_lost, v_phase.timeout,
                         v_pool.pool, v_phase.lock
                     )
@@ -171,7 +172,7 @@ begin
         where a.id = any (v_attempts) and p.queue_id = a.queue_id
         returning a.id, p.queue_id, p.feature_id, p.phase_number, a.number, a.adw_id, a.secret, a.host, a.folder,
             a.workflow, p.issue_number, p.phase_data ->> 'title', p.phase_data ->> 'prompt_content',
-            null::integer, null::text, false, false, null::pgcoord.attempt_outcome, 0::float8, a.slot, a.pool,
+            null::integer, null::text, false, false, null::pgcoord.attempt_outcome, null::float8, a.slot, a.pool,
             exists (select from pgcoord.result as r where r.feature_id = p.feature_id), p.phase_data -> 'environment';
     end if;
 end $$;

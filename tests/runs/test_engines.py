@@ -20,6 +20,7 @@ from support.coordination import (
     until_it_ends,
     watching,
 )
+from support.database import make_database
 from support.fake_engine import FakeEngine, FakeJob
 from support.serving import served
 
@@ -92,6 +93,24 @@ async def test_a_job_whose_submission_a_failover_lost_is_found_at_its_engine(
         await job.exit(watch.conn)
         await watch.until_statuses("completed")
     assert engine.asked["submit"] == 1
+
+
+async def test_a_copy_of_the_database_ends_no_job_of_the_original(
+    dsn: str, server: str, template: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    copy = make_database(server, template)  # of which dsn is a copy, too
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        async with running(coordinator(copy, tmp_path)):
+            asked = engine.asked["find"]
+            while engine.asked["find"] < asked + 10:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert job.seen.place is Place.WAITING
+    await watch.conn.execute("select pgcoord.give_up_attempt(1, 'lost', 'unheard of')")
+    async with running(coordinator(dsn, tmp_path)):
+        while not engine.asked["end"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
 
 
 async def test_a_refused_copy_does_not_end_the_one_that_runs(

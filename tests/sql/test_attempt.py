@@ -79,8 +79,8 @@ def test_a_claim_gives_number_adw_id_slot_and_all_that_is_needed_to_run(
     assert row["started_timestamp"] is None
     assert re.fullmatch("adw-[0-9a-f]{8}", given["adw_id"])
     assert re.fullmatch("whsec_[A-Za-z0-9+/]{43}=", given["secret"])
-    installation = one(conn, "select installation from pgcoord.control")["installation"]
-    folder = f"/runs/{installation}/{given['attempt_id']}-[0-9a-f]{{8}}"
+    installation, place = one(conn, "select installation, place from pgcoord.control").values()
+    folder = f"/runs/{installation}/{given['attempt_id']}-[0-9a-f]{{8}}{place}"
     assert re.fullmatch(folder, given["folder"])
     assert {name: given[name] for name in ("host", "workflow", "title", "prompt")} == {
         "host": "here",
