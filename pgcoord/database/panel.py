@@ -328,7 +328,8 @@ async def installation(conn: Connection) -> Installation:
 
 async def held_slots(conn: Connection) -> list[HeldSlot]:
     """Return all slots by pool and number, the free ones too."""
-    # Lateral, since the planner expects thousands of slots, and would scan all attempts for them.
+    # Lateral with a limit, since the planner expects as many slots held as there are phases, and
+    # would scan all phases, features and attempts for them.
     return await fetch_rows(
         conn,
         HeldSlot,
@@ -338,10 +339,12 @@ async def held_slots(conn: Connection) -> list[HeldSlot]:
         " s.since + make_interval(secs => e.elapsed"
         " + pgcoord_private.remaining_length(e.elapsed, extract(epoch from l.median)::float8,"
         " extract(epoch from l.high)::float8)) as free_at from pgcoord.slots as s"
-        " left join public.planned_features as f on f.id = s.feature_id"
+        " left join lateral (select title from public.planned_features"
+        " where id = s.feature_id limit 1) as f on true"
         " left join lateral (select number, folder, workflow from pgcoord.attempt"
         " where adw_id = s.adw_id limit 1) as a on true"
-        " left join public.phase_queue as p on p.queue_id = s.queue_id"
+        " left join lateral (select phase_data from public.phase_queue"
+        " where queue_id = s.queue_id limit 1) as p on true"
         " left join pgcoord.usual as u on u.workflow = a.workflow"
         " left join lateral pgcoord_private.expected_length("
         "pgcoord_private.estimate_of(p.phase_data), u.runs, u.low, u.median, u.high) as l on true"
@@ -653,8 +656,9 @@ async def since(conn: Connection, seen: int | None) -> Since:
         conn,
         Since,
         "with latest as (select coalesce(max(id), 0) as id from pgcoord.event),"
-        " e as (select * from pgcoord.event where id >"
-        " greatest(%s::bigint, (select id from latest) - %s))"
+        # Ordered, so that no plan reads all events.
+        " e as (select kind, to_status from pgcoord.event where id > %s::bigint"
+        " order by id desc limit %s)"
         " select (select id from latest) as latest,"
         " (select at from pgcoord.event where id <= %s order by id desc limit 1) as looked_at,"
         " count(*) filter (where to_status = 'failed') as failed,"

@@ -4,9 +4,13 @@ import re
 import urllib.request
 from typing import Any
 
+import psycopg
 import pytest
 from support.database import Connection, add_feature
 from support.desk import Desk, address_of
+
+from pgcoord.assets import SQL
+from pgcoord.database import panel
 
 
 def add_mesh(conn: Connection, phases: int) -> int:
@@ -49,6 +53,27 @@ def test_a_forecast_looks_at_each_edge_a_few_times_only(conn: Connection) -> Non
         {"of": [1] * 200, "numbers": list(range(1, 201))},
     ).fetchall()
     assert edges < rows_looked_at(row["QUERY PLAN"][0]["Plan"]) < 10 * edges
+
+
+async def test_the_overview_reads_no_table_of_what_is_finished(dsn: str, conn: Connection) -> None:
+    conn.execute((SQL / "bench/finished.sql").read_text().replace("{features}", "200").encode())
+    conn.execute("vacuum analyze")
+    async with (
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as reader,
+        reader.transaction(),
+    ):
+        for _ in range(7):  # from the sixth time on, plans do not know the values
+            await panel.attention(reader)
+            await panel.held_slots(reader)
+            await panel.line(reader, 3)
+            await panel.backlog(reader)
+            await panel.feature_rows(reader, "all", None, 200)
+            await panel.since(reader, None)
+        scanned = await reader.execute(
+            "select relname, seq_tup_read from pg_stat_xact_user_tables"
+            " where relname in ('phase_queue', 'event', 'attempt') and seq_tup_read > 0"
+        )
+        assert await scanned.fetchall() == []
 
 
 @pytest.mark.scale

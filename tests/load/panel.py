@@ -1,6 +1,6 @@
 """The panel's pages: their weight and time, and how long after a commit their text has changed.
 
-    PYTHONPATH=tests .venv/bin/python tests/load/panel.py
+    PYTHONPATH=tests .venv/bin/python tests/load/panel.py [--weights | --finished 1000000]
 
 It makes a Postgres, a server and a headless Chromium of its own. The clock runs from just before
 the commit is sent to the moment at which a MutationObserver sees the text: the clocks of the
@@ -9,6 +9,7 @@ browser and of this program are that of the machine.
 
 import argparse
 import asyncio
+import contextlib
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ import psycopg
 from playwright.async_api import Page
 from support.panel_browser import browsing, served
 
+from pgcoord.assets import SQL
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
 
@@ -41,11 +43,15 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=100, help="of each page (100)")
     parser.add_argument("--phases", type=int, default=10, help="of the feature (10)")
     parser.add_argument("--weights", action="store_true", help="only the weights and times")
+    parser.add_argument("--finished", type=int, help="only the overview, beside so many phases")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         postgres = EmbeddedPostgres(Path(scratch, "postgres"), None)
         postgres.start()
         try:
+            if given.finished is not None:
+                asyncio.run(compare(postgres.dsn, Path(scratch), given.finished))
+                return
             asyncio.run(weigh(postgres.dsn, Path(scratch)))
             if not given.weights:
                 asyncio.run(measure(postgres.dsn, Path(scratch), given.changes, given.phases))
@@ -95,6 +101,45 @@ async def weigh(dsn: str, folder: Path) -> None:
             words = "" if pushed is None else f"{pushed:,}"
             say(f"{name:<24}{len(answer.content):>10,}{sorted(took)[2]:>7.0f} ms{words:>10}")
     say("")
+
+
+async def compare(dsn: str, folder: Path, finished: int) -> None:
+    """Print the time of the overview beside nothing, and beside finished phases; asked in turns."""
+    async with contextlib.AsyncExitStack() as stack:
+        clients = {}
+        # As many features as the overview shows make its page as long as any number does.
+        for size in (0, 20_000, finished):
+            name = f"beside_{size}"
+            with psycopg.connect(dsn, autocommit=True) as conn:
+                conn.execute(f"create database {name}".encode())
+            there = psycopg.conninfo.make_conninfo(dsn, dbname=name)
+            with psycopg.connect(there, autocommit=True) as conn:
+                schema.upgrade(conn)
+                text = (SQL / "bench/finished.sql").read_text()
+                conn.execute(text.replace("{features}", str(size // 100)).encode())
+                conn.execute(
+                    "insert into planned_features (id, title)"
+                    " select n, 'Open ' || n from generate_series(1, 10) as n"
+                )
+                conn.execute(
+                    "insert into phase_queue (feature_id, phase_number)"
+                    " select f, n from generate_series(1, 10) as f, generate_series(1, 10) as n"
+                )
+                conn.execute("vacuum analyze")
+            url = await stack.enter_async_context(served(there, folder / name, patience=5000))
+            clients[size] = await stack.enter_async_context(
+                httpx2.AsyncClient(base_url=url, timeout=60)
+            )
+        took: dict[int, list[float]] = {size: [] for size in clients}
+        for _ in range(60):
+            for size, client in clients.items():
+                began = time.perf_counter()
+                await client.get("/")
+                took[size].append(1000 * (time.perf_counter() - began))
+        middle = {size: sorted(each)[len(each) // 2] for size, each in took.items()}
+        say(f"{'finished phases':>16}{'overview':>10}{'ratio':>8}")
+        for size in clients:
+            say(f"{size:>16,}{middle[size]:>7.1f} ms{middle[size] / middle[0]:>8.2f}")
 
 
 async def push(
