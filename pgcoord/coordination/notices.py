@@ -10,10 +10,21 @@ import contextlib
 import json
 import logging
 import os
+import socket
+import ssl
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, Protocol
 from urllib.error import HTTPError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import (
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    Request,
+    build_opener,
+)
 
 from pgcoord import report
 from pgcoord.configuration import Notify
@@ -60,6 +71,8 @@ class Notices:
         self._coordinator = coordinator
         self._targets = targets
         self._woken = {each.name: asyncio.Event() for each in targets}
+        # Of its own: the coordinator's threads see to runs.
+        self._threads = ThreadPoolExecutor(max(1, len(targets)), "notices")
         self._secrets = {each.name: _secret(each, environment) for each in targets if each.secret}
 
     def wake(self) -> None:
@@ -69,11 +82,14 @@ class Notices:
 
     async def run(self) -> None:
         """Send due notices, with one task for each target, until the coordinator is stopped."""
-        async with asyncio.TaskGroup() as tasks:
-            for target in self._targets:
-                tasks.create_task(self._deliver_to(target))
-            if any("stuck" in each.events for each in self._targets):
-                tasks.create_task(self._look_for_stuck())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for target in self._targets:
+                    tasks.create_task(self._deliver_to(target))
+                if any("stuck" in each.events for each in self._targets):
+                    tasks.create_task(self._look_for_stuck())
+        finally:
+            self._threads.shutdown(wait=False)
 
     async def _look_for_stuck(self) -> None:
         while not self._coordinator.is_stopping:
@@ -141,8 +157,22 @@ class Notices:
         if target.url:
             signed = report.sign_body(self._secrets[target.name], body, f"msg_{notice.key}")
             headers = {"content-type": "application/json", **signed.headers}
-            return await asyncio.to_thread(_post, target.url, body, headers)
+            return await self._post(target.url, body, headers)
         return await _run(target, notice, body)
+
+    async def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> str:
+        """Post in a thread, and cut its connection when that takes too long, or is cancelled.
+
+        A receiver that sends a byte now and then would hold the thread, and our end, for ever.
+        """
+        post = _Post(Request(url, body, dict(headers), method="POST"))
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, post.send)
+        except TimeoutError:
+            return f"it does not answer within {_PATIENCE:.0f} s"
+        finally:
+            post.cut()
 
 
 def _secret(target: Notify, environment: Mapping[str, str]) -> str:
@@ -163,15 +193,69 @@ class _NoRedirects(HTTPRedirectHandler):
         return None
 
 
-def _post(url: str, body: bytes, headers: Mapping[str, str]) -> str:
-    request = Request(url, body, dict(headers), method="POST")
-    try:
-        with build_opener(_NoRedirects).open(request, timeout=_PATIENCE):
-            return ""
-    except HTTPError as error:
-        return f"it answers {error.code}"
-    except (OSError, ValueError) as error:
-        return one_line(error)
+class _Post:
+    """One request, which another thread can cut."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._connections: list[HTTPConnection] = []
+        self._is_cut = False
+
+    def send(self) -> str:
+        """Return why it was not taken; empty if it was. Blocks."""
+        try:
+            opener = build_opener(_NoRedirects, _Plain(self), _Secure(self))
+            with opener.open(self._request, timeout=_PATIENCE):
+                return ""
+        except HTTPError as error:
+            error.close()
+            return f"it answers {error.code}"
+        except (OSError, ValueError, HTTPException) as error:
+            return one_line(error)
+
+    def cut(self) -> None:
+        """End the request, if it is in progress."""
+        self._is_cut = True
+        for each in self._connections:
+            with contextlib.suppress(OSError, AttributeError):  # not connected, or over
+                each.sock.shutdown(socket.SHUT_RDWR)
+
+    def connection(self, kind: type[HTTPConnection], *given: Any, **named: Any) -> HTTPConnection:
+        """Return a new connection of the request."""
+        made = kind(*given, **named)
+        connect = made.connect
+
+        def connect_unless_cut() -> None:
+            connect()
+            if self._is_cut:  # before there was a socket to shut down
+                made.close()
+                raise TimeoutError("it took too long")
+
+        made.connect = connect_unless_cut  # type: ignore[method-assign]
+        self._connections.append(made)
+        return made
+
+
+class _Plain(HTTPHandler):
+    def __init__(self, post: _Post) -> None:
+        super().__init__()
+        self._post = post
+
+    def http_open(self, request: Request) -> Any:
+        return self.do_open(partial(self._post.connection, HTTPConnection), request)
+
+
+class _Secure(HTTPSHandler):
+    def __init__(self, post: _Post) -> None:
+        super().__init__()
+        self._post = post
+
+    def https_open(self, request: Request) -> Any:
+        return self.do_open(
+            partial(self._post.connection, HTTPSConnection),
+            request,
+            context=ssl.create_default_context(),
+        )
 
 
 async def _run(target: Notify, notice: notices.Notice, body: bytes) -> str:

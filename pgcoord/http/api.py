@@ -290,14 +290,14 @@ async def act_on_phases(call: Call) -> Response:
     return Json([asdict(each) for each in results])
 
 
-def _body_of(action: Action) -> Schema | None:
+def _body_of(action: Action) -> Schema:
     if action.number:
         return {
             "priority": schemas.PRIORITY,
             "slots": schemas.SET_SLOTS,
             "max_cost_usd": schemas.BUDGET,
         }[action.number]
-    return schemas.REASON if "reason" in action.arguments else None
+    return schemas.REASON if "reason" in action.arguments else schemas.NOTHING
 
 
 _ANSWERS: Mapping[str, tuple[Callable[[Call], Awaitable[Response]], Schema]] = {
@@ -350,6 +350,7 @@ OPERATIONS = (
         "Plan a feature: phases with dependencies and prompts, stored in place of its plan",
         generate_implementation,
         schemas.PLANNED_FEATURE,
+        body=schemas.NOTHING,
         refusals=(409, 412, 422, 502),
         headers=_ETAG,
         prepare=_plan,
@@ -360,6 +361,7 @@ OPERATIONS = (
         "Queue the planned phases; plan the feature first if it has none; again changes nothing",
         execute_feature,
         schemas.EXECUTED,
+        body=schemas.NOTHING,
         refusals=(409, 412, 422, 502),
         prepare=_plan_unless_planned,
     ),
@@ -434,13 +436,18 @@ def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         feature_id = _feature_id(request)
         planned = await operation.prepare(request, feature_id) if operation.prepare else None
         async with state_of(request).acting(request) as conn:
-            queue_id = request.path_params.get("queue_id", "")
-            schedule = request.path_params.get("schedule", "").replace("\0", "")
+            queue_id, schedule = _name(request, "queue_id"), _name(request, "schedule")
             return await operation.call(
                 Call(request, conn, feature_id, queue_id, schedule, query, body, planned)
             )
 
     return answer
+
+
+def _name(request: Request, parameter: str) -> str:
+    """Return a name of the path, or nothing; NUL, which Postgres takes in no text, as U+FFFD."""
+    name: str = request.path_params.get(parameter, "")
+    return name.replace("\0", "\ufffd")
 
 
 def _feature_id(request: Request) -> int:

@@ -134,6 +134,7 @@ _FEATURE_MEMBERS = {
 NEW_FEATURE = _object(_FEATURE_MEMBERS, ["title"])
 FEATURE_CHANGES = _object(_FEATURE_MEMBERS, additionalProperties=False)
 
+NOTHING = _object({}, additionalProperties=False, description="Nothing, or an empty object.")
 REASON = _object({"reason": _MAYBE_TEXT}, additionalProperties=False)
 PRIORITY = _object({"priority": _PRIORITY}, ["priority"], additionalProperties=False)
 SET_SLOTS = _object(

@@ -1,16 +1,16 @@
 -- Events: who did what. Rows of pgcoord.event are written by the triggers of the tables they tell about, through
 -- these functions; nothing else writes there.
 
--- Who acts: the setting pgcoord_private.actor (set it for people behind a shared login), else the database user.
+-- Who acts: the setting pgcoord.actor (set it for people behind a shared login; 200 characters count), else the database user.
 create or replace function pgcoord_private.actor() returns text
 language sql stable
-return coalesce(nullif(current_setting('pgcoord.actor', true), ''), session_user);
+return coalesce(nullif(left(current_setting('pgcoord.actor', true), 200), ''), session_user);
 
 -- Why: the setting pgcoord.reason, which the control functions set for their statement and people may set for
 -- theirs.
 create or replace function pgcoord_private.reason() returns text
 language sql stable
-return nullif(current_setting('pgcoord.reason', true), '');
+return pgcoord_private.without_middle(nullif(current_setting('pgcoord.reason', true), ''));
 
 -- Give the reason that the next changes of this transaction are logged with; null ends it.
 create or replace function pgcoord_private.set_reason(p_reason text) returns void

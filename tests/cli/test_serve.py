@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from http.client import HTTPConnection
 from typing import Any
 
@@ -17,6 +17,7 @@ import psycopg
 import pytest
 from support.database import Connection, add_feature, statuses
 from support.desk import CONFIGURATION, PATIENCE, Desk, address_of, free_port, until
+from support.serving import SECRET
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -296,6 +297,53 @@ def test_a_stop_closes_streams_within_seconds(desk: Desk) -> None:
             pass
         assert program.wait() == 0
         assert time.monotonic() - begin < 3
+
+
+def test_a_stop_waits_for_no_receiver_that_never_ends_its_answer(desk: Desk) -> None:
+    asked, over = threading.Event(), threading.Event()
+
+    def drip() -> None:
+        with suppress(OSError):
+            connection, _ = server.accept()
+            with connection:
+                asked.set()
+                connection.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+                while not over.wait(0.1):
+                    connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        target = f'[notify.slow]\nevents = ["finished"]\nurl = "{url}"\nsecret = "HOOK"\n'
+        desk.write("pgcoord.toml", CONFIGURATION + target)
+        program = desk.start("serve", HOOK=SECRET)
+        try:
+            program.until("leading")
+            desk.say("submit", desk.plan("true"))
+            assert asked.wait(PATIENCE)
+            program.send(signal.SIGTERM)
+            assert program.wait() == 0
+        finally:
+            over.set()
+
+
+@pytest.mark.scale
+def test_a_stop_ends_although_the_database_is_frozen(desk: Desk, conn: Connection) -> None:
+    program = desk.start("serve")
+    program.until("leading")
+    sessions = conn.execute(
+        "select pid from pg_stat_activity"
+        " where application_name like 'pgcoord%' and datname = current_database()"
+    ).fetchall()
+    try:
+        for each in sessions:
+            os.kill(each["pid"], signal.SIGSTOP)
+        program.send(signal.SIGTERM)
+        program.until("not stopped in order")
+        assert program.wait() == 128 + signal.SIGTERM
+    finally:
+        for each in sessions:
+            os.kill(each["pid"], signal.SIGCONT)
 
 
 def test_a_connection_that_is_lost_as_the_schema_is_checked_is_tried_again(

@@ -141,6 +141,17 @@ def test_a_long_reason_loses_its_middle(conn: Connection) -> None:
     assert "34003 characters left out" in found["text"]
 
 
+def test_who_acts_and_why_are_bounded(conn: Connection, client: Connection) -> None:
+    client.execute("select set_config('pgcoord.actor', repeat('x', 100000), false)")
+    client.execute("select set_config('pgcoord.reason', repeat('y', 100000), false)")
+    client.execute("insert into planned_features (title) values ('a')")
+    row = conn.execute("select length(actor) as actor, length(reason) as why from pgcoord.event")
+    found = row.fetchone()
+    assert found
+    assert found["actor"] == 200
+    assert found["why"] < 17_000
+
+
 def test_what_is_long_but_can_be_read_is_taken(conn: Connection) -> None:
     feature = add_feature(conn, {})
     data = {"title": "t", "prompt_content": "p" * 5_000_000, "deep": [[[[1e300]]]]}
