@@ -421,7 +421,8 @@ def words_for(length: timedelta, *, fine: bool = True) -> str:
 def _fault(error: str) -> str:
     """Return an error message in one line: how the process ended, and its last line of log."""
     how, *log = error.strip().splitlines() or [""]
-    return f"{clean(how)}: {_quoted(log[-1])}" if log else clean(how)
+    # What worktree.py says is both the reason and the end of the log.
+    return f"{clean(how)}: {_quoted(log[-1])}" if log and not log[-1].endswith(how) else clean(how)
 
 
 def _quoted(line: str) -> str:

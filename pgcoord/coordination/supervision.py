@@ -294,8 +294,9 @@ class Supervision:
         self._check = workflow.check
         if not (checks or asks_again):
             return prompt
+        not_run = worktree.NOT_RUN if workflow.worktree else None
         name, error = await self._coordinator.execute_with_retry(
-            lambda conn: claims.judgement(conn, self.assignment)
+            lambda conn: claims.judgement(conn, self.assignment, not_run)
         )
         if name is not None:
             if name not in checks:

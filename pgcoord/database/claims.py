@@ -324,15 +324,21 @@ async def follow_budgets(conn: Connection) -> bool:
     return bool(await fetch_value(conn, "select pgcoord_private.follow_budgets()"))
 
 
-async def judgement(conn: Connection, attempt: Assignment) -> tuple[str | None, str | None]:
-    """Return (the check that the phase names, the error of its last failed attempt)."""
+async def judgement(
+    conn: Connection, attempt: Assignment, not_run: int | None
+) -> tuple[str | None, str | None]:
+    """Return (the check that the phase names, the error of its last failed attempt).
+
+    Attempts whose command was not run do not count; *not_run*: the exit status of those, if any.
+    """
     with refusals():
         cursor = await conn.cursor(row_factory=tuple_row).execute(
             b"select p.phase_data ->> 'check', (select a.error from pgcoord.attempt as a"
             b" where a.queue_id = p.queue_id and a.outcome in ('failed', 'timed_out')"
+            b" and a.started_at is not null and a.exit_code is distinct from %s"
             b" order by a.number desc limit 1)"
             b" from public.phase_queue as p where p.queue_id = %s",
-            [attempt.queue_id],
+            [not_run, attempt.queue_id],
         )
         return await cursor.fetchone() or (None, None)
 

@@ -95,6 +95,23 @@ async def test_a_conflict_fails_the_phase_before_its_command_runs(
     assert rows[3]["error_message"].startswith(f"{said}\nexited with status 69")
 
 
+async def test_what_was_never_run_is_not_asked_to_mend_its_work(
+    dsn: str, watch: Watch, project: Path
+) -> None:
+    await watch.submit("true", *TWO_SIDES[:2], ("echo x > joined", [2, 3]))
+    async with running(coordinator(dsn, project, "retry_prompt = 'echo {error} > mended'")):
+        await watch.until_statuses("completed", "completed", "completed", "failed")
+        resolved = f"{project.parent}/resolved"
+        git(project, "worktree", "add", "--quiet", resolved, "pgcoord/queue-1-3")
+        git(Path(resolved), "merge", "--quiet", "--strategy", "ours", "pgcoord/queue-1-2")
+        git(project, "worktree", "remove", "--force", resolved)
+        await watch.one("select pgcoord.retry_phase('queue-1-4')")
+        await watch.until_statuses(*["completed"] * 4)
+    found = git(project, "ls-tree", "--name-only", "pgcoord/feature-1").split()
+    assert "joined" in found
+    assert "mended" not in found
+
+
 async def test_a_conflict_is_handed_to_another_workflow(
     dsn: str, watch: Watch, project: Path
 ) -> None:
