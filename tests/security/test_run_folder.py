@@ -44,8 +44,8 @@ DAMAGE = {
 }
 
 # `make test` tries each damage once, where it is most likely to matter: to what is taken over it is
-# the status and the folder. `make test-scale` tries every other one, too, and the one that takes ten
-# times as long as the others.
+# the status and the folder. `make test-scale` tries every other one, too, and the one that takes
+# ten times as long as the others.
 AFTER_START = ("status", "folder")
 LONG = "log is huge"
 
