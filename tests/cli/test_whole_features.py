@@ -288,4 +288,4 @@ def test_run_names_the_work_that_the_branch_of_the_feature_lacks(desk: Desk) -> 
 
 def test_the_cause_of_a_failure_is_named_where_the_log_goes_on(desk: Desk) -> None:
     done = desk.call("run", desk.plan("echo first; echo 'error: lost'; echo rest; exit 3"))
-    assert "phase 1 failed: exited with status 3: error: lost;" in done.stdout, done.stdout
+    assert "phase 1 failed: exited with status 3: error: lost\n" in done.stdout, done.stdout
