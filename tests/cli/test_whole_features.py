@@ -276,7 +276,8 @@ def test_run_names_the_work_that_the_branch_of_the_feature_lacks(desk: Desk) -> 
         '[server]\nport = 0\n[workflow.work]\ncommand = ["sh"]\ndirectory = "."\n'
         'workspace = "worktree"\ndefault = true\n',
     )
-    plan = "# Sides\n## Phase 1: one\n\necho 1 > same\n## Phase 2: two\nDepends on: none\n\necho 2 > same\n"
+    two = "## Phase 2: two\nDepends on: none\n\necho 2 > same\n"
+    plan = f"# Sides\n## Phase 1: one\n\necho 1 > same\n{two}"
     done = desk.call("run", desk.write("sides.md", plan))
     assert done.returncode == 0, done.stderr
     assert re.search(
