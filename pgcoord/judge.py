@@ -318,7 +318,7 @@ def read_gemini(event: Event, found: Findings) -> Iterator[str]:
         yield _call(event.get("tool_name"), event.get("parameters"))
     elif kind == "tool_result" and event.get("status") == "error":
         words = quote(_message(event.get("error")) or event.get("output"))
-        # By its policy, nobody was asked. Of a tool that it may not use it says there is none.
+        # Its policy denied the tool without asking. A shell that it may not use is "not found".
         if "denied" in words or 'Tool "run_shell_command" not found' in words:
             found.fail(f"the agent was not allowed to use a tool: {words}")
         yield f"  ✗ {words}"

@@ -224,7 +224,7 @@ class _Checked:
 
 
 def _shaped(report: Any) -> dict[str, Any]:
-    """What a report says that is of use. Raises `WrongShape`."""
+    """The members of a report that are stored. Raises `WrongShape`."""
     if found := list(faults(report, SCHEMA)):
         raise WrongShape(found)
     return {name: report[name] for name in SCHEMA["properties"] if report.get(name) is not None}

@@ -46,6 +46,9 @@ _SETTLED = 1.0
 # Most seconds between two attempts while the database does not answer.
 _PATIENCE = 1.0
 
+# Seconds that a stop may take; the end of processes that must not run takes up to twenty.
+_MOST_STOPPING = 25
+
 # Features that are named in one line.
 _MOST_NAMED = 5
 
@@ -241,7 +244,10 @@ async def sum_up(dsn: str, end: "Snapshot", *, as_json: bool = False) -> None:
     else:
         async with session(dsn) as conn:
             reasons = await reads.last_reasons(conn, end.feature.id)
+            lacking = await reads.lacking_work(conn, end.feature.id)
         say(summary(end, reasons))
+        for phase in lacking:
+            say(f"  the branch of the feature lacks the work of phase {phase}", err=True)
     if not end.completed:
         stopped_by = [
             phase.phase_number for phase in end.phases if phase.status in ("failed", "cancelled")
@@ -437,11 +443,14 @@ def _interruptible(
 ) -> Iterator[list[int]]:
     """Have each SIGINT, SIGTERM or SIGHUP call the next of *steps*; one more exits at once.
 
+    So does the time, `_MOST_STOPPING` seconds after the last step.
+
     A SIGHUP for which *on_hangup* returns true does not count. A signal that was ignored (nohup)
     stays ignored. Yields a list, to which the number of each signal is appended.
     """
     loop = asyncio.get_running_loop()
     came: list[int] = []
+    overdue: list[asyncio.TimerHandle] = []
 
     def interrupt(number: int) -> None:
         if number == signal.SIGHUP and on_hangup and on_hangup():
@@ -450,6 +459,18 @@ def _interruptible(
             os._exit(128 + number)
         came.append(number)
         steps[len(came) - 1]()
+        if len(came) == len(steps):
+            overdue.append(loop.call_later(_MOST_STOPPING, give_up, number))
+
+    def give_up(number: int) -> None:
+        # psycopg waits without end for a server that is frozen; to be killed loses nothing.
+        logger.error(
+            "not stopped in order after %d s, since the database does not answer: what runs goes"
+            " on, and 'pgcoord serve' takes it over",
+            _MOST_STOPPING,
+        )
+        logging.shutdown()
+        os._exit(128 + number)
 
     heeded = [each for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
     for each in heeded:
@@ -457,5 +478,7 @@ def _interruptible(
     try:
         yield came
     finally:
+        for timer in overdue:
+            timer.cancel()
         for each in heeded:
             loop.remove_signal_handler(each)

@@ -328,7 +328,7 @@ class Coordinator:
             await self._leadership.resign()
 
     async def _follow_budgets_again(self) -> None:
-        """Come again to the features that somebody had locked when the budgets were followed."""
+        """Follow the budgets of features that another session had locked, until none is left."""
         passed_over: bool | None = True
         while passed_over:
             await asyncio.sleep(_RETRY_AFTER)

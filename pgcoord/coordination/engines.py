@@ -13,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ LAUNCHERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str]], Engine]
 }
 
 
+@lru_cache(4096)  # each answer of an engine is compared with the names of all its jobs
 def name_of(folder: str) -> str:
     """Return the name of the job whose run has *folder*.
 

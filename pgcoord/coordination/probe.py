@@ -169,7 +169,7 @@ _REMEDY_OF_URL = "is 'pgcoord serve' up, and its address right (report_url) and 
 
 
 def _unheard(order: Order, seen: Seen | None, *, is_shared: bool) -> Finding:
-    """Say why nothing is heard of a job that has ended; blocks."""
+    """Return the finding on an ended job that has sent no message; blocks."""
     ended = (
         f"job {seen.job} on {seen.node or 'no node'} ended ({seen.words})" if seen else "it ended"
     )

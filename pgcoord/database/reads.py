@@ -159,6 +159,28 @@ async def why(conn: Connection, queue_id: str) -> list[Reason]:
     )
 
 
+async def lacking_work(conn: Connection, feature_id: int) -> list[str]:
+    """Return "NUMBER: why" for each phase whose work the branch of the feature lacks.
+
+    What conflicted is brought by a dependent that was merged, what could not be pushed by any phase
+    after it.
+    """
+    return await fetch_values(
+        conn,
+        "with latest as ("
+        " select distinct on (phase_number) phase_number, result, stored_at from pgcoord.results"
+        " where feature_id = %s and outcome = 'completed' order by phase_number, attempt desc)"
+        " select phase_number || ': ' || (result ->> 'feature_branch_fault') from latest as l"
+        " where result ? 'feature_branch_fault' and not exists ("
+        " select from latest as o where o.result ? 'feature_branch' and o.stored_at > l.stored_at"
+        " and (l.result ->> 'feature_branch_fault' like '%% is not pushed to %%' or exists ("
+        " select from pgcoord.dependency as d where d.feature_id = %s"
+        " and d.prerequisite = l.phase_number and d.dependent = o.phase_number)))",
+        feature_id,
+        feature_id,
+    )
+
+
 async def attempts(conn: Connection, queue_id: str) -> list[Attempt]:
     """Return the attempts of a phase, first to last. Raises `NotFound`."""
     await why(conn, queue_id)

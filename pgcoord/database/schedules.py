@@ -40,14 +40,14 @@ class Schedule:
 
     @property
     def origin(self) -> str:
-        """Who decides what it is: pgcoord.toml, or who made it."""
+        """Where the schedule comes from: pgcoord.toml, or the person who made it."""
         if self.declared:
             return "declared in pgcoord.toml"
         return f"made by {self.created_by}, {self.clock(self.created_at)}"
 
     @property
     def words(self) -> str:
-        """When it is due next, or why it is not, in its own time zone."""
+        """When the schedule is due next, or why it is not, in its own time zone."""
         if self.error:
             return f"cannot run: {self.error}"
         if self.paused_at:
@@ -59,7 +59,7 @@ class Schedule:
 
     @property
     def last_words(self) -> str:
-        """What became of its latest due time, and how its latest feature stands; "" for none."""
+        """What became of the latest due time, and the state of the latest feature; "" for none."""
         if self.last_due_at is None:
             return ""
         words = f"{self.last_outcome} {self.clock(self.last_due_at)}"

@@ -168,7 +168,7 @@ class GitHubTask:
 
 @dataclass(frozen=True)
 class NextWork:
-    """What a coordinator has to do before it rests, and its reasons not to wait for long.
+    """The work of a coordinator before it waits, and its reasons not to wait for long.
 
     `changed`: the open ones of the attempts that it asked for. `due_in`: seconds until the next
     deadline (None: there is none). `abandoned`: ids of attempts on hosts whose lease has expired.

@@ -181,7 +181,7 @@ def _found_then_fixed(fault: Item) -> list[Item]:
 
 
 def _added(items: Sequence[Item], room: int) -> list[Item]:
-    """What is needed besides, as long as there is room: nobody writes that it is to be tested."""
+    """Return items for tests and documentation where the text has none; at most *room*."""
     layers = {each.layer for each in items}
     if room < 1 or layers <= {"documentation", "tests", "infrastructure", "rollout"}:
         return []

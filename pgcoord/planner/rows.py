@@ -36,7 +36,7 @@ _UNCHANGED = "The text of the plan is as it was."
 
 @dataclass(frozen=True)
 class Changes:
-    """What is to become of a plan's phases, which are named by their numbers.
+    """Changes to the phases of a plan, which are named by the numbers that they had before.
 
     *titles*: new titles. *needs*: new prerequisites. *removed*: phases to take out; those after
     them are renumbered. *adds*: one more at the end.

@@ -200,7 +200,7 @@ class Structure:
     excluded: tuple[str, ...] = ()
     in_prose: bool = False
     notes: tuple[str, ...] = ()
-    """What the pieces say of each other that could not be used."""
+    """Remarks on what the text says of prerequisites and could not be used."""
 
 
 def described_by(text: str, hours: float | None = None) -> Feature:

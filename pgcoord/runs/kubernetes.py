@@ -269,7 +269,7 @@ def _absence_is_fine() -> _Fine:
 
 
 def _seen(job: Mapping[str, Any], pod: Mapping[str, Any] | None) -> Seen:
-    """Say where a Job is, from its conditions and its pod."""
+    """Return the place of a Job, from its conditions and its pod."""
     name = job["metadata"]["name"]
     status = (pod or {}).get("status") or {}
     node = ((pod or {}).get("spec") or {}).get("nodeName")

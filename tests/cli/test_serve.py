@@ -327,6 +327,25 @@ def test_a_stop_waits_for_no_receiver_that_never_ends_its_answer(desk: Desk) -> 
             over.set()
 
 
+@pytest.mark.scale
+def test_a_stop_ends_although_the_database_is_frozen(desk: Desk, conn: Connection) -> None:
+    program = desk.start("serve")
+    program.until("leading")
+    sessions = conn.execute(
+        "select pid from pg_stat_activity"
+        " where application_name like 'pgcoord%' and datname = current_database()"
+    ).fetchall()
+    try:
+        for each in sessions:
+            os.kill(each["pid"], signal.SIGSTOP)
+        program.send(signal.SIGTERM)
+        program.until("not stopped in order")
+        assert program.wait() == 128 + signal.SIGTERM
+    finally:
+        for each in sessions:
+            os.kill(each["pid"], signal.SIGCONT)
+
+
 def test_a_connection_that_is_lost_as_the_schema_is_checked_is_tried_again(
     desk: Desk, dsn: str, conn: Connection
 ) -> None:

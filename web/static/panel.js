@@ -1,14 +1,14 @@
 // Keeps a page live, and its actions on it. Without this file everything works all the same, a page at a time.
 //
-// One EventSource tells what is newer than what was seen: pieces of the page, each with an id. What comes is
-// collected, and put in place once a frame, the latest of each. A piece is changed into its new form rather than
-// replaced: what stays the same is not touched, so focus, selection, scrolling and what was opened stay.
+// One EventSource sends the pieces of the page that are newer than those shown, each with an id. They are collected,
+// and the latest of each is put in place once a frame. A piece is changed into its new form rather than replaced:
+// elements that stay the same are not touched, so focus, selection, scrolling and opened details stay.
 "use strict";
 
 const body = document.body;
 const byId = (id) => document.getElementById(id);
 
-// --- What could not be fetched is said, until it can be
+// --- Failed requests: a line says what could not be fetched, until it can be
 
 const faults = new Map();
 
@@ -20,7 +20,7 @@ function fault(what, words) {
   shown.hidden = !faults.size;
 }
 
-// Fetch `address`; say in `words` what is not to be had, and why, where that fails.
+// Fetch `address`. If that fails, show `words` with the reason, and throw; `what` names the fault until it is over.
 async function get(what, words, address, options) {
   try {
     const answer = await fetch(address, options);
@@ -33,7 +33,7 @@ async function get(what, words, address, options) {
   }
 }
 
-const said = () => {}; // `get` has said it
+const ignore = () => {}; // `get` has shown the fault
 
 // --- Changing elements into others
 
@@ -81,7 +81,7 @@ function becomeChildren(parent, wanted) {
 
 const alike = (one, other) => one.nodeType === other.nodeType && one.nodeName === other.nodeName && !other.id;
 
-// The element of `html`, which is to stand in the place of `old`: maybe within a picture.
+// Return the element of `html` that is to replace `old`, which may be within an SVG picture.
 function parse(html, old) {
   const template = document.createElement("template");
   const within = old instanceof SVGElement && old.ownerSVGElement;
@@ -90,7 +90,7 @@ function parse(html, old) {
   return within ? made.firstElementChild : made;
 }
 
-// --- What has come and is not in place yet
+// --- Pieces that have arrived and are not in place yet
 
 const news = { pieces: new Map(), lists: new Map(), glow: new Set() };
 let planned = 0;
@@ -108,7 +108,7 @@ function take(message, glows) {
   if (!planned) planned = document.hidden ? setTimeout(put) : requestAnimationFrame(put);
 }
 
-// Large pictures that have changed are fetched when they are looked at, every few seconds at most.
+// Large pictures that have changed are fetched while they are in sight, every few seconds at most.
 const stale = new Set();
 const FETCH_AFTER = 5000; // milliseconds
 let fetchedAt = 0;
@@ -145,7 +145,7 @@ function put() {
   for (const [id, items] of news.lists) arrange(byId(id), items, fresh);
   for (const id of news.glow) glow(byId(id));
   rove();
-  if (news.pieces.has("attempts")) followLatest().catch(said);
+  if (news.pieces.has("attempts")) followLatest().catch(ignore);
   news.pieces.clear();
   news.lists.clear();
   news.glow.clear();
@@ -172,12 +172,12 @@ function glow(element) {
 
 document.addEventListener("animationend", (event) => event.target.classList.remove("changed"));
 
-// --- Times go on
+// --- Durations are counted on
 
 const clock = { ahead: 0 }; // how far the server's clock is ahead of ours, in milliseconds
 if (body.dataset.now) clock.ahead = Number(body.dataset.now) - Date.now();
 
-// As pgcoord/http/panel_words.py words it.
+// In the same words as `lasting` of pgcoord/http/panel/format.py.
 function lasting(seconds) {
   seconds = Math.max(0, Math.floor(seconds));
   if (seconds < 60) return `${seconds} s`;
@@ -210,7 +210,7 @@ function keepZone() {
   if (body.dataset.zone !== own && document.cookie.includes(`pgcoord_zone=~${own}`)) location.reload();
 }
 
-// Who comes back after a while is told what happened meanwhile.
+// After a while away, the page shows what happened meanwhile.
 const AWAY = 300000; // milliseconds
 let leftAt = 0;
 
@@ -223,14 +223,14 @@ async function comeBack() {
   }
 }
 
-// --- The connection, and the age of what is seen
+// --- The connection, and the age of what is shown
 
 const connection = { live: false, wakes: false, asOf: clock.ahead + Date.now(), reason: "", heard: Date.now(), wait: 0, next: 0, source: null, timer: 0 };
 const LEAVING = 3000; // milliseconds after which a page that is still there connects again
 const SILENCE = 10000; // milliseconds after which a connection is taken as dead: it beats every four seconds
 
-// A browser has six connections to a server, for all its tabs, and each stream takes one. So a tab that nobody looks at
-// gives its own back after a while, and asks now and then what its title and icon are.
+// A browser has six connections to a server, for all its tabs, and each stream takes one. So a hidden tab
+// closes its own after a while, and asks now and then for its title and icon.
 const REST = { after: 30000, every: 60000, hears: 5000 }; // milliseconds
 let resting = 0;
 
@@ -249,8 +249,8 @@ function rest(after) {
   }, after);
 }
 
-// Of the windows that are looked at, those that somebody was in last keep their stream, and the others take turns with
-// what is left: each asks every few seconds. They tell each other that they are there, over all paths of the server.
+// Of the visible windows, those used last keep their streams; the others share what is left, and each asks every few
+// seconds. The windows announce themselves to each other, over all paths of the server.
 const TURN = { streams: 4, hears: 500, every: 2500, silence: 3000 }; // milliseconds
 const shared = !/^h[23]/.test(performance.getEntriesByType("navigation")[0]?.nextHopProtocol); // one connection carries all
 const others = new Map();
@@ -274,7 +274,7 @@ function takeTurns() {
   }, TURN.hears);
 }
 
-// Somebody is in this window now.
+// This window is being used now.
 function enter() {
   here.at = Date.now();
   if (connection.live && connection.source.readyState === EventSource.CLOSED) connect();
@@ -319,7 +319,7 @@ function showConnection() {
   }
 }
 
-// The icon of the tab: as usual, something needs somebody (the title begins with how much), not live.
+// The icon of the tab: as usual, with items of attention (the title begins with their number), or not live.
 function showIcon() {
   const icon = document.querySelector("link[rel=icon]");
   const name = !connection.live ? "lost" : document.title.startsWith("(") ? "alert" : "icon";
@@ -513,14 +513,14 @@ function beginLog() {
     line.classList.add("at");
     shown.scrollTop = line.offsetTop - shown.offsetTop - shown.clientHeight / 3;
   } else shown.scrollTop = shown.scrollHeight;
-  shown.addEventListener("scroll", () => extendLog(shown).catch(said)); // the next move tries again
-  byId("log-at")?.addEventListener("change", (event) => goToPlace(shown, Number(event.target.value)).catch(said));
+  shown.addEventListener("scroll", () => extendLog(shown).catch(ignore)); // the next move tries again
+  byId("log-at")?.addEventListener("change", (event) => goToPlace(shown, Number(event.target.value)).catch(ignore));
   if (!follow()) return;
   follow().closest("label").hidden = false;
   follow().addEventListener("change", connect);
 }
 
-// --- Pictures that are larger than their frame begin where something goes on
+// --- Pictures larger than their frame are scrolled to what runs
 
 function bring(frame, there) {
   if (!frame || !there || (frame.scrollWidth <= frame.clientWidth && frame.scrollHeight <= frame.clientHeight)) return;
@@ -565,7 +565,7 @@ document.addEventListener("change", (event) => {
   if (event.target.matches(".tabs input, #graph-wide")) bringNow();
 });
 
-// --- One stop of the Tab key a list: arrows go on from there
+// --- A list is one stop of the Tab key; arrow keys move within it
 
 const LISTS = ["#tree h3 a", "a.node", ".timeline .who a", ".events a"];
 
@@ -589,7 +589,7 @@ document.addEventListener("focusin", (event) => {
   event.target.setAttribute("tabindex", "0");
 });
 
-// In the graph to the right is what depends on a phase, to the left what it needs, up and down what stands there.
+// In the graph, right leads to dependents, left to prerequisites, up and down to the nodes above and below.
 function beside(node, key) {
   const nodes = [...document.querySelectorAll("a.node")];
   const needs = (one, other) => one.dataset.needs.split(" ").includes(other.dataset.phase);
@@ -619,7 +619,7 @@ const dialog = document.createElement("dialog");
 dialog.setAttribute("aria-labelledby", "dialog-title");
 body.append(dialog);
 
-// Where all six connections are held, what somebody does takes that of the stream for itself.
+// Where all six connections are in use, an action takes that of the stream.
 const WAITS = 2000; // milliseconds
 const WONDERS = 200; // milliseconds after which somebody would, so what was pressed says that it is sent
 
@@ -642,7 +642,7 @@ async function ask(link) {
   show(await answer.text(), link.href);
 }
 
-// Show what a page asks or says in the dialog, or go to the page if it does neither.
+// Show the question or the message of a page in the dialog; go to the page if it has neither.
 function show(html, address) {
   const page = new DOMParser().parseFromString(html, "text/html");
   const content = page.querySelector("form.dialog, [data-problem]");
@@ -730,17 +730,17 @@ async function checkPlan(then) {
 if (planForm) {
   byId("plan").addEventListener("input", () => {
     clearTimeout(typed);
-    typed = setTimeout(() => checkPlan("check").catch(said), TYPED);
+    typed = setTimeout(() => checkPlan("check").catch(ignore), TYPED);
   });
-  byId("plan-rows").addEventListener("change", () => checkPlan("rows").catch(said));
+  byId("plan-rows").addEventListener("change", () => checkPlan("rows").catch(ignore));
   planForm.addEventListener("submit", (event) => {
     if (!["check", "rows", "add"].includes(event.submitter?.value)) return;
     event.preventDefault();
-    checkPlan(event.submitter.value).catch(said);
+    checkPlan(event.submitter.value).catch(ignore);
   });
 }
 
-// --- Lists to tick
+// --- Lists with checkboxes
 
 for (const button of document.querySelectorAll("button[data-tick]")) {
   button.addEventListener("click", () => {
@@ -797,7 +797,7 @@ document.addEventListener("keydown", (event) => {
   act();
 });
 
-// --- Beginning
+// --- Start
 
 body.dataset.scripted = "";
 rove();
@@ -809,7 +809,7 @@ if (body.dataset.seen) {
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) rest(REST.after);
     else wake();
-    comeBack().catch(said);
+    comeBack().catch(ignore);
   });
   byId("lost").querySelector("button").addEventListener("click", connect);
   tellOthers(true);
@@ -823,7 +823,7 @@ if (body.dataset.seen) {
     takeTurns();
     showConnection();
     tick();
-    fetchStale().catch(said); // tried again after FETCH_AFTER
+    fetchStale().catch(ignore); // tried again after FETCH_AFTER
   }, 1000);
   // The next page may need the connection of this one; what is only downloaded leaves it here.
   addEventListener("beforeunload", () => {

@@ -82,7 +82,7 @@ class Edge:
 
     @property
     def kind(self) -> str:
-        """What its state means for the dependent: "met", "waits" or "broken"."""
+        """What the prerequisite's state means for the dependent: "met", "waits" or "broken"."""
         if self.status == "completed":
             return "met"
         return "broken" if self.status in ("failed", "cancelled", "blocked") else "waits"
