@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from psycopg.rows import scalar_row
-
 from pgcoord.database._sql import (
     Connection,
     columns_of,
@@ -23,14 +21,10 @@ from pgcoord.database.rows import (
     Attempt,
     BoardPhase,
     Cost,
-    EndedAttempt,
     Feature,
-    FeatureToPlan,
     Finding,
-    HistoryEvent,
     LeadBlocker,
     Leader,
-    Measures,
     Pool,
     Reason,
     Slot,
@@ -251,95 +245,10 @@ async def last_reasons(conn: Connection, feature_id: int) -> dict[int, str]:
         return {number: reason for number, reason in await cursor.fetchall() if reason}
 
 
-async def events_after(
-    conn: Connection, last: int, gaps: Sequence[tuple[int, int]], limit: int
-) -> list[HistoryEvent]:
-    """Return at most *limit* events with an id above *last* or within *gaps*, lowest id first.
-
-    *gaps*: (low, high) pairs, both inclusive.
-    """
-    return await fetch_rows(
-        conn,
-        HistoryEvent,
-        f"select {columns_of(HistoryEvent)} from pgcoord_private.events_after(%s, %s, %s, %s)",
-        last,
-        [low for low, _ in gaps],
-        [high for _, high in gaps],
-        limit,
-    )
-
-
-async def last_event(conn: Connection, back: int) -> tuple[int, tuple[tuple[int, int], ...]]:
-    """Return (last, gaps): the highest event id, and the ids missing among the *back* before it.
-
-    *gaps* are (low, high) pairs, both inclusive.
-    """
-    with refusals():
-        cursor = await conn.execute(
-            b"select last, lows, highs from pgcoord_private.last_event(%s)", [back]
-        )
-        row = await cursor.fetchone()
-    assert row is not None
-    last, lows, highs = row
-    return last, tuple(zip(lows, highs, strict=True))
-
-
-async def event_writers(conn: Connection) -> frozenset[str]:
-    """Return the ids of the open transactions that may have written events."""
-    with refusals():
-        cursor = conn.cursor(row_factory=scalar_row)
-        await cursor.execute(b"select pgcoord_private.event_writers()")
-        return frozenset(await cursor.fetchall())
-
-
-async def feature_to_plan(conn: Connection, feature_id: int) -> FeatureToPlan:
-    """Return the columns that a plan is made from.
-
-    Raises `NotFound`, and `Refused` once the phases of the feature are queued.
-    """
-    found = await fetch_row(
-        conn,
-        FeatureToPlan,
-        f"select {columns_of(FeatureToPlan)} from pgcoord_private.feature_to_plan(%s)",
-        feature_id,
-    )
-    assert found is not None
-    return found
-
-
-async def plan_of(conn: Connection, feature_id: int) -> tuple[list[dict[str, Any]], bool]:
-    """Return (phases, whether they are queued): as they are now, else those of the stored plan."""
-    with refusals():
-        cursor = await conn.execute(
-            b"select pgcoord_private.plan_of(%s),"
-            b" exists (select from public.phase_queue where feature_id = %s)",
-            [feature_id, feature_id],
-        )
-        row = await cursor.fetchone()
-    assert row is not None
-    return row[0], row[1]
-
-
 async def feature_object(conn: Connection, feature_id: int) -> dict[str, Any]:
     """Return a feature with its phases, as http/schemas.py describes it. Raises `NotFound`."""
     found: dict[str, Any] = await fetch_value(conn, "select pgcoord.feature_object(%s)", feature_id)
     return found
-
-
-async def measures(conn: Connection) -> Measures:
-    """Return the gauges of /metrics. Counts all phases: the time grows with their number."""
-    found = await fetch_row(
-        conn, Measures, f"select {columns_of(Measures)} from pgcoord_private.measures()"
-    )
-    assert found is not None
-    return found
-
-
-async def ended_attempts(conn: Connection, events: Collection[int]) -> list[EndedAttempt]:
-    """Return the attempts that ended with *events* (ids). SQL: pgcoord_private.ended_attempts."""
-    columns = columns_of(EndedAttempt)
-    statement = f"select {columns} from pgcoord_private.ended_attempts(%s)"
-    return await fetch_rows(conn, EndedAttempt, statement, list(events))
 
 
 @dataclass(frozen=True)
