@@ -98,6 +98,19 @@ def test_the_documents_name_what_exists() -> None:
     assert missing == []
 
 
+def test_the_sources_name_files_that_exist() -> None:
+    path = re.compile(r"(?<![\w./-])((?:pgcoord|sql|web|docs)/[\w./-]+\.(?:py|sql|js|html|md))\b")
+    missing = [
+        f"{source.relative_to(ROOT)}: {name}"
+        for folder in ("pgcoord", "sql/functions", "web")
+        for source in (ROOT / folder).rglob("*.*")
+        if source.suffix in (".py", ".sql", ".js", ".css", ".html")
+        for name in path.findall(source.read_text())
+        if not (ROOT / name).exists()
+    ]
+    assert missing == []
+
+
 def test_every_section_of_the_design_that_is_cited_exists() -> None:
     headings = set(re.findall(r"^## (\d+)\.", (ROOT / "docs/design.md").read_text(), re.MULTILINE))
     cited = {

@@ -246,7 +246,7 @@ def _make(
     confirmation unless *yes*, and replace it. Return the stored plan. Raises `Refused` when the
     phases are queued already, or the question was answered with no.
     """
-    from pgcoord.database import actions, reads
+    from pgcoord.database import actions, plans
     from pgcoord.planner.planning import Planned, declared_workflows, plan_stored
 
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
@@ -254,10 +254,10 @@ def _make(
 
     async def look() -> tuple[bool, str | None, "Workflows"]:
         async with session(found) as conn:
-            stored, queued = await reads.plan_of(conn, feature_id)
+            stored, queued = await plans.plan_of(conn, feature_id)
             version = None
             if replaces or not queued:
-                version = (await reads.feature_to_plan(conn, feature_id)).version
+                version = (await plans.feature_to_plan(conn, feature_id)).version
             return bool(stored), version, await declared_workflows(conn)
 
     is_planned, version, workflows = complete(found, look())
@@ -297,7 +297,7 @@ def _stored(
     With *execute* its phases are queued in the same transaction. Raises `Refused` if the feature
     has no plan.
     """
-    from pgcoord.database import actions, reads
+    from pgcoord.database import actions, plans, reads
     from pgcoord.planner.planning import Planned
     from pgcoord.planner.structure import Feature
 
@@ -308,7 +308,7 @@ def _stored(
             feature = await reads.feature_object(conn, feature_id)
             if execute:
                 await actions.execute_feature(conn, feature_id)
-            rows, queued = await reads.plan_of(conn, feature_id)
+            rows, queued = await plans.plan_of(conn, feature_id)
             slots = await reads.slot_count(conn)
         if not rows:
             raise Refused(

@@ -419,10 +419,18 @@ def words_for(length: timedelta, *, fine: bool = True) -> str:
 
 
 def _fault(error: str) -> str:
-    """Return an error message in one line: how the process ended, and its last line of log."""
+    """Return an error message in one line: how the process ended, and the telling line of its log.
+
+    That is the first if it is the cause (`excerpt` of runs/logs.py), else the last.
+    """
+    from pgcoord.runs.logs import BEFORE, mentions_error
+
     how, *log = error.strip().splitlines() or [""]
+    log = [line for line in log if not line.startswith("exited with status ")]
+    is_first = bool(log) and (BEFORE in log or mentions_error(log[0]))
+    telling = (log[0] if is_first else log[-1]) if log else ""
     # What worktree.py says is both the reason and the end of the log.
-    return f"{clean(how)}: {_quoted(log[-1])}" if log and not log[-1].endswith(how) else clean(how)
+    return f"{clean(how)}: {_quoted(telling)}" if telling and how not in telling else clean(how)
 
 
 def _quoted(line: str) -> str:

@@ -244,7 +244,10 @@ async def sum_up(dsn: str, end: "Snapshot", *, as_json: bool = False) -> None:
     else:
         async with session(dsn) as conn:
             reasons = await reads.last_reasons(conn, end.feature.id)
+            lacking = await reads.lacking_work(conn, end.feature.id)
         say(summary(end, reasons))
+        for phase in lacking:
+            say(f"  the branch of the feature lacks the work of phase {phase}", err=True)
     if not end.completed:
         stopped_by = [
             phase.phase_number for phase in end.phases if phase.status in ("failed", "cancelled")

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from pgcoord.configuration import Configuration, Schedule
 from pgcoord.coordination.retrying import Stopped
 from pgcoord.cron import NeverDue, due_times, latest_due
-from pgcoord.database import schedules
+from pgcoord.database import due
 from pgcoord.database._sql import Connection
+from pgcoord.database.schedules import Run
 from pgcoord.errors import AnotherLeads
 
 logger = logging.getLogger(__name__)
@@ -100,13 +101,13 @@ class Schedules:
         execute, epoch = self._coordinator.execute_with_retry, self._coordinator.epoch
         if not self._is_declared:
             await self._declare(epoch)
-        for todo in await execute(schedules.schedules_to_do):
+        for todo in await execute(due.schedules_to_do):
             await self._do(todo, epoch)
-        rest = await execute(schedules.rest)
+        rest = await execute(due.rest)
         if rest.waits:
-            for run in await execute(lambda conn: schedules.start_waiting_runs(conn, epoch)):
+            for run in await execute(lambda conn: due.start_waiting_runs(conn, epoch)):
                 _log(run)
-            rest = await execute(schedules.rest)
+            rest = await execute(due.rest)
         self._waits = rest.waits
         due_in: float | None = rest.due_in
         return due_in
@@ -119,7 +120,7 @@ class Schedules:
         wanted = [_declared(each) for each in found.values()]
         try:
             refused = await self._coordinator.execute_with_retry(
-                lambda conn: schedules.declare_schedules(conn, epoch, wanted)
+                lambda conn: due.declare_schedules(conn, epoch, wanted)
             )
         except BaseException:
             self._is_declared = False
@@ -127,7 +128,7 @@ class Schedules:
         for each in refused:
             logger.error("schedule %s of pgcoord.toml is not stored: %s", each.name, each.error)
 
-    async def _do(self, todo: schedules.ToDo, epoch: int) -> None:
+    async def _do(self, todo: due.ToDo, epoch: int) -> None:
         execute = self._coordinator.execute_with_retry
         try:
             following = next(due_times(todo.cron, todo.timezone, todo.now))
@@ -136,14 +137,12 @@ class Schedules:
         except NeverDue as error:
             words = str(error)
             logger.error("schedule %s: %s", todo.name, words)
-            await execute(lambda conn: schedules.plan_schedule(conn, epoch, todo, None, words))
+            await execute(lambda conn: due.plan_schedule(conn, epoch, todo, None, words))
             return
         if todo.next_at is None:
-            await execute(lambda conn: schedules.plan_schedule(conn, epoch, todo, following, None))
+            await execute(lambda conn: due.plan_schedule(conn, epoch, todo, following, None))
             return
-        run = await execute(
-            lambda conn: schedules.take_due_time(conn, epoch, todo, due_at, following)
-        )
+        run = await execute(lambda conn: due.take_due_time(conn, epoch, todo, due_at, following))
         if run:
             _log(run)
 
@@ -164,7 +163,7 @@ def _left(until: float | None) -> float:
     return _LOOK_AT_CLOCK if until is None else min(until - time.time(), _LOOK_AT_CLOCK)
 
 
-def _log(run: schedules.Run) -> None:
+def _log(run: Run) -> None:
     level = logging.ERROR if run.outcome == "failed" else logging.INFO
     because = f": {run.reason}" if run.reason else ""
     started = f" as feature {run.feature_id}" if run.feature_id else ""

@@ -10,7 +10,8 @@ from typing import Any
 
 from pgcoord.database import reads
 from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_rows, fetch_value
-from pgcoord.database.rows import Cost, HistoryEvent
+from pgcoord.database.history import HistoryEvent
+from pgcoord.database.rows import Cost
 from pgcoord.errors import NotFound
 
 NO_SUCH_PHASE = "'pgcoord status' and the overview show those that exist."

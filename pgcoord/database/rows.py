@@ -171,48 +171,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class HistoryEvent:
-    """One event of the log."""
-
-    id: int
-    at: datetime
-    kind: str
-    feature_id: int | None
-    phase_number: int | None
-    queue_id: str | None
-    from_status: str | None
-    to_status: str | None
-    attempt: int | None
-    adw_id: str | None
-    actor: str
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class Measures:
-    """The gauges of /metrics.
-
-    `phases` counts by state, `pools` are rows of the view; `notification_queue_usage` is 0 to 1.
-    """
-
-    phases: dict[str, int] | None
-    pools: list[dict[str, Any]]
-    paused: bool
-    oldest_eligible_seconds: float | None
-    notification_queue_usage: float
-
-
-@dataclass(frozen=True)
-class EndedAttempt:
-    """The durations of an ended attempt; only a phase's first attempt has `waited_seconds`."""
-
-    workflow: str | None
-    outcome: str
-    waited_seconds: float | None
-    ran_seconds: float | None
-
-
-@dataclass(frozen=True)
 class TakenReport:
     """The result of a report: accepted, or refused for `reason` with the SQLSTATE `code`."""
 
@@ -233,14 +191,3 @@ class TakenReport:
         if self.code is None:
             return None
         return ERRORS[self.code](self.reason or self.code, hint=self.hint)
-
-
-@dataclass(frozen=True)
-class FeatureToPlan:
-    """The columns of a feature that its plan is made from."""
-
-    title: str
-    description: str | None
-    item_type: str
-    estimated_hours: float | None
-    version: str

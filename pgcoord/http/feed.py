@@ -24,11 +24,11 @@ from typing import Any, Generic, TypeVar
 import psycopg
 
 from pgcoord.backoff import Backoff
-from pgcoord.database import reads, session
+from pgcoord.database import history, reads, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.connect import connect
+from pgcoord.database.history import HistoryEvent
 from pgcoord.database.listener import PING_EVERY, Listener
-from pgcoord.database.rows import HistoryEvent
 from pgcoord.errors import DatabaseUnusable
 
 logger = logging.getLogger(__name__)
@@ -392,7 +392,7 @@ class Feed:
             subscription.put(self._snapshot)
             self._receiving.add(subscription)
             return
-        rows = await reads.events_after(conn, after.last, after.gaps, _PAGE)
+        rows = await history.events_after(conn, after.last, after.gaps, _PAGE)
         events = []
         for row in rows:
             if upto.has(row.id):
@@ -427,7 +427,7 @@ class Position:
     @classmethod
     async def now(cls, conn: Connection) -> "Position":
         """Return the position after all visible events."""
-        position = cls(Cursor(*await reads.last_event(conn, _LOOK_BACK)))
+        position = cls(Cursor(*await history.last_event(conn, _LOOK_BACK)))
         await position.settle(conn)
         return position
 
@@ -435,7 +435,7 @@ class Position:
         """Read new events, at most `_PAGE`, and advance the position."""
         settled = [gap for gap, writers in self._writers.items() if not writers]
         events = []
-        for row in await reads.events_after(conn, self.cursor.last, self.cursor.gaps, _PAGE):
+        for row in await history.events_after(conn, self.cursor.last, self.cursor.gaps, _PAGE):
             self.cursor = self.cursor.past(row.id)
             events.append(Event(row, self.cursor))
         if len(events) < _PAGE:
@@ -448,7 +448,7 @@ class Position:
         if not self.cursor.gaps:
             self._writers = {}
             return
-        writing = await reads.event_writers(conn)
+        writing = await history.event_writers(conn)
         self._writers = {gap: self._known_writers(gap, writing) for gap in self.cursor.gaps}
 
     def _known_writers(self, gap: tuple[int, int], writing: frozenset[str]) -> frozenset[str]:

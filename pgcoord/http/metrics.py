@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from pgcoord.coordination.coordinator import Coordinator
-from pgcoord.database import reads
+from pgcoord.database import history
 from pgcoord.database._sql import Connection
-from pgcoord.database.rows import Measures
+from pgcoord.database.history import Measures
 from pgcoord.http.feed import Event, Feed, Position
 
 # Pages of a thousand events that one request counts; the next counts the rest.
@@ -82,7 +82,7 @@ class Metrics:
     async def read(self, conn: Connection) -> bytes:
         """Return all metrics, as of now, in the text format."""
         async with self._reading:
-            self._show(await reads.measures(conn))
+            self._show(await history.measures(conn))
             if self._position is None:
                 self._position = await Position.now(conn)
             for _ in range(_MOST_PAGES):
@@ -118,7 +118,7 @@ class Metrics:
                 self._woken = event
             if row.from_status in ("ready", "running") and row.to_status != "running":
                 ended.append(row.id)
-        for attempt in await reads.ended_attempts(conn, ended) if ended else ():
+        for attempt in await history.ended_attempts(conn, ended) if ended else ():
             self._attempts.labels(attempt.workflow or "", attempt.outcome).inc()
             if attempt.waited_seconds is not None:
                 self._wait.observe(attempt.waited_seconds)

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 from pgcoord.configuration import Planner
-from pgcoord.database import actions, panel, reads
+from pgcoord.database import actions, panel, plans, reads
 from pgcoord.database._sql import Connection
 from pgcoord.errors import InvalidPlan, Refused
 from pgcoord.plan import Plan, looks_like_plan, parse_plan, write_plan
@@ -101,7 +101,7 @@ async def plan_stored(planner: FeaturePlanner, connect: Connect, feature_id: int
     `ChangedMeanwhile` when the feature was changed meanwhile.
     """
     async with connect() as conn:
-        found = await reads.feature_to_plan(conn, feature_id)
+        found = await plans.feature_to_plan(conn, feature_id)
         workflows = await declared_workflows(conn)
     feature = Feature(found.title, found.description or "", found.estimated_hours, found.item_type)
     planned = await planner.plan(feature, workflows)

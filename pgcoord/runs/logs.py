@@ -27,6 +27,9 @@ ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
+# In an excerpt, the line between the cause with what follows it, and what was before it.
+BEFORE = "… before it:"
+
 # Bytes of a `Part`.
 PART = 64_000
 
@@ -299,7 +302,7 @@ class Log:
         excerpt += after
         room = _EXCERPT - len(excerpt)
         if room > 1 and cause:
-            excerpt += ["… before it:", *lines[max(0, cause - room + 1) : cause]]
+            excerpt += [BEFORE, *lines[max(0, cause - room + 1) : cause]]
         return "\n".join(each[:500] for each in excerpt)[:_MOST_EXCERPT]
 
     def search(self, text: str) -> tuple[list[Found], bool]:

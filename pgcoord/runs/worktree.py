@@ -48,7 +48,16 @@ _RESERVE = 2 * 65_536
 _PUSH_PATIENCE = 300
 
 # Never committed: installations leave them behind, and a young repository seldom ignores them.
-LEFTOVERS = ("node_modules", ".venv", "__pycache__", ".tox", ".mypy_cache", ".pytest_cache")
+LEFTOVERS = (
+    "node_modules",
+    ".venv",
+    "__pycache__",
+    ".tox",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".aider.tags.cache.v*",
+)
+
 # With these, git would work elsewhere than in the folder that it is started in.
 _GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
 # Options of commits and merges that must not fail because of a hook or a locked signing key.

@@ -659,7 +659,15 @@ def test_status_json_is_an_object_that_stays_as_it_is(
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
     found = json.loads(desk.say("status", "--json"))
-    members = ["slots", "paused_at", "coordinator", "lead_blocker", "features", "schedules"]
+    members = [
+        "slots",
+        "paused_at",
+        "coordinator",
+        "lead_blocker",
+        "features",
+        "schedules",
+        "refused_schedules",
+    ]
     assert list(found) == members
     assert found["paused_at"] is None
     assert list(found["coordinator"]) == ["epoch", "host", "pid", "version", "lead_at"]

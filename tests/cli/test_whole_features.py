@@ -1,6 +1,7 @@
 """Commands on whole features, before they run and after; and what every command has in common."""
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -264,3 +265,28 @@ def test_the_shell_completes_commands(desk: Desk) -> None:
         "COMP_CWORD": "1",
     }
     assert desk.execute("--help").until("status")
+
+
+def test_run_names_the_work_that_the_branch_of_the_feature_lacks(desk: Desk) -> None:
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(desk.folder))
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "first"], check=True)
+    desk.write(
+        "pgcoord.toml",
+        '[server]\nport = 0\n[workflow.work]\ncommand = ["sh"]\ndirectory = "."\n'
+        'workspace = "worktree"\ndefault = true\n',
+    )
+    two = "## Phase 2: two\nDepends on: none\n\necho 2 > same\n"
+    plan = f"# Sides\n## Phase 1: one\n\necho 1 > same\n{two}"
+    done = desk.call("run", desk.write("sides.md", plan))
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"the branch of the feature lacks the work of phase [12]: pgcoord/queue-\d+-[12] cannot be"
+        r" merged into pgcoord/feature-\d+: conflict in same\n",
+        done.stderr,
+    )
+
+
+def test_the_cause_of_a_failure_is_named_where_the_log_goes_on(desk: Desk) -> None:
+    done = desk.call("run", desk.plan("echo first; echo 'error: lost'; echo rest; exit 3"))
+    assert "phase 1 failed: exited with status 3: error: lost\n" in done.stdout, done.stdout

@@ -687,6 +687,14 @@ async def test_a_refusal_is_shown_as_the_database_words_it(
     await expect(refusal).to_contain_text("HINT:")
     await page.get_by_role("link", name="Go on").click()
     await expect(page.get_by_role("dialog")).to_be_hidden()
+    await page.route(
+        "**/cancel",
+        lambda route: route.abort() if route.request.method == "POST" else route.continue_(),
+    )
+    await page.get_by_role("link", name="Cancel phase…").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    await expect(page.locator("#faults")).to_contain_text("is not known")
+    await expect(page.get_by_role("dialog")).to_be_hidden()
 
 
 NOT_FOUND: Any = [

@@ -16,7 +16,7 @@ from support.serving import Site, served
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from pgcoord.database import _sql, reads, rows
+from pgcoord.database import _sql, history
 from pgcoord.http.feed import FROM_NOW_ON, Cursor, Event, Feed
 
 Message = dict[str, Any]
@@ -317,16 +317,16 @@ async def test_what_commits_while_a_client_is_caught_up_is_told_once(
     site: Site, conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feature = add_feature(conn, {1: []})
-    read = reads.events_after
+    read = history.events_after
 
     async def read_late(
         connection: _sql.Connection, last: int, gaps: Any, limit: int
-    ) -> list[rows.HistoryEvent]:
+    ) -> list[history.HistoryEvent]:
         if last == 1:  # what the client missed: read after what is new for all was
             add_phase(conn, feature, 2)
         return await read(connection, last, gaps, limit)
 
-    monkeypatch.setattr(reads, "events_after", read_late)
+    monkeypatch.setattr(history, "events_after", read_late)
     async with listening(site, "1") as client:
         assert told([await hear(client), await hear(client)]) == [2, 3]
         add_phase(conn, feature, 3)

@@ -73,8 +73,9 @@ async def weigh(dsn: str, folder: Path) -> None:
                 "insert into planned_features (id, title) values (%s, %s)", [1000 + size, title]
             )
             conn.execute(
-                "insert into phase_queue (feature_id, phase_number, depends_on_phases)"
-                " select %s, n, case when n %% 10 = 1 then '[]' else jsonb_build_array(n - 1) end"
+                "insert into phase_queue (feature_id, phase_number, depends_on_phases, phase_data)"
+                " select %s, n, case when n %% 10 = 1 then '[]' else jsonb_build_array(n - 1) end,"
+                " jsonb_build_object('title', 'Step ' || n)"
                 " from generate_series(1, %s) as n",
                 [1000 + size, size],
             )
@@ -88,7 +89,7 @@ async def weigh(dsn: str, folder: Path) -> None:
     ):
         pages = {"overview": "/", "history": "/history"}
         pages |= {f"feature of {size}": f"/features/{1000 + size}" for size in _SIZES}
-        pages |= {f"phase of {size}": f"/phases/queue-{1000 + size}-1" for size in _SIZES}
+        pages |= {f"phase of {size}": f"/phases/queue-{1000 + size}-10" for size in _SIZES}
         pages |= {f"several of {size}": f"/several?feature={1000 + size}" for size in _SIZES}
         for name, address in pages.items():
             took = []

@@ -673,6 +673,7 @@ document.addEventListener("submit", async (event) => {
   try {
     const options = { method: "POST", body: new URLSearchParams(new FormData(form)), headers: { "x-panel": "1", accept: "text/html" } };
     const answer = await act(form.action, options, button);
+    fault("action", "");
     const made = answer.headers.get("location");
     if (answer.ok && made) location.assign(made);
     else if (answer.ok) {
@@ -681,7 +682,7 @@ document.addEventListener("submit", async (event) => {
     } else show(await answer.text(), form.action);
   } catch {
     if (dialog.open) dialog.close();
-    lose("The server does not answer, so whether the action was done is not known");
+    fault("action", "The server did not answer, so whether the last action was done is not known.");
   }
 });
 

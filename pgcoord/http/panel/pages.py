@@ -12,8 +12,8 @@ from urllib.parse import urlencode
 from pgcoord.cron import NeverDue, due_times
 from pgcoord.database import panel, reads, schedules, session
 from pgcoord.database._sql import Connection
+from pgcoord.database.history import HistoryEvent
 from pgcoord.database.reads import why
-from pgcoord.database.rows import HistoryEvent
 from pgcoord.database.session import one_snapshot
 from pgcoord.http.feed import Event
 from pgcoord.http.panel.format import STATES, ranges

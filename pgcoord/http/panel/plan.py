@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord.database import actions, panel, reads
+from pgcoord.database import actions, panel, plans
 from pgcoord.errors import CoordError, InvalidInput, InvalidPlan, PlannerFailed, Refused
 from pgcoord.http.errors import status_of
 from pgcoord.http.panel.graph import Layout, lay_out
@@ -185,7 +185,7 @@ async def plan(request: Request) -> Response:
 
     feature_id = feature_id_of(request)
     async with state_of(request).acting(request) as conn:
-        feature = await reads.feature_to_plan(conn, feature_id)
+        feature = await plans.feature_to_plan(conn, feature_id)
         rows = (await panel.described(conn, feature_id)).plan
     text = write_plan(feature.title, None, rows, literal=True)
     faithful = await asyncio.to_thread(_faithful, text, rows)
@@ -214,7 +214,7 @@ async def edit(request: Request) -> Response:
     feature_id, version = feature_id_of(request), form.get("version") or None
     state = state_of(request)
     async with state.acting(request) as conn:
-        feature = await reads.feature_to_plan(conn, feature_id)
+        feature = await plans.feature_to_plan(conn, feature_id)
     text = _plan_text(form)
     then = form.get("then")
     try:

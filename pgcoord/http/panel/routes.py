@@ -22,7 +22,7 @@ from starlette.routing import BaseRoute, Route
 
 from pgcoord import assets
 from pgcoord.database import panel
-from pgcoord.database.rows import HistoryEvent
+from pgcoord.database.history import HistoryEvent
 from pgcoord.errors import InvalidInput, NotFound
 from pgcoord.http.login import local
 from pgcoord.http.panel import actions, format, several
