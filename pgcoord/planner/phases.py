@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from itertools import islice, pairwise
 
+from pgcoord.planner.items import Item, title_of
 from pgcoord.planner.layers import layer, needs, stage
-from pgcoord.planner.structure import Feature, Item, Structure, title_of
+from pgcoord.planner.structure import Feature, Structure
 
 MOST_PHASES = 12
 

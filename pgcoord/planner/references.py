@@ -1,6 +1,6 @@
 """References between pieces of work: by key (T001, ENG-101, Story 3.1), by graph, by front matter.
 
-Everything here reads text; `structure` decides what the references mean.
+Everything here reads text; `needs` decides what the references mean.
 """
 
 import re
@@ -19,6 +19,19 @@ _KEY = re.compile(
     rf"\s*(?:\[[ xX/~-]\]\*?\s+)?[*_`\[]*(?:(?:{_KINDS})\s+(?P<named>[A-Z]|{_SHAPES})"
     rf"|(?P<alone>{_SHAPES}))(?![\w-]|\.\w)",
     re.IGNORECASE,
+)
+
+# Numbered work: "PR 1: Title", "Step Two - Title", "2. Title", "1.2 Title", "M3: Title".
+NUMBER_WORDS = "one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
+NUMBERED = re.compile(
+    r"(?:\[[ xX]\]|[^\w\[])*"
+    r"(?:(?P<kind>phase|step|task|part|stage|milestone|pr|pull request|commit|sprint|iteration"
+    r"|story|ticket|chunk|slice|change|[a-z]{1,2}-?(?=\d))\s*#?"
+    rf"(?P<named>\d{{1,3}}|(?:{'|'.join(NUMBER_WORDS)})\b)(?P<minor>\.\d{{1,2}})?"
+    r"\s*(?:[:.)–—]|-(?=\s)|$)"  # noqa: RUF001
+    r"|(?P<bare>\d{1,3})(?:(?P<part>\.\d{1,2})\.?(?=\s)|[.)](?=\s)|\s+[-–—](?=\s)))"  # noqa: RUF001
+    r"[\s*_]*(?P<title>.*)",
+    re.IGNORECASE | re.DOTALL,
 )
 
 # Words that say that what follows comes first, and what may stand between its keys.

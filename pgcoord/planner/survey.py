@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 
+from pgcoord.planner.items import Item
 from pgcoord.planner.layers import WORDS, layer
 from pgcoord.planner.phases import Draft
 from pgcoord.planner.prompts import File, Surveyed
-from pgcoord.planner.structure import Feature, Item, Structure
+from pgcoord.planner.structure import Feature, Structure
 
 # Names that are looked for in the content of files.
 MOST_TERMS = 16

@@ -20,10 +20,11 @@ from support.cases import case
 from pgcoord.errors import InvalidConfiguration, InvalidInput
 from pgcoord.plan import parse_plan, write_plan
 from pgcoord.planner.analysis import analyse
+from pgcoord.planner.items import files_in
 from pgcoord.planner.phases import MOST_PHASES, phases_by_hours
 from pgcoord.planner.planning import as_markdown, build
 from pgcoord.planner.prompts import load_template
-from pgcoord.planner.structure import Feature, described_by, files_in, read_structure
+from pgcoord.planner.structure import Feature, described_by, read_structure
 from pgcoord.planner.survey import Repository
 
 FEATURES = sorted((Path(__file__).parent / "features").glob("*.md"))

@@ -1,0 +1,109 @@
+"""Find what pieces of work need of each other, where they say so by keys, or a graph draws it."""
+
+import re
+
+from pgcoord.planner.items import Piece, prerequisites, without_markup
+from pgcoord.planner.references import NUMBERED, graphs_in, key_of, keys_needed
+
+
+def find_needs(work: list[Piece], text: str) -> tuple[list[Piece], list[str]]:
+    """Return *work* with the needs that it states by keys, or in a graph, as numbers; and notes.
+
+    Where some of it does, or is marked as parallel, the rest follows in the order of the text: what
+    is parallel beside what is, anything else after what is directly before it.
+    """
+    keys = [each.key for each in work]
+    named = [key for key in keys if key]
+    if len(named) < 2 or len(set(named)) < len(named) or 2 * len(named) < len(work):
+        return _drawn(work, text), []
+    stated: list[str] = []
+    notes = []
+    for piece in work:
+        known, unknown = keys_needed(piece.text, keys)
+        known = [each for each in known if each != piece.key]
+        by_number = prerequisites(piece, piece.text)
+        old = [i for i, each in enumerate(work) if each.number and each.number in (by_number or ())]
+        numbers = sorted({keys.index(each) + 1 for each in known} | {i + 1 for i in old})
+        none = by_number is not None and not numbers and not unknown
+        stated.append("none" if none else " ".join(map(str, numbers)))
+        notes += [
+            f"{piece.key or piece.lead:.60} comes after {each}, which is none of these: ignored"
+            for each in unknown
+        ]
+    if any(stated) or any(each.is_parallel for each in work):
+        stated = _in_order(work, stated)
+    found = [
+        each._replace(
+            number=i,
+            sequence=0 if stated[i - 1] else -1,
+            is_phase=True,
+            then=0,
+            needs=stated[i - 1],
+        )
+        for i, each in enumerate(work, 1)
+    ]
+    return _drawn(found, text), notes
+
+
+def _in_order(work: list[Piece], stated: list[str]) -> list[str]:
+    """Return what each piece needs: what it states, or what its place in the text says."""
+    needs = []
+    level: list[int] = []
+    below: list[int] = []
+    beside = True
+    for number, (piece, said) in enumerate(zip(work, stated, strict=True), 1):
+        if not (piece.is_parallel and beside and level):
+            below, level = level, []
+        level.append(number)
+        beside = piece.is_parallel
+        needs.append(said or " ".join(map(str, below)) or "none")
+    return needs
+
+
+def _drawn(work: list[Piece], text: str) -> list[Piece]:
+    """Return *work* with the needs that a graph of Mermaid in *text* draws, if it names all of it.
+
+    What a piece states itself stays.
+    """
+    for graph in graphs_in(text):
+        place_of = {node: _place_of(label, node, work) for node, label in graph.labels.items()}
+        drawn = {place for place in place_of.values() if place is not None}
+        if len(drawn) < max(2, len(work)):
+            continue
+        needs: dict[int, set[int]] = {place: set() for place in drawn}
+        for source, end in graph.edges:
+            first, second = place_of[source], place_of[end]
+            if first is not None and second is not None and first != second:
+                needs[second].add(first + 1)
+        return [
+            each
+            if each.needs or prerequisites(each, each.text) is not None
+            else each._replace(
+                number=place + 1,
+                then=0,
+                is_phase=True,
+                needs=" ".join(map(str, sorted(needs.get(place, ())))) or "none",
+            )
+            for place, each in enumerate(work)
+        ]
+    return work
+
+
+def _place_of(label: str, node: str, work: list[Piece]) -> int | None:
+    """Return the place of the piece of work that a node of a graph stands for."""
+    match = NUMBERED.match(without_markup(label))
+    title = match["title"] if match and match["title"] else label
+    wanted = " ".join(without_markup(title).casefold().split())
+    key = key_of(label)
+    for place, each in enumerate(work):
+        if key and each.key == key:
+            return place
+        if wanted and wanted == " ".join(without_markup(each.lead).casefold().split()):
+            return place
+    number = re.fullmatch(r"(?:phase|step|task|stage|p|s|t)?[ _-]?(\d{1,3})", label.lower())
+    if match and match["named"] and match["named"].isdecimal() and not match["minor"]:
+        number = re.fullmatch(r"(\d+)", match["named"])
+    if not number:
+        return None
+    found = [place for place, each in enumerate(work) if each.number == int(number[1])]
+    return found[0] if len(found) == 1 else None
