@@ -272,7 +272,7 @@ async def test_a_lost_connection_is_said_and_nothing_is_lost(
             )
             lost = await hear(client)
             assert (lost["type"], lost["data"]["live"]) == ("connection", False)
-            assert "terminat" in lost["data"]["reason"]
+            assert "server closed the connection" in lost["data"]["reason"]
             assert "id" not in lost
         heard = await hear_until(client, last_event(conn))
         assert (await hear(client))["data"]["live"] is True
