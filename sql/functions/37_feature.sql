@@ -136,7 +136,9 @@ begin
     return new;
 end $$;
 
--- Stamp updated_at; refuse (PC005) null; refuse (PC008) another id and, from a client, another origin; refuse (42501) a client what functions do.
+-- Stamp updated_at; refuse (PC005) null and times nobody can count with, (PC008) another id and, from a client, another
+-- origin, (42501) a client what functions do. Of texts that an older release stored it asks nothing: such a feature is
+-- paused and cancelled like any other.
 create or replace function pgcoord_private.stamp_feature() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -165,6 +167,11 @@ begin
             hint = format('select * from pgcoord.pause(%s, reason), pgcoord.resume(%s), pgcoord.cancel_feature(%s, reason), or '
                 'pgcoord.retry_phase(queue_id), which takes a cancelled one up again.', old.id, old.id, old.id);
     end if;
+    if (new.created_at, new.paused_at, new.cancelled_at) is distinct from (old.created_at, old.paused_at, old.cancelled_at) then
+        perform pgcoord_private.check_times('feature ' || old.id, new.created_at, new.paused_at, new.cancelled_at);
+    end if;
+    new.paused_reason := pgcoord_private.without_middle(new.paused_reason);
+    new.cancelled_reason := pgcoord_private.without_middle(new.cancelled_reason);
     new.updated_at := now();
     return new;
 end $$;

@@ -73,11 +73,6 @@ create or replace trigger planned_features_update_checks before update on public
         or old.max_cost_usd is distinct from new.max_cost_usd
         or old.tags is distinct from new.tags
         or old.plan is distinct from new.plan
-        or old.paused_reason is distinct from new.paused_reason
-        or old.cancelled_reason is distinct from new.cancelled_reason
-        or old.created_at is distinct from new.created_at
-        or old.paused_at is distinct from new.paused_at
-        or old.cancelled_at is distinct from new.cancelled_at
     )
     execute function pgcoord_private.check_feature_values();
 

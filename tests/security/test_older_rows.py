@@ -55,7 +55,7 @@ def test_pages_lists_and_the_loop_go_on_beside_an_odd_row(
     desk: Desk, dsn: str, conn: Connection, data: str
 ) -> None:
     feature = store(conn, data)
-    conn.execute("select pgcoord.pause(%s)", [feature])
+    conn.execute("select pgcoord.pause(%s, %s)", [feature, "for a while"])
     address = address_of(desk.start("serve"))
     for path in ("/", f"/features/{feature}", f"/phases/queue-{feature}-1", "/history"):
         assert "<html" in get(address, path), path
