@@ -7,7 +7,6 @@ from collections.abc import Callable
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from support.database import Connection
 from support.desk import Desk
 
 from pgcoord.database.connect import make_ready, may_pass
