@@ -63,7 +63,7 @@ def doctor(
 def _machine(surroundings: Surroundings, config: Path | None) -> "Machine":
     from pgcoord.configuration import find_configuration, read_configuration
     from pgcoord.doctor import Machine
-    from pgcoord.plan import read_schedules
+    from pgcoord.plan.files import read_schedules
 
     read, faults = None, None
     try:

@@ -9,7 +9,7 @@ from typing import Any
 from pgcoord.commands.options import Surroundings
 from pgcoord.configuration import LOCAL, Configuration, Workflow
 from pgcoord.coordination.supervision import PASSED_ON
-from pgcoord.plan import Plan, PlannedPhase
+from pgcoord.plan.model import Plan, PlannedPhase
 from pgcoord.text import counted
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pgcoord.database._sql import Connection
-    from pgcoord.plan import Plan, PlannedPhase
+    from pgcoord.plan.model import Plan, PlannedPhase
     from pgcoord.planner.analysis import Analysis
     from pgcoord.planner.planning import FeaturePlanner, Planned, Workflows
     from pgcoord.planner.structure import Feature
@@ -279,7 +279,7 @@ def _make(
 
 def _read_rows(path: Path, workflows: "Workflows") -> list[dict[str, object]]:
     """Read a plan for a stored feature, print its notes; return its phases as they are stored."""
-    from pgcoord.plan import read_plan
+    from pgcoord.plan.files import read_plan
 
     read = read_plan(
         path, workflows=workflows.names, has_default=workflows.has_default, parameters={}
@@ -329,7 +329,8 @@ def _path(surroundings: Surroundings, name: str | Path) -> Path:
 def _plan_file(planner: "FeaturePlanner", path: Path, hours: float | None) -> _Found:
     import asyncio
 
-    from pgcoord.plan import looks_like_plan, parse_plan
+    from pgcoord.plan.headings import looks_like_plan
+    from pgcoord.plan.parsing import parse_plan
     from pgcoord.planner.planning import Planned
     from pgcoord.planner.structure import Feature, described_by
 

@@ -150,7 +150,7 @@ def _as_default(value: object, *, is_size: bool) -> str:
 
 
 def _plan() -> Iterator[Table]:
-    from pgcoord.plan import KEYS
+    from pgcoord.plan.keys import KEYS
 
     rows = [
         (key.capitalize(), _expected(reader, "\0", "", ","), words()["plan"].get(key, ""))

@@ -35,7 +35,7 @@ from pgcoord.http.state import AppState
 
 if TYPE_CHECKING:
     from pgcoord.commands.progress import Progress, Snapshot
-    from pgcoord.plan import Plan
+    from pgcoord.plan.model import Plan
     from pgcoord.planner.planning import FeaturePlanner
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Runner:
 
     async def _queue(self, work: "Plan | int") -> int:
         """Queue the phases of *work*; return the feature's number. Warn if another one leads."""
-        from pgcoord.plan import Plan
+        from pgcoord.plan.model import Plan
 
         async with changing(self._surroundings, self._dsn) as conn:
             leader = await reads.leader(conn)

@@ -39,7 +39,7 @@ from pgcoord.text import counted
 if TYPE_CHECKING:
     from pgcoord.configuration import Configuration
     from pgcoord.coordination.coordinator import Coordinator
-    from pgcoord.plan import Plan
+    from pgcoord.plan.model import Plan
     from pgcoord.planner.planning import FeaturePlanner
 
 # The address of `run`'s panel: only the user on this machine looks at it.
@@ -325,7 +325,7 @@ def _configuration(surroundings: Surroundings, config: Path | None) -> "Configur
 
 def _configuration_to_serve(surroundings: Surroundings, config: Path | None) -> "Configuration":
     """Read the configuration, and the plans of its schedules. Raises `InvalidConfiguration`."""
-    from pgcoord.plan import read_schedules
+    from pgcoord.plan.files import read_schedules
 
     return read_schedules(_configuration(surroundings, config))
 
@@ -376,7 +376,7 @@ def read_given_plan(
     parameters: list[str] | None,
 ) -> "Plan":
     """Read the plan at *path* (-: standard input), print its notes. Raises `InvalidPlan`."""
-    from pgcoord.plan import check_environment, read_plan
+    from pgcoord.plan.files import check_environment, read_plan
 
     workflows = configuration.workflows if configuration else None
     has_default = configuration is None or configuration.default_workflow is not None

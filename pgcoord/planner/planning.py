@@ -12,7 +12,10 @@ from pgcoord.configuration import Planner
 from pgcoord.database import actions, panel, plans, reads
 from pgcoord.database._sql import Connection
 from pgcoord.errors import InvalidPlan, Refused
-from pgcoord.plan import Plan, looks_like_plan, parse_plan, write_plan
+from pgcoord.plan.headings import looks_like_plan
+from pgcoord.plan.model import Plan
+from pgcoord.plan.parsing import parse_plan
+from pgcoord.plan.writing import write_plan
 from pgcoord.planner import command, repository
 from pgcoord.planner.analysis import Analysis, analyse
 from pgcoord.planner.phases import phases_by_hours, split, titles

@@ -11,17 +11,11 @@ from dataclasses import dataclass
 
 from pgcoord import results
 from pgcoord.errors import InvalidInput, InvalidPlan
-from pgcoord.plan import (
-    NEED_OF_TITLE,
-    NUMBER,
-    PHASE,
-    PlannedPhase,
-    looks_like_plan,
-    needs_of_prose,
-    number_of,
-    parse_plan,
-    split_lines,
-)
+from pgcoord.plan.headings import PHASE, looks_like_plan, split_lines
+from pgcoord.plan.keys import NUMBER, number_of
+from pgcoord.plan.model import PlannedPhase
+from pgcoord.plan.needs import NEED_OF_TITLE, needs_of_prose
+from pgcoord.plan.parsing import parse_plan
 
 _ANY_NUMBER = re.compile(rf"\b(?:{NUMBER})\b", re.IGNORECASE)
 

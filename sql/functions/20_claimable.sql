@@ -42,7 +42,7 @@ comment on view pgcoord.gate is
     'Phases that wait for pgcoord.approve or pgcoord.reject: what is asked, and since when it could go on.';
 
 -- A gate that runs nothing: it names no workflow and has no prompt for one. Its approval completes it. (`only_asks` of
--- pgcoord/plan.py says the same of a plan that is not stored yet.)
+-- pgcoord/plan/model.py says the same of a plan that is not stored yet.)
 create or replace function pgcoord_private.only_asks(p_data jsonb) returns boolean
 language sql immutable
 return coalesce(p_data ->> 'gate' is not null and coalesce(p_data ->> 'workflow_type', '') = ''

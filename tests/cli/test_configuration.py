@@ -19,7 +19,7 @@ from pgcoord.configuration import (
 )
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
-from pgcoord.plan import read_schedules
+from pgcoord.plan.files import read_schedules
 
 VALUES = {name: f"<{name}>" for name in PLACEHOLDERS}
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from pgcoord.__main__ import make_app
 from pgcoord.configuration import read_configuration
-from pgcoord.plan import parse_plan
+from pgcoord.plan.parsing import parse_plan
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from support.cases import case
 
 from pgcoord.errors import InvalidPlan
-from pgcoord.plan import Plan, PlannedPhase, parse_plan, read_plan, write_plan
+from pgcoord.plan.files import read_plan
+from pgcoord.plan.model import Plan, PlannedPhase
+from pgcoord.plan.parsing import parse_plan
+from pgcoord.plan.writing import write_plan
 from pgcoord.planner.rows import Changes, change_plan
 
 HEAD = "# T\n\n"

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from support.cases import case
 
 from pgcoord.errors import InvalidConfiguration, InvalidInput
-from pgcoord.plan import parse_plan, write_plan
+from pgcoord.plan.parsing import parse_plan
+from pgcoord.plan.writing import write_plan
 from pgcoord.planner.analysis import analyse
 from pgcoord.planner.items import files_in
 from pgcoord.planner.phases import MOST_PHASES, phases_by_hours

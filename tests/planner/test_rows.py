@@ -3,7 +3,7 @@
 import pytest
 
 from pgcoord.errors import InvalidInput
-from pgcoord.plan import parse_plan
+from pgcoord.plan.parsing import parse_plan
 from pgcoord.planner.rows import Changes, change_plan
 
 PLAN = """---

@@ -18,7 +18,7 @@ from support.database import (
     statuses,
 )
 
-from pgcoord.plan import parse_plan
+from pgcoord.plan.parsing import parse_plan
 
 ASKS = Jsonb({"gate": "may it be merged?", "prompt_content": "Merge it."})
 

@@ -31,7 +31,7 @@ from pgcoord.http.panel.responses import (
 from pgcoord.http.state import state_of
 
 if TYPE_CHECKING:
-    from pgcoord.plan import Plan
+    from pgcoord.plan.model import Plan
     from pgcoord.planner.analysis import Analysis
     from pgcoord.planner.planning import Workflows
 
@@ -127,7 +127,7 @@ async def _workflows(request: Request) -> "Workflows":
 
 
 async def _parse(request: Request, text: str) -> "Plan":
-    from pgcoord.plan import parse_plan
+    from pgcoord.plan.parsing import parse_plan
 
     workflows = await _workflows(request)
     return await asyncio.to_thread(
@@ -181,7 +181,7 @@ def _hours(text: str) -> float:
 @error_page
 async def plan(request: Request) -> Response:
     """Answer with a form that has the stored plan of a feature as Markdown."""
-    from pgcoord.plan import write_plan
+    from pgcoord.plan.writing import write_plan
 
     feature_id = feature_id_of(request)
     async with state_of(request).acting(request) as conn:
@@ -194,7 +194,7 @@ async def plan(request: Request) -> Response:
 
 def _faithful(text: str, rows: list[Any]) -> bool:
     """Whether the plan *text* parses to the stored *rows*; true without rows."""
-    from pgcoord.plan import parse_plan
+    from pgcoord.plan.parsing import parse_plan
 
     try:
         read = parse_plan(text, name="plan", parameters={})
@@ -288,7 +288,7 @@ async def _draft(request: Request, text: str) -> _Draft | None:
 
 
 def _analysed(text: str, most_tokens: int) -> _Draft | None:
-    from pgcoord.plan import parse_plan
+    from pgcoord.plan.parsing import parse_plan
     from pgcoord.planner.analysis import analyse
 
     try:

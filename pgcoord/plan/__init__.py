@@ -1,0 +1,1 @@
+"""Plans: Markdown files that describe a feature and its phases."""

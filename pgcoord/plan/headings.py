@@ -1,0 +1,193 @@
+"""The headings of a plan: those of its phases, and those that only look like one.
+
+A Markdown parser decides which lines are headings, and which stand in a code block for example.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from markdown_it.token import Token
+
+from pgcoord.plan.keys import NUMBER
+from pgcoord.plan.model import Problem
+
+# A hyphen needs a space after it: "Phase 1-2: x" is not phase 1, titled "2: x".
+_SEPARATOR = r"(?:[:–—]|-(?=\s))"  # noqa: RUF001
+
+# The heading of a phase: its number, and its title.
+PHASE = re.compile(rf"phase\s+({NUMBER})\s*{_SEPARATOR}\s*(.*\S)", re.IGNORECASE)
+
+# A heading's text that its author must have meant as a phase, well-formed or not.
+PHASE_LIKE = re.compile(
+    r"[*_]*phase"
+    rf"(?:\s*(?:$|{_SEPARATOR}|[0-9])|\s+(?:{NUMBER})\b|\s+[^\s:–—]+\s*{_SEPARATOR})",  # noqa: RUF001
+    re.IGNORECASE,
+)
+
+# Without indentation, the line is in no list or quotation, but maybe in a code or HTML block.
+_HEADING_LIKE = re.compile(rf"##\s*{PHASE_LIKE.pattern}", re.IGNORECASE)
+
+# A phase's heading inside such a block, perhaps indented, with an emoji before the word.
+_HIDDEN_PHASE = re.compile(
+    rf"\s*#{{1,6}}\s+[^\w\s]*\s*phase\s+(?:{NUMBER})\s*(?:{_SEPARATOR}|$)", re.IGNORECASE
+)
+
+# Decoration before the word "phase" in a heading: an emoji, a checkbox.
+_MARKS = re.compile(
+    r"(?:\[[ xX]\]|\s|~~|[^\w\s\[\]()*~#<`\"'&|.,:;!?/\\-])*\s*(?=[*_]*phase\b)", re.IGNORECASE
+)
+
+# A mark in a heading that the phase is done, or struck out.
+_DONE = re.compile(
+    r"[^\w]*?(?:[✅☑✔🗹]|\[x\]|~~).*\bphase\b|.*(?:[✅☑✔🗹]\ufe0f?|[(\[](?:complete|completed|done)[)\]])[\s*_]*$",
+    re.IGNORECASE,
+)
+
+DONE_AT_END = re.compile(
+    r"(?:[✅☑✔🗹]\ufe0f?|[(\[](?:complete|completed|done)[)\]]|~~|[\s*_])+$", re.IGNORECASE
+)
+
+# A heading that may be meant as a phase: with text before it, or another word for "phase".
+NAMES_PHASE = re.compile(rf"\bphase\s+(?:{NUMBER})\b", re.IGNORECASE)
+
+_NAMES_STEP = re.compile(
+    rf"[\W_]*(?:stage|step|task|part|milestone)\s+(?:{NUMBER})\b", re.IGNORECASE
+)
+
+# The headings of sections in prompts of the built-in planner (planner/prompt.md).
+_OF_PROMPTS = {
+    "what is to be done",
+    "what it is about",
+    "what is there already",
+    "what builds on it",
+    "what is done at the same time",
+    "files",
+    "when it is done",
+    "how to report",
+}
+
+
+def looks_like_plan(text: str) -> bool:
+    """Whether *text* has the heading of a phase, well-formed or not; else it is a description."""
+    return any(_HEADING_LIKE.match(line) for line in split_lines(text))
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading outside of any list or quotation, on the lines *start* to *end* (excluded), from 0.
+
+    *text* is without decoration before "phase"; *is_done*: a mark says so.
+    """
+
+    tag: str
+    text: str
+    start: int
+    end: int
+    is_done: bool = False
+
+
+def split_lines(text: str) -> list[str]:
+    """Split *text* at Markdown's line ends, which are kept (str.splitlines splits at more)."""
+    return io.StringIO(text, newline="").readlines()
+
+
+def extent_of(token: Token) -> tuple[int, int]:
+    """Return the lines of a block, from 0: its first one, and the one after its last."""
+    start, end = token.map or (0, 0)
+    return start, end
+
+
+def read_headings(tokens: list[Token]) -> Iterator[Heading]:
+    """Yield the headings that stand in no other block, in the order of lines."""
+    for opening, inline in pairwise(tokens):
+        if opening.type == "heading_open" and opening.level == 0:
+            text = inline.content.strip()
+            marks = _MARKS.match(text)
+            plain = text[marks.end() :] if marks else text
+            yield Heading(opening.tag, plain, *extent_of(opening), bool(_DONE.match(text)))
+
+
+def other_phases(headings: list[Heading], starts: list[Heading]) -> Iterator[Problem]:
+    """Find headings that are probably meant as phases, but are not written as one.
+
+    `### Step 1` below a phase is part of its prompt; `## Step 1`, at the level of phases, is a
+    fault.
+    """
+    taken = {each.start for each in starts}
+    expected = 'expected "## Phase 1: Title"'
+    for each in headings:
+        if each.start in taken or each.tag == "h1":
+            continue
+        begins = PHASE_LIKE.match(each.text)
+        named = NAMES_PHASE.search(each.text) if each.tag == "h2" or not starts else begins
+        named = named or (_NAMES_STEP.match(each.text) if each.tag == "h2" or not starts else None)
+        if named and (each.tag == "h2" or begins or not starts):
+            yield each.start + 1, f"this looks like a phase: {each.text!r:.60}; {expected}"
+
+
+def lost_headings(tokens: list[Token], lines: list[str], found: set[int]) -> Iterator[Problem]:
+    """Find lines that look like the heading of a phase, but are text or code in Markdown."""
+    suspects = [
+        i
+        for i, line in enumerate(lines)
+        if i not in found
+        and (_HEADING_LIKE.match(line.rstrip()) or _HIDDEN_PHASE.match(line.rstrip()))
+    ]
+    blocks = [token for token in tokens if token.level == 0 and token.content] if suspects else []
+    block_of = {i: token for token in blocks for i in range(*extent_of(token))}
+    for i in suspects:
+        block = block_of.get(i)
+        if block is None and not _HEADING_LIKE.match(lines[i].rstrip()):
+            continue  # in a list or a quotation
+        if block is None or block.type == "inline":
+            expected = 'expected "## Phase 1: Title", with a space after ## and no deep list before'
+            yield i + 1, f"Markdown does not take this for a heading: {expected}"
+        elif _never_closed(block, lines):
+            kind = "code block" if block.type == "fence" else "comment"
+            start = extent_of(block)[0] + 1
+            yield i + 1, f"this phase is inside the {kind} of line {start}, which is never closed"
+        elif block.type == "code_block":
+            yield (
+                i + 1,
+                "this phase is indented, so Markdown takes it for code: begin the line with ##",
+            )
+        elif block.type == "html_block" and not block.content.lstrip().startswith("<!--"):
+            start = extent_of(block)[0] + 1
+            yield (
+                i + 1,
+                f"this phase is inside the HTML of line {start}: put a blank line before it",
+            )
+
+
+def _never_closed(block: Token, lines: list[str]) -> bool:
+    if block.type != "fence":
+        return block.content.lstrip().startswith("<!--") and "-->" not in block.content
+    last = lines[extent_of(block)[1] - 1].strip()
+    return not last.startswith(block.markup) or bool(last.strip(block.markup))
+
+
+def ends_of(headings: list[Heading], starts: list[Heading]) -> list[Heading]:
+    """Return the headings that end a phase: the next phase's, or that of an unrelated section.
+
+    A `##` section that occurs in several phases, or in prompts of the built-in planner, is part of
+    its phase.
+    """
+    taken = {each.start for each in starts}
+    phases_with: dict[str, set[int]] = {}
+    phase = -1
+    for each in headings:
+        if each.start in taken:
+            phase = each.start
+        elif each.tag == "h2" and phase >= 0:
+            phases_with.setdefault(each.text.casefold(), set()).add(phase)
+    parts = {text for text, phases in phases_with.items() if len(phases) > 1} | _OF_PROMPTS
+    return [
+        each
+        for each in headings
+        if each.start in taken
+        or each.tag == "h1"
+        or (each.tag == "h2" and each.text.casefold() not in parts)
+    ]
