@@ -21,7 +21,7 @@ from urllib.request import urlopen
 import psycopg
 
 from pgcoord import __version__
-from pgcoord.configuration import LOCAL, Configuration, GitHub, Pool
+from pgcoord.configuration.model import LOCAL, Configuration, GitHub, Pool
 from pgcoord.coordination.engines import LAUNCHERS
 from pgcoord.coordination.probe import probe
 from pgcoord.database import claims, reads, schema, session

@@ -1,7 +1,9 @@
-"""Text of others, read from files and made fit to be shown: nothing that a terminal would obey."""
+"""Text of others, read from files and made fit to be shown; and words for what is wrong with it."""
 
+import difflib
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from pgcoord.errors import InvalidInput
@@ -62,3 +64,15 @@ def shortened(text: str, most: int) -> str:
         f"{text[:head]}\n-- pgcoord: {left_out} characters were left out here --\n"
         + (text[len(text) - (most - head) :])
     )
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """Return the end of an error about an unknown *word*.
+
+    It names the nearest of *known*, or else all of them; "" if there are none.
+    """
+    spellings = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(word.lower(), spellings, n=1)
+    if near:
+        return f"; did you mean {spellings[near[0]]}?"
+    return f"; expected one of {', '.join(known)}" if known else ""

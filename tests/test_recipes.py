@@ -7,7 +7,9 @@ from pathlib import Path
 
 from support.database import MOVES
 
-from pgcoord import actions, configuration
+from pgcoord import actions
+from pgcoord.configuration import pools
+from pgcoord.configuration.model import LOCAL
 from pgcoord.coordination import engines
 from pgcoord.database import panel
 from pgcoord.http import api
@@ -30,8 +32,8 @@ def test_the_design_lists_the_moves_that_the_tests_expect() -> None:
 
 
 def test_every_engine_has_its_keys() -> None:
-    declared = configuration._launchers(lambda value: value)
-    assert set(declared) - {configuration.LOCAL} == set(engines.LAUNCHERS)
+    declared = pools.launchers(lambda value: value)
+    assert set(declared) - {LOCAL} == set(engines.LAUNCHERS)
 
 
 def test_every_handler_of_the_api_is_offered() -> None:

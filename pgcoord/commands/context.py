@@ -28,7 +28,7 @@ from pgcoord.errors import (
 from pgcoord.ownership import remedy, trusted_owners, why_not_ours
 
 if TYPE_CHECKING:
-    from pgcoord.configuration import Configuration
+    from pgcoord.configuration.model import Configuration
     from pgcoord.database._sql import Connection
     from pgcoord.database.embedded import EmbeddedPostgres
 
@@ -163,7 +163,7 @@ def would_be_runs_folder(surroundings: Surroundings, configuration: "Configurati
 
 def runs_folder_here(surroundings: Surroundings) -> Path:
     """Return the runs folder of this project; a pgcoord.toml with faults does not count."""
-    from pgcoord.configuration import find_configuration, read_configuration
+    from pgcoord.configuration.reading import find_configuration, read_configuration
 
     configuration = None
     with suppress(CoordError):

@@ -61,7 +61,7 @@ def doctor(
 
 
 def _machine(surroundings: Surroundings, config: Path | None) -> "Machine":
-    from pgcoord.configuration import find_configuration, read_configuration
+    from pgcoord.configuration.reading import find_configuration, read_configuration
     from pgcoord.doctor import Machine
     from pgcoord.plan.files import read_schedules
 

@@ -223,7 +223,8 @@ def _number(text: str) -> int:
 
 
 def _planner(surroundings: Surroundings, config: Path | None) -> "FeaturePlanner":
-    from pgcoord.configuration import Planner, find_configuration, read_configuration
+    from pgcoord.configuration.model import Planner
+    from pgcoord.configuration.reading import find_configuration, read_configuration
     from pgcoord.planner.planning import FeaturePlanner
 
     path = config or find_configuration(surroundings.folder, surroundings.environment)

@@ -47,7 +47,7 @@ def pull_request(
     """
     import asyncio
 
-    from pgcoord.configuration import find_configuration, read_configuration
+    from pgcoord.configuration.reading import find_configuration, read_configuration
     from pgcoord.github.client import Repository, read_credentials
 
     surroundings = surroundings_of(ctx)

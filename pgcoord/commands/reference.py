@@ -61,7 +61,7 @@ def show(
     Every key of pgcoord.toml and of plans, every variable and status. 'pgcoord COMMAND --help' is
     about a command.
     """
-    from pgcoord.configuration import did_you_mean
+    from pgcoord.text import did_you_mean
 
     if topic is None:
         width = max(map(len, TOPICS))
@@ -97,7 +97,7 @@ def variables() -> set[str]:
 
 
 def _toml() -> Iterator[Table]:
-    from pgcoord.configuration import known_keys
+    from pgcoord.configuration.reading import known_keys
 
     for name, readers in known_keys().items():
         kind = name.partition(".")[0]
@@ -121,16 +121,14 @@ def _expected(reader: Callable[[Any], Any], *wrong: object) -> str:
 
 
 def _default(table: str, key: str, takes: str) -> str:
-    from pgcoord import configuration
+    from pgcoord.configuration import model
 
     if table in ("", "pool"):
         return ""
     classes = {
-        name.lower(): each
-        for name, each in vars(configuration).items()
-        if dataclasses.is_dataclass(each)
+        name.lower(): each for name, each in vars(model).items() if dataclasses.is_dataclass(each)
     }
-    fields = dataclasses.fields(classes.get(table, configuration.Configuration))
+    fields = dataclasses.fields(classes.get(table, model.Configuration))
     names = (key, f"{table}_{key}")
     found = next((each for each in fields if each.name in names), None)
     return "" if found is None else _as_default(found.default, is_size="size" in takes)
@@ -165,7 +163,7 @@ def _plan() -> Iterator[Table]:
 
 
 def _placeholders() -> Iterator[Table]:
-    from pgcoord.configuration import PLACEHOLDERS, RETRY_PLACEHOLDERS
+    from pgcoord.configuration.model import PLACEHOLDERS, RETRY_PLACEHOLDERS
 
     names = dict.fromkeys((*PLACEHOLDERS, "result.N.key", *RETRY_PLACEHOLDERS))
     rows = [(f"{{{name}}}", words()["placeholder"].get(name, "")) for name in names]

@@ -20,7 +20,8 @@ from pgcoord.backoff import Backoff
 from pgcoord.commands.context import changing, check_schema, session
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.terminal import say, say_json
-from pgcoord.configuration import Configuration, differences
+from pgcoord.configuration.model import Configuration
+from pgcoord.configuration.reading import differences
 from pgcoord.coordination.coordinator import RECONFIGURED, Coordinator
 from pgcoord.database import actions, claims, reads
 from pgcoord.database.connect import connect, may_pass

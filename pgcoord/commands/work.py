@@ -37,7 +37,7 @@ from pgcoord.secrecy import close_memory, forget_variables
 from pgcoord.text import counted
 
 if TYPE_CHECKING:
-    from pgcoord.configuration import Configuration
+    from pgcoord.configuration.model import Configuration
     from pgcoord.coordination.coordinator import Coordinator
     from pgcoord.plan.model import Plan
     from pgcoord.planner.planning import FeaturePlanner
@@ -304,7 +304,7 @@ def submit(
 
 def configuration_here(surroundings: Surroundings, config: Path | None) -> "Configuration | None":
     """Read the configuration *config*, else that here or above; None if there is none."""
-    from pgcoord.configuration import find_configuration, read_configuration
+    from pgcoord.configuration.reading import find_configuration, read_configuration
 
     path = config or find_configuration(surroundings.folder, surroundings.environment)
     return read_configuration(path) if path else None

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import psycopg
 
 from pgcoord.backoff import Backoff
-from pgcoord.configuration import Configuration
+from pgcoord.configuration.model import Configuration
 from pgcoord.coordination.ends import Ends
 from pgcoord.coordination.engines import Engines, EngineSupervision
 from pgcoord.coordination.housekeeping import keep_house

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from pgcoord.configuration import GitHub
+from pgcoord.configuration.model import GitHub
 from pgcoord.coordination.retrying import Stopped
 from pgcoord.coordination.supervision import Coordination
 from pgcoord.database import issues

@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 
 from pgcoord import __version__
-from pgcoord.configuration import Pool, Workflow
+from pgcoord.configuration.model import Pool, Workflow
 from pgcoord.coordination.retrying import Retrying
 from pgcoord.database import claims, reads, session
 from pgcoord.database._sql import Connection

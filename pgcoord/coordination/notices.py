@@ -27,7 +27,7 @@ from urllib.request import (
 )
 
 from pgcoord import report
-from pgcoord.configuration import Notify
+from pgcoord.configuration.model import Notify
 from pgcoord.coordination.retrying import Stopped, one_line
 from pgcoord.database import notices
 from pgcoord.errors import InvalidConfiguration

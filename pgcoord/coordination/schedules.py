@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from pgcoord.configuration import Configuration, Schedule
+from pgcoord.configuration.model import Configuration, Schedule
 from pgcoord.coordination.retrying import Stopped
 from pgcoord.cron import NeverDue, due_times, latest_due
 from pgcoord.database import due

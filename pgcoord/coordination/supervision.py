@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pgcoord import judge, results
-from pgcoord.configuration import Check, Configuration, Workflow
+from pgcoord.configuration.model import Check, Configuration, Workflow
 from pgcoord.coordination.launching import Command, Job, JobState, Launcher
 from pgcoord.coordination.retrying import Fact
 from pgcoord.database import _sql, claims

@@ -186,12 +186,14 @@ def _not_ready(error: psycopg.Error) -> DatabaseUnusable:
             hint="Its owner can remove it: alter role … reset session_replication_role,"
             " or alter database … reset session_replication_role.",
         )
+    # What a server says when it ends a session, libpq drops if it comes with the end of the log-in.
+    ended = {"57P05": "", None: "Perhaps "}.get(error.sqlstate)
     return DatabaseUnusable(
         f"the connection cannot be prepared: {' '.join(str(error).split())}",
-        hint="idle_session_timeout ends sessions before this busy machine uses them: alter role …"
-        " set idle_session_timeout = '1min', or more."
-        if error.sqlstate == "57P05"
-        else None,
+        hint=None
+        if ended is None
+        else f"{ended}idle_session_timeout ends sessions before this busy machine uses them: alter"
+        " role … set idle_session_timeout = '1min', or more.",
     )
 
 

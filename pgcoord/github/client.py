@@ -19,7 +19,7 @@ from gidgethub.httpx import GitHubAPI
 from jwt import PyJWTError
 
 from pgcoord import __version__
-from pgcoord.configuration import GitHub
+from pgcoord.configuration.model import GitHub
 from pgcoord.errors import CannotStart, InvalidConfiguration, NotNow
 
 # Seconds that GitHub has for an answer; it gives up itself after ten.

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord.configuration import GitHub
+from pgcoord.configuration.model import GitHub
 from pgcoord.database import issues
 from pgcoord.http.pool import until_disconnected
 from pgcoord.http.responses import Json, read_body

@@ -21,7 +21,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pgcoord.configuration import GitHub, Server
+from pgcoord.configuration.model import GitHub, Server
 from pgcoord.errors import CannotStart, InvalidConfiguration
 from pgcoord.http.proxy import user_of
 from pgcoord.http.responses import refusal

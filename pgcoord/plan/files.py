@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pgcoord.configuration import Configuration, Schedule
+from pgcoord.configuration.model import Configuration, Schedule
 from pgcoord.errors import InvalidConfiguration, InvalidInput, InvalidPlan
 from pgcoord.plan.model import Plan
 from pgcoord.plan.parsing import parse_plan

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
-from pgcoord.configuration import did_you_mean
 from pgcoord.duration import parse_duration
 from pgcoord.plan.model import RUN_WHEN, Problem
+from pgcoord.text import did_you_mean
 
 # Far below the maximum of the database's attempt counter, an integer.
 _MOST_ATTEMPTS = 1_000_000

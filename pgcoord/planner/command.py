@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from pgcoord.configuration import Planner
+from pgcoord.configuration.model import Planner
 from pgcoord.errors import PlannerFailed
 from pgcoord.planner.structure import Feature
 

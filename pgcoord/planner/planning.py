@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from pgcoord.configuration import Planner
+from pgcoord.configuration.model import Planner
 from pgcoord.database import actions, panel, plans, reads
 from pgcoord.database._sql import Connection
 from pgcoord.errors import InvalidPlan, Refused

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgcoord.configuration import Workflow
+from pgcoord.configuration.model import Workflow
 from pgcoord.errors import CannotStart
 
 

@@ -3,7 +3,8 @@
 from datetime import timedelta
 from pathlib import Path
 
-from pgcoord.configuration import PLACEHOLDERS, read_configuration
+from pgcoord.configuration.model import PLACEHOLDERS
+from pgcoord.configuration.reading import read_configuration
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -15,7 +15,7 @@ from support.walk import blocks_of
 from typer.testing import CliRunner
 
 from pgcoord.__main__ import make_app
-from pgcoord.configuration import read_configuration
+from pgcoord.configuration.reading import read_configuration
 from pgcoord.plan.parsing import parse_plan
 
 ROOT = Path(__file__).parents[2]

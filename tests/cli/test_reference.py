@@ -7,7 +7,7 @@ from pathlib import Path
 from pgcoord import errors, judge
 from pgcoord.commands import reference, running
 from pgcoord.commands.doctor import EXIT_STATUSES
-from pgcoord.configuration import known_keys
+from pgcoord.configuration.reading import known_keys
 from pgcoord.runs import job
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ from pathlib import Path
 from psycopg.types.json import Jsonb
 from support.coordination import PATIENCE, Watch, make_coordinator, running, watching
 
-from pgcoord.configuration import Notify
+from pgcoord.configuration.model import Notify
 
 SESSIONS = (
     "select pid, state_change from pg_stat_activity"

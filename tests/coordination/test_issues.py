@@ -34,7 +34,7 @@ from support.fake_github import (
     why_no_prism,
 )
 
-from pgcoord.configuration import GitHub
+from pgcoord.configuration.model import GitHub
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.errors import InvalidConfiguration
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.coordination import Gate, Watch, make_coordinator, running, scripts, watching
 
-from pgcoord.configuration import Check
+from pgcoord.configuration.model import Check
 
 AGENT = ("sh", "-c", 'cat "$PGCOORD_PROMPT_FILE" >>seen; printf "\\n---\\n" >>seen; echo worked')
 OVERLOADED = json.dumps(

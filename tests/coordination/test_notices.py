@@ -19,7 +19,7 @@ from support.coordination import PATIENCE, make_coordinator, running, scripts, w
 from support.database import Connection, add_feature, claim, start
 from support.serving import SECRET
 
-from pgcoord.configuration import Notify
+from pgcoord.configuration.model import Notify
 from pgcoord.http.server import bind, url_of
 
 

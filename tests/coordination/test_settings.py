@@ -1,12 +1,13 @@
 """Sessions depend on no setting of a role, a database, the environment, a DSN or a service file."""
 
-import select
-import sys
+import asyncio
+import time
 from collections.abc import Callable
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.database import Connection
 from support.desk import Desk
 
 from pgcoord.database.connect import make_ready, may_pass
@@ -180,17 +181,26 @@ def test_a_session_that_only_reads_is_refused_with_the_settings_name(desk: Desk,
         assert "set default_transaction_read_only = off overrules it" in done.stderr
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that the server has closed")
+@pytest.mark.parametrize("late", [False, True], ids=["", "late"])
 async def test_a_session_that_is_ended_as_idle_before_its_first_statement_names_the_setting(
-    dsn: str,
+    dsn: str, conn: Connection, *, late: bool
 ) -> None:
     hasty = make_conninfo(dsn, options="-c idle_session_timeout=1")
-    async with await psycopg.AsyncConnection.connect(hasty, autocommit=True) as ended:
-        # Only once the server has closed it: what is sent before takes its last words away.
-        closed = select.poll()
-        closed.register(ended.fileno(), select.POLLRDHUP)
-        assert closed.poll(30_000)
-        with pytest.raises(DatabaseUnusable, match="idle-session timeout") as refused:
+    gone = "select count(*) = 0 as gone from pg_stat_activity where application_name = 'hasty'"
+
+    async def be_busy() -> None:
+        while late:
+            time.sleep(0.01)  # noqa: ASYNC251 (what the server says last is read with the log-in)
+            await asyncio.sleep(0)
+
+    busy = asyncio.create_task(be_busy())
+    async with await psycopg.AsyncConnection.connect(
+        hasty, autocommit=True, application_name="hasty"
+    ) as ended:
+        busy.cancel()
+        while conn.execute(gone).fetchone() != {"gone": True}:
+            pass
+        with pytest.raises(DatabaseUnusable, match="the connection cannot be prepared") as refused:
             await make_ready(ended)
     assert refused.value.hint
     assert "idle_session_timeout = " in refused.value.hint

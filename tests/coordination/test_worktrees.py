@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.coordination import Watch, running, watching
 
-from pgcoord.configuration import read_configuration
+from pgcoord.configuration.reading import read_configuration
 from pgcoord.coordination.coordinator import Coordinator
 
 TWO_SIDES = [("echo left > same", [1]), ("echo right > same", [1]), ("cat same", [2, 3])]

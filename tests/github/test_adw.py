@@ -11,7 +11,8 @@ from support.coordination import watching
 from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
 from support.serving import served
 
-from pgcoord.configuration import GitHub, read_configuration
+from pgcoord.configuration.model import GitHub
+from pgcoord.configuration.reading import read_configuration
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPT = "adws/adw_sdlc_complete_iso.py"

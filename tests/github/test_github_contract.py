@@ -7,7 +7,7 @@ import httpx2
 import pytest
 from support.fake_github import REPOSITORY, TOKEN, prism, why_no_prism
 
-from pgcoord.configuration import GitHub
+from pgcoord.configuration.model import GitHub
 from pgcoord.github.client import Issue, PullRequest, Repository, read_credentials
 
 pytestmark = [

@@ -15,7 +15,7 @@ from support.database import Connection, add_feature, claim, start, statuses
 from support.fake_github import LOGIN, REPOSITORY, TOKEN
 from support.serving import Site, served
 
-from pgcoord.configuration import GitHub
+from pgcoord.configuration.model import GitHub
 
 SECRET = "it was made for this test"
 

@@ -17,7 +17,7 @@ from support.serving import Site, served
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from pgcoord.configuration import Server
+from pgcoord.configuration.model import Server
 from pgcoord.errors import CannotStart, InvalidConfiguration
 from pgcoord.http.errors import answer_error
 from pgcoord.http.security import read_access

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.serving import Site, served
 
-from pgcoord.configuration import Planner
+from pgcoord.configuration.model import Planner
 from pgcoord.errors import InvalidPlan, PlannerFailed
 from pgcoord.planner.planning import FeaturePlanner
 from pgcoord.planner.structure import Feature

@@ -13,7 +13,7 @@ from support.database import Connection, statuses
 from support.desk import Desk
 from support.serving import Site, served
 
-from pgcoord.configuration import Planner
+from pgcoord.configuration.model import Planner
 
 API = "/api/v1/planned-features"
 

@@ -16,7 +16,8 @@ from support.coordination import Watch, scripts, until_it_ends, watching
 from support.fake_kubernetes import FakeKubernetes, serving_kubernetes
 from support.serving import served
 
-from pgcoord.configuration import Pool, read_configuration
+from pgcoord.configuration.model import Pool
+from pgcoord.configuration.reading import read_configuration
 from pgcoord.coordination import engines
 from pgcoord.coordination.launching import Order, Place
 from pgcoord.errors import CannotStart, NotNow

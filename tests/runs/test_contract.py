@@ -23,7 +23,8 @@ from support.coordination import (
     watching,
 )
 
-from pgcoord.configuration import Check, Pool, Worktree, read_configuration
+from pgcoord.configuration.model import Check, Pool, Worktree
+from pgcoord.configuration.reading import read_configuration
 from pgcoord.coordination import engines
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.runs import job

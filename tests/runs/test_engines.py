@@ -24,7 +24,7 @@ from support.database import make_database
 from support.fake_engine import FakeEngine, FakeJob
 from support.serving import served
 
-from pgcoord.configuration import Pool
+from pgcoord.configuration.model import Pool
 from pgcoord.coordination import engines, housekeeping
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.launching import Place

@@ -22,7 +22,7 @@ from support.coordination import (
 )
 from support.slurm import Slurm as Cluster
 
-from pgcoord.configuration import Pool
+from pgcoord.configuration.model import Pool
 from pgcoord.coordination import engines
 from pgcoord.database.embedded import EmbeddedPostgres
 
@@ -88,7 +88,7 @@ async def test_a_leader_on_another_host_goes_on_where_one_was_killed(
                 prefix=prefix,
                 setting=_DIES.format(hurried=HURRIED, step=step, number=int(signal.SIGKILL)),
                 work="scripts(pool='hpc')",
-                pool=f"__import__('pgcoord.configuration').configuration.{pool!r}",
+                pool=f"__import__('pgcoord.configuration.model').configuration.model.{pool!r}",
             ) as leader,
         ):
             await leader.until("leading")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.cases import case
 
-from pgcoord.configuration import read_configuration
+from pgcoord.configuration.reading import read_configuration
 from pgcoord.coordination.launching import Order, Place, Seen
 from pgcoord.errors import CannotStart, InvalidConfiguration, NotNow
 from pgcoord.runs.templates import Commands

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.desk import Desk
 
-from pgcoord.configuration import find_configuration
+from pgcoord.configuration.reading import find_configuration
 from pgcoord.errors import InvalidConfiguration
 from pgcoord.ownership import trusted_owners, why_not_ours
 

@@ -14,7 +14,7 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from pgcoord.configuration import Configuration, GitHub, Notify, Pool, Workflow
+from pgcoord.configuration.model import Configuration, GitHub, Notify, Pool, Workflow
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.database import session
 from support.forks import Fork, run_forked_source
@@ -91,7 +91,7 @@ sys.path.insert(0, {tests!r})
 from support.coordination import make_coordinator, scripts
 from pgcoord.coordination import coordinator, supervision
 from pgcoord.database import connect, listener
-from pgcoord.configuration import GitHub
+from pgcoord.configuration.model import GitHub
 from pgcoord.coordination.coordinator import Coordinator
 
 class Signalled(supervision.Supervision):

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 
 from pgcoord import report
-from pgcoord.configuration import GitHub, Planner, Pool, Server, Workflow
+from pgcoord.configuration.model import GitHub, Planner, Pool, Server, Workflow
 from pgcoord.http.connections import Limits
 from pgcoord.http.feed import Feed
 from pgcoord.http.pool import Database
