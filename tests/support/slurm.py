@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -51,7 +52,7 @@ class Slurm:
         subprocess.run(
             [
                 *("munged", "--force", f"--key-file={key}", f"--socket={at}/socket"),
-                *(f"--pid-file={at}/pid", f"--log-file={at}/log", f"--seed-file={at}/seed"),
+                *(f"--pid-file={at}/munged.pid", f"--log-file={at}/log", f"--seed-file={at}/seed"),
             ],
             check=True,
         )
@@ -118,8 +119,7 @@ class Slurm:
             with suppress(OSError):
                 if int(process.name) != os.getpid() and mark in (process / "environ").read_bytes():
                     os.kill(int(process.name), signal.SIGKILL)
-        with suppress(OSError, ValueError):
-            os.kill(int((self.folder / "munge" / "pid").read_text()), signal.SIGTERM)
+        self.kill("munge/munged", signal.SIGKILL)  # at SIGTERM it would write its seed once more
 
     def kill(self, daemon: str, sent: signal.Signals) -> None:
         """Send a signal to `controller` or to the daemon of a node, if it is there.
@@ -172,8 +172,8 @@ def _cluster(name: str) -> Iterator[Slurm]:
     if (reason := missing()) is not None:
         pytest.skip(reason)
     # Not below pytest's own folder, which only its user may enter: munge wants to be reached.
-    folder = Path(f"/tmp/pgcoord-slurm-{name}-{os.getpid()}")
-    folder.mkdir(mode=0o755)
+    folder = Path(tempfile.mkdtemp(prefix=f"pgcoord-slurm-{name}-", dir="/tmp"))
+    folder.chmod(0o755)
     cluster = Slurm(folder)
     try:
         cluster.start()
