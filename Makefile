@@ -33,7 +33,7 @@ lint: install ## check format and style
 types: install ## check types (mypy, strict)
 	$(BIN)/mypy
 
-test: install browser ## run the tests (4 to 6 minutes on two cores)
+test: install browser ## run the tests (4 to 9 minutes, by the speed of two cores)
 	$(BIN)/pytest -q -n 4 --dist worksteal --durations 20 -m 'not scale'
 
 # The panel is tested in Debian's Chromium without a window, which takes half the processor time of the one with a window.
