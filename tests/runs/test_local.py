@@ -42,9 +42,11 @@ async def test_a_log_that_cannot_be_cut_is_told_once_and_the_others_are_cut(
     ends = asyncio.gather(*(LocalJob(run, limiter).wait() for run in runs))
     for last in ("20000", "40000"):
         await until(
-            lambda last=last: cut.stat().st_size <= SIZE
-            and cut.read_text().endswith(f"\n{last}\n")
-            and "left out here" in cut.read_text()
+            lambda last=last: (
+                cut.stat().st_size <= SIZE
+                and cut.read_text().endswith(f"\n{last}\n")
+                and "left out here" in cut.read_text()
+            )
         )
         assert limiting()
         gate.open(2)

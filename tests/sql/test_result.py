@@ -73,7 +73,7 @@ def test_what_a_worktree_refuses_as_too_large_is_counted_as_here(conn: Connectio
     for value in (
         {},
         {"a": [1, 2.5, [], {}, {"b": None}], "c": True},
-        {"é": "\u20ac \U0001f600 \x7f \u0001 \b\f\n\r\t \" \\ / \u2028"},
+        {"é": '\u20ac \U0001f600 \x7f \u0001 \b\f\n\r\t " \\ / \u2028'},
     ):
         counted = one(conn, "select octet_length(%s::jsonb::text) as n", Jsonb(value))["n"]
         assert worktree.size_of(value) == counted
