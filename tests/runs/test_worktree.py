@@ -580,7 +580,7 @@ def test_a_result_of_up_to_64_kB_may_be_written_in_a_worktree(
 def test_a_result_that_the_database_will_refuse_is_refused_before_the_work_is_handed_on(
     repository: Repository,
 ) -> None:
-    """Its many small members are less than 64 kB without a space, and more with those of the database."""
+    """Its many small members have less than 64 kB, and more with the spaces of the database."""
     many = json.dumps({f"k{n}": n for n in range(5_211)}, separators=(",", ":"))
     (repository.inputs / "answer").write_text(many)
     answer = shlex.quote(str(repository.inputs / "answer"))
