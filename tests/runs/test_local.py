@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,12 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+def is_cut(log: Path, last: str) -> bool:
+    """Whether a log that ends with this line has lost its middle."""
+    text = log.read_text()
+    return len(text) <= SIZE and "left out here" in text and text.endswith(f"\n{last}\n")
 
 
 def limiting() -> bool:
@@ -41,13 +48,7 @@ async def test_a_log_that_cannot_be_cut_is_told_once_and_the_others_are_cut(
     os.link(linked, tmp_path / "other")  # with a second name it may be a file of somebody else
     ends = asyncio.gather(*(LocalJob(run, limiter).wait() for run in runs))
     for last in ("20000", "40000"):
-        await until(
-            lambda last=last: (
-                cut.stat().st_size <= SIZE
-                and cut.read_text().endswith(f"\n{last}\n")
-                and "left out here" in cut.read_text()
-            )
-        )
+        await until(partial(is_cut, cut, last))
         assert limiting()
         gate.open(2)
     assert await ends == [0, 0]
