@@ -429,7 +429,7 @@ async def test_a_restarted_postgres_is_noticed_and_the_page_goes_on(
             said = await answer.text()
             assert (answer.status, "The database does not answer" in said) == (503, True)
             assert "Refused" not in said
-            # What is pressed meanwhile is refused by what is known, not by waiting for a connection.
+            # What is pressed meanwhile is refused by what is known, without a wait.
             await page.get_by_role("link", name="Pause").click()
             dialog = page.get_by_role("dialog")
             await expect(dialog).to_contain_text("Phases that run go on meanwhile.")
