@@ -157,9 +157,9 @@ def test_text_comes_from_standard_input_too(desk: Desk, conn: Connection) -> Non
 def shape_of(found: Any) -> str:
     """The keys of an object, or in brackets of the objects of a list, as in the reference."""
     if isinstance(found, list):
-        [keys] = {", ".join(each) for each in found}
+        [keys] = {", ".join(sorted(each)) for each in found}
         return f"[{{{keys}}}]"
-    return f"{{{', '.join(found)}}}"
+    return f"{{{', '.join(sorted(found))}}}"
 
 
 def shapes(command: str) -> set[str]:
@@ -170,7 +170,7 @@ def shapes(command: str) -> set[str]:
         if f"{name} {option}" in reference.words()["json"] and option in words:
             name += f" {option}"
     return {
-        shape
+        re.sub(r"[^[\]{}]+", lambda keys: ", ".join(sorted(keys[0].split(", "))), shape)
         for names, (shape, _) in reference.words()["json"].items()
         if name in names.partition(" (")[0].split(", ")
     }
