@@ -229,7 +229,7 @@ def test_json_on_stdout_is_one_document_or_nothing(desk: Desk, conn: Connection)
         (0, "schedule run nightly"),
         (2, "schedule delete nightly"),
         (0, "schedule delete nightly --yes"),
-        (8, "doctor"),
+        (9, "doctor"),
         (0, "upgrade"),
     ):
         done = desk.call(*shlex.split(command), "--json")
