@@ -88,7 +88,7 @@ def test_past_runs_and_the_estimate_are_weighed_by_how_much_each_tells(
         [row] = rows(conn, "select * from pgcoord.forecast(array[%s])", feature)
         return [in_hours(conn, row[each]) for each in ("earliest", "ends_at", "latest")]
 
-    feature = add_feature(conn, {1: []}, retry_at=now(conn) + timedelta(seconds=1))
+    feature = add_feature(conn, {1: []}, retry_at=now(conn) + timedelta(minutes=1))
     hours(conn, feature, p1=8)
     assert expected() == [4, 8, 16]
     for runs, ends in ((3, 1.4), (30, 0.6)):
@@ -110,7 +110,7 @@ def test_a_phase_of_unlike_runs_counts_with_their_average(conn: Connection, epoc
 
 
 def test_unlike_or_few_runs_tell_nothing(conn: Connection, epoch: int) -> None:
-    feature = add_feature(conn, {1: []}, retry_at=now(conn) + timedelta(seconds=1))
+    feature = add_feature(conn, {1: []}, retry_at=now(conn) + timedelta(minutes=1))
     ran(conn, epoch, add_feature(conn, {1: [], 2: []}), minutes=30)
     assert finish(conn, feature)["ends_at"] is None
     ran(conn, epoch, add_feature(conn, {1: [], 2: []}), minutes=0.1)
