@@ -148,7 +148,7 @@ def test_run_stays_until_what_else_it_started_has_ended(desk: Desk, conn: Connec
     gate = desk.gate()
     desk.call("submit", desk.plan(f"cat {gate}", "true", name="other.md"))
     run = desk.start("run", desk.plan("true"))
-    run.until(r"this one leads, so it starts what else is queued, too: feature 1 \(A plan\)")
+    run.until(r"this process leads, so it also starts what else is queued: feature 1 \(A plan\)")
     run.until("waits for what it started besides: queue-1-1; Ctrl-C leaves it running")
     assert statuses(conn, 1) == {1: "running", 2: "queued"}
     gate.write_text("go on")
