@@ -60,8 +60,8 @@ _EXIT = "exit.json"
 _BEGIN = "begin-{}.json"
 _ANSWER = "begun-{}.json"
 
-# Bytes of a message: a result has 64 kB, of which JSON may make six times as much.
-LIMIT = 524_288
+# Bytes of a message: a result file has 204 kB, of which JSON may make three times as much.
+LIMIT = 1_048_576
 
 # The highest number of an attempt that the database can have.
 _HIGHEST = 2**63 - 1

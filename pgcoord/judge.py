@@ -48,7 +48,8 @@ _QUOTED = 300
 # Characters of an answer that are kept as the summary.
 _SUMMARY = 4000
 
-# Bytes of a result file: 64 kB by the command, and 1 kB for tokens and costs.
+# Bytes of a result, written with a space after each comma and colon, as the database counts: 64 kB
+# by the command, and 1 kB for tokens and costs.
 _MOST_RESULT = 65_536 + 1_024
 
 # Seconds: without output after the command has ended, and in all, if another process holds its

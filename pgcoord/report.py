@@ -27,8 +27,9 @@ from pgcoord.errors import CoordError, InvalidInput
 from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
 from pgcoord.runs import files
 
-# Bytes of a body: an error message of some pages, and a result of 64 kB.
-LIMIT = 196_608
+# Bytes of a body: an error message of some pages, and a result of 68 kB, three times as much where
+# all of its characters are written as ASCII.
+LIMIT = 262_144
 
 SCHEMA: Schema = {
     "type": "object",

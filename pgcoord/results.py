@@ -10,12 +10,10 @@ from typing import Any
 
 from pgcoord.errors import CannotStart
 
-# Bytes of a result.
-LIMIT = 65_536
-
-# Bytes of a result file at the end of an attempt: judge.py adds costs, worktree.py the branches.
-# pgcoord_private.check_result has the same limit.
-FILE_LIMIT = LIMIT + 4_096
+# Bytes of a file that may hold a result: what is too large for one is for the database to say
+# (pgcoord_private.check_result), which counts the JSON as it stores it. That is 68 kB at most, and
+# three times as much where a file writes all characters as ASCII.
+FILE_LIMIT = 3 * 69_632
 
 # The name of a placeholder, without its braces.
 NAME = re.compile(r"result\.(\d{1,9})\.([A-Za-z_][\w-]*)", re.ASCII)

@@ -106,11 +106,11 @@ def _read_result(given: Path | None, environment: Mapping[str, str]) -> dict[str
         return None
     try:
         with path.open("rb") as file:
-            content = file.read(results.LIMIT + 1)
+            content = file.read(results.FILE_LIMIT + 1)
     except OSError as error:
         raise InvalidInput(f"{path}: {(error.strerror or str(error)).lower()}") from error
-    if len(content) > results.LIMIT:
-        raise InvalidInput(f"{path}: a result has 64 kB at most")
+    if len(content) > results.FILE_LIMIT:
+        raise InvalidInput(f"{path}: it has more than 204 kB; a result has 64 kB at most")
     found = reports.parse_json(content)
     if not isinstance(found, dict):
         raise InvalidInput(f"{path}: a result is a JSON object")

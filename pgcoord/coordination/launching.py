@@ -146,7 +146,7 @@ class Job(Protocol):
     async def result(self) -> str | None:
         """Return the text of the result file, once the job is gone; None if it wrote none.
 
-        Raises `InvalidInput` when it is not a plain file of UTF-8 text of at most 64 kB.
+        Raises `InvalidInput` when it is not a plain file of UTF-8 text of at most 204 kB.
         """
         ...
 

@@ -367,7 +367,8 @@ class Supervision:
         self.process_gone = True
         left = await self._end_left_behind()
         result = await self._read_result()
-        await self._take_spooled_report(result)
+        if fault := await self._take_spooled_report(result):
+            result = {**result, "result_fault": fault}
         if gone.exit_status is None and not self.is_ending:
             await self._give_up("lost", "its process is gone and left no exit status")
             return
@@ -387,18 +388,19 @@ class Supervision:
             return {"result_fault": str(error)}
         return {} if text is None else {"result": text}
 
-    async def _take_spooled_report(self, result: claims.Result | None = None) -> None:
+    async def _take_spooled_report(self, result: claims.Result | None = None) -> str | None:
         """Submit the report that the workflow could not send, if there is one.
 
         *result*: its result file, once its process is gone. What is reported in a worktree as a
-        success says only its result, once the work is kept: it may be killed before.
+        success says only its result, once the work is kept: it may be killed before. Return why
+        the report cannot be used, which its sender did not hear; else None.
         """
         assignment = self.assignment
         refused: CoordError | None = None
         try:
             kept = await self.job.spooled_report(assignment.secret)
             if kept is None or (self._keeps_work and kept.report["status"] == "completed"):
-                return
+                return None
             answer = await self._coordinator.record(
                 claims.reported(
                     kept.report,
@@ -412,6 +414,8 @@ class Supervision:
             )
             assert answer is not None
             refused = TakenReport(**answer).refusal()
+            if isinstance(refused, InvalidInput):  # and it stays for whoever records the end
+                return f"the report that it left is refused: {refused}"
         except (NotSigned, InvalidInput) as error:
             refused = error
         if refused:
@@ -419,6 +423,7 @@ class Supervision:
         else:
             logger.info("%s: its spooled report is taken", assignment)
         await self.job.remove_spooled_report()
+        return None
 
     async def _end_left_behind(self) -> Sequence[str]:
         left = await self.job.end_left_behind(GRACE)

@@ -59,8 +59,8 @@ _LEFT_OUT = b"\n-- pgcoord: %d bytes were left out here --\n"
 _TAIL = 16_000
 _TAIL_CHARACTERS = 4_000
 
-# The most bytes of a result file: 64 kB by the command, 4 kB by judge.py and worktree.py.
-_MOST_RESULT = 65_536 + 4_096
+# The most bytes of a result file that are read: what is too large is for the database to say.
+_MOST_RESULT = 3 * 69_632
 
 # Seconds that one request may take.
 _TRY = 15.0
@@ -297,7 +297,7 @@ class Job:
         except (OSError, ValueError) as error:
             return {"result_fault": f"it cannot be read: {error}"}
         if len(content) > _MOST_RESULT:
-            return {"result_fault": "it has more than 64 kB"}
+            return {"result_fault": "it has more than 204 kB"}
         return {"result": text}
 
     def _follow(self, process: subprocess.Popen, log: Log) -> None:  # type: ignore[type-arg]

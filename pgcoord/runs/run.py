@@ -127,7 +127,7 @@ class Run:
     def result(self) -> str | None:
         """Return the text of the result file; None if the command wrote none. Blocks.
 
-        Raises `InvalidInput` when it is not a plain file of UTF-8 text of at most 64 kB.
+        Raises `InvalidInput` when it is not a plain file of UTF-8 text of at most 204 kB.
         """
         try:
             content = files.read_plain(self.folder, _RESULT, results.FILE_LIMIT + 1)
@@ -139,7 +139,7 @@ class Run:
         except OSError as error:
             raise InvalidInput(error.strerror or str(error)) from error
         if len(content) > results.FILE_LIMIT:
-            raise InvalidInput("it has more than 64 kB")
+            raise InvalidInput("it has more than 204 kB")
         if "\0" in text or not text.strip():
             raise InvalidInput("it is empty" if not text.strip() else "it is not JSON")
         return text

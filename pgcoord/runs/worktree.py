@@ -38,12 +38,14 @@ from typing import Any, NamedTuple
 WORK_NOT_KEPT = 65
 NOT_RUN = 69
 
-# Bytes of a result: 64 kB by the command, and 1 kB that judge.py may have added.
+# Bytes of a result, written with a space after each comma and colon, as the database counts: 64 kB
+# by the command, and 1 kB that judge.py may have added. And of a file that is read.
 _RESULT_LIMIT = 65_536 + 1_024
+_FILE_LIMIT = 3 * 69_632
 # Keys of a result that must not count again for an attempt that only keeps the work.
 _COSTS = ("cost_usd", "tokens_in", "tokens_out")
 # Bytes reserved for the note that the work is done, in case the disk is full by then.
-_RESERVE = 2 * 65_536
+_RESERVE = 4 * 65_536
 # Seconds that a push may take.
 _PUSH_PATIENCE = 300
 
@@ -160,8 +162,7 @@ class Phase:
     def result(self) -> dict[str, Any]:
         """Return the result that the command has written so far; {} if none.
 
-        Raises `Unfit` when the file is not a JSON object within the limit, which the coordinator
-        would refuse as well.
+        Raises `Unfit` when the file is not a JSON object, which the database would refuse as well.
         """
         try:
             return _read_object(self._result_file) if self._result_file else {}
@@ -225,7 +226,7 @@ def say(words: str) -> None:
     sys.stderr.flush()
 
 
-def _read_object(path: str, most: int = _RESULT_LIMIT) -> dict[str, Any]:
+def _read_object(path: str, most: int = _FILE_LIMIT) -> dict[str, Any]:
     """Read a JSON object of at most *most* bytes from a file that a command may have replaced.
 
     A symbolic link is not followed, and a FIFO does not block. Raises `FileNotFoundError`, or
@@ -250,6 +251,26 @@ def _read_object(path: str, most: int = _RESULT_LIMIT) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise ValueError("holds no JSON object")
     return read
+
+
+def size_of(result: dict[str, Any]) -> int:
+    """Return how many bytes of JSON the database makes of *result*."""
+    return len(json.dumps(result, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def check_size(result: dict[str, Any]) -> dict[str, Any]:
+    """Return *result*; raise `Unfit` when it is larger than what the database takes.
+
+    It is counted as there, and refused before the work is kept and handed on: the phase fails.
+    """
+    size = size_of(result)
+    if size > _RESULT_LIMIT:
+        raise Unfit(
+            f"the result has {size} bytes of JSON, with a space after each comma and colon:"
+            " 64 kB at most",
+            WORK_NOT_KEPT,
+        )
+    return result
 
 
 class Repository:
@@ -889,7 +910,7 @@ def do(
     else:
         worktree.note_start()
         status = worktree.run(options.command)
-        result = {} if status else {**phase.result(), **phase.report()}
+        result = {} if status else check_size({**phase.result(), **phase.report()})
         if status or result.get("status") in ("failed", "later"):
             if worktree.resolved_for:
                 with suppress(Unfit):

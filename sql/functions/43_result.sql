@@ -1,8 +1,9 @@
 -- Results: JSON objects that attempts write or report. They are checked and stored here, whichever way they come, and the
 -- dependents of a phase read them (inputs_of).
 
--- Refuse a result that is no object, too large, or whose known keys are of another type. Of 68 kB, 64 are for the command:
--- costs and branches are added to what it wrote.
+-- Refuse a result that is no object, too large, or whose known keys are of another type. How it was written does not count,
+-- but what Postgres makes of it, with a space after each comma and colon: so it is the same by file, report and SQL. Of 68 kB,
+-- 64 are for the command: costs and branches are added to what it wrote.
 -- Errors: PC005.
 create or replace function pgcoord_private.check_result(p_result jsonb) returns void
 language plpgsql stable
@@ -13,7 +14,8 @@ begin
     if jsonb_typeof(p_result) is distinct from 'object' then
         v_fault := format('is of type %s, not an object', coalesce(jsonb_typeof(p_result), 'null'));
     elsif octet_length(p_result::text) > 69632 then
-        v_fault := format('has %s of JSON: 64 kB at most', pg_size_pretty(octet_length(p_result::text)::bigint));
+        v_fault := format('has %s of JSON as Postgres writes it, a space after each comma and colon: 64 kB at most',
+            pg_size_pretty(octet_length(p_result::text)::bigint));
     else
         perform pgcoord_private.check_json('a result', p_result, 69632);
         select string_agg(format('has %s that is not %s: %s', key, case expected when 'text' then 'a text' when 'amount' then 'an amount' else 'a number' end, left(value::text, 60)), '; ' order by key) into v_fault

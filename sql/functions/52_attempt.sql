@@ -114,7 +114,7 @@ begin
         perform pgcoord_private.log_attempt(v_attempt, 'attempt_left_behind', 'ended what its process left behind: ' || p_left_behind);
     end if;
     if p_result is not null then
-        select result, fault into v_result, v_fault from pgcoord_private.take_result_file(p_attempt_id, p_result);
+        select result, coalesce(fault, v_fault) into v_result, v_fault from pgcoord_private.take_result_file(p_attempt_id, p_result);
     end if;
     v_fault := 'its result file cannot be used: ' || v_fault;
     if v_attempt.ended_at is not null then

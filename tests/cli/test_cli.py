@@ -199,8 +199,8 @@ def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection) ->
     assert done.returncode == 0
     assert done.stderr == (
         f"pgcoord: process {serve.pid} on {os.uname().nodename} leads and runs the phases,"
-        " as the pgcoord.toml says that it has read; this one watches, and takes over when that one"
-        " ends\n"
+        " by the pgcoord.toml that it has read; this process only watches, and takes over when the"
+        " other one ends\n"
     )
     assert "completed: 1 phase in" in done.stdout
     assert len(conn.execute("select from pgcoord.coordinator").fetchall()) == 1

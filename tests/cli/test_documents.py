@@ -87,10 +87,10 @@ def test_every_configuration_in_the_documents_is_read(tmp_path: Path) -> None:
         assert read.workflows or read.github, block
 
 
-def test_every_plan_of_a_recipe_is_one_for_its_configuration(tmp_path: Path) -> None:
-    recipes = list(blocks_of(ROOT / "docs" / "recipes.md"))
-    pairs = [(a, b) for a, b in pairwise(recipes) if b.language == "markdown"]
-    assert len(pairs) >= 6
+def test_every_plan_below_a_configuration_is_one_for_it(tmp_path: Path) -> None:
+    pages = [list(blocks_of(ROOT / "docs" / name)) for name in ("recipes.md", "agents.md")]
+    pairs = [(a, b) for page in pages for a, b in pairwise(page) if b.language == "markdown"]
+    assert len(pairs) >= 7
     for configuration, plan in pairs:
         (tmp_path / "pgcoord.toml").write_text(configuration.code)
         read = read_configuration(tmp_path / "pgcoord.toml")

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from support.coordination import Watch, make_coordinator, running, scripts, watching
+from support.walk import blocks_of
+
+PAGE = Path(__file__).parents[2] / "docs" / "agents.md"
 
 
 @pytest.fixture
@@ -63,7 +66,8 @@ async def test_a_result_that_is_missing_fails_the_phase_before_it_starts(
     [
         ("echo '{\"a\": 1' > $PGCOORD_RESULT_FILE", "it is not JSON"),
         ("echo '[1]' > $PGCOORD_RESULT_FILE", "the result is of type array, not an object"),
-        ("head -c 70000 /dev/zero > $PGCOORD_RESULT_FILE", "it has more than 64 kB"),
+        ("head -c 300000 /dev/zero > $PGCOORD_RESULT_FILE", "it has more than 204 kB"),
+        ("head -c 70000 /dev/zero > $PGCOORD_RESULT_FILE", "it is not JSON"),
         ("printf '\\377' > $PGCOORD_RESULT_FILE", "it is not UTF-8 at byte 0"),
         ('printf \'{"a": "\\\\u0000"}\' > $PGCOORD_RESULT_FILE', "it is not JSON"),
         ("ln -s /etc/hostname $PGCOORD_RESULT_FILE", "it is not a plain file of its run"),
@@ -78,6 +82,19 @@ async def test_a_result_file_that_cannot_be_used_fails_the_phase(
     async with running(make_coordinator(dsn, tmp_path)):
         (row,) = await watch.until_statuses("failed")
     assert row["error_message"].startswith(f"its result file cannot be used: {error}")
+
+
+async def test_the_page_of_agents_says_what_is_written_and_what_is_read(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    blocks = list(blocks_of(PAGE))
+    [writes] = [each.code for each in blocks if each.language == "sh"]
+    [reads] = [each.code for each in blocks if each.language == "json"]
+    inputs = tmp_path / "inputs.json"
+    await watch.submit(writes, (f"cp $PGCOORD_INPUT_FILE {inputs}", [1]))
+    async with running(make_coordinator(dsn, tmp_path)):
+        await watch.until_statuses("completed", "completed")
+    assert json.loads(inputs.read_text()) == json.loads(reads)
 
 
 async def test_a_result_says_how_its_phase_went(dsn: str, watch: Watch, tmp_path: Path) -> None:

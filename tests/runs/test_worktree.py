@@ -578,6 +578,24 @@ def test_a_result_of_up_to_64_kB_may_be_written_in_a_worktree(
     assert (repository.inputs / "queue-1-1.result").stat().st_size <= results.FILE_LIMIT
 
 
+def test_a_result_that_the_database_will_refuse_is_refused_before_the_work_is_handed_on(
+    repository: Repository,
+) -> None:
+    """Its many small members have less than 64 kB, and more with the spaces of the database."""
+    many = json.dumps({f"k{n}": n for n in range(5_211)}, separators=(",", ":"))
+    (repository.inputs / "answer").write_text(many)
+    answer = shlex.quote(str(repository.inputs / "answer"))
+    done = repository.phase(
+        "queue-7-1",
+        f"echo x > file; cp {answer} $PGCOORD_RESULT_FILE",
+        environment={"PGCOORD_FEATURE_ID": "7"},
+    )
+    assert done.status == 65, done.log
+    assert "worktree: the result has 75945 bytes of JSON" in done.log
+    assert repository.worktree("queue-7-1").exists()
+    assert "feature" not in repository.git("branch")
+
+
 def test_what_says_that_it_failed_is_not_kept(repository: Repository) -> None:
     said = """echo x > file; echo '{"status": "failed", "error": "no"}' > $PGCOORD_RESULT_FILE"""
     done = repository.phase("queue-1-1", said)

@@ -15,6 +15,8 @@ from support.database import (
     take_lead,
 )
 
+from pgcoord.runs import worktree
+
 
 def set_result(
     conn: Connection, queue_id: str, result: object, adw_id: str | None = None
@@ -65,6 +67,16 @@ def test_what_is_no_result_is_refused(
 ) -> None:
     with refused("PC005", words):
         set_result(conn, phase_1, result)
+
+
+def test_what_a_worktree_refuses_as_too_large_is_counted_as_here(conn: Connection) -> None:
+    for value in (
+        {},
+        {"a": [1, 2.5, [], {}, {"b": None}], "c": True},
+        {"é": '\u20ac \U0001f600 \x7f \u0001 \b\f\n\r\t " \\ / \u2028'},
+    ):
+        counted = one(conn, "select octet_length(%s::jsonb::text) as n", Jsonb(value))["n"]
+        assert worktree.size_of(value) == counted
 
 
 def test_a_result_belongs_to_an_attempt(conn: Connection, phase_1: str) -> None:

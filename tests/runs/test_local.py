@@ -1,0 +1,59 @@
+"""The launcher of this machine: logs are kept within their size while their processes write."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from support.coordination import PATIENCE, Gate
+
+from pgcoord.runs.local import LocalJob, _LogLimiter
+from pgcoord.runs.run import Run
+
+SIZE = 10_000
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def is_cut(log: Path, last: str) -> bool:
+    """Whether a log that ends with this line has lost its middle."""
+    text = log.read_text()
+    return len(text) <= SIZE and "left out here" in text and text.endswith(f"\n{last}\n")
+
+
+def limiting() -> bool:
+    """Whether a thread limits logs."""
+    return "logs" in [each.name for each in threading.enumerate()]
+
+
+async def test_a_log_that_cannot_be_cut_is_told_once_and_the_others_are_cut(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate, limiter = Gate(tmp_path / "gate"), _LogLimiter(SIZE)
+    wait = f"read _ < {gate.path}"
+    script = f"seq 20000; {wait}; seq 20001 40000; {wait}"
+    runs = [Run(tmp_path / name) for name in ("linked", "cut")]
+    for run in runs:
+        run.prepare("")
+        environment = {"PATH": os.environ["PATH"]}
+        run.start(["sh", "-c", script], directory=tmp_path, environment=environment)
+    linked, cut = (run.log.path for run in runs)
+    os.link(linked, tmp_path / "other")  # with a second name it may be a file of somebody else
+    ends = asyncio.gather(*(LocalJob(run, limiter).wait() for run in runs))
+    for last in ("20000", "40000"):
+        await until(partial(is_cut, cut, last))
+        assert limiting()
+        gate.open(2)
+    assert await ends == [0, 0]
+    assert linked.stat().st_size > 200_000
+    told = [each.getMessage() for each in caplog.records]
+    assert len(told) == 1
+    assert told[0].startswith(f"the log {linked} cannot be cut: ")
+    await until(lambda: not limiting())
