@@ -27,7 +27,7 @@ from pgcoord.commands.options import (
 from pgcoord.commands.terminal import confirm_or_exit, say
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidInput
-from pgcoord.text import read_text
+from pgcoord.text import counted, read_text
 
 if TYPE_CHECKING:
     from pgcoord.database._sql import Connection
@@ -73,6 +73,8 @@ def edit(
         "max_attempts": max_attempts,
     }
     changes = {key: value for key, value in changes.items() if value is not None}
+    if title is not None and not title.strip():
+        raise typer.BadParameter("a phase needs one.", param_hint="--title")
     numbers = None if after is None else _numbers(after)
     if not changes and numbers is None:
         raise typer.BadParameter("say what to change.", param_hint="--prompt")
@@ -109,9 +111,11 @@ def delete(
     async def look() -> str | int:
         async with session(found) as conn:
             if feature is None:
-                return await find_phase(conn, target)
+                queue_id = await find_phase(conn, target)
+                say(await _phase_in_words(conn, queue_id), err=as_json)
+                return queue_id
             shown = await reads.feature(conn, feature)
-            words = f"{shown.title}: {shown.total_phases} phases, {shown.status}"
+            words = f"{shown.title}: {counted(shown.total_phases, 'phase')}, {shown.status}"
             say(f"feature {feature}  {words}", err=as_json)
             return feature
 
@@ -125,6 +129,21 @@ def delete(
     confirm_or_exit(question, yes=yes, otherwise="nothing is removed", err=as_json)
     complete(found, remove(what))
     print_answer(Answer(f"{name} is removed", {"removed": what}), as_json=as_json)
+
+
+async def _phase_in_words(conn: "Connection", queue_id: str) -> str:
+    """Return a line on a phase that is to be deleted, with what would wait for it then."""
+    from pgcoord.database import reads
+
+    phases = await reads.board(conn, (await reads.phase_object(conn, queue_id))["feature_id"])
+    [shown] = [each for each in phases if each.queue_id == queue_id]
+    waiting = [
+        str(each.phase_number)
+        for each in phases
+        if shown.phase_number in each.depends_on_phases and each.status in ("queued", "blocked")
+    ]
+    words = f"{queue_id}  {shown.title}: {shown.status}"
+    return f"{words}; what depends on it waits then: {', '.join(waiting)}" if waiting else words
 
 
 def _read(folder: Path, path: Path) -> str:

@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pgcoord.commands.context import Answer, act, check_schema, make_place, unless_led
+from pgcoord.commands.context import (
+    Answer,
+    act,
+    check_schema,
+    complete,
+    existing_dsn,
+    make_place,
+    session,
+    unless_led,
+)
 from pgcoord.commands.options import HIGHEST_ID, AsJson, Config, Dsn, Reason, Yes, surroundings_of
-from pgcoord.commands.terminal import confirm_or_exit
+from pgcoord.commands.terminal import confirm_or_exit, say
 from pgcoord.commands.work import Parameters, configuration_here, read_given_plan
 from pgcoord.errors import InvalidInput
 from pgcoord.text import counted, printable
@@ -255,7 +264,18 @@ def resume(ctx: typer.Context, name: _Name, as_json: AsJson = False, dsn: Dsn = 
 def delete(
     ctx: typer.Context, name: _Name, yes: Yes = False, as_json: AsJson = False, dsn: Dsn = None
 ) -> None:
-    """Delete a schedule; the features that it has queued stay."""
+    """Delete a schedule, which is shown first; the features that it has queued stay."""
+
+    found = existing_dsn(ctx, dsn)
+
+    async def look() -> list[str]:
+        from pgcoord.database import schedules
+
+        async with session(found) as conn:
+            return _lines(await schedules.schedule(conn, name))
+
+    for line in complete(found, look()):
+        say(line, err=as_json)
     confirm_or_exit(
         f"Delete schedule {name}, for good?", yes=yes, otherwise="nothing is deleted", err=as_json
     )
@@ -285,7 +305,7 @@ async def _changed(conn: "Connection", name: str, words: str) -> Answer:
     if found.paused_at is None and found.error is None:
         following = _following(found, await reads.now(conn), 1)
         line += "".join(f": next {found.clock(each)}" for each in following)
-    line += await unless_led(conn, "; no coordinator runs: 'pgcoord serve' starts it then")
+        line += await unless_led(conn, "; no coordinator runs: 'pgcoord serve' starts it then")
     return Answer(line, asdict(found))
 
 

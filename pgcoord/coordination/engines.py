@@ -467,6 +467,7 @@ class EngineSupervision(Supervision):
         self._job: str | None = None
         self._noted: tuple[str | None, str | None] = (None, None)
         self._submissions = 0
+        self._unwritten: tuple[str, str, str | None] | None = None
         self._since = now()
         self._quiet_since: float | None = None
 
@@ -513,15 +514,24 @@ class EngineSupervision(Supervision):
         with _in_time(self.assignment.folder):
             await super()._prepare()
 
+    async def _write_files(self, prompt: str, inputs: str, user: str | None) -> None:
+        """Keep what is to be written; `_launch` writes it while the database is busy."""
+        self._unwritten = prompt, inputs, user
+
     async def _launch(self) -> None:
         """Submit the job, for the first time or again. Raises `CannotStart`, `NotNow`."""
         with _in_time(self.assignment.folder):
-            order, _ = await asyncio.gather(
-                asyncio.to_thread(self._write_order),
+            order, permitted = await asyncio.gather(
+                self._write_order(),
                 self._coordinator.execute_with_retry(
                     lambda conn: jobs.submit_attempt(conn, self.epoch, self.assignment.attempt_id)
                 ),
+                return_exceptions=True,  # neither goes on once the attempt is given back
             )
+            if isinstance(permitted, BaseException):
+                raise permitted
+            if isinstance(order, BaseException):
+                raise order
         self._submissions += 1
         try:
             with _in_time(self.assignment.folder):
@@ -538,8 +548,15 @@ class EngineSupervision(Supervision):
             await self._note(self._job, None)
         self._pool.watch.hurry()
 
-    def _write_order(self) -> Order:
-        """Write the job's order to its folder, for runs/job.py; return it. Blocks on I/O."""
+    async def _write_order(self) -> Order:
+        """Write the files of the run and the job's order, for runs/job.py; return the order."""
+        if self._unwritten:
+            await self.job.prepare(*self._unwritten)
+            self._unwritten = None
+        return await asyncio.to_thread(self._order)
+
+    def _order(self) -> Order:
+        """Write the job's order to its folder; return it. Blocks on I/O."""
         assignment, command = self.assignment, self._command()
         folder = Path(assignment.folder)
         environment = dict(command.environment)

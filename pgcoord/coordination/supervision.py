@@ -281,11 +281,14 @@ class Supervision:
         prompt = results.fill_prompt(self.assignment.prompt or "", self._results)
         prompt = await self._prepare_judgement(workflow, prompt)
         self.assignment = replace(self.assignment, prompt=prompt)
-        await self.job.prepare(prompt, json.dumps(inputs), workflow.user)
+        await self._write_files(prompt, json.dumps(inputs), workflow.user)
         issues = self._coordinator.issues
         if issues and self.assignment.issue_number is None:
             number = await issues.issue_for(self.assignment, self.epoch)
             self.assignment = replace(self.assignment, issue_number=number)
+
+    async def _write_files(self, prompt: str, inputs: str, user: str | None) -> None:
+        await self.job.prepare(prompt, inputs, user)
 
     async def _prepare_judgement(self, workflow: Workflow, prompt: str) -> str:
         """Find the check of the phase; return the prompt, after a failure the one for that."""

@@ -85,6 +85,7 @@ def test_a_feature_runs_again_from_a_phase_on(desk: Desk, conn: Connection) -> N
     assert desk.call("logs", "2.1").stderr == (
         "pgcoord: queue-2-1 was completed in the feature that this one copies: its log is there\n"
     )
+    assert desk.call("again", "1.1", "--from", "2").returncode == 2
     assert desk.say("again", "1") == "feature 1 is queued again, as feature 3"
     assert desk.call("run", "--feature", "3").returncode == 1
     assert desk.call("again", "9").returncode != 0
@@ -735,6 +736,24 @@ def test_results_are_printed_by_phase_and_by_feature(
     assert "the budget of feature 1 cannot be 0" in refused.stderr
     missing = desk.call("result", "1.2")
     assert (missing.returncode, missing.stderr) == (4, "pgcoord: phase queue-1-2 has no result\n")
+
+
+def test_status_cuts_no_advice_at_the_width_of_a_terminal(desk: Desk, conn: Connection) -> None:
+    assert desk.call("run", desk.plan("true")).returncode == 0
+    conn.execute("select pgcoord.pause()")
+    for columns in ("40", "80"):
+        shown = desk.start("status", tty=True, COLUMNS=columns, NO_COLOR="1")
+        assert shown.wait() == 0
+        assert max(map(len, shown.said.splitlines())) <= int(columns)
+        said = " ".join(shown.said.split())
+        assert "what is shown is as it was left; 'pgcoord serve' goes on slots:" in said
+        assert "('pgcoord resume')" in said
+
+
+def test_status_watches_only_where_it_can_redraw(desk: Desk) -> None:
+    refused = desk.start("status", "--watch", tty=True, TERM="dumb")
+    assert refused.wait() == 2
+    assert "that can redraw lines" in refused.said
 
 
 def test_status_says_when_there_is_nothing(desk: Desk) -> None:

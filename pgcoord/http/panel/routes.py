@@ -25,7 +25,7 @@ from pgcoord.database import panel
 from pgcoord.database.history import HistoryEvent
 from pgcoord.errors import InvalidInput, NotFound
 from pgcoord.http.login import local
-from pgcoord.http.panel import actions, format, several
+from pgcoord.http.panel import actions, edit, format, several
 from pgcoord.http.panel import phase as phase_pages
 from pgcoord.http.panel import plan as plan_pages
 from pgcoord.http.panel.live import Live
@@ -228,6 +228,7 @@ routes: list[BaseRoute] = [
     Route("/history", history),
     Route("/history.{kind:str}", export_history),
     *plan_pages.routes(_FEATURE),
+    *edit.routes(_FEATURE, _PHASE),
     *actions.routes(_FEATURE, _PHASE, _SCHEDULE),
     Route(_SCHEDULE, schedule),
     Route(_FEATURE, feature),
