@@ -259,6 +259,34 @@ async def test_a_phone_shows_tree_graph_and_timeline_in_tabs_and_all_is_large_en
         assert small == []
 
 
+@pytest.mark.scale
+async def test_each_list_is_one_stop_of_the_tab_key_and_a_question_begins_with_its_reason(
+    page: Page, panel: str, scene: Scene
+) -> None:
+    stops = "all => all.filter(each => each.tabIndex >= 0).length"
+    for address, links in (
+        ("/", ".features h3 a"),
+        ("/?q=module", ".found a"),
+        ("/workflows/adw_sdlc_complete_iso", ".durations a"),
+    ):
+        await page.goto(panel + address)
+        found = page.locator(links)
+        assert await found.count() > 1
+        assert (address, await found.evaluate_all(stops)) == (address, 1)
+        await found.first.focus()
+        await page.keyboard.press("ArrowDown")
+        await expect(found.nth(1)).to_be_focused()
+    await page.goto(f"{panel}/several?show=failed")
+    await page.get_by_role("button", name="Retry…").click()
+    await expect(page.get_by_label("Reason")).to_be_focused()
+    # Above the reason is a link to the question about all that depends on the phase.
+    await look(page, f"{panel}/phases/queue-112-2")
+    await page.get_by_role("link", name="Cancel phase…").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog.locator("a[href$=cancel-branch], a[href*=branch]")).to_have_count(1)
+    await expect(dialog.get_by_label("Reason")).to_be_focused()
+
+
 # --- Times, and what happened while nobody looked
 
 
