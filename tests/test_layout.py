@@ -5,6 +5,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import jinja2
+import jinja2.nodes
+
 ROOT = Path(__file__).parents[1]
 
 # Lowest first. A module belongs to the longest of these names that begins its own.
@@ -146,6 +149,16 @@ def test_every_function_for_people_is_in_the_design() -> None:
         )
     }
     assert {name for name in functions if f"`{name}`" not in section} == set()
+
+
+def test_every_piece_of_a_page_reads_the_data_that_it_is_given() -> None:
+    environment = jinja2.Environment()
+    without = []
+    for path in sorted((ROOT / "web/templates/piece").glob("*.html")):
+        names = environment.parse(path.read_text()).find_all(jinja2.nodes.Name)
+        if "data" not in {each.name for each in names}:
+            without.append(path.name)
+    assert without == []
 
 
 def test_no_two_test_files_have_one_name() -> None:
