@@ -17,6 +17,7 @@ from pgcoord.commands.context import (
 )
 from pgcoord.commands.options import (
     AsJson,
+    DryRun,
     Dsn,
     Phase,
     PhaseOrFeature,
@@ -27,7 +28,7 @@ from pgcoord.commands.options import (
 from pgcoord.commands.terminal import confirm_or_exit, say
 from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidInput
-from pgcoord.text import read_text
+from pgcoord.text import counted, read_text
 
 if TYPE_CHECKING:
     from pgcoord.database._sql import Connection
@@ -92,6 +93,7 @@ def edit(
 def delete(
     ctx: typer.Context,
     target: PhaseOrFeature,
+    dry_run: DryRun = False,
     yes: Yes = False,
     as_json: AsJson = False,
     dsn: Dsn = None,
@@ -101,26 +103,35 @@ def delete(
     It is shown first. What depended on a removed phase waits: 'pgcoord edit … --after' says for
     what else. 'pgcoord prune' removes all that was finished.
     """
+    from pgcoord.commands.progress import shown_status
     from pgcoord.database import actions, reads
 
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
     feature = feature_of(target)
 
-    async def look() -> str | int:
+    async def look() -> tuple[str | int, str]:
         async with session(found) as conn:
             if feature is None:
-                return await find_phase(conn, target)
-            shown = await reads.feature(conn, feature)
-            words = f"{shown.title}: {shown.total_phases} phases, {shown.status}"
-            say(f"feature {feature}  {words}", err=as_json)
-            return feature
+                queue_id = await find_phase(conn, target)
+                phase = await reads.board_phase(conn, queue_id)
+                return queue_id, f"{queue_id}  {phase.title}: {shown_status(phase)}"
+            named = await reads.feature(conn, feature)
+            status = named.status.replace("_", " ")
+            return feature, (
+                f"feature {feature}  {named.title}: {counted(named.total_phases, 'phase')}, {status}"
+            )
 
     async def remove(what: str | int) -> None:
         async with changing(surroundings, found) as conn:
             await actions.delete(conn, what)
 
-    what = complete(found, look())
+    what, shown = complete(found, look())
+    say(shown, err=as_json)
     name = f"feature {what}" if feature else str(what)
+    if dry_run:
+        words = f"{name} would be removed, with its history"
+        print_answer(Answer(words, {"removed": None}), as_json=as_json)
+        return
     question = f"Remove {name} with its history, for good?"
     confirm_or_exit(question, yes=yes, otherwise="nothing is removed", err=as_json)
     complete(found, remove(what))

@@ -209,7 +209,8 @@ def _header(standing: _Standing) -> list[Any]:
     elif standing.unwatched is None:
         lines.append("coordinator: none runs ('pgcoord serve' starts one)")
     if standing.unwatched:
-        goes_on = "what is shown is as it was left; 'pgcoord serve' goes on"
+        # The command first: a narrow terminal cuts the end.
+        goes_on = "'pgcoord serve' goes on; what is shown is as it was left"
         lines.insert(0, f"{printable(standing.unwatched)}: {goes_on}")
     if standing.paused_at:
         lines.append(f"everything is paused since {_time(standing.paused_at)} ('pgcoord resume')")

@@ -35,12 +35,18 @@ def test_a_schedule_from_its_creation_to_its_end(desk: Desk, conn: Connection) -
     assert [each["outcome"] for each in shown["runs"]] == ["started", "started"]
     assert json.loads(desk.say("status", "--json"))["schedules"][0]["overlap"] == "queue"
     desk.say("schedule", "create", "copy", "0 3 * * *", "--feature", str(feature))
-    assert desk.say("schedule", "delete", "nightly", "--yes") == "schedule nightly is deleted"
-    unknown = desk.call("schedule", "run", "nightly")
-    assert (unknown.returncode, unknown.stderr) == (
-        4,
-        "pgcoord: there is no schedule nightly\n  There is copy.\n",
-    )
+    would = desk.say("schedule", "delete", "nightly", "--dry-run").splitlines()
+    assert (would[0], would[-1]) == (lines[0], "schedule nightly would be deleted")
+    asks = desk.call("schedule", "delete", "nightly")
+    assert (asks.returncode, asks.stdout.splitlines()[0]) == (2, lines[0])
+    deleted = json.loads(desk.call("schedule", "delete", "nightly", "--yes", "--json").stdout)
+    assert deleted == {"schedule": "nightly", "deleted": True}
+    for command in ("run", "delete"):  # nobody is asked about what is not there
+        unknown = desk.call("schedule", command, "nightly")
+        assert (unknown.returncode, unknown.stderr) == (
+            4,
+            "pgcoord: there is no schedule nightly\n  There is copy.\n",
+        )
 
 
 def test_times_that_cannot_be_are_refused_with_a_hint(desk: Desk) -> None:

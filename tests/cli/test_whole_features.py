@@ -93,13 +93,23 @@ def test_queued_work_is_edited_and_deleted(desk: Desk, conn: Connection) -> None
     assert desk.call("edit", "1.3", "--after", "3").returncode == 5
     asks = desk.call("delete", "1.2")
     assert (asks.returncode, "no terminal to ask on" in asks.stderr) == (2, True)
-    assert desk.say("delete", "1.2", "--yes") == "queue-1-2 is removed"
+    shown = "queue-1-2  Step 2: queued"
+    would = f"{shown}\nqueue-1-2 would be removed, with its history"
+    assert desk.say("delete", "1.2", "--dry-run") == would
+    assert desk.say("delete", "1.2", "--yes") == f"{shown}\nqueue-1-2 is removed"
     assert desk.call("run", "--feature", "1").returncode == 0
     assert desk.say("logs", "1.1") == "anew"
     refused = desk.call("edit", "1.1", "--title", "x")
     assert (refused.returncode, "stays as it is" in refused.stderr) == (3, True)
-    desk.say("delete", "1", "--yes")
+    shown = "feature 1  A plan: 2 phases, completed"
+    would = f"{shown}\nfeature 1 would be removed, with its history"
+    assert desk.say("delete", "1", "--dry-run") == would
+    assert desk.say("delete", "1", "--yes") == f"{shown}\nfeature 1 is removed"
     assert desk.call("status", "1").returncode == 4
+    desk.call("run", desk.plan("exit 1", name="other.md"))
+    assert desk.say("delete", "2", "--dry-run").startswith(
+        "feature 2  A plan: 1 phase, in progress"
+    )
 
 
 def test_text_comes_from_standard_input_too(desk: Desk, conn: Connection) -> None:
@@ -181,6 +191,7 @@ def test_json_on_stdout_is_one_document_or_nothing(desk: Desk, conn: Connection)
         (0, "prune 0 --dry-run"),
         (2, "prune 0"),
         (0, "prune 0 --yes"),
+        (0, "delete 3 --dry-run"),
         (2, "delete 3"),
         (0, "delete 3 --yes"),
         (4, "delete 3 --yes"),
