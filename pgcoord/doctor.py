@@ -270,7 +270,10 @@ async def _checkup(dsn: str, conn: Connection) -> list[Finding]:
                 return await reads.checkup(conn)
             except Locked:
                 words = f"a table is locked, so that nothing can be read or started: {await holder}"
-                remedy = "end that transaction, or: select pg_terminate_backend(PROCESS)"
+                remedy = (
+                    "end that transaction: select pg_terminate_backend(PROCESS), or rollback"
+                    " prepared"
+                )
                 return [Finding("locks", "fail", words, remedy)]
             finally:
                 holder.cancel()

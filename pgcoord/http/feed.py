@@ -313,6 +313,11 @@ class Feed:
             finally:
                 self._listener = None
 
+    def refuse_if_lost(self, hint: str | None = None) -> None:
+        """Raise `DatabaseUnusable`, with *hint*, while the database is known not to answer."""
+        if self.state and not self.state.live:
+            raise DatabaseUnusable(self.state.reason or "the database does not answer", hint=hint)
+
     def close(self) -> None:
         """End all subscriptions, and every later one at once."""
         self._closed = True

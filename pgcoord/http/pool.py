@@ -140,7 +140,8 @@ def _locked(holder: str | None, seconds: float) -> Locked:
     return Locked(
         f"another session has locked a row that this changes, for over {seconds:g} s:"
         f" {holder or 'its holder is not known'}; nothing was changed",
-        hint="Repeat it later, or end that transaction: select pg_terminate_backend(PROCESS);",
+        hint="Repeat it later, or end that transaction: select pg_terminate_backend(PROCESS), or"
+        " rollback prepared.",
     )
 
 

@@ -97,9 +97,34 @@ from pgcoord.control as k
 comment on view pgcoord.elsewhere is
     'Attempts on other hosts than the one that leads (or led last), and until when they are left alone; then they are lost.';
 
+-- The session of process p_holder, for which that of p_waiter waits. A prepared transaction has no session: it is process 0 to
+-- pg_blocking_pids, and is found by the lock that it has and the other wants. Its last statement was to prepare it.
+create or replace function pgcoord_private.holder_of(p_waiter integer, p_holder integer)
+returns table (usename name, application_name text, since timestamptz, state text, query text)
+language sql stable rows 1
+begin atomic
+    select s.usename, s.application_name, s.xact_start, s.state, s.query
+    from pg_stat_activity as s
+    where s.pid = p_holder
+    union all
+    (
+        select x.owner, null, x.prepared, 'prepared', format('prepare transaction %L', x.gid)
+        from pg_locks as w
+            join pg_locks as h on h.granted and h.pid is null
+                and (h.locktype, h.database, h.relation, h.page, h.tuple, h.transactionid, h.classid, h.objid, h.objsubid)
+                    is not distinct from
+                    (w.locktype, w.database, w.relation, w.page, w.tuple, w.transactionid, w.classid, w.objid, w.objsubid)
+            join pg_locks as t on t.pid is null and t.virtualtransaction = h.virtualtransaction and t.locktype = 'transactionid'
+            join pg_prepared_xacts as x on x.transaction = t.transactionid
+        where p_holder = 0 and w.pid = p_waiter and not w.granted
+        order by x.prepared
+        limit 1
+    );
+end;
+
 -- Locks that coordinators wait for, with the sessions that hold them up. A session waits for one lock: its name tells
 -- which (await_lock). Who holds it is known only while it waits; what that session does, only to those who may see it
--- (pg_read_all_stats). A prepared transaction has no session: its holder is 0.
+-- (pg_read_all_stats).
 create or replace function pgcoord_private.find_lock_waits() returns table (
     lock text, holder integer, usename name, application_name text, since timestamptz, state text, query text
 )
@@ -108,13 +133,13 @@ set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
     return query
-    select substr(w.application_name, length('pgcoord waits for ') + 1), b.pid, s.usename, s.application_name, s.xact_start,
-        s.state, s.query
+    select substr(w.application_name, length('pgcoord waits for ') + 1), b.pid, h.usename, h.application_name, h.since,
+        h.state, h.query
     from pg_stat_activity as w
         cross join lateral unnest(pg_blocking_pids(w.pid)) as b (pid)
-        left join pg_stat_activity as s on s.pid = b.pid
+        left join lateral pgcoord_private.holder_of(w.pid, b.pid) as h on true
     where w.datname = current_database() and w.application_name like 'pgcoord waits for %'
-    order by s.xact_start;
+    order by h.since;
 end $$;
 
 create or replace view pgcoord.lock_waits as
@@ -129,11 +154,19 @@ create or replace function pgcoord_private.holder_words(
 ) returns text
 language sql stable
 return case
-    when p_holder = 0 then 'a prepared transaction (select * from pg_prepared_xacts)'
+    when p_holder = 0 then coalesce(
+        'the prepared transaction' || substr(p_query, 20) || format(' (user %s), since %s', p_user, pgcoord_private.clock(p_since)),
+        'a prepared transaction (select * from pg_prepared_xacts)')
     else format('process %s (user %s%s)%s%s', p_holder, p_user, ', ' || nullif(p_application, ''),
         ', in its transaction since ' || pgcoord_private.clock(p_since),
         ', ' || p_state || ': ' || left(regexp_replace(p_query, '\s+', ' ', 'g'), 200))
 end;
+
+-- The statement that ends a session that holds a lock.
+create or replace function pgcoord_private.holder_ending(p_holder integer, p_query text) returns text
+language sql immutable
+return case when p_holder = 0 then coalesce('rollback prepared' || substr(p_query, 20), 'rollback prepared …')
+    else format('select pg_terminate_backend(%s)', p_holder) end;
 
 -- The session that holds a lock that a coordinator waits for, in words; null when none is seen.
 create or replace function pgcoord_private.held_by(p_lock text) returns text
@@ -150,15 +183,16 @@ end;
 create or replace function pgcoord_private.blocked_by(p_pid integer) returns text
 language sql stable
 begin atomic
-    with recursive blocking (pid) as (
-        select unnest(pg_blocking_pids(p_pid)) as pid
+    with recursive blocking (waiter, pid) as (
+        select p_pid, unnest(pg_blocking_pids(p_pid))
         union
-        select unnest(pg_blocking_pids(b.pid)) as pid from blocking as b
+        select b.pid, unnest(pg_blocking_pids(b.pid)) from blocking as b
     )
-    select pgcoord_private.holder_words(b.pid, s.usename, s.application_name, s.xact_start, s.state, s.query)
-    from blocking as b left join pg_stat_activity as s on s.pid = b.pid
+    select pgcoord_private.holder_words(b.pid, h.usename, h.application_name, h.since, h.state, h.query)
+    from blocking as b
+        left join lateral pgcoord_private.holder_of(b.waiter, b.pid) as h on true
     where cardinality(pg_blocking_pids(b.pid)) = 0
-    order by s.xact_start
+    order by h.since
     limit 1;
 end;
 

@@ -75,24 +75,29 @@ begin
         perform 1 from public.planned_features where id = any (p_feature_ids) order by id for no key update;
         perform set_config('lock_timeout', v_timeout, true);
     exception when lock_not_available then
-        select f.id, l.pid, s.usename, s.application_name, s.xact_start, s.state, s.query into v_holder
+        select f.id, case when l.granted then coalesce(l.pid, 0) end as pid,    -- 0: a prepared transaction, as for holder_of
+            coalesce(s.usename, x.owner) as usename, s.application_name, coalesce(s.xact_start, x.prepared) as since, s.state,
+            coalesce(s.query, format('prepare transaction %L', x.gid)) as query
+        into v_holder
         from public.planned_features as f
-            left join pg_locks as l on l.locktype = 'transactionid' and l.granted and l.pid <> pg_backend_pid()
+            left join pg_locks as l on l.locktype = 'transactionid' and l.granted and l.pid is distinct from pg_backend_pid()
                 and l.transactionid::text = any (pgcoord_private.lockers(f.xmax))
                 and exists (
-                    select from pg_locks as t where t.pid = l.pid and t.relation = 'public.planned_features'::regclass and t.granted
+                    select from pg_locks as t
+                    where t.virtualtransaction = l.virtualtransaction and t.relation = 'public.planned_features'::regclass and t.granted
                 )
             left join pg_stat_activity as s on s.pid = l.pid
+            left join pg_prepared_xacts as x on l.pid is null and x.transaction = l.transactionid
         where f.id = any (p_feature_ids)
-        order by l.pid is null, f.id
+        order by l.granted is null, f.id
         limit 1;
         raise exception using
             errcode = '55P03',
             message = format('feature %s is being changed by %s', v_holder.id, case when v_holder.pid is null then 'somebody else'
-                else pgcoord_private.holder_words(v_holder.pid, v_holder.usename, v_holder.application_name, v_holder.xact_start,
+                else pgcoord_private.holder_words(v_holder.pid, v_holder.usename, v_holder.application_name, v_holder.since,
                     v_holder.state, v_holder.query) end),
             hint = 'A transaction that inserted or changed phases of it is still open. Try again once it has ended'
-                || coalesce(', or end it: select pg_terminate_backend(' || v_holder.pid || ')', '') || '.';
+                || coalesce(', or end it: ' || pgcoord_private.holder_ending(v_holder.pid, v_holder.query), '') || '.';
     end;
 end $$;
 

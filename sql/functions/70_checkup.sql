@@ -294,8 +294,8 @@ $$;
 create or replace function pgcoord_private.checkup_transactions() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
-    with open_transaction (name, since, locks, ending) as (
-        select format('process %s of %s', a.pid, a.usename), a.xact_start, exists (
+    with open_transaction (words, since, locks, ending) as (
+        select format('process %s of %s is in a transaction', a.pid, a.usename), a.xact_start, exists (
                 select from pg_locks as l
                 where l.pid = a.pid and l.granted and l.mode <> 'AccessShareLock'
                     and l.relation in ('public.phase_queue'::regclass, 'public.planned_features'::regclass, 'pgcoord.control'::regclass)
@@ -303,18 +303,23 @@ set search_path = pg_catalog, pg_temp as $$
         from pg_stat_activity as a
         where a.datname = current_database() and a.pid <> pg_backend_pid() and a.backend_type = 'client backend'
         union all
-        select format('prepared transaction %L', x.gid), x.prepared, true, format('rollback prepared %L', x.gid)
+        select format('transaction %L of %s is prepared', x.gid, x.owner), x.prepared, exists (
+                select from pg_locks as t
+                    join pg_locks as l on l.pid is null and l.virtualtransaction = t.virtualtransaction
+                where t.locktype = 'transactionid' and t.transactionid = x.transaction and l.mode <> 'AccessShareLock'
+                    and l.relation in ('public.phase_queue'::regclass, 'public.planned_features'::regclass, 'pgcoord.control'::regclass)
+            ), format('rollback prepared %L', x.gid)
         from pg_prepared_xacts as x
         where x.database = current_database()
     )
-    select 'transactions', case when count(t.name) = 0 and r.sees_all then 'ok' else 'warn' end,
-        case when count(t.name) > 0 then pgcoord_private.some_of(array_agg(format('%s is in a transaction for %s%s', t.name,
+    select 'transactions', case when count(t.words) = 0 and r.sees_all then 'ok' else 'warn' end,
+        case when count(t.words) > 0 then pgcoord_private.some_of(array_agg(format('%s for %s%s', t.words,
                     pgcoord_private.in_words(clock_timestamp() - t.since), case when t.locks then ', with locks on the queue' else '' end)
                 order by t.since))
             when r.sees_all then 'none is open for long'
             else format('%s cannot see those of other users', current_user)
         end,
-        case when count(t.name) > 0 then 'end it, or: ' || (array_agg(t.ending order by t.since))[1]
+        case when count(t.words) > 0 then 'end it, or: ' || (array_agg(t.ending order by t.since))[1]
             when not r.sees_all then format('grant pg_read_all_stats to %I', current_user) end
     from (select pg_has_role('pg_read_all_stats', 'usage') as sees_all) as r
         left join open_transaction as t
@@ -327,9 +332,10 @@ create or replace function pgcoord_private.checkup_locks() returns setof pgcoord
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
     with holder as (
-        select w.holder, min(w.since) as since, min(pgcoord_private.held_by(w.lock)) as words, array_agg(distinct w.lock) as locks
+        select pgcoord_private.holder_ending(w.holder, w.query) as ending, min(w.since) as since,
+            min(pgcoord_private.held_by(w.lock)) as words, array_agg(distinct w.lock) as locks
         from pgcoord_private.find_lock_waits() as w
-        group by w.holder
+        group by 1
     )
     select 'locks', case when h.words is null and u.n = 0 then 'ok' else 'warn' end,
         case when h.words is null and u.n = 0 then 'no coordinator waits for a lock'
@@ -341,8 +347,7 @@ set search_path = pg_catalog, pg_temp as $$
             when u.n > 0 then 'a coordinator on the same machine records it once it runs: ''pgcoord serve''' end
     from (
             select string_agg(format('%s is held by %s', pgcoord_private.some_of(locks), words), '; ' order by since) as words,
-                (array_agg(case when holder = 0 then 'rollback prepared …' else format('select pg_terminate_backend(%s)', holder) end
-                    order by since))[1] as ending
+                (array_agg(ending order by since))[1] as ending
             from holder
         ) as h
         cross join (
@@ -360,17 +365,18 @@ set search_path = pg_catalog, pg_temp as $$
     from (select pg_notification_queue_usage()::numeric as usage) as queue;
 $$;
 
--- Checkup: does a subscription write into our tables? Its worker fires no trigger of a statement, so that what it inserts
--- has no edges and wakes nobody; most of it is refused, and it tries again for ever.
+-- Checkup: does a subscription write into our tables? What it writes fires no trigger, so that a phase has no edges and wakes
+-- nobody; most of them the constraints refuse, and it tries again for ever. A copy of all tables is well as it is, to be read.
 create or replace function pgcoord_private.checkup_replication() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
     select 'replication', case when count(*) > 0 then 'fail' else 'ok' end,
-        case when count(*) > 0 then format('a subscription replicates into %s, past the triggers: phases do not come in',
+        case when count(*) > 0 then format('a subscription replicates into %s, past the triggers: nothing of it is run here',
                 string_agg(distinct c.relname, ' and '))
             else 'no subscription writes past the triggers' end,
         case when count(*) > 0
-            then 'replicate into a table of your own, and have an ''enable always'' trigger of it insert into phase_queue' end
+            then 'leave a copy as it is, to be read; to bring work in, replicate into a table of your own, of which a trigger with '
+                '''enable always'' and session_replication_role = origin inserts into phase_queue' end
     from pg_subscription_rel as r join pg_class as c on c.oid = r.srrelid
     where c.oid in ('public.planned_features'::regclass, 'public.phase_queue'::regclass);
 $$;

@@ -331,6 +331,10 @@ def test_a_fault_of_a_section_is_named(tmp_path: Path, text: str, expected: str)
         ("max_attempts = true", "max_attempts: expected a whole number"),
         ("max_attempts = 2.0", "max_attempts: expected a whole number"),
         ("retry_lost = 1", "retry_lost: expected true or false, not 1"),
+        (
+            "agent = 'claud'",
+            "agent: expected claude or codex or gemini or copilot or opencode or qwen",
+        ),
         ("reports = 'yes'", "reports: expected true or false, not 'yes'"),
         ("directory = ''", "directory: expected a folder"),
         ("environment = 'PATH'", "environment: expected a list of variable names"),

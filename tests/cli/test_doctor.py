@@ -1,6 +1,7 @@
 """`pgcoord doctor`: a line a finding, a remedy for each that is not ok, and an exit status."""
 
 import json
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -167,6 +168,35 @@ def test_the_disk_is_that_of_the_last_coordinator_of_this_machine(
 def test_a_disk_that_fills_up_is_found(free: int, level: str, words: str) -> None:
     found = doctor._room(Path("/runs"), free)
     assert (found.level, found.words) == (level, words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("remount,ro", "the disk of {} can only be read: no phase can start"),
+        ("remount,nr_inodes=100", "the disk of {} has room for 9\\d files more; a run makes six"),
+        ("remount,size=100m", "105 MB free for logs in {}"),
+    ],
+)
+def test_a_disk_on_which_no_phase_can_start_is_found(
+    desk: Desk, conn: Connection, options: str, words: str
+) -> None:
+    disk = desk.folder / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3g", "tmpfs", str(disk)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        desk.write("pgcoord.toml", f'{CONFIGURATION}[log]\nfolder = "disk/runs"\n')
+        assert re.search(r"✓ ok    disk  .* free for logs in ", desk.call("doctor").stdout)
+        subprocess.run(["mount", "-o", options, str(disk)], check=True)
+        done = desk.call("doctor")
+        line = f"✗ fail  disk           {words.format(re.escape(str(disk / 'runs')))}\n +→ "
+        assert re.search(line, done.stdout), done.stdout
+        assert done.returncode == 9
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize(

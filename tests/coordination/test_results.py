@@ -65,6 +65,11 @@ async def test_a_result_that_is_missing_fails_the_phase_before_it_starts(
     ("script", "error"),
     [
         ("echo '{\"a\": 1' > $PGCOORD_RESULT_FILE", "it is not JSON"),
+        (  # two processes at once: the end of the longer text stands behind the shorter one
+            """echo '{"summary": "long"}' 1<> $PGCOORD_RESULT_FILE;"""
+            """ echo '{"a": 1}' 1<> $PGCOORD_RESULT_FILE""",
+            "it is not JSON",
+        ),
         ("echo '[1]' > $PGCOORD_RESULT_FILE", "the result is no object, but array"),
         ("head -c 300000 /dev/zero > $PGCOORD_RESULT_FILE", "it has more than 204 kB"),
         ("head -c 70000 /dev/zero > $PGCOORD_RESULT_FILE", "it is not JSON"),

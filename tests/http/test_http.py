@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 from psycopg_pool import TooManyRequests
 from starlette.requests import Request
 from support.cases import case
@@ -74,6 +75,33 @@ async def test_the_page_of_a_feature_tells_what_it_costs(
     assert " of $2.00" not in (await site.client.get("/features/1")).text
     wrong = await site.client.post("/features/1/budget", data={"max_cost_usd": "much"})
     assert (wrong.status_code, "&#39;much&#39; is no amount" in wrong.text) == (422, True)
+
+
+async def test_the_page_of_a_phase_shows_its_result(
+    site: Site, conn: Connection, epoch: int
+) -> None:
+    add_feature(conn, {1: []})
+    claim(conn, epoch)
+    result = {
+        "summary": "did <it>",
+        "branch": "pgcoord/queue-1-1",
+        "commit": "0123456789abcdef",
+        "url": "https://example.org/7",
+        "cost_usd": 0.5,
+        "tokens_in": 2000,
+    }
+    conn.execute("select pgcoord.set_result('queue-1-1', %s)", [Jsonb(result)])
+    page = (await site.client.get("/phases/queue-1-1")).text
+    for shown in (
+        "<dt>Summary</dt><dd>did &lt;it&gt;</dd>",
+        'pgcoord/queue-1-1 <span class="faint">0123456789ab</span>',
+        '<a href="https://example.org/7" rel="noreferrer">',
+        "<dt>Cost</dt><dd>0.50 USD</dd>",
+        "<dt>Tokens</dt><dd>2,000 read, 0 written</dd>",
+    ):
+        assert shown in page, shown
+    conn.execute("""select pgcoord.set_result('queue-1-1', '{"url": "javascript:alert()"}')""")
+    assert "javascript:alert" not in (await site.client.get("/phases/queue-1-1")).text
 
 
 async def test_a_token_for_reading_steers_nothing(locked: Site, conn: Connection) -> None:

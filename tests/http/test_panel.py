@@ -291,6 +291,33 @@ async def test_a_change_of_one_phase_of_five_hundred_is_sent_in_ten_kilobytes(
     await expect(page.locator("#timeline .who .completed")).to_have_count(1)
 
 
+async def test_a_critical_path_that_moves_sends_no_phase_again(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    """Two chains of ten: without its end, the first takes less than the second."""
+    phases = {n: [] if n % 10 == 1 else [n - 1] for n in range(1, 21)}
+    feature = add_feature(conn, phases)
+    conn.execute(
+        "update phase_queue set phase_data = jsonb_build_object('estimated_hours',"
+        " case when phase_number <= 10 then 1 else 0.95 end)"
+    )
+    await look(page, f"{panel}/features/{feature}")
+    marks = page.locator("#tree .critical")
+    await expect(marks).to_have_count(10)
+    await expect(page.locator("#phase-10 .critical")).to_have_count(1)
+    await page.evaluate(
+        "window.sent = {}; const before = take;"
+        "take = (message, glows) => { Object.assign(sent, JSON.parse(message).pieces);"
+        " before(message, glows); }; 0"
+    )
+    conn.execute("select pgcoord.cancel_phase(%s, 'no')", [f"queue-{feature}-10"])
+    await expect(page.locator("#phase-20 .critical")).to_have_count(1)
+    await expect(marks).to_have_count(10)
+    sent = await page.evaluate("sent")
+    assert [each for each in sent if each.startswith("phase-")] == ["phase-10"]
+    assert sum(len(html) for each, html in sent.items() if each.startswith("path-")) < 2_000
+
+
 async def test_many_events_are_drawn_together_and_the_last_state_is_shown(
     page: Page, panel: str, conn: Connection
 ) -> None:
@@ -402,6 +429,16 @@ async def test_a_restarted_postgres_is_noticed_and_the_page_goes_on(
             said = await answer.text()
             assert (answer.status, "The database does not answer" in said) == (503, True)
             assert "Refused" not in said
+            # What is pressed meanwhile is refused by what is known, without a wait.
+            await page.get_by_role("link", name="Pause").click()
+            dialog = page.get_by_role("dialog")
+            await expect(dialog).to_contain_text("Phases that run go on meanwhile.")
+            await expect(dialog).not_to_contain_text("couldn't get a connection")
+            await dialog.get_by_role("link", name="Close").click()
+            await page.get_by_label("Limit").fill("5")
+            await page.get_by_role("button", name="Set").click()
+            await expect(dialog).to_contain_text("Nothing was changed.")
+            await page.keyboard.press("Escape")
             await asyncio.to_thread(postgres.start)
             with psycopg.connect(postgres.dsn, autocommit=True) as conn:
                 conn.execute("insert into planned_features (title) values ('Afterwards')")

@@ -335,6 +335,27 @@ async def test_what_happened_to_many_phases_at_once_is_one_row_of_the_history(
     await expect(page.locator("h1")).to_have_text("Module 33 of the Move")
 
 
+async def test_an_insert_of_many_phases_is_named_whole_in_the_history_of_their_feature(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    """More than are read at once; what happens afterwards does not change its row."""
+    feature = many(conn, 450)
+    await look(page, f"{panel}/features/{feature}")
+    row = page.locator("#events tr", has_text="inserted").first
+    await expect(row).to_contain_text("phases 1\u2013450: inserted")
+    await row.locator("summary").click()
+    await expect(row.get_by_role("link", name="and 430 more")).to_be_visible()
+    await page.evaluate(
+        "window.sent = []; const before = take;"
+        "take = (message, glows) => { sent.push(...Object.keys(JSON.parse(message).pieces));"
+        " before(message, glows); }; 0"
+    )
+    number = await row.get_attribute("id")
+    conn.execute("select pgcoord.cancel_phase(%s, 'no')", [f"queue-{feature}-450"])
+    await expect(page.locator("#events tr").first).to_contain_text("phase 450: Cancelled")
+    assert number not in await page.evaluate("sent")
+
+
 def write(folder: Path, text: str) -> None:
     """Have an attempt have written this."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -387,7 +387,7 @@ async def test_one_of_several_signatures_is_enough(
     assert (await site.report(BODY, None, **both)).status_code == 200
 
 
-async def test_a_body_of_more_than_192_kib_is_refused_while_it_is_read(
+async def test_a_body_of_more_than_256_kib_is_refused_while_it_is_read(
     site: Site, running: str
 ) -> None:
     async def chunks() -> Any:
@@ -398,9 +398,9 @@ async def test_a_body_of_more_than_192_kib_is_refused_while_it_is_read(
     answer = await site.client.post("/workflow-complete", content=chunks(), headers=headers)
     assert answer.status_code == 413
     assert answer.json()["error"] == "too_large"
-    fits = {"queue_id": running, "status": "failed", "error_message": "x" * 190_000}
+    fits = {"queue_id": running, "status": "failed", "error_message": "x" * 255_000}
     assert (await site.report(fits)).status_code == 200
-    long = {**fits, "error_message": "x" * 197_000}
+    long = {**fits, "error_message": "x" * 263_000}
     assert (await site.report(long)).status_code == 413
 
 

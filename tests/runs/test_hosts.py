@@ -114,6 +114,7 @@ async def test_a_leader_on_another_host_goes_on_where_one_was_killed(
 async def test_a_node_whose_daemon_dies_gives_its_job_away_and_it_runs_once(
     own_slurm: Cluster, dsn: str, tmp_path: Path, hurried: None
 ) -> None:
+    own_slurm.lose_nodes_after(8)
     gate = Gate(tmp_path / "gate")
     pool = Pool("hpc", "slurm", 4, {"folder": str(tmp_path / "shared")})
     environment = {**os.environ, **own_slurm.environment}
@@ -151,4 +152,4 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in HURRIED.items():
         monkeypatch.setattr(engines, name, value)
     # Slurm starts a job at its next tick, and a node is lost after its SlurmdTimeout.
-    monkeypatch.setattr("support.coordination.PATIENCE", 120.0)
+    monkeypatch.setattr("support.coordination.PATIENCE", 300.0)

@@ -312,22 +312,3 @@ def test_phases_that_say_nothing_of_what_is_to_be_done_are_named(conn: Connectio
         add_phase(conn, feature, number, phase_data=Jsonb(data))
     level, words, _ = checkup(conn)["empty"]
     assert (level, words) == ("warn", "1 phase that waits has neither title nor prompt: queue-1-1")
-
-
-def test_a_subscription_that_writes_past_the_triggers_is_found(conn: Connection) -> None:
-    conn.execute(
-        "create subscription incoming connection 'dbname=none' publication none"
-        " with (connect = false, slot_name = none)"
-    )
-    try:
-        conn.execute(
-            "insert into pg_subscription_rel select oid, 'phase_queue'::regclass, 'i', null"
-            " from pg_subscription where subname = 'incoming'"
-        )
-        level, words, _ = checkup(conn)["replication"]
-        assert (level, words.split(",")[0]) == (
-            "fail",
-            "a subscription replicates into phase_queue",
-        )
-    finally:
-        conn.execute("drop subscription incoming")

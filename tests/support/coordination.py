@@ -303,7 +303,7 @@ class Watch:
 
     async def until(self, seen: Callable[[list[Row]], bool], statement: str) -> list[Row]:
         """Ask again after each event, until `seen` likes the rows."""
-        async with asyncio.timeout(PATIENCE):
+        async with self._in_time(statement):
             while True:
                 rows = await self.all(statement)
                 if seen(rows):
@@ -315,9 +315,23 @@ class Watch:
 
     async def until_found(self, statement: str, *, nothing: bool = False) -> None:
         """Ask again and again, for what leaves no event, until there are rows (or nothing)."""
-        async with asyncio.timeout(PATIENCE):
+        async with self._in_time(statement):
             while bool(await self.all(statement)) == nothing:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self, statement: str) -> AsyncIterator[None]:
+        """Give up after `PATIENCE`, and show what the phases do instead."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                yield
+        except TimeoutError:
+            there = await self.all(
+                "select p.queue_id, p.status, a.* from phase_queue as p"
+                " left join pgcoord.attempt as a using (queue_id) order by a.id desc limit 20"
+            )
+            lines = [str({k: v for k, v in row.items() if v is not None}) for row in there]
+            raise AssertionError("\n".join([f"not in time: {statement}", *lines])) from None
 
     async def until_statuses(self, *wanted: str) -> list[Row]:
         """Wait until the phases have these statuses, in order of feature and number."""

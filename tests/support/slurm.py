@@ -89,10 +89,10 @@ class Slurm:
             "SelectTypeParameters=CR_Core",
             "MpiDefault=none",
             "SlurmdParameters=config_overrides",  # more cores than there are
+            # Not less than usual of MessageTimeout, SlurmdTimeout: on a machine that is slow for a
+            # moment, the controller would cancel what a node is slow to start.
             "ReturnToService=2",
             "KillWait=2",
-            "SlurmdTimeout=8",
-            "MessageTimeout=3",
             "AccountingStorageType=accounting_storage/none",
             "SchedulerParameters=batch_sched_delay=0,sched_min_interval=1000",
             *(
@@ -102,6 +102,12 @@ class Slurm:
             f"PartitionName=p Nodes={','.join(NODES)} Default=YES",
         ]
         (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
+
+    def lose_nodes_after(self, seconds: int) -> None:
+        """Have the controller take a node for lost, with its jobs, that is silent for so long."""
+        with (self.folder / "slurm.conf").open("a") as file:
+            file.write(f"SlurmdTimeout={seconds}\n")
+        subprocess.run(["scontrol", "reconfigure"], env=self._environment, check=True)
 
     def start_controller(self) -> None:
         subprocess.run(["slurmctld"], env=self._environment, check=True)

@@ -100,6 +100,7 @@ function take(message, glows) {
   for (const id of heavy) stale.add(id);
   document.title = title;
   for (const [id, html] of Object.entries(pieces)) {
+    news.pieces.delete(id); // what came last is put last: a row, or what is within it
     news.pieces.set(id, html);
     if (glows) news.glow.add(id);
   }
@@ -132,13 +133,13 @@ async function fetchStale() {
 
 function put() {
   planned = 0;
-  const fresh = new Map();
+  const fresh = new DocumentFragment();
   for (const [id, html] of news.pieces) {
-    const old = byId(id);
+    const old = byId(id) ?? fresh.getElementById(id);
     const now = parse(html, old);
     // Only another state glows, not an expectation that has moved.
     if (old && old.dataset.state === now.dataset.state) news.glow.delete(id);
-    if (!old) fresh.set(id, now);
+    if (!old) fresh.append(now);
     else if (old.localName !== now.localName) old.replaceWith(now);
     else become(old, now);
   }
@@ -153,7 +154,7 @@ function put() {
 }
 
 function arrange(list, items, fresh) {
-  const wanted = items.map((id) => byId(id) || fresh.get(id)).filter(Boolean);
+  const wanted = items.map((id) => byId(id) ?? fresh.getElementById(id)).filter(Boolean);
   const stay = new Set(wanted);
   for (const each of [...list.children]) if (!stay.has(each)) each.remove();
   let at = list.firstElementChild;
@@ -532,7 +533,8 @@ function bring(frame, there) {
 function bringNow() {
   for (const id of ["graph", "timeline"]) {
     const frame = document.querySelector(`#${id} .scroll`);
-    bring(frame, frame?.querySelector(".node.running, .node.ready, .node.failed, .who .running, .who .failed"));
+    const now = frame?.querySelector(".node.running, .node.ready, .node.failed, .who .running, .who .failed");
+    bring(frame, now ?? frame?.querySelector(".node:not(.completed), .who .icon:not(.completed)"));
   }
   const lanes = document.querySelector("#timeline .scroll");
   if (lanes) lanes.scrollLeft = 0;

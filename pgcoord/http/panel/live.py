@@ -29,7 +29,7 @@ from markupsafe import Markup
 from psycopg_pool import PoolTimeout
 
 from pgcoord.database._sql import Connection
-from pgcoord.errors import CoordError, DatabaseUnusable
+from pgcoord.errors import CoordError
 from pgcoord.http.feed import FROM_NOW_ON, Connected, Event, Feed
 
 logger = logging.getLogger(__name__)
@@ -413,8 +413,7 @@ class Live:
 
         Raises `DatabaseUnusable` at once, without waiting, while the feed has lost the database.
         """
-        if self.state and not self.state.live:
-            raise DatabaseUnusable(f"the database does not answer: {self.state.reason}")
+        self._feed.refuse_if_lost()
         async with self._reading() as conn:
             yield conn
 

@@ -279,7 +279,7 @@ class FeaturePage(View):
             spans = await panel.spans(conn, self.feature_id)
             costs = await panel.costs(conn, self.feature_id)
             in_line = await panel.line(conn, _NEXT_OF_FEATURE, self.feature_id)
-            events = await panel.history(conn, self.feature_id, None, None, MOST_EVENTS)
+            events = await _latest(conn, self.feature_id)
         ended = feature.status in ("completed", "cancelled") or not phases
         timeline = Timeline(phases, spans, forecast, ended)
         graph = Graph(phases, forecast, len(phases) > ROOMY and not self.whole)
@@ -339,6 +339,9 @@ def _title_of(feature: panel.FeatureRow, needs: int) -> str:
 _RUN = 3
 _RUN_GAP = timedelta(minutes=1)
 
+# With so many events read, a run is shown in part all the same: `MOST_EVENTS`, doubled six times.
+_MOST_IN_RUN = 12_800
+
 
 @dataclass(frozen=True)
 class Run:
@@ -362,18 +365,33 @@ def _what(event: HistoryEvent) -> tuple[object, ...]:
 def _runs(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
     """Group consecutive events, latest first, that are equal and less than `_RUN_GAP` apart."""
     run: list[HistoryEvent] = []
+    numbers: set[int | None] = set()
     for event in events:
         if run and not (
             _what(event) == _what(run[-1])
             and event.queue_id is not None
             and run[-1].at - event.at <= _RUN_GAP
-            and event.phase_number not in (each.phase_number for each in run)
+            and event.phase_number not in numbers
         ):
             yield run
-            run = []
+            run, numbers = [], set()
         run.append(event)
+        numbers.add(event.phase_number)
     if run:
         yield run
+
+
+async def _latest(conn: Connection, feature_id: int) -> list[HistoryEvent]:
+    """Read the latest events of a feature, on to the end of a run that would be shown in part."""
+    limit = MOST_EVENTS
+    events = await panel.history(conn, feature_id, None, None, limit)
+    while len(events) == limit < _MOST_IN_RUN:
+        runs = list(_runs(events))
+        if len(runs[-1]) < _RUN or len(runs) > _FEW_EVENTS:
+            break
+        events += await panel.history(conn, feature_id, None, events[-1].id, limit)
+        limit *= 2
+    return events
 
 
 def _event_pieces(

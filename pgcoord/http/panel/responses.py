@@ -48,18 +48,23 @@ class ErrorView:
     lines: list[tuple[str, str]] | None = None
 
 
+_NOT_DONE = "Nothing was changed. Do it again when the page is live."
+
 _ERRORS = (CoordError, psycopg.Error, PoolTimeout, TooManyRequests)
 
 
 def error_page(handler: Handler) -> Handler:
     """Wrap *handler*: answer a `CoordError`, or an error of the database, with an error page.
 
-    The status is that of the API for the same error.
+    The status is that of the API for the same error. While the database is known not to answer,
+    *handler* is not called.
     """
 
     @wraps(handler)
     async def answer(request: Request) -> Response:
+        acts = request.method == "POST"
         try:
+            state_of(request).feed.refuse_if_lost(_NOT_DONE if acts else None)
             return await handler(request)
         except _ERRORS as error:
             plain = await answer_error(request, error)
@@ -69,9 +74,11 @@ def error_page(handler: Handler) -> Handler:
             elif isinstance(error, Locked):
                 context["title"] = "Somebody has it locked"
             elif plain.status_code == 503:
-                context |= {"title": "The database does not answer", "again": request.url.path}
+                context |= {"title": "The database does not answer", "away": True}
+                if not acts:
+                    context["again"] = request.url.path
             page = render_page(request, "error.html", plain.status_code, **context)
-            if plain.status_code == 503:
+            if plain.status_code == 503 and not acts:
                 page.headers.update({"retry-after": "2", "refresh": "3"})
             return page
 
