@@ -116,10 +116,8 @@ def delete(
                 phase = await reads.board_phase(conn, queue_id)
                 return queue_id, f"{queue_id}  {phase.title}: {shown_status(phase)}"
             named = await reads.feature(conn, feature)
-            status = named.status.replace("_", " ")
-            return feature, (
-                f"feature {feature}  {named.title}: {counted(named.total_phases, 'phase')}, {status}"
-            )
+            phases, status = counted(named.total_phases, "phase"), named.status.replace("_", " ")
+            return feature, f"feature {feature}  {named.title}: {phases}, {status}"
 
     async def remove(what: str | int) -> None:
         async with changing(surroundings, found) as conn:
