@@ -36,6 +36,16 @@ STATE = ".pgcoord"
 
 Result = TypeVar("Result")
 
+# The command that shows what exists, for each query that the functions of the database name.
+_SHOWN_BY = {
+    f"{query} shows those that exist.": f"'pgcoord {command}' shows those that exist."
+    for query, command in (
+        ("select * from pgcoord.feature", "status --all"),
+        ("select queue_id from phase_queue", "status"),
+        ("select name from pgcoord.schedules", "schedule list"),
+    )
+}
+
 # libpq's variables that choose a database; the others only say how to connect to it.
 _NAMES_A_DATABASE = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER")
 
@@ -236,6 +246,10 @@ def complete(dsn: str, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run(work)
     except WrongSchema:
         check_schema(dsn)  # raises with the difference, and the command to run
+        raise
+    except NotFound as error:
+        # The functions of the database tell those who use SQL where to look.
+        error.hint = _SHOWN_BY.get(error.hint or "", error.hint)
         raise
     except psycopg.OperationalError as error:
         raise unusable(error) from error

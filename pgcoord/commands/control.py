@@ -352,9 +352,13 @@ def again(
     dsn: Dsn = None,
 ) -> None:
     """Queue a copy of a feature, with the same phases; it stays as it is."""
+    feature = feature_of(target)
+    if phase is not None and feature is None:
+        raise typer.BadParameter(
+            f"it goes with a feature, and {target} is none.", param_hint="--from"
+        )
 
     async def change(conn: "Connection") -> Answer:
-        feature = feature_of(target)
         if phase is None and feature is not None:
             return await _perform(conn, BY_NAME["again"], feature, None, None)
         name = target if phase is None else f"{target}.{phase}"

@@ -74,6 +74,8 @@ def edit(
         "max_attempts": max_attempts,
     }
     changes = {key: value for key, value in changes.items() if value is not None}
+    if title is not None and not title.strip():
+        raise typer.BadParameter("a phase needs one.", param_hint="--title")
     numbers = None if after is None else _numbers(after)
     if not changes and numbers is None:
         raise typer.BadParameter("say what to change.", param_hint="--prompt")
@@ -103,28 +105,27 @@ def delete(
     It is shown first. What depended on a removed phase waits: 'pgcoord edit … --after' says for
     what else. 'pgcoord prune' removes all that was finished.
     """
-    from pgcoord.commands.progress import shown_status
     from pgcoord.database import actions, reads
 
     surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
     feature = feature_of(target)
 
-    async def look() -> tuple[str | int, str]:
+    async def look() -> str | int:
         async with session(found) as conn:
             if feature is None:
                 queue_id = await find_phase(conn, target)
-                phase = await reads.board_phase(conn, queue_id)
-                return queue_id, f"{queue_id}  {phase.title}: {shown_status(phase)}"
-            named = await reads.feature(conn, feature)
-            phases, status = counted(named.total_phases, "phase"), named.status.replace("_", " ")
-            return feature, f"feature {feature}  {named.title}: {phases}, {status}"
+                say(await _phase_in_words(conn, queue_id), err=as_json)
+                return queue_id
+            shown = await reads.feature(conn, feature)
+            phases, status = counted(shown.total_phases, "phase"), shown.status.replace("_", " ")
+            say(f"feature {feature}  {shown.title}: {phases}, {status}", err=as_json)
+            return feature
 
     async def remove(what: str | int) -> None:
         async with changing(surroundings, found) as conn:
             await actions.delete(conn, what)
 
-    what, shown = complete(found, look())
-    say(shown, err=as_json)
+    what = complete(found, look())
     name = f"feature {what}" if feature else str(what)
     if dry_run:
         words = f"{name} would be removed, with its history"
@@ -134,6 +135,22 @@ def delete(
     confirm_or_exit(question, yes=yes, otherwise="nothing is removed", err=as_json)
     complete(found, remove(what))
     print_answer(Answer(f"{name} is removed", {"removed": what}), as_json=as_json)
+
+
+async def _phase_in_words(conn: "Connection", queue_id: str) -> str:
+    """Return a line on a phase that is to be deleted, with what would wait for it then."""
+    from pgcoord.commands.progress import shown_status
+    from pgcoord.database import reads
+
+    phases = await reads.board(conn, (await reads.phase_object(conn, queue_id))["feature_id"])
+    [shown] = [each for each in phases if each.queue_id == queue_id]
+    waiting = [
+        str(each.phase_number)
+        for each in phases
+        if shown.phase_number in each.depends_on_phases and each.status in ("queued", "blocked")
+    ]
+    words = f"{queue_id}  {shown.title}: {shown_status(shown)}"
+    return f"{words}; what depends on it waits then: {', '.join(waiting)}" if waiting else words
 
 
 def _read(folder: Path, path: Path) -> str:

@@ -56,7 +56,7 @@ def show(
         typer.Argument(metavar="TOPIC", help="Which; without it, which there are."),
     ] = None,
 ) -> None:
-    """Print the reference: toml, plan, placeholders, environment, exit, sqlstate, http.
+    """Print the reference: toml, plan, placeholders, environment, exit, sqlstate, json, http.
 
     Every key of pgcoord.toml and of plans, every variable and status. 'pgcoord COMMAND --help' is
     about a command.
@@ -165,7 +165,7 @@ def _plan() -> Iterator[Table]:
 def _placeholders() -> Iterator[Table]:
     from pgcoord.configuration.model import PLACEHOLDERS, RETRY_PLACEHOLDERS
 
-    names = dict.fromkeys((*PLACEHOLDERS, "result.N.key", *RETRY_PLACEHOLDERS))
+    names = dict.fromkeys((*PLACEHOLDERS, "result.N.key", "param.NAME", *RETRY_PLACEHOLDERS))
     rows = [(f"{{{name}}}", words()["placeholder"].get(name, "")) for name in names]
     text = (
         "In `command` and `arguments` of a workflow; a value stays inside its argument,"
@@ -217,6 +217,17 @@ def _sqlstate() -> Iterator[Table]:
     yield Table("SQLSTATEs", ("code", "exit status", ""), rows)
 
 
+def _json() -> Iterator[Table]:
+    yield Table(
+        "Of each command",
+        ("command", "prints", ""),
+        [(name, shape, meaning) for name, (shape, meaning) in words()["json"].items()],
+        "`--json` prints one object, or in brackets a list of objects, on stdout; what is refused"
+        " is told on stderr as ever. `result` prints JSON by itself. Times are ISO 8601 with their"
+        " offset. Later releases may add keys.",
+    )
+
+
 def _http() -> Iterator[Table]:
     from pgcoord.http.openapi import REASONS, document
 
@@ -242,6 +253,7 @@ TOPICS: Mapping[str, tuple[str, Callable[[], Iterator[Table]]]] = MappingProxyTy
         "environment": ("Environment variables", _environment),
         "exit": ("Exit statuses of pgcoord", _exit),
         "sqlstate": ("SQLSTATEs that refuse", _sqlstate),
+        "json": ("What --json prints", _json),
         "http": ("HTTP", _http),
     }
 )

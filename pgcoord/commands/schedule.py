@@ -282,13 +282,13 @@ def delete(
     """Delete a schedule, which is shown first; the features that it has queued stay."""
     found = existing_dsn(ctx, dsn)
 
-    async def look() -> "Schedule":
+    async def look() -> list[str]:
         from pgcoord.database import schedules
 
         async with session(found) as conn:
-            return await schedules.schedule(conn, name)
+            return _lines(await schedules.schedule(conn, name))
 
-    for line in _lines(complete(found, look())):
+    for line in complete(found, look()):
         say(line, err=as_json)
     if dry_run:
         members = {"schedule": name, "deleted": False}
@@ -323,7 +323,7 @@ async def _changed(conn: "Connection", name: str, words: str) -> Answer:
     if found.paused_at is None and found.error is None:
         following = _following(found, await reads.now(conn), 1)
         line += "".join(f": next {found.clock(each)}" for each in following)
-    line += await unless_led(conn, "; no coordinator runs: 'pgcoord serve' starts it then")
+        line += await unless_led(conn, "; no coordinator runs: 'pgcoord serve' starts it then")
     return Answer(line, asdict(found))
 
 

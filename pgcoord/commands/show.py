@@ -1,6 +1,5 @@
 """Commands that only read the database: status, why, result."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -127,8 +126,13 @@ def status(
 
     Without its number, of all that are not finished.
     """
-    if watch and (as_json or not sys.stdout.isatty()):
-        raise typer.BadParameter("it draws on a terminal.", param_hint="--watch")
+    if watch:
+        from pgcoord.commands.progress import is_terminal
+
+        if as_json or not is_terminal():
+            raise typer.BadParameter(
+                "it draws on a terminal that can redraw lines.", param_hint="--watch"
+            )
     found = existing_dsn(ctx, dsn)
 
     async def read(conn: "Connection") -> _Standing:
@@ -191,6 +195,7 @@ def _at(slot: "Slot") -> str:
 def _header(standing: _Standing) -> list[Any]:
     from rich.text import Text
 
+    # Slots are cut at the width of the terminal; what says what to do is wrapped.
     lines = []
     for pool in sorted({each.pool for each in standing.slots} | {"local"}, key=_local_first):
         slots = [each for each in standing.slots if each.pool == pool]
@@ -198,32 +203,36 @@ def _header(standing: _Standing) -> list[Any]:
         name = "slots"
         if pool != "local":
             name = f"pool {pool}" + (f" ({printable(slots[0].launcher)})" if slots else "")
-        lines.append(f"{name}: {', '.join(held) or 'none'}")
+        line = f"{name}: {', '.join(held) or 'none'}"
+        lines.append(Text(line, no_wrap=True, overflow="ellipsis"))
+    sentences = []
     leads = standing.coordinator
     if leads:
         since = _time(leads.lead_at)
-        lines.append(f"coordinator: process {leads.pid} on {printable(leads.host)}, since {since}")
+        sentences.append(
+            f"coordinator: process {leads.pid} on {printable(leads.host)}, since {since}"
+        )
     elif standing.lead_blocker:
-        lines.append(f"coordinator: none leads: {printable(standing.lead_blocker.words)}")
-        lines.append(f"  end it: {printable(standing.lead_blocker.remedy)}")
+        sentences.append(f"coordinator: none leads: {printable(standing.lead_blocker.words)}")
+        sentences.append(f"  end it: {printable(standing.lead_blocker.remedy)}")
     elif standing.unwatched is None:
-        lines.append("coordinator: none runs ('pgcoord serve' starts one)")
+        sentences.append("coordinator: none runs ('pgcoord serve' starts one)")
     if standing.unwatched:
-        # The command first: a narrow terminal cuts the end.
-        goes_on = "'pgcoord serve' goes on; what is shown is as it was left"
-        lines.insert(0, f"{printable(standing.unwatched)}: {goes_on}")
+        goes_on = "what is shown is as it was left; 'pgcoord serve' goes on"
+        lines.insert(0, Text(f"{printable(standing.unwatched)}: {goes_on}"))
     if standing.paused_at:
-        lines.append(f"everything is paused since {_time(standing.paused_at)} ('pgcoord resume')")
-    lines += [
+        since = _time(standing.paused_at)
+        sentences.append(f"everything is paused since {since} ('pgcoord resume')")
+    sentences += [
         f"schedule {each.name}: {printable(each.words)}"
         + (f" ({each.origin})" if each.declared else "")
         for each in standing.schedules
     ]
-    lines += [
+    sentences += [
         f"schedule {printable(each.name)} of pgcoord.toml is not stored: {printable(each.error)}"
         for each in standing.refused_schedules
     ]
-    return [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
+    return [*lines, *map(Text, sentences)]
 
 
 def _local_first(pool: str) -> tuple[bool, str]:

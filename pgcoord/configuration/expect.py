@@ -27,10 +27,10 @@ MOST_ATTEMPTS = 1_000_000
 _UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
-def plan_file(folder: Reader, value: object) -> Path:
-    """The file of a plan, absolute; *folder* reads its path."""
+def file(folder: Reader, example: str, value: object) -> Path:
+    """A file, absolute; *folder* reads its path, and *example* is the name of one."""
     if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError(f'expected a file such as "nightly.md", not {value!r:.60}')
+        raise ValueError(f'expected a file such as "{example}", not {value!r:.60}')
     path: Path = folder(value)
     return path
 

@@ -68,6 +68,9 @@ def launchers(folder: Reader) -> Mapping[str, Mapping[str, Reader]]:
     def shared(value: object) -> str:
         return str(folder(value))
 
+    def file(example: str) -> Reader:
+        return lambda value: str(expect.file(folder, example, value))
+
     engine: dict[str, Reader] = {"folder": shared, "report_url": expect.url}
     return {
         LOCAL: {},
@@ -75,8 +78,8 @@ def launchers(folder: Reader) -> Mapping[str, Mapping[str, Reader]]:
         "kubernetes": {
             "report_url": expect.url,
             "directory": expect.word,
-            "template": shared,
-            "kubeconfig": shared,
+            "template": file("job.yaml"),
+            "kubeconfig": file("kubeconfig.yaml"),
             "namespace": expect.word,
             "context": expect.word,
         },

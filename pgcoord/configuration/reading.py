@@ -208,7 +208,7 @@ def _read_schedules(
     """Read every `[schedule.NAME]`, but not its plan."""
     found: dict[str, Schedule] = {}
     readers: dict[str, Reader] = {
-        "plan": partial(expect.plan_file, folder),
+        "plan": partial(expect.file, folder, "nightly.md"),
         "cron": expect.cron,
         "timezone": expect.timezone,
         "overlap": partial(expect.choice, ("skip", "queue", "start")),
@@ -250,7 +250,7 @@ def _read_planner(table: Mapping[str, object], folder: Reader, problems: list[st
         "environment": expect.environment,
         "timeout": parse_duration,
         "max_answer": expect.size,
-        "template": folder,
+        "template": partial(expect.file, folder, "prompt.md"),
         "max_phases": expect.whole(1, 200),
         "max_prompt": expect.whole(1, 1_000_000),
     }
@@ -268,7 +268,7 @@ def _read_github(
         "api_url": expect.url,
         "app_id": expect.identifier,
         "installation_id": expect.identifier,
-        "private_key_file": folder,
+        "private_key_file": partial(expect.file, folder, "app.pem"),
         "required": expect.boolean,
         "wait": partial(parse_duration, zero=True),
         "webhook_secret": expect.variable_name,

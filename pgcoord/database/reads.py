@@ -129,19 +129,6 @@ async def board(conn: Connection, feature_id: int) -> list[BoardPhase]:
     )
 
 
-async def board_phase(conn: Connection, queue_id: str) -> BoardPhase:
-    """Return one phase as `board` does. Raises `NotFound`."""
-    found = await fetch_row(
-        conn,
-        BoardPhase,
-        f"select {columns_of(BoardPhase)} from pgcoord.board where queue_id = %s",
-        queue_id,
-    )
-    if found is None:
-        raise _no_phase(queue_id)
-    return found
-
-
 async def slots(conn: Connection) -> list[Slot]:
     """Return all slots by number, the free ones too. SQL: view pgcoord.slots."""
     return await fetch_rows(
@@ -323,7 +310,9 @@ async def phase_object(conn: Connection, queue_id: str) -> dict[str, Any]:
         conn, "select to_jsonb(q) from pgcoord.queue as q where queue_id = %s", queue_id
     )
     if found is None:
-        raise _no_phase(queue_id)
+        raise NotFound(
+            f"there is no phase {queue_id}", hint="'pgcoord status' shows those that exist."
+        )
     return found
 
 
@@ -356,9 +345,3 @@ async def blocked_by(conn: Connection, pid: int) -> str | None:
     """
     words: str | None = await fetch_value(conn, "select pgcoord_private.blocked_by(%s)", pid)
     return words
-
-
-def _no_phase(queue_id: str) -> NotFound:
-    return NotFound(
-        f"there is no phase {queue_id}", hint="'pgcoord status' shows those that exist."
-    )

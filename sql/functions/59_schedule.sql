@@ -299,7 +299,7 @@ end $$;
 comment on function pgcoord.resume_schedule(text) is
     'Have a schedule start its feature again, from the next due time on; returns whether it was paused.';
 
-create or replace function pgcoord.delete_schedule(p_name text) returns void
+create or replace function pgcoord.delete_schedule(p_name text) returns pgcoord.schedule
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -309,8 +309,10 @@ begin
         perform pgcoord_private.refuse_declared(p_name, 'removed');
     end if;
     delete from pgcoord.schedule where name = p_name;
+    return v_schedule;
 end $$;
-comment on function pgcoord.delete_schedule(text) is 'Delete a schedule and its record of due times; the features that it has queued stay.';
+comment on function pgcoord.delete_schedule(text) is
+    'Delete a schedule and its record of due times, and return it as it was; the features that it has queued stay.';
 
 -- Take over the schedules of a coordinator's configuration: [{"name", "cron", "timezone", "overlap", "missed", "feature"}]. What
 -- was declared and is no more goes; one that was made by hand is declared from now on, with its pause and its record.

@@ -85,6 +85,7 @@ def test_a_feature_runs_again_from_a_phase_on(desk: Desk, conn: Connection) -> N
     assert desk.call("logs", "2.1").stderr == (
         "pgcoord: queue-2-1 was completed in the feature that this one copies: its log is there\n"
     )
+    assert desk.call("again", "1.1", "--from", "2").returncode == 2
     assert desk.say("again", "1") == "feature 1 is queued again, as feature 3"
     assert desk.call("run", "--feature", "3").returncode == 1
     assert desk.call("again", "9").returncode != 0
@@ -668,7 +669,7 @@ def test_a_world_that_nobody_watches_is_said_to_be_one(desk: Desk) -> None:
     assert serve.wait() == 0
     since = r"no coordinator runs since \S+: "
     follows.until(f"queue-1-1: {since}nobody watches its process, and it is shown as it was left")
-    assert re.match(f"{since}'pgcoord serve' goes on; what is shown is as", desk.say("status"))
+    assert re.match(f"{since}what is shown is as it was left", desk.say("status"))
     assert re.match(f"{since}nobody watches", desk.say("why", "1.1"))
 
 
@@ -754,6 +755,24 @@ def test_results_are_printed_by_phase_and_by_feature(
     assert "the budget of feature 1 cannot be 0" in refused.stderr
     missing = desk.call("result", "1.2")
     assert (missing.returncode, missing.stderr) == (4, "pgcoord: phase queue-1-2 has no result\n")
+
+
+def test_status_cuts_no_advice_at_the_width_of_a_terminal(desk: Desk, conn: Connection) -> None:
+    assert desk.call("run", desk.plan("true")).returncode == 0
+    conn.execute("select pgcoord.pause()")
+    for columns in ("40", "80"):
+        shown = desk.start("status", tty=True, COLUMNS=columns, NO_COLOR="1")
+        assert shown.wait() == 0
+        assert max(map(len, shown.said.splitlines())) <= int(columns)
+        said = " ".join(shown.said.split())
+        assert "what is shown is as it was left; 'pgcoord serve' goes on slots:" in said
+        assert "('pgcoord resume')" in said
+
+
+def test_status_watches_only_where_it_can_redraw(desk: Desk) -> None:
+    refused = desk.start("status", "--watch", tty=True, TERM="dumb")
+    assert refused.wait() == 2
+    assert "that can redraw lines" in refused.said
 
 
 def test_status_says_when_there_is_nothing(desk: Desk) -> None:

@@ -300,6 +300,11 @@ def test_folders_are_relative_to_the_file_wherever_it_is_read_from(
         ),
         ("[log]\nfoldr = 'x'", "log.foldr: unknown key; did you mean folder?"),
         ("[log]\nfolder = 3", "log.folder: expected a folder"),
+        ("[planner]\ntemplate = 3", 'planner.template: expected a file such as "prompt.md", not 3'),
+        (
+            "[github]\nrepository = 'a/b'\napp_id = 1\ninstallation_id = 1\nprivate_key_file = 3",
+            'github.private_key_file: expected a file such as "app.pem", not 3',
+        ),
         ("[log]\nmax_size = 100", "log.max_size: expected a size such as"),
         ("[log]\nmax_size = '0 MB'", "log.max_size: expected a size such as"),
         ("[log]\nmax_size = '1 TB'", "log.max_size: expected a size such as"),

@@ -45,6 +45,24 @@ def test_no_words_are_about_what_is_not_there() -> None:
     assert {name for name in named if name.startswith("PGCOORD_")} == reference.variables()
 
 
+def test_what_is_a_file_is_not_called_a_folder() -> None:
+    table = {
+        (table.title, row[0]): row[1]
+        for _, tables in reference.TOPICS.values()
+        for table in tables()
+        for row in table.rows
+    }
+    called = {key for key, takes in table.items() if takes.startswith("a file such as")}
+    assert called == {
+        ("[planner]", "template"),
+        ("[github]", "private_key_file"),
+        ("[pool.kubernetes]", "template"),
+        ("[pool.kubernetes]", "kubeconfig"),
+        ("[schedule.NAME]", "plan"),
+    }
+    assert ("Placeholders", "{param.NAME}") in table
+
+
 def test_each_exit_status_is_in_it() -> None:
     module = ast.parse(Path(errors.__file__).read_text())
     classes = [getattr(errors, each.name) for each in module.body if isinstance(each, ast.ClassDef)]

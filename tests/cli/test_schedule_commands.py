@@ -18,9 +18,8 @@ def test_a_schedule_from_its_creation_to_its_end(desk: Desk, conn: Connection) -
         3,
         "pgcoord: there is a schedule nightly already",
     )
-    assert desk.say("schedule", "pause", "nightly", "--reason", "holidays").startswith(
-        "schedule nightly is paused"
-    )
+    paused = desk.say("schedule", "pause", "nightly", "--reason", "holidays")
+    assert paused == "schedule nightly is paused"
     assert "schedule nightly: paused since" in desk.say("status")
     desk.say("schedule", "resume", "nightly")
     desk.say("schedule", "change", "nightly", "--cron", "30 4 * * MON", "--overlap", "queue")
@@ -35,18 +34,17 @@ def test_a_schedule_from_its_creation_to_its_end(desk: Desk, conn: Connection) -
     assert [each["outcome"] for each in shown["runs"]] == ["started", "started"]
     assert json.loads(desk.say("status", "--json"))["schedules"][0]["overlap"] == "queue"
     desk.say("schedule", "create", "copy", "0 3 * * *", "--feature", str(feature))
-    would = desk.say("schedule", "delete", "nightly", "--dry-run").splitlines()
-    assert (would[0], would[-1]) == (lines[0], "schedule nightly would be deleted")
-    asks = desk.call("schedule", "delete", "nightly")
-    assert (asks.returncode, asks.stdout.splitlines()[0]) == (2, lines[0])
-    deleted = json.loads(desk.call("schedule", "delete", "nightly", "--yes", "--json").stdout)
-    assert deleted == {"schedule": "nightly", "deleted": True}
-    for command in ("run", "delete"):  # nobody is asked about what is not there
-        unknown = desk.call("schedule", command, "nightly")
-        assert (unknown.returncode, unknown.stderr) == (
-            4,
-            "pgcoord: there is no schedule nightly\n  There is copy.\n",
-        )
+    dry = desk.say("schedule", "delete", "nightly", "--dry-run").splitlines()
+    assert dry[-1] == "schedule nightly would be deleted"
+    first, *_, last = desk.say("schedule", "delete", "nightly", "--yes").splitlines()
+    assert first.startswith("nightly: 30 4 * * MON (UTC)")
+    assert last == "schedule nightly is deleted"
+    assert desk.call("schedule", "delete", "nightly").returncode == 4  # it asks about what is there
+    unknown = desk.call("schedule", "run", "nightly")
+    assert (unknown.returncode, unknown.stderr) == (
+        4,
+        "pgcoord: there is no schedule nightly\n  There is copy.\n",
+    )
 
 
 def test_times_that_cannot_be_are_refused_with_a_hint(desk: Desk) -> None:

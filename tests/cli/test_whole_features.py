@@ -1,9 +1,12 @@
 """Commands on whole features, before they run and after; and what every command has in common."""
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from support.database import Connection, statuses
 from support.desk import Desk
 
 from pgcoord.__main__ import make_app
+from pgcoord.commands import reference
 
 
 def loaded(text: str) -> Any:
@@ -90,26 +94,29 @@ def test_queued_work_is_edited_and_deleted(desk: Desk, conn: Connection) -> None
     edited = loaded(desk.say("edit", "1.3", "--after", "1", "--json"))
     assert edited["depends_on_phases"] == [1]
     assert desk.call("edit", "1.1").returncode == 2
+    untitled = desk.call("edit", "1.1", "--title", " ")
+    assert (untitled.returncode, "a phase needs one" in untitled.stderr) == (2, True)
     assert desk.call("edit", "1.3", "--after", "3").returncode == 5
     asks = desk.call("delete", "1.2")
     assert (asks.returncode, "no terminal to ask on" in asks.stderr) == (2, True)
-    shown = "queue-1-2  Step 2: queued"
-    would = f"{shown}\nqueue-1-2 would be removed, with its history"
-    assert desk.say("delete", "1.2", "--dry-run") == would
-    assert desk.say("delete", "1.2", "--yes") == f"{shown}\nqueue-1-2 is removed"
+    desk.say("edit", "1.3", "--after", "1,2")
+    dry = desk.say("delete", "1.2", "--dry-run").splitlines()
+    assert dry[1:] == ["queue-1-2 would be removed, with its history"]
+    assert desk.say("delete", "1.2", "--yes").splitlines() == [
+        "queue-1-2  Step 2: queued; what depends on it waits then: 3",
+        "queue-1-2 is removed",
+    ]
+    desk.say("edit", "1.3", "--after", "1")
     assert desk.call("run", "--feature", "1").returncode == 0
     assert desk.say("logs", "1.1") == "anew"
     refused = desk.call("edit", "1.1", "--title", "x")
     assert (refused.returncode, "stays as it is" in refused.stderr) == (3, True)
-    shown = "feature 1  A plan: 2 phases, completed"
-    would = f"{shown}\nfeature 1 would be removed, with its history"
-    assert desk.say("delete", "1", "--dry-run") == would
-    assert desk.say("delete", "1", "--yes") == f"{shown}\nfeature 1 is removed"
+    desk.say("submit", desk.plan("true"))
+    assert desk.say("delete", "2", "--yes").startswith("feature 2  A plan: 1 phase, planned\n")
+    dry = desk.say("delete", "1", "--dry-run").splitlines()
+    assert dry[1:] == ["feature 1 would be removed, with its history"]
+    desk.say("delete", "1", "--yes")
     assert desk.call("status", "1").returncode == 4
-    desk.call("run", desk.plan("exit 1", name="other.md"))
-    assert desk.say("delete", "2", "--dry-run").startswith(
-        "feature 2  A plan: 1 phase, in progress"
-    )
 
 
 def test_text_comes_from_standard_input_too(desk: Desk, conn: Connection) -> None:
@@ -149,6 +156,28 @@ def test_text_comes_from_standard_input_too(desk: Desk, conn: Connection) -> Non
         assert refused.stderr.startswith(f"pgcoord: {words}"), refused
     closed = piped(None, "delete", "1")
     assert (closed.returncode, "no terminal to ask on" in closed.stderr) == (2, True), closed
+
+
+def shape_of(found: Any) -> str:
+    """The keys of an object, or in brackets of the objects of a list, as in the reference."""
+    if isinstance(found, list):
+        [keys] = {", ".join(sorted(each)) for each in found}
+        return f"[{{{keys}}}]"
+    return f"{{{', '.join(sorted(found))}}}"
+
+
+def shapes(command: str) -> set[str]:
+    """What the reference says that a command prints with --json."""
+    words = command.split()
+    name = " ".join(words[: 2 if words[0] in ("schedule", "db") else 1])
+    for option in ("--dry-run", "--check"):
+        if f"{name} {option}" in reference.words()["json"] and option in words:
+            name += f" {option}"
+    return {
+        re.sub(r"[^[\]{}]+", lambda keys: ", ".join(sorted(keys[0].split(", "))), shape)
+        for names, (shape, _) in reference.words()["json"].items()
+        if name in names.partition(" (")[0].split(", ")
+    }
 
 
 def test_json_on_stdout_is_one_document_or_nothing(desk: Desk, conn: Connection) -> None:
@@ -191,19 +220,32 @@ def test_json_on_stdout_is_one_document_or_nothing(desk: Desk, conn: Connection)
         (0, "prune 0 --dry-run"),
         (2, "prune 0"),
         (0, "prune 0 --yes"),
-        (0, "delete 3 --dry-run"),
         (2, "delete 3"),
         (0, "delete 3 --yes"),
         (4, "delete 3 --yes"),
+        (0, f"schedule create nightly '0 3 * * *' {plan}"),
+        (0, "schedule list"),
+        (0, "schedule show nightly"),
+        (0, "schedule change nightly --cron '0 4 * * *'"),
+        (0, "schedule pause nightly"),
+        (0, "schedule resume nightly"),
+        (0, "why nightly"),
+        (0, "schedule run nightly"),
+        (2, "schedule delete nightly"),
+        (0, "schedule delete nightly --yes"),
+        (9, "doctor"),
         (0, "upgrade"),
     ):
-        done = desk.call(*command.split(), "--json")
+        done = desk.call(*shlex.split(command), "--json")
         if done.returncode != status:
             wrong.append((command, done))
             continue
         if done.stdout:
-            json.loads(done.stdout, parse_constant=refuse)
-        assert bool(done.stdout) == (status in (0, 1) or command == "retry 1.1 1.2"), command
+            found = json.loads(done.stdout, parse_constant=refuse)
+            assert shape_of(found) in shapes(command), (command, shape_of(found))
+        assert bool(done.stdout) == (status in (0, 1) or command in ("retry 1.1 1.2", "doctor")), (
+            command
+        )
     assert not wrong
 
 
@@ -234,6 +276,30 @@ def test_a_phase_that_is_not_there_has_its_nearest_named(desk: Desk, name: str, 
         )
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            "status 9",
+            "logs 9",
+            "retry 9",
+            "cancel 9",
+            "pause 9",
+            "resume 9",
+            "budget 9 5",
+            "again 9",
+        ),
+        *("execute 9", "plan 9", "run --feature 9", "schedule create x '0 3 * * *' --feature 9"),
+    ],
+)
+def test_a_feature_that_is_not_there_is_told_in_one_wording(desk: Desk, command: str) -> None:
+    done = desk.call(*shlex.split(command))
+    assert (done.returncode, done.stderr) == (
+        4,
+        "pgcoord: there is no feature 9\n  'pgcoord status --all' shows those that exist.\n",
+    )
+
+
 def test_times_are_of_the_zone_in_which_they_are_read_and_name_it(desk: Desk) -> None:
     desk.call("run", desk.plan("true"))
     assert desk.say("why", "1.1", TZ="Asia/Tokyo").endswith(" JST")
@@ -260,22 +326,46 @@ def test_every_command_prints_json_when_asked() -> None:
     program: Any = typer.main.get_command(make_app())
     commands = dict(program.commands)
     for group in ("db", "schedule"):
-        commands |= commands.pop(group).commands
+        of_group = commands.pop(group).commands
+        commands |= {f"{group} {name}": each for name, each in of_group.items()}
     without = {
         name
         for name, each in commands.items()
         if not any("--json" in parameter.opts for parameter in each.params)
     }
-    assert without - WITHOUT_JSON == set()
+    assert without == WITHOUT_JSON
+    assert [name for name in set(commands) - without if not shapes(name)] == []
 
 
-def test_the_shell_completes_commands(desk: Desk) -> None:
-    desk.environment |= {
-        "_PGCOORD_COMPLETE": "complete_bash",
-        "COMP_WORDS": "pgcoord stat",
-        "COMP_CWORD": "1",
-    }
-    assert desk.execute("--help").until("status")
+COMPLETED = """
+eval "$SCRIPT"
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+_pgcoord_completion "$1"
+printf '%s\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        (["stat"], ["status"]),
+        (["schedule", "cr"], ["create"]),
+        (["run", "--dr"], ["--dry-run"]),
+        (["schedule", "change", "x", "--overlap", ""], ["skip", "queue", "start"]),
+        (["nothing-like-it"], [""]),
+    ],
+)
+def test_bash_completes_what_is_typed(desk: Desk, typed: list[str], completed: list[str]) -> None:
+    program = Path(sys.executable).with_name("pgcoord")
+    given = desk.environment | {"PATH": f"{program.parent}{os.pathsep}{desk.environment['PATH']}"}
+    shell = ["bash", "--norc", "-c"]
+    script = subprocess.check_output([*shell, "pgcoord --show-completion; true"], env=given)
+    done = subprocess.check_output(
+        [*shell, COMPLETED, "bash", "pgcoord", *typed],
+        env=given | {"SCRIPT": script.decode()},
+        text=True,
+    )
+    assert done.splitlines() == completed
 
 
 def test_run_names_the_work_that_the_branch_of_the_feature_lacks(desk: Desk) -> None:

@@ -28,7 +28,7 @@ def page_of(desk: Desk, feature: int) -> str:
 
 
 def edges_drawn(page: str) -> int:
-    return len(re.findall(r'<path class="edge \w+ \w+(?: on-path)?" d="M\d+ \d+C', page))
+    return len(re.findall(r'<path class="edge \w+ \w+" d="M\d+ \d+C', page))
 
 
 def rows_looked_at(plan: dict[str, Any]) -> float:

@@ -315,6 +315,9 @@ async def test_a_critical_path_that_moves_sends_no_phase_again(
     await expect(marks).to_have_count(10)
     sent = await page.evaluate("sent")
     assert [each for each in sent if each.startswith("phase-")] == ["phase-10"]
+    # Nor an edge of the graph, since none of them waits for phase 10: only what is drawn over them.
+    assert [each for each in sent if each.startswith("edge-")] == []
+    assert await page.locator("#path-0 .on-path").count() == 9
     assert sum(len(html) for each, html in sent.items() if each.startswith("path-")) < 2_000
 
 

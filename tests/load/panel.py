@@ -60,7 +60,7 @@ def main() -> None:
 
 
 # Sizes of features whose pages are weighed.
-_SIZES = (10, 200, 500)
+_SIZES = (10, 40, 200, 500)  # a graph of 40 is the largest that is pushed
 
 
 async def weigh(dsn: str, folder: Path) -> None:

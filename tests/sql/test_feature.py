@@ -574,6 +574,15 @@ def test_numbers_may_be_bigint_and_prerequisites_an_array(conn: Connection) -> N
         conn.execute("select pgcoord.set_priority('queue-1-1', 3000000000)")
 
 
+def test_every_function_takes_and_returns_what_each_client_can(conn: Connection) -> None:
+    """No integer, which JDBC and ADBC never send, and no void, at which some readers fail."""
+    found = conn.execute(
+        "select p.proname as name from pg_proc as p where p.pronamespace = 'pgcoord'::regnamespace"
+        " and (p.prorettype = 'void'::regtype or 'integer'::regtype = any (p.proargtypes))"
+    ).fetchall()
+    assert [row["name"] for row in found] == ["exit_attempt"]  # which the wrapper of a job calls
+
+
 def test_a_feature_of_this_very_transaction_gets_its_phases_under_any_isolation(
     conn: Connection,
 ) -> None:

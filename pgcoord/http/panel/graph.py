@@ -74,11 +74,10 @@ class Path:
 
 @dataclass(frozen=True)
 class Edge:
-    """An edge: its path, the state of its prerequisite, and whether it is on the critical path."""
+    """An edge: its path, and the state of its prerequisite."""
 
     path: Path
     status: str
-    critical: bool
 
     @property
     def kind(self) -> str:
@@ -162,13 +161,24 @@ class Graph:
 
     @cached_property
     def edges(self) -> list[Edge]:
-        """The edges in the order of drawing: broken ones last, critical ones after others."""
-        status = {each.phase_number: each.status for each in self.phases}
-        found = [
-            Edge(path, status[up], self._is_critical(up) and self._is_critical(down))
-            for (up, down), path in self.layout.paths.items()
+        """The edges, in an order that stays the same whatever happens to the phases."""
+        return [self._edge(pair) for pair in self.layout.paths]
+
+    @cached_property
+    def critical_edges(self) -> list[Edge]:
+        """The edges of the critical path."""
+        return [
+            self._edge((up, down))
+            for up, down in self.layout.paths
+            if self._is_critical(up) and self._is_critical(down)
         ]
-        return sorted(found, key=lambda each: (each.kind == "broken", each.critical))
+
+    def _edge(self, pair: tuple[int, int]) -> Edge:
+        return Edge(self.layout.paths[pair], self._status[pair[0]])
+
+    @cached_property
+    def _status(self) -> dict[int, str]:
+        return {each.phase_number: each.status for each in self.phases}
 
     def _is_critical(self, number: int) -> bool:
         return number in self.forecast and self.forecast[number].critical
