@@ -451,6 +451,21 @@ async def test_a_restarted_postgres_is_noticed_and_the_page_goes_on(
         await asyncio.to_thread(postgres.stop)
 
 
+async def test_a_skipped_phase_is_shown_as_skipped_wherever_it_is(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    feature = add_feature(conn, {1: [], 2: [1]})
+    conn.execute("select pgcoord.skip_phase(%s, 'done')", [f"queue-{feature}-1"])
+    await look(page, f"{panel}/features/{feature}")
+    await expect(page.locator("#node-1 a.node")).to_have_attribute("title", "1 Phase 1: skipped")
+    await expect(page.locator("#node-1")).to_contain_text("1 · Skipped")
+    await expect(page.locator("#lane-1")).to_have_attribute("aria-label", "skipped")
+    await look(page, f"{panel}/phases/queue-{feature}-2")
+    await expect(page.locator("#needs-of li")).to_contain_text("skipped")
+    await look(page, f"{panel}/phases/queue-{feature}-1")
+    await expect(page).to_have_title("1 Phase 1, skipped · pgcoord")
+
+
 async def test_a_page_that_was_away_is_sent_what_it_missed_and_no_more(
     page: Page, panel: str, conn: Connection
 ) -> None:
