@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pgcoord import judge, results
-from pgcoord.configuration.model import Check, Configuration, Workflow
+from pgcoord.configuration.model import PASSED_ON, Check, Configuration, Workflow
 from pgcoord.coordination.launching import Command, Job, JobState, Launcher
 from pgcoord.coordination.retrying import Fact
 from pgcoord.database import _sql, claims
@@ -58,9 +58,6 @@ _SHORTAGES = (
     errno.EDQUOT,
     errno.EROFS,  # a disk with errors is mounted anew, to be read only
 )
-
-# The variables of our environment that every process of a phase gets.
-PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
 
 class Shortage(Exception):
@@ -124,7 +121,7 @@ class Coordination(Protocol):
         ...
 
     async def record(self, end: claims.End, fact: Fact) -> dict[str, Any] | None:
-        """Record *end*, and claim what follows in the same transaction where this one leads.
+        """Record *end*, and claim what follows in the same transaction if this coordinator leads.
 
         Return what pgcoord_private.record_end returns. Retries as `execute_with_retry` does.
         """
@@ -281,11 +278,14 @@ class Supervision:
         prompt = results.fill_prompt(self.assignment.prompt or "", self._results)
         prompt = await self._prepare_judgement(workflow, prompt)
         self.assignment = replace(self.assignment, prompt=prompt)
-        await self.job.prepare(prompt, json.dumps(inputs), workflow.user)
+        await self._write_files(prompt, json.dumps(inputs), workflow.user)
         issues = self._coordinator.issues
         if issues and self.assignment.issue_number is None:
             number = await issues.issue_for(self.assignment, self.epoch)
             self.assignment = replace(self.assignment, issue_number=number)
+
+    async def _write_files(self, prompt: str, inputs: str, user: str | None) -> None:
+        await self.job.prepare(prompt, inputs, user)
 
     async def _prepare_judgement(self, workflow: Workflow, prompt: str) -> str:
         """Find the check of the phase; return the prompt, after a failure the one for that."""

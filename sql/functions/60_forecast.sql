@@ -81,14 +81,14 @@ return date_trunc('minute', case when p_seconds is not null    -- (of a null, `l
 
 -- The edges between these phases, each named by its place in the arrays: prerequisites in ascending order, and
 -- their dependents.
--- The planner takes an array for a few rows, and would go through all pairs of phases for each edge: so no nested loops,
--- and one join after the other.
+-- The planner takes an array for a few rows, and would go through all pairs of phases for each edge: so no nested loops, no
+-- merge (which PostgreSQL 14 does by the feature alone), and one join after the other.
 create or replace function pgcoord_private.edges_between(
     p_features integer[], p_numbers integer[], out froms integer[], out tos integer[]
 )
 language sql stable
 set search_path = pg_catalog, pg_temp
-set enable_nestloop = off set jit = off as $$
+set enable_nestloop = off set enable_mergejoin = off set jit = off as $$
     with place as materialized (
         select p.feature_id, p.number, p.place::integer
         from unnest(p_features, p_numbers) with ordinality as p (feature_id, number, place)

@@ -21,7 +21,7 @@ from pgcoord.http.feed import FROM_NOW_ON, Cursor, Event, Feed
 
 Message = dict[str, Any]
 
-PATIENCE = 10  # seconds, for a message
+PATIENCE = 30  # seconds, for a message
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from support.database import (
 )
 from support.mixed_load import LONG, Load, faults, overlaps
 
-PATIENCE = 20.0  # seconds until a test that waits gives up
+PATIENCE = 40.0  # seconds until a test that waits gives up
 
 Rows = list[dict[str, Any]]
 

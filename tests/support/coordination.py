@@ -19,7 +19,7 @@ from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.database import session
 from support.forks import Fork, run_forked_source
 
-PATIENCE = 30.0  # seconds until a test that waits gives up
+PATIENCE = 60.0  # seconds until a test that waits gives up
 
 Row = dict[str, Any]
 
@@ -330,7 +330,10 @@ class Watch:
                 "select p.queue_id, p.status, a.* from phase_queue as p"
                 " left join pgcoord.attempt as a using (queue_id) order by a.id desc limit 20"
             )
-            lines = [str({k: v for k, v in row.items() if v is not None}) for row in there]
+            lines = [
+                ", ".join(f"{k}: {v}" for k, v in row.items() if v is not None and k != "secret")
+                for row in there
+            ]
             raise AssertionError("\n".join([f"not in time: {statement}", *lines])) from None
 
     async def until_statuses(self, *wanted: str) -> list[Row]:

@@ -20,7 +20,7 @@ import psycopg
 
 from support.forks import run_forked
 
-PATIENCE = 30  # seconds, for anything that happens within one
+PATIENCE = 60  # seconds, for anything that happens within one
 
 CONFIGURATION = """
 [server]

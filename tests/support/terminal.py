@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-PATIENCE = 30  # seconds until a test that waits gives up
+PATIENCE = 60  # seconds until a test that waits gives up
 COLUMNS = 80
 PROMPT = re.compile(r"\n[a-z_0-9]+=[#>] $")
 END = "the end of it\n"
