@@ -739,12 +739,12 @@ async def test_a_refusal_is_shown_as_the_database_words_it(
 
 NOT_FOUND: Any = [
     ("/features/999", 404, "there is no feature 999"),
-    ("/features/x", 422, "'x' is no number"),
-    ("/features/99999999999", 422, "'99999999999' is no number"),
+    ("/features/x", 422, "'x' is not a number"),
+    ("/features/99999999999", 422, "'99999999999' is not a number"),
     ("/phases/queue-1-1", 404, "there is no phase queue-1-1"),
     ("/phases/queue-1-1/retry", 404, "there is no phase queue-1-1"),
-    ("/?show=nonsense", 404, "nothing is called 'nonsense'"),
-    ("/history?before=x", 422, "'x' is no number"),
+    ("/?show=nonsense", 404, "there is no filter 'nonsense'"),
+    ("/history?before=x", 422, "'x' is not a number"),
 ]
 
 
