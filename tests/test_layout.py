@@ -19,6 +19,7 @@ FLOORS = (
         "judge",
         "ownership",
         "secrecy",
+        "states",
         "__init__",
     ),
     ("results",),
@@ -133,6 +134,18 @@ def test_every_table_is_in_the_list_of_the_database_half() -> None:
         )
     }
     assert {name for name in made if f"`{name}`" not in listed} == set()
+
+
+def test_every_function_for_people_is_in_the_design() -> None:
+    section = (ROOT / "docs/design.md").read_text().split("\n## 8.")[1].split("\n## ")[0]
+    functions = {
+        name
+        for path in (ROOT / "sql/functions").glob("*.sql")
+        for name in re.findall(
+            r"^create or replace function pgcoord\.(\w+)", path.read_text(), re.M
+        )
+    }
+    assert {name for name in functions if f"`{name}`" not in section} == set()
 
 
 def test_no_two_test_files_have_one_name() -> None:

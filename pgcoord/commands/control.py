@@ -37,6 +37,7 @@ from pgcoord.commands.options import (
 from pgcoord.commands.terminal import confirm_or_exit, say
 from pgcoord.duration import parse_duration
 from pgcoord.errors import NotFound, Refused
+from pgcoord.states import IN_SLOT
 from pgcoord.text import counted
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _parse_amount(text: str) -> float:
     try:
         return math.inf if text.lower() == "none" else float(text.removeprefix("$"))
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r:.60} is no amount, such as 5 or 2.50.") from error
+        raise typer.BadParameter(f"{text!r:.60} is not an amount, such as 5 or 2.50.") from error
 
 
 _Amount = Annotated[
@@ -296,7 +297,7 @@ async def _after_retry(conn: "Connection", queue_id: Any, status: Any, line: str
 
 
 async def _after_cancel_phase(conn: "Connection", queue_id: Any, status: Any, line: str) -> str:
-    if status not in ("ready", "running"):
+    if status not in IN_SLOT:
         return line
     line = f"{queue_id} is being cancelled: its process is ended first"
     return line + await unless_led(conn, ", once a coordinator runs ('pgcoord serve')")

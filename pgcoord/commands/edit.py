@@ -44,10 +44,12 @@ def edit(
     phase: Phase,
     prompt: Annotated[
         Path | None,
-        typer.Option("--prompt", metavar="FILE", help="Its new prompt; - is standard input."),
+        typer.Option("--prompt", metavar="FILE", help="The new prompt; - is standard input."),
     ] = None,
-    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Its new title.")] = None,
-    workflow: Annotated[str | None, typer.Option(metavar="NAME", help="Which one runs it.")] = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="The new title.")] = None,
+    workflow: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The workflow that runs it.")
+    ] = None,
     after: Annotated[
         str | None,
         typer.Option(metavar="NUMBERS", help='The phases it depends on, such as "1,2", or none.'),
@@ -56,7 +58,7 @@ def edit(
         str | None, typer.Option(metavar="TIME", help='After what time it is ended, as "2h".')
     ] = None,
     max_attempts: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="How often it is tried.")
+        int | None, typer.Option(metavar="N", min=1, help="How many attempts it has.")
     ] = None,
     as_json: AsJson = False,
     dsn: Dsn = None,

@@ -112,14 +112,14 @@ class Runner:
                 leading = tasks.create_task(self._lead())
                 self._watching = tasks.create_task(self._watch(feature_id, shown, leading))
         if self._coordinator.led:
-            await _print_what_goes_on(self._dsn, self._coordinator, interrupted=bool(came))
+            await _log_what_goes_on(self._dsn, self._coordinator, interrupted=bool(came))
         elif came:
-            logger.warning("feature %d goes on without this one", feature_id)
+            logger.warning("feature %d goes on without this process", feature_id)
         if self._error:
             raise self._error
         if self._end:
             await sum_up(self._dsn, self._end, as_json=self._as_json)
-            await self._print_what_waits(feature_id)
+            await self._log_what_waits(feature_id)
         if came:
             say(f"  {ways_on(feature_id)}", err=True)
             return 128 + came[0]
@@ -138,8 +138,8 @@ class Runner:
                 await actions.execute_feature(conn, feature_id)
         if leader:
             logger.warning(
-                "process %d on %s leads and runs the phases, as the pgcoord.toml says that it has"
-                " read; this one watches, and takes over when that one ends",
+                "process %d on %s leads and runs the phases, by the pgcoord.toml that it has read;"
+                " this process only watches, and takes over when the other one ends",
                 leader.pid,
                 leader.host,
             )
@@ -167,8 +167,8 @@ class Runner:
             await asyncio.wait(
                 {settled, leading}, timeout=_SETTLED, return_when=asyncio.FIRST_COMPLETED
             )
-            await self._print_what_else_runs(feature_id)
-            self._end = await watched(self._dsn, feature_id, shown)
+            await self._log_what_else_runs(feature_id)
+            self._end = await show_to_end(self._dsn, feature_id, shown)
             if self._coordinator.issues:
                 await self._coordinator.issues.settle()
             if self._coordinator.led:
@@ -189,11 +189,11 @@ class Runner:
                 ", ".join(running),
             )
 
-    async def _print_what_else_runs(self, feature_id: int) -> None:
+    async def _log_what_else_runs(self, feature_id: int) -> None:
         if self._coordinator.led and (others := await self._others(feature_id)):
-            logger.warning("this one leads, so it starts what else is queued, too: %s", others)
+            logger.warning("this process leads, so it also starts what else is queued: %s", others)
 
-    async def _print_what_waits(self, feature_id: int) -> None:
+    async def _log_what_waits(self, feature_id: int) -> None:
         """Warn of features that are still queued, if we led and no coordinator leads now."""
         if not self._coordinator.led:
             return
@@ -231,7 +231,7 @@ async def attach(dsn: str, feature_id: int, *, as_json: bool = False) -> int:
         if not ended and await reads.leader(conn) is None:
             logger.warning("no coordinator runs: 'pgcoord run --feature %d' goes on", feature_id)
     with progress(quiet=as_json) as shown:
-        end = await watched(dsn, feature_id, shown)
+        end = await show_to_end(dsn, feature_id, shown)
     await sum_up(dsn, end, as_json=as_json)
     return 0 if end.completed else 1
 
@@ -267,7 +267,7 @@ def ways_on(feature_id: int, phase_number: int | None = None) -> str:
     return f"to go on: {named}; to give it up: 'pgcoord cancel {feature_id}'"
 
 
-async def watched(dsn: str, feature_id: int, shown: "Progress") -> "Snapshot":
+async def show_to_end(dsn: str, feature_id: int, shown: "Progress") -> "Snapshot":
     """Show a feature on *shown* until it has ended, reconnecting as needed; return the end."""
     from pgcoord.commands.progress import follow_through, read_snapshot
 
@@ -333,7 +333,7 @@ async def serve(
             await _await_server(dsn, stopping, state)
             if not stopping.is_set():
                 await coordinator.run()
-    await _print_what_goes_on(dsn, coordinator, interrupted=True)
+    await _log_what_goes_on(dsn, coordinator, interrupted=True)
     # A service manager stops services by SIGTERM: that is not a failure.
     return next((128 + each for each in came if each != signal.SIGTERM), 0)
 
@@ -356,7 +356,7 @@ def _reconfigure(coordinator: Coordinator, read_anew: Callable[[], Configuration
         coordinator.reconfigure(after)
     logger.warning("SIGHUP: read %s: %s", after.path, ", ".join(at_once) or "nothing to do")
     if later:
-        logger.warning("not before this one is started anew: %s", ", ".join(later))
+        logger.warning("effective only after a restart: %s", ", ".join(later))
 
 
 def _app_state(
@@ -418,7 +418,7 @@ async def _answers(state: AppState) -> bool:
     return True
 
 
-async def _print_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:
+async def _log_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:
     """Log which processes a stopped coordinator leaves running, for `pgcoord serve` to adopt."""
     try:
         async with await connect(dsn) as conn:
@@ -444,7 +444,7 @@ def _interruptible(
 ) -> Iterator[list[int]]:
     """Have each SIGINT, SIGTERM or SIGHUP call the next of *steps*; one more exits at once.
 
-    So does the time, `_MOST_STOPPING` seconds after the last step.
+    The process also exits `_MOST_STOPPING` seconds after the last step.
 
     A SIGHUP for which *on_hangup* returns true does not count. A signal that was ignored (nohup)
     stays ignored. Yields a list, to which the number of each signal is appended.
@@ -473,13 +473,13 @@ def _interruptible(
         logging.shutdown()
         os._exit(128 + number)
 
-    heeded = [each for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
-    for each in heeded:
+    handled = [each for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+    for each in handled:
         loop.add_signal_handler(each, interrupt, each)
     try:
         yield came
     finally:
         for timer in overdue:
             timer.cancel()
-        for each in heeded:
+        for each in handled:
             loop.remove_signal_handler(each)

@@ -15,7 +15,7 @@ from pgcoord.commands.context import (
     check_schema,
     complete,
     existing_dsn,
-    make_place,
+    make_context,
     session,
     unless_led,
 )
@@ -69,12 +69,16 @@ _Plan = Annotated[
 _Feature = Annotated[
     int | None,
     typer.Option(
-        "--feature", metavar="N", min=1, max=HIGHEST_ID, help="In place of a plan: as feature N."
+        "--feature",
+        metavar="N",
+        min=1,
+        max=HIGHEST_ID,
+        help="Queue copies of feature N, not a plan.",
     ),
 ]
 _Timezone = Annotated[
     str | None,
-    typer.Option(metavar="ZONE", help="Such as Europe/Berlin; yours, where none is given."),
+    typer.Option(metavar="ZONE", help="The time zone, such as Europe/Berlin; yours by default."),
 ]
 _Overlap = Annotated[
     Overlap | None,
@@ -115,9 +119,9 @@ def create(
         raise typer.BadParameter("give a plan, or --feature with a number.", param_hint="PLAN")
     work = None if plan is None else _read(ctx, plan, config, parameters)
     if dsn is None:
-        place = make_place(surroundings_of(ctx), dsn)
-        check_schema(place.dsn)
-        dsn = place.dsn
+        context = make_context(surroundings_of(ctx), dsn)
+        check_schema(context.dsn)
+        dsn = context.dsn
 
     async def add(conn: "Connection") -> Answer:
         from pgcoord.database import schedules

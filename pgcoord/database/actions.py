@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import psycopg
 from psycopg.types.json import Jsonb
 
 from pgcoord.actions import Action
@@ -20,7 +21,7 @@ from pgcoord.database._sql import (
     refusals,
 )
 from pgcoord.database.rows import TakenReport
-from pgcoord.errors import ChangedMeanwhile, Refused
+from pgcoord.errors import ChangedMeanwhile, DatabaseUnusable, Refused
 
 # A digest of what people word of a phase: another one after each change.
 WORDED = "md5(phase_data::text || depends_on_phases::text)"
@@ -149,7 +150,15 @@ async def delete(conn: Connection, target: str | int) -> None:
         if isinstance(target, str)
         else ("public.planned_features", "id")
     )
-    await fetch_value(conn, f"delete from {table} where {column} = %s returning true", target)
+    try:
+        await fetch_value(conn, f"delete from {table} where {column} = %s returning true", target)
+    except DatabaseUnusable as error:
+        if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+            # No role of ours would give it.
+            error.hint = (
+                "Only the owner of the database deletes; 'pgcoord cancel' keeps the history."
+            )
+        raise
 
 
 async def prune(conn: Connection, older_than: timedelta, looked_at: datetime) -> int:

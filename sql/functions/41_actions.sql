@@ -282,7 +282,7 @@ begin
     if p_slots is null or p_slots not between 0 and 1000 then
         raise exception using
             errcode = 'PC005',
-            message = format('%s is no number of slots', coalesce(p_slots::text, 'null')),
+            message = format('%s is not a number of slots', coalesce(p_slots::text, 'null')),
             hint = 'Between 0 (start nothing new) and 1000.';
     end if;
     perform pgcoord_private.check_isolation();
@@ -353,7 +353,7 @@ begin
     if p_older_than is null or p_older_than < '0' or p_older_than > '1000 years' then
         raise exception using
             errcode = 'PC005',
-            message = format('%s is no age of a feature', coalesce(p_older_than::text, 'null')),
+            message = format('%s is not a valid age of a feature', coalesce(p_older_than::text, 'null')),
             hint = 'Give an interval from 0 to 1000 years, such as 90 days.';
     end if;
     select array_agg(id) into v_ids

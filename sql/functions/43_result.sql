@@ -12,13 +12,13 @@ declare
     v_fault text;
 begin
     if jsonb_typeof(p_result) is distinct from 'object' then
-        v_fault := format('is no object, but %s', coalesce(jsonb_typeof(p_result), 'null'));
+        v_fault := format('is of type %s, not an object', coalesce(jsonb_typeof(p_result), 'null'));
     elsif octet_length(p_result::text) > 69632 then
         v_fault := format('has %s of JSON as Postgres writes it, a space after each comma and colon: 64 kB at most',
             pg_size_pretty(octet_length(p_result::text)::bigint));
     else
         perform pgcoord_private.check_json('a result', p_result, 69632);
-        select string_agg(format('has %s that is no %s: %s', key, expected, left(value::text, 60)), '; ' order by key) into v_fault
+        select string_agg(format('has %s that is not %s: %s', key, case expected when 'text' then 'a text' when 'amount' then 'an amount' else 'a number' end, left(value::text, 60)), '; ' order by key) into v_fault
         from jsonb_each(p_result) join (values
             ('summary', 'text'), ('branch', 'text'), ('commit', 'text'), ('url', 'text'), ('status', 'text'), ('error', 'text'),
             ('cost_usd', 'amount'), ('pr_number', 'number'), ('tokens_in', 'number'), ('tokens_out', 'number')

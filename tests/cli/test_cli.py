@@ -149,7 +149,7 @@ def test_run_stays_until_what_else_it_started_has_ended(desk: Desk, conn: Connec
     gate = desk.gate()
     desk.call("submit", desk.plan(f"cat {gate}", "true", name="other.md"))
     run = desk.start("run", desk.plan("true"))
-    run.until(r"this one leads, so it starts what else is queued, too: feature 1 \(A plan\)")
+    run.until(r"this process leads, so it also starts what else is queued: feature 1 \(A plan\)")
     run.until("waits for what it started besides: queue-1-1; Ctrl-C leaves it running")
     assert statuses(conn, 1) == {1: "running", 2: "queued"}
     gate.write_text("go on")
@@ -200,8 +200,8 @@ def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection) ->
     assert done.returncode == 0
     assert done.stderr == (
         f"pgcoord: process {serve.pid} on {os.uname().nodename} leads and runs the phases,"
-        " as the pgcoord.toml says that it has read; this one watches, and takes over when that one"
-        " ends\n"
+        " by the pgcoord.toml that it has read; this process only watches, and takes over when the"
+        " other one ends\n"
     )
     assert "completed: 1 phase in" in done.stdout
     assert len(conn.execute("select from pgcoord.coordinator").fetchall()) == 1

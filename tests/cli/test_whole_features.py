@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from psycopg.conninfo import make_conninfo
 from support.database import Connection, statuses
 from support.desk import Desk
 
@@ -113,6 +114,19 @@ def test_queued_work_is_edited_and_deleted(desk: Desk, conn: Connection) -> None
     assert desk.say("delete", "2", "--yes").startswith("feature 2  A plan: 1 phase, planned\n")
     desk.say("delete", "1", "--yes")
     assert desk.call("status", "1").returncode == 4
+
+
+def test_a_client_who_deletes_is_told_who_may(
+    desk: Desk, conn: Connection, dsn: str, logins: dict[str, str]
+) -> None:
+    desk.say("submit", desk.plan("true"))
+    theirs = make_conninfo(dsn, user=logins["client"], password="secret")
+    for target in ("1", "1.1"):
+        done = desk.call("delete", target, "--yes", "--dsn", theirs)
+        assert done.returncode == 6
+        assert done.stderr.splitlines()[1:] == [
+            "  Only the owner of the database deletes; 'pgcoord cancel' keeps the history."
+        ]
 
 
 def test_text_comes_from_standard_input_too(desk: Desk, conn: Connection) -> None:

@@ -71,14 +71,14 @@ async def test_a_result_that_is_missing_fails_the_phase_before_it_starts(
             """ echo '{"a": 1}' 1<> $PGCOORD_RESULT_FILE""",
             "it is not JSON",
         ),
-        ("echo '[1]' > $PGCOORD_RESULT_FILE", "the result is no object, but array"),
+        ("echo '[1]' > $PGCOORD_RESULT_FILE", "the result is of type array, not an object"),
         ("head -c 300000 /dev/zero > $PGCOORD_RESULT_FILE", "it has more than 204 kB"),
         ("head -c 70000 /dev/zero > $PGCOORD_RESULT_FILE", "it is not JSON"),
         ("printf '\\377' > $PGCOORD_RESULT_FILE", "it is not UTF-8 at byte 0"),
         ('printf \'{"a": "\\\\u0000"}\' > $PGCOORD_RESULT_FILE', "it is not JSON"),
         ("ln -s /etc/hostname $PGCOORD_RESULT_FILE", "it is not a plain file of its run"),
         ("mkfifo $PGCOORD_RESULT_FILE", "it is not a plain file of its run"),
-        (write({"cost_usd": "much"}), 'the result has cost_usd that is no amount: "much"'),
+        (write({"cost_usd": "much"}), 'the result has cost_usd that is not an amount: "much"'),
     ],
 )
 async def test_a_result_file_that_cannot_be_used_fails_the_phase(

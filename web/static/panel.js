@@ -390,11 +390,11 @@ function connect() {
 const follow = () => byId("follow");
 const MOST_SHOWN = 10000; // lines of a log that are kept on the page
 
-function grow({ place, skipped, html, size, written }) {
+function grow({ position, skipped, html, size, written }) {
   const log = document.querySelector("[data-log]");
   const shown = byId("log-text");
   if (!log || !shown || !follow().checked) return;
-  log.dataset.log = place;
+  log.dataset.log = position;
   const atEnd = shown.scrollHeight - shown.scrollTop - shown.clientHeight < 40;
   if (skipped) shown.textContent = "";
   shown.querySelector(".going")?.remove();
