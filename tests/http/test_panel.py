@@ -1340,6 +1340,9 @@ async def test_an_empty_installation_runs_the_plan_that_it_shows(
     page: Page, panel: str, conn: Connection
 ) -> None:
     await look(page, panel)
+    await page.evaluate(await anyio.Path(AXE_FILE_PATH).read_text())
+    found = await page.evaluate("axe.run().then(found => found.violations)")
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
     await page.locator("#none").get_by_role("button", name="Store & Execute").click()
     await expect(page.locator("h1")).to_have_text("WebSocket Migration")
     assert statuses(conn) == dict.fromkeys((1, 2, 3), "queued")
@@ -1349,7 +1352,8 @@ async def test_an_empty_installation_runs_the_plan_that_it_shows(
 async def test_everything_fits_on_a_phone(browser: Browser, panel: str, scene: Scene) -> None:
     async with await browser.new_context(viewport={"width": 320, "height": 640}) as context:
         page = await context.new_page()
-        for address in ("/", "/features/104", "/phases/queue-104-2", "/history", "/features/new"):
+        pages = ("/", "/features/104", "/phases/queue-104-2", "/history", "/features/new", "/login")
+        for address in pages:
             await page.goto(panel + address)
             wide = "document.documentElement.scrollWidth"
             assert (address, await page.evaluate(wide)) == (address, 320)
