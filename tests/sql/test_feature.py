@@ -509,7 +509,7 @@ def test_prune_wants_a_unit(conn: Connection) -> None:
         assert caught.value.sqlstate == "PC005"
     for age, removed in (("null::interval", None), ("'2 hours'", 0), ("interval '2 h'", 0)):
         if removed is None:
-            with pytest.raises(psycopg.Error, match="null is no age"):
+            with pytest.raises(psycopg.Error, match="null is not a valid age"):
                 conn.execute(f"select pgcoord.prune({age})".encode())
         else:
             assert one(conn, f"select pgcoord.prune({age}) as n") == {"n": removed}
