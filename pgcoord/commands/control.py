@@ -26,6 +26,7 @@ from pgcoord.commands.context import (
 )
 from pgcoord.commands.options import (
     AsJson,
+    DryRun,
     Dsn,
     FeatureOrAll,
     Phase,
@@ -430,9 +431,7 @@ def prune(
             help='How long ago they were finished at least: "30d", "12h", 0 for all.',
         ),
     ],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     yes: Yes = False,
     as_json: AsJson = False,
     dsn: Dsn = None,

@@ -138,6 +138,10 @@ FeatureOrAll = Annotated[
 
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do it without a question, as in a script.")]
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
+]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 PhaseOrFeature = Annotated[

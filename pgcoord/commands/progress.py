@@ -78,8 +78,8 @@ class Snapshot:
 
     @property
     def completed(self) -> bool:
-        """Whether every phase is completed."""
-        return all(phase.status == "completed" for phase in self.phases)
+        """Whether there are phases, and every one is completed."""
+        return bool(self.phases) and all(phase.status == "completed" for phase in self.phases)
 
     def as_json(self) -> dict[str, Any]:
         """Return a feature as `status --json` prints it: its columns, and `phases`."""
@@ -383,7 +383,9 @@ def summary(snapshot: Snapshot, reasons: Mapping[int, str]) -> str:
     feature, total = snapshot.feature, len(snapshot.phases)
     name = f"feature {feature.id} ({clean(feature.title)})"
     if snapshot.completed:
-        return f"{name} completed: {counted(total, 'phase')}{_took(snapshot.phases)}"
+        skipped = sum(phase.skipped for phase in snapshot.phases)
+        of_them = f" ({skipped} skipped)" if skipped else ""
+        return f"{name} completed: {counted(total, 'phase')}{of_them}{_took(snapshot.phases)}"
     left = [phase for phase in snapshot.phases if phase.status != "completed"]
     causes = "; ".join(_why_not(phase, reasons.get(phase.phase_number)) for phase in left)
     return f"{name}: {total - len(left)} of {counted(total, 'phase')} completed; {causes}"

@@ -27,7 +27,7 @@ from pgcoord.database import actions, claims, reads
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import check_wake_ups, only_one_connection
 from pgcoord.database.session import ping
-from pgcoord.errors import CoordError, DatabaseUnusable
+from pgcoord.errors import CoordError, DatabaseUnusable, Refused
 from pgcoord.http.feed import Feed
 from pgcoord.http.pool import Database
 from pgcoord.http.security import Access
@@ -222,16 +222,26 @@ class Runner:
 async def attach(dsn: str, feature_id: int, *, as_json: bool = False) -> int:
     """Show a feature that another coordinator runs, and block until its end.
 
-    Return the exit status: 0 if every phase completed, else 1. Raises `NotFound`.
+    Return the exit status: 0 if every phase completed, else 1. Raises `NotFound`, and `Refused` for
+    a feature without phases.
     """
     from pgcoord.commands.progress import progress, read_snapshot
 
     async with session(dsn) as conn:
-        ended = (await read_snapshot(conn, feature_id)).ended
-        if not ended and await reads.leader(conn) is None:
+        found = await read_snapshot(conn, feature_id)
+        if not found.phases:
+            raise Refused(
+                f"feature {feature_id} has no phases queued: there is nothing to watch",
+                hint=f"'pgcoord execute {feature_id}' queues those of its plan.",
+            )
+        if not found.ended and await reads.leader(conn) is None:
             logger.warning("no coordinator runs: 'pgcoord run --feature %d' goes on", feature_id)
-    with progress(quiet=as_json) as shown:
-        end = await show_to_end(dsn, feature_id, shown)
+    try:
+        with progress(quiet=as_json) as shown:
+            end = await show_to_end(dsn, feature_id, shown)
+    except asyncio.CancelledError:  # Ctrl-C
+        say(f"  {ways_on(feature_id)}", err=True)
+        raise
     await sum_up(dsn, end, as_json=as_json)
     return 0 if end.completed else 1
 
@@ -419,9 +429,10 @@ async def _answers(state: AppState) -> bool:
 
 
 async def _log_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:
-    """Log which processes a stopped coordinator leaves running, for `pgcoord serve` to adopt."""
+    """Log which processes a stopped coordinator leaves running, and who watches them now."""
     try:
         async with await connect(dsn) as conn:
+            leader = await reads.leader(conn)
             attempts = await claims.open_attempts(conn, coordinator.host, engines=coordinator.led)
             found = [await claims.assignment(conn, each.attempt_id) for each in attempts]
     except (psycopg.Error, CoordError):
@@ -433,7 +444,8 @@ async def _log_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: 
         if each
     ]
     if left:
-        logger.warning("left running: %s; 'pgcoord serve' takes over", ", ".join(left))
+        who = f"process {leader.pid} on {leader.host}" if leader else "'pgcoord serve'"
+        logger.warning("left running: %s; %s takes over", ", ".join(left), who)
     elif interrupted:
         logger.warning("stopped; nothing is left running")
 

@@ -16,10 +16,20 @@ from pgcoord.commands.context import (
     complete,
     existing_dsn,
     make_context,
+    print_answer,
     session,
     unless_led,
 )
-from pgcoord.commands.options import HIGHEST_ID, AsJson, Config, Dsn, Reason, Yes, surroundings_of
+from pgcoord.commands.options import (
+    HIGHEST_ID,
+    AsJson,
+    Config,
+    DryRun,
+    Dsn,
+    Reason,
+    Yes,
+    surroundings_of,
+)
 from pgcoord.commands.terminal import confirm_or_exit, say
 from pgcoord.commands.work import Parameters, configuration_here, read_given_plan
 from pgcoord.errors import InvalidInput
@@ -266,10 +276,14 @@ def resume(ctx: typer.Context, name: _Name, as_json: AsJson = False, dsn: Dsn = 
 
 
 def delete(
-    ctx: typer.Context, name: _Name, yes: Yes = False, as_json: AsJson = False, dsn: Dsn = None
+    ctx: typer.Context,
+    name: _Name,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+    dsn: Dsn = None,
 ) -> None:
     """Delete a schedule, which is shown first; the features that it has queued stay."""
-
     found = existing_dsn(ctx, dsn)
 
     async def look() -> list[str]:
@@ -280,6 +294,10 @@ def delete(
 
     for line in complete(found, look()):
         say(line, err=as_json)
+    if dry_run:
+        members = {"schedule": name, "deleted": False}
+        print_answer(Answer(f"schedule {name} would be deleted", members), as_json=as_json)
+        return
     confirm_or_exit(
         f"Delete schedule {name}, for good?", yes=yes, otherwise="nothing is deleted", err=as_json
     )

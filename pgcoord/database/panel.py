@@ -228,6 +228,11 @@ class TreePhase:
     all_reasons: int
     skipped: bool
 
+    @property
+    def shown_status(self) -> str:
+        """The state to show: "skipped" for a completed phase that was not run to its end."""
+        return "skipped" if self.skipped else self.status
+
 
 @dataclass(frozen=True)
 class Span:
@@ -291,6 +296,7 @@ class Neighbour:
     title: str | None
     status: str | None
     finished_timestamp: datetime | None
+    skipped: bool
 
 
 @dataclass(frozen=True)
@@ -630,7 +636,9 @@ async def neighbours(
             conn,
             Neighbour,
             f"select d.{there} as phase_number, p.queue_id, pgcoord_private.title_of(p) as title,"
-            " p.status, p.finished_timestamp from pgcoord.dependency as d"
+            " p.status, p.finished_timestamp,"
+            " coalesce(pgcoord_private.was_skipped(p), false) as skipped"
+            " from pgcoord.dependency as d"
             " left join public.phase_queue as p"
             f" on p.feature_id = d.feature_id and p.phase_number = d.{there}"
             f" where d.feature_id = %s and d.{here} = %s order by 1",

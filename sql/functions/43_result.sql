@@ -156,7 +156,8 @@ begin
     return v_stored;
 end $$;
 
--- Take the result file of an attempt whose process is gone. fault: why it cannot be used, in words; null when it can.
+-- Take the result file of an attempt whose process is gone. fault: why it cannot be used, in words; null when it can. What
+-- the attempt has cost counts all the same.
 create or replace function pgcoord_private.take_result_file(p_attempt_id bigint, p_text text, out result jsonb, out fault text)
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -167,8 +168,16 @@ exception when data_exception or statement_too_complex or program_limit_exceeded
     result := null;
     fault := 'it is not JSON: ' || sqlerrm;
 when sqlstate 'PC005' then
-    result := null;
     fault := sqlerrm;
+    begin
+        perform pgcoord_private.store_result(p_attempt_id, jsonb_object_agg(key, value))
+        from jsonb_each(case when jsonb_typeof(result) = 'object' then result else '{}' end)
+        where key in ('cost_usd', 'tokens_in', 'tokens_out')
+        having count(*) > 0;
+    exception when sqlstate 'PC005' then
+        null;    -- the costs are what is wrong
+    end;
+    result := null;
 end $$;
 
 create or replace function pgcoord.set_result(p_queue_id text, p_result jsonb, p_adw_id text default null) returns jsonb

@@ -169,7 +169,24 @@ def test_two_runs_see_both_their_features_through(desk: Desk, conn: Connection) 
     until(conn.info.dsn, "count(*) = 2 from pgcoord.coordinator")  # the second one leads
     gates[1].write_text("go on")
     assert [each.wait() for each in runs] == [0, 0]
+    assert "'pgcoord serve' takes over" not in runs[0].said, "the second one has taken over"
     assert statuses(conn, 2) == {1: "completed", 2: "completed"}
+
+
+def test_attach_names_the_ways_on_when_it_is_interrupted_and_needs_phases(
+    desk: Desk, conn: Connection
+) -> None:
+    add_feature(conn, {1: []})
+    attached = desk.start("attach", "1")
+    attached.until("feature 1  a, 1 phase")
+    attached.send(signal.SIGINT)
+    assert attached.wait() == 130
+    attached.until("to go on: 'pgcoord run --feature 1'; to give it up: 'pgcoord cancel 1'")
+    add_feature(conn, {})
+    refused = desk.call("attach", "2")
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert "feature 2 has no phases queued" in refused.stderr
+    assert "'pgcoord execute 2'" in refused.stderr
 
 
 def test_run_names_what_was_cancelled_and_why(desk: Desk) -> None:
@@ -632,7 +649,9 @@ def test_a_skipped_phase_and_a_feature_that_cannot_go_on_say_so(
     assert not any("cannot go on" in line for line in said)
     [feature] = json.loads(desk.say("status", "1", "--json"))["features"]
     assert [phase["skipped"] for phase in feature["phases"]] == [True, False, False]
-    assert desk.call("run", "--feature", "1").returncode == 0
+    done = desk.call("run", "--feature", "1")
+    assert done.returncode == 0
+    assert "feature 1 (A plan) completed: 3 phases (1 skipped) in " in done.stdout
     row = conn.execute("select pgcoord.feature_object(1) -> 'phases' as phases").fetchone()
     assert row
     assert [phase["skipped"] for phase in row["phases"]] == [True, False, False]

@@ -34,6 +34,8 @@ def test_a_schedule_from_its_creation_to_its_end(desk: Desk, conn: Connection) -
     assert [each["outcome"] for each in shown["runs"]] == ["started", "started"]
     assert json.loads(desk.say("status", "--json"))["schedules"][0]["overlap"] == "queue"
     desk.say("schedule", "create", "copy", "0 3 * * *", "--feature", str(feature))
+    dry = desk.say("schedule", "delete", "nightly", "--dry-run").splitlines()
+    assert dry[-1] == "schedule nightly would be deleted"
     first, *_, last = desk.say("schedule", "delete", "nightly", "--yes").splitlines()
     assert first.startswith("nightly: 30 4 * * MON (UTC)")
     assert last == "schedule nightly is deleted"

@@ -479,7 +479,8 @@ class PhasePage(View):
         event_pieces = _event_pieces(events, "phase")
         pieces |= event_pieces
         lists = {"events": list(event_pieces)}
-        title = f"{phase.phase_number} {phase.title}, {phase.status} · pgcoord"
+        status = "skipped" if phase.skipped else phase.status
+        title = f"{phase.phase_number} {phase.title}, {status} · pgcoord"
         return Page("phase.html", title, now, pieces, lists, {"phase": phase, "attempts": attempts})
 
 
