@@ -23,8 +23,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
-from pgcoord import __version__
-from pgcoord import logs as journal
+from pgcoord import __version__, logs
 from pgcoord.commands.options import Config, Dsn, Surroundings
 from pgcoord.commands.terminal import say
 from pgcoord.errors import CoordError
@@ -148,10 +147,12 @@ def _start(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")] = False,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
-    journal.configure(serves=ctx.invoked_subcommand == "serve", verbose=verbose)
+    logs.configure(serves=ctx.invoked_subcommand == "serve", verbose=verbose)
 
 
 if __name__ == "__main__":

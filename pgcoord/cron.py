@@ -1,4 +1,4 @@
-"""When something is due that a cron expression describes, in a time zone.
+"""The due times of a cron expression in a time zone.
 
 Across a change of the clocks as Debian's cron does: what is due at a fixed time runs once, also
 where that time does not exist or comes twice; what is due each hour or minute goes on evenly.
@@ -16,7 +16,7 @@ _BACK = (timedelta(hours=1), timedelta(days=2), timedelta(days=62), timedelta(da
 
 
 class NeverDue(Exception):
-    """Of a cron expression or a time zone: what is wrong with it."""
+    """A cron expression, or a time zone, has no due times; the message says why."""
 
 
 def due_times(cron: str, timezone: str, after: datetime) -> Iterator[datetime]:
@@ -24,9 +24,9 @@ def due_times(cron: str, timezone: str, after: datetime) -> Iterator[datetime]:
     try:
         found = CronSim(cron, after.astimezone(ZoneInfo(timezone)))
     except (CronSimError, ValueError, AssertionError) as error:
-        raise NeverDue(f"{cron!r:.200} is no cron expression: {error}") from error
+        raise NeverDue(f"{cron!r:.200} is not a cron expression: {error}") from error
     except (ZoneInfoNotFoundError, OSError) as error:
-        raise NeverDue(f"this machine knows no time zone {timezone!r:.100}") from error
+        raise NeverDue(f"this machine does not know the time zone {timezone!r:.100}") from error
     last = after
     # The library gives a time that a change of the clocks has moved more than once.
     for each in found:

@@ -39,6 +39,7 @@ from pgcoord.errors import (
 )
 from pgcoord.runs import worktree
 from pgcoord.runs.slurm import Slurm
+from pgcoord.text import message_of
 
 # Seconds that a notification may take before every start of a phase is late by something to notice.
 _SLOW = 0.1
@@ -134,7 +135,7 @@ async def _pool(pool: Pool, machine: Machine, *, probes: bool) -> list[Finding]:
             jobs = await engine.find()
             found.append(Finding("pools", "ok", f"its engine answers, {len(jobs)} jobs", None))
         except NotNow as error:
-            found.append(Finding("pools", "fail", _line(error), "try its commands by hand"))
+            found.append(Finding("pools", "fail", message_of(error), "try its commands by hand"))
     folder = pool.settings.get("folder")
     if folder is not None and not await asyncio.to_thread(_is_writable, Path(str(folder))):
         words = f"nothing can be written to {folder}"
@@ -177,14 +178,14 @@ async def _examine_database(dsn: str) -> list[Finding]:
                 *await _checkup(dsn, conn),
             ]
     except DatabaseUnusable as error:
-        return [Finding("connection", "fail", _line(error), error.hint)]
+        return [Finding("connection", "fail", message_of(error), error.hint)]
 
 
 async def _connection(conn: Connection) -> Finding:
     info = conn.info
     version = f"{info.server_version // 10000}.{info.server_version % 10000}"
-    place = f"database {info.dbname} as {info.user}"
-    return Finding("connection", "ok", f"PostgreSQL {version}, {place}", None)
+    server = f"database {info.dbname} as {info.user}"
+    return Finding("connection", "ok", f"PostgreSQL {version}, {server}", None)
 
 
 async def _wake_ups(dsn: str, conn: Connection) -> Finding:
@@ -251,7 +252,7 @@ async def _schema(dsn: str) -> Finding:
     try:
         await asyncio.to_thread(_check_schema, dsn)
     except CoordError as error:
-        return Finding("schema", "fail", _line(error), error.hint)
+        return Finding("schema", "fail", message_of(error), error.hint)
     return Finding("schema", "ok", f"of this release, {__version__}", None)
 
 
@@ -281,9 +282,11 @@ async def _checkup(dsn: str, conn: Connection) -> list[Finding]:
         return []  # told already: without our schema there is nothing to look at
     except DatabaseUnusable as error:
         remedy = error.hint or "grant it pgcoord_reader, pgcoord_client or pgcoord_coordinator"
-        return [Finding("rights", "fail", _line(error), remedy)]
+        return [Finding("rights", "fail", message_of(error), remedy)]
     except psycopg.ProgrammingError as error:  # a view was changed so that others fail
-        return [Finding("definitions", "fail", _line(error), "'pgcoord upgrade' writes them anew")]
+        return [
+            Finding("definitions", "fail", message_of(error), "'pgcoord upgrade' writes them anew")
+        ]
 
 
 async def _holder(dsn: str, pid: int) -> str:
@@ -293,7 +296,7 @@ async def _holder(dsn: str, pid: int) -> str:
         async with await connect(dsn) as conn:
             return await reads.blocked_by(conn, pid) or "its holder is not known"
     except (psycopg.Error, CoordError) as error:
-        return f"its holder is not known: {_line(error)}"
+        return f"its holder is not known: {message_of(error)}"
 
 
 def _configuration(machine: Machine) -> Finding:
@@ -325,9 +328,9 @@ async def _github(settings: GitHub, environment: Mapping[str, str]) -> list[Find
             await repository.check_may_post()
     except (Refusal, InvalidConfiguration) as error:
         remedy = "give the token, or the app, the right to write issues there; see docs/github.md"
-        return [Finding("github", "fail", _line(error), remedy)]
+        return [Finding("github", "fail", message_of(error), remedy)]
     except NotNow as error:
-        return [Finding("github", "warn", _line(error), "phases wait until it answers")]
+        return [Finding("github", "warn", message_of(error), "phases wait until it answers")]
     if not (about.get("permissions") or {}).get("push", True):
         words = f"issues can be made in {settings.repository}, but no labels"
         remedy = "issues come without labels; the right to push would allow them"
@@ -350,7 +353,7 @@ def _reports(configuration: Configuration | None) -> Finding:
         with urlopen(f"{url}/healthz", timeout=_PATIENCE) as answer:
             trouble = None if answer.read(10) == b"ok\n" else "something else answers"
     except (OSError, HTTPException) as error:
-        trouble = _line(error).removeprefix("<urlopen error ").removesuffix(">")
+        trouble = message_of(error).removeprefix("<urlopen error ").removesuffix(">")
     if trouble is None:
         return Finding("reports", "ok", f"processes report to {url}, which answers", None)
     return Finding(
@@ -396,7 +399,3 @@ def _room(folder: Path, free: int) -> Finding:
 
 def _size(number: int) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

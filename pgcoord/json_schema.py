@@ -39,13 +39,13 @@ def faults(value: object, schema: Schema, field: str = "", depth: int = 0) -> It
     elif not _fits(value, schema):
         storable = not isinstance(value, str) or _is_text(value)
         yield Fault(
-            field, value, _words(schema) if storable else "text without NUL or halves of characters"
+            field, value, _words(schema) if storable else "text without NUL or unpaired surrogates"
         )
     elif isinstance(value, dict):
         yield from _faults_in_object(value, schema, field, depth + 1)
     elif isinstance(value, list):
-        for place, element in enumerate(value):
-            yield from faults(element, schema.get("items", {}), f"{field}[{place}]", depth + 1)
+        for index, element in enumerate(value):
+            yield from faults(element, schema.get("items", {}), f"{field}[{index}]", depth + 1)
 
 
 def _faults_in_object(
@@ -62,7 +62,7 @@ def _faults_in_object(
             known = f"one of {', '.join(properties)}" if properties else "nothing"
             yield Fault(_join(field, name), None, f"{known}; it is unknown")
         elif not _is_text(name):
-            yield Fault(field, name, "names without NUL or halves of characters")
+            yield Fault(field, name, "names without NUL or unpaired surrogates")
         else:
             yield from faults(member, {}, _join(field, name), depth)
 
@@ -109,7 +109,7 @@ def _is(value: object, name: str) -> bool:
 
 
 def _is_text(text: str) -> bool:
-    """Whether Postgres can store it: no NUL, and no half of a surrogate pair."""
+    """Whether Postgres can store it: no NUL, and no unpaired surrogate."""
     try:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:

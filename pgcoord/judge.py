@@ -160,7 +160,7 @@ class Findings:
 
 
 def _clean(text: str) -> str:
-    """Return *text* with what cannot be stored replaced: NUL, and halves of characters."""
+    """Return *text* with what cannot be stored replaced: NUL, and unpaired surrogates."""
     return text.replace("\0", "�").encode("utf-8", "replace").decode()
 
 

@@ -14,7 +14,7 @@ from pgcoord.text import one_line
 
 
 class _Line(logging.Formatter):
-    """One line for people: names that clients have chosen begin none, and colour none."""
+    """A line for people, control characters escaped: no client can forge a line, or colours."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return one_line(super().formatMessage(record))

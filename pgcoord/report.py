@@ -146,7 +146,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is no value of JSON")
+    raise ValueError(f"{word} is not a JSON value")
 
 
 def _number(text: str) -> float | int:
@@ -277,4 +277,4 @@ def read_spooled(folder: Path, name: str, secret: str, most: int) -> tuple[str, 
             raise NotSigned("it is not signed by the secret of its attempt")
         return headers["webhook-id"], parse_json(body)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise NotJson(f"it is no report: {error}") from error
+        raise NotJson(f"it is not a report: {error}") from error

@@ -50,6 +50,11 @@ def counted(number: int, noun: str, nouns: str | None = None) -> str:
     return f"{number} {noun if number == 1 else nouns or f'{noun}s'}"
 
 
+def message_of(error: BaseException) -> str:
+    """Return the message of *error* without line breaks."""
+    return " ".join(str(error).split())
+
+
 def shortened(text: str, most: int) -> str:
     """Return *text* itself, or its head and its tail, *most* characters at most without the note.
 

@@ -20,6 +20,7 @@ from psycopg import sql
 from pgcoord import assets
 from pgcoord.database import schema
 from pgcoord.errors import DatabaseUnusable, InvalidInput, NotFound, Refused
+from pgcoord.text import message_of
 
 Connection = psycopg.Connection[Any]
 
@@ -79,7 +80,7 @@ def _in_plain_words() -> Iterator[None]:
         ) from error
     except psycopg.OperationalError as error:
         raise DatabaseUnusable(
-            f"nothing was changed: {' '.join(str(error).split())}",
+            f"nothing was changed: {message_of(error)}",
             hint="Run it again when the database is well.",
         ) from error
     except psycopg.Error as error:
@@ -116,7 +117,7 @@ def migrate(
     with _transaction(conn, dry_run=dry_run):
         was_ours = schema.exists(conn, "pgcoord.migration")
         _refuse_leftovers(conn, was_ours=was_ours)
-        places = _find(conn) if source is None else _refuse_tables(conn, source)
+        schemas = _find(conn) if source is None else _refuse_tables(conn, source)
         zone = _time_zone(conn, time_zone or ("UTC" if source else None))
         _run(conn, "begin")
         conn.execute(
@@ -125,12 +126,12 @@ def migrate(
             [source and str(source), zone, adopt, was_ours],
         )
         if source is not None:
-            places = _copy(conn, source)
+            schemas = _copy(conn, source)
         with conn.cursor() as cursor:
             cursor.executemany(
                 "insert into pgcoord_v1.old_relation (name, kind, came_from)"
                 " values (%s, 'table', %s)",
-                list(places.items()),
+                list(schemas.items()),
             )
         _run(conn, "move")
         schema.upgrade(conn)
@@ -212,12 +213,14 @@ def _refuse_leftovers(conn: Connection, *, was_ours: bool) -> None:
 def _find(conn: Connection) -> dict[str, str | None]:
     """The old tables, each with its schema. Those of one installation lie in one schema."""
     rows = conn.execute((SCRIPTS / "find.sql").read_bytes()).fetchall()
-    homes = {place for name, place, _, known in rows if name in TABLES[:1] and known}
-    homes = homes or {place for name, place, _, known in rows if name in TABLES[:2] and known}
+    homes = {its_schema for name, its_schema, _, known in rows if name in TABLES[:1] and known}
+    homes = homes or {
+        its_schema for name, its_schema, _, known in rows if name in TABLES[:2] and known
+    }
     odd = [
-        f"{place}.{name}"
-        for name, place, _, known in rows
-        if name in TABLES[:2] and place == "public" and not known
+        f"{its_schema}.{name}"
+        for name, its_schema, _, known in rows
+        if name in TABLES[:2] and its_schema == "public" and not known
     ]
     if odd:
         raise Refused(
@@ -237,11 +240,11 @@ def _find(conn: Connection) -> dict[str, str | None]:
         )
     [home] = homes
     found: dict[str, str | None] = {
-        name: place for name, place, _, known in rows if known and place == home
+        name: its_schema for name, its_schema, _, known in rows if known and its_schema == home
     }
-    for name, place, _, known in rows:
-        takes_our_name = known and place == "public" and name in TABLES[:2]
-        if takes_our_name and found.setdefault(name, place) != place:
+    for name, its_schema, _, known in rows:
+        takes_our_name = known and its_schema == "public" and name in TABLES[:2]
+        if takes_our_name and found.setdefault(name, its_schema) != its_schema:
             raise Refused(
                 f"there is a table {name} in {home} and one in public",
                 hint="Rename that in public: pgcoord's own takes that name.",
@@ -253,21 +256,21 @@ def _find(conn: Connection) -> dict[str, str | None]:
 def _refuse_owned(
     conn: Connection, rows: list[tuple[Any, ...]], found: dict[str, str | None]
 ) -> None:
-    for name, place, owner, _ in rows:
+    for name, its_schema, owner, _ in rows:
         row = conn.execute("select pg_has_role(%s::name, 'usage')", [owner]).fetchone()
-        if found.get(name) == place and not (row and row[0]):
+        if found.get(name) == its_schema and not (row and row[0]):
             raise DatabaseUnusable(
-                f"{place}.{name} belongs to {owner}, and you are {conn.info.user}",
+                f"{its_schema}.{name} belongs to {owner}, and you are {conn.info.user}",
                 hint=f"Run it as {owner}, or as a superuser.",
             )
 
 
 def _refuse_tables(conn: Connection, source: Path) -> dict[str, str | None]:
     rows = conn.execute((SCRIPTS / "find.sql").read_bytes()).fetchall()
-    for name, place, _, _ in rows:
+    for name, its_schema, _, _ in rows:
         if name in TABLES[:2]:
             raise Refused(
-                f"database {conn.info.dbname!r} has a table {place}.{name} of its own,"
+                f"database {conn.info.dbname!r} has a table {its_schema}.{name} of its own,"
                 f" beside that of {source}",
                 hint="Migrate that one without --from, or use an empty database.",
             )

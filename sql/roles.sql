@@ -71,7 +71,7 @@ grant usage on sequence pgcoord.queue_position to pgcoord_client;
 grant insert, update on pgcoord.schedule to pgcoord_client;
 grant update on public.planned_features, public.phase_queue to pgcoord_client;
 grant execute on all functions in schema pgcoord to pgcoord_client;
-revoke execute on function pgcoord.prune(interval), pgcoord.give_up_attempt(bigint, text, text), pgcoord.release_issues()
+revoke execute on function pgcoord.prune(interval), pgcoord.prune(text), pgcoord.give_up_attempt(bigint, text, text), pgcoord.release_issues()
 from pgcoord_client;
 grant execute on function pgcoord_private.feature_to_plan(integer) to pgcoord_client;
 -- What the triggers call for the client who inserts or updates; called by hand, they do no more than a lock would.

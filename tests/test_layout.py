@@ -5,6 +5,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import jinja2
+import jinja2.nodes
+
 ROOT = Path(__file__).parents[1]
 
 # Lowest first. A module belongs to the longest of these names that begins its own.
@@ -19,6 +22,7 @@ FLOORS = (
         "judge",
         "ownership",
         "secrecy",
+        "states",
         "__init__",
     ),
     ("results",),
@@ -133,6 +137,28 @@ def test_every_table_is_in_the_list_of_the_database_half() -> None:
         )
     }
     assert {name for name in made if f"`{name}`" not in listed} == set()
+
+
+def test_every_function_for_people_is_in_the_design() -> None:
+    section = (ROOT / "docs/design.md").read_text().split("\n## 8.")[1].split("\n## ")[0]
+    functions = {
+        name
+        for path in (ROOT / "sql/functions").glob("*.sql")
+        for name in re.findall(
+            r"^create or replace function pgcoord\.(\w+)", path.read_text(), re.M
+        )
+    }
+    assert {name for name in functions if f"`{name}`" not in section} == set()
+
+
+def test_every_piece_of_a_page_reads_the_data_that_it_is_given() -> None:
+    environment = jinja2.Environment()
+    without = []
+    for path in sorted((ROOT / "web/templates/piece").glob("*.html")):
+        names = environment.parse(path.read_text()).find_all(jinja2.nodes.Name)
+        if "data" not in {each.name for each in names}:
+            without.append(path.name)
+    assert without == []
 
 
 def test_no_two_test_files_have_one_name() -> None:

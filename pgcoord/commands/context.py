@@ -51,14 +51,14 @@ _NAMES_A_DATABASE = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE"
 
 
 @dataclass(frozen=True)
-class Place:
+class Context:
     """The database that a command works in, and the state folder, which may not exist yet."""
 
     dsn: str
     state: Path
 
 
-def make_place(surroundings: Surroundings, dsn: str | None) -> Place:
+def make_context(surroundings: Surroundings, dsn: str | None) -> Context:
     """Return the database that *dsn* or the environment names, without connecting to it.
 
     If neither names one, create, start and upgrade the embedded Postgres, as `make_server`.
@@ -66,8 +66,8 @@ def make_place(surroundings: Surroundings, dsn: str | None) -> Place:
     state = _find_state(surroundings) or surroundings.folder / STATE
     given = named_dsn(surroundings, dsn)
     if given is not None:
-        return Place(given, state)
-    return Place(make_server(surroundings).dsn, state)
+        return Context(given, state)
+    return Context(make_server(surroundings).dsn, state)
 
 
 def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":
@@ -145,16 +145,16 @@ def named_dsn(surroundings: Surroundings, dsn: str | None) -> str | None:
     return "" if any(environment.get(name) for name in _NAMES_A_DATABASE) else None
 
 
-def make_runs_folder(place: Place, configuration: "Configuration") -> Path:
+def make_runs_folder(context: Context, configuration: "Configuration") -> Path:
     """Create the folder of the runs if necessary, and return it.
 
     Raises `CannotStart` when it cannot be created or written to.
     """
-    folder = _runs_folder(place.state, configuration)
+    folder = _runs_folder(context.state, configuration)
     try:
-        if place.state in folder.parents and not place.state.is_dir():
-            place.state.mkdir(mode=0o700)
-            (place.state / ".gitignore").write_text("*\n", encoding="utf-8")
+        if context.state in folder.parents and not context.state.is_dir():
+            context.state.mkdir(mode=0o700)
+            (context.state / ".gitignore").write_text("*\n", encoding="utf-8")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder

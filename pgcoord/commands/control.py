@@ -26,6 +26,7 @@ from pgcoord.commands.context import (
 )
 from pgcoord.commands.options import (
     AsJson,
+    DryRun,
     Dsn,
     FeatureOrAll,
     Phase,
@@ -37,6 +38,7 @@ from pgcoord.commands.options import (
 from pgcoord.commands.terminal import confirm_or_exit, say
 from pgcoord.duration import parse_duration
 from pgcoord.errors import NotFound, Refused
+from pgcoord.states import IN_SLOT
 from pgcoord.text import counted
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def _parse_amount(text: str) -> float:
     try:
         return math.inf if text.lower() == "none" else float(text.removeprefix("$"))
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r:.60} is no amount, such as 5 or 2.50.") from error
+        raise typer.BadParameter(f"{text!r:.60} is not an amount, such as 5 or 2.50.") from error
 
 
 _Amount = Annotated[
@@ -296,7 +298,7 @@ async def _after_retry(conn: "Connection", queue_id: Any, status: Any, line: str
 
 
 async def _after_cancel_phase(conn: "Connection", queue_id: Any, status: Any, line: str) -> str:
-    if status not in ("ready", "running"):
+    if status not in IN_SLOT:
         return line
     line = f"{queue_id} is being cancelled: its process is ended first"
     return line + await unless_led(conn, ", once a coordinator runs ('pgcoord serve')")
@@ -429,9 +431,7 @@ def prune(
             help='How long ago they were finished at least: "30d", "12h", 0 for all.',
         ),
     ],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     yes: Yes = False,
     as_json: AsJson = False,
     dsn: Dsn = None,

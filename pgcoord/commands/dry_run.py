@@ -7,8 +7,7 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from pgcoord.commands.options import Surroundings
-from pgcoord.configuration.model import LOCAL, Configuration, Workflow
-from pgcoord.coordination.supervision import PASSED_ON
+from pgcoord.configuration.model import LOCAL, PASSED_ON, Configuration, Workflow
 from pgcoord.plan.model import Plan, PlannedPhase
 from pgcoord.text import counted
 

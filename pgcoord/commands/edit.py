@@ -17,6 +17,7 @@ from pgcoord.commands.context import (
 )
 from pgcoord.commands.options import (
     AsJson,
+    DryRun,
     Dsn,
     Phase,
     PhaseOrFeature,
@@ -44,10 +45,12 @@ def edit(
     phase: Phase,
     prompt: Annotated[
         Path | None,
-        typer.Option("--prompt", metavar="FILE", help="Its new prompt; - is standard input."),
+        typer.Option("--prompt", metavar="FILE", help="The new prompt; - is standard input."),
     ] = None,
-    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Its new title.")] = None,
-    workflow: Annotated[str | None, typer.Option(metavar="NAME", help="Which one runs it.")] = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="The new title.")] = None,
+    workflow: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The workflow that runs it.")
+    ] = None,
     after: Annotated[
         str | None,
         typer.Option(metavar="NUMBERS", help='The phases it depends on, such as "1,2", or none.'),
@@ -56,7 +59,7 @@ def edit(
         str | None, typer.Option(metavar="TIME", help='After what time it is ended, as "2h".')
     ] = None,
     max_attempts: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="How often it is tried.")
+        int | None, typer.Option(metavar="N", min=1, help="How many attempts it has.")
     ] = None,
     as_json: AsJson = False,
     dsn: Dsn = None,
@@ -94,6 +97,7 @@ def edit(
 def delete(
     ctx: typer.Context,
     target: PhaseOrFeature,
+    dry_run: DryRun = False,
     yes: Yes = False,
     as_json: AsJson = False,
     dsn: Dsn = None,
@@ -115,8 +119,8 @@ def delete(
                 say(await _phase_in_words(conn, queue_id), err=as_json)
                 return queue_id
             shown = await reads.feature(conn, feature)
-            words = f"{shown.title}: {counted(shown.total_phases, 'phase')}, {shown.status}"
-            say(f"feature {feature}  {words}", err=as_json)
+            phases, status = counted(shown.total_phases, "phase"), shown.status.replace("_", " ")
+            say(f"feature {feature}  {shown.title}: {phases}, {status}", err=as_json)
             return feature
 
     async def remove(what: str | int) -> None:
@@ -125,6 +129,10 @@ def delete(
 
     what = complete(found, look())
     name = f"feature {what}" if feature else str(what)
+    if dry_run:
+        words = f"{name} would be removed, with its history"
+        print_answer(Answer(words, {"removed": None}), as_json=as_json)
+        return
     question = f"Remove {name} with its history, for good?"
     confirm_or_exit(question, yes=yes, otherwise="nothing is removed", err=as_json)
     complete(found, remove(what))
@@ -133,6 +141,7 @@ def delete(
 
 async def _phase_in_words(conn: "Connection", queue_id: str) -> str:
     """Return a line on a phase that is to be deleted, with what would wait for it then."""
+    from pgcoord.commands.progress import shown_status
     from pgcoord.database import reads
 
     phases = await reads.board(conn, (await reads.phase_object(conn, queue_id))["feature_id"])
@@ -142,7 +151,7 @@ async def _phase_in_words(conn: "Connection", queue_id: str) -> str:
         for each in phases
         if shown.phase_number in each.depends_on_phases and each.status in ("queued", "blocked")
     ]
-    words = f"{queue_id}  {shown.title}: {shown.status}"
+    words = f"{queue_id}  {shown.title}: {shown_status(shown)}"
     return f"{words}; what depends on it waits then: {', '.join(waiting)}" if waiting else words
 
 

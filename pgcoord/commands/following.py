@@ -16,13 +16,14 @@ from typing import IO
 
 from pgcoord.commands.context import find_phase, runs_folder_here, session
 from pgcoord.commands.options import Surroundings
-from pgcoord.commands.progress import UNFINISHED, clean, follow_through
+from pgcoord.commands.progress import clean, follow_through
 from pgcoord.commands.terminal import say
 from pgcoord.database import reads
 from pgcoord.database._sql import Connection
 from pgcoord.database.rows import Attempt
 from pgcoord.errors import Refused
 from pgcoord.runs.logs import Log, log_of, seek_last_lines
+from pgcoord.states import ENDED, IN_SLOT
 
 # Seconds between two reads of a file that had nothing new.
 _LOOK = 0.25
@@ -48,7 +49,7 @@ class _Course:
 
     @property
     def ended(self) -> bool:
-        return self.status not in (*UNFINISHED, "blocked")
+        return self.status in ENDED
 
 
 async def follow_log(
@@ -74,7 +75,7 @@ async def follow_log(
             while True:
                 await asyncio.wait({upcoming}, timeout=printer.print_some())
                 if upcoming.done():
-                    if printer.heed(upcoming.result()):
+                    if printer.switch_to_new(upcoming.result()):
                         return
                     upcoming = asyncio.ensure_future(anext(courses))
         finally:
@@ -86,7 +87,7 @@ async def _read(conn: Connection, queue_id: str) -> _Course:
     attempts = await reads.attempts(conn, queue_id)
     status = await reads.status_of(conn, queue_id)
     reasons = await reads.why(conn, queue_id)
-    unwatched = await reads.unwatched(conn) if status in ("ready", "running") else None
+    unwatched = await reads.unwatched(conn) if status in IN_SLOT else None
     return _Course(status, reasons[0].words if reasons else status, attempts, unwatched)
 
 
@@ -113,7 +114,7 @@ class _Printer:
             return None
         return 0 if self._log.print_some() else _LOOK
 
-    def heed(self, course: _Course) -> bool:
+    def switch_to_new(self, course: _Course) -> bool:
         """Switch to attempts that are new in *course*; return whether all has been printed."""
         over = True
         for attempt in course.attempts:

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from pgcoord import logs as journal
+from pgcoord import logs
 from pgcoord.errors import CannotStart
+from pgcoord.json_schema import HIGHEST_INTEGER
 
-HIGHEST_ID = 2**31 - 1  # the highest value of Postgres' integer
+HIGHEST_ID = HIGHEST_INTEGER
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ def feature_of(target: str) -> int | None:
     if not (target.isascii() and target.isdecimal()):
         return None
     if len(target) > 10 or not 1 <= int(target) <= HIGHEST_ID:
-        raise typer.BadParameter(f"{target} is no number of a feature.", param_hint="PHASE|FEATURE")
+        raise typer.BadParameter(
+            f"{target} is not the number of a feature.", param_hint="PHASE|FEATURE"
+        )
     return int(target)
 
 
@@ -89,7 +92,7 @@ class Format(StrEnum):
 
 def _log_as(value: Format) -> Format:
     if value is Format.JSON:
-        journal.write_json()
+        logs.write_json()
     return value
 
 
@@ -114,7 +117,7 @@ PlanFileOrNone = Annotated[
 
 Phase = Annotated[
     str,
-    typer.Argument(metavar="PHASE", help="Its queue_id, such as queue-104-2, or 104.2 for short."),
+    typer.Argument(metavar="PHASE", help="The queue_id, such as queue-104-2, or 104.2 for short."),
 ]
 
 FeatureNumber = Annotated[
@@ -134,6 +137,10 @@ FeatureOrAll = Annotated[
 ]
 
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do it without a question, as in a script.")]
+
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
+]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 

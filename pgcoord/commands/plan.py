@@ -80,7 +80,7 @@ def plan(
     ] = None,
     slots: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, help="Reckon with so many; else with those there are."),
+        typer.Option(min=1, max=1000, help="The slots to plan for; else those there are."),
     ] = None,
     output: Annotated[
         Path | None,

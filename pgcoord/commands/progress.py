@@ -24,7 +24,8 @@ from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import Listener
 from pgcoord.database.rows import BoardPhase, Feature
 from pgcoord.errors import DatabaseUnusable
-from pgcoord.text import counted
+from pgcoord.states import IN_SLOT, UNFINISHED
+from pgcoord.text import counted, message_of
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -49,8 +50,6 @@ _STANDSTILL = 1.0
 
 # Characters that are shown of the last line of a log.
 _QUOTED = 200
-
-UNFINISHED = ("queued", "ready", "running")
 
 _LOOKS = {
     "completed": ("✓", "green"),
@@ -79,8 +78,8 @@ class Snapshot:
 
     @property
     def completed(self) -> bool:
-        """Whether every phase is completed."""
-        return all(phase.status == "completed" for phase in self.phases)
+        """Whether there are phases, and every one is completed."""
+        return bool(self.phases) and all(phase.status == "completed" for phase in self.phases)
 
     def as_json(self) -> dict[str, Any]:
         """Return a feature as `status --json` prints it: its columns, and `phases`."""
@@ -126,7 +125,7 @@ async def follow_through(
                 async for found in readings:
                     yield found
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            logger.warning("the database is lost: %s", " ".join(str(error).split()))
+            logger.warning("the database is lost: %s", message_of(error))
         except DatabaseUnusable as error:
             if not may_pass(error):
                 raise
@@ -275,7 +274,7 @@ def _moves(before: BoardPhase | None, after: BoardPhase) -> Iterator[_Move]:
     if started and after.started_timestamp and after.status != "ready":
         words = clean(after.title) + _slot(after)
         yield _Move(after.started_timestamp, _words(after, "running", words))
-    if after.status in ("ready", "running") or (after.status == was and after.attempt == tried):
+    if after.status in IN_SLOT or (after.status == was and after.attempt == tried):
         return
     at = after.since if after.status != "queued" and after.since else _now()
     words = ": ".join(filter(None, (clean(after.title), "; ".join(_details(after)))))
@@ -384,7 +383,9 @@ def summary(snapshot: Snapshot, reasons: Mapping[int, str]) -> str:
     feature, total = snapshot.feature, len(snapshot.phases)
     name = f"feature {feature.id} ({clean(feature.title)})"
     if snapshot.completed:
-        return f"{name} completed: {counted(total, 'phase')}{_took(snapshot.phases)}"
+        skipped = sum(phase.skipped for phase in snapshot.phases)
+        of_them = f" ({skipped} skipped)" if skipped else ""
+        return f"{name} completed: {counted(total, 'phase')}{of_them}{_took(snapshot.phases)}"
     left = [phase for phase in snapshot.phases if phase.status != "completed"]
     causes = "; ".join(_why_not(phase, reasons.get(phase.phase_number)) for phase in left)
     return f"{name}: {total - len(left)} of {counted(total, 'phase')} completed; {causes}"

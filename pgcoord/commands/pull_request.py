@@ -24,26 +24,27 @@ _TRY_LATER = 75
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the command to *app*."""
     app.command("pull-request")(pull_request)
 
 
 def pull_request(
     ctx: typer.Context,
-    title: Annotated[str | None, typer.Option(help="Its title; else 'Feature N'.")] = None,
+    title: Annotated[str | None, typer.Option(help="The title; else 'Feature N'.")] = None,
     base: Annotated[
-        str | None, typer.Option(metavar="BRANCH", help="Else the repository's default branch.")
+        str | None,
+        typer.Option(metavar="BRANCH", help="The target; else the repository's default."),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(metavar="BRANCH", help="Else the branch of the feature.")
+        str | None, typer.Option(metavar="BRANCH", help="The branch to merge; else the feature's.")
     ] = None,
     draft: Annotated[bool, typer.Option("--draft", help="Open it as a draft.")] = False,
 ) -> None:
     """Open the pull request of a feature, as the command of its last phase.
 
-    The repository is that of [github]. Its text is made of the results of the phases before it;
-    `pr_number` and `url` are its own. One that is open already is taken. Exit status 75 when GitHub
-    is to be asked later: pgcoord does that by itself.
+    The repository is that of [github]. The text of the pull request is made of the results of the
+    phases before this one, whose own result has `pr_number` and `url`. A pull request that is open
+    already is used. Exit status 75: GitHub does not answer now, and pgcoord tries again later.
     """
     import asyncio
 

@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
 def show(
     topic: Annotated[
         str | None,
-        typer.Argument(metavar="TOPIC", help="Which; without it, which there are."),
+        typer.Argument(metavar="TOPIC", help="The topic; without it, the list of topics."),
     ] = None,
 ) -> None:
     """Print the reference: toml, plan, placeholders, environment, exit, sqlstate, json, http.
@@ -175,7 +175,7 @@ def _placeholders() -> Iterator[Table]:
 
 
 def _environment() -> Iterator[Table]:
-    from pgcoord.coordination.supervision import PASSED_ON
+    from pgcoord.configuration.model import PASSED_ON
 
     titles = {
         "phase": "What the process of a phase gets",

@@ -50,35 +50,37 @@ def register(app: typer.Typer) -> None:
 
 def report(
     ctx: typer.Context,
-    outcome: Annotated[Outcome, typer.Argument(help="How it went.", show_default=False)],
+    outcome: Annotated[Outcome, typer.Argument(help="How the phase ended.", show_default=False)],
     error: Annotated[
         str | None, typer.Option("--error", metavar="TEXT", help="What went wrong.")
     ] = None,
     pr: Annotated[
-        int | None, typer.Option("--pr", metavar="N", min=1, help="The pull request it made.")
+        int | None, typer.Option("--pr", metavar="N", min=1, help="The pull request of the phase.")
     ] = None,
     result: Annotated[
         Path | None,
         typer.Option(
             "--result",
             metavar="FILE",
-            help="Its result, a JSON object; else PGCOORD_RESULT_FILE, where it was written.",
+            help="A file with the result, a JSON object; else PGCOORD_RESULT_FILE, if it exists.",
             show_default=False,
         ),
     ] = None,
     patience: Annotated[
         float,
-        typer.Option(metavar="SECONDS", min=0, help="Try for so long while nobody answers."),
+        typer.Option(
+            metavar="SECONDS", min=0, help="How long to try while the server does not answer."
+        ),
     ] = 60,
 ) -> None:
     """Report, from within a workflow, what became of its phase.
 
-    What it needs is in the environment that the workflow was started with. When the server cannot
+    It reads the phase and its secret from the environment of the workflow. When the server cannot
     be reached, the report is kept in the folder of the run, and taken from there when the process
     has ended or a coordinator starts.
     """
     environment = surroundings_of(ctx).environment
-    queue_id = _given(environment, "PGCOORD_QUEUE_ID")
+    queue_id = _required(environment, "PGCOORD_QUEUE_ID")
     body = {
         "queue_id": queue_id,
         "adw_id": environment.get("PGCOORD_ADW_ID"),
@@ -125,11 +127,11 @@ def _deliver(body: Mapping[str, object], environment: Mapping[str, str], patienc
     from pgcoord.backoff import Backoff
 
     secret, url = (
-        _given(environment, "PGCOORD_WEBHOOK_SECRET"),
+        _required(environment, "PGCOORD_WEBHOOK_SECRET"),
         environment.get("PGCOORD_REPORT_URL"),
     )
     if not reports.is_secret(secret):
-        raise InvalidInput("PGCOORD_WEBHOOK_SECRET is no secret: expected whsec_…")
+        raise InvalidInput("PGCOORD_WEBHOOK_SECRET is not a secret: expected whsec_…")
     signed = _sign(secret, body)
     # Kept first, so that the report survives if this process is killed while it retries.
     folder = _keep(_folder_of_run(environment), signed)
@@ -165,7 +167,7 @@ def _sign(secret: str, body: Mapping[str, object]) -> "Signed":
     return signed
 
 
-def _given(environment: Mapping[str, str], name: str) -> str:
+def _required(environment: Mapping[str, str], name: str) -> str:
     value = environment.get(name)
     if not value:
         raise InvalidInput(
@@ -203,6 +205,7 @@ def _forget(folder: Path | None) -> None:
 
 
 def _kept(folder: Path | None, trouble: Exception) -> str:
+    """Return the end of the printed line; raise `CannotStart` if the report was not kept."""
     if folder is None:
         raise CannotStart(f"the report could not be sent: {trouble}", hint="Try again later.")
     return f": kept in {folder} until a coordinator takes it ({trouble})"

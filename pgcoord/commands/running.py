@@ -27,7 +27,7 @@ from pgcoord.database import actions, claims, reads
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import check_wake_ups, only_one_connection
 from pgcoord.database.session import ping
-from pgcoord.errors import CoordError, DatabaseUnusable
+from pgcoord.errors import CoordError, DatabaseUnusable, Refused
 from pgcoord.http.feed import Feed
 from pgcoord.http.pool import Database
 from pgcoord.http.security import Access
@@ -112,14 +112,14 @@ class Runner:
                 leading = tasks.create_task(self._lead())
                 self._watching = tasks.create_task(self._watch(feature_id, shown, leading))
         if self._coordinator.led:
-            await _print_what_goes_on(self._dsn, self._coordinator, interrupted=bool(came))
+            await _log_what_goes_on(self._dsn, self._coordinator, interrupted=bool(came))
         elif came:
-            logger.warning("feature %d goes on without this one", feature_id)
+            logger.warning("feature %d goes on without this process", feature_id)
         if self._error:
             raise self._error
         if self._end:
             await sum_up(self._dsn, self._end, as_json=self._as_json)
-            await self._print_what_waits(feature_id)
+            await self._log_what_waits(feature_id)
         if came:
             say(f"  {ways_on(feature_id)}", err=True)
             return 128 + came[0]
@@ -138,8 +138,8 @@ class Runner:
                 await actions.execute_feature(conn, feature_id)
         if leader:
             logger.warning(
-                "process %d on %s leads and runs the phases, as the pgcoord.toml says that it has"
-                " read; this one watches, and takes over when that one ends",
+                "process %d on %s leads and runs the phases, by the pgcoord.toml that it has read;"
+                " this process only watches, and takes over when the other one ends",
                 leader.pid,
                 leader.host,
             )
@@ -167,8 +167,8 @@ class Runner:
             await asyncio.wait(
                 {settled, leading}, timeout=_SETTLED, return_when=asyncio.FIRST_COMPLETED
             )
-            await self._print_what_else_runs(feature_id)
-            self._end = await watched(self._dsn, feature_id, shown)
+            await self._log_what_else_runs(feature_id)
+            self._end = await show_to_end(self._dsn, feature_id, shown)
             if self._coordinator.issues:
                 await self._coordinator.issues.settle()
             if self._coordinator.led:
@@ -189,11 +189,11 @@ class Runner:
                 ", ".join(running),
             )
 
-    async def _print_what_else_runs(self, feature_id: int) -> None:
+    async def _log_what_else_runs(self, feature_id: int) -> None:
         if self._coordinator.led and (others := await self._others(feature_id)):
-            logger.warning("this one leads, so it starts what else is queued, too: %s", others)
+            logger.warning("this process leads, so it also starts what else is queued: %s", others)
 
-    async def _print_what_waits(self, feature_id: int) -> None:
+    async def _log_what_waits(self, feature_id: int) -> None:
         """Warn of features that are still queued, if we led and no coordinator leads now."""
         if not self._coordinator.led:
             return
@@ -222,16 +222,26 @@ class Runner:
 async def attach(dsn: str, feature_id: int, *, as_json: bool = False) -> int:
     """Show a feature that another coordinator runs, and block until its end.
 
-    Return the exit status: 0 if every phase completed, else 1. Raises `NotFound`.
+    Return the exit status: 0 if every phase completed, else 1. Raises `NotFound`, and `Refused` for
+    a feature without phases.
     """
     from pgcoord.commands.progress import progress, read_snapshot
 
     async with session(dsn) as conn:
-        ended = (await read_snapshot(conn, feature_id)).ended
-        if not ended and await reads.leader(conn) is None:
+        found = await read_snapshot(conn, feature_id)
+        if not found.phases:
+            raise Refused(
+                f"feature {feature_id} has no phases queued: there is nothing to watch",
+                hint=f"'pgcoord execute {feature_id}' queues those of its plan.",
+            )
+        if not found.ended and await reads.leader(conn) is None:
             logger.warning("no coordinator runs: 'pgcoord run --feature %d' goes on", feature_id)
-    with progress(quiet=as_json) as shown:
-        end = await watched(dsn, feature_id, shown)
+    try:
+        with progress(quiet=as_json) as shown:
+            end = await show_to_end(dsn, feature_id, shown)
+    except asyncio.CancelledError:  # Ctrl-C
+        say(f"  {ways_on(feature_id)}", err=True)
+        raise
     await sum_up(dsn, end, as_json=as_json)
     return 0 if end.completed else 1
 
@@ -267,7 +277,7 @@ def ways_on(feature_id: int, phase_number: int | None = None) -> str:
     return f"to go on: {named}; to give it up: 'pgcoord cancel {feature_id}'"
 
 
-async def watched(dsn: str, feature_id: int, shown: "Progress") -> "Snapshot":
+async def show_to_end(dsn: str, feature_id: int, shown: "Progress") -> "Snapshot":
     """Show a feature on *shown* until it has ended, reconnecting as needed; return the end."""
     from pgcoord.commands.progress import follow_through, read_snapshot
 
@@ -333,7 +343,7 @@ async def serve(
             await _await_server(dsn, stopping, state)
             if not stopping.is_set():
                 await coordinator.run()
-    await _print_what_goes_on(dsn, coordinator, interrupted=True)
+    await _log_what_goes_on(dsn, coordinator, interrupted=True)
     # A service manager stops services by SIGTERM: that is not a failure.
     return next((128 + each for each in came if each != signal.SIGTERM), 0)
 
@@ -356,7 +366,7 @@ def _reconfigure(coordinator: Coordinator, read_anew: Callable[[], Configuration
         coordinator.reconfigure(after)
     logger.warning("SIGHUP: read %s: %s", after.path, ", ".join(at_once) or "nothing to do")
     if later:
-        logger.warning("not before this one is started anew: %s", ", ".join(later))
+        logger.warning("effective only after a restart: %s", ", ".join(later))
 
 
 def _app_state(
@@ -418,10 +428,11 @@ async def _answers(state: AppState) -> bool:
     return True
 
 
-async def _print_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:
-    """Log which processes a stopped coordinator leaves running, for `pgcoord serve` to adopt."""
+async def _log_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:
+    """Log which processes a stopped coordinator leaves running, and who watches them now."""
     try:
         async with await connect(dsn) as conn:
+            leader = await reads.leader(conn)
             attempts = await claims.open_attempts(conn, coordinator.host, engines=coordinator.led)
             found = [await claims.assignment(conn, each.attempt_id) for each in attempts]
     except (psycopg.Error, CoordError):
@@ -433,7 +444,8 @@ async def _print_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted
         if each
     ]
     if left:
-        logger.warning("left running: %s; 'pgcoord serve' takes over", ", ".join(left))
+        who = f"process {leader.pid} on {leader.host}" if leader else "'pgcoord serve'"
+        logger.warning("left running: %s; %s takes over", ", ".join(left), who)
     elif interrupted:
         logger.warning("stopped; nothing is left running")
 
@@ -444,7 +456,7 @@ def _interruptible(
 ) -> Iterator[list[int]]:
     """Have each SIGINT, SIGTERM or SIGHUP call the next of *steps*; one more exits at once.
 
-    So does the time, `_MOST_STOPPING` seconds after the last step.
+    The process also exits `_MOST_STOPPING` seconds after the last step.
 
     A SIGHUP for which *on_hangup* returns true does not count. A signal that was ignored (nohup)
     stays ignored. Yields a list, to which the number of each signal is appended.
@@ -473,13 +485,13 @@ def _interruptible(
         logging.shutdown()
         os._exit(128 + number)
 
-    heeded = [each for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
-    for each in heeded:
+    handled = [each for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+    for each in handled:
         loop.add_signal_handler(each, interrupt, each)
     try:
         yield came
     finally:
         for timer in overdue:
             timer.cancel()
-        for each in heeded:
+        for each in handled:
             loop.remove_signal_handler(each)

@@ -15,11 +15,21 @@ from pgcoord.commands.context import (
     check_schema,
     complete,
     existing_dsn,
-    make_place,
+    make_context,
+    print_answer,
     session,
     unless_led,
 )
-from pgcoord.commands.options import HIGHEST_ID, AsJson, Config, Dsn, Reason, Yes, surroundings_of
+from pgcoord.commands.options import (
+    HIGHEST_ID,
+    AsJson,
+    Config,
+    DryRun,
+    Dsn,
+    Reason,
+    Yes,
+    surroundings_of,
+)
 from pgcoord.commands.terminal import confirm_or_exit, say
 from pgcoord.commands.work import Parameters, configuration_here, read_given_plan
 from pgcoord.errors import InvalidInput
@@ -69,12 +79,16 @@ _Plan = Annotated[
 _Feature = Annotated[
     int | None,
     typer.Option(
-        "--feature", metavar="N", min=1, max=HIGHEST_ID, help="In place of a plan: as feature N."
+        "--feature",
+        metavar="N",
+        min=1,
+        max=HIGHEST_ID,
+        help="Queue copies of feature N, not a plan.",
     ),
 ]
 _Timezone = Annotated[
     str | None,
-    typer.Option(metavar="ZONE", help="Such as Europe/Berlin; yours, where none is given."),
+    typer.Option(metavar="ZONE", help="The time zone, such as Europe/Berlin; yours by default."),
 ]
 _Overlap = Annotated[
     Overlap | None,
@@ -115,9 +129,9 @@ def create(
         raise typer.BadParameter("give a plan, or --feature with a number.", param_hint="PLAN")
     work = None if plan is None else _read(ctx, plan, config, parameters)
     if dsn is None:
-        place = make_place(surroundings_of(ctx), dsn)
-        check_schema(place.dsn)
-        dsn = place.dsn
+        context = make_context(surroundings_of(ctx), dsn)
+        check_schema(context.dsn)
+        dsn = context.dsn
 
     async def add(conn: "Connection") -> Answer:
         from pgcoord.database import schedules
@@ -262,10 +276,14 @@ def resume(ctx: typer.Context, name: _Name, as_json: AsJson = False, dsn: Dsn = 
 
 
 def delete(
-    ctx: typer.Context, name: _Name, yes: Yes = False, as_json: AsJson = False, dsn: Dsn = None
+    ctx: typer.Context,
+    name: _Name,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+    dsn: Dsn = None,
 ) -> None:
     """Delete a schedule, which is shown first; the features that it has queued stay."""
-
     found = existing_dsn(ctx, dsn)
 
     async def look() -> list[str]:
@@ -276,6 +294,10 @@ def delete(
 
     for line in complete(found, look()):
         say(line, err=as_json)
+    if dry_run:
+        members = {"schedule": name, "deleted": False}
+        print_answer(Answer(f"schedule {name} would be deleted", members), as_json=as_json)
+        return
     confirm_or_exit(
         f"Delete schedule {name}, for good?", yes=yes, otherwise="nothing is deleted", err=as_json
     )

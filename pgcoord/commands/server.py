@@ -70,7 +70,7 @@ def upgrade(
 
 def dump(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
@@ -96,7 +96,9 @@ def dump(
 
 def restore(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'pgcoord dump' wrote.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A file that 'pgcoord dump' has written.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Make an embedded database from such a file, here, where there is none with work in it.
@@ -135,7 +137,7 @@ def _refuse_another(surroundings: Surroundings, program: str) -> None:
     if named_dsn(surroundings, None) is not None:
         raise Refused(
             "this is for the embedded database, and the environment names another",
-            hint=f"For that one, use {program}.",
+            hint=f"For that database, use {program}.",
         )
 
 

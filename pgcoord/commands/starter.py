@@ -21,7 +21,9 @@ def init(
     ctx: typer.Context,
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="FOLDER", help="Where; else the current one.", show_default=False),
+        typer.Argument(
+            metavar="FOLDER", help="The folder; else the current one.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Write a pgcoord.toml and a plan.md to begin with.

@@ -23,7 +23,7 @@ def confirm(question: str, *, yes: bool) -> bool:
         return True
     if sys.stdin is None or not sys.stdin.isatty():
         raise typer.BadParameter(
-            "there is no terminal to ask on; give it to go on without a question.",
+            "there is no terminal to ask on; this option skips the question.",
             param_hint="--yes",
         )
     return typer.confirm(printable(question), err=True)

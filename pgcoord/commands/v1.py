@@ -67,7 +67,7 @@ def migrate_v1(
     from pgcoord import v1
 
     if undo and (source or time_zone or adopt_running):
-        raise typer.BadParameter("--undo goes with no other option but --dry-run and --dsn.")
+        raise typer.BadParameter("--undo can be combined with --dry-run and --dsn only.")
     with connected_to(existing_dsn(ctx, dsn)) as conn:
         name = f"database {conn.info.dbname!r}"
         if undo:

@@ -10,12 +10,12 @@ import typer
 
 from pgcoord.commands.context import (
     Answer,
-    Place,
+    Context,
     changing,
     check_schema,
     complete,
     existing_dsn,
-    make_place,
+    make_context,
     make_runs_folder,
     print_answer,
 )
@@ -114,8 +114,8 @@ def run(
     """Run a plan, or a feature that exists, to its end, with progress; serve the panel meanwhile.
 
     The exit status is 0 only if every phase completed. Where a coordinator runs already (pgcoord
-    serve), it does the work and this one watches. Else this one leads: it starts what else is
-    queued, too, and when its own feature has ended it waits for what it started.
+    serve), it does the work, and this command only watches. Otherwise this command leads: it also
+    starts what else is queued, and when its own feature has ended it waits for what it started.
     """
     if (plan is None) == (feature is None):
         raise typer.BadParameter("give a plan, or --feature with a number.", param_hint="PLAN")
@@ -129,8 +129,8 @@ def run(
             raise typer.BadParameter("it is of a plan.", param_hint="--dry-run")
         _show_dry_run(work, configuration, surroundings, as_json=as_json)
         return
-    place = make_place(surroundings, dsn)
-    check_schema(place.dsn)
+    context = make_context(surroundings, dsn)
+    check_schema(context.dsn)
     from pgcoord.commands.running import Runner
     from pgcoord.http.security import read_access
     from pgcoord.http.server import bind_free, url_of
@@ -146,13 +146,13 @@ def run(
         )
         # It ends with its feature, and may be of another project: 'serve' declares schedules.
         configuration = replace(configuration, schedules=None)
-        coordinator = _coordinator(surroundings, configuration, place, url=url_of(taken))
+        coordinator = _coordinator(surroundings, configuration, context, url=url_of(taken))
         forget_variables(configuration.secret_variables)
         planner = partial(_planner, surroundings, configuration)
         runner = Runner(
-            surroundings, place.dsn, coordinator, taken, access, planner, as_json=as_json
+            surroundings, context.dsn, coordinator, taken, access, planner, as_json=as_json
         )
-        raise typer.Exit(complete(place.dsn, runner.run(work)))
+        raise typer.Exit(complete(context.dsn, runner.run(work)))
 
 
 def _show_dry_run(
@@ -187,12 +187,17 @@ def serve(
     ctx: typer.Context,
     host: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Serve there; else [server], else 127.0.0.1."),
+        typer.Option(
+            metavar="ADDRESS", help="The address to serve on; else [server], else 127.0.0.1."
+        ),
     ] = None,
     port: Annotated[
         int | None,
         typer.Option(
-            metavar="PORT", min=0, max=65535, help="Else [server], else 8002; 0 takes any."
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="The port; else [server], else 8002; 0 for any free one.",
         ),
     ] = None,
     insecure_webhooks: Annotated[
@@ -202,8 +207,8 @@ def serve(
         bool,
         typer.Option(
             "--drain",
-            help="When told to stop, claim nothing more, and stop once what runs here has ended;"
-            " told again, stop at once.",
+            help="On a signal, claim nothing more, and stop once what runs here has ended; on a"
+            " second one, stop at once.",
         ),
     ] = False,
     log_format: LogFormat = Format.TEXT,
@@ -220,7 +225,7 @@ def serve(
     close_memory()
     surroundings = surroundings_of(ctx)
     configuration = _configuration_to_serve(surroundings, config)
-    place = make_place(surroundings, dsn)
+    context = make_context(surroundings, dsn)
     from pgcoord.commands import running
     from pgcoord.http.security import read_access
     from pgcoord.http.server import bind, url_of
@@ -237,7 +242,7 @@ def serve(
             github=configuration.github,
         )
         url = server.public_url or url_of(taken)
-        coordinator = _coordinator(surroundings, configuration, place, url=url)
+        coordinator = _coordinator(surroundings, configuration, context, url=url)
         forget_variables(configuration.secret_variables)
         planner = partial(_planner, surroundings, configuration)
 
@@ -249,9 +254,9 @@ def serve(
             return read
 
         service = running.serve(
-            place.dsn, coordinator, taken, access, planner, read_anew=read_anew, drain=drain
+            context.dsn, coordinator, taken, access, planner, read_anew=read_anew, drain=drain
         )
-        raise typer.Exit(complete(place.dsn, service))
+        raise typer.Exit(complete(context.dsn, service))
 
 
 def submit(
@@ -284,16 +289,16 @@ def submit(
 
         show_check(plan, read, as_json)
         return
-    place = make_place(surroundings, dsn)
-    check_schema(place.dsn)
+    context = make_context(surroundings, dsn)
+    check_schema(context.dsn)
     from pgcoord.database import actions, reads
 
     async def work() -> tuple[int, bool]:
-        async with changing(surroundings, place.dsn) as conn:
+        async with changing(surroundings, context.dsn) as conn:
             feature_id = await actions.submit_feature(conn, read.feature())
             return feature_id, await reads.leader(conn) is not None
 
-    feature_id, led = complete(place.dsn, work())
+    feature_id, led = complete(context.dsn, work())
     total = len(read.phases)
     if as_json:
         say_json({"id": feature_id, "title": read.title, "total_phases": total})
@@ -333,7 +338,7 @@ def _configuration_to_serve(surroundings: Surroundings, config: Path | None) -> 
 def _coordinator(
     surroundings: Surroundings,
     configuration: "Configuration",
-    place: Place,
+    context: Context,
     url: str | None = None,
 ) -> "Coordinator":
     """Create the runs folder, and return a coordinator that is not started yet.
@@ -341,14 +346,14 @@ def _coordinator(
     Its processes report to the API at *url* (None: they cannot report). Raises `CannotStart` when
     the folder is not writable.
     """
-    runs_folder = make_runs_folder(place, configuration)
+    runs_folder = make_runs_folder(context, configuration)
     from pgcoord.coordination.coordinator import Coordinator
     from pgcoord.runs.account import check_accounts
 
     check_accounts(configuration.workflows.values())
 
     return Coordinator(
-        place.dsn,
+        context.dsn,
         configuration,
         runs_folder=runs_folder,
         environment=surroundings.environment,

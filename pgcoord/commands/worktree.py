@@ -6,21 +6,23 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the command to *app*."""
     app.command("worktree")(worktree)
 
 
 def worktree(
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND…", help="After --.")],
+    command: Annotated[
+        list[str], typer.Argument(metavar="COMMAND…", help="The command, after --.")
+    ],
     base: Annotated[
-        str | None, typer.Option(metavar="BRANCH", help="Start from it; else from HEAD.")
+        str | None, typer.Option(metavar="BRANCH", help="The branch to start from; else HEAD.")
     ] = None,
     root: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Where worktrees are made.")
+        str | None, typer.Option(metavar="FOLDER", help="The folder for worktrees.")
     ] = None,
     title: Annotated[str, typer.Option(help="The message of the commit.")] = "",
     resolve: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Has a try at conflicts, by sh.")
+        str | None, typer.Option(metavar="COMMAND", help="Run by sh to resolve merge conflicts.")
     ] = None,
 ) -> None:
     """Run COMMAND in a git worktree of its own, and keep its work on a branch.

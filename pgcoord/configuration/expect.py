@@ -21,9 +21,6 @@ from pgcoord.configuration.model import (
 from pgcoord.configuration.tables import Reader, bare
 from pgcoord.text import did_you_mean
 
-# Far below the maximum of the database's attempt counter, an integer.
-MOST_ATTEMPTS = 1_000_000
-
 _UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 

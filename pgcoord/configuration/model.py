@@ -36,6 +36,12 @@ RETRY_PLACEHOLDERS = ("error", "prompt")
 # The pool, and the launcher, of this machine.
 LOCAL = "local"
 
+# Far below the maximum of the database's attempt counter, an integer.
+MOST_ATTEMPTS = 1_000_000
+
+# The variables of our environment that every process of ours gets.
+PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
+
 
 @dataclass(frozen=True)
 class Pool:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from functools import partial
 
 from pgcoord.configuration import expect
-from pgcoord.configuration.model import LOCAL, Check, Pool, Workflow, Worktree
+from pgcoord.configuration.model import LOCAL, MOST_ATTEMPTS, Check, Pool, Workflow, Worktree
 from pgcoord.configuration.tables import Reader, bare, read_table
 from pgcoord.duration import parse_duration
 from pgcoord.judge import AGENTS, Agent
@@ -73,7 +73,7 @@ def _workflow_readers(folder: Reader, checks: Mapping[str, Check]) -> dict[str, 
         "timeout": parse_duration,
         "queue_timeout": parse_duration,
         "linger": partial(parse_duration, zero=True),
-        "max_attempts": expect.whole(1, expect.MOST_ATTEMPTS),
+        "max_attempts": expect.whole(1, MOST_ATTEMPTS),
         "retry_delay": partial(parse_duration, zero=True),
         "retry_lost": expect.boolean,
         "reports": expect.boolean,
@@ -88,7 +88,7 @@ def _workflow_readers(folder: Reader, checks: Mapping[str, Check]) -> dict[str, 
         "fails_on": expect.failures,
         "retry_prompt": expect.retry_prompt,
         "later_delay": parse_duration,
-        "max_later": expect.whole(0, expect.MOST_ATTEMPTS),
+        "max_later": expect.whole(0, MOST_ATTEMPTS),
         "quiet": parse_duration,
         "quiet_ends": expect.boolean,
         "max_cost_usd": expect.amount,
@@ -130,11 +130,11 @@ def _workflow_problems(table: Mapping[str, object], key: str) -> Iterator[str]:
     if "command" not in table and "agent" not in table:
         yield f'{key}.command: missing; expected a list such as ["make", "build"]'
     if "quiet_ends" in table and "quiet" not in table:
-        yield f"{key}.quiet_ends: expected quiet, too: after what time"
+        yield f"{key}.quiet_ends: needs quiet, the time without output after which it ends"
     if "check_timeout" in table and "check" not in table:
         yield f"{key}.check_timeout: there is no check"
     if "arguments" in table and ("agent" not in table or "command" in table):
-        yield f"{key}.arguments: they follow the command of an agent, if it is not given"
+        yield f"{key}.arguments: only for a workflow with an agent and without a command"
     if "workspace" not in table:
         for each in _OF_WORKTREES:
             if each in table:

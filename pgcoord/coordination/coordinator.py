@@ -51,7 +51,7 @@ _RETRY_AFTER = 5
 # Seconds between two calls of pgcoord.lead, each of which waits two more: ten statements a minute.
 _LEAD_EVERY = 4.0
 
-# What of a configuration counts at once when it was changed.
+# The fields of a configuration that take effect when it is read anew.
 RECONFIGURED = ("workflows", "checks", "pools", "schedules")
 
 # The name of the lock that every claim takes.
@@ -208,7 +208,7 @@ class Coordinator:
         return Notices(self, self.configuration.notify, self.environment)
 
     def _make_issues(self) -> "Issues | None":
-        """Import it only where GitHub is configured: its HTTP client takes memory."""
+        """Return the maker of issues; imported only if needed, as its HTTP client takes memory."""
         if self.configuration.github is None:
             return None
         from pgcoord.coordination.issues import Issues
@@ -548,7 +548,9 @@ class Coordinator:
     async def _abandon(self, attempt_id: int) -> None:
         """Give up an attempt whose host has let its lease expire."""
         epoch = self._leadership.epoch
-        logger.warning("nothing is heard of the host of attempt %d: it is lost", attempt_id)
+        logger.warning(
+            "the lease of the host of attempt %d has expired: the attempt is lost", attempt_id
+        )
         try:
             await self.execute_with_retry(
                 lambda conn: claims.abandon_attempt(conn, epoch, attempt_id)
@@ -577,7 +579,7 @@ class Coordinator:
         return await self._retrying.execute(statement, fact)
 
     async def record(self, end: claims.End, fact: Fact) -> dict[str, Any] | None:
-        """Record *end*, and claim what follows in the same transaction where this one leads.
+        """Record *end*, and claim what follows in the same transaction if this coordinator leads.
 
         Return what pgcoord_private.record_end returns. Retries as `execute_with_retry` does.
         """

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pgcoord import jobs as spool
-from pgcoord.coordination.launching import Engine, Order, Place, Seen
+from pgcoord.coordination.launching import Engine, EngineState, Order, Seen
 from pgcoord.coordination.retrying import Fact, Stopped
 from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Supervision, log_move
 from pgcoord.database import claims, jobs
@@ -67,6 +67,9 @@ _PASSES = timedelta(seconds=30)
 # The file of a job's order in the folder of its run, and the wrapper that reads it.
 ORDER = "order.json"
 WRAPPER = Path(files.__file__).with_name("job.py")
+
+# The variables of the coordinator that the wrapper gets from its engine.
+OF_WRAPPER = ("PATH", "HOME", "LANG")
 
 
 class _Unusable:
@@ -255,14 +258,14 @@ class Watch:
             self._task = self._coordination.create_task(self._ask_again_and_again())
 
     async def _ask_again_and_again(self) -> None:
-        listener = asyncio.create_task(self._heed_changes())
+        listener = asyncio.create_task(self._follow_changes())
         try:
             await self._ask_in_turn()
         finally:
             listener.cancel()
             await asyncio.gather(listener, return_exceptions=True)
 
-    async def _heed_changes(self) -> None:
+    async def _follow_changes(self) -> None:
         """Hurry whenever the engine's own stream of changes yields, if it has one."""
         while (changes := self.engine.changes()) is not None:
             self._is_streaming = True
@@ -271,9 +274,11 @@ class Watch:
                     async for _ in changes:
                         self._hurried.set()
             except NotNow as error:
-                logger.info("pool %s: its engine tells nothing by itself: %s", self._pool, error)
+                logger.info(
+                    "pool %s: cannot follow the changes of its engine: %s", self._pool, error
+                )
             except Exception:
-                logger.exception("pool %s: its engine tells nothing by itself", self._pool)
+                logger.exception("pool %s: cannot follow the changes of its engine", self._pool)
             self._is_streaming = False
             await asyncio.sleep(ASKS[1])
 
@@ -338,13 +343,13 @@ class Watch:
             for name, seen in self.seen.items()
             if name.startswith(begin)
             and name.endswith(end)
-            and any(each.place is not Place.ENDED for each in seen)
+            and any(each.state is not EngineState.ENDED for each in seen)
         }
         strays = live - await self._open_jobs(live)
         self._strays = {name: self._strays.get(name, 0) + 1 for name in strays}
         for name, times in self._strays.items():
             for seen in self.seen[name]:
-                if seen.place is Place.WAITING or times in (3, 4):
+                if seen.state is EngineState.WAITING or times in (3, 4):
                     logger.warning(
                         "pool %s: job %s (%s) belongs to no open attempt: it is ended",
                         self._pool,
@@ -353,7 +358,7 @@ class Watch:
                     )
                     async with self.calls:
                         await self.engine.terminate(seen.job)
-                elif seen.place is Place.RUNNING and times > 4:
+                elif seen.state is EngineState.RUNNING and times > 4:
                     async with self.calls:
                         await self.engine.kill(seen.job)
 
@@ -579,11 +584,7 @@ class EngineSupervision(Supervision):
             self.name,
             WRAPPER,
             [str(folder / ORDER)],
-            {
-                name: value
-                for name, value in environment.items()
-                if name in ("PATH", "HOME", "LANG")
-            },
+            {name: environment[name] for name in OF_WRAPPER if name in environment},
             folder,
             folder / "engine.log",
             order,
@@ -689,10 +690,12 @@ class EngineSupervision(Supervision):
         if watch.asked_at < sure_at and self.name not in watch.seen:
             return False
         seen = watch.seen.get(self.name, ())
-        live = [each for each in seen if each.place is not Place.ENDED]
+        live = [each for each in seen if each.state is not EngineState.ENDED]
         if live:
             self._quiet_since = None
-            await self._note(live[0].job, live[0].words if live[0].place is Place.WAITING else None)
+            await self._note(
+                live[0].job, live[0].words if live[0].state is EngineState.WAITING else None
+            )
             return False
         if self._quiet_since is None:
             self._quiet_since = now()
@@ -772,7 +775,7 @@ class EngineSupervision(Supervision):
         while True:
             try:
                 for each in (await self._pool.watch.ask()).get(self.name, ()):
-                    if each.place is not Place.ENDED:
+                    if each.state is not EngineState.ENDED:
                         async with self._pool.watch.calls:
                             await end(each.job)
                 return

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import psycopg
 
-from pgcoord.coordination.retrying import Retrying, one_line
+from pgcoord.coordination.retrying import Retrying
 from pgcoord.database import claims
 from pgcoord.database.connect import connect
 from pgcoord.errors import CoordError
 from pgcoord.runs.retention import remove_old_runs
+from pgcoord.text import message_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ async def keep_house(
         try:
             await retrying.unless_stopped(_remove_old_runs(dsn, runs_folder, retention))
         except (psycopg.Error, CoordError, OSError) as error:
-            logger.info("old runs stay for another day: %s", one_line(error))
+            logger.info("old runs stay for another day: %s", message_of(error))
         except Exception:
             logger.exception("old runs stay for another day")
         await retrying.unless_stopped(asyncio.sleep(_DAY))

@@ -14,20 +14,19 @@ from typing import Any
 from uuid import UUID
 
 from pgcoord.configuration.model import GitHub
-from pgcoord.coordination.retrying import Stopped
+from pgcoord.coordination.retrying import Stopped, wait_at_most
 from pgcoord.coordination.supervision import Coordination
 from pgcoord.database import issues
 from pgcoord.database.work import Assignment, GitHubTask, Hold, Intent
 from pgcoord.errors import NotNow
 from pgcoord.github.client import Issue, Refusal, Repository, read_credentials
 from pgcoord.github.text import comment_body, issue_body, issue_title, marker, short
+from pgcoord.states import ENDED
 
 logger = logging.getLogger(__name__)
 
-_ENDS = ("completed", "failed", "cancelled")
-
 # Tries of a GitHub task; as the wait doubles, the last ones are hours apart.
-_MAX_TRIES = 12
+_MOST_TRIES = 12
 
 # The first wait after GitHub refused the credentials.
 _CREDENTIALS_RETRY = timedelta(minutes=5)
@@ -187,7 +186,7 @@ class Issues:
             except Exception:
                 logger.exception("GitHub tasks are looked at again in %d s", _RETRY_AFTER)
                 due_in = _RETRY_AFTER
-            await self._coordinator.unless_stopped(self._sleep(due_in))
+            await self._coordinator.unless_stopped(wait_at_most(self._woken, due_in))
 
     async def close(self) -> None:
         """Close the connections to GitHub. Call it when no request is in progress."""
@@ -198,11 +197,6 @@ class Issues:
         with contextlib.suppress(TimeoutError, Stopped):
             async with asyncio.timeout(_SETTLE_SECONDS):
                 await self._do_due_tasks()
-
-    async def _sleep(self, seconds: float | None) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
 
     async def _do_due_tasks(self) -> float | None:
         """Execute the due GitHub tasks; return the seconds until the next (None: there is none)."""
@@ -229,7 +223,7 @@ class Issues:
         except Refusal as error:
             words, wait = str(error), _CREDENTIALS_RETRY if error.status in (401, 403) else None
         logger.warning("%s: its issue was not updated: %s", task.queue_id, words)
-        if wait and task.tries < _MAX_TRIES:
+        if wait and task.tries < _MOST_TRIES:
             await execute(lambda conn: issues.postpone_github_task(conn, task_id, wait, words))
         else:
             await execute(lambda conn: issues.finish_github_task(conn, task_id, None, words))
@@ -242,17 +236,17 @@ class Issues:
         number, mark = task.number, marker(task.key)
         assert number is not None
         done = []
-        if task.status in _ENDS and not (
+        if task.status in ENDED and not (
             task.tries > 1 and await self._repository.has_comment(number, mark)
         ):
             await self._repository.comment(number, comment_body(task.status, task.facts, task.key))
             done.append("commented")
         issue = await self._repository.issue(number)
-        if task.phase_status in _ENDS and issue.is_open:
+        if task.phase_status in ENDED and issue.is_open:
             reason = "completed" if task.phase_status == "completed" else "not_planned"
             await self._repository.close(number, reason)
             done.append(f"closed as {reason.replace('_', ' ')}")
-        elif task.phase_status not in _ENDS and not issue.is_open:
+        elif task.phase_status not in ENDED and not issue.is_open:
             await self._repository.reopen(number)
             done.append("reopened")
         return f"issue #{number}: {', '.join(done) or 'it is as it should be'}"

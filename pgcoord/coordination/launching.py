@@ -197,8 +197,8 @@ class Order:
     content: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Place(enum.Enum):
-    """Where a job is in its engine."""
+class EngineState(enum.Enum):
+    """The state of a job in its engine."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -214,7 +214,7 @@ class Seen:
     """
 
     job: str
-    place: Place
+    state: EngineState
     words: str = ""
     node: str | None = None
     exit_status: int | None = None

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # Idle times that differ by less than this part count as the same time-out.
 _SAME = 0.1
 
-# The value of a lead that no coordinator has.
+# The state of the lead when no coordinator has it.
 _NOBODY = Lead(led=False, epoch=None, host=None, pid=None)
 
 
@@ -126,7 +126,7 @@ class Leadership:
         self._timeline = server
 
     def declare(self, workflows: Iterable[Workflow], pools: Iterable[Pool]) -> None:
-        """Have the next `ask` declare these, under a lead that is taken, or taken anew."""
+        """Have the next `ask` that takes the lead declare *workflows* and *pools*."""
         self._workflows = [_declared(workflow) for workflow in workflows]
         self._pools = [_declared_pool(pool) for pool in pools]
 

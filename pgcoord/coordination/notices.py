@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Any, Protocol
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import (
     HTTPHandler,
@@ -27,51 +27,40 @@ from urllib.request import (
 )
 
 from pgcoord import report
-from pgcoord.configuration.model import Notify
-from pgcoord.coordination.retrying import Stopped, one_line
+from pgcoord.configuration.model import PASSED_ON, Notify
+from pgcoord.coordination.retrying import Stopped, wait_at_most
+from pgcoord.coordination.supervision import Coordination
 from pgcoord.database import notices
 from pgcoord.errors import InvalidConfiguration
+from pgcoord.text import message_of
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a receiver may take.
+# Seconds that a receiver, or a command, may take.
 _PATIENCE = 10.0
 _COMMAND_PATIENCE = 60.0
 
 # Tries of one notice: the last ones an hour apart, so it is given up after a day and a half.
 _MOST_TRIES = 45
 
-# Seconds between two looks at what is stuck, of which no event tells.
+# Seconds between two searches for stuck phases: no event says that one is.
 _LOOK = 60.0
 
 _RETRY_AFTER = 10.0
 
 
-class _Coordinator(Protocol):
-    @property
-    def leads(self) -> asyncio.Event: ...
-
-    @property
-    def is_stopping(self) -> bool: ...
-
-    def page_of(self, queue_id: str) -> str | None: ...
-
-    async def execute_with_retry(self, statement: Any) -> Any: ...
-
-    async def unless_stopped(self, work: Any) -> Any: ...
-
-
 class Notices:
-    """Tells the targets of one coordinator, while it leads."""
+    """Delivers the notices of one coordinator to their targets, while it leads."""
 
     def __init__(
-        self, coordinator: _Coordinator, targets: tuple[Notify, ...], environment: Mapping[str, str]
+        self, coordinator: Coordination, targets: tuple[Notify, ...], environment: Mapping[str, str]
     ) -> None:
-        """Raises `InvalidConfiguration` where the secret of a target is missing."""
+        """Raise `InvalidConfiguration` when *environment* lacks the secret of a target."""
         self._coordinator = coordinator
         self._targets = targets
+        self._environment = environment
         self._woken = {each.name: asyncio.Event() for each in targets}
-        # Of its own: the coordinator's threads see to runs.
+        # Threads of our own: a slow receiver must not take those that the launcher needs.
         self._threads = ThreadPoolExecutor(max(1, len(targets)), "notices")
         self._secrets = {each.name: _secret(each, environment) for each in targets if each.secret}
 
@@ -100,7 +89,7 @@ class Notices:
                 except Stopped:
                     return
                 except Exception:
-                    logger.exception("what is stuck is looked for again in %.0f s", _LOOK)
+                    logger.exception("stuck phases are looked for again in %.0f s", _LOOK)
             await self._coordinator.unless_stopped(asyncio.sleep(_LOOK))
 
     async def _deliver_to(self, target: Notify) -> None:
@@ -118,20 +107,20 @@ class Notices:
                         "notices for %s are sent again in %.0f s", target.name, _RETRY_AFTER
                     )
                     due_in = _RETRY_AFTER
-            await self._coordinator.unless_stopped(_wait(woken, due_in))
+            await self._coordinator.unless_stopped(wait_at_most(woken, due_in))
 
     async def _deliver_due(self, target: Notify) -> float | None:
-        """Return the seconds until something is due; None where nothing is."""
+        """Send the due notices; return the seconds until the next is due, None if there is none."""
         while self._coordinator.leads.is_set() and not self._coordinator.is_stopping:
             notice = await self._coordinator.execute_with_retry(
                 lambda conn: notices.begin_notice(conn, target.name)
             )
             if notice.id is None:
-                due_in: float | None = notice.due_in
-                return due_in
+                return notice.due_in
             trouble = await self._coordinator.unless_stopped(self._send(target, notice))
             if trouble is None and self._coordinator.is_stopping:
                 return None  # perhaps not sent: then it is sent again
+            assert notice.tries is not None
             if trouble and notice.tries < _MOST_TRIES:
                 logger.warning(
                     "a notice for %s was not delivered (try %d): %s",
@@ -143,12 +132,12 @@ class Notices:
             if trouble:
                 logger.error("gave up delivering to %s: %s", target.name, notice.message)
             await self._coordinator.execute_with_retry(
-                lambda conn, id=notice.id: notices.end_notice(conn, id)
+                partial(notices.end_notice, notice_id=notice.id)
             )
         return None
 
     async def _send(self, target: Notify, notice: notices.Notice) -> str:
-        """Return why it was not taken; empty if it was."""
+        """Send *notice* once; return why *target* did not take it, "" if it did."""
         assert notice.message is not None
         data = notice.message["data"]
         if data["queue_id"]:
@@ -158,7 +147,7 @@ class Notices:
             signed = report.sign_body(self._secrets[target.name], body, f"msg_{notice.key}")
             headers = {"content-type": "application/json", **signed.headers}
             return await self._post(target.url, body, headers)
-        return await _run(target, notice, body)
+        return await _run(target, notice, body, self._environment)
 
     async def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> str:
         """Post in a thread, and cut its connection when that takes too long, or is cancelled.
@@ -180,7 +169,7 @@ def _secret(target: Notify, environment: Mapping[str, str]) -> str:
     secret = environment.get(target.secret, "")
     if not report.is_secret(secret):
         raise InvalidConfiguration(
-            f"notify.{target.name}.secret: {target.secret} holds no secret: expected whsec_…",
+            f"notify.{target.name}.secret: {target.secret} is not a secret: expected whsec_…",
             hint=f'For example: export {target.secret}="whsec_$(openssl rand -base64 32)"',
         )
     return secret
@@ -202,7 +191,7 @@ class _Post:
         self._is_cut = False
 
     def send(self) -> str:
-        """Return why it was not taken; empty if it was. Blocks."""
+        """Send the request; return why the receiver did not take it, "" if it did. Blocks."""
         try:
             opener = build_opener(_NoRedirects, _Plain(self), _Secure(self))
             with opener.open(self._request, timeout=_PATIENCE):
@@ -211,7 +200,7 @@ class _Post:
             error.close()
             return f"it answers {error.code}"
         except (OSError, ValueError, HTTPException) as error:
-            return one_line(error)
+            return message_of(error)
 
     def cut(self) -> None:
         """End the request, if it is in progress."""
@@ -258,12 +247,13 @@ class _Secure(HTTPSHandler):
         )
 
 
-async def _run(target: Notify, notice: notices.Notice, body: bytes) -> str:
+async def _run(
+    target: Notify, notice: notices.Notice, body: bytes, environment: Mapping[str, str]
+) -> str:
+    """Run the command of *target* once; return why it failed, "" if it did not."""
     assert notice.message is not None
     data = notice.message["data"]
-    kept = {
-        name: os.environ[name] for name in ("PATH", "HOME", "USER", "LANG") if name in os.environ
-    }
+    passed_on = {name: environment[name] for name in PASSED_ON if name in environment}
     given = {
         f"PGCOORD_{name.upper()}": str(value) for name, value in data.items() if value is not None
     }
@@ -273,11 +263,11 @@ async def _run(target: Notify, notice: notices.Notice, body: bytes) -> str:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
-            env={**kept, **given, "PGCOORD_NOTICE": str(notice.key)},
+            env={**passed_on, **given, "PGCOORD_NOTICE": str(notice.key)},
             start_new_session=True,
         )
     except OSError as error:
-        return one_line(error)
+        return message_of(error)
     try:
         async with asyncio.timeout(_COMMAND_PATIENCE):
             await process.communicate(body)
@@ -289,9 +279,3 @@ async def _run(target: Notify, notice: notices.Notice, body: bytes) -> str:
                 os.killpg(process.pid, 9)
             await process.wait()
     return f"its command exited with status {process.returncode}" if process.returncode else ""
-
-
-async def _wait(woken: asyncio.Event, seconds: float | None) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await woken.wait()

@@ -16,8 +16,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pgcoord.coordination.engines import ORDER, WRAPPER, engine_said
-from pgcoord.coordination.launching import Engine, Order, Place, Seen
+from pgcoord.coordination.engines import OF_WRAPPER, ORDER, WRAPPER, engine_said
+from pgcoord.coordination.launching import Engine, EngineState, Order, Seen
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs import files
@@ -81,9 +81,7 @@ def _order(
         "environment": {},
         "grace": 1.0,
     }
-    passed_on = {
-        name: environment[name] for name in ("PATH", "HOME", "LANG") if name in environment
-    }
+    passed_on = {name: environment[name] for name in OF_WRAPPER if name in environment}
     name = f"pgcoord-probe-{token}"
     log = folder / "engine.log"
     return Order(name, WRAPPER, [str(folder / ORDER)], passed_on, folder, log, content)
@@ -104,7 +102,7 @@ async def _probe(engine: Engine, order: Order, *, is_shared: bool) -> list[Findi
             took = time.monotonic() - began_at
             if said:
                 return _findings(_Answer(said, asked_at, time.time()), order, took)
-            if (seen and seen.place is Place.ENDED) or (seen and order.name not in found):
+            if (seen and seen.state is EngineState.ENDED) or (seen and order.name not in found):
                 ended_at = ended_at or took
             if ended_at and took - ended_at > _HEARD:
                 return [await asyncio.to_thread(_unheard, order, seen, is_shared=is_shared)]

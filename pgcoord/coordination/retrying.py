@@ -8,7 +8,7 @@ wait long for a lock on a pooled connection: locks.py waits on connections of it
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -23,6 +23,7 @@ from pgcoord.database._sql import Connection
 from pgcoord.database.connect import own_session, with_defaults
 from pgcoord.database.work import Assignment
 from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked
+from pgcoord.text import message_of
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class Retrying:
                     await self._pause_unless_stopping(backoff, error, fact)
             except PoolClosed as error:  # the session has ended: the next one may come
                 if self.is_stopping:
-                    raise Stopped(one_line(error)) from error
+                    raise Stopped(message_of(error)) from error
             except (DatabaseUnusable, *LOST_CONNECTION) as error:
                 await self._pause_unless_stopping(backoff, error, fact)
 
@@ -178,7 +179,7 @@ class Retrying:
         self, backoff: Backoff, error: Exception, fact: Fact | None
     ) -> None:
         if self.is_stopping:
-            raise Stopped(one_line(error)) from error
+            raise Stopped(message_of(error)) from error
         await self.pause(backoff, error, f"{fact}, not recorded yet: " if fact else "")
 
     async def pause(self, backoff: Backoff, error: Exception, subject: str = "") -> None:
@@ -188,8 +189,8 @@ class Retrying:
         """
         self.interruptions += not isinstance(error, AnotherLeads)
         seconds = backoff.next()
-        level = logging.DEBUG if backoff.repeats(subject or one_line(error)) else logging.WARNING
-        logger.log(level, "%strying again in %.2f s: %s", subject, seconds, one_line(error))
+        level = logging.DEBUG if backoff.repeats(subject or message_of(error)) else logging.WARNING
+        logger.log(level, "%strying again in %.2f s: %s", subject, seconds, message_of(error))
         await self.unless_stopped(asyncio.sleep(seconds))
 
     async def unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
@@ -205,6 +206,13 @@ class Retrying:
             await asyncio.gather(awaited, stopping, return_exceptions=True)
 
 
+async def wait_at_most(event: asyncio.Event, seconds: float | None) -> None:
+    """Wait until *event* is set, at most *seconds* (None: without end)."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
 async def _bound_session(conn: Connection) -> None:
     await own_session(conn)
     await conn.execute(f"set lock_timeout = {_LOCK_TIMEOUT}".encode())
@@ -218,8 +226,3 @@ async def _closing_on_error(
     except psycopg.Error:  # unexpected: the refusals of pgcoord's functions are CoordErrors
         await conn.close()
         raise
-
-
-def one_line(error: Exception) -> str:
-    """Return the message of *error* without line breaks."""
-    return " ".join(str(error).split())

@@ -59,7 +59,7 @@ class Schedules:
         self._is_declared = False
 
     def declare(self) -> None:
-        """Declare those of the configuration: it was read anew, or this one has begun to lead."""
+        """Declare the schedules of the configuration: it was read anew, or we now lead."""
         self._is_declared = False
         self._woken.set()
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pgcoord import judge, results
-from pgcoord.configuration.model import Check, Configuration, Workflow
+from pgcoord.configuration.model import PASSED_ON, Check, Configuration, Workflow
 from pgcoord.coordination.launching import Command, Job, JobState, Launcher
 from pgcoord.coordination.retrying import Fact
 from pgcoord.database import _sql, claims
@@ -58,9 +58,6 @@ _SHORTAGES = (
     errno.EDQUOT,
     errno.EROFS,  # a disk with errors is mounted anew, to be read only
 )
-
-# The variables of our environment that every process of a phase gets.
-PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
 
 class Shortage(Exception):
@@ -124,7 +121,7 @@ class Coordination(Protocol):
         ...
 
     async def record(self, end: claims.End, fact: Fact) -> dict[str, Any] | None:
-        """Record *end*, and claim what follows in the same transaction where this one leads.
+        """Record *end*, and claim what follows in the same transaction if this coordinator leads.
 
         Return what pgcoord_private.record_end returns. Retries as `execute_with_retry` does.
         """

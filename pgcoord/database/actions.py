@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import psycopg
 from psycopg.types.json import Jsonb
 
 from pgcoord.actions import Action
@@ -20,7 +21,10 @@ from pgcoord.database._sql import (
     refusals,
 )
 from pgcoord.database.rows import TakenReport
-from pgcoord.errors import Refused
+from pgcoord.errors import ChangedMeanwhile, DatabaseUnusable, Refused
+
+# A digest of what people word of a phase: another one after each change.
+WORDED = "md5(phase_data::text || depends_on_phases::text)"
 
 
 async def submit_feature(conn: Connection, feature: Mapping[str, object]) -> int:
@@ -103,21 +107,36 @@ async def edit_phase(
     queue_id: str,
     changes: Mapping[str, object],
     depends_on: Sequence[int] | None,
+    version: str | None = None,
 ) -> None:
     """Change members of the data of a phase, and what it depends on (None: as it was).
 
-    Raises `Refused` for one that runs or is completed, on which a change would have no effect.
+    Raises `Refused` for one that runs or is completed, on which a change would have no effect, and
+    `ChangedMeanwhile` for one whose `WORDED` is not *version* (None: any).
     """
     edited = await fetch_value(
         conn,
         "update public.phase_queue set phase_data = phase_data || %s,"
         " depends_on_phases = coalesce(%s, depends_on_phases)"
-        " where queue_id = %s and slot is null and status <> 'completed' returning queue_id",
+        " where queue_id = %s and slot is null and status <> 'completed'"
+        f" and (%s::text is null or {WORDED} = %s) returning queue_id",
         Jsonb(dict(changes)),
         None if depends_on is None else Jsonb(list(depends_on)),
         queue_id,
+        version,
+        version,
     )
     if edited is None:
+        if version and await fetch_value(
+            conn,
+            f"select {WORDED} <> %s::text from public.phase_queue where queue_id = %s",
+            version,
+            queue_id,
+        ):
+            raise ChangedMeanwhile(
+                f"{queue_id} was changed since it was looked at",
+                hint="Look at it as it is now; what is sent after that replaces it.",
+            )
         raise Refused(
             f"{queue_id} runs or is completed: what it was asked stays as it is",
             hint="A failed or cancelled one can be changed, and retried.",
@@ -131,7 +150,15 @@ async def delete(conn: Connection, target: str | int) -> None:
         if isinstance(target, str)
         else ("public.planned_features", "id")
     )
-    await fetch_value(conn, f"delete from {table} where {column} = %s returning true", target)
+    try:
+        await fetch_value(conn, f"delete from {table} where {column} = %s returning true", target)
+    except DatabaseUnusable as error:
+        if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+            # No role of ours would give it.
+            error.hint = (
+                "Only the owner of the database deletes; 'pgcoord cancel' keeps the history."
+            )
+        raise
 
 
 async def prune(conn: Connection, older_than: timedelta, looked_at: datetime) -> int:

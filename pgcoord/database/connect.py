@@ -18,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgcoord.database import loaders
 from pgcoord.errors import CoordError, DatabaseUnusable
+from pgcoord.text import message_of
 
 loaders.register()
 
@@ -189,7 +190,7 @@ def _not_ready(error: psycopg.Error) -> DatabaseUnusable:
     # What a server says when it ends a session, libpq drops if it comes with the end of the log-in.
     ended = {"57P05": "", None: "Perhaps "}.get(error.sqlstate)
     return DatabaseUnusable(
-        f"the connection cannot be prepared: {' '.join(str(error).split())}",
+        f"the connection cannot be prepared: {message_of(error)}",
         hint=None
         if ended is None
         else f"{ended}idle_session_timeout ends sessions before this busy machine uses them: alter"
@@ -254,7 +255,7 @@ def unusable(error: psycopg.OperationalError, conninfo: str | None = None) -> Da
     With *conninfo*, connect once more to read the SQLSTATE, which libpq does not return; blocks
     for 2 s at most.
     """
-    message = " ".join(str(error).split())
+    message = message_of(error)
     sqlstate = error.sqlstate
     try:
         sqlstate = sqlstate or (sqlstate_of_refusal(conninfo) if conninfo else None)

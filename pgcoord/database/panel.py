@@ -10,6 +10,7 @@ from typing import Any
 
 from pgcoord.database import reads
 from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_rows, fetch_value
+from pgcoord.database.actions import WORDED
 from pgcoord.database.history import HistoryEvent
 from pgcoord.database.rows import Cost
 from pgcoord.errors import NotFound
@@ -227,6 +228,11 @@ class TreePhase:
     all_reasons: int
     skipped: bool
 
+    @property
+    def shown_status(self) -> str:
+        """The state to show: "skipped" for a completed phase that was not run to its end."""
+        return "skipped" if self.skipped else self.status
+
 
 @dataclass(frozen=True)
 class Span:
@@ -290,6 +296,7 @@ class Neighbour:
     title: str | None
     status: str | None
     finished_timestamp: datetime | None
+    skipped: bool
 
 
 @dataclass(frozen=True)
@@ -536,6 +543,54 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
 
 
 @dataclass(frozen=True)
+class EditablePhase:
+    """What people word of a phase.
+
+    `workflow`: the one that it names, None for the default one. `version`: another one after each
+    change of these.
+    """
+
+    queue_id: str
+    feature_id: int
+    feature: str
+    phase_number: int
+    title: str
+    prompt: str
+    workflow: str | None
+    needs: list[int]
+    version: str
+
+
+async def editable_phase(conn: Connection, queue_id: str) -> EditablePhase:
+    """Return what people word of a phase. Raises `NotFound`."""
+    found = await fetch_row(
+        conn,
+        EditablePhase,
+        "select p.queue_id, p.feature_id, f.title as feature, p.phase_number,"
+        " pgcoord_private.title_of(p) as title,"
+        " coalesce(p.phase_data ->> 'prompt_content', '') as prompt,"
+        " p.phase_data ->> 'workflow_type' as workflow, p.depends_on_phases as needs,"
+        f" {WORDED} as version from public.phase_queue as p"
+        " join public.planned_features as f on f.id = p.feature_id where p.queue_id = %s",
+        queue_id,
+    )
+    if found is None:
+        raise NotFound(f"there is no phase {queue_id}", hint=NO_SUCH_PHASE)
+    return found
+
+
+async def may_delete(conn: Connection) -> bool:
+    """Return whether the user of *conn* may delete phases and features."""
+    return bool(
+        await fetch_value(
+            conn,
+            "select has_table_privilege('public.phase_queue', 'delete')"
+            " and has_table_privilege('public.planned_features', 'delete')",
+        )
+    )
+
+
+@dataclass(frozen=True)
 class Duration:
     """An attempt that has ended, and how long it took."""
 
@@ -581,7 +636,9 @@ async def neighbours(
             conn,
             Neighbour,
             f"select d.{there} as phase_number, p.queue_id, pgcoord_private.title_of(p) as title,"
-            " p.status, p.finished_timestamp from pgcoord.dependency as d"
+            " p.status, p.finished_timestamp,"
+            " coalesce(pgcoord_private.was_skipped(p), false) as skipped"
+            " from pgcoord.dependency as d"
             " left join public.phase_queue as p"
             f" on p.feature_id = d.feature_id and p.phase_number = d.{there}"
             f" where d.feature_id = %s and d.{here} = %s order by 1",

@@ -30,6 +30,7 @@ from pgcoord.database.rows import (
     Slot,
 )
 from pgcoord.errors import NotFound
+from pgcoord.states import UNFINISHED
 
 
 async def leader(conn: Connection) -> Leader | None:
@@ -326,7 +327,7 @@ async def queue_snapshot(conn: Connection, limit: int) -> dict[str, Any]:
 
     Its queue has at most *limit* of the phases that have not ended, those in slots first.
     """
-    waiting = ["queued", "ready", "running", "blocked"]
+    waiting = [*UNFINISHED, "blocked"]
     since = await paused(conn)
     return {
         "queue": await queue_objects(conn, Listing({"status": waiting}, "line", limit)),

@@ -163,7 +163,7 @@ def _check_schema(conn: psycopg.Connection) -> None:
     ):
         raise WrongSchema(
             f"the schema of database {conn.info.dbname!r} is of another release of pgcoord"
-            f" (number {done.get(_SCHEMA, '0')}, and this one {number()})",
+            f" (number {done.get(_SCHEMA, '0')}; this release has {number()})",
             hint="Run 'pgcoord upgrade'.",
         )
 
@@ -253,7 +253,7 @@ def _refuse_newer(conn: psycopg.Connection) -> None:
     if written > number() or unknown:
         raise WrongSchema(
             f"database {conn.info.dbname!r} is of a newer pgcoord: its schema has the number"
-            f" {written}, and this one {number()}",
+            f" {written}, and this release has {number()}",
             hint="Use the pgcoord that upgraded it, or a newer one: an older one would take its"
             " functions back.",
         )

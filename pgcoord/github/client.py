@@ -21,6 +21,7 @@ from jwt import PyJWTError
 from pgcoord import __version__
 from pgcoord.configuration.model import GitHub
 from pgcoord.errors import CannotStart, InvalidConfiguration, NotNow
+from pgcoord.text import message_of
 
 # Seconds that GitHub has for an answer; it gives up itself after ten.
 _TIMEOUT = 15.0
@@ -389,4 +390,4 @@ def _author_of(issue: Mapping[str, Any]) -> str:
 
 
 def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return message_of(error)[:300] or type(error).__name__

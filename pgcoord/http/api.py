@@ -20,7 +20,7 @@ from pgcoord.database._sql import Connection
 from pgcoord.database.reads import Listing
 from pgcoord.errors import NotFound
 from pgcoord.http import schemas
-from pgcoord.http.responses import Json, LogFile, read_body
+from pgcoord.http.responses import BODY_LIMIT, Json, LogFile, read_body
 from pgcoord.http.state import state_of
 from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
 from pgcoord.report import WrongShape, parse_json
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from pgcoord.planner.planning import Planned
 
 PREFIX = "/api/v1"
-
-# Bytes of a body: plans hold whole prompts.
-_LIMIT = 4_194_304
 
 
 @dataclass(frozen=True)
@@ -502,7 +499,7 @@ async def _read_body(request: Request, schema: Schema | None) -> dict[str, Any]:
     )
     if not sent and not schema.get("required"):
         return {}
-    body = parse_json(await read_body(request, _LIMIT))
+    body = parse_json(await read_body(request, BODY_LIMIT))
     if found := list(faults(body, schema)):
         raise WrongShape(found)
     given: dict[str, Any] = body

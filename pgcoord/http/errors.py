@@ -25,6 +25,7 @@ from pgcoord.errors import (
 )
 from pgcoord.http.responses import refusal
 from pgcoord.report import NotJson, NotSigned, WrongShape
+from pgcoord.text import message_of
 
 # An error gets the first row of which it is an instance.
 _STATUSES: tuple[tuple[type[Exception], int, str], ...] = (
@@ -122,7 +123,7 @@ def _reason(error: Exception) -> str:
         return f"something in it is too long: {error.diag.message_primary}"
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return "the connection to the database was lost; the request may be repeated"
-    return " ".join(str(error).split())
+    return message_of(error)
 
 
 def _details(error: Exception) -> dict[str, Any]:

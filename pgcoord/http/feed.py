@@ -30,6 +30,7 @@ from pgcoord.database.connect import connect
 from pgcoord.database.history import HistoryEvent
 from pgcoord.database.listener import PING_EVERY, Listener
 from pgcoord.errors import DatabaseUnusable
+from pgcoord.text import message_of
 
 logger = logging.getLogger(__name__)
 
@@ -300,7 +301,7 @@ class Feed:
                     self._listener = Listener(conn)
                     await self._follow(self._listener, backoff)
             except (psycopg.Error, DatabaseUnusable) as error:
-                reason = " ".join(str(error).split())
+                reason = message_of(error)
                 logger.warning("events cannot be followed: %s", reason)
                 # What libpq adds in further lines is guesses.
                 first = str(error).strip().partition("\n")[0].strip()

@@ -14,13 +14,10 @@ from starlette.routing import BaseRoute, Route
 from pgcoord.configuration.model import GitHub
 from pgcoord.database import issues
 from pgcoord.http.pool import until_disconnected
-from pgcoord.http.responses import Json, read_body
+from pgcoord.http.responses import BODY_LIMIT, Json, read_body
 from pgcoord.http.state import state_of
 from pgcoord.json_schema import HIGHEST_INTEGER, Schema, faults
 from pgcoord.report import NotSigned, WrongShape, parse_json
-
-# Bytes of a body: an event contains the whole issue or pull request.
-_LIMIT = 4_194_304
 
 # The name of a phase is looked for among this many words of a pull request.
 _MOST_WORDS = 2_000
@@ -99,7 +96,7 @@ async def github_event(request: Request) -> Response:
     secret = state.access.github_secret
     if settings is None or secret is None:
         raise HTTPException(404, "no webhook_secret in [github] of pgcoord.toml: nothing is taken")
-    body = await read_body(request, _LIMIT)
+    body = await read_body(request, BODY_LIMIT)
     _check_signature(body, request.headers.get("x-hub-signature-256", ""), secret)
     event = parse_json(body)
     if found := list(faults(event, SCHEMA)):

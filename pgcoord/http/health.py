@@ -13,6 +13,7 @@ from pgcoord.database.connect import connect_blocking
 from pgcoord.errors import DatabaseUnusable
 from pgcoord.http.responses import Json
 from pgcoord.http.state import AppState, state_of
+from pgcoord.text import message_of
 
 
 async def healthz(request: Request) -> Response:
@@ -53,7 +54,7 @@ def _fault_of(dsn: str) -> str | None:
         with closing(connect_blocking(dsn)) as conn:
             schema.check_schema(conn)
     except (DatabaseUnusable, psycopg.Error) as error:
-        return " ".join(str(error).split())
+        return message_of(error)
     return None
 
 

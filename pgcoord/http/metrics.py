@@ -14,6 +14,7 @@ from pgcoord.database import history
 from pgcoord.database._sql import Connection
 from pgcoord.database.history import Measures
 from pgcoord.http.feed import Event, Feed, Position
+from pgcoord.states import IN_SLOT, STATES
 
 # Pages of a thousand events that one request counts; the next counts the rest.
 _MOST_PAGES = 50
@@ -94,7 +95,7 @@ class Metrics:
             return generate_latest(self.registry)
 
     def _show(self, found: Measures) -> None:
-        for status in ("queued", "ready", "running", "completed", "failed", "blocked", "cancelled"):
+        for status in STATES:
             self._phases.labels(status).set((found.phases or {}).get(status, 0))
         for gauge, column in (
             (self._slots, "slots"),
@@ -114,9 +115,9 @@ class Metrics:
             row = event.row
             if row.to_status == "ready" and self._woken and row.attempt == 1:
                 self._hop.observe(max(0.0, (row.at - self._woken.row.at).total_seconds()))
-            elif row.kind in _WAKING and row.to_status not in ("ready", "running"):
+            elif row.kind in _WAKING and row.to_status not in IN_SLOT:
                 self._woken = event
-            if row.from_status in ("ready", "running") and row.to_status != "running":
+            if row.from_status in IN_SLOT and row.to_status != "running":
                 ended.append(row.id)
         for attempt in await history.ended_attempts(conn, ended) if ended else ():
             self._attempts.labels(attempt.workflow or "", attempt.outcome).inc()

@@ -11,6 +11,9 @@ from starlette.types import Receive, Scope, Send
 
 from pgcoord.runs import logs
 
+# Bytes of a body: a plan holds whole prompts, an event of GitHub the whole issue or pull request.
+BODY_LIMIT = 4_194_304
+
 # Bytes beyond the limit that are still read: most clients read the answer only after sending all.
 _DISCARDED = 1_000_000
 

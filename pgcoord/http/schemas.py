@@ -6,6 +6,7 @@ from pgcoord.actions import SEVERAL as SEVERAL_ACTIONS
 from pgcoord.database.reads import FEATURE_ORDERS, QUEUE_ORDERS
 from pgcoord.json_schema import HIGHEST_INTEGER, NOT_BLANK, Schema
 from pgcoord.plan.model import RUN_WHEN
+from pgcoord.states import STATES
 
 _TEXT = {"type": "string"}
 _MAYBE_TEXT = {"type": ["string", "null"]}
@@ -21,7 +22,7 @@ _PRIORITY = {
     "description": "Lower runs earlier: 10 urgent, 50 usual, 90 background.",
 }
 
-STATUSES = ["queued", "ready", "running", "completed", "failed", "blocked", "cancelled"]
+STATUSES = list(STATES)
 
 
 def array(items: Schema, **more: Any) -> dict[str, Any]:

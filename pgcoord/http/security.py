@@ -158,7 +158,7 @@ def _secret(environment: Mapping[str, str], name: str) -> str:
     secret = environment.get(name, "")
     if not is_secret(secret):
         raise InvalidConfiguration(
-            f"server.webhook_secrets: {name} holds no secret: expected whsec_… of 24 bytes",
+            f"server.webhook_secrets: {name} does not hold a secret: expected whsec_… of 24 bytes",
             hint=f'For example: export {name}="whsec_$(openssl rand -base64 32)"',
         )
     return secret

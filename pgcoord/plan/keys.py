@@ -6,12 +6,10 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
+from pgcoord.configuration.model import MOST_ATTEMPTS
 from pgcoord.duration import parse_duration
 from pgcoord.plan.model import RUN_WHEN, Problem
 from pgcoord.text import did_you_mean
-
-# Far below the maximum of the database's attempt counter, an integer.
-_MOST_ATTEMPTS = 1_000_000
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
@@ -235,6 +233,6 @@ KEYS: dict[str, Callable[[str], Any]] = {
     "files": _files,
     "gate": _gate,
     "check": _check,
-    "max attempts": _integer(1, _MOST_ATTEMPTS),
+    "max attempts": _integer(1, MOST_ATTEMPTS),
     "timeout": parse_duration,
 }

@@ -41,23 +41,23 @@ def unfilled_names(sections: list[Section]) -> Iterator[Problem]:
                 )
 
 
-def filled(text: str, values: Mapping[str, str]) -> str:
+def fill(text: str, values: Mapping[str, str]) -> str:
     """Fill the parameters of *text*, once: braces in a value are not filled again."""
     return _PARAMETER.sub(lambda match: values[match[1]] if match[1] else match[0][1:-1], text)
 
 
-def phase_filled(phase: PlannedPhase, values: Mapping[str, str]) -> PlannedPhase:
+def fill_phase(phase: PlannedPhase, values: Mapping[str, str]) -> PlannedPhase:
     """Return *phase* with *values* in place of the parameters in its texts."""
 
     def line(text: str) -> str:
-        return " ".join(filled(text, values).split())
+        return " ".join(fill(text, values).split())
 
     return replace(
         phase,
         title=line(phase.title),
-        prompt=filled(phase.prompt, values),
+        prompt=fill(phase.prompt, values),
         gate=line(phase.gate) if phase.gate else None,
         lock=line(phase.lock) if phase.lock else None,
         files=tuple(line(each) for each in phase.files),
-        environment=tuple((name, filled(each, values)) for name, each in phase.environment),
+        environment=tuple((name, fill(each, values)) for name, each in phase.environment),
     )

@@ -31,7 +31,7 @@ from pgcoord.plan.headings import (
 from pgcoord.plan.keys import is_blank, key_lines, listed_files, number_of, read_keys
 from pgcoord.plan.model import Plan, PlannedPhase, Problem, Section
 from pgcoord.plan.needs import read_needs, unread_dependencies
-from pgcoord.plan.parameters import faults_in_parameters, filled, phase_filled, unfilled_names
+from pgcoord.plan.parameters import faults_in_parameters, fill, fill_phase, unfilled_names
 
 MOST_PHASES = 200
 
@@ -99,8 +99,8 @@ def parse_plan(
         )
     phases = sorted((_phase(section) for section in sections), key=lambda phase: phase.number)
     if parameters is not None:
-        found, description = filled(found, parameters), filled(description, parameters)
-        phases = [phase_filled(phase, parameters) for phase in phases]
+        found, description = fill(found, parameters), fill(description, parameters)
+        phases = [fill_phase(phase, parameters) for phase in phases]
     return Plan(
         title=found,
         description=description,
@@ -217,7 +217,7 @@ def _read_sections(
         body = lines[heading.end : end]
         sections.append(_read_section(heading, body, problems, takes_done))
         if following and following.start not in taken:
-            note = f"{following.text!r:.60} is no part of phase {sections[-1].number}, nor of any"
+            note = f"{following.text!r:.60} is not part of phase {sections[-1].number}, nor of any"
             notes.append((following.start + 1, note))
     if len(sections) > MOST_PHASES:
         line = sections[MOST_PHASES].line

@@ -66,44 +66,44 @@ def _drawn(work: list[Piece], text: str) -> list[Piece]:
     What a piece states itself stays.
     """
     for graph in graphs_in(text):
-        place_of = {node: _place_of(label, node, work) for node, label in graph.labels.items()}
-        drawn = {place for place in place_of.values() if place is not None}
+        index_of = {node: _place_of(label, node, work) for node, label in graph.labels.items()}
+        drawn = {index for index in index_of.values() if index is not None}
         if len(drawn) < max(2, len(work)):
             continue
-        needs: dict[int, set[int]] = {place: set() for place in drawn}
+        needs: dict[int, set[int]] = {index: set() for index in drawn}
         for source, end in graph.edges:
-            first, second = place_of[source], place_of[end]
+            first, second = index_of[source], index_of[end]
             if first is not None and second is not None and first != second:
                 needs[second].add(first + 1)
         return [
             each
             if each.needs or prerequisites(each, each.text) is not None
             else each._replace(
-                number=place + 1,
+                number=index + 1,
                 then=0,
                 is_phase=True,
-                needs=" ".join(map(str, sorted(needs.get(place, ())))) or "none",
+                needs=" ".join(map(str, sorted(needs.get(index, ())))) or "none",
             )
-            for place, each in enumerate(work)
+            for index, each in enumerate(work)
         ]
     return work
 
 
 def _place_of(label: str, node: str, work: list[Piece]) -> int | None:
-    """Return the place of the piece of work that a node of a graph stands for."""
+    """Return the index of the piece of work that a node of a graph stands for."""
     match = NUMBERED.match(without_markup(label))
     title = match["title"] if match and match["title"] else label
     wanted = " ".join(without_markup(title).casefold().split())
     key = key_of(label)
-    for place, each in enumerate(work):
+    for index, each in enumerate(work):
         if key and each.key == key:
-            return place
+            return index
         if wanted and wanted == " ".join(without_markup(each.lead).casefold().split()):
-            return place
+            return index
     number = re.fullmatch(r"(?:phase|step|task|stage|p|s|t)?[ _-]?(\d{1,3})", label.lower())
     if match and match["named"] and match["named"].isdecimal() and not match["minor"]:
         number = re.fullmatch(r"(\d+)", match["named"])
     if not number:
         return None
-    found = [place for place, each in enumerate(work) if each.number == int(number[1])]
+    found = [index for index, each in enumerate(work) if each.number == int(number[1])]
     return found[0] if len(found) == 1 else None

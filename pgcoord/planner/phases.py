@@ -76,10 +76,10 @@ def titles(feature: Feature, drafts: Sequence[Draft]) -> list[str]:
         for title, draft in zip(found, drafts, strict=True)
     ]
     before = Counter[str]()
-    for place, title in enumerate(found):
+    for index, title in enumerate(found):
         before[title] += 1
         if before[title] > 1:
-            found[place] = f"{title} ({before[title]})"
+            found[index] = f"{title} ({before[title]})"
     return found
 
 
@@ -130,7 +130,7 @@ def split(feature: Feature, structure: Structure, most: int = MOST_PHASES) -> tu
     else:
         items += _added(items, wanted - natural)
     steps = _steps(items)
-    said = _without_cycles([_said(items, place, steps) for place in range(len(items))])
+    said = _without_cycles([_said(items, index, steps) for index in range(len(items))])
     order = _order(items, said, steps)
     edges = _edges(items, said, order, steps)
     groups = _put_together(items, order, wanted)
@@ -195,7 +195,7 @@ _DOCUMENTATION = Item("Document it for those who use it.", "Documentation", "doc
 
 
 _Needs = list[set[int]]
-"""For each piece of work the places of those that it needs."""
+"""For each piece of work the indexes of those that it needs."""
 
 
 # Layers of the steps that follow from each other, where the numbers of a list mean their order.
@@ -211,34 +211,34 @@ def _steps(items: Sequence[Item]) -> set[int]:
     return {sequence for sequence, found in stages.items() if found != sorted(found)}
 
 
-def _said(items: Sequence[Item], place: int, steps: set[int]) -> set[int]:
-    """Return the indexes of the items on which the item *place* depends by its own words."""
-    item = items[place]
+def _said(items: Sequence[Item], index: int, steps: set[int]) -> set[int]:
+    """Return the indexes of the items on which the item *index* depends by its own words."""
+    item = items[index]
     if item.after is not None:
         return {
             other
             for other, each in enumerate(items)
-            if each.number in item.after and each.sequence == item.sequence and other != place
+            if each.number in item.after and each.sequence == item.sequence and other != index
         }
     if item.last:
-        return set(range(place))
+        return set(range(index))
     if item.sequence in steps:
         before = (
             other
-            for other in range(place - 1, -1, -1)
+            for other in range(index - 1, -1, -1)
             if items[other].sequence == item.sequence and items[other].layer in _STEPPING
         )
         return set(islice(before, 1))
-    return set(range(max(0, place - item.then), place))
+    return set(range(max(0, index - item.then), index))
 
 
 def _without_cycles(said: _Needs) -> _Needs:
     """Leave out each dependency that would close a cycle with an earlier one."""
     kept: _Needs = [set() for _ in said]
-    for place, others in enumerate(said):
+    for index, others in enumerate(said):
         for other in sorted(others):
-            if not _leads(kept, other, place):
-                kept[place].add(other)
+            if not _leads(kept, other, index):
+                kept[index].add(other)
     return kept
 
 
@@ -247,12 +247,12 @@ def _leads(needed: _Needs, start: int, end: int) -> bool:
     seen: set[int] = set()
     open_ones = [start]
     while open_ones:
-        place = open_ones.pop()
-        if place == end:
+        index = open_ones.pop()
+        if index == end:
             return True
-        if place not in seen:
-            seen.add(place)
-            open_ones += needed[place]
+        if index not in seen:
+            seen.add(index)
+            open_ones += needed[index]
     return False
 
 
@@ -265,7 +265,7 @@ def _order(items: Sequence[Item], said: _Needs, steps: set[int]) -> list[int]:
     order = []
     while sorter.is_active():
         ready += sorter.get_ready()
-        ready.sort(key=lambda place: (0 if as_written else stage(items[place].layer), place))
+        ready.sort(key=lambda index: (0 if as_written else stage(items[index].layer), index))
         order.append(ready.pop(0))
         sorter.done(order[-1])
     return order
@@ -275,14 +275,14 @@ def _edges(items: Sequence[Item], said: _Needs, order: Sequence[int], steps: set
     """Return the dependencies of each item on items before it, by index."""
     present = {each.layer for each in items}
     edges = [set(others) for others in said]
-    for at, place in enumerate(order):
-        edges[place] |= {
-            other for other in order[:at] if _needs(items[place], items[other], present, steps)
+    for at, index in enumerate(order):
+        edges[index] |= {
+            other for other in order[:at] if _needs(items[index], items[other], present, steps)
         }
-        if not edges[place] and items[place].is_phase and items[place].after is None:
+        if not edges[index] and items[index].is_phase and items[index].after is None:
             # A numbered step that no rule connects follows the one before it.
-            numbered = (o for o in reversed(order[:at]) if _is_step_of(items[o], items[place]))
-            edges[place] |= set(islice(numbered, 1))
+            numbered = (o for o in reversed(order[:at]) if _is_step_of(items[o], items[index]))
+            edges[index] |= set(islice(numbered, 1))
     return edges
 
 
@@ -317,7 +317,7 @@ def _follows(item: Item, before: Item) -> bool:
 
 def _put_together(items: Sequence[Item], order: Sequence[int], wanted: int) -> list[list[int]]:
     """Merge neighbours until there are at most *wanted* groups."""
-    groups = [[place] for place in order]
+    groups = [[index] for index in order]
     while len(groups) > wanted:
         pairs = enumerate(pairwise(groups))
         _, at = min((_cost(items, [*one, *other]), at) for at, (one, other) in pairs)
@@ -327,13 +327,13 @@ def _put_together(items: Sequence[Item], order: Sequence[int], wanted: int) -> l
 
 def _cost(items: Sequence[Item], group: Sequence[int]) -> tuple[int, float]:
     """Return the cost of merging *group*: different kinds of work first, then the amount."""
-    layers = {items[place].layer for place in group}
-    sections = {items[place].section for place in group}
+    layers = {items[index].layer for index in group}
+    sections = {items[index].section for index in group}
     if sections == {""} or len(sections) > 1:
         kinds = 1 if len(layers) == 1 else 2 if any(layers <= kin for kin in _KIN) else 3
     else:
         kinds = 0 if len(layers) == 1 else 1
-    return kinds, sum(_weight(items[place]) for place in group)
+    return kinds, sum(_weight(items[index]) for index in group)
 
 
 def _weight(item: Item) -> float:
@@ -344,14 +344,14 @@ def _connect(
     items: Sequence[Item], edges: _Needs, groups: Sequence[Sequence[int]]
 ) -> tuple[Draft, ...]:
     """Return a draft for each group, with its direct dependencies."""
-    number_of = {place: number for number, group in enumerate(groups) for place in group}
+    number_of = {index: number for number, group in enumerate(groups) for index in group}
     needed = [
-        {number_of[other] for place in group for other in edges[place]} - {number}
+        {number_of[other] for index in group for other in edges[index]} - {number}
         for number, group in enumerate(groups)
     ]
     return tuple(
         Draft(
-            tuple(items[place] for place in group),
+            tuple(items[index] for index in group),
             frozenset(other + 1 for other in _nearest(needed, needed[number])),
         )
         for number, group in enumerate(groups)
@@ -391,10 +391,10 @@ def _shares(hours: float, weights: Sequence[float]) -> list[float | None]:
     least = min(2, units // len(weights))
     parts = [max(least, int(each)) for each in exact]
     # Hours lost by rounding go to the phases that lost most; hours gained come from the largest.
-    lost = sorted(range(len(parts)), key=lambda place: (parts[place] - exact[place], place))
+    lost = sorted(range(len(parts)), key=lambda index: (parts[index] - exact[index], index))
     while (left := units - sum(parts)) > 0:
-        for place in lost[:left]:
-            parts[place] += 1
+        for index in lost[:left]:
+            parts[index] += 1
     while sum(parts) > units:
         parts[parts.index(max(parts))] -= 1
     shares = [part * step for part in parts]

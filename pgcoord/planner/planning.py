@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from pgcoord.configuration.model import Planner
+from pgcoord.configuration.model import PASSED_ON, Planner
 from pgcoord.database import actions, panel, plans, reads
 from pgcoord.database._sql import Connection
 from pgcoord.errors import InvalidPlan, Refused
@@ -22,9 +22,6 @@ from pgcoord.planner.phases import phases_by_hours, split, titles
 from pgcoord.planner.prompts import hours_in_words, load_template, write_prompts
 from pgcoord.planner.structure import Feature, read_structure
 from pgcoord.planner.survey import Repository, resolve, survey, terms
-
-# Environment variables for git and the planner command, besides those of [planner].
-_PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class FeaturePlanner:
     def __init__(self, settings: Planner, environment: Mapping[str, str], folder: Path) -> None:
         self.settings = settings
         self._folder = settings.directory or folder
-        names = (*_PASSED_ON, *settings.environment)
+        names = (*PASSED_ON, *settings.environment)
         self._environment = {name: environment[name] for name in names if name in environment}
 
     def analyse(self, plan: object, slots: int) -> Analysis:

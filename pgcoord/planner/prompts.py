@@ -112,22 +112,22 @@ def write_prompts(
     ]
     criteria = _criteria(structure.criteria, drafts)
     prompts = []
-    for place, draft in enumerate(drafts):
-        number = place + 1
+    for index, draft in enumerate(drafts):
+        number = index + 1
         values: dict[str, Any] = {
             "feature": feature,
             "number": number,
             "total": len(drafts),
-            "title": titles[place],
+            "title": titles[index],
             "hours": draft.hours,
             "work": [each.text for each in draft.items],
             "context": _shortened(structure.context),
             "before": [each for each in neighbours if each.number in draft.needs],
             "after": [each for each in neighbours if number in drafts[each.number - 1].needs],
-            "beside": [neighbours[each] for each in _beside(drafts, place)],
-            "files": surveyed[place].files,
-            "found": surveyed[place].found,
-            "criteria": criteria[place],
+            "beside": [neighbours[each] for each in _beside(drafts, index)],
+            "files": surveyed[index].files,
+            "found": surveyed[index].found,
+            "criteria": criteria[index],
             "proofs": _proofs(draft),
             "excluded": structure.excluded,
         }
@@ -172,13 +172,13 @@ def _shortened(text: str) -> str:
     return text[:_MOST_CONTEXT].rsplit(" ", 1)[0] + " …"
 
 
-def _beside(drafts: Sequence[Draft], place: int) -> list[int]:
-    """Return the indexes of the phases that may run at the same time as *place*."""
+def _beside(drafts: Sequence[Draft], index: int) -> list[int]:
+    """Return the indexes of the phases that may run at the same time as *index*."""
     above = _all_above(drafts)
     return [
         other
         for other in range(len(drafts))
-        if other != place and other not in above[place] and place not in above[other]
+        if other != index and other not in above[index] and index not in above[other]
     ]
 
 
@@ -193,12 +193,12 @@ def _all_above(drafts: Sequence[Draft]) -> list[set[int]]:
 def _criteria(criteria: Sequence[str], drafts: Sequence[Draft]) -> list[list[str]]:
     """Assign each acceptance criterion to phases: by layer, else to the last phases."""
     needed = {number - 1 for draft in drafts for number in draft.needs}
-    code = [place for place, draft in enumerate(drafts) if draft.layers != ("documentation",)]
-    ends = [place for place in code if place not in needed] or [len(drafts) - 1]
+    code = [index for index, draft in enumerate(drafts) if draft.layers != ("documentation",)]
+    ends = [index for index in code if index not in needed] or [len(drafts) - 1]
     found: list[list[str]] = [[] for _ in drafts]
     for each in criteria:
         name = layer_of(each)
-        places = [place for place, draft in enumerate(drafts) if name in draft.layers]
-        for place in places or ends:
-            found[place].append(each)
+        indexes = [index for index, draft in enumerate(drafts) if name in draft.layers]
+        for index in indexes or ends:
+            found[index].append(each)
     return found

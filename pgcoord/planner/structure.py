@@ -120,9 +120,9 @@ def described_by(text: str, hours: float | None = None) -> Feature:
     lines = text.strip().split("\n")
     lines = _without_front_matter(lines)
     tokens = _markdown.parse("\n".join(lines)[:MOST_CHARACTERS])
-    places = [i for i, each in enumerate(tokens) if each.level == 0 and each.map]
-    heads = [i for i in places if tokens[i].tag == "h1"]
-    text_first = bool(places) and tokens[places[0]].type in ("paragraph_open", "heading_open")
+    indexes = [i for i, each in enumerate(tokens) if each.level == 0 and each.map]
+    heads = [i for i in indexes if tokens[i].tag == "h1"]
+    text_first = bool(indexes) and tokens[indexes[0]].type in ("paragraph_open", "heading_open")
     if text_first or not heads:
         first, _, rest = "\n".join(lines).strip().partition("\n")
         underline = re.match(r"(?:=+|-+)[ \t]*(?:\n|$)", rest)
@@ -149,10 +149,10 @@ def _without_front_matter(lines: list[str]) -> list[str]:
     if not todos:
         return rest
     is_code = False
-    for place, line in enumerate(rest):
+    for index, line in enumerate(rest):
         is_code ^= line.lstrip().startswith(("```", "~~~"))
         if not is_code and re.match(r"#{2,4}\s", line):
-            rest[place] = f"#{line}"
+            rest[index] = f"#{line}"
     title = next((i + 1 for i, line in enumerate(rest) if re.match(r"#\s", line)), 0)
     return [*rest[:title], "", "## Tasks", "", todos, "", "## Context", "", *rest[title:]]
 
@@ -248,7 +248,7 @@ class _Reading:
 
     def read(self, tokens: list[Token]) -> None:
         inside = 0
-        for place, token in enumerate(tokens):
+        for index, token in enumerate(tokens):
             if token.level or token.nesting < 0 or token.map is None or token.map[0] < inside:
                 continue
             if step := self.steps.get(token.map[0]):
@@ -261,9 +261,9 @@ class _Reading:
                 continue
             if token.type == "heading_open":
                 self._end_section()
-                self._begin_section(int(token.tag[1]), tokens[place + 1].content)
+                self._begin_section(int(token.tag[1]), tokens[index + 1].content)
             elif token.type in ("bullet_list_open", "ordered_list_open"):
-                self._read_list(tokens, place)
+                self._read_list(tokens, index)
             elif token.type != "hr":
                 self._read_block(self._source(token), is_text=token.type == "paragraph_open")
         self._end_section()
@@ -355,13 +355,13 @@ class _Reading:
         lists = {"criteria": self.criteria, "excluded": self.excluded}
         lists.get(self._heading.kind, self.context).append(text)
 
-    def _read_list(self, tokens: list[Token], place: int) -> None:
-        ordered = tokens[place].type == "ordered_list_open"
-        ordered = ordered or all(_NUMBER_IN_BOX.match(lead) for _, lead in _elements(tokens, place))
+    def _read_list(self, tokens: list[Token], index: int) -> None:
+        ordered = tokens[index].type == "ordered_list_open"
+        ordered = ordered or all(_NUMBER_IN_BOX.match(lead) for _, lead in _elements(tokens, index))
         self.sequences += ordered
         found: list[Piece] = []
         beside = is_parallel(self.body[-1] if self.body else self._heading.title)
-        for opening, lead in _elements(tokens, place):
+        for opening, lead in _elements(tokens, index):
             text = self._element(opening)
             box = TASK_BOX.match(text)
             if (box and box[1] in "xX") or _DONE.match(lead):
@@ -454,11 +454,11 @@ class _Block(NamedTuple):
 
 
 def _blocks(tokens: list[Token]) -> Iterator[_Block]:
-    for place, token in enumerate(tokens[:-1]):
+    for index, token in enumerate(tokens[:-1]):
         if token.level != 0 or token.nesting < 0 or not token.map:
             continue
         begin, end = token.map
-        content = tokens[place + 1].content
+        content = tokens[index + 1].content
         if token.type == "heading_open":
             yield _Block(begin, end, int(token.tag[1]), content)
         elif token.type == "paragraph_open" and (match := NUMBERED.match(content)):
@@ -471,7 +471,7 @@ def _candidates(tokens: list[Token], lines: list[str]) -> Iterator[_Step]:
     """Yield the sections of work whose heading, or first paragraph, begins with a number."""
     blocks = list(_blocks(tokens))
     around: list[_Heading] = []
-    for place, block in enumerate(blocks):
+    for index, block in enumerate(blocks):
         around = [each for each in around if each.level < block.level]
         kind = around[-1].kind if around else "work"
         plain = without_markup(block.content)
@@ -482,7 +482,7 @@ def _candidates(tokens: list[Token], lines: list[str]) -> Iterator[_Step]:
             around.append(_Heading(block.level, plain, kind))
         match = NUMBERED.match(block.content)
         if match and kind == "work" and block.level > 1:
-            following = (each.start for each in blocks[place + 1 :] if each.level <= block.level)
+            following = (each.start for each in blocks[index + 1 :] if each.level <= block.level)
             yield _step(block, match, next(following, len(lines)), lines, section)
 
 
@@ -549,10 +549,10 @@ def _column_of_numbers(rows: list[list[str]]) -> int | None:
     """Return the column that numbers the rows of a table: the first, or one of keys (ENG-101)."""
     if all(re.fullmatch(_NUMBER_CELL, without_markup(row[0])) for row in rows):
         return 0
-    for place in range(len(rows[0]) if rows else 0):
-        keys = [key_of(row[place]) for row in rows]
+    for index in range(len(rows[0]) if rows else 0):
+        keys = [key_of(row[index]) for row in rows]
         if all(keys) and len(set(keys)) == len(keys):
-            return place
+            return index
     return None
 
 
@@ -580,9 +580,9 @@ _DETAILS = re.compile(
 )
 
 
-def _elements(tokens: list[Token], place: int) -> Iterator[tuple[Token, str]]:
-    """Yield the elements of the list at index *place*, each with its first paragraph."""
-    for at in range(place + 1, len(tokens)):
+def _elements(tokens: list[Token], index: int) -> Iterator[tuple[Token, str]]:
+    """Yield the elements of the list at index *index*, each with its first paragraph."""
+    for at in range(index + 1, len(tokens)):
         token = tokens[at]
         if token.level == 0:
             return

@@ -119,7 +119,7 @@ def terms(feature: Feature, structure: Structure) -> list[str]:
     found = [terms_of(feature.title), *(terms_of(item.text) for item in structure.items)]
     # One of each piece of work in turn, so that none is left out.
     longest = max(map(len, found), default=0)
-    in_turn = [each[place] for place in range(longest) for each in found if place < len(each)]
+    in_turn = [each[index] for index in range(longest) for each in found if index < len(each)]
     return list(dict.fromkeys(in_turn))[:MOST_TERMS]
 
 

@@ -7,11 +7,9 @@ exit status.
 from collections.abc import Mapping
 from typing import Any
 
+from pgcoord.configuration.model import PASSED_ON
 from pgcoord.coordination.launching import Order
 from pgcoord.runs.job import PROMPT_MARK
-
-# Variables that are true of the coordinator's machine alone.
-_OF_THIS_MACHINE = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 
 
 def order_apart(order: Order, directory: str, *, secrets: bool = True) -> dict[str, Any]:
@@ -23,10 +21,11 @@ def order_apart(order: Order, directory: str, *, secrets: bool = True) -> dict[s
     content = dict(order.content)
     prompt = str(order.folder / "prompt.md")
     environment: Mapping[str, str] = content["environment"]
+    # What was passed on is true of the coordinator's machine alone.
     content["environment"] = {
         name: value
         for name, value in environment.items()
-        if name not in _OF_THIS_MACHINE and (secrets or name.startswith("PGCOORD_"))
+        if name not in PASSED_ON and (secrets or name.startswith("PGCOORD_"))
     }
     content["command"] = [word.replace(prompt, PROMPT_MARK) for word in content["command"]]
     content |= {"folder": None, "scratch": f"/tmp/{order.name}", "directory": directory}

@@ -20,7 +20,7 @@ from lightkube.core.exceptions import ConfigError
 from lightkube.generic_resource import create_namespaced_resource
 from lightkube.types import CascadeType, PatchType
 
-from pgcoord.coordination.launching import Order, Place, Seen
+from pgcoord.coordination.launching import EngineState, Order, Seen
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs.apart import order_apart
 
@@ -56,7 +56,7 @@ def read_template(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CannotStart(f"the template {path} cannot be read: {error}") from error
     if not isinstance(found, dict) or found.get("kind") != "Job":
-        raise CannotStart(f"the template {path} is no manifest of a Job")
+        raise CannotStart(f"the template {path} is not a manifest of a Job")
     containers = _pod_of(found).get("containers")
     if not containers or not isinstance(containers, list):
         raise CannotStart(f"the template {path} has no spec.template.spec.containers")
@@ -280,10 +280,12 @@ def _seen(job: Mapping[str, Any], pod: Mapping[str, Any] | None) -> Seen:
     for condition in (job.get("status") or {}).get("conditions") or []:
         if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
             words = ", ".join(filter(None, (condition["type"], condition.get("reason"))))
-            return Seen(name, Place.ENDED, words, node, code)
+            return Seen(name, EngineState.ENDED, words, node, code)
     if any("running" in each or "terminated" in each for each in states):
-        return Seen(name, Place.RUNNING, str(status.get("phase")), node)
-    return Seen(name, Place.WAITING, "; ".join(_reasons(status, states)) or "no pod yet", node)
+        return Seen(name, EngineState.RUNNING, str(status.get("phase")), node)
+    return Seen(
+        name, EngineState.WAITING, "; ".join(_reasons(status, states)) or "no pod yet", node
+    )
 
 
 def _reasons(status: Mapping[str, Any], states: list[dict[str, Any]]) -> Iterator[str]:

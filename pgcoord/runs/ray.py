@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from pgcoord.coordination.launching import Order, Place, Seen
+from pgcoord.coordination.launching import EngineState, Order, Seen
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs.apart import order_apart
 from pgcoord.runs.job import pack
@@ -156,6 +156,6 @@ def _seen(name: str, job: Mapping[str, Any]) -> Seen:
         code = 0 if status == "SUCCEEDED" and code is None else code
         if isinstance(code, int):
             code = code if 0 <= code <= 255 else 128 - code if -128 < code < 0 else None
-        return Seen(name, Place.ENDED, f"{status}: {words}"[:500], node, code)
-    place = Place.WAITING if status in _WAITING else Place.RUNNING
-    return Seen(name, place, words or status, node)
+        return Seen(name, EngineState.ENDED, f"{status}: {words}"[:500], node, code)
+    state = EngineState.WAITING if status in _WAITING else EngineState.RUNNING
+    return Seen(name, state, words or status, node)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
-from pgcoord.coordination.launching import Order, Place, Seen
+from pgcoord.coordination.launching import EngineState, Order, Seen
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs import files
@@ -180,12 +180,12 @@ def _read(lines: str) -> Iterator[tuple[str, Seen]]:
             continue
         job, state, reason, nodes, status, name = parts
         if state in _WAITING:
-            yield name, Seen(job, Place.WAITING, reason)
+            yield name, Seen(job, EngineState.WAITING, reason)
         elif state in _RUNNING:
-            yield name, Seen(job, Place.RUNNING, state, nodes or None)
+            yield name, Seen(job, EngineState.RUNNING, state, nodes or None)
         else:
             code = _exit_status(status) if state in _WITH_STATUS else None
-            yield name, Seen(job, Place.ENDED, f"{state}, {reason}", nodes or None, code)
+            yield name, Seen(job, EngineState.ENDED, f"{state}, {reason}", nodes or None, code)
 
 
 def _exit_status(text: str) -> int | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from pgcoord.coordination.launching import Order, Place, Seen
+from pgcoord.coordination.launching import EngineState, Order, Seen
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs import files
 from pgcoord.runs.listing import field_of, is_path, values_at
@@ -159,21 +159,21 @@ class Commands:
 
     def _seen(self, job: Mapping[str, Any]) -> Seen:
         state, reason = str(job.get("state")), str(job.get("reason") or "")
-        place = (
-            Place.WAITING
+        listed = (
+            EngineState.WAITING
             if state in self._waiting
-            else Place.RUNNING
+            else EngineState.RUNNING
             if state in self._running
-            else Place.ENDED
+            else EngineState.ENDED
         )
         words = (
             reason
-            if place is Place.WAITING and reason
+            if listed is EngineState.WAITING and reason
             else ", ".join(filter(None, (state, reason)))
         )
         node = str(job["node"]) if job.get("node") else None
-        status = _exit_status(job.get("exit")) if place is Place.ENDED else None
-        return Seen(str(job["id"]), place, words, node, status)
+        status = _exit_status(job.get("exit")) if listed is EngineState.ENDED else None
+        return Seen(str(job["id"]), listed, words, node, status)
 
 
 def _write_script(order: Order) -> dict[str, str]:

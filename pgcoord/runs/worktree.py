@@ -360,7 +360,7 @@ class Repository:
         if commit is None:
             raise Unfit(f"there is no branch or commit {base!r} to start from")
         if self.git("status", "--porcelain", "--untracked-files=no"):
-            say(f"{self.top} has uncommitted changes: they are no part of this work")
+            say(f"{self.top} has uncommitted changes: they are not part of this work")
         return commit
 
 
@@ -636,7 +636,7 @@ class Worktree:
     def _add(self) -> None:
         self.git("add", "--update", status=WORK_NOT_KEPT)
         for nested in self._nested_repositories():
-            say(f"{nested} is a repository of its own: it is no part of the commit")
+            say(f"{nested} is a repository of its own: it is not part of the commit")
         out = [f":(exclude,glob)**/{name}/**" for name in LEFTOVERS]
         out += [f":(exclude,literal){each}" for each in self._nested_repositories()]
         self.git("add", "--all", "--", ".", *out, status=WORK_NOT_KEPT)
@@ -721,7 +721,7 @@ class Worktree:
         """
         place = self._linked()
         if place is None or place.parent != self.repository.common / "worktrees":
-            raise Unfit(f"{self.folder} is no worktree of {self.repository.top}")
+            raise Unfit(f"{self.folder} is not a worktree of {self.repository.top}")
         return place
 
     def _mark(self, name: str, text: str) -> None:

@@ -39,7 +39,7 @@ begin
 end $$;
 
 -- Refuse a name that no address of a page and no line of a log can carry, or that is made for another phase. What
--- takes version 1 over keeps its names (setting pgcoord.takes_over, heeded of the owner alone).
+-- takes version 1 over keeps its names (setting pgcoord.takes_over, which counts only for the owner).
 -- Errors: PC005.
 create or replace function pgcoord_private.check_queue_id(p_queue_id text, p_feature_id integer, p_phase_number integer) returns void
 language plpgsql stable

@@ -61,7 +61,7 @@ create or replace view pgcoord.lead_blocker as
 select l.pid, s.usename, s.application_name,
     case when l.pid is null then format('the prepared transaction %L', x.gid)
         else format('process %s (user %s%s)', l.pid, s.usename, ', ' || nullif(s.application_name, '')) end
-        || ' holds the lock of the lead, and is no coordinator that leads' as words,
+        || ' holds the lock of the lead, and is not the coordinator that leads' as words,
     case when l.pid is null then format('rollback prepared %L', x.gid)
         else format('select pg_terminate_backend(%s)', l.pid) end as remedy
 from pgcoord_private.lead_lock as l

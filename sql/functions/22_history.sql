@@ -13,3 +13,20 @@ from public.phase_queue as p
     left join pgcoord.attempt as a using (queue_id)
 order by p.feature_id, p.phase_number, a.number;
 comment on view pgcoord.timeline is 'When each phase waited, was claimed, ran and ended; a row for each attempt.';
+
+-- Whether a phase was taken as completed without being run to its end. (A gate that only asks is completed by its approval.)
+create or replace function pgcoord_private.was_skipped(p_phase public.phase_queue) returns boolean
+language sql stable cost 1000
+begin atomic
+    select p_phase.status = 'completed'
+        and not (pgcoord_private.only_asks(p_phase.phase_data) and not p_phase.gated)
+        and not exists (
+            select from pgcoord.attempt as a
+            where a.queue_id = p_phase.queue_id and a.number = p_phase.attempt and a.outcome = 'completed'
+        )
+        and exists (
+            select from pgcoord.event as e
+            where e.feature_id = p_phase.feature_id and e.phase_number = p_phase.phase_number
+                and e.kind = 'phase_moved' and e.to_status = 'completed'
+        );
+end;

@@ -88,7 +88,7 @@ union all
 select p.queue_id, p.feature_id, p.phase_number, 1,
     case when p.status = 'ready' and pgcoord_private.waits_in_engine(p.queue_id, p.attempt) is not null then 'engine' else p.status end,
     case p.status
-        when 'completed' then format('completed at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS TZ'))
+        when 'completed' then format('%s at %s', case when pgcoord_private.was_skipped(p) then 'skipped' else 'completed' end, to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS TZ'))
         when 'cancelled' then coalesce(case when p.gated then (
                 select case when e.reason ~ '^rejected' then    -- its last move, if a person said no
                     format('%s (%s at %s)', e.reason, e.actor, to_char(e.at, 'YYYY-MM-DD HH24:MI:SS TZ')) end as words

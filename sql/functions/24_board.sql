@@ -42,23 +42,6 @@ from public.planned_features as f
 comment on view pgcoord.feature is
     'Features with what follows from their phases: status (planned, in_progress, completed, cancelled) and counts.';
 
--- Whether a phase was taken as completed without being run to its end. (A gate that only asks is completed by its approval.)
-create or replace function pgcoord_private.was_skipped(p_phase public.phase_queue) returns boolean
-language sql stable cost 1000
-begin atomic
-    select p_phase.status = 'completed'
-        and not (pgcoord_private.only_asks(p_phase.phase_data) and not p_phase.gated)
-        and not exists (
-            select from pgcoord.attempt as a
-            where a.queue_id = p_phase.queue_id and a.number = p_phase.attempt and a.outcome = 'completed'
-        )
-        and exists (
-            select from pgcoord.event as e
-            where e.feature_id = p_phase.feature_id and e.phase_number = p_phase.phase_number
-                and e.kind = 'phase_moved' and e.to_status = 'completed'
-        );
-end;
-
 -- What needs a person in features of which nothing runs, and nothing would start by itself.
 create or replace view pgcoord_private.standstill as
 select n.feature_id, string_agg(format('phase %s %s', n.phase_number, n.words), '; ' order by n.phase_number) as words

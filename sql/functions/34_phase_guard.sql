@@ -269,8 +269,8 @@ begin
         elsif v_by_hand and new.gated and not old.gated and (new.phase_data ->> 'gate' is null or new.slot is not null) then
             perform pgcoord_private.refuse_gate(old.queue_id);
         elsif v_by_hand and new.parked = old.parked and (new.retry_at is not null or old.retry_at is null) then
-            -- Nothing follows from it, but a statement over many phases would deadlock with what completes one of them.
-            -- Not when a claim clears a retry time: that never waits.
+            -- Lock the feature although no other row changes: without it, an UPDATE over many phases deadlocks with a concurrent
+            -- completion. Not when a claim clears a retry time: a claim never waits.
             perform pgcoord_private.hold_feature(old.feature_id);
         end if;
         if ((new.error_message, new.created_at, new.ready_timestamp, new.started_timestamp, new.finished_timestamp)

@@ -118,12 +118,12 @@ begin
     elsif jsonb_typeof(new.tags) <> 'array' or jsonb_typeof(new.plan) <> 'array' then
         raise exception using
             errcode = 'PC005',
-            message = format('%s of %s is no array', case when jsonb_typeof(new.tags) <> 'array' then 'tags' else 'the plan' end, v_name),
+            message = format('%s of %s is not an array', case when jsonb_typeof(new.tags) <> 'array' then 'tags' else 'the plan' end, v_name),
             hint = 'Give a JSON array: of strings for tags, of phases for the plan.';
     elsif jsonb_typeof(new.plan) = 'array' and jsonb_path_exists(new.plan, '$[*] ? (@.type() != "object")') then
         raise exception using
             errcode = 'PC005',
-            message = format('the plan of %s holds something that is no phase', v_name),
+            message = format('the plan of %s holds something that is not a phase', v_name),
             hint = 'Each element is an object with phase_number, title, prompt_content, depends_on …';
     end if;
     perform pgcoord_private.check_text('the title of ' || v_name, new.title, 1000);

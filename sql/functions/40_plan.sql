@@ -38,7 +38,7 @@ begin
     if v_fault is not null then
         raise exception using
             errcode = 'PC005',
-            message = format('this is no feature: %s', v_fault),
+            message = format('this is not a feature: %s', v_fault),
             hint = '{"title": …, "description": …, "phases": [{"phase_number": 1, "title": …, "prompt_content": …, "depends_on_phases": []}]}';
     end if;
 end $$;

@@ -282,7 +282,7 @@ begin
     if p_slots is null or p_slots not between 0 and 1000 then
         raise exception using
             errcode = 'PC005',
-            message = format('%s is no number of slots', coalesce(p_slots::text, 'null')),
+            message = format('%s is not a number of slots', coalesce(p_slots::text, 'null')),
             hint = 'Between 0 (start nothing new) and 1000.';
     end if;
     perform pgcoord_private.check_isolation();
@@ -353,7 +353,7 @@ begin
     if p_older_than is null or p_older_than < '0' or p_older_than > '1000 years' then
         raise exception using
             errcode = 'PC005',
-            message = format('%s is no age of a feature', coalesce(p_older_than::text, 'null')),
+            message = format('%s is not a valid age of a feature', coalesce(p_older_than::text, 'null')),
             hint = 'Give an interval from 0 to 1000 years, such as 90 days.';
     end if;
     select array_agg(id) into v_ids
@@ -370,3 +370,29 @@ begin
 end $$;
 comment on function pgcoord.prune(interval) is
     'Remove features that were finished (completed or cancelled) that long ago, with their phases, attempts and events; returns how many.';
+
+-- What is written as '30', which is of no type yet, comes here rather than to an interval, to which it would be 30 seconds.
+-- Errors: PC005 for what is no interval, and for a number without a unit, but 0.
+create or replace function pgcoord.prune(p_older_than text) returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_older_than interval;
+begin
+    if p_older_than !~ '^[\s+-]*[0-9.]+\s*$' or p_older_than !~ '[1-9]' then
+        begin
+            v_older_than := p_older_than;
+        exception when data_exception then
+            null;
+        end;
+    end if;
+    if v_older_than is null and p_older_than is not null then
+        raise exception using
+            errcode = 'PC005',
+            message = format('%s is no age of a feature: it has no unit', left(btrim(p_older_than), 60)),
+            hint = 'Give an interval with its unit, such as 90 days; 0 for all.';
+    end if;
+    return pgcoord.prune(v_older_than);
+end $$;
+comment on function pgcoord.prune(text) is
+    'As prune of an interval, which has to have a unit: 90 days, or 0 for all.';

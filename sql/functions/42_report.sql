@@ -24,7 +24,7 @@ begin
     elsif v_attempt.id is null and p_adw_id is distinct from coalesce(p_phase.adw_id, p_adw_id) then
         raise exception using
             errcode = 'PC003',
-            message = format('%s is no attempt of phase %s, whose current one is %s', p_adw_id, p_phase.queue_id, p_phase.adw_id),
+            message = format('%s is not an attempt of phase %s, whose current one is %s', p_adw_id, p_phase.queue_id, p_phase.adw_id),
             hint = 'Report with the adw_id that the workflow was started with.';
     end if;
     return v_attempt;
@@ -55,8 +55,8 @@ begin
         hint = 'The first end of an attempt counts. Retry the phase, or skip it if the work is done.';
 end $$;
 
--- Take a report: the first one decides. Nearly always the phase holds its slot and the attempt is the current one, so
--- that is tried, and looked into only when it was not so.
+-- Take a report: the first one decides. Fast path: one UPDATE, for a phase that holds its slot and whose attempt is the
+-- current one. The slow path explains why it matched no row.
 -- Errors: those of answer_report, and PC004 when another end was asked for already.
 create or replace function pgcoord_private.report_phase(p_queue_id text, p_outcome text, p_error text, p_adw_id text)
 returns public.phase_queue

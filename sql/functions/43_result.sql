@@ -12,13 +12,13 @@ declare
     v_fault text;
 begin
     if jsonb_typeof(p_result) is distinct from 'object' then
-        v_fault := format('is no object, but %s', coalesce(jsonb_typeof(p_result), 'null'));
+        v_fault := format('is of type %s, not an object', coalesce(jsonb_typeof(p_result), 'null'));
     elsif octet_length(p_result::text) > 69632 then
         v_fault := format('has %s of JSON as Postgres writes it, a space after each comma and colon: 64 kB at most',
             pg_size_pretty(octet_length(p_result::text)::bigint));
     else
         perform pgcoord_private.check_json('a result', p_result, 69632);
-        select string_agg(format('has %s that is no %s: %s', key, expected, left(value::text, 60)), '; ' order by key) into v_fault
+        select string_agg(format('has %s that is not %s: %s', key, case expected when 'text' then 'a text' when 'amount' then 'an amount' else 'a number' end, left(value::text, 60)), '; ' order by key) into v_fault
         from jsonb_each(p_result) join (values
             ('summary', 'text'), ('branch', 'text'), ('commit', 'text'), ('url', 'text'), ('status', 'text'), ('error', 'text'),
             ('cost_usd', 'amount'), ('pr_number', 'number'), ('tokens_in', 'number'), ('tokens_out', 'number')
@@ -156,7 +156,8 @@ begin
     return v_stored;
 end $$;
 
--- Take the result file of an attempt whose process is gone. fault: why it cannot be used, in words; null when it can.
+-- Take the result file of an attempt whose process is gone. fault: why it cannot be used, in words; null when it can. What
+-- the attempt has cost counts all the same.
 create or replace function pgcoord_private.take_result_file(p_attempt_id bigint, p_text text, out result jsonb, out fault text)
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -167,8 +168,16 @@ exception when data_exception or statement_too_complex or program_limit_exceeded
     result := null;
     fault := 'it is not JSON: ' || sqlerrm;
 when sqlstate 'PC005' then
-    result := null;
     fault := sqlerrm;
+    begin
+        perform pgcoord_private.store_result(p_attempt_id, jsonb_object_agg(key, value))
+        from jsonb_each(case when jsonb_typeof(result) = 'object' then result else '{}' end)
+        where key in ('cost_usd', 'tokens_in', 'tokens_out')
+        having count(*) > 0;
+    exception when sqlstate 'PC005' then
+        null;    -- the costs are what is wrong
+    end;
+    result := null;
 end $$;
 
 create or replace function pgcoord.set_result(p_queue_id text, p_result jsonb, p_adw_id text default null) returns jsonb

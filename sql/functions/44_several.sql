@@ -17,7 +17,7 @@ begin
         when 'cancel_branch' then perform pgcoord.cancel_branch(p_queue_id, p_reason);
         else raise exception using
             errcode = 'PC005',
-            message = format('%L is no action on a phase', left(p_action, 100)),
+            message = format('%L is not an action on a phase', left(p_action, 100)),
             hint = 'There is: retry, skip, cancel, approve, reject, priority, cancel_branch.';
     end case;
 end $$;

@@ -116,9 +116,9 @@ begin
         v_phase.queue_id, nullif(v_phase.attempt, 0));
 end $$;
 
--- GitHub cannot be asked before p_wait from now, twice as long with each further failure where p_grows: until then no
--- phase is claimed that has no issue yet. Says when it is asked again, and whether phases have waited long enough to start
--- without an issue. What others have found out already is not counted again.
+-- Suspend requests to GitHub for p_wait; p_grows: double p_wait with each failure in a row. Meanwhile no phase without an
+-- issue is claimed. Returns the seconds until the next request, and whether phases have waited long enough to start
+-- without an issue. A failure during a suspension, which another coordinator or task has begun, does not count.
 create or replace function pgcoord_private.hold_issues(
     p_wait interval, p_grows boolean, p_reason text, p_optional_after interval, out wait_seconds float8, out optional boolean
 )

@@ -37,7 +37,7 @@ begin
             if v_parts is null or not coalesce(v_parts[1]::integer between v_lows[i] and v_highs[i], true)
                 or not coalesce(v_parts[2]::integer between v_parts[1]::integer and v_highs[i], true)
             then
-                return format('%L is no %s', pgcoord_private.shortened(v_fields[i], 100), v_kinds[i]);
+                return format('%L is not a valid %s', pgcoord_private.shortened(v_fields[i], 100), v_kinds[i]);
             end if;
         end loop;
     end loop;

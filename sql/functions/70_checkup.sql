@@ -194,7 +194,7 @@ set search_path = pg_catalog, pg_temp as $$
         case when n = 0 then 'every phase has one that a coordinator can run'
             else format('%s one that no coordinator knows: %s', pgcoord_private.counted(n, 'phase has', 'phases have'), pgcoord_private.some_of(names))
         end,
-        case when n > 0 then 'declare it in pgcoord.toml and restart the coordinator, or ''pgcoord cancel'' the phase' end
+        case when n > 0 then 'declare it in pgcoord.toml and SIGHUP or restart the coordinator, or ''pgcoord cancel'' the phase' end
     from (
         select count(*) as n, array_agg(
                 format('%s (%s)', queue_id, coalesce(refers_to, 'none, and there is no default'))

@@ -41,11 +41,11 @@ from pgcoord_v1.feature as f
         ('value', f.id::text, case when btrim(t.priority) <> '' and pgcoord_v1.whole(t.priority) is null
             and lower(btrim(t.priority)) not in ('critical', 'urgent', 'high', 'medium', 'low') then format('priority %s means nothing here: 50', t.priority) end),
         ('value', f.id::text, case when btrim(t.estimated_hours) <> '' and f.estimated_hours is null then format('estimated_hours %s left out', t.estimated_hours) end),
-        ('value', f.id::text, case when btrim(t.created_at) <> '' and f.created_at is null then format('created_at %s is no time', t.created_at) end),
+        ('value', f.id::text, case when btrim(t.created_at) <> '' and f.created_at is null then format('created_at %s is not a time', t.created_at) end),
         ('value', f.id::text, case when btrim(t.github_issue_number) <> '' and f.github_issue_number is null
-            then format('github_issue_number %s is no number', t.github_issue_number) end),
+            then format('github_issue_number %s is not a number', t.github_issue_number) end),
         ('plan', f.id::text, case when t.generated_plan is not null and pgcoord_v1.plan(f.plan, null) is null
-            then 'its generated_plan is no list of phases, and stays behind' end),
+            then 'its generated_plan is not a list of phases, and stays behind' end),
         ('feature status', f.id::text, case
             when f.repeated or f.id is null then null
             when f.status = 'completed' and own.phases = 0 then 'was completed without phases: got one, completed, that stands for what was done'
@@ -135,14 +135,14 @@ from pgcoord_v1.phase as p
         ('phase_data', case when p.phase_data is null then 'no JSON object: kept as text, as phase_data ->> ''v1_phase_data''' end),
         ('dependency', case when p.prerequisites is null and c.fault is null then 'its dependencies could not be read: it has none' end),
         ('value', case when p.queue_id is distinct from p.old_queue_id then format('queue_id %s is another one''s, or none', coalesce(p.old_queue_id, 'null')) end),
-        ('value', case when btrim(t.priority) <> '' and pgcoord_v1.whole(t.priority) is null then format('priority %s is no number: 50', t.priority) end),
+        ('value', case when btrim(t.priority) <> '' and pgcoord_v1.whole(t.priority) is null then format('priority %s is not a number: 50', t.priority) end),
         ('value', case when btrim(t.issue_number) <> '' and p.issue_number is null then format('issue_number %s left out', t.issue_number) end),
         ('value', case when btrim(t.pr_number) <> '' and p.pr_number is null then format('pr_number %s left out', t.pr_number) end),
         ('value', case when btrim(t.queue_position) <> '' and p.queue_position is null then format('queue_position %s left out', t.queue_position) end),
-        ('value', case when btrim(t.created_at) <> '' and p.created_at is null then format('created_at %s is no time', t.created_at) end),
-        ('value', case when btrim(t.updated_at) <> '' and p.updated_at is null then format('updated_at %s is no time', t.updated_at) end),
+        ('value', case when btrim(t.created_at) <> '' and p.created_at is null then format('created_at %s is not a time', t.created_at) end),
+        ('value', case when btrim(t.updated_at) <> '' and p.updated_at is null then format('updated_at %s is not a time', t.updated_at) end),
         ('value', case when btrim(t.started_timestamp) <> '' and p.started_timestamp is null
-            then format('started_timestamp %s is no time', t.started_timestamp) end)
+            then format('started_timestamp %s is not a time', t.started_timestamp) end)
     ) as d (kind, words)
 where d.words is not null
 order by c.feature_id, c.phase_number;

@@ -119,7 +119,7 @@ from (select *, row_number() over (order by feature_id, phase_number) as sequenc
     cross join lateral (
         select case
             when c.status in ('completed', 'failed', 'cancelled') or c.is_cancelled then null
-            when c.status not in ('queued', 'ready', 'running', 'blocked') then format('version 1 said %s, which is no status', c.status)
+            when c.status not in ('queued', 'ready', 'running', 'blocked') then format('version 1 said %s, which is not a status', c.status)
             when not c.has_data then 'its phase_data is no JSON object'
             when c.prerequisites is null then 'its dependencies could not be read'
             when x.prerequisites is not null then format('it waited for itself, by way of phase %s', array_to_string(x.prerequisites, ', '))

@@ -1,4 +1,4 @@
-"""A short storm (tests/chaos/storm.py) finds nothing, and its judge finds what is wrong."""
+"""A short storm (tests/chaos/storm.py) breaks no promise; its judge has its own tests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The example for agents: its configuration is read, and its phases work in worktrees."""
+"""The example for agents: its configuration is read, and its placeholders are filled."""
 
 from datetime import timedelta
 from pathlib import Path

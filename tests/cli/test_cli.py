@@ -149,7 +149,7 @@ def test_run_stays_until_what_else_it_started_has_ended(desk: Desk, conn: Connec
     gate = desk.gate()
     desk.call("submit", desk.plan(f"cat {gate}", "true", name="other.md"))
     run = desk.start("run", desk.plan("true"))
-    run.until(r"this one leads, so it starts what else is queued, too: feature 1 \(A plan\)")
+    run.until(r"this process leads, so it also starts what else is queued: feature 1 \(A plan\)")
     run.until("waits for what it started besides: queue-1-1; Ctrl-C leaves it running")
     assert statuses(conn, 1) == {1: "running", 2: "queued"}
     gate.write_text("go on")
@@ -169,7 +169,24 @@ def test_two_runs_see_both_their_features_through(desk: Desk, conn: Connection) 
     until(conn.info.dsn, "count(*) = 2 from pgcoord.coordinator")  # the second one leads
     gates[1].write_text("go on")
     assert [each.wait() for each in runs] == [0, 0]
+    assert "'pgcoord serve' takes over" not in runs[0].said, "the second one has taken over"
     assert statuses(conn, 2) == {1: "completed", 2: "completed"}
+
+
+def test_attach_names_the_ways_on_when_it_is_interrupted_and_needs_phases(
+    desk: Desk, conn: Connection
+) -> None:
+    add_feature(conn, {1: []})
+    attached = desk.start("attach", "1")
+    attached.until("feature 1  a, 1 phase")
+    attached.send(signal.SIGINT)
+    assert attached.wait() == 130
+    attached.until("to go on: 'pgcoord run --feature 1'; to give it up: 'pgcoord cancel 1'")
+    add_feature(conn, {})
+    refused = desk.call("attach", "2")
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert "feature 2 has no phases queued" in refused.stderr
+    assert "'pgcoord execute 2'" in refused.stderr
 
 
 def test_run_names_what_was_cancelled_and_why(desk: Desk) -> None:
@@ -200,8 +217,8 @@ def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection) ->
     assert done.returncode == 0
     assert done.stderr == (
         f"pgcoord: process {serve.pid} on {os.uname().nodename} leads and runs the phases,"
-        " as the pgcoord.toml says that it has read; this one watches, and takes over when that one"
-        " ends\n"
+        " by the pgcoord.toml that it has read; this process only watches, and takes over when the"
+        " other one ends\n"
     )
     assert "completed: 1 phase in" in done.stdout
     assert len(conn.execute("select from pgcoord.coordinator").fetchall()) == 1
@@ -632,7 +649,9 @@ def test_a_skipped_phase_and_a_feature_that_cannot_go_on_say_so(
     assert not any("cannot go on" in line for line in said)
     [feature] = json.loads(desk.say("status", "1", "--json"))["features"]
     assert [phase["skipped"] for phase in feature["phases"]] == [True, False, False]
-    assert desk.call("run", "--feature", "1").returncode == 0
+    done = desk.call("run", "--feature", "1")
+    assert done.returncode == 0
+    assert "feature 1 (A plan) completed: 3 phases (1 skipped) in " in done.stdout
     row = conn.execute("select pgcoord.feature_object(1) -> 'phases' as phases").fetchone()
     assert row
     assert [phase["skipped"] for phase in row["phases"]] == [True, False, False]

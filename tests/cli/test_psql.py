@@ -75,7 +75,9 @@ def test_what_the_shortcuts_show_fits_eighty_columns(conn: Connection, terminal:
 
 
 @pytest.mark.usefixtures("work")
-def test_the_shortcuts_show_the_work_a_line_for_each_thing(terminal: Terminal) -> None:
+def test_the_shortcuts_show_the_work_a_line_for_each_thing(
+    terminal: Terminal, conn: Connection
+) -> None:
     def cells(shortcut: str) -> list[str]:
         plain = re.sub(r"\d\d:\d\d(:\d\d)?", "TIME", "\n".join(terminal.type(shortcut)[2:-2]))
         plain = re.sub(r"adw-[0-9a-f]{8}", "ADW", plain)
@@ -116,6 +118,8 @@ def test_the_shortcuts_show_the_work_a_line_for_each_thing(terminal: Terminal) -
         "blocked|waits for phase 2, which waits for phase 1, cancelled|queue-2-2",
         "missing|waits for phase 9, which does not exist|9",
     ]
+    conn.execute("select pgcoord.skip_phase('queue-1-2', 'by hand')")
+    assert cells(":board")[1] == "1.2|A title much longe…|skipped|TIME|"
 
 
 @pytest.mark.usefixtures("work")

@@ -1,4 +1,4 @@
-"""The reference says what the code heeds: nothing is missing, and nothing is dead."""
+"""The reference says what the code reads: nothing is missing, and nothing is dead."""
 
 import ast
 from collections.abc import Iterator

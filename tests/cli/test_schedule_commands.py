@@ -34,6 +34,8 @@ def test_a_schedule_from_its_creation_to_its_end(desk: Desk, conn: Connection) -
     assert [each["outcome"] for each in shown["runs"]] == ["started", "started"]
     assert json.loads(desk.say("status", "--json"))["schedules"][0]["overlap"] == "queue"
     desk.say("schedule", "create", "copy", "0 3 * * *", "--feature", str(feature))
+    dry = desk.say("schedule", "delete", "nightly", "--dry-run").splitlines()
+    assert dry[-1] == "schedule nightly would be deleted"
     first, *_, last = desk.say("schedule", "delete", "nightly", "--yes").splitlines()
     assert first.startswith("nightly: 30 4 * * MON (UTC)")
     assert last == "schedule nightly is deleted"
@@ -48,8 +50,8 @@ def test_a_schedule_from_its_creation_to_its_end(desk: Desk, conn: Connection) -
 def test_times_that_cannot_be_are_refused_with_a_hint(desk: Desk) -> None:
     plan = desk.plan("true")
     for cron, zone, words in (
-        ("0 25 * * *", "UTC", "'25' is no hour"),
-        ("0 3 31 2 *", "UTC", "'0 3 31 2 *' is no cron expression: Bad day-of-month"),
+        ("0 25 * * *", "UTC", "'25' is not a valid hour"),
+        ("0 3 31 2 *", "UTC", "'0 3 31 2 *' is not a cron expression: Bad day-of-month"),
         ("0 3 * * *", "Nowhere/Else", "there is none of that name"),
     ):
         refused = desk.call("schedule", "create", "a", cron, plan, "--timezone", zone)

@@ -250,7 +250,7 @@ def test_a_hang_up_has_a_changed_configuration_read(desk: Desk, dsn: str, conn: 
     )
     program.send(signal.SIGHUP)
     program.until("pgcoord.toml: workflow sh changed, workflow late added, pool side added")
-    program.until("not before this one is started anew: server changed")
+    program.until("effective only after a restart: server changed")
     program.until(r"leading \(lead 2\)")
     locks = "pg_locks where locktype = 'advisory' and classid = 7405 and granted"
     assert len(conn.execute(f"select from {locks}".encode()).fetchall()) == 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from psycopg.conninfo import make_conninfo
 from support.database import Connection, statuses
 from support.desk import Desk
 
@@ -100,6 +101,8 @@ def test_queued_work_is_edited_and_deleted(desk: Desk, conn: Connection) -> None
     asks = desk.call("delete", "1.2")
     assert (asks.returncode, "no terminal to ask on" in asks.stderr) == (2, True)
     desk.say("edit", "1.3", "--after", "1,2")
+    dry = desk.say("delete", "1.2", "--dry-run").splitlines()
+    assert dry[1:] == ["queue-1-2 would be removed, with its history"]
     assert desk.say("delete", "1.2", "--yes").splitlines() == [
         "queue-1-2  Step 2: queued; what depends on it waits then: 3",
         "queue-1-2 is removed",
@@ -111,8 +114,23 @@ def test_queued_work_is_edited_and_deleted(desk: Desk, conn: Connection) -> None
     assert (refused.returncode, "stays as it is" in refused.stderr) == (3, True)
     desk.say("submit", desk.plan("true"))
     assert desk.say("delete", "2", "--yes").startswith("feature 2  A plan: 1 phase, planned\n")
+    dry = desk.say("delete", "1", "--dry-run").splitlines()
+    assert dry[1:] == ["feature 1 would be removed, with its history"]
     desk.say("delete", "1", "--yes")
     assert desk.call("status", "1").returncode == 4
+
+
+def test_a_client_who_deletes_is_told_who_may(
+    desk: Desk, conn: Connection, dsn: str, logins: dict[str, str]
+) -> None:
+    desk.say("submit", desk.plan("true"))
+    theirs = make_conninfo(dsn, user=logins["client"], password="secret")
+    for target in ("1", "1.1"):
+        done = desk.call("delete", target, "--yes", "--dsn", theirs)
+        assert done.returncode == 6
+        assert done.stderr.splitlines()[1:] == [
+            "  Only the owner of the database deletes; 'pgcoord cancel' keeps the history."
+        ]
 
 
 def test_text_comes_from_standard_input_too(desk: Desk, conn: Connection) -> None:

@@ -318,7 +318,7 @@ async def test_a_server_that_only_reads_costs_at_most_one_line_an_end(
 
 
 async def reconnect(watch: Watch, statement: str) -> None:
-    """Execute *statement* and end all other sessions, so that new ones heed it."""
+    """Execute *statement* and end all other sessions, so that new ones use it."""
     await watch.conn.execute(statement.encode())
     await watch.all(
         "select pg_terminate_backend(pid) from pg_stat_activity"

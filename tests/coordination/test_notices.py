@@ -78,11 +78,11 @@ async def test_people_are_told_at_least_once_and_a_dead_receiver_holds_up_nothin
             dsn,
             tmp_path,
             scripts(),
-            environment={**os.environ, "HOOK": SECRET},
+            environment={**os.environ, "HOOK": SECRET, "TMPDIR": "/over/there"},
             notify=(
                 Notify("dead", ("failed", "finished"), "http://127.0.0.1:9", "HOOK"),
                 Notify("chat", ("failed", "finished"), receiver.url, "HOOK"),
-                Notify("shell", ("finished",), command=("sh", "-c", f"cat > {told}")),
+                Notify("shell", ("finished",), command=("sh", "-c", f"(cat; echo; env) > {told}")),
             ),
         )
         async with watching(dsn) as watch, running(coordinator):
@@ -100,7 +100,10 @@ async def test_people_are_told_at_least_once_and_a_dead_receiver_holds_up_nothin
     assert message["type"] == "pgcoord.failed"
     assert message["data"]["words"] == "exited with status 3: Error: no port"
     assert (finished["type"], finished["data"]["feature_id"]) == ("pgcoord.finished", 1)
-    assert json.loads(said)["data"]["event"] == "finished"
+    notice, *environment = said.splitlines()
+    assert json.loads(notice)["data"]["event"] == "finished"
+    assert "TMPDIR=/over/there" in environment
+    assert f"HOOK={SECRET}" not in environment
     left = conn.execute(
         "select target, event, tries from pgcoord.notice where target <> 'shell' order by id"
     ).fetchall()

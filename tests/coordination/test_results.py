@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -70,14 +71,14 @@ async def test_a_result_that_is_missing_fails_the_phase_before_it_starts(
             """ echo '{"a": 1}' 1<> $PGCOORD_RESULT_FILE""",
             "it is not JSON",
         ),
-        ("echo '[1]' > $PGCOORD_RESULT_FILE", "the result is no object, but array"),
+        ("echo '[1]' > $PGCOORD_RESULT_FILE", "the result is of type array, not an object"),
         ("head -c 300000 /dev/zero > $PGCOORD_RESULT_FILE", "it has more than 204 kB"),
         ("head -c 70000 /dev/zero > $PGCOORD_RESULT_FILE", "it is not JSON"),
         ("printf '\\377' > $PGCOORD_RESULT_FILE", "it is not UTF-8 at byte 0"),
         ('printf \'{"a": "\\\\u0000"}\' > $PGCOORD_RESULT_FILE', "it is not JSON"),
         ("ln -s /etc/hostname $PGCOORD_RESULT_FILE", "it is not a plain file of its run"),
         ("mkfifo $PGCOORD_RESULT_FILE", "it is not a plain file of its run"),
-        (write({"cost_usd": "much"}), 'the result has cost_usd that is no amount: "much"'),
+        (write({"cost_usd": "much"}), 'the result has cost_usd that is not an amount: "much"'),
     ],
 )
 async def test_a_result_file_that_cannot_be_used_fails_the_phase(
@@ -87,6 +88,18 @@ async def test_a_result_file_that_cannot_be_used_fails_the_phase(
     async with running(make_coordinator(dsn, tmp_path)):
         (row,) = await watch.until_statuses("failed")
     assert row["error_message"].startswith(f"its result file cannot be used: {error}")
+
+
+async def test_what_an_attempt_cost_counts_though_its_result_is_refused(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    await watch.submit(write({"summary": 1, "cost_usd": 0.5, "tokens_in": 7}), max_attempts=1)
+    async with running(make_coordinator(dsn, tmp_path)):
+        await watch.until_statuses("failed")
+    assert await watch.one("select cost_usd, tokens_in from pgcoord.feature") == {
+        "cost_usd": Decimal("0.5"),
+        "tokens_in": 7,
+    }
 
 
 async def test_the_page_of_agents_says_what_is_written_and_what_is_read(

@@ -1,12 +1,12 @@
 """What the machine is short of fails nothing: the coordinator and the phases wait for it."""
 
 import resource
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.coordination import coordinator_process, watching
+from support.disk import small_disk
 
 SOON = "coordinator._RETRY_AFTER = 0.2"
 NONE = 3  # a limit below every descriptor that a coordinator has open
@@ -36,18 +36,10 @@ async def test_a_coordinator_without_descriptors_waits_until_there_are_some(
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
     """A file that fills the disk of the runs."""
-    runs = tmp_path / "runs"
-    runs.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(runs)]
-    mounted = subprocess.run(mount, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "runs") as runs:
         with (runs / "full").open("wb", buffering=0) as file:
             file.write(b"x" * 100_000)
         yield runs / "full"
-    finally:
-        subprocess.run(["umount", str(runs)], check=True)
 
 
 async def test_phases_wait_while_the_disk_of_their_runs_is_full(

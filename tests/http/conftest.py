@@ -31,7 +31,7 @@ async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
 
 @pytest.fixture
 async def page(context: BrowserContext) -> AsyncIterator[Page]:
-    """A page of which no error and no breach of its security policy stays unnoticed."""
+    """A page; the test fails on any error of a script or breach of the security policy."""
     page = await context.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))

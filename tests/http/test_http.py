@@ -74,7 +74,7 @@ async def test_the_page_of_a_feature_tells_what_it_costs(
     await site.client.post("/features/1/budget", data={"max_cost_usd": ""})
     assert " of $2.00" not in (await site.client.get("/features/1")).text
     wrong = await site.client.post("/features/1/budget", data={"max_cost_usd": "much"})
-    assert (wrong.status_code, "&#39;much&#39; is no amount" in wrong.text) == (422, True)
+    assert (wrong.status_code, "&#39;much&#39; is not an amount" in wrong.text) == (422, True)
 
 
 async def test_the_page_of_a_phase_shows_its_result(
@@ -328,7 +328,7 @@ def test_nothing_is_served_to_others_without_a_token() -> None:
 @pytest.mark.parametrize("secret", ["", "secret", "whsec_", "whsec_AAAA", "whsec_!" + "A" * 40])
 def test_a_secret_that_is_none_is_refused(secret: str) -> None:
     server = Server(webhook_secrets=("HOOK",))
-    with pytest.raises(InvalidConfiguration, match="HOOK holds no secret"):
+    with pytest.raises(InvalidConfiguration, match="HOOK does not hold a secret"):
         access(server, HOOK=secret)
 
 

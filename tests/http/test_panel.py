@@ -451,6 +451,21 @@ async def test_a_restarted_postgres_is_noticed_and_the_page_goes_on(
         await asyncio.to_thread(postgres.stop)
 
 
+async def test_a_skipped_phase_is_shown_as_skipped_wherever_it_is(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    feature = add_feature(conn, {1: [], 2: [1]})
+    conn.execute("select pgcoord.skip_phase(%s, 'done')", [f"queue-{feature}-1"])
+    await look(page, f"{panel}/features/{feature}")
+    await expect(page.locator("#node-1 a.node")).to_have_attribute("title", "1 Phase 1: skipped")
+    await expect(page.locator("#node-1")).to_contain_text("1 · Skipped")
+    await expect(page.locator("#lane-1")).to_have_attribute("aria-label", "skipped")
+    await look(page, f"{panel}/phases/queue-{feature}-2")
+    await expect(page.locator("#needs-of li")).to_contain_text("skipped")
+    await look(page, f"{panel}/phases/queue-{feature}-1")
+    await expect(page).to_have_title("1 Phase 1, skipped · pgcoord")
+
+
 async def test_a_page_that_was_away_is_sent_what_it_missed_and_no_more(
     page: Page, panel: str, conn: Connection
 ) -> None:
@@ -739,12 +754,12 @@ async def test_a_refusal_is_shown_as_the_database_words_it(
 
 NOT_FOUND: Any = [
     ("/features/999", 404, "there is no feature 999"),
-    ("/features/x", 422, "'x' is no number"),
-    ("/features/99999999999", 422, "'99999999999' is no number"),
+    ("/features/x", 422, "'x' is not a number"),
+    ("/features/99999999999", 422, "'99999999999' is not a number"),
     ("/phases/queue-1-1", 404, "there is no phase queue-1-1"),
     ("/phases/queue-1-1/retry", 404, "there is no phase queue-1-1"),
-    ("/?show=nonsense", 404, "nothing is called 'nonsense'"),
-    ("/history?before=x", 422, "'x' is no number"),
+    ("/?show=nonsense", 404, "there is no filter 'nonsense'"),
+    ("/history?before=x", 422, "'x' is not a number"),
 ]
 
 
@@ -1325,6 +1340,9 @@ async def test_an_empty_installation_runs_the_plan_that_it_shows(
     page: Page, panel: str, conn: Connection
 ) -> None:
     await look(page, panel)
+    await page.evaluate(await anyio.Path(AXE_FILE_PATH).read_text())
+    found = await page.evaluate("axe.run().then(found => found.violations)")
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
     await page.locator("#none").get_by_role("button", name="Store & Execute").click()
     await expect(page.locator("h1")).to_have_text("WebSocket Migration")
     assert statuses(conn) == dict.fromkeys((1, 2, 3), "queued")
@@ -1334,7 +1352,8 @@ async def test_an_empty_installation_runs_the_plan_that_it_shows(
 async def test_everything_fits_on_a_phone(browser: Browser, panel: str, scene: Scene) -> None:
     async with await browser.new_context(viewport={"width": 320, "height": 640}) as context:
         page = await context.new_page()
-        for address in ("/", "/features/104", "/phases/queue-104-2", "/history", "/features/new"):
+        pages = ("/", "/features/104", "/phases/queue-104-2", "/history", "/features/new", "/login")
+        for address in pages:
             await page.goto(panel + address)
             wide = "document.documentElement.scrollWidth"
             assert (address, await page.evaluate(wide)) == (address, 320)

@@ -8,10 +8,12 @@ import psycopg
 import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 from playwright.async_api import Browser, Page, expect
+from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 from support.database import Connection, add_feature, claim, start, statuses
 from support.panel_browser import look
 from support.panel_scene import Scene
+from support.serving import served
 
 from pgcoord.actions import SEVERAL, Action
 
@@ -257,6 +259,34 @@ async def test_a_phone_shows_tree_graph_and_timeline_in_tabs_and_all_is_large_en
         assert small == []
 
 
+@pytest.mark.scale
+async def test_each_list_is_one_stop_of_the_tab_key_and_a_question_begins_with_its_reason(
+    page: Page, panel: str, scene: Scene
+) -> None:
+    stops = "all => all.filter(each => each.tabIndex >= 0).length"
+    for address, links in (
+        ("/", ".features h3 a"),
+        ("/?q=module", ".found a"),
+        ("/workflows/adw_sdlc_complete_iso", ".durations a"),
+    ):
+        await page.goto(panel + address)
+        found = page.locator(links)
+        assert await found.count() > 1
+        assert (address, await found.evaluate_all(stops)) == (address, 1)
+        await found.first.focus()
+        await page.keyboard.press("ArrowDown")
+        await expect(found.nth(1)).to_be_focused()
+    await page.goto(f"{panel}/several?show=failed")
+    await page.get_by_role("button", name="Retry…").click()
+    await expect(page.get_by_label("Reason")).to_be_focused()
+    # Above the reason is a link to the question about all that depends on the phase.
+    await look(page, f"{panel}/phases/queue-112-2")
+    await page.get_by_role("link", name="Cancel phase…").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog.locator("a[href$=cancel-branch], a[href*=branch]")).to_have_count(1)
+    await expect(dialog.get_by_label("Reason")).to_be_focused()
+
+
 # --- Times, and what happened while nobody looked
 
 
@@ -499,3 +529,71 @@ async def test_a_plan_is_changed_by_its_rows_without_javascript(
         "select depends_on_phases from phase_queue where phase_number = 2"
     ).fetchall()
     assert needs == {"depends_on_phases": [1]}
+
+
+# --- Edit and delete
+
+
+async def test_what_waits_is_edited_and_deleted(page: Page, panel: str, conn: Connection) -> None:
+    feature = add_feature(conn, {1: [], 2: [1], 3: [2]})
+    name = f"queue-{feature}-2"
+    await look(page, f"{panel}/phases/{name}")
+    await page.get_by_role("link", name="Edit", exact=True).click()
+    await is_accessible(page)
+    await page.get_by_label("Title").fill("Ours")
+    await page.get_by_label("Prompt").fill("Do this.\nThen that.")
+    await page.get_by_label("Workflow").select_option("the default one")
+    await page.get_by_label("Depends on").fill("1 and 3")
+    await page.get_by_role("button", name="Store").click()
+    await expect(page.locator(".problem")).to_contain_text("are no numbers of phases")
+    await page.get_by_label("Depends on").fill("none")
+    # Somebody else was faster: that is said, and what was typed is not lost.
+    conn.execute(
+        'update phase_queue set phase_data = phase_data || \'{"title": "Theirs"}\''
+        " where queue_id = %s",
+        [name],
+    )
+    await page.get_by_role("button", name="Store").click()
+    await expect(page.locator(".problem")).to_contain_text("was changed since it was looked at")
+    await page.get_by_role("button", name="Store").click()
+    await expect(page.locator("h1")).to_have_text("Ours")
+    row = conn.execute(
+        "select phase_data ->> 'title' as title, phase_data ->> 'prompt_content' as prompt,"
+        " depends_on_phases as needs from phase_queue where queue_id = %s",
+        [name],
+    ).fetchone()
+    assert row == {"title": "Ours", "prompt": "Do this.\nThen that.", "needs": []}
+
+    await page.get_by_role("link", name="Delete…").click()
+    await expect(page.locator("form.dialog")).to_contain_text("What depends on it waits")
+    await page.locator("form.dialog").get_by_role("button", name="Delete").click()
+    await expect(page).to_have_url(f"{panel}/features/{feature}")
+    assert set(statuses(conn, feature)) == {1, 3}
+    await page.get_by_role("link", name="Delete…").click()
+    await expect(page.locator("form.dialog")).to_contain_text("It goes with 2 phases")
+    await page.locator("form.dialog").get_by_role("button", name="Delete").click()
+    await expect(page).to_have_url(f"{panel}/")
+    assert conn.execute("select id from planned_features").fetchall() == []
+
+
+async def test_what_runs_or_is_not_ones_own_is_neither_edited_nor_deleted(
+    dsn: str, tmp_path: Path, conn: Connection, epoch: int, logins: dict[str, str]
+) -> None:
+    feature = add_feature(conn, {1: []})
+    [name] = claim(conn, epoch)
+    start(conn, epoch, name)
+    async with served(dsn, tmp_path, leads=False) as site:
+        shown = (await site.client.get(f"/phases/{name}")).text
+        assert f'href="/phases/{name}/edit"' not in shown
+        assert f'href="/phases/{name}/delete"' not in shown
+        form = {"title": "x", "prompt": "y", "workflow": "", "after": "none"}
+        edited = await site.client.post(f"/phases/{name}/edit", data=form)
+        assert (edited.status_code, "runs or is completed" in edited.text) == (409, True)
+        for address in (f"/phases/{name}", f"/features/{feature}"):
+            deleted = await site.client.post(f"{address}/delete")
+            assert deleted.status_code == 409, deleted.text
+    theirs = make_conninfo(dsn, user=logins["coordinator"], password="secret")
+    async with served(theirs, tmp_path, leads=False) as site:
+        asked = await site.client.get(f"/features/{feature}/delete")
+        assert (asked.status_code, "only the owner" in asked.text) == (409, True)
+    assert statuses(conn, feature) == {1: "running"}

@@ -95,7 +95,7 @@ Draw it.
             PlannedPhase(2, 'The "API" {x} `$(rm)`', "Write it.", (1,), 21),
             PlannedPhase(3, "Panel", "Draw it.", (), 25),
         ),
-        notes=(f"{path}:17: 'Notes' is no part of phase 1, nor of any",),
+        notes=(f"{path}:17: 'Notes' is not part of phase 1, nor of any",),
     )
 
 
@@ -239,7 +239,7 @@ def test_a_phase_ends_where_another_section_begins(heading: str) -> None:
     title = heading.strip("#\n -")
     for plan, line, number in ((between, 7, 1), (after, 11, 2)):
         assert [each.prompt for each in plan.phases] == ["x", "y"]
-        note = f"plan.md:{line}: {title!r} is no part of phase {number}, nor of any"
+        note = f"plan.md:{line}: {title!r} is not part of phase {number}, nor of any"
         assert plan.notes == (note,)
 
 

@@ -19,7 +19,7 @@ from support.serving import served
 from pgcoord.configuration.model import Pool
 from pgcoord.configuration.reading import read_configuration
 from pgcoord.coordination import engines
-from pgcoord.coordination.launching import Order, Place
+from pgcoord.coordination.launching import EngineState, Order
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs import job
 from pgcoord.runs.kubernetes import Kubernetes, manifest_of, read_template
@@ -167,7 +167,7 @@ async def test_a_submission_of_unknown_outcome_may_be_repeated(
     assert await engine.submit(order) == await engine.submit(order) == order.name
     [seen] = (await engine.find())[order.name]
     words = "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu."
-    assert (seen.place, seen.words) == (Place.WAITING, words)
+    assert (seen.state, seen.words) == (EngineState.WAITING, words)
     secret = fake.objects["secrets", order.name]
     uid = fake.objects["jobs", order.name]["metadata"]["uid"]
     assert [each["uid"] for each in secret["metadata"]["ownerReferences"]] == [uid]
@@ -199,7 +199,7 @@ async def test_a_cluster_that_is_down_says_nothing_and_one_that_refuses_says_why
         await engine.submit(order)
     assert not fake.objects  # no Secret without an owner
     template.write_text("kind: Pod")
-    with pytest.raises(CannotStart, match="is no manifest of a Job"):
+    with pytest.raises(CannotStart, match="is not a manifest of a Job"):
         await engine.submit(order)
     address = re.compile(r"127.0.0.1:\d+")
     (tmp_path / "kubeconfig").write_text(address.sub("127.0.0.1:9", kubeconfig.read_text()))

@@ -29,7 +29,7 @@ from pgcoord.coordination import engines
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.runs import job
 
-# A second instead of a minute, so that a test of what is not heard of takes no minute.
+# Seconds instead of minutes, so that a test of a silent job takes no minute.
 HURRIED: dict[str, Any] = {
     "ASKS": (0.3, 1.0),
     "UNSURE": 4.0,
@@ -170,7 +170,7 @@ async def test_agents_are_judged_in_worktrees_and_wait_for_their_model(engine: E
 async def test_a_prompt_of_five_megabytes(engine: Engine) -> None:
     filler = "# " + "x" * 5_000_000
     attempt = await run(engine, f"wc -c < $PGCOORD_PROMPT_FILE\nexit 3\n{filler}", "failed")
-    assert (Path(str(attempt["folder"])) / "log").read_text().strip() > "5000000"
+    assert int((Path(str(attempt["folder"])) / "log").read_text()) > 5_000_000
 
 
 async def test_cancelling_gives_time_to_clean_up(engine: Engine) -> None:

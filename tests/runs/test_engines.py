@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -21,13 +20,14 @@ from support.coordination import (
     watching,
 )
 from support.database import make_database
+from support.disk import small_disk
 from support.fake_engine import FakeEngine, FakeJob
 from support.serving import served
 
 from pgcoord.configuration.model import Pool
 from pgcoord.coordination import engines, housekeeping
 from pgcoord.coordination.coordinator import Coordinator
-from pgcoord.coordination.launching import Place
+from pgcoord.coordination.launching import EngineState
 
 # As in test_contract.py, and shorter: this engine answers at once.
 HURRIED = {"ASKS": (0.05, 0.2), "UNSURE": 0.5, "SILENT": 1.0, "SETTLED": 0.3, "LOOK": 0.05}
@@ -106,7 +106,7 @@ async def test_a_copy_of_the_database_ends_no_job_of_the_original(
             asked = engine.asked["find"]
             while engine.asked["find"] < asked + 10:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
-        assert job.seen.place is Place.WAITING
+        assert job.seen.state is EngineState.WAITING
     await watch.conn.execute("select pgcoord.give_up_attempt(1, 'lost', 'unheard of')")
     async with running(coordinator(dsn, tmp_path)):
         while not engine.asked["end"]:  # noqa: ASYNC110
@@ -171,7 +171,7 @@ async def test_the_log_of_a_job_that_ends_without_a_word_is_copied_to_its_end(
     assert log.read_text() == "first\nits last words\n"
 
 
-async def test_who_drains_leaves_the_jobs_of_engines_to_the_next_leader(
+async def test_a_draining_coordinator_leaves_the_jobs_of_engines_to_the_next_leader(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:
     second = coordinator(dsn, tmp_path)
@@ -181,7 +181,7 @@ async def test_who_drains_leaves_the_jobs_of_engines_to_the_next_leader(
         async with running(second, until_it_leads=False):
             first.drain()
             await second.leads.wait()
-            await job.begin(watch.conn)  # which only the second is told
+            await job.begin(watch.conn)  # only the second coordinator is notified
             await watch.until_statuses("running")
             job.end(0)
             await watch.until_statuses("completed")
@@ -224,7 +224,7 @@ async def test_jobs_stay_with_the_engine_that_has_them_when_their_pool_is_declar
         for number in (1, 2):
             await watch.conn.execute(f"select pgcoord.cancel_phase('queue-1-{number}', 'enough')")
         await watch.until_statuses("cancelled", "cancelled", "ready")
-    assert {each.seen.place for each in engine.in_line()} == {Place.ENDED}
+    assert {each.seen.state for each in engine.in_line()} == {EngineState.ENDED}
     assert len(other.jobs) == 1
 
 
@@ -260,15 +260,10 @@ async def test_an_engine_that_is_down_for_ten_minutes_delays_and_no_more(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A shared folder of 64 kB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
-    if os.geteuid() or subprocess.run(command, check=False).returncode:
-        pytest.skip("only root can mount a small disk")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with small_disk(tmp_path / "disk") as disk:
+        yield disk
 
 
 def test_what_comes_into_a_folder_within_a_tick_of_its_clock_is_seen(tmp_path: Path) -> None:
@@ -282,11 +277,11 @@ def test_what_comes_into_a_folder_within_a_tick_of_its_clock_is_seen(tmp_path: P
 
 
 async def test_a_full_shared_disk_delays_a_phase_and_says_so(
-    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, small_disk: Path
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, disk: Path
 ) -> None:
-    filler = small_disk / "filler"
+    filler = disk / "filler"
     filler.write_bytes(b"x" * 50_000)
-    async with running(coordinator(dsn, tmp_path, shared=small_disk)):
+    async with running(coordinator(dsn, tmp_path, shared=disk)):
         await watch.submit("# " + "x" * 40_000)
         await watch.until_found("select from pgcoord.attempt where outcome = 'returned'")
         [words] = [
@@ -316,7 +311,7 @@ async def test_a_job_that_waits_longer_than_its_queue_timeout_is_removed(
         assert error == "waited in pool far longer than its queue_timeout of 1 s"
         await first.exit(watch.conn)
         await watch.until_statuses("completed", "failed")
-    assert second.seen.place is Place.ENDED
+    assert second.seen.state is EngineState.ENDED
 
 
 async def test_a_quiet_job_is_noted(

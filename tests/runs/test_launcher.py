@@ -1,7 +1,7 @@
 """The launcher with real processes and real signals; what must wait waits for a FIFO or a lock."""
 
 # Nothing else runs in these event loops; and figures are for printing.
-# ruff: noqa: ASYNC220, ASYNC221, ASYNC222, ASYNC240, T201
+# ruff: noqa: ASYNC220, ASYNC222, ASYNC240, T201
 
 import asyncio
 import contextlib
@@ -20,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from support.disk import small_disk
 
 from pgcoord.coordination.launching import JobState
 from pgcoord.errors import CannotStart
@@ -525,13 +526,7 @@ async def test_a_killed_wrapper_has_a_status_for_its_parent_and_its_command_is_e
 
 
 async def test_a_full_disk_does_not_lose_the_exit_status(make_run: MakeRun, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    mounted = subprocess.run(mount, capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk"):
         run = make_run("disk/run")
         start(run, "head -c 1000000 /dev/zero; exit 9")
         assert await run.wait() == 9
@@ -546,8 +541,6 @@ async def test_a_full_disk_does_not_lose_the_exit_status(make_run: MakeRun, tmp_
         (run.folder / "log").unlink()
         with pytest.raises(CannotStart, match="was given up"):
             start(other, "exit 0")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_wrapper_that_cannot_write_its_pid_runs_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.slurm import Slurm as Cluster
 
-from pgcoord.coordination.launching import Order, Place, Seen
+from pgcoord.coordination.launching import EngineState, Order, Seen
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs.slurm import Slurm
 
@@ -55,7 +55,7 @@ async def seen(
 
 
 async def ended(slurm: Cluster, engine: Slurm, name: str) -> Seen:
-    return await seen(slurm, engine, name, lambda it: it.place is Place.ENDED, "ended")
+    return await seen(slurm, engine, name, lambda it: it.state is EngineState.ENDED, "ended")
 
 
 async def test_a_job_gets_its_environment_and_arguments_and_nothing_else(
@@ -95,7 +95,7 @@ async def test_a_waiting_job_has_a_reason_and_is_removed(slurm: Cluster, tmp_pat
     job = order(tmp_path, "touch ran")
     number = await engine.submit(job)
     waits = await seen(slurm, engine, job.name, lambda it: "Begin" in it.words, "waiting")
-    assert waits == Seen(number, Place.WAITING, "BeginTime")
+    assert waits == Seen(number, EngineState.WAITING, "BeginTime")
     await engine.terminate(number)
     assert (await ended(slurm, engine, job.name)).exit_status is None
     assert not (tmp_path / "ran").exists()

@@ -12,7 +12,7 @@ import pytest
 from support.cases import case
 
 from pgcoord.configuration.reading import read_configuration
-from pgcoord.coordination.launching import Order, Place, Seen
+from pgcoord.coordination.launching import EngineState, Order, Seen
 from pgcoord.errors import CannotStart, InvalidConfiguration, NotNow
 from pgcoord.runs.templates import Commands
 
@@ -39,8 +39,12 @@ PRINTED: dict[str, tuple[str, str, str, list[Seen]]] = {
             }
         ),
         [
-            Seen("17.server", Place.WAITING, "Not Running: Insufficient amount of resource: ncpus"),
-            Seen("18.server", Place.ENDED, "F", None, 137),
+            Seen(
+                "17.server",
+                EngineState.WAITING,
+                "Not Running: Insufficient amount of resource: ncpus",
+            ),
+            Seen("18.server", EngineState.ENDED, "F", None, 137),
         ],
     ),
     "lsf": (
@@ -48,21 +52,21 @@ PRINTED: dict[str, tuple[str, str, str, list[Seen]]] = {
         "17",
         f"17|{NAME}|RUN|node1|-|-\n18|{NAME}|EXIT|node2|42|-\n19|other|RUN|node1|-|-\n",
         [
-            Seen("17", Place.RUNNING, "RUN, -", "node1"),
-            Seen("18", Place.ENDED, "EXIT, -", "node2", 42),
+            Seen("17", EngineState.RUNNING, "RUN, -", "node1"),
+            Seen("18", EngineState.ENDED, "EXIT, -", "node2", 42),
         ],
     ),
     "htcondor": (
         "17.0 - 17.0\n",
         "17",
         json.dumps([{"ClusterId": 17, "JobBatchName": NAME, "JobStatus": 5, "HoldReason": "why"}]),
-        [Seen("17", Place.WAITING, "why")],
+        [Seen("17", EngineState.WAITING, "why")],
     ),
     "nomad": (
         "Dispatched Job ID = pgcoord/dispatch-1700000000-abcd\nEvaluation ID = e\n",
         "pgcoord/dispatch-1700000000-abcd",
         json.dumps([{"ID": "pgcoord/dispatch-1", "Status": "dead", "Meta": {"name": NAME}}]),
-        [Seen("pgcoord/dispatch-1", Place.ENDED, "dead")],
+        [Seen("pgcoord/dispatch-1", EngineState.ENDED, "dead")],
     ),
 }
 

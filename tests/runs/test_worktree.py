@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.disk import small_disk
 
 from pgcoord import results
 from pgcoord.coordination.supervision import program_of
@@ -751,23 +752,16 @@ def test_a_shallow_clone_with_a_detached_head_will_do(repository: Repository) ->
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=8m", "pgcoord-test", str(place)]
-    if subprocess.run(mounted, check=False, capture_output=True).returncode:
-        pytest.skip("a small file system needs the right to mount it")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 8 MB."""
+    with small_disk(tmp_path / "disk", "8m") as disk:
+        yield disk
 
 
-def test_a_full_disk_loses_no_work_and_pays_nothing_twice(small_disk: Path) -> None:
-    repository = Repository(small_disk)
-    repository.inputs = small_disk.parent
-    ballast = small_disk / "ballast"
+def test_a_full_disk_loses_no_work_and_pays_nothing_twice(disk: Path) -> None:
+    repository = Repository(disk)
+    repository.inputs = disk.parent
+    ballast = disk / "ballast"
     full = f"head -c 8000000 /dev/zero > {ballast} 2>/dev/null"
     script = f"echo >> {repository.inputs}/runs; head -c 500000 /dev/urandom > work; {full}; exit 0"
     failed = repository.phase("queue-1-1", script)

@@ -13,6 +13,7 @@ import pytest
 from psycopg.types.json import Jsonb
 from support.coordination import PATIENCE, is_alive, until_it_ends
 from support.database import Connection, add_feature, add_phase, attempt_of, claim, one, statuses
+from support.disk import small_disk
 from support.serving import Site, served
 
 from pgcoord import jobs
@@ -165,7 +166,7 @@ async def test_a_job_that_is_refused_by_file_or_asked_to_end_before_it_began_run
         assert not (tmp_path / "log").exists()
 
 
-async def test_term_reaches_the_command_and_kill_what_does_not_heed_it(
+async def test_term_reaches_the_command_and_kill_what_ignores_it(
     site: Site, conn: Connection, attempt: dict[str, Any], tmp_path: Path
 ) -> None:
     script = "trap 'echo clean' TERM; sleep 1000 & echo $! >pid; while :; do wait; done"
@@ -188,18 +189,10 @@ async def test_term_reaches_the_command_and_kill_what_does_not_heed_it(
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 async def test_a_full_shared_disk_costs_output_but_not_the_exit_status(
     attempt: dict[str, Any], tmp_path: Path
 ) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounting = await asyncio.create_subprocess_exec(
-        "mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)
-    )
-    if await mounting.wait():
-        pytest.skip("nothing can be mounted here")
-    try:
+    with small_disk(tmp_path / "disk") as disk:
         process = await start(order(attempt, "yes | head -c 1000000; exit 7", folder=str(disk)))
         async with asyncio.timeout(PATIENCE):
             [asked] = await until_asked(disk, attempt)
@@ -208,9 +201,6 @@ async def test_a_full_shared_disk_costs_output_but_not_the_exit_status(
         said = jobs.spooled_exit(disk, attempt["id"], attempt["secret"])
         assert said
         assert (said["exit_code"], said["log_tail"]) == (7, "")
-    finally:
-        unmounting = await asyncio.create_subprocess_exec("umount", str(disk))
-        await unmounting.wait()
 
 
 async def test_an_order_that_cannot_be_read_runs_nothing(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_phase_that_no_reader_could_take_is_refused(
         ("description", "x" * 1_000_001, "has 1000001 characters"),
         ("estimated_hours", "NaN", "cannot take NaN hours"),
         ("tags", f"[{DIGITS}]", "holds a number beyond 1e308"),
-        ("plan", "[5]", "holds something that is no phase"),
+        ("plan", "[5]", "holds something that is not a phase"),
         ("plan", '[{"a": ' + "[" * LEVELS + "]" * LEVELS + "}]", "is nested 100 levels deep"),
     ],
 )

@@ -156,7 +156,7 @@ async def test_one_host_leaves_room_for_others(dsn: str, tmp_path: Path) -> None
         for reader, _ in held[10:]:
             with suppress(ConnectionError):  # closed with something unread
                 answers.append(await rest_of(reader))
-        # Some are told, and what comes in a flood is not even told.
+        # Two get an answer; the others of a flood are closed without one.
         assert answers[0].startswith(b"HTTP/1.1 503 ")
         assert b"of this host" in answers[0]
         assert sum(map(bool, answers)) == 2

@@ -16,7 +16,7 @@ from support.desk import Desk, address_of
 
 from pgcoord.database.embedded import EmbeddedPostgres
 
-NO_COORDINATOR = "holds the lock of the lead, and is no coordinator that leads"
+NO_COORDINATOR = "holds the lock of the lead, and is not the coordinator that leads"
 
 
 @pytest.fixture

@@ -70,6 +70,8 @@ def test_what_is_not_needed_is_skipped_and_the_feature_completes(
     assert one(conn, "select skipped from pgcoord.board where phase_number = 2") == {
         "skipped": True
     }
+    words = str(one(conn, "select words from pgcoord.why('queue-1-2')")["words"])
+    assert words.startswith("skipped at ")
     assert claim(conn, epoch) == ["queue-1-3", "queue-1-4"]
     for name in ("queue-1-3", "queue-1-4"):
         conn.execute("select pgcoord.complete_phase(%s)", [name])

@@ -167,7 +167,7 @@ def test_no_more_than_the_limit_run_whatever_it_was_before(conn: Connection, epo
 
 @pytest.mark.parametrize("number", [-1, 1001, None])
 def test_a_number_that_is_none_of_slots_is_refused(conn: Connection, number: int | None) -> None:
-    with refused("PC005", "is no number of slots"):
+    with refused("PC005", "is not a number of slots"):
         conn.execute("select pgcoord.set_slots(%s::integer)", [number])
     assert len(slots(conn)) == 3
 

@@ -231,9 +231,9 @@ def test_a_feature_may_be_inserted_with_nulls_and_empty_values(
         ("title", " ", "PC005", "feature 1 has no title"),
         ("title", None, "PC005", "feature 1 has no title"),
         ("priority", None, "PC005", "priority of feature 1 cannot be null"),
-        ("tags", Jsonb({"a": 1}), "PC005", "tags of feature 1 is no array"),
-        ("plan", Jsonb({"a": 1}), "PC005", "the plan of feature 1 is no array"),
-        ("plan", Jsonb("x"), "PC005", "the plan of feature 1 is no array"),
+        ("tags", Jsonb({"a": 1}), "PC005", "tags of feature 1 is not an array"),
+        ("plan", Jsonb({"a": 1}), "PC005", "the plan of feature 1 is not an array"),
+        ("plan", Jsonb("x"), "PC005", "the plan of feature 1 is not an array"),
         ("estimated_hours", -1, "PC005", "feature 1 cannot take -1 hours"),
         ("max_cost_usd", 0, "PC005", "the budget of feature 1 cannot be 0"),
     ],
@@ -498,6 +498,22 @@ def test_prune_removes_finished_features_with_their_history(conn: Connection, ep
         )
         assert left.fetchall() == []
     assert conn.execute("select from pgcoord.attempt").fetchall() == []
+
+
+def test_prune_wants_a_unit(conn: Connection) -> None:
+    add_feature(conn, {1: []}, status="completed")
+    conn.execute("update phase_queue set finished_timestamp = now() - interval '1 hour'")
+    for age in ("30", " 0.5 ", "+7", "soon"):
+        with pytest.raises(psycopg.Error, match="it has no unit") as caught:
+            conn.execute(f"select pgcoord.prune('{age}')".encode())
+        assert caught.value.sqlstate == "PC005"
+    for age, removed in (("null::interval", None), ("'2 hours'", 0), ("interval '2 h'", 0)):
+        if removed is None:
+            with pytest.raises(psycopg.Error, match="null is not a valid age"):
+                conn.execute(f"select pgcoord.prune({age})".encode())
+        else:
+            assert one(conn, f"select pgcoord.prune({age}) as n") == {"n": removed}
+    assert one(conn, "select pgcoord.prune('0') as n") == {"n": 1}
 
 
 def test_prune_goes_by_when_the_last_phase_ended(conn: Connection) -> None:

@@ -742,7 +742,7 @@ def test_a_report_with_an_id_of_nobody_is_refused(conn: Connection, epoch: int) 
     queue_id = phase_in(conn, epoch, "running")
     other = phase_in(conn, epoch, "running")
     for adw_id in ("adw-test123", phase(conn, other)["adw_id"]):
-        with refused("PC003", f"{adw_id} is no attempt of phase {queue_id}"):
+        with refused("PC003", f"{adw_id} is not an attempt of phase {queue_id}"):
             conn.execute("select pgcoord.complete_phase(%s, %s)", [queue_id, adw_id])
     assert phase(conn, queue_id)["status"] == "running"
 

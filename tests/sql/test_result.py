@@ -55,10 +55,10 @@ def test_results_add_up(conn: Connection, phase_1: str) -> None:
 @pytest.mark.parametrize(
     ("result", "words"),
     [
-        ([], "the result is no object, but array"),
-        ({"summary": 1}, "the result has summary that is no text: 1"),
-        ({"tokens_in": 1.5}, "the result has tokens_in that is no number: 1.5"),
-        ({"cost_usd": -1}, "the result has cost_usd that is no amount: -1"),
+        ([], "the result is of type array, not an object"),
+        ({"summary": 1}, "the result has summary that is not a text: 1"),
+        ({"tokens_in": 1.5}, "the result has tokens_in that is not a number: 1.5"),
+        ({"cost_usd": -1}, "the result has cost_usd that is not an amount: -1"),
         ({"x": "y" * 70_000}, "64 kB at most"),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_result_belongs_to_an_attempt(conn: Connection, phase_1: str) -> None:
     waiting = add_phase(conn, add_feature(conn, {}), 1)
     with refused("PC002", "never started"):
         set_result(conn, waiting, {})
-    with refused("PC003", "is no attempt of phase"):
+    with refused("PC003", "is not an attempt of phase"):
         set_result(conn, phase_1, {}, "adw-none")
     assert set_result(conn, phase_1, {}, str(attempt_of(conn, phase_1)["adw_id"])) == {}
 

@@ -29,6 +29,14 @@ def test_the_states_in_which_a_phase_has_ended_are_listed_once() -> None:
     assert found == ["11_states.sql"]
 
 
+def test_python_and_the_panel_list_states_in_one_module() -> None:
+    ended = r"(?:completed|failed|cancelled)"
+    listed = re.compile(rf'[(\[]"(?:{ended}", "{ended}", "{ended}|ready", "running)"[)\]]')
+    templates = sorted(assets.WEB.rglob("*.html"))
+    found = [path.name for path in (*PYTHON, *templates) if listed.search(path.read_text())]
+    assert found == ["states.py"]
+
+
 def test_a_function_of_more_than_sixty_lines_says_why() -> None:
     function = re.compile(
         r"(?P<head>(?:^--.*\n)*)(?P<body>^create or replace function (?P<name>[\w.]+)"

@@ -42,7 +42,10 @@ def counting(conn: Connection, table: str, updates: Updates) -> Iterator[None]:
 
 def test_a_prerequisite_of_several_is_counted_off_in_place(conn: Connection) -> None:
     # By one statement, so that the pages are as full as they get.
-    conn.execute("insert into planned_features (title) select 'a' from generate_series(1, 300)")
+    conn.execute(
+        "insert into planned_features (title) select 'a' from generate_series(1, %s)",
+        [FEATURES],
+    )
     conn.execute(
         "insert into phase_queue (feature_id, phase_number, depends_on_phases)"
         " select id, n, case n when 3 then '[1, 2]' else '[]' end::jsonb"
@@ -94,7 +97,7 @@ def test_what_a_mixed_load_leaves_dead_is_cleared_as_it_goes(
 ) -> None:
     add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3]})
     load = Load(dsn, epoch, seconds=LONG, seed=1)
-    # Whoever deletes is left out: what is there grows, and what is dead must not grow with it.
+    # No actor deletes: the live rows grow, and the dead ones must not grow with them.
     actors = {"coordinator": 2, "reporter": 2, "person": 2, "hand": 2, "planner": 1}
     thread = threading.Thread(target=load.run, args=[actors])
     thread.start()

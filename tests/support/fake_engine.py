@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from pgcoord.coordination import engines
-from pgcoord.coordination.launching import Order, Place, Seen
+from pgcoord.coordination.launching import EngineState, Order, Seen
 from pgcoord.database import claims, jobs
 from pgcoord.errors import NotNow
 
@@ -37,7 +37,7 @@ class FakeJob:
         """Ask to begin; return why not."""
         node = "node1"
         answer = await jobs.begin_job(conn, self.attempt_id, copy, self.seen.job, node)
-        self.seen = replace(self.seen, place=Place.RUNNING, node=node)
+        self.seen = replace(self.seen, state=EngineState.RUNNING, node=node)
         return answer.reason if answer.code else None
 
     async def exit(
@@ -50,7 +50,7 @@ class FakeJob:
 
     def end(self, status: int | None = None, words: str = "FAILED") -> None:
         """End without a word of its own."""
-        self.seen = replace(self.seen, place=Place.ENDED, words=words, exit_status=status)
+        self.seen = replace(self.seen, state=EngineState.ENDED, words=words, exit_status=status)
 
 
 class FakeEngine:
@@ -78,7 +78,7 @@ class FakeEngine:
     async def submit(self, order: Order) -> str:
         self._answer("submit")
         job = str(next(self._ids))
-        self.jobs[job] = FakeJob(order, Seen(job, Place.WAITING, "Priority"))
+        self.jobs[job] = FakeJob(order, Seen(job, EngineState.WAITING, "Priority"))
         return job
 
     async def find(self) -> Mapping[str, list[Seen]]:
@@ -90,7 +90,7 @@ class FakeEngine:
 
     async def terminate(self, job: str) -> None:
         self._answer("end")
-        if (found := self.jobs.get(job)) and found.seen.place is not Place.ENDED:
+        if (found := self.jobs.get(job)) and found.seen.state is not EngineState.ENDED:
             found.end(words="CANCELLED")
 
     async def kill(self, job: str) -> None:

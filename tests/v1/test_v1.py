@@ -485,7 +485,7 @@ def test_a_status_that_is_none_does_not_run(empty: str) -> None:
     )
     migrate(empty)
     found = phases(empty)
-    assert found["a"]["error_message"] == "version 1 said building, which is no status"
+    assert found["a"]["error_message"] == "version 1 said building, which is not a status"
     assert (found["a"]["status"], found["b"]["status"]) == ("failed", "queued")
 
 
@@ -550,7 +550,7 @@ def test_sqlite_is_read_and_left_as_it_is(empty: str, file: Path) -> None:
     assert found["l1"]["phase_data"]["prompt_content"] == "héllo\ufffd"
     assert found["l1"]["created_at"].timestamp() == 1762164000
     assert found["l2"]["priority"] == 50
-    assert migrated_words(empty, "value", "l2") == "priority soon is no number: 50"
+    assert migrated_words(empty, "value", "l2") == "priority soon is not a number: 50"
     assert found["l3"]["error_message"] == "its phase_data is no JSON object"
     assert file.read_bytes() == was
     assert undo(empty) == []

@@ -390,11 +390,11 @@ function connect() {
 const follow = () => byId("follow");
 const MOST_SHOWN = 10000; // lines of a log that are kept on the page
 
-function grow({ place, skipped, html, size, written }) {
+function grow({ position, skipped, html, size, written }) {
   const log = document.querySelector("[data-log]");
   const shown = byId("log-text");
   if (!log || !shown || !follow().checked) return;
-  log.dataset.log = place;
+  log.dataset.log = position;
   const atEnd = shown.scrollHeight - shown.scrollTop - shown.clientHeight < 40;
   if (skipped) shown.textContent = "";
   shown.querySelector(".going")?.remove();
@@ -569,7 +569,7 @@ document.addEventListener("change", (event) => {
 
 // --- A list is one stop of the Tab key; arrow keys move within it
 
-const LISTS = ["#tree h3 a", "a.node", ".timeline .who a", ".events a"];
+const LISTS = ["#tree h3 a", "a.node", ".timeline .who a", ".events a", ".features h3 a", ".found a", ".durations a"];
 
 function rove() {
   for (const list of LISTS) {
@@ -651,7 +651,8 @@ function show(html, address) {
   if (!content) return location.assign(address);
   dialog.replaceChildren(document.importNode(content, true));
   if (!dialog.open) dialog.showModal();
-  dialog.querySelector("input:not([type=hidden]), .main, a, button")?.focus();
+  // The reason first: a link before it leads to another question.
+  (dialog.querySelector("input:not([type=hidden])") ?? dialog.querySelector(".main, a, button"))?.focus();
 }
 
 document.addEventListener("click", (event) => {

@@ -53,13 +53,13 @@ _SMALL = Measures(136, 26, 36, 8, 6, 4)
 class Layout:
     """A laid out graph, in pixels.
 
-    *places*: the upper left corner (x, y) by phase. *paths*: by (prerequisite, dependent).
+    *corners*: the upper left corner (x, y) by phase. *paths*: by (prerequisite, dependent).
     """
 
     width: int
     height: int
     measures: Measures
-    places: dict[int, tuple[int, int]]
+    corners: dict[int, tuple[int, int]]
     paths: dict[tuple[int, int], "Path"]
 
 
@@ -223,15 +223,15 @@ def lay_out(layers: tuple[tuple[int, int], ...], edges: _Edges) -> Layout:
     columns, links = _columns(layer, edges)
     _order(columns, links)
     heights = _heights(columns, links, layer, measures)
-    places = {
+    corners = {
         number: (at * (measures.width + measures.across), heights[number, at])
         for number, at in layer.items()
     }
     ends = _ends(links, layer, heights, measures)
     paths = {(up, down): _path(up, down, layer, ends, measures) for up, down in edges}
-    width = max((x for x, _ in places.values()), default=0) + measures.width
+    width = max((x for x, _ in corners.values()), default=0) + measures.width
     bottom = max(heights.values(), default=0) + measures.height
-    return Layout(width + 2, bottom + 2, measures, places, paths)
+    return Layout(width + 2, bottom + 2, measures, corners, paths)
 
 
 def _columns(layer: dict[int, int], edges: _Edges) -> tuple[list[list[_Spot]], list[_Link]]:
@@ -324,14 +324,14 @@ def _apart(wanted: list[float], rooms: list[int]) -> list[float]:
             runs.pop()
             total, count, taken = before + total - count * length, members + count, length + taken
         runs.append((total, count, taken))
-    places: list[float] = []
+    positions: list[float] = []
     at = iter(rooms)
     for total, count, _ in runs:
         y = total / count
         for _ in range(count):
-            places.append(y)
+            positions.append(y)
             y += next(at)
-    return places
+    return positions
 
 
 def _ends(

@@ -438,7 +438,7 @@ class Live:
     def draw(self, name: str, piece: Piece, now: datetime) -> str:
         """Render a piece, whose element has the id *name*, to HTML."""
         template = self.templates.get_template(piece.template)
-        return template.render(id=name, it=piece.data, now=now)
+        return template.render(id=name, data=piece.data, now=now)
 
     def screen(self, view: View, zone: tzinfo | None = None) -> Screen:
         """Return the screen for a view, shared with equal views in the same time zone.

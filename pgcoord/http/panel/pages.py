@@ -461,7 +461,7 @@ class PhasePage(View):
             installation = await panel.installation(conn)
             phase = await panel.phase(conn, self.queue_id)
             reasons = await why(conn, self.queue_id)
-            tries = (await reads.attempts(conn, self.queue_id))[::-1]  # latest first
+            attempts = (await reads.attempts(conn, self.queue_id))[::-1]  # latest first
             needs, needed_by = await panel.neighbours(conn, phase.feature_id, phase.phase_number)
             events = await panel.history(
                 conn, phase.feature_id, phase.phase_number, None, MOST_EVENTS
@@ -469,18 +469,19 @@ class PhasePage(View):
         runs = phase.slot is not None
         pieces = {
             "notice": Piece("piece/notice.html", installation),
-            "head": Piece("piece/phase_head.html", (phase, reasons, tries[:1]), ages=runs),
-            "attempts": Piece("piece/attempts.html", (phase, tries)),
+            "head": Piece("piece/phase_head.html", (phase, reasons, attempts[:1]), ages=runs),
+            "attempts": Piece("piece/attempts.html", (phase, attempts)),
             "prompt": Piece("piece/prompt.html", phase),
             "needs-of": Piece("piece/neighbours.html", ("Needs", "needs", phase, needs)),
             "needed-by": Piece("piece/neighbours.html", ("Needed by", "by", phase, needed_by)),
-            "details": Piece("piece/details.html", (phase, tries[:1])),
+            "details": Piece("piece/details.html", (phase, attempts[:1])),
         }
         event_pieces = _event_pieces(events, "phase")
         pieces |= event_pieces
         lists = {"events": list(event_pieces)}
-        title = f"{phase.phase_number} {phase.title}, {phase.status} · pgcoord"
-        return Page("phase.html", title, now, pieces, lists, {"phase": phase, "tries": tries})
+        status = "skipped" if phase.skipped else phase.status
+        title = f"{phase.phase_number} {phase.title}, {status} · pgcoord"
+        return Page("phase.html", title, now, pieces, lists, {"phase": phase, "attempts": attempts})
 
 
 @dataclass(frozen=True)

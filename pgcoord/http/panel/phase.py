@@ -29,7 +29,7 @@ from pgcoord.http.responses import LogFile
 from pgcoord.http.state import state_of
 from pgcoord.runs import logs
 
-_PLACE = re.compile(r"(\d{1,9}):(\d{1,18}):(\d{1,18})", re.ASCII)
+_POSITION = re.compile(r"(\d{1,9}):(\d{1,18}):(\d{1,18})", re.ASCII)
 
 # A query for the next line of trouble after, or before, the line with that number.
 _TROUBLE = re.compile(r"(after|before)-(\d{1,18})", re.ASCII)
@@ -57,8 +57,8 @@ async def phase(request: Request) -> Response:
 class _Log:
     """The shown part of a log, or the lines that a search found.
 
-    *line*: the number of the line to go to, in the whole log. *lines*: the part as HTML. *place*:
-    the position from which to follow it, as "attempt:offset:line". *around*: lines before and after
+    *line*: the number of the line to go to, in the whole log. *lines*: the part as HTML.
+    *position*: from where to follow it, as "attempt:offset:line". *around*: lines before and after
     each one found. *more*: the search found more than it returned.
     """
 
@@ -68,7 +68,7 @@ class _Log:
     lines: str = ""
     follows: bool = False
     line: int | None = None
-    place: str = ""
+    position: str = ""
     find: str | None = None
     found: list[logs.Found] | None = None
     around: list[tuple[list[str], list[str]]] | None = None
@@ -101,12 +101,12 @@ async def _read_log(request: Request, queue_id: str, number: int | None) -> _Log
             found, more = await asyncio.to_thread(log.search, find)
             around = None
             if query.get("context"):
-                places = [each.offset for each in found]
-                around = await asyncio.to_thread(log.around, places, _CONTEXT)
+                offsets = [each.offset for each in found]
+                around = await asyncio.to_thread(log.around, offsets, _CONTEXT)
             return replace(shown, find=find, found=found, around=around, more=more, follows=False)
         return replace(shown, **await asyncio.to_thread(_part, log, attempt, query))
     except FileNotFoundError:
-        return replace(shown, place=f"{attempt.number}:0:1")
+        return replace(shown, position=f"{attempt.number}:0:1")
     except OSError as error:
         return _Log(attempt.number, trouble=f"The log cannot be read: {error.strerror or error}.")
 
@@ -144,7 +144,7 @@ def _part(log: logs.Log, attempt: Attempt, query: QueryParams) -> dict[str, Any]
         "lines": drawn,
         "line": line,
         "follows": attempt.ended_at is None and at_end,
-        "place": f"{attempt.number}:{offset}:{number}",
+        "position": f"{attempt.number}:{offset}:{number}",
     }
 
 
@@ -166,7 +166,7 @@ class _Tail:
         if grown.going_on:
             drawn += terminal.line(grown.going_on, number, self._style, going_on=True)[0]
         return {
-            "place": f"{self._attempt}:{grown.at}:{number}",
+            "position": f"{self._attempt}:{grown.at}:{number}",
             "skipped": grown.skipped,
             "html": drawn,
             "size": format.size(grown.size),
@@ -174,12 +174,12 @@ class _Tail:
         }
 
 
-async def _tail(request: Request, queue_id: str, place: str) -> Tail | None:
-    """Return the tail of a log from *place*, "attempt:offset:line"; None if not of that form.
+async def _tail(request: Request, queue_id: str, position: str) -> Tail | None:
+    """Return the tail of a log from *position*, "attempt:offset:line"; None if not of that form.
 
     Raises as `_find_log`.
     """
-    match = _PLACE.fullmatch(place)
+    match = _POSITION.fullmatch(position)
     if match is None:
         return None
     attempt, log = await _find_log(request, queue_id, int(match[1]))
@@ -258,7 +258,7 @@ async def compare(request: Request) -> Response:
         "compare.html",
         title=f"Attempts {numbers[0]} and {numbers[1]} of {row.title} · pgcoord",
         phase=row,
-        tries=attempts,
+        attempts=attempts,
         sides=sides,
         now=datetime.now(zone_of(request) or UTC),
     )

@@ -171,7 +171,9 @@ async def _read_description(request: Request, form: Form) -> dict[str, object]:
 
 def _hours(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,6}([.,][0-9]{1,2})?", text):
-        raise InvalidInput(f"{text!r:.60} are no hours", hint='A number such as "6" or "2.5".')
+        raise InvalidInput(
+            f"{text!r:.60} is not a number of hours", hint='A number such as "6" or "2.5".'
+        )
     return float(text.replace(",", "."))
 
 

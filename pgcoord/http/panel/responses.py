@@ -216,7 +216,7 @@ def read_number(text: str, most: int = 2**63 - 1) -> int:
     except ValueError:
         number = most + 1
     if abs(number) > most:
-        raise InvalidInput(f"{text!r:.60} is no number", hint="A whole number is expected.")
+        raise InvalidInput(f"{text!r:.60} is not a number", hint="A whole number is expected.")
     return number
 
 
@@ -225,7 +225,7 @@ def read_amount(text: str) -> float | None:
     try:
         return float(text.strip().removeprefix("$")) if text.strip() else None
     except ValueError as error:
-        raise InvalidInput(f"{text!r:.60} is no amount", hint="Such as 5 or 2.50.") from error
+        raise InvalidInput(f"{text!r:.60} is not an amount", hint="Such as 5 or 2.50.") from error
 
 
 def queue_id_of(request: Request) -> str:

@@ -25,7 +25,7 @@ from pgcoord.database import panel
 from pgcoord.database.history import HistoryEvent
 from pgcoord.errors import InvalidInput, NotFound
 from pgcoord.http.login import local
-from pgcoord.http.panel import actions, format, several
+from pgcoord.http.panel import actions, edit, format, several
 from pgcoord.http.panel import phase as phase_pages
 from pgcoord.http.panel import plan as plan_pages
 from pgcoord.http.panel.live import Live
@@ -42,6 +42,7 @@ from pgcoord.http.panel.responses import (
 )
 from pgcoord.http.proxy import prefix_of
 from pgcoord.http.state import AppState, state_of
+from pgcoord.states import ENDED
 
 
 def make_live(state: AppState) -> Live:
@@ -49,6 +50,7 @@ def make_live(state: AppState) -> Live:
     state.templates.filters.update(format.FILTERS)
     state.templates.globals.update(
         states=format.STATES,
+        ended=ENDED,
         percent=format.percent,
         plural=format.plural,
         issue=lambda number: _link(state, "issues", number),
@@ -79,7 +81,7 @@ async def overview(request: Request) -> Response:
     """Answer with the overview, filtered by `show` and `q`; also what happened since last seen."""
     wanted = request.query_params.get("show", "all")
     if wanted not in (*format.FEATURE_FILTERS, *format.STATES):
-        raise NotFound(f"nothing is called {wanted!r:.60}", hint="Follow a link of the overview.")
+        raise NotFound(f"there is no filter {wanted!r:.60}", hint="Follow a link of the overview.")
     search = _words(request.query_params.get("q", ""))
     view = Overview(state_of(request).coordinator.host, wanted, search)
     if {"live", "piece"} & request.query_params.keys():
@@ -153,7 +155,9 @@ def _history_of(request: Request) -> History:
     try:
         until = date.fromisoformat(day) if day else None
     except ValueError as error:
-        raise InvalidInput(f"{day!r:.60} is no day", hint="A date such as 2026-11-29.") from error
+        raise InvalidInput(
+            f"{day!r:.60} is not a date", hint="A date such as 2026-11-29."
+        ) from error
     return History(
         read_number(query["before"]) if query.get("before") else None,
         read_number(query["feature"], 2**31 - 1) if query.get("feature") else None,
@@ -228,6 +232,7 @@ routes: list[BaseRoute] = [
     Route("/history", history),
     Route("/history.{kind:str}", export_history),
     *plan_pages.routes(_FEATURE),
+    *edit.routes(_FEATURE, _PHASE),
     *actions.routes(_FEATURE, _PHASE, _SCHEDULE),
     Route(_SCHEDULE, schedule),
     Route(_FEATURE, feature),

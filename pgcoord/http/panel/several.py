@@ -98,7 +98,7 @@ async def act(request: Request) -> Response:
     filters = _filters(form)
     action = _ACTIONS.get(form.get("action", ""))
     if action is None:
-        raise NotFound(f"{form.get('action', '')!r:.60} is no action on several phases")
+        raise NotFound(f"{form.get('action', '')!r:.60} is not an action on several phases")
     if not picked:
         raise InvalidInput("no phase was picked", hint="Tick those that are meant.")
     number = read_number(form.get("priority", ""), 2**31 - 1) if action.number else None

@@ -220,7 +220,7 @@ def _lane(
         lane.bar("queue", max(waits_until, free_since), now)
     if expected and _is_open(phase):
         lane.add_forecast(phase.status, expected, now)
-    words = [phase.status, *_waits(phase), *lane.words]
+    words = [phase.shown_status, *_waits(phase), *lane.words]
     return Lane(phase, lane.bars, "; ".join(words))
 
 
