@@ -13,7 +13,7 @@ return pgcoord_private.title_of(p_phase.phase_data, p_phase.phase_number);
 -- A time in words, with its date unless that is today.
 create or replace function pgcoord_private.clock(p_at timestamptz) returns text
 language sql stable
-return to_char(p_at, case when p_at::date = current_date then 'HH24:MI:SS' else 'YYYY-MM-DD HH24:MI:SS TZ' end);
+return to_char(p_at, case when p_at::date = current_date then 'HH24:MI:SS TZ' else 'YYYY-MM-DD HH24:MI:SS TZ' end);
 
 -- 1st, 2nd, 3rd …
 create or replace function pgcoord_private.ordinal(p_number bigint) returns text

@@ -50,7 +50,7 @@ def test_a_gate_is_asked_when_its_prerequisites_are_completed(conn: Connection, 
     assert claim(conn, epoch) == []
     [(kind, words)] = why(conn, gate)
     assert kind == "gate"
-    assert re.fullmatch(r"asks for approval since [\d:]+: may it be merged\?", words)
+    assert re.fullmatch(r"asks for approval since [\d:]+ UTC: may it be merged\?", words)
     assert one(conn, "select kind, words from pgcoord.attention") == {
         "kind": "gate",
         "words": "may it be merged?",

@@ -17,8 +17,8 @@ from support.database import (
     take_lead,
 )
 
-TIME = r"\d\d:\d\d:\d\d"
-DAY = rf"\d{{4}}-\d\d-\d\d {TIME} \S+"
+TIME = r"\d\d:\d\d:\d\d UTC"
+DAY = rf"\d{{4}}-\d\d-\d\d {TIME}"
 
 
 def rows(conn: Connection, statement: str, *values: object) -> list[dict[str, Any]]:
@@ -103,9 +103,16 @@ def test_a_phase_that_is_being_ended(conn: Connection, epoch: int, phase: str) -
     assert running[0] == "running"
 
 
-def test_a_completed_phase(conn: Connection, phase: str) -> None:
-    conn.execute("select pgcoord.skip_phase(%s, 'x')", [phase])
+def test_a_completed_phase(conn: Connection, epoch: int, phase: str) -> None:
+    claim(conn, epoch)
+    start(conn, epoch, phase)
+    end(conn, phase, 0)
     only(conn, phase, "completed", f"completed at {DAY}")
+
+
+def test_a_skipped_phase(conn: Connection, phase: str) -> None:
+    conn.execute("select pgcoord.skip_phase(%s, 'x')", [phase])
+    only(conn, phase, "completed", f"skipped at {DAY}")
 
 
 def test_a_cancelled_phase(conn: Connection, phase: str) -> None:
