@@ -102,7 +102,7 @@ comment on view pgcoord.elsewhere is
 create or replace function pgcoord_private.holder_of(p_waiter integer, p_holder integer)
 returns table (usename name, application_name text, since timestamptz, state text, query text)
 language sql stable rows 1
-begin atomic
+set search_path = pg_catalog, pg_temp as $$
     select s.usename, s.application_name, s.xact_start, s.state, s.query
     from pg_stat_activity as s
     where s.pid = p_holder
@@ -120,7 +120,7 @@ begin atomic
         order by x.prepared
         limit 1
     );
-end;
+$$;
 
 -- Locks that coordinators wait for, with the sessions that hold them up. A session waits for one lock: its name tells
 -- which (await_lock). Who holds it is known only while it waits; what that session does, only to those who may see it

@@ -667,7 +667,7 @@ def test_a_world_that_nobody_watches_is_said_to_be_one(desk: Desk) -> None:
     follows.until("here")
     serve.send(signal.SIGTERM)
     assert serve.wait() == 0
-    since = r"no coordinator runs since \S+: "
+    since = r"no coordinator runs since \S+ UTC: "
     follows.until(f"queue-1-1: {since}nobody watches its process, and it is shown as it was left")
     assert re.match(f"{since}what is shown is as it was left", desk.say("status"))
     assert re.match(f"{since}nobody watches", desk.say("why", "1.1"))

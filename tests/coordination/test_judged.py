@@ -91,7 +91,7 @@ async def test_an_agent_without_a_model_waits_and_uses_up_no_attempt(
         await watch.until_found("select from phase_queue where retry_at is not null")
     waits = await watch.one("select words from pgcoord.why('queue-1-1') where kind = 'retry'")
     assert re.fullmatch(
-        r"is tried again at \S+ \(try 5 in a row since \S+\), after: try again later: .*",
+        r"is tried again at \S+ UTC \(try 5 in a row since \S+ UTC\), after: try again later: .*",
         waits["words"],
     )
     since = (

@@ -360,7 +360,7 @@ async def test_people_see_pool_engine_job_node_and_reason(
         await watch.submit("true")
         job = await submitted(watch, engine)
         await watch.until_found("select from pgcoord.attempt where waits_for is not null")
-        waits = "waits in pool far since [0-9:]+, job 1: Priority"
+        waits = "waits in pool far since [0-9:]+ UTC, job 1: Priority"
         assert re.search(waits, await said("status", "1"))
         assert re.search(waits, (await site.client.get("/phases/queue-1-1")).text)
         await job.begin(watch.conn)

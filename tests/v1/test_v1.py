@@ -1022,7 +1022,7 @@ def test_the_command_tells_within_80_columns(desk: Desk, empty: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["--undo", "--from", "x.db"], 2, "--undo goes with no other option"),
+        (["--undo", "--from", "x.db"], 2, "--undo can be combined with --dry-run and --dsn only"),
         (["--undo"], 4, "there is nothing of version 1 in database"),
         (["--from", "x.db"], 5, "x.db cannot be read: No such file or directory"),
         (["--time-zone", "Nowhere", "--from", "here.db"], 5, "there is no time zone 'Nowhere'"),
