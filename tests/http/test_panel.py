@@ -531,6 +531,30 @@ async def test_a_phase_is_retried_after_seeing_what_will_run_again(
     assert (retried["reason"], retried["actor"]) == ("flaky test fixed", "http (127.0.0.1)")
 
 
+async def test_a_feature_runs_again_as_another_one_whole_or_from_a_phase_on(
+    page: Page, panel: str, conn: Connection, epoch: int
+) -> None:
+    feature = add_feature(conn, {1: [], 2: [1]})
+    claim(conn, epoch)
+    start(conn, epoch, f"queue-{feature}-1")
+    conn.execute("select pgcoord_private.end_attempt(id, 0, '') from pgcoord.attempt")
+    conn.execute("select pgcoord.cancel_feature(%s, null)", [feature])
+    left = {1: "completed", 2: "cancelled"}
+    for link, verb, first in (
+        (f"features/{feature}", "Run again", "queued"),
+        (f"phases/queue-{feature}-2", "Run again from here", "completed"),
+    ):
+        await look(page, f"{panel}/{link}")
+        await page.get_by_role("link", name=f"{verb}…").click()
+        dialog = page.get_by_role("dialog")
+        await expect(dialog).to_contain_text("stays as it is")
+        await dialog.get_by_role("button", name=verb, exact=True).click()
+        await expect(page.locator("#head")).to_contain_text(f"feature {feature} again")
+        made = int(page.url.rpartition("/")[2])
+        assert statuses(conn, made) == {1: first, 2: "queued"}
+        assert statuses(conn, feature) == left
+
+
 async def test_a_phase_is_cancelled_with_what_depends_on_it(
     page: Page, panel: str, conn: Connection
 ) -> None:
