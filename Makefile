@@ -70,7 +70,7 @@ test-matrix: install ## run the tests on PostgreSQL 14 to 18: in containers, or 
 test-clients: install ## try pgcoord from clients of many languages (installs them into .clients, 200 MB)
 	$(BIN)/python tests/clients/run.py $(CLIENTS)
 
-test-scale: install browser prism ## run the tests that take minutes (a quarter of an hour)
+test-scale: install browser prism ## run the tests that take minutes (15 to 20 minutes)
 	$(BIN)/pytest -q -n 3 --dist worksteal --durations 20 -m scale
 
 test-ray: install ## run the tests of Ray Jobs on a real cluster (installs Ray, 400 MB, into .ray)
