@@ -762,7 +762,7 @@ async def preview_several(
 
 @dataclass(frozen=True)
 class FoundPhase:
-    """A phase that a search has found."""
+    """A phase that a search has found; *skipped*: completed, though not run to its end."""
 
     queue_id: str
     feature_id: int
@@ -770,6 +770,7 @@ class FoundPhase:
     phase_number: int
     title: str
     status: str
+    skipped: bool
 
 
 async def found_phases(
@@ -783,7 +784,10 @@ async def found_phases(
     return await fetch_rows(
         conn,
         FoundPhase,
-        f"select {columns_of(FoundPhase)} from pgcoord_private.find_phases(%s, %s, %s, %s)",
+        "select f.queue_id, f.feature_id, f.feature, f.phase_number, f.title, f.status,"
+        " coalesce(pgcoord_private.was_skipped(p), false) as skipped"
+        " from pgcoord_private.find_phases(%s, %s, %s, %s) with ordinality as f"
+        " join public.phase_queue as p using (queue_id) order by f.ordinality",
         search,
         status,
         feature_id,

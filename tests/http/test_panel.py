@@ -464,6 +464,11 @@ async def test_a_skipped_phase_is_shown_as_skipped_wherever_it_is(
     await expect(page.locator("#needs-of li")).to_contain_text("skipped")
     await look(page, f"{panel}/phases/queue-{feature}-1")
     await expect(page).to_have_title("1 Phase 1, skipped · pgcoord")
+    name = f"queue-{feature}-1"
+    await look(page, f"{panel}/?q={name}")
+    await expect(page.locator(".found .state")).to_have_text("Skipped")
+    await page.get_by_role("link", name="Act on these…").click()
+    await expect(page.locator("li .state")).to_have_text("Skipped")
 
 
 async def test_a_page_that_was_away_is_sent_what_it_missed_and_no_more(
