@@ -36,10 +36,10 @@ from pgcoord.errors import (
     Locked,
     NotNow,
     WrongSchema,
+    message_of,
 )
 from pgcoord.runs import worktree
 from pgcoord.runs.slurm import Slurm
-from pgcoord.text import message_of
 
 # Seconds that a notification may take before every start of a phase is late by something to notice.
 _SLOW = 0.1

@@ -19,8 +19,7 @@ from psycopg import sql
 
 from pgcoord import assets
 from pgcoord.database import schema
-from pgcoord.errors import DatabaseUnusable, InvalidInput, NotFound, Refused
-from pgcoord.text import message_of
+from pgcoord.errors import DatabaseUnusable, InvalidInput, NotFound, Refused, message_of
 
 Connection = psycopg.Connection[Any]
 

@@ -21,9 +21,9 @@ from pgcoord.commands.terminal import say
 from pgcoord.database import reads
 from pgcoord.database._sql import Connection
 from pgcoord.database.rows import Attempt
+from pgcoord.database.states import ENDED, IN_SLOT
 from pgcoord.errors import Refused
 from pgcoord.runs.logs import Log, log_of, seek_last_lines
-from pgcoord.states import ENDED, IN_SLOT
 
 # Seconds between two reads of a file that had nothing new.
 _LOOK = 0.25

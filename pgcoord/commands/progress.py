@@ -23,9 +23,9 @@ from pgcoord.database._sql import Connection
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import Listener
 from pgcoord.database.rows import BoardPhase, Feature
-from pgcoord.errors import DatabaseUnusable
-from pgcoord.states import IN_SLOT, UNFINISHED
-from pgcoord.text import counted, message_of
+from pgcoord.database.states import IN_SLOT, UNFINISHED
+from pgcoord.errors import DatabaseUnusable, message_of
+from pgcoord.text import counted
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from pgcoord.backoff import Backoff
 from pgcoord.commands.context import changing, check_schema, session
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.terminal import say, say_json
@@ -24,6 +23,7 @@ from pgcoord.configuration.model import Configuration
 from pgcoord.configuration.reading import differences
 from pgcoord.coordination.coordinator import RECONFIGURED, Coordinator
 from pgcoord.database import actions, claims, reads
+from pgcoord.database.backoff import Backoff
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import check_wake_ups, only_one_connection
 from pgcoord.database.session import ping

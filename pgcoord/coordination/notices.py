@@ -26,13 +26,12 @@ from urllib.request import (
     build_opener,
 )
 
-from pgcoord import report
 from pgcoord.configuration.model import PASSED_ON, Notify
 from pgcoord.coordination.retrying import Stopped, wait_at_most
 from pgcoord.coordination.supervision import Coordination
 from pgcoord.database import notices
-from pgcoord.errors import InvalidConfiguration
-from pgcoord.text import message_of
+from pgcoord.errors import InvalidConfiguration, message_of
+from pgcoord.messages import signing
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +143,7 @@ class Notices:
             data["page"] = self._coordinator.page_of(data["queue_id"])
         body = json.dumps(notice.message).encode()
         if target.url:
-            signed = report.sign_body(self._secrets[target.name], body, f"msg_{notice.key}")
+            signed = signing.sign_body(self._secrets[target.name], body, f"msg_{notice.key}")
             headers = {"content-type": "application/json", **signed.headers}
             return await self._post(target.url, body, headers)
         return await _run(target, notice, body, self._environment)
@@ -167,7 +166,7 @@ class Notices:
 def _secret(target: Notify, environment: Mapping[str, str]) -> str:
     assert target.secret is not None
     secret = environment.get(target.secret, "")
-    if not report.is_secret(secret):
+    if not signing.is_secret(secret):
         raise InvalidConfiguration(
             f"notify.{target.name}.secret: {target.secret} is not a secret: expected whsec_…",
             hint=f'For example: export {target.secret}="whsec_$(openssl rand -base64 32)"',

@@ -20,7 +20,7 @@ from pgcoord.coordination.engines import OF_WRAPPER, ORDER, WRAPPER, engine_said
 from pgcoord.coordination.launching import Engine, EngineState, Order, Seen
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
-from pgcoord.runs import files
+from pgcoord.messages import plain_files
 
 # Seconds that the engine may take to begin the job, and that an ended one may take to be heard.
 _PATIENCE = 120.0
@@ -58,7 +58,7 @@ async def probe(
         else:
             folder = Path(await asyncio.to_thread(tempfile.mkdtemp))
         order = _order(token, folder, url, environment, is_shared=bool(shared))
-        files.write_plain(folder, ORDER, json.dumps(order.content).encode())
+        plain_files.write_plain(folder, ORDER, json.dumps(order.content).encode())
         return await _probe(engine, order, is_shared=bool(shared))
     except (CannotStart, NotNow) as error:
         return [_fail(str(error), "try the commands of the engine by hand")]
@@ -126,7 +126,9 @@ async def _said(
     """Return what the job said: in the shared folder, else in its output."""
     try:
         if is_shared:
-            text = await asyncio.to_thread(files.read_plain, order.folder, "answer.json", 65_536)
+            text = await asyncio.to_thread(
+                plain_files.read_plain, order.folder, "answer.json", 65_536
+            )
         else:
             lines = (await engine.log(job) or b"").splitlines()
             text = next((line for line in lines if order.content["probe"].encode() in line), b"{}")

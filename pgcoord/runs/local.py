@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pgcoord.coordination.launching import Command, Identity, JobState
 from pgcoord.database.work import Assignment
-from pgcoord.report import Kept, remove_spooled, spooled
+from pgcoord.messages.report import Kept, remove_spooled, spooled
 from pgcoord.runs.account import Account, find_account
 from pgcoord.runs.logs import Log
 from pgcoord.runs.run import Run

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from pgcoord.configuration.listing import field_of, is_path, values_at
 from pgcoord.coordination.launching import EngineState, Order, Seen
 from pgcoord.errors import CannotStart, NotNow
-from pgcoord.runs import files
-from pgcoord.runs.listing import field_of, is_path, values_at
+from pgcoord.messages import plain_files
 
 # Seconds for one command, and how long what an engine does not take now waits.
 _PATIENCE = 60.0
@@ -179,9 +179,9 @@ class Commands:
 def _write_script(order: Order) -> dict[str, str]:
     """Write the one file that is submitted, beside a copy of the wrapper; blocks."""
     wrapper = order.folder / _WRAPPER
-    files.write_plain(order.folder, _WRAPPER, order.script.read_bytes())
+    plain_files.write_plain(order.folder, _WRAPPER, order.script.read_bytes())
     words = shlex.join([str(wrapper), *order.arguments])
-    files.write_plain(order.folder, _SCRIPT, f"#!/bin/sh\nexec python3 {words}\n".encode())
+    plain_files.write_plain(order.folder, _SCRIPT, f"#!/bin/sh\nexec python3 {words}\n".encode())
     script = order.folder / _SCRIPT
     script.chmod(0o700)
     return {

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from support.disk import small_disk
 
-from pgcoord import results
+from pgcoord.configuration import results
 from pgcoord.coordination.supervision import program_of
 
 PROGRAM = Path(__file__).parents[2] / "pgcoord/runs/worktree.py"

@@ -16,7 +16,7 @@ from support.database import Connection, add_feature, add_phase, attempt_of, cla
 from support.disk import small_disk
 from support.serving import Site, served
 
-from pgcoord import jobs
+from pgcoord.messages import jobs
 from pgcoord.runs import job
 
 SOURCE = Path(job.__file__)
