@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
 # Seconds between tries while the database does not answer.
-_PATIENCE = 1.0
+_RETRY_INTERVAL = 1.0
 
 # Seconds from a notification to the read, so that what follows at once, such as the claim after an
 # end, is shown with it.
@@ -130,7 +130,7 @@ async def follow_through(
             if not may_pass(error):
                 raise
             logger.debug("the database is still lost: %s", error)
-        await asyncio.sleep(_PATIENCE)
+        await asyncio.sleep(_RETRY_INTERVAL)
 
 
 class Progress(Protocol):

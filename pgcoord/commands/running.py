@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 _SETTLED = 1.0
 
 # Most seconds between two attempts while the database does not answer.
-_PATIENCE = 1.0
+_MOST_BACKOFF = 1.0
 
 # Seconds that a stop may take; the end of processes that must not run takes up to twenty.
 _MOST_STOPPING = 25
@@ -392,7 +392,7 @@ async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> N
     Keeps the reason in `state.obstacle` meanwhile. Raises `DatabaseUnusable` for an error that a
     retry does not mend: a wrong schema, notifications that do not arrive.
     """
-    backoff = Backoff(most=_PATIENCE)
+    backoff = Backoff(most=_MOST_BACKOFF)
     refused = 0
     while not stopping.is_set():
         try:

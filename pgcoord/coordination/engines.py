@@ -48,7 +48,7 @@ SILENT = 60.0
 SETTLED = 10.0
 
 # Seconds between two reads of the shared folder, for jobs that cannot reach us by HTTP.
-LOOK = 2.0
+FOLDER_INTERVAL = 2.0
 
 # The most submissions of a job that vanishes before it begins.
 _MOST_SUBMISSIONS = 3
@@ -235,7 +235,7 @@ class Watch:
             self._waiting.discard(watcher)
 
     async def _look_again_and_again(self) -> None:
-        """Check the shared folders of all jobs every `LOOK` seconds, in one thread for all."""
+        """Read the shared folders of all jobs every `FOLDER_INTERVAL` s, in one thread for all."""
         while not self._coordination.is_stopping:
             watchers = [each for each in self._waiting if each.folder]
             if not watchers:
@@ -243,7 +243,7 @@ class Watch:
             for watcher in await asyncio.to_thread(_changed, watchers):
                 watcher.unread = True
                 watcher.news.set()
-            await self._coordination.unless_stopped(asyncio.sleep(LOOK))
+            await self._coordination.unless_stopped(asyncio.sleep(FOLDER_INTERVAL))
 
     def may_copy(self, watcher: Watcher) -> bool:
         """Whether *watcher* may copy its log now; if so, note that it did."""
@@ -639,7 +639,7 @@ class EngineSupervision(Supervision):
     async def _wait_for_news(self) -> None:
         with suppress(TimeoutError):
             # Not wait_for: in Python 3.11 it forgets a cancellation that comes with the news.
-            async with asyncio.timeout(None if self._quiet_since is None else LOOK):
+            async with asyncio.timeout(None if self._quiet_since is None else FOLDER_INTERVAL):
                 await self._news.wait()
 
     async def _read_folder(self) -> bool:

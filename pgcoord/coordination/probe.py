@@ -23,7 +23,7 @@ from pgcoord.errors import CannotStart, NotNow
 from pgcoord.messages import plain_files
 
 # Seconds that the engine may take to begin the job, and that an ended one may take to be heard.
-_PATIENCE = 120.0
+_JOB_TIMEOUT = 120.0
 _HEARD = 5.0
 
 # Seconds between two questions to the engine, and between two looks into the folder.
@@ -106,7 +106,7 @@ async def _probe(engine: Engine, order: Order, *, is_shared: bool) -> list[Findi
                 ended_at = ended_at or took
             if ended_at and took - ended_at > _HEARD:
                 return [await asyncio.to_thread(_unheard, order, seen, is_shared=is_shared)]
-            if took > _PATIENCE:
+            if took > _JOB_TIMEOUT:
                 words = f"job {job} has not begun for {took:.0f} s: {seen.words if seen else '?'}"
                 return [Finding("", "warn", words, "wait for the engine, or ask it why")]
     finally:

@@ -20,7 +20,7 @@ from pgcoord.errors import CannotStart, NotNow
 from pgcoord.messages import plain_files
 
 # Seconds for one command, and how long what an engine does not take now waits.
-_PATIENCE = 60.0
+_COMMAND_TIMEOUT = 60.0
 _AGAIN = timedelta(seconds=30)
 
 # Variables of the coordinator that every command gets, besides those the pool names.
@@ -39,7 +39,7 @@ class Said(NamedTuple):
 
 
 async def run_command(
-    command: Sequence[str], environment: Mapping[str, str], patience: float = _PATIENCE
+    command: Sequence[str], environment: Mapping[str, str], seconds: float = _COMMAND_TIMEOUT
 ) -> Said:
     """Run *command* to its end. Raises `NotNow` when it is not installed, or takes too long."""
     program = shutil.which(command[0], path=environment.get("PATH", os.defpath))
@@ -54,10 +54,10 @@ async def run_command(
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(seconds):
             output, error = await process.communicate()
     except TimeoutError:
-        words = f"{command[0]} has not answered in {patience:.0f} s"
+        words = f"{command[0]} has not answered in {seconds:.0f} s"
         raise NotNow(words, _AGAIN, certain=False) from None
     finally:
         if process.returncode is None:

@@ -21,7 +21,8 @@ from pgcoord.http.server import bind, serving, url_of
 from pgcoord.http.state import AppState
 from pgcoord.messages import signing
 from pgcoord.planner.planning import FeaturePlanner
-from support.coordination import PATIENCE, make_coordinator, scripts
+from support import PATIENCE
+from support.coordination import make_coordinator, scripts
 
 SECRET = "whsec_" + base64.b64encode(b"x" * 32).decode()
 
