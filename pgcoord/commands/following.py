@@ -21,12 +21,12 @@ from pgcoord.commands.terminal import say
 from pgcoord.database import reads
 from pgcoord.database._sql import Connection
 from pgcoord.database.rows import Attempt
+from pgcoord.database.states import ENDED, IN_SLOT
 from pgcoord.errors import Refused
 from pgcoord.runs.logs import Log, log_of, seek_last_lines
-from pgcoord.states import ENDED, IN_SLOT
 
 # Seconds between two reads of a file that had nothing new.
-_LOOK = 0.25
+_READ_INTERVAL = 0.25
 
 # Bytes printed at once: between chunks the event loop handles notifications and Ctrl-C.
 _CHUNK = 1024 * 1024
@@ -113,7 +113,7 @@ class _Printer:
         """
         if self._log is None:
             return None
-        return 0 if self._print_chunk(self._log) else _LOOK
+        return 0 if self._print_chunk(self._log) else _READ_INTERVAL
 
     def switch_to_new(self, course: _Course) -> bool:
         """Switch to attempts that are new in *course*; return whether all has been printed."""

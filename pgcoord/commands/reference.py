@@ -61,7 +61,7 @@ def show(
     Every key of pgcoord.toml and of plans, every variable and status. 'pgcoord COMMAND --help' is
     about a command.
     """
-    from pgcoord.text import did_you_mean
+    from pgcoord.errors import did_you_mean
 
     if topic is None:
         width = max(map(len, TOPICS))

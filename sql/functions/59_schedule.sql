@@ -1,5 +1,5 @@
 -- Schedules: features that are queued at certain times, again and again. When that is, the leading coordinator computes
--- (pgcoord/cron.py); what happens then is decided here, in the transaction that writes the row of the due time, whose key
+-- (configuration/cron.py); what happens then is decided here, in the transaction that writes the row of the due time, whose key
 -- keeps it from happening twice.
 --
 -- Lock order: a schedule, then its rows of schedule_run, then the feature that is made for it.

@@ -14,8 +14,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import psycopg
+from support import PATIENCE
 from support.database import Connection, add_feature, claim
-from support.desk import CONFIGURATION, PATIENCE, Desk, Program, until
+from support.desk import CONFIGURATION, Desk, Program, until
 
 from pgcoord.coordination.launching import JobState
 from pgcoord.runs.logs import Log

@@ -17,8 +17,9 @@ import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 from playwright.async_api import Browser, Page, Route, expect
 from psycopg.types.json import Jsonb
+from support import PATIENCE
 from support.cases import case
-from support.coordination import PATIENCE, Gate
+from support.coordination import Gate
 from support.database import Connection, add_feature, add_phase, claim, start, statuses
 from support.desk import free_port
 from support.forks import Fork, run_forked

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from pgcoord.cron import NeverDue, due_times
+from pgcoord.configuration.cron import NeverDue, due_times
 from pgcoord.database import panel, reads, schedules, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.history import HistoryEvent
