@@ -36,10 +36,10 @@ from pgcoord.errors import (
     Locked,
     NotNow,
     WrongSchema,
+    message_of,
 )
 from pgcoord.runs import worktree
 from pgcoord.runs.slurm import Slurm
-from pgcoord.text import message_of
 
 # Seconds that a notification may take before every start of a phase is late by something to notice.
 _SLOW = 0.1
@@ -51,7 +51,7 @@ _APART = timedelta(seconds=2)
 _LOCK_SECONDS = 2.0
 
 # Seconds that an answer to `public_url` may take.
-_PATIENCE = 5
+_URL_TIMEOUT = 5
 
 # Bytes that a disk should have free: some logs of a usual size, and what is left to stop in order.
 _SCARCE = 2_000_000_000
@@ -350,7 +350,7 @@ def _reports(configuration: Configuration | None) -> Finding:
     if not url:
         return Finding("reports", "ok", "processes report to the server that starts them", None)
     try:
-        with urlopen(f"{url}/healthz", timeout=_PATIENCE) as answer:
+        with urlopen(f"{url}/healthz", timeout=_URL_TIMEOUT) as answer:
             trouble = None if answer.read(10) == b"ok\n" else "something else answers"
     except (OSError, HTTPException) as error:
         trouble = message_of(error).removeprefix("<urlopen error ").removesuffix(">")

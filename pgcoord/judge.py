@@ -56,7 +56,7 @@ _MOST_RESULT = 65_536 + 1_024
 # pipe; until an agent that only waits for the network is ended; from SIGTERM to SIGKILL.
 _DRAIN = 0.2
 _LONGEST_DRAIN = 2.0
-_PATIENCE = 120.0
+_NETWORK_TIMEOUT = 120.0
 _GRACE = 5.0
 
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-_])")
@@ -612,7 +612,7 @@ class Judge:
 
     def _end_what_only_waits(self, process: subprocess.Popen[bytes]) -> None:
         since = self.found.waits_since
-        if since is not None and time.monotonic() - since > _PATIENCE:
+        if since is not None and time.monotonic() - since > _NETWORK_TIMEOUT:
             self.found.end("waiting for network, and does not give up")
             process.terminate()
             self.found.waits_since = None

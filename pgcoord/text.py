@@ -1,9 +1,7 @@
-"""Text of others, read from files and made fit to be shown; and words for what is wrong with it."""
+"""Text of others, read from files and made fit to be shown."""
 
-import difflib
 import re
 import sys
-from collections.abc import Collection
 from pathlib import Path
 
 from pgcoord.errors import InvalidInput
@@ -50,11 +48,6 @@ def counted(number: int, noun: str, nouns: str | None = None) -> str:
     return f"{number} {noun if number == 1 else nouns or f'{noun}s'}"
 
 
-def message_of(error: BaseException) -> str:
-    """Return the message of *error* without line breaks."""
-    return " ".join(str(error).split())
-
-
 def shortened(text: str, most: int) -> str:
     """Return *text* itself, or its head and its tail, *most* characters at most without the note.
 
@@ -69,15 +62,3 @@ def shortened(text: str, most: int) -> str:
         f"{text[:head]}\n-- pgcoord: {left_out} characters were left out here --\n"
         + (text[len(text) - (most - head) :])
     )
-
-
-def did_you_mean(word: str, known: Collection[str]) -> str:
-    """Return the end of an error about an unknown *word*.
-
-    It names the nearest of *known*, or else all of them; "" if there are none.
-    """
-    spellings = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(word.lower(), spellings, n=1)
-    if near:
-        return f"; did you mean {spellings[near[0]]}?"
-    return f"; expected one of {', '.join(known)}" if known else ""

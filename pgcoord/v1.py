@@ -19,8 +19,7 @@ from psycopg import sql
 
 from pgcoord import assets
 from pgcoord.database import schema
-from pgcoord.errors import DatabaseUnusable, InvalidInput, NotFound, Refused
-from pgcoord.text import message_of
+from pgcoord.errors import DatabaseUnusable, InvalidInput, NotFound, Refused, message_of
 
 Connection = psycopg.Connection[Any]
 
@@ -29,10 +28,11 @@ SCRIPTS = assets.SQL / "v1"
 # Without both of the first two there is nothing to migrate.
 TABLES = ("phase_queue", "planned_features", "queue_config", "webhook_events", "adw_locks")
 
-MOMENT = 2.0  # most seconds that a server process needs to end after its client has disconnected
-PATIENCE = (
-    "10s"  # for a lock: other connections, which could hold one for longer, are refused before
-)
+# Most seconds that a server process needs to end after its client has disconnected.
+DISCONNECT_TIMEOUT = 2.0
+
+# For a lock: other connections, which could hold one for longer, are refused before.
+LOCK_TIMEOUT = "10s"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _transaction(conn: Connection, *, dry_run: bool) -> Iterator[None]:
     """Run the block in one transaction, without a concurrent upgrade."""
     with conn.transaction(force_rollback=dry_run):
         conn.execute("set transaction isolation level read committed")
-        conn.execute("select set_config('lock_timeout', %s, true)", [PATIENCE])
+        conn.execute("select set_config('lock_timeout', %s, true)", [LOCK_TIMEOUT])
         conn.execute("select pg_advisory_xact_lock(hashtext('pgcoord.upgrade'))")
         yield
 
@@ -75,7 +75,7 @@ def _in_plain_words() -> Iterator[None]:
         ) from error
     except psycopg.errors.LockNotAvailable as error:
         raise Refused(
-            f"nothing was changed: another session holds a lock for more than {PATIENCE}",
+            f"nothing was changed: another session holds a lock for more than {LOCK_TIMEOUT}",
             hint="select * from pg_locks where granted shows who.",
         ) from error
     except psycopg.OperationalError as error:
@@ -180,7 +180,7 @@ def undo(conn: Connection, *, dry_run: bool = False) -> list[str] | None:
 
 def _refuse_others(conn: Connection) -> None:
     """Refuse while another session is connected; one that has just ended is listed for a moment."""
-    deadline = time.monotonic() + MOMENT
+    deadline = time.monotonic() + DISCONNECT_TIMEOUT
     while (others := _words(conn, "connections")) and time.monotonic() < deadline:
         time.sleep(0.05)
     if others:

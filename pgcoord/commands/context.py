@@ -17,6 +17,7 @@ import typer
 
 from pgcoord.commands.options import HIGHEST_ID, Surroundings, surroundings_of
 from pgcoord.commands.terminal import say, say_json
+from pgcoord.configuration.ownership import remedy, trusted_owners, why_not_ours
 from pgcoord.errors import (
     CannotStart,
     CoordError,
@@ -25,7 +26,6 @@ from pgcoord.errors import (
     NotFound,
     WrongSchema,
 )
-from pgcoord.ownership import remedy, trusted_owners, why_not_ours
 
 if TYPE_CHECKING:
     from pgcoord.configuration.model import Configuration

@@ -36,9 +36,9 @@ from pgcoord.commands.options import (
     surroundings_of,
 )
 from pgcoord.commands.terminal import confirm_or_exit, say
-from pgcoord.duration import parse_duration
+from pgcoord.configuration.duration import parse_duration
+from pgcoord.database.states import IN_SLOT
 from pgcoord.errors import NotFound, Refused
-from pgcoord.states import IN_SLOT
 from pgcoord.text import counted
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from pgcoord.commands.options import (
     surroundings_of,
 )
 from pgcoord.commands.terminal import confirm_or_exit, say
-from pgcoord.duration import parse_duration
+from pgcoord.configuration.duration import parse_duration
 from pgcoord.errors import InvalidInput
 from pgcoord.text import counted, read_text
 

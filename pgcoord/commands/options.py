@@ -10,7 +10,7 @@ import typer
 
 from pgcoord import logs
 from pgcoord.errors import CannotStart
-from pgcoord.json_schema import HIGHEST_INTEGER
+from pgcoord.messages.json_schema import HIGHEST_INTEGER
 
 HIGHEST_ID = HIGHEST_INTEGER
 

@@ -23,9 +23,9 @@ from pgcoord.database._sql import Connection
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import Listener
 from pgcoord.database.rows import BoardPhase, Feature
-from pgcoord.errors import DatabaseUnusable
-from pgcoord.states import IN_SLOT, UNFINISHED
-from pgcoord.text import counted, message_of
+from pgcoord.database.states import IN_SLOT, UNFINISHED
+from pgcoord.errors import DatabaseUnusable, message_of
+from pgcoord.text import counted
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
 # Seconds between tries while the database does not answer.
-_PATIENCE = 1.0
+_RETRY_INTERVAL = 1.0
 
 # Seconds from a notification to the read, so that what follows at once, such as the claim after an
 # end, is shown with it.
@@ -130,7 +130,7 @@ async def follow_through(
             if not may_pass(error):
                 raise
             logger.debug("the database is still lost: %s", error)
-        await asyncio.sleep(_PATIENCE)
+        await asyncio.sleep(_RETRY_INTERVAL)
 
 
 class Progress(Protocol):

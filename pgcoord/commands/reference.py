@@ -62,7 +62,7 @@ def show(
     The reference has every key of pgcoord.toml and of plans, every variable and every exit status.
     'pgcoord COMMAND --help' describes a command.
     """
-    from pgcoord.text import did_you_mean
+    from pgcoord.errors import did_you_mean
 
     if topic is None:
         width = max(map(len, TOPICS))

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from pgcoord.backoff import Backoff
 from pgcoord.commands.context import changing, check_schema, session
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.terminal import say, say_json
@@ -24,6 +23,7 @@ from pgcoord.configuration.model import Configuration
 from pgcoord.configuration.reading import differences
 from pgcoord.coordination.coordinator import RECONFIGURED, Coordinator
 from pgcoord.database import actions, claims, reads
+from pgcoord.database.backoff import Backoff
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import check_wake_ups, only_one_connection
 from pgcoord.database.session import ping
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 _SETTLED = 1.0
 
 # Most seconds between two attempts while the database does not answer.
-_PATIENCE = 1.0
+_MOST_BACKOFF = 1.0
 
 # Seconds that a stop may take; the end of processes that must not run takes up to twenty.
 _MOST_STOPPING = 25
@@ -396,7 +396,7 @@ async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> N
     Keeps the reason in `state.obstacle` meanwhile. Raises `DatabaseUnusable` for an error that a
     retry does not mend: a wrong schema, notifications that do not arrive.
     """
-    backoff = Backoff(most=_PATIENCE)
+    backoff = Backoff(most=_MOST_BACKOFF)
     refused = 0
     while not stopping.is_set():
         try:

@@ -337,7 +337,7 @@ async def _changed(conn: "Connection", name: str, words: str) -> Answer:
 
 def _following(schedule: "Schedule", now: datetime, count: int) -> list[datetime]:
     """Return the next *count* due times. Raises `InvalidInput` for one that is never due."""
-    from pgcoord.cron import NeverDue, due_times
+    from pgcoord.configuration.cron import NeverDue, due_times
 
     try:
         return list(islice(due_times(schedule.cron, schedule.timezone, now), count))

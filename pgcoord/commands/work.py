@@ -31,9 +31,9 @@ from pgcoord.commands.options import (
     Surroundings,
     surroundings_of,
 )
+from pgcoord.commands.secrecy import close_memory, forget_variables
 from pgcoord.commands.terminal import say, say_json
 from pgcoord.errors import InvalidConfiguration
-from pgcoord.secrecy import close_memory, forget_variables
 from pgcoord.text import counted
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pgcoord import results
+from pgcoord.configuration import results
 from pgcoord.configuration.model import (
     BRACES,
     NOTIFY_EVENTS,
@@ -19,7 +19,7 @@ from pgcoord.configuration.model import (
     Check,
 )
 from pgcoord.configuration.tables import Reader, bare
-from pgcoord.text import did_you_mean
+from pgcoord.errors import did_you_mean
 
 _UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -34,7 +34,7 @@ def file(folder: Reader, example: str, value: object) -> Path:
 
 def cron(value: object) -> str:
     """A cron expression with five fields that comes at all."""
-    from pgcoord.cron import NeverDue, due_times
+    from pgcoord.configuration.cron import NeverDue, due_times
 
     if not isinstance(value, str):
         raise ValueError(f'expected times such as "0 3 * * *", not {value!r:.60}')

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from pgcoord import results
+from pgcoord.configuration import results
 from pgcoord.errors import InvalidConfiguration
 
 NAME = "pgcoord.toml"

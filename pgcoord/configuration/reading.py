@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pgcoord.configuration import expect
+from pgcoord.configuration.duration import parse_duration
 from pgcoord.configuration.model import (
     NAME,
     NOTIFY_EVENTS,
@@ -21,6 +22,7 @@ from pgcoord.configuration.model import (
     Schedule,
     Server,
 )
+from pgcoord.configuration.ownership import remedy, trusted_owners, why_not_ours
 from pgcoord.configuration.pools import launchers, read_pools
 from pgcoord.configuration.tables import Keys, Reader, bare, read_table
 from pgcoord.configuration.workflows import (
@@ -29,10 +31,7 @@ from pgcoord.configuration.workflows import (
     read_checks,
     read_workflows,
 )
-from pgcoord.duration import parse_duration
-from pgcoord.errors import InvalidConfiguration
-from pgcoord.ownership import remedy, trusted_owners, why_not_ours
-from pgcoord.text import did_you_mean
+from pgcoord.errors import InvalidConfiguration, did_you_mean
 
 # The same pattern as in pgcoord_private.guard_schedule.
 _SCHEDULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -6,11 +6,11 @@ from datetime import timedelta
 from functools import partial
 
 from pgcoord.configuration import expect
+from pgcoord.configuration.duration import parse_duration
 from pgcoord.configuration.model import LOCAL, MOST_ATTEMPTS, Check, Pool, Workflow, Worktree
 from pgcoord.configuration.tables import Reader, bare, read_table
-from pgcoord.duration import parse_duration
+from pgcoord.errors import did_you_mean
 from pgcoord.judge import AGENTS, Agent
-from pgcoord.text import did_you_mean
 
 # Keys that need `workspace = "worktree"`, in the order of Worktree's fields.
 _OF_WORKTREES = ("base", "worktrees", "on_conflict", "push")

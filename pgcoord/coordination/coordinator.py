@@ -20,7 +20,6 @@ from urllib.parse import quote
 
 import psycopg
 
-from pgcoord.backoff import Backoff
 from pgcoord.configuration.model import Configuration
 from pgcoord.coordination.ends import Ends
 from pgcoord.coordination.engines import Engines, EngineSupervision
@@ -32,6 +31,7 @@ from pgcoord.coordination.schedules import Schedules
 from pgcoord.coordination.supervision import Shortage, Supervision, log_move
 from pgcoord.database import claims, issues, notices
 from pgcoord.database._sql import Connection
+from pgcoord.database.backoff import Backoff
 from pgcoord.database.connect import refused_for_good
 from pgcoord.database.work import Assignment, NextWork, OpenAttempt, Recorded
 from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked, StaleAttempt

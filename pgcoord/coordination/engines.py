@@ -1,6 +1,6 @@
 """The jobs of engines: submitted, watched, and ended by the leader, on whichever host it is.
 
-A job itself reports its begin and its end (pgcoord/jobs.py). The engine is queried only for why a
+A job itself reports its begin and its end (messages/jobs.py). The engine is queried only for why a
 job waits and whether it still exists, by one query for all jobs of a pool. The one rule: a missing
 answer means nothing, and a job that an engine does not list has ended only after a time in which
 the job could still report.
@@ -17,7 +17,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pgcoord import jobs as spool
 from pgcoord.coordination.launching import Engine, EngineState, Order, Seen
 from pgcoord.coordination.retrying import Fact, Stopped
 from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Supervision, log_move
@@ -25,7 +24,9 @@ from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.work import Assignment, DeclaredPool, OpenAttempt
 from pgcoord.errors import CannotStart, InvalidConfiguration, NotNow, StaleAttempt
-from pgcoord.runs import files, logs
+from pgcoord.messages import jobs as spool
+from pgcoord.messages import plain_files
+from pgcoord.runs import logs
 from pgcoord.runs.job import REFUSED
 from pgcoord.runs.ray import Ray
 from pgcoord.runs.slurm import Slurm
@@ -47,7 +48,7 @@ SILENT = 60.0
 SETTLED = 10.0
 
 # Seconds between two reads of the shared folder, for jobs that cannot reach us by HTTP.
-LOOK = 2.0
+FOLDER_INTERVAL = 2.0
 
 # The most submissions of a job that vanishes before it begins.
 _MOST_SUBMISSIONS = 3
@@ -66,7 +67,7 @@ _PASSES = timedelta(seconds=30)
 
 # The file of a job's order in the folder of its run, and the wrapper that reads it.
 ORDER = "order.json"
-WRAPPER = Path(files.__file__).with_name("job.py")
+WRAPPER = Path(logs.__file__).with_name("job.py")
 
 # The variables of the coordinator that the wrapper gets from its engine.
 OF_WRAPPER = ("PATH", "HOME", "LANG")
@@ -234,7 +235,7 @@ class Watch:
             self._waiting.discard(watcher)
 
     async def _look_again_and_again(self) -> None:
-        """Check the shared folders of all jobs every `LOOK` seconds, in one thread for all."""
+        """Read the shared folders of all jobs every `FOLDER_INTERVAL` s, in one thread for all."""
         while not self._coordination.is_stopping:
             watchers = [each for each in self._waiting if each.folder]
             if not watchers:
@@ -242,7 +243,7 @@ class Watch:
             for watcher in await asyncio.to_thread(_changed, watchers):
                 watcher.unread = True
                 watcher.news.set()
-            await self._coordination.unless_stopped(asyncio.sleep(LOOK))
+            await self._coordination.unless_stopped(asyncio.sleep(FOLDER_INTERVAL))
 
     def may_copy(self, watcher: Watcher) -> bool:
         """Whether *watcher* may copy its log now; if so, note that it did."""
@@ -579,7 +580,7 @@ class EngineSupervision(Supervision):
             "log_max": self._coordinator.configuration.log_max_size,
             "grace": GRACE.total_seconds(),
         }
-        files.write_plain(folder, ORDER, json.dumps(order).encode())
+        plain_files.write_plain(folder, ORDER, json.dumps(order).encode())
         return Order(
             self.name,
             WRAPPER,
@@ -638,7 +639,7 @@ class EngineSupervision(Supervision):
     async def _wait_for_news(self) -> None:
         with suppress(TimeoutError):
             # Not wait_for: in Python 3.11 it forgets a cancellation that comes with the news.
-            async with asyncio.timeout(None if self._quiet_since is None else LOOK):
+            async with asyncio.timeout(None if self._quiet_since is None else FOLDER_INTERVAL):
                 await self._news.wait()
 
     async def _read_folder(self) -> bool:
@@ -810,7 +811,7 @@ def engine_said(folder: Path) -> str:
     The engine or the wrapper writes there. Adds a likely cause if one is known. Blocks on I/O.
     """
     try:
-        text = files.read_plain(folder, "engine.log", 4_000).decode(errors="replace")
+        text = plain_files.read_plain(folder, "engine.log", 4_000).decode(errors="replace")
     except OSError:
         text = ""
     lines = text.replace("\0", "").splitlines()[-5:]

@@ -17,11 +17,11 @@ from pgcoord.configuration.model import GitHub
 from pgcoord.coordination.retrying import Stopped, wait_at_most
 from pgcoord.coordination.supervision import Coordination
 from pgcoord.database import issues
+from pgcoord.database.states import ENDED
 from pgcoord.database.work import Assignment, GitHubTask, Hold, Intent
 from pgcoord.errors import NotNow
 from pgcoord.github.client import Issue, Refusal, Repository, read_credentials
 from pgcoord.github.text import comment_body, issue_body, issue_title, marker, short
-from pgcoord.states import ENDED
 
 logger = logging.getLogger(__name__)
 

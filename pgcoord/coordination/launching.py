@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pgcoord.database.work import Assignment
-from pgcoord.report import Kept
+from pgcoord.messages.report import Kept
 
 
 class JobState(enum.Enum):

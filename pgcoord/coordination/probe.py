@@ -20,10 +20,10 @@ from pgcoord.coordination.engines import OF_WRAPPER, ORDER, WRAPPER, engine_said
 from pgcoord.coordination.launching import Engine, EngineState, Order, Seen
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
-from pgcoord.runs import files
+from pgcoord.messages import plain_files
 
 # Seconds that the engine may take to begin the job, and that an ended one may take to be heard.
-_PATIENCE = 120.0
+_JOB_TIMEOUT = 120.0
 _HEARD = 5.0
 
 # Seconds between two questions to the engine, and between two looks into the folder.
@@ -58,7 +58,7 @@ async def probe(
         else:
             folder = Path(await asyncio.to_thread(tempfile.mkdtemp))
         order = _order(token, folder, url, environment, is_shared=bool(shared))
-        files.write_plain(folder, ORDER, json.dumps(order.content).encode())
+        plain_files.write_plain(folder, ORDER, json.dumps(order.content).encode())
         return await _probe(engine, order, is_shared=bool(shared))
     except (CannotStart, NotNow) as error:
         return [_fail(str(error), "try the commands of the engine by hand")]
@@ -106,7 +106,7 @@ async def _probe(engine: Engine, order: Order, *, is_shared: bool) -> list[Findi
                 ended_at = ended_at or took
             if ended_at and took - ended_at > _HEARD:
                 return [await asyncio.to_thread(_unheard, order, seen, is_shared=is_shared)]
-            if took > _PATIENCE:
+            if took > _JOB_TIMEOUT:
                 words = f"job {job} has not begun for {took:.0f} s: {seen.words if seen else '?'}"
                 return [Finding("", "warn", words, "wait for the engine, or ask it why")]
     finally:
@@ -126,7 +126,9 @@ async def _said(
     """Return what the job said: in the shared folder, else in its output."""
     try:
         if is_shared:
-            text = await asyncio.to_thread(files.read_plain, order.folder, "answer.json", 65_536)
+            text = await asyncio.to_thread(
+                plain_files.read_plain, order.folder, "answer.json", 65_536
+            )
         else:
             lines = (await engine.log(job) or b"").splitlines()
             text = next((line for line in lines if order.content["probe"].encode() in line), b"{}")

@@ -16,14 +16,13 @@ from typing import TypeVar
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from pgcoord.backoff import Backoff
 from pgcoord.coordination.locks import LockWaits
 from pgcoord.database import claims, session
 from pgcoord.database._sql import Connection
+from pgcoord.database.backoff import Backoff
 from pgcoord.database.connect import own_session, with_defaults
 from pgcoord.database.work import Assignment
-from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked
-from pgcoord.text import message_of
+from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked, message_of
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Starts schedules when they are due.
 
-The leader computes due times (pgcoord/cron.py); SQL decides what happens at each (59_schedule.sql).
+The leader computes due times (`configuration.cron`); SQL decides what happens (59_schedule.sql).
 The one rule: it sleeps until the next due time by the database's clock, or until it is woken: by a
 change of a schedule, and by each round of the leader's loop while a run waits for the end of
 another.
@@ -13,9 +13,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from pgcoord.configuration.cron import NeverDue, due_times, latest_due
 from pgcoord.configuration.model import Configuration, Schedule
 from pgcoord.coordination.retrying import Stopped
-from pgcoord.cron import NeverDue, due_times, latest_due
 from pgcoord.database import due
 from pgcoord.database._sql import Connection
 from pgcoord.database.schedules import Run

@@ -21,7 +21,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from pgcoord import judge, results
+from pgcoord import judge
+from pgcoord.configuration import results
 from pgcoord.configuration.model import PASSED_ON, Check, Configuration, Workflow
 from pgcoord.coordination.launching import Command, Job, JobState, Launcher
 from pgcoord.coordination.retrying import Fact
@@ -29,7 +30,7 @@ from pgcoord.database import _sql, claims
 from pgcoord.database.rows import TakenReport
 from pgcoord.database.work import Assignment, Move, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
-from pgcoord.report import NotSigned
+from pgcoord.messages.signing import NotSigned
 from pgcoord.runs import worktree
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgcoord.database import loaders
-from pgcoord.errors import CoordError, DatabaseUnusable
-from pgcoord.text import message_of
+from pgcoord.errors import CoordError, DatabaseUnusable, message_of
 
 loaders.register()
 

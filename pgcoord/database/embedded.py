@@ -30,7 +30,7 @@ OLDEST = 14
 PORT = 5432  # only names the socket: a folder of its own keeps two servers apart
 SOCKET = f".s.PGSQL.{PORT}"
 LONGEST_SOCKET = 103  # bytes: what macOS allows; Linux allows 107
-PATIENCE = 120  # seconds: recovery, or the checkpoint of a shutdown, may take long
+TIMEOUT = 120  # seconds: recovery, or the checkpoint of a shutdown, may take long
 PAUSE = 0.1  # seconds between two checks, as in pg_ctl
 
 CONFIGURATION = """
@@ -162,7 +162,7 @@ class EmbeddedPostgres:
     def start(self) -> bool:
         """Start the server, creating its cluster if necessary; return False if it was running.
 
-        Returns when it accepts connections, within `PATIENCE` s. Concurrent calls, also of other
+        Returns when it accepts connections, within `TIMEOUT` s. Concurrent calls, also of other
         processes, take turns. The server outlives the caller. Raises `CannotStart`, with the end of
         the server's log.
         """
@@ -235,7 +235,7 @@ class EmbeddedPostgres:
 
     def _shut_down(self) -> None:
         place = self.server.socket
-        arguments = ("-D", "data", "-m", "fast", "-w", "-t", str(PATIENCE), "stop")
+        arguments = ("-D", "data", "-m", "fast", "-w", "-t", str(TIMEOUT), "stop")
         done = self._run(self._identity(), "pg_ctl", *arguments)
         if done.returncode != 0 and self._occupied():
             said = done.stdout.strip()
@@ -316,8 +316,8 @@ class EmbeddedPostgres:
             )
 
     def _launch(self, identity: _Identity) -> None:
-        """Start the server, within `PATIENCE` s, waiting for remains of an earlier one."""
-        deadline = time.monotonic() + PATIENCE
+        """Start the server, within `TIMEOUT` s, waiting for remains of an earlier one."""
+        deadline = time.monotonic() + TIMEOUT
         while True:
             start_of_log = self._log.stat().st_size if self._log.exists() else 0
             if self._occupied():
@@ -346,7 +346,18 @@ class EmbeddedPostgres:
             f"cluster_name={self._name}",
         )
         options = shlex.join(f"--{each}" for each in settings)
-        return ("-D", "data", "-l", "log", "-w", "-t", str(PATIENCE), "-o", options, "start")
+        return (
+            "-D",
+            "data",
+            "-l",
+            "log",
+            "-w",
+            "-t",
+            str(TIMEOUT),
+            "-o",
+            options,
+            "start",
+        )
 
     def _run(
         self, identity: _Identity, program: str, *arguments: str, keep: tuple[int, ...] = ()

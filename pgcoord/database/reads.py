@@ -29,8 +29,8 @@ from pgcoord.database.rows import (
     Reason,
     Slot,
 )
+from pgcoord.database.states import UNFINISHED
 from pgcoord.errors import NotFound
-from pgcoord.states import UNFINISHED
 
 
 async def leader(conn: Connection) -> Leader | None:

@@ -20,8 +20,7 @@ from jwt import PyJWTError
 
 from pgcoord import __version__
 from pgcoord.configuration.model import GitHub
-from pgcoord.errors import CannotStart, InvalidConfiguration, NotNow
-from pgcoord.text import message_of
+from pgcoord.errors import CannotStart, InvalidConfiguration, NotNow, message_of
 
 # Seconds that GitHub has for an answer; it gives up itself after ten.
 _TIMEOUT = 15.0

@@ -22,8 +22,8 @@ from pgcoord.errors import NotFound
 from pgcoord.http import schemas
 from pgcoord.http.responses import BODY_LIMIT, Json, LogFile, read_body
 from pgcoord.http.state import state_of
-from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
-from pgcoord.report import WrongShape, parse_json
+from pgcoord.messages.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
+from pgcoord.messages.signing import WrongShape, parse_json
 from pgcoord.runs.logs import log_of
 from pgcoord.text import counted
 

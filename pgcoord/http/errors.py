@@ -22,10 +22,10 @@ from pgcoord.errors import (
     PlannerFailed,
     Refused,
     StaleAttempt,
+    message_of,
 )
 from pgcoord.http.responses import refusal
-from pgcoord.report import NotJson, NotSigned, WrongShape
-from pgcoord.text import message_of
+from pgcoord.messages.signing import NotJson, NotSigned, WrongShape
 
 # An error gets the first row of which it is an instance.
 _STATUSES: tuple[tuple[type[Exception], int, str], ...] = (

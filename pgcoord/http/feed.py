@@ -23,14 +23,13 @@ from typing import Any, Generic, TypeVar
 
 import psycopg
 
-from pgcoord.backoff import Backoff
 from pgcoord.database import history, reads, session
 from pgcoord.database._sql import Connection
+from pgcoord.database.backoff import Backoff
 from pgcoord.database.connect import connect
 from pgcoord.database.history import HistoryEvent
 from pgcoord.database.listener import PING_EVERY, Listener
-from pgcoord.errors import DatabaseUnusable
-from pgcoord.text import message_of
+from pgcoord.errors import DatabaseUnusable, message_of
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from pgcoord.database import issues
 from pgcoord.http.pool import until_disconnected
 from pgcoord.http.responses import BODY_LIMIT, Json, read_body
 from pgcoord.http.state import state_of
-from pgcoord.json_schema import HIGHEST_INTEGER, Schema, faults
-from pgcoord.report import NotSigned, WrongShape, parse_json
+from pgcoord.messages.json_schema import HIGHEST_INTEGER, Schema, faults
+from pgcoord.messages.signing import NotSigned, WrongShape, parse_json
 
 # The name of a phase is looked for among this many words of a pull request.
 _MOST_WORDS = 2_000

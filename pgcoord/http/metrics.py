@@ -13,8 +13,8 @@ from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.database import history
 from pgcoord.database._sql import Connection
 from pgcoord.database.history import Measures
+from pgcoord.database.states import IN_SLOT, STATES
 from pgcoord.http.feed import Event, Feed, Position
-from pgcoord.states import IN_SLOT, STATES
 
 # Pages of a thousand events that one request counts; the next counts the rest.
 _MOST_PAGES = 50

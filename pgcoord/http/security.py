@@ -25,7 +25,7 @@ from pgcoord.configuration.model import GitHub, Server
 from pgcoord.errors import CannotStart, InvalidConfiguration
 from pgcoord.http.proxy import user_of
 from pgcoord.http.responses import refusal
-from pgcoord.report import is_secret
+from pgcoord.messages.signing import is_secret
 
 COOKIE = "pgcoord_session"
 SESSION_SECONDS = 7 * 24 * 3600

@@ -9,14 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord import report
 from pgcoord.database.rows import TakenReport
 from pgcoord.errors import CoordError
 from pgcoord.http.errors import status_of
 from pgcoord.http.pool import until_disconnected
 from pgcoord.http.responses import Json, read_body
 from pgcoord.http.state import state_of
-from pgcoord.report import Signed
+from pgcoord.messages import report
+from pgcoord.messages.signing import Signed
 
 logger = logging.getLogger(__name__)
 

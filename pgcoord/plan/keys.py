@@ -6,10 +6,10 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
+from pgcoord.configuration.duration import parse_duration
 from pgcoord.configuration.model import MOST_ATTEMPTS
-from pgcoord.duration import parse_duration
+from pgcoord.errors import did_you_mean
 from pgcoord.plan.model import RUN_WHEN, Problem
-from pgcoord.text import did_you_mean
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 

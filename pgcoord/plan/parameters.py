@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from pgcoord.errors import did_you_mean
 from pgcoord.plan.model import PlannedPhase, Problem, Section
-from pgcoord.text import did_you_mean
 
 # A parameter of a plan; in double braces it is plain text.
 _PARAMETER = re.compile(r"\{\{param\.[\w-]+\}\}|\{param\.([\w-]+)\}", re.ASCII)

@@ -14,7 +14,7 @@ from pgcoord.planner.survey import Repository
 logger = logging.getLogger(__name__)
 
 # Seconds for git: a hundred times its time for a repository of 50,000 files.
-_PATIENCE = 60
+_GIT_TIMEOUT = 60
 
 # Bytes of git's output that are read.
 _MOST_FOUND = 16_000_000
@@ -56,7 +56,7 @@ def _git(folder: Path, environment: dict[str, str], *arguments: str) -> str | No
             env=environment | settings,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_PATIENCE,
+            timeout=_GIT_TIMEOUT,
         )
     except FileNotFoundError:
         logger.info(
@@ -66,7 +66,7 @@ def _git(folder: Path, environment: dict[str, str], *arguments: str) -> str | No
         return None
     except subprocess.TimeoutExpired as error:
         raise PlannerFailed(
-            f"git {arguments[0]} took more than {_PATIENCE} s in {folder}"
+            f"git {arguments[0]} took more than {_GIT_TIMEOUT} s in {folder}"
         ) from error
     if done.returncode > 1:
         said = done.stderr.decode(errors="replace").strip().splitlines()[:1]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from pgcoord import results
+from pgcoord.configuration import results
 from pgcoord.errors import InvalidInput, InvalidPlan
 from pgcoord.plan.headings import PHASE, looks_like_plan, split_lines
 from pgcoord.plan.keys import NUMBER, number_of

@@ -32,7 +32,7 @@ _Secret: Any = create_namespaced_resource("", "v1", "Secret", "secrets")
 _AGAIN = timedelta(seconds=30)
 
 # Seconds for one request.
-_PATIENCE = 30.0
+_REQUEST_TIMEOUT = 30.0
 
 # Seconds after which the API ends a watch, and another one is begun.
 _WATCHED = 300
@@ -220,7 +220,7 @@ class Kubernetes:
         return AsyncClient(
             config=config.get(context_name=self._settings.get("context")),
             namespace=self._namespace,
-            timeout=httpx2.Timeout(_PATIENCE),
+            timeout=httpx2.Timeout(_REQUEST_TIMEOUT),
         )
 
 

@@ -17,7 +17,7 @@ from typing import IO
 
 from pgcoord.database.rows import Attempt
 from pgcoord.errors import CannotStart, NotFound, Refused
-from pgcoord.runs import files
+from pgcoord.messages import plain_files
 
 # The name of a log in the folder of its run.
 NAME = "log"
@@ -146,13 +146,13 @@ class Log:
         return self.folder / NAME
 
     def open(self) -> IO[bytes]:
-        """Open the log for reading. Raises `OSError`, or its subclass `files.NotPlain`."""
-        return os.fdopen(files.open_plain(self.folder, NAME, os.O_RDONLY), "rb")
+        """Open the log for reading. Raises `OSError`, or its subclass `plain_files.NotPlain`."""
+        return os.fdopen(plain_files.open_plain(self.folder, NAME, os.O_RDONLY), "rb")
 
     def open_for_command(self) -> IO[bytes]:
         """Open the log for appending a command's output. Raises `OSError` as `open` does."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        return os.fdopen(files.open_plain(self.folder, NAME, flags), "ab")
+        return os.fdopen(plain_files.open_plain(self.folder, NAME, flags), "ab")
 
     def extend(self, output: bytes) -> None:
         """Append what is new in *output*, all of a command's output so far. Raises `OSError`.
@@ -160,7 +160,7 @@ class Log:
         Two calls at once, with more and with less of it, write the same bytes to the same places.
         """
         flags = os.O_RDWR | os.O_CREAT
-        with files.opened(self.folder, NAME, flags) as log:
+        with plain_files.opened(self.folder, NAME, flags) as log:
             size = os.fstat(log).st_size
             os.pwrite(log, output[size:], size)
 
@@ -371,7 +371,7 @@ class Log:
             found = os.lstat(self.path)  # a twentieth of what opening costs
             if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size <= most:
                 return
-            descriptor = files.open_plain(self.folder, NAME, os.O_RDWR)
+            descriptor = plain_files.open_plain(self.folder, NAME, os.O_RDWR)
             with os.fdopen(descriptor, "r+b") as log:
                 _bound(log, most)
 

@@ -23,7 +23,7 @@ from pgcoord.runs.job import pack
 _AGAIN = timedelta(seconds=30)
 
 # Seconds for one request: a head without a node that can take a job says so after eleven.
-_PATIENCE = 30.0
+_REQUEST_TIMEOUT = 30.0
 
 # Bytes of an answer that are read.
 _MOST = 200_000_000
@@ -120,7 +120,7 @@ class Ray:
         scheme = (
             http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         )
-        connection = scheme(parts.netloc, timeout=_PATIENCE)
+        connection = scheme(parts.netloc, timeout=_REQUEST_TIMEOUT)
         try:
             connection.connect()
         except OSError as error:

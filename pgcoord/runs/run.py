@@ -30,10 +30,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from pgcoord import results
+from pgcoord.configuration import results
 from pgcoord.coordination.launching import JobState
 from pgcoord.errors import CannotStart, InvalidInput
-from pgcoord.runs import files
+from pgcoord.messages import plain_files
 from pgcoord.runs.account import Account
 from pgcoord.runs.logs import Log
 from pgcoord.runs.process import Process
@@ -119,8 +119,8 @@ class Run:
         but not replace ours. Raises `CannotStart` when the account has no access, and `OSError`.
         """
         _make_private(self.folder)
-        files.write_plain(self.folder, _PROMPT, prompt.encode())
-        files.write_plain(self.folder, _INPUTS, inputs.encode())
+        plain_files.write_plain(self.folder, _PROMPT, prompt.encode())
+        plain_files.write_plain(self.folder, _INPUTS, inputs.encode())
         if account:
             account.share(self.folder, (_PROMPT, _INPUTS))
 
@@ -130,7 +130,7 @@ class Run:
         Raises `InvalidInput` when it is not a plain file of UTF-8 text of at most 204 kB.
         """
         try:
-            content = files.read_plain(self.folder, _RESULT, results.FILE_LIMIT + 1)
+            content = plain_files.read_plain(self.folder, _RESULT, results.FILE_LIMIT + 1)
             text = content.decode()
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -166,7 +166,7 @@ class Run:
             _make_private(self.folder)
             with (
                 self._starting() as starting,
-                files.opened(self.folder, _STATUS, os.O_RDWR | os.O_CREAT) as status,
+                plain_files.opened(self.folder, _STATUS, os.O_RDWR | os.O_CREAT) as status,
                 self.log.open_for_command() as log,
             ):
                 self._claim(status)
@@ -203,7 +203,7 @@ class Run:
             _make_private(self.folder)
             with (
                 self._starting(),
-                files.opened(self.folder, _STATUS, os.O_RDWR | os.O_CREAT) as status,
+                plain_files.opened(self.folder, _STATUS, os.O_RDWR | os.O_CREAT) as status,
             ):
                 self._claim(status)
                 with suppress(OSError):  # for people
@@ -245,7 +245,7 @@ class Run:
 
     def exited_at(self) -> float | None:
         """Return when the exit status was written, in seconds of `time.time`; None if it is not."""
-        with suppress(OSError, files.NotPlain), files.opened(self.folder, _STATUS) as status:
+        with suppress(OSError), plain_files.opened(self.folder, _STATUS) as status:
             if _read(status).exit_status is not None:
                 return os.fstat(status).st_mtime
         return None
@@ -299,7 +299,7 @@ class Run:
     @contextmanager
     def _starting(self) -> Iterator[int]:
         """Hold the folder's lock. Raises `CannotStart` when another process holds it too long."""
-        folder = files.open_folder(self.folder)
+        folder = plain_files.open_folder(self.folder)
         try:
             deadline = time.monotonic() + _START
             while not _lock(folder):
@@ -342,7 +342,7 @@ class Run:
             if self._known.pid is None:
                 raise
             return _Record(), False
-        except (FileNotFoundError, NotADirectoryError, PermissionError, files.NotPlain):
+        except (FileNotFoundError, NotADirectoryError, PermissionError, plain_files.NotPlain):
             return _Record(), False
         if self._known.pid is None:
             self._known = record
@@ -350,7 +350,7 @@ class Run:
 
     def _read_status(self, *, is_starting: bool = False) -> tuple[_Record, bool]:
         try:
-            with files.opened(self.folder, _STATUS) as status:
+            with plain_files.opened(self.folder, _STATUS) as status:
                 record = _read(status)
                 # Testing the lock means holding it for a moment, in which a start would fail.
                 alive = (is_starting or record.pid is not None) and _is_locked(status)

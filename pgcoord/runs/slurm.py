@@ -13,7 +13,7 @@ from datetime import timedelta
 from pgcoord.coordination.launching import EngineState, Order, Seen
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
-from pgcoord.runs import files
+from pgcoord.messages import plain_files
 from pgcoord.runs.templates import Said, run_command
 
 # How long what Slurm does not take now waits.
@@ -61,7 +61,10 @@ class Slurm:
         """Submit by sbatch; the environment goes by a file that only we can read."""
         text = "".join(f"{name}={value}\0" for name, value in order.environment.items())
         await asyncio.to_thread(
-            files.write_plain, order.folder, _ENVIRONMENT, text.encode(errors="surrogateescape")
+            plain_files.write_plain,
+            order.folder,
+            _ENVIRONMENT,
+            text.encode(errors="surrogateescape"),
         )
         said = await self._say(
             "sbatch",

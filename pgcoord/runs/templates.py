@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from pgcoord.configuration.listing import field_of, is_path, values_at
 from pgcoord.coordination.launching import EngineState, Order, Seen
 from pgcoord.errors import CannotStart, NotNow
-from pgcoord.runs import files
-from pgcoord.runs.listing import field_of, is_path, values_at
+from pgcoord.messages import plain_files
 
 # Seconds for one command, and how long what an engine does not take now waits.
-_PATIENCE = 60.0
+_COMMAND_TIMEOUT = 60.0
 _AGAIN = timedelta(seconds=30)
 
 # Variables of the coordinator that every command gets, besides those the pool names.
@@ -39,7 +39,7 @@ class Said(NamedTuple):
 
 
 async def run_command(
-    command: Sequence[str], environment: Mapping[str, str], patience: float = _PATIENCE
+    command: Sequence[str], environment: Mapping[str, str], seconds: float = _COMMAND_TIMEOUT
 ) -> Said:
     """Run *command* to its end. Raises `NotNow` when it is not installed, or takes too long."""
     program = shutil.which(command[0], path=environment.get("PATH", os.defpath))
@@ -54,10 +54,10 @@ async def run_command(
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(seconds):
             output, error = await process.communicate()
     except TimeoutError:
-        words = f"{command[0]} has not answered in {patience:.0f} s"
+        words = f"{command[0]} has not answered in {seconds:.0f} s"
         raise NotNow(words, _AGAIN, certain=False) from None
     finally:
         if process.returncode is None:
@@ -179,9 +179,9 @@ class Commands:
 def _write_script(order: Order) -> dict[str, str]:
     """Write the one file that is submitted, beside a copy of the wrapper; blocks."""
     wrapper = order.folder / _WRAPPER
-    files.write_plain(order.folder, _WRAPPER, order.script.read_bytes())
+    plain_files.write_plain(order.folder, _WRAPPER, order.script.read_bytes())
     words = shlex.join([str(wrapper), *order.arguments])
-    files.write_plain(order.folder, _SCRIPT, f"#!/bin/sh\nexec python3 {words}\n".encode())
+    plain_files.write_plain(order.folder, _SCRIPT, f"#!/bin/sh\nexec python3 {words}\n".encode())
     script = order.folder / _SCRIPT
     script.chmod(0o700)
     return {

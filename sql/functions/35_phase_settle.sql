@@ -200,6 +200,24 @@ begin
     return null;
 end $$;
 
+-- Log which members of its phase_data, and what else that people write, a phase has got anew.
+create or replace function pgcoord_private.log_edited_phase() returns trigger
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord_private.log_event('phase_edited', pgcoord_private.without_middle(concat_ws(', ',
+        (select string_agg(key, ', ' order by key)
+        from jsonb_object_keys(old.phase_data || new.phase_data) as key
+        where old.phase_data -> key is distinct from new.phase_data -> key),
+        case when new.depends_on_phases <> old.depends_on_phases then format('depends on %s → %s',
+            coalesce(nullif(btrim(old.depends_on_phases::text, '[]'), ''), 'none'),
+            coalesce(nullif(btrim(new.depends_on_phases::text, '[]'), ''), 'none')) end,
+        case when new.queue_position <> old.queue_position
+            then format('queue_position %s → %s', old.queue_position, new.queue_position) end)
+        || coalesce(': ' || pgcoord_private.reason(), '')), new.feature_id, new.phase_number, new.queue_id);
+    return null;
+end $$;
+
 -- Log that a phase has another priority.
 create or replace function pgcoord_private.log_priority() returns trigger
 language plpgsql

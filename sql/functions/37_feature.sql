@@ -138,8 +138,8 @@ begin
 end $$;
 
 -- Set updated_at. Refuse (PC005) nulls and times that clients cannot represent, (PC008) another id and, from a client,
--- another origin, (42501) a client's pause, resumption or cancellation by UPDATE. Unchanged texts of an older release are
--- not checked, so such a feature can be paused and cancelled.
+-- another origin, (PC002) the cancellation of a completed feature, (42501) a client's pause, resumption or cancellation by
+-- UPDATE. Unchanged texts of an older release are not checked, so such a feature can be paused and cancelled.
 create or replace function pgcoord_private.stamp_feature() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -167,6 +167,13 @@ begin
             message = format('%s may not pause, resume or cancel feature %s by hand', current_user, old.id),
             hint = format('select * from pgcoord.pause(%s, reason), pgcoord.resume(%s), pgcoord.cancel_feature(%s, reason), or '
                 'pgcoord.retry_phase(queue_id), which takes a cancelled one up again.', old.id, old.id, old.id);
+    elsif new.cancelled_at is not null and old.cancelled_at is null
+        and (select status from pgcoord.feature where id = old.id) = 'completed'
+    then
+        raise exception using
+            errcode = 'PC002',
+            message = format('feature %s is completed: there is nothing left to cancel', old.id),
+            hint = 'It stays as it is; pgcoord.prune(older_than) removes finished features.';
     end if;
     if (new.created_at, new.paused_at, new.cancelled_at) is distinct from (old.created_at, old.paused_at, old.cancelled_at) then
         perform pgcoord_private.check_times('feature ' || old.id, new.created_at, new.paused_at, new.cancelled_at);
@@ -182,7 +189,12 @@ create or replace function pgcoord_private.log_changed_feature() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    perform pgcoord_private.log_event('feature_changed', null, new.id);
+    perform pgcoord_private.log_event('feature_changed', concat_ws(', ',
+        case when new.title is distinct from old.title then 'title' end,
+        case when new.description is distinct from old.description then 'description' end,
+        case when new.plan is distinct from old.plan then 'plan' end,
+        case when new.priority is distinct from old.priority then format('priority %s → %s', old.priority, new.priority) end)
+        || coalesce(': ' || pgcoord_private.reason(), ''), new.id);
     return null;
 end $$;
 

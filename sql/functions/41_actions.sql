@@ -184,12 +184,6 @@ declare
     v_phases integer;
 begin
     perform pgcoord_private.lock_feature(p_feature_id);
-    if exists (select from pgcoord.feature where id = p_feature_id and status = 'completed') then
-        raise exception using
-            errcode = 'PC002',
-            message = format('feature %s is completed: there is nothing left to cancel', p_feature_id),
-            hint = 'It stays as it is; pgcoord.prune(older_than) removes finished features.';
-    end if;
     select count(*) into v_phases from public.phase_queue
     where feature_id = p_feature_id and status in ('queued', 'blocked', 'ready', 'running');
     update public.planned_features set cancelled_at = now(), cancelled_reason = p_reason
@@ -378,18 +372,19 @@ language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
     v_older_than interval;
+    v_fault text := case when p_older_than ~ '^[\s+-]*[0-9.]+\s*$' and p_older_than ~ '[1-9]' then 'it has no unit' end;
 begin
-    if p_older_than !~ '^[\s+-]*[0-9.]+\s*$' or p_older_than !~ '[1-9]' then
+    if v_fault is null then
         begin
             v_older_than := p_older_than;
         exception when data_exception then
-            null;
+            v_fault := 'it is no interval';
         end;
     end if;
-    if v_older_than is null and p_older_than is not null then
+    if v_fault is not null then
         raise exception using
             errcode = 'PC005',
-            message = format('%s is no age of a feature: it has no unit', left(btrim(p_older_than), 60)),
+            message = format('%L is no age of a feature: %s', left(btrim(p_older_than), 60), v_fault),
             hint = 'Give an interval with its unit, such as 90 days; 0 for all.';
     end if;
     return pgcoord.prune(v_older_than);

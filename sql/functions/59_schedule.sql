@@ -1,4 +1,4 @@
--- Schedules: features that are queued regularly. The leading coordinator computes the due times (pgcoord/cron.py). These
+-- Schedules: features that are queued regularly. The leading coordinator computes the due times (pgcoord/configuration/cron.py). These
 -- functions decide what happens at a due time, in the transaction that writes its row; the key of that row prevents a second
 -- run.
 --

@@ -29,6 +29,14 @@ create or replace trigger phase_queue_update_guards before update on public.phas
 create or replace trigger phase_queue_priority_logs after update of priority on public.phase_queue
     for each row when (old.priority <> new.priority) execute function pgcoord_private.log_priority();
 
+-- Log what people change of a phase that does not move. (Of these columns alone, as below.)
+create or replace trigger phase_queue_edit_logs after update of phase_data, depends_on_phases, queue_position on public.phase_queue
+    for each row when (
+        old.phase_data is distinct from new.phase_data or old.depends_on_phases <> new.depends_on_phases
+        or old.queue_position <> new.queue_position
+    )
+    execute function pgcoord_private.log_edited_phase();
+
 -- Log that a phase was approved. (Of these columns alone: it is not looked at with every move.)
 create or replace trigger phase_queue_gate_logs after update of gated, phase_data on public.phase_queue
     for each row when (old.gated and not new.gated) execute function pgcoord_private.log_gate();

@@ -12,9 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support import PATIENCE
 from support.cases import case
 from support.database import Connection, add_feature, add_phase, claim, statuses, take_lead
-from support.desk import CONFIGURATION, PATIENCE, Desk, until
+from support.desk import CONFIGURATION, Desk, until
 
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres

@@ -15,8 +15,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from support import PATIENCE
 from support.database import Connection, add_feature, statuses
-from support.desk import CONFIGURATION, PATIENCE, Desk, address_of, free_port, until
+from support.desk import CONFIGURATION, Desk, address_of, free_port, until
 from support.serving import SECRET
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect

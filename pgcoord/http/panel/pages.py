@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from pgcoord.cron import NeverDue, due_times
+from pgcoord.configuration.cron import NeverDue, due_times
 from pgcoord.database import panel, reads, schedules, session
 from pgcoord.database._sql import Connection
 from pgcoord.database.history import HistoryEvent
@@ -525,7 +525,7 @@ _NEXT_TIMES = 5
 # The filters of the history: kinds of events, and states that phases moved to.
 EVENTS = (
     *STATES,
-    *("phase_inserted", "phase_deleted", "phase_reprioritised", "gate_asked"),
+    *("phase_inserted", "phase_deleted", "phase_edited", "phase_reprioritised", "gate_asked"),
     *("feature_inserted", "feature_changed", "feature_paused", "feature_resumed"),
     "feature_budget",
     *("schedule_changed", "schedule_due"),

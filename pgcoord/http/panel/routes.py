@@ -23,6 +23,7 @@ from starlette.routing import BaseRoute, Route
 from pgcoord import assets
 from pgcoord.database import panel
 from pgcoord.database.history import HistoryEvent
+from pgcoord.database.states import ENDED
 from pgcoord.errors import InvalidInput, NotFound
 from pgcoord.http.login import local
 from pgcoord.http.panel import actions, edit, format, several
@@ -42,7 +43,6 @@ from pgcoord.http.panel.responses import (
 )
 from pgcoord.http.proxy import prefix_of
 from pgcoord.http.state import AppState, state_of
-from pgcoord.states import ENDED
 
 
 def make_live(state: AppState) -> Live:

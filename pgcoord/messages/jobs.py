@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pgcoord import results
+from pgcoord.configuration import results
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.jobs import JobAnswer
 from pgcoord.errors import InvalidInput, NotFound, StaleAttempt
-from pgcoord.json_schema import NOT_BLANK, Fault, Schema, faults
-from pgcoord.report import NotSigned, Record, Signed, WrongShape, parse_json, read_spooled
-from pgcoord.runs import files
+from pgcoord.messages import plain_files
+from pgcoord.messages.json_schema import NOT_BLANK, Fault, Schema, faults
+from pgcoord.messages.report import Record
+from pgcoord.messages.signing import NotSigned, Signed, WrongShape, parse_json, read_spooled
 
 Act = Literal["begin", "exit"]
 
@@ -163,7 +164,7 @@ def answer_spooled(folder: Path, copy: str, refused: str | None) -> None:
     *refused*: the reason for which it must not begin; None: it may.
     """
     content = json.dumps({"refused": refused}).encode()
-    files.write_plain(folder, _ANSWER.format(copy), content)
+    plain_files.write_plain(folder, _ANSWER.format(copy), content)
 
 
 def spooled_exit(folder: Path, attempt_id: int, secret: str) -> dict[str, Any] | None:
@@ -181,5 +182,5 @@ def _spooled(
     try:
         _, message = read_spooled(folder, name, secret, LIMIT)
         return _shaped(message, attempt_id, act)
-    except (NotSigned, InvalidInput, ValueError, FileNotFoundError, files.NotPlain):
+    except (NotSigned, InvalidInput, ValueError, FileNotFoundError, plain_files.NotPlain):
         return None
