@@ -74,18 +74,18 @@ class Runner:
         surroundings: Surroundings,
         dsn: str,
         coordinator: Coordinator,
-        taken: socket.socket,
+        listening_socket: socket.socket,
         access: Access,
         make_planner: "Callable[[], FeaturePlanner]",
         *,
         as_json: bool = False,
     ) -> None:
-        """*taken*: the bound socket of the panel. *as_json*: print only the feature, at its end."""
+        """*listening_socket*: of the panel. *as_json*: print only the feature, at its end."""
         self._as_json = as_json
         self._surroundings = surroundings
         self._dsn = dsn
         self._coordinator = coordinator
-        self._taken = taken
+        self._listening_socket = listening_socket
         self._access = access
         self._make_planner = make_planner
         self._error: Exception | None = None
@@ -106,9 +106,9 @@ class Runner:
         feature_id = await self._queue(work)
         state = _app_state(self._dsn, self._coordinator, self._access, self._make_planner)
         state.obstacle = None
-        say(f"panel: {url_of(self._taken)}/features/{feature_id}", err=self._as_json)
+        say(f"panel: {url_of(self._listening_socket)}/features/{feature_id}", err=self._as_json)
         with progress(quiet=self._as_json) as shown, _interruptible(self._stop) as came:
-            async with serving(state, self._taken), asyncio.TaskGroup() as tasks:
+            async with serving(state, self._listening_socket), asyncio.TaskGroup() as tasks:
                 leading = tasks.create_task(self._lead())
                 self._watching = tasks.create_task(self._watch(feature_id, shown, leading))
         if self._coordinator.led:
@@ -228,13 +228,13 @@ async def attach(dsn: str, feature_id: int, *, as_json: bool = False) -> int:
     from pgcoord.commands.progress import progress, read_snapshot
 
     async with session(dsn) as conn:
-        found = await read_snapshot(conn, feature_id)
-        if not found.phases:
+        snapshot = await read_snapshot(conn, feature_id)
+        if not snapshot.phases:
             raise Refused(
                 f"feature {feature_id} has no phases queued: there is nothing to watch",
                 hint=f"'pgcoord execute {feature_id}' queues those of its plan.",
             )
-        if not found.ended and await reads.leader(conn) is None:
+        if not snapshot.ended and await reads.leader(conn) is None:
             logger.warning("no coordinator runs: 'pgcoord run --feature %d' goes on", feature_id)
     try:
         with progress(quiet=as_json) as shown:
@@ -293,14 +293,14 @@ async def show_to_end(dsn: str, feature_id: int, shown: "Progress") -> "Snapshot
 async def serve(
     dsn: str,
     coordinator: Coordinator,
-    taken: socket.socket,
+    listening_socket: socket.socket,
     access: Access,
     make_planner: "Callable[[], FeaturePlanner]",
     *,
     read_anew: Callable[[], Configuration],
     drain: bool = False,
 ) -> int:
-    """Run a coordinator, and serve HTTP on the bound socket *taken*, until a signal stops both.
+    """Run a coordinator, and serve HTTP on *listening_socket*, until a signal stops both.
 
     Return the exit status: 0 after SIGTERM, 128 + the number of another signal. HTTP is served even
     while the database is unusable; /readyz then says why. *drain*: the first signal stops claiming,
@@ -336,8 +336,8 @@ async def serve(
     steps = [wait_for_what_runs, stop] if drain else [stop]
     state = _app_state(dsn, coordinator, access, make_planner)
     with _interruptible(*steps, on_hangup=reload) as came:
-        async with serving(state, taken):
-            logger.info("serving on %s", url_of(taken))
+        async with serving(state, listening_socket):
+            logger.info("serving on %s", url_of(listening_socket))
             for risk in access.risks():
                 logger.warning("%s", risk)
             await _await_server(dsn, stopping, state)
@@ -434,18 +434,18 @@ async def _log_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: 
         async with await connect(dsn) as conn:
             leader = await reads.leader(conn)
             attempts = await claims.open_attempts(conn, coordinator.host, engines=coordinator.led)
-            found = [await claims.assignment(conn, each.attempt_id) for each in attempts]
+            assignments = [await claims.assignment(conn, each.attempt_id) for each in attempts]
     except (psycopg.Error, CoordError):
         logger.warning("stopped; what runs goes on, and 'pgcoord serve' takes it over")
         return
-    left = [
+    left_running = [
         f"{each.queue_id} ({f'pid {each.pid}' if each.pid else 'not started yet'})"
-        for each in found
+        for each in assignments
         if each
     ]
-    if left:
+    if left_running:
         who = f"process {leader.pid} on {leader.host}" if leader else "'pgcoord serve'"
-        logger.warning("left running: %s; %s takes over", ", ".join(left), who)
+        logger.warning("left running: %s; %s takes over", ", ".join(left_running), who)
     elif interrupted:
         logger.warning("stopped; nothing is left running")
 
