@@ -71,7 +71,7 @@ _Phases = Annotated[
     list[str],
     typer.Argument(
         metavar="PHASE...",
-        help="By queue_id, such as queue-104-2, or 104.2 for short; several at once as well.",
+        help="One or more queue_ids, such as queue-104-2, or 104.2 for short.",
     ),
 ]
 
@@ -85,7 +85,9 @@ _PhasesOrFeature = Annotated[
 
 _Number = Annotated[
     int,
-    typer.Argument(metavar="N", min=0, max=100, help="10 is urgent, 50 usual, 90 background work."),
+    typer.Argument(
+        metavar="N", min=0, max=100, help="A number: 10 is urgent, 50 usual, 90 background work."
+    ),
 ]
 
 
@@ -100,7 +102,7 @@ def _parse_amount(text: str) -> float:
 _Amount = Annotated[
     float,
     typer.Argument(
-        metavar="USD", parser=_parse_amount, help="Such as 5 or 2.50; none: as much as it takes."
+        metavar="USD", parser=_parse_amount, help="An amount such as 5 or 2.50; none for no limit."
     ),
 ]
 
@@ -346,7 +348,7 @@ def again(
             "--from",
             metavar="N",
             min=1,
-            help="Take over what is completed, but phase N and what depends on it, with results.",
+            help="Copy completed phases with their results, except phase N and its dependents.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -373,11 +375,11 @@ def slots(
     number: Annotated[
         int | None,
         typer.Argument(
-            metavar="N", min=0, max=1000, help="How many phases may run at once from now on."
+            metavar="N", min=0, max=1000, help="The number of phases that may run at once."
         ),
     ] = None,
     pool: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The pool; local, where none is named.")
+        str | None, typer.Option(metavar="NAME", help="The pool; local by default.")
     ] = None,
     as_json: AsJson = False,
     dsn: Dsn = None,
@@ -428,7 +430,7 @@ def prune(
         typer.Argument(
             metavar="AGE",
             parser=_parse_age,
-            help='How long ago they were finished at least: "30d", "12h", 0 for all.',
+            help='Only features that finished longer ago than this: "30d", "12h", 0 for all.',
         ),
     ],
     dry_run: DryRun = False,
@@ -436,9 +438,9 @@ def prune(
     as_json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Remove finished features, completed or cancelled, with all their history.
+    """Remove finished (completed or cancelled) features with all their history.
 
-    They are shown first, and removed when that is confirmed. A feature with a failed phase is not
+    The command shows them and asks before it removes them. A feature with a failed phase is not
     finished until it is cancelled.
     """
     from pgcoord.database import actions, reads
@@ -464,7 +466,7 @@ def prune(
         print_answer(Answer(words, members), as_json=as_json)
         return
     if features:
-        question = f"Remove {counted(len(features), 'feature')} with their history, for good?"
+        question = f"Remove {counted(len(features), 'feature')} with their history permanently?"
         confirm_or_exit(question, yes=yes, otherwise="nothing is removed", err=as_json)
     removed = complete(existing, remove(looked_at))
     members["removed"] = removed

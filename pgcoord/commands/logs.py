@@ -35,25 +35,31 @@ def logs(
     phase: PhaseOrFeature,
     number: Annotated[
         int | None,
-        typer.Option("--attempt", metavar="N", min=1, help="Which attempt; else the latest."),
+        typer.Option(
+            "--attempt",
+            metavar="N",
+            min=1,
+            help="The number of the attempt; the latest by default.",
+        ),
     ] = None,
     lines: Annotated[
         int | None,
-        typer.Option("-n", "--lines", metavar="LINES", min=0, help="Only the last so many lines."),
+        typer.Option("-n", "--lines", metavar="LINES", min=0, help="Print only the last N lines."),
     ] = None,
     goes_on: Annotated[
         bool,
         typer.Option(
             "-f",
             "--follow",
-            help="Go on with what is added, through further attempts, until the phase has ended.",
+            help="Print what the process appends, also of further attempts, until the phase has"
+            " ended.",
         ),
     ] = False,
     dsn: Dsn = None,
 ) -> None:
-    """Print what a phase has written to stdout and stderr, or each phase of a feature.
+    """Print the output (stdout and stderr) of a phase, or of each phase of a feature.
 
-    Only on the machine where it runs; elsewhere it says where that is.
+    The log is on the machine where the phase ran; on another one, the command prints which.
     """
     existing, runs = existing_dsn(ctx, dsn), runs_folder_here(surroundings_of(ctx))
     if feature := feature_of(phase):

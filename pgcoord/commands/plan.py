@@ -61,7 +61,8 @@ def plan(
         str,
         typer.Argument(
             metavar="FEATURE|FILE",
-            help="A feature's number; or a description, a plan; - is standard input.",
+            help="The number of a feature; or a file with a description or a plan; - is standard"
+            " input.",
         ),
     ],
     source: Annotated[
@@ -69,28 +70,36 @@ def plan(
         typer.Option("--from", metavar="PLAN", help="Store this plan with the feature."),
     ] = None,
     anew: Annotated[
-        bool, typer.Option("--again", help="Plan the feature anew, in place of its plan.")
+        bool, typer.Option("--again", help="Make a new plan, and replace the stored one.")
     ] = False,
     show: Annotated[
-        bool, typer.Option("--show", help="Only show the plan there is; never make one.")
+        bool, typer.Option("--show", help="Only show the stored plan; never make one.")
     ] = False,
     hours: Annotated[
         float | None,
-        typer.Option(min=0, max=999_999, help="What a described feature may take, roughly."),
+        typer.Option(min=0, max=999_999, help="An estimate of the hours for a described feature."),
     ] = None,
     slots: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, help="The slots to plan for; else those there are."),
+        typer.Option(
+            min=1,
+            max=1000,
+            help="The number of slots for the forecast; by default the present one.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE", help="Write the plan there, for run and submit."),
+        typer.Option(
+            "--output", metavar="FILE", help="Write the plan to this file, for run and submit."
+        ),
     ] = None,
     execute: Annotated[
         bool, typer.Option("--execute", help="Queue the phases of the plan that is shown.")
     ] = False,
     yes: Yes = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object, see below.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object, described below.")
+    ] = False,
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:

@@ -29,13 +29,13 @@ def psql(
     ctx: typer.Context,
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ARGS]...", help="What psql itself takes: -c, -f, -A …"),
+        typer.Argument(metavar="[ARGS]...", help="Options of psql: -c, -f, -A …"),
     ] = None,
     dsn: Dsn = None,
 ) -> None:
-    """Open psql on the database, with shortcuts: :board, :slots, :waiting, :why, :events, :help.
+    """Run psql on the database, with the shortcuts :board, :slots, :waiting, :why, :events, :help.
 
-    A ~/.psqlrc is read after them, -X leaves both out.
+    psql reads ~/.psqlrc after them; -X omits both.
     """
     surroundings = surroundings_of(ctx)
     embedded = named_dsn(surroundings, dsn) is None

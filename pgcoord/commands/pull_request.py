@@ -30,21 +30,24 @@ def register(app: typer.Typer) -> None:
 
 def pull_request(
     ctx: typer.Context,
-    title: Annotated[str | None, typer.Option(help="The title; else 'Feature N'.")] = None,
+    title: Annotated[str | None, typer.Option(help="The title; 'Feature N' by default.")] = None,
     base: Annotated[
         str | None,
-        typer.Option(metavar="BRANCH", help="The target; else the repository's default."),
+        typer.Option(
+            metavar="BRANCH", help="The target branch; by default that of the repository."
+        ),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(metavar="BRANCH", help="The branch to merge; else the feature's.")
+        str | None,
+        typer.Option(metavar="BRANCH", help="The branch to merge; by default that of the feature."),
     ] = None,
     draft: Annotated[bool, typer.Option("--draft", help="Open it as a draft.")] = False,
 ) -> None:
     """Open the pull request of a feature, as the command of its last phase.
 
     The repository is that of [github]. The text of the pull request is made of the results of the
-    phases before this one, whose own result has `pr_number` and `url`. A pull request that is open
-    already is used. Exit status 75: GitHub does not answer now, and pgcoord tries again later.
+    phases before this one, whose own result has `pr_number` and `url`. If one is open already, the
+    command uses it. Exit status 75: GitHub does not answer now, and pgcoord tries again later.
     """
     import asyncio
 

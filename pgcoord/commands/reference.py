@@ -53,13 +53,14 @@ def register(app: typer.Typer) -> None:
 def show(
     topic: Annotated[
         str | None,
-        typer.Argument(metavar="TOPIC", help="The topic; without it, the list of topics."),
+        typer.Argument(metavar="TOPIC", help="The topic; by default, print the list of topics."),
     ] = None,
 ) -> None:
-    """Print the reference: toml, plan, placeholders, environment, exit, sqlstate, json, http.
+    """Print a topic of the reference: toml, plan, placeholders, environment, exit, sqlstate, json,
+    http.
 
-    Every key of pgcoord.toml and of plans, every variable and status. 'pgcoord COMMAND --help' is
-    about a command.
+    The reference has every key of pgcoord.toml and of plans, every variable and every exit status.
+    'pgcoord COMMAND --help' describes a command.
     """
     from pgcoord.errors import did_you_mean
 

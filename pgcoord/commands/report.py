@@ -50,9 +50,11 @@ def register(app: typer.Typer) -> None:
 
 def report(
     ctx: typer.Context,
-    outcome: Annotated[Outcome, typer.Argument(help="How the phase ended.", show_default=False)],
+    outcome: Annotated[
+        Outcome, typer.Argument(help="The outcome of the phase.", show_default=False)
+    ],
     error: Annotated[
-        str | None, typer.Option("--error", metavar="TEXT", help="What went wrong.")
+        str | None, typer.Option("--error", metavar="TEXT", help="The error message.")
     ] = None,
     pr: Annotated[
         int | None, typer.Option("--pr", metavar="N", min=1, help="The pull request of the phase.")
@@ -62,18 +64,19 @@ def report(
         typer.Option(
             "--result",
             metavar="FILE",
-            help="A file with the result, a JSON object; else PGCOORD_RESULT_FILE, if it exists.",
+            help="A file with the result, a JSON object; by default PGCOORD_RESULT_FILE, if that"
+            " exists.",
             show_default=False,
         ),
     ] = None,
     patience: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", min=0, help="How long to try while the server does not answer."
+            metavar="SECONDS", min=0, help="How long to retry while the server does not answer."
         ),
     ] = 60,
 ) -> None:
-    """Report, from within a workflow, what became of its phase.
+    """Report the end of a phase, from within its workflow.
 
     It reads the phase and its secret from the environment of the workflow. When the server cannot
     be reached, the report is kept in the folder of the run, and taken from there when the process

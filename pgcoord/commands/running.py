@@ -114,7 +114,7 @@ class Runner:
         if self._coordinator.led:
             await _log_what_goes_on(self._dsn, self._coordinator, interrupted=bool(came))
         elif came:
-            logger.warning("feature %d goes on without this process", feature_id)
+            logger.warning("feature %d continues without this process", feature_id)
         if self._error:
             raise self._error
         if self._end:
@@ -185,13 +185,15 @@ class Runner:
         self._coordinator.drain()
         if running := [each.queue_id for each in self._coordinator.running]:
             logger.warning(
-                "waits for what it started besides: %s; Ctrl-C leaves it running",
+                "waits for the other phases that it started: %s; Ctrl-C leaves them running",
                 ", ".join(running),
             )
 
     async def _log_what_else_runs(self, feature_id: int) -> None:
         if self._coordinator.led and (others := await self._others(feature_id)):
-            logger.warning("this process leads, so it also starts what else is queued: %s", others)
+            logger.warning(
+                "this process leads, so it also runs the other queued features: %s", others
+            )
 
     async def _log_what_waits(self, feature_id: int) -> None:
         """Warn of features that are still queued, if we led and no coordinator leads now."""
@@ -200,7 +202,7 @@ class Runner:
         async with session(self._dsn) as conn:
             leader = await reads.leader(conn)
         if leader is None and (others := await self._others(feature_id)):
-            logger.warning("still queued: %s; 'pgcoord serve' goes on with it", others)
+            logger.warning("still queued: %s; 'pgcoord serve' runs it", others)
 
     async def _others(self, feature_id: int) -> str:
         from pgcoord.commands.progress import clean
@@ -235,7 +237,9 @@ async def attach(dsn: str, feature_id: int, *, as_json: bool = False) -> int:
                 hint=f"'pgcoord execute {feature_id}' queues those of its plan.",
             )
         if not snapshot.ended and await reads.leader(conn) is None:
-            logger.warning("no coordinator runs: 'pgcoord run --feature %d' goes on", feature_id)
+            logger.warning(
+                "no coordinator runs: 'pgcoord run --feature %d' continues it", feature_id
+            )
     try:
         with progress(quiet=as_json) as shown:
             end = await show_to_end(dsn, feature_id, shown)
@@ -274,7 +278,7 @@ def ways_on(feature_id: int, phase_number: int | None = None) -> str:
     of_phase = [f"{verb} {feature_id}.{phase_number}" for verb in ("logs", "retry")]
     ways = [*(of_phase if phase_number else []), f"run --feature {feature_id}"]
     named = ", ".join(f"'pgcoord {each}'" for each in ways)
-    return f"to go on: {named}; to give it up: 'pgcoord cancel {feature_id}'"
+    return f"to continue: {named}; to cancel it: 'pgcoord cancel {feature_id}'"
 
 
 async def show_to_end(dsn: str, feature_id: int, shown: "Progress") -> "Snapshot":
@@ -320,7 +324,7 @@ async def serve(
         coordinator.drain()
         if coordinator.running:
             logger.warning(
-                "claims nothing more, and waits for %s; once more leaves them running",
+                "claims no further phase, and waits for %s; a second signal leaves them running",
                 ", ".join(assignment.queue_id for assignment in coordinator.running),
             )
 
@@ -357,7 +361,7 @@ def _reconfigure(coordinator: Coordinator, read_anew: Callable[[], Configuration
     try:
         after = read_anew()
     except CoordError as error:
-        logger.error("SIGHUP: the configuration stays as it was: %s", error)
+        logger.error("SIGHUP: the configuration is unchanged: %s", error)
         return
     changed = [*differences(before, after)]
     at_once = [words for name, words in changed if name in RECONFIGURED]
@@ -436,7 +440,7 @@ async def _log_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: 
             attempts = await claims.open_attempts(conn, coordinator.host, engines=coordinator.led)
             assignments = [await claims.assignment(conn, each.attempt_id) for each in attempts]
     except (psycopg.Error, CoordError):
-        logger.warning("stopped; what runs goes on, and 'pgcoord serve' takes it over")
+        logger.warning("stopped; running processes continue, and 'pgcoord serve' takes them over")
         return
     left_running = [
         f"{each.queue_id} ({f'pid {each.pid}' if each.pid else 'not started yet'})"
@@ -478,8 +482,8 @@ def _interruptible(
     def give_up(number: int) -> None:
         # psycopg waits without end for a server that is frozen; to be killed loses nothing.
         logger.error(
-            "not stopped in order after %d s, since the database does not answer: what runs goes"
-            " on, and 'pgcoord serve' takes it over",
+            "no clean stop within %d s, since the database does not answer: running processes"
+            " continue, and 'pgcoord serve' takes them over",
             _MOST_STOPPING,
         )
         logging.shutdown()

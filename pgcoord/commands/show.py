@@ -117,14 +117,20 @@ async def _read(
 def status(
     ctx: typer.Context,
     feature: FeatureOrAll = None,
-    finished: Annotated[bool, typer.Option("--all", help="Finished features too.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object, see below.")] = False,
+    finished: Annotated[
+        bool, typer.Option("--all", help="Show finished features as well.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show changes live, until Ctrl-C.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object, described below.")
+    ] = False,
     dsn: Dsn = None,
 ) -> None:
-    """Show the slots, and the phases of each feature.
+    """Show the slots, and each unfinished feature with its phases.
 
-    Without its number, of all that are not finished.
+    With a number, show only that feature.
     """
     if watch:
         from pgcoord.commands.progress import is_terminal
@@ -220,7 +226,7 @@ def _header(standing: _Standing) -> list[Any]:
     elif standing.unwatched is None:
         sentences.append("coordinator: none runs ('pgcoord serve' starts one)")
     if standing.unwatched:
-        goes_on = "what is shown is as it was left; 'pgcoord serve' goes on"
+        goes_on = "this is the last known state; 'pgcoord serve' continues"
         lines.insert(0, Text(f"{printable(standing.unwatched)}: {goes_on}"))
     if standing.paused_at:
         since = _time(standing.paused_at)
@@ -281,12 +287,12 @@ def why(
     ctx: typer.Context,
     target: Annotated[
         str,
-        typer.Argument(metavar="TARGET", help="A phase such as 104.2, or the name of a schedule."),
+        typer.Argument(metavar="TARGET", help="A phase, such as 104.2, or the name of a schedule."),
     ],
     as_json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Say why a phase is where it is, or when a schedule runs and why it did not.
+    """Print why a phase is in its state, or when a schedule runs and why it did not.
 
     A line for each reason, the most decisive one first.
     """

@@ -29,14 +29,12 @@ def migrate_v1(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="Read version 1's SQLite database; it is left as it is.",
+            help="The SQLite database of version 1, which is only read.",
         ),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Show what it would do, and every decision; change nothing."
-        ),
+        typer.Option("--dry-run", help="Only show what would be done, with every decision."),
     ] = False,
     undo: Annotated[
         bool,
@@ -47,22 +45,22 @@ def migrate_v1(
         typer.Option(
             "--time-zone",
             metavar="ZONE",
-            help="What times without a zone mean; else the server's zone, or UTC for SQLite.",
+            help="The zone of times without one; by default that of the server, or UTC for SQLite.",
         ),
     ] = None,
     adopt_running: Annotated[
         bool,
         typer.Option(
             "--adopt-running",
-            help="Phases that run keep a slot and wait for a report, where one is free; else they"
-            " are failed as lost in migration.",
+            help="A running phase keeps a slot, if one is free, and waits for a report;"
+            " otherwise it fails as lost in migration.",
         ),
     ] = False,
     dsn: Dsn = None,
 ) -> None:
-    """Take over a database of version 1; nothing in it is lost.
+    """Migrate a database of version 1 without loss.
 
-    Its tables go into the schema pgcoord_v1. With --undo they come back.
+    Its tables are moved to the schema pgcoord_v1. --undo moves them back.
     """
     from pgcoord import v1
 

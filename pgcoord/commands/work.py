@@ -56,7 +56,7 @@ Done = Annotated[
     MarkedDone | None,
     typer.Option(
         "--done",
-        help="Take phases marked ✅, [x] or (COMPLETE) as completed; else they are faults.",
+        help="Read phases marked ✅, [x] or (COMPLETE) as completed; else they are faults.",
     ),
 ]
 
@@ -65,7 +65,7 @@ Parameters = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Fill {param.NAME} in the plan; may be given several times.",
+        help="The value for {param.NAME} in the plan; may be given several times.",
     ),
 ]
 
@@ -91,19 +91,19 @@ def run(
             metavar="N",
             min=1,
             max=HIGHEST_ID,
-            help="Go on with this feature, in place of a plan.",
+            help="Run this feature instead of a plan.",
         ),
     ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
-            help="Show the waves, commands, folders and environment of a plan, and start nothing.",
+            help="Only show the waves, commands, folders and environment of the plan.",
         ),
     ] = False,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print no progress, but at the end the feature, as JSON."),
+        typer.Option("--json", help="Print no progress; at the end print the feature as JSON."),
     ] = False,
     done: Done = None,
     parameters: Parameters = None,
@@ -111,7 +111,8 @@ def run(
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
-    """Run a plan, or a feature that exists, to its end, with progress; serve the panel meanwhile.
+    """Run a plan, or an existing feature, to its end; show its progress, and serve the panel
+    meanwhile.
 
     The exit status is 0 only if every phase completed. Where a coordinator runs already (pgcoord
     serve), it does the work, and this command only watches. Otherwise this command leads: it also
@@ -177,11 +178,11 @@ def attach(
     feature: FeatureNumber,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print no progress, but at the end the feature, as JSON."),
+        typer.Option("--json", help="Print no progress; at the end print the feature as JSON."),
     ] = False,
     dsn: Dsn = None,
 ) -> None:
-    """Watch a feature to its end, with progress, and start nothing.
+    """Show the progress of a feature until its end, without starting any phase.
 
     The exit status is 0 only if every phase completed.
     """
@@ -196,7 +197,8 @@ def serve(
     host: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS", help="The address to serve on; else [server], else 127.0.0.1."
+            metavar="ADDRESS",
+            help="The address to listen on; by default that of [server], else 127.0.0.1.",
         ),
     ] = None,
     port: Annotated[
@@ -205,7 +207,7 @@ def serve(
             metavar="PORT",
             min=0,
             max=65535,
-            help="The port; else [server], else 8002; 0 for any free one.",
+            help="The port; by default that of [server], else 8002; 0 for any free one.",
         ),
     ] = None,
     insecure_webhooks: Annotated[
@@ -215,15 +217,15 @@ def serve(
         bool,
         typer.Option(
             "--drain",
-            help="On a signal, claim nothing more, and stop once what runs here has ended; on a"
-            " second one, stop at once.",
+            help="On a signal, claim no further phase, and stop when the processes here have"
+            " ended; on a second one, stop at once.",
         ),
     ] = False,
     log_format: LogFormat = Format.TEXT,
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
-    """Run what is queued, now and later, until stopped; serve the panel and the API meanwhile.
+    """Run queued phases until stopped; serve the panel and the API meanwhile.
 
     SIGTERM or Ctrl-C stop it, and not the processes of phases: a coordinator that is started again
     takes them over. SIGHUP has it read a changed pgcoord.toml. Any number may serve a database, on
@@ -280,7 +282,8 @@ def submit(
         bool,
         typer.Option(
             "--check",
-            help="Only show what would be queued, and from which lines; no database is asked.",
+            help="Only show the phases that would be queued, with their lines in the plan; needs"
+            " no database.",
         ),
     ] = False,
     done: Done = None,
@@ -288,13 +291,15 @@ def submit(
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help="Print an object: id, title, total_phases; of --check as 'plan' does."
+            "--json",
+            help="Print a JSON object: id, title, total_phases; with --check the object that"
+            " 'plan' prints.",
         ),
     ] = False,
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
-    """Queue the phases of a plan, for a coordinator to run."""
+    """Queue the phases of a plan; a coordinator runs them."""
     surroundings = surroundings_of(ctx)
     configuration = configuration_here(surroundings, config)
     read = read_given_plan(plan, configuration, done, parameters)

@@ -151,8 +151,8 @@ async def _target(conn: Connection, request: Request) -> _Target:
             _url(phase.queue_id),
             f"/features/{phase.feature_id}",
             f"phase {phase.phase_number}, {phase.title}",
-            "It goes with its attempts and results, for good. What depends on it waits, until"
-            " that is edited.",
+            "Its attempts and results are deleted, too. Phases that depend on it wait until they"
+            " are edited.",
             f"delete from phase_queue where queue_id = '{literal}'",
         )
     feature = await panel.feature_row(conn, feature_id_of(request))
@@ -161,8 +161,8 @@ async def _target(conn: Connection, request: Request) -> _Target:
         f"/features/{feature.id}",
         "/",
         f"feature {feature.id}, {feature.title}",
-        f"It goes with {format.plural(feature.total, 'phase')} and its history, for good. To"
-        " cancel it keeps them.",
+        f"Also {format.plural(feature.total, 'phase')} and its history are deleted, too. Cancel"
+        " it instead to keep them.",
         f"delete from planned_features where id = {feature.id}",
     )
 

@@ -525,7 +525,7 @@ _NEXT_TIMES = 5
 # The filters of the history: kinds of events, and states that phases moved to.
 EVENTS = (
     *STATES,
-    *("phase_inserted", "phase_deleted", "phase_reprioritised", "gate_asked"),
+    *("phase_inserted", "phase_deleted", "phase_edited", "phase_reprioritised", "gate_asked"),
     *("feature_inserted", "feature_changed", "feature_paused", "feature_resumed"),
     "feature_budget",
     *("schedule_changed", "schedule_due"),
