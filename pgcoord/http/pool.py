@@ -101,8 +101,8 @@ class Database:
         try:
             yield
         except Locked as error:
-            found = looking.result() if looking.done() else None
-            raise (error if error.hint else _locked(found, kind, seconds)) from error
+            holder = looking.result() if looking.done() else None
+            raise (error if error.hint else _locked(holder, kind, seconds)) from error
         finally:
             looking.cancel()
 
@@ -154,20 +154,20 @@ async def until_disconnected(request: Request) -> AsyncIterator[None]:
     """
     task = asyncio.current_task()
     assert task is not None
-    gone = False
+    is_gone = False
 
     async def watch() -> None:
-        nonlocal gone
+        nonlocal is_gone
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        gone = True
+        is_gone = True
         task.cancel()
 
     watching = asyncio.create_task(watch())
     try:
         yield
     except asyncio.CancelledError:
-        if gone and not task.uncancel():
+        if is_gone and not task.uncancel():
             raise ClientDisconnect from None
         raise
     finally:

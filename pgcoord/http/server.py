@@ -29,11 +29,11 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        taken = socket.socket(family, kind, protocol)
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
         # From here on, a client that connects waits for an answer instead of being refused.
-        taken.listen(2048)
+        listening.listen(2048)
     except OSError as error:
         raise CannotStart(
             f"cannot serve on {name}:{port}: {(error.strerror or str(error)).lower()}",
@@ -41,7 +41,7 @@ def bind(host: str, port: int) -> socket.socket:
             if error.errno == errno.EADDRINUSE
             else "Choose another address: --host, --port, or [server] in pgcoord.toml.",
         ) from error
-    return taken
+    return listening
 
 
 def bind_free(host: str, port: int) -> socket.socket:
@@ -52,18 +52,18 @@ def bind_free(host: str, port: int) -> socket.socket:
         return bind(host, 0)
 
 
-def url_of(taken: socket.socket) -> str:
-    """Return the URL of a server on the socket *taken*, for a browser on this machine."""
-    host, port = taken.getsockname()[:2]
+def url_of(listening: socket.socket) -> str:
+    """Return the URL of a server on the socket *listening*, for a browser on this machine."""
+    host, port = listening.getsockname()[:2]
     local = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{local}:{port}"
 
 
 @asynccontextmanager
 async def serving(
-    state: AppState, taken: socket.socket, *, limits: Limits | None = None
+    state: AppState, listening: socket.socket, *, limits: Limits | None = None
 ) -> AsyncIterator[None]:
-    """Serve on the socket *taken* until the block ends; then end all streams.
+    """Serve on the socket *listening* until the block ends; then end all streams.
 
     Returns within seconds. Clients that go past *limits* are refused.
     """
@@ -87,7 +87,7 @@ async def serving(
         timeout_graceful_shutdown=_GRACE,
     )
     server = _Server(config)
-    served = asyncio.create_task(server.serve(sockets=[taken]))
+    served = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         yield
     finally:
@@ -98,8 +98,8 @@ async def serving(
 
 def _compressing(app: ASGIApp) -> ASGIApp:
     """Compress pages and JSON for clients that take it, but no logs, which may grow meanwhile."""
-    left = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain")
-    return GZipMiddleware(app, minimum_size=1000, compresslevel=4, exclude_content_types=left)
+    excluded = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain")
+    return GZipMiddleware(app, minimum_size=1000, compresslevel=4, exclude_content_types=excluded)
 
 
 class _WithoutRefusals(logging.Filter):

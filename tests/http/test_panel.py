@@ -568,7 +568,7 @@ async def test_a_phase_is_cancelled_with_what_depends_on_it(
     await look(page, f"{panel}/phases/queue-{feature}-2")
     await page.get_by_role("link", name="Cancel phase…").click()
     await expect(page.locator(".change")).to_contain_text("Queued to Blocked")
-    await page.get_by_role("link", name="Cancel that, too").click()
+    await page.get_by_role("link", name="Cancel those, too").click()
     await expect(page.locator(".change")).not_to_contain_text("Blocked")
     await confirm(page, "Cancel them all", "not wanted")
     await expect(page.locator("#head .state")).to_have_text("Cancelled")
