@@ -30,7 +30,7 @@ VERSIONS = {
     "18": "18.4.0-beta.17",
 }
 
-# A package has some 15 MB: where it takes longer there is no registry, or none that CI can wait for.
+# A package has some 15 MB. What takes longer is no registry that CI can wait for.
 MOST_SECONDS = 90
 
 # One more try after a second, in place of two after ten and sixty.

@@ -335,7 +335,8 @@ def test_no_column_and_no_function_has_a_type_of_its_own(conn: Connection) -> No
         from pg_attribute as a
             join pg_class as c on c.oid = a.attrelid
             join pg_type as t on t.oid = a.atttypid
-        where c.relnamespace in {OURS} and c.relkind in ('r', 'p', 'v', 'm') and t.typtype in ('d', 'e')
+        where c.relnamespace in {OURS} and c.relkind in ('r', 'p', 'v', 'm')
+            and t.typtype in ('d', 'e')
         union all
         select p.oid::regprocedure::text, t.oid::regtype::text
         from pg_proc as p
