@@ -27,7 +27,7 @@ _MOST_WAIT = 0.5
 
 
 class WebServer:
-    """The panel and the API of one coordinator, on the bound socket *taken*.
+    """The panel and the API of one coordinator, on the socket *listening_socket*.
 
     `obstacle` is why the coordinator cannot work yet, as /readyz says; None when nothing is.
     """
@@ -36,13 +36,13 @@ class WebServer:
         self,
         dsn: str,
         coordinator: Coordinator,
-        taken: socket.socket,
+        listening_socket: socket.socket,
         access: "Access",
         make_planner: "Callable[[], FeaturePlanner]",
     ) -> None:
         self._dsn = dsn
         self._coordinator = coordinator
-        self._taken = taken
+        self._listening_socket = listening_socket
         self._access = access
         self._make_planner = make_planner
         self._obstacle: str | None = "starting"
@@ -76,7 +76,7 @@ class WebServer:
             repository=github.page if github else None,
             obstacle=self._obstacle,
         )
-        async with serving(self._state, self._taken):
+        async with serving(self._state, self._listening_socket):
             yield
 
     async def serve_beside(self, working: asyncio.Task[None]) -> None:

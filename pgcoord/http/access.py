@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pgcoord.configuration.model import GitHub, Server
 from pgcoord.errors import CannotStart, InvalidConfiguration
-from pgcoord.report import is_secret
+from pgcoord.messages.signing import is_secret
 
 # A token of fewer characters could be guessed.
 _SHORTEST_TOKEN = 16
@@ -37,9 +37,11 @@ class Access:
 
     def name_of(self, token: str) -> str | None:
         """Return the name of the variable that holds a token of a program; None for another."""
-        given = token.encode()
-        found = (n for n, each in self.tokens.items() if hmac.compare_digest(each.encode(), given))
-        return next(found, None)
+        token_bytes = token.encode()
+        names = (
+            n for n, each in self.tokens.items() if hmac.compare_digest(each.encode(), token_bytes)
+        )
+        return next(names, None)
 
     def risks(self) -> Iterator[str]:
         """Yield warnings for the person who starts the server."""

@@ -96,8 +96,8 @@ class Sessions:
 
     def __init__(self, access: Access) -> None:
         self._access = access
-        known = f"pgcoord session\0{access.token}\0{access.read_token}"
-        self._key = hashlib.sha256(known.encode()).digest()
+        key = f"pgcoord session\0{access.token}\0{access.read_token}"
+        self._key = hashlib.sha256(key.encode()).digest()
         self._failures: dict[str, deque[float]] = {}
 
     def log_in(self, token: str, name: str) -> str | None:
@@ -107,19 +107,19 @@ class Sessions:
         if changes is None:
             return None
         until = int(time.time()) + SESSION_SECONDS
-        said = base64.urlsafe_b64encode(name.encode(errors="replace")).decode().rstrip("=")
+        encoded_name = base64.urlsafe_b64encode(name.encode(errors="replace")).decode().rstrip("=")
         login = secrets.token_hex(8)
-        return self._seal(f"{'steer' if changes else 'read'}.{until}.{said}.{login}")
+        return self._seal(f"{'steer' if changes else 'read'}.{until}.{encoded_name}.{login}")
 
     def sender(self, cookie: str) -> _Sender | None:
         """Return the holder of a cookie; None when its signature is wrong or it has expired."""
         text, _, _ = cookie.rpartition(".")
         if not hmac.compare_digest(self._seal(text).encode(), cookie.encode()):
             return None
-        level, until, said, *login = text.split(".")
+        level, until, encoded_name, *login = text.split(".")
         if int(until) < time.time() or not login:  # an older release could not end its log-ins
             return None
-        name = base64.urlsafe_b64decode(said + "==").decode()
+        name = base64.urlsafe_b64decode(encoded_name + "==").decode()
         return _Sender(f"{name or 'somebody'} (panel)", level == "steer", has_cookie=True)
 
     def login_of(self, cookie: str | None) -> tuple[str, int] | None:
@@ -132,11 +132,11 @@ class Sessions:
     def permits_changes(self, token: str) -> bool | None:
         """Whether *token* permits changes, or reading only; None when it is wrong."""
         changing = [self._access.token, *self._access.tokens.values()]
-        for known, changes in (
+        for stored, changes in (
             *((each, True) for each in changing),
             (self._access.read_token, False),
         ):
-            if known and hmac.compare_digest(known.encode(), token.encode()):
+            if stored and hmac.compare_digest(stored.encode(), token.encode()):
                 return changes
         return None
 
@@ -221,8 +221,8 @@ class Guard:
             if method == "GET" and "text/html" in request.headers.get("accept", ""):
                 query = f"?{request.url.query}" if request.url.query else ""
                 return RedirectResponse(f"/login?next={quote(path + query)}", 303)
-            tried = "authorization" in request.headers
-            reason = "this is not the token" if tried else "a token is needed"
+            has_credentials = "authorization" in request.headers
+            reason = "this is not the token" if has_credentials else "a token is needed"
             return refusal(401, "not_authenticated", f"{reason}: Authorization: Bearer …")
         if not sender.may_change and method not in _SAFE:
             return refusal(403, "forbidden", "this token is for reading only")

@@ -22,9 +22,9 @@ _GRACE = 2
 
 @asynccontextmanager
 async def serving(
-    state: AppState, taken: socket.socket, *, limits: Limits | None = None
+    state: AppState, listening: socket.socket, *, limits: Limits | None = None
 ) -> AsyncIterator[None]:
-    """Serve on the socket *taken* until the block ends; then end all streams.
+    """Serve on the socket *listening* until the block ends; then end all streams.
 
     Returns within seconds. Clients that go past *limits* are refused.
     """
@@ -48,7 +48,7 @@ async def serving(
         timeout_graceful_shutdown=_GRACE,
     )
     server = _Server(config)
-    served = asyncio.create_task(server.serve(sockets=[taken]))
+    served = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         yield
     finally:
@@ -59,8 +59,8 @@ async def serving(
 
 def _compressing(app: ASGIApp) -> ASGIApp:
     """Compress pages and JSON for clients that take it, but no logs, which may grow meanwhile."""
-    left = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain")
-    return GZipMiddleware(app, minimum_size=1000, compresslevel=4, exclude_content_types=left)
+    excluded = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain")
+    return GZipMiddleware(app, minimum_size=1000, compresslevel=4, exclude_content_types=excluded)
 
 
 class _WithoutRefusals(logging.Filter):

@@ -13,11 +13,11 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        taken = socket.socket(family, kind, protocol)
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
         # From here on, a client that connects waits for an answer instead of being refused.
-        taken.listen(2048)
+        listening.listen(2048)
     except OSError as error:
         raise CannotStart(
             f"cannot serve on {name}:{port}: {(error.strerror or str(error)).lower()}",
@@ -25,7 +25,7 @@ def bind(host: str, port: int) -> socket.socket:
             if error.errno == errno.EADDRINUSE
             else "Choose another address: --host, --port, or [server] in pgcoord.toml.",
         ) from error
-    return taken
+    return listening
 
 
 def bind_free(host: str, port: int) -> socket.socket:
@@ -36,8 +36,8 @@ def bind_free(host: str, port: int) -> socket.socket:
         return bind(host, 0)
 
 
-def url_of(taken: socket.socket) -> str:
-    """Return the URL of a server on the socket *taken*, for a browser on this machine."""
-    host, port = taken.getsockname()[:2]
+def url_of(listening: socket.socket) -> str:
+    """Return the URL of a server on the socket *listening*, for a browser on this machine."""
+    host, port = listening.getsockname()[:2]
     local = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{local}:{port}"

@@ -15,8 +15,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from support import PATIENCE
 from support.database import Connection, add_feature, statuses
-from support.desk import CONFIGURATION, PATIENCE, Desk, address_of, free_port, until
+from support.desk import CONFIGURATION, Desk, address_of, free_port, until
 from support.serving import SECRET
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -260,7 +261,7 @@ def test_a_hang_up_has_a_changed_configuration_read(desk: Desk, dsn: str, conn: 
     assert [desk.say("logs", phase) for phase in ("2.1", "2.2")] == ["anew", "late"]
     desk.write("pgcoord.toml", "[workflow.sh]\ncommand = 1\n")
     program.send(signal.SIGHUP)
-    program.until("the configuration stays as it was: .*workflow.sh.command: expected a list")
+    program.until("the configuration is unchanged: .*workflow.sh.command: expected a list")
     gate.write_text("")
     until(dsn, "count(*) = 3 from phase_queue where status = 'completed'")
     program.send(signal.SIGTERM)
@@ -339,7 +340,7 @@ def test_a_stop_ends_although_the_database_is_frozen(desk: Desk, conn: Connectio
         for each in sessions:
             os.kill(each["pid"], signal.SIGSTOP)
         program.send(signal.SIGTERM)
-        program.until("not stopped in order")
+        program.until("no clean stop within")
         assert program.wait() == 128 + signal.SIGTERM
     finally:
         for each in sessions:
