@@ -1,4 +1,4 @@
-"""The exceptions of pgcoord, and the exit status of the command line for each.
+"""The exceptions of pgcoord, and words for them; the command line's exit status for each.
 
 CoordError
 ├── InvalidInput            5  something a person wrote cannot be used as it stands
@@ -17,7 +17,8 @@ CoordError
 └── PlannerFailed           7  the planner did not answer, or its answer is not a plan
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 
 
@@ -122,3 +123,20 @@ class PlannerFailed(CoordError):
     """The planner command, or git, did not answer as it should."""
 
     exit_status = 7
+
+
+def message_of(error: BaseException) -> str:
+    """Return the message of *error* without line breaks."""
+    return " ".join(str(error).split())
+
+
+def did_you_mean(word: str, words: Collection[str]) -> str:
+    """Return the end of an error about an unknown *word*.
+
+    It names the nearest of *words*, or else all of them; "" if there are none.
+    """
+    spellings = {each.lower(): each for each in words}
+    near = difflib.get_close_matches(word.lower(), spellings, n=1)
+    if near:
+        return f"; did you mean {spellings[near[0]]}?"
+    return f"; expected one of {', '.join(words)}" if words else ""

@@ -1,9 +1,7 @@
-"""Text of others, read from files and made fit to be shown; and words for what is wrong with it."""
+"""Text of others, read from files and made fit to be shown."""
 
-import difflib
 import re
 import sys
-from collections.abc import Collection
 from pathlib import Path
 
 from pgcoord.errors import InvalidInput
@@ -37,7 +35,7 @@ def read_text(path: Path) -> str:
 
 def printable(text: str) -> str:
     r"""Return *text* with each control character as Python writes it, such as \x1b."""
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def one_line(text: str) -> str:
@@ -48,11 +46,6 @@ def one_line(text: str) -> str:
 def counted(number: int, noun: str, nouns: str | None = None) -> str:
     """Return a number with its noun, such as "1 phase" or "2 phases"; *nouns*: the plural."""
     return f"{number} {noun if number == 1 else nouns or f'{noun}s'}"
-
-
-def message_of(error: BaseException) -> str:
-    """Return the message of *error* without line breaks."""
-    return " ".join(str(error).split())
 
 
 def shortened(text: str, most: int) -> str:
@@ -69,15 +62,3 @@ def shortened(text: str, most: int) -> str:
         f"{text[:head]}\n-- pgcoord: {left_out} characters were left out here --\n"
         + (text[len(text) - (most - head) :])
     )
-
-
-def did_you_mean(word: str, known: Collection[str]) -> str:
-    """Return the end of an error about an unknown *word*.
-
-    It names the nearest of *known*, or else all of them; "" if there are none.
-    """
-    spellings = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(word.lower(), spellings, n=1)
-    if near:
-        return f"; did you mean {spellings[near[0]]}?"
-    return f"; expected one of {', '.join(known)}" if known else ""

@@ -13,24 +13,11 @@ ROOT = Path(__file__).parents[1]
 # Lowest first. A module belongs to the longest of these names that begins its own.
 FLOORS = (
     ("errors",),
-    (
-        "text",
-        "assets",
-        "backoff",
-        "cron",
-        "duration",
-        "judge",
-        "ownership",
-        "secrecy",
-        "states",
-        "__init__",
-    ),
-    ("results",),
-    ("actions", "json_schema", "logs", "runs.files", "runs.listing"),
+    ("text", "assets", "judge", "__init__"),
+    ("actions", "logs"),
     ("configuration",),
     ("database", "github", "plan"),
-    ("report", "planner"),
-    ("jobs",),
+    ("messages", "planner"),
     ("coordination.launching",),  # what a launcher promises; those in runs keep it
     ("runs",),
     ("coordination",),

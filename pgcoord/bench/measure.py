@@ -40,7 +40,7 @@ from pgcoord import __version__, assets
 from pgcoord.database import schema
 from pgcoord.database.connect import connect, connect_blocking
 from pgcoord.errors import CannotStart, DatabaseUnusable
-from pgcoord.report import sign
+from pgcoord.messages.signing import sign
 
 Connection = psycopg.Connection[Any]
 Announce = Callable[[str], None]

@@ -17,7 +17,7 @@ from pgcoord.commands.terminal import say
 from pgcoord.errors import CannotStart, CoordError, InvalidInput, NotFound, Refused
 
 if TYPE_CHECKING:
-    from pgcoord.report import Signed
+    from pgcoord.messages.signing import Signed
 
 # Seconds that one request may take.
 _TIMEOUT = 10
@@ -50,9 +50,11 @@ def register(app: typer.Typer) -> None:
 
 def report(
     ctx: typer.Context,
-    outcome: Annotated[Outcome, typer.Argument(help="How the phase ended.", show_default=False)],
+    outcome: Annotated[
+        Outcome, typer.Argument(help="The outcome of the phase.", show_default=False)
+    ],
     error: Annotated[
-        str | None, typer.Option("--error", metavar="TEXT", help="What went wrong.")
+        str | None, typer.Option("--error", metavar="TEXT", help="The error message.")
     ] = None,
     pr: Annotated[
         int | None, typer.Option("--pr", metavar="N", min=1, help="The pull request of the phase.")
@@ -62,18 +64,19 @@ def report(
         typer.Option(
             "--result",
             metavar="FILE",
-            help="A file with the result, a JSON object; else PGCOORD_RESULT_FILE, if it exists.",
+            help="A file with the result, a JSON object; by default PGCOORD_RESULT_FILE, if that"
+            " exists.",
             show_default=False,
         ),
     ] = None,
     patience: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", min=0, help="How long to try while the server does not answer."
+            metavar="SECONDS", min=0, help="How long to retry while the server does not answer."
         ),
     ] = 60,
 ) -> None:
-    """Report, from within a workflow, what became of its phase.
+    """Report the end of a phase, from within its workflow.
 
     It reads the phase and its secret from the environment of the workflow. When the server cannot
     be reached, the report is kept in the folder of the run, and taken from there when the process
@@ -95,14 +98,16 @@ def report(
     say(f"{queue_id} is reported {outcome.value}{answer}")
 
 
-def _read_result(given: Path | None, environment: Mapping[str, str]) -> dict[str, object] | None:
+def _read_result(
+    file_given: Path | None, environment: Mapping[str, str]
+) -> dict[str, object] | None:
     """Return the result of the phase; None if it has none. Raises `InvalidInput`."""
-    from pgcoord import report as reports
-    from pgcoord import results
+    from pgcoord.configuration import results
+    from pgcoord.messages import signing
 
     named = environment.get("PGCOORD_RESULT_FILE")
-    path = given or (Path(named) if named else None)
-    if path is None or (given is None and not path.exists()):
+    path = file_given or (Path(named) if named else None)
+    if path is None or (file_given is None and not path.exists()):
         return None
     try:
         with path.open("rb") as file:
@@ -111,10 +116,10 @@ def _read_result(given: Path | None, environment: Mapping[str, str]) -> dict[str
         raise InvalidInput(f"{path}: {(error.strerror or str(error)).lower()}") from error
     if len(content) > results.FILE_LIMIT:
         raise InvalidInput(f"{path}: it has more than 204 kB; a result has 64 kB at most")
-    found = reports.parse_json(content)
-    if not isinstance(found, dict):
+    result = signing.parse_json(content)
+    if not isinstance(result, dict):
         raise InvalidInput(f"{path}: a result is a JSON object")
-    return found
+    return result
 
 
 def _deliver(body: Mapping[str, object], environment: Mapping[str, str], patience: float) -> str:
@@ -123,14 +128,14 @@ def _deliver(body: Mapping[str, object], environment: Mapping[str, str], patienc
     Return the end of the line that the command prints. Raises `CoordError` when pgcoord refuses the
     report, `CannotStart` when it could be neither sent nor kept.
     """
-    from pgcoord import report as reports
-    from pgcoord.backoff import Backoff
+    from pgcoord.database.backoff import Backoff
+    from pgcoord.messages import signing
 
     secret, url = (
         _required(environment, "PGCOORD_WEBHOOK_SECRET"),
         environment.get("PGCOORD_REPORT_URL"),
     )
-    if not reports.is_secret(secret):
+    if not signing.is_secret(secret):
         raise InvalidInput("PGCOORD_WEBHOOK_SECRET is not a secret: expected whsec_…")
     signed = _sign(secret, body)
     # Kept first, so that the report survives if this process is killed while it retries.
@@ -138,7 +143,7 @@ def _deliver(body: Mapping[str, object], environment: Mapping[str, str], patienc
     deadline, backoff = time.monotonic() + patience, Backoff(most=5.0)
     while True:
         try:
-            answer = _send(url, reports.sign_again(secret, signed))
+            answer = _send(url, signing.sign_again(secret, signed))
         except _NotDelivered as trouble:
             wait = backoff.next()
             if not url or time.monotonic() + wait > deadline:
@@ -154,14 +159,15 @@ def _deliver(body: Mapping[str, object], environment: Mapping[str, str], patienc
 
 def _sign(secret: str, body: Mapping[str, object]) -> "Signed":
     """Sign a report, cutting the middle of its error message if the body exceeds the limit."""
-    from pgcoord import report as reports
+    from pgcoord.messages import report as reports
+    from pgcoord.messages import signing
     from pgcoord.text import shortened
 
     error, most = str(body.get("error_message", "")), reports.LIMIT
-    signed = reports.sign(secret, body)
+    signed = signing.sign(secret, body)
     while len(signed.body) > reports.LIMIT and most:  # a character takes up to twelve bytes
         most = most * 3 // 4
-        signed = reports.sign(secret, {**body, "error_message": shortened(error, most)})
+        signed = signing.sign(secret, {**body, "error_message": shortened(error, most)})
     if not most:
         raise InvalidInput(f"the report is too long: {reports.LIMIT} bytes at most")
     return signed
@@ -184,7 +190,7 @@ def _folder_of_run(environment: Mapping[str, str]) -> Path | None:
 
 def _keep(folder: Path | None, signed: "Signed") -> Path | None:
     """Write a report to the folder of its run, and return that folder; None if that fails."""
-    from pgcoord import report as reports
+    from pgcoord.messages import report as reports
 
     if folder:
         try:
@@ -197,7 +203,7 @@ def _keep(folder: Path | None, signed: "Signed") -> Path | None:
 
 
 def _forget(folder: Path | None) -> None:
-    from pgcoord import report as reports
+    from pgcoord.messages import report as reports
 
     if folder:
         with suppress(OSError):

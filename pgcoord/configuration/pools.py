@@ -3,11 +3,10 @@
 import re
 from collections.abc import Mapping
 
-from pgcoord.configuration import expect
+from pgcoord.configuration import expect, listing
 from pgcoord.configuration.model import LOCAL, Pool
 from pgcoord.configuration.tables import Reader, bare, read_table
-from pgcoord.runs import listing
-from pgcoord.text import did_you_mean
+from pgcoord.errors import did_you_mean
 
 # The same pattern as that of the constraint pool_has_name.
 _POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pgcoord.text import did_you_mean
+from pgcoord.errors import did_you_mean
 
 Reader = Callable[[object], Any]
 

@@ -6,11 +6,11 @@ from datetime import timedelta
 from functools import partial
 
 from pgcoord.configuration import expect
+from pgcoord.configuration.duration import parse_duration
 from pgcoord.configuration.model import LOCAL, MOST_ATTEMPTS, Check, Pool, Workflow, Worktree
 from pgcoord.configuration.tables import Reader, bare, read_table
-from pgcoord.duration import parse_duration
+from pgcoord.errors import did_you_mean
 from pgcoord.judge import AGENTS, Agent
-from pgcoord.text import did_you_mean
 
 # Keys that need `workspace = "worktree"`, in the order of Worktree's fields.
 _OF_WORKTREES = ("base", "worktrees", "on_conflict", "push")
@@ -164,14 +164,15 @@ def launcher_problems(
 def conflict_problems(workflows: Mapping[str, Workflow]) -> Iterator[str]:
     """Yield faults of the workflows that `on_conflict` names."""
     for name, workflow in workflows.items():
-        wanted = workflow.worktree.on_conflict if workflow.worktree else None
+        resolver = workflow.worktree.on_conflict if workflow.worktree else None
         key = f"workflow.{bare(name)}.on_conflict"
-        if wanted is None:
+        if resolver is None:
             continue
-        if wanted not in workflows:
-            yield f"{key}: there is no [workflow.{bare(wanted)}]{did_you_mean(wanted, workflows)}"
-        elif any("{prompt" in each for each in workflows[wanted].command):
+        if resolver not in workflows:
+            hint = did_you_mean(resolver, workflows)
+            yield f"{key}: there is no [workflow.{bare(resolver)}]{hint}"
+        elif any("{prompt" in each for each in workflows[resolver].command):
             yield (
-                f"{key}: the command of {wanted} may not use {{prompt}} or {{prompt_file}}, which"
+                f"{key}: the command of {resolver} may not use {{prompt}} or {{prompt_file}}, which"
                 " are of the phase: what to resolve is its standard input"
             )

@@ -13,9 +13,8 @@ import psycopg
 from pgcoord.coordination.retrying import Retrying
 from pgcoord.database import claims
 from pgcoord.database.connect import connect
-from pgcoord.errors import CoordError
+from pgcoord.errors import CoordError, message_of
 from pgcoord.runs.retention import remove_old_runs
-from pgcoord.text import message_of
 
 logger = logging.getLogger(__name__)
 

@@ -26,25 +26,24 @@ from urllib.request import (
     build_opener,
 )
 
-from pgcoord import report
 from pgcoord.configuration.model import PASSED_ON, Notify
 from pgcoord.coordination.retrying import Stopped, wait_at_most
 from pgcoord.coordination.supervision import Coordination
 from pgcoord.database import notices
-from pgcoord.errors import InvalidConfiguration
-from pgcoord.text import message_of
+from pgcoord.errors import InvalidConfiguration, message_of
+from pgcoord.messages import signing
 
 logger = logging.getLogger(__name__)
 
 # Seconds that a receiver, or a command, may take.
-_PATIENCE = 10.0
+_SEND_TIMEOUT = 10.0
 _COMMAND_PATIENCE = 60.0
 
 # Tries of one notice: the last ones an hour apart, so it is given up after a day and a half.
 _MOST_TRIES = 45
 
 # Seconds between two searches for stuck phases: no event says that one is.
-_LOOK = 60.0
+_STUCK_INTERVAL = 60.0
 
 _RETRY_AFTER = 10.0
 
@@ -89,8 +88,8 @@ class Notices:
                 except Stopped:
                     return
                 except Exception:
-                    logger.exception("stuck phases are looked for again in %.0f s", _LOOK)
-            await self._coordinator.unless_stopped(asyncio.sleep(_LOOK))
+                    logger.exception("stuck phases are looked for again in %.0f s", _STUCK_INTERVAL)
+            await self._coordinator.unless_stopped(asyncio.sleep(_STUCK_INTERVAL))
 
     async def _deliver_to(self, target: Notify) -> None:
         woken = self._woken[target.name]
@@ -144,7 +143,7 @@ class Notices:
             data["page"] = self._coordinator.page_of(data["queue_id"])
         body = json.dumps(notice.message).encode()
         if target.url:
-            signed = report.sign_body(self._secrets[target.name], body, f"msg_{notice.key}")
+            signed = signing.sign_body(self._secrets[target.name], body, f"msg_{notice.key}")
             headers = {"content-type": "application/json", **signed.headers}
             return await self._post(target.url, body, headers)
         return await _run(target, notice, body, self._environment)
@@ -156,10 +155,10 @@ class Notices:
         """
         post = _Post(Request(url, body, dict(headers), method="POST"))
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_SEND_TIMEOUT):
                 return await asyncio.get_running_loop().run_in_executor(self._threads, post.send)
         except TimeoutError:
-            return f"it does not answer within {_PATIENCE:.0f} s"
+            return f"it does not answer within {_SEND_TIMEOUT:.0f} s"
         finally:
             post.cut()
 
@@ -167,7 +166,7 @@ class Notices:
 def _secret(target: Notify, environment: Mapping[str, str]) -> str:
     assert target.secret is not None
     secret = environment.get(target.secret, "")
-    if not report.is_secret(secret):
+    if not signing.is_secret(secret):
         raise InvalidConfiguration(
             f"notify.{target.name}.secret: {target.secret} is not a secret: expected whsec_…",
             hint=f'For example: export {target.secret}="whsec_$(openssl rand -base64 32)"',
@@ -194,7 +193,7 @@ class _Post:
         """Send the request; return why the receiver did not take it, "" if it did. Blocks."""
         try:
             opener = build_opener(_NoRedirects, _Plain(self), _Secure(self))
-            with opener.open(self._request, timeout=_PATIENCE):
+            with opener.open(self._request, timeout=_SEND_TIMEOUT):
                 return ""
         except HTTPError as error:
             error.close()
@@ -209,20 +208,20 @@ class _Post:
             with contextlib.suppress(OSError, AttributeError):  # not connected, or over
                 each.sock.shutdown(socket.SHUT_RDWR)
 
-    def connection(self, kind: type[HTTPConnection], *given: Any, **named: Any) -> HTTPConnection:
+    def connection(self, kind: type[HTTPConnection], *args: Any, **kwargs: Any) -> HTTPConnection:
         """Return a new connection of the request."""
-        made = kind(*given, **named)
-        connect = made.connect
+        opened = kind(*args, **kwargs)
+        connect = opened.connect
 
         def connect_unless_cut() -> None:
             connect()
             if self._is_cut:  # before there was a socket to shut down
-                made.close()
+                opened.close()
                 raise TimeoutError("it took too long")
 
-        made.connect = connect_unless_cut  # type: ignore[method-assign]
-        self._connections.append(made)
-        return made
+        opened.connect = connect_unless_cut  # type: ignore[method-assign]
+        self._connections.append(opened)
+        return opened
 
 
 class _Plain(HTTPHandler):
@@ -254,7 +253,7 @@ async def _run(
     assert notice.message is not None
     data = notice.message["data"]
     passed_on = {name: environment[name] for name in PASSED_ON if name in environment}
-    given = {
+    variables = {
         f"PGCOORD_{name.upper()}": str(value) for name, value in data.items() if value is not None
     }
     try:
@@ -263,7 +262,7 @@ async def _run(
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
-            env={**passed_on, **given, "PGCOORD_NOTICE": str(notice.key)},
+            env={**passed_on, **variables, "PGCOORD_NOTICE": str(notice.key)},
             start_new_session=True,
         )
     except OSError as error:

@@ -16,14 +16,13 @@ from typing import TypeVar
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from pgcoord.backoff import Backoff
 from pgcoord.coordination.locks import LockWaits
 from pgcoord.database import claims, session
 from pgcoord.database._sql import Connection
+from pgcoord.database.backoff import Backoff
 from pgcoord.database.connect import own_session, with_defaults
 from pgcoord.database.work import Assignment
-from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked
-from pgcoord.text import message_of
+from pgcoord.errors import AnotherLeads, CoordError, DatabaseUnusable, Locked, message_of
 
 logger = logging.getLogger(__name__)
 
@@ -126,22 +125,22 @@ class Retrying:
         coordinator finds the same facts in the folder of the run.
         """
         backoff = Backoff()
-        noted = missed = False
+        is_noted = lacks_lock = False
         while True:
             await self.unless_stopped(self._connected.wait())
             try:
                 async with self._pool.connection() as conn:
                     result = await _closing_on_error(conn, statement)
-                    if fact and noted:
+                    if fact and is_noted:
                         await _closing_on_error(
                             conn, partial(claims.forget_unrecorded, attempt_id=fact.attempt_id)
                         )
                     return result
             except Locked as error:
-                lock = await self._find_lock(fact, far=missed)
-                missed = lock is None
+                lock = await self._find_lock(fact, far=lacks_lock)
+                lacks_lock = lock is None
                 if lock:
-                    noted = True
+                    is_noted = True
                     await self._await_lock(lock, fact)
                 else:
                     await self._pause_unless_stopping(backoff, error, fact)

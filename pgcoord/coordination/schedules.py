@@ -1,6 +1,6 @@
 """Starts schedules when they are due.
 
-The leader computes due times (pgcoord/cron.py); SQL decides what happens at each (59_schedule.sql).
+The leader computes due times (`configuration.cron`); SQL decides what happens (59_schedule.sql).
 The one rule: it sleeps until the next due time by the database's clock, or until it is woken: by a
 change of a schedule, and by each round of the leader's loop while a run waits for the end of
 another.
@@ -13,9 +13,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from pgcoord.configuration.cron import NeverDue, due_times, latest_due
 from pgcoord.configuration.model import Configuration, Schedule
 from pgcoord.coordination.retrying import Stopped
-from pgcoord.cron import NeverDue, due_times, latest_due
 from pgcoord.database import due
 from pgcoord.database._sql import Connection
 from pgcoord.database.schedules import Run
@@ -91,9 +91,9 @@ class Schedules:
 
     async def _wait(self, seconds: float | None) -> None:
         until = None if seconds is None else time.time() + seconds
-        while not self._woken.is_set() and (left := _left(until)) > 0:
+        while not self._woken.is_set() and (seconds_left := _left(until)) > 0:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left if until else None):
+                async with asyncio.timeout(seconds_left if until else None):
                     await self._woken.wait()
 
     async def _look(self) -> float | None:
@@ -114,13 +114,13 @@ class Schedules:
 
     async def _declare(self, epoch: int) -> None:
         self._is_declared = True  # before: it may be unset while the database is asked
-        found = self._coordinator.configuration.schedules
-        if found is None:
+        configured = self._coordinator.configuration.schedules
+        if configured is None:
             return
-        wanted = [_declared(each) for each in found.values()]
+        declared = [_declared(each) for each in configured.values()]
         try:
             refused = await self._coordinator.execute_with_retry(
-                lambda conn: due.declare_schedules(conn, epoch, wanted)
+                lambda conn: due.declare_schedules(conn, epoch, declared)
             )
         except BaseException:
             self._is_declared = False

@@ -10,10 +10,9 @@ from starlette.routing import Route
 
 from pgcoord.database import reads, schema
 from pgcoord.database.connect import connect_blocking
-from pgcoord.errors import DatabaseUnusable
+from pgcoord.errors import DatabaseUnusable, message_of
 from pgcoord.http.responses import Json
 from pgcoord.http.state import AppState, state_of
-from pgcoord.text import message_of
 
 
 async def healthz(request: Request) -> Response:

@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord import jobs
 from pgcoord.errors import CoordError
 from pgcoord.http.errors import status_of
 from pgcoord.http.pool import until_disconnected
 from pgcoord.http.responses import Json, read_body, refusal
 from pgcoord.http.state import state_of
-from pgcoord.report import NotSigned, Signed
+from pgcoord.messages import jobs
+from pgcoord.messages.signing import NotSigned, Signed
 
 logger = logging.getLogger(__name__)
 

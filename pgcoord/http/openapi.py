@@ -8,11 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord import __version__, jobs, report
+from pgcoord import __version__
 from pgcoord.http import api, schemas
 from pgcoord.http import github_webhook as github
 from pgcoord.http.responses import Json
-from pgcoord.json_schema import Schema
+from pgcoord.messages import jobs, report
+from pgcoord.messages.json_schema import Schema
 
 REASONS = {
     400: "The body is not JSON.",

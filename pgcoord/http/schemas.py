@@ -4,9 +4,9 @@ from typing import Any
 
 from pgcoord.actions import SEVERAL as SEVERAL_ACTIONS
 from pgcoord.database.reads import FEATURE_ORDERS, QUEUE_ORDERS
-from pgcoord.json_schema import HIGHEST_INTEGER, NOT_BLANK, Schema
+from pgcoord.database.states import STATES
+from pgcoord.messages.json_schema import HIGHEST_INTEGER, NOT_BLANK, Schema
 from pgcoord.plan.model import RUN_WHEN
-from pgcoord.states import STATES
 
 _TEXT = {"type": "string"}
 _MAYBE_TEXT = {"type": ["string", "null"]}
@@ -235,7 +235,7 @@ SEVERAL = _object(
     ["action", "queue_ids"],
     additionalProperties=False,
 )
-TOLD = _object(
+RESULT_OF_SEVERAL = _object(
     {
         "queue_id": _TEXT,
         "status": _MAYBE_TEXT,

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice, pairwise
 
+from pgcoord.errors import did_you_mean
 from pgcoord.plan.model import Problem, Section
-from pgcoord.text import did_you_mean
 
 # The most cycles that are reported: a plan with more needs a rewrite, not a longer list.
 _MOST_CYCLES = 20

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
+from pgcoord.configuration.duration import parse_duration
 from pgcoord.configuration.model import MOST_ATTEMPTS
-from pgcoord.duration import parse_duration
+from pgcoord.errors import did_you_mean
 from pgcoord.plan.model import RUN_WHEN, Problem
-from pgcoord.text import did_you_mean
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
@@ -56,8 +56,8 @@ def listed_files(body: list[str], start: int) -> tuple[int, tuple[str, ...]] | N
             continue
         below = next((j for j in range(i + 1, len(body)) if not is_blank(body[j])), len(body))
         items = list(takewhile(bool, (_ELEMENT.match(line.rstrip()) for line in body[below:])))
-        found = [_LISTED_FILE.search(item["text"]) for item in items if item]
-        names = tuple(dict.fromkeys(name["code"] or name["bare"] for name in found if name))
+        matches = [_LISTED_FILE.search(item["text"]) for item in items if item]
+        names = tuple(dict.fromkeys(name["code"] or name["bare"] for name in matches if name))
         if names:
             return i, names
     return None
@@ -131,7 +131,7 @@ def _read_value(key: str, match: re.Match[str]) -> Any:
     if key not in KEYS:
         # Nobody means "Gate" by "After".
         meant = "depends on" if re.match(r"after|needs?|requires?|blocked by|prereq", key) else key
-        hint = did_you_mean(meant, [known.capitalize() for known in KEYS])
+        hint = did_you_mean(meant, [name.capitalize() for name in KEYS])
         raise ValueError(f"unknown key{hint}; if it is text, put a blank line before it")
     value = match["value"].strip()
     if key == "depends on":

@@ -21,7 +21,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from chaos.place import PEOPLE, SECRET, Seat, Site
-from pgcoord import report
+from pgcoord.messages import signing
 
 # Faults and how often each comes, of all of these together.
 KINDS = {
@@ -330,7 +330,7 @@ class Faults:
 
     def _send(self, address: str, secret: str, bodies: list[dict[str, Any]], way: str) -> None:
         for body in bodies:
-            signed = report.sign(secret, body)
+            signed = signing.sign(secret, body)
             request = urllib.request.Request(
                 f"http://{address}/workflow-complete",
                 signed.body,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgcoord.configuration.duration import parse_duration
 from pgcoord.configuration.model import PLACEHOLDERS, Configuration, GitHub, Planner, Pool, Workflow
 from pgcoord.configuration.reading import find_configuration, read_configuration
-from pgcoord.duration import parse_duration
 from pgcoord.errors import InvalidConfiguration
 from pgcoord.plan.files import read_schedules
 

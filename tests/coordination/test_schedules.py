@@ -18,7 +18,7 @@ from support.coordination import (
 )
 from support.database import Connection, one
 
-from pgcoord.cron import NeverDue, due_times, latest_due
+from pgcoord.configuration.cron import NeverDue, due_times, latest_due
 
 FEATURE = {"title": "nightly", "phases": [{"phase_number": 1, "prompt_content": "true"}]}
 

@@ -36,10 +36,10 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg.types.json import Jsonb
 
-from pgcoord import report
 from pgcoord.assets import SQL
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
+from pgcoord.messages import signing
 from pgcoord.runs import job
 
 POOLS = {"one": 500, "two": 300, "three": 200}
@@ -132,7 +132,7 @@ class Engine:
         body = {"act": act, "attempt": order["attempt"], "copy": copy, **more}
         content, wait = json.dumps(body).encode(), 0.5
         while True:
-            signed = report.sign_body(order["secret"], content).headers
+            signed = signing.sign_body(order["secret"], content).headers
             lines = [
                 f"POST {parts.path}/attempts/{order['attempt']}/{act} HTTP/1.1",
                 f"host: {parts.netloc}",

@@ -33,9 +33,9 @@ import httpx2
 import psycopg
 from websockets.asyncio.client import ClientConnection, connect
 
-from pgcoord import report
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
+from pgcoord.messages import signing
 
 SECRET = "whsec_" + base64.b64encode(os.urandom(32)).decode()
 
@@ -193,7 +193,7 @@ class Sender:
         body = {"queue_id": queue_id, "status": "completed"}
         for _ in range(2 if random.random() < REPEATED else 1):
             begin = time.perf_counter()
-            signed = report.sign(SECRET, body)
+            signed = signing.sign(SECRET, body)
             headers = {"content-type": "application/json", **signed.headers}
             while True:
                 with contextlib.suppress(httpx2.TransportError):  # a connection closed as idle

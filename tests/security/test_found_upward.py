@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from support.desk import Desk
 
+from pgcoord.configuration.ownership import trusted_owners, why_not_ours
 from pgcoord.configuration.reading import find_configuration
 from pgcoord.errors import InvalidConfiguration
-from pgcoord.ownership import trusted_owners, why_not_ours
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 

@@ -6,8 +6,8 @@ from contextlib import suppress
 import psycopg
 from support.database import MOVES, Connection, add_feature, add_phase, one
 
+from pgcoord.database.states import ENDED, IN_SLOT, STATES, UNFINISHED
 from pgcoord.http.panel import format
-from pgcoord.states import ENDED, IN_SLOT, STATES, UNFINISHED
 
 
 def states_in(conn: Connection, definition: str) -> set[str]:

@@ -12,16 +12,18 @@ from typing import Any
 
 import httpx2
 
-from pgcoord import report
 from pgcoord.configuration.model import GitHub, Planner, Pool, Server, Workflow
+from pgcoord.http.access import read_access
 from pgcoord.http.connections import Limits
 from pgcoord.http.feed import Feed
 from pgcoord.http.pool import Database
-from pgcoord.http.security import read_access
-from pgcoord.http.server import bind, serving, url_of
+from pgcoord.http.server import serving
+from pgcoord.http.sockets import bind, url_of
 from pgcoord.http.state import AppState
+from pgcoord.messages import signing
 from pgcoord.planner.planning import FeaturePlanner
-from support.coordination import PATIENCE, make_coordinator, scripts
+from support import PATIENCE
+from support.coordination import make_coordinator, scripts
 
 SECRET = "whsec_" + base64.b64encode(b"x" * 32).decode()
 
@@ -58,7 +60,7 @@ def signed(
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     given = {"content-type": "application/json"}
     if secret is not None:
-        given |= report.sign_body(secret, content, message_id).headers
+        given |= signing.sign_body(secret, content, message_id).headers
     return {"content": content, "headers": given | dict(headers or {})}
 
 

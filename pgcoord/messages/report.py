@@ -6,26 +6,27 @@ in the folder of the run where the server could not be reached.
 """
 
 import base64
-import hashlib
-import hmac
 import json
 import os
-import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from standardwebhooks import Webhook, WebhookVerificationError
 
 from pgcoord.database import actions, claims
 from pgcoord.database._sql import Connection
 from pgcoord.database.rows import TakenReport
 from pgcoord.database.work import Recorded
-from pgcoord.errors import CoordError, InvalidInput
-from pgcoord.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
-from pgcoord.runs import files
+from pgcoord.messages import plain_files
+from pgcoord.messages.json_schema import HIGHEST_INTEGER, Fault, Schema, faults
+from pgcoord.messages.signing import (
+    NotJson,
+    NotSigned,
+    Signed,
+    WrongShape,
+    parse_json,
+    read_spooled,
+)
 
 # Bytes of a body: an error message of some pages, and a result of 68 kB, three times as much where
 # all of its characters are written as ASCII.
@@ -54,107 +55,6 @@ Record = Callable[[claims.End], Awaitable[Recorded | None]]
 _SPOOLED = "report.json"
 
 _NOBODYS = f"whsec_{base64.b64encode(os.urandom(32)).decode()}"
-
-
-class NotSigned(CoordError):
-    """A report without a signature, or with one that no secret gives."""
-
-
-class NotJson(InvalidInput):
-    """A body that is not JSON."""
-
-
-class WrongShape(InvalidInput):
-    """JSON that does not look as it should; `faults` holds every fault."""
-
-    def __init__(self, found: Sequence[Fault]) -> None:
-        super().__init__("; ".join(map(str, found[:5])))
-        self.faults = tuple(found)
-
-
-@dataclass(frozen=True)
-class Signed:
-    """A report as it is sent: the signed bytes, and the headers with its id, time and signature."""
-
-    body: bytes
-    headers: Mapping[str, str]
-
-    @property
-    def message_id(self) -> str | None:
-        """The sender's id of the message, the same when it is repeated."""
-        return self.headers.get("webhook-id") or self.headers.get("x-github-delivery")
-
-    def is_signed(self) -> bool:
-        """Whether it claims to be."""
-        return any(name in self.headers for name in ("webhook-signature", "x-hub-signature-256"))
-
-    def is_by(self, secret: str) -> bool:
-        """Whether *secret* signed it, not five minutes ago. Raises `NotSigned` if none can have."""
-        try:
-            if "webhook-signature" in self.headers:
-                Webhook(secret).verify(self.body, dict(self.headers), json_parse=False)
-                return True
-        except WebhookVerificationError as error:
-            if "matching signature" in str(error):
-                return False
-            raise NotSigned(f"the signature is not valid: {error}") from error
-        except (ValueError, TypeError, OverflowError) as error:
-            raise NotSigned("the signature is malformed") from error
-        given = self.headers.get("x-hub-signature-256", "")
-        wanted = "sha256=" + hmac.new(secret.encode(), self.body, hashlib.sha256).hexdigest()
-        return hmac.compare_digest(given.encode(), wanted.encode())
-
-
-def is_secret(text: str) -> bool:
-    """Whether a text is a secret as Standard Webhooks writes them: whsec_ and 24 bytes or more."""
-    try:
-        return text.startswith("whsec_") and len(base64.b64decode(text[6:], validate=True)) >= 24
-    except ValueError:
-        return False
-
-
-def sign(secret: str, report: Mapping[str, object]) -> Signed:
-    """Sign a report as of now."""
-    return sign_body(secret, json.dumps(report).encode())
-
-
-def sign_again(secret: str, signed: Signed) -> Signed:
-    """The same message, signed as of now: for another try."""
-    return sign_body(secret, signed.body, signed.headers["webhook-id"])
-
-
-def sign_body(secret: str, body: bytes, message_id: str | None = None) -> Signed:
-    """Sign the bytes of a report as of now."""
-    message_id = message_id or f"msg_{uuid.uuid4().hex}"
-    now = datetime.now(UTC)  # the library takes any other zone for UTC
-    return Signed(
-        body,
-        {
-            "webhook-id": message_id,
-            "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": Webhook(secret).sign(message_id, now, body.decode()),
-        },
-    )
-
-
-def parse_json(body: bytes) -> Any:
-    """Read JSON. Raises `NotJson`."""
-    try:
-        return json.loads(body, parse_constant=_refuse, parse_float=_number)
-    except (ValueError, RecursionError) as error:
-        raise NotJson(f"the body is not JSON: {error}") from error
-
-
-def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is not a JSON value")
-
-
-def _number(text: str) -> float | int:
-    """A number; 2.0 is a whole one."""
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError(f"{text:.20} is too large")
-    return int(number) if number.is_integer() else number
 
 
 async def take(
@@ -226,12 +126,12 @@ class _Checked:
 
 def _shaped(report: Any) -> dict[str, Any]:
     """The members of a report that are stored. Raises `WrongShape`."""
-    if found := list(faults(report, SCHEMA)):
-        raise WrongShape(found)
+    if violations := list(faults(report, SCHEMA)):
+        raise WrongShape(violations)
     return {name: report[name] for name in SCHEMA["properties"] if report.get(name) is not None}
 
 
-class Kept(NamedTuple):
+class SpooledReport(NamedTuple):
     """A report that could not be sent."""
 
     message_id: str
@@ -240,8 +140,8 @@ class Kept(NamedTuple):
 
 def spool(folder: Path, signed: Signed) -> None:
     """Keep a report in the folder of its run, for a coordinator to take. Blocks; raises OSError."""
-    kept = {"headers": dict(signed.headers), "body": signed.body.decode()}
-    files.write_plain(folder, _SPOOLED, json.dumps(kept).encode())
+    content = {"headers": dict(signed.headers), "body": signed.body.decode()}
+    plain_files.write_plain(folder, _SPOOLED, json.dumps(content).encode())
 
 
 def remove_spooled(folder: Path) -> None:
@@ -249,7 +149,7 @@ def remove_spooled(folder: Path) -> None:
     (folder / _SPOOLED).unlink(missing_ok=True)
 
 
-def spooled(folder: Path, secret: str) -> Kept | None:
+def spooled(folder: Path, secret: str) -> SpooledReport | None:
     """The report that is kept in the folder of a run, when *secret* signed it, however long ago.
 
     Raises `NotSigned` when it did not, or `NotJson`, `WrongShape`, whatever lies there instead.
@@ -260,21 +160,4 @@ def spooled(folder: Path, secret: str) -> Kept | None:
         return None
     except OSError as error:
         raise NotJson(f"it cannot be read: {error.strerror}") from error
-    return Kept(message_id, _shaped(report))
-
-
-def read_spooled(folder: Path, name: str, secret: str, most: int) -> tuple[str, Any]:
-    """Return (id, body) of a message that a file keeps, when *secret* signed it. Blocks.
-
-    Raises `OSError`, `NotSigned`, `NotJson`.
-    """
-    try:
-        kept = parse_json(files.read_plain(folder, name, most))
-        headers, body = kept["headers"], kept["body"].encode()
-        at = datetime.fromtimestamp(int(headers["webhook-timestamp"]), UTC)
-        wanted = Webhook(secret).sign(headers["webhook-id"], at, body.decode())
-        if not hmac.compare_digest(wanted, headers["webhook-signature"]):
-            raise NotSigned("it is not signed by the secret of its attempt")
-        return headers["webhook-id"], parse_json(body)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise NotJson(f"it is not a report: {error}") from error
+    return SpooledReport(message_id, _shaped(report))

@@ -1,0 +1,1 @@
+"""What a phase's own process hands over: signed messages and files, none of them trusted."""
