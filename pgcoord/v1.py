@@ -28,10 +28,11 @@ SCRIPTS = assets.SQL / "v1"
 # Without both of the first two there is nothing to migrate.
 TABLES = ("phase_queue", "planned_features", "queue_config", "webhook_events", "adw_locks")
 
-MOMENT = 2.0  # most seconds that a server process needs to end after its client has disconnected
-PATIENCE = (
-    "10s"  # for a lock: other connections, which could hold one for longer, are refused before
-)
+# Most seconds that a server process needs to end after its client has disconnected.
+DISCONNECT_TIMEOUT = 2.0
+
+# For a lock: other connections, which could hold one for longer, are refused before.
+LOCK_TIMEOUT = "10s"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def _transaction(conn: Connection, *, dry_run: bool) -> Iterator[None]:
     """Run the block in one transaction, without a concurrent upgrade."""
     with conn.transaction(force_rollback=dry_run):
         conn.execute("set transaction isolation level read committed")
-        conn.execute("select set_config('lock_timeout', %s, true)", [PATIENCE])
+        conn.execute("select set_config('lock_timeout', %s, true)", [LOCK_TIMEOUT])
         conn.execute("select pg_advisory_xact_lock(hashtext('pgcoord.upgrade'))")
         yield
 
@@ -74,7 +75,7 @@ def _in_plain_words() -> Iterator[None]:
         ) from error
     except psycopg.errors.LockNotAvailable as error:
         raise Refused(
-            f"nothing was changed: another session holds a lock for more than {PATIENCE}",
+            f"nothing was changed: another session holds a lock for more than {LOCK_TIMEOUT}",
             hint="select * from pg_locks where granted shows who.",
         ) from error
     except psycopg.OperationalError as error:
@@ -160,13 +161,13 @@ def undo(conn: Connection, *, dry_run: bool = False) -> list[str] | None:
     _refuse_others(conn)
     with _transaction(conn, dry_run=dry_run):
         _refuse_ran(conn)
-        held = _words(conn, "hold")
-        if held:
+        holders = _words(conn, "hold")
+        if holders:
             raise Refused(
-                "others have made what would go with it:\n" + _some(held),
+                "others have made what would go with it:\n" + _some(holders),
                 hint="Move it elsewhere or drop it, then undo.",
             )
-        lost = _words(conn, "since")
+        changed_since = _words(conn, "since")
         was_ours, roles = conn.execute(
             "select was_ours, exists (select from pgcoord.migration where name = 'roles')"
             " from pgcoord_v1.migration"
@@ -174,12 +175,12 @@ def undo(conn: Connection, *, dry_run: bool = False) -> list[str] | None:
         _run(conn, "undo")
         if was_ours:
             schema.upgrade(conn, roles=roles)
-        return lost
+        return changed_since
 
 
 def _refuse_others(conn: Connection) -> None:
     """Refuse while another session is connected; one that has just ended is listed for a moment."""
-    deadline = time.monotonic() + MOMENT
+    deadline = time.monotonic() + DISCONNECT_TIMEOUT
     while (others := _words(conn, "connections")) and time.monotonic() < deadline:
         time.sleep(0.05)
     if others:
@@ -238,26 +239,26 @@ def _find(conn: Connection) -> dict[str, str | None]:
             hint="Rename phase_queue in all but the one that is to be migrated.",
         )
     [home] = homes
-    found: dict[str, str | None] = {
+    schemas: dict[str, str | None] = {
         name: its_schema for name, its_schema, _, known in rows if known and its_schema == home
     }
     for name, its_schema, _, known in rows:
         takes_our_name = known and its_schema == "public" and name in TABLES[:2]
-        if takes_our_name and found.setdefault(name, its_schema) != its_schema:
+        if takes_our_name and schemas.setdefault(name, its_schema) != its_schema:
             raise Refused(
                 f"there is a table {name} in {home} and one in public",
                 hint="Rename that in public: pgcoord's own takes that name.",
             )
-    _refuse_owned(conn, rows, found)
-    return found
+    _refuse_owned(conn, rows, schemas)
+    return schemas
 
 
 def _refuse_owned(
-    conn: Connection, rows: list[tuple[Any, ...]], found: dict[str, str | None]
+    conn: Connection, rows: list[tuple[Any, ...]], schemas: dict[str, str | None]
 ) -> None:
     for name, its_schema, owner, _ in rows:
         row = conn.execute("select pg_has_role(%s::name, 'usage')", [owner]).fetchone()
-        if found.get(name) == its_schema and not (row and row[0]):
+        if schemas.get(name) == its_schema and not (row and row[0]):
             raise DatabaseUnusable(
                 f"{its_schema}.{name} belongs to {owner}, and you are {conn.info.user}",
                 hint=f"Run it as {owner}, or as a superuser.",
@@ -373,7 +374,7 @@ def _value(value: Any) -> str | None:
 def _refuse_open(source: Path) -> None:
     """Refuse a file that another process has open, as far as this system tells (Linux)."""
     try:
-        wanted = source.stat()
+        status = source.stat()
     except OSError as error:
         raise InvalidInput(f"{source} cannot be read: {error.strerror}") from error
     users = []
@@ -383,7 +384,7 @@ def _refuse_open(source: Path) -> None:
             words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:  # of another user, or gone
             continue
-        if int(process.name) != os.getpid() and any(os.path.samestat(wanted, o) for o in opened):
+        if int(process.name) != os.getpid() and any(os.path.samestat(status, o) for o in opened):
             users.append(f"process {process.name}: {words.strip()[:60]}")
     if users:
         raise Refused(

@@ -19,7 +19,7 @@ RAY = "ray[default]==2.60.0"
 ROOT = Path(__file__).parents[1]
 PLACE = ROOT / ".ray"
 ADDRESS = "http://127.0.0.1:8299"
-PATIENCE = 300  # seconds; a busy machine needs a minute
+START_TIMEOUT = 300  # seconds; a busy machine needs a minute
 
 _MARK = "PGCOORD_TEST_RAY_FOLDER"
 _COMMON = ("--disable-usage-stats", "--object-store-memory=80000000")
@@ -43,14 +43,14 @@ def install() -> None:
 
 
 def start(folder: str) -> None:
-    environment = {**os.environ, _MARK: folder, "RAY_raylet_start_wait_time_s": str(PATIENCE)}
+    environment = {**os.environ, _MARK: folder, "RAY_raylet_start_wait_time_s": str(START_TIMEOUT)}
     for options in ((*_HEAD, f"--temp-dir={folder}"), _NODE):
         command = [PLACE / "bin/ray", "start", *options, *_COMMON]
         subprocess.run(command, env=environment, check=True)
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + START_TIMEOUT
     while living_nodes() < 2:  # a head without nodes answers, and takes no job
         if time.monotonic() > until:
-            sys.exit(f"Ray has not two nodes within {PATIENCE} s")
+            sys.exit(f"Ray has not two nodes within {START_TIMEOUT} s")
         time.sleep(1)
 
 

@@ -31,18 +31,29 @@ by it) or null, verdict or null. Later releases may add keys."""
 def bench(
     ctx: typer.Context,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A few samples, in seconds: does it work at all?")
+        bool,
+        typer.Option(
+            "--quick", help="Take few samples, within seconds, only to see that it works."
+        ),
     ] = False,
     full: Annotated[
-        bool, typer.Option("--full", help="More samples, and a million finished phases: minutes.")
+        bool,
+        typer.Option(
+            "--full",
+            help="Take more samples, also beside a million finished phases; takes minutes.",
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with status 1 when a limit is missed.")
     ] = False,
     compare: Annotated[
         Path | None,
-        typer.Option("--compare", metavar="FILE", help="Show what --json printed then, too."),
+        typer.Option(
+            "--compare",
+            metavar="FILE",
+            help="Also show the figures of an earlier run, from the output of --json.",
+        ),
     ] = None,
     dsn: Dsn = None,
 ) -> None:

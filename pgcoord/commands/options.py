@@ -35,9 +35,9 @@ class Surroundings:
 
 def surroundings_of(ctx: typer.Context) -> Surroundings:
     """Return the `Surroundings` that `main` stored in the context."""
-    found = ctx.find_object(Surroundings)
-    assert found is not None
-    return found
+    surroundings = ctx.find_object(Surroundings)
+    assert surroundings is not None
+    return surroundings
 
 
 def feature_of(target: str) -> int | None:
@@ -78,13 +78,13 @@ Config = Annotated[
         "--config",
         metavar="FILE",
         callback=_else_given_before,
-        help="The configuration; else pgcoord.toml, here or above.",
+        help="The configuration; by default pgcoord.toml in this folder or one above.",
     ),
 ]
 
 
 class Format(StrEnum):
-    """How the coordinator's log is written: lines for people, or a JSON object a line."""
+    """The format of the coordinator's log: lines of text, or one JSON object per line."""
 
     TEXT = "text"
     JSON = "json"
@@ -101,7 +101,8 @@ LogFormat = Annotated[
     typer.Option(
         "--log-format",
         callback=_log_as,
-        help="What the coordinator does, on stderr: lines for people, or a JSON object a line.",
+        help="The format of the coordinator's log on stderr: lines of text, or one JSON object"
+        " per line.",
     ),
 ]
 
@@ -131,18 +132,18 @@ FeatureOrAll = Annotated[
         metavar="FEATURE",
         min=1,
         max=HIGHEST_ID,
-        help="The number of a feature; without it, everything.",
+        help="The number of a feature; everything by default.",
         show_default=False,
     ),
 ]
 
-Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do it without a question, as in a script.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask for confirmation.")]
 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
 ]
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 PhaseOrFeature = Annotated[
     str,
@@ -153,5 +154,5 @@ PhaseOrFeature = Annotated[
 ]
 
 Reason = Annotated[
-    str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.")
+    str | None, typer.Option("--reason", metavar="TEXT", help="The reason, kept in the history.")
 ]

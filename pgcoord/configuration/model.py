@@ -133,8 +133,8 @@ class Workflow:
     def prompt_after(self, error: str, prompt: str) -> str:
         """Return the prompt of the next attempt, after one at *prompt* failed with *error*."""
         values = {"error": error, "prompt": prompt}
-        asked = self.retry_prompt or "{prompt}"
-        return BRACES.sub(lambda match: values[match[2]] if match[2] else match[0][0], asked)
+        template = self.retry_prompt or "{prompt}"
+        return BRACES.sub(lambda match: values[match[2]] if match[2] else match[0][0], template)
 
     def arguments(self, values: Mapping[str, str | None]) -> list[str]:
         """Return `command` with its placeholders filled from *values*, {placeholder: value}.

@@ -36,14 +36,14 @@ from pgcoord.messages import signing
 logger = logging.getLogger(__name__)
 
 # Seconds that a receiver, or a command, may take.
-_PATIENCE = 10.0
+_SEND_TIMEOUT = 10.0
 _COMMAND_PATIENCE = 60.0
 
 # Tries of one notice: the last ones an hour apart, so it is given up after a day and a half.
 _MOST_TRIES = 45
 
 # Seconds between two searches for stuck phases: no event says that one is.
-_LOOK = 60.0
+_STUCK_INTERVAL = 60.0
 
 _RETRY_AFTER = 10.0
 
@@ -88,8 +88,8 @@ class Notices:
                 except Stopped:
                     return
                 except Exception:
-                    logger.exception("stuck phases are looked for again in %.0f s", _LOOK)
-            await self._coordinator.unless_stopped(asyncio.sleep(_LOOK))
+                    logger.exception("stuck phases are looked for again in %.0f s", _STUCK_INTERVAL)
+            await self._coordinator.unless_stopped(asyncio.sleep(_STUCK_INTERVAL))
 
     async def _deliver_to(self, target: Notify) -> None:
         woken = self._woken[target.name]
@@ -155,10 +155,10 @@ class Notices:
         """
         post = _Post(Request(url, body, dict(headers), method="POST"))
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_SEND_TIMEOUT):
                 return await asyncio.get_running_loop().run_in_executor(self._threads, post.send)
         except TimeoutError:
-            return f"it does not answer within {_PATIENCE:.0f} s"
+            return f"it does not answer within {_SEND_TIMEOUT:.0f} s"
         finally:
             post.cut()
 
@@ -193,7 +193,7 @@ class _Post:
         """Send the request; return why the receiver did not take it, "" if it did. Blocks."""
         try:
             opener = build_opener(_NoRedirects, _Plain(self), _Secure(self))
-            with opener.open(self._request, timeout=_PATIENCE):
+            with opener.open(self._request, timeout=_SEND_TIMEOUT):
                 return ""
         except HTTPError as error:
             error.close()
@@ -208,20 +208,20 @@ class _Post:
             with contextlib.suppress(OSError, AttributeError):  # not connected, or over
                 each.sock.shutdown(socket.SHUT_RDWR)
 
-    def connection(self, kind: type[HTTPConnection], *given: Any, **named: Any) -> HTTPConnection:
+    def connection(self, kind: type[HTTPConnection], *args: Any, **kwargs: Any) -> HTTPConnection:
         """Return a new connection of the request."""
-        made = kind(*given, **named)
-        connect = made.connect
+        opened = kind(*args, **kwargs)
+        connect = opened.connect
 
         def connect_unless_cut() -> None:
             connect()
             if self._is_cut:  # before there was a socket to shut down
-                made.close()
+                opened.close()
                 raise TimeoutError("it took too long")
 
-        made.connect = connect_unless_cut  # type: ignore[method-assign]
-        self._connections.append(made)
-        return made
+        opened.connect = connect_unless_cut  # type: ignore[method-assign]
+        self._connections.append(opened)
+        return opened
 
 
 class _Plain(HTTPHandler):
@@ -253,7 +253,7 @@ async def _run(
     assert notice.message is not None
     data = notice.message["data"]
     passed_on = {name: environment[name] for name in PASSED_ON if name in environment}
-    given = {
+    variables = {
         f"PGCOORD_{name.upper()}": str(value) for name, value in data.items() if value is not None
     }
     try:
@@ -262,7 +262,7 @@ async def _run(
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
-            env={**passed_on, **given, "PGCOORD_NOTICE": str(notice.key)},
+            env={**passed_on, **variables, "PGCOORD_NOTICE": str(notice.key)},
             start_new_session=True,
         )
     except OSError as error:

@@ -26,7 +26,7 @@ _SIZE = 10
 _MOST_WRITING = 4
 
 # Seconds to wait for a free connection.
-_PATIENCE = 5
+_CONNECTION_TIMEOUT = 5
 
 # Seconds that a statement waits for a lock; the second while all places of its kind are taken,
 # perhaps by requests that wait for the same lock.
@@ -43,7 +43,7 @@ class Database:
             with_defaults(dsn),
             min_size=1,
             max_size=_SIZE,
-            timeout=_PATIENCE,
+            timeout=_CONNECTION_TIMEOUT,
             reconnect_timeout=1,  # then the next request tries again, instead of a growing back-off
             open=False,
             configure=_configure,
@@ -80,7 +80,7 @@ class Database:
             yield
             return
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_CONNECTION_TIMEOUT):
                 await self._writing[kind].acquire()
         except TimeoutError:
             raise TooManyRequests(
@@ -101,8 +101,8 @@ class Database:
         try:
             yield
         except Locked as error:
-            found = looking.result() if looking.done() else None
-            raise (error if error.hint else _locked(found, seconds)) from error
+            holder = looking.result() if looking.done() else None
+            raise (error if error.hint else _locked(holder, seconds)) from error
         finally:
             looking.cancel()
 
@@ -153,20 +153,20 @@ async def until_disconnected(request: Request) -> AsyncIterator[None]:
     """
     task = asyncio.current_task()
     assert task is not None
-    gone = False
+    is_gone = False
 
     async def watch() -> None:
-        nonlocal gone
+        nonlocal is_gone
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        gone = True
+        is_gone = True
         task.cancel()
 
     watching = asyncio.create_task(watch())
     try:
         yield
     except asyncio.CancelledError:
-        if gone and not task.uncancel():
+        if is_gone and not task.uncancel():
             raise ClientDisconnect from None
         raise
     finally:

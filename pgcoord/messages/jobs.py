@@ -82,9 +82,9 @@ async def answer_begin(
     Raises `NotFound`, `NotSigned`, `NotJson`, `WrongShape`, and `StaleAttempt` when it must run
     nothing; each refusal of an attempt that exists is recorded.
     """
-    said = await _checked(conn, attempt_id, signed, "begin")
-    await begin(conn, attempt_id, said)
-    if not said.get("prompt"):
+    message = await _checked(conn, attempt_id, signed, "begin")
+    await begin(conn, attempt_id, message)
+    if not message.get("prompt"):
         return {"attempt": attempt_id}
     assignment = await claims.assignment(conn, attempt_id)
     if assignment is None:  # it was ended this moment
@@ -95,10 +95,10 @@ async def answer_begin(
     return {"attempt": attempt_id, "prompt": prompt, "inputs": inputs}
 
 
-async def begin(conn: Connection, attempt_id: int, said: Mapping[str, Any]) -> None:
-    """Let the copy of a job that has *said* so begin. Raises `StaleAttempt` or `NotFound`."""
-    job, node = said.get("job"), said.get("node")
-    answer = await jobs.begin_job(conn, attempt_id, said["copy"], job, node)
+async def begin(conn: Connection, attempt_id: int, message: Mapping[str, Any]) -> None:
+    """Let the copy of a job that sent *message* begin. Raises `StaleAttempt` or `NotFound`."""
+    job, node = message.get("job"), message.get("node")
+    answer = await jobs.begin_job(conn, attempt_id, message["copy"], job, node)
     if refused := answer.refusal():
         raise refused
 
@@ -122,8 +122,8 @@ async def answer_exit(
 
 async def _checked(conn: Connection, attempt_id: int, signed: Signed, act: Act) -> dict[str, Any]:
     """Return what a job says, once its signature was checked; record it when that is wrong."""
-    known = attempt_id <= _HIGHEST
-    secret = await jobs.secret_of(conn, attempt_id) if known else None
+    is_id = attempt_id <= _HIGHEST
+    secret = await jobs.secret_of(conn, attempt_id) if is_id else None
     if secret is None:
         raise NotFound(f"there is no attempt {attempt_id}")
     if "webhook-signature" not in signed.headers:
@@ -139,11 +139,11 @@ async def _checked(conn: Connection, attempt_id: int, signed: Signed, act: Act) 
 def _shaped(message: Any, attempt_id: int, act: Act) -> dict[str, Any]:
     """Return the members that are of use. Raises `WrongShape`."""
     schema = _SCHEMAS[act]
-    found = list(faults(message, schema))
-    if not found and message["attempt"] != attempt_id:
-        found = [Fault("attempt", message["attempt"], str(attempt_id))]
-    if found:
-        raise WrongShape(found)
+    violations = list(faults(message, schema))
+    if not violations and message["attempt"] != attempt_id:
+        violations = [Fault("attempt", message["attempt"], str(attempt_id))]
+    if violations:
+        raise WrongShape(violations)
     return {name: message.get(name) for name in schema["properties"]}
 
 
@@ -154,14 +154,14 @@ def spooled_begins(folder: Path, attempt_id: int, secret: str) -> list[dict[str,
     """
     prefix, suffix = _BEGIN.split("{}")
     with_answer = {path.name for path in folder.glob(_ANSWER.format("*"))}
-    asked = []
+    requests = []
     for path in sorted(folder.glob(_BEGIN.format("*")))[:_MOST_COPIES]:
         copy = path.name.removeprefix(prefix).removesuffix(suffix)
         if _ANSWER.format(copy) not in with_answer:
-            said = _spooled(folder, path.name, attempt_id, secret, "begin")
-            if said and said["copy"] == copy:
-                asked.append(said)
-    return asked
+            message = _spooled(folder, path.name, attempt_id, secret, "begin")
+            if message and message["copy"] == copy:
+                requests.append(message)
+    return requests
 
 
 def answer_spooled(folder: Path, copy: str, refused: str | None) -> None:

@@ -37,8 +37,8 @@ def open_plain(folder: Path, name: str, flags: int) -> int:
         raise
     finally:
         os.close(place)
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)
         raise NotPlain(folder / name)
     os.set_blocking(descriptor, True)  # a command inherits this descriptor of its log

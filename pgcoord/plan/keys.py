@@ -53,8 +53,8 @@ def listed_files(body: list[str], start: int) -> tuple[int, tuple[str, ...]] | N
             continue
         below = next((j for j in range(i + 1, len(body)) if not is_blank(body[j])), len(body))
         items = list(takewhile(bool, (_ELEMENT.match(line.rstrip()) for line in body[below:])))
-        found = [_LISTED_FILE.search(item["text"]) for item in items if item]
-        names = tuple(dict.fromkeys(name["code"] or name["bare"] for name in found if name))
+        matches = [_LISTED_FILE.search(item["text"]) for item in items if item]
+        names = tuple(dict.fromkeys(name["code"] or name["bare"] for name in matches if name))
         if names:
             return i, names
     return None
@@ -126,7 +126,7 @@ def read_keys(
 
 def _read_value(key: str, match: re.Match[str]) -> Any:
     if key not in KEYS:
-        hint = did_you_mean(key, [known.capitalize() for known in KEYS])
+        hint = did_you_mean(key, [name.capitalize() for name in KEYS])
         raise ValueError(f"unknown key{hint}; if it is text, put a blank line before it")
     value = match["value"].strip()
     if match["markup"]:

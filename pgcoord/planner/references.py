@@ -70,15 +70,15 @@ def keys_needed(text: str, keys: Sequence[str]) -> tuple[list[str], list[str]]:
 
     *keys*: in their order, for ranges such as T001-T004.
     """
-    known: dict[str, None] = {}
+    keys_found: dict[str, None] = {}
     unknown: dict[str, None] = {}
     for clause in _CLAUSE.finditer(text):
         for key in _named(clause["named"], keys):
             # A single letter may be a word, and a number a version.
             is_key = key in keys or re.fullmatch(r"[A-Z]+-?\d+", key)
             if is_key:
-                (known if key in keys else unknown)[key] = None
-    return list(known), list(unknown)
+                (keys_found if key in keys else unknown)[key] = None
+    return list(keys_found), list(unknown)
 
 
 def _named(text: str, keys: Sequence[str]) -> Iterator[str]:
@@ -195,15 +195,15 @@ def todos_in(lines: Sequence[str]) -> str:
         elif todos and key:
             todos[-1].setdefault(key, []).append(line.strip())
     numbers = {each["id"][0]: number for number, each in enumerate(todos, 1) if each.get("id")}
-    found = []
+    items = []
     for number, todo in enumerate(todos, 1):
         content = " ".join(todo.get("content") or todo.get("id") or [])
         status = " ".join(todo.get("status") or [])
         needed = [each for each in todo.get("dependencies") or [] if each in numbers]
         needs = f" (depends on {', '.join(str(numbers[each]) for each in needed)})"
         box = "[x]" if status in ("completed", "cancelled", "done") else "[ ]"
-        found.append(f"{number}. {box} {content}{needs if needed else ''}")
-    return "\n".join(found)
+        items.append(f"{number}. {box} {content}{needs if needed else ''}")
+    return "\n".join(items)
 
 
 def _scalar(text: str) -> str:

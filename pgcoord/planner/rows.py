@@ -117,11 +117,11 @@ def _change_phase(
     """Change *lines* as to one phase; return what is to be read from them then."""
     number = numbers.new[phase.number]
     title = " ".join(changes.titles.get(phase.number, "").split()) or phase.title
-    wanted = set(changes.needs.get(phase.number, phase.depends_on)) & numbers.new.keys()
-    needs = sorted(numbers.new[each] for each in wanted)
+    numbers_needed = set(changes.needs.get(phase.number, phase.depends_on)) & numbers.new.keys()
+    needs = sorted(numbers.new[each] for each in numbers_needed)
 
     def rewrite(value: str) -> str:
-        if wanted == set(phase.depends_on):
+        if numbers_needed == set(phase.depends_on):
             return _ANY_NUMBER.sub(lambda match: numbers.written(match[0]), value)
         return ", ".join(str(each - numbers.shift) for each in needs) or "none"
 
@@ -209,13 +209,13 @@ def _check(text: str, expected: list[_Expected]) -> None:
     except InvalidPlan as error:
         faults = "; ".join(each.split(":", 2)[2].strip() for each in error.problems[:3])
         raise InvalidInput(f"this would make the plan faulty: {faults}", hint=_UNCHANGED) from error
-    found = [(each.number, each.title, sorted(each.depends_on)) for each in read]
-    for wanted, got in zip(expected, found, strict=False):
-        if wanted != got:
+    actual = [(each.number, each.title, sorted(each.depends_on)) for each in read]
+    for expected_row, got in zip(expected, actual, strict=False):
+        if expected_row != got:
             raise InvalidInput(
-                f"phase {wanted[0]} cannot be so in a plan: {wanted[1]!r:.60}"
+                f"phase {expected_row[0]} cannot be so in a plan: {expected_row[1]!r:.60}"
                 f" would be read as {got[1]!r:.60}",
                 hint=_UNCHANGED,
             )
-    if len(expected) != len(found):
+    if len(expected) != len(actual):
         raise InvalidInput("this cannot be written in the text of the plan", hint=_UNCHANGED)

@@ -297,20 +297,22 @@ class _Reading:
         self.sequences += 1
         for row, number, key in zip(rows, plain, keys, strict=True):
             named = [row[called]] if called is not None and row[called] else []
-            left = (own, needs, hours, status, called)
-            named += [each for i, each in enumerate(row) if i not in left and each]
+            columns_read = (own, needs, hours, status, called)
+            named += [each for i, each in enumerate(row) if i not in columns_read and each]
             title = TASK_BOX.sub("", named[0]) if named else row[own]
             stated = f" ({row[hours]} h)" if hours and re.fullmatch(r"\d[\d.]*", row[hours]) else ""
             is_done = any(_DONE.match(each) for i, each in enumerate(row) if i != own)
             if is_done or (status is not None and _DONE_STATUS.fullmatch(row[status])):
                 continue
-            said = "" if needs is None else _needs_of_cell(row[needs], self.pieces)
+            stated_needs = "" if needs is None else _needs_of_cell(row[needs], self.pieces)
             if not number:
                 title = f"{key} {title}"
                 named = [*named, f"Depends on: {row[needs]}"] if needs and row[needs] else named
-                said = said if said == "none" else ""
+                stated_needs = stated_needs if stated_needs == "none" else ""
             text = "\n\n".join([title + stated, *named[1:]])
-            piece = Piece(text, title + stated, sequence=self.sequences, is_phase=True, needs=said)
+            piece = Piece(
+                text, title + stated, sequence=self.sequences, is_phase=True, needs=stated_needs
+            )
             piece = piece._replace(number=int(number[1]) if number else 0)
             self.pieces.append(piece._replace(key="" if number else key))
         return True
@@ -359,7 +361,7 @@ class _Reading:
         ordered = tokens[index].type == "ordered_list_open"
         ordered = ordered or all(_NUMBER_IN_BOX.match(lead) for _, lead in _elements(tokens, index))
         self.sequences += ordered
-        found: list[Piece] = []
+        of_list: list[Piece] = []
         beside = is_parallel(self.body[-1] if self.body else self._heading.title)
         for opening, lead in _elements(tokens, index):
             text = self._element(opening)
@@ -368,8 +370,8 @@ class _Reading:
                 continue
             text, lead = (TASK_BOX.sub("", each, count=1) for each in (text, lead))
             part = re.match(r"[*_]*(\d{1,3})\.\d{1,3}[\d.]*[.):]?\s+", lead)
-            if part and found and found[-1].number == int(part[1]):  # of the element before
-                found[-1] = found[-1]._replace(text=f"{found[-1].text}\n- {_indented(text)}")
+            if part and of_list and of_list[-1].number == int(part[1]):  # of the element before
+                of_list[-1] = of_list[-1]._replace(text=f"{of_list[-1].text}\n- {_indented(text)}")
                 continue
             own_number = re.match(r"[*_]*(\d{1,3})[.)]\s+[*_]*", lead) if ordered else None
             if own_number:
@@ -380,7 +382,7 @@ class _Reading:
                 self._surround(text)
                 continue
             is_work = self._is_work(lead, ordered=ordered)
-            found.append(
+            of_list.append(
                 Piece(
                     text,
                     lead,
@@ -395,13 +397,13 @@ class _Reading:
                     is_parallel=beside or is_parallel(lead),
                 )
             )
-        if any(each.is_work for each in found):
+        if any(each.is_work for each in of_list):
             # The text above the list introduces it, or is about the whole feature.
             self.prose += [] if self._heading.level > 1 else self.body
             self.body = []
-            self.pieces += found
-        elif found:
-            self.body.append("\n".join(f"- {each.text}" for each in found))
+            self.pieces += of_list
+        elif of_list:
+            self.body.append("\n".join(f"- {each.text}" for each in of_list))
         self.lead_in = ""
 
     def _is_work(self, lead: str, *, ordered: bool) -> bool:
@@ -523,9 +525,9 @@ def _numbered_sections(tokens: list[Token], lines: list[str]) -> dict[int, _Step
     They are at least two headings of one level, or paragraphs that begin like a heading. If each of
     them has numbered sections such as "2.1", those are returned instead.
     """
-    found = [*_candidates(tokens, lines)]
+    sections = [*_candidates(tokens, lines)]
     levels: dict[tuple[int, str], list[_Step]] = {}
-    for step in found:
+    for step in sections:
         levels.setdefault((step.level, step.kind), []).append(step)
     good = [steps for _, steps in sorted(levels.items()) if len(steps) > 1 and _is_counted(steps)]
     if not good:

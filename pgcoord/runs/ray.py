@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from pgcoord.coordination.launching import EngineState, Order, Seen
+from pgcoord.coordination.launching import EngineState, ListedJob, Order
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs.apart import order_apart
 from pgcoord.runs.job import pack
@@ -25,7 +25,7 @@ from pgcoord.runs.job import pack
 _AGAIN = timedelta(seconds=30)
 
 # Seconds for one request: a head without a node that can take a job says so after eleven.
-_PATIENCE = 30.0
+_REQUEST_TIMEOUT = 30.0
 
 # Bytes of an answer that are read.
 _MOST = 200_000_000
@@ -76,22 +76,22 @@ class Ray:
         if answer.status == 200 or "already exists" in words:
             return order.name
         last = words.splitlines()[-1] if words else ""
-        said = f"Ray refuses the job: {answer.status} {last[:500]}"
+        message = f"Ray refuses the job: {answer.status} {last[:500]}"
         if 400 <= answer.status < 500:
-            raise CannotStart(said)
-        raise NotNow(said, _AGAIN, certain=False)
+            raise CannotStart(message)
+        raise NotNow(message, _AGAIN, certain=False)
 
-    async def find(self) -> Mapping[str, list[Seen]]:
+    async def find(self) -> Mapping[str, list[ListedJob]]:
         """List all jobs."""
         answer = await self._ask("GET", "/api/jobs/")
         if answer.status != 200:
             raise NotNow(f"Ray does not list its jobs: it answered {answer.status}", _AGAIN)
-        found: dict[str, list[Seen]] = {}
+        jobs: dict[str, list[ListedJob]] = {}
         for job in _parsed(answer.body):
             name = str(job.get("submission_id") or "")
             if name.startswith("pgcoord-"):
-                found.setdefault(name, []).append(_seen(name, job))
-        return found
+                jobs.setdefault(name, []).append(_listed(name, job))
+        return jobs
 
     async def terminate(self, job: str) -> None:
         """Stop the job: SIGTERM, and SIGKILL after the cluster's own RAY_JOB_STOP_WAIT_TIME_S."""
@@ -121,7 +121,7 @@ class Ray:
         scheme = (
             http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         )
-        connection = scheme(parts.netloc, timeout=_PATIENCE)
+        connection = scheme(parts.netloc, timeout=_REQUEST_TIMEOUT)
         try:
             connection.connect()
         except OSError as error:
@@ -154,7 +154,7 @@ def _parsed(body: bytes) -> Any:
         raise NotNow(f"what answers is not Ray: {error}", _AGAIN) from error
 
 
-def _seen(name: str, job: Mapping[str, Any]) -> Seen:
+def _listed(name: str, job: Mapping[str, Any]) -> ListedJob:
     status, words = str(job.get("status")), str(job.get("message") or "")
     node = job.get("driver_node_id")
     if status in _ENDED:
@@ -162,6 +162,6 @@ def _seen(name: str, job: Mapping[str, Any]) -> Seen:
         code = 0 if status == "SUCCEEDED" and code is None else code
         if isinstance(code, int):
             code = code if 0 <= code <= 255 else 128 - code if -128 < code < 0 else None
-        return Seen(name, EngineState.ENDED, f"{status}: {words}"[:500], node, code)
+        return ListedJob(name, EngineState.ENDED, f"{status}: {words}"[:500], node, code)
     state = EngineState.WAITING if status in _WAITING else EngineState.RUNNING
-    return Seen(name, state, words or status, node)
+    return ListedJob(name, state, words or status, node)

@@ -12,9 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support import PATIENCE
 from support.cases import case
 from support.database import Connection, add_feature, add_phase, claim, statuses, take_lead
-from support.desk import CONFIGURATION, PATIENCE, Desk, until
+from support.desk import CONFIGURATION, Desk, until
 
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
@@ -52,8 +53,8 @@ def test_run_ends_with_1_and_a_line_that_names_what_failed_and_why(desk: Desk) -
         " phase 3 blocked: waits for phase 2, failed"
     )
     assert done.stderr == (
-        "  to go on: 'pgcoord logs 1.2', 'pgcoord retry 1.2', 'pgcoord run --feature 1';"
-        " to give it up: 'pgcoord cancel 1'\n"
+        "  to continue: 'pgcoord logs 1.2', 'pgcoord retry 1.2', 'pgcoord run --feature 1';"
+        " to cancel it: 'pgcoord cancel 1'\n"
     )
 
 
@@ -79,7 +80,7 @@ def test_a_feature_runs_again_from_a_phase_on(desk: Desk, conn: Connection) -> N
     (desk.folder / "ok").touch()
     (desk.folder / "b").touch()
     assert desk.say("again", "1", "--from", "2") == (
-        "queue-1-2 and what depends on it are queued again, as feature 2"
+        "queue-1-2 and its dependents are queued again, as feature 2"
     )
     assert desk.call("run", "--feature", "2").returncode == 0
     assert desk.call("logs", "2.1").stderr == (
@@ -130,14 +131,16 @@ def test_run_goes_on_with_a_feature_that_exists(desk: Desk, conn: Connection) ->
     run.until("phase 1  running")
     run.send(signal.SIGINT)
     assert run.wait() == 130
-    again = run.until(r"to go on: 'pgcoord (run --feature 1)'")[1].split()
+    again = run.until(r"to continue: 'pgcoord (run --feature 1)'")[1].split()
     goes_on, beside = desk.start(*again), desk.start("attach", "1")
     for each in (goes_on, beside):
         each.until("phase 1  running")
     gate.write_text("go on")
     for each in (goes_on, beside):
         assert each.wait() == 1
-        each.until("to go on: 'pgcoord logs 1.1', 'pgcoord retry 1.1', 'pgcoord run --feature 1'")
+        each.until(
+            "to continue: 'pgcoord logs 1.1', 'pgcoord retry 1.1', 'pgcoord run --feature 1'"
+        )
     desk.write("work.sh", "true")
     desk.say("retry", "1.1")
     assert desk.call(*again).returncode == 0
@@ -149,12 +152,14 @@ def test_run_stays_until_what_else_it_started_has_ended(desk: Desk, conn: Connec
     gate = desk.gate()
     desk.call("submit", desk.plan(f"cat {gate}", "true", name="other.md"))
     run = desk.start("run", desk.plan("true"))
-    run.until(r"this process leads, so it also starts what else is queued: feature 1 \(A plan\)")
-    run.until("waits for what it started besides: queue-1-1; Ctrl-C leaves it running")
+    run.until(
+        r"this process leads, so it also runs the other queued features: feature 1 \(A plan\)"
+    )
+    run.until("waits for the other phases that it started: queue-1-1; Ctrl-C leaves them running")
     assert statuses(conn, 1) == {1: "running", 2: "queued"}
     gate.write_text("go on")
     assert run.wait() == 0
-    run.until(r"still queued: feature 1 \(A plan\); 'pgcoord serve' goes on with it")
+    run.until(r"still queued: feature 1 \(A plan\); 'pgcoord serve' runs it")
     assert statuses(conn, 1) == {1: "completed", 2: "queued"}
 
 
@@ -165,7 +170,7 @@ def test_two_runs_see_both_their_features_through(desk: Desk, conn: Connection) 
         runs.append(desk.start("run", desk.plan(f"cat {gate}", "true", name=f"{gate.name}.md")))
         runs[-1].until("phase 1  running")
     gates[0].write_text("go on")
-    runs[0].until("waits for what it started besides: queue-2-1")
+    runs[0].until("waits for the other phases that it started: queue-2-1")
     until(conn.info.dsn, "count(*) = 2 from pgcoord.coordinator")  # the second one leads
     gates[1].write_text("go on")
     assert [each.wait() for each in runs] == [0, 0]
@@ -181,7 +186,7 @@ def test_attach_names_the_ways_on_when_it_is_interrupted_and_needs_phases(
     attached.until("feature 1  a, 1 phase")
     attached.send(signal.SIGINT)
     assert attached.wait() == 130
-    attached.until("to go on: 'pgcoord run --feature 1'; to give it up: 'pgcoord cancel 1'")
+    attached.until("to continue: 'pgcoord run --feature 1'; to cancel it: 'pgcoord cancel 1'")
     add_feature(conn, {})
     refused = desk.call("attach", "2")
     assert (refused.returncode, refused.stdout) == (3, "")
@@ -345,7 +350,9 @@ def test_a_draining_serve_claims_nothing_more_and_ends_with_its_last_phase(
     desk.say("submit", desk.plan(f"read _ < {gate}", "true"))
     serve.until("queue-1-1 .* started")
     serve.send(signal.SIGTERM)
-    serve.until("claims nothing more, and waits for queue-1-1; once more leaves them running\n")
+    serve.until(
+        "claims no further phase, and waits for queue-1-1; a second signal leaves them running\n"
+    )
     gate.write_text("go on\n")
     assert serve.wait() == 0
     assert "stopped; nothing is left running" in serve.said
@@ -358,7 +365,7 @@ def test_a_draining_serve_that_is_told_again_leaves_processes_running(desk: Desk
     desk.say("submit", desk.plan(f"read _ < {gate}"))
     pid = serve.until(r"queue-1-1 .* started, pid (\d+)")[1]
     serve.send(signal.SIGINT)
-    serve.until("claims nothing more")
+    serve.until("claims no further phase")
     serve.send(signal.SIGINT)
     assert serve.wait() == 130
     assert f"left running: queue-1-1 (pid {pid})" in serve.said
@@ -424,7 +431,7 @@ def test_retry_queues_a_failed_phase_again(desk: Desk, conn: Connection) -> None
 def test_skip_takes_a_phase_as_completed(desk: Desk, conn: Connection) -> None:
     add_feature(conn, {1: [], 2: [1]})
     said = desk.say("skip", "queue-1-1", "--reason", "done by hand")
-    assert said == "queue-1-1 is completed: what depends on it goes on"
+    assert said == "queue-1-1 is completed: phases that depend on it can run"
     assert statuses(conn) == {1: "completed", 2: "queued"}
     assert conn.execute("select from pgcoord.event where reason = 'done by hand'").fetchall()
 
@@ -433,14 +440,17 @@ def test_cancel_gives_up_a_phase_or_a_feature(desk: Desk, conn: Connection) -> N
     add_feature(conn, {1: [], 2: [1], 3: []})
     assert desk.say("cancel", "1.1", "--reason", "no") == "queue-1-1 is cancelled"
     assert statuses(conn) == {1: "cancelled", 2: "blocked", 3: "queued"}
-    assert desk.say("cancel", "1") == "feature 1 is cancelled: 2 phases given up"
+    assert desk.say("cancel", "1") == "feature 1 is cancelled: 2 phases cancelled"
     assert set(statuses(conn).values()) == {"cancelled"}
 
 
 def test_cancel_gives_up_a_phase_and_what_depends_on_it(desk: Desk, conn: Connection) -> None:
     add_feature(conn, {1: [], 2: [1], 3: [2], 4: []})
     said = desk.say("cancel", "1.1", "--branch", "--reason", "no")
-    assert said == "queue-1-1 and what depends on it: 3 phases given up, what runs is ended first"
+    assert (
+        said
+        == "queue-1-1 and its dependents: 3 phases cancelled; running processes are ended first"
+    )
     assert statuses(conn) == {1: "cancelled", 2: "cancelled", 3: "cancelled", 4: "queued"}
     refused = desk.call("cancel", "1", "--branch")
     assert refused.returncode == 2
@@ -474,7 +484,7 @@ def test_cancel_says_that_no_coordinator_ends_the_process(
         claim(conn, epoch)
     expected = ", once a coordinator runs ('pgcoord serve')"
     assert desk.say("cancel", "1.1").endswith(f"its process is ended first{expected}")
-    expected = f"2 phases given up, of which 2 processes must be ended first{expected}"
+    expected = f"2 phases cancelled, of which 2 processes must be ended first{expected}"
     assert desk.say("cancel", "1") == f"feature 1 is cancelled: {expected}"
 
 
@@ -604,7 +614,7 @@ def test_prune_removes_what_was_finished_that_long_ago(desk: Desk, conn: Connect
     assert "there is no terminal to ask on" in refused.stderr
     for answer, status in (("n", 1), ("y", 0)):
         asking = desk.execute("prune", "0", tty=True)
-        asking.until("Remove 2 features with their history, for good")
+        asking.until("Remove 2 features with their history permanently")
         if answer == "y":
             # Finished between the look and the answer: nobody was shown it.
             conn.execute("select pgcoord.cancel_feature(3, 'no')")
@@ -669,7 +679,7 @@ def test_a_world_that_nobody_watches_is_said_to_be_one(desk: Desk) -> None:
     assert serve.wait() == 0
     since = r"no coordinator runs since \S+ UTC: "
     follows.until(f"queue-1-1: {since}nobody watches its process, and it is shown as it was left")
-    assert re.match(f"{since}what is shown is as it was left", desk.say("status"))
+    assert re.match(f"{since}this is the last known state", desk.say("status"))
     assert re.match(f"{since}nobody watches", desk.say("why", "1.1"))
 
 
@@ -765,7 +775,7 @@ def test_status_cuts_no_advice_at_the_width_of_a_terminal(desk: Desk, conn: Conn
         assert shown.wait() == 0
         assert max(map(len, shown.said.splitlines())) <= int(columns)
         said = " ".join(shown.said.split())
-        assert "what is shown is as it was left; 'pgcoord serve' goes on slots:" in said
+        assert "this is the last known state; 'pgcoord serve' continues slots:" in said
         assert "('pgcoord resume')" in said
 
 

@@ -14,8 +14,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import psycopg
+from support import PATIENCE
 from support.database import Connection, add_feature, claim
-from support.desk import CONFIGURATION, PATIENCE, Desk, Program, until
+from support.desk import CONFIGURATION, Desk, Program, until
 
 from pgcoord.coordination.launching import JobState
 from pgcoord.runs.logs import Log
@@ -106,6 +107,20 @@ def test_a_log_can_be_followed_before_there_is_any(desk: Desk, conn: Connection)
     assert re.search(
         r"attempt 1, .*\nhello\npgcoord: .* failed at .*: exited with status 3\n$", follow.said
     )
+
+
+def test_a_note_begins_a_line_where_the_log_has_left_one_open(desk: Desk) -> None:
+    gate = desk.gate()
+    desk.start("serve").until("leading")
+    desk.say("submit", desk.plan(f"printf 'no end'; cat {gate}"))
+    follow = desk.start("logs", "-f", "1.1")  # both on one pipe, as on one screen
+    follow.until("no end")
+    gate.write_text("")
+    assert follow.wait() == 0
+    assert re.search(r"attempt 1, .*\nno end\npgcoord: .*: completed at .*\n$", follow.said)
+    apart = desk.call_for_bytes("logs", "-f", "1.1")
+    assert apart.stdout == b"no end"
+    assert b"\n\n" not in apart.stderr
 
 
 def test_following_outlives_the_coordinator(desk: Desk) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.json import Jsonb
+from support import PATIENCE
 from support.database import Connection, add_feature, claim, start, take_lead
-from support.terminal import COLUMNS, PATIENCE, Terminal, surroundings
+from support.terminal import COLUMNS, Terminal, surroundings
 
 LONG = "A title much longer than anybody would ever want to read on a screen"
 WIDE = "とても長いタイトルなので画面の幅には収まりきらないはずである"  # two columns a letter

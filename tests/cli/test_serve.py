@@ -15,8 +15,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from support import PATIENCE
 from support.database import Connection, add_feature, statuses
-from support.desk import CONFIGURATION, PATIENCE, Desk, address_of, free_port, until
+from support.desk import CONFIGURATION, Desk, address_of, free_port, until
 from support.serving import SECRET
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -260,7 +261,7 @@ def test_a_hang_up_has_a_changed_configuration_read(desk: Desk, dsn: str, conn: 
     assert [desk.say("logs", phase) for phase in ("2.1", "2.2")] == ["anew", "late"]
     desk.write("pgcoord.toml", "[workflow.sh]\ncommand = 1\n")
     program.send(signal.SIGHUP)
-    program.until("the configuration stays as it was: .*workflow.sh.command: expected a list")
+    program.until("the configuration is unchanged: .*workflow.sh.command: expected a list")
     gate.write_text("")
     until(dsn, "count(*) = 3 from phase_queue where status = 'completed'")
     program.send(signal.SIGTERM)
@@ -339,7 +340,7 @@ def test_a_stop_ends_although_the_database_is_frozen(desk: Desk, conn: Connectio
         for each in sessions:
             os.kill(each["pid"], signal.SIGSTOP)
         program.send(signal.SIGTERM)
-        program.until("not stopped in order")
+        program.until("no clean stop within")
         assert program.wait() == 128 + signal.SIGTERM
     finally:
         for each in sessions:
@@ -450,3 +451,15 @@ def test_the_script_of_the_specification_works(desk: Desk, dsn: str, conn: Conne
     rows = [row for row in curl("/api/v1/queue") if row["feature_id"] == feature["id"]]
     assert [row["depends_on_phases"] for row in rows] == [[], [1], [1]]
     assert rows[0]["status"] == "completed"
+
+
+def test_serve_leads_without_the_modules_of_the_web_server() -> None:
+    code = (
+        "import sys; from pgcoord.__main__ import make_app; make_app(['serve'])\n"
+        "import pgcoord.commands.running, pgcoord.coordination.coordinator\n"
+        "import pgcoord.http.access, pgcoord.http.sockets, pgcoord.database.schema\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    later = {"uvicorn", "starlette", "jinja2", "websockets", "markdown_it"}
+    assert later & {*done.stdout.split()} == set()

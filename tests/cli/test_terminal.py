@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import PATIENCE
 from support.database import Connection, add_feature
-from support.desk import PATIENCE, Desk
+from support.desk import Desk
 
 from pgcoord import assets
 from pgcoord.text import printable, shortened

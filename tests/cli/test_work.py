@@ -475,6 +475,6 @@ def test_another_priority_and_another_plan_leave_events(conn: Connection) -> Non
     conn.execute("update planned_features set plan = '[]' where id = %s", [feature])
     kinds = rows(conn, "select kind, reason from pgcoord.event order by id desc limit 2")
     assert [tuple(row.values()) for row in kinds] == [
-        ("feature_changed", None),
+        ("feature_changed", "plan"),
         ("phase_reprioritised", "priority 50 → 7"),
     ]

@@ -32,7 +32,7 @@ SCRIPTS = HERE / "scripts"
 ROOT = HERE.parents[1]
 CACHE = ROOT / ".clients"
 PYTHON = CACHE / "python" / "bin" / "python"
-PATIENCE = 120
+SCRIPT_TIMEOUT = 120
 
 _NPM = (
     *("pg@8.23.1", "postgres@3.4.9", "drizzle-orm@0.45.4", "typeorm@0.3.31", "knex@3.3.0"),
@@ -212,7 +212,7 @@ def _try(
     }
     try:
         done = subprocess.run(
-            client.command, env=environment, capture_output=True, text=True, timeout=PATIENCE
+            client.command, env=environment, capture_output=True, text=True, timeout=SCRIPT_TIMEOUT
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return "fails", str(error)

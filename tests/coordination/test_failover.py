@@ -9,8 +9,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from support import PATIENCE
 from support.coordination import (
-    PATIENCE,
     Gate,
     Watch,
     is_alive,

@@ -4,7 +4,8 @@ import asyncio
 from pathlib import Path
 
 from psycopg.types.json import Jsonb
-from support.coordination import PATIENCE, Watch, make_coordinator, running, watching
+from support import PATIENCE
+from support.coordination import Watch, make_coordinator, running, watching
 
 from pgcoord.configuration.model import Notify
 

@@ -8,16 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support.coordination import (
-    PATIENCE,
-    Gate,
-    Watch,
-    is_alive,
-    make_coordinator,
-    running,
-    scripts,
-    watching,
-)
+from support import PATIENCE
+from support.coordination import Gate, Watch, is_alive, make_coordinator, running, scripts, watching
 
 _WAITS_FOR_LOCK = (
     "select pid from pg_stat_activity where datname = current_database()"

@@ -10,7 +10,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from support.coordination import PATIENCE, Gate, Watch, make_coordinator, running, scripts, watching
+from support import PATIENCE
+from support.coordination import Gate, Watch, make_coordinator, running, scripts, watching
 
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.supervision import Supervision

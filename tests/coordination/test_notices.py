@@ -15,12 +15,13 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from support.coordination import PATIENCE, make_coordinator, running, scripts, watching
+from support import PATIENCE
+from support.coordination import make_coordinator, running, scripts, watching
 from support.database import Connection, add_feature, claim, start
 from support.serving import SECRET
 
 from pgcoord.configuration.model import Notify
-from pgcoord.http.server import bind, url_of
+from pgcoord.http.sockets import bind, url_of
 
 
 @dataclass

@@ -11,8 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from support import PATIENCE
 from support.coordination import (
-    PATIENCE,
     Gate,
     Watch,
     is_alive,

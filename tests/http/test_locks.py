@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
-from support.coordination import PATIENCE
+from support import PATIENCE
 from support.database import Connection, add_feature, claim, start, statuses
 from support.serving import SECRET, Site, served, signed
 

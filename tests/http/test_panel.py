@@ -17,8 +17,9 @@ import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 from playwright.async_api import Browser, Page, Route, expect
 from psycopg.types.json import Jsonb
+from support import PATIENCE
 from support.cases import case
-from support.coordination import PATIENCE, Gate
+from support.coordination import Gate
 from support.database import Connection, add_feature, add_phase, claim, start, statuses
 from support.desk import free_port
 from support.forks import Fork, run_forked
@@ -567,7 +568,7 @@ async def test_a_phase_is_cancelled_with_what_depends_on_it(
     await look(page, f"{panel}/phases/queue-{feature}-2")
     await page.get_by_role("link", name="Cancel phase…").click()
     await expect(page.locator(".change")).to_contain_text("Queued to Blocked")
-    await page.get_by_role("link", name="Cancel that, too").click()
+    await page.get_by_role("link", name="Cancel those, too").click()
     await expect(page.locator(".change")).not_to_contain_text("Blocked")
     await confirm(page, "Cancel them all", "not wanted")
     await expect(page.locator("#head .state")).to_have_text("Cancelled")
@@ -761,6 +762,7 @@ async def test_a_refusal_is_shown_as_the_database_words_it(
         await route.continue_()
 
     await page.route("**/retry", hold)
+    await page.get_by_role("dialog").get_by_label("Reason").fill("the server was down")
     button = page.get_by_role("dialog").get_by_role("button", name="Retry")
     await button.click()
     await expect(button).to_have_attribute("data-sending", "")
@@ -769,8 +771,15 @@ async def test_a_refusal_is_shown_as_the_database_words_it(
     await expect(refusal).to_contain_text("Refused: PC002")
     await expect(refusal).to_contain_text("only a failed or cancelled one can be retried")
     await expect(refusal).to_contain_text("HINT:")
-    await page.get_by_role("link", name="Go on").click()
+    await expect(page.get_by_label("Reason")).to_have_value("the server was down")
+    await button.click()
+    await expect(button).not_to_have_attribute("aria-busy", "true")
+    await expect(refusal).to_have_count(1)
+    # What is lacking is mended meanwhile: it is done with the reason that was typed.
+    conn.execute("select pgcoord.cancel_phase(%s, 'no')", [f"queue-{feature}-1"])
+    await button.click()
     await expect(page.get_by_role("dialog")).to_be_hidden()
+    assert "the server was down" in [each["reason"] for each in events(conn, "phase_moved")]
     await page.route(
         "**/cancel",
         lambda route: route.abort() if route.request.method == "POST" else route.continue_(),

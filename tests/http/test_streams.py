@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from support import PATIENCE
 from support.cases import case
 from support.database import Connection, add_feature, add_phase, claim, start
 from support.serving import Site, served
@@ -20,8 +21,6 @@ from pgcoord.database import _sql, history
 from pgcoord.http.feed import FROM_NOW_ON, Cursor, Event, Feed
 
 Message = dict[str, Any]
-
-PATIENCE = 30  # seconds, for a message
 
 
 @pytest.fixture

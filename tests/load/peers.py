@@ -58,7 +58,7 @@ HERE = Path(__file__).parent / "peer"
 FLOOR = "bare floor"
 WARM_UP = 20
 IDLE_SECONDS = 30
-PATIENCE = 120.0
+SETUP_TIMEOUT = 120.0
 DRAIN_SECONDS = 20  # at most: the slowest would take minutes for what others do in seconds
 
 
@@ -83,7 +83,7 @@ class Peer:
     def set_up(self) -> None:
         """Install the peer's schema."""
         subprocess.run(
-            [*self._command, "setup", self.dsn], cwd=self._folder, check=True, timeout=PATIENCE
+            [*self._command, "setup", self.dsn], cwd=self._folder, check=True, timeout=SETUP_TIMEOUT
         )
 
     @contextmanager

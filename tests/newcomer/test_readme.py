@@ -40,5 +40,5 @@ def test_readme_shows_what_init_writes(newcomer: Newcomer) -> None:
     assert (newcomer.home / "app" / "pgcoord.toml").read_text() == shown["toml"]
     (newcomer.home / "app" / "plan.md").write_text("mine")
     said = newcomer.paste(Block("sh", "pgcoord init app", None, beside=False))
-    assert "plan.md is there already, and left as it is" in said
+    assert "plan.md exists, and is not changed" in said
     assert (newcomer.home / "app" / "plan.md").read_text() == "mine"

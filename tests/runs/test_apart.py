@@ -28,7 +28,7 @@ from pgcoord.runs import job
 from pgcoord.runs.kubernetes import Kubernetes, manifest_of, read_template
 
 # As in test_contract.py.
-HURRIED = {"ASKS": (0.3, 1.0), "UNSURE": 4.0, "SILENT": 6.0, "SETTLED": 1.0, "LOOK": 0.2}
+HURRIED = {"ASKS": (0.3, 1.0), "UNSURE": 4.0, "SILENT": 6.0, "SETTLED": 1.0, "FOLDER_INTERVAL": 0.2}
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "engines"
 

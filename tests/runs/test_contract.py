@@ -35,10 +35,10 @@ HURRIED: dict[str, Any] = {
     "UNSURE": 4.0,
     "SILENT": 3.0,
     "SETTLED": 1.0,
-    "LOOK": 0.2,
+    "FOLDER_INTERVAL": 0.2,
 }
 
-PATIENCE = 120.0
+JOB_TIMEOUT = 120.0
 
 
 class Engine:
@@ -91,7 +91,7 @@ async def run(engine: Engine, script: str, status: str, **settings: Any) -> dict
     """Run a phase to its end; return its latest attempt."""
     async with (
         watching(engine.dsn) as watch,
-        running(engine.coordinator(**settings), patience=PATIENCE),
+        running(engine.coordinator(**settings), patience=JOB_TIMEOUT),
     ):
         await watch.submit(script)
         await watch.until_statuses(status)
@@ -143,7 +143,7 @@ async def test_agents_are_judged_in_worktrees_and_wait_for_their_model(engine: E
         reports=True,
         worktree=Worktree(),
     )
-    async with watching(engine.dsn) as watch, running(coordinator, patience=PATIENCE):
+    async with watching(engine.dsn) as watch, running(coordinator, patience=JOB_TIMEOUT):
         await watch.submit(
             f"echo 1 > one; {report}",
             (f"cat one; echo 2 > two; {report}", [1]),
@@ -175,7 +175,7 @@ async def test_a_prompt_of_five_megabytes(engine: Engine) -> None:
 
 async def test_cancelling_gives_time_to_clean_up(engine: Engine) -> None:
     script = "trap 'echo cleans up; exit 3' TERM; echo up; while :; do sleep 0.1; done"
-    async with watching(engine.dsn) as watch, running(engine.coordinator(), patience=PATIENCE):
+    async with watching(engine.dsn) as watch, running(engine.coordinator(), patience=JOB_TIMEOUT):
         await watch.submit(script)
         await watch.until_statuses("running")
         folder = Path((await watch.one("select folder from pgcoord.attempt"))["folder"])
@@ -191,7 +191,7 @@ async def test_cancelling_gives_time_to_clean_up(engine: Engine) -> None:
 @pytest.mark.scale
 async def test_what_ignores_sigterm_is_killed(engine: Engine) -> None:
     script = "trap '' TERM; echo $$; while :; do sleep 0.1; done"
-    async with watching(engine.dsn) as watch, running(engine.coordinator(), patience=PATIENCE):
+    async with watching(engine.dsn) as watch, running(engine.coordinator(), patience=JOB_TIMEOUT):
         await watch.submit(script)
         await watch.until_statuses("running")
         log = Path((await watch.one("select folder from pgcoord.attempt"))["folder"]) / "log"
@@ -210,10 +210,10 @@ async def test_a_leader_that_comes_back_finds_what_runs(engine: Engine) -> None:
     gate = Gate(engine.folder / "gate")
     script = f"echo once; read _ < {gate.path}; exit 7"
     async with watching(engine.dsn) as watch:
-        async with running(engine.coordinator(), patience=PATIENCE):
+        async with running(engine.coordinator(), patience=JOB_TIMEOUT):
             await watch.submit(script)
             await watch.until_statuses("running")
-        async with running(engine.coordinator(), patience=PATIENCE):
+        async with running(engine.coordinator(), patience=JOB_TIMEOUT):
             gate.open()
             await watch.until_statuses("failed")
         attempt = await watch.one("select * from pgcoord.attempt")
@@ -224,11 +224,11 @@ async def test_a_leader_that_comes_back_finds_what_runs(engine: Engine) -> None:
 async def test_what_ended_while_nobody_led_is_recorded(engine: Engine) -> None:
     async with watching(engine.dsn) as watch:
         gate = Gate(engine.folder / "gate")
-        async with running(engine.coordinator(), patience=PATIENCE):
+        async with running(engine.coordinator(), patience=JOB_TIMEOUT):
             await watch.submit(f"read _ < {gate.path}; exit 7")
             await watch.until_statuses("running")
         gate.open()
-        async with running(engine.coordinator(), patience=PATIENCE):
+        async with running(engine.coordinator(), patience=JOB_TIMEOUT):
             await watch.until_statuses("failed")
         assert (await watch.one("select exit_code from pgcoord.attempt"))["exit_code"] == 7
 
@@ -255,10 +255,10 @@ def own_hpc(hurried: None, own_slurm: cluster.Slurm, dsn: str, tmp_path: Path) -
 async def test_a_leader_on_another_host_takes_over_at_once(hpc: Engine) -> None:
     gate = Gate(hpc.folder / "gate")
     async with watching(hpc.dsn) as watch:
-        async with running(hpc.coordinator(), patience=PATIENCE):
+        async with running(hpc.coordinator(), patience=JOB_TIMEOUT):
             await watch.submit(f"echo once >> {hpc.folder}/ran; read _ < {gate.path}; exit 7")
             await watch.until_found("select from pgcoord.attempt where submitted_at is not null")
-        async with running(hpc.coordinator(host="elsewhere"), patience=PATIENCE):
+        async with running(hpc.coordinator(host="elsewhere"), patience=JOB_TIMEOUT):
             gate.open()
             await watch.until_statuses("failed")
         attempt = await watch.one("select * from pgcoord.attempt")
@@ -271,12 +271,12 @@ async def test_a_frozen_controller_starts_a_job_once(
     slurm: cluster.Slurm, hpc: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("WARNING")
-    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=PATIENCE):
+    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=JOB_TIMEOUT):
         slurm.kill("controller", signal.SIGSTOP)
         try:
             await watch.submit(f"echo once >> {hpc.folder}/ran")
             # sbatch gives up after its MessageTimeout: then nobody knows whether it was taken.
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(JOB_TIMEOUT):
                 while "was taken: sbatch: " not in caplog.text:
                     await slurm.a_moment()
         finally:
@@ -290,7 +290,7 @@ async def test_a_controller_that_is_away_delays_and_no_more(
     own_slurm: cluster.Slurm, own_hpc: Engine
 ) -> None:
     gate = Gate(own_hpc.folder / "gate")
-    async with watching(own_hpc.dsn) as watch, running(own_hpc.coordinator(), patience=PATIENCE):
+    async with watching(own_hpc.dsn) as watch, running(own_hpc.coordinator(), patience=JOB_TIMEOUT):
         await watch.submit(f"echo once >> {own_hpc.folder}/ran; read _ < {gate.path}; exit 5")
         await watch.until_statuses("running")
         own_slurm.kill("controller", signal.SIGKILL)
@@ -308,7 +308,7 @@ async def test_a_job_whose_requeued_copy_starts_runs_once(
     slurm: cluster.Slurm, hpc: Engine
 ) -> None:
     gate = Gate(hpc.folder / "gate")
-    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=PATIENCE):
+    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=JOB_TIMEOUT):
         await watch.submit(f"echo once >> {hpc.folder}/ran; read _ < {gate.path}; exit 5")
         await watch.until_statuses("running")
         attempt = await watch.one("select * from pgcoord.attempt")
@@ -339,7 +339,7 @@ async def test_a_job_that_was_cancelled_behind_our_back_is_failed(
 ) -> None:
     assert hpc.pool
     hpc.pool = replace(hpc.pool, settings={**hpc.pool.settings, "options": ["--begin=now+1hour"]})
-    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=PATIENCE):
+    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=JOB_TIMEOUT):
         await watch.submit("true")
         await watch.until_found("select from pgcoord.attempt where waits_for = 'BeginTime'")
         words = (await watch.one("select words from pgcoord.why('queue-1-1')"))["words"]
@@ -353,11 +353,11 @@ async def test_a_job_that_was_cancelled_behind_our_back_is_failed(
 
 async def test_a_pool_that_is_removed_has_its_jobs_ended_and_recorded(hpc: Engine) -> None:
     async with watching(hpc.dsn) as watch:
-        async with running(hpc.coordinator(), patience=PATIENCE):
+        async with running(hpc.coordinator(), patience=JOB_TIMEOUT):
             await watch.submit("echo up; sleep 600")
             await watch.until_statuses("running")
         other = make_coordinator(hpc.dsn, hpc.folder, environment={**os.environ, **hpc.environment})
-        async with running(other, patience=PATIENCE):
+        async with running(other, patience=JOB_TIMEOUT):
             await watch.one("select status from pgcoord.cancel_phase('queue-1-1', 'enough')")
             await watch.until_statuses("cancelled")
             assert await watch.all("select from pgcoord.slot where pool = 'hpc'") == []
@@ -366,10 +366,10 @@ async def test_a_pool_that_is_removed_has_its_jobs_ended_and_recorded(hpc: Engin
 @pytest.mark.scale
 @pytest.mark.timeout(400)
 async def test_two_hundred_jobs_under_forty_slots(hpc: Engine) -> None:
-    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=10 * PATIENCE):
+    async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=10 * JOB_TIMEOUT):
         await watch.submit(*[f"echo {number} >> {hpc.folder}/ran" for number in range(200)])
         most = 0
-        async with asyncio.timeout(10 * PATIENCE):
+        async with asyncio.timeout(10 * JOB_TIMEOUT):
             while True:
                 row = await watch.one(
                     "select count(*) filter (where status = 'completed') as done, count(slot) as n,"

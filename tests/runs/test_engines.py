@@ -30,7 +30,13 @@ from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.launching import EngineState
 
 # As in test_contract.py, and shorter: this engine answers at once.
-HURRIED = {"ASKS": (0.05, 0.2), "UNSURE": 0.5, "SILENT": 1.0, "SETTLED": 0.3, "LOOK": 0.05}
+HURRIED = {
+    "ASKS": (0.05, 0.2),
+    "UNSURE": 0.5,
+    "SILENT": 1.0,
+    "SETTLED": 0.3,
+    "FOLDER_INTERVAL": 0.05,
+}
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.coordination import PATIENCE, Gate
+from support import PATIENCE
+from support.coordination import Gate
 
 from pgcoord.runs.local import LocalJob, _LogLimiter
 from pgcoord.runs.run import Run

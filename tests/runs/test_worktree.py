@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support import PATIENCE
 from support.disk import small_disk
 
 from pgcoord.configuration import results
 from pgcoord.coordination.supervision import program_of
 
 PROGRAM = Path(__file__).parents[2] / "pgcoord/runs/worktree.py"
-PATIENCE = 60
 
 
 @dataclass

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from psycopg.types.json import Jsonb
-from support.coordination import PATIENCE, is_alive, until_it_ends
+from support import PATIENCE
+from support.coordination import is_alive, until_it_ends
 from support.database import Connection, add_feature, add_phase, attempt_of, claim, one, statuses
 from support.disk import small_disk
 from support.serving import Site, served

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from support.coordination import PATIENCE
+from support import PATIENCE
 from support.database import Connection, add_feature
 from support.serving import Site, served
 from websockets.asyncio.client import connect

@@ -427,6 +427,8 @@ def test_a_completed_feature_cannot_be_cancelled(conn: Connection) -> None:
     feature = add_feature(conn, {1: [], 2: []}, status="completed")
     with refused("PC002", f"feature {feature} is completed"):
         cancel(conn, feature)
+    with refused("PC002", f"feature {feature} is completed"):
+        conn.execute("update planned_features set cancelled_at = now()")
     assert shown(conn, feature)["status"] == "completed"
     add_phase(conn, feature, 3)
     assert cancel(conn, feature) == 1
@@ -503,8 +505,12 @@ def test_prune_removes_finished_features_with_their_history(conn: Connection, ep
 def test_prune_wants_a_unit(conn: Connection) -> None:
     add_feature(conn, {1: []}, status="completed")
     conn.execute("update phase_queue set finished_timestamp = now() - interval '1 hour'")
-    for age in ("30", " 0.5 ", "+7", "soon"):
-        with pytest.raises(psycopg.Error, match="it has no unit") as caught:
+    no_interval = "it is no interval"
+    for age, words in {
+        **dict.fromkeys(("30", " 0.5 ", "+7"), "it has no unit"),
+        **dict.fromkeys(("soon", "", "90 dayz", "99999999999999 days"), no_interval),
+    }.items():
+        with pytest.raises(psycopg.Error, match=words) as caught:
             conn.execute(f"select pgcoord.prune('{age}')".encode())
         assert caught.value.sqlstate == "PC005"
     for age, removed in (("null::interval", None), ("'2 hours'", 0), ("interval '2 h'", 0)):

@@ -12,6 +12,7 @@ from support.database import (
     Connection,
     add_feature,
     add_phase,
+    as_user,
     claim,
     one,
     phase,
@@ -897,3 +898,35 @@ def test_who_retries_a_completed_phase_is_told_what_to_do_instead(conn: Connecti
     assert caught.value.diag.message_hint == (
         "A completed one stays so: insert another for what is still to be done."
     )
+
+
+# --- What is edited
+
+
+def test_an_edit_leaves_an_event_that_names_who_changed_what(
+    conn: Connection, dsn: str, logins: dict[str, str]
+) -> None:
+    add_feature(conn, {1: [], 2: [], 3: [1, 2]}, phase_data=Jsonb({"title": "A", "timeout": "1h"}))
+    with psycopg.connect(as_user(dsn, logins["client"]), autocommit=True) as client:
+        client.execute("set pgcoord.reason = 'as agreed'")
+        client.execute(
+            "update phase_queue set phase_data = phase_data - 'timeout'"
+            ' || \'{"title": "B", "prompt_content": "Do it."}\', depends_on_phases = \'[2]\''
+            " where phase_number = 3"
+        )
+    conn.execute("update phase_queue set depends_on_phases = '[]' where phase_number = 3")
+    conn.execute("update phase_queue set queue_position = 7 where phase_number = 3")
+    conn.execute("update phase_queue set phase_data = phase_data, depends_on_phases = '[]'")
+    name = logins["client"]
+    found = conn.execute(
+        "select queue_id, actor, reason from pgcoord.event where kind = 'phase_edited' order by id"
+    ).fetchall()
+    assert [tuple(row.values()) for row in found] == [
+        (
+            "queue-1-3",
+            name,
+            "prompt_content, timeout, title, depends on 1, 2 → 2: as agreed",
+        ),
+        ("queue-1-3", conn.info.user, "depends on 2 → none"),
+        ("queue-1-3", conn.info.user, "queue_position 3 → 7"),
+    ]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from support import PATIENCE
 from support.database import (
     Connection,
     add_feature,
@@ -21,7 +22,6 @@ from support.database import (
 
 from pgcoord.database.embedded import EmbeddedPostgres
 
-PATIENCE = 60
 NAME = "left behind"
 WORDS = "the prepared transaction 'left behind' (user postgres), since "
 

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
+from support import PATIENCE
 from support.cases import case
 from support.database import (
     Connection,
@@ -23,8 +24,6 @@ from support.database import (
     statuses,
 )
 from support.mixed_load import LONG, Load, faults, overlaps
-
-PATIENCE = 40.0  # seconds until a test that waits gives up
 
 Rows = list[dict[str, Any]]
 

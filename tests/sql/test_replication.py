@@ -12,6 +12,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
+from support import PATIENCE
 from support.database import (
     Connection,
     add_feature,
@@ -27,7 +28,6 @@ from support.database import (
 
 from pgcoord.database.embedded import EmbeddedPostgres, find_binaries
 
-PATIENCE = 60
 OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 
 

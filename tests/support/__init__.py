@@ -1,0 +1,3 @@
+"""What the tests share."""
+
+PATIENCE = 60.0  # seconds until a test that waits gives up

@@ -17,9 +17,8 @@ from psycopg.types.json import Jsonb
 from pgcoord.configuration.model import Configuration, GitHub, Notify, Pool, Workflow
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.database import session
+from support import PATIENCE
 from support.forks import Fork, run_forked_source
-
-PATIENCE = 60.0  # seconds until a test that waits gives up
 
 Row = dict[str, Any]
 

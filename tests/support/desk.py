@@ -18,9 +18,8 @@ from typing import IO
 
 import psycopg
 
+from support import PATIENCE
 from support.forks import run_forked
-
-PATIENCE = 60  # seconds, for anything that happens within one
 
 CONFIGURATION = """
 [server]

@@ -28,6 +28,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from support import PATIENCE
+
 REPOSITORY = "octo/work"
 TOKEN = "ghs_of_a_test"
 LOGIN = "coordinator-bot"
@@ -36,9 +38,6 @@ DESCRIPTION = Path(__file__).parent / "github-openapi.json"
 PRISM = Path(__file__).parents[2] / ".prism/node_modules/.bin/prism"
 
 _DESCRIBED = json.loads(DESCRIPTION.read_text())
-
-# Seconds that a server of a test has to come up.
-_PATIENCE = 60
 
 
 @dataclass
@@ -361,7 +360,7 @@ def _described(folder: Path) -> Path:
 
 
 def _await_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.coordination import PATIENCE
+from support import PATIENCE
 from support.desk import free_port
 
 

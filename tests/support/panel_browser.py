@@ -8,8 +8,7 @@ from pathlib import Path
 
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from support import serving
-from support.coordination import PATIENCE
+from support import PATIENCE, serving
 
 expect.set_options(timeout=PATIENCE * 1000)
 

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Self
 
-PATIENCE = 60  # seconds until a test that waits gives up
+from support import PATIENCE
+
 COLUMNS = 80
 PROMPT = re.compile(r"\n[a-z_0-9]+=[#>] $")
 END = "the end of it\n"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from support.desk import free_port
 
-PATIENCE = 300  # seconds for a block: one of them installs what pgcoord needs
+BLOCK_TIMEOUT = 300  # seconds for a block: one of them installs what pgcoord needs
 
 BESIDE = "<!-- in a second terminal -->"
 
@@ -75,7 +75,7 @@ class Newcomer:
             return self._start_beside(code)
         keep = f"{{ export -p; printf 'cd %q\\n' \"$PWD\"; }} > {self._state}"
         done = self._run(f"set -e; . {self._state}\n{code}\n{keep}\n")
-        said = done.communicate(timeout=PATIENCE)[0]
+        said = done.communicate(timeout=BLOCK_TIMEOUT)[0]
         assert done.returncode == 0, f"{block.code}\nended with {done.returncode}:\n{said}"
         return said
 
@@ -96,7 +96,7 @@ class Newcomer:
         """End what was started, the embedded Postgres, too."""
         for each in self._beside:
             each.send_signal(signal.SIGTERM)
-            each.communicate(timeout=PATIENCE)
+            each.communicate(timeout=BLOCK_TIMEOUT)
         self._beside.clear()
         for state in self.home.glob("**/.pgcoord"):
             with suppress(AssertionError):
