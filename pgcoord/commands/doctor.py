@@ -52,8 +52,8 @@ def doctor(
     """
     from pgcoord.doctor import examine
 
-    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
-    findings = complete(found, examine(found, _machine(surroundings, config), probes=probes))
+    surroundings, existing = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    findings = complete(existing, examine(existing, _machine(surroundings, config), probes=probes))
     worst = max((each.level for each in findings), key=list(EXIT_STATUSES).index)
     if as_json:
         shown = {"level": worst, "findings": [asdict(each) for each in findings]}

@@ -110,11 +110,11 @@ def delete(
     """
     from pgcoord.database import actions, reads
 
-    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    surroundings, existing = surroundings_of(ctx), existing_dsn(ctx, dsn)
     feature = feature_of(target)
 
     async def look() -> str | int:
-        async with session(found) as conn:
+        async with session(existing) as conn:
             if feature is None:
                 queue_id = await find_phase(conn, target)
                 say(await _phase_in_words(conn, queue_id), err=as_json)
@@ -125,10 +125,10 @@ def delete(
             return feature
 
     async def remove(what: str | int) -> None:
-        async with changing(surroundings, found) as conn:
+        async with changing(surroundings, existing) as conn:
             await actions.delete(conn, what)
 
-    what = complete(found, look())
+    what = complete(existing, look())
     name = f"feature {what}" if feature else str(what)
     if dry_run:
         words = f"{name} would be removed, with its history"
@@ -136,7 +136,7 @@ def delete(
         return
     question = f"Remove {name} with its history permanently?"
     confirm_or_exit(question, yes=yes, otherwise="nothing is removed", err=as_json)
-    complete(found, remove(what))
+    complete(existing, remove(what))
     print_answer(Answer(f"{name} is removed", {"removed": what}), as_json=as_json)
 
 

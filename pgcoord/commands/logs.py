@@ -61,36 +61,36 @@ def logs(
 
     The log is on the machine where the phase ran; on another one, the command prints which.
     """
-    found, runs = existing_dsn(ctx, dsn), runs_folder_here(surroundings_of(ctx))
+    existing, runs = existing_dsn(ctx, dsn), runs_folder_here(surroundings_of(ctx))
     if feature := feature_of(phase):
         if goes_on or number:
             raise typer.BadParameter(
                 f"name one phase of feature {feature}, such as {feature}.1.",
                 param_hint="--follow" if goes_on else "--attempt",
             )
-        _print_all(complete(found, _find_all(found, feature, runs)), lines)
+        _print_all(complete(existing, _find_all(existing, feature, runs)), lines)
         return
     if goes_on:
         from pgcoord.commands.following import follow_log
 
-        complete(found, follow_log(surroundings_of(ctx), found, phase, number, lines))
+        complete(existing, follow_log(surroundings_of(ctx), existing, phase, number, lines))
         return
-    _print(complete(found, _find(found, phase, number, runs)), lines)
+    _print(complete(existing, _find(existing, phase, number, runs)), lines)
 
 
-def _print(found: "Log", lines: int | None) -> None:
+def _print(its_log: "Log", lines: int | None) -> None:
     from pgcoord.runs.logs import seek_last_lines
 
-    with found.open_for_people() as log:
+    with its_log.open_for_people() as log:
         if lines is not None:
             seek_last_lines(log, lines)
         sys.stdout.flush()
         shutil.copyfileobj(log, sys.stdout.buffer)
 
 
-def _print_all(found: "Sequence[tuple[str, Log | str]]", lines: int | None) -> None:
+def _print_all(logs_of_phases: "Sequence[tuple[str, Log | str]]", lines: int | None) -> None:
     """Print each log below a line that names its phase; a str instead says why there is none."""
-    for name, log in found:
+    for name, log in logs_of_phases:
         say(f"==> {name}")
         try:
             if isinstance(log, str):
@@ -105,22 +105,22 @@ async def _find_all(dsn: str, feature_id: int, runs: Path) -> "Sequence[tuple[st
     from pgcoord.database import reads
     from pgcoord.runs.logs import log_of
 
-    found: list[tuple[str, Log | str]] = []
+    logs_of_phases: list[tuple[str, Log | str]] = []
     async with session(dsn) as conn:
         await reads.feature(conn, feature_id)
         for phase in await reads.board(conn, feature_id):
             name = f"{phase.queue_id}: {printable(phase.title)}"
             attempts = await reads.attempts(conn, phase.queue_id)
             if not attempts:
-                found.append((name, "it has not started, so it has no log"))
+                logs_of_phases.append((name, "it has not started, so it has no log"))
                 continue
             try:
                 log = log_of(phase.queue_id, attempts, None, host=gethostname(), runs=runs)[1]
             except Refused as error:
-                found.append((name, str(error)))
+                logs_of_phases.append((name, str(error)))
             else:
-                found.append((name, log))
-    return found
+                logs_of_phases.append((name, log))
+    return logs_of_phases
 
 
 async def _find(dsn: str, phase: str, number: int | None, runs: Path) -> "Log":

@@ -35,9 +35,9 @@ class Surroundings:
 
 def surroundings_of(ctx: typer.Context) -> Surroundings:
     """Return the `Surroundings` that `main` stored in the context."""
-    found = ctx.find_object(Surroundings)
-    assert found is not None
-    return found
+    surroundings = ctx.find_object(Surroundings)
+    assert surroundings is not None
+    return surroundings
 
 
 def feature_of(target: str) -> int | None:

@@ -115,11 +115,11 @@ def plan(
     planner = _planner(surroundings, config)
     if is_stored:
         named = _number(what)
-        made = None if show else _make(ctx, dsn, planner, named, source, anew, yes)
-        found = _stored(ctx, dsn, named, made, execute)
+        new_plan = None if show else _make(ctx, dsn, planner, named, source, anew, yes)
+        choice = _stored(ctx, dsn, named, new_plan, execute)
     else:
-        found = _plan_file(planner, _path(surroundings, what), hours)
-    number, feature, planned, usual = found
+        choice = _plan_file(planner, _path(surroundings, what), hours)
+    number, feature, planned, usual = choice
     analysis = planner.analyse(planned.phases, slots or usual)
     if output is not None:
         _write(surroundings.folder / output, feature, planned, yes, stored=number is not None)
@@ -140,16 +140,16 @@ def plan(
     say(_what_next(number, output, planned.source == "queued"))
 
 
-def _check_options(is_stored: bool, given: list[str], hours: float | None) -> None:
+def _check_options(is_stored: bool, options: list[str], hours: float | None) -> None:
     """Raise `typer.BadParameter` for options that do not go together.
 
-    *given*: those of --from, --execute, --again and --show that were given, in this order.
+    *options*: those of --from, --execute, --again and --show that were given, in this order.
     """
-    if not is_stored and given:
-        raise typer.BadParameter("it is for a feature, given by its number.", param_hint=given[0])
-    ways = [name for name in given if name != "--execute"]
-    if len(ways) > 1 or {"--show", "--execute"} <= set(given):
-        raise typer.BadParameter(f"not together with {given[0]}.", param_hint=given[1])
+    if not is_stored and options:
+        raise typer.BadParameter("it is for a feature, given by its number.", param_hint=options[0])
+    ways = [name for name in options if name != "--execute"]
+    if len(ways) > 1 or {"--show", "--execute"} <= set(options):
+        raise typer.BadParameter(f"not together with {options[0]}.", param_hint=options[1])
     if is_stored and hours is not None:
         raise typer.BadParameter("a feature has its own.", param_hint="--hours")
 
@@ -166,9 +166,9 @@ def show_check(path: Path, read: "Plan", as_json: bool) -> None:
     from pgcoord.planner.analysis import analyse
 
     rows = [each.row() for each in read.phases]
-    done = {each.number for each in read.phases if each.is_completed}
+    completed_numbers = {each.number for each in read.phases if each.is_completed}
     to_do = [
-        row | {"depends_on_phases": sorted(set(each.depends_on) - done)}
+        row | {"depends_on_phases": sorted(set(each.depends_on) - completed_numbers)}
         for each, row in zip(read.phases, rows, strict=True)
         if not each.is_completed
     ]
@@ -181,7 +181,7 @@ def show_check(path: Path, read: "Plan", as_json: bool) -> None:
             {"id": None, "title": read.title, "phases": rows, "planning": planning, "lines": lines}
         )
         return
-    completed = f", besides {len(done)} completed" if done else ""
+    completed = f", besides {len(completed_numbers)} completed" if completed_numbers else ""
     head = Text.assemble(
         (read.title, "bold"), f": {counted(len(analysis.phases), 'phase')}{completed}"
     )
@@ -194,13 +194,13 @@ def show_check(path: Path, read: "Plan", as_json: bool) -> None:
 
 def _sources(phase: "PlannedPhase") -> list[str]:
     """Return one line for *phase*: the lines of the plan that its heading and its keys stand on."""
-    said = [f"{key} of line {line}" for key, line in phase.taken]
+    sources = [f"{key} of line {line}" for key, line in phase.taken]
     if "depends on" not in dict(phase.taken) and phase.depends_on:
-        said.append(f"after phase {phase.depends_on[0]}, the one before: it says nothing")
+        sources.append(f"after phase {phase.depends_on[0]}, the one before: it says nothing")
     size = len(phase.prompt)
     prompt = f"a prompt of {size:,} characters" if size else "no prompt"
     state = ", completed" if phase.is_completed else ""
-    return [f"  {phase.number}  line {phase.line}{state}: {'; '.join([prompt, *said])}"]
+    return [f"  {phase.number}  line {phase.line}{state}: {'; '.join([prompt, *sources])}"]
 
 
 def execute(
@@ -221,7 +221,7 @@ def execute(
     act(ctx, dsn, change, as_json=as_json)
 
 
-_Found = tuple[int | None, "Feature", "Planned", int]
+_Choice = tuple[int | None, "Feature", "Planned", int]
 """The feature's number (None for a file), the feature, its plan, and the number of slots."""
 
 
@@ -259,18 +259,18 @@ def _make(
     from pgcoord.database import actions, plans
     from pgcoord.planner.planning import Planned, declared_workflows, plan_stored
 
-    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    surroundings, existing = surroundings_of(ctx), existing_dsn(ctx, dsn)
     replaces = source is not None or anew
 
     async def look() -> tuple[bool, str | None, "Workflows"]:
-        async with session(found) as conn:
+        async with session(existing) as conn:
             stored, queued = await plans.plan_of(conn, feature_id)
             version = None
             if replaces or not queued:
                 version = (await plans.feature_to_plan(conn, feature_id)).version
             return bool(stored), version, await declared_workflows(conn)
 
-    is_planned, version, workflows = complete(found, look())
+    is_planned, version, workflows = complete(existing, look())
     if is_planned and not replaces:
         return None
     rows = _read_rows(_path(surroundings, source), workflows) if source is not None else None
@@ -279,12 +279,12 @@ def _make(
 
     async def store() -> Planned:
         if rows is None:
-            return await plan_stored(planner, lambda: changing(surroundings, found), feature_id)
-        async with changing(surroundings, found) as conn:
+            return await plan_stored(planner, lambda: changing(surroundings, existing), feature_id)
+        async with changing(surroundings, existing) as conn:
             await actions.change_feature(conn, feature_id, {"phases": rows}, version)
         return Planned(rows, "file")
 
-    return complete(found, store())
+    return complete(existing, store())
 
 
 def _read_rows(path: Path, workflows: "Workflows") -> list[dict[str, object]]:
@@ -300,9 +300,9 @@ def _read_rows(path: Path, workflows: "Workflows") -> list[dict[str, object]]:
 
 
 def _stored(
-    ctx: typer.Context, dsn: str | None, feature_id: int, made: "Planned | None", execute: bool
-) -> _Found:
-    """Read the stored plan of a feature, or take *made*, the one that was stored just now.
+    ctx: typer.Context, dsn: str | None, feature_id: int, new_plan: "Planned | None", execute: bool
+) -> _Choice:
+    """Read the stored plan of a feature, or take *new_plan*, the one that was stored just now.
 
     With *execute* its phases are queued in the same transaction. Raises `Refused` if the feature
     has no plan.
@@ -311,10 +311,10 @@ def _stored(
     from pgcoord.planner.planning import Planned
     from pgcoord.planner.structure import Feature
 
-    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    surroundings, existing = surroundings_of(ctx), existing_dsn(ctx, dsn)
 
-    async def work() -> _Found:
-        async with changing(surroundings, found) as conn:
+    async def work() -> _Choice:
+        async with changing(surroundings, existing) as conn:
             feature = await reads.feature_object(conn, feature_id)
             if execute:
                 await actions.execute_feature(conn, feature_id)
@@ -325,10 +325,12 @@ def _stored(
                 f"feature {feature_id} has no plan", hint=f"'pgcoord plan {feature_id}' makes one."
             )
         described = Feature(feature["title"], feature["description"] or "")
-        planned = made if made and not queued else Planned(rows, "queued" if queued else "stored")
+        planned = (
+            new_plan if new_plan and not queued else Planned(rows, "queued" if queued else "stored")
+        )
         return feature_id, described, planned, slots
 
-    return complete(found, work())
+    return complete(existing, work())
 
 
 def _path(surroundings: Surroundings, name: str | Path) -> Path:
@@ -336,7 +338,7 @@ def _path(surroundings: Surroundings, name: str | Path) -> Path:
     return Path("-") if str(name) == "-" else surroundings.folder / name
 
 
-def _plan_file(planner: "FeaturePlanner", path: Path, hours: float | None) -> _Found:
+def _plan_file(planner: "FeaturePlanner", path: Path, hours: float | None) -> _Choice:
     import asyncio
 
     from pgcoord.plan.headings import looks_like_plan

@@ -71,8 +71,8 @@ def pull_request(
     async def open_it() -> "PullRequest":
         async with Repository(settings, credentials) as repository:
             target = base or str((await repository.about())["default_branch"])
-            found = await repository.find_pull_request(branch, target)
-            return found or await repository.open_pull_request(
+            existing = await repository.find_pull_request(branch, target)
+            return existing or await repository.open_pull_request(
                 words, branch, target, _text_of(results), draft=draft
             )
 
@@ -95,10 +95,10 @@ def _read_inputs(path: str | None) -> dict[int, Mapping[str, Any]]:
     if not path:
         return {}
     try:
-        given = json.loads(read_text(Path(path)))
+        content = json.loads(read_text(Path(path)))
     except ValueError as error:
         raise InvalidInput(f"PGCOORD_INPUT_FILE, {path}: not JSON: {error}") from error
-    return {int(number): given[number] for number in sorted(given, key=int)}
+    return {int(number): content[number] for number in sorted(content, key=int)}
 
 
 def _branch_of(results: Mapping[int, Mapping[str, Any]]) -> str:
@@ -143,8 +143,10 @@ def _brought_by(work: Sequence[Mapping[str, Any]], lacking: Mapping[str, Any]) -
 
 
 def _text_of(results: Mapping[int, Mapping[str, Any]]) -> str:
-    said = {number: str(each.get("summary") or "").strip() for number, each in results.items()}
-    return "\n\n".join(f"**Phase {number}**: {words}" for number, words in said.items() if words)
+    summaries = {number: str(each.get("summary") or "").strip() for number, each in results.items()}
+    return "\n\n".join(
+        f"**Phase {number}**: {words}" for number, words in summaries.items() if words
+    )
 
 
 def _put_result(path: str | None, result: Mapping[str, object]) -> None:

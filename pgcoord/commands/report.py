@@ -98,14 +98,16 @@ def report(
     say(f"{queue_id} is reported {outcome.value}{answer}")
 
 
-def _read_result(given: Path | None, environment: Mapping[str, str]) -> dict[str, object] | None:
+def _read_result(
+    file_given: Path | None, environment: Mapping[str, str]
+) -> dict[str, object] | None:
     """Return the result of the phase; None if it has none. Raises `InvalidInput`."""
     from pgcoord.configuration import results
     from pgcoord.messages import signing
 
     named = environment.get("PGCOORD_RESULT_FILE")
-    path = given or (Path(named) if named else None)
-    if path is None or (given is None and not path.exists()):
+    path = file_given or (Path(named) if named else None)
+    if path is None or (file_given is None and not path.exists()):
         return None
     try:
         with path.open("rb") as file:
@@ -114,10 +116,10 @@ def _read_result(given: Path | None, environment: Mapping[str, str]) -> dict[str
         raise InvalidInput(f"{path}: {(error.strerror or str(error)).lower()}") from error
     if len(content) > results.FILE_LIMIT:
         raise InvalidInput(f"{path}: it has more than 204 kB; a result has 64 kB at most")
-    found = signing.parse_json(content)
-    if not isinstance(found, dict):
+    result = signing.parse_json(content)
+    if not isinstance(result, dict):
         raise InvalidInput(f"{path}: a result is a JSON object")
-    return found
+    return result
 
 
 def _deliver(body: Mapping[str, object], environment: Mapping[str, str], patience: float) -> str:

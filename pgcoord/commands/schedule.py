@@ -178,13 +178,13 @@ def change(
 
         if feature is not None:
             changes["feature"] = await schedules.feature_plan(conn, feature)
-        given = {key: value for key, value in changes.items() if value is not None}
-        if not given:
+        changed = {key: value for key, value in changes.items() if value is not None}
+        if not changed:
             raise InvalidInput(
                 f"nothing to change of schedule {name} was given",
                 hint="Give --cron, --timezone, --plan, --feature, --overlap or --missed.",
             )
-        await schedules.change_schedule(conn, name, given)
+        await schedules.change_schedule(conn, name, changed)
         return await _changed(conn, name, "is changed")
 
     act(ctx, dsn, store, as_json=as_json)
@@ -196,10 +196,10 @@ def list_(ctx: typer.Context, as_json: AsJson = False, dsn: Dsn = None) -> None:
     async def read(conn: "Connection") -> Answer:
         from pgcoord.database import schedules
 
-        found = await schedules.schedules(conn)
-        lines = [line for each in found for line in _lines(each)]
+        rows = await schedules.schedules(conn)
+        lines = [line for each in rows for line in _lines(each)]
         none = "no schedules: 'pgcoord schedule create' makes one"
-        return Answer("\n".join(lines) or none, [asdict(each) for each in found])
+        return Answer("\n".join(lines) or none, [asdict(each) for each in rows])
 
     act(ctx, dsn, read, as_json=as_json)
 
@@ -219,15 +219,15 @@ def show(
     async def read(conn: "Connection") -> Answer:
         from pgcoord.database import reads, schedules
 
-        found = await schedules.schedule(conn, name)
-        following = _following(found, await reads.now(conn), times)
+        row = await schedules.schedule(conn, name)
+        following = _following(row, await reads.now(conn), times)
         runs = await schedules.runs(conn, name)
         lines = [
-            *_lines(found),
-            *(f"  due {found.clock(each)}" for each in following),
-            *(f"  was {_run_in_words(found, each)}" for each in runs[:10]),
+            *_lines(row),
+            *(f"  due {row.clock(each)}" for each in following),
+            *(f"  was {_run_in_words(row, each)}" for each in runs[:10]),
         ]
-        value = {**asdict(found), "next": following, "runs": [asdict(each) for each in runs]}
+        value = {**asdict(row), "next": following, "runs": [asdict(each) for each in runs]}
         return Answer("\n".join(lines), value)
 
     act(ctx, dsn, read, as_json=as_json)
@@ -288,15 +288,15 @@ def delete(
     dsn: Dsn = None,
 ) -> None:
     """Delete a schedule, which is shown first; the features that it has queued stay."""
-    found = existing_dsn(ctx, dsn)
+    existing = existing_dsn(ctx, dsn)
 
     async def look() -> list[str]:
         from pgcoord.database import schedules
 
-        async with session(found) as conn:
+        async with session(existing) as conn:
             return _lines(await schedules.schedule(conn, name))
 
-    for line in complete(found, look()):
+    for line in complete(existing, look()):
         say(line, err=as_json)
     if dry_run:
         members = {"schedule": name, "deleted": False}
@@ -326,13 +326,13 @@ async def _changed(conn: "Connection", name: str, words: str) -> Answer:
     """Return the answer of a command that has changed a schedule: what it did, and what is next."""
     from pgcoord.database import reads, schedules
 
-    found = await schedules.schedule(conn, name)
+    row = await schedules.schedule(conn, name)
     line = f"schedule {name} {words}"
-    if found.paused_at is None and found.error is None:
-        following = _following(found, await reads.now(conn), 1)
-        line += "".join(f": next {found.clock(each)}" for each in following)
+    if row.paused_at is None and row.error is None:
+        following = _following(row, await reads.now(conn), 1)
+        line += "".join(f": next {row.clock(each)}" for each in following)
         line += await unless_led(conn, "; no coordinator runs: 'pgcoord serve' starts it then")
-    return Answer(line, asdict(found))
+    return Answer(line, asdict(row))
 
 
 def _following(schedule: "Schedule", now: datetime, count: int) -> list[datetime]:

@@ -139,19 +139,19 @@ def status(
             raise typer.BadParameter(
                 "it draws on a terminal that can redraw lines.", param_hint="--watch"
             )
-    found = existing_dsn(ctx, dsn)
+    existing = existing_dsn(ctx, dsn)
 
     async def read(conn: "Connection") -> _Standing:
         return await _read(conn, feature, finished, costs=as_json)
 
     async def once() -> _Standing:
-        async with session(found) as conn:
+        async with session(existing) as conn:
             return await read(conn)
 
     if watch:
-        complete(found, _watch(found, read))
+        complete(existing, _watch(existing, read))
         return
-    standing = complete(found, once())
+    standing = complete(existing, once())
     if as_json:
         say_json(standing.as_json())
         return
@@ -205,11 +205,13 @@ def _header(standing: _Standing) -> list[Any]:
     lines = []
     for pool in sorted({each.pool for each in standing.slots} | {"local"}, key=_local_first):
         slots = [each for each in standing.slots if each.pool == pool]
-        held = [f"{each.slot} {printable(each.queue_id or 'free')}{_at(each)}" for each in slots]
+        slot_words = [
+            f"{each.slot} {printable(each.queue_id or 'free')}{_at(each)}" for each in slots
+        ]
         name = "slots"
         if pool != "local":
             name = f"pool {pool}" + (f" ({printable(slots[0].launcher)})" if slots else "")
-        line = f"{name}: {', '.join(held) or 'none'}"
+        line = f"{name}: {', '.join(slot_words) or 'none'}"
         lines.append(Text(line, no_wrap=True, overflow="ellipsis"))
     sentences = []
     leads = standing.coordinator
@@ -268,17 +270,17 @@ def result(
         if target.isascii() and target.isdecimal() and len(target) <= 10:
             return await reads.results_of_feature(conn, int(target))
         queue_id = await find_phase(conn, target)
-        found = (await reads.phase_object(conn, queue_id))["result"]
-        if found is None:
+        stored = (await reads.phase_object(conn, queue_id))["result"]
+        if stored is None:
             raise NotFound(f"phase {queue_id} has no result")
-        return found
+        return stored
 
     async def once() -> Any:
-        async with session(found) as conn:
+        async with session(existing) as conn:
             return await ask(conn)
 
-    found = existing_dsn(ctx, dsn)
-    say_json(complete(found, once()))
+    existing = existing_dsn(ctx, dsn)
+    say_json(complete(existing, once()))
 
 
 def why(

@@ -106,14 +106,14 @@ def _show(name: str, report: "Report", *, stated: bool, dry_run: bool) -> None:
     )
 
 
-def _show_undone(name: str, lost: list[str] | None, *, dry_run: bool) -> None:
-    if lost is None:
+def _show_undone(name: str, changed_since: list[str] | None, *, dry_run: bool) -> None:
+    if changed_since is None:
         say(f"{name} is as version 1 has left it: nothing to undo")
         return
     _say(f"{name} {'would be' if dry_run else 'is'} as it was before the migration")
-    if lost:
+    if changed_since:
         _say(f"{'would be' if dry_run else 'are'} gone, since they came after it:")
-    for line in lost:
+    for line in changed_since:
         _say(line, "  ")
 
 

@@ -133,11 +133,11 @@ def run(
     context = make_context(surroundings, dsn)
     check_schema(context.dsn)
     from pgcoord.commands.running import Runner
-    from pgcoord.http.security import read_access
-    from pgcoord.http.server import bind_free, url_of
+    from pgcoord.http.access import read_access
+    from pgcoord.http.sockets import bind_free, url_of
 
     server = configuration.server
-    with bind_free(_LOOPBACK, server.port) as taken:
+    with bind_free(_LOOPBACK, server.port) as listening_socket:
         access = read_access(
             server,
             surroundings.environment,
@@ -147,11 +147,19 @@ def run(
         )
         # It ends with its feature, and may be of another project: 'serve' declares schedules.
         configuration = replace(configuration, schedules=None)
-        coordinator = _coordinator(surroundings, configuration, context, url=url_of(taken))
+        coordinator = _coordinator(
+            surroundings, configuration, context, url=url_of(listening_socket)
+        )
         forget_variables(configuration.secret_variables)
         planner = partial(_planner, surroundings, configuration)
         runner = Runner(
-            surroundings, context.dsn, coordinator, taken, access, planner, as_json=as_json
+            surroundings,
+            context.dsn,
+            coordinator,
+            listening_socket,
+            access,
+            planner,
+            as_json=as_json,
         )
         raise typer.Exit(complete(context.dsn, runner.run(work)))
 
@@ -178,10 +186,10 @@ def attach(
 
     The exit status is 0 only if every phase completed.
     """
-    found = existing_dsn(ctx, dsn)
+    existing = existing_dsn(ctx, dsn)
     from pgcoord.commands import running
 
-    raise typer.Exit(complete(found, running.attach(found, feature, as_json=as_json)))
+    raise typer.Exit(complete(existing, running.attach(existing, feature, as_json=as_json)))
 
 
 def serve(
@@ -229,21 +237,21 @@ def serve(
     configuration = _configuration_to_serve(surroundings, config)
     context = make_context(surroundings, dsn)
     from pgcoord.commands import running
-    from pgcoord.http.security import read_access
-    from pgcoord.http.server import bind, url_of
+    from pgcoord.http.access import read_access
+    from pgcoord.http.sockets import bind, url_of
 
     server = configuration.server
     name = host or server.host
-    with bind(name, server.port if port is None else port) as taken:
+    with bind(name, server.port if port is None else port) as listening_socket:
         access = read_access(
             server,
             surroundings.environment,
-            address=taken.getsockname()[0],
+            address=listening_socket.getsockname()[0],
             name=name,
             unsigned_webhooks=insecure_webhooks,
             github=configuration.github,
         )
-        url = server.public_url or url_of(taken)
+        url = server.public_url or url_of(listening_socket)
         coordinator = _coordinator(surroundings, configuration, context, url=url)
         forget_variables(configuration.secret_variables)
         planner = partial(_planner, surroundings, configuration)
@@ -256,7 +264,13 @@ def serve(
             return read
 
         service = running.serve(
-            context.dsn, coordinator, taken, access, planner, read_anew=read_anew, drain=drain
+            context.dsn,
+            coordinator,
+            listening_socket,
+            access,
+            planner,
+            read_anew=read_anew,
+            drain=drain,
         )
         raise typer.Exit(complete(context.dsn, service))
 
@@ -322,22 +336,25 @@ def configuration_here(surroundings: Surroundings, config: Path | None) -> "Conf
 
 def _configuration(surroundings: Surroundings, config: Path | None) -> "Configuration":
     """Read the configuration. Raises `InvalidConfiguration` if there is none, or no workflow."""
-    found = configuration_here(surroundings, config)
-    if found is None:
+    configuration = configuration_here(surroundings, config)
+    if configuration is None:
         raise InvalidConfiguration(
             f"no pgcoord.toml in {surroundings.folder} or above: there is no workflow to run",
             hint=_EXAMPLE,
         )
-    if not found.workflows:
-        raise InvalidConfiguration(f"{found.path}: no workflow is declared", hint=_EXAMPLE)
-    return found
+    if not configuration.workflows:
+        raise InvalidConfiguration(f"{configuration.path}: no workflow is declared", hint=_EXAMPLE)
+    return configuration
 
 
 def _configuration_to_serve(surroundings: Surroundings, config: Path | None) -> "Configuration":
     """Read the configuration, and the plans of its schedules. Raises `InvalidConfiguration`."""
+    found = _configuration(surroundings, config)
+    if not found.schedules:  # then no plan is read, and nothing that reads one is imported
+        return found
     from pgcoord.plan.files import read_schedules
 
-    return read_schedules(_configuration(surroundings, config))
+    return read_schedules(found)
 
 
 def _coordinator(

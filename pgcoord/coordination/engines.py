@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pgcoord.coordination.launching import Engine, EngineState, Order, Seen
+from pgcoord.coordination.launching import Engine, EngineState, ListedJob, Order
 from pgcoord.coordination.retrying import Fact, Stopped
 from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Supervision, log_move
 from pgcoord.database import claims, jobs
@@ -85,7 +85,7 @@ class _Unusable:
     async def submit(self, order: Order) -> str:
         raise CannotStart(self._words)
 
-    async def find(self) -> Mapping[str, list[Seen]]:
+    async def find(self) -> Mapping[str, list[ListedJob]]:
         raise NotNow(self._words, timedelta(seconds=30))
 
     async def terminate(self, job: str) -> None:
@@ -183,7 +183,7 @@ class Watch:
         """
         self.engine = engine
         self.calls = asyncio.Semaphore(_AT_ONCE)
-        self.seen: Mapping[str, Sequence[Seen]] = {}
+        self.seen: Mapping[str, Sequence[ListedJob]] = {}
         self.asked_at = -1.0  # loop time of the last query that was answered; -1: none was
         self.is_retired = False  # its pool is declared otherwise now: only what waits is watched
         self._pool = pool
@@ -199,17 +199,17 @@ class Watch:
         self._is_streaming = False
         self._unanswered: tuple[float, NotNow] | None = None
 
-    async def ask(self) -> Mapping[str, Sequence[Seen]]:
+    async def ask(self) -> Mapping[str, Sequence[ListedJob]]:
         """Query the engine; return {name of a job: its jobs}, no older than this call.
 
         Concurrent calls share one query. Sets `seen` and `asked_at`. Raises `NotNow` when the
         engine does not answer.
         """
-        wanted = now()
+        began_at = now()
         async with self._asking:
-            if self._unanswered and self._unanswered[0] >= wanted:
+            if self._unanswered and self._unanswered[0] >= began_at:
                 raise self._unanswered[1]
-            if self.asked_at < wanted:
+            if self.asked_at < began_at:
                 asked_at = now()
                 try:
                     self.seen = await self.engine.find()
@@ -326,11 +326,11 @@ class Watch:
 
         The database is read only if we do not supervise all of them.
         """
-        known = {name_of(folder) for folder in self._coordination.supervised_folders} & names
-        if known != names:
+        open_names = {name_of(folder) for folder in self._coordination.supervised_folders} & names
+        if open_names != names:
             folders = await self._coordination.execute_with_retry(claims.open_folders)
-            known |= {name_of(folder) for folder in folders}
-        return known
+            open_names |= {name_of(folder) for folder in folders}
+        return open_names
 
     async def _end_strays(self) -> None:
         """End the jobs whose attempt has ended, or is unknown to the database.
@@ -341,27 +341,27 @@ class Watch:
         begin, end = self._names
         live = {
             name
-            for name, seen in self.seen.items()
+            for name, listed in self.seen.items()
             if name.startswith(begin)
             and name.endswith(end)
-            and any(each.state is not EngineState.ENDED for each in seen)
+            and any(each.state is not EngineState.ENDED for each in listed)
         }
         strays = live - await self._open_jobs(live)
         self._strays = {name: self._strays.get(name, 0) + 1 for name in strays}
         for name, times in self._strays.items():
-            for seen in self.seen[name]:
-                if seen.state is EngineState.WAITING or times in (3, 4):
+            for listed in self.seen[name]:
+                if listed.state is EngineState.WAITING or times in (3, 4):
                     logger.warning(
                         "pool %s: job %s (%s) belongs to no open attempt: it is ended",
                         self._pool,
-                        seen.job,
+                        listed.job,
                         name,
                     )
                     async with self.calls:
-                        await self.engine.terminate(seen.job)
-                elif seen.state is EngineState.RUNNING and times > 4:
+                        await self.engine.terminate(listed.job)
+                elif listed.state is EngineState.RUNNING and times > 4:
                     async with self.calls:
-                        await self.engine.kill(seen.job)
+                        await self.engine.kill(listed.job)
 
 
 class Engines:
@@ -555,14 +555,23 @@ class EngineSupervision(Supervision):
         self._pool.watch.hurry()
 
     async def _write_order(self) -> Order:
-        """Write the files of the run and the job's order, for runs/job.py; return the order."""
+        """Write the files of the run and the job's order, for runs/job.py; return the order.
+
+        Nodes that share no folder get all of it with the order, and with the answer to begin.
+        """
+        folder = Path(self.assignment.folder)
+        if not self._pool.watch.shares_folder:
+            await asyncio.to_thread(plain_files.make_private, folder)  # for the log
+            return self._order()
         if self._unwritten:
             await self.job.prepare(*self._unwritten)
             self._unwritten = None
-        return await asyncio.to_thread(self._order)
+        order = self._order()
+        content = json.dumps(order.content).encode()
+        await asyncio.to_thread(plain_files.write_plain, folder, ORDER, content)
+        return order
 
     def _order(self) -> Order:
-        """Write the job's order to its folder; return it. Blocks on I/O."""
         assignment, command = self.assignment, self._command()
         folder = Path(assignment.folder)
         environment = dict(command.environment)
@@ -580,7 +589,6 @@ class EngineSupervision(Supervision):
             "log_max": self._coordinator.configuration.log_max_size,
             "grace": GRACE.total_seconds(),
         }
-        plain_files.write_plain(folder, ORDER, json.dumps(order).encode())
         return Order(
             self.name,
             WRAPPER,
@@ -654,10 +662,10 @@ class EngineSupervision(Supervision):
         secret = self.assignment.secret
         await self._take_spooled_report()
         try:
-            asked = await asyncio.to_thread(spool.spooled_begins, folder, attempt_id, secret)
-            for said in asked:
-                refused = await self._answer(said)
-                await asyncio.to_thread(spool.answer_spooled, folder, said["copy"], refused)
+            requests = await asyncio.to_thread(spool.spooled_begins, folder, attempt_id, secret)
+            for request in requests:
+                refused = await self._answer(request)
+                await asyncio.to_thread(spool.answer_spooled, folder, request["copy"], refused)
             end = await asyncio.to_thread(spool.spooled_exit, folder, attempt_id, secret)
         except OSError as error:
             logger.info("%s: its folder is read again: %s", self.assignment, error)
@@ -674,11 +682,15 @@ class EngineSupervision(Supervision):
         await self.disown()
         return True
 
-    async def _answer(self, said: Mapping[str, Any]) -> str | None:
+    async def _answer(self, request: Mapping[str, Any]) -> str | None:
         """Let a copy of the job begin (`jobs.begin_job`); return why not, None if it may."""
         answer = await self._coordinator.execute_with_retry(
             lambda conn: jobs.begin_job(
-                conn, self.assignment.attempt_id, said["copy"], said.get("job"), said.get("node")
+                conn,
+                self.assignment.attempt_id,
+                request["copy"],
+                request.get("job"),
+                request.get("node"),
             )
         )
         self._begun |= answer.code is None
@@ -690,8 +702,8 @@ class EngineSupervision(Supervision):
         sure_at = self._since + (0.0 if self._job is not None else UNSURE)
         if watch.asked_at < sure_at and self.name not in watch.seen:
             return False
-        seen = watch.seen.get(self.name, ())
-        live = [each for each in seen if each.state is not EngineState.ENDED]
+        listed = watch.seen.get(self.name, ())
+        live = [each for each in listed if each.state is not EngineState.ENDED]
         if live:
             self._quiet_since = None
             await self._note(
@@ -704,20 +716,20 @@ class EngineSupervision(Supervision):
         patience = SILENT if self._begun and not self.is_ending else SETTLED
         if now() - self._quiet_since < patience or watch.asked_at < self._quiet_since:
             return False
-        return await self._conclude_without_it(seen)
+        return await self._conclude_without_it(listed)
 
-    async def _conclude_without_it(self, seen: Sequence[Seen]) -> bool:
+    async def _conclude_without_it(self, listed: Sequence[ListedJob]) -> bool:
         """Conclude on a job that the engine does not list as alive, and that reported no end.
 
         Return whether the attempt has ended; it has not if the job was submitted again.
         """
         words = f"job {self._job or self.name}: " + (
-            seen[-1].words if seen else "not listed any more"
+            listed[-1].words if listed else "not listed any more"
         )
         if not self._begun:
             if self.is_ending:
                 await self._give_up("returned", words)
-            elif seen or self._submissions >= _MOST_SUBMISSIONS:
+            elif listed or self._submissions >= _MOST_SUBMISSIONS:
                 tail = await asyncio.to_thread(engine_said, Path(self.assignment.folder))
                 await self._give_up("failed", f"it ended before it began ({words}){tail}")
             elif self._coordinator.leads.is_set():
@@ -726,7 +738,7 @@ class EngineSupervision(Supervision):
             return True
         await self._copy_log(at_its_end=True)
         # `REFUSED` is the status of a copy that ran nothing, so not that of the one that began.
-        statuses = (each.exit_status for each in seen if each.exit_status != REFUSED)
+        statuses = (each.exit_status for each in listed if each.exit_status != REFUSED)
         status = next((each for each in statuses if each is not None), None)
         if status is None and self.is_ending:
             status = KILLED
@@ -830,8 +842,8 @@ def _stamp_of(folder: Path) -> tuple[int, ...]:
     stamp: list[int] = []
     for path in (folder, folder / "exit.json"):
         with suppress(OSError):
-            found = path.stat()
-            stamp += (found.st_mtime_ns, found.st_size, found.st_ino)
+            status = path.stat()
+            stamp += (status.st_mtime_ns, status.st_size, status.st_ino)
     return tuple(stamp)
 
 

@@ -91,9 +91,9 @@ class Schedules:
 
     async def _wait(self, seconds: float | None) -> None:
         until = None if seconds is None else time.time() + seconds
-        while not self._woken.is_set() and (left := _left(until)) > 0:
+        while not self._woken.is_set() and (seconds_left := _left(until)) > 0:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left if until else None):
+                async with asyncio.timeout(seconds_left if until else None):
                     await self._woken.wait()
 
     async def _look(self) -> float | None:
@@ -114,13 +114,13 @@ class Schedules:
 
     async def _declare(self, epoch: int) -> None:
         self._is_declared = True  # before: it may be unset while the database is asked
-        found = self._coordinator.configuration.schedules
-        if found is None:
+        configured = self._coordinator.configuration.schedules
+        if configured is None:
             return
-        wanted = [_declared(each) for each in found.values()]
+        declared = [_declared(each) for each in configured.values()]
         try:
             refused = await self._coordinator.execute_with_retry(
-                lambda conn: due.declare_schedules(conn, epoch, wanted)
+                lambda conn: due.declare_schedules(conn, epoch, declared)
             )
         except BaseException:
             self._is_declared = False

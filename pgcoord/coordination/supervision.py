@@ -138,7 +138,7 @@ class Coordination(Protocol):
 
 
 @dataclass(frozen=True)
-class _Gone:
+class _End:
     """The end of a job; `exit_status` is None if it left none."""
 
     exit_status: int | None
@@ -171,8 +171,8 @@ class Supervision:
         self._check: Check | None = None
         self._results: dict[str, str] = {}
         # What the work is, whatever a further attempt at it is asked.
-        asked = f"{assignment.workflow}\0{assignment.prompt or ''}"
-        self._work = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
+        digested = f"{assignment.workflow}\0{assignment.prompt or ''}"
+        self._work = hashlib.sha256(digested.encode("utf-8", "surrogatepass")).hexdigest()
         self._end_in: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     def log_end(self, move: Move | None, reason: str) -> None:
@@ -291,19 +291,17 @@ class Supervision:
     async def _prepare_judgement(self, workflow: Workflow, prompt: str) -> str:
         """Find the check of the phase; return the prompt, after a failure the one for that."""
         checks = self._coordinator.configuration.checks
-        asks_again = workflow.retry_prompt is not None and self.assignment.attempt > 1
         self._check = workflow.check
-        if not (checks or asks_again):
+        if not (checks or workflow.asks_again(self.assignment.attempt)):
             return prompt
-        not_run = worktree.NOT_RUN if workflow.worktree else None
-        name, error = await self._coordinator.execute_with_retry(
-            lambda conn: claims.judgement(conn, self.assignment, not_run)
+        name, prompt = await self._coordinator.execute_with_retry(
+            lambda conn: judgement_of(conn, self.assignment, workflow, prompt)
         )
         if name is not None:
             if name not in checks:
                 raise InvalidConfiguration(f"check {name} is not declared")
             self._check = checks[name]
-        return workflow.prompt_after(error, prompt) if asks_again and error else prompt
+        return prompt
 
     async def _launch(self) -> None:
         if _now() - self.lead_checked_at > _TRUSTED_FOR:
@@ -344,8 +342,10 @@ class Supervision:
             "work": self._work,
             "push": workflow.worktree.push,
         }
-        given = [f"--{name}={value}" for name, value in options.items() if value is not None]
-        return [*program_of(worktree.__file__, travels=travels), *given, "--", *arguments]
+        options_given = [
+            f"--{name}={value}" for name, value in options.items() if value is not None
+        ]
+        return [*program_of(worktree.__file__, travels=travels), *options_given, "--", *arguments]
 
     def _resolver_of(self, workflow: Workflow) -> Workflow | None:
         """Return the workflow that has a try at the conflicts of *workflow*."""
@@ -364,25 +364,25 @@ class Supervision:
         """Wait until the job is gone, ending it if necessary, and record its end."""
         self.recorded = True
         self._coordinator.note_recorded()
-        gone = await self._coordinator.unless_stopped(self._wait_until_gone())
-        if gone is None:
+        end = await self._coordinator.unless_stopped(self._wait_until_gone())
+        if end is None:
             logger.info("%s is left running, %s", self.assignment, self.job.identity)
             return
         self.process_gone = True
-        left = await self._end_left_behind()
+        left_behind = await self._end_left_behind()
         result = await self._read_result()
         if fault := await self._take_spooled_report(result):
             result = {**result, "result_fault": fault}
-        if gone.exit_status is None and not self.is_ending:
+        if end.exit_status is None and not self.is_ending:
             await self._give_up("lost", "its process is gone and left no exit status")
             return
-        status = KILLED if gone.exit_status is None else gone.exit_status
+        status = KILLED if end.exit_status is None else end.exit_status
         tail = await self.job.log_tail() if status else ""
         exited_at = await self.job.exited_at()
         ago = None if exited_at is None else max(0.0, time.time() - exited_at)
         await self._conclude(
             f"exited with status {status}",
-            claims.exited(self.assignment, status, tail, ", ".join(left), result, ago),
+            claims.exited(self.assignment, status, tail, ", ".join(left_behind), result, ago),
         )
 
     async def _read_result(self) -> claims.Result:
@@ -402,13 +402,13 @@ class Supervision:
         assignment = self.assignment
         refused: CoordError | None = None
         try:
-            kept = await self.job.spooled_report(assignment.secret)
-            if kept is None or (self._keeps_work and kept.report["status"] == "completed"):
+            spooled = await self.job.spooled_report(assignment.secret)
+            if spooled is None or (self._keeps_work and spooled.report["status"] == "completed"):
                 return None
             answer = await self._coordinator.record(
                 claims.reported(
-                    kept.report,
-                    message_id=kept.message_id,
+                    spooled.report,
+                    message_id=spooled.message_id,
                     actor=f"{assignment.adw_id} (spooled report)",
                     adw_id=assignment.adw_id,
                     attempt_id=assignment.attempt_id,
@@ -430,10 +430,10 @@ class Supervision:
         return None
 
     async def _end_left_behind(self) -> Sequence[str]:
-        left = await self.job.end_left_behind(GRACE)
-        for process in left:
+        processes = await self.job.end_left_behind(GRACE)
+        for process in processes:
             logger.warning("%s left behind %s", self.assignment, process)
-        return left
+        return processes
 
     async def _give_up(self, outcome: str, error: str) -> None:
         await self._conclude(error, claims.given_up(self.assignment, outcome, error))
@@ -443,7 +443,7 @@ class Supervision:
         move = await self._coordinator.record(end, Fact(self.assignment, reason))
         self.log_end(Move(**move) if move else None, reason)
 
-    async def _wait_until_gone(self) -> _Gone:
+    async def _wait_until_gone(self) -> _End:
         """Wait until the job is gone, and end it when `update` says so."""
         async with asyncio.TaskGroup() as tasks:
             ender = tasks.create_task(self._end_in_time())
@@ -452,7 +452,7 @@ class Supervision:
             watcher.cancel()
             if not self.is_ending:
                 ender.cancel()
-        return _Gone(exit_status)
+        return _End(exit_status)
 
     async def _watch_output(self) -> None:
         """Record when the job is quiet for longer than its workflow says, and when it is not."""
@@ -462,11 +462,11 @@ class Supervision:
         limit = workflow.quiet.total_seconds()
         began = time.time()
         # Of an attempt that was taken over, another coordinator may have recorded that.
-        noted = None if self.assignment.started else False
+        noted_quiet = None if self.assignment.started else False
         while True:
             silence = max(0.0, time.time() - (await self.job.last_written() or began))
             is_quiet = silence >= limit
-            if is_quiet is not noted:
+            if is_quiet is not noted_quiet:
                 await self._coordinator.execute_with_retry(
                     partial(
                         claims.note_quiet,
@@ -475,7 +475,7 @@ class Supervision:
                         ends=workflow.quiet_ends,
                     )
                 )
-                noted = is_quiet
+                noted_quiet = is_quiet
             await asyncio.sleep(min(limit, _RECHECK) if is_quiet else limit - silence)
 
     async def _end_in_time(self) -> None:
@@ -503,14 +503,14 @@ class Supervision:
 
     def _set_by_phase(self, workflow: Workflow) -> dict[str, str]:
         """Return the variables that the phase sets: whoever may insert it may not set any."""
-        given = self.assignment.environment or {}
-        for name in given:
+        variables = self.assignment.environment or {}
+        for name in variables:
             if not workflow.lets_phases_set(name):
                 raise InvalidConfiguration(
                     f"the phase sets {name}, which workflow {workflow.name} does not let phases set"
                     f" (phase_environment)"
                 )
-        return given
+        return variables
 
     def _environment_of(self, workflow: Workflow) -> dict[str, str]:
         assignment, environment = self.assignment, self._coordinator.environment
@@ -539,6 +539,20 @@ class Supervision:
             "PGCOORD_ISSUE_NUMBER": str(assignment.issue_number or ""),
             "PGCOORD_WEBHOOK_SECRET": assignment.secret,
         }
+
+
+async def judgement_of(
+    conn: _sql.Connection, attempt: Assignment, workflow: Workflow, prompt: str
+) -> tuple[str | None, str]:
+    """Return the check that the phase names, and the prompt of *attempt*.
+
+    After a failed attempt that is what `retry_prompt` makes of *prompt*.
+    """
+    not_run = worktree.NOT_RUN if workflow.worktree else None
+    name, error = await claims.judgement(conn, attempt, not_run)
+    if error and workflow.asks_again(attempt.attempt):
+        prompt = workflow.prompt_after(error, prompt)
+    return name, prompt
 
 
 def log_move(assignment: Assignment, was: str, now: str, reason: str) -> None:

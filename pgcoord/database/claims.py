@@ -57,7 +57,7 @@ async def lead(
 
     Waits up to 2 s. A new lead has an epoch higher than *after*. SQL: pgcoord_private.lead.
     """
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         Lead,
         f"select {columns_of(Lead)} from pgcoord_private.lead(%s, %s, %s, %s, %s, %s, %s)",
@@ -69,8 +69,8 @@ async def lead(
         after,
         Jsonb(list(pools)),
     )
-    assert found is not None
-    return found
+    assert row is not None
+    return row
 
 
 async def resign(conn: Connection) -> None:
@@ -93,11 +93,11 @@ async def renew_lease(conn: Connection, host: str) -> None:
 
 async def server_timeline(conn: Connection) -> ServerTimeline:
     """Return the system identifier and the WAL timeline of the server. SQL: lineage."""
-    found = await fetch_row(
+    row = await fetch_row(
         conn, ServerTimeline, "select system, timeline from pgcoord_private.lineage()"
     )
-    assert found is not None
-    return found
+    assert row is not None
+    return row
 
 
 async def runs_folder(conn: Connection, host: str) -> str | None:
@@ -156,12 +156,12 @@ async def pools(conn: Connection) -> list[DeclaredPool]:
 
 async def moved_attempts(conn: Connection) -> set[int]:
     """Return the open attempts whose job another launcher has than their pool names by now."""
-    found = await fetch_value(
+    value = await fetch_value(
         conn,
         "select array_agg(a.id) from pgcoord.attempt as a join pgcoord.pool as o on o.name = a.pool"
         " where a.exited_at is null and a.submitted_to <> o.launcher",
     )
-    return set(found or ())
+    return set(value or ())
 
 
 async def open_attempts(conn: Connection, host: str, *, engines: bool) -> list[OpenAttempt]:
@@ -195,13 +195,13 @@ async def inputs(conn: Connection, attempt: Assignment) -> dict[str, dict[str, A
 
     SQL: pgcoord_private.inputs_of.
     """
-    found: dict[str, dict[str, Any]] = await fetch_value(
+    value: dict[str, dict[str, Any]] = await fetch_value(
         conn,
         "select pgcoord_private.inputs_of(%s, %s)",
         attempt.feature_id,
         attempt.phase_number,
     )
-    return found
+    return value
 
 
 async def last_move(conn: Connection, attempt: Assignment) -> Move | None:
@@ -438,7 +438,7 @@ async def look_round(
     locks to leave out, since the coordinator waits for them already. SQL:
     pgcoord_private.look_round.
     """
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         NextWork,
         f"select {columns_of(NextWork)} from pgcoord_private.look_round(%s, %s, %s)",
@@ -446,8 +446,8 @@ async def look_round(
         list(attempts),
         list(awaited),
     )
-    assert found is not None
-    return replace(found, changed=[OpenAttempt(**each) for each in found.changed])  # type: ignore[arg-type]
+    assert row is not None
+    return replace(row, changed=[OpenAttempt(**each) for each in row.changed])  # type: ignore[arg-type]
 
 
 async def gone_attempts(conn: Connection, attempt_ids: Collection[int]) -> frozenset[int]:

@@ -110,9 +110,9 @@ def with_defaults(dsn: str, *, name: str = "pgcoord") -> str:
 
     Raises `DatabaseUnusable` when *dsn* is not a DSN.
     """
-    given = parameters_of(dsn)
+    parameters = parameters_of(dsn)
     extra: dict[str, Any] = {"application_name": name, **_KEEPALIVE}
-    extra = {key: value for key, value in extra.items() if key not in given}
+    extra = {key: value for key, value in extra.items() if key not in parameters}
     return make_conninfo(dsn, client_encoding="UTF8", **extra)
 
 
@@ -300,12 +300,12 @@ def sqlstate_of_refusal(conninfo: str) -> str | None:
 
 def _poll(conn: pq.abc.PGconn, deadline: float) -> None:
     """Continue the connection *conn* until it is established, refused, or past *deadline*."""
-    while (left := deadline - time.monotonic()) > 0 and conn.status != pq.ConnStatus.BAD:
+    while (remaining := deadline - time.monotonic()) > 0 and conn.status != pq.ConnStatus.BAD:
         status = conn.connect_poll()
         if status in (pq.PollingStatus.OK, pq.PollingStatus.FAILED):
             return
         reads = status == pq.PollingStatus.READING
-        select.select([conn.socket] if reads else [], [] if reads else [conn.socket], [], left)
+        select.select([conn.socket] if reads else [], [] if reads else [conn.socket], [], remaining)
 
 
 def may_pass(error: DatabaseUnusable) -> bool:

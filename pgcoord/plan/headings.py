@@ -116,10 +116,10 @@ def other_phases(headings: list[Heading], starts: list[Heading]) -> Iterator[Pro
     `### Step 1` below a phase is part of its prompt; `## Step 1`, at the level of phases, is a
     fault.
     """
-    taken = {each.start for each in starts}
+    starting = {each.start for each in starts}
     expected = 'expected "## Phase 1: Title"'
     for each in headings:
-        if each.start in taken or each.tag == "h1":
+        if each.start in starting or each.tag == "h1":
             continue
         begins = PHASE_LIKE.match(each.text)
         named = NAMES_PHASE.search(each.text) if each.tag == "h2" or not starts else begins
@@ -128,12 +128,12 @@ def other_phases(headings: list[Heading], starts: list[Heading]) -> Iterator[Pro
             yield each.start + 1, f"this looks like a phase: {each.text!r:.60}; {expected}"
 
 
-def lost_headings(tokens: list[Token], lines: list[str], found: set[int]) -> Iterator[Problem]:
+def lost_headings(tokens: list[Token], lines: list[str], starting: set[int]) -> Iterator[Problem]:
     """Find lines that look like the heading of a phase, but are text or code in Markdown."""
     suspects = [
         i
         for i, line in enumerate(lines)
-        if i not in found
+        if i not in starting
         and (_HEADING_LIKE.match(line.rstrip()) or _HIDDEN_PHASE.match(line.rstrip()))
     ]
     blocks = [token for token in tokens if token.level == 0 and token.content] if suspects else []
@@ -175,11 +175,11 @@ def ends_of(headings: list[Heading], starts: list[Heading]) -> list[Heading]:
     A `##` section that occurs in several phases, or in prompts of the built-in planner, is part of
     its phase.
     """
-    taken = {each.start for each in starts}
+    starting = {each.start for each in starts}
     phases_with: dict[str, set[int]] = {}
     phase = -1
     for each in headings:
-        if each.start in taken:
+        if each.start in starting:
             phase = each.start
         elif each.tag == "h2" and phase >= 0:
             phases_with.setdefault(each.text.casefold(), set()).add(phase)
@@ -187,7 +187,7 @@ def ends_of(headings: list[Heading], starts: list[Heading]) -> list[Heading]:
     return [
         each
         for each in headings
-        if each.start in taken
+        if each.start in starting
         or each.tag == "h1"
         or (each.tag == "h2" and each.text.casefold() not in parts)
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.slurm import Slurm as Cluster
 
-from pgcoord.coordination.launching import EngineState, Order, Seen
+from pgcoord.coordination.launching import EngineState, ListedJob, Order
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs.slurm import Slurm
 
@@ -43,8 +43,8 @@ def order(folder: Path, script: str, *arguments: str, **environment: str) -> Ord
 
 
 async def seen(
-    slurm: Cluster, engine: Slurm, name: str, holds: Callable[[Seen], bool], what: str
-) -> Seen:
+    slurm: Cluster, engine: Slurm, name: str, holds: Callable[[ListedJob], bool], what: str
+) -> ListedJob:
     """Wait until Slurm says of the job what is expected."""
     for _ in range(600):
         found = (await engine.find()).get(name, [])
@@ -54,7 +54,7 @@ async def seen(
     raise AssertionError(f"{name} is not {what}: {found}")
 
 
-async def ended(slurm: Cluster, engine: Slurm, name: str) -> Seen:
+async def ended(slurm: Cluster, engine: Slurm, name: str) -> ListedJob:
     return await seen(slurm, engine, name, lambda it: it.state is EngineState.ENDED, "ended")
 
 
@@ -95,7 +95,7 @@ async def test_a_waiting_job_has_a_reason_and_is_removed(slurm: Cluster, tmp_pat
     job = order(tmp_path, "touch ran")
     number = await engine.submit(job)
     waits = await seen(slurm, engine, job.name, lambda it: "Begin" in it.words, "waiting")
-    assert waits == Seen(number, EngineState.WAITING, "BeginTime")
+    assert waits == ListedJob(number, EngineState.WAITING, "BeginTime")
     await engine.terminate(number)
     assert (await ended(slurm, engine, job.name)).exit_status is None
     assert not (tmp_path / "ran").exists()
