@@ -88,9 +88,9 @@ async def test_without_javascript_everything_can_be_done(
 def locations(url: str) -> str:
     """The lines of docs/operating.md, and the same with a path that is cut off."""
     document = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
-    found = re.search(r"^    location /pgcoord/ \{.*?^    \}$", document, re.S | re.M)
-    assert found
-    kept = found[0].replace("http://127.0.0.1:8002", url).replace("/pgcoord/", "/kept/")
+    match = re.search(r"^    location /pgcoord/ \{.*?^    \}$", document, re.S | re.M)
+    assert match
+    kept = match[0].replace("http://127.0.0.1:8002", url).replace("/pgcoord/", "/kept/")
     more = "proxy_set_header X-Forwarded-Prefix /cut; proxy_set_header X-Forwarded-User dana;"
     cut = kept.replace("/kept/", "/cut/").replace(f"{url};", f"{url}/; {more}")
     return f"{kept}\n{cut}"
