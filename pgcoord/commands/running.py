@@ -4,7 +4,6 @@ A module apart from `work` so that other commands do not pay for its imports.
 """
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ import psycopg
 from pgcoord.commands.context import changing, check_schema, session
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.terminal import say, say_json
+from pgcoord.commands.web import WebServer
 from pgcoord.configuration.model import Configuration
 from pgcoord.configuration.reading import differences
 from pgcoord.coordination.coordinator import RECONFIGURED, Coordinator
@@ -26,13 +26,9 @@ from pgcoord.database import actions, claims, reads
 from pgcoord.database.backoff import Backoff
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import check_wake_ups, only_one_connection
-from pgcoord.database.session import ping
 from pgcoord.errors import CoordError, DatabaseUnusable, Refused
-from pgcoord.http.feed import Feed
-from pgcoord.http.pool import Database
-from pgcoord.http.security import Access
-from pgcoord.http.server import serving, url_of
-from pgcoord.http.state import AppState
+from pgcoord.http.access import Access
+from pgcoord.http.sockets import url_of
 
 if TYPE_CHECKING:
     from pgcoord.commands.progress import Progress, Snapshot
@@ -56,16 +52,6 @@ _MOST_NAMED = 5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def settle_memory() -> None:
-    """Collect garbage, exempt all objects so far from later collections, and set the threshold.
-
-    The imported modules stay for the life of the process, so scanning them again is wasted.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(700)
-
-
 class Runner:
     """Runs one feature to its end, or watches it while another coordinator leads."""
 
@@ -86,8 +72,7 @@ class Runner:
         self._dsn = dsn
         self._coordinator = coordinator
         self._listening_socket = listening_socket
-        self._access = access
-        self._make_planner = make_planner
+        self._web = WebServer(dsn, coordinator, listening_socket, access, make_planner)
         self._error: Exception | None = None
         self._end: Snapshot | None = None
 
@@ -101,14 +86,12 @@ class Runner:
         """
         from pgcoord.commands.progress import progress
 
-        settle_memory()
         await check_wake_ups(self._dsn)
         feature_id = await self._queue(work)
-        state = _app_state(self._dsn, self._coordinator, self._access, self._make_planner)
-        state.obstacle = None
+        self._web.note_obstacle(None)
         say(f"panel: {url_of(self._listening_socket)}/features/{feature_id}", err=self._as_json)
         with progress(quiet=self._as_json) as shown, _interruptible(self._stop) as came:
-            async with serving(state, self._listening_socket), asyncio.TaskGroup() as tasks:
+            async with self._web.serving(), asyncio.TaskGroup() as tasks:
                 leading = tasks.create_task(self._lead())
                 self._watching = tasks.create_task(self._watch(feature_id, shown, leading))
         if self._coordinator.led:
@@ -306,12 +289,12 @@ async def serve(
 ) -> int:
     """Run a coordinator, and serve HTTP on *listening_socket*, until a signal stops both.
 
-    Return the exit status: 0 after SIGTERM, 128 + the number of another signal. HTTP is served even
-    while the database is unusable; /readyz then says why. *drain*: the first signal stops claiming,
-    and waits until the processes started here have ended; a second one stops at once. SIGHUP
-    replaces the configuration by that of *read_anew*; it counts as a signal to stop when the
-    terminal was closed. Raises `DatabaseUnusable` for a wrong schema, or when notifications do not
-    arrive.
+    Return the exit status: 0 after SIGTERM, 128 + the number of another signal. HTTP is served from
+    when the coordinator leads, also while the database is unusable; /readyz then says why. *drain*:
+    the first signal stops claiming, and waits until the processes started here have ended; a second
+    one stops at once. SIGHUP replaces the configuration by that of *read_anew*; it counts as a
+    signal to stop when the terminal was closed. Raises `DatabaseUnusable` for a wrong schema, or
+    when notifications do not arrive.
     """
     stopping = asyncio.Event()
 
@@ -336,17 +319,19 @@ async def serve(
         _reconfigure(coordinator, read_anew)
         return True
 
-    settle_memory()
+    web = WebServer(dsn, coordinator, listening_socket, access, make_planner)
+
+    async def work() -> None:
+        await _await_server(dsn, stopping, web)
+        if not stopping.is_set():
+            await coordinator.run()
+
     steps = [wait_for_what_runs, stop] if drain else [stop]
-    state = _app_state(dsn, coordinator, access, make_planner)
     with _interruptible(*steps, on_hangup=reload) as came:
-        async with serving(state, listening_socket):
-            logger.info("serving on %s", url_of(listening_socket))
-            for risk in access.risks():
-                logger.warning("%s", risk)
-            await _await_server(dsn, stopping, state)
-            if not stopping.is_set():
-                await coordinator.run()
+        logger.info("serving on %s", url_of(listening_socket))
+        for risk in access.risks():
+            logger.warning("%s", risk)
+        await web.serve_beside(asyncio.create_task(work()))
     await _log_what_goes_on(dsn, coordinator, interrupted=True)
     # A service manager stops services by SIGTERM: that is not a failure.
     return next((128 + each for each in came if each != signal.SIGTERM), 0)
@@ -373,27 +358,10 @@ def _reconfigure(coordinator: Coordinator, read_anew: Callable[[], Configuration
         logger.warning("effective only after a restart: %s", ", ".join(later))
 
 
-def _app_state(
-    dsn: str,
-    coordinator: Coordinator,
-    access: Access,
-    make_planner: "Callable[[], FeaturePlanner]",
-) -> AppState:
-    github = coordinator.configuration.github
-    return AppState(
-        database=Database(dsn),
-        feed=Feed(dsn),
-        access=access,
-        coordinator=coordinator,
-        make_planner=make_planner,
-        repository=github.page if github else None,
-    )
-
-
-async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> None:
+async def _await_server(dsn: str, stopping: asyncio.Event, web: WebServer) -> None:
     """Block until the database is usable, or *stopping* is set; retry with back-off.
 
-    Keeps the reason in `state.obstacle` meanwhile. Raises `DatabaseUnusable` for an error that a
+    Has /readyz say the reason meanwhile. Raises `DatabaseUnusable` for an error that a
     retry does not mend: a wrong schema, notifications that do not arrive.
     """
     backoff = Backoff(most=_MOST_BACKOFF)
@@ -402,34 +370,22 @@ async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> N
         try:
             await asyncio.to_thread(check_schema, dsn)
             await check_wake_ups(dsn)
-            state.obstacle = None
+            web.note_obstacle(None)
             return
         except DatabaseUnusable as error:
             if not may_pass(error):
                 raise
             # New connections fail while an open one answers: three times in a row is no accident.
-            refused = refused + 1 if error.sqlstate is None and await _answers(state) else 0
+            refused = refused + 1 if error.sqlstate is None and await web.database_answers() else 0
             if refused == 3:
                 raise only_one_connection(error) from None
-            state.obstacle = str(error)
+            web.note_obstacle(str(error))
             seconds = backoff.next()
             level = logging.DEBUG if backoff.repeats(str(error)) else logging.WARNING
             logger.log(level, "trying again in %.2f s: %s", seconds, error)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await stopping.wait()
-
-
-async def _answers(state: AppState) -> bool:
-    """Whether the server answers within a second on a connection that the pool has open."""
-    if not state.database.pool.get_stats().get("pool_available"):
-        return False
-    try:
-        async with asyncio.timeout(1), state.database.connection() as conn:
-            await ping(conn)
-    except (psycopg.Error, CoordError, TimeoutError):
-        return False
-    return True
 
 
 async def _log_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:

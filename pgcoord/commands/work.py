@@ -133,8 +133,8 @@ def run(
     context = make_context(surroundings, dsn)
     check_schema(context.dsn)
     from pgcoord.commands.running import Runner
-    from pgcoord.http.security import read_access
-    from pgcoord.http.server import bind_free, url_of
+    from pgcoord.http.access import read_access
+    from pgcoord.http.sockets import bind_free, url_of
 
     server = configuration.server
     with bind_free(_LOOPBACK, server.port) as listening_socket:
@@ -237,8 +237,8 @@ def serve(
     configuration = _configuration_to_serve(surroundings, config)
     context = make_context(surroundings, dsn)
     from pgcoord.commands import running
-    from pgcoord.http.security import read_access
-    from pgcoord.http.server import bind, url_of
+    from pgcoord.http.access import read_access
+    from pgcoord.http.sockets import bind, url_of
 
     server = configuration.server
     name = host or server.host
@@ -349,9 +349,12 @@ def _configuration(surroundings: Surroundings, config: Path | None) -> "Configur
 
 def _configuration_to_serve(surroundings: Surroundings, config: Path | None) -> "Configuration":
     """Read the configuration, and the plans of its schedules. Raises `InvalidConfiguration`."""
+    found = _configuration(surroundings, config)
+    if not found.schedules:  # then no plan is read, and nothing that reads one is imported
+        return found
     from pgcoord.plan.files import read_schedules
 
-    return read_schedules(_configuration(surroundings, config))
+    return read_schedules(found)
 
 
 def _coordinator(

@@ -1,7 +1,6 @@
 """Serves the application in a running event loop, until stopped."""
 
 import asyncio
-import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +11,6 @@ import uvicorn
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.types import ASGIApp
 
-from pgcoord.errors import CannotStart
 from pgcoord.http.app import make_app
 from pgcoord.http.connections import BoundedProtocol, Limits, SharedByHosts
 from pgcoord.http.proxy import Proxied
@@ -20,43 +18,6 @@ from pgcoord.http.state import AppState
 
 # Seconds for streams and requests to end.
 _GRACE = 2
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Bind *host* and *port*; port 0 binds any free port. Raises `CannotStart`."""
-    name = f"[{host}]" if ":" in host else host
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        # From here on, a client that connects waits for an answer instead of being refused.
-        listening.listen(2048)
-    except OSError as error:
-        raise CannotStart(
-            f"cannot serve on {name}:{port}: {(error.strerror or str(error)).lower()}",
-            hint="Stop what uses it (another 'pgcoord serve'?), or choose another: --port."
-            if error.errno == errno.EADDRINUSE
-            else "Choose another address: --host, --port, or [server] in pgcoord.toml.",
-        ) from error
-    return listening
-
-
-def bind_free(host: str, port: int) -> socket.socket:
-    """Bind *host* and *port*, or a free port if *port* is in use. Raises `CannotStart`."""
-    try:
-        return bind(host, port)
-    except CannotStart:
-        return bind(host, 0)
-
-
-def url_of(listening: socket.socket) -> str:
-    """Return the URL of a server on the socket *listening*, for a browser on this machine."""
-    host, port = listening.getsockname()[:2]
-    local = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{local}:{port}"
 
 
 @asynccontextmanager

@@ -444,6 +444,27 @@ def test_cancel_gives_up_a_phase_or_a_feature(desk: Desk, conn: Connection) -> N
     assert set(statuses(conn).values()) == {"cancelled"}
 
 
+@pytest.mark.parametrize(
+    ("locked", "arguments", "said"),
+    [
+        ("select from phase_queue for update", ("cancel", "1.1"), "cancelled"),
+        ("lock table phase_queue", ("status",), "Feature 1"),
+    ],
+    ids=["a row", "a table"],
+)
+def test_a_command_that_waits_for_a_lock_says_who_holds_it(
+    desk: Desk, conn: Connection, dsn: str, locked: str, arguments: tuple[str, ...], said: str
+) -> None:
+    add_feature(conn, {1: []})
+    with psycopg.connect(dsn, application_name="coffee") as other:
+        other.execute(locked.encode())
+        waiting = desk.start(*arguments)
+        pid = other.info.backend_pid
+        waiting.until(rf"pgcoord: waits for a lock of process {pid} \(user .*, coffee\), in its")
+    assert waiting.wait() == 0
+    assert said in waiting.said
+
+
 def test_cancel_gives_up_a_phase_and_what_depends_on_it(desk: Desk, conn: Connection) -> None:
     add_feature(conn, {1: [], 2: [1], 3: [2], 4: []})
     output = desk.say("cancel", "1.1", "--branch", "--reason", "no")

@@ -396,13 +396,18 @@ def test_a_run_is_only_removed_when_nothing_of_it_lives(tmp_path: Path) -> None:
         lambda: all(each.state() is JobState.ENDED for each in (ended, spared, named_otherwise))
     )
     (tmp_path / "5-0123abcd").mkdir()  # named as a run, and none
+    (tmp_path / "5-0123abcd" / "notes").touch()
+    for name in ("7-0123abcd", "8-0123abcd", "9-0123abcd"):  # of jobs whose nodes share no folder
+        (tmp_path / name).mkdir()
+    Run(tmp_path / "8-0123abcd").give_up()
+    Log(tmp_path / "9-0123abcd").extend(b"said\n")
     (tmp_path / "6-0123abcd").symlink_to(named_otherwise.folder)
     day = timedelta(days=1)
     try:
         assert remove_old_runs(tmp_path, day, spared={spared.folder}) == 0, "nothing is old"
         for each in tmp_path.iterdir():
             make_old(each, days=2)
-        assert remove_old_runs(tmp_path, day, spared={spared.folder}) == 1
+        assert remove_old_runs(tmp_path, day, spared={spared.folder}) == 4
         left = sorted(each.name[0] for each in tmp_path.iterdir())
         assert left == ["2", "3", "4", "5", "6"]
     finally:

@@ -451,3 +451,15 @@ def test_the_script_of_the_specification_works(desk: Desk, dsn: str, conn: Conne
     rows = [row for row in curl("/api/v1/queue") if row["feature_id"] == feature["id"]]
     assert [row["depends_on_phases"] for row in rows] == [[], [1], [1]]
     assert rows[0]["status"] == "completed"
+
+
+def test_serve_leads_without_the_modules_of_the_web_server() -> None:
+    code = (
+        "import sys; from pgcoord.__main__ import make_app; make_app(['serve'])\n"
+        "import pgcoord.commands.running, pgcoord.coordination.coordinator\n"
+        "import pgcoord.http.access, pgcoord.http.sockets, pgcoord.database.schema\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    later = {"uvicorn", "starlette", "jinja2", "websockets", "markdown_it"}
+    assert later & {*done.stdout.split()} == set()

@@ -21,7 +21,7 @@ from support.database import Connection, add_feature, claim, start
 from support.serving import SECRET
 
 from pgcoord.configuration.model import Notify
-from pgcoord.http.server import bind, url_of
+from pgcoord.http.sockets import bind, url_of
 
 
 @dataclass

@@ -20,8 +20,8 @@ from websockets.exceptions import InvalidStatus
 
 from pgcoord.configuration.model import Server
 from pgcoord.errors import CannotStart, InvalidConfiguration
+from pgcoord.http.access import read_access
 from pgcoord.http.errors import answer_error
-from pgcoord.http.security import read_access
 
 TOKEN, READ_TOKEN = "t" * 32, "r" * 32
 TOKENS = {"PGCOORD_TOKEN": TOKEN, "PGCOORD_READ_TOKEN": READ_TOKEN}

@@ -290,6 +290,16 @@ def test_a_plan_of_other_headings_names_them_all() -> None:
         ("c", "Some words.\n\n**Dependencies:** Phases 1 and 2", (1, 2)),
         ("c", "Some words.\n> Depends on: 1", (1,)),
         ("c", "y\n\n- *Blocked by*: phase 1.", (1,)),
+        ("c", "**Depends on:** Phase 1\n\ny", (1,)),
+        ("c", "Depends on phase 1.\n\ny", (1,)),
+        ("c", "y\n\n**Requires:** Phase 1", (1,)),
+        ("c", "y\n\nAfter: phases 1 and 2", (1, 2)),
+        ("c", "y\n\nAbhängig von: Phase 1", (1,)),
+        ("c", "y\n\n**Depends on**: —", ()),
+        ("c", "y\n\nDepends on numpy 1.", (2,)),
+        ("c", "y\n\nAfter: 5 minutes, try phase 1 again.", (2,)),
+        ("c (after phase 1)", "y", (1,)),
+        ("c [blocked by: 1]", "y", (1,)),
         ("c (depends on 1)", "y", (1,)),
         ("c [Depends on: none]", "y", ()),
         ("c", "y\n\n**Dependencies:** numpy 2, pandas", (2,)),
@@ -310,12 +320,40 @@ def test_a_dependency_is_read_from_prose_and_title(
         "y\n\n**Depends on:** phase 1, mostly",
         "y\n\nDepends on: 1\n\nDependencies: phase 2",
         "y\n\n**Dependencies:** the tables of phase 1",
+        "### Dependencies\n\n- Phase 1 (tables)\n\n### Tasks\n\ny",
+        "**Depends on:**\n1. Phase 1\n\ny",
     ],
 )
 def test_a_dependency_that_cannot_be_read_is_a_fault(text: str) -> None:
     plan = f"{HEAD}{PHASE_1}## Phase 2: b\n\ny\n\n## Phase 3: c\n\n{text}\n"
     [problem] = problems(plan)
     assert "Depends on: " in problem
+
+
+@pytest.mark.parametrize(
+    ("title", "body", "line"),
+    [
+        ("c — depends on phase 1", "y", 11),
+        ("c", "y\n\nIt can start once Phase 1 is merged.", 15),
+        ("c", "**Abhängigkeiten:** Phase 1\n\ny", 13),
+        ("c", "| Depends on | Hours |\n|---|---|\n| Phase 1 | 2 |\n\ny", 15),
+    ],
+)
+def test_what_may_be_a_dependency_and_is_not_read_is_named(
+    title: str, body: str, line: int
+) -> None:
+    front = f"{HEAD}{PHASE_1}## Phase 2: b\n\ny\n\n"
+    [note] = parse(f"{front}## Phase 3: {title}\n\n{body}\n").notes
+    assert note.lower().startswith(f"plan.md:{line}: 'phase 1' is not read as a dependency")
+    assert parse(f"{front}## Phase 3: c\nDepends on: 2\n\n{body}\n").notes == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["After phase 2, do it.", "Blocks: Phase 4", "```\nafter phase 1\n```"]
+)
+def test_what_is_so_anyway_is_not_named(text: str) -> None:
+    plan = f"{HEAD}{PHASE_1}## Phase 2: b\n\ny\n\n## Phase 3: c\n\n{text}\n\ny\n"
+    assert parse(f"{plan}\n## Phase 4: d\n\ny\n").notes == ()
 
 
 def test_front_matter_and_pictures_may_stand_above_the_title() -> None:
