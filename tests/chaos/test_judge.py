@@ -10,7 +10,7 @@ from support.database import Connection, add_feature, claim, start, take_lead
 
 from chaos.faults import CALLS, Faults
 from chaos.judge import Judge
-from chaos.place import Site
+from chaos.site import Site
 
 
 @pytest.fixture(scope="module")

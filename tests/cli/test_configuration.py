@@ -425,17 +425,17 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
 def test_the_file_is_looked_for_upward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
-    found = tmp_path / "pgcoord.toml"
-    found.touch()
+    actual = tmp_path / "pgcoord.toml"
+    actual.touch()
     (inner / "pgcoord.toml").mkdir()  # a folder of that name is not the file
-    assert find_configuration(inner) == found
-    assert find_configuration(tmp_path) == found
+    assert find_configuration(inner) == actual
+    assert find_configuration(tmp_path) == actual
     monkeypatch.chdir(inner)
-    assert find_configuration(Path()) == found
+    assert find_configuration(Path()) == actual
     nearer = tmp_path / "a" / "pgcoord.toml"
     nearer.touch()
     assert find_configuration(Path()) == nearer
-    assert find_configuration(Path("..") / "..") == found
+    assert find_configuration(Path("..") / "..") == actual
 
 
 def test_no_file_is_none(tmp_path: Path) -> None:

@@ -26,9 +26,11 @@ def test_the_page_is_what_the_code_says() -> None:
 
 
 def test_each_key_variable_and_status_has_its_words() -> None:
-    found = list(rows())
-    assert len(found) > 150
-    assert [each for each in found if not each[2]] == [], "say in pgcoord/reference.toml what it is"
+    actual = list(rows())
+    assert len(actual) > 150
+    assert [each for each in actual if not each[2]] == [], (
+        "say in pgcoord/reference.toml what it is"
+    )
 
 
 def test_no_words_are_about_what_is_not_there() -> None:

@@ -10,9 +10,9 @@ from support.desk import CONFIGURATION, Desk, address_of, until
 
 def test_a_schedule_from_its_creation_to_its_end(desk: Desk, conn: Connection) -> None:
     plan = desk.plan("echo one", "true")
-    said = desk.say("schedule", "create", "nightly", "0 3 * * *", plan, "--timezone", "UTC")
-    assert said.startswith("schedule nightly is created: next 2")
-    assert said.endswith("03:00 UTC; no coordinator runs: 'pgcoord serve' starts it then")
+    output = desk.say("schedule", "create", "nightly", "0 3 * * *", plan, "--timezone", "UTC")
+    assert output.startswith("schedule nightly is created: next 2")
+    assert output.endswith("03:00 UTC; no coordinator runs: 'pgcoord serve' starts it then")
     refused = desk.call("schedule", "create", "nightly", "0 4 * * *", plan)
     assert (refused.returncode, refused.stderr.splitlines()[0]) == (
         3,

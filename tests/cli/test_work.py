@@ -66,9 +66,9 @@ def preview(conn: Connection, action: str, queue_id: str) -> list[tuple[int, str
 def test_the_longest_path_is_critical_and_ends_the_feature(conn: Connection) -> None:
     feature = add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3]})
     hours(conn, feature, p1=1, p2=1, p3=2, p4=1)
-    found = forecast(conn, feature)
-    assert [n for n, row in found.items() if row["critical"]] == [1, 3, 4]
-    assert [row["layer"] for row in found.values()] == [0, 1, 1, 2]
+    actual = forecast(conn, feature)
+    assert [n for n, row in actual.items() if row["critical"]] == [1, 3, 4]
+    assert [row["layer"] for row in actual.values()] == [0, 1, 1, 2]
     assert finish(conn, feature)["path"] == [1, 3, 4]
     assert in_hours(conn, finish(conn, feature)["ends_at"]) == 4
 

@@ -298,9 +298,9 @@ async def test_a_process_is_told_who_it_is_and_gets_no_other_variables(
     async with running(make_coordinator(dsn, tmp_path, work)):
         (row,) = await watch.until_statuses("completed")
     lines = (tmp_path / "env").read_text().splitlines()
-    found = dict(line.split("=", 1) for line in lines)
+    actual = dict(line.split("=", 1) for line in lines)
     attempt = await watch.one("select adw_id, secret, folder from pgcoord.attempt")
-    assert {name: found.pop(name) for name in list(found) if name.startswith("PGCOORD_")} == {
+    assert {name: actual.pop(name) for name in list(actual) if name.startswith("PGCOORD_")} == {
         "PGCOORD_QUEUE_ID": "queue-1-1",
         "PGCOORD_FEATURE_ID": "1",
         "PGCOORD_PHASE_NUMBER": "1",
@@ -313,7 +313,7 @@ async def test_a_process_is_told_who_it_is_and_gets_no_other_variables(
         "PGCOORD_INSTALLATION": attempt["folder"].split("/")[-2],
         "PGCOORD_WEBHOOK_SECRET": attempt["secret"],
     }
-    assert found.keys() - {"PWD", "OLDPWD", "SHLVL", "_"} <= {
+    assert actual.keys() - {"PWD", "OLDPWD", "SHLVL", "_"} <= {
         *("PATH", "HOME", "USER", "LANG", "TMPDIR", "LET_THROUGH")
     }
 

@@ -315,8 +315,8 @@ async def test_a_server_that_refuses_for_good_ends_the_coordinator_at_once(
 @asynccontextmanager
 async def cutting_when_idle(dsn: str, seconds: float) -> AsyncIterator[str]:
     """A way to the server on which a connection is cut once nothing has passed for *seconds*."""
-    given = conninfo_to_dict(dsn)
-    host, port = str(given["host"]), int(given.get("port") or 5432)
+    values = conninfo_to_dict(dsn)
+    host, port = str(values["host"]), int(values.get("port") or 5432)
 
     async def pump(
         source: asyncio.StreamReader, sink: asyncio.StreamWriter, moved: list[float]

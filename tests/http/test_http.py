@@ -205,8 +205,8 @@ async def test_a_trusted_proxy_says_who_asks_and_how(dsn: str, tmp_path: Path) -
 async def test_no_other_client_says_who_asks_and_how(locked: Site, conn: Connection) -> None:
     add_feature(conn, {1: []})
     forwarded = {"x-forwarded-for": "192.0.2.7", "x-forwarded-proto": "https"}
-    done = await locked.client.post("/login", data={"token": TOKEN}, headers=forwarded)
-    assert "Secure" not in done.headers["set-cookie"]
+    answer = await locked.client.post("/login", data={"token": TOKEN}, headers=forwarded)
+    assert "Secure" not in answer.headers["set-cookie"]
     skip = "/api/v1/queue/queue-1-1/skip"
     assert (await locked.client.post(skip, headers=STEER | forwarded)).status_code == 200
     event = conn.execute("select actor from pgcoord.event where kind = 'phase_moved'").fetchone()
@@ -216,8 +216,8 @@ async def test_no_other_client_says_who_asks_and_how(locked: Site, conn: Connect
 async def test_a_login_leads_to_no_other_site(locked: Site) -> None:
     for elsewhere in ("//evil.example", "https://evil.example", "/\\evil.example", "/a\nb"):
         form = {"token": TOKEN, "next": elsewhere}
-        done = await locked.client.post("/login", data=form)
-        assert done.headers["location"] == "/"
+        answer = await locked.client.post("/login", data=form)
+        assert answer.headers["location"] == "/"
 
 
 async def test_failed_log_ins_have_to_wait(locked: Site) -> None:
@@ -385,9 +385,9 @@ async def test_any_number_of_questions_for_readiness_cost_the_database_one_look(
 
 
 def sample(text: str, name: str) -> float:
-    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
-    assert found, f"no {name} in\n{text}"
-    return float(found[1])
+    match = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    assert match, f"no {name} in\n{text}"
+    return float(match[1])
 
 
 async def test_metrics_tell_how_it_goes(site: Site, conn: Connection, epoch: int) -> None:

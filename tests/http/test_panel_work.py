@@ -90,8 +90,8 @@ async def test_several_are_changed_without_javascript_and_who_refuses_is_told(
         await page.get_by_role("button", name="Set…").click()
         await expect(page.locator(".change")).to_contain_text("priority 7, was 50")
         await page.get_by_role("button", name="Set").click()
-        found = conn.execute("select distinct priority from phase_queue").fetchall()
-        assert found == [{"priority": 7}]
+        actual = conn.execute("select distinct priority from phase_queue").fetchall()
+        assert actual == [{"priority": 7}]
         # One is refused by the time that it is done: the others are done, and it is told.
         await page.goto(f"{panel}/several?show=queued")
         await page.get_by_role("button", name="Skip…").click()
@@ -595,6 +595,6 @@ async def test_what_runs_or_is_not_ones_own_is_neither_edited_nor_deleted(
             assert deleted.status_code == 409, deleted.text
     theirs = make_conninfo(dsn, user=logins["coordinator"], password="secret")
     async with served(theirs, tmp_path, leads=False) as site:
-        asked = await site.client.get(f"/features/{feature}/delete")
-        assert (asked.status_code, "only the owner" in asked.text) == (409, True)
+        answer = await site.client.get(f"/features/{feature}/delete")
+        assert (answer.status_code, "only the owner" in answer.text) == (409, True)
     assert statuses(conn, feature) == {1: "running"}

@@ -240,8 +240,8 @@ async def test_a_builtin_of_the_shell_is_no_command(run: Run, tmp_path: Path, na
 async def test_the_environment_is_what_was_given_and_the_prompt_file(
     run: Run, tmp_path: Path
 ) -> None:
-    given = {"PATH": PATH, "EMPTY": "", "ODD": "a'b\"c\n$(d)=é", "pgcoord_": "kept"}
-    run.start(["env", "-0"], directory=tmp_path, environment=given)
+    values = {"PATH": PATH, "EMPTY": "", "ODD": "a'b\"c\n$(d)=é", "pgcoord_": "kept"}
+    run.start(["env", "-0"], directory=tmp_path, environment=values)
     assert await run.wait() == 0
     got = dict(entry.split("=", 1) for entry in run.log.path.read_text().split("\0") if entry)
     files = {
@@ -249,7 +249,7 @@ async def test_the_environment_is_what_was_given_and_the_prompt_file(
         "PGCOORD_INPUT_FILE": "inputs.json",
         "PGCOORD_RESULT_FILE": "result.json",
     }
-    assert got == given | {name: str(run.folder / file) for name, file in files.items()}
+    assert got == values | {name: str(run.folder / file) for name, file in files.items()}
 
 
 async def test_the_command_holds_neither_lock_and_reads_nothing(run: Run, tmp_path: Path) -> None:
@@ -279,8 +279,8 @@ async def test_folders_are_made_for_the_owner_only(make_run: MakeRun, tmp_path: 
     run = make_run("a/b/c")
     run.start(["true"], directory=tmp_path, environment={"PATH": PATH})
     await run.wait()
-    made = [tmp_path / "a", tmp_path / "a/b", run.folder]
-    assert {folder.stat().st_mode & 0o777 for folder in made} == {0o700}
+    created = [tmp_path / "a", tmp_path / "a/b", run.folder]
+    assert {folder.stat().st_mode & 0o777 for folder in created} == {0o700}
     assert {path.stat().st_mode & 0o777 for path in run.folder.iterdir()} == {0o600}
 
 

@@ -85,7 +85,7 @@ def test_a_folder_that_is_not_shared_is_found_out(slurm: Cluster, desk: Desk) ->
     command = (
         f"mount -t tmpfs none {shared} && exec {sys.executable} -m pgcoord doctor --probe --json"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         ["unshare", "--mount", "--propagation=private", "sh", "-c", command],
         cwd=desk.folder,
         env={**desk.environment, **slurm.environment},
@@ -93,8 +93,8 @@ def test_a_folder_that_is_not_shared_is_found_out(slurm: Cluster, desk: Desk) ->
         text=True,
         check=False,
     )
-    assert done.returncode == 9, done.stderr
-    pools = [each for each in json.loads(done.stdout)["findings"] if each["kind"] == "pools"]
+    assert result.returncode == 9, result.stderr
+    pools = [each for each in json.loads(result.stdout)["findings"] if each["kind"] == "pools"]
     [said] = [each["words"] for each in pools if "said nothing" in each["words"]]
     assert said.startswith("hpc: job ")
 

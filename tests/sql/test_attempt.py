@@ -697,8 +697,8 @@ def test_external_attempts_are_no_business_of_a_coordinator(
         add_phase(conn, add_feature(conn, {}), 1, status="running")
     else:
         running(conn, epoch)
-    found = one(conn, "select count(*) as n from pgcoord_private.assignment")["n"]
-    assert found == (0 if external else 1)
+    actual = one(conn, "select count(*) as n from pgcoord_private.assignment")["n"]
+    assert actual == (0 if external else 1)
 
 
 def test_each_failure_is_logged_with_its_reason_also_when_it_is_the_same_again(

@@ -381,32 +381,32 @@ def test_the_coordinator_is_woken_when_something_may_have_become_claimable(
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
     conn.execute("create temporary view one as select id from planned_features")
-    heard: list[str] = []
-    conn.add_notify_handler(lambda notify: heard.append(notify.payload))
+    messages: list[str] = []
+    conn.add_notify_handler(lambda notify: messages.append(notify.payload))
     conn.execute("listen pgcoord_wake")
     conn.execute(statement.encode())
-    assert bool(heard) == wakes
+    assert bool(messages) == wakes
 
 
 @pytest.mark.parametrize("what", ["pgcoord.resume()", "pgcoord.resume(id)"])
 def test_resuming_wakes_the_coordinator(conn: Connection, what: str) -> None:
     feature = add_feature(conn, {1: []})
     conn.execute("select pgcoord.pause(), pgcoord.pause(%s)", [feature])
-    heard: list[str] = []
-    conn.add_notify_handler(lambda notify: heard.append(notify.channel))
+    messages: list[str] = []
+    conn.add_notify_handler(lambda notify: messages.append(notify.channel))
     conn.execute("listen pgcoord_wake")
     conn.execute(f"select {what} from planned_features".encode())
-    assert heard == ["pgcoord_wake"]
+    assert messages == ["pgcoord_wake"]
 
 
 def test_those_who_watch_are_told_which_feature_changed(conn: Connection, epoch: int) -> None:
     first, second = add_feature(conn, {1: []}), add_feature(conn, {1: []})
-    heard: list[str] = []
-    conn.add_notify_handler(lambda notify: heard.append(notify.payload))
+    messages: list[str] = []
+    conn.add_notify_handler(lambda notify: messages.append(notify.payload))
     conn.execute("listen pgcoord_event")
     conn.execute("update phase_queue set status = 'completed' where feature_id = %s", [first])
-    assert heard == [str(first)]
+    assert messages == [str(first)]
     conn.execute("select pgcoord.pause(%s)", [second])
-    assert heard == [str(first), str(second)]
+    assert messages == [str(first), str(second)]
     set_slots(conn, 4)
-    assert heard == [str(first), str(second), ""]
+    assert messages == [str(first), str(second), ""]

@@ -545,9 +545,9 @@ def test_the_obstacle_of_a_blocked_phase_is_the_nearest(
     feature = add_feature(conn, graph)
     for each in cancelled:
         become(conn, each, "cancelled")
-    found = conn.execute("select * from pgcoord_private.obstacles(%s)", [feature]).fetchall()
-    assert {row["phase_number"]: row["obstacle"] for row in found} == obstacles
-    assert {row["status"] for row in found} <= {"cancelled"}
+    actual = conn.execute("select * from pgcoord_private.obstacles(%s)", [feature]).fetchall()
+    assert {row["phase_number"]: row["obstacle"] for row in actual} == obstacles
+    assert {row["status"] for row in actual} <= {"cancelled"}
 
 
 # --- Many

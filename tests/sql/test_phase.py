@@ -430,8 +430,8 @@ def test_a_phase_may_move_as_the_design_says(conn: Connection) -> None:
         " unnest(%(states)s::text[]) as after where pgcoord_private.may_move(before, after)",
         {"states": list(STATES)},
     ).fetchall()
-    found = {(row["before"], row["after"]) for row in rows}
-    assert found == {(before, after) for before in STATES for after in MOVES[before]}
+    actual = {(row["before"], row["after"]) for row in rows}
+    assert actual == {(before, after) for before in STATES for after in MOVES[before]}
 
 
 @pytest.mark.parametrize("before", STATES)
@@ -918,10 +918,10 @@ def test_an_edit_leaves_an_event_that_names_who_changed_what(
     conn.execute("update phase_queue set queue_position = 7 where phase_number = 3")
     conn.execute("update phase_queue set phase_data = phase_data, depends_on_phases = '[]'")
     name = logins["client"]
-    found = conn.execute(
+    actual = conn.execute(
         "select queue_id, actor, reason from pgcoord.event where kind = 'phase_edited' order by id"
     ).fetchall()
-    assert [tuple(row.values()) for row in found] == [
+    assert [tuple(row.values()) for row in actual] == [
         (
             "queue-1-3",
             name,

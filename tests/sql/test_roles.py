@@ -258,11 +258,11 @@ def what_happens(conn: Connection, login: str, statement: str) -> str:
 def test_a_role_passes_its_doors_and_no_other(
     house: Connection, logins: dict[str, str], role: str
 ) -> None:
-    found = {statement: what_happens(house, logins[role], statement) for statement, _ in DOORS}
+    actual = {statement: what_happens(house, logins[role], statement) for statement, _ in DOORS}
     wanted = {
         statement: "allowed" if role in allowed else "refused" for statement, allowed in DOORS
     }
-    assert {each for each in found.items() if each not in wanted.items()} == set()
+    assert {each for each in actual.items() if each not in wanted.items()} == set()
 
 
 @pytest.mark.parametrize(
@@ -445,13 +445,13 @@ def test_functions_with_the_rights_of_the_owner_have_a_fixed_search_path(
 
 
 def test_nobody_else_may_execute_anything(conn: Connection) -> None:
-    found = conn.execute(
+    actual = conn.execute(
         "select p.oid::regprocedure::text as name from pg_proc as p,"
         " aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) as given"
         " where p.pronamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace)"
         " and given.grantee = 0"
     ).fetchall()
-    assert found == []
+    assert actual == []
 
 
 def test_a_reader_sees_all_but_secrets(conn: Connection, logins: dict[str, str]) -> None:

@@ -231,8 +231,8 @@ def test_a_database_of_another_encoding_is_refused(server: str, use: Any) -> Non
 @pytest.fixture
 def postgres_13(empty: str) -> Iterator[str]:
     """A way to the server on which it calls itself PostgreSQL 13."""
-    given = conninfo_to_dict(empty)
-    host, port = str(given.get("host") or "127.0.0.1"), int(given.get("port") or 5432)
+    values = conninfo_to_dict(empty)
+    host, port = str(values.get("host") or "127.0.0.1"), int(values.get("port") or 5432)
     back = socket.socket(socket.AF_UNIX if host.startswith("/") else socket.AF_INET)
     back.connect(f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port))
     listener = socket.create_server(("127.0.0.1", 0))
