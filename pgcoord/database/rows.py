@@ -70,7 +70,7 @@ class BoardPhase:
     """A phase as the board shows it.
 
     `since`: the time at which its state began. `waiting_for`: why it does not run, in words.
-    `skipped`: it was taken as completed without being run to its end.
+    `skipped`: it was marked as completed without being run to its end.
     """
 
     queue_id: str

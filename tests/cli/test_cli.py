@@ -699,7 +699,9 @@ def test_a_world_that_nobody_watches_is_said_to_be_one(desk: Desk) -> None:
     serve.send(signal.SIGTERM)
     assert serve.wait() == 0
     since = r"no coordinator runs since \S+ UTC: "
-    follows.until(f"queue-1-1: {since}nobody watches its process, and it is shown as it was left")
+    follows.until(
+        f"queue-1-1: {since}no coordinator watches its process, and this is its last known state"
+    )
     assert re.match(f"{since}this is the last known state", desk.say("status"))
     assert re.match(f"{since}nobody watches", desk.say("why", "1.1"))
 

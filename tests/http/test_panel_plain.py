@@ -164,7 +164,7 @@ async def test_who_did_it_is_the_name_that_somebody_gave(
     add_diamond(conn)
     async with serving_of(dsn, tmp_path, leads=False) as site:
         await look(page, site.url)
-        await page.get_by_role("link", name="Say who you are").click()
+        await page.get_by_role("link", name="Enter your name").click()
         await page.get_by_label("Your name").fill("dana")
         await page.get_by_role("button", name="Log in").click()
         await is_live(page)

@@ -137,10 +137,10 @@ def test_a_run_that_goes_on_is_waited_for_skipped_or_run_beside(
     first, second = features(conn)
     assert outcomes == [
         ("started", None),
-        ("skipped", f"its last run goes on: feature {first}"),
+        ("skipped", f"its last run has not ended: feature {first}"),
         ("started", None),
-        ("waiting", f"its last run goes on: feature {second}"),
-        ("skipped", f"its last run goes on: feature {second}"),
+        ("waiting", f"its last run has not ended: feature {second}"),
+        ("skipped", f"its last run has not ended: feature {second}"),
     ]
     waiting = "select outcome, feature_id from pgcoord_private.start_waiting_runs(%s)"
     claim(conn, epoch)
