@@ -92,7 +92,7 @@ async def test_several_are_changed_without_javascript_and_who_refuses_is_told(
         await page.get_by_role("button", name="Set").click()
         actual = conn.execute("select distinct priority from phase_queue").fetchall()
         assert actual == [{"priority": 7}]
-        # One is refused by the time that it is done: the others are done, and it is told.
+        # One is refused when the action runs: the others are changed, and the refusal is shown.
         await page.goto(f"{panel}/several?show=queued")
         await page.get_by_role("button", name="Skip…").click()
         await expect(page.locator(".change li")).to_have_count(4)
@@ -183,7 +183,7 @@ async def test_a_graph_of_two_hundred_phases_folds_what_is_finished_and_is_walke
     await page.keyboard.press("ArrowLeft")
     await page.keyboard.press("ArrowLeft")
     await expect(page.locator("a.node[data-phase='104']")).to_be_focused()
-    # Fit, larger, full width: sizes are kept when the picture is drawn anew.
+    # Fit, larger, full width: sizes are kept when the picture is redrawn.
     picture = page.locator("svg.graph")
     await page.get_by_role("button", name="Fit").click()
     fitting = await picture.evaluate("e => [e.clientWidth, e.parentElement.clientWidth]")
@@ -571,7 +571,7 @@ async def test_what_waits_is_edited_and_deleted(page: Page, panel: str, conn: Co
     await expect(page).to_have_url(f"{panel}/features/{feature}")
     assert set(statuses(conn, feature)) == {1, 3}
     await page.get_by_role("link", name="Delete…").click()
-    await expect(page.locator("form.dialog")).to_contain_text("It goes with 2 phases")
+    await expect(page.locator("form.dialog")).to_contain_text("Its 2 phases")
     await page.locator("form.dialog").get_by_role("button", name="Delete").click()
     await expect(page).to_have_url(f"{panel}/")
     assert conn.execute("select id from planned_features").fetchall() == []

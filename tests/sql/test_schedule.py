@@ -1,4 +1,4 @@
-"""Schedules: what may be stored, and what happens to a due time, whoever takes it."""
+"""Schedules: valid values, and the processing of a due time by competing coordinators."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -146,7 +146,7 @@ def test_a_run_that_goes_on_is_waited_for_skipped_or_run_beside(
     claim(conn, epoch)
     conn.execute("select pgcoord.complete_phase(%s)", [f"queue-{first}-1"])
     assert conn.execute(waiting, [epoch]).fetchall() == []
-    # A failed run does not go on: it must not keep the next ones from starting.
+    # A failed run counts as ended: it must not prevent the next ones.
     conn.execute(
         "select pgcoord.give_up_attempt(id, 'failed', 'no') from pgcoord.attempt"
         " where ended_at is null"
