@@ -14,7 +14,8 @@ from pgcoord.commands.terminal import say, say_json
 from pgcoord.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from pgcoord.bench.measure import Figure, Report
+    from pgcoord.bench.figures import Figure
+    from pgcoord.bench.report import Report
 
 
 def register(app: typer.Typer) -> None:

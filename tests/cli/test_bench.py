@@ -16,8 +16,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from support.database import Connection, add_feature
 
-from pgcoord.bench import measure as bench
-from pgcoord.bench.measure import Figure, Goal, Machine, Report
+from pgcoord.bench import resources
+from pgcoord.bench.figures import Figure, Goal, beside_floors
+from pgcoord.bench.report import Machine, Report
+from pgcoord.bench.scratch import NAME
 from pgcoord.commands.bench import print_report
 
 KEYS = {
@@ -165,7 +167,7 @@ def busy(dsn: str, statement: str) -> Iterator[None]:
     enough = threading.Event()
 
     def ask() -> None:
-        named = make_conninfo(dsn, application_name=bench.NAME)
+        named = make_conninfo(dsn, application_name=NAME)
         with psycopg.connect(named, autocommit=True) as conn:
             while not enough.wait(0.05):
                 conn.execute(statement.encode())
@@ -184,11 +186,11 @@ def watch(
     server: str, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], tuple[float, float]]:
     """Counts the statements and the table reads a minute in the test's database."""
-    monkeypatch.setattr(bench, "FLUSHED", 0.5)
+    monkeypatch.setattr(resources, "FLUSHED", 0.5)
 
     def count() -> tuple[float, float]:
         with psycopg.connect(server, autocommit=True) as admin:
-            statements, reads = bench.idle(admin, dsn, 2)
+            statements, reads = resources.idle(admin, dsn, 2)
         return statements.value, reads.value
 
     return count
@@ -234,7 +236,7 @@ def test_a_slow_machine_is_told_from_a_missed_limit_by_its_floors() -> None:
             Figure("memory", "memory", "MB", 5.0, **goals),  # no machine is slow at that
             Figure("floor_drain", "bare floor", "/s", 2_594),
         ]
-        claimed, _, memory, _ = bench.beside_floors(figures)
+        claimed, _, memory, _ = beside_floors(figures)
         assert (claimed.ratio, claimed.verdict) == (hop / 2.08, verdict)
         assert (memory.ratio, memory.verdict) == (None, "LIMIT MISSED")
         assert claimed.misses_limit == (verdict == "LIMIT MISSED")
