@@ -126,6 +126,23 @@ def test_the_table_says_in_words_what_is_met(capsys: pytest.CaptureFixture[str])
     assert "synchronous_commit off" in " ".join(printed)
 
 
+def test_a_comparison_cuts_no_word_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")  # 80 columns, and no colours
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    machine = Machine("1.0", "3.11", "Linux", "a processor", 2, 0.5, "18.4", "on", "off", "128MB")
+    what = "coordinator: start until listening"
+    goals: dict[str, Any] = {"goal": Goal(1_000, 300), "goal_p99": Goal(25, 5)}
+    figures = [Figure("start", what, "ms", 1_336.0, 2_888.9, floor=1_111.0, slowness=9.9, **goals)]
+    print_report(Report(machine, figures), {"start": 1_107.0})
+    lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    printed = " ".join(lines)
+    assert all(len(line) <= 80 for line in lines)
+    assert {*what.split(), "1,336", "2,889", "1.20", "1,107", "1.21"} <= {*printed.split()}
+    assert "…" not in printed
+
+
 @pytest.mark.scale
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_bench_that_is_interrupted_drops_its_databases_and_ends_its_processes(
