@@ -46,6 +46,9 @@ _SHOWN_BY = {
     )
 }
 
+# Seconds that a statement may wait for a lock without a word.
+_LOCK_SECONDS = 2.0
+
 # libpq's variables that choose a database; the others only say how to connect to it.
 _NAMES_A_DATABASE = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER")
 
@@ -209,11 +212,43 @@ def connected_to(dsn: str) -> "closing[Any]":
 
 @asynccontextmanager
 async def session(dsn: str) -> AsyncIterator["Connection"]:
-    """Open an autocommit connection, closed with the block. Raises `DatabaseUnusable`."""
+    """Open an autocommit connection, closed with the block. Raises `DatabaseUnusable`.
+
+    Where a statement waits for a lock, stderr says who holds it.
+    """
+    import asyncio
+
     from pgcoord.database.connect import connect
 
     async with await connect(dsn) as conn:
-        yield conn
+        looking = asyncio.create_task(_say_who_holds_up(dsn, conn))
+        try:
+            yield conn
+        finally:
+            looking.cancel()
+
+
+async def _say_who_holds_up(dsn: str, conn: "Connection") -> None:
+    """Say on stderr, each time it is another one, which session *conn* waits for."""
+    import asyncio
+
+    import psycopg
+
+    said = None
+    while True:
+        await asyncio.sleep(_LOCK_SECONDS)
+        if conn.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+            continue
+        from pgcoord.database import reads
+        from pgcoord.database.connect import connect
+
+        with suppress(psycopg.Error, CoordError):
+            async with await connect(dsn) as other:
+                holder = await reads.blocked_by(other, conn.info.backend_pid)
+            if holder and holder != said:
+                said = holder
+                say(f"pgcoord: waits for a lock of {holder}", err=True)
+                say("  It goes on when that transaction ends; Ctrl-C gives up.", err=True)
 
 
 @asynccontextmanager

@@ -28,7 +28,7 @@ from pgcoord.coordination.launching import Launcher
 from pgcoord.coordination.leadership import Leadership
 from pgcoord.coordination.retrying import Fact, Retrying, Stopped
 from pgcoord.coordination.schedules import Schedules
-from pgcoord.coordination.supervision import Shortage, Supervision, log_move
+from pgcoord.coordination.supervision import Shortage, Supervision, judgement_of, log_move
 from pgcoord.database import claims, issues, notices
 from pgcoord.database._sql import Connection
 from pgcoord.database.backoff import Backoff
@@ -597,6 +597,16 @@ class Coordinator:
         cannot be recorded at once.
         """
         return await self._ends.record(end)
+
+    async def prompt_of(self, conn: Connection, attempt: Assignment, prompt: str) -> str:
+        """Return what *attempt* is asked, whose phase has *prompt*: after a failure, as configured.
+
+        For jobs that find no file of it; of others it is in the folder that they share.
+        """
+        workflow = self.configuration.workflows.get(attempt.workflow)
+        if workflow is None or not workflow.asks_again(attempt.attempt):
+            return prompt
+        return (await judgement_of(conn, attempt, workflow, prompt))[1]
 
     def _start_supervising(
         self,

@@ -555,14 +555,23 @@ class EngineSupervision(Supervision):
         self._pool.watch.hurry()
 
     async def _write_order(self) -> Order:
-        """Write the files of the run and the job's order, for runs/job.py; return the order."""
+        """Write the files of the run and the job's order, for runs/job.py; return the order.
+
+        Nodes that share no folder get all of it with the order, and with the answer to begin.
+        """
+        folder = Path(self.assignment.folder)
+        if not self._pool.watch.shares_folder:
+            await asyncio.to_thread(plain_files.make_private, folder)  # for the log
+            return self._order()
         if self._unwritten:
             await self.job.prepare(*self._unwritten)
             self._unwritten = None
-        return await asyncio.to_thread(self._order)
+        order = self._order()
+        content = json.dumps(order.content).encode()
+        await asyncio.to_thread(plain_files.write_plain, folder, ORDER, content)
+        return order
 
     def _order(self) -> Order:
-        """Write the job's order to its folder; return it. Blocks on I/O."""
         assignment, command = self.assignment, self._command()
         folder = Path(assignment.folder)
         environment = dict(command.environment)
@@ -580,7 +589,6 @@ class EngineSupervision(Supervision):
             "log_max": self._coordinator.configuration.log_max_size,
             "grace": GRACE.total_seconds(),
         }
-        plain_files.write_plain(folder, ORDER, json.dumps(order).encode())
         return Order(
             self.name,
             WRAPPER,

@@ -291,19 +291,17 @@ class Supervision:
     async def _prepare_judgement(self, workflow: Workflow, prompt: str) -> str:
         """Find the check of the phase; return the prompt, after a failure the one for that."""
         checks = self._coordinator.configuration.checks
-        asks_again = workflow.retry_prompt is not None and self.assignment.attempt > 1
         self._check = workflow.check
-        if not (checks or asks_again):
+        if not (checks or workflow.asks_again(self.assignment.attempt)):
             return prompt
-        not_run = worktree.NOT_RUN if workflow.worktree else None
-        name, error = await self._coordinator.execute_with_retry(
-            lambda conn: claims.judgement(conn, self.assignment, not_run)
+        name, prompt = await self._coordinator.execute_with_retry(
+            lambda conn: judgement_of(conn, self.assignment, workflow, prompt)
         )
         if name is not None:
             if name not in checks:
                 raise InvalidConfiguration(f"check {name} is not declared")
             self._check = checks[name]
-        return workflow.prompt_after(error, prompt) if asks_again and error else prompt
+        return prompt
 
     async def _launch(self) -> None:
         if _now() - self.lead_checked_at > _TRUSTED_FOR:
@@ -541,6 +539,20 @@ class Supervision:
             "PGCOORD_ISSUE_NUMBER": str(assignment.issue_number or ""),
             "PGCOORD_WEBHOOK_SECRET": assignment.secret,
         }
+
+
+async def judgement_of(
+    conn: _sql.Connection, attempt: Assignment, workflow: Workflow, prompt: str
+) -> tuple[str | None, str]:
+    """Return the check that the phase names, and the prompt of *attempt*.
+
+    After a failed attempt that is what `retry_prompt` makes of *prompt*.
+    """
+    not_run = worktree.NOT_RUN if workflow.worktree else None
+    name, error = await claims.judgement(conn, attempt, not_run)
+    if error and workflow.asks_again(attempt.attempt):
+        prompt = workflow.prompt_after(error, prompt)
+    return name, prompt
 
 
 def log_move(assignment: Assignment, was: str, now: str, reason: str) -> None:

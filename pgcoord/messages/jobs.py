@@ -5,7 +5,7 @@ is signed by the secret of its attempt. A copy of a job begins only when the dat
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from pgcoord.configuration import results
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.jobs import JobAnswer
+from pgcoord.database.work import Assignment
 from pgcoord.errors import InvalidInput, NotFound, StaleAttempt
 from pgcoord.messages import plain_files
 from pgcoord.messages.json_schema import NOT_BLANK, Fault, Schema, faults
@@ -20,6 +21,7 @@ from pgcoord.messages.report import Record
 from pgcoord.messages.signing import NotSigned, Signed, WrongShape, parse_json, read_spooled
 
 Act = Literal["begin", "exit"]
+PromptOf = Callable[[Connection, Assignment, str], Awaitable[str]]
 
 _COPY = {"type": "string", "pattern": NOT_BLANK, "maxLength": 64}
 _TEXT = {"type": ["string", "null"], "maxLength": 200}
@@ -71,9 +73,12 @@ _HIGHEST = 2**63 - 1
 _MOST_COPIES = 20
 
 
-async def answer_begin(conn: Connection, attempt_id: int, signed: Signed) -> dict[str, Any]:
+async def answer_begin(
+    conn: Connection, attempt_id: int, signed: Signed, prompt_of: PromptOf
+) -> dict[str, Any]:
     """Let a copy of a job begin; return {"attempt": …}, with `prompt` and `inputs` if it asked.
 
+    *prompt_of*: makes the prompt of an attempt from that of its phase.
     Raises `NotFound`, `NotSigned`, `NotJson`, `WrongShape`, and `StaleAttempt` when it must run
     nothing; each refusal of an attempt that exists is recorded.
     """
@@ -86,6 +91,7 @@ async def answer_begin(conn: Connection, attempt_id: int, signed: Signed) -> dic
         raise StaleAttempt(f"attempt {attempt_id} was given up")
     inputs = await claims.inputs(conn, assignment) if assignment.has_inputs else {}
     prompt = results.fill_prompt(assignment.prompt or "", results.placeholders(inputs))
+    prompt = await prompt_of(conn, assignment, prompt)
     return {"attempt": attempt_id, "prompt": prompt, "inputs": inputs}
 
 

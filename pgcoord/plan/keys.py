@@ -35,6 +35,9 @@ _LISTED_FILE = re.compile(
     r"`(?P<code>[^`\s,:]+)(?::[^`]*)?`|(?<!\S)(?P<bare>[\w./-]*[\w-][./][\w./-]*\w)(?!\w)"
 )
 
+# What says that a phase depends on no other.
+NO_PHASES = ("none", "nothing", "n/a", "-", "–", "—")  # noqa: RUF001
+
 _DEPENDENCY = re.compile(rf"(?:phases?\s+)?({NUMBER})", re.IGNORECASE)
 
 _KEY_LINE = re.compile(
@@ -126,9 +129,13 @@ def read_keys(
 
 def _read_value(key: str, match: re.Match[str]) -> Any:
     if key not in KEYS:
-        hint = did_you_mean(key, [name.capitalize() for name in KEYS])
+        # Nobody means "Gate" by "After".
+        meant = "depends on" if re.match(r"after|needs?|requires?|blocked by|prereq", key) else key
+        hint = did_you_mean(meant, [name.capitalize() for name in KEYS])
         raise ValueError(f"unknown key{hint}; if it is text, put a blank line before it")
     value = match["value"].strip()
+    if key == "depends on":
+        return read_dependencies(value.strip("*_ ").rstrip("."))
     if match["markup"]:
         raise ValueError(f'expected it without markup: "{key.capitalize()}: value"')
     return KEYS[key](value)
@@ -136,7 +143,7 @@ def _read_value(key: str, match: re.Match[str]) -> Any:
 
 def read_dependencies(value: str) -> tuple[int, ...]:
     """Return the numbers of phases in *value*. Raises `ValueError`."""
-    if value.lower() == "none":
+    if value.lower() in NO_PHASES:
         return ()
     numbers = []
     for item in re.split(r",\s*and\b|,|\band\b", value):

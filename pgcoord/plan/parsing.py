@@ -30,7 +30,7 @@ from pgcoord.plan.headings import (
 )
 from pgcoord.plan.keys import is_blank, key_lines, listed_files, number_of, read_keys
 from pgcoord.plan.model import Plan, PlannedPhase, Problem, Section
-from pgcoord.plan.needs import read_needs, unread_dependencies
+from pgcoord.plan.needs import read_needs, unread_dependencies, unread_needs
 from pgcoord.plan.parameters import faults_in_parameters, fill, fill_phase, unfilled_names
 
 MOST_PHASES = 200
@@ -86,6 +86,8 @@ def parse_plan(
         description, budget = _take_budget(description, lines, problems)
         sections = _read_sections(headings, starts, lines, problems, notes, takes_done)
         notes += unread_dependencies(lines, starts)
+        for each in sections:
+            notes += unread_needs(each, lines[each.line - 1 : each.body[1] - 1])
         sections = _renumbered(sections, notes)
         problems += faults_in_order(sections)
         problems += faults_in_dependencies(sections)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pgcoord.planner.layers import WORDS, layer_of
-from pgcoord.planner.references import key_of, without_marks
+from pgcoord.planner.references import KINDS, key_of, without_marks
 
 _VERBS = frozenset(WORDS["verbs"].split())
 
@@ -31,21 +31,27 @@ _HOURS = re.compile(
 )
 
 PREFIX = re.compile(
-    r"\s*(?:\*\*|__)?(phase|step|task|part|stage|milestone)\s+(\d{1,3})\s*(?:[:.)–—]|-(?=\s))\s*",  # noqa: RUF001
+    rf"\s*(?:\*\*|__)?({KINDS})\s*(\d{{1,3}})[*_]*\s*(?:[:：.)–—]|-(?=\s))\s*",  # noqa: RUF001
     re.IGNORECASE,
 )
 
 # The prerequisites that a piece of work names: "(depends on [1, 2])", "after step 3".
-_KINDS = r"(?:(?:phase|step|task|part|item|stage|milestone|pr)s?\s+)"
+_KINDS = rf"(?:(?:{KINDS})s?\s*(?=[\d#]))"
 _NUMBERS = (
     rf"\[?\s*#?\d{{1,3}}(?:\s*(?:,\s*and\b|,|\band\b|&|\+|-|–|to\b|through\b)\s*{_KINDS}?#?\d{{1,3}})*"  # noqa: RUF001
     r"(?!\d)\s*\]?"
 )
-_NEEDS = r"(?:depends? on|needs|requires|after|once|blocked by):?[*_]*"
+STATED = (
+    r"depends? on|blocked by|dependenc(?:y|ies)|prerequisites?"
+    r"|abhängig von|hängt ab von|dépend de|depende de|依存|前提"
+)
+_NEEDS = rf"(?:{STATED}|needs|requires|after|once|nach|benötigt|après|después de)[*_]*[:：]?[*_]*"  # noqa: RUF001
 _AFTER = re.compile(
-    rf" ?[\[(](?:[^\])]{{0,40}}[,;])? ?{_NEEDS}\s+{_KINDS}?({_NUMBERS})[^\])]{{0,80}}[\])]"
-    rf"|[*_]*\b{_NEEDS}\s+{_KINDS}({_NUMBERS})",
-    re.IGNORECASE,
+    rf" ?[\[(](?:[^\])]{{0,40}}[,;])? ?{_NEEDS}\s*{_KINDS}?({_NUMBERS})[^\])]{{0,80}}[\])]"
+    rf"|[*_]*(?<![^\W_]){_NEEDS}\s*{_KINDS}({_NUMBERS})"
+    # On a line of its own, numbers alone will do.
+    rf"|^[ \t]*(?:[-*+>][ \t]+)?[*_]*(?:{STATED})[*_]*[:：][*_]*[ \t]*({_NUMBERS})[ \t*_.]*$",  # noqa: RUF001
+    re.IGNORECASE | re.MULTILINE,
 )
 _NONE_NEEDED = re.compile(
     r" ?[\[(](?:blocking all|no dependenc(?:y|ies)|independent|depends on:? (?:nothing|none))"
@@ -210,7 +216,7 @@ def _item(piece: Piece) -> tuple[Item, bool]:
 def prerequisites(piece: Piece, text: str) -> tuple[int, ...] | None:
     """Return the numbers of the items that a piece comes after; None if it says nothing of that."""
     if named := list(_AFTER.finditer(text)):
-        return numbers_in(" ".join(each[1] or each[2] for each in named))
+        return numbers_in(" ".join(each[1] or each[2] or each[3] for each in named))
     if piece.needs:
         return tuple(int(each) for each in piece.needs.split() if each != "none")
     return () if _NONE_NEEDED.search(text) else None

@@ -13,6 +13,13 @@ _KINDS = (
     r"|stories"
 )
 
+# What numbered work is called, in some languages; "day" and the like where a plan goes by time.
+KINDS = (
+    "phase|step|task|part|stage|milestone|item|pr|wave|week|day|iteration|sprint|round|batch"
+    "|schritt|aufgabe|teil|etappe|étape|tâche|partie|fase|paso|etapa|tarea|parte|passo|tarefa"
+    "|stap|taak|krok|шаг|этап|ステップ|フェーズ|タスク|段階|手順|阶段|步骤|任务|단계"
+)
+
 # ENG-101; T001; 2.1; and after a word such as "Task" also a single letter.
 _SHAPES = r"[A-Z][A-Z0-9]{1,9}-\d{1,6}|[A-Z]{1,4}\d{1,4}|\d{1,3}(?:\.\d{1,3})+"
 _KEY = re.compile(
@@ -23,12 +30,14 @@ _KEY = re.compile(
 
 # Numbered work: "PR 1: Title", "Step Two - Title", "2. Title", "1.2 Title", "M3: Title".
 NUMBER_WORDS = "one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
+ROMAN = "i ii iii iv v vi vii viii ix x xi xii".split()  # noqa: SIM905
 NUMBERED = re.compile(
     r"(?:\[[ xX]\]|[^\w\[])*"
-    r"(?:(?P<kind>phase|step|task|part|stage|milestone|pr|pull request|commit|sprint|iteration"
+    rf"(?:(?P<kind>{KINDS}|pull request|commit"
     r"|story|ticket|chunk|slice|change|[a-z]{1,2}-?(?=\d))\s*#?"
     rf"(?P<named>\d{{1,3}}|(?:{'|'.join(NUMBER_WORDS)})\b)(?P<minor>\.\d{{1,2}})?"
-    r"\s*(?:[:.)–—]|-(?=\s)|$)"  # noqa: RUF001
+    r"[*_]*\s*(?:[:：.)–—]|-(?=\s)|$)"  # noqa: RUF001
+    rf"|(?P<roman>{'|'.join(ROMAN)})[.)](?=\s)"
     r"|(?P<bare>\d{1,3})(?:(?P<part>\.\d{1,2})\.?(?=\s)|[.)](?=\s)|\s+[-–—](?=\s)))"  # noqa: RUF001
     r"[\s*_]*(?P<title>.*)",
     re.IGNORECASE | re.DOTALL,
@@ -47,6 +56,13 @@ _RANGE = re.compile(r"\s*(?:-|–|—|\.\.|\bto\b|\bthrough\b)\s*(?=[A-Z\d])")  
 # Marks of the form of tasks.md: may run beside the others, and of which story.
 _MARKS = re.compile(r"\[(?:P|US\d{1,3})\]\s*")
 _PARALLEL = re.compile(r"\[P\]|\((?:[^()]{0,40}\b)?(?:in )?parallel\b[^()]{0,40}\)", re.IGNORECASE)
+
+
+def number_of(match: re.Match[str]) -> int:
+    """Return the number of a match of `NUMBERED`."""
+    word = (match["named"] or match["roman"] or match["bare"]).lower()
+    names = NUMBER_WORDS if match["named"] else ROMAN
+    return names.index(word) + 1 if word in names else int(word)
 
 
 def key_of(lead: str) -> str:

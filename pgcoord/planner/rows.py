@@ -20,7 +20,10 @@ from pgcoord.plan.parsing import parse_plan
 _ANY_NUMBER = re.compile(rf"\b(?:{NUMBER})\b", re.IGNORECASE)
 
 # "Depends on: 1, 2" in a line: what is before the value, the value, markup and space after it.
-_NEED = re.compile(r"(?P<before>.*?:[ \t*_]*)(?P<value>.*?)(?P<after>[\s*_.]*)", re.DOTALL)
+_NEED = re.compile(
+    rf"(?P<before>.*?)(?P<value>(?:\b(?:phases?\s+)?(?:{NUMBER})\b|\b(?:none|nothing|n/a)\b|[-–—](?=[\s*_.]*$)).*?)(?P<after>[\s*_.]*)",  # noqa: RUF001
+    re.DOTALL | re.IGNORECASE,
+)
 
 # A placeholder of a result; in doubled braces it is plain text.
 _REFERENCE = re.compile(rf"\{{?\{{({results.NAME.pattern})\}}\}}?", re.ASCII)
@@ -169,7 +172,11 @@ def _is_prose(phase: PlannedPhase, lines: list[str], at: int) -> bool:
 def _rewrite_value(line: str, rewrite: Callable[[str], str]) -> str:
     match = _NEED.fullmatch(line)
     assert match is not None
-    return match["before"] + rewrite(match["value"]) + match["after"]
+    value = rewrite(match["value"])
+    before = match["before"]
+    if not before.rstrip(" \t*_").endswith((":", "：")) and value != match["value"]:  # noqa: RUF001
+        before = f"{before.rstrip()}: "  # "Depends on phase 1" is read, "Depends on 1" is not
+    return before + value + match["after"]
 
 
 def _rewrite_needs_of_title(title: str, rewrite: Callable[[str], str]) -> str:

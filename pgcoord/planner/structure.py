@@ -17,6 +17,7 @@ from markdown_it.token import Token
 from pgcoord.errors import InvalidInput
 from pgcoord.planner.items import (
     PREFIX,
+    STATED,
     TASK_BOX,
     Item,
     Piece,
@@ -29,10 +30,10 @@ from pgcoord.planner.items import (
 from pgcoord.planner.layers import layer_of
 from pgcoord.planner.needs import find_needs
 from pgcoord.planner.references import (
-    NUMBER_WORDS,
     NUMBERED,
     is_parallel,
     key_of,
+    number_of,
     todos_in,
 )
 
@@ -157,6 +158,45 @@ def _without_front_matter(lines: list[str]) -> list[str]:
     return [*rest[:title], "", "## Tasks", "", todos, "", "## Context", "", *rest[title:]]
 
 
+# What begins an element of a list for people, though not in Markdown, with what does.
+_BULLETS = (
+    (re.compile(r"(\s*)[•◦▪‣●∙]\s*"), r"\1- "),
+    (re.compile(r"(\s*)[⬜☐◻◽□]\ufe0f?\s*"), r"\1- [ ] "),
+    (re.compile(r"(\s*)[☑☒]\ufe0f?\s*"), r"\1- [x] "),
+    (re.compile(r"((?:#+\s+)?)\((\d{1,3})\)\s+"), r"\1\2. "),
+    (re.compile(r"((?:#+\s+)?)(\d)\ufe0f?\u20e3\s*"), r"\1\2. "),
+)
+
+
+def as_markdown(lines: list[str]) -> list[str]:
+    """Return *lines*, changed so that Markdown sees what people do.
+
+    Lists with bullets of other kinds are lists; lines such as "Step 2: …" are paragraphs.
+    """
+    found: list[str] = []
+    fence = ""
+    steps = {i for i, line in enumerate(lines) if _is_step(line)}
+    for i, line in enumerate(lines):
+        mark = re.match(r" {0,3}(```+|~~~+)", line)
+        if mark and (not fence or mark[1].startswith(fence)):
+            fence = "" if fence else mark[1]
+        elif not fence:
+            for pattern, replacement in _BULLETS:
+                line = pattern.sub(replacement, line) if pattern.match(line) else line
+            if i in steps and len(steps) > 1 and found and found[-1].strip():
+                found.append("")
+        found.append(line)
+        if i in steps and len(steps) > 1 and line.rstrip().endswith(("**", "__")):
+            found.append("")
+    return found
+
+
+def _is_step(line: str) -> bool:
+    """Whether *line* begins with "Step 2:" or the like, perhaps bold, and no mark of Markdown."""
+    match = None if re.match(r"[\s#>+|-]|\*\s", line) else NUMBERED.match(line)
+    return bool(match and match["named"])
+
+
 def read_structure(feature: Feature) -> Structure:
     """Read the structure of a feature's description.
 
@@ -169,7 +209,7 @@ def read_structure(feature: Feature) -> Structure:
             f" {MOST_CHARACTERS:,} are planned at most",
             hint="Describe the work, and put the rest into files that it names.",
         )
-    text = "\n".join(_without_front_matter(text.split("\n")))
+    text = "\n".join(as_markdown(_without_front_matter(text.split("\n"))))
     reading = _Reading(text.split("\n"))
     tokens = _markdown.parse(text)
     reading.steps = _numbered_sections(tokens, reading.lines)
@@ -359,7 +399,8 @@ class _Reading:
 
     def _read_list(self, tokens: list[Token], index: int) -> None:
         ordered = tokens[index].type == "ordered_list_open"
-        ordered = ordered or all(_NUMBER_IN_BOX.match(lead) for _, lead in _elements(tokens, index))
+        leads = [TASK_BOX.sub("", lead) for _, lead in _elements(tokens, index)]
+        ordered = ordered or all(_OWN_NUMBER.match(each) or PREFIX.match(each) for each in leads)
         self.sequences += ordered
         of_list: list[Piece] = []
         beside = is_parallel(self.body[-1] if self.body else self._heading.title)
@@ -381,7 +422,7 @@ class _Reading:
             if self._heading.kind != "work":
                 self._surround(text)
                 continue
-            is_work = self._is_work(lead, ordered=ordered)
+            is_work = self._is_work(lead, ordered=ordered, is_task=bool(box))
             of_list.append(
                 Piece(
                     text,
@@ -406,10 +447,10 @@ class _Reading:
             self.body.append("\n".join(f"- {each.text}" for each in of_list))
         self.lead_in = ""
 
-    def _is_work(self, lead: str, *, ordered: bool) -> bool:
+    def _is_work(self, lead: str, *, ordered: bool, is_task: bool) -> bool:
         """Whether the element of a list that begins with *lead* is work, not a detail or a remark.
 
-        Its own first words decide, then those that introduce the list, then its layer or number.
+        Its box or first words decide, then those that introduce the list, then its layer or number.
         """
         if self.steps:
             return False
@@ -417,7 +458,7 @@ class _Reading:
             return True
         if _DETAILS.search(self.lead_in):
             return False
-        if begins_with_verb(lead) or begins_with_verb(self.lead_in):
+        if is_task or begins_with_verb(lead) or begins_with_verb(self.lead_in):
             return True
         if _REASONS.search(self.lead_in) or (self.lead_in and not ordered):
             return False
@@ -494,8 +535,7 @@ def _step(block: _Block, match: re.Match[str], until: int, lines: list[str], sec
     title = match["title"].strip()
     if block.level == _OF_PARAGRAPH and not title.endswith(("**", "__")):
         body = f"{title}\n\n{body}".strip()
-    word = (match["named"] or match["bare"]).lower()
-    number = NUMBER_WORDS.index(word) + 1 if word in NUMBER_WORDS else int(word)
+    number = number_of(match)
     is_part = bool(match["minor"] or match["part"])
     boxes = re.findall(r"^\s*[-+*] \[([ xX])\]", body, re.MULTILINE)
     return _Step(
@@ -567,9 +607,11 @@ def _needs_of_cell(cell: str, before: list[Piece]) -> str:
 
 _NEEDS_COLUMN = re.compile(r"depend|after|needs|blocked|prerequisite|requires")
 _HOURS_COLUMN = re.compile(r"hours|h$|estimate")
-# A line that begins an element of a list for its author, and for Markdown goes on with a paragraph.
-_ENUMERATED = re.compile(r"\n\s*(?:\d{1,3}(?:\.\d{1,3})+[.)]?|[a-z]{1,3}[.)])\s")
-_NUMBER_IN_BOX = re.compile(r"(?:\[[ xX/~-]\]\*?\s+)?[*_]*\d{1,3}(?:[.)]|(?:\.\d{1,3})+[.):]?)\s")
+# A line that begins something of its own for its author, and for Markdown goes on with a paragraph.
+_ENUMERATED = re.compile(
+    rf"\n\s*(?:(?:\d{{1,3}}(?:\.\d{{1,3}})+[.)]?|[a-z]{{1,3}}[.)])\s|[*_]*(?i:{STATED})[*_]*[:：])"  # noqa: RUF001
+)
+_OWN_NUMBER = re.compile(r"[*_]*\d{1,3}(?:[.)]|(?:\.\d{1,3})+[.):]?)\s")
 _REASONS = re.compile(
     r"\b(?:problems?|reasons?|issues?|questions?|complaints?|facts?)\b", re.IGNORECASE
 )

@@ -159,6 +159,7 @@ class Log:
 
         Two calls at once, with more and with less of it, write the same bytes to the same places.
         """
+        plain_files.make_private(self.folder)  # of a job that a leader on another host submitted
         flags = os.O_RDWR | os.O_CREAT
         with plain_files.opened(self.folder, NAME, flags) as log:
             size = os.fstat(log).st_size

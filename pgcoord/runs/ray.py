@@ -12,6 +12,8 @@ import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -52,7 +54,6 @@ class Ray:
     async def submit(self, order: Order) -> str:
         """Submit under the order's name, which Ray takes once."""
         content = order_apart(order, self._directory, secrets=False)
-        script = order.script.read_text(encoding="utf-8")
         body = {
             "submission_id": order.name,
             # The wrapper comes with the job: its nodes have nothing of ours.
@@ -61,7 +62,7 @@ class Ray:
             ),
             "runtime_env": {
                 "env_vars": {
-                    "PGCOORD_WRAPPER": script,
+                    "PGCOORD_WRAPPER": _text_of(order.script),
                     "PGCOORD_ORDER": pack(content),
                     "PGCOORD_JOB": order.name,
                 }
@@ -139,6 +140,11 @@ class Ray:
             raise NotNow(words, _AGAIN, certain=False) from error
         finally:
             connection.close()
+
+
+@cache  # of our release, also once another one is installed
+def _text_of(script: Path) -> str:
+    return script.read_text(encoding="utf-8")
 
 
 def _parsed(body: bytes) -> Any:

@@ -118,7 +118,7 @@ class Run:
         *inputs*: a JSON object. Processes of *account* can read both, and add files to the folder,
         but not replace ours. Raises `CannotStart` when the account has no access, and `OSError`.
         """
-        _make_private(self.folder)
+        plain_files.make_private(self.folder)
         plain_files.write_plain(self.folder, _PROMPT, prompt.encode())
         plain_files.write_plain(self.folder, _INPUTS, inputs.encode())
         if account:
@@ -163,7 +163,7 @@ class Run:
         """
         words = _resolve(command, directory, environment)
         try:
-            _make_private(self.folder)
+            plain_files.make_private(self.folder)
             with (
                 self._starting() as starting,
                 plain_files.opened(self.folder, _STATUS, os.O_RDWR | os.O_CREAT) as status,
@@ -200,7 +200,7 @@ class Run:
         Blocks like `start`.
         """
         try:
-            _make_private(self.folder)
+            plain_files.make_private(self.folder)
             with (
                 self._starting(),
                 plain_files.opened(self.folder, _STATUS, os.O_RDWR | os.O_CREAT) as status,
@@ -486,13 +486,6 @@ def _resolve(
             else f"cannot start {command[0]}: not found in {path if name == command[0] else name}"
         )
     return (program, *command[1:])
-
-
-def _make_private(folder: Path) -> None:
-    """Create *folder* and its missing parents with mode 0700 (Path.mkdir: only the last one)."""
-    if not folder.is_dir():
-        _make_private(folder.parent)
-        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _lock(descriptor: int) -> bool:

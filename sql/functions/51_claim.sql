@@ -173,7 +173,7 @@ begin
         where a.id = any (v_attempts) and p.queue_id = a.queue_id
         returning a.id, p.queue_id, p.feature_id, p.phase_number, a.number, a.adw_id, a.secret, a.host, a.folder,
             a.workflow, p.issue_number, p.phase_data ->> 'title', p.phase_data ->> 'prompt_content',
-            null::integer, null::text, false, false, null::pgcoord.attempt_outcome, null::float8, a.slot, a.pool,
+            null::integer, null::text, false, false, null::text, null::float8, a.slot, a.pool,
             exists (select from pgcoord.result as r where r.feature_id = p.feature_id), p.phase_data -> 'environment';
     end if;
 end $$;

@@ -308,6 +308,22 @@ begin
     end if;
 end $$;
 
+-- Refuse an end of an attempt that nobody knows. Errors: PC005.
+create or replace function pgcoord_private.check_outcome() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    if new.outcome not in ('completed', 'failed', 'timed_out', 'lost', 'cancelled', 'returned')
+        or new.ending not in ('completed', 'failed', 'timed_out', 'lost', 'cancelled', 'returned')
+    then
+        raise exception using
+            errcode = 'PC005',
+            message = format('attempt %s of phase %s cannot end as %L', new.number, new.queue_id, coalesce(new.outcome, new.ending)),
+            hint = 'It is completed, failed, timed_out, lost, cancelled or returned.';
+    end if;
+    return new;
+end $$;
+
 -- Log that the end of an attempt was requested, and wake the coordinators: its process may be on any host.
 create or replace function pgcoord_private.tell_ending() returns trigger
 language plpgsql

@@ -113,6 +113,10 @@ create or replace trigger planned_features_delete_logs after delete on public.pl
 
 -- --- pgcoord.attempt: UPDATE, DELETE
 
+-- Refuse an end that nobody knows.
+create or replace trigger attempt_end_guards before update of ending, outcome on pgcoord.attempt
+    for each row execute function pgcoord_private.check_outcome();
+
 -- Notify the coordinators that a process must be ended.
 create or replace trigger attempt_ending_tells after update of ending on pgcoord.attempt
     for each row execute function pgcoord_private.tell_ending();

@@ -311,10 +311,10 @@ def _peer(name: str, folder: Path, make: Callable[..., str]) -> Peer:
 
 def _as_url(dsn: str) -> str:
     """The DSN as every driver reads it; a socket's folder is its host."""
-    given = conninfo_to_dict(dsn)
+    values = conninfo_to_dict(dsn)
     return (
-        f"postgresql://{given.get('user', 'postgres')}@/{given['dbname']}"
-        f"?host={given['host']}&port={given.get('port', 5432)}"
+        f"postgresql://{values.get('user', 'postgres')}@/{values['dbname']}"
+        f"?host={values['host']}&port={values.get('port', 5432)}"
     )
 
 
