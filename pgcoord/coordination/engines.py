@@ -603,11 +603,19 @@ class EngineSupervision(Supervision):
         """Follow the job until its end is recorded, ending it if necessary."""
         self.recorded = True
         self._coordinator.note_recorded()
+        tasks: list[asyncio.Task[None]] = []
+
+        def end_in_time(_: object) -> None:
+            ender = asyncio.create_task(self._end_in_time())
+            ender.add_done_callback(lambda _: self._news.set())
+            tasks.append(ender)
+
+        self._end_in.add_done_callback(end_in_time)  # a thousand jobs need no task to wait for that
         with self._pool.watch.watched(self._watcher):
-            tasks = [asyncio.create_task(self._end_in_time())]
             try:
                 await self._coordinator.unless_stopped(self._follow(tasks))
             finally:
+                self._end_in.remove_done_callback(end_in_time)
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -615,16 +623,18 @@ class EngineSupervision(Supervision):
     async def _follow(self, tasks: list[asyncio.Task[None]]) -> None:
         """Follow the job until its attempt has ended, and raise the first error of *tasks*.
 
-        Once the job has begun, a task that watches its output is added to *tasks*.
+        Once the job has begun, a task that watches its output is added to *tasks*, if its workflow
+        says how long it may be quiet.
         """
-        tasks[0].add_done_callback(lambda _: self._news.set())
+        unwatched = self._settings is not None and self._settings.quiet is not None
         while True:
             self._news.clear()
-            if self._begun and len(tasks) == 1:
+            if self._begun and unwatched:
+                unwatched = False
                 tasks.append(asyncio.create_task(self._watch_output()))
             for task in tasks:
                 if task.done():
-                    task.result()  # raises its error; otherwise there was nothing to watch
+                    task.result()  # raises its error
             await self._copy_log()
             if await self._read_folder() or await self._believe_the_engine():
                 self.process_gone = True
