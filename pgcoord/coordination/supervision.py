@@ -26,7 +26,7 @@ from pgcoord.configuration import results
 from pgcoord.configuration.model import PASSED_ON, Check, Configuration, Workflow
 from pgcoord.coordination.launching import Command, Job, JobState, Launcher
 from pgcoord.coordination.retrying import Fact
-from pgcoord.database import _sql, claims
+from pgcoord.database import _sql, claims, jobs
 from pgcoord.database.rows import TakenReport
 from pgcoord.database.work import Assignment, Move, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
@@ -199,8 +199,11 @@ class Supervision:
         except (CannotStart, InvalidConfiguration, OSError) as error:
             lack = error if isinstance(error, OSError) else error.__cause__
             if isinstance(lack, OSError) and lack.errno in _SHORTAGES:
-                words = lack.strerror or str(lack)
-                raise Shortage(f"it cannot be started now: {words.lower()}") from error
+                words = (lack.strerror or str(lack)).lower()
+                await self._coordinator.execute_with_retry(
+                    lambda conn: jobs.note_job(conn, self.assignment.attempt_id, None, words)
+                )
+                raise Shortage(f"it cannot be started now: {words}") from error
             if await self.job.give_up():
                 logger.warning("%s could not be started: %s", self.assignment, error)
                 await self._give_up("failed", str(error))

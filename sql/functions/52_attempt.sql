@@ -44,7 +44,7 @@ begin
     where queue_id = (select queue_id from pgcoord.attempt where id = p_attempt_id)
     for no key update;
     update pgcoord.attempt
-    set pid = p_pid, process_started = p_process_started, started_at = clock_timestamp(),
+    set pid = p_pid, process_started = p_process_started, started_at = clock_timestamp(), waits_for = null,
         deadline = clock_timestamp() + timeout
     where id = p_attempt_id and exited_at is null
     returning * into v_attempt;
