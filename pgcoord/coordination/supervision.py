@@ -382,10 +382,9 @@ class Supervision:
         status = KILLED if end.exit_status is None else end.exit_status
         tail = await self.job.log_tail() if status else ""
         exited_at = await self.job.exited_at()
-        ago = None if exited_at is None else max(0.0, time.time() - exited_at)
         await self._conclude(
             f"exited with status {status}",
-            claims.exited(self.assignment, status, tail, ", ".join(left_behind), result, ago),
+            claims.exited(self.assignment, status, tail, ", ".join(left_behind), result, exited_at),
         )
 
     async def _read_result(self) -> claims.Result:

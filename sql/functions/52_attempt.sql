@@ -141,7 +141,7 @@ begin
 end $$;
 
 -- Withdraw the requested end of an attempt past its deadline if its process had ended in time, p_ago, while no coordinator
--- watched.
+-- watched, or while that could not be recorded.
 create or replace function pgcoord_private.take_back_timeout(p_attempt_id bigint, p_ago interval) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
