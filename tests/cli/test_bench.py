@@ -104,7 +104,7 @@ def test_bench_measures_beside_the_users_tables_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_table_says_in_words_what_is_met(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_gives_verdicts_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     machine = Machine("1.0", "3.11", "Linux", "a processor", 2, 0.5, "18.4", "on", "off", "128MB")
     goal, goal_p99 = Goal(3, 1), Goal(25, 5)
     figures = [
@@ -143,7 +143,7 @@ def test_bench_that_is_interrupted_drops_its_databases_and_ends_its_processes(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bench_says_what_right_it_needs(server: str, conn: Connection, tmp_path: Path) -> None:
+def test_bench_names_the_right_that_it_needs(server: str, conn: Connection, tmp_path: Path) -> None:
     role = f"pgcoord_bench_{os.getpid()}"
     conn.execute(f"create role {role} login password 'of-no-use'")
     try:
@@ -210,7 +210,7 @@ def test_reads_of_tables_are_counted(dsn: str, watch: Callable[[], tuple[float, 
         assert min(watch()) > 0
 
 
-def test_a_verdict_says_what_is_met() -> None:
+def test_a_verdict_tells_aim_limit_and_miss() -> None:
     less, more = Goal(3, 1), Goal(10, 20, more_is_better=True)
     assert [less.verdict(value) for value in (1, 2, 4)] == [
         "aim reached",

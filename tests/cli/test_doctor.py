@@ -74,7 +74,7 @@ def test_warnings_and_failures_have_exit_statuses_of_their_own(
     assert levels(desk)[0] == 9
 
 
-def test_a_database_of_another_schema_is_told_by_what_it_lacks(desk: Desk, dsn: str) -> None:
+def test_a_database_without_the_schema_fails_in_that_check_only(desk: Desk, dsn: str) -> None:
     status, found = levels(desk, "--dsn", make_conninfo(dsn, dbname="postgres"))
     assert status == 9
     assert found.pop("schema") == "fail"
@@ -290,7 +290,7 @@ def test_a_coordinator_does_not_start_where_nothing_would_wake_it(
         ]
 
 
-def test_a_pooler_that_refuses_what_a_dsn_sets_is_named(desk: Desk, pooler: Pooler) -> None:
+def test_a_pooler_that_refuses_a_setting_of_the_dsn_is_named(desk: Desk, pooler: Pooler) -> None:
     pooler.start(pool_mode="session")
     result = desk.call("doctor", "--dsn", make_conninfo(pooler.dsn, options="-c work_mem=8MB"))
     assert result.returncode == 9

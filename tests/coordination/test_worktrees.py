@@ -95,7 +95,7 @@ async def test_a_conflict_fails_the_phase_before_its_command_runs(
     assert rows[3]["error_message"].startswith(f"{words}\nexited with status 69")
 
 
-async def test_what_was_never_run_is_not_asked_to_mend_its_work(
+async def test_a_resolver_is_not_run_for_a_phase_that_never_ran(
     dsn: str, watch: Watch, project: Path
 ) -> None:
     await watch.submit("true", *TWO_SIDES[:2], ("echo x > joined", [2, 3]))

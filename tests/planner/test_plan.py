@@ -266,7 +266,7 @@ def test_a_section_that_several_phases_have_is_part_of_each() -> None:
         ("## [x] Phase 2: b\n\ny", 7),
     ],
 )
-def test_what_a_reader_takes_for_a_phase_is_a_fault_if_it_is_none(text: str, line: int) -> None:
+def test_a_heading_that_looks_like_a_phase_and_is_none_is_a_fault(text: str, line: int) -> None:
     found = problems(f"{HEAD}{PHASE_1}{text}\n")
     assert str(line) in {each.split(":")[0] for each in found}
 

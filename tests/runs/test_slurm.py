@@ -169,7 +169,7 @@ async def test_a_dead_controller_has_certainly_not_taken_it(
         slurm.wait_until_idle()
 
 
-async def test_doctor_is_told_what_is_wrong(slurm: Cluster, engine: Slurm) -> None:
+async def test_doctor_reports_faults_of_the_engine(slurm: Cluster, engine: Slurm) -> None:
     assert [each.level for each in await engine.check()] == ["ok", "ok", "warn"]  # KillWait 2 s
     *_, options, _ = await engine_of(slurm, "--partition=gpu").check()
     assert options.level == "fail"

@@ -105,7 +105,7 @@ def blocks(conn: Connection, epoch: int) -> int:
     return int(read)
 
 
-def test_a_claim_does_not_step_over_those_who_wait_for_another_pool(conn: Connection) -> None:
+def test_a_claim_does_not_step_over_phases_that_wait_for_another_pool(conn: Connection) -> None:
     epoch = lead(conn)
     add(conn, 10, "train")
     assert len(claim(conn, epoch)) == 2
