@@ -124,12 +124,12 @@ def _passes_in_container(version: str, options: Sequence[str]) -> bool:
 
 def _passes(version: str, options: Sequence[str], environment: dict[str, str]) -> bool:
     print(f"PostgreSQL {version}", flush=True)
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "2", *options],
         cwd=ROOT,
         env={**os.environ, **environment},
     )
-    return done.returncode == 0
+    return result.returncode == 0
 
 
 if __name__ == "__main__":

@@ -192,6 +192,9 @@ union all
 select p.queue_id, p.feature_id, p.phase_number, 10, 'slot',
     case when count.held < count.slots
         then format('is %s in line; a slot%s is free', pgcoord_private.ordinal(line.place), pgcoord_private.in_pool(line.pool))
+        when count.slots = 0 and count.held = 0
+        then format('waits for a slot%s, %s in line; there is none (pgcoord slots N%s)', pgcoord_private.in_pool(line.pool),
+            pgcoord_private.ordinal(line.place), ' --pool ' || nullif(line.pool, 'local'))
         when count.held > count.slots
         then format('waits for a slot%s, %s in line; %s are held, and the limit is %s now', pgcoord_private.in_pool(line.pool),
             pgcoord_private.ordinal(line.place), count.held, count.slots)

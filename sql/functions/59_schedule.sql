@@ -1,6 +1,6 @@
--- Schedules: features that are queued regularly. The leading coordinator computes the due times (pgcoord/configuration/cron.py). These
--- functions decide what happens at a due time, in the transaction that writes its row; the key of that row prevents a second
--- run.
+-- Schedules: features that are queued regularly. The leading coordinator computes the due times
+-- (pgcoord/configuration/cron.py). These functions decide what happens at a due time, in the transaction that writes its row;
+-- the key of that row prevents a second run.
 --
 -- Lock order: a schedule, then its rows of schedule_run, then the feature that is made for it.
 

@@ -26,7 +26,7 @@ from pgcoord.runs.run import Run
 TWICE = f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n'
 
 
-def test_logs_prints_what_was_written_byte_for_byte(desk: Desk) -> None:
+def test_logs_prints_the_log_byte_for_byte(desk: Desk) -> None:
     desk.write("pgcoord.toml", f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n')
     script = r"test -e tried && exec sh bytes.sh; touch tried; echo first; exit 1"
     desk.write("bytes.sh", r"seq 30000; echo oops >&2; printf '\377\000 no end'")
@@ -56,10 +56,10 @@ def test_logs_of_another_machine_are_said_to_be_there(
 ) -> None:
     add_feature(conn, {1: []})
     claim(conn, epoch)
-    done = desk.call("logs", "1.1")
-    assert done.returncode == 3
+    result = desk.call("logs", "1.1")
+    assert result.returncode == 3
     assert re.match(
-        r"pgcoord: the log of queue-1-1, attempt 1, is on here: /runs/.*/log$", done.stderr
+        r"pgcoord: the log of queue-1-1, attempt 1, is on here: /runs/.*/log$", result.stderr
     )
 
 
@@ -182,7 +182,7 @@ def test_following_ends_when_nobody_reads_any_more(desk: Desk) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     with open(theirs, "wb") as output:
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "pgcoord", "logs", "-f", "1.1"],
             cwd=desk.folder,
             env=desk.environment,
@@ -191,17 +191,17 @@ def test_following_ends_when_nobody_reads_any_more(desk: Desk) -> None:
             text=True,
             timeout=PATIENCE,
         )
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_only_the_last_lines_of_the_first_attempt_are_printed_when_following(desk: Desk) -> None:
     desk.write("pgcoord.toml", TWICE)
     desk.say("run", desk.plan("seq 5; test $PGCOORD_ATTEMPT = 2"))
-    done = desk.call("logs", "-f", "1.1", "-n", "2")
-    assert (done.returncode, done.stdout) == (0, "4\n5\n")
-    done = desk.call("logs", "-f", "1.1", "--attempt", "1", "-n", "1")
-    assert (done.returncode, done.stdout) == (0, "5\n")
-    assert "attempt 2" not in done.stderr
+    result = desk.call("logs", "-f", "1.1", "-n", "2")
+    assert (result.returncode, result.stdout) == (0, "4\n5\n")
+    result = desk.call("logs", "-f", "1.1", "--attempt", "1", "-n", "1")
+    assert (result.returncode, result.stdout) == (0, "5\n")
+    assert "attempt 2" not in result.stderr
 
 
 def test_a_log_of_another_machine_cannot_be_followed(
@@ -215,9 +215,9 @@ def test_a_log_of_another_machine_cannot_be_followed(
     conn.execute("select pgcoord.give_up_attempt(id, 'failed', 'broke') from pgcoord.attempt")
     assert follow.wait() == 0
     follow.until("queue-1-1: failed at .*: broke\n$")
-    done = desk.call("logs", "-f", "1.1")
-    assert done.returncode == 3
-    assert " is on here: /runs/" in done.stderr
+    result = desk.call("logs", "-f", "1.1")
+    assert result.returncode == 3
+    assert " is on here: /runs/" in result.stderr
 
 
 # --- Size
@@ -475,9 +475,9 @@ def test_a_coordinator_logs_json_where_that_is_asked_for(desk: Desk, conn: Conne
 
 
 def test_run_logs_json_too(desk: Desk) -> None:
-    done = desk.call("run", desk.plan("true"), "--log-format", "json")
-    assert done.returncode == 0
-    moves = [json.loads(line) for line in done.stderr.splitlines()]
+    result = desk.call("run", desk.plan("true"), "--log-format", "json")
+    assert result.returncode == 0
+    moves = [json.loads(line) for line in result.stderr.splitlines()]
     assert [move["to"] for move in moves if "to" in move] == ["ready", "running", "completed"]
     assert moves[-1]["reason"] == "exited with status 0"
 

@@ -108,7 +108,7 @@ async def test_a_locked_phase_holds_up_no_other_phase_of_its_feature(
 
 
 @pytest.mark.parametrize("locked", ["queue-1-1", "queue-1-2", "queue-1-3"])
-async def test_an_end_waits_for_what_it_changes_and_shows_it(
+async def test_an_end_waits_for_rows_that_it_changes_and_shows_the_wait(
     locked: str, dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")
@@ -246,7 +246,7 @@ async def test_stopping_leaves_an_end_that_waits_for_a_lock_to_the_next_coordina
     assert row["error_message"].startswith("exited with status 3")
 
 
-async def test_an_end_that_waits_is_seen_with_who_holds_it_up(
+async def test_an_end_that_waits_is_shown_with_the_holder_of_its_lock(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")

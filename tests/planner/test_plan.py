@@ -266,7 +266,7 @@ def test_a_section_that_several_phases_have_is_part_of_each() -> None:
         ("## [x] Phase 2: b\n\ny", 7),
     ],
 )
-def test_what_a_reader_takes_for_a_phase_is_a_fault_if_it_is_none(text: str, line: int) -> None:
+def test_a_heading_that_looks_like_a_phase_and_is_none_is_a_fault(text: str, line: int) -> None:
     found = problems(f"{HEAD}{PHASE_1}{text}\n")
     assert str(line) in {each.split(":")[0] for each in found}
 
@@ -505,16 +505,16 @@ def test_parameters_are_filled_in_and_never_looked_at_again() -> None:
         "Env: MODE={param.mode} TITLE='a b'\n\n"
         "{param.mode} {{param.mode}} {result.1.x} {param} {PARAM.to}\n"
     )
-    given = {"to": "prod", "mode": "{param.to}\n## Phase 2: x"}
-    plan = parse(text, parameters=given)
+    values = {"to": "prod", "mode": "{param.to}\n## Phase 2: x"}
+    plan = parse(text, parameters=values)
     assert plan.title == "Deploy to prod"
     [row] = [each.row() for each in plan.phases]
     assert row["title"] == "Build prod"
     assert row["lock"] == "prod"
     assert row["files"] == ["src/prod/a.py", "b.py"]
-    assert row["environment"] == {"MODE": given["mode"], "TITLE": "a b"}
+    assert row["environment"] == {"MODE": values["mode"], "TITLE": "a b"}
     assert row["prompt_content"] == (
-        f"{given['mode']} {{param.mode}} {{result.1.x}} {{param}} {{PARAM.to}}"
+        f"{values['mode']} {{param.mode}} {{result.1.x}} {{param}} {{PARAM.to}}"
     )
     assert "Env: 'MODE={param.mode}' 'TITLE=a b'" in write_plan(
         "T", "", [parse(text).phases[0].row()]
@@ -551,9 +551,9 @@ def test_stored_text_that_looks_like_a_parameter_is_written_so_that_it_is_read_a
 
 
 def test_a_comma_within_a_value_is_part_of_it_and_one_at_its_end_has_quotes() -> None:
-    found = phase("""Env: A=x,y B="1," C='p, q=r' D="1,E=2"\n\nx""")
-    assert dict(found.environment) == {"A": "x,y", "B": "1,", "C": "p, q=r", "D": "1,E=2"}
-    assert parse(write_plan("T", "", [found.row()])).phases[0].environment == found.environment
+    actual = phase("""Env: A=x,y B="1," C='p, q=r' D="1,E=2"\n\nx""")
+    assert dict(actual.environment) == {"A": "x,y", "B": "1,", "C": "p, q=r", "D": "1,E=2"}
+    assert parse(write_plan("T", "", [actual.row()])).phases[0].environment == actual.environment
 
 
 def test_an_unknown_key_is_an_error_that_tells_how_it_becomes_text() -> None:
@@ -609,8 +609,8 @@ def test_a_bad_value_is_an_error(line: str, expected: str) -> None:
 
 
 def test_a_repeated_key_is_an_error() -> None:
-    found = problems(f"{HEAD}## Phase 1: a\nHours: 1\nhours: 2\n\nx")
-    assert found == ["5: hours: repeated; first on line 4"]
+    actual = problems(f"{HEAD}## Phase 1: a\nHours: 1\nhours: 2\n\nx")
+    assert actual == ["5: hours: repeated; first on line 4"]
 
 
 @pytest.mark.parametrize("body", ["", "\n \n\t\n", "Hours: 1\n", "\n\u00a0\n"])
@@ -749,9 +749,9 @@ def test_a_phase_needs_a_workflow_where_none_is_the_default() -> None:
     ],
 )
 def test_title_and_phases_are_required(text: str, expected: list[str]) -> None:
-    found = problems(text)
-    assert len(found) == len(expected)
-    assert all(a.startswith(b) for a, b in zip(found, expected, strict=True))
+    actual = problems(text)
+    assert len(actual) == len(expected)
+    assert all(a.startswith(b) for a, b in zip(actual, expected, strict=True))
 
 
 def test_a_comment_may_stand_above_the_title() -> None:
@@ -794,8 +794,8 @@ def test_a_byte_order_mark_is_no_part_of_the_plan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("character", "name"), [("\0", "U+0000"), ("\ud800", "U+D800")])
 def test_what_the_database_cannot_store_is_an_error(character: str, name: str) -> None:
-    found = problems(f"{HEAD}## Phase 1: a\n\nx{character}\n")
-    assert found == [f"5: unusable character {name}: a plan is plain text"]
+    actual = problems(f"{HEAD}## Phase 1: a\n\nx{character}\n")
+    assert actual == [f"5: unusable character {name}: a plan is plain text"]
 
 
 def test_line_ends_and_trailing_spaces_are_kept(tmp_path: Path) -> None:
@@ -908,9 +908,9 @@ def test_a_prompt_of_megabytes_is_read(prompt: str) -> None:
 
 def test_dependencies_that_nobody_reads_are_named() -> None:
     graph = "```mermaid\ngraph TD\n    A[Phase 1: a] --> B[Phase 2: b]\n```\n\n"
-    said = "Phase 2 can only start after Phase 1.\n\n"
+    words = "Phase 2 can only start after Phase 1.\n\n"
     below = "say it by 'Depends on: …' below the heading of each phase"
-    plan = parse(f"{HEAD}{said}{graph}{PHASE_1}## Phase 2: b\n\ny\n")
+    plan = parse(f"{HEAD}{words}{graph}{PHASE_1}## Phase 2: b\n\ny\n")
     assert plan.notes == (
         f"plan.md:3: dependencies that are named above the phases are not read: {below}",
         f"plan.md:5: the dependencies that this graph draws are not read: {below}",

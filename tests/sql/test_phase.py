@@ -430,8 +430,8 @@ def test_a_phase_may_move_as_the_design_says(conn: Connection) -> None:
         " unnest(%(states)s::text[]) as after where pgcoord_private.may_move(before, after)",
         {"states": list(STATES)},
     ).fetchall()
-    found = {(row["before"], row["after"]) for row in rows}
-    assert found == {(before, after) for before in STATES for after in MOVES[before]}
+    actual = {(row["before"], row["after"]) for row in rows}
+    assert actual == {(before, after) for before in STATES for after in MOVES[before]}
 
 
 @pytest.mark.parametrize("before", STATES)
@@ -539,7 +539,7 @@ def test_an_end_by_hand_equals_the_function(
 
 
 @pytest.mark.parametrize("status", ["ready", "running"])
-def test_ready_and_running_by_hand_are_refused_with_what_to_do(
+def test_ready_and_running_by_hand_are_refused_with_a_hint(
     conn: Connection, epoch: int, status: str
 ) -> None:
     queue_id = phase_in(conn, epoch, "queued")
@@ -891,7 +891,7 @@ def test_replaying_the_events_gives_the_statuses(conn: Connection, epoch: int) -
     assert replayed(conn) == {row["queue_id"]: row["status"] for row in stored}
 
 
-def test_who_retries_a_completed_phase_is_told_what_to_do_instead(conn: Connection) -> None:
+def test_a_retry_of_a_completed_phase_is_refused_with_a_hint(conn: Connection) -> None:
     queue_id = add_phase(conn, add_feature(conn, {}), 1, status="completed")
     with pytest.raises(psycopg.Error) as caught:
         conn.execute(RETRY, [queue_id])
@@ -918,10 +918,10 @@ def test_an_edit_leaves_an_event_that_names_who_changed_what(
     conn.execute("update phase_queue set queue_position = 7 where phase_number = 3")
     conn.execute("update phase_queue set phase_data = phase_data, depends_on_phases = '[]'")
     name = logins["client"]
-    found = conn.execute(
+    actual = conn.execute(
         "select queue_id, actor, reason from pgcoord.event where kind = 'phase_edited' order by id"
     ).fetchall()
-    assert [tuple(row.values()) for row in found] == [
+    assert [tuple(row.values()) for row in actual] == [
         (
             "queue-1-3",
             name,

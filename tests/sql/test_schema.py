@@ -195,7 +195,7 @@ def test_tables_of_another_make_are_left_alone(empty: str, table: str) -> None:
 # --- Databases that cannot be used
 
 
-def test_a_user_who_may_not_create_is_told_who_can(empty: str, nobody: str) -> None:
+def test_a_user_without_create_is_refused_with_the_owner(empty: str, nobody: str) -> None:
     with pytest.raises(DatabaseUnusable, match="permission denied for database") as caught:
         upgrade(make_conninfo(empty, options=f"-c role={nobody}"))
     assert "as the owner of the database" in str(caught.value.hint)
@@ -231,8 +231,8 @@ def test_a_database_of_another_encoding_is_refused(server: str, use: Any) -> Non
 @pytest.fixture
 def postgres_13(empty: str) -> Iterator[str]:
     """A way to the server on which it calls itself PostgreSQL 13."""
-    given = conninfo_to_dict(empty)
-    host, port = str(given.get("host") or "127.0.0.1"), int(given.get("port") or 5432)
+    values = conninfo_to_dict(empty)
+    host, port = str(values.get("host") or "127.0.0.1"), int(values.get("port") or 5432)
     back = socket.socket(socket.AF_UNIX if host.startswith("/") else socket.AF_INET)
     back.connect(f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port))
     listener = socket.create_server(("127.0.0.1", 0))

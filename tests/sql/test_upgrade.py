@@ -119,8 +119,8 @@ def test_a_retry_time_that_an_earlier_0001_let_in_is_one_that_others_can_read(ol
 
 def test_no_migration_was_edited() -> None:
     files = sorted((assets.SQL / "migrations").glob("*.sql"))
-    found = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in files]
-    assert found == MIGRATIONS.split("\n")[1:-1]
+    actual = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in files]
+    assert actual == MIGRATIONS.split("\n")[1:-1]
 
 
 def test_an_upgraded_database_is_defined_like_a_new_one(old: str, dsn: str) -> None:
