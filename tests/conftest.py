@@ -29,6 +29,7 @@ from support.database import (
     upgrade,
 )
 from support.desk import Desk
+from support.guard import guarded
 from support.pooler import Pooler, Proxy
 
 from pgcoord.database import schema
@@ -66,6 +67,7 @@ def server() -> Iterator[str]:
         return
     with (
         tempfile.TemporaryDirectory(prefix="pgcoord-tests-", dir=_memory()) as folder,
+        guarded(Path(folder)),
         ExitStack() as end,
     ):
         embedded = EmbeddedPostgres(Path(folder), chosen_binaries())

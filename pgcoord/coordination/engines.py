@@ -17,9 +17,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pgcoord.coordination.interface import Coordination
 from pgcoord.coordination.launching import Engine, EngineState, ListedJob, Order
 from pgcoord.coordination.retrying import Fact, Stopped
-from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Supervision, log_move
+from pgcoord.coordination.supervision import GRACE, KILLED, Supervision, log_move
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.work import Assignment, DeclaredPool, OpenAttempt
@@ -543,9 +544,11 @@ class EngineSupervision(Supervision):
             with _in_time(self.assignment.folder):
                 async with self._pool.watch.calls:
                     self._job = await self._pool.engine.submit(order)
+        except CannotStart as error:
+            raise CannotStart(f"pool {self.assignment.pool}: {error}") from error
         except NotNow as error:
             if error.certain:
-                raise
+                raise NotNow(f"pool {self.assignment.pool}: {error}", error.wait) from error
             logger.warning("%s: perhaps job %s was taken: %s", self.assignment, self.name, error)
         self._since = now()
         self._quiet_since = None
@@ -726,9 +729,9 @@ class EngineSupervision(Supervision):
         patience = SILENT if self._begun and not self.is_ending else SETTLED
         if now() - self._quiet_since < patience or watch.asked_at < self._quiet_since:
             return False
-        return await self._conclude_without_it(listed)
+        return await self._conclude_without_report(listed)
 
-    async def _conclude_without_it(self, listed: Sequence[ListedJob]) -> bool:
+    async def _conclude_without_report(self, listed: Sequence[ListedJob]) -> bool:
         """Conclude on a job that the engine does not list as alive, and that reported no end.
 
         Return whether the attempt has ended; it has not if the job was submitted again.
@@ -740,7 +743,7 @@ class EngineSupervision(Supervision):
             if self.is_ending:
                 await self._give_up("returned", words)
             elif listed or self._submissions >= _MOST_SUBMISSIONS:
-                tail = await asyncio.to_thread(engine_said, Path(self.assignment.folder))
+                tail = await asyncio.to_thread(engine_messages, Path(self.assignment.folder))
                 await self._give_up("failed", f"it ended before it began ({words}){tail}")
             elif self._coordinator.leads.is_set():
                 await self._launch_again()
@@ -827,7 +830,7 @@ def _in_time(folder: str) -> Iterator[None]:
         raise NotNow(f"{folder} cannot be written: {error.strerror}", _PASSES) from error
 
 
-def engine_said(folder: Path) -> str:
+def engine_messages(folder: Path) -> str:
     """Return the last lines of engine.log in *folder*, each after a newline; "" if none.
 
     The engine or the wrapper writes there. Adds a likely cause if one is known. Blocks on I/O.
