@@ -40,6 +40,7 @@ from pgcoord.errors import (
 )
 from pgcoord.runs import worktree
 from pgcoord.runs.slurm import Slurm
+from pgcoord.runs.templates import Commands
 
 # Seconds that a notification may take; a slower one delays every start of a phase noticeably.
 _SLOW = 0.1
@@ -129,7 +130,7 @@ async def _pool(pool: Pool, machine: Machine, *, probes: bool) -> list[Finding]:
     """Return findings on whether the engine of a pool answers, and its jobs can report."""
     engine = LAUNCHERS[pool.launcher](pool.settings, machine.environment)
     findings = []
-    if isinstance(engine, Slurm):
+    if isinstance(engine, Slurm | Commands):
         findings = await engine.check()
     else:
         try:
@@ -146,12 +147,17 @@ async def _pool(pool: Pool, machine: Machine, *, probes: bool) -> list[Finding]:
     assert machine.configuration is not None
     url = pool.settings.get("report_url") or machine.configuration.server.public_url
     if url is None or _LOOPBACK.match(str(url)):
-        words = "its nodes know no address of this server: jobs report by files in its folder"
-        remedy = "give public_url in [server], or report_url in the pool: that is seconds faster"
-        level = "warn"
+        words = "its nodes know no address of this server"
+        if url is not None:
+            words = f"its nodes reach themselves at {url}, not this server"
         if folder is None:  # engines whose nodes share none
-            words = "its nodes know no address of this server: no job can begin"
-            level, remedy = "fail", "give report_url in the pool, or public_url in [server]"
+            level, words = "fail", f"{words}: no job can begin"
+            remedy = "give report_url in the pool, or public_url in [server]"
+        else:
+            level, words = "warn", f"{words}: jobs report by files in its folder"
+            remedy = (
+                "give public_url in [server], or report_url in the pool: that is seconds faster"
+            )
         findings.append(Finding("pools", level, words, remedy))
     if probes:
         address = None if url is None else str(url)

@@ -603,14 +603,14 @@ class Judge:
                         selector.unregister(key.fileobj)
                     if lines is None:
                         over = time.monotonic() + _LONGEST_DRAIN
-                self._end_what_only_waits(process)
+                self._end_waiting_agent(process)
         for lines, error in is_error.items():
             for line in lines.rest():
                 self._take(line, error)
         for each in _whole_answer(self.findings):
             put_line(each)
 
-    def _end_what_only_waits(self, process: subprocess.Popen[bytes]) -> None:
+    def _end_waiting_agent(self, process: subprocess.Popen[bytes]) -> None:
         since = self.findings.waits_since
         if since is not None and time.monotonic() - since > _NETWORK_TIMEOUT:
             self.findings.end("waiting for network, and does not give up")

@@ -221,14 +221,14 @@ async def session(dsn: str) -> AsyncIterator["Connection"]:
     from pgcoord.database.connect import connect
 
     async with await connect(dsn) as conn:
-        looking = asyncio.create_task(_say_who_holds_up(dsn, conn))
+        looking = asyncio.create_task(_show_lock_holder(dsn, conn))
         try:
             yield conn
         finally:
             looking.cancel()
 
 
-async def _say_who_holds_up(dsn: str, conn: "Connection") -> None:
+async def _show_lock_holder(dsn: str, conn: "Connection") -> None:
     """Say on stderr, each time it is another one, which session *conn* waits for."""
     import asyncio
 

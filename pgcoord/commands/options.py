@@ -54,7 +54,7 @@ def feature_of(target: str) -> int | None:
     return int(target)
 
 
-def _else_given_before(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+def _from_root_command(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
     """Fall back to the option's value before the command's name, if none was given after it."""
     if value is not None or ctx.parent is None:
         return value
@@ -66,7 +66,7 @@ Dsn = Annotated[
     typer.Option(
         "--dsn",
         metavar="DSN",
-        callback=_else_given_before,
+        callback=_from_root_command,
         help="The database; else DATABASE_URL, else libpq's PGHOST, PGDATABASE, PGSERVICE …,"
         " else the embedded Postgres in .pgcoord/, here or above.",
     ),
@@ -77,7 +77,7 @@ Config = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
-        callback=_else_given_before,
+        callback=_from_root_command,
         help="The configuration; by default pgcoord.toml in this folder or one above.",
     ),
 ]

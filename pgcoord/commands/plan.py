@@ -137,7 +137,7 @@ def plan(
 
     name = f"feature {number}, {feature.title}" if number else feature.title
     console().print(_shown(name, planned, analysis))
-    say(_what_next(number, output, planned.source == "queued"))
+    say(_next_step(number, output, planned.source == "queued"))
 
 
 def _check_options(is_stored: bool, options: list[str], hours: float | None) -> None:
@@ -450,7 +450,7 @@ def _remarks(planned: "Planned", analysis: "Analysis") -> list[str]:
     ]
 
 
-def _what_next(number: int | None, output: Path | None, is_queued: bool) -> str:
+def _next_step(number: int | None, output: Path | None, is_queued: bool) -> str:
     wrote = f"wrote {output}; " if output else ""
     if is_queued:
         return f"{wrote}queued; 'pgcoord status {number}' shows it"

@@ -68,7 +68,7 @@ def pull_request(
     branch = head or _branch_of(results)
     words = title or f"Feature {environment.get('PGCOORD_FEATURE_ID', branch)}"
 
-    async def open_it() -> "PullRequest":
+    async def open_or_find() -> "PullRequest":
         async with Repository(settings, credentials) as repository:
             target = base or str((await repository.about())["default_branch"])
             existing = await repository.find_pull_request(branch, target)
@@ -77,7 +77,7 @@ def pull_request(
             )
 
     try:
-        opened = asyncio.run(open_it())
+        opened = asyncio.run(open_or_find())
     except NotNow as error:
         _put_result(result_file, {"status": "later", "error": str(error)})
         say(f"pgcoord: {error}", err=True)

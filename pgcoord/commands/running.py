@@ -95,14 +95,14 @@ class Runner:
                 leading = tasks.create_task(self._lead())
                 self._watching = tasks.create_task(self._watch(feature_id, shown, leading))
         if self._coordinator.led:
-            await _log_what_goes_on(self._dsn, self._coordinator, interrupted=bool(came))
+            await _log_left_running(self._dsn, self._coordinator, interrupted=bool(came))
         elif came:
             logger.warning("feature %d continues without this process", feature_id)
         if self._error:
             raise self._error
         if self._end:
             await sum_up(self._dsn, self._end, as_json=self._as_json)
-            await self._log_what_waits(feature_id)
+            await self._log_queued_features(feature_id)
         if came:
             say(f"  {ways_on(feature_id)}", err=True)
             return 128 + came[0]
@@ -150,7 +150,7 @@ class Runner:
             await asyncio.wait(
                 {settled, leading}, timeout=_SETTLED, return_when=asyncio.FIRST_COMPLETED
             )
-            await self._log_what_else_runs(feature_id)
+            await self._log_other_features(feature_id)
             self._end = await show_to_end(self._dsn, feature_id, shown)
             if self._coordinator.issues:
                 await self._coordinator.issues.settle()
@@ -172,13 +172,13 @@ class Runner:
                 ", ".join(running),
             )
 
-    async def _log_what_else_runs(self, feature_id: int) -> None:
+    async def _log_other_features(self, feature_id: int) -> None:
         if self._coordinator.led and (others := await self._others(feature_id)):
             logger.warning(
                 "this process leads, so it also runs the other queued features: %s", others
             )
 
-    async def _log_what_waits(self, feature_id: int) -> None:
+    async def _log_queued_features(self, feature_id: int) -> None:
         """Warn of features that are still queued, if we led and no coordinator leads now."""
         if not self._coordinator.led:
             return
@@ -302,7 +302,7 @@ async def serve(
         stopping.set()
         coordinator.stop()
 
-    def wait_for_what_runs() -> None:
+    def drain_and_stop() -> None:
         stopping.set()
         coordinator.drain()
         if coordinator.running:
@@ -326,13 +326,13 @@ async def serve(
         if not stopping.is_set():
             await coordinator.run()
 
-    steps = [wait_for_what_runs, stop] if drain else [stop]
+    steps = [drain_and_stop, stop] if drain else [stop]
     with _interruptible(*steps, on_hangup=reload) as came:
         logger.info("serving on %s", url_of(listening_socket))
         for risk in access.risks():
             logger.warning("%s", risk)
         await web.serve_beside(asyncio.create_task(work()))
-    await _log_what_goes_on(dsn, coordinator, interrupted=True)
+    await _log_left_running(dsn, coordinator, interrupted=True)
     # A service manager stops services by SIGTERM: that is not a failure.
     return next((128 + each for each in came if each != signal.SIGTERM), 0)
 
@@ -388,7 +388,7 @@ async def _await_server(dsn: str, stopping: asyncio.Event, web: WebServer) -> No
                 await stopping.wait()
 
 
-async def _log_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:
+async def _log_left_running(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:
     """Log which processes a stopped coordinator leaves running, and who watches them now."""
     try:
         async with await connect(dsn) as conn:

@@ -31,7 +31,7 @@ from pgcoord.commands.options import (
     surroundings_of,
 )
 from pgcoord.commands.terminal import confirm_or_exit, say
-from pgcoord.commands.work import Parameters, configuration_here, read_given_plan
+from pgcoord.commands.work import Parameters, configuration_here, read_plan_file
 from pgcoord.errors import InvalidInput
 from pgcoord.text import counted, printable
 
@@ -319,7 +319,7 @@ def _read(
     ctx: typer.Context, plan: Path, config: Path | None, parameters: list[str] | None
 ) -> dict[str, Any]:
     configuration = configuration_here(surroundings_of(ctx), config)
-    return dict(read_given_plan(plan, configuration, None, parameters).feature())
+    return dict(read_plan_file(plan, configuration, None, parameters).feature())
 
 
 async def _changed(conn: "Connection", name: str, words: str) -> Answer:

@@ -123,7 +123,7 @@ def run(
     close_memory()
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
-    work = read_given_plan(plan, configuration, done, parameters) if plan else feature
+    work = read_plan_file(plan, configuration, done, parameters) if plan else feature
     assert work is not None
     if dry_run:
         if plan is None or isinstance(work, int):
@@ -302,7 +302,7 @@ def submit(
     """Queue the phases of a plan; a coordinator runs them."""
     surroundings = surroundings_of(ctx)
     configuration = configuration_here(surroundings, config)
-    read = read_given_plan(plan, configuration, done, parameters)
+    read = read_plan_file(plan, configuration, done, parameters)
     if check:
         from pgcoord.commands.plan import show_check
 
@@ -396,7 +396,7 @@ def _planner(surroundings: Surroundings, configuration: "Configuration") -> "Fea
     return FeaturePlanner(configuration.planner, surroundings.environment, surroundings.folder)
 
 
-def read_given_plan(
+def read_plan_file(
     path: Path,
     configuration: "Configuration | None",
     done: MarkedDone | None,

@@ -220,14 +220,14 @@ class Coordinator:
         return self._stopping.is_set() or self._draining
 
     @property
-    def _done(self) -> bool:
+    def _has_finished(self) -> bool:
         return self._stopping.is_set() or (self._draining and not self._supervised)
 
     async def _coordinate(self) -> None:
-        while not self._done:
+        while not self._has_finished:
             try:
                 async with self._leadership.session():
-                    while not self._done:
+                    while not self._has_finished:
                         if await self._stand_by():
                             await self._lead()
                     await asyncio.gather(
@@ -249,7 +249,7 @@ class Coordinator:
         Meanwhile attend to the processes of this host, unless the leader is on it.
         """
         lead, news = self._leadership, True
-        while not self._done:
+        while not self._has_finished:
             if lead.is_on_another_host and (news or self._supervised):
                 await self.unless_stopped(self._attend_to_all())
                 if self._supervised:
@@ -262,7 +262,7 @@ class Coordinator:
                 return True
             self._backoff.reset()
             await self._leave_jobs_of_engines()
-            if self._done:
+            if self._has_finished:
                 return False
             news = lead_answer or bool(await self.unless_stopped(lead.wait(_LEAD_EVERY)))
         return False

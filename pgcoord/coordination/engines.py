@@ -17,9 +17,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pgcoord.coordination.interface import Coordination
 from pgcoord.coordination.launching import Engine, EngineState, ListedJob, Order
 from pgcoord.coordination.retrying import Fact, Stopped
-from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Supervision, log_move
+from pgcoord.coordination.supervision import GRACE, KILLED, Supervision, log_move
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.work import Assignment, DeclaredPool, OpenAttempt
@@ -542,9 +543,11 @@ class EngineSupervision(Supervision):
             with _in_time(self.assignment.folder):
                 async with self._pool.watch.calls:
                     self._job = await self._pool.engine.submit(order)
+        except CannotStart as error:
+            raise CannotStart(f"pool {self.assignment.pool}: {error}") from error
         except NotNow as error:
             if error.certain:
-                raise
+                raise NotNow(f"pool {self.assignment.pool}: {error}", error.wait) from error
             logger.warning("%s: perhaps job %s was taken: %s", self.assignment, self.name, error)
         self._since = now()
         self._quiet_since = None
@@ -602,11 +605,19 @@ class EngineSupervision(Supervision):
         """Follow the job until its end is recorded, ending it if necessary."""
         self.recorded = True
         self._coordinator.note_recorded()
+        tasks: list[asyncio.Task[None]] = []
+
+        def end_in_time(_: object) -> None:
+            ender = asyncio.create_task(self._end_in_time())
+            ender.add_done_callback(lambda _: self._news.set())
+            tasks.append(ender)
+
+        self._end_in.add_done_callback(end_in_time)  # a thousand jobs need no task to wait for that
         with self._pool.watch.watched(self._watcher):
-            tasks = [asyncio.create_task(self._end_in_time())]
             try:
                 await self._coordinator.unless_stopped(self._follow(tasks))
             finally:
+                self._end_in.remove_done_callback(end_in_time)
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -614,16 +625,18 @@ class EngineSupervision(Supervision):
     async def _follow(self, tasks: list[asyncio.Task[None]]) -> None:
         """Follow the job until its attempt has ended, and raise the first error of *tasks*.
 
-        Once the job has begun, a task that watches its output is added to *tasks*.
+        Once the job has begun, a task that watches its output is added to *tasks*, if its workflow
+        says how long it may be quiet.
         """
-        tasks[0].add_done_callback(lambda _: self._news.set())
+        unwatched = self._settings is not None and self._settings.quiet is not None
         while True:
             self._news.clear()
-            if self._begun and len(tasks) == 1:
+            if self._begun and unwatched:
+                unwatched = False
                 tasks.append(asyncio.create_task(self._watch_output()))
             for task in tasks:
                 if task.done():
-                    task.result()  # raises its error; otherwise there was nothing to watch
+                    task.result()  # raises its error
             await self._copy_log()
             if await self._read_folder() or await self._believe_the_engine():
                 self.process_gone = True
@@ -715,9 +728,9 @@ class EngineSupervision(Supervision):
         patience = SILENT if self._begun and not self.is_ending else SETTLED
         if now() - self._quiet_since < patience or watch.asked_at < self._quiet_since:
             return False
-        return await self._conclude_without_it(listed)
+        return await self._conclude_without_report(listed)
 
-    async def _conclude_without_it(self, listed: Sequence[ListedJob]) -> bool:
+    async def _conclude_without_report(self, listed: Sequence[ListedJob]) -> bool:
         """Conclude on a job that the engine does not list as alive, and that reported no end.
 
         Return whether the attempt has ended; it has not if the job was submitted again.
@@ -729,7 +742,7 @@ class EngineSupervision(Supervision):
             if self.is_ending:
                 await self._give_up("returned", words)
             elif listed or self._submissions >= _MOST_SUBMISSIONS:
-                tail = await asyncio.to_thread(engine_said, Path(self.assignment.folder))
+                tail = await asyncio.to_thread(engine_messages, Path(self.assignment.folder))
                 await self._give_up("failed", f"it ended before it began ({words}){tail}")
             elif self._coordinator.leads.is_set():
                 await self._launch_again()
@@ -816,7 +829,7 @@ def _in_time(folder: str) -> Iterator[None]:
         raise NotNow(f"{folder} cannot be written: {error.strerror}", _PASSES) from error
 
 
-def engine_said(folder: Path) -> str:
+def engine_messages(folder: Path) -> str:
     """Return the last lines of engine.log in *folder*, each after a newline; "" if none.
 
     The engine or the wrapper writes there. Adds a likely cause if one is known. Blocks on I/O.

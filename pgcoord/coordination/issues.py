@@ -14,8 +14,8 @@ from typing import Any
 from uuid import UUID
 
 from pgcoord.configuration.model import GitHub
+from pgcoord.coordination.interface import Coordination
 from pgcoord.coordination.retrying import Stopped, wait_at_most
-from pgcoord.coordination.supervision import Coordination
 from pgcoord.database import issues
 from pgcoord.database.states import ENDED
 from pgcoord.database.work import Assignment, GitHubTask, Hold, Intent

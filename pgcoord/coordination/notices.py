@@ -27,8 +27,8 @@ from urllib.request import (
 )
 
 from pgcoord.configuration.model import PASSED_ON, Notify
+from pgcoord.coordination.interface import Coordination
 from pgcoord.coordination.retrying import Stopped, wait_at_most
-from pgcoord.coordination.supervision import Coordination
 from pgcoord.database import notices
 from pgcoord.errors import InvalidConfiguration, message_of
 from pgcoord.messages import signing

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pgcoord.coordination.engines import OF_WRAPPER, ORDER, WRAPPER, engine_said
+from pgcoord.coordination.engines import OF_WRAPPER, ORDER, WRAPPER, engine_messages
 from pgcoord.coordination.launching import Engine, EngineState, ListedJob, Order
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
@@ -107,7 +107,7 @@ async def _probe(engine: Engine, order: Order, *, is_shared: bool) -> list[Findi
             ):
                 ended_at = ended_at or took
             if ended_at and took - ended_at > _REPORT_TIMEOUT:
-                return [await asyncio.to_thread(_unheard, order, job_seen, is_shared=is_shared)]
+                return [await asyncio.to_thread(_no_report, order, job_seen, is_shared=is_shared)]
             if took > _JOB_TIMEOUT:
                 state = job_seen.words if job_seen else "?"
                 words = f"job {job} has not begun for {took:.0f} s: {state}"
@@ -179,10 +179,10 @@ def _findings(answer: _Answer, order: Order, took: float) -> list[Finding]:
 _REMEDY_OF_URL = "is 'pgcoord serve' up, and its address right (report_url) and open to nodes?"
 
 
-def _unheard(order: Order, job: ListedJob | None, *, is_shared: bool) -> Finding:
+def _no_report(order: Order, job: ListedJob | None, *, is_shared: bool) -> Finding:
     """Return the finding on an ended job that has sent no message; blocks."""
     ended = f"job {job.job} on {job.node or 'no node'} ended ({job.words})" if job else "it ended"
-    words = f"{ended} and said nothing{engine_said(order.folder) if is_shared else ''}"
+    words = f"{ended} and said nothing{engine_messages(order.folder) if is_shared else ''}"
     return _fail(" ".join(words.split()), "nodes need python3 of 3.8 or newer, and its folder")
 
 

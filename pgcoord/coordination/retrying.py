@@ -127,7 +127,8 @@ class Retrying:
         backoff = Backoff()
         is_noted = lacks_lock = False
         while True:
-            await self.unless_stopped(self._connected.wait())
+            if not self._connected.is_set():
+                await self.unless_stopped(self._connected.wait())
             try:
                 async with self._pool.connection() as conn:
                     result = await _closing_on_error(conn, statement)

@@ -10,14 +10,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
 
 from pgcoord.configuration.cron import NeverDue, due_times, latest_due
-from pgcoord.configuration.model import Configuration, Schedule
+from pgcoord.configuration.model import Schedule
+from pgcoord.coordination.interface import Coordination
 from pgcoord.coordination.retrying import Stopped
 from pgcoord.database import due
-from pgcoord.database._sql import Connection
 from pgcoord.database.schedules import Run
 from pgcoord.errors import AnotherLeads
 
@@ -29,30 +27,10 @@ _RETRY_AFTER = 10.0
 _LOOK_AT_CLOCK = 10.0
 
 
-class _Coordinator(Protocol):
-    @property
-    def configuration(self) -> Configuration: ...
-
-    @property
-    def leads(self) -> asyncio.Event: ...
-
-    @property
-    def epoch(self) -> int: ...
-
-    @property
-    def is_stopping(self) -> bool: ...
-
-    async def execute_with_retry(
-        self, statement: Callable[[Connection], Awaitable[Any]]
-    ) -> Any: ...
-
-    async def unless_stopped(self, awaitable: Awaitable[Any]) -> Any: ...
-
-
 class Schedules:
     """The schedules of one database, while this coordinator leads."""
 
-    def __init__(self, coordinator: _Coordinator) -> None:
+    def __init__(self, coordinator: Coordination) -> None:
         self._coordinator = coordinator
         self._woken = asyncio.Event()
         self._waits = False

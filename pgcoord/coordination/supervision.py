@@ -14,19 +14,20 @@ import shlex
 import sys
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from pgcoord import judge
 from pgcoord.configuration import results
-from pgcoord.configuration.model import PASSED_ON, Check, Configuration, Workflow
-from pgcoord.coordination.launching import Command, Job, JobState, Launcher
+from pgcoord.configuration.model import PASSED_ON, Check, Workflow
+from pgcoord.coordination.interface import Coordination
+from pgcoord.coordination.launching import Command, Job, JobState
 from pgcoord.coordination.retrying import Fact
-from pgcoord.database import _sql, claims
+from pgcoord.database import _sql, claims, jobs
 from pgcoord.database.rows import TakenReport
 from pgcoord.database.work import Assignment, Move, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
@@ -63,78 +64,6 @@ _SHORTAGES = (
 
 class Shortage(Exception):
     """The machine lacks a resource for a start; the attempt keeps its slot, and is tried again."""
-
-
-class IssueMaker(Protocol):
-    """Makes the issue of a phase before its job starts."""
-
-    async def issue_for(self, assignment: Assignment, epoch: int) -> int | None:
-        """Return the number of its issue; None if the phase starts without one.
-
-        Raises `NotNow` when the phase has to wait for its issue, `CannotStart` when it fails.
-        """
-        ...
-
-
-class Coordination(Protocol):
-    """The part of a coordinator that supervision uses."""
-
-    host: str
-    leads: asyncio.Event
-    configuration: Configuration
-    launcher: Launcher
-    environment: Mapping[str, str]
-    report_url: str | None
-
-    @property
-    def supervised_folders(self) -> frozenset[str]:
-        """The folders of the attempts that this coordinator supervises."""
-        ...
-
-    def create_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run *coroutine* beside the loop; it has to end when the coordinator is stopped."""
-        ...
-
-    @property
-    def issues(self) -> IssueMaker | None:
-        """The maker of issues; None if GitHub is not configured."""
-        ...
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether the coordinator is being stopped, so that nothing new may begin."""
-        ...
-
-    def page_of(self, queue_id: str) -> str | None:
-        """The public address of a phase's page; None without a configured public_url."""
-        ...
-
-    async def execute_with_retry(
-        self,
-        statement: Callable[[_sql.Connection], Awaitable[Result]],
-        fact: Fact | None = None,
-    ) -> Result:
-        """Run *statement*, retrying with back-off while the connection is lost.
-
-        *statement* must be idempotent. While a lock prevents the record of *fact*, the panel shows
-        that. Raises `Stopped` when the coordinator is stopped first.
-        """
-        ...
-
-    async def record(self, end: claims.End, fact: Fact) -> dict[str, Any] | None:
-        """Record *end*, and claim what follows in the same transaction if this coordinator leads.
-
-        Return what pgcoord_private.record_end returns. Retries as `execute_with_retry` does.
-        """
-        ...
-
-    async def unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
-        """Await *awaitable*; return None when the coordinator is stopped first."""
-        ...
-
-    def note_recorded(self) -> None:
-        """Wake the coordinator, which on shutdown waits until each start is recorded."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -199,8 +128,11 @@ class Supervision:
         except (CannotStart, InvalidConfiguration, OSError) as error:
             lack = error if isinstance(error, OSError) else error.__cause__
             if isinstance(lack, OSError) and lack.errno in _SHORTAGES:
-                words = lack.strerror or str(lack)
-                raise Shortage(f"it cannot be started now: {words.lower()}") from error
+                words = (lack.strerror or str(lack)).lower()
+                await self._coordinator.execute_with_retry(
+                    lambda conn: jobs.note_job(conn, self.assignment.attempt_id, None, words)
+                )
+                raise Shortage(f"it cannot be started now: {words}") from error
             if await self.job.give_up():
                 logger.warning("%s could not be started: %s", self.assignment, error)
                 await self._give_up("failed", str(error))
@@ -379,10 +311,9 @@ class Supervision:
         status = KILLED if end.exit_status is None else end.exit_status
         tail = await self.job.log_tail() if status else ""
         exited_at = await self.job.exited_at()
-        ago = None if exited_at is None else max(0.0, time.time() - exited_at)
         await self._conclude(
             f"exited with status {status}",
-            claims.exited(self.assignment, status, tail, ", ".join(left_behind), result, ago),
+            claims.exited(self.assignment, status, tail, ", ".join(left_behind), result, exited_at),
         )
 
     async def _read_result(self) -> claims.Result:

@@ -126,7 +126,7 @@ def split(feature: Feature, structure: Structure, most: int = MOST_PHASES) -> tu
     natural = _natural(items, structure.in_prose)
     count = _count(feature, items, natural, most)
     if len(items) == 1 and count > 1 and _is_bug(feature):
-        items = _found_then_fixed(items[0])[:count]
+        items = _reproduction_and_fix(items[0])[:count]
     else:
         items += _added(items, count - natural)
     steps = _steps(items)
@@ -164,7 +164,7 @@ def _is_bug(feature: Feature) -> bool:
     return feature.kind == "bug" or _BUG.search(feature.title) is not None
 
 
-def _found_then_fixed(fault: Item) -> list[Item]:
+def _reproduction_and_fix(fault: Item) -> list[Item]:
     """Return the work items for a bug: find the cause, remove it, look for similar places."""
     find = "Find the cause, and reproduce it by a test that fails for that reason"
     cause = Item(f"{find}:\n\n{fault.text}", "Find the cause", "setup", fault.files)

@@ -5,6 +5,7 @@ could not accept a job that it then runs, and forget jobs that have ended.
 """
 
 import asyncio
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,7 +89,7 @@ class Slurm:
             raise NotNow(f"sbatch: {words}", _AGAIN, certain=False)
         if any(each in answer.error for each in (*_UNREACHABLE, *_FULL)):
             raise NotNow(f"sbatch: {words}", _AGAIN)
-        raise CannotStart(f"sbatch refuses the job: {words}")
+        raise CannotStart(f"sbatch refuses the job: {words}{self._options_in_words}")
 
     async def find(self) -> Mapping[str, list[ListedJob]]:
         """Ask squeue for all jobs of this user, also those that ended a while ago."""
@@ -141,11 +142,17 @@ class Slurm:
             return Finding("", "fail", words, "sinfo -R says why")
         return Finding("", "ok", f"Slurm answers, {usable} nodes can be used", None)
 
+    @property
+    def _options_in_words(self) -> str:
+        return f" (options = {json.dumps(self._options)})" if self._options else ""
+
     async def _check_options(self) -> Finding:
         """Whether sbatch would take a job with the options; it takes none."""
         answer = await self._say("sbatch", *self._options, "--test-only", "--wrap", "true")
         if answer.status:
-            words = f"sbatch refuses its options: {_last_line(answer.error)}"
+            words = (
+                f"sbatch refuses its options: {_last_line(answer.error)}{self._options_in_words}"
+            )
             return Finding("", "fail", words, "sinfo shows partitions, sbatch --help options")
         return Finding("", "ok", "sbatch takes its options", None)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from pgcoord.configuration.listing import field_of, is_path, values_at
 from pgcoord.coordination.launching import EngineState, ListedJob, Order
+from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.messages import plain_files
 
@@ -26,6 +27,9 @@ _AGAIN = timedelta(seconds=30)
 
 # Variables of the coordinator that every command gets, besides those the pool names.
 _NEEDED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TMPDIR")
+
+# The keys of a pool that are commands.
+_COMMANDS = ("submit", "list", "cancel", "kill")
 
 _SCRIPT = "job.sh"
 _WRAPPER = "job.py"
@@ -80,6 +84,21 @@ class Commands:
         self._environment = {name: environment[name] for name in names if name in environment}
         self._waiting = frozenset(settings["waiting"])
         self._running = frozenset(settings["running"])
+
+    async def check(self) -> list[Finding]:
+        """Return doctor's findings on these commands, without the name of the pool."""
+        path = self._environment.get("PATH", os.defpath)
+        programs = {key: self._settings[key][0] for key in _COMMANDS if key in self._settings}
+        missing = {key: each for key, each in programs.items() if not shutil.which(each, path=path)}
+        if missing:
+            words = f"not installed on this machine: {', '.join(sorted(set(missing.values())))}"
+            remedy = f"install it, or correct the pool's {', '.join(missing)}"
+            return [Finding("", "fail", words, remedy)]
+        try:
+            jobs = await self.find()
+        except NotNow as error:
+            return [Finding("", "fail", str(error), "try the pool's 'list' by hand")]
+        return [Finding("", "ok", f"its engine answers, {len(jobs)} jobs", None)]
 
     async def submit(self, order: Order) -> str:
         """Submit a script that starts the wrapper: engines take one file, and copy it, or not."""

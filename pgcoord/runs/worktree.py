@@ -553,7 +553,7 @@ class Worktree:
         """Return the commit that `note_start` has noted; None if it was not called."""
         return self._marked("start")
 
-    def done_before(self, digest: str) -> bool:
+    def did_work_before(self, digest: str) -> bool:
         """Whether an earlier attempt did the same work, but could not keep it."""
         return self._marked("done") == digest
 
@@ -906,7 +906,7 @@ def do(
     check_filters(worktree)
     worktree.merge(prerequisites, options.resolve)
     say(f"{worktree.folder}, branch {worktree.branch}; if the command fails, both stay")
-    if worktree.done_before(digest):
+    if worktree.did_work_before(digest):
         say("the command has succeeded in an earlier attempt: only its work is to be kept")
         result = worktree.remembered()
     else:

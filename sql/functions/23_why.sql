@@ -98,8 +98,10 @@ select p.queue_id, p.feature_id, p.phase_number, 1,
             format('cancelled at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS TZ')))
         when 'failed' then format('failed at %s: %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS TZ'),
             coalesce(pgcoord_private.headline(p.error_message), 'no reason was given'))
-        when 'ready' then coalesce(pgcoord_private.waits_in_engine(p.queue_id, p.attempt), format('claimed at %s, slot %s%s; its process is not started yet',
-            pgcoord_private.clock(p.ready_timestamp), p.slot, pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot))))
+        when 'ready' then coalesce(pgcoord_private.waits_in_engine(p.queue_id, p.attempt), format('claimed at %s, slot %s%s; its process %s',
+            pgcoord_private.clock(p.ready_timestamp), p.slot, pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot)),
+            coalesce((select 'cannot be started now: ' || a.waits_for from pgcoord.attempt as a
+                where a.queue_id = p.queue_id and a.number = p.attempt), 'is not started yet')))
         when 'running' then format('runs since %s in slot %s%s, attempt %s%s%s', pgcoord_private.clock(p.started_timestamp), p.slot,
             pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot)), p.attempt, (select ', unsupervised: it was inserted as running' as words from pgcoord.attempt as a
                 where a.queue_id = p.queue_id and a.number = p.attempt and a.external),
@@ -190,6 +192,9 @@ union all
 select p.queue_id, p.feature_id, p.phase_number, 10, 'slot',
     case when count.held < count.slots
         then format('is %s in line; a slot%s is free', pgcoord_private.ordinal(line.place), pgcoord_private.in_pool(line.pool))
+        when count.slots = 0 and count.held = 0
+        then format('waits for a slot%s, %s in line; there is none (pgcoord slots N%s)', pgcoord_private.in_pool(line.pool),
+            pgcoord_private.ordinal(line.place), ' --pool ' || nullif(line.pool, 'local'))
         when count.held > count.slots
         then format('waits for a slot%s, %s in line; %s are held, and the limit is %s now', pgcoord_private.in_pool(line.pool),
             pgcoord_private.ordinal(line.place), count.held, count.slots)

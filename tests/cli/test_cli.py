@@ -45,7 +45,7 @@ def test_run_ends_with_0_when_every_phase_completed(desk: Desk, conn: Connection
     assert statuses(conn) == {1: "completed", 2: "completed"}
 
 
-def test_run_ends_with_1_and_a_line_that_names_what_failed_and_why(desk: Desk) -> None:
+def test_run_ends_with_1_and_a_line_that_names_the_failed_phase_and_the_reason(desk: Desk) -> None:
     result = desk.call("run", desk.plan("true", "echo oh no; exit 3", "true"))
     assert result.returncode == 1
     assert result.stdout.splitlines()[-1] == (
@@ -58,7 +58,7 @@ def test_run_ends_with_1_and_a_line_that_names_what_failed_and_why(desk: Desk) -
     )
 
 
-def test_run_stays_for_the_clean_up_of_what_failed(desk: Desk) -> None:
+def test_run_stays_for_the_clean_up_of_a_failed_phase(desk: Desk) -> None:
     path = desk.folder / "plan.md"
     path.write_text(
         "# A plan\n## Phase 1: Work\n\nexit 3\n## Phase 2: More\n\ntrue\n"
@@ -148,7 +148,9 @@ def test_run_goes_on_with_a_feature_that_exists(desk: Desk, conn: Connection) ->
     assert (desk.call("run").returncode, desk.call("run", "--feature", "9").returncode) == (2, 4)
 
 
-def test_run_stays_until_what_else_it_started_has_ended(desk: Desk, conn: Connection) -> None:
+def test_run_stays_until_phases_of_other_features_that_it_started_have_ended(
+    desk: Desk, conn: Connection
+) -> None:
     gate = desk.gate()
     desk.call("submit", desk.plan(f"cat {gate}", "true", name="other.md"))
     run = desk.start("run", desk.plan("true"))
@@ -194,7 +196,7 @@ def test_attach_names_the_ways_on_when_it_is_interrupted_and_needs_phases(
     assert "'pgcoord execute 2'" in refused.stderr
 
 
-def test_run_names_what_was_cancelled_and_why(desk: Desk) -> None:
+def test_run_names_cancelled_phases_with_the_reason(desk: Desk) -> None:
     gate = desk.gate()
     run = desk.start("run", desk.plan(f"cat {gate}", "true"))
     run.until("phase 1  running")
@@ -241,7 +243,7 @@ def test_run_beside_a_serve_takes_over_when_that_one_ends(desk: Desk) -> None:
     assert run.wait() == 0
 
 
-def test_run_says_what_holds_a_feature_of_which_nothing_runs(desk: Desk) -> None:
+def test_run_names_the_hold_up_of_a_feature_of_which_nothing_runs(desk: Desk) -> None:
     desk.say("pause", "--reason", "tea")
     run = desk.start("run", desk.plan("true"))
     run.until(r"phase 1  queued     Step 1: everything is paused since [-:0-9 ]+ \S+: tea\n")
@@ -250,7 +252,7 @@ def test_run_says_what_holds_a_feature_of_which_nothing_runs(desk: Desk) -> None
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_what_it_leaves_running(
+def test_an_interrupted_run_names_processes_that_it_leaves_running(
     desk: Desk, conn: Connection, number: int, status: int
 ) -> None:
     gate = desk.gate()
@@ -465,7 +467,7 @@ def test_a_command_that_waits_for_a_lock_says_who_holds_it(
     assert said in waiting.said
 
 
-def test_cancel_gives_up_a_phase_and_what_depends_on_it(desk: Desk, conn: Connection) -> None:
+def test_cancel_gives_up_a_phase_and_its_dependents(desk: Desk, conn: Connection) -> None:
     add_feature(conn, {1: [], 2: [1], 3: [2], 4: []})
     output = desk.say("cancel", "1.1", "--branch", "--reason", "no")
     assert (
@@ -547,7 +549,7 @@ def test_priority_changes_the_place_in_line(desk: Desk, conn: Connection) -> Non
     assert row == {"priority": 10}
 
 
-def test_submit_queues_and_says_what(desk: Desk, conn: Connection) -> None:
+def test_submit_queues_phases_and_names_them(desk: Desk, conn: Connection) -> None:
     plan = desk.plan("true", "true")
     assert desk.say("submit", plan) == (
         "feature 1: 2 phases are queued; no coordinator runs: 'pgcoord serve' starts one"
@@ -563,7 +565,7 @@ def test_submit_needs_no_configuration(desk: Desk, conn: Connection) -> None:
     assert desk.say("submit", plan).startswith("feature 1: 1 phase is queued")
 
 
-def test_submit_shows_what_it_would_queue_without_a_database(desk: Desk) -> None:
+def test_submit_shows_the_phases_that_it_would_queue_without_a_database(desk: Desk) -> None:
     text = "# A\n## ✅ Phase 1: B\n\n## Phase 2: C\n\nx\n\n## Phase 3: D (depends on 1)\n\ny\n"
     plan = desk.write("plan.md", text)
     nowhere = ("submit", plan, "--check", "--dsn", "host=/nowhere")
@@ -585,7 +587,7 @@ def test_submit_shows_what_it_would_queue_without_a_database(desk: Desk) -> None
     assert output[:4] == ["A: 3 phases; nothing is run", "completed: 1", "wave 1", "  phase 2  C"]
 
 
-def test_submit_takes_what_is_done_as_completed(desk: Desk, conn: Connection) -> None:
+def test_submit_takes_phases_marked_done_as_completed(desk: Desk, conn: Connection) -> None:
     plan = desk.write("plan.md", "# A\n## ✅ Phase 1: B\n\n## Phase 2: C\n\nx\n")
     desk.say("submit", plan, "--done", "completed")
     assert statuses(conn, 1) == {1: "completed", 2: "queued"}
@@ -593,7 +595,7 @@ def test_submit_takes_what_is_done_as_completed(desk: Desk, conn: Connection) ->
     assert row == {"unmet": 0}
 
 
-def test_upgrade_brings_the_schema_and_says_what_it_ran(
+def test_upgrade_brings_the_schema_and_names_its_migrations(
     desk: Desk, dsn: str, conn: Connection
 ) -> None:
     assert desk.say("upgrade").endswith("is up to date")
@@ -612,7 +614,7 @@ def test_upgrade_brings_the_schema_and_says_what_it_ran(
 # Showing
 
 
-def test_prune_removes_what_was_finished_that_long_ago(desk: Desk, conn: Connection) -> None:
+def test_prune_removes_features_finished_that_long_ago(desk: Desk, conn: Connection) -> None:
     for _ in range(2):
         feature = add_feature(conn, {1: []})
         conn.execute("select pgcoord.cancel_feature(%s, 'no')", [feature])
@@ -812,9 +814,7 @@ def test_status_says_when_there_is_nothing(desk: Desk) -> None:
     assert desk.say("status").splitlines()[2:] == ["no unfinished features"]
 
 
-def test_status_watch_draws_what_happens_until_it_is_interrupted(
-    desk: Desk, conn: Connection
-) -> None:
+def test_status_watch_redraws_until_it_is_interrupted(desk: Desk, conn: Connection) -> None:
     watch = desk.start("status", "--watch", tty=True)
     watch.until("no unfinished features")
     add_feature(conn, {1: []})

@@ -501,7 +501,7 @@ def test_a_duration_is_a_text_with_units(text: object, seconds: float) -> None:
     "value",
     ["", " ", "h", "1w", "1m 1h", "1h 1h", "-1s", "0s", "1e3", "٣s", "4000d", 10**400, None, True],
 )
-def test_what_is_no_duration_is_refused(value: object) -> None:
+def test_a_text_that_is_no_duration_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="expected a duration"):
         parse_duration(value)
 
@@ -512,5 +512,5 @@ def test_a_number_without_a_unit_is_no_duration(value: object) -> None:
         parse_duration(value)
 
 
-def test_a_duration_of_zero_is_for_those_who_allow_it() -> None:
+def test_a_duration_of_zero_is_refused_unless_allowed() -> None:
     assert parse_duration("0s", zero=True) == parse_duration(0, zero=True) == timedelta(0)

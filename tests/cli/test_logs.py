@@ -26,7 +26,7 @@ from pgcoord.runs.run import Run
 TWICE = f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n'
 
 
-def test_logs_prints_what_was_written_byte_for_byte(desk: Desk) -> None:
+def test_logs_prints_the_log_byte_for_byte(desk: Desk) -> None:
     desk.write("pgcoord.toml", f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n')
     script = r"test -e tried && exec sh bytes.sh; touch tried; echo first; exit 1"
     desk.write("bytes.sh", r"seq 30000; echo oops >&2; printf '\377\000 no end'")

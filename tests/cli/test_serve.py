@@ -57,7 +57,7 @@ def reporting(desk: Desk) -> Desk:
     return desk
 
 
-def test_a_workflow_reports_by_what_it_was_given(
+def test_a_workflow_reports_with_its_own_variables(
     reporting: Desk, dsn: str, conn: Connection
 ) -> None:
     serving = reporting.start("serve")

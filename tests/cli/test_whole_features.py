@@ -56,7 +56,7 @@ def test_logs_take_a_whole_feature(desk: Desk) -> None:
     assert desk.call("logs", "-f", "1").returncode == 2
 
 
-def test_a_dry_run_says_what_would_run_and_starts_nothing(desk: Desk, conn: Connection) -> None:
+def test_a_dry_run_shows_its_phases_and_starts_nothing(desk: Desk, conn: Connection) -> None:
     desk.write(
         "pgcoord.toml",
         """
@@ -120,7 +120,7 @@ def test_queued_work_is_edited_and_deleted(desk: Desk, conn: Connection) -> None
     assert desk.call("status", "1").returncode == 4
 
 
-def test_a_client_who_deletes_is_told_who_may(
+def test_a_client_that_deletes_is_refused_with_the_owner(
     desk: Desk, conn: Connection, dsn: str, logins: dict[str, str]
 ) -> None:
     desk.say("submit", desk.plan("true"))
@@ -369,7 +369,7 @@ printf '%s\n' "${COMPREPLY[@]}"
         (["nothing-like-it"], [""]),
     ],
 )
-def test_bash_completes_what_is_typed(desk: Desk, typed: list[str], completed: list[str]) -> None:
+def test_bash_completes_words(desk: Desk, typed: list[str], completed: list[str]) -> None:
     program = Path(sys.executable).with_name("pgcoord")
     given = desk.environment | {"PATH": f"{program.parent}{os.pathsep}{desk.environment['PATH']}"}
     shell = ["bash", "--norc", "-c"]

@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from support.coordination import (
     coordinator_process,
     make_coordinator,
     running,
-    watching,
 )
 from support.desk import CONFIGURATION, Desk
 from support.fake_github import (
@@ -82,12 +81,6 @@ def process(dsn: str, folder: Path, url: str) -> Any:
         github=f"GitHub({REPOSITORY!r}, {url!r})",
         setting=f"os.environ['GITHUB_TOKEN'] = {TOKEN!r}",
     )
-
-
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
 
 
 Make = Any
@@ -337,7 +330,7 @@ async def test_a_network_that_is_away_costs_no_attempt(
         ({"exists": False}, "no repository, or no right to see it (Not Found)"),
     ],
 )
-async def test_what_no_waiting_mends_fails_the_phase_with_the_reason(
+async def test_a_permanent_refusal_of_github_fails_the_phase_with_the_reason(
     broken: dict[str, Any], words: str, make: Make, github: FakeGitHub, watch: Watch
 ) -> None:
     for name, value in broken.items():
@@ -379,7 +372,7 @@ async def test_a_repository_without_the_right_to_label_still_gets_its_issue(
     assert github.issues[0]["labels"] == []
 
 
-async def test_labels_are_made_once_with_what_they_mean(
+async def test_labels_are_made_once_with_their_descriptions(
     make: Make, github: FakeGitHub, watch: Watch
 ) -> None:
     await watch.submit("true", "true")

@@ -25,12 +25,6 @@ from pgcoord.errors import DatabaseUnusable
 STEPS = ["before claim", "after claim", "after attend", "after agenda"]
 
 
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
-
-
 def before_waiting(listener: Listener, do: Callable[[], Awaitable[None]]) -> None:
     """Have `do` done each time when the loop is about to wait."""
     wait = listener.wait
@@ -235,7 +229,7 @@ async def test_a_server_that_takes_nothing_we_write_is_tried_less_and_less_often
         await watch.until_statuses("completed")
 
 
-async def test_what_people_have_set_as_isolation_level_is_not_ours(
+async def test_a_coordinator_runs_under_any_default_isolation_level(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     name = watch.conn.info.dbname
@@ -353,7 +347,7 @@ async def cutting_when_idle(dsn: str, seconds: float) -> AsyncIterator[str]:
         yield make_conninfo(dsn, host="127.0.0.1", port=address[1], sslmode="disable")
 
 
-async def test_what_cuts_idle_connections_is_named_with_its_time(
+async def test_a_setting_that_cuts_idle_connections_is_named_with_its_time(
     dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with cutting_when_idle(dsn, 1.0) as way, running(make_coordinator(way, tmp_path)):

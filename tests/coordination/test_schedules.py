@@ -2,7 +2,6 @@
 
 import logging
 import signal
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -14,19 +13,12 @@ from support.coordination import (
     coordinator_process,
     make_coordinator,
     running,
-    watching,
 )
 from support.database import Connection, one
 
 from pgcoord.configuration.cron import NeverDue, due_times, latest_due
 
 FEATURE = {"title": "nightly", "phases": [{"phase_number": 1, "prompt_content": "true"}]}
-
-
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
 
 
 def add(conn: Connection, name: str, cron: str = "0 3 1 1 *", zone: str = "UTC") -> None:
@@ -82,7 +74,7 @@ async def test_two_coordinators_and_a_kill_between_start_each_due_time_once(
     assert one(conn, "select count(*) as n from planned_features") == {"n": len(runs)}
 
 
-async def test_what_never_comes_is_an_error_of_its_row_and_holds_up_nothing(
+async def test_a_schedule_that_is_never_due_has_an_error_and_holds_up_no_other(
     dsn: str,
     conn: Connection,
     watch: Watch,

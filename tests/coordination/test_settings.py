@@ -116,7 +116,7 @@ def set_in_service_file(desk: Desk, dsn: str) -> list[str]:
         ),
     ],
 )
-def test_a_plan_runs_to_its_end_whatever_is_set(
+def test_a_plan_runs_to_its_end_under_any_isolation_level(
     settings: Callable[[Desk, str], list[str]], desk: Desk, dsn: str
 ) -> None:
     to = settings(desk, dsn)

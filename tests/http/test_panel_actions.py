@@ -12,7 +12,7 @@ from support.panel_browser import confirm, is_live, look, tree_state
 from support.panel_scene import add_diamond, events_of, fail
 
 
-async def test_a_phase_is_retried_after_seeing_what_will_run_again(
+async def test_a_phase_is_retried_after_a_preview_of_all_that_runs_again(
     page: Page, panel: str, conn: Connection, epoch: int
 ) -> None:
     feature = add_diamond(conn)
@@ -59,7 +59,7 @@ async def test_a_feature_runs_again_as_another_one_whole_or_from_a_phase_on(
         assert statuses(conn, feature) == left
 
 
-async def test_a_phase_is_cancelled_with_what_depends_on_it(
+async def test_a_phase_is_cancelled_with_its_dependents(
     page: Page, panel: str, conn: Connection
 ) -> None:
     feature = add_diamond(conn)
@@ -128,7 +128,7 @@ async def test_many_slots_are_asked_for_first_and_shown_as_rows(
     await expect(page.locator("#slots-title + span")).to_contain_text("12 held, 3 allowed")
 
 
-async def test_words_say_what_a_person_would_do_next(
+async def test_pages_name_the_next_step_of_a_person(
     page: Page, panel: str, conn: Connection, epoch: int
 ) -> None:
     unknown = add_feature(conn, {1: []}, phase_data=Jsonb({"workflow_type": "unheard-of"}))

@@ -189,7 +189,7 @@ async def test_what_stays_the_same_is_not_touched(
     await expect(page.locator(".description pre")).to_be_visible()
 
 
-async def test_only_what_has_changed_is_sent(
+async def test_only_changed_pieces_are_sent(
     page: Page, panel: str, conn: Connection, epoch: int
 ) -> None:
     for _ in range(30):
@@ -206,7 +206,7 @@ async def test_only_what_has_changed_is_sent(
     assert {each for each in pieces if each.startswith("feature-")} == {"feature-7"}
 
 
-async def test_of_a_graph_and_a_timeline_only_what_has_changed_is_sent(
+async def test_of_a_graph_and_a_timeline_only_changed_parts_are_sent(
     page: Page, panel: str, conn: Connection
 ) -> None:
     feature = add_feature(conn, {n: [n - 1] if n > 1 else [] for n in range(1, 13)})
@@ -356,7 +356,7 @@ async def test_tabs_that_nobody_looks_at_leave_connections_for_the_others(
         await expect(tabs[0].get_by_role("dialog")).to_be_visible()
 
 
-async def test_a_killed_server_is_noticed_and_what_happened_meanwhile_is_caught_up(
+async def test_a_killed_server_is_noticed_and_missed_events_are_caught_up(
     page: Page, dsn: str, conn: Connection, tmp_path: Path
 ) -> None:
     async with service(tmp_path, dsn) as running:
@@ -410,7 +410,7 @@ async def test_a_restarted_postgres_is_noticed_and_the_page_goes_on(
         await asyncio.to_thread(postgres.stop)
 
 
-async def test_a_page_that_was_away_is_sent_what_it_missed_and_no_more(
+async def test_a_page_that_was_away_is_sent_missed_changes_and_no_more(
     page: Page, panel: str, conn: Connection
 ) -> None:
     feature = add_diamond(conn)

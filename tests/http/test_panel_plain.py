@@ -158,7 +158,7 @@ def test_each_attribute_with_an_address_is_put_under_the_path() -> None:
     assert {"href", "action", "data-part"} <= attributes
 
 
-async def test_who_did_it_is_the_name_that_somebody_gave(
+async def test_the_actor_of_an_action_is_the_name_given_at_log_in(
     page: Page, dsn: str, conn: Connection, tmp_path: Path
 ) -> None:
     add_diamond(conn)

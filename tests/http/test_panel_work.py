@@ -77,7 +77,7 @@ async def test_phases_of_a_large_feature_are_found_and_several_are_changed_with_
     assert [each["phase_number"] for each in said] == [11, 21, 31]
 
 
-async def test_several_are_changed_without_javascript_and_who_refuses_is_told(
+async def test_several_phases_are_changed_without_javascript_and_refusals_are_shown(
     browser: Browser, panel: str, conn: Connection
 ) -> None:
     feature = add_feature(conn, {1: [], 2: [1], 3: [1]})
@@ -107,7 +107,7 @@ async def test_several_are_changed_without_javascript_and_who_refuses_is_told(
 
 
 @pytest.mark.parametrize("action", SEVERAL, ids=lambda action: action.verb)
-def test_the_preview_of_several_is_what_then_happens(conn: Connection, action: Action) -> None:
+def test_the_preview_of_several_phases_equals_the_outcome(conn: Connection, action: Action) -> None:
     """Over phases in different states, of two features."""
     verb = action.verb
     ids = []
@@ -156,7 +156,7 @@ def test_a_wrong_priority_for_several_changes_none(conn: Connection) -> None:
 
 
 @pytest.mark.scale
-async def test_a_graph_of_two_hundred_phases_folds_what_is_finished_and_is_walked_by_arrows(
+async def test_a_graph_of_two_hundred_phases_folds_finished_ones_and_is_walked_by_arrows(
     page: Page, panel: str, conn: Connection
 ) -> None:
     feature = many(conn, 200, "Move the module number {} to the new store")
@@ -320,7 +320,7 @@ async def test_times_are_in_the_zone_of_the_browser_or_in_utc(
         await expect(page.locator(".zone")).to_contain_text("Times are in")
 
 
-async def test_who_comes_back_is_told_what_happened_meanwhile(
+async def test_a_returning_visitor_sees_the_events_since_the_last_visit(
     browser: Browser, panel: str, conn: Connection, epoch: int
 ) -> None:
     feature = add_feature(conn, {1: [], 2: [1]})

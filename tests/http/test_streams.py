@@ -375,7 +375,7 @@ async def test_browsers_get_the_same_and_resume_by_themselves(site: Site, conn: 
     assert message["data"]["queue_id"] == "queue-1-2"
 
 
-def test_a_cursor_says_what_was_told() -> None:
+def test_a_cursor_names_the_events_that_were_sent() -> None:
     cursor = Cursor(3)
     for number in (7, 5, 9):
         cursor = cursor.past(number)
@@ -393,7 +393,7 @@ def test_a_cursor_says_what_was_told() -> None:
 # --- Subscribing within the process
 
 
-async def test_who_wants_what_happens_from_now_on_is_told_that_first(
+async def test_a_subscriber_from_now_on_gets_the_next_event_first(
     dsn: str, conn: Connection
 ) -> None:
     add_feature(conn, {1: []})

@@ -33,7 +33,7 @@ def test_readme_works_as_pasted(newcomer: Newcomer) -> None:
     assert newcomer.paste(over_http).startswith("[")
 
 
-def test_readme_shows_what_init_writes(newcomer: Newcomer) -> None:
+def test_readme_shows_the_files_that_init_writes(newcomer: Newcomer) -> None:
     newcomer.paste(Block("sh", "pgcoord init app", None, beside=False))
     shown = {each.language: each.code for each in blocks_of(README)}
     assert (newcomer.home / "app" / "plan.md").read_text() == shown["markdown"]

@@ -148,7 +148,7 @@ def test_jobs_report_to_the_address_with_and_without_its_path() -> None:
 # --- Kubernetes alone
 
 
-async def test_what_the_api_pushes_is_seen_without_waiting_to_be_asked(
+async def test_changes_pushed_by_the_api_are_seen_before_the_next_query(
     dsn: str,
     tmp_path: Path,
     kubernetes: tuple[FakeKubernetes, Path],
@@ -245,7 +245,7 @@ async def test_a_cluster_that_is_down_says_nothing_and_one_that_refuses_says_why
         await Kubernetes(settings_of(tmp_path / "kubeconfig"), {}).find()
 
 
-def test_what_has_to_be_sure_is_set_whatever_the_template_says(tmp_path: Path) -> None:
+def test_required_fields_override_the_template(tmp_path: Path) -> None:
     template = read_template(EXAMPLES / "kubernetes-job.yaml")
     template["spec"] |= {"backoffLimit": 6, "completions": 3}
     template["spec"]["template"]["spec"]["restartPolicy"] = "OnFailure"

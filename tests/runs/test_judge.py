@@ -101,14 +101,14 @@ QUOTA = "429: You exceeded your current quota, please check your plan and billin
         (writes(HALF_A_CHARACTER, {"type": "result", "result": "Done."}), {"agent": "claude"}, 0, "a ? b"),
     ],
 )  # fmt: skip
-def test_a_command_is_judged_by_what_it_says_and_by_its_check(
+def test_a_command_is_judged_by_its_output_and_by_its_check(
     script: str, spec: dict[str, Any], status: int, last: str | None
 ) -> None:
     found, lines = judged(script, **spec)
     assert (found, lines[-1] if last else None) == (status, last)
 
 
-def test_what_an_agent_writes_as_json_is_read_by_people_and_counted(tmp_path: Path) -> None:
+def test_json_of_an_agent_becomes_readable_lines_and_costs(tmp_path: Path) -> None:
     text = {"type": "text", "text": "I look."}
     use = {"type": "tool_use", "name": "Bash", "input": {"command": "ls  -l"}}
     refused = {"type": "tool_result", "is_error": True, "content": "This needs approval"}
@@ -147,7 +147,7 @@ def test_a_command_can_say_in_its_result_that_it_failed(tmp_path: Path) -> None:
     assert (status, lines[-1]) == (1, "pgcoord: it reports that it failed: no network")
 
 
-def test_what_a_command_says_in_its_result_does_not_hide_that_it_is_to_be_tried_later(
+def test_a_result_of_the_command_does_not_hide_a_retry_later(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "result.json"
@@ -185,7 +185,7 @@ def test_a_command_that_asks_to_be_tried_later_is_not_checked(tmp_path: Path) ->
         ({}, "x", {"summary": "x"}),
     ],
 )
-def test_what_is_added_to_a_result_never_makes_it_one_that_is_refused(
+def test_additions_never_make_a_result_too_large(
     own: dict[str, str], answer: str, expected: dict[str, str], tmp_path: Path
 ) -> None:
     path = tmp_path / "result.json"

@@ -59,7 +59,7 @@ async def test_a_node_where_all_is_well_and_one_that_cannot_report(
 
 
 @pytest.mark.scale
-async def test_what_is_wrong_with_a_node_is_said(slurm: Cluster, tmp_path: Path) -> None:
+async def test_faults_of_a_node_are_reported(slurm: Cluster, tmp_path: Path) -> None:
     old = sorted(Path.home().glob(".pyenv/versions/3.[67].*/bin/python3"))
     oldest = old[0] if old else None
     cases: list[tuple[str, str, tuple[str, ...]]] = [

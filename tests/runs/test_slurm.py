@@ -129,7 +129,8 @@ async def test_a_job_that_ignores_sigterm_is_killed(
 async def test_a_partition_that_does_not_exist_is_refused_for_good(
     slurm: Cluster, tmp_path: Path
 ) -> None:
-    with pytest.raises(CannotStart, match=r"sbatch refuses the job: .*[Ii]nvalid partition"):
+    words = r'sbatch refuses the job: .*[Ii]nvalid partition.* \(options = \["--partition=gpu"\]\)'
+    with pytest.raises(CannotStart, match=words):
         await engine_of(slurm, "--partition=gpu").submit(order(tmp_path, "true"))
 
 
@@ -168,7 +169,7 @@ async def test_a_dead_controller_has_certainly_not_taken_it(
         slurm.wait_until_idle()
 
 
-async def test_doctor_is_told_what_is_wrong(slurm: Cluster, engine: Slurm) -> None:
+async def test_doctor_reports_faults_of_the_engine(slurm: Cluster, engine: Slurm) -> None:
     assert [each.level for each in await engine.check()] == ["ok", "ok", "warn"]  # KillWait 2 s
     *_, options, _ = await engine_of(slurm, "--partition=gpu").check()
     assert options.level == "fail"

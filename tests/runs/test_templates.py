@@ -98,7 +98,7 @@ def _pools(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("example", PRINTED)
-async def test_an_example_reads_what_its_engine_prints(tmp_path: Path, example: str) -> None:
+async def test_an_example_parses_the_output_of_its_engine(tmp_path: Path, example: str) -> None:
     submitted, job, listed, seen = PRINTED[example]
     (tmp_path / "submitted").write_text(submitted)
     (tmp_path / "listed").write_text(listed)

@@ -168,7 +168,7 @@ def test_a_conflict_is_told_before_the_command_runs(repository: Repository) -> N
     assert repository.git("show", "pgcoord/queue-1-3:README") == "both"
 
 
-def test_what_a_prerequisite_committed_must_be_here(repository: Repository) -> None:
+def test_the_commit_of_a_prerequisite_must_be_in_the_repository(repository: Repository) -> None:
     result = repository.phase("queue-1-2", "true", after={"1": {"branch": "b", "commit": "0" * 40}})
     assert result.status == 69
     assert "of branch b is not in this repository" in result.log
@@ -427,7 +427,7 @@ def test_the_branch_of_an_earlier_database_is_left_as_it_is(repository: Reposito
     assert repository.files("pgcoord/queue-1-1-2") == {"README", "new"}
 
 
-def test_the_work_is_kept_on_whatever_branch_the_command_leaves(repository: Repository) -> None:
+def test_the_work_is_kept_on_any_branch_that_the_command_leaves(repository: Repository) -> None:
     script = "git checkout -q -b feature/mine; echo > mine; git add mine; git commit -qm mine; {}"
     for number, more in enumerate(("true", "echo > rest", "git checkout -q --detach"), 1):
         name = f"queue-1-{number}"
@@ -600,7 +600,7 @@ def test_a_result_that_the_database_will_refuse_is_refused_before_the_work_is_ha
     assert "feature" not in repository.git("branch")
 
 
-def test_what_says_that_it_failed_is_not_kept(repository: Repository) -> None:
+def test_work_whose_result_is_a_failure_is_not_kept(repository: Repository) -> None:
     words = """echo x > file; echo '{"status": "failed", "error": "no"}' > $PGCOORD_RESULT_FILE"""
     completed = repository.phase("queue-1-1", words)
     assert completed.result == {"status": "failed", "error": "no"}
@@ -836,7 +836,7 @@ def elsewhere(repository: Repository) -> None:
         (lambda _: None, ["--push", "nowhere"], "there is no remote 'nowhere' to push to"),
     ],
 )
-def test_what_cannot_be_worked_on_is_refused_before_the_command_runs(
+def test_an_unfit_repository_is_refused_before_the_command_runs(
     repository: Repository,
     spoil: Callable[[Repository], None],
     options: list[str],

@@ -167,7 +167,7 @@ async def test_a_job_that_is_refused_by_file_or_asked_to_end_before_it_began_run
         assert not (tmp_path / "log").exists()
 
 
-async def test_term_reaches_the_command_and_kill_what_ignores_it(
+async def test_sigterm_reaches_the_command_and_sigkill_follows_if_ignored(
     site: Site, conn: Connection, attempt: dict[str, Any], tmp_path: Path
 ) -> None:
     script = "trap 'echo clean' TERM; sleep 1000 & echo $! >pid; while :; do wait; done"

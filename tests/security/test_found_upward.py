@@ -69,7 +69,7 @@ def test_a_group_may_change_it_only_when_it_is_its_owners_own(tmp_path: Path) ->
 
 
 @root_only
-def test_what_called_root_by_sudo_is_trusted(tmp_path: Path) -> None:
+def test_the_user_behind_sudo_is_trusted(tmp_path: Path) -> None:
     path = tmp_path / "pgcoord.toml"
     path.write_text("")
     os.chown(path, STRANGER, STRANGER)

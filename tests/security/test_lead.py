@@ -133,7 +133,7 @@ def readiness(address: str) -> str:
         return refusal.read().decode()
 
 
-def test_serve_status_and_the_panel_name_who_keeps_the_lead_from_them(
+def test_serve_status_and_the_panel_name_the_session_that_keeps_the_lead(
     desk: Desk, dsn: str, conn: Connection, intruder: Connection
 ) -> None:
     end_lead(dsn)

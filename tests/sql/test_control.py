@@ -149,7 +149,7 @@ def test_a_draining_slot_is_not_given_to_a_phase_inserted_as_running(
         add_phase(conn, feature, 3, status="running")
 
 
-def test_no_more_than_the_limit_run_whatever_it_was_before(conn: Connection, epoch: int) -> None:
+def test_a_changed_limit_of_slots_holds_from_the_next_claim(conn: Connection, epoch: int) -> None:
     waiting = 30
     add_feature(conn, {number: [] for number in range(1, waiting + 1)})
     for limit in (5, 2, 4, 1, 3):
@@ -276,7 +276,7 @@ def ask_for_lead(conn: Connection, after: int = 0) -> dict[str, Any]:
     return answer
 
 
-def test_another_cannot_lead_while_one_leads_and_is_told_who(
+def test_a_second_coordinator_cannot_lead_and_learns_the_leader(
     conn: Connection, epoch: int, dsn: str
 ) -> None:
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as other:
@@ -399,7 +399,7 @@ def test_resuming_wakes_the_coordinator(conn: Connection, what: str) -> None:
     assert messages == ["pgcoord_wake"]
 
 
-def test_those_who_watch_are_told_which_feature_changed(conn: Connection, epoch: int) -> None:
+def test_listeners_learn_which_feature_changed(conn: Connection, epoch: int) -> None:
     first, second = add_feature(conn, {1: []}), add_feature(conn, {1: []})
     messages: list[str] = []
     conn.add_notify_handler(lambda notify: messages.append(notify.payload))

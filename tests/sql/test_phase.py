@@ -539,7 +539,7 @@ def test_an_end_by_hand_equals_the_function(
 
 
 @pytest.mark.parametrize("status", ["ready", "running"])
-def test_ready_and_running_by_hand_are_refused_with_what_to_do(
+def test_ready_and_running_by_hand_are_refused_with_a_hint(
     conn: Connection, epoch: int, status: str
 ) -> None:
     queue_id = phase_in(conn, epoch, "queued")
@@ -891,7 +891,7 @@ def test_replaying_the_events_gives_the_statuses(conn: Connection, epoch: int) -
     assert replayed(conn) == {row["queue_id"]: row["status"] for row in stored}
 
 
-def test_who_retries_a_completed_phase_is_told_what_to_do_instead(conn: Connection) -> None:
+def test_a_retry_of_a_completed_phase_is_refused_with_a_hint(conn: Connection) -> None:
     queue_id = add_phase(conn, add_feature(conn, {}), 1, status="completed")
     with pytest.raises(psycopg.Error) as caught:
         conn.execute(RETRY, [queue_id])

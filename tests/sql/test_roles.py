@@ -273,7 +273,7 @@ def test_a_role_passes_its_doors_and_no_other(
         ("coordinator", "may watch, bring work in, steer, coordinate"),
     ],
 )
-def test_a_checkup_tells_what_who_asks_may_do(
+def test_a_checkup_shows_the_rights_of_its_caller(
     dsn: str, house: Connection, logins: dict[str, str], role: str, rights: str
 ) -> None:
     login = logins[role]
@@ -298,7 +298,7 @@ def client(dsn: str, logins: dict[str, str]) -> Iterator[Connection]:
         yield conn
 
 
-async def test_a_plan_runs_to_its_end_with_a_coordinator_and_a_client_who_are_no_more_than_that(
+async def test_a_plan_runs_to_its_end_with_roles_of_only_coordinator_and_client(
     dsn: str, logins: dict[str, str], tmp_path: Path
 ) -> None:
     as_coordinator = as_user(dsn, logins["coordinator"])
@@ -531,7 +531,7 @@ def test_a_restored_database_does_without_roles_that_its_server_has_not(
     assert found.fetchall() == []
 
 
-def test_a_user_who_may_make_no_roles_is_told_what_to_do(
+def test_a_user_without_the_right_to_make_roles_gets_a_remedy(
     without_roles: psycopg.Connection[Any], logins: dict[str, str]
 ) -> None:
     without_roles.execute(
@@ -546,7 +546,9 @@ def test_a_user_who_may_make_no_roles_is_told_what_to_do(
     assert "pgcoord_reader, pgcoord_client, pgcoord_coordinator" in str(e.value.hint)
 
 
-async def test_who_lacks_a_right_is_told_who_can_give_it(dsn: str, logins: dict[str, str]) -> None:
+async def test_a_missing_right_is_refused_with_the_role_that_can_grant_it(
+    dsn: str, logins: dict[str, str]
+) -> None:
     async with await psycopg.AsyncConnection.connect(as_user(dsn, logins["reader"])) as conn:
         with pytest.raises(DatabaseUnusable, match="permission denied for function") as caught:
             await actions.perform(conn, BY_NAME["set_slots"], None, number=4)

@@ -68,7 +68,7 @@ def features(conn: Connection) -> list[int]:
         ),
     ],
 )
-def test_what_cannot_run_is_refused_when_it_is_inserted(
+def test_a_phase_that_cannot_run_is_refused_at_its_insert(
     conn: Connection, columns: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(psycopg.Error) as caught:
@@ -99,7 +99,9 @@ def test_what_a_crontab_may_say_is_taken(conn: Connection) -> None:
     assert one(conn, "select count(*) as n from planned_features") == {"n": 0}
 
 
-def test_a_due_time_is_taken_once_whoever_takes_it(conn: Connection, epoch: int, dsn: str) -> None:
+def test_a_due_time_is_taken_once_by_concurrent_coordinators(
+    conn: Connection, epoch: int, dsn: str
+) -> None:
     add(conn)
     plan(conn, epoch, DUE)
     following = DUE + timedelta(days=1)
@@ -159,7 +161,7 @@ def test_a_run_that_goes_on_is_waited_for_skipped_or_run_beside(
     }
 
 
-def test_the_end_of_a_run_by_hand_wakes_what_waits_for_it(
+def test_the_end_of_a_run_by_hand_wakes_the_run_that_waits_for_it(
     conn: Connection, epoch: int, dsn: str
 ) -> None:
     add(conn, overlap="queue")
@@ -304,7 +306,7 @@ def declare(conn: Connection, epoch: int, *wanted: dict[str, Any]) -> list[tuple
     return [(each["name"], each["error"]) for each in found]
 
 
-def test_a_declaration_takes_over_what_was_made_by_hand_and_is_not_changed_by_hand(
+def test_a_declaration_takes_over_a_schedule_made_by_hand_and_is_not_changed_by_hand(
     conn: Connection,
 ) -> None:
     epoch = take_lead(conn)

@@ -195,7 +195,7 @@ def test_tables_of_another_make_are_left_alone(empty: str, table: str) -> None:
 # --- Databases that cannot be used
 
 
-def test_a_user_who_may_not_create_is_told_who_can(empty: str, nobody: str) -> None:
+def test_a_user_without_create_is_refused_with_the_owner(empty: str, nobody: str) -> None:
     with pytest.raises(DatabaseUnusable, match="permission denied for database") as caught:
         upgrade(make_conninfo(empty, options=f"-c role={nobody}"))
     assert "as the owner of the database" in str(caught.value.hint)

@@ -147,7 +147,7 @@ def test_a_missing_prerequisite(conn: Connection) -> None:
     only(conn, queue_id, "missing", "waits for phase 9, which does not exist")
 
 
-def test_a_prerequisite_that_ended_badly_and_what_follows_from_it(conn: Connection) -> None:
+def test_a_failed_prerequisite_and_the_phases_that_it_blocks(conn: Connection) -> None:
     feature = add_feature(conn, {1: [], 2: [1], 3: [2], 4: [3]})
     cancel(conn, f"queue-{feature}-1")
     only(conn, f"queue-{feature}-2", "blocked", "waits for phase 1, cancelled")
@@ -330,7 +330,7 @@ def test_phases_as_objects_are_as_the_view_has_them_in_the_order_asked_for(
     ]  # fmt: skip
 
 
-def test_the_slots_show_what_holds_each(conn: Connection, work: int) -> None:
+def test_the_slots_show_the_phase_that_holds_each(conn: Connection, work: int) -> None:
     slots = rows(conn, "select * from pgcoord.slots")
     assert [
         (row["slot"], row["draining"], row["phase_number"], row["status"], row["pid"])
@@ -342,7 +342,7 @@ def test_the_slots_show_what_holds_each(conn: Connection, work: int) -> None:
     assert list(slot.values()) == [1, None, None, None, None]
 
 
-def test_waiting_shows_every_reason_of_what_waits(conn: Connection, work: int) -> None:
+def test_waiting_shows_every_reason_of_each_waiting_phase(conn: Connection, work: int) -> None:
     conn.execute("select pgcoord.pause()")
     add_phase(conn, work, 6, [2, 4])
     found = rows(conn, "select phase_number, kind from pgcoord.waiting where kind <> 'empty'")

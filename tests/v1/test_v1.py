@@ -170,7 +170,7 @@ def migrated_words(dsn: str, kind: str, name: str) -> str:
     return str(row["words"])
 
 
-def test_a_phase_is_about_what_it_was_in_our_words(chain: Migrated) -> None:
+def test_a_migrated_phase_keeps_its_meaning_in_our_words(chain: Migrated) -> None:
     found = phases(chain.dsn)
     assert found["q-42-1"]["phase_data"] == {
         "title": "Tables",
@@ -212,14 +212,14 @@ def test_the_row_of_an_adw_about_itself_stays_behind(chain: Migrated) -> None:
         ("q-60-2", "queued", "dependency", "depends on phase 9, which feature 12 does not have"),
     ],
 )
-def test_a_phase_that_is_not_what_it_was_has_a_decision(
+def test_a_changed_phase_has_a_decision(
     chain: Migrated, queue_id: str, status: str, kind: str, words: str
 ) -> None:
     assert phases(chain.dsn)[queue_id]["status"] == status
     assert words in chain.words(kind, queue_id)
 
 
-def test_what_is_as_it_was_has_no_decision(chain: Migrated) -> None:
+def test_an_unchanged_row_has_no_decision(chain: Migrated) -> None:
     about = {decision.name for decision in chain.report.decisions}
     assert not about & {"q-42-1", "q-0-a1", "q-0-a3", "q-0-b1", "q-0-b2", "q-0-c1", "q-50-1"}
 
@@ -239,7 +239,7 @@ def test_a_failed_phase_says_why_as_before(chain: Migrated) -> None:
     assert found["q-42-1"]["error_message"] is None
 
 
-def test_features_are_what_they_were_and_their_status_follows(chain: Migrated) -> None:
+def test_features_are_carried_over_and_their_status_follows(chain: Migrated) -> None:
     actual = features(chain.dsn)
     assert {number: actual[number]["status"] for number in (3, 4, 5, 7)} == {
         3: "in_progress",
@@ -366,7 +366,7 @@ def test_running_phases_can_be_adopted_and_wait_for_a_report(empty: str) -> None
 
 
 @pytest.mark.scale
-def test_no_more_are_adopted_than_there_are_slots_and_only_what_can_be_running(empty: str) -> None:
+def test_no_more_phases_are_adopted_than_slots_and_only_running_ones(empty: str) -> None:
     build(empty, "chain")
     run(
         empty,
@@ -614,7 +614,7 @@ def test_a_database_with_tables_of_its_own_takes_no_file(empty: str, file: Path)
         *(pytest.param(each, marks=pytest.mark.scale) for each in DIALECTS if each != "chain"),
     ],
 )
-def test_what_was_undone_is_what_was_there_byte_for_byte(empty: str, dialect: str) -> None:
+def test_an_undone_migration_restores_the_database_byte_for_byte(empty: str, dialect: str) -> None:
     build(empty, *DIALECTS[dialect])
     was = contents(empty)
     assert len(was) > 100
@@ -857,7 +857,7 @@ def test_an_adopted_phase_that_goes_on_does_not(empty: str) -> None:
 
 
 @pytest.mark.scale
-def test_what_came_after_the_migration_is_named_when_it_goes(empty: str) -> None:
+def test_rows_made_after_the_migration_are_named_when_undo_drops_them(empty: str) -> None:
     build(empty, *DIALECTS["chain"])
     was = contents(empty)
     migrate(empty)
@@ -910,7 +910,9 @@ def nobody(server: str, empty: str) -> Iterator[str]:
         admin.execute(sql.SQL("drop role {0}").format(sql.Identifier(name)))
 
 
-def test_a_user_who_does_not_own_the_tables_is_told_who_does(empty: str, nobody: str) -> None:
+def test_a_user_who_does_not_own_the_tables_is_refused_with_the_owner(
+    empty: str, nobody: str
+) -> None:
     build(empty, "chain")
     with pytest.raises(DatabaseUnusable, match=r"public.adw_locks belongs to \w+, and you are pg"):
         migrate(nobody)
@@ -1070,7 +1072,7 @@ def test_what_was_queued_in_version_1_is_run(desk: Desk, empty: str) -> None:
 # --- The document
 
 
-def test_every_statement_of_the_document_shows_what_it_says(
+def test_every_statement_of_the_document_gives_the_output_shown(
     chain: Migrated, tmp_path: Path
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "migrating-from-v1.md").read_text()
@@ -1133,7 +1135,7 @@ def test_a_million_rows_are_carried_over_and_it_is_said_how_long_that_took(
 
 
 @pytest.mark.parametrize("path", sorted((assets.SQL / "v1").glob("*.sql")), ids=lambda p: p.stem)
-def test_every_script_says_what_it_is_for(path: Path) -> None:
+def test_every_script_begins_with_its_purpose(path: Path) -> None:
     assert path.read_text().startswith("-- ")
     assert path.stem in Path(v1.__file__).read_text()
 

@@ -356,7 +356,7 @@ class Run:
         return ranges([number for number, _ in self.phases])
 
 
-def _what(event: HistoryEvent) -> tuple[object, ...]:
+def _kind_of(event: HistoryEvent) -> tuple[object, ...]:
     """Return the key by which events are equal: all but phase and time."""
     parts = event.kind, event.from_status, event.to_status, event.reason
     return *parts, event.feature_id, event.actor, event.attempt, event.queue_id is None
@@ -368,7 +368,7 @@ def _runs(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
     numbers: set[int | None] = set()
     for event in events:
         if run and not (
-            _what(event) == _what(run[-1])
+            _kind_of(event) == _kind_of(run[-1])
             and event.queue_id is not None
             and run[-1].at - event.at <= _RUN_GAP
             and event.phase_number not in numbers
