@@ -61,7 +61,7 @@ fae50d4059366c9086673f3df21057248c9696e6d73484c1635e5ceb7549a3c7  0033_passed_ov
 05234447884d4f8395e21635711a47d353a65e7906b320cfe0c5eaeda83a7c9d  0037_place.sql
 72734875423c92935bf356e5a6ecf3682b416c12f589c0f4e2f7ddaa79121f66  0038_published.sql
 fb809fb996bfbd85158b7c51dc2bbef00a02a53efc186b0bea38f256bd979175  0039_deleted_schedule.sql
-15a684a81f73af5bc1e03a52fecb2559ab415eb23fbb5b4bb289019e1bfab3e7  0040_plain_outcome.sql
+78109ee8c3bc537681badf65964134fabb11372ef99d61e549a01568e8bd75b5  0040_plain_outcome.sql
 """
 
 
@@ -128,6 +128,17 @@ def test_an_upgraded_database_is_defined_like_a_new_one(old: str, dsn: str) -> N
     assert upgrade(old)[-2:] == ["functions", "roles"]
     assert definitions(old) == definitions(dsn)
     assert upgrade(old) == []
+
+
+def test_views_are_made_anew_beside_functions_that_read_them(dsn: str) -> None:
+    upgrade(dsn)
+    before = definitions(dsn)
+    with psycopg.connect(dsn, autocommit=True) as conn:  # as the release before 0040 left it
+        conn.execute("create domain pgcoord.attempt_outcome as text")
+        conn.execute("drop trigger attempt_end_guards on pgcoord.attempt")
+        conn.execute("delete from pgcoord.migration where name = '0040_plain_outcome'")
+    assert upgrade(dsn) == ["0040_plain_outcome", "functions"]
+    assert definitions(dsn) == before
 
 
 def test_an_upgrade_changes_no_row(old: str) -> None:
