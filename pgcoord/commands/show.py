@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pgcoord.commands.progress import Snapshot
     from pgcoord.database._sql import Connection
-    from pgcoord.database.rows import Cost, LeadBlocker, Leader, Reason, Slot
+    from pgcoord.database.rows import Cost, LeadBlocker, Leader, Pool, Reason, Slot
     from pgcoord.database.schedules import Refused, Schedule, Why
 
 
@@ -53,6 +53,7 @@ class _Standing:
     unless read for --json.
     """
 
+    pools: "Sequence[Pool]"
     slots: "Sequence[Slot]"
     paused_at: datetime | None
     coordinator: "Leader | None"
@@ -102,6 +103,7 @@ async def _read(
     leader = await reads.leader(conn)
     blocker = None if leader else await reads.lead_blocker(conn)
     return _Standing(
+        await reads.pools(conn),
         await reads.slots(conn),
         await reads.paused(conn),
         leader,
@@ -203,14 +205,14 @@ def _header(standing: _Standing) -> list[Any]:
 
     # Slots are cut at the width of the terminal; what says what to do is wrapped.
     lines = []
-    for pool in sorted({each.pool for each in standing.slots} | {"local"}, key=_local_first):
-        slots = [each for each in standing.slots if each.pool == pool]
+    for pool in standing.pools:
+        slots = [each for each in standing.slots if each.pool == pool.pool]
         slot_words = [
             f"{each.slot} {printable(each.queue_id or 'free')}{_at(each)}" for each in slots
         ]
         name = "slots"
-        if pool != "local":
-            name = f"pool {pool}" + (f" ({printable(slots[0].launcher)})" if slots else "")
+        if pool.pool != "local":
+            name = f"pool {pool.pool} ({printable(pool.launcher)})"
         line = f"{name}: {', '.join(slot_words) or 'none'}"
         lines.append(Text(line, no_wrap=True, overflow="ellipsis"))
     sentences = []
@@ -241,10 +243,6 @@ def _header(standing: _Standing) -> list[Any]:
         for each in standing.refused_schedules
     ]
     return [*lines, *map(Text, sentences)]
-
-
-def _local_first(pool: str) -> tuple[bool, str]:
-    return pool != "local", pool
 
 
 def _time(at: datetime) -> str:

@@ -451,9 +451,8 @@ class Pool:
 
 
 class EngineSupervision(Supervision):
-    """Supervises one attempt that runs as a job of an engine.
-
-    `recorded`: the job was submitted, or never will be.
+    """Supervises one attempt that runs as a job of an engine. `recorded`: the job was submitted, or
+    never will be.
     """
 
     def __init__(
@@ -544,9 +543,11 @@ class EngineSupervision(Supervision):
             with _in_time(self.assignment.folder):
                 async with self._pool.watch.calls:
                     self._job = await self._pool.engine.submit(order)
+        except CannotStart as error:
+            raise CannotStart(f"pool {self.assignment.pool}: {error}") from error
         except NotNow as error:
             if error.certain:
-                raise
+                raise NotNow(f"pool {self.assignment.pool}: {error}", error.wait) from error
             logger.warning("%s: perhaps job %s was taken: %s", self.assignment, self.name, error)
         self._since = now()
         self._quiet_since = None

@@ -5,6 +5,7 @@ could not accept a job that it then runs, and forget jobs that have ended.
 """
 
 import asyncio
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from pgcoord.errors import CannotStart, NotNow
 from pgcoord.messages import plain_files
 from pgcoord.runs.templates import CommandOutput, run_command
 
-# How long what Slurm does not take now waits.
+# The wait before a job that Slurm does not take now is submitted again.
 _AGAIN = timedelta(seconds=30)
 
 # Variables that Slurm's commands need of ours; SBATCH_… are a site's defaults of its options.
@@ -30,8 +31,8 @@ _COLUMNS = "JobID:|,State:|,Reason:|,NodeList:|,exit_code:|,Name:"
 _WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"})
 
-# What sbatch says when the controller has not answered in time: the job may have been taken. When
-# nobody listens at its address, it has not.
+# Messages of sbatch when the controller has not answered in time: the job may have been taken. If
+# nothing listens at its address, it was not.
 _UNANSWERED = ("timed out", "Zero Bytes were transmitted", "Connection reset")
 _UNREACHABLE = ("Unable to contact", "Connection refused", "slurm_persist_conn", "munge")
 _FULL = (
@@ -70,7 +71,7 @@ class Slurm:
             "sbatch",
             "--parsable",
             *self._options,
-            # Ours come last, and win.
+            # Our options come last, and so override the others.
             f"--job-name={order.name}",
             "--no-requeue",
             f"--export-file={order.folder / _ENVIRONMENT}",
@@ -88,7 +89,7 @@ class Slurm:
             raise NotNow(f"sbatch: {words}", _AGAIN, certain=False)
         if any(each in answer.error for each in (*_UNREACHABLE, *_FULL)):
             raise NotNow(f"sbatch: {words}", _AGAIN)
-        raise CannotStart(f"sbatch refuses the job: {words}")
+        raise CannotStart(f"sbatch refuses the job: {words}{self._options_in_words}")
 
     async def find(self) -> Mapping[str, list[ListedJob]]:
         """Ask squeue for all jobs of this user, also those that ended a while ago."""
@@ -141,11 +142,17 @@ class Slurm:
             return Finding("", "fail", words, "sinfo -R says why")
         return Finding("", "ok", f"Slurm answers, {usable} nodes can be used", None)
 
+    @property
+    def _options_in_words(self) -> str:
+        return f" (options = {json.dumps(self._options)})" if self._options else ""
+
     async def _check_options(self) -> Finding:
         """Whether sbatch would take a job with the options; it takes none."""
         answer = await self._say("sbatch", *self._options, "--test-only", "--wrap", "true")
         if answer.status:
-            words = f"sbatch refuses its options: {_last_line(answer.error)}"
+            words = (
+                f"sbatch refuses its options: {_last_line(answer.error)}{self._options_in_words}"
+            )
             return Finding("", "fail", words, "sinfo shows partitions, sbatch --help options")
         return Finding("", "ok", "sbatch takes its options", None)
 

@@ -16,22 +16,27 @@ from typing import Any, NamedTuple
 
 from pgcoord.configuration.listing import field_of, is_path, values_at
 from pgcoord.coordination.launching import EngineState, ListedJob, Order
+from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.messages import plain_files
 
-# Seconds for one command, and how long what an engine does not take now waits.
+# Seconds for one command, and the wait before a job that an engine does not take now is submitted
+# again.
 _COMMAND_TIMEOUT = 60.0
 _AGAIN = timedelta(seconds=30)
 
 # Variables of the coordinator that every command gets, besides those the pool names.
 _NEEDED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TMPDIR")
 
+# The keys of a pool that are commands.
+_COMMANDS = ("submit", "list", "cancel", "kill")
+
 _SCRIPT = "job.sh"
 _WRAPPER = "job.py"
 
 
 class CommandOutput(NamedTuple):
-    """What a command said, and its exit status."""
+    """The output of a command, and its exit status."""
 
     status: int
     output: str
@@ -80,6 +85,21 @@ class Commands:
         self._waiting = frozenset(settings["waiting"])
         self._running = frozenset(settings["running"])
 
+    async def check(self) -> list[Finding]:
+        """Return doctor's findings on these commands, without the name of the pool."""
+        path = self._environment.get("PATH", os.defpath)
+        programs = {key: self._settings[key][0] for key in _COMMANDS if key in self._settings}
+        missing = {key: each for key, each in programs.items() if not shutil.which(each, path=path)}
+        if missing:
+            words = f"not installed on this machine: {', '.join(sorted(set(missing.values())))}"
+            remedy = f"install it, or correct the pool's {', '.join(missing)}"
+            return [Finding("", "fail", words, remedy)]
+        try:
+            jobs = await self.find()
+        except NotNow as error:
+            return [Finding("", "fail", str(error), "try the pool's 'list' by hand")]
+        return [Finding("", "ok", f"its engine answers, {len(jobs)} jobs", None)]
+
     async def submit(self, order: Order) -> str:
         """Submit a script that starts the wrapper: engines take one file, and copy it, or not."""
         values = await asyncio.to_thread(_write_script, order)
@@ -90,7 +110,9 @@ class Commands:
             refused = self._settings.get("refused")
             if refused and re.search(refused, answer.error + answer.output):
                 raise CannotStart(words)
-            raise NotNow(words, _AGAIN, certain=False)  # some say that they failed, and did not
+            raise NotNow(
+                words, _AGAIN, certain=False
+            )  # some engines report a failure although they took the job
         job_id = self._id_of(answer.output)
         if job_id is None:
             raise NotNow(f"there is no id in what {words}", _AGAIN, certain=False)
@@ -131,7 +153,7 @@ class Commands:
         """Return None: there is no command that streams changes."""
 
     async def _end(self, key: str, job: str) -> None:
-        # What it says of a job that has just ended is an error, too: the list tells what is left.
+        # It also fails for a job that has just ended: the list shows the remaining jobs.
         await run_command(self._command(key, {"id": job}), self._environment)
 
     def _command(self, key: str, values: Mapping[str, str]) -> list[str]:

@@ -13,11 +13,13 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from support.database import Connection, add_feature
-from support.desk import CONFIGURATION, Desk, address_of
+from support.desk import CONFIGURATION, Desk, address_of, until
 from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
 from support.pooler import Pooler, Proxy
 
 from pgcoord import doctor
+from pgcoord.database import connect
+from pgcoord.errors import DatabaseUnusable
 
 WORKFLOW = '[workflow.sh]\ncommand = ["true"]\n'
 
@@ -151,6 +153,52 @@ def test_where_processes_report_to_is_tried(desk: Desk) -> None:
         assert line in desk.call("doctor").stdout
 
 
+POOL = """
+[pool.far]
+launcher = "command"
+slots = 2
+folder = "shared"
+submit = ["qsubx", "{script}"]
+id = '(\\d+)'
+list = ["true"]
+jobs = '^(?P<id>\\d+) (?P<name>\\S+) (?P<state>\\S+)'
+waiting = ["Q"]
+running = ["R"]
+cancel = ["qdelx", "{id}"]
+
+[workflow.far]
+command = ["true"]
+pool = "far"
+default = true
+"""
+
+
+def test_a_pool_whose_commands_are_missing_says_so_and_so_do_its_phases(desk: Desk) -> None:
+    desk.write("pgcoord.toml", POOL)
+    (desk.folder / "shared").mkdir()
+    found = desk.call("doctor").stdout
+    assert "✗ fail  pools          far: not installed on this machine: qdelx, qsubx\n" in found
+    assert "→ install it, or correct the pool's submit, cancel\n" in found
+    desk.start("serve").until("leading")
+    desk.say("submit", desk.plan("nothing"))
+    until(
+        desk.environment["DATABASE_URL"],
+        "exists (select from pgcoord.attempt where ended_at is not null)",
+    )
+    assert "after: pool far: qsubx is not installed on this machine" in desk.say("why", "1.1")
+    desk.say("slots", "0", "--pool", "far")
+    assert "pool far (command): none\n" in desk.say("status")
+
+
+def test_an_address_of_this_machine_alone_is_none_for_nodes(desk: Desk) -> None:
+    url = "http://localhost:8002"
+    desk.write("pgcoord.toml", POOL.replace("slots = 2", f'slots = 2\nreport_url = "{url}"'))
+    words = f"far: its nodes reach themselves at {url}, not this server: jobs report by files"
+    assert f"! warn  pools          {words}" in desk.call("doctor").stdout
+    desk.write("pgcoord.toml", POOL)
+    assert "far: its nodes know no address of this server: jobs" in desk.call("doctor").stdout
+
+
 def test_the_disk_is_that_of_the_last_coordinator_of_this_machine(
     desk: Desk, conn: Connection, epoch: int
 ) -> None:
@@ -242,6 +290,25 @@ def test_a_coordinator_does_not_start_where_nothing_would_wake_it(
             " no work would be started in time",
             "  'pgcoord doctor' says why, and what to do.",
         ]
+
+
+def test_a_pooler_in_statement_mode_is_named_with_its_remedy(desk: Desk, pooler: Pooler) -> None:
+    pooler.start(pool_mode="statement")
+    result = desk.call("doctor", "--dsn", pooler.dsn)
+    assert result.returncode == 6
+    assert "That is PgBouncer in statement mode." in result.stderr
+
+
+async def test_a_pooler_whose_pool_is_full_is_named(
+    pooler: Pooler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pooler.start(pool_mode="session", default_pool_size="1")
+    monkeypatch.setattr(connect, "_MOST_SECONDS_TO_FIRST_ANSWER", 0.5)
+    with psycopg.connect(pooler.dsn) as conn:
+        conn.execute("select")
+        with pytest.raises(DatabaseUnusable, match="answered nothing on it") as caught:
+            await connect.connect(pooler.dsn)
+    assert "whose pool is full" in str(caught.value.hint)
 
 
 def test_a_pooler_that_refuses_a_setting_of_the_dsn_is_named(desk: Desk, pooler: Pooler) -> None:

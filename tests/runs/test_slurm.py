@@ -129,7 +129,8 @@ async def test_a_job_that_ignores_sigterm_is_killed(
 async def test_a_partition_that_does_not_exist_is_refused_for_good(
     slurm: Cluster, tmp_path: Path
 ) -> None:
-    with pytest.raises(CannotStart, match=r"sbatch refuses the job: .*[Ii]nvalid partition"):
+    words = r'sbatch refuses the job: .*[Ii]nvalid partition.* \(options = \["--partition=gpu"\]\)'
+    with pytest.raises(CannotStart, match=words):
         await engine_of(slurm, "--partition=gpu").submit(order(tmp_path, "true"))
 
 

@@ -71,6 +71,16 @@ def test_each_pool_is_claimed_up_to_its_own_slots_in_its_own_order(conn: Connect
     assert claim(conn, epoch) == ["queue-1-2"]
 
 
+def test_where_a_pool_has_no_slots_why_says_how_to_give_it_some(conn: Connection) -> None:
+    lead(conn)
+    add(conn, 1, "train")
+    add(conn, 1)
+    conn.execute("select pgcoord.set_slots(0, 'gpu'), pgcoord.set_slots(0, 'local')")
+    none = "1st in line; there is none (pgcoord slots N"
+    assert why(conn, "queue-1-1") == [f"waits for a slot in pool gpu, {none} --pool gpu)"]
+    assert why(conn, "queue-2-1") == [f"waits for a slot, {none})"]
+
+
 def test_two_workflows_of_a_pool_stand_in_one_line(conn: Connection) -> None:
     score = {**TRAIN, "name": "score"}
     epoch = take_lead(conn, WORKFLOW, TRAIN, score, pools=[{**GPU, "slots": 1}])
