@@ -27,7 +27,7 @@ from pgcoord.configuration.model import PASSED_ON, Check, Workflow
 from pgcoord.coordination.interface import Coordination
 from pgcoord.coordination.launching import Command, Job, JobState
 from pgcoord.coordination.retrying import Fact
-from pgcoord.database import _sql, claims
+from pgcoord.database import _sql, claims, jobs
 from pgcoord.database.rows import TakenReport
 from pgcoord.database.work import Assignment, Move, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
@@ -128,8 +128,11 @@ class Supervision:
         except (CannotStart, InvalidConfiguration, OSError) as error:
             lack = error if isinstance(error, OSError) else error.__cause__
             if isinstance(lack, OSError) and lack.errno in _SHORTAGES:
-                words = lack.strerror or str(lack)
-                raise Shortage(f"it cannot be started now: {words.lower()}") from error
+                words = (lack.strerror or str(lack)).lower()
+                await self._coordinator.execute_with_retry(
+                    lambda conn: jobs.note_job(conn, self.assignment.attempt_id, None, words)
+                )
+                raise Shortage(f"it cannot be started now: {words}") from error
             if await self.job.give_up():
                 logger.warning("%s could not be started: %s", self.assignment, error)
                 await self._give_up("failed", str(error))
@@ -308,10 +311,9 @@ class Supervision:
         status = KILLED if end.exit_status is None else end.exit_status
         tail = await self.job.log_tail() if status else ""
         exited_at = await self.job.exited_at()
-        ago = None if exited_at is None else max(0.0, time.time() - exited_at)
         await self._conclude(
             f"exited with status {status}",
-            claims.exited(self.assignment, status, tail, ", ".join(left_behind), result, ago),
+            claims.exited(self.assignment, status, tail, ", ".join(left_behind), result, exited_at),
         )
 
     async def _read_result(self) -> claims.Result:

@@ -4,6 +4,7 @@ The one rule: one Python function for each SQL function or view; the SQL decides
 `psycopg.OperationalError` when the connection is lost.
 """
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import timedelta
@@ -271,11 +272,11 @@ def exited(
     log_tail: str,
     left_behind: str,
     result: Result,
-    exited_seconds_ago: float | None = None,
+    exited_at: float | None = None,
 ) -> End:
     """The process of an attempt exited; *left_behind* names the processes that outlived it.
 
-    *result*: its result file. *exited_seconds_ago*: None where that is not known.
+    *result*: its result file. *exited_at*: by `time.time`; None where that is not known.
 
     SQL: pgcoord_private.end_attempt.
     """
@@ -285,7 +286,7 @@ def exited(
         "exit_code": exit_code,
         "log_tail": log_tail,
         "left_behind": left_behind,
-        "exited_seconds_ago": exited_seconds_ago,
+        "exited_at": exited_at,
         **result,
     }
 
@@ -389,7 +390,20 @@ async def record_end(conn: Connection, end: End) -> Recorded:
 
     SQL: pgcoord_private.record_end.
     """
-    return Recorded(await fetch_value(conn, "select pgcoord_private.record_end(%s)", Jsonb(end)))
+    return Recorded(
+        await fetch_value(conn, "select pgcoord_private.record_end(%s)", Jsonb(_as_of_now(end)))
+    )
+
+
+def _as_of_now(end: End) -> End:
+    """Return *end* as it is sent: the time of the exit becomes the seconds since then.
+
+    The database has another clock, and the end may have waited for it.
+    """
+    exited_at = end.get("exited_at")
+    if not isinstance(exited_at, float):
+        return end
+    return {**end, "exited_seconds_ago": max(0.0, time.time() - exited_at)}
 
 
 async def record_and_claim(conn: Connection, epoch: int, ends: Sequence[End]) -> Claimed:
@@ -400,7 +414,7 @@ async def record_and_claim(conn: Connection, epoch: int, ends: Sequence[End]) ->
     """
     with refusals():
         cursor = await conn.cursor(row_factory=tuple_row).execute(
-            _RECORD_AND_CLAIM, (epoch, Jsonb(list(ends)))
+            _RECORD_AND_CLAIM, (epoch, Jsonb([_as_of_now(end) for end in ends]))
         )
         rows = await cursor.fetchall()
     answers = [Recorded(row[2]) if row[1] else None for row in rows if row[0]]

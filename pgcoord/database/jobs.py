@@ -41,7 +41,7 @@ async def note_job(
 ) -> None:
     """Record the engine's id of a job (None: as before), and why it waits, in the engine's words.
 
-    SQL: pgcoord_private.note_job.
+    Of a local process: what the machine lacks to start it. SQL: pgcoord_private.note_job.
     """
     await fetch_value(
         conn, "select pgcoord_private.note_job(%s, %s, %s)", attempt_id, job, waits_for

@@ -98,8 +98,10 @@ select p.queue_id, p.feature_id, p.phase_number, 1,
             format('cancelled at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS TZ')))
         when 'failed' then format('failed at %s: %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS TZ'),
             coalesce(pgcoord_private.headline(p.error_message), 'no reason was given'))
-        when 'ready' then coalesce(pgcoord_private.waits_in_engine(p.queue_id, p.attempt), format('claimed at %s, slot %s%s; its process is not started yet',
-            pgcoord_private.clock(p.ready_timestamp), p.slot, pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot))))
+        when 'ready' then coalesce(pgcoord_private.waits_in_engine(p.queue_id, p.attempt), format('claimed at %s, slot %s%s; its process %s',
+            pgcoord_private.clock(p.ready_timestamp), p.slot, pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot)),
+            coalesce((select 'cannot be started now: ' || a.waits_for from pgcoord.attempt as a
+                where a.queue_id = p.queue_id and a.number = p.attempt), 'is not started yet')))
         when 'running' then format('runs since %s in slot %s%s, attempt %s%s%s', pgcoord_private.clock(p.started_timestamp), p.slot,
             pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot)), p.attempt, (select ', unsupervised: it was inserted as running' as words from pgcoord.attempt as a
                 where a.queue_id = p.queue_id and a.number = p.attempt and a.external),

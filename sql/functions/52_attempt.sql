@@ -44,7 +44,7 @@ begin
     where queue_id = (select queue_id from pgcoord.attempt where id = p_attempt_id)
     for no key update;
     update pgcoord.attempt
-    set pid = p_pid, process_started = p_process_started, started_at = clock_timestamp(),
+    set pid = p_pid, process_started = p_process_started, started_at = clock_timestamp(), waits_for = null,
         deadline = clock_timestamp() + timeout
     where id = p_attempt_id and exited_at is null
     returning * into v_attempt;
@@ -141,7 +141,7 @@ begin
 end $$;
 
 -- Withdraw the requested end of an attempt past its deadline if its process had ended in time, p_ago, while no coordinator
--- watched.
+-- watched, or while that could not be recorded.
 create or replace function pgcoord_private.take_back_timeout(p_attempt_id bigint, p_ago interval) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$

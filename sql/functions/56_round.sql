@@ -9,18 +9,18 @@ language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
     v_attempt_id bigint := (p_end ->> 'attempt_id')::bigint;
-    v_ago interval := make_interval(secs => (p_end ->> 'exited_seconds_ago')::float8);
+    v_exited_at timestamptz := statement_timestamp() - make_interval(secs => (p_end ->> 'exited_seconds_ago')::float8);
 begin
     case p_end ->> 'kind'
         when 'exited' then
-            if v_ago > interval '1 s' then    -- while nobody looked
-                perform pgcoord_private.take_back_timeout(v_attempt_id, v_ago);
+            if v_exited_at < clock_timestamp() - interval '1 s' then    -- while nobody looked, or while it waited to be recorded
+                perform pgcoord_private.take_back_timeout(v_attempt_id, clock_timestamp() - v_exited_at);
             end if;
             perform pgcoord_private.end_attempt(
                 v_attempt_id, (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail', p_end ->> 'left_behind',
                 p_end ->> 'result', p_end ->> 'result_fault');
-            if v_ago > interval '1 s' then
-                perform pgcoord_private.date_end_back(v_attempt_id, v_ago);
+            if v_exited_at < clock_timestamp() - interval '1 s' then
+                perform pgcoord_private.date_end_back(v_attempt_id, clock_timestamp() - v_exited_at);
             end if;
         when 'given_up' then
             perform pgcoord.give_up_attempt(v_attempt_id, p_end ->> 'outcome', p_end ->> 'error');

@@ -32,7 +32,8 @@ begin
     end if;
 end $$;
 
--- Store the engine's id of a waiting job, and why it waits. Writes only changes.
+-- Store the engine's id of a waiting job, and why it waits; of a local process, what the machine lacks to start it.
+-- Writes only changes.
 create or replace function pgcoord_private.note_job(p_attempt_id bigint, p_job text, p_waits_for text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$

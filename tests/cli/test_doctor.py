@@ -18,6 +18,8 @@ from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
 from support.pooler import Pooler, Proxy
 
 from pgcoord import doctor
+from pgcoord.database import connect
+from pgcoord.errors import DatabaseUnusable
 
 WORKFLOW = '[workflow.sh]\ncommand = ["true"]\n'
 
@@ -288,6 +290,25 @@ def test_a_coordinator_does_not_start_where_nothing_would_wake_it(
             " no work would be started in time",
             "  'pgcoord doctor' says why, and what to do.",
         ]
+
+
+def test_a_pooler_in_statement_mode_is_named_with_its_remedy(desk: Desk, pooler: Pooler) -> None:
+    pooler.start(pool_mode="statement")
+    result = desk.call("doctor", "--dsn", pooler.dsn)
+    assert result.returncode == 6
+    assert "That is PgBouncer in statement mode." in result.stderr
+
+
+async def test_a_pooler_whose_pool_is_full_is_named(
+    pooler: Pooler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pooler.start(pool_mode="session", default_pool_size="1")
+    monkeypatch.setattr(connect, "_MOST_SECONDS_TO_FIRST_ANSWER", 0.5)
+    with psycopg.connect(pooler.dsn) as conn:
+        conn.execute("select")
+        with pytest.raises(DatabaseUnusable, match="answered nothing on it") as caught:
+            await connect.connect(pooler.dsn)
+    assert "whose pool is full" in str(caught.value.hint)
 
 
 def test_a_pooler_that_refuses_a_setting_of_the_dsn_is_named(desk: Desk, pooler: Pooler) -> None:

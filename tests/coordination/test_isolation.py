@@ -123,6 +123,30 @@ async def test_an_end_waits_for_rows_that_it_changes_and_shows_the_wait(
         await watch.until_statuses("failed", "blocked", "blocked")
 
 
+async def test_an_end_that_waits_for_a_lock_counts_from_when_it_was(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    await watch.submit(f"read _ < {gate.path}")
+    async with running(make_coordinator(dsn, tmp_path)):
+        await watch.until_statuses("running")
+        async with holding(dsn, lock_phase("queue-1-1")):
+            gate.open()
+            await watch.until_found("select from pgcoord.unrecorded")
+            # Its time is up only now.
+            await watch.all("update pgcoord.attempt set deadline = now() returning id")
+            await watch.all("select pg_notify('pgcoord_wake', '') is null")
+            await watch.until_found("select from pgcoord.attempt where ending = 'timed_out'")
+            await watch.until_found(
+                "select from pgcoord.attempt where deadline < clock_timestamp() - interval '2 s'"
+            )
+        await watch.until_statuses("completed")
+    assert await watch.one(
+        "select outcome, ended_at < deadline as in_time, finished_timestamp = ended_at as same"
+        " from pgcoord.attempt join phase_queue using (queue_id)"
+    ) == {"outcome": "completed", "in_time": True, "same": True}
+
+
 @pytest.mark.parametrize("sessions", [1, 8])
 async def test_the_ninth_locked_phase_is_claimed_when_its_lock_goes(
     sessions: int, dsn: str, watch: Watch, tmp_path: Path
@@ -325,12 +349,6 @@ async def until_logged(caplog: pytest.LogCaptureFixture, *words: str) -> None:
             all(word in record.getMessage() for word in words) for record in caplog.records
         ):
             await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import logging
 import signal
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -14,19 +13,12 @@ from support.coordination import (
     coordinator_process,
     make_coordinator,
     running,
-    watching,
 )
 from support.database import Connection, one
 
 from pgcoord.configuration.cron import NeverDue, due_times, latest_due
 
 FEATURE = {"title": "nightly", "phases": [{"phase_number": 1, "prompt_content": "true"}]}
-
-
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
 
 
 def add(conn: Connection, name: str, cron: str = "0 3 1 1 *", zone: str = "UTC") -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from support.coordination import (
     make_coordinator,
     running,
     scripts,
-    watching,
 )
 from support.pooler import Pooler
 
@@ -26,12 +24,6 @@ SOON = """
 connect._OF_LEAD["idle_session_timeout"] = "400ms"
 listener.PING_EVERY = 0.1
 """
-
-
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
 
 
 async def test_a_stand_by_takes_over_within_five_seconds_of_the_leaders_death(

@@ -10,18 +10,6 @@ from support.database import Connection, add_feature, claim, start
 from support.panel_browser import is_live, look
 
 
-@pytest.fixture
-def written(conn: Connection, epoch: int, tmp_path: Path) -> Path:
-    """The log of a phase that runs, queue-1-1."""
-    add_feature(conn, {1: []})
-    claim(conn, epoch)
-    start(conn, epoch, "queue-1-1")
-    conn.execute("update pgcoord.attempt set folder = %s", [str(tmp_path)])
-    path = tmp_path / "log"
-    path.write_text("begun\n")
-    return path
-
-
 async def test_a_log_is_followed_paused_searched_and_downloaded(
     page: Page, panel: str, written: Path
 ) -> None:
