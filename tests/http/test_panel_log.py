@@ -49,7 +49,7 @@ async def test_the_log_of_an_attempt_that_begins_is_shown_and_followed(
             claim(conn, epoch)
             conn.execute("update pgcoord.attempt set folder = %s", [str(tmp_path / attempt)])
         start(conn, epoch, "queue-1-1")
-        await expect(page.locator("#log-place")).to_contain_text("nothing was written yet")
+        await expect(page.locator("#log-place")).to_contain_text("no output yet")
         (tmp_path / attempt / "log").write_text(f"this is the {attempt}\n")
         await expect(page.locator("#log-text")).to_have_text(f"this is the {attempt}\n")
         await expect(page.locator("#log-said")).to_contain_text(
