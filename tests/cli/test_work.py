@@ -353,6 +353,7 @@ def end_processes(conn: Connection, feature: int) -> None:
     )
 
 
+@pytest.mark.scale
 def test_a_preview_shows_what_the_action_then_does(conn: Connection, epoch: int) -> None:
     """Every action on a phase in every state, alone and with phases around it."""
     for action, shape, state in itertools.product(ACTIONS, SHAPES, STANDS):

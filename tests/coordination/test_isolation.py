@@ -123,6 +123,7 @@ async def test_an_end_waits_for_what_it_changes_and_shows_it(
         await watch.until_statuses("failed", "blocked", "blocked")
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize("sessions", [1, 8])
 async def test_the_ninth_locked_phase_is_claimed_when_its_lock_goes(
     sessions: int, dsn: str, watch: Watch, tmp_path: Path
@@ -142,6 +143,7 @@ async def test_the_ninth_locked_phase_is_claimed_when_its_lock_goes(
         await watch.until_statuses(*["queued"] * 8, "completed")
 
 
+@pytest.mark.scale
 async def test_a_phase_whose_claim_is_refused_holds_up_no_other(
     dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,6 +189,7 @@ async def test_a_locked_slot_is_passed_over(dsn: str, watch: Watch, tmp_path: Pa
         await watch.until_statuses("completed")
 
 
+@pytest.mark.scale
 async def test_a_claim_waits_for_locked_slots_and_names_them(
     dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

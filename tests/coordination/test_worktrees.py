@@ -95,6 +95,7 @@ async def test_a_conflict_fails_the_phase_before_its_command_runs(
     assert rows[3]["error_message"].startswith(f"{said}\nexited with status 69")
 
 
+@pytest.mark.scale
 async def test_what_was_never_run_is_not_asked_to_mend_its_work(
     dsn: str, watch: Watch, project: Path
 ) -> None:
