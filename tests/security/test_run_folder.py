@@ -43,8 +43,7 @@ DAMAGE = {
     "status is locked": "(flock status sleep 1000) &",
 }
 
-# `make test` tries each kind of damage once, where it is most likely to matter: to what is taken over
-# it is the status and the folder.
+# `make test` tries some damage of each kind, where it matters most; `make test-scale` tries all.
 QUICK = ("log is a FIFO", "report is a link", "report is huge")
 QUICK_TAKEN_OVER = ("status is a FIFO", "status is gone", "folder is a link")
 
